@@ -1,9 +1,11 @@
-"""Every usable backend side by side, the notebook's size first; then eight benchmarks beside others, and a report.
+"""Every usable backend side by side, the notebook's size first; then eight benchmarks beside
+others, and a report.
 
 python -m bench [--output FILE] [--rounds N]
 
-Each runs in a process of its own. Results are JSON lines, in bench/results/<machine>.json by default, and those of
-`xlstm compare` beside it in <machine>-compare.json; files of these names are replaced when all is done.
+Each runs in a process of its own. Results are JSON lines, in bench/results/<machine>.json by
+default, and those of `xlstm compare` beside it in <machine>-compare.json; files of these names are
+replaced when all is done.
 """
 
 from __future__ import annotations
@@ -18,12 +20,25 @@ from pathlib import Path
 from xlstm.arrays import cores
 from xlstm.cli import info
 
-MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports", "published")
+MODULES = (
+    "training_step",
+    "step",
+    "layers",
+    "lengths",
+    "inference",
+    "memory",
+    "imports",
+    "published",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("bench/results") / f"{name_of_machine()}.json")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("bench/results") / f"{name_of_machine()}.json"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="how often each is timed in turn")
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +49,15 @@ def main() -> None:
     files = {"xlstm compare": compared, **{f"bench.{module}": running for module in MODULES}}
     failed = []
     for program, file in files.items():
-        command = [sys.executable, "-m", *program.split(), "--json", str(file), "--rounds", str(options.rounds)]
+        command = [
+            sys.executable,
+            "-m",
+            *program.split(),
+            "--json",
+            str(file),
+            "--rounds",
+            str(options.rounds),
+        ]
         if subprocess.run(command, check=False).returncode:
             failed.append(program)
     if failed:
@@ -47,7 +70,9 @@ def main() -> None:
 
 def name_of_machine() -> str:
     """Processor and number of cores, fit for a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{info.processor()} {cores.usable()} cores".lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", f"{info.processor()} {cores.usable()} cores".lower()).strip(
+        "-"
+    )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
     python -m bench.against COMMIT [--host] [--rounds N] [--only TEXT]
 
-Each version runs in a process of its own, which starts on its own checkout. A call of one follows a call of the other,
-so that what else the machine does meets both. The table also has the Python calls of a forward pass, and their files.
-With `--host` it has the processor time of the host for calls on CuPy instead, whose kernels do nothing: that needs the
-CuPy of cuda_on_cpu, and no GPU. The cases use names alone that README documents, which both versions have. A worker
-runs this file, too, which then imports nothing of `bench`: that would be the older one.
+Each version runs in a process of its own, which starts on its own checkout. A call of one follows a
+call of the other, so that what else the machine does meets both. The table also has the Python
+calls of a forward pass, and their files. With `--host` it has the processor time of the host for
+calls on CuPy instead, whose kernels do nothing: that needs the CuPy of cuda_on_cpu, and no GPU. The
+cases use names alone that README documents, which both versions have. A worker runs this file, too,
+which then imports nothing of `bench`: that would be the older one.
 """
 
 from __future__ import annotations
@@ -29,22 +30,38 @@ if TYPE_CHECKING:
     from bench.workers import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (64, 32, 1024, 1024)]
+SHAPES = [
+    (32, 1, 1, 50),
+    (128, 1, 64, 64),
+    (100, 32, 64, 128),
+    (128, 64, 256, 256),
+    (64, 32, 1024, 1024),
+]
 WITHOUT = " without Numba"
 # These calls are timed by --host, and an answer takes so many seconds.
-ON_CUPY = ("matmul", "language model, a step", "language model, a token", "LSTM(512) forward", "LSTM(512) backward")
+ON_CUPY = (
+    "matmul",
+    "language model, a step",
+    "language model, a token",
+    "LSTM(512) forward",
+    "LSTM(512) backward",
+)
 SECONDS = 0.1
 
 
 def cases() -> dict[str, Callable[[], Any]]:
-    """Return what is timed, by its name; each builds its arrays when it is called, and returns the call."""
+    """Return what is timed, by its name; each builds its arrays when it is called, and returns the
+    call.
+    """
     import numpy as np
 
     import xlstm
 
     rng = np.random.default_rng(0)
 
-    def layer(name: str, T: int, B: int, D: int, H: int, train: bool = True, **options: Any) -> Callable[[], Any]:
+    def layer(
+        name: str, T: int, B: int, D: int, H: int, train: bool = True, **options: Any
+    ) -> Callable[[], Any]:
         made = getattr(xlstm, name)(D, H, **options)
         params = made.init(0, "numpy")
         x = rng.standard_normal((T, B, D)).astype("float32")
@@ -58,7 +75,8 @@ def cases() -> dict[str, Callable[[], Any]]:
 
     def step(B: int) -> Callable[[], Any]:
         made = xlstm.LSTM(64, 64)
-        params, x = made.init(0, "numpy"), rng.standard_normal((B, 64)).astype("float32")
+        params = made.init(0, "numpy")
+        x = rng.standard_normal((B, 64)).astype("float32")
         state = made.step(params, x)[1]
         return lambda: [made.step(params, x, state) for _ in range(50)]
 
@@ -67,7 +85,9 @@ def cases() -> dict[str, Callable[[], Any]]:
         for shape in SHAPES:
             label = f"{name} {','.join(map(str, shape))}"
             found[f"{label} train"] = lambda name=name, shape=shape: layer(name, *shape)
-            found[f"{label} inference"] = lambda name=name, shape=shape: layer(name, *shape, train=False)
+            found[f"{label} inference"] = lambda name=name, shape=shape: layer(
+                name, *shape, train=False
+            )
     for shape in SHAPES[:4]:
         label = f"LSTM {','.join(map(str, shape))} train{WITHOUT}"
         found[label] = lambda shape=shape: layer("LSTM", *shape)
@@ -80,15 +100,20 @@ def cases() -> dict[str, Callable[[], Any]]:
 
 
 def calls_of_a_pass() -> dict[str, int]:
-    """Return the Python calls and files of xlstm in a forward pass of LSTM(3, 8) over five steps of two sequences."""
+    """Return the Python calls and files of xlstm in a forward pass of LSTM(3, 8) over five steps of
+    two sequences.
+    """
     import numpy as np
 
     import xlstm
 
     made = xlstm.LSTM(3, 8)
-    params, x = made.init(0, "numpy"), np.ones((5, 2, 3), np.float32)
+    params = made.init(0, "numpy")
+    x = np.ones((5, 2, 3), np.float32)
     made.forward(params, x)  # what is kept for the next call is there
-    root, files, count = str(Path(xlstm.__file__).parent), set(), 0
+    root = str(Path(xlstm.__file__).parent)
+    files = set()
+    count = 0
 
     def seen(frame: Any, event: str, _: object) -> None:
         nonlocal count
@@ -118,19 +143,27 @@ def on_cupy(name: str) -> Callable[[], Any]:
         a = home.asarray(np.ones((8, 8)))
         return lambda: matmul(home.xp, a, a)
     if name == "language model, a step":
-        # It does not wait, which nothing is worth where kernels have not written what the host would read.
+        # It does not wait, which nothing is worth where kernels have not written what the host
+        # would read.
         step = Step(text, optimizers.adamw(1e-3), callbacks=[Clip(1.0)], wait=False)
-        state, tokens = step.init(text.init(0, home)), np.arange(101) % 11
+        state = step.init(text.init(0, home))
+        tokens = np.arange(101) % 11
         batch = next(iter(Streams(tokens[:-1], tokens[1:], 4, 25).batches()))
         return lambda: step(state, batch)
     if name == "language model, a token":
-        params, tokens = text.init(0, home), home.asarray(np.arange(4))
+        params = text.init(0, home)
+        tokens = home.asarray(np.arange(4))
         state = text.step(params, tokens)[1]
         return lambda: text.step(params, tokens, state)
     layer = xlstm.LSTM(512, 512)
-    params, x = layer.init(0, home), home.asarray(np.ones((4, 2, 512)))
+    params = layer.init(0, home)
+    x = home.asarray(np.ones((4, 2, 512)))
     y, _, saved = layer.forward(params, x)
-    return (lambda: layer.forward(params, x)) if "forward" in name else lambda: layer.backward(params, saved, y)
+    return (
+        (lambda: layer.forward(params, x))
+        if "forward" in name
+        else lambda: layer.backward(params, saved, y)
+    )
 
 
 def seconds_of(name: str, ready: dict[str, Callable[[], Any]]) -> float:
@@ -156,7 +189,8 @@ def processor_seconds_of(name: str, ready: dict[str, Callable[[], Any]]) -> floa
         idle(b"idle", 1)
     gc.collect()
     calls = 16 if name == "matmul" else 1  # it is short
-    end, times = time.process_time() + SECONDS, []
+    end = time.process_time() + SECONDS
+    times = []
     while time.process_time() < end:
         begun = time.process_time()
         for _ in range(calls):
@@ -167,7 +201,8 @@ def processor_seconds_of(name: str, ready: dict[str, Callable[[], Any]]) -> floa
 
 def work() -> None:
     """Answer requests, JSON lines: the seconds of a case, or the calls of a pass."""
-    answers, sys.stdout = sys.stdout, sys.stderr
+    answers = sys.stdout
+    sys.stdout = sys.stderr
     ready: dict[str, Callable[[], Any]] = {}
     for line in sys.stdin:
         (name,) = json.loads(line)
@@ -201,7 +236,9 @@ def in_turn(old: Worker, new: Worker, name: str, rounds: int) -> Iterator[tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("commit", help="the older version, as Git names it")
     parser.add_argument("--host", action="store_true", help="time the host of calls on CuPy")
     parser.add_argument("--rounds", type=int, default=31, help="how often each is timed in turn")
@@ -209,23 +246,37 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "old"
-        subprocess.run(["git", "worktree", "add", "--detach", "-q", str(tree), options.commit], cwd=ROOT, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", "-q", str(tree), options.commit],
+            cwd=ROOT,
+            check=True,
+        )
         try:
-            old, new = version(tree), version(ROOT)
+            old = version(tree)
+            new = version(ROOT)
             print(f"{'':44}{'old':>12}{'new':>12}{'new / old':>12}  (medians)")
             for name in () if options.host else ("calls", f"calls{WITHOUT}"):
-                before, after = old.ask(name), new.ask(name)
+                before = old.ask(name)
+                after = new.ask(name)
                 for fact in before:
-                    print(f"{f'{fact} of a forward pass{name[5:]}':44}{before[fact]:12}{after[fact]:12}")
-            for name in [name for name in (ON_CUPY if options.host else cases()) if options.only in name]:
+                    print(
+                        f"{f'{fact} of a forward pass{name[5:]}':44}{before[fact]:12}{after[fact]:12}"
+                    )
+            for name in [
+                name for name in (ON_CUPY if options.host else cases()) if options.only in name
+            ]:
                 pairs = list(in_turn(old, new, name, options.rounds))
                 before, after = (statistics.median(side) for side in zip(*pairs, strict=True))
                 ratio = statistics.median(b / a for a, b in pairs)
-                print(f"{name:44}{before * 1e3:9.3f} ms{after * 1e3:9.3f} ms{ratio:12.3f}", flush=True)
+                print(
+                    f"{name:44}{before * 1e3:9.3f} ms{after * 1e3:9.3f} ms{ratio:12.3f}", flush=True
+                )
             old.end()
             new.end()
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
+            subprocess.run(
+                ["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True
+            )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Measures a card: how long blocks wait for one another, with the barriers of the loops, and how fast memory is copied.
+"""Measures a card: how long blocks wait for one another, with the barriers of the loops, and how
+fast memory is copied.
 
     python -m bench.barriers [--json FILE]
 
-Needs a CUDA machine. A kernel that does nothing but wait runs for few and for many steps; the difference of the times
-is that of the barriers alone. On sm_90 it also says how many clusters of each size run at once with as much shared
-memory as a block may have: clusters that come beyond that number wait for others to end.
+Needs a CUDA machine. A kernel that does nothing but wait runs for few and for many steps; the
+difference of the times is that of the barriers alone. On sm_90 it also says how many clusters of
+each size run at once with as much shared memory as a block may have: clusters that come beyond that
+number wait for others to end.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from xlstm.engines.cuda.launch import Source
 CLUSTERS = (1, 2, 4, 8, 16)
 GRIDS = (2, 16, 32, 64, 128)
 THREADS = 256
-FEW, MANY = 500, 10500  # barriers
+FEW = 500
+MANY = 10500  # barriers
 ROUNDS = 7
 STAY = 2_000_000  # nanoseconds that a cluster is there
 MANY_CLUSTERS = 256
@@ -55,9 +58,13 @@ def source(blocks: int, cluster: bool, what: str = "barriers", shared: int = 0) 
     return Source(f"xlstm_{what}", text, (), shared, blocks, cluster)
 
 
-def wait(zeros: Callable[[int], Any], blocks: int, cluster: bool, steps: int, groups: int = 1) -> Any:
+def wait(
+    zeros: Callable[[int], Any], blocks: int, cluster: bool, steps: int, groups: int = 1
+) -> Any:
     """Let groups of blocks meet so often; an array with the barriers that each block passed."""
-    flags, met, late = zeros(groups * blocks), zeros(groups * blocks), zeros(1)
+    flags = zeros(groups * blocks)
+    met = zeros(groups * blocks)
+    late = zeros(1)
     made = source(blocks, cluster, shared=16 + 32 * blocks)
     launch.launch(made, (blocks, groups), THREADS, [np.int32(steps), flags, met, late])
     return met
@@ -77,7 +84,9 @@ def latency(be: Backend, blocks: int, cluster: bool) -> float:
 
 
 def at_once(be: Backend, blocks: int) -> int:
-    """Return how many clusters of so many blocks the device has at once, each block with an SM of its own."""
+    """Return how many clusters of so many blocks the device has at once, each block with an SM of
+    its own.
+    """
     counts = _zeros(be)(2)
     made = source(blocks, True, "resident", launch.current().shared)
     launch.launch(made, (blocks, MANY_CLUSTERS), THREADS, [np.int64(STAY), counts])
@@ -98,8 +107,11 @@ def copy_rate(be: Backend) -> float:
     return 2 * COPIED * COPIES / max(statistics.median(found[1:]), 1e-9)
 
 
-def measure(be: Backend, done: Callable[[dict[str, Any]], object] = lambda found: None) -> dict[str, Any]:
-    """Measure everything, fit for JSON: microseconds by number of blocks, clusters at once, and bytes a second.
+def measure(
+    be: Backend, done: Callable[[dict[str, Any]], object] = lambda found: None
+) -> dict[str, Any]:
+    """Measure everything, fit for JSON: microseconds by number of blocks, clusters at once, and
+    bytes a second.
 
     `done` is given what there is after every measurement.
     """
@@ -112,7 +124,9 @@ def measure(be: Backend, done: Callable[[dict[str, Any]], object] = lambda found
         found["grid"][str(n)] = latency(be, n, False)
         done(found)
     if device.cluster:
-        found["cluster"], found["clusters at once"], found["failed"] = {}, {}, {}
+        found["cluster"] = {}
+        found["clusters at once"] = {}
+        found["failed"] = {}
         for n in CLUSTERS:
             try:
                 found["cluster"][str(n)] = latency(be, n, True)
@@ -128,9 +142,14 @@ def table(found: dict[str, Any]) -> list[str]:
     lines = [f"copies read and write {found['copied'] / 1e9:.0f} GB/s"] if "copied" in found else []
     lines += [f"{'blocks that meet':24s} {'us a barrier':>14s} {'at once':>8s}"]
     lines += [f"{f'{n}, across the grid':24s} {us:14.2f}" for n, us in found["grid"].items()]
-    many, clusters = found.get("clusters at once", {}), found.get("cluster", {})
-    lines += [f"{f'{n}, in a cluster':24s} {us:14.2f} {many.get(n, ''):>8}" for n, us in clusters.items()]
-    return lines + [f"cluster of {n} blocks: {reason}" for n, reason in found.get("failed", {}).items()]
+    many = found.get("clusters at once", {})
+    clusters = found.get("cluster", {})
+    lines += [
+        f"{f'{n}, in a cluster':24s} {us:14.2f} {many.get(n, ''):>8}" for n, us in clusters.items()
+    ]
+    return lines + [
+        f"cluster of {n} blocks: {reason}" for n, reason in found.get("failed", {}).items()
+    ]
 
 
 def _zeros(be: Backend) -> Callable[[int], Any]:
@@ -140,7 +159,8 @@ def _zeros(be: Backend) -> Callable[[int], Any]:
 def _seconds(be: Backend, call: Callable[[], object]) -> float:
     """Between two events on the device."""
     Event = probe.cupy().cuda.Event
-    start, end = Event(), Event()
+    start = Event()
+    end = Event()
     be.synchronize()
     start.record()
     call()
@@ -150,7 +170,9 @@ def _seconds(be: Backend, call: Callable[[], object]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     options = parser.parse_args()
     try:

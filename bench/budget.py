@@ -1,4 +1,6 @@
-"""A budget of seconds for parts that run one after the other: what does not fit is cut short or left out by name."""
+"""A budget of seconds for parts that run one after the other: what does not fit is cut short or
+left out by name.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ class Part(NamedTuple):
 
     name: str
     most: float  # seconds it may take
-    least: float  # seconds that are kept for it when parts before it are slow; with less it is not begun
+    # seconds that are kept for it when parts before it are slow; with less it is not begun
+    least: float
 
 
 class Budget:
@@ -26,7 +29,8 @@ class Budget:
     """
 
     def __init__(self, total: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.clock = total, clock
+        self.total = total
+        self.clock = clock
         self.start = clock()
 
     @property
@@ -40,6 +44,8 @@ class Budget:
         return self.total - self.spent
 
     def of(self, part: Part, later: Sequence[Part] = ()) -> float:
-        """Seconds that a part may take now, so that those after it get their least; 0 if it should not be begun."""
+        """Seconds that a part may take now, so that those after it get their least; 0 if it should
+        not be begun.
+        """
         found = min(part.most, self.left - sum(p.least for p in later))
         return found if found >= part.least else 0.0

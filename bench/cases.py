@@ -14,7 +14,13 @@ from xlstm.engines.numba import jit
 from xlstm.models.sequence import layer_of
 
 # T, B, D, H
-SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (128, 64, 512, 512)]
+SHAPES = [
+    (32, 1, 1, 50),
+    (128, 1, 64, 64),
+    (100, 32, 64, 128),
+    (128, 64, 256, 256),
+    (128, 64, 512, 512),
+]
 LARGE = [(64, 32, 1024, 1024)]
 
 
@@ -39,12 +45,20 @@ class Case:
     @property
     def lengths(self) -> np.ndarray | None:
         """Whole numbers from T/4 to T, or None."""
-        return np.random.default_rng(1).integers(self.T // 4, self.T + 1, self.B) if self.ragged else None
+        return (
+            np.random.default_rng(1).integers(self.T // 4, self.T + 1, self.B)
+            if self.ragged
+            else None
+        )
 
     @property
     def options(self) -> dict[str, object]:
         """Options of the layer."""
-        return {"num_layers": self.num_layers, "bidirectional": self.bidirectional} if self.num_layers > 1 else {}
+        return (
+            {"num_layers": self.num_layers, "bidirectional": self.bidirectional}
+            if self.num_layers > 1
+            else {}
+        )
 
     def layer_of(self) -> xlstm.LSTM | xlstm.GRU | xlstm.RNN:
         """xlstm's layer."""

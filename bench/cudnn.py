@@ -1,9 +1,11 @@
-"""LSTM and GRU beside cuDNN's, which PyTorch runs: float32, TF32, float16 and bfloat16, with and without a CUDA graph.
+"""LSTM and GRU beside cuDNN's, which PyTorch runs: float32, TF32, float16 and bfloat16, with and
+without a CUDA graph.
 
     python -m bench.cudnn [--seconds N] [--json FILE]
 
-Needs a CUDA machine with CuPy and PyTorch. Both sides have the same weights and inputs, and what they give is compared.
-The cases that are most asked for come first; those that N seconds do not suffice for are listed as left out.
+Needs a CUDA machine with CuPy and PyTorch. Both sides have the same weights and inputs, and what
+they give is compared. The cases that are most asked for come first; those that N seconds do not
+suffice for are listed as left out.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from xlstm.models.sequence import layer_of
 
 # T, B, H; D = H. Others have published times of the third.
 SHAPES = ((512, 64, 512), (1024, 16, 1024), (1024, 16, 768), (128, 256, 256), (100, 32, 128))
-EAGER, CAPTURED = "cuDNN", "cuDNN captured"
+EAGER = "cuDNN"
+CAPTURED = "cuDNN captured"
 WARM = 3  # calls before a capture
 
 
@@ -50,7 +53,10 @@ class Case:
 
     def __str__(self) -> str:
         what = "fwd+bwd" if self.train else "forward"
-        return f"{self.layer} {self.T},{self.B},{self.H} {self.precision} {what}{', each path' if self.forced else ''}"
+        return (
+            f"{self.layer} {self.T},{self.B},{self.H} {self.precision}"
+            f" {what}{', each path' if self.forced else ''}"
+        )
 
 
 def cases() -> list[Case]:
@@ -62,19 +68,30 @@ def cases() -> list[Case]:
         ("lstm", {"forced": True}),
         ("gru", {"train": False}),
     ]
-    return [Case(layer, *shape, name, **what) for layer, what in order for shape in SHAPES for name in PRECISIONS]
+    return [
+        Case(layer, *shape, name, **what)
+        for layer, what in order
+        for shape in SHAPES
+        for name in PRECISIONS
+    ]
 
 
 class Torch:
     """PyTorch's layer with given weights."""
 
-    def __init__(self, case: Case, weights: dict[str, np.ndarray], x: np.ndarray, dy: np.ndarray, device: str) -> None:
+    def __init__(
+        self, case: Case, weights: dict[str, np.ndarray], x: np.ndarray, dy: np.ndarray, device: str
+    ) -> None:
         torch = module("torch")
-        self.torch, self.case, self.device = torch, case, device
+        self.torch = torch
+        self.case = case
+        self.device = device
         dtype = getattr(torch, PRECISIONS[case.precision])
         kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.layer]
         self.layer = kind(case.H, case.H, device=device, dtype=dtype)
-        self.layer.load_state_dict({n: torch.from_numpy(np.array(a, dtype="float32")) for n, a in weights.items()})
+        self.layer.load_state_dict(
+            {n: torch.from_numpy(np.array(a, dtype="float32")) for n, a in weights.items()}
+        )
         self.layer.train(case.train)
         self.x, self.dy = (torch.from_numpy(a).to(device, dtype) for a in (x, dy))
         self.x.requires_grad_(case.train)
@@ -84,7 +101,8 @@ class Torch:
     @contextlib.contextmanager
     def around(self) -> Iterator[None]:
         """TF32 or not, as the case says, for everything that PyTorch multiplies."""
-        cudnn, products = self.torch.backends.cudnn, self.torch.backends.cuda.matmul
+        cudnn = self.torch.backends.cudnn
+        products = self.torch.backends.cuda.matmul
         before = cudnn.allow_tf32, products.allow_tf32
         cudnn.allow_tf32 = products.allow_tf32 = self.case.precision == "TF32"
         try:
@@ -134,7 +152,10 @@ class Torch:
         """Return the results of the last call, on the host."""
         found = {"y": self.y}
         if self.case.train:
-            found |= {"dx": self.x.grad, **{f"d{name}": p.grad for name, p in self.layer.named_parameters()}}
+            found |= {
+                "dx": self.x.grad,
+                **{f"d{name}": p.grad for name, p in self.layer.named_parameters()},
+            }
         return {name: a.detach().float().cpu().numpy() for name, a in found.items()}
 
 
@@ -146,8 +167,12 @@ class Ours:
         be = xlstm.backend("cupy", dtype=PRECISIONS[case.precision])
         self.layer = layer_of("bench", case.layer, case.H, case.H)
         self.params = self.layer.init(0, be)
-        self.x, self.dy = be.asarray(x), be.asarray(dy)
-        self.y, self.grads, self.dx, self.saved = None, {}, None, None
+        self.x = be.asarray(x)
+        self.dy = be.asarray(dy)
+        self.y = None
+        self.grads = {}
+        self.dx = None
+        self.saved = None
 
     @contextlib.contextmanager
     def around(self, path: str = "auto") -> Iterator[None]:
@@ -187,7 +212,11 @@ class Ours:
         chosen = tape.choice
         found = {"path": chosen.path, "arithmetic": chosen.arithmetic.name, "others": chosen.others}
         for name, tiling in (("forward", chosen.forward), ("backward", chosen.backward)):
-            found[name] = None if tiling is None else {**asdict(tiling), "shared": tiling.shared, "time": tiling.time}
+            found[name] = (
+                None
+                if tiling is None
+                else {**asdict(tiling), "shared": tiling.shared, "time": tiling.time}
+            )
         return found
 
     def results(self) -> dict[str, np.ndarray]:
@@ -206,11 +235,17 @@ def arrays(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return x, dy
 
 
-def measure(case: Case, clock: Clock, until: float = float("inf"), device: str = "cuda") -> dict[str, Any]:
-    """The row of a case, fit for JSON: times by side, what is missing and why, path, and agreement."""
+def measure(
+    case: Case, clock: Clock, until: float = float("inf"), device: str = "cuda"
+) -> dict[str, Any]:
+    """The row of a case, fit for JSON: times by side, what is missing and why, path, and
+    agreement.
+    """
     x, dy = arrays(case)
     ours = Ours(case, x, dy)
-    theirs = Torch(case, to_torch(ours.layer, {n: to_numpy(p) for n, p in ours.params.items()}), x, dy, device)
+    theirs = Torch(
+        case, to_torch(ours.layer, {n: to_numpy(p) for n, p in ours.params.items()}), x, dy, device
+    )
     row = {**rows.head(case), "peer by cuDNN": theirs.by_cudnn}
     sides = {OURS: Side(ours.call, ours.around), EAGER: Side(theirs.eager, theirs.around)}
     with ours.around():

@@ -1,8 +1,9 @@
 """Times of calls on a GPU side by side: until the host has the result, and of the device alone.
 
-A device that waits for the host looks busy to a pair of events around a call. So the device is first kept busy until
-the host has asked for everything; the events then see kernels one after the other. Where a call asks for more
-kernels than the device's queue holds, or waits for the device itself, what the host takes is in both times.
+A device that waits for the host looks busy to a pair of events around a call. So the device is
+first kept busy until the host has asked for everything; the events then see kernels one after the
+other. Where a call asks for more kernels than the device's queue holds, or waits for the device
+itself, what the host takes is in both times.
 """
 
 from __future__ import annotations
@@ -96,11 +97,16 @@ class CupyClock:
 
 
 def side_by_side(
-    sides: Mapping[str, Side], clock: Clock, rounds: int = ROUNDS, block: float = BLOCK, until: float = float("inf")
+    sides: Mapping[str, Side],
+    clock: Clock,
+    rounds: int = ROUNDS,
+    block: float = BLOCK,
+    until: float = float("inf"),
 ) -> dict[str, Times]:
     """Time the sides in turns, A B C, B C A, ...: as many calls in each turn as fit a block.
 
-    The first call of a turn is not counted. After the first round no other is begun beyond `until` on the clock.
+    The first call of a turn is not counted. After the first round no other is begun beyond `until`
+    on the clock.
     """
     walls: dict[str, list[float]] = {name: [] for name in sides}
     devices: dict[str, list[float]] = {name: [] for name in sides}
@@ -113,10 +119,14 @@ def side_by_side(
             with sides[name].around():
                 _turn(sides[name].call, clock, block, walls[name], devices[name])
     median = statistics.median
-    return {n: Times(median(walls[n]), median(devices[n]), min(walls[n]), len(walls[n])) for n in sides}
+    return {
+        n: Times(median(walls[n]), median(devices[n]), min(walls[n]), len(walls[n])) for n in sides
+    }
 
 
-def _turn(call: Callable[[], object], clock: Clock, block: float, walls: list[float], devices: list[float]) -> None:
+def _turn(
+    call: Callable[[], object], clock: Clock, block: float, walls: list[float], devices: list[float]
+) -> None:
     call()
     clock.synchronize()
     end = clock.now() + block

@@ -1,4 +1,6 @@
-"""Peers that statsforecast has not, with the interface of its models: ridge regression on lags, and N-HITS."""
+"""Peers that statsforecast has not, with the interface of its models: ridge regression on lags, and
+N-HITS.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,13 @@ import numpy as np
 class Ridge:
     """A forecast of all steps from two seasons of lags, and 24 at least where the series allows it.
 
-    Intervals are the 10 % and the 90 % quantile of what the regression leaves of the values that it is fitted to.
+    Intervals are the 10 % and the 90 % quantile of what the regression leaves of the values that it
+    is fitted to.
     """
 
     def __init__(self, horizon: int, season: int) -> None:
-        self.horizon, self.season = horizon, season
+        self.horizon = horizon
+        self.season = season
 
     def fit(self, y: np.ndarray) -> None:
         from sklearn.linear_model import RidgeCV
@@ -34,12 +38,14 @@ class Ridge:
 
 
 class NHITS:
-    """N-HITS (Challu et al. 2023) of neuralforecast on the CPU, as the first steps of its documentation take it.
+    """N-HITS (Challu et al. 2023) of neuralforecast on the CPU, as the first steps of its
+    documentation take it.
 
-    From there are windows of twice the horizon and 100 steps of training, and from its guide to intervals the loss, the
-    pinball loss of the median and of the bounds of 80 % intervals. All else is as by default: three stacks of layers of
-    512 units, 1024 windows a step, the seed 1, and no scaling; a forecast starts from the last value. The 1000 steps of
-    the default would take 130 to 180 s of a core, whatever the length of a series. The median stands for the mean.
+    From there are windows of twice the horizon and 100 steps of training, and from its guide to
+    intervals the loss, the pinball loss of the median and of the bounds of 80 % intervals. All else
+    is as by default: three stacks of layers of 512 units, 1024 windows a step, the seed 1, and no
+    scaling; a forecast starts from the last value. The 1000 steps of the default would take 130 to
+    180 s of a core, whatever the length of a series. The median stands for the mean.
     """
 
     def __init__(self, horizon: int) -> None:
@@ -50,8 +56,15 @@ class NHITS:
         for library in ("pytorch_lightning", "lightning_fabric"):
             logging.getLogger(library).setLevel(logging.ERROR)
         outputs = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-        given = {"max_steps": 100, "random_seed": 1, "accelerator": "cpu", **dict.fromkeys(outputs, False)}
-        self.forecaster = NeuralForecast([NHITS(horizon, 2 * horizon, loss=MQLoss(level=[80]), **given)], freq=1)
+        given = {
+            "max_steps": 100,
+            "random_seed": 1,
+            "accelerator": "cpu",
+            **dict.fromkeys(outputs, False),
+        }
+        self.forecaster = NeuralForecast(
+            [NHITS(horizon, 2 * horizon, loss=MQLoss(level=[80]), **given)], freq=1
+        )
 
     def fit(self, y: np.ndarray) -> None:
         self.forecaster.fit(self.table(y))

@@ -1,10 +1,12 @@
-"""Real series to forecast, yearly to hourly, which Python packages bring as files; no series has settings of its own.
+"""Real series to forecast, yearly to hourly, which Python packages bring as files; no series has
+settings of its own.
 
-A few constants that hold for all of them, such as the rate at which errors are forgotten, were chosen with these series
-in view.
+A few constants that hold for all of them, such as the rate at which errors are forgotten, were
+chosen with these series in view.
 
-The packages are pydataset (the series of R), sktime, vega_datasets and bokeh_sampledata. They are not imported, since
-some print, or make folders; their files are read. Series of statsmodels are kept apart for a final check.
+The packages are pydataset (the series of R), sktime, vega_datasets and bokeh_sampledata. They are
+not imported, since some print, or make folders; their files are read. Series of statsmodels are
+kept apart for a final check.
 """
 
 from __future__ import annotations
@@ -47,33 +49,48 @@ def folder(package: str) -> Path:
     """Return the folder of an installed package."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        raise SystemExit(f"{package} is not installed, but series are read from it: nox -s forecasts installs it")
+        raise SystemExit(
+            f"{package} is not installed, but series are read from it: nox -s forecasts installs it"
+        )
     return Path(found.origin).parent
 
 
 def of_r() -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield the series of R and of its packages."""
     columns = {
-        "yearly": "datasets/discoveries datasets/LakeHuron datasets/lynx datasets/nhtemp datasets/Nile "
-        "datasets/sunspot.year datasets/treering",
+        "yearly": (
+            "datasets/discoveries datasets/LakeHuron datasets/lynx datasets/nhtemp datasets/Nile "
+            "datasets/sunspot.year datasets/treering"
+        ),
         "quarterly": "datasets/austres datasets/JohnsonJohnson datasets/presidents datasets/UKgas",
-        "monthly": "datasets/AirPassengers datasets/nottem datasets/UKDriverDeaths datasets/USAccDeaths datasets/co2 "
-        "datasets/sunspot.month MASS/deaths boot/manaus",
+        "monthly": (
+            "datasets/AirPassengers datasets/nottem datasets/UKDriverDeaths datasets/USAccDeaths"
+            " datasets/co2 datasets/sunspot.month MASS/deaths boot/manaus"
+        ),
     }
     with tarfile.open(folder("pydataset") / "resources.tar.gz") as archive:
         members = {member.name.partition("csv/")[2]: member for member in archive.getmembers()}
         for frequency, paths in columns.items():
             for path in paths.split():
                 name = path.partition("/")[2]
-                yield name, frequency, pd.read_csv(archive.extractfile(members[f"{path}.csv"]))[name]
+                yield (
+                    name,
+                    frequency,
+                    pd.read_csv(archive.extractfile(members[f"{path}.csv"]))[name],
+                )
 
 
 def of_tables() -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield series that are columns of CSV files."""
-    vega, bokeh = folder("vega_datasets") / "_data", folder("bokeh_sampledata") / "_data"
+    vega = folder("vega_datasets") / "_data"
+    bokeh = folder("bokeh_sampledata") / "_data"
     sktime = folder("sktime") / "datasets" / "data"
     for path, frequency, columns in (
-        (sktime / "Uschange/Uschange.csv", "quarterly", ("Consumption", "Income", "Production", "Savings")),
+        (
+            sktime / "Uschange/Uschange.csv",
+            "quarterly",
+            ("Consumption", "Income", "Production", "Savings"),
+        ),
         (sktime / "PBS_dataset/PBS_dataset.csv", "monthly", ("Scripts",)),
         (sktime / "ShampooSales/ShampooSales.csv", "monthly", ("Sales",)),
         (vega / "us-employment.csv", "monthly", ("construction", "manufacturing", "retail_trade")),
@@ -88,7 +105,8 @@ def of_tables() -> Iterator[tuple[str, str, np.ndarray]]:
             yield f"{path.stem} {column}", frequency, table[column]
     months = pd.read_csv(bokeh / "unemployment1948.csv").iloc[:, 2:14]
     yield "unemployment", "monthly", months.to_numpy(float).reshape(-1)
-    sea = pd.read_csv(bokeh / "sea_surface_temperature.csv.gz").iloc[::2, 1]  # it has a value each half hour
+    # it has a value each half hour
+    sea = pd.read_csv(bokeh / "sea_surface_temperature.csv.gz").iloc[::2, 1]
     yield "sea_surface_temperature", "hourly", sea
 
 
@@ -101,7 +119,11 @@ def kept() -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield series of statsmodels, which nothing was chosen by: they are for a final check."""
     data = folder("statsmodels") / "datasets"
     for name, frequency, columns in (
-        ("macrodata", "quarterly", ("realgdp", "realcons", "realinv", "cpi", "m1", "tbilrate", "unemp", "infl")),
+        (
+            "macrodata",
+            "quarterly",
+            ("realgdp", "realcons", "realinv", "cpi", "m1", "tbilrate", "unemp", "infl"),
+        ),
         ("interest_inflation", "quarterly", ("Dp", "R")),
         ("danish_data", "quarterly", ("lrm", "ibo")),
         ("copper", "yearly", ("WORLDCONSUMPTION", "COPPERPRICE")),
@@ -113,11 +135,16 @@ def kept() -> Iterator[tuple[str, str, np.ndarray]]:
     yield "elnino", "monthly", months.to_numpy(float).reshape(-1)
 
 
-SOURCES: tuple[Callable[[], Iterator[tuple[str, str, np.ndarray]]], ...] = (of_r, of_tables, bundled_here)
+SOURCES: tuple[Callable[[], Iterator[tuple[str, str, np.ndarray]]], ...] = (
+    of_r,
+    of_tables,
+    bundled_here,
+)
 
 
 def load(*, final: bool = False) -> list[Series]:
-    """Return all series, or those of the final check; gaps within one are bridged by straight lines.
+    """Return all series, or those of the final check; gaps within one are bridged by straight
+    lines.
 
     Some peers take no gaps.
     """

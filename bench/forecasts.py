@@ -2,17 +2,19 @@
 
     python -m bench.forecasts [--neural] [--final] [--only NAME ...] [--json FILE]
 
-`xlstm.estimators.compare` fits each method, with its defaults, to the first 80 % of a series, and forecasts from up to
-30 later origins. The goals for `Forecaster`: over all series the geometric mean of the RMSE is at most that of the best
-peer of each series, which is known only afterwards, and 0.90 of that of any single one; no series is above 1.15 of its
-best peer; 80 % intervals cover 75 to 85 % on average and 65 to 92 % of each series; a fit takes at most 30 s on two
-cores, and less than one of N-HITS.
+`xlstm.estimators.compare` fits each method, with its defaults, to the first 80 % of a series, and
+forecasts from up to 30 later origins. The goals for `Forecaster`: over all series the geometric
+mean of the RMSE is at most that of the best peer of each series, which is known only afterwards,
+and 0.90 of that of any single one; no series is above 1.15 of its best peer; 80 % intervals cover
+75 to 85 % on average and 65 to 92 % of each series; a fit takes at most 30 s on two cores, and less
+than one of N-HITS.
 
-Met: 0.90 of the seasonal naive forecast, ETS, Theta, ridge and N-HITS, and the mean coverage. Not met: 1.00 of the
-best peer (1.10, with N-HITS 1.11), 0.90 of ARIMA (0.92), 1.15 on each series (eight are above, at most 2.20), and
-coverage on each series (seven of 38 are outside). A fit takes at most 7.6 s. On the 15 series of `--final`, which no
-constant was chosen by: 1.04 of the best peer, with N-HITS 1.05, 0.98 of ETS, 0.91 of ARIMA, 0.83 of N-HITS, 1.28 at
-most, a mean coverage of 79 %.
+Met: 0.90 of the seasonal naive forecast, ETS, Theta, ridge and N-HITS, and the mean coverage. Not
+met: 1.00 of the best peer (1.10, with N-HITS 1.11), 0.90 of ARIMA (0.92), 1.15 on each series
+(eight are above, at most 2.20), and coverage on each series (seven of 38 are outside). A fit takes
+at most 7.6 s. On the 15 series of `--final`, which no constant was chosen by: 1.04 of the best
+peer, with N-HITS 1.05, 0.98 of ETS, 0.91 of ARIMA, 0.83 of N-HITS, 1.28 at most, a mean coverage of
+79 %.
 """
 
 from __future__ import annotations
@@ -43,10 +45,20 @@ NEURAL = "N-HITS"  # the peer that --neural adds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of series")
-    parser.add_argument("--final", action="store_true", help="the series of statsmodels, which nothing was chosen by")
-    parser.add_argument("--neural", action="store_true", help="also N-HITS of neuralforecast, 15 s of a core a series")
+    parser.add_argument(
+        "--final",
+        action="store_true",
+        help="the series of statsmodels, which nothing was chosen by",
+    )
+    parser.add_argument(
+        "--neural",
+        action="store_true",
+        help="also N-HITS of neuralforecast, 15 s of a core a series",
+    )
     parser.add_argument("--json", type=Path, help="by default a file of bench/results")
     options = parser.parse_args()
     if options.neural and find_spec("neuralforecast") is None:
@@ -55,7 +67,10 @@ def main() -> None:
     path = options.json or Path("bench/results") / file
     series = load(final=options.final)
     if unknown := set(options.only or ()) - {one.name for one in series}:
-        parser.error(f"no series {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in series)}")
+        parser.error(
+            f"no series {', '.join(sorted(unknown))}; there are"
+            f" {', '.join(one.name for one in series)}"
+        )
     methods = (OURS, *PEERS, NEURAL) if options.neural else (OURS, *PEERS)
     chosen = [one for one in series if not options.only or one.name in options.only]
     found = [measure(one, methods) for one in track(chosen, "series")]
@@ -64,26 +79,35 @@ def main() -> None:
     console.print(summary(found, methods))
     if options.neural:
         best = ratios(found, OURS, methods[1:])
-        print(f"{OURS} over the best peer, {NEURAL} among them: {geometric_mean(best):.3f}, at most {best.max():.3f}")
+        print(
+            f"{OURS} over the best peer, {NEURAL} among them: {geometric_mean(best):.3f}, at most"
+            f" {best.max():.3f}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(one) + "\n" for one in found))
     print(f"results: {path}")
 
 
 def measure(series: Series, methods: Sequence[str]) -> dict[str, Any]:
-    """Return the scores of all methods on a series, as JSON has it; a method that fails has its error instead.
+    """Return the scores of all methods on a series, as JSON has it; a method that fails has its
+    error instead.
 
     Warnings of peers are left out.
     """
     scores: dict[str, dict[str, Any]] = {}
-    own: dict[str, Any] = {OURS: Forecaster(backend="numpy"), "ridge": Ridge(series.horizon, series.season)}
+    own: dict[str, Any] = {
+        OURS: Forecaster(backend="numpy"),
+        "ridge": Ridge(series.horizon, series.season),
+    }
     if NEURAL in methods:
         own[NEURAL] = NHITS(series.horizon)
     for name in methods:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = compare(series.values, {name: own.get(name, name)}, series.horizon, season=series.season)
+                found = compare(
+                    series.values, {name: own.get(name, name)}, series.horizon, season=series.season
+                )
         except Exception as error:  # of whatever library
             scores[name] = {"error": f"{type(error).__name__}: {error}"[:200]}
             continue
@@ -102,7 +126,9 @@ def measure(series: Series, methods: Sequence[str]) -> dict[str, Any]:
 
 
 def ratios(found: list[dict[str, Any]], method: str, peers: Iterable[str] = PEERS) -> np.ndarray:
-    """Return the RMSE of a method over that of the best of some peers, of each series that both forecast."""
+    """Return the RMSE of a method over that of the best of some peers, of each series that both
+    forecast.
+    """
     quotients = []
     for one in found:
         rmse = {name: score["rmse"] for name, score in one["scores"].items() if "rmse" in score}
@@ -118,7 +144,10 @@ def table_of_series(found: list[dict[str, Any]], methods: Iterable[str]) -> Tabl
     for head in ("series", "values", "ahead", *methods):
         table.add_column(head, justify="left" if head == "series" else "right")
     for one in found:
-        cells = [f"{ratio[0]:.2f}" if len(ratio := ratios([one], method)) else "failed" for method in methods]
+        cells = [
+            f"{ratio[0]:.2f}" if len(ratio := ratios([one], method)) else "failed"
+            for method in methods
+        ]
         table.add_row(one["series"], str(one["length"]), str(one["horizon"]), *cells)
     return table
 
@@ -126,7 +155,16 @@ def table_of_series(found: list[dict[str, Any]], methods: Iterable[str]) -> Tabl
 def summary(found: list[dict[str, Any]], methods: Iterable[str]) -> Table:
     """Return a table of means over all series, a row for each method."""
     table = Table(title=f"all {len(found)} series", title_justify="left")
-    heads = ("", "RMSE over the best peer's", "at most", f"{OURS} over it", "MASE", "covers", "at least", "at most")
+    heads = (
+        "",
+        "RMSE over the best peer's",
+        "at most",
+        f"{OURS} over it",
+        "MASE",
+        "covers",
+        "at least",
+        "at most",
+    )
     for head in (*heads, "width", "seconds", "at most"):
         table.add_column(head, justify="right")
     for method in methods:
@@ -134,12 +172,20 @@ def summary(found: list[dict[str, Any]], methods: Iterable[str]) -> Table:
         if not scores:
             continue
         mase, coverage, width, seconds = (
-            np.array([score[key] for score in scores]) for key in ("mase", "coverage", "width", "seconds")
+            np.array([score[key] for score in scores])
+            for key in ("mase", "coverage", "width", "seconds")
         )
         best = ratios(found, method)
         table.add_row(
             method,
-            *(f"{x:.3f}" for x in (geometric_mean(best), best.max(), geometric_mean(ratios(found, OURS, [method])))),
+            *(
+                f"{x:.3f}"
+                for x in (
+                    geometric_mean(best),
+                    best.max(),
+                    geometric_mean(ratios(found, OURS, [method])),
+                )
+            ),
             f"{mase.mean():.3f}",
             *(f"{100 * x:.0f} %" for x in (coverage.mean(), coverage.min(), coverage.max())),
             f"{width.mean():.2f}",

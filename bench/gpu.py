@@ -1,12 +1,15 @@
-"""The GPU check in one command, within 10 minutes: results, races, barriers, graphs, times beside others', the rest.
+"""The GPU check in one command, within 10 minutes: results, races, barriers, graphs, times beside
+others', the rest.
 
     python -m bench.gpu [--output FOLDER] [--parts NAME ...] [--seconds N]
 
-Needs a CUDA machine with CuPy; pytest for the tests, PyTorch for cuDNN's times, mlstm_kernels for those of its mLSTM.
-The parts are in the order in which a card is to answer: whether results are right, then whether they are quick. After
-every part it writes gpu-CARD.json and gpu-CARD-parity.json, which name card, driver and versions, to FOLDER
-(bench/results by default), and at the end it prints a table. A part that is slow is cut short, one that has no time
-left is left out; both are said. Exit status: 0 all is well, 1 something failed, 2 something was cut short or left out.
+Needs a CUDA machine with CuPy; pytest for the tests, PyTorch for cuDNN's times, mlstm_kernels for
+those of its mLSTM. The parts are in the order in which a card is to answer: whether results are
+right, then whether they are quick. After every part it writes gpu-CARD.json and
+gpu-CARD-parity.json, which name card, driver and versions, to FOLDER (bench/results by default),
+and at the end it prints a table. A part that is slow is cut short, one that has no time left is
+left out; both are said. Exit status: 0 all is well, 1 something failed, 2 something was cut short
+or left out.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ from xlstm.engines.cuda import launch
 TOTAL = 590.0  # seconds; the table and the versions take some more
 GRACE = 5.0  # seconds in which a part that is told to stop may say how far it came
 SLACK = 12.0  # seconds of a part's time that it needs to begin and to end
-OK, FAILED, CUT, OUT = "ok", "FAILED", "CUT SHORT", "LEFT OUT"
+OK = "ok"
+FAILED = "FAILED"
+CUT = "CUT SHORT"
+OUT = "LEFT OUT"
 PARTS = (
     Part("parity", 80, 30),
     Part("dtypes", 60, 30),
@@ -52,7 +58,8 @@ PARTS = (
     Part("main job", 45, 15),
 )
 MEASURED = ("barriers", "cudnn", "mlstm", "language")  # parts with a record of their own
-# Files of tests that are parts: halves with lengths, and the bits of graphs beside those of single calls.
+# Files of tests that are parts: halves with lengths, and the bits of graphs beside those of single
+# calls.
 TESTS = {
     "dtypes": ["tests/layers/test_cupy_dtypes.py"],
     "graphs": ["tests/arrays/test_cupy_graphs.py", "tests/training/test_cupy_steps.py"],
@@ -73,18 +80,29 @@ Run = Callable[[list[str], float, Mapping[str, str]], tuple[str, str]]
 
 
 def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments and the environment of a part; it writes its files for the record into `room`.
+    """Return the arguments and the environment of a part; it writes its files for the record into
+    `room`.
 
     Raises
     ------
     ImportError
         Something that it needs is not installed.
     """
-    own, processes = str(max(seconds - SLACK, 1.0)), max(1, min(8, cores.usable() - 1))
+    own = str(max(seconds - SLACK, 1.0))
+    processes = max(1, min(8, cores.usable() - 1))
     if name == "barriers":
         return ["-m", "bench.barriers", "--json", str(room / "barriers.json")], {}
     if name == "races":
-        words = ["-m", "bench.sanitize", "--tools", "racecheck", "synccheck", "--paths", "grid", "cluster"]
+        words = [
+            "-m",
+            "bench.sanitize",
+            "--tools",
+            "racecheck",
+            "synccheck",
+            "--paths",
+            "grid",
+            "cluster",
+        ]
         return [*words, "--widths", "40", "--seconds", own], {}
     if name == "tests" or name in TESTS:
         _needs("pytest")
@@ -93,7 +111,17 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
         parallel = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
         return [*words, *parallel], {**ONE_THREAD, "XLSTM_TEST_REQUIRE": "cupy"}
     if name == "parity":
-        words = ["-m", "tests.parity", "--require", "cupy", "--brief", "--seconds", own, "--processes", str(processes)]
+        words = [
+            "-m",
+            "tests.parity",
+            "--require",
+            "cupy",
+            "--brief",
+            "--seconds",
+            own,
+            "--processes",
+            str(processes),
+        ]
         return [*words, "--json", str(room / "parity.json")], ONE_THREAD
     if name in ("cudnn", "mlstm", "language"):
         if name == "cudnn":
@@ -109,7 +137,9 @@ def _needs(package: str) -> None:
 
 
 def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tuple[str, str]:
-    """A Python process with what it prints passed on; its result and its last line. Beyond its time it is stopped."""
+    """A Python process with what it prints passed on; its result and its last line. Beyond its time
+    it is stopped.
+    """
     process = subprocess.Popen(
         [sys.executable, *argv],
         stdout=subprocess.PIPE,
@@ -119,7 +149,8 @@ def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tupl
         env={**os.environ, **environment},
         start_new_session=True,  # that processes of its own are stopped with it
     )
-    late, said = threading.Event(), ""
+    late = threading.Event()
+    said = ""
 
     def stop() -> None:
         late.set()
@@ -151,14 +182,21 @@ def check(
     execute: Run = run,
     done: Callable[[list[Outcome]], object] = lambda outcomes: None,
 ) -> list[Outcome]:
-    """Run the parts of these names in turn, each within what the budget has for it; `done` is told after every one."""
+    """Run the parts of these names in turn, each within what the budget has for it; `done` is told
+    after every one.
+    """
     outcomes: list[Outcome] = []
     chosen = [part for part in PARTS if part.name in names]
     for k, part in enumerate(chosen):
         seconds = budget.of(part, chosen[k + 1 :])
         begun = budget.spent
         if not seconds:
-            outcome = Outcome(part.name, OUT, 0.0, f"{max(budget.left, 0):.0f} of {budget.total:.0f} seconds were left")
+            outcome = Outcome(
+                part.name,
+                OUT,
+                0.0,
+                f"{max(budget.left, 0):.0f} of {budget.total:.0f} seconds were left",
+            )
         else:
             print(f"\n{part.name}: at most {seconds:.0f} s", flush=True)
             try:
@@ -211,9 +249,13 @@ def slug(card: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
-    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], default=[p.name for p in PARTS])
+    parser.add_argument(
+        "--parts", nargs="+", choices=[part.name for part in PARTS], default=[p.name for p in PARTS]
+    )
     parser.add_argument("--seconds", type=float, default=TOTAL, help="of all parts together")
     options = parser.parse_args()
     budget = Budget(options.seconds)
@@ -225,8 +267,15 @@ def main() -> int:
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"gpu-{slug(card)}.json"
-    record: dict[str, Any] = {"card": card, "begun": time.strftime("%Y-%m-%d %H:%M:%S"), "nvidia-smi": smi()}
-    record |= {"device": attempt(lambda: launch.current()._asdict()), "machine": attempt(info.describe)}
+    record: dict[str, Any] = {
+        "card": card,
+        "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "nvidia-smi": smi(),
+    }
+    record |= {
+        "device": attempt(lambda: launch.current()._asdict()),
+        "machine": attempt(info.describe),
+    }
     print(f"GPU check on {backend}, at most {options.seconds:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)

@@ -1,4 +1,6 @@
-"""Shows the record of `bench.gpu` as a short table: the card, times beside those of others and limits, goals, parts."""
+"""Shows the record of `bench.gpu` as a short table: the card, times beside those of others and
+limits, goals, parts.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ from xlstm.engines.cuda.tiling import Device
 Record = Mapping[str, Any]
 PARTS = ("cudnn", "mlstm", "language")  # of which the table has rows
 LEGEND = (
-    "peer: cuDNN, or the quickest of the published mLSTM kernels. graph: the column before in a CUDA graph. ratio: the "
-    "better of ours / the better of the peer's. device: between events, beyond it a call's overhead. limit: an "
-    "estimate from data sheets; measured: the same with the latency of barriers and the speed of memory as measured "
-    "here. A language model has the times of a step of training, and of a token."
+    "peer: cuDNN, or the quickest of the published mLSTM kernels. graph: the column before in a"
+    " CUDA graph. ratio: the better of ours / the better of the peer's. device: between events,"
+    " beyond it a call's overhead. limit: an estimate from data sheets; measured: the same with the"
+    " latency of barriers and the speed of memory as measured here. A language model has the times"
+    " of a step of training, and of a token."
 )
 
 
@@ -59,7 +62,9 @@ class Line(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """A goal of cases with forward and backward: the number to keep small, the first bound and the last."""
+    """A goal of cases with forward and backward: the number to keep small, the first bound and the
+    last.
+    """
 
     name: str
     layers: tuple[str, ...]
@@ -69,7 +74,8 @@ class Goal(NamedTuple):
     then: float
 
 
-LOOPS, EVERY = ("lstm", "gru"), tuple(PRECISIONS)
+LOOPS = ("lstm", "gru")
+EVERY = tuple(PRECISIONS)
 GOALS = (
     Goal("TF32, bf16 / cuDNN", LOOPS, ("TF32", "bf16"), lambda line: line.ratio, 0.5, 0.33),
     Goal("fp16 / cuDNN", LOOPS, ("fp16",), lambda line: line.ratio, 1.1, 0.85),
@@ -92,9 +98,12 @@ def lines(record: Record) -> list[Line]:
 def _line(row: Record, record: Record) -> Line:
     case, seconds = row["case"], row["seconds"]
     walls = {name: times["wall"] * 1e3 for name, times in seconds.items()}
-    card, device = record.get("barriers") or {}, _device(record)
+    card = record.get("barriers") or {}
+    device = _device(record)
     estimate, measured = (_limit(row, device, given) for given in ({}, card))
-    remarks = [f"no {name}" for name in row["missing"] if name in (CAPTURED, OURS_CAPTURED, *KERNELS)]
+    remarks = [
+        f"no {name}" for name in row["missing"] if name in (CAPTURED, OURS_CAPTURED, *KERNELS)
+    ]
     if not row.get("peer by cuDNN", True):
         remarks.append("PyTorch without cuDNN")
     if not agrees(row):
@@ -142,7 +151,9 @@ def _limit(row: Record, device: Device | None, card: Record) -> Limit | None:
 
 
 def barrier(card: Record, H: int, device: Device) -> float | None:
-    """Seconds of the barrier that the limit of H units is about, the largest one measured; None without."""
+    """Seconds of the barrier that the limit of H units is about, the largest one measured; None
+    without.
+    """
     found = card.get(limits.way(H, device))
     return found[max(found, key=int)] * 1e-6 if found else None
 
@@ -156,7 +167,9 @@ def table(some: list[Line]) -> list[str]:
         numbers = [line.xlstm, line.graph, line.device, line.peer, line.captured]
         numbers += [line.ratio, line.limit, line.over_limit, line.measured]
         cells = "".join(f"{_number(n):>9s}" for n in numbers)
-        found.append(f"{line.name:{width}s}{cells}  {line.path}{f'  ({line.remark})' if line.remark else ''}")
+        found.append(
+            f"{line.name:{width}s}{cells}  {line.path}{f'  ({line.remark})' if line.remark else ''}"
+        )
     return found
 
 
@@ -191,9 +204,13 @@ def paths(record: Record) -> list[str]:
     for row in rows(record):
         if not row["case"].get("forced") or "seconds" not in row:
             continue
-        times = {name: t["wall"] * 1e3 for name, t in row["seconds"].items() if name.startswith(OURS)}
+        times = {
+            name: t["wall"] * 1e3 for name, t in row["seconds"].items() if name.startswith(OURS)
+        }
         chosen = f"{row['choice']['path']} (chosen)"
-        cells = [f"{name.removeprefix(OURS).strip() or chosen} {t:.3g}" for name, t in times.items()]
+        cells = [
+            f"{name.removeprefix(OURS).strip() or chosen} {t:.3g}" for name, t in times.items()
+        ]
         found.append(f"{row['name']:48s} {', '.join(cells)}")
     return found
 

@@ -24,12 +24,20 @@ def main() -> None:
     missing = {name: "not installed" for name in PACKAGES if name not in names}
     environment = {"KERAS_BACKEND": "jax", **os.environ}
     calls = {
-        name: functools.partial(subprocess.run, [sys.executable, "-c", code], check=True, env=environment)
-        for name, code in {"python": "pass", **{name: f"import {PACKAGES[name]}" for name in names}}.items()
+        name: functools.partial(
+            subprocess.run, [sys.executable, "-c", code], check=True, env=environment
+        )
+        for name, code in {
+            "python": "pass",
+            **{name: f"import {PACKAGES[name]}" for name in names},
+        }.items()
     }
     timings = interleave(calls, options.rounds, block=0)
     python = timings.pop("python")
-    found = {n: Timing(t.best - python.best, t.median - python.median, t.calls) for n, t in timings.items()}
+    found = {
+        n: Timing(t.best - python.best, t.median - python.median, t.calls)
+        for n, t in timings.items()
+    }
     run.finish("import", "import", found, options.json, missing)
 
 

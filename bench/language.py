@@ -1,9 +1,11 @@
-"""A language model of four xLSTM blocks on a GPU: a step of training with AdamW and clipping, and tokens a second.
+"""A language model of four xLSTM blocks on a GPU: a step of training with AdamW and clipping, and
+tokens a second.
 
     python -m bench.language [--seconds N] [--json FILE]
 
-Needs a CUDA machine with CuPy. A step takes a batch from the host and gives its loss; in float16 and bfloat16 weights
-stay float32 (`precision.Mixed`). Tokens are those of `generate`, each of which the host waits for; times are of one.
+Needs a CUDA machine with CuPy. A step takes a batch from the host and gives its loss; in float16
+and bfloat16 weights stay float32 (`precision.Mixed`). Tokens are those of `generate`, each of which
+the host waits for; times are of one.
 """
 
 from __future__ import annotations
@@ -30,9 +32,12 @@ from xlstm.training.callbacks import Clip
 STEPS = ((8, 256, 128, 256), (16, 512, 768, 16384))
 TEXTS = ((1, 128, 256), (1, 768, 16384), (16, 768, 16384))  # B, D and the number of tokens
 WRITTEN = ("fp32", "bf16")  # precisions of weights that write
-BLOCKS, SLSTM, HEADS = 4, (1,), 4
+BLOCKS = 4
+SLSTM = (1,)
+HEADS = 4
 TOKENS = 32  # of a call of `generate`
-RATE, NORM = 1e-3, 1.0
+RATE = 1e-3
+NORM = 1.0
 SCALES = 24  # steps after which the scale of float16 fits at the latest
 
 
@@ -63,14 +68,21 @@ class Model:
     """The model of a case, with what it is trained on."""
 
     def __init__(self, case: Case, be: Backend) -> None:
-        self.case, self.be = case, be
-        self.model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(case.D, BLOCKS, SLSTM, HEADS), case.V)
+        self.case = case
+        self.be = be
+        self.model = xlstm.xLSTMLanguageModel(
+            xlstm.xLSTMStack(case.D, BLOCKS, SLSTM, HEADS), case.V
+        )
         self.params = self.model.init(0, be)
         self.losses: list[float] = []
 
     def weights(self) -> int:
         """The number of weights in products: all matrices but the embedding."""
-        return sum(p.size for name, p in self.params.items() if p.ndim > 1 and not name.startswith("embedding."))
+        return sum(
+            p.size
+            for name, p in self.params.items()
+            if p.ndim > 1 and not name.startswith("embedding.")
+        )
 
     def around(self) -> contextlib.AbstractContextManager[None]:
         """TF32 or not, as the case says."""
@@ -83,7 +95,9 @@ class Model:
         mixed = None if low == "float32" else precision.Mixed(low)
         tokens = np.random.default_rng(0).integers(0, case.V, case.B * case.T + 1)
         batch = next(iter(Streams(tokens[:-1], tokens[1:], case.B, case.T).batches()))
-        step = Step(self.model, optimizers.adamw(RATE), callbacks=[Clip(NORM)], precision=mixed, **options)
+        step = Step(
+            self.model, optimizers.adamw(RATE), callbacks=[Clip(NORM)], precision=mixed, **options
+        )
         state = step.init(self.params)
 
         def call() -> None:
@@ -117,7 +131,9 @@ def measure(case: Case, clock: Clock, until: float = float("inf")) -> dict[str, 
     found = side_by_side(sides, clock, until=min(until, clock.now() + rows.LONGEST))
     if not case.train:
         times = found[OURS]
-        found[OURS] = replace(times, **{name: getattr(times, name) / TOKENS for name in ("wall", "device", "best")})
+        found[OURS] = replace(
+            times, **{name: getattr(times, name) / TOKENS for name in ("wall", "device", "best")}
+        )
     row["seconds"] = {name: asdict(times) for name, times in found.items()}
     row["tokens a second"] = case.B * case.T / min(times.wall for times in found.values())
     row["losses"] = [made.losses[0], made.losses[-1]] if made.losses else []

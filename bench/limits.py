@@ -1,9 +1,10 @@
 """Limits: the time that a pass takes at least on a card, from formulas and data sheets.
 
-With D = H an LSTM multiplies 16 T B H^2 forward and twice that backward, a GRU three quarters of it. Every step waits
-once for the other blocks, backward one and a half times as long. An mLSTM reads and writes its matrix memory at every
-step, in registers at best, so its arrays have to come from memory and go there. Peaks are those of the quickest card
-of a kind: a slower clock is slower than the limit.
+With D = H an LSTM multiplies 16 T B H^2 forward and twice that backward, a GRU three quarters of
+it. Every step waits once for the other blocks, backward one and a half times as long. An mLSTM
+reads and writes its matrix memory at every step, in registers at best, so its arrays have to come
+from memory and go there. Peaks are those of the quickest card of a kind: a slower clock is slower
+than the limit.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ def recurrent(layer: str, T: int, B: int, H: int) -> tuple[Work, Work]:
 def mlstm(B: int, N: int, T: int, K: int, V: int, size: int) -> tuple[Work, Work]:
     """Return the work of N heads with keys of K and values of V numbers of `size` bytes.
 
-    Forward each step adds k v^T to C and reads q C: 4 K V. Backward it does so for the gradients of C, q, k and v.
-    Forward reads q, k, v and two gates and writes h; backward reads them and dh, and writes the gradients.
+    Forward each step adds k v^T to C and reads q C: 4 K V. Backward it does so for the gradients of
+    C, q, k and v. Forward reads q, k, v and two gates and writes h; backward reads them and dh, and
+    writes the gradients.
     """
     heads = T * B * N
     forward = Work(heads * 4.0 * K * V, heads * size * (2.0 * K + 2 * V + 2))
@@ -72,7 +74,9 @@ def mlstm(B: int, N: int, T: int, K: int, V: int, size: int) -> tuple[Work, Work
 
 
 def language(weights: float, tokens: int, steps: int) -> tuple[Work, Work]:
-    """Return the work of a language model with so many weights in products, and steps in loops of its sLSTM layers."""
+    """Return the work of a language model with so many weights in products, and steps in loops of
+    its sLSTM layers.
+    """
     return Work(2.0 * weights * tokens, 0.0, steps), Work(4.0 * weights * tokens, 0.0, 1.5 * steps)
 
 
@@ -86,7 +90,9 @@ def way(H: int, device: Device) -> str:
     return "cluster" if H <= WIDEST and device.cluster else "grid"
 
 
-def rates(device: Device | None, precision: str, H: int, wait: float | None, moved: float | None) -> Rates | None:
+def rates(
+    device: Device | None, precision: str, H: int, wait: float | None, moved: float | None
+) -> Rates | None:
     """Return the rates of a card, or None where it is not known or has no such precision.
 
     Parameters
@@ -97,7 +103,8 @@ def rates(device: Device | None, precision: str, H: int, wait: float | None, mov
     H : int
         Units, which decide how blocks meet.
     wait : float or None
-        Seconds that blocks take for one another, measured, or else the estimate that paths are chosen by.
+        Seconds that blocks take for one another, measured, or else the estimate that paths are
+        chosen by.
     moved : float or None
         Bytes a second, measured.
     """

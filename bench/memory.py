@@ -1,4 +1,5 @@
-"""Peak memory of an LSTM forward + backward beyond weights, input and libraries, each in a process of its own.
+"""Peak memory of an LSTM forward + backward beyond weights, input and libraries, each in a process
+of its own.
 
 python -m bench.memory [--json FILE]
 """
@@ -27,14 +28,17 @@ def main() -> None:
     run.start("peak memory")
     for shape in (*SHAPES[2:], *LARGE):
         case = Case("lstm", *shape)
-        results, missing = {}, {}
+        results = {}
+        missing = {}
         for peer in ("xlstm", "torch"):
             if peer != "xlstm" and (reason := peers.calls(replace(case, T=2), (peer,))[1]):
                 missing |= reason
                 continue
             taken = peak_memory(prepare, peer, case)
             if taken is None:
-                print("this system does not say how much memory a process took at most: not measured")
+                print(
+                    "this system does not say how much memory a process took at most: not measured"
+                )
                 return
             results[peer] = {"median": taken}
         run.record("peak memory", str(case), results, "bytes", options.json, missing, asdict(case))

@@ -1,11 +1,13 @@
-"""The heads of an mLSTM, forward and backward, beside the published Triton kernels where they are installed.
+"""The heads of an mLSTM, forward and backward, beside the published Triton kernels where they are
+installed.
 
     python -m bench.mlstm [--seconds N] [--json FILE]
 
-Needs a CUDA machine with CuPy. The kernels come with `pip install mlstm_kernels einops torch triton`; where they are
-missing, a row says so. Their products of float32 are TF32, so they have no row in float32. Both sides have the same
-queries, keys, values and gates. The outputs and the gradients of values are compared: in the others the kernels leave
-out what comes through the denominator.
+Needs a CUDA machine with CuPy. The kernels come with `pip install mlstm_kernels einops torch
+triton`; where they are missing, a row says so. Their products of float32 are TF32, so they have no
+row in float32. Both sides have the same queries, keys, values and gates. The outputs and the
+gradients of values are compared: in the others the kernels leave out what comes through the
+denominator.
 """
 
 from __future__ import annotations
@@ -59,7 +61,12 @@ class Case:
 
 def cases() -> list[Case]:
     """All, those first that matter most."""
-    return [Case(*shape, name, train) for train in (True, False) for shape in SHAPES for name in PRECISIONS]
+    return [
+        Case(*shape, name, train)
+        for train in (True, False)
+        for shape in SHAPES
+        for name in PRECISIONS
+    ]
 
 
 def arrays(case: Case) -> dict[str, np.ndarray]:
@@ -71,7 +78,10 @@ def arrays(case: Case) -> dict[str, np.ndarray]:
 def _arrays(B: int, N: int, T: int, K: int, V: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     widths = {"q": (K,), "k": (K,), "v": (V,), "i": (), "f": (), "dh": (V,)}
-    found = {name: rng.standard_normal((B, N, T, *width), dtype=np.float32) for name, width in widths.items()}
+    found = {
+        name: rng.standard_normal((B, N, T, *width), dtype=np.float32)
+        for name, width in widths.items()
+    }
     found["f"] += FORGET
     return found
 
@@ -86,7 +96,8 @@ class Ours:
     """xlstm's heads."""
 
     def __init__(self, case: Case, given: dict[str, np.ndarray], be: Backend) -> None:
-        self.case, self.memory = case, Memory(case.N, case.K, case.V)
+        self.case = case
+        self.memory = Memory(case.N, case.K, case.V)
         self.given = {name: be.asarray(by_rows(a)) for name, a in given.items()}
         self.state = complete("bench", be.xp, "state", None, self.memory.states, case.B, self.given)
         self.span = Span(be.xp, Packing.of("bench", None, case.T, case.B), keep=case.train)
@@ -99,7 +110,9 @@ class Ours:
 
     def call(self) -> None:
         """Ask for the work."""
-        self.h, _, saved = self.memory.run(*(self.given[name] for name in INPUTS), self.state, self.span)
+        self.h, _, saved = self.memory.run(
+            *(self.given[name] for name in INPUTS), self.state, self.span
+        )
         if self.case.train:
             self.grads, _ = self.memory.run_bwd(saved, self.given["dh"], None, self.span)
 
@@ -126,7 +139,8 @@ class Published:
         there = module("mlstm_kernels.torch.chunkwise")
         if not hasattr(there, name := f"mlstm_chunkwise__{kernel}"):
             raise MissingError(f"mlstm_kernels has no {name}; it needs Triton")
-        self.case, self.kernel = case, getattr(there, name)
+        self.case = case
+        self.kernel = getattr(there, name)
         self.dtype = getattr(torch, PRECISIONS[case.precision])
         self.given = {name: torch.from_numpy(a).to(device, self.dtype) for name, a in given.items()}
         for name in INPUTS:
@@ -137,7 +151,9 @@ class Published:
         """Ask for the work."""
         for name in INPUTS:
             self.given[name].grad = None
-        self.h = self.kernel(*(self.given[name] for name in INPUTS), autocast_kernel_dtype=self.dtype)
+        self.h = self.kernel(
+            *(self.given[name] for name in INPUTS), autocast_kernel_dtype=self.dtype
+        )
         if self.case.train:
             self.h.backward(self.given["dh"])
 
@@ -147,11 +163,14 @@ class Published:
         return {name: by_rows(a.detach().float().cpu().numpy()) for name, a in found.items()}
 
 
-def measure(case: Case, clock: Clock, until: float = float("inf"), device: str = "cuda") -> dict[str, Any]:
+def measure(
+    case: Case, clock: Clock, until: float = float("inf"), device: str = "cuda"
+) -> dict[str, Any]:
     """The row of a case, fit for JSON: times by side, what is missing and why, and agreement."""
     given = arrays(case)
     ours = Ours(case, given, xlstm.backend("cupy", dtype=PRECISIONS[case.precision]))
-    row, sides = rows.head(case), {OURS: Side(ours.call, ours.around)}
+    row = rows.head(case)
+    sides = {OURS: Side(ours.call, ours.around)}
     with ours.around():
         ours.call()
     for kernel in KERNELS:
@@ -161,7 +180,9 @@ def measure(case: Case, clock: Clock, until: float = float("inf"), device: str =
             row["missing"][kernel] = str(reason)
         else:
             sides[kernel] = Side(call)
-            row["difference"] = max(row.get("difference", 0.0), rows.agreement(ours.results(), results))
+            row["difference"] = max(
+                row.get("difference", 0.0), rows.agreement(ours.results(), results)
+            )
     found = side_by_side(sides, clock, until=min(until, clock.now() + rows.LONGEST))
     row["seconds"] = {name: asdict(times) for name, times in found.items()}
     return row

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 CALLS = 3  # the first takes memory, later ones show what is given back and taken again
-STATUS, REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+REFS = Path("/proc/self/clear_refs")
 
 
 def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> int | None:
-    """Return the bytes that calls take at most, beyond what was taken before; None if the system keeps no account.
+    """Return the bytes that calls take at most, beyond what was taken before; None if the system
+    keeps no account.
 
-    `prepare`, a function of a module, is given the arguments in a process of its own. It prepares everything, runs
-    something small so that all is loaded and compiled, and returns the callable that is measured. Its errors are raised
-    here; a process that dies is a RuntimeError.
+    `prepare`, a function of a module, is given the arguments in a process of its own. It prepares
+    everything, runs something small so that all is loaded and compiled, and returns the callable
+    that is measured. Its errors are raised here; a process that dies is a RuntimeError.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_peak, prepare, arguments).result()

@@ -1,4 +1,6 @@
-"""The same work by other libraries, each optional: a builder gives a call, or says why there is none."""
+"""The same work by other libraries, each optional: a builder gives a call, or says why there is
+none.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class MissingError(Exception):
 
 def calls(case: Case, names: tuple[str, ...]) -> tuple[dict[str, Call], dict[str, str]]:
     """Calls of the peers that are there, and why the others are not."""
-    found, missing = {}, {}
+    found = {}
+    missing = {}
     for name in names:
         try:
             found[name] = PEERS[name](case)
@@ -78,12 +81,17 @@ def jax_call(case: Case) -> Call:
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     layer = case.layer_of()
     cell = layer.cells[""]
-    params = {name.removeprefix("0."): jnp.asarray(a) for name, a in layer.init(0, "numpy", case.dtype).items()}
+    params = {
+        name.removeprefix("0."): jnp.asarray(a)
+        for name, a in layer.init(0, "numpy", case.dtype).items()
+    }
     x, dy = (jnp.asarray(a) for a in case.arrays())
 
     def forward(params: dict[str, Any], x: Any) -> Any:
         H = case.H
-        Wx, Wh, b = (params[name].reshape(-1, H, *params[name].shape[1:]) for name in ("Wx", "Wh", "b"))
+        Wx, Wh, b = (
+            params[name].reshape(-1, H, *params[name].shape[1:]) for name in ("Wx", "Wh", "b")
+        )
         inputs = jnp.einsum("tbd,ghd->tgbh", x, Wx) + b[:, None]
 
         def step(state: tuple[Any, ...], zx: Any) -> tuple[tuple[Any, ...], Any]:
@@ -109,16 +117,22 @@ def keras_call(case: Case) -> Call:
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras = module("keras")
     if keras.backend.backend() != "jax":
-        raise MissingError(f"it runs on {keras.backend.backend()} here, KERAS_BACKEND=jax is needed")
+        raise MissingError(
+            f"it runs on {keras.backend.backend()} here, KERAS_BACKEND=jax is needed"
+        )
     if case.ragged or case.num_layers > 1:
         raise MissingError("written for one layer of full sequences")
     jnp = jax.numpy
     jax.config.update("jax_enable_x64", case.dtype == "float64")
-    kind = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}[case.layer]
+    kind = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}[
+        case.layer
+    ]
     layer = kind(case.H, return_sequences=True, dtype=case.dtype)
     x, dy = (jnp.asarray(a.swapaxes(0, 1)) for a in case.arrays())
     layer.build(x.shape)
-    weights, others = ([v.value for v in vs] for vs in (layer.trainable_variables, layer.non_trainable_variables))
+    weights, others = (
+        [v.value for v in vs] for vs in (layer.trainable_variables, layer.non_trainable_variables)
+    )
 
     def forward(weights: list[Any], x: Any) -> Any:
         return layer.stateless_call(weights, others, x)[0]

@@ -2,12 +2,14 @@
 
     python -m bench.published --peer FOLDER [--json FILE]
 
-Theirs has the import name of this project, so it runs in a process of its own, which waits while ours runs:
+Theirs has the import name of this project, so it runs in a process of its own, which waits while
+ours runs:
 
     pip install --target FOLDER --no-deps xlstm mlstm_kernels && pip install einops torch
 
-Cases are those that the package can run without a GPU: mLSTM's native chunkwise code (with the gradient that is written
-by hand there, and with autograd's), the vanilla sLSTM cell, and four blocks, one of them sLSTM, with AdamW.
+Cases are those that the package can run without a GPU: mLSTM's native chunkwise code (with the
+gradient that is written by hand there, and with autograd's), the vanilla sLSTM cell, and four
+blocks, one of them sLSTM, with AdamW.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
         layer = xlstm.sLSTM(4 * H, H, num_heads=N)
         recurrence = xlstm.sLSTMBlock(H, N).parts["cell"]
         params = recurrence.init(0, "numpy")
-        x, dy = rng.standard_normal((T, B, layer.input_size), dtype=np.float32), np.ones((T, B, H), np.float32)
+        x = rng.standard_normal((T, B, layer.input_size), dtype=np.float32)
+        dy = np.ones((T, B, H), np.float32)
 
         def call() -> None:
             _, _, saved = recurrence.forward(params, x)
@@ -79,13 +82,20 @@ def prepare(sizes: tuple[int, ...]) -> Callable[[], object]:
 def main() -> None:
     parser = run.parser(__doc__)
     parser.add_argument(
-        "--peer", type=Path, default=os.environ.get("XLSTM_BENCH_PEER"), help="where theirs is installed"
+        "--peer",
+        type=Path,
+        default=os.environ.get("XLSTM_BENCH_PEER"),
+        help="where theirs is installed",
     )
     options = parser.parse_args()
     run.start("beside the published packages")
-    missing, theirs = {}, None
+    missing = {}
+    theirs = None
     if options.peer is None:
-        missing = {"published": "--peer is not given; " + " ".join((__doc__ or "").split("\n\n")[3].split())}
+        missing = {
+            "published": "--peer is not given; "
+            + " ".join((__doc__ or "").split("\n\n")[3].split())
+        }
     else:
         theirs = Theirs("published_worker.py", Path(options.peer).resolve(), os.path.sep)
         theirs.ask("ready")
@@ -97,14 +107,29 @@ def main() -> None:
                 theirs.ask("make", kind, peer, sizes)
                 calls[peer] = functools.partial(theirs.ask, "run", kind, peer, sizes)
             name = f"{kind} {','.join(map(str, sizes))}"
-            run.finish("published", name, interleave(calls, options.rounds), options.json, missing, {"sizes": sizes})
+            run.finish(
+                "published",
+                name,
+                interleave(calls, options.rounds),
+                options.json,
+                missing,
+                {"sizes": sizes},
+            )
             if theirs is not None:
                 theirs.ask("forget")
     for T in LENGTHS:
         taken = peak_memory(prepare, (1, 4, T, 64))
         if taken is not None:
             results = {"xlstm": {"median": taken}}
-            run.record("published memory", f"mlstm 1,4,{T},64", results, "bytes", options.json, {}, {"T": T})
+            run.record(
+                "published memory",
+                f"mlstm 1,4,{T},64",
+                results,
+                "bytes",
+                options.json,
+                {},
+                {"T": T},
+            )
 
 
 if __name__ == "__main__":

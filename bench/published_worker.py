@@ -1,4 +1,5 @@
-"""The published xLSTM packages, run by `bench.published` in a process of their own: requests and answers, JSON lines.
+"""The published xLSTM packages, run by `bench.published` in a process of their own: requests and
+answers, JSON lines.
 
 It imports nothing of this project, whose import name is theirs.
 """
@@ -26,7 +27,10 @@ from xlstm import (  # type: ignore[attr-defined]  # noqa: E402
 def mlstm(peer, sizes):
     """Native chunkwise code."""
     B, N, T, K = sizes
-    kernels = {"by hand": "mlstm_chunkwise__native_custbw", "autograd": "mlstm_chunkwise__native_autograd"}
+    kernels = {
+        "by hand": "mlstm_chunkwise__native_custbw",
+        "autograd": "mlstm_chunkwise__native_autograd",
+    }
     kernel = getattr(fwbw, kernels[peer])
     q, k, v = (torch.randn(B, N, T, K, requires_grad=True) for _ in range(3))
     i, f = (torch.randn(B, N, T, requires_grad=True) for _ in range(2))
@@ -63,7 +67,8 @@ def stack(peer, sizes):
         slstm_at=[1],
         mlstm_block=mLSTMBlockConfig(mlstm=mLSTMLayerConfig(num_heads=4)),
         slstm_block=sLSTMBlockConfig(
-            slstm=sLSTMLayerConfig(num_heads=4, backend=peer), feedforward=FeedForwardConfig(proj_factor=1.3)
+            slstm=sLSTMLayerConfig(num_heads=4, backend=peer),
+            feedforward=FeedForwardConfig(proj_factor=1.3),
         ),
     )
     model = xLSTMLMModel(config)
@@ -81,7 +86,8 @@ def stack(peer, sizes):
 
 def main():
     torch.set_num_threads(int(sys.argv[2]))
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the packages print is no answer
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # what the packages print is no answer
     calls = {}
     for line in sys.stdin:
         what, *request = json.loads(line)

@@ -12,8 +12,10 @@ import json
 import statistics
 from pathlib import Path
 
-START, END = "<!-- bench -->\n", "<!-- /bench -->\n"
-ALONE, PRODUCTS = "xlstm, NumPy alone", "its products alone"
+START = "<!-- bench -->\n"
+END = "<!-- /bench -->\n"
+ALONE = "xlstm, NumPy alone"
+PRODUCTS = "its products alone"
 Line = dict
 
 
@@ -30,14 +32,20 @@ def benches(lines: list[Line]) -> list[str]:
 def ratio(line: Line, peer: str, mine: str = "xlstm") -> float | None:
     """Return the ratio of medians, or None where one is missing."""
     results = line["results"]
-    return results[mine]["median"] / results[peer]["median"] if {peer, mine} <= set(results) else None
+    return (
+        results[mine]["median"] / results[peer]["median"] if {peer, mine} <= set(results) else None
+    )
 
 
 def about(lines: list[Line]) -> str:
     """Machine and versions, in words."""
     machine = lines[0]["machine"]
     packages = machine["packages"]
-    names = [name for name in ("numpy", "numba", "torch", "jax", "keras", "onnxruntime") if name in packages]
+    names = [
+        name
+        for name in ("numpy", "numba", "torch", "jax", "keras", "onnxruntime")
+        if name in packages
+    ]
     variables = " ".join(f"{k}={v}" for k, v in machine["variables"].items()) or "none set"
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
@@ -61,7 +69,9 @@ def number(value: float | None) -> str:
 
 def peers_of(lines: list[Line]) -> list[str]:
     """Names of peers, those first that most is compared with."""
-    names = [name for line in lines for name in line["results"] if name not in ("xlstm", ALONE, PRODUCTS)]
+    names = [
+        name for line in lines for name in line["results"] if name not in ("xlstm", ALONE, PRODUCTS)
+    ]
     return sorted(dict.fromkeys(names), key=lambda name: -names.count(name))
 
 
@@ -71,7 +81,11 @@ def details(lines: list[Line]) -> str:
     scale, unit = (1e3, "ms") if lines[0]["unit"] == "seconds" else (1e-6, "MB")
     alone = bool(peers) and any(ALONE in line["results"] for line in lines)
     products = any(PRODUCTS in line["results"] for line in lines)
-    head = ["" if "published" in lines[0]["bench"] else "T,B,D,H", f"xlstm, {unit}", *(f"/ {peer}" for peer in peers)]
+    head = [
+        "" if "published" in lines[0]["bench"] else "T,B,D,H",
+        f"xlstm, {unit}",
+        *(f"/ {peer}" for peer in peers),
+    ]
     head += [f"NumPy alone / {peers[0]}" for _ in range(alone)] + [f"/ {PRODUCTS}"] * products
     rows = []
     for line in lines:
@@ -94,9 +108,14 @@ def summary(lines: list[Line]) -> str:
         for mine, peer in compared:
             found = [r for line in some if (r := ratio(line, peer, mine)) is not None]
             mean = statistics.geometric_mean(found) if found else None
-            cells.append(f"{mean:.2f} (at most {max(found):.2f})" if len(found) > 1 else number(mean))
+            cells.append(
+                f"{mean:.2f} (at most {max(found):.2f})" if len(found) > 1 else number(mean)
+            )
         rows.append(cells)
-    return table(["", *(f"{'NumPy alone ' if mine == ALONE else ''}/ {peer}" for mine, peer in compared)], rows)
+    return table(
+        ["", *(f"{'NumPy alone ' if mine == ALONE else ''}/ {peer}" for mine, peer in compared)],
+        rows,
+    )
 
 
 def text(lines: list[Line], paths: list[Path]) -> str:
@@ -104,12 +123,11 @@ def text(lines: list[Line], paths: list[Path]) -> str:
     files = ", ".join(path.as_posix() for path in paths)
     lstm = [line for line in lines if line["bench"] == "lstm forward + backward"]
     return (
-        f"LSTM forward + backward, median time of a call and its ratio to others' (below 1: xlstm is faster):\n\n"
-        f"{details(lstm)}\n"
-        f"{published(lines)}"
-        f"Everything measured, geometric mean of the ratios and the worst of them:\n\n"
-        f"{summary([line for line in lines if 'published' not in line['bench']])}\n"
-        f"The first table and this one were measured by `nox -s bench` ({files}): {about(lines)}.\n"
+        "LSTM forward + backward, median time of a call and its ratio to others' (below 1: xlstm"
+        f" is faster):\n\n{details(lstm)}\n{published(lines)}Everything measured, geometric mean of"
+        " the ratios and the worst of"
+        f" them:\n\n{summary([line for line in lines if 'published' not in line['bench']])}\nThe"
+        f" first table and this one were measured by `nox -s bench` ({files}): {about(lines)}.\n"
     )
 
 
@@ -119,9 +137,9 @@ def published(lines: list[Line]) -> str:
     if not some:
         return ""
     return (
-        "xLSTM forward + backward beside the published packages (`python -m bench.published`): mLSTM of B,heads,T,K, "
-        f"sLSTM of T,B,H,heads, and a training step of four blocks, B,T,D:\n\n{details(some)}\n"
-        f"This table was measured on {about(some)}.\n\n"
+        "xLSTM forward + backward beside the published packages (`python -m bench.published`):"
+        " mLSTM of B,heads,T,K, sLSTM of T,B,H,heads, and a training step of four blocks,"
+        f" B,T,D:\n\n{details(some)}\nThis table was measured on {about(some)}.\n\n"
     )
 
 
@@ -136,7 +154,9 @@ def insert(page: Path, block: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", type=Path, nargs="+", help="results, JSON lines")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()

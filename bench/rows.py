@@ -1,4 +1,5 @@
-"""Rows of a table: cases measured on a GPU one after the other, within a time, and kept in a file after each.
+"""Rows of a table: cases measured on a GPU one after the other, within a time, and kept in a file
+after each.
 
 A case is a frozen dataclass with a `precision`; its `str` is its name.
 """
@@ -26,8 +27,10 @@ from xlstm.arrays.backend import Backend
 from xlstm.cli.bench import home_of
 
 PRECISIONS = {"TF32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-OURS, OURS_CAPTURED = "xlstm", "xlstm captured"  # as it is called, and as a CUDA graph
-# Largest difference of a result to a peer's, relative to its largest value, beyond which something is wrong.
+OURS = "xlstm"
+OURS_CAPTURED = "xlstm captured"  # as it is called, and as a CUDA graph
+# Largest difference of a result to a peer's, relative to its largest value, beyond which something
+# is wrong.
 AGREE = {"fp32": 1e-3, "TF32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
 LONGEST = 4.0  # seconds of rounds of a case, beyond the first
 
@@ -35,12 +38,16 @@ Record = dict[str, Any]
 
 
 def card() -> Backend:
-    """Return CuPy on a card; raises BackendError where there is none, or where CuPy runs on the CPU."""
+    """Return CuPy on a card; raises BackendError where there is none, or where CuPy runs on the
+    CPU.
+    """
     return home_of("cupy", "float32")
 
 
 def keep(path: Path | None, record: Record) -> None:
-    """Write a record, if there is a path; a process that is stopped meanwhile leaves the one before."""
+    """Write a record, if there is a path; a process that is stopped meanwhile leaves the one
+    before.
+    """
     if path is None:
         return
     part = path.with_name(f"{path.name}.part")
@@ -64,7 +71,8 @@ def head(case: Any) -> Record:
 def agreement(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
     """The largest difference of a result, relative to the largest value of the peer's.
 
-    PyTorch's bias of the product of h has a gradient where xlstm's layer has no such bias, so zeros are left out.
+    PyTorch's bias of the product of h has a gradient where xlstm's layer has no such bias, so zeros
+    are left out.
     """
     worst = 0.0
     for name, a in ours.items():
@@ -76,7 +84,9 @@ def agreement(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> flo
 
 
 def agrees(row: Record) -> bool:
-    """Return whether both sides gave the same, but for rounding; so it is where there is no other side."""
+    """Return whether both sides gave the same, but for rounding; so it is where there is no other
+    side.
+    """
     return bool(row.get("difference", 0.0) <= AGREE[row["case"]["precision"]])
 
 
@@ -89,10 +99,11 @@ def run(
 ) -> Record:
     """Rows of the cases that fit so many seconds, and the names of those that do not.
 
-    A case is begun if one like the slowest so far would fit. One that fails is a row with its error; `done` gets the
-    record after every case.
+    A case is begun if one like the slowest so far would fit. One that fails is a row with its
+    error; `done` gets the record after every case.
     """
-    start, slowest = now(), 0.0
+    start = now()
+    slowest = 0.0
     record: Record = {"rows": [], "left out": [str(case) for case in todo]}
     for case in todo:
         begun = now()
@@ -114,7 +125,10 @@ def show(row: Record) -> str:
     """A row in a line."""
     if "error" in row:
         return f"  {row['name']:42s} failed: {row['error']}"
-    times = [f"{name} {t['wall'] * 1e3:.3g} ms (device {t['device'] * 1e3:.3g})" for name, t in row["seconds"].items()]
+    times = [
+        f"{name} {t['wall'] * 1e3:.3g} ms (device {t['device'] * 1e3:.3g})"
+        for name, t in row["seconds"].items()
+    ]
     path = f"{row['choice']['path']}: " if "choice" in row else ""
     difference = f"; difference {row['difference']:.1e}" if "difference" in row else ""
     return f"  {row['name']:42s} {path}{', '.join(times)}{difference}"
@@ -140,8 +154,12 @@ def main(
     needs : callable
         It raises MissingError for something that has to be there.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop; all cases by default")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="when to stop; all cases by default"
+    )
     parser.add_argument("--json", type=Path, help="write the record to this file, after every case")
     options = parser.parse_args()
     begun = time.monotonic()

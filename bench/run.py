@@ -19,7 +19,9 @@ from xlstm.engines.numba import jit
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Options of all benchmarks."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     found.add_argument("--json", type=Path, help="append results to this file, a line each")
     found.add_argument("--rounds", type=int, default=9, help="how often each is timed in turn")
     return found
@@ -32,7 +34,9 @@ def for_layers(description: str | None) -> argparse.ArgumentParser:
     return found
 
 
-def layers(bench: str, todo: Iterable[Case], options: argparse.Namespace, names: tuple[str, ...]) -> None:
+def layers(
+    bench: str, todo: Iterable[Case], options: argparse.Namespace, names: tuple[str, ...]
+) -> None:
     """Time xlstm beside the peers of these names, case by case."""
     start(bench)
     for case in todo:
@@ -42,7 +46,15 @@ def layers(bench: str, todo: Iterable[Case], options: argparse.Namespace, names:
             calls["xlstm, NumPy alone"] = cases.without_compiling(call)
         found, missing = peers.calls(case, names)
         calls |= found
-        finish(bench, str(case), interleave(calls, options.rounds), options.json, missing, asdict(case), case.dtype)
+        finish(
+            bench,
+            str(case),
+            interleave(calls, options.rounds),
+            options.json,
+            missing,
+            asdict(case),
+            case.dtype,
+        )
 
 
 def start(bench: str) -> None:
@@ -63,7 +75,16 @@ def finish(
     precision: str = "float32",
 ) -> None:
     """Print one case, append it to the file."""
-    record(bench, name, {k: asdict(t) for k, t in results.items()}, "seconds", path, missing, case, precision)
+    record(
+        bench,
+        name,
+        {k: asdict(t) for k, t in results.items()},
+        "seconds",
+        path,
+        missing,
+        case,
+        precision,
+    )
 
 
 def record(
@@ -80,7 +101,8 @@ def record(
     scale, short = {"seconds": (1e3, "ms"), "bytes": (1e-6, "MB")}[unit]
     mine = results["xlstm"]["median"]
     cells = [
-        f"{peer} {r['median'] * scale:.4g} {short}" + ("" if peer == "xlstm" else f" ({mine / r['median']:.2f})")
+        f"{peer} {r['median'] * scale:.4g} {short}"
+        + ("" if peer == "xlstm" else f" ({mine / r['median']:.2f})")
         for peer, r in results.items()
     ]
     print(f"  {name:52s} {'   '.join(cells)}", flush=True)

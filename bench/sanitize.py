@@ -3,9 +3,10 @@
     python -m bench.sanitize [--tools memcheck racecheck] [--paths grid cluster] [--widths 5 130]
                              [--seconds N] [--output FOLDER]
 
-Needs a CUDA machine and compute-sanitizer, which comes with the CUDA toolkit, on PATH or in CUDA_HOME. Runs
-`bench.sanitized` under each tool and sums up what was found. All paths and several widths take long, since every access
-is checked: `--paths` and `--widths` select some. Exit status: 0 nothing, 1 findings, 2 a tool did not run to its end.
+Needs a CUDA machine and compute-sanitizer, which comes with the CUDA toolkit, on PATH or in
+CUDA_HOME. Runs `bench.sanitized` under each tool and sums up what was found. All paths and several
+widths take long, since every access is checked: `--paths` and `--widths` select some. Exit status:
+0 nothing, 1 findings, 2 a tool did not run to its end.
 """
 
 from __future__ import annotations
@@ -56,15 +57,18 @@ def find() -> str:
     FileNotFoundError
         It is in none of the places.
     """
-    places = [Path(os.environ[name]) for name in HOMES if os.environ.get(name)] + [Path("/usr/local/cuda")]
+    places = [Path(os.environ[name]) for name in HOMES if os.environ.get(name)] + [
+        Path("/usr/local/cuda")
+    ]
     found = shutil.which(PROGRAM)
     for place in places:
         for folder in (place / "bin", place / PROGRAM, place / "extras" / PROGRAM):
             found = found or shutil.which(PROGRAM, path=str(folder))
     if found is None:
         raise FileNotFoundError(
-            f"{PROGRAM} is neither on PATH nor in {', '.join(str(p) for p in places)}; it comes with the CUDA toolkit "
-            "(apt: cuda-sanitizer, conda: cuda-sanitizer-api); CUDA_HOME says where that is"
+            f"{PROGRAM} is neither on PATH nor in {', '.join(str(p) for p in places)}; it comes"
+            " with the CUDA toolkit (apt: cuda-sanitizer, conda: cuda-sanitizer-api); CUDA_HOME"
+            " says where that is"
         )
     return found
 
@@ -94,12 +98,24 @@ def understand(tool: str, code: int, text: str) -> Report:
     return Report(tool, errors, dict(kernels), ran[0])
 
 
-def run(program: str, tool: str, selected: list[str], seconds: float, folder: Path | None) -> Report:
+def run(
+    program: str, tool: str, selected: list[str], seconds: float, folder: Path | None
+) -> Report:
     """One tool over the layers that these options of `bench.sanitized` select."""
-    words = [program, "--tool", tool, "--error-exitcode", str(FINDINGS), "--target-processes", "all"]
+    words = [
+        program,
+        "--tool",
+        tool,
+        "--error-exitcode",
+        str(FINDINGS),
+        "--target-processes",
+        "all",
+    ]
     words += [sys.executable, "-m", "bench.sanitized", *selected]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, timeout=seconds)
+        done = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", check=False, timeout=seconds
+        )
     except subprocess.TimeoutExpired:
         return Report(tool, None, {}, f"stopped after {seconds:.0f} s")
     text = done.stdout + done.stderr
@@ -113,7 +129,9 @@ def run(program: str, tool: str, selected: list[str], seconds: float, folder: Pa
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=["memcheck", "racecheck"])
     sanitized.selecting(parser)
     parser.add_argument("--seconds", type=float, default=1800, help="of each tool")
@@ -125,9 +143,14 @@ def main() -> int:
     except (FileNotFoundError, xlstm.BackendError) as reason:
         raise SystemExit(f"sanitize: {reason}") from None
     print(f"{program} on {be}", flush=True)
-    reports, widths = [], ["--widths", *map(str, options.widths)] if options.widths else []
+    reports = []
+    widths = ["--widths", *map(str, options.widths)] if options.widths else []
     for tool in options.tools:
-        reports.append(run(program, tool, ["--paths", *options.paths, *widths], options.seconds, options.output))
+        reports.append(
+            run(
+                program, tool, ["--paths", *options.paths, *widths], options.seconds, options.output
+            )
+        )
         print(reports[-1], flush=True)
     return max(report.status for report in reports)
 

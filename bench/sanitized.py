@@ -20,7 +20,8 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
 from xlstm.engines import cuda
 
-T, D = 4, 3
+T = 4
+D = 3
 WIDTHS = (5, 40, 130)  # less than a tile, several blocks, and more with units left over
 HEADED = (16, 40)  # of an mLSTM
 B = 9  # a tile of columns and one more
@@ -28,8 +29,18 @@ LENGTHS = [4, 2, 0, 4, 1, 4, 3, 1, 1]
 WAYS = {  # of each path: precisions and dtypes
     "pointwise": (("float32", "float32"), ("float32", "float16")),
     "plain": (("float32", "float64"), ("float32", "float32")),
-    "grid": (("float32", "float32"), ("tf32", "float32"), ("float32", "float16"), ("float32", "bfloat16")),
-    "cluster": (("float32", "float32"), ("tf32", "float32"), ("float32", "float16"), ("float32", "bfloat16")),
+    "grid": (
+        ("float32", "float32"),
+        ("tf32", "float32"),
+        ("float32", "float16"),
+        ("float32", "bfloat16"),
+    ),
+    "cluster": (
+        ("float32", "float32"),
+        ("tf32", "float32"),
+        ("float32", "float16"),
+        ("float32", "bfloat16"),
+    ),
 }
 
 MLSTM = "mlstm"  # which has paths of its own
@@ -59,7 +70,9 @@ def work(layer: Any, be: Backend, lengths: list[int] | None) -> None:
     be.synchronize()
 
 
-def run(home: Backend, paths: Sequence[str] = PATHS, widths: Sequence[int] | None = None) -> Iterator[str]:
+def run(
+    home: Backend, paths: Sequence[str] = PATHS, widths: Sequence[int] | None = None
+) -> Iterator[str]:
     """The name of each thing that ran, or of what cannot and why.
 
     Parameters
@@ -73,13 +86,17 @@ def run(home: Backend, paths: Sequence[str] = PATHS, widths: Sequence[int] | Non
             be = Backend(home.name, home.xp, home.device, dtype)
             for H in widths or WIDTHS:
                 for name, layer in layers(H).items():
-                    what = f"{name}, H={H}, {path}, {dtype}{' as TF32' if precision == 'tf32' else ''}"
+                    what = (
+                        f"{name}, H={H}, {path}, {dtype}{' as TF32' if precision == 'tf32' else ''}"
+                    )
                     try:
                         with cuda.use(path, precision):
                             for lengths in (None, LENGTHS):
                                 work(layer, be, lengths)
                     except (ValueError, BackendError) as reason:
-                        if isinstance(reason, ValueError) and "was asked for, but" not in str(reason):
+                        if isinstance(reason, ValueError) and "was asked for, but" not in str(
+                            reason
+                        ):
                             raise
                         yield f"not possible: {what}: {reason}"
                     else:
@@ -94,8 +111,16 @@ def run(home: Backend, paths: Sequence[str] = PATHS, widths: Sequence[int] | Non
 
 def selecting(parser: argparse.ArgumentParser) -> None:
     """Add the options that select what runs."""
-    parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS), help="all by default")
-    parser.add_argument("--widths", nargs="+", type=units, metavar="H", help="units of the layers, by default several")
+    parser.add_argument(
+        "--paths", nargs="+", choices=PATHS, default=list(PATHS), help="all by default"
+    )
+    parser.add_argument(
+        "--widths",
+        nargs="+",
+        type=units,
+        metavar="H",
+        help="units of the layers, by default several",
+    )
 
 
 def units(text: str) -> int:
@@ -106,7 +131,9 @@ def units(text: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     selecting(parser)
     options = parser.parse_args()
     try:

@@ -15,7 +15,10 @@ from xlstm.arrays import cores
 from xlstm.cli.bench import interleave
 from xlstm.engines.numba import jit
 
-B, D, H, REPEAT = 1, 64, 64, 50
+B = 1
+D = 64
+H = 64
+REPEAT = 50
 
 
 def ours():
@@ -30,7 +33,9 @@ def theirs(gradient: bool):
     torch = module("torch")
     torch.set_num_threads(cores.threads())
     cell = torch.nn.LSTMCell(D, H)
-    x, h, c = torch.randn(B, D), torch.zeros(B, H), torch.zeros(B, H)
+    x = torch.randn(B, D)
+    h = torch.zeros(B, H)
+    c = torch.zeros(B, H)
 
     def step():
         with torch.inference_mode(not gradient):
@@ -53,7 +58,8 @@ def main() -> None:
     options = run.parser(__doc__).parse_args()
     run.start("one step")
     mine = repeated(ours())
-    calls, missing = {"xlstm": mine}, {}
+    calls = {"xlstm": mine}
+    missing = {}
     if jit.enabled():
         calls["xlstm, NumPy alone"] = without_compiling(mine)
     try:

@@ -1,11 +1,13 @@
-"""Abilities of each cell: parity, modular arithmetic and associative recall, as in the xLSTM paper (Beck et al. 2024).
+"""Abilities of each cell: parity, modular arithmetic and associative recall, as in the xLSTM paper
+(Beck et al. 2024).
 
     python -m bench.tasks [--only TASK ...] [--models MODEL ...] [--seed 0] [--json FILE]
 
-Two layers of LSTM, or two blocks: sLSTM, mLSTM, and mLSTM below sLSTM ("mixed"). Parity and arithmetic are trained on
-lengths 3 to 40 and tested up to 256; targets are the answers after every prefix, which trains sooner than the last
-one alone. Arithmetic begins with short sequences, and longer ones come in step by step. Recall is trained with 4
-queries of each key and tested with one. Every model sees the same batches; training ends early once a task is solved.
+Two layers of LSTM, or two blocks: sLSTM, mLSTM, and mLSTM below sLSTM ("mixed"). Parity and
+arithmetic are trained on lengths 3 to 40 and tested up to 256; targets are the answers after every
+prefix, which trains sooner than the last one alone. Arithmetic begins with short sequences, and
+longer ones come in step by step. Recall is trained with 4 queries of each key and tested with one.
+Every model sees the same batches; training ends early once a task is solved.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from xlstm.cli import info
 from xlstm.training import optimizers
 
 MODELS = ("LSTM", "sLSTM", "mLSTM", "mixed")
-SOLVED, CHECKS = 0.999, 3  # accuracy at trained lengths, so many checks in a row
+SOLVED = 0.999
+CHECKS = 3  # accuracy at trained lengths, so many checks in a row
 TRAINING, VALIDATION, TEST = range(3)  # streams of a seed
 CHUNK = 128  # sequences tested at once, which bounds memory
 
@@ -88,8 +91,8 @@ def train(
 ) -> tuple[xlstm.xLSTMLanguageModel, Params, dict[str, Any]]:
     """Train until solved, or for all steps.
 
-    `xlstm.training.train` stops when a validation loss no longer falls; here accuracy decides, amid a schedule of
-    lengths, so the loop is written out.
+    `xlstm.training.train` stops when a validation loss no longer falls; here accuracy decides, amid
+    a schedule of lengths, so the loop is written out.
 
     Raises
     ------
@@ -105,28 +108,43 @@ def train(
     optimizer = optimizers.adamw(schedule, weight_decay=recipe.weight_decay)
     state = optimizer.init(params)
     rng = np.random.default_rng((seed, TRAINING))
-    start, losses, solved = time.perf_counter(), [], 0
+    start = time.perf_counter()
+    losses = []
+    solved = 0
     for step in range(1, recipe.steps + 1):
         batch = task.batch(rng, recipe.batch_size, limit_at(step, task, recipe))
-        logits, _, saved = model.forward(params, backend.asarray(batch.x), train=True, lengths=batch.lengths)
-        loss, dlogits = model.loss(logits, backend.asarray(batch.target), backend.asarray(batch.mask))
+        logits, _, saved = model.forward(
+            params, backend.asarray(batch.x), train=True, lengths=batch.lengths
+        )
+        loss, dlogits = model.loss(
+            logits, backend.asarray(batch.target), backend.asarray(batch.mask)
+        )
         grads, _, _ = model.backward(params, saved, dlogits)
         norm = optimizers.global_norm(grads)
         losses.append(float(loss))
         if not (math.isfinite(losses[-1]) and math.isfinite(float(norm))):
             raise FloatingPointError(
-                f"{task.name}, {name}: step {step}: loss is {losses[-1]:g}, norm of the gradient {float(norm):g}"
+                f"{task.name}, {name}: step {step}: loss is {losses[-1]:g}, norm of the gradient"
+                f" {float(norm):g}"
             )
-        params, state = optimizer.update(params, optimizers.clip_global_norm(grads, recipe.clip, norm), state)
+        params, state = optimizer.update(
+            params, optimizers.clip_global_norm(grads, recipe.clip, norm), state
+        )
         if step % recipe.check == 0:
-            right, count = tested(model, params, task, task.longest, recipe.sequences, (seed, VALIDATION), backend)
+            right, count = tested(
+                model, params, task, task.longest, recipe.sequences, (seed, VALIDATION), backend
+            )
             accuracy = float(right.sum() / count.sum())
             solved = solved + 1 if accuracy >= SOLVED else 0
         if solved == CHECKS:
             break
     seconds = time.perf_counter() - start
     recent = float(np.mean(losses[-recipe.check :]))
-    return model, params, {"steps": step, "seconds": seconds, "ended early": solved == CHECKS, "loss": recent}
+    return (
+        model,
+        params,
+        {"steps": step, "seconds": seconds, "ended early": solved == CHECKS, "loss": recent},
+    )
 
 
 def tested(
@@ -138,9 +156,13 @@ def tested(
     seed: tuple[int, ...],
     backend: Backend,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Right answers and all answers after each prefix, from the shortest sequence on: (T - shortest + 1,) each."""
-    rng, first = np.random.default_rng(seed), task.shortest - 1 if task.prefixes else 0
-    right, count = np.zeros(T, dtype=int), np.zeros(T, dtype=int)
+    """Right answers and all answers after each prefix, from the shortest sequence on: (T - shortest
+    + 1,) each.
+    """
+    rng = np.random.default_rng(seed)
+    first = task.shortest - 1 if task.prefixes else 0
+    right = np.zeros(T, dtype=int)
+    count = np.zeros(T, dtype=int)
     for begin in range(0, sequences, CHUNK):
         x, y, mask = task.draw_test(rng, min(CHUNK, sequences - begin), T)
         logits, _, _ = model.forward(params, backend.asarray(x), train=False)
@@ -150,37 +172,61 @@ def tested(
 
 
 def by_length(
-    model: xlstm.xLSTMLanguageModel, params: Params, task: Task, sequences: int, seed: int, backend: Backend
+    model: xlstm.xLSTMLanguageModel,
+    params: Params,
+    task: Task,
+    sequences: int,
+    seed: int,
+    backend: Backend,
 ) -> dict[int, float]:
     """Accuracy at every length tested."""
     found: dict[int, float] = {}
     for T in task.tests:
         right, count = tested(model, params, task, T, sequences, (seed, TEST), backend)
         if task.prefixes:
-            found |= {task.shortest + k: float(right[k] / count[k]) for k in np.flatnonzero(count).tolist()}
+            found |= {
+                task.shortest + k: float(right[k] / count[k])
+                for k in np.flatnonzero(count).tolist()
+            }
         else:
             found[T] = float(right.sum() / count.sum())
     return found
 
 
 def summary(lengths: dict[int, float], task: Task) -> dict[str, float]:
-    """Mean accuracy at trained lengths and at longer ones, and these scaled: 0 for guessing, 1 for all right."""
-    known = float(np.mean([accuracy for length, accuracy in lengths.items() if length <= task.longest]))
-    longer = float(np.mean([accuracy for length, accuracy in lengths.items() if length > task.longest]))
+    """Mean accuracy at trained lengths and at longer ones, and these scaled: 0 for guessing, 1 for
+    all right.
+    """
+    known = float(
+        np.mean([accuracy for length, accuracy in lengths.items() if length <= task.longest])
+    )
+    longer = float(
+        np.mean([accuracy for length, accuracy in lengths.items() if length > task.longest])
+    )
     scaled = [(a - task.chance) / (1 - task.chance) for a in (known, longer)]
-    return {"trained": known, "longer": longer, "trained, scaled": scaled[0], "longer, scaled": scaled[1]}
+    return {
+        "trained": known,
+        "longer": longer,
+        "trained, scaled": scaled[0],
+        "longer, scaled": scaled[1],
+    }
 
 
 def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend) -> dict[str, Any]:
     """Train and test one model."""
     model, params, how = train(name, task, recipe, seed, backend)
     lengths = by_length(model, params, task, recipe.sequences, seed, backend)
-    results = summary(lengths, task) | how | {"by length": {str(T): round(a, 4) for T, a in lengths.items()}}
+    results = (
+        summary(lengths, task)
+        | how
+        | {"by length": {str(T): round(a, 4) for T, a in lengths.items()}}
+    )
     sizes = {"model": repr(model), "parameters": sum(math.prod(p.shape) for p in params.values())}
     print(
-        f"{task.name}, {name}: accuracy {results['trained']:.4f} at trained lengths, {results['longer']:.4f} at longer "
-        f"ones ({results['longer, scaled']:.3f} scaled); {how['steps']} steps"
-        f"{', ended early' if how['ended early'] else ''}, {how['seconds']:.0f} s",
+        f"{task.name}, {name}: accuracy {results['trained']:.4f} at trained lengths,"
+        f" {results['longer']:.4f} at longer ones ({results['longer, scaled']:.3f} scaled);"
+        f" {how['steps']} steps{', ended early' if how['ended early'] else ''},"
+        f" {how['seconds']:.0f} s",
         flush=True,
     )
     return {
@@ -188,7 +234,14 @@ def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend) 
         "name": f"{task.name} {name}",
         "task": task.name,
         "model": name,
-        "case": asdict(recipe) | sizes | {"chance": task.chance, "trained lengths": [task.shortest, task.longest]},
+        "case": (
+            asdict(recipe)
+            | sizes
+            | {
+                "chance": task.chance,
+                "trained lengths": [task.shortest, task.longest],
+            }
+        ),
         "seed": seed,
         "precision": backend.dtype,
         "results": results,
@@ -196,9 +249,15 @@ def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="tasks, all by default")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="all by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="tasks, all by default"
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="all by default"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="numpy", choices=["numpy", "cupy"])
     parser.add_argument("--json", type=Path, help="append results to this file, a line each")
@@ -208,7 +267,9 @@ def main() -> None:
     start = time.perf_counter()
     for task in options.only:
         for name in options.models:
-            line = measure(name, TASKS[task], RECIPES[task], options.seed, backend) | {"machine": about}
+            line = measure(name, TASKS[task], RECIPES[task], options.seed, backend) | {
+                "machine": about
+            }
             if options.json:
                 with options.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")

@@ -1,4 +1,6 @@
-"""Sequences of the formal-language tasks, drawn and solved in NumPy: parity, modular arithmetic, associative recall."""
+"""Sequences of the formal-language tasks, drawn and solved in NumPy: parity, modular arithmetic,
+associative recall.
+"""
 
 from __future__ import annotations
 
@@ -19,53 +21,70 @@ Draw = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray, n
 
 
 def parity(rng: np.random.Generator, B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bits (T, B); after each, whether the number of ones so far is odd; and that every answer counts."""
+    """Bits (T, B); after each, whether the number of ones so far is odd; and that every answer
+    counts.
+    """
     x = rng.integers(0, 2, (T, B))
     return x, np.cumsum(x, axis=0) % 2, np.ones((T, B), dtype=bool)
 
 
-def arithmetic(rng: np.random.Generator, B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Digits with + - * between them (T, B); after each digit the value so far modulo 5; and where digits are.
+def arithmetic(
+    rng: np.random.Generator, B: int, T: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Digits with + - * between them (T, B); after each digit the value so far modulo 5; and where
+    digits are.
 
     Products come before sums, as in Deletang et al. 2023, "modular arithmetic (simple)".
     """
     x = rng.integers(0, MODULUS, (T, B))
     x[1::2] = rng.integers(PLUS, TIMES + 1, x[1::2].shape)
     y = np.zeros_like(x)
-    total, term = np.zeros(B, dtype=x.dtype), x[0]  # terms that are over, and the one that a product may yet extend
+    total = np.zeros(B, dtype=x.dtype)
+    term = x[0]  # terms that are over, and the one that a product may yet extend
     y[0] = term
     for t in range(2, T, 2):
         operator, digit = x[t - 1], x[t]
         total = np.where(operator == TIMES, total, total + term)
-        term = np.where(operator == TIMES, term * digit, np.where(operator == PLUS, digit, -digit)) % MODULUS
+        term = (
+            np.where(operator == TIMES, term * digit, np.where(operator == PLUS, digit, -digit))
+            % MODULUS
+        )
         y[t] = (total + term) % MODULUS
     mask = np.zeros((T, B), dtype=bool)
     mask[::2] = True
     return x, y, mask
 
 
-def recall(rng: np.random.Generator, B: int, T: int, repeats: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """4 keys, each followed by its value, then queries of the keys among other tokens (T, B); the values; and where.
+def recall(
+    rng: np.random.Generator, B: int, T: int, repeats: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """4 keys, each followed by its value, then queries of the keys among other tokens (T, B); the
+    values; and where.
 
-    Multi-query associative recall of Arora et al. 2023, Zoology. Every key is asked `repeats` times, at random places;
-    between queries are random tokens that are none of the keys.
+    Multi-query associative recall of Arora et al. 2023, Zoology. Every key is asked `repeats`
+    times, at random places; between queries are random tokens that are none of the keys.
     """
-    order, rows = rng.permuted(np.tile(np.arange(KEYS), (B, 1)), axis=1), np.arange(B)[:, None]
+    order = rng.permuted(np.tile(np.arange(KEYS), (B, 1)), axis=1)
+    rows = np.arange(B)[:, None]
     keys, others = order[:, :PAIRS], order[:, PAIRS:]
     values = KEYS + rng.permuted(np.tile(np.arange(KEYS), (B, 1)), axis=1)[:, :PAIRS]
     fillers = np.concatenate((others, np.tile(np.arange(KEYS, 2 * KEYS), (B, 1))), axis=1)
     x = fillers[rows, rng.integers(0, fillers.shape[1], (B, T))]
     start = 2 * PAIRS
-    x[:, 0:start:2], x[:, 1:start:2] = keys, values
+    x[:, 0:start:2] = keys
+    x[:, 1:start:2] = values
     places = rng.permuted(np.tile(np.arange(start, T), (B, 1)), axis=1)[:, : PAIRS * repeats]
-    y, mask = np.zeros_like(x), np.zeros(x.shape, dtype=bool)
+    y = np.zeros_like(x)
+    mask = np.zeros(x.shape, dtype=bool)
     x[rows, places] = np.tile(keys, repeats)
     y[rows, places] = np.tile(values, repeats)
     mask[rows, places] = True
     return x.T.copy(), y.T.copy(), mask.T.copy()
 
 
-def recall_often(rng: np.random.Generator, B: int, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def recall_often(
+    rng: np.random.Generator, B: int, T: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`recall` with more queries of each key: more to learn from in a sequence."""
     return recall(rng, B, T, REPEATS)
 
@@ -74,8 +93,9 @@ def recall_often(rng: np.random.Generator, B: int, T: int) -> tuple[np.ndarray, 
 class Task:
     """A task: how it is drawn, and of what lengths.
 
-    Where `prefixes`, an answer is known after every prefix of a sequence that is one itself, so that a test of the
-    longest sequence tests all lengths; elsewhere each length is tested by sequences of its own.
+    Where `prefixes`, an answer is known after every prefix of a sequence that is one itself, so
+    that a test of the longest sequence tests all lengths; elsewhere each length is tested by
+    sequences of its own.
     """
 
     name: str
@@ -99,6 +119,10 @@ class Task:
 
 TASKS = {
     "parity": Task("parity", 2, 1 / 2, parity, parity, 3, 40, (256,), True),
-    "arithmetic": Task("arithmetic", MODULUS + 3, 1 / MODULUS, arithmetic, arithmetic, 3, 40, (256,), True),
-    "recall": Task("recall", 2 * KEYS, 1 / KEYS, recall_often, recall, 64, 64, (64, 128, 256), False),
+    "arithmetic": Task(
+        "arithmetic", MODULUS + 3, 1 / MODULUS, arithmetic, arithmetic, 3, 40, (256,), True
+    ),
+    "recall": Task(
+        "recall", 2 * KEYS, 1 / KEYS, recall_often, recall, 64, 64, (64, 128, 256), False
+    ),
 }

@@ -1,17 +1,21 @@
-"""Forecasts of TiRex-1 and TiRex-2 at their published sizes beside the published packages, on the CPU.
+"""Forecasts of TiRex-1 and TiRex-2 at their published sizes beside the published packages, on the
+CPU.
 
-    python -m bench.tirex --peer FOLDER [--threads 1] [--series 1 64] [--rounds N] [--compiled] [--json FILE]
+    python -m bench.tirex --peer FOLDER [--threads 1] [--series 1 64] [--rounds N] [--compiled]
+    [--json FILE]
 
 The packages go to a folder of their own; they need PyTorch, and a C++ compiler for `--compiled`:
 
-    pip install --target FOLDER --no-deps tirex-ts==1.4.2 tirex-2==0.4.0 flashrnn==1.0.8 mlstm_kernels==2.0.6
-    pip install torch numpy huggingface-hub scikit-learn safetensors narwhals pyyaml einops
+    pip install --target FOLDER --no-deps tirex-ts==1.4.2 tirex-2==0.4.0 flashrnn==1.0.8
+    mlstm_kernels==2.0.6 pip install torch numpy huggingface-hub scikit-learn safetensors narwhals
+    pyyaml einops
 
-Checkpoints with random weights of the published sizes are made in a temporary folder, and both sides read the same.
-Each case is a whole forecast from series of 2048 values, in float32: TiRex-1 of 32 steps, TiRex-2 of 320 steps, of one
-series and of 64. Then come the memory that 64 series take beyond one, the peak of the whole process, and the time to
-import and to load. The packages run in a process of their own, which waits while ours runs. Times of processors are
-beside those of the clock, for machines that have other work; with `--threads 1` they are those of one core.
+Checkpoints with random weights of the published sizes are made in a temporary folder, and both
+sides read the same. Each case is a whole forecast from series of 2048 values, in float32: TiRex-1
+of 32 steps, TiRex-2 of 320 steps, of one series and of 64. Then come the memory that 64 series take
+beyond one, the peak of the whole process, and the time to import and to load. The packages run in a
+process of their own, which waits while ours runs. Times of processors are beside those of the
+clock, for machines that have other work; with `--threads 1` they are those of one core.
 """
 
 from __future__ import annotations
@@ -45,20 +49,30 @@ AGREE = 2e-2  # of a row's largest value: TiRex-1's package rounds to bfloat16 i
 
 
 def checkpoints(folder: Path, series: Sequence[int]) -> None:
-    """Write random checkpoints and series. The package of TiRex-1 loads a checkpoint that PyTorch wrote."""
+    """Write random checkpoints and series. The package of TiRex-1 loads a checkpoint that PyTorch
+    wrote.
+    """
     import torch
     from safetensors.torch import load_file
 
-    first, second = TiRex(512, 12), TiRex2(512, RECIPE)
+    first = TiRex(512, 12)
+    second = TiRex2(512, RECIPE)
     rng = np.random.default_rng(0)
     there = folder / "first" / "TiRex"
     tirex.save(there, first, first.init(0, "numpy"))
-    config, arrays = json.loads((there / "config.json").read_text()), load_file(there / "model.safetensors")
-    state = {name if "_patch_embedding." in name else f"block_stack.{name}": a for name, a in arrays.items()}
+    config = json.loads((there / "config.json").read_text())
+    arrays = load_file(there / "model.safetensors")
+    state = {
+        name if "_patch_embedding." in name else f"block_stack.{name}": a
+        for name, a in arrays.items()
+    }
     torch.save({"hyper_parameters": config, "state_dict": state}, there / "model.ckpt")
     tirex.save(folder / "second", second, second.init(0, "numpy"))
     for rows in series:
-        np.save(folder / f"series{rows}.npy", np.cumsum(rng.standard_normal((rows, CONTEXT), np.float32), axis=1))
+        np.save(
+            folder / f"series{rows}.npy",
+            np.cumsum(rng.standard_normal((rows, CONTEXT), np.float32), axis=1),
+        )
 
 
 def path_of(folder: Path, model: str) -> Path:
@@ -74,7 +88,9 @@ def ours(folder: Path, model: str, rows: int) -> Callable[[], Any]:
 
 
 def memory(folder: str, model: str, rows: int) -> None:
-    """Print the bytes that a forecast takes beyond one of a single series, and the peak of this process."""
+    """Print the bytes that a forecast takes beyond one of a single series, and the peak of this
+    process.
+    """
     network, params = tirex.load(path_of(Path(folder), model), backend="numpy")
     series = np.load(Path(folder) / f"series{rows}.npy")
     network.forecast(params, series[:1], HORIZONS[model])
@@ -94,26 +110,40 @@ def processor(call: Callable[[], Any], rounds: int) -> Timing:
 
 
 def loading(peer: Path | None, folder: Path, model: str) -> dict[str, Callable[[], object]]:
-    """New processes that import and load; both sides have their bytecode, as installed packages do."""
-    mine = f"from xlstm.interop import tirex; tirex.load({str(path_of(folder, model))!r}, backend='numpy')"
+    """New processes that import and load; both sides have their bytecode, as installed packages
+    do.
+    """
+    mine = (
+        f"from xlstm.interop import tirex; tirex.load({str(path_of(folder, model))!r},"
+        " backend='numpy')"
+    )
     package, more = ("tirex2", "") if model == "tirex2" else ("tirex", ", backend='torch'")
     place = str(path_of(folder, model).relative_to(folder))
     theirs = f"import {package}; {package}.load_model({place!r}, device='cpu'{more})"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    calls: dict[str, Callable[[], object]] = {"xlstm": functools.partial(_python, mine, None, environment)}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
+    calls: dict[str, Callable[[], object]] = {
+        "xlstm": functools.partial(_python, mine, None, environment)
+    }
     if peer is not None:
-        calls["package"] = functools.partial(_python, theirs, folder, {**environment, "PYTHONPATH": str(peer)})
+        calls["package"] = functools.partial(
+            _python, theirs, folder, {**environment, "PYTHONPATH": str(peer)}
+        )
     return calls
 
 
 def _python(code: str, folder: Path | None, environment: dict[str, str]) -> str:
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, check=True, cwd=folder, env=environment, capture_output=True, text=True
+    ).stdout
 
 
 def agree(name: str, mine: Any, theirs: Any) -> None:
     """Stop where the forecasts are not the same: then their times say nothing."""
-    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    mine = np.asarray(mine, np.float64)
+    theirs = np.asarray(theirs, np.float64)
     far = np.max(np.abs(mine - theirs), axis=(1, 2)) / np.max(np.abs(theirs), axis=(1, 2))
     print(f"  {name}: forecasts differ by at most {np.max(far):.1e} of a row's largest value")
     if not np.all(far <= AGREE):
@@ -123,11 +153,18 @@ def agree(name: str, mine: Any, theirs: Any) -> None:
 def main() -> None:
     parser = run.parser(__doc__)
     parser.add_argument(
-        "--peer", type=Path, default=os.environ.get("XLSTM_BENCH_TIREX"), help="where theirs are installed"
+        "--peer",
+        type=Path,
+        default=os.environ.get("XLSTM_BENCH_TIREX"),
+        help="where theirs are installed",
     )
     parser.add_argument("--threads", type=int, help="of both; by default one for each core")
-    parser.add_argument("--series", type=int, nargs="+", default=SERIES, help="how many at once, case by case")
-    parser.add_argument("--compiled", action="store_true", help="also theirs compiled, which takes minutes at first")
+    parser.add_argument(
+        "--series", type=int, nargs="+", default=SERIES, help="how many at once, case by case"
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="also theirs compiled, which takes minutes at first"
+    )
     options = parser.parse_args()
     if options.threads:
         os.environ[cores.VARIABLE] = str(options.threads)
@@ -139,9 +176,15 @@ def main() -> None:
 def measure(options: Any, folder: Path) -> None:
     """Run all cases."""
     checkpoints(folder, options.series)
-    missing, theirs, peer = {}, None, None
+    missing = {}
+    theirs = None
+    peer = None
     if options.peer is None:
-        missing = {"published": "--peer is not given; " + " ".join((__doc__ or "").split("\n\n")[3].split())}
+        missing = {
+            "published": (
+                "--peer is not given; " + " ".join((__doc__ or "").split("\n\n")[3].split())
+            )
+        }
     else:
         peer = Path(options.peer).resolve()
         theirs = Theirs("tirex_worker.py", peer, folder)
@@ -153,21 +196,39 @@ def measure(options: Any, folder: Path) -> None:
             calls: dict[str, Callable[[], object]] = {"xlstm": mine}
             for compiled in (False, True) if options.compiled else (False,):
                 if theirs is not None:
-                    agree(name, mine().quantiles, theirs.ask("forecast", model, compiled, rows, horizon))
+                    agree(
+                        name,
+                        mine().quantiles,
+                        theirs.ask("forecast", model, compiled, rows, horizon),
+                    )
                     call = functools.partial(theirs.ask, "run", model, compiled, rows, horizon)
                     calls["package, compiled" if compiled else "package"] = call
-            run.finish("tirex", name, interleave(calls, options.rounds), options.json, missing, case)
+            run.finish(
+                "tirex", name, interleave(calls, options.rounds), options.json, missing, case
+            )
             spent = {who: processor(call, options.rounds) for who, call in calls.items()}
             run.finish("tirex processors", name, spent, options.json, missing, case)
         code = f"from bench import tirex; tirex.memory({str(folder)!r}, {model!r}, {rows})"
         used = {"xlstm": json.loads(_python(code, None, dict(os.environ)))}
         if peer is not None:
-            used["package"] = Theirs("tirex_worker.py", peer, folder).ask("memory", model, False, rows, horizon)
+            used["package"] = Theirs("tirex_worker.py", peer, folder).ask(
+                "memory", model, False, rows, horizon
+            )
         for what in ("beyond", "peak"):
             found = {who: {"median": answer[what]} for who, answer in used.items()}
-            run.record(f"tirex memory, {what}", f"{name}: memory, {what}", found, "bytes", options.json, missing, case)
+            run.record(
+                f"tirex memory, {what}",
+                f"{name}: memory, {what}",
+                found,
+                "bytes",
+                options.json,
+                missing,
+                case,
+            )
         timings = interleave(loading(peer, folder, model), options.rounds, block=0)
-        run.finish("tirex import and load", f"{model} import and load", timings, options.json, missing)
+        run.finish(
+            "tirex import and load", f"{model} import and load", timings, options.json, missing
+        )
 
 
 if __name__ == "__main__":

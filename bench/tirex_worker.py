@@ -1,7 +1,8 @@
-"""The published packages of TiRex-1 and TiRex-2, run by `bench.tirex` in a process of their own: requests, JSON lines.
+"""The published packages of TiRex-1 and TiRex-2, run by `bench.tirex` in a process of their own:
+requests, JSON lines.
 
-It imports nothing of this project. The first argument is the folder where they are installed, the second the number of
-threads. Random checkpoints lie in the folder that the process runs in.
+It imports nothing of this project. The first argument is the folder where they are installed, the
+second the number of threads. Random checkpoints lie in the folder that the process runs in.
 """
 
 import functools
@@ -21,7 +22,9 @@ def loaded(model, compiled):
     if model == "tirex1":
         import tirex
 
-        return tirex.load_model("first/TiRex/model.ckpt", device="cpu", backend="torch", compile=compiled)
+        return tirex.load_model(
+            "first/TiRex/model.ckpt", device="cpu", backend="torch", compile=compiled
+        )
     import tirex2
 
     return tirex2.load_model("second", device="cpu", compile=compiled)
@@ -47,7 +50,8 @@ def resident(name):
 
 def main():
     torch.set_num_threads(int(sys.argv[2]))
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the packages print is no answer
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # what the packages print is no answer
     for line in sys.stdin:
         what, model, compiled, rows, horizon = json.loads(line)
         series = torch.from_numpy(np.load(f"series{rows}.npy"))

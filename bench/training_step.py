@@ -18,7 +18,10 @@ from xlstm.engines.numba import jit
 from xlstm.examples import gate_by_gate
 from xlstm.training import optimizers
 
-T, D, H, RATE = 32, 1, 50, 0.05
+T = 32
+D = 1
+H = 50
+RATE = 0.05
 
 
 def ours(x, target):
@@ -53,7 +56,8 @@ def theirs(x, target):
     torch.set_num_threads(cores.threads())
     layer = torch.nn.LSTM(D, H, dtype=torch.float64)
     sgd = torch.optim.SGD(layer.parameters(), lr=RATE)
-    x, target = torch.tensor(x), torch.tensor(target)
+    x = torch.tensor(x)
+    target = torch.tensor(target)
 
     def step():
         sgd.zero_grad()
@@ -69,9 +73,11 @@ def main() -> None:
     options = run.parser(__doc__).parse_args()
     run.start("training step")
     rng = np.random.default_rng(0)
-    x, target = rng.standard_normal((T, 1, D)), 0.1 * rng.standard_normal((T, 1, H))
+    x = rng.standard_normal((T, 1, D))
+    target = 0.1 * rng.standard_normal((T, 1, H))
     mine = ours(x, target)
-    calls, missing = {"xlstm": mine}, {}
+    calls = {"xlstm": mine}
+    missing = {}
     if jit.enabled():
         calls["xlstm, NumPy alone"] = without_compiling(mine)
     calls["notebook"] = baseline(x, target)
@@ -80,7 +86,14 @@ def main() -> None:
     except MissingError as reason:
         missing["torch"] = str(reason)
     timings = interleave(calls, options.rounds)
-    run.finish("training step", f"{T},1,{D},{H} float64", timings, options.json, missing, precision="float64")
+    run.finish(
+        "training step",
+        f"{T},1,{D},{H} float64",
+        timings,
+        options.json,
+        missing,
+        precision="float64",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Processes that answer requests; one has the published packages, whose import name may be this project's."""
+"""Processes that answer requests; one has the published packages, whose import name may be this
+project's.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,20 @@ class Worker:
 
 
 class Theirs(Worker):
-    """A process that runs a worker, a file of this folder, with the place of the packages and the number of threads."""
+    """A process that runs a worker, a file of this folder, with the place of the packages and the
+    number of threads.
+    """
 
     def __init__(self, worker: str, peer: Path, folder: str | Path) -> None:
         """Start it in a folder in which nothing of ours is to be found."""
-        command = [sys.executable, str(Path(__file__).with_name(worker)), str(peer), str(cores.threads())]
-        super().__init__(command, folder, {name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name(worker)),
+            str(peer),
+            str(cores.threads()),
+        ]
+        super().__init__(
+            command,
+            folder,
+            {name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        )

@@ -1,8 +1,10 @@
-"""CUDA without a GPU, below the CuPy that is installed: it computes, counts what it is asked for, and finds faults.
+"""CUDA without a GPU, below the CuPy that is installed: it computes, counts what it is asked for,
+and finds faults.
 
-`python -m cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports there,
-compiles its kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and `ReductionKernel` with g++, launches
-them and captures graphs. README.md says what this shows and what it cannot.
+`python -m cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports
+there, compiles its kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and
+`ReductionKernel` with g++, launches them and captures graphs. README.md says what this shows and
+what it cannot.
 """
 
 from __future__ import annotations
@@ -23,11 +25,16 @@ from typing import Any
 FOLDER = Path(__file__).parent
 HOME = Path(sys.prefix) / "cuda_on_cpu"
 VERSION = "14.2.0"  # of CuPy, that it is built against
-RUNTIME = Path(sysconfig.get_path("platlib"), f"cupy_backends/cuda/api/runtime{sysconfig.get_config_var('EXT_SUFFIX')}")
+RUNTIME = Path(
+    sysconfig.get_path("platlib"),
+    f"cupy_backends/cuda/api/runtime{sysconfig.get_config_var('EXT_SUFFIX')}",
+)
 
 
 def digest(paths: Iterable[Path] = ()) -> str:
-    """Return a digest of files: by default the sources of the libraries, and the module of CuPy that uses them."""
+    """Return a digest of files: by default the sources of the libraries, and the module of CuPy
+    that uses them.
+    """
     found = hashlib.sha256()
     for path in paths or [*sorted(FOLDER.rglob("*.[chp]*")), RUNTIME]:
         if path.suffix != ".pyc" and path.is_file():
@@ -41,7 +48,11 @@ def missing() -> str:
     stamp = HOME / "stamp"
     if stamp.exists() and stamp.read_text() == digest():
         return ""
-    why = "was built of other sources, or for another CuPy" if stamp.exists() else "is not built into this environment"
+    why = (
+        "was built of other sources, or for another CuPy"
+        if stamp.exists()
+        else "is not built into this environment"
+    )
     return f"cuda_on_cpu {why} (python -m cuda_on_cpu builds it)"
 
 
@@ -60,18 +71,24 @@ def _lines(which: str) -> list[str]:
 class Counted:
     """The requests of a `with` block: those so far, or all of them when the block has ended.
 
-    `counts` has the number of each kind of operation; `names` the operations with their streams, where they are
-    asked for; `problems` what CUDA would have refused or might have done wrong.
+    `counts` has the number of each kind of operation; `names` the operations with their streams,
+    where they are asked for; `problems` what CUDA would have refused or might have done wrong.
     """
 
     def __init__(self) -> None:
-        self._begun, self._ended = self._all(), None
+        self._begun = self._all()
+        self._ended = None
 
     def _all(self) -> Any:
-        return Counter({name: int(number) for name, number in map(str.split, _lines("c"))}), _lines("n"), _lines("p")
+        return (
+            Counter({name: int(number) for name, number in map(str.split, _lines("c"))}),
+            _lines("n"),
+            _lines("p"),
+        )
 
     def _since(self, k: int) -> Any:
-        begun, ended = self._begun[k], (self._ended or self._all())[k]
+        begun = self._begun[k]
+        ended = (self._ended or self._all())[k]
         return ended - begun if k == 0 else ended[len(begun) :]
 
     counts = property(lambda self: self._since(0))
@@ -93,10 +110,16 @@ def counted(names: bool = False) -> Iterator[Counted]:
 
 @contextlib.contextmanager
 def configured(**settings: int) -> Iterator[None]:
-    """Change settings of this process within a `with` block: seed, lazy, cluster, part, sm, devices, idle."""
-    before = {name: library().cuda_on_cpu_set(name.encode(), value) for name, value in settings.items()}
+    """Change settings of this process within a `with` block: seed, lazy, cluster, part, sm,
+    devices, idle.
+    """
+    before = {
+        name: library().cuda_on_cpu_set(name.encode(), value) for name, value in settings.items()
+    }
     if -1 in before.values():
-        raise ValueError(f"cuda_on_cpu has no such settings: {[name for name in before if before[name] == -1]}")
+        raise ValueError(
+            f"cuda_on_cpu has no such settings: {[name for name in before if before[name] == -1]}"
+        )
     try:
         yield
     finally:
@@ -105,7 +128,9 @@ def configured(**settings: int) -> Iterator[None]:
 
 
 def recover() -> None:
-    """Forget the error that a failed kernel leaves, after which all calls fail, as a new process would."""
+    """Forget the error that a failed kernel leaves, after which all calls fail, as a new process
+    would.
+    """
     library().cuda_on_cpu_recover()
 
 
@@ -113,18 +138,25 @@ def recover() -> None:
 def watch() -> None:
     """Watch the pools of CuPy in this thread and in threads that begin later.
 
-    Blocks that a pool gives hold NaN and count as `allocations`; nothing is launched on memory that went back.
+    Blocks that a pool gives hold NaN and count as `allocations`; nothing is launched on memory that
+    went back.
     """
     import cupy
 
     class Hook(cupy.cuda.MemoryHook):
         name = "cuda_on_cpu"
 
-        def malloc_postprocess(self, device_id: int, size: int, mem_size: int, mem_ptr: int, pmem_id: int) -> None:
+        def malloc_postprocess(
+            self, device_id: int, size: int, mem_size: int, mem_ptr: int, pmem_id: int
+        ) -> None:
             stream = cupy.cuda.get_current_stream().ptr
-            library().cuda_on_cpu_took(ctypes.c_void_p(mem_ptr), ctypes.c_size_t(mem_size), ctypes.c_void_p(stream))
+            library().cuda_on_cpu_took(
+                ctypes.c_void_p(mem_ptr), ctypes.c_size_t(mem_size), ctypes.c_void_p(stream)
+            )
 
-        def free_preprocess(self, device_id: int, mem_size: int, mem_ptr: int, pmem_id: int) -> None:
+        def free_preprocess(
+            self, device_id: int, mem_size: int, mem_ptr: int, pmem_id: int
+        ) -> None:
             library().cuda_on_cpu_gave_back(ctypes.c_void_p(mem_ptr), ctypes.c_size_t(mem_size))
 
     hook = Hook()
@@ -134,5 +166,6 @@ def watch() -> None:
         hook.__enter__()
 
     hook.__enter__()
-    atexit.register(hook.__exit__, None, None, None)  # arrays that are freed later find nothing of this module
+    # arrays that are freed later find nothing of this module
+    atexit.register(hook.__exit__, None, None, None)
     threading.setprofile(enter)

@@ -1,9 +1,10 @@
 """Check a built site: `python docs/check_site.py docs/_build/html`.
 
-Every link within the site leads to a file and an anchor that are there, and no page asks another machine for a script,
-a style or a picture. Then a headless Chromium opens pages from the folder, narrow and wide, light and dark: none
-scrolls sideways, no text lies over other text, text stands out from what is behind it, and the search finds some words.
-Where there is no Chromium, this says so and the rest is checked.
+Every link within the site leads to a file and an anchor that are there, and no page asks another
+machine for a script, a style or a picture. Then a headless Chromium opens pages from the folder,
+narrow and wide, light and dark: none scrolls sideways, no text lies over other text, text stands
+out from what is behind it, and the search finds some words. Where there is no Chromium, this says
+so and the rest is checked.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ SEARCHES = {"LSTM": "xlstm.LSTM", "gradcheck": "xlstm.gradcheck", "--ranks": "di
 # Whether the search has ended.
 FOUND = "document.querySelector('.search-summary, #search-results p')?.innerText.includes('found')"
 
-# Texts that lie over each other, where `layout` is true, and texts that hardly differ from what is behind them. A text
-# that its box cuts off counts as far as it is seen, and boxes that overlap by less than 3 pixels only touch.
+# Texts that lie over each other, where `layout` is true, and texts that hardly differ from what is
+# behind them. A text that its box cuts off counts as far as it is seen, and boxes that overlap by
+# less than 3 pixels only touch.
 PROBLEMS = """layout => {
   const seen = [], found = [];
   if (layout && document.documentElement.scrollWidth > innerWidth) {
@@ -95,11 +97,15 @@ class Page:
         self.anchors: set[str] = {*page.xpath("//@id"), *page.xpath("//@name")}
         self.links: list[str] = page.xpath("//a/@href")
         self.loaded: list[str] = page.xpath("//script/@src | //img/@src | //iframe/@src")
-        self.loaded += page.xpath("//link[@rel='stylesheet' or @rel='icon' or @rel='preload']/@href")
+        self.loaded += page.xpath(
+            "//link[@rel='stylesheet' or @rel='icon' or @rel='preload']/@href"
+        )
 
 
 def broken(site: Path) -> Iterator[str]:
-    """Yield every link within a site that leads nowhere, and every file that a page asks another machine for."""
+    """Yield every link within a site that leads nowhere, and every file that a page asks another
+    machine for.
+    """
     paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
     pages = {path: Page(path) for path in paths}
     for path, page in pages.items():
@@ -112,17 +118,27 @@ def broken(site: Path) -> Iterator[str]:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.is_file():
                 yield f"{where}: no file for {url}"
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+            elif (
+                parts.fragment
+                and target in pages
+                and unquote(parts.fragment) not in pages[target].anchors
+            ):
                 yield f"{where}: no anchor for {url}"
 
 
 def shown(site: Path) -> list[Path]:
-    """Return the pages to look at: all that are written by hand, and some of those made from docstrings and sources."""
+    """Return the pages to look at: all that are written by hand, and some of those made from
+    docstrings and sources.
+    """
     pages = [path for path in sorted(site.rglob("*.html")) if path.parent.name != "_static"]
     folders = {path: path.relative_to(site).parts for path in pages}
     docstrings = [path for path in pages if "generated" in folders[path]]
     sources = [path for path in pages if "source" in folders[path]]
-    return [path for path in pages if path not in {*docstrings, *sources}] + docstrings[::20] + sources[::100]
+    return (
+        [path for path in pages if path not in {*docstrings, *sources}]
+        + docstrings[::20]
+        + sources[::100]
+    )
 
 
 def looked_at(site: Path, browser: Any) -> Iterator[str]:
@@ -134,14 +150,17 @@ def looked_at(site: Path, browser: Any) -> Iterator[str]:
         tab.add_style_tag(content="* { transition: none !important; }")  # colours change at once
         for width in WIDTHS:
             tab.set_viewport_size({"width": width, "height": 900})
-            for scheme in SCHEMES if width == WIDTHS[-1] else SCHEMES[:1]:  # colours do not depend on the width
+            # colours do not depend on the width
+            for scheme in SCHEMES if width == WIDTHS[-1] else SCHEMES[:1]:
                 tab.emulate_media(color_scheme=scheme)
                 for problem in tab.evaluate(PROBLEMS, scheme == "light"):
                     yield f"{path.relative_to(site)} at {width} pixels, {scheme}: {problem}"
     for words, page in SEARCHES.items():
         tab.goto(f"{(site / 'search.html').as_uri()}?q={words}")
         tab.wait_for_function(FOUND)
-        results = tab.eval_on_selector_all("#search-results li a", "links => links.map(link => link.href)")
+        results = tab.eval_on_selector_all(
+            "#search-results li a", "links => links.map(link => link.href)"
+        )
         if not any(page in result for result in results):
             yield f"search for {words}: {page} is not among {len(results)} results"
 
@@ -149,10 +168,15 @@ def looked_at(site: Path, browser: Any) -> Iterator[str]:
 def main() -> None:
     site = Path(sys.argv[1]).resolve()
     problems = list(broken(site))
-    problems += [f"{name} is missing" for name in ("llms.txt", "sitemap.xml") if not (site / name).is_file()]
+    problems += [
+        f"{name} is missing" for name in ("llms.txt", "sitemap.xml") if not (site / name).is_file()
+    ]
     command = next(filter(None, map(shutil.which, BROWSERS)), None)
     if command is None:
-        print(f"NOT LOOKED AT: there is none of {', '.join(BROWSERS)} here, so no page was opened in a browser")
+        print(
+            f"NOT LOOKED AT: there is none of {', '.join(BROWSERS)} here, so no page was opened in"
+            " a browser"
+        )
     else:
         from playwright.sync_api import sync_playwright
 

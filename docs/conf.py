@@ -1,4 +1,6 @@
-"""How `nox -s docs` builds the site: Sphinx, MyST pages and notebooks, numpydoc for the reference."""
+"""How `nox -s docs` builds the site: Sphinx, MyST pages and notebooks, numpydoc for the
+reference.
+"""
 
 import sys
 from importlib.util import find_spec
@@ -37,8 +39,10 @@ nitpicky = False
 # Pages and notebooks
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-nb_execution_mode = "force"  # the other mode, "cache", makes its database in two processes at once, and one fails
-nb_execution_timeout = 1800  # seconds of a cell; a page takes half a minute on two cores, far longer beside other work
+# the other mode, "cache", makes its database in two processes at once, and one fails
+nb_execution_mode = "force"
+# seconds of a cell; a page takes half a minute on two cores, far longer beside other work
+nb_execution_timeout = 1800
 
 # The reference
 default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference
@@ -51,7 +55,8 @@ python_use_unqualified_type_names = True
 # The site: static, with nothing from elsewhere
 html_theme = "pydata_sphinx_theme"
 html_title = "xlstm"
-MATHEMATICS = Path(find_spec("ziamath").origin).parent / "fonts"  # a package of which only the font is used
+# a package of which only the font is used
+MATHEMATICS = Path(find_spec("ziamath").origin).parent / "fonts"
 html_static_path = ["_static", str(MATHEMATICS / "STIXTwoMath-Regular.ttf")]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"

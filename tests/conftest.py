@@ -2,13 +2,13 @@
 
 A test that takes `be` runs once on each: NumPy with read-only inputs, which exposes in-place
 writes; array-api-strict on its second device, which exposes whatever only a GPU would; PyTorch on
-the CPU; CuPy where a GPU is usable. A backend that cannot run here has no tests, and a line at the end of the run says
-why. pytest refuses to begin where XLSTM_TEST_REQUIRE names one in the environment; of mpi and dask that it names, tests
-fail where they are missing.
+the CPU; CuPy where a GPU is usable. A backend that cannot run here has no tests, and a line at the
+end of the run says why. pytest refuses to begin where XLSTM_TEST_REQUIRE names one in the
+environment; of mpi and dask that it names, tests fail where they are missing.
 
-XLSTM_TEST_BACKENDS names the backends that are tested. On NumPy a layer runs in one of several ways, by its size and
-by what is installed (`division` in `numba_engine.py`); sizes in tests are small, so `force` lets them take
-the others.
+XLSTM_TEST_BACKENDS names the backends that are tested. On NumPy a layer runs in one of several
+ways, by its size and by what is installed (`division` in `numba_engine.py`); sizes in tests are
+small, so `force` lets them take the others.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ REQUIRED = os.environ.get("XLSTM_TEST_REQUIRE", "").split(",")
 
 
 def unusable(name: str) -> str:
-    """Return why a backend cannot run here; nothing where it can. Only CuPy may be installed and not work."""
+    """Return why a backend cannot run here; nothing where it can. Only CuPy may be installed and
+    not work.
+    """
     if importlib.util.find_spec(PACKAGES[name]) is None:
         return f"{PACKAGES[name]} is not installed"
     try:
@@ -72,25 +74,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cover",
         type=int,
         metavar="K",
-        help="run only so many cases of each test that every K values of its parameters which go together do so in one;"
-        " of 0, one case of each test",
+        help=(
+            "run only so many cases of each test that every K values of its parameters which go"
+            " together do so in one; of 0, one case of each test"
+        ),
     )
 
 
 def pytest_configure() -> None:
     """Refuse to begin without a required backend, and let SIGINT interrupt.
 
-    A process that was started with SIGINT ignored, as by nohup or in the background of a script, would hand that on to
-    all that tests start.
+    A process that was started with SIGINT ignored, as by nohup or in the background of a script,
+    would hand that on to all that tests start.
     """
     if missing := [f"{name}: {reason}" for name, reason in MISSING.items() if name in REQUIRED]:
-        raise pytest.UsageError(f"XLSTM_TEST_REQUIRE names what cannot run here: {'; '.join(missing)}")
+        raise pytest.UsageError(
+            f"XLSTM_TEST_REQUIRE names what cannot run here: {'; '.join(missing)}"
+        )
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say once which backends were not tested, and why, and each reason for which tests were skipped."""
+    """Say once which backends were not tested, and why, and each reason for which tests were
+    skipped.
+    """
     for reason in MISSING.values():
         terminalreporter.write_line(f"not tested here: {reason}")
     skipped = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
@@ -99,7 +107,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a covering array of the cases of each test, as `--cover` says, and none for a CuPy that is missing."""
+    """Keep a covering array of the cases of each test, as `--cover` says, and none for a CuPy that
+    is missing.
+    """
     strength = config.getoption("--cover")
     cases: dict[str, dict[Any, list[Hashable]]] = {}
     for item in items:
@@ -107,7 +117,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         values = [(name, id(value)) for name, value in params.items()]
         if "cupy" in BACKENDS or not needs_cupy(item.name, params):
             cases.setdefault(item.nodeid.partition("[")[0], {})[item] = values
-    kept = {item for same in cases.values() for item in (same if strength is None else covering(same, strength))}
+    kept = {
+        item
+        for same in cases.values()
+        for item in (same if strength is None else covering(same, strength))
+    }
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 
@@ -119,14 +133,21 @@ def needs_cupy(name: str, params: dict[str, Any]) -> bool:
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what is there before tests: it took half of the time of some of them."""
+    """Let the garbage collector pass over what is there before tests: it took half of the time of
+    some of them.
+    """
     gc.collect()
     gc.freeze()
 
 
 def covering(cases: dict[Any, list[Hashable]], strength: int) -> list[Any]:
-    """Return those of cases, each with its values, that a greedy search chooses: the first of those that add most."""
-    left = {case: set(itertools.combinations(values, min(strength, len(values)))) for case, values in cases.items()}
+    """Return those of cases, each with its values, that a greedy search chooses: the first of those
+    that add most.
+    """
+    left = {
+        case: set(itertools.combinations(values, min(strength, len(values))))
+        for case, values in cases.items()
+    }
     missing = set().union(*left.values())
     chosen = []
     while missing:
@@ -136,7 +157,8 @@ def covering(cases: dict[Any, list[Hashable]], strength: int) -> list[Any]:
     return chosen
 
 
-# Thresholds with which even the smallest batch is divided, or the products of each step are shared out.
+# Thresholds with which even the smallest batch is divided, or the products of each step are shared
+# out.
 COMPILED = {"parts": {"COLUMNS": 1}, "shared": {"STEP": 1, "NEAR": 0}}
 
 
@@ -163,8 +185,8 @@ class Later:
 def later(package: str) -> Any:
     """A large package for a module of tests, which is skipped where the package is not installed.
 
-    Every process of pytest-xdist imports all modules of tests; the package is only in the memory of those that run
-    tests of it.
+    Every process of pytest-xdist imports all modules of tests; the package is only in the memory of
+    those that run tests of it.
     """
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
@@ -195,14 +217,18 @@ def make_backend(name: str, dtype: str = "float64") -> Backend:
 
 @pytest.fixture(params=BACKENDS)
 def be(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """A backend that makes float64 arrays; the reference engine runs on tensors themselves, not on views of them."""
+    """A backend that makes float64 arrays; the reference engine runs on tensors themselves, not on
+    views of them.
+    """
     with engine.use(ARRAY_API.name) if request.param == "torch" else contextlib.nullcontext():
         yield make_backend(request.param)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def cuda() -> None:
-    """Where CuPy runs on a CPU, new memory holds NaN, and nothing is launched on memory that was given back."""
+    """Where CuPy runs on a CPU, new memory holds NaN, and nothing is launched on memory that was
+    given back.
+    """
     if "cupy" in BACKENDS and not cuda_on_cpu.missing():
         cuda_on_cpu.watch()
 
@@ -215,7 +241,11 @@ def refused() -> None:
 @pytest.fixture(autouse=True)
 def legal(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing that a test asks of CUDA would be refused, or go wrong, on a card."""
-    if "cupy" not in BACKENDS or cuda_on_cpu.missing() or request.module.__name__ == "tests.test_cuda_on_cpu":
+    if (
+        "cupy" not in BACKENDS
+        or cuda_on_cpu.missing()
+        or request.module.__name__ == "tests.test_cuda_on_cpu"
+    ):
         yield
         return
     with cuda_on_cpu.counted() as found:
@@ -231,15 +261,23 @@ def xp(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave loops uncompiled, for tests of many options whose subject is not the loop: compiling each takes seconds."""
+    """Leave loops uncompiled, for tests of many options whose subject is not the loop: compiling
+    each takes seconds.
+    """
     monkeypatch.setenv("XLSTM_COMPILE", "0")
 
 
-# The bytes of vectors and a dtype: AVX2, NEON and AVX-512, with vectors of 2, 4, 8 and 16 numbers. Tiles of as many are
-# alike in either dtype, and other combinations take time to compile.
-@pytest.fixture(params=[(32, "float32"), (16, "float64"), (64, "float32"), (32, "float64")], ids=str)
-def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, str]]:
-    """Code for vectors of so many bytes, whatever the processor has, and a dtype for which a test compiles it."""
+# The bytes of vectors and a dtype: AVX2, NEON and AVX-512, with vectors of 2, 4, 8 and 16 numbers.
+# Tiles of as many are alike in either dtype, and other combinations take time to compile.
+@pytest.fixture(
+    params=[(32, "float32"), (16, "float64"), (64, "float32"), (32, "float64")], ids=str
+)
+def vectors(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[int, str]]:
+    """Code for vectors of so many bytes, whatever the processor has, and a dtype for which a test
+    compiles it.
+    """
     from xlstm.engines.numba import llvm
 
     monkeypatch.setenv(llvm.VARIABLE, str(request.param[0]))
@@ -251,7 +289,8 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run a command of the command line in an empty folder, check its exit code, and return the result.
+    """Run a command of the command line in an empty folder, check its exit code, and return the
+    result.
 
     The first argument may hold several words.
     """

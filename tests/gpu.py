@@ -1,4 +1,6 @@
-"""CuPy for tests of what runs there alone: on a card, or on a CPU (`cuda_on_cpu`), where calls are counted."""
+"""CuPy for tests of what runs there alone: on a card, or on a CPU (`cuda_on_cpu`), where calls are
+counted.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,15 @@ def half(name: str) -> np.dtype:
 
 
 def as_it_lies(a: np.ndarray) -> Any:
-    """The CuPy array with the values of one of NumPy and its strides, those of broadcasts and views as well."""
+    """The CuPy array with the values of one of NumPy and its strides, those of broadcasts and views
+    as well.
+    """
     if a.size == 0:
         return probe.cupy().asarray(a)
     low, high = np.lib.array_utils.byte_bounds(a)
-    raw = probe.cupy().asarray(np.frombuffer((ctypes.c_char * (high - low)).from_address(low), np.uint8))
+    raw = probe.cupy().asarray(
+        np.frombuffer((ctypes.c_char * (high - low)).from_address(low), np.uint8)
+    )
     return probe.cupy().ndarray(a.shape, a.dtype, raw.data + (a.ctypes.data - low), a.strides)
 
 
@@ -53,7 +59,9 @@ class Counts:
     def of(self, *kinds: str) -> int:
         return sum(self.found.counts[kind] for kind in kinds)
 
-    operations = property(lambda self: self.of("launches", "gemm", "memset", "memcpyAsync", "memcpy", "graphs"))
+    operations = property(
+        lambda self: self.of("launches", "gemm", "memset", "memcpyAsync", "memcpy", "graphs")
+    )
     products = property(lambda self: self.of("gemm"))
     to_device = property(lambda self: self.of("to_device"))
     to_host = property(lambda self: self.of("to_host"))
@@ -64,7 +72,11 @@ class Counts:
     @property
     def streams(self) -> set[int]:
         """Addresses of those that had operations."""
-        return {int(found[1], 16) for line in self.found.names if (found := re.match(r"  ([0-9a-f]+) \S", line))}
+        return {
+            int(found[1], 16)
+            for line in self.found.names
+            if (found := re.match(r"  ([0-9a-f]+) \S", line))
+        }
 
     def places(self) -> str:
         return "\n".join(self.found.names)
@@ -99,10 +111,12 @@ def two_devices() -> None:
 def refusing(stage: str, part: str) -> Iterator[None]:
     """Refuse kernels in a `with` block, which is one process's first contact with a card.
 
-    Those whose text has a part are not compiled or not loaded; those whose name begins with it are not launched.
+    Those whose text has a part are not compiled or not loaded; those whose name begins with it are
+    not launched.
     """
     on_cpu()
-    cupy, compiler = probe.cupy(), importlib.import_module("cupy.cuda.compiler")
+    cupy = probe.cupy()
+    compiler = importlib.import_module("cupy.cuda.compiler")
     whole = compiler._compile_module_with_cache
 
     def refuse(text: str, *arguments: Any, **options: Any) -> Any:
@@ -127,7 +141,11 @@ def refusing(stage: str, part: str) -> Iterator[None]:
 def first_contact() -> None:
     """Forget all kernels, and what is known against them."""
     probe.cupy().clear_memo()
-    for module in [made for name, made in sys.modules.items() if name.startswith(("xlstm.arrays", launch.__name__))]:
+    for module in [
+        made
+        for name, made in sys.modules.items()
+        if name.startswith(("xlstm.arrays", launch.__name__))
+    ]:
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()

@@ -1,12 +1,16 @@
-"""Parity: the same inputs on NumPy and on every other usable backend, forward and backward, side by side.
+"""Parity: the same inputs on NumPy and on every other usable backend, forward and backward, side by
+side.
 
-    python -m tests.parity [--require NAME] [--json FILE] [--processes N] [--seconds N] [--brief] [--paths N]
+    python -m tests.parity [--require NAME] [--json FILE] [--processes N] [--seconds N] [--brief]
+    [--paths N]
 
-Prints the largest difference for each case and dtype, relative to the largest magnitude of the result, and exits with 1
-if one is above the tolerance of its dtype. Sizes are larger than those of `tests/engines/test_batch_sizes.py`. On CuPy
-every recurrent layer runs once more by the paths that can do it, TF32, float16 and bfloat16 included: by all of them on
-a card; by one, each layer by another, where CuPy runs on the CPU (`cuda_on_cpu`). A backend that `--require` names, and
-that does not work, ends it with 1 before anything is compared; the last line names those that were not compared.
+Prints the largest difference for each case and dtype, relative to the largest magnitude of the
+result, and exits with 1 if one is above the tolerance of its dtype. Sizes are larger than those of
+`tests/engines/test_batch_sizes.py`. On CuPy every recurrent layer runs once more by the paths that
+can do it, TF32, float16 and bfloat16 included: by all of them on a card; by one, each layer by
+another, where CuPy runs on the CPU (`cuda_on_cpu`). A backend that `--require` names, and that does
+not work, ends it with 1 before anything is compared; the last line names those that were not
+compared.
 """
 
 from __future__ import annotations
@@ -34,12 +38,23 @@ from xlstm.arrays.namespace import HALVES
 from xlstm.arrays.random import generator
 from xlstm.engines import cuda
 
-T, B, D, H = 24, 5, 3, 16
-# Relative to the largest value. TF32 has 11 bits of each factor of the products of h; float16 has 11 and bfloat16 8 of
-# everything that is kept, h and gradients of gates among it, over all steps. Of 24 steps of an RNN with recurrent
-# dropout, whose masks enlarge h, TF32 leaves 6e-3 by every path, and float16 4e-3.
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float32 tf32": 1e-2, "float16": 1e-2, "bfloat16": 8e-2}
-EVERYWHERE, LOW = ("float64", "float32"), ("float32 tf32", "float16", "bfloat16")
+T = 24
+B = 5
+D = 3
+H = 16
+# Relative to the largest value. TF32 has 11 bits of each factor of the products of h; float16 has
+# 11 and bfloat16 8 of everything that is kept, h and gradients of gates among it, over all steps.
+# Of 24 steps of an RNN with recurrent dropout, whose masks enlarge h, TF32 leaves 6e-3 by every
+# path, and float16 4e-3.
+TOLERANCE = {
+    "float64": 1e-12,
+    "float32": 1e-5,
+    "float32 tf32": 1e-2,
+    "float16": 1e-2,
+    "bfloat16": 8e-2,
+}
+EVERYWHERE = ("float64", "float32")
+LOW = ("float32 tf32", "float16", "bfloat16")
 DTYPES = {
     "auto": HALVES,  # the path that the layer chooses, of those that have no other name
     "loop": ("float64", "float32", "float16"),
@@ -48,7 +63,8 @@ DTYPES = {
     "grid": ("float32", "float32 tf32", "float16", "bfloat16"),
     "cluster": ("float32", "float32 tf32", "float16", "bfloat16"),
 }
-KINKS = {"clip", "cell_clip", "activations"}  # a difference in the last bit decides on which side a value lies
+# a difference in the last bit decides on which side a value lies
+KINKS = {"clip", "cell_clip", "activations"}
 
 Results = list[np.ndarray]
 Row = dict[str, object]
@@ -67,22 +83,36 @@ class Case(NamedTuple):
 
     def ways(self) -> list[tuple[str, str]]:
         """The paths with the dtypes of each."""
-        return [(path, dtype) for path in self.paths for dtype in DTYPES[path] if self.smooth or dtype not in LOW]
+        return [
+            (path, dtype)
+            for path in self.paths
+            for dtype in DTYPES[path]
+            if self.smooth or dtype not in LOW
+        ]
 
     def run(self, be: Backend) -> Results:
         """Everything that forward and backward give, on the host."""
-        rng, layer, lengths = generator(11), self.layer, self.lengths
+        rng = generator(11)
+        layer = self.layer
+        lengths = self.lengths
         if isinstance(layer, xlstm.LSTM | xlstm.GRU | xlstm.RNN):
-            # With larger weights a plain RNN of this width is chaotic: rounding grows from step to step.
+            # With larger weights a plain RNN of this width is chaotic: rounding grows from step to
+            # step.
             scale = 0.04 if layer.hidden_size > H else 0.2
             params, x, state = registry.inputs_of(layer, be, rng, self.T, self.B, scale)
             return [*registry.run(layer, params, x, state, lengths, kept=True, seed=5).values()]
-        params = {name: be.asarray(p + 0.05 * rng.standard_normal(p.shape)) for name, p in layer.draw(rng).items()}
-        x, dy = (be.asarray(rng.standard_normal((T, B, size))) for size in (layer.input_size, layer.output_size))
+        params = {
+            name: be.asarray(p + 0.05 * rng.standard_normal(p.shape))
+            for name, p in layer.draw(rng).items()
+        }
+        x, dy = (
+            be.asarray(rng.standard_normal((T, B, size)))
+            for size in (layer.input_size, layer.output_size)
+        )
         found = registry.run(layer, params, x, None, lengths, dy, [None] * len(layer.states))
-        # As one vector: what all input gates have in common the normaliser takes out again, so that the gradient by
-        # their biases is nearly nothing, of which rounding is a large part. For the like reason the norm below has an
-        # eps that is not small beside the least h.
+        # As one vector: what all input gates have in common the normaliser takes out again, so that
+        # the gradient by their biases is nearly nothing, of which rounding is a large part. For the
+        # like reason the norm below has an eps that is not small beside the least h.
         grads = np.concatenate([found.pop(f"d{name}").ravel() for name in params])
         return [*found.values(), grads]
 
@@ -119,11 +149,15 @@ class Rounded(Backend):
 
     def asarray(self, values: object, dtype: str | None = None) -> np.ndarray:
         array = super().asarray(values, dtype)
-        return array.astype(half(self.low)).astype(array.dtype) if array.dtype.kind == "f" else array
+        return (
+            array.astype(half(self.low)).astype(array.dtype) if array.dtype.kind == "f" else array
+        )
 
 
 def backends() -> dict[str, Backend | str]:
-    """Every backend, and array-api-strict on its second device in the place of a GPU; else the reason."""
+    """Every backend, and array-api-strict on its second device in the place of a GPU; else the
+    reason.
+    """
     found: dict[str, Backend | str] = dict(xlstm.available_backends())
     try:
         import array_api_strict as strict
@@ -135,7 +169,9 @@ def backends() -> dict[str, Backend | str]:
 
 
 def difference(one: Results, other: Results) -> float:
-    """Largest difference of any pair of arrays, relative to the largest magnitude in the first of the pair."""
+    """Largest difference of any pair of arrays, relative to the largest magnitude in the first of
+    the pair.
+    """
     worst = 0.0
     for a, b in zip(one, other, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
@@ -152,12 +188,14 @@ def row(name: str, dtype: str, pair: str, expected: Results, found: Results) -> 
 
 
 def by_path(device: Backend, host: Backend, name: str, most: int | None = None) -> list[Row]:
-    """A row for each path on the device and each dtype, or with the reason why the path cannot do it.
+    """A row for each path on the device and each dtype, or with the reason why the path cannot do
+    it.
 
     With `most` there are only so many, for each case others.
     """
     rows: list[Row] = []
-    case, begin = CASES[name], list(CASES).index(name)
+    case = CASES[name]
+    begin = list(CASES).index(name)
     ways = case.ways()
     for k in range(len(ways) if most is None else min(most, len(ways))):
         path, dtype = ways[(begin + k) % len(ways)]
@@ -180,17 +218,24 @@ def by_path(device: Backend, host: Backend, name: str, most: int | None = None) 
 
 
 def rows_of(name: str, most: int | None = None, until: float = float("inf")) -> list[Row] | None:
-    """Everything about a case, on what is usable here; None after a time. A case that fails is a row with its error."""
+    """Everything about a case, on what is usable here; None after a time. A case that fails is a
+    row with its error.
+    """
     if time.time() > until:
         return None
     usable = {name: be for name, be in backends().items() if isinstance(be, Backend)}
     rows: list[Row] = []
     try:
         for dtype in CASES[name].dtypes:
-            expected, *others = (CASES[name].run(replace(be, dtype=dtype)) for be in usable.values())
+            expected, *others = (
+                CASES[name].run(replace(be, dtype=dtype)) for be in usable.values()
+            )
             host, *names = usable
             pairs = [f"{host} / {other}" for other in names]
-            rows += [row(name, dtype, pair, expected, found) for pair, found in zip(pairs, others, strict=True)]
+            rows += [
+                row(name, dtype, pair, expected, found)
+                for pair, found in zip(pairs, others, strict=True)
+            ]
         if "cupy" in usable:
             rows += by_path(usable["cupy"], usable["numpy"], name, most)
     except Exception as error:
@@ -200,15 +245,24 @@ def rows_of(name: str, most: int | None = None, until: float = float("inf")) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--require", action="append", default=[], metavar="NAME", help="a backend that must work")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--require", action="append", default=[], metavar="NAME", help="a backend that must work"
+    )
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--processes", type=int, default=1, help="cases side by side, 1 by default")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin nothing after so long"
+    )
     parser.add_argument("--brief", action="store_true", help="print only what is too large")
-    parser.add_argument("--paths", type=int, help="of each layer on CuPy; all on a card, else 1 by default")
+    parser.add_argument(
+        "--paths", type=int, help="of each layer on CuPy; all on a card, else 1 by default"
+    )
     options = parser.parse_args()
-    on_cpu, about = not cuda_on_cpu.missing(), backends()
+    on_cpu = not cuda_on_cpu.missing()
+    about = backends()
     for name, be in about.items():
         missing = "no usable GPU" if name == "cupy" else "not usable"
         where = ", which is the CPU of this machine (cuda_on_cpu)" * (name == "cupy" and on_cpu)
@@ -216,7 +270,10 @@ def main() -> int:
     absent = {name: be for name, be in about.items() if isinstance(be, str)}
     for name in options.require:
         if name in absent or name not in about:
-            print(f"{name} is required and was not compared: {absent.get(name, 'there is no such backend')}")
+            print(
+                f"{name} is required and was not compared:"
+                f" {absent.get(name, 'there is no such backend')}"
+            )
             return 1
     most = options.paths or (1 if on_cpu else None)
     rows: list[Row] = []
@@ -225,20 +282,30 @@ def main() -> int:
     from tests import parity
 
     work = functools.partial(parity.rows_of, most=most, until=time.time() + options.seconds)
-    with concurrent.futures.ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        options.processes, multiprocessing.get_context("spawn")
+    ) as pool:
         each = pool.map(work, CASES) if options.processes > 1 else map(work, CASES)
         for name, some in zip(CASES, each, strict=True):
             rows += some or []
             left_out += [name] * (some is None)
             if options.json is not None:  # with what there is, after every case
-                kept = {"backends": {b: str(be) for b, be in about.items()}, "rows": rows, "left out": left_out}
+                kept = {
+                    "backends": {b: str(be) for b, be in about.items()},
+                    "rows": rows,
+                    "left out": left_out,
+                }
                 options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print_rows([row for row in rows if not options.brief or not row["ok"]])
-    bad, impossible = sum(not row["ok"] for row in rows), sum("impossible" in row for row in rows)
+    bad = sum(not row["ok"] for row in rows)
+    impossible = sum("impossible" in row for row in rows)
     if left_out:
         print(f"left out for want of time: {'; '.join(left_out)}")
     compared = len(rows) - impossible
-    print(f"\n{compared - bad} of {compared} comparisons within {TOLERANCE}; {impossible} paths not possible")
+    print(
+        f"\n{compared - bad} of {compared} comparisons within {TOLERANCE}; {impossible} paths not"
+        " possible"
+    )
     if absent:
         print("not compared: " + "; ".join(f"{name}, {why}" for name, why in absent.items()))
     return 1 if bad or len(about) - len(absent) < 2 else 0

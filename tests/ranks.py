@@ -8,7 +8,10 @@ class Threads:
     """One rank; `shared` is what all ranks have in common."""
 
     def __init__(self, rank, shared):
-        self.rank, self.local_rank, self.size, self.shared = rank, rank, len(shared.slots), shared
+        self.rank = rank
+        self.local_rank = rank
+        self.size = len(shared.slots)
+        self.shared = shared
         self.sums = self.told = 0
 
     def _meet(self, mine, function):
@@ -29,7 +32,9 @@ class Threads:
         return self._meet(what, list)
 
     def share(self, arrays):
-        for mine, first in zip(arrays, self._meet(arrays, lambda all_: [a.copy() for a in all_[0]]), strict=True):
+        for mine, first in zip(
+            arrays, self._meet(arrays, lambda all_: [a.copy() for a in all_[0]]), strict=True
+        ):
             mine[...] = first
 
     def sum_part(self, a, out):
@@ -52,13 +57,16 @@ class Shared:
     """The things that ranks have in common: a slot for each, and where they meet."""
 
     def __init__(self, size):
-        self.slots, self.barrier = [None] * size, threading.Barrier(size, timeout=60)
+        self.slots = [None] * size
+        self.barrier = threading.Barrier(size, timeout=60)
 
 
 def together(size, function, *args):
-    """Return what `function(group, *args)` returns on each rank; an error of a rank is raised after all have ended.
+    """Return what `function(group, *args)` returns on each rank; an error of a rank is raised after
+    all have ended.
 
-    Where several ranks raise, that of the lowest rank which is not only the end of the others is raised.
+    Where several ranks raise, that of the lowest rank which is not only the end of the others is
+    raised.
     """
     shared = Shared(size)
 
@@ -74,6 +82,8 @@ def together(size, function, *args):
     errors = [future.exception() for future in futures]
     found = [error for error in errors if error is not None]
     for error in found:
-        if not isinstance(error, threading.BrokenBarrierError) or all(isinstance(e, type(error)) for e in found):
+        if not isinstance(error, threading.BrokenBarrierError) or all(
+            isinstance(e, type(error)) for e in found
+        ):
             raise error
     return [future.result() for future in futures]

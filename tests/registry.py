@@ -1,8 +1,10 @@
-"""The table of layers: every layer, block, stack and model, with what it can do, and what tests of all of them share.
+"""The table of layers: every layer, block, stack and model, with what it can do, and what tests of
+all of them share.
 
-A new kind joins by a line of `EVERY`, other options by a line of `VARIANTS`, options of recurrent layers by one of
-`OPTIONS`. `tests/layers/test_contract.py` and `test_contract_objects.py` run all of `TABLE`,
-`tests/engines/test_batch_sizes.py` does so on every engine, and `tests/training/test_models.py` trains.
+A new kind joins by a line of `EVERY`, other options by a line of `VARIANTS`, options of recurrent
+layers by one of `OPTIONS`. `tests/layers/test_contract.py` and `test_contract_objects.py` run all
+of `TABLE`, `tests/engines/test_batch_sizes.py` does so on every engine, and
+`tests/training/test_models.py` trains.
 """
 
 from __future__ import annotations
@@ -47,7 +49,11 @@ OPTIONS = {
         "coupled_input_forget": (False, True),
         "cell_clip": (None, 0.7),
     },
-    "GRU": {**COMMON, "activations": (None, ("hard_sigmoid", "softsign")), "reset_after": (True, False)},
+    "GRU": {
+        **COMMON,
+        "activations": (None, ("hard_sigmoid", "softsign")),
+        "reset_after": (True, False),
+    },
     "RNN": {**COMMON, "activations": (None, "relu")},
 }
 
@@ -72,20 +78,30 @@ def alone(kind: str) -> list[dict]:
 
 
 def pairwise(kind: str, only: Collection[str] = ()) -> list[dict]:
-    """Combinations in which every two values of two options that go together occur together; of some options only."""
+    """Combinations in which every two values of two options that go together occur together; of
+    some options only.
+    """
     factors = {name: values for name, values in OPTIONS[kind].items() if not only or name in only}
-    rng, drawn = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    drawn = {}
     for _ in range(1000):
         options = {name: values[rng.integers(len(values))] for name, values in factors.items()}
         if make(kind, options) is not None:
             drawn[len(drawn)] = options
-    return [drawn[k] for k in covering({k: list(options.items()) for k, options in drawn.items()}, 2)]
+    return [
+        drawn[k] for k in covering({k: list(options.items()) for k, options in drawn.items()}, 2)
+    ]
 
 
 def inputs_of(layer, be, rng, T, B, scale=0.7):
-    """Parameters of size `scale`, x and an initial state of an LSTM, GRU, RNN or the like, all random."""
+    """Parameters of size `scale`, x and an initial state of an LSTM, GRU, RNN or the like, all
+    random.
+    """
     outer = (B, T) if layer.batch_first else (T, B)
-    params = {n: be.asarray(scale * rng.standard_normal(to_numpy(p).shape)) for n, p in layer.init(0, be).items()}
+    params = {
+        n: be.asarray(scale * rng.standard_normal(to_numpy(p).shape))
+        for n, p in layer.init(0, be).items()
+    }
     x = be.asarray(rng.standard_normal((*outer, layer.input_size)))
     L = layer.num_layers * len(layer.directions)
     state = tuple(be.asarray(rng.standard_normal((L, B, size))) for size in layer.state_sizes)
@@ -93,7 +109,9 @@ def inputs_of(layer, be, rng, T, B, scale=0.7):
 
 
 def check(layer, params, x, state=(), lengths=None, seed=3, directions=1):
-    """gradcheck with cotangents on y and every final state, by x, every parameter and every initial state."""
+    """gradcheck with cotangents on y and every final state, by x, every parameter and every initial
+    state.
+    """
     tokens = takes_tokens(layer)
 
     def forward(params, given, state):
@@ -101,7 +119,8 @@ def check(layer, params, x, state=(), lengths=None, seed=3, directions=1):
         if through_time(layer):
             y, end, saved = layer.forward(params, given, state, lengths=lengths, seed=seed)
         else:
-            (y, saved), end = layer.forward(params, given), ()
+            y, saved = layer.forward(params, given)
+            end = ()
         return (y, end), (params, saved)
 
     def backward(kept, d):
@@ -109,24 +128,37 @@ def check(layer, params, x, state=(), lengths=None, seed=3, directions=1):
         grads, dx, *dstart = layer.backward(*kept, dy, *([dend] if through_time(layer) else []))
         return grads, dx, *(dstart or [()])
 
-    return xlstm.gradcheck(forward, backward, (params, None if tokens else x, state), directions=directions)
+    return xlstm.gradcheck(
+        forward, backward, (params, None if tokens else x, state), directions=directions
+    )
 
 
 def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, kept=False, **options):
-    """Everything that forward and backward return, and what is kept between them, by name, on the host."""
+    """Everything that forward and backward return, and what is kept between them, by name, on the
+    host.
+    """
     if through_time(layer):
         y, end, saved = layer.forward(params, x, state, lengths=lengths, **options)
         dend = end if dstate is None else dstate
         grads, dx, start = layer.backward(params, saved, y if dy is None else dy, dend)
     else:
-        (y, saved), end, start = layer.forward(params, x), (), ()
+        y, saved = layer.forward(params, x)
+        end = ()
+        start = ()
         grads, dx = layer.backward(params, saved, y if dy is None else dy)
     found = {"y": y, "dx": dx, **{f"d{name}": g for name, g in grads.items()}}
-    found |= {f"end {k}": s for k, s in enumerate(flat(end))} | {f"dstart {k}": s for k, s in enumerate(flat(start))}
+    found |= {f"end {k}": s for k, s in enumerate(flat(end))} | {
+        f"dstart {k}": s for k, s in enumerate(flat(start))
+    }
     if kept:
         parts = ("gates", "h", *layer.CELL.STATES[1:])
-        found |= {f"{name} {part}": getattr(one, part) for name, one in saved.kept.items() for part in parts}
-    return {name: to_numpy(a) for name, a in found.items() if a is not None}  # tokens have no gradient
+        found |= {
+            f"{name} {part}": getattr(one, part)
+            for name, one in saved.kept.items()
+            for part in parts
+        }
+    # tokens have no gradient
+    return {name: to_numpy(a) for name, a in found.items() if a is not None}
 
 
 def largest(a):
@@ -134,7 +166,9 @@ def largest(a):
 
 
 def agree(found, expected, tolerance=0.0, size=np.linalg.norm, least=1e-3):
-    """Compare arrays by name: the size of a difference with that of an array, or with `least`; bits without."""
+    """Compare arrays by name: the size of a difference with that of an array, or with `least`; bits
+    without.
+    """
     assert found.keys() == expected.keys()
     for name, b in expected.items():
         a, b = (to_numpy(one).astype("float64") for one in (found[name], b))
@@ -152,7 +186,10 @@ def flat(state):
 
 def numbered(layers):
     """The arguments of `parametrize` for layers."""
-    return {"argvalues": layers, "ids": [f"{k}-{type(layer).__name__}" for k, layer in enumerate(layers)]}
+    return {
+        "argvalues": layers,
+        "ids": [f"{k}-{type(layer).__name__}" for k, layer in enumerate(layers)],
+    }
 
 
 PATCHES = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 3, "context": 4}
@@ -199,14 +236,19 @@ VARIANTS = [
     LayerNorm(4, residual=True, bias=True, eps=0.1),
     RMSNorm(4, bias=True),
     MultiHeadNorm(6, num_heads=2, residual=True),
-    *(GatedFeedForward(4, 3, activation=name) for name in ("silu", "relu", "square_relu", "sigmoid", "selu")),
+    *(
+        GatedFeedForward(4, 3, activation=name)
+        for name in ("silu", "relu", "square_relu", "sigmoid", "selu")
+    ),
     GatedFeedForward(4, 3, bias=True),
     *(ResidualFeedForward(4, 3, 5, activation=name) for name in ("gelu", "silu")),
     CausalConv(3, 1),
     CausalConv(2, 6),
     xlstm.mLSTM(2, 4),
     xlstm.mLSTM(2, 4, 2, num_heads=2, qk_size=6, chunk_size=2, eps=0.1),
-    xlstm.mLSTM(2, 3, 2, num_heads=3, batch_first=True, bias=False, dropout=0.3, forget_gate="exponential"),
+    xlstm.mLSTM(
+        2, 3, 2, num_heads=3, batch_first=True, bias=False, dropout=0.3, forget_gate="exponential"
+    ),
     xlstm.mLSTMBlock(3, 2, chunk_size=2, proj_factor=1.0, qkv_block_size=2),
     xlstm.mLSTMBlock(3, 1, bias=True, dropout=0.3, eps=0.1, conv_kernel_size=1),
     xlstm.sLSTMBlock(4, 1, dropout=0.3, conv_kernel_size=0, recurrent_init="uniform"),
@@ -223,7 +265,11 @@ VARIANTS = [
     xlstm.sLSTM(2, 4, 2, num_heads=2, bidirectional=True),
     xlstm.sLSTM(2, 4, num_heads=2, batch_first=True, bias=False, recurrent_dropout=0.4),
     xlstm.sLSTM(2, 4, 2, reverse=True, dropout=0.3),
-    *(SequenceModel(make(kind, TWO_WAYS), 2, last=last) for kind in OPTIONS for last in (False, True)),
+    *(
+        SequenceModel(make(kind, TWO_WAYS), 2, last=last)
+        for kind in OPTIONS
+        for last in (False, True)
+    ),
     xlstm.xLSTMLanguageModel(STACK, 7, tied=True, logit_cap=2.0, embedding_dropout=0.3),
     xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(4, 2, 2), 7, logit_cap=30.0, batch_first=False),
     xlstm.xLSTMLanguageModel(xlstm.LSTM(3, 4, num_layers=2), 7),
@@ -236,7 +282,9 @@ VARIANTS = [
     ESRNN(3, 4, trend="none", cell="gru", num_layers=2, dropout=0.3),
     ESRNN(3, 4, cell="xlstm", covariates=1, scale=2.0),
 ]
-WITH_OPTIONS = {kind: [make(kind, options) for options in [*alone(kind), TWO_WAYS]] for kind in OPTIONS}
+WITH_OPTIONS = {
+    kind: [make(kind, options) for options in [*alone(kind), TWO_WAYS]] for kind in OPTIONS
+}
 TABLE = list(dict.fromkeys([*EVERY, *VARIANTS, *itertools.chain(*WITH_OPTIONS.values())]))
 
 
@@ -273,12 +321,17 @@ def input_of(layer, be, rng, T=3, B=3):
     if takes_tokens(layer):
         return be.asarray(rng.integers(0, 7, outer))
     x = rng.standard_normal((*outer, layer.input_size))
-    return be.asarray(np.exp(0.3 * x) if isinstance(layer, xlstm.ExponentialSmoothing | ESRNN) else x)
+    return be.asarray(
+        np.exp(0.3 * x) if isinstance(layer, xlstm.ExponentialSmoothing | ESRNN) else x
+    )
 
 
 def params_of(layer, be, rng):
     """Random, but such that nothing is far from where gradients are of a size."""
-    return {name: be.asarray(p + 0.5 * rng.standard_normal(p.shape)) for name, p in layer.draw(rng).items()}
+    return {
+        name: be.asarray(p + 0.5 * rng.standard_normal(p.shape))
+        for name, p in layer.draw(rng).items()
+    }
 
 
 def state_of(layer, be, rng, B=3):

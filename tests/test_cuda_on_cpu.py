@@ -43,17 +43,31 @@ def test_counts():
         with cuda_on_cpu.counted() as inner:
             c = a @ b
         assert float(c.sum()) == 128
-    expected = {"launches": 2, "gemm": 1, "allocations": 3, "to_host": 1, "sync": 1, "memcpyAsync": 1, "modules": 0}
+    expected = {
+        "launches": 2,
+        "gemm": 1,
+        "allocations": 3,
+        "to_host": 1,
+        "sync": 1,
+        "memcpyAsync": 1,
+        "modules": 0,
+    }
     assert {name: found.counts[name] for name in expected} == expected
     assert (inner.counts["launches"], inner.counts["gemm"]) == (0, 1)
-    assert [name.split()[1] for name in found.names[:2]] == ["cupy_add__float32_float_float32", "GemmEx"]
+    assert [name.split()[1] for name in found.names[:2]] == [
+        "cupy_add__float32_float_float32",
+        "GemmEx",
+    ]
 
 
 # ---- faults of kernels
 
 
 def test_a_missing_barrier_is_found_in_another_order_of_threads():
-    text = "__shared__ float s[64]; s[threadIdx.x] = threadIdx.x; y[threadIdx.x] = s[63 - threadIdx.x];"
+    text = (
+        "__shared__ float s[64]; s[threadIdx.x] = threadIdx.x; y[threadIdx.x] = s[63 -"
+        " threadIdx.x];"
+    )
     turn = kernel(f"k(float* y) {{ {text} }}")
     y = cp.zeros(64, "f4")
     with cuda_on_cpu.configured(seed=1):
@@ -74,10 +88,14 @@ def test_a_missing_barrier_is_found_in_another_order_of_threads():
     ],
 )
 def test_threads_that_wait_in_vain_are_found(body):
-    with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.driver.CUDADriverError, match="LAUNCH_FAILED"):
+    with (
+        cuda_on_cpu.counted() as asked,
+        pytest.raises(cp.cuda.driver.CUDADriverError, match="LAUNCH_FAILED"),
+    ):
         kernel(f"k(int* x) {{ {body} }}")((1,), (64,), (cp.zeros(1, "i4"),))
     assert "threads wait for what never comes" in asked.problems[0]
-    with pytest.raises(cp.cuda.runtime.CUDARuntimeError):  # nothing works after that, as on a device
+    # nothing works after that, as on a device
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError):
         cp.cuda.runtime.deviceSynchronize()
 
 
@@ -88,16 +106,22 @@ def test_memory_that_nobody_wrote_is_not_a_number(place):
     y = cp.empty(1 << 10, "f4")
     if place != "pool":
         declared = "extern __shared__ float s[];" if place == "shared" else "__shared__ float s[1];"
-        kernel(f"k(float* y) {{ {declared} y[threadIdx.x] = s[0]; s[0] = 0; }}")((2,), (1,), (y,), shared_mem=4)
+        kernel(f"k(float* y) {{ {declared} y[threadIdx.x] = s[0]; s[0] = 0; }}")(
+            (2,), (1,), (y,), shared_mem=4
+        )
         y = y[:1]
     assert np.isnan(y.get()).all()
 
 
 @pytest.mark.parametrize(
-    ("words", "threads", "shared"), [("", 1025, 0), ("__launch_bounds__(32)", 64, 0), ("", 64, 50_000)]
+    ("words", "threads", "shared"),
+    [("", 1025, 0), ("__launch_bounds__(32)", 64, 0), ("", 64, 50_000)],
 )
 def test_launches_beyond_limits_are_refused(words, threads, shared):
-    with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
+    with (
+        cuda_on_cpu.counted() as asked,
+        pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"),
+    ):
         kernel(f"{words} k() {{}}")((1,), (threads,), (), shared_mem=shared)
     assert "beyond limits" in asked.problems[0]
 
@@ -108,7 +132,9 @@ def test_launches_beyond_limits_are_refused(words, threads, shared):
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_missing_event_is_found_where_streams_are_lazy(waits):
     with cuda_on_cpu.configured(lazy=1):
-        a, one, two = cp.zeros(4), cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
+        a = cp.zeros(4)
+        one = cp.cuda.Stream(non_blocking=True)
+        two = cp.cuda.Stream(non_blocking=True)
         cp.cuda.runtime.deviceSynchronize()
         with one:
             a += 1
@@ -126,10 +152,13 @@ def test_a_missing_event_is_found_where_streams_are_lazy(waits):
 
 @pytest.mark.parametrize("gone", ["array", "pool", "allocator"])
 def test_a_launch_on_memory_that_was_given_back_is_found(gone):
-    """It went back to its pool, or to the device: a pool that is gone tells nobody of the end of its arrays."""
+    """It went back to its pool, or to the device: a pool that is gone tells nobody of the end of
+    its arrays.
+    """
     pool = cp.cuda.MemoryPool()
     with cp.cuda.using_allocator(None if gone == "allocator" else pool.malloc):
-        x, look = cp.ones(4), kernel("k(double* x) {}")  # whose memory may be the host's then
+        x = cp.ones(4)
+        look = kernel("k(double* x) {}")  # whose memory may be the host's then
     with cuda_on_cpu.counted() as asked:
         look((1,), (1,), (x,))
         assert not asked.problems
@@ -161,7 +190,8 @@ def test_a_graph_does_what_was_captured_with_each_launch(stream):
 
 
 def test_a_graph_is_not_launched_on_memory_that_was_given_back(stream):
-    a, y = cp.ones(4), cp.zeros(4)
+    a = cp.ones(4)
+    y = cp.zeros(4)
     cp.add(a, 1, y)
     stream.begin_capture()
     cp.add(a, 1, y)
@@ -174,7 +204,8 @@ def test_a_graph_is_not_launched_on_memory_that_was_given_back(stream):
 
 
 def test_memory_of_a_capture_that_others_get_is_found(stream):
-    a, y = cp.ones(4), cp.zeros(4)
+    a = cp.ones(4)
+    y = cp.zeros(4)
     cp.add(a * 2, a, y)
     stream.begin_capture()
     cp.add(a * 2, a, y)  # a * 2 went back to the pool, and the graph will write there
@@ -192,7 +223,9 @@ REFUSED = {
     "wait": lambda stream, outside: stream.synchronize(),
     "wait for all": lambda stream, outside: cp.cuda.runtime.deviceSynchronize(),
     "wait for an event": lambda stream, outside: stream.record().synchronize(),
-    "copy": lambda stream, outside: cp.cuda.runtime.memcpy(cp.zeros(1).data.ptr, cp.zeros(1).data.ptr, 8, 3),
+    "copy": lambda stream, outside: cp.cuda.runtime.memcpy(
+        cp.zeros(1).data.ptr, cp.zeros(1).data.ptr, 8, 3
+    ),
     "malloc": lambda stream, outside: cp.cuda.runtime.malloc(512),
     "outside": lambda stream, outside: stream.wait_event(outside),
 }
@@ -203,7 +236,10 @@ def test_what_a_capture_refuses(stream, call):
     outside = cp.cuda.Stream(non_blocking=True).record()
     cp.zeros(1)
     stream.begin_capture(cp.cuda.runtime.streamCaptureModeGlobal)
-    with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="Capture"):
+    with (
+        cuda_on_cpu.counted() as asked,
+        pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="Capture"),
+    ):
         REFUSED[call](stream, outside)
     assert asked.problems
     with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="CaptureInvalidated"):
@@ -211,13 +247,21 @@ def test_what_a_capture_refuses(stream, call):
 
 
 def test_a_product_in_a_capture_has_a_workspace_and_is_not_the_first_of_its_kind(stream):
-    cublas, handle = ctypes.CDLL(cuda_on_cpu.HOME / "lib/libcublas.so.12"), ctypes.c_void_p()
-    A, one, workspace = cp.ones((2, 2), "f4"), ctypes.c_float(1), cp.empty(64)
+    cublas = ctypes.CDLL(cuda_on_cpu.HOME / "lib/libcublas.so.12")
+    handle = ctypes.c_void_p()
+    A = cp.ones((2, 2), "f4")
+    one = ctypes.c_float(1)
+    workspace = cp.empty(64)
 
-    def product(compute):  # of cublasGemmEx: 68 is float32, and 75, which no other test takes, bfloat16
-        a, factor = ctypes.c_void_p(A.data.ptr), ctypes.byref(one)
-        shape, matrix = (0, 0, 2, 2, 2), (a, 0, 2)
-        return cublas.cublasGemmEx(handle, *shape, factor, *matrix, *matrix, factor, *matrix, compute, -1)
+    # of cublasGemmEx: 68 is float32, and 75, which no other test takes, bfloat16
+    def product(compute):
+        a = ctypes.c_void_p(A.data.ptr)
+        factor = ctypes.byref(one)
+        shape = (0, 0, 2, 2, 2)
+        matrix = (a, 0, 2)
+        return cublas.cublasGemmEx(
+            handle, *shape, factor, *matrix, *matrix, factor, *matrix, compute, -1
+        )
 
     cublas.cublasCreate_v2(ctypes.byref(handle))
     cublas.cublasSetStream_v2(handle, ctypes.c_void_p(stream.ptr))

@@ -24,13 +24,21 @@ def test_a_case_that_fails_is_a_row_and_after_a_time_there_is_none(monkeypatch):
 
 
 def test_every_path_has_a_row_for_each_dtype_or_a_reason(monkeypatch, xp):
-    few = {"loop": ("float16",), "pointwise": (), "plain": ("float32",), "grid": (), "cluster": ("float32 tf32",)}
+    few = {
+        "loop": ("float16",),
+        "pointwise": (),
+        "plain": ("float32",),
+        "grid": (),
+        "cluster": ("float32 tf32",),
+    }
     monkeypatch.setattr(parity, "DTYPES", few)
     name = "RNN layer_norm=True"
     rows = parity.by_path(make_backend("cupy"), make_backend("numpy"), name)
     assert all(row["ok"] for row in rows)
     ways = [("loop", "float16"), ("plain", "float32"), ("cluster", "float32 tf32")]
-    assert [(row["case"], row["dtype"]) for row in rows] == [(f"{name} [{path}]", dtype) for path, dtype in ways]
+    assert [(row["case"], row["dtype"]) for row in rows] == [
+        (f"{name} [{path}]", dtype) for path, dtype in ways
+    ]
     assert [row["dtype"] for row in rows if "impossible" in row] == ["float32", "float32 tf32"]
 
 
@@ -43,13 +51,17 @@ def test_one_path_of_each_case_makes_all_of_them():
 
 
 def test_a_backend_that_must_work(monkeypatch, capsys):
-    """It is named with the reason, before anything is compared; else the last line names what was not compared."""
+    """It is named with the reason, before anything is compared; else the last line names what was
+    not compared.
+    """
     usable = parity.backends()
     monkeypatch.setattr(parity, "backends", lambda: {**usable, "cupy": "no card"})
     monkeypatch.setattr(parity, "CASES", {})
     monkeypatch.setattr("sys.argv", ["parity", "--require", "cupy"])
     assert parity.main() == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "cupy is required and was not compared: no card"
+    assert (
+        capsys.readouterr().out.splitlines()[-1] == "cupy is required and was not compared: no card"
+    )
     monkeypatch.setattr("sys.argv", ["parity", "--require", "numpy"])
     assert parity.main() == 0
     assert "cupy, no card" in capsys.readouterr().out.splitlines()[-1]

@@ -1,4 +1,6 @@
-"""Small models of TiRex, and its golden files: what the published packages compute with random weights."""
+"""Small models of TiRex, and its golden files: what the published packages compute with random
+weights.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ from tests.conftest import DATA
 from xlstm.interop import tirex
 from xlstm.models import TiRex, TiRex2
 
-SIZES: dict[str, Any] = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 3, "context": 8}
+SIZES: dict[str, Any] = {
+    "patch_size": 2,
+    "quantiles": (0.1, 0.5, 0.9),
+    "input_ff_size": 3,
+    "context": 8,
+}
 FIRST = TiRex(4, 2, 2, **SIZES)
 SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], output_ff_size=5, horizon=6, **SIZES)
 

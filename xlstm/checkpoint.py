@@ -1,9 +1,9 @@
 """Arrays and their description in one safetensors file, written whole or not at all.
 
-The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with the version of the
-format, the kind of model, its configuration, and a digest of all of these and the arrays, by which a file that was
-changed is refused. It is one entry because safetensors writes several in no fixed order, and equal models are to give
-equal bytes.
+The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with
+the version of the format, the kind of model, its configuration, and a digest of all of these and
+the arrays, by which a file that was changed is refused. It is one entry because safetensors writes
+several in no fixed order, and equal models are to give equal bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ ENTRIES = ("version", "kind", "config", "digest")
 Host = np.ndarray[Any, Any]
 
 
-def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, config: dict[str, Any]) -> None:
+def save(
+    path: str | os.PathLike[str], params: dict[str, Array], kind: str, config: dict[str, Any]
+) -> None:
     """Write a model file, whole or not at all.
 
     Parameters
@@ -74,7 +76,9 @@ def _stored(array: Host) -> Host:
 
 @reading.brief()
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is one that `save` wrote, and not a folder or a file of another kind."""
+    """Return whether a file is one that `save` wrote, and not a folder or a file of another
+    kind.
+    """
     try:
         return KEY in Tensors(path).metadata
     except (OSError, TypeError, ValueError):
@@ -115,18 +119,25 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict
         raise ValueError(f"{path}: kind is {found!r}, expected {kind!r}")
     arrays = file.read()
     if digest(kind, config, arrays) != expected:
-        raise ValueError(f"{path}: was changed after it was written, its digest is not that of what it holds")
+        raise ValueError(
+            f"{path}: was changed after it was written, its digest is not that of what it holds"
+        )
     return arrays, config
 
 
 def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | None = None) -> None:
-    """Raise ValueError unless all numbers of a file are finite, and stay so in the dtype that they are put in."""
-    host = "float32" if dtype == "bfloat16" else dtype  # NumPy has no bfloat16, whose exponents have as many bits
+    """Raise ValueError unless all numbers of a file are finite, and stay so in the dtype that they
+    are put in.
+    """
+    # NumPy has no bfloat16, whose exponents have as many bits
+    host = "float32" if dtype == "bfloat16" else dtype
     for name, array in arrays.items():
         with np.errstate(over="ignore"):
             found = array if host is None else array.astype(host, copy=False)
         if not np.all(np.isfinite(found)):
-            raise ValueError(f"{path}: {name} is not finite{'' if found is array else f' in {dtype}'}")
+            raise ValueError(
+                f"{path}: {name} is not finite{'' if found is array else f' in {dtype}'}"
+            )
 
 
 def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
@@ -139,25 +150,32 @@ def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
         raise ValueError(f"{file.path}: its description is not readable ({error})") from error
     version, kind, config, expected = map(about.get if isinstance(about, dict) else {}.get, ENTRIES)
     if version != VERSION:
-        raise ValueError(f"{file.path}: version of the format is {shown(version)}, expected {VERSION!r}")
+        raise ValueError(
+            f"{file.path}: version of the format is {shown(version)}, expected {VERSION!r}"
+        )
     if not isinstance(kind, str) or not isinstance(config, dict):
-        raise ValueError(f"{file.path}: kind and config are {shown([kind, config])}, expected text and an object")
+        raise ValueError(
+            f"{file.path}: kind and config are {shown([kind, config])}, expected text and an object"
+        )
     return kind, config, expected
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, Host]]:
     """Return a tree as a JSON value, and its arrays on the host by name.
 
-    In the value a dict is {"dict": ...}, a tuple {"tuple": [...]}, an array {"array": name, "dtype": dtype}, and a
-    number that is not finite {"float": "inf"}. An array that is there several times is kept once. Anything but dicts
-    with text as keys, lists, tuples, text, numbers, None and arrays of numbers is a TypeError.
+    In the value a dict is {"dict": ...}, a tuple {"tuple": [...]}, an array {"array": name,
+    "dtype": dtype}, and a number that is not finite {"float": "inf"}. An array that is there
+    several times is kept once. Anything but dicts with text as keys, lists, tuples, text, numbers,
+    None and arrays of numbers is a TypeError.
     """
     arrays: dict[str, Host] = {}
     return _packed(tree, "", arrays, {}), arrays
 
 
 def _packed(value: Any, path: str, arrays: dict[str, Host], names: dict[int, str]) -> Any:
-    """Return a part of a tree as a JSON value, and put its arrays into `arrays`; `names` has those of their ids."""
+    """Return a part of a tree as a JSON value, and put its arrays into `arrays`; `names` has those
+    of their ids.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -165,7 +183,11 @@ def _packed(value: Any, path: str, arrays: dict[str, Host], names: dict[int, str
     if isinstance(value, str | bool | int | float | None):
         return value
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: _packed(part, f"{path}.{key}", arrays, names) for key, part in value.items()}}
+        return {
+            "dict": {
+                key: _packed(part, f"{path}.{key}", arrays, names) for key, part in value.items()
+            }
+        }
     if isinstance(value, list | tuple):
         parts = [_packed(part, f"{path}.{k}", arrays, names) for k, part in enumerate(value)]
         return parts if isinstance(value, list) else {"tuple": parts}
@@ -176,18 +198,24 @@ def _packed(value: Any, path: str, arrays: dict[str, Host], names: dict[int, str
     name = names.setdefault(id(value), path[1:])
     if name not in arrays:
         arrays[name] = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)
-    return {"array": name, "dtype": "" if on_host and value.dtype.kind != "f" else backend_like(value).dtype}
+    return {
+        "array": name,
+        "dtype": "" if on_host and value.dtype.kind != "f" else backend_like(value).dtype,
+    }
 
 
 def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array]) -> Any:
     """Return the tree that `pack` was given; ValueError if the value is none that `pack` made.
 
-    `put(array, dtype)` moves an array of floating-point numbers to where it belongs; others stay on the host.
+    `put(array, dtype)` moves an array of floating-point numbers to where it belongs; others stay on
+    the host.
     """
     return _unpacked(value, arrays, put, {})
 
 
-def _unpacked(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array], placed: dict[str, Array]) -> Any:
+def _unpacked(
+    value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array], placed: dict[str, Array]
+) -> Any:
     """Return a part of a tree; `placed` has the arrays so far."""
     match value:
         case {"dict": dict() as parts}:
@@ -208,7 +236,9 @@ def _unpacked(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Ar
 
 
 def check_alike(name: str, value: Any, like: Any) -> None:
-    """Raise ValueError unless `value` is a dict with the names of `like`, or an array of its shape and dtype."""
+    """Raise ValueError unless `value` is a dict with the names of `like`, or an array of its shape
+    and dtype.
+    """
     if isinstance(like, dict):
         if not isinstance(value, dict) or value.keys() != like.keys():
             raise ValueError(f"{name} is {shown(value)}, expected a dict of {few(like)}")
@@ -221,4 +251,8 @@ def check_alike(name: str, value: Any, like: Any) -> None:
 
 def _is_alike(value: Any, like: Any) -> bool:
     """Return whether `like` is an array, and `value` one of its shape and dtype."""
-    return not isinstance(like, dict) and getattr(value, "shape", None) == like.shape and value.dtype == like.dtype
+    return (
+        not isinstance(like, dict)
+        and getattr(value, "shape", None) == like.shape
+        and value.dtype == like.dtype
+    )

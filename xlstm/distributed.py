@@ -9,12 +9,14 @@ __all__ = ["Group", "OtherRankError", "Shard", "group"]
 
 
 def group() -> Group:
-    """Return the processes that a launcher such as mpiexec or srun started; a process without one is alone.
+    """Return the processes that a launcher such as mpiexec or srun started; a process without one
+    is alone.
 
-    mpi4py is imported where a launcher started more than one process, or where the program has imported it before. Each
-    rank makes the GPU of its number on the machine the current one. An error that nobody catches on a rank ends the
-    job from here on, and so does a rank that does not come where others wait for it: because its program has ended, or
-    within the seconds of the environment variable XLSTM_GROUP_TIMEOUT (600; 0 means for ever).
+    mpi4py is imported where a launcher started more than one process, or where the program has
+    imported it before. Each rank makes the GPU of its number on the machine the current one. An
+    error that nobody catches on a rank ends the job from here on, and so does a rank that does not
+    come where others wait for it: because its program has ended, or within the seconds of the
+    environment variable XLSTM_GROUP_TIMEOUT (600; 0 means for ever).
 
     Returns
     -------
@@ -24,8 +26,8 @@ def group() -> Group:
     Raises
     ------
     BackendError
-        mpi4py or an MPI is missing, the launcher is that of another MPI or of none, or versions of xlstm differ between
-        ranks.
+        mpi4py or an MPI is missing, the launcher is that of another MPI or of none, or versions of
+        xlstm differ between ranks.
     ValueError
         XLSTM_GROUP_TIMEOUT is no number of seconds.
 

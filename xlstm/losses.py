@@ -1,8 +1,9 @@
 """Losses: each returns the loss (a 0-d array) and its gradient by the prediction.
 
-A loss is the mean over all elements that `mask` selects. A mask covers the leading axes of the target: (T, B) masks
-whole time steps, the target's own shape single values. It is boolean, or holds weights from 0 up, for a weighted mean.
-The gradient has the dtype of the prediction; CuPy makes float32 of bfloat16 and a Python number.
+A loss is the mean over all elements that `mask` selects. A mask covers the leading axes of the
+target: (T, B) masks whole time steps, the target's own shape single values. It is boolean, or holds
+weights from 0 up, for a weighted mean. The gradient has the dtype of the prediction; CuPy makes
+float32 of bfloat16 and a Python number.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import numpy as np
 from xlstm.arrays import checks, constants
 from xlstm.arrays.foreign import accepts_foreign
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Namespace, astype, check_library, device_of, finfo, namespace
+from xlstm.arrays.namespace import (
+    Array,
+    Namespace,
+    astype,
+    check_library,
+    device_of,
+    finfo,
+    namespace,
+)
 from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import clamp, sigmoid, softplus
 
@@ -78,8 +87,11 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
 
 
 @accepts_foreign
-def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
-    """Return the mean of `e^2/2` where `|e| <= delta`, else `delta (|e| - delta/2)`, and its gradient (Huber 1964).
+def huber(
+    y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
+) -> tuple[Array, Array]:
+    """Return the mean of `e^2/2` where `|e| <= delta`, else `delta (|e| - delta/2)`, and its
+    gradient (Huber 1964).
 
     Parameters
     ----------
@@ -112,9 +124,11 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
 def pinball(
     y: Array, target: Array, mask: Array | None = None, quantiles: Sequence[float] = (0.1, 0.5, 0.9)
 ) -> tuple[Array, Array]:
-    """Return the mean of max(q e, (q - 1) e), where e = target - y, summed over quantiles, and its gradient by y.
+    """Return the mean of max(q e, (q - 1) e), where e = target - y, summed over quantiles, and its
+    gradient by y.
 
-    Its minimum is the quantile q of the target given the inputs (Koenker & Bassett 1978). The gradient is 0 where e is.
+    Its minimum is the quantile q of the target given the inputs (Koenker & Bassett 1978). The
+    gradient is 0 where e is.
 
     Parameters
     ----------
@@ -136,11 +150,15 @@ def pinball(
     ValueError, TypeError
         Shapes, libraries or dtypes do not match, or a quantile is not between 0 and 1.
     """
-    expected, share = "a list of numbers between 0 and 1", checks.real(0, 1, strict=True)
+    expected = "a list of numbers between 0 and 1"
+    share = checks.real(0, 1, strict=True)
     levels = checks.several("pinball", "quantiles", quantiles, expected, share)
     xp = namespace("pinball", {"y": y, "target": target})
     if tuple(y.shape) != (*target.shape, len(levels)):
-        expected = f"that of target and one axis of {len(levels)} quantiles, {(*target.shape, len(levels))}"
+        expected = (
+            f"that of target and one axis of {len(levels)} quantiles,"
+            f" {(*target.shape, len(levels))}"
+        )
         raise ValueError(f"pinball: y has shape {tuple(y.shape)}, expected {expected}")
     weight = _weight("pinball", xp, target, mask, y)
     weight = weight if mask is None else weight[..., None]
@@ -152,8 +170,11 @@ def pinball(
 
 
 @accepts_foreign
-def binary_cross_entropy(logits: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Return the mean of -t log p - (1 - t) log(1 - p), p = sigmoid(logit), in nats, and its gradient by the logits.
+def binary_cross_entropy(
+    logits: Array, target: Array, mask: Array | None = None
+) -> tuple[Array, Array]:
+    """Return the mean of -t log p - (1 - t) log(1 - p), p = sigmoid(logit), in nats, and its
+    gradient by the logits.
 
     Each logit is a question of its own, such as whether a sequence has a label.
 
@@ -161,7 +182,8 @@ def binary_cross_entropy(logits: Array, target: Array, mask: Array | None = None
     ----------
     logits : array (...)
     target : array (...)
-        The truth t, or its probability, from 0 to 1. The values are not checked, as that would stall a GPU.
+        The truth t, or its probability, from 0 to 1. The values are not checked, as that would
+        stall a GPU.
     mask : bool array, or array of weights, optional
         Elements that count, or how much they do.
 
@@ -188,8 +210,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     ----------
     logits : array (..., V)
     labels : integer array (...)
-        From 0 to V - 1. A label outside that range makes the loss NaN, unless it is masked: looking at the values to
-        raise an error would stall a GPU.
+        From 0 to V - 1. A label outside that range makes the loss NaN, unless it is masked: looking
+        at the values to raise an error would stall a GPU.
     mask : bool array, or array of weights, optional
         Labels that count, or how much they do.
 
@@ -205,17 +227,33 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     """
     xp = namespace("cross_entropy", {"logits": logits})
     if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"cross_entropy: logits have shape {tuple(logits.shape)}, expected (..., V), V of 1 or more")
+        raise ValueError(
+            f"cross_entropy: logits have shape {tuple(logits.shape)}, expected (..., V), V of 1 or"
+            " more"
+        )
     _belongs("cross_entropy", "labels", xp, labels, "integral")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         expected = f"that of the logits without the last axis, {tuple(logits.shape[:-1])}"
-        raise ValueError(f"cross_entropy: labels have shape {tuple(labels.shape)}, expected {expected}")
+        raise ValueError(
+            f"cross_entropy: labels have shape {tuple(labels.shape)}, expected {expected}"
+        )
     weight = _weight("cross_entropy", xp, labels, mask, logits)
-    V, device = logits.shape[-1], device_of(logits)
-    kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64  # it holds every label
+    V = logits.shape[-1]
+    device = device_of(logits)
+    # it holds every label
+    kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64
     if compiles(xp):
-        share = xp.full((1,), weight, dtype=logits.dtype, device=device) if mask is None else weight[..., None]
-        arrays = (logits, xp.astype(labels, kind)[..., None], constants.steps(xp, V, kind, device), share)
+        share = (
+            xp.full((1,), weight, dtype=logits.dtype, device=device)
+            if mask is None
+            else weight[..., None]
+        )
+        arrays = (
+            logits,
+            xp.astype(labels, kind)[..., None],
+            constants.steps(xp, V, kind, device),
+            share,
+        )
         error, lost = by_rows(xp, _entropy, *arrays, width=V)
         return xp.sum(lost), xp.astype(error, logits.dtype, copy=False)
     label = xp.asarray(labels, dtype=xp.int64)
@@ -227,8 +265,12 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     top = xp.max(logits, axis=-1, keepdims=True)
     share = xp.ones_like(top) * weight if mask is None else weight[..., None]
     classes = xp.arange(V, dtype=kind, device=device)
-    error, mean = by_rows(xp, _softmax_error, logits, top, xp.astype(label, kind)[..., None], classes, share, width=V)
-    rows = xp.arange(math.prod(labels.shape), dtype=xp.int64, device=device) * V + xp.reshape(label, (-1,))
+    error, mean = by_rows(
+        xp, _softmax_error, logits, top, xp.astype(label, kind)[..., None], classes, share, width=V
+    )
+    rows = xp.arange(math.prod(labels.shape), dtype=xp.int64, device=device) * V + xp.reshape(
+        label, (-1,)
+    )
     picked = xp.reshape(xp.take(xp.reshape(logits, (-1,)), rows, axis=0), labels.shape)
     log_p = picked - (top + xp.log(V * mean))[..., 0]  # (5)
     log_p = xp.where(known, log_p, xp.full_like(log_p, xp.nan))
@@ -238,7 +280,9 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
 def _softmax_error(
     xp: Namespace, z: Array, top: Array, label: Array, classes: Array, weight: Array, width: int
 ) -> tuple[Array, Array]:
-    """Return weight (softmax(z) - one-hot(label)) over the last axis, and the mean of exp(z - top)."""
+    """Return weight (softmax(z) - one-hot(label)) over the last axis, and the mean of exp(z -
+    top).
+    """
     e = xp.exp(z - top)  # (5)
     mean = xp.mean(e, axis=-1, keepdims=True)  # (5)
     return weight * (e / (mean * width) - _hit(xp, classes, label)), mean  # (6)
@@ -249,26 +293,40 @@ def _hit(xp: Namespace, classes: Array, label: Array) -> Array:
     return 1 - xp.minimum(xp.abs(classes - label), xp.ones_like(classes))  # (6)
 
 
-def _entropy(xp: Namespace, z: Array, label: Array, classes: Array, weight: Array, width: int) -> tuple[Array, Array]:
-    """Return the gradient of a row, and -weight log softmax(z)[label], NaN for a label that there is not."""
+def _entropy(
+    xp: Namespace, z: Array, label: Array, classes: Array, weight: Array, width: int
+) -> tuple[Array, Array]:
+    """Return the gradient of a row, and -weight log softmax(z)[label], NaN for a label that there
+    is not.
+    """
     top = xp.max(z, axis=-1, keepdims=True)
     error, mean = _softmax_error(xp, z, top, label, classes, weight, width)
-    hit, below = _hit(xp, classes, label), z - top
+    hit = _hit(xp, classes, label)
+    below = z - top
     known = width * xp.mean(hit, axis=-1, keepdims=True)
-    picked = width * xp.mean(xp.where(hit > 0.5, below, xp.zeros_like(below)), axis=-1, keepdims=True)
+    picked = width * xp.mean(
+        xp.where(hit > 0.5, below, xp.zeros_like(below)), axis=-1, keepdims=True
+    )
     lost = weight * (xp.log(width * mean) - picked) * (known / known)  # (5)
     return error, xp.where(weight > 0, lost, xp.zeros_like(lost))
 
 
-def _regression(where: str, y: Array, target: Array, mask: Array | None, name: str = "y") -> tuple[Namespace, Array]:
+def _regression(
+    where: str, y: Array, target: Array, mask: Array | None, name: str = "y"
+) -> tuple[Namespace, Array]:
     xp = namespace(where, {name: y, "target": target})
     if tuple(target.shape) != tuple(y.shape):
-        raise ValueError(f"{where}: target has shape {tuple(target.shape)}, expected that of {name}, {tuple(y.shape)}")
+        raise ValueError(
+            f"{where}: target has shape {tuple(target.shape)}, expected that of {name},"
+            f" {tuple(y.shape)}"
+        )
     return xp, _weight(where, xp, target, mask, y)
 
 
 def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
-    """Return the weight of every element in the mean; they add up to 1. Without a mask it is a number."""
+    """Return the weight of every element in the mean; they add up to 1. Without a mask it is a
+    number.
+    """
     if mask is None:
         return 1 / max(1, math.prod(target.shape))  # (7)
     _belongs(where, "mask", xp, mask, ("bool", "real floating"))
@@ -286,7 +344,9 @@ def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
     return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
 
 
-def _belongs(where: str, name: str, xp: Namespace, array: Array, kind: str | tuple[str, ...]) -> None:
+def _belongs(
+    where: str, name: str, xp: Namespace, array: Array, kind: str | tuple[str, ...]
+) -> None:
     check_library(where, name, xp, array)
     if not xp.isdtype(array.dtype, kind):
         kinds = kind if isinstance(kind, str) else " or ".join(kind)

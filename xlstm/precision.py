@@ -1,10 +1,12 @@
-"""Mixed precision: forward and backward in float16 or bfloat16 with float32 weights; TF32 products on request.
+"""Mixed precision: forward and backward in float16 or bfloat16 with float32 weights; TF32 products
+on request.
 
-After Micikevicius et al. 2018. The weights that the optimiser changes, the masters, are float32, and so are the loss,
-its gradient and what is summed over gradients; `forward` and `backward` see copies in the lower dtype. Gradients too
-small for float16 are multiplied by a scale on their way back. A step whose gradients overflow is left out, and the
-scale shrinks. Nothing is changed in place. `training.train(..., precision=Mixed("float16"))` does all of that, and its
-loop shows how `lowered`, `raised` and `after` are used.
+After Micikevicius et al. 2018. The weights that the optimiser changes, the masters, are float32,
+and so are the loss, its gradient and what is summed over gradients; `forward` and `backward` see
+copies in the lower dtype. Gradients too small for float16 are multiplied by a scale on their way
+back. A step whose gradients overflow is left out, and the scale shrinks. Nothing is changed in
+place. `training.train(..., precision=Mixed("float16"))` does all of that, and its loop shows how
+`lowered`, `raised` and `after` are used.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ __all__ = ["Mixed", "Scaling", "tf32"]
 DTYPES = HALVES
 NAMES = (*HALVES, "tf32")
 FIRST = 2.0**16  # the scale of the first step in float16
-LEAST, MOST = 2.0**-14, 2.0**24  # gradients that still overflow at the least scale do so for another reason
+LEAST = 2.0**-14
+MOST = 2.0**24  # gradients that still overflow at the least scale do so for another reason
 
 
 class Scaling(NamedTuple):
@@ -53,7 +56,8 @@ class Mixed:
     Parameters
     ----------
     dtype : {"float16", "bfloat16"}
-        The dtype of forward and backward. bfloat16 has the range of float32: it needs no scale and leaves no step out.
+        The dtype of forward and backward. bfloat16 has the range of float32: it needs no scale and
+        leaves no step out.
     scale : float, optional
         The first factor of gradients, from 2**-14 to 2**24; by default 2**16 in float16.
     growth : float
@@ -81,7 +85,9 @@ class Mixed:
         factors["scale"] = checks.optional(checks.real(LEAST, MOST + 1))
         checks.fields(self, dtype=checks.choice(DTYPES), every=checks.count, **factors)
         if self.scale is not None and not self.scales:
-            raise ValueError(f"Mixed: scale is {self.scale} for {self.dtype}, which needs none; leave it out")
+            raise ValueError(
+                f"Mixed: scale is {self.scale} for {self.dtype}, which needs none; leave it out"
+            )
 
     @property
     def scales(self) -> bool:
@@ -114,14 +120,18 @@ class Mixed:
         """
         low = backend_of(home, self.dtype)
         if home.dtype in HALVES:
-            raise ValueError(f"precision {self.dtype}: the weights are {home.dtype}, expected float32 to begin with")
+            raise ValueError(
+                f"precision {self.dtype}: the weights are {home.dtype}, expected float32 to begin"
+                " with"
+            )
         return low
 
 
 def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None:
     """Return the scale of the next step, from whether all gradients of this one were `finite`.
 
-    It is None where they were not and the scale cannot be the reason: it is the least already, or there is none.
+    It is None where they were not and the scale cannot be the reason: it is the least already, or
+    there is none.
     """
     if mixed is None or not mixed.scales:
         return scaling if finite else None
@@ -134,15 +144,19 @@ def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None
 
 
 def lowered(arrays: Any, dtype: str, scale: float | Array = 1.0) -> Any:
-    """Return an array, or a dict of arrays, times `scale` and then in a lower dtype, where it may overflow.
+    """Return an array, or a dict of arrays, times `scale` and then in a lower dtype, where it may
+    overflow.
 
-    The masters are lowered for `forward` and `backward`, and dy for `backward`. On CuPy the scale may be a 0-d array.
+    The masters are lowered for `forward` and `backward`, and dy for `backward`. On CuPy the scale
+    may be a 0-d array.
     """
     return _cast(arrays, dtype, scale, _multiplied)
 
 
 def raised(arrays: Any, dtype: str = "float32", scale: float | Array = 1.0) -> Any:
-    """Return an array, or a dict of arrays, in a wider dtype and then divided by `scale`; the reverse of `lowered`."""
+    """Return an array, or a dict of arrays, in a wider dtype and then divided by `scale`; the
+    reverse of `lowered`.
+    """
     return _cast(arrays, dtype, scale, _divided)
 
 
@@ -173,11 +187,12 @@ def _divided(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:
 
 @contextlib.contextmanager
 def tf32(on: bool = True) -> Iterator[None]:
-    """Multiply float32 matrices in TF32 within `with tf32():`; it has the range of float32 and 10 bits of fraction.
+    """Multiply float32 matrices in TF32 within `with tf32():`; it has the range of float32 and 10
+    bits of fraction.
 
-    This holds for CuPy's products in the whole process, and for those in the kernels of recurrent layers (`cuda.use`).
-    `tf32(False)` is the opposite, where CUPY_TF32=1 or an outer `tf32()` holds. The end of the block restores what was
-    there before.
+    This holds for CuPy's products in the whole process, and for those in the kernels of recurrent
+    layers (`cuda.use`). `tf32(False)` is the opposite, where CUPY_TF32=1 or an outer `tf32()`
+    holds. The end of the block restores what was there before.
 
     Parameters
     ----------
@@ -198,8 +213,11 @@ def tf32(on: bool = True) -> Iterator[None]:
     cupy = probe.cupy()
     capability = int(cupy.cuda.Device().compute_capability)
     if on and capability < 80:  # CuPy would warn and go on in float32
-        raise BackendError(f"tf32: needs a GPU of compute capability 8.0 or more, this one has {capability / 10}")
-    core, kinds = cupy._core, cupy._core._routines_linalg
+        raise BackendError(
+            f"tf32: needs a GPU of compute capability 8.0 or more, this one has {capability / 10}"
+        )
+    core = cupy._core
+    kinds = cupy._core._routines_linalg
     before = core.get_compute_type(np.float32)
     core.set_compute_type(np.float32, kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT)
     try:
@@ -209,11 +227,15 @@ def tf32(on: bool = True) -> Iterator[None]:
         core.set_compute_type(np.float32, before)
 
 
-def named(name: str | None, home: Backend) -> tuple[Mixed | None, contextlib.AbstractContextManager[None]]:
-    """Return the description for `train` and the context to train in that a name of NAMES, or None, stands for.
+def named(
+    name: str | None, home: Backend
+) -> tuple[Mixed | None, contextlib.AbstractContextManager[None]]:
+    """Return the description for `train` and the context to train in that a name of NAMES, or None,
+    stands for.
 
-    An unknown name, or weights on `home` that do not go with it, are a ValueError; float16 or bfloat16 on a CPU are a
-    TypeError; TF32 elsewhere than on CuPy, and something that is missing, are a BackendError.
+    An unknown name, or weights on `home` that do not go with it, are a ValueError; float16 or
+    bfloat16 on a CPU are a TypeError; TF32 elsewhere than on CuPy, and something that is missing,
+    are a BackendError.
     """
     if name is None:
         return None, contextlib.nullcontext()
@@ -223,7 +245,9 @@ def named(name: str | None, home: Backend) -> tuple[Mixed | None, contextlib.Abs
         mixed.below(home)
         return mixed, contextlib.nullcontext()
     if not compiles(home.xp):
-        raise BackendError(f"precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is {home}")
+        raise BackendError(
+            f"precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is {home}"
+        )
     if home.dtype != "float32":
         raise ValueError(f"precision tf32: the weights are {home.dtype}, expected float32")
     return None, tf32()

@@ -1,4 +1,6 @@
-"""`gradcheck` tells whether a backward pass is the gradient of a forward pass, for any pair of functions."""
+"""`gradcheck` tells whether a backward pass is the gradient of a forward pass, for any pair of
+functions.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ ROUNDING = 10 * float(np.finfo(np.float64).eps)  # a few roundings on the way to
 
 
 class GradientError(AssertionError):
-    """A backward pass disagrees with finite differences; the text names the input and the output."""
+    """A backward pass disagrees with finite differences; the text names the input and the
+    output.
+    """
 
 
 def gradcheck(
@@ -55,14 +59,15 @@ def gradcheck(
     directions : int
         The number of random directions of each input, in which every output is checked.
     step : float
-        The step of the fourth-order central difference. Where it disagrees, a tenth and a hundredth of it are
-        tried too: the error of the difference itself, or of a kink within its reach, vanishes with the step.
+        The step of the fourth-order central difference. Where it disagrees, a tenth and a hundredth
+        of it are tried too: the error of the difference itself, or of a kink within its reach,
+        vanishes with the step.
     tolerance : float
         The largest relative error allowed. Errors are relative to the larger of the two derivatives
-        and of `|dx| |v| / sqrt(n)`, the size that a derivative in a random direction has. The effect of ten
-        roundings of each output on the finite difference is not counted as an error; where it
-        is more than the tolerance allows of the largest gradient, nothing can be checked, which is
-        an error too.
+        and of `|dx| |v| / sqrt(n)`, the size that a derivative in a random direction has. The
+        effect of ten roundings of each output on the finite difference is not counted as an error;
+        where it is more than the tolerance allows of the largest gradient, nothing can be checked,
+        which is an error too.
     seed : int
         The seed of the cotangents and directions.
 
@@ -90,7 +95,8 @@ def gradcheck(
     """
     rng = generator(seed, where="gradcheck")
     directions = checks.count("gradcheck", "directions", directions)
-    step, tolerance = checks.above_0("gradcheck", "step", step), checks.above_0("gradcheck", "tolerance", tolerance)
+    step = checks.above_0("gradcheck", "step", step)
+    tolerance = checks.above_0("gradcheck", "tolerance", tolerance)
     forward = checks.function("gradcheck", "forward", forward)
     backward = checks.function("gradcheck", "backward", backward)
     inputs = checks.instance((tuple, list), "a tuple of arrays")("gradcheck", "inputs", inputs)
@@ -103,7 +109,9 @@ def gradcheck(
             raise TypeError(f"gradcheck: input {name} is {dtype}, expected a float64 array")
     both: Any = forward(*inputs)
     if not isinstance(both, tuple) or len(both) != 2:
-        raise TypeError(f"gradcheck: forward gave {checks.shown(both)}, expected a tuple (outputs, saved)")
+        raise TypeError(
+            f"gradcheck: forward gave {checks.shown(both)}, expected a tuple (outputs, saved)"
+        )
     outputs, saved = both
     results = _leaves(outputs)
     for name, leaf in results.items():
@@ -112,9 +120,13 @@ def gradcheck(
     worst = 0.0
     for _ in range(directions):
         along = {name: rng.standard_normal(tuple(x.shape)) for name, x in leaves.items()}
-        moved = functools.cache(functools.partial(_moved, forward, inputs, along))  # forward passes serve all outputs
+        # forward passes serve all outputs
+        moved = functools.cache(functools.partial(_moved, forward, inputs, along))
         for chosen in [*([name] for name in results if len(results) > 1), list(results)]:
-            w = {name: rng.standard_normal(tuple(y.shape)) * (name in chosen) for name, y in results.items()}
+            w = {
+                name: rng.standard_normal(tuple(y.shape)) * (name in chosen)
+                for name, y in results.items()
+            }
             cotangent = _replace(outputs, {name: like(w[name], y) for name, y in results.items()})
             dinputs = _gradients(backward(saved, cotangent), leaves)
             found = {}
@@ -122,25 +134,38 @@ def gradcheck(
                 exact = float(np.sum(dinputs[name] * v))
                 difference = functools.partial(_difference, moved, name, {n: w[n] for n in chosen})
                 numeric, noise = difference(step)
-                usual = float(np.linalg.norm(dinputs[name]) * np.linalg.norm(v)) / max(1.0, v.size**0.5)
-                found[name] = (difference, exact, numeric, noise, max(abs(exact), abs(numeric), usual, TINY))
+                usual = float(np.linalg.norm(dinputs[name]) * np.linalg.norm(v)) / max(
+                    1.0, v.size**0.5
+                )
+                found[name] = (
+                    difference,
+                    exact,
+                    numeric,
+                    noise,
+                    max(abs(exact), abs(numeric), usual, TINY),
+                )
             largest = max(scale for *_, scale in found.values())
             for name, (difference, exact, numeric, noise, scale) in found.items():
                 pair = f"gradient of output {', '.join(chosen)} by input {name}"
                 if noise > tolerance * largest > tolerance * TINY:
-                    raise GradientError(f"{pair}: cannot be checked, it drowns in the rounding of the outputs")
+                    raise GradientError(
+                        f"{pair}: cannot be checked, it drowns in the rounding of the outputs"
+                    )
                 error = _error(exact - numeric, noise, scale)
                 for smaller in (step / 10, step / 100):
                     if error <= tolerance:
                         break
-                    # The error of the difference, or of a kink within its reach, goes away; a wrong gradient does not.
+                    # The error of the difference, or of a kink within its reach, goes away; a wrong
+                    # gradient does not.
                     again, noise = difference(smaller)
                     if noise > tolerance * largest:
                         break
                     error = _error(exact - again, noise, scale)
                 if not error <= tolerance:  # NaN is not
                     both = f"backward gives {exact:.12g}, finite differences {numeric:.12g}"
-                    raise GradientError(f"{pair}: {both}, relative error {error:.2g} > {tolerance:.2g}")
+                    raise GradientError(
+                        f"{pair}: {both}, relative error {error:.2g} > {tolerance:.2g}"
+                    )
                 worst = max(worst, error)
     return worst
 
@@ -150,9 +175,15 @@ def _error(gap: float, noise: float, scale: float) -> float:
 
 
 def _moved(
-    forward: Callable[..., tuple[Any, Any]], inputs: tuple[Any, ...], along: Mapping[str, Any], name: str, step: float
+    forward: Callable[..., tuple[Any, Any]],
+    inputs: tuple[Any, ...],
+    along: Mapping[str, Any],
+    name: str,
+    step: float,
 ) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """Return the outputs at the points of the stencil, where one input is moved along its direction."""
+    """Return the outputs at the points of the stencil, where one input is moved along its
+    direction.
+    """
     x = _leaves(inputs)[name]
     points = [_replace(inputs, {name: x + like(k * step * along[name], x)}) for k in STENCIL]
     return [{n: to_numpy(y) for n, y in _leaves(forward(*point)[0]).items()} for point in points]
@@ -164,8 +195,11 @@ def _difference(
     cotangents: Mapping[str, np.ndarray[Any, Any]],
     step: float,
 ) -> tuple[float, float]:
-    """Return the derivative of <outputs, cotangents> by an input along its direction, and its error from rounding."""
-    numeric, noise = 0.0, 0.0
+    """Return the derivative of <outputs, cotangents> by an input along its direction, and its error
+    from rounding.
+    """
+    numeric = 0.0
+    noise = 0.0
     for weight, y in zip(STENCIL.values(), moved(name, step), strict=True):
         terms = [w * y[n] for n, w in cotangents.items()]
         numeric += weight / step * sum(float(np.sum(term)) for term in terms)
@@ -177,17 +211,23 @@ def _gradients(dinputs: Any, leaves: dict[str, Array]) -> dict[str, np.ndarray[A
     """Return the gradients on the host, after checks of their nesting, shapes and values."""
     found = {name: to_numpy(leaf) for name, leaf in _leaves(dinputs).items()}
     if set(found) != set(leaves):
-        raise GradientError(f"backward returns gradients {sorted(found)}, expected {sorted(leaves)}")
+        raise GradientError(
+            f"backward returns gradients {sorted(found)}, expected {sorted(leaves)}"
+        )
     for name, leaf in leaves.items():
         if found[name].shape != tuple(leaf.shape):
-            raise GradientError(f"gradient of {name} has shape {found[name].shape}, expected {tuple(leaf.shape)}")
+            raise GradientError(
+                f"gradient of {name} has shape {found[name].shape}, expected {tuple(leaf.shape)}"
+            )
         if not np.all(np.isfinite(found[name])):
             raise GradientError(f"gradient of {name} is not finite")
     return found
 
 
 def _leaves(tree: Any) -> dict[str, Array]:
-    """Return the arrays of a nesting of tuples, lists and dicts, by their path such as "0.Wx" or "1.0"."""
+    """Return the arrays of a nesting of tuples, lists and dicts, by their path such as "0.Wx" or
+    "1.0".
+    """
     found: dict[str, Array] = {}
     _mapped(tree, found.setdefault)
     return found
@@ -199,11 +239,19 @@ def _replace(tree: Any, new: Mapping[str, Array]) -> Any:
 
 
 def _mapped(tree: Any, function: Callable[[str, Any], Any], path: str = "") -> Any:
-    """Return the same nesting of `function(path, array)`, with tuples in the place of lists; None stays."""
+    """Return the same nesting of `function(path, array)`, with tuples in the place of lists; None
+    stays.
+    """
     if tree is None:
         return None
     if isinstance(tree, Mapping):
-        return {key: _mapped(value, function, f"{path}.{key}" if path else str(key)) for key, value in tree.items()}
+        return {
+            key: _mapped(value, function, f"{path}.{key}" if path else str(key))
+            for key, value in tree.items()
+        }
     if isinstance(tree, tuple | list):
-        return tuple(_mapped(value, function, f"{path}.{k}" if path else str(k)) for k, value in enumerate(tree))
+        return tuple(
+            _mapped(value, function, f"{path}.{k}" if path else str(k))
+            for k, value in enumerate(tree)
+        )
     return function(path or "0", tree)

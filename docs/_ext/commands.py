@@ -1,4 +1,6 @@
-"""The page of the command line, made from the commands themselves: every command with its arguments and options."""
+"""The page of the command line, made from the commands themselves: every command with its arguments
+and options.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def write(app: Sphinx) -> None:
     page = Path(app.srcdir) / "reference" / "generated" / "commands.md"
     page.parent.mkdir(exist_ok=True)
     commands = typer.main.get_command(command_line).commands
-    text = "\n".join([HEAD, *(part for name in commands for part in command(f"xlstm {name}", commands[name]))])
+    text = "\n".join(
+        [HEAD, *(part for name in commands for part in command(f"xlstm {name}", commands[name]))]
+    )
     if not page.exists() or page.read_text(encoding="utf-8") != text:
         page.write_text(text, encoding="utf-8")
 

@@ -14,11 +14,13 @@ def end(app: Any, error: Exception | None) -> None:
     for page, about in sorted(getattr(app.env, "nb_metadata", {}).items()):  # by myst_nb
         run = about.get("exec_data")
         if run and not run["succeeded"]:
-            told = COLOURS.sub("", run["traceback"]).partition("nbclient.exceptions.")[2]  # behind calls of nbclient
+            # behind calls of nbclient
+            told = COLOURS.sub("", run["traceback"]).partition("nbclient.exceptions.")[2]
             sys.stderr.write(f"\n{page} failed: {told.strip()}\n")
             app.statuscode = 1
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.connect("build-finished", end, priority=1000)  # after all others, which may warn of what is missing then
+    # after all others, which may warn of what is missing then
+    app.connect("build-finished", end, priority=1000)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

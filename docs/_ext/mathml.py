@@ -1,4 +1,6 @@
-"""Formulas as MathML, which browsers draw themselves: a page needs no script and no network for them."""
+"""Formulas as MathML, which browsers draw themselves: a page needs no script and no network for
+them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ APPLIED = re.compile(r"<mo>(&ApplyFunction;|\u2061)</mo>(?=\s*<m[^o])")
 def formula(node: nodes.Element, block: bool) -> str:
     """Return the MathML of a formula; an error in it is a warning, and so fails the build."""
     try:
-        return APPLIED.sub(r'<mo rspace="0.17em">\1</mo>', tex2mathml(node.astext(), as_block=block))
+        return APPLIED.sub(
+            r'<mo rspace="0.17em">\1</mo>', tex2mathml(node.astext(), as_block=block)
+        )
     except MathError as error:
         LOGGER.warning("formula %r: %s", node.astext(), error, location=node)
         return ""
@@ -36,5 +40,7 @@ def display(writer: Any, node: nodes.Element) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_html_math_renderer("mathml", inline_renderers=(inline, None), block_renderers=(display, None))
+    app.add_html_math_renderer(
+        "mathml", inline_renderers=(inline, None), block_renderers=(display, None)
+    )
     return {"parallel_read_safe": True, "parallel_write_safe": True}

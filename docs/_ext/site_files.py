@@ -1,4 +1,6 @@
-"""Links to files outside docs/, and the files of a site that no page makes: llms.txt and sitemap.xml."""
+"""Links to files outside docs/, and the files of a site that no page makes: llms.txt and
+sitemap.xml.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 # files outside docs/ that are pages of the site
-PAGES = {"CHANGELOG": "project/changelog", "CONTRIBUTING": "project/contributing", "NOTES": "project/measurements"}
+PAGES = {
+    "CHANGELOG": "project/changelog",
+    "CONTRIBUTING": "project/contributing",
+    "NOTES": "project/measurements",
+}
 
 
 class Outside(SphinxPostTransform):
@@ -25,7 +31,8 @@ class Outside(SphinxPostTransform):
         for link in self.document.findall(pending_xref):
             name = PurePosixPath(link["reftarget"]).stem
             if link["reftype"] == "myst" and name in PAGES:
-                link["refdomain"], link["reftarget"] = "doc", PAGES[name]
+                link["refdomain"] = "doc"
+                link["reftarget"] = PAGES[name]
                 link.setdefault("reftargetid", None)
 
 
@@ -36,7 +43,9 @@ def summary(tree: nodes.document) -> str:
 
 
 def section(app: Sphinx, page: str) -> list[str]:
-    """Return a line of Markdown for a page and for each page below it, in the order of the navigation."""
+    """Return a line of Markdown for a page and for each page below it, in the order of the
+    navigation.
+    """
     tree = app.env.get_doctree(page)  # which takes its time
     found = [f"- [{app.env.titles[page].astext()}]({page}.html): {summary(tree)}"]
     for listed in tree.findall(toctree):

@@ -1,4 +1,6 @@
-"""A page for each source file, with an anchor at each line, and links to them from the reference."""
+"""A page for each source file, with an anchor at each line, and links to them from the
+reference.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,23 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield the page of each file of the package."""
     for path in sorted((ROOT / "xlstm").rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
-        code = app.builder.highlighter.highlight_block(path.read_text(encoding="utf-8"), "python", lineanchors="line")
-        yield SOURCE + file, {"title": file, "body": f"<h1>{file}</h1>{code}", "parents": []}, "page.html"
+        code = app.builder.highlighter.highlight_block(
+            path.read_text(encoding="utf-8"), "python", lineanchors="line"
+        )
+        yield (
+            SOURCE + file,
+            {"title": file, "body": f"<h1>{file}</h1>{code}", "parents": []},
+            "page.html",
+        )
 
 
 def assigned(name: str, value: Any) -> tuple[Path, int]:
-    """Return the file and the line in which a constant of a module gets its value; of other values no file of ours."""
-    for module in [one for key, one in sys.modules.items() if "xlstm." in key and vars(one).get(name) is value]:
+    """Return the file and the line in which a constant of a module gets its value; of other values
+    no file of ours.
+    """
+    for module in [
+        one for key, one in sys.modules.items() if "xlstm." in key and vars(one).get(name) is value
+    ]:
         for line, code in enumerate(inspect.getsource(module).splitlines(), 1):
             if code.startswith(f"{name} = "):
                 return Path(module.__file__ or ""), line
@@ -33,13 +45,16 @@ def assigned(name: str, value: Any) -> tuple[Path, int]:
 
 
 def link(domain: str, info: dict[str, str]) -> str | None:
-    """Return the address of the line where a name of the reference is defined, from the pages of single names."""
+    """Return the address of the line where a name of the reference is defined, from the pages of
+    single names.
+    """
     value: Any = importlib.import_module(info["module"])
     for name in info["fullname"].split("."):
         value = getattr(value, name)
     value = inspect.unwrap(getattr(value, "fget", None) or getattr(value, "func", None) or value)
     try:
-        path, line = Path(inspect.getsourcefile(value) or ""), inspect.getsourcelines(value)[1]
+        path = Path(inspect.getsourcefile(value) or "")
+        line = inspect.getsourcelines(value)[1]
     except TypeError:
         path, line = assigned(info["fullname"], value)
     inside = path.is_relative_to(ROOT / "xlstm")

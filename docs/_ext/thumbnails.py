@@ -1,4 +1,6 @@
-"""Small pictures for the index of the gallery: each has the first picture of a page, which a notebook drew."""
+"""Small pictures for the index of the gallery: each has the first picture of a page, which a
+notebook drew.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ DRAWN = re.compile(r'src="\.\./(_images/[^"]+\.png)"')
 
 
 def write(app: Sphinx, error: Exception | None) -> None:
-    """Write _images/gallery-PAGE.png for each page of the gallery: a picture in the middle of a white one of `SIZE`."""
+    """Write _images/gallery-PAGE.png for each page of the gallery: a picture in the middle of a
+    white one of `SIZE`.
+    """
     if error is not None or app.builder.format != "html":
         return
     site = Path(app.outdir)
@@ -29,7 +33,11 @@ def write(app: Sphinx, error: Exception | None) -> None:
             picture = Image.open(site / drawn[1]).convert("RGBA")
             picture.thumbnail(SIZE)
             small = Image.new("RGB", SIZE, "white")
-            small.paste(picture, tuple((a - b) // 2 for a, b in zip(SIZE, picture.size, strict=True)), picture)
+            small.paste(
+                picture,
+                tuple((a - b) // 2 for a, b in zip(SIZE, picture.size, strict=True)),
+                picture,
+            )
             small.save(site / f"_images/gallery-{name}.png")
 
 

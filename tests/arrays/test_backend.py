@@ -1,4 +1,6 @@
-"""Choice of backend, moving arrays, and the words of refusals. CuPy's failures are staged with a fake."""
+"""Choice of backend, moving arrays, and the words of refusals. CuPy's failures are staged with a
+fake.
+"""
 
 import contextlib
 import sys
@@ -26,7 +28,8 @@ def fresh(monkeypatch):
 
 class FakeArray:
     def __init__(self, total, product_fails=None):
-        self.total, self.product_fails = total, product_fails
+        self.total = total
+        self.product_fails = product_fails
 
     def sum(self):
         return self.total
@@ -52,7 +55,8 @@ def fake_cupy(devices=1, driver=None, kernel=None, product=None):
 
     return types.SimpleNamespace(
         cuda=types.SimpleNamespace(
-            runtime=types.SimpleNamespace(getDeviceCount=count), Device=lambda n: contextlib.nullcontext()
+            runtime=types.SimpleNamespace(getDeviceCount=count),
+            Device=lambda n: contextlib.nullcontext(),
         ),
         ones=lambda *a, **k: FakeArray(1024.0, product),
         ElementwiseKernel=compiled,
@@ -62,10 +66,19 @@ def fake_cupy(devices=1, driver=None, kernel=None, product=None):
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        ({"driver": "cudaErrorInsufficientDriver"}, "no NVIDIA driver or device answers .*cudaErrorInsufficientDriver"),
+        (
+            {"driver": "cudaErrorInsufficientDriver"},
+            "no NVIDIA driver or device answers .*cudaErrorInsufficientDriver",
+        ),
         ({"devices": 0}, "device 0 does not exist, 0 found"),
-        ({"kernel": "libnvrtc.so.12 not found"}, r"RuntimeError: libnvrtc.so.12 not found.*pip install"),
-        ({"product": "libcublas.so.12 not found"}, r"RuntimeError: libcublas.so.12 not found.*pip install"),
+        (
+            {"kernel": "libnvrtc.so.12 not found"},
+            r"RuntimeError: libnvrtc.so.12 not found.*pip install",
+        ),
+        (
+            {"product": "libcublas.so.12 not found"},
+            r"RuntimeError: libcublas.so.12 not found.*pip install",
+        ),
     ],
 )
 def test_cupy_that_does_not_work_says_what_failed(monkeypatch, stage, words):

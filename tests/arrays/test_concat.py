@@ -19,10 +19,13 @@ def test_parts_of_any_order_of_memory(be, rng, dtype, axis):
     arrays = [rng.integers(0, 99, shape) for shape in shapes]
     given = [be.asarray(a, dtype) for a in arrays]
     given[2] = be.xp.permute_dims(be.asarray(np.ascontiguousarray(arrays[2].T), dtype), (2, 1, 0))
-    given[3] = be.asarray(np.concatenate((arrays[3], arrays[3]), axis=2), dtype)[:, :, : arrays[3].shape[2]]
+    given[3] = be.asarray(np.concatenate((arrays[3], arrays[3]), axis=2), dtype)[
+        :, :, : arrays[3].shape[2]
+    ]
     found = concat(be.xp, [given[0], Filled(7, 2), *given[1:], Filled(-1, 1)], axis)
     filled = [
-        np.full([n if k != axis % 3 else width for k, n in enumerate((4, 3, 5))], v) for v, width in ((7, 2), (-1, 1))
+        np.full([n if k != axis % 3 else width for k, n in enumerate((4, 3, 5))], v)
+        for v, width in ((7, 2), (-1, 1))
     ]
     assert found.dtype == given[0].dtype
     np.testing.assert_array_equal(
@@ -38,11 +41,13 @@ def test_many_parts_and_nothing(be):
 
 def test_an_empty_part_may_begin_in_the_memory_of_another_array_on_cupy():
     """That array went back to its pool, and the kernel is not given its address."""
-    xp, cp = make_backend("cupy").xp, probe.cupy()
+    xp = make_backend("cupy").xp
+    cp = probe.cupy()
     with cp.cuda.using_allocator(cp.cuda.MemoryPool().malloc):
         whole = cp.ones(128)
         del whole
-        a, behind = cp.ones(64), cp.ones(64)
+        a = cp.ones(64)
+        behind = cp.ones(64)
         assert behind.data.ptr == a.data.ptr + a.nbytes
         del behind
         assert concat(xp, [a[64:], a, a], 0).tolist() == [1.0] * 128

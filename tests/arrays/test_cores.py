@@ -20,11 +20,16 @@ def write(path, text):
     ("membership", "files", "expected"),
     [
         # the smallest quota on the way up counts
-        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000", "cpu.max": "400000 100000"}, 1.5),
+        (
+            "0::/a/b",
+            {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000", "cpu.max": "400000 100000"},
+            1.5,
+        ),
         ("0::/a/b", {"a/b/cpu.max": "50000 100000\n", "a/cpu.max": "150000 100000\n"}, 0.5),
         ("0::/", {"cpu.max": "200000 50000"}, 4.0),  # a container sees its own cgroup as the root
         ("0::/../../outside", {"cpu.max": "300000 100000"}, 3.0),
-        ("0::/docker/1234", {"cpu.max": "200000 100000"}, 2.0),  # the folder of that name is not mounted
+        # the folder of that name is not mounted
+        ("0::/docker/1234", {"cpu.max": "200000 100000"}, 2.0),
         ("0::/a", {"a/cpu.max": "max 100000"}, math.inf),
         ("0::/a", {}, math.inf),
         ("0::/a", {"a/cpu.max": "nonsense"}, math.inf),
@@ -42,7 +47,9 @@ def test_without_cgroups_there_is_no_quota(tmp_path):
     assert cores.quota(tmp_path, tmp_path / "missing") == math.inf
 
 
-@pytest.mark.parametrize(("quota", "expected"), [(0.3, 1), (1.5, 2), (2.0, 2), (math.inf, 8), (100.0, 8)])
+@pytest.mark.parametrize(
+    ("quota", "expected"), [(0.3, 1), (1.5, 2), (2.0, 2), (math.inf, 8), (100.0, 8)]
+)
 def test_the_smaller_of_affinity_and_quota_counts(monkeypatch, quota, expected):
     monkeypatch.setattr(cores, "_affinity", lambda: 8)
     monkeypatch.setattr(cores, "_own_quota", lambda: quota)
@@ -91,7 +98,8 @@ def test_ranks_share_the_cores_and_threads_of_blas(monkeypatch, unset):
     with cores.one_thread():  # so that afterwards BLAS has what it had
         cores.share(3)
         assert cores.threads() == 2
-        blas = cores._controller().select(user_api="blas")  # another test may have loaded more libraries since
+        # another test may have loaded more libraries since
+        blas = cores._controller().select(user_api="blas")
         blas.limit(limits=7)
         cores.share(2)
         assert [library.num_threads for library in blas.lib_controllers] == [3] * len(blas)
@@ -106,25 +114,47 @@ def test_a_wrong_number_for_all_programs_is_refused_by_its_name(monkeypatch, uns
             cores.threads()
 
 
-WRONG = ("0", "00", "-1", "+1", "two", "1.5", "1_0", " 2", "\N{SUPERSCRIPT TWO}", "1025", "1" + 20 * "0", 5000 * "9")
+WRONG = (
+    "0",
+    "00",
+    "-1",
+    "+1",
+    "two",
+    "1.5",
+    "1_0",
+    " 2",
+    "\N{SUPERSCRIPT TWO}",
+    "1025",
+    "1" + 20 * "0",
+    5000 * "9",
+)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, rng):
-    """However small the layer is; only a step of a recurrent layer, which has one thread, does not look at it."""
+    """However small the layer is; only a step of a recurrent layer, which has one thread, does not
+    look at it.
+    """
     pytest.importorskip("numba")
     monkeypatch.setenv("XLSTM_COMPILE", "1")
-    layer, x = xlstm.LSTM(3, 2), rng.standard_normal((2, 1, 3))
+    layer = xlstm.LSTM(3, 2)
+    x = rng.standard_normal((2, 1, 3))
     params = layer.init(0, "numpy", "float64")
     monkeypatch.setenv(cores.VARIABLE, wrong)
     for call in (cores.threads, lambda: layer.forward(params, x)):
-        with pytest.raises(ValueError, match=r"^XLSTM_NUM_THREADS: .{,100} is not a number of threads, expected 1 to"):
+        with pytest.raises(
+            ValueError,
+            match=r"^XLSTM_NUM_THREADS: .{,100} is not a number of threads, expected 1 to",
+        ):
             call()
 
 
 def test_blas_has_one_thread_and_afterwards_what_it_had():
     def counts():
-        return [lib.num_threads for lib in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers]
+        return [
+            lib.num_threads
+            for lib in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+        ]
 
     before = counts()
     assert before

@@ -33,10 +33,14 @@ def test_masks_are_drawn_from_states_that_are_there(be):
     like = be.asarray(np.zeros(1))
     rng, other = (np.random.Generator(np.random.PCG64(5)) for _ in range(2))
     room = be.asarray(np.zeros((8, random.STATE), np.uint64))
-    found, later = [], random.Later(rng.bit_generator, room)
+    found = []
+    later = random.Later(rng.bit_generator, room)
 
     def function():
-        found.extend(random.bernoulli(later, 0.3, size, like, dropout=k % 2 == 0) for k, size in enumerate(sizes))
+        found.extend(
+            random.bernoulli(later, 0.3, size, like, dropout=k % 2 == 0)
+            for k, size in enumerate(sizes)
+        )
 
     random.bernoulli(rng, 0.3, (7,), like)
     random.bernoulli(other, 0.3, (7,), like)
@@ -53,11 +57,13 @@ def test_masks_are_drawn_from_states_that_are_there(be):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_the_memory_of_a_recorder_is_its_own(be, full):
-    """It is taken from the pool that is current, and stays taken until the recorder and its graphs are gone.
+    """It is taken from the pool that is current, and stays taken until the recorder and its graphs
+    are gone.
 
     Where there is too little memory, pools give back what is free.
     """
-    a, pool = be.asarray(np.ones(5)), cupy.cuda.MemoryPool()
+    a = be.asarray(np.ones(5))
+    pool = cupy.cuda.MemoryPool()
     _ = a + a  # which compiles its kernel
     with cupy.cuda.using_allocator(pool.malloc):
         recorder = Recorder()
@@ -76,8 +82,12 @@ def test_the_memory_of_a_recorder_is_its_own(be, full):
 
 
 def test_arrays_of_a_capture_outlive_its_recorder(be):
-    """Their memory goes back when the last one is gone, also where it was a part of what a pool had."""
-    a, pool, kept = be.asarray(np.ones(1000)), cupy.cuda.MemoryPool(), []
+    """Their memory goes back when the last one is gone, also where it was a part of what a pool
+    had.
+    """
+    a = be.asarray(np.ones(1000))
+    pool = cupy.cuda.MemoryPool()
+    kept = []
     _ = a + a, a[:5] + a[:5]
 
     def function():
@@ -97,7 +107,8 @@ def test_arrays_of_a_capture_outlive_its_recorder(be):
 
 
 def test_runs_with_graphs_leave_no_memory_behind(be):
-    pool, used = cupy.cuda.MemoryPool(), []
+    pool = cupy.cuda.MemoryPool()
+    used = []
     with cupy.cuda.using_allocator(pool.malloc):
         for _ in range(3):
             train(MODEL, MODEL.init(0, be), WINDOWS, optimizers.adam(0.1), epochs=2, graph=True)
@@ -107,11 +118,15 @@ def test_runs_with_graphs_leave_no_memory_behind(be):
 
 
 def test_constants_of_a_capture_are_not_kept(be):
-    """Nothing has filled them before the graph is launched; those of values of the host are refused."""
+    """Nothing has filled them before the graph is launched; those of values of the host are
+    refused.
+    """
     values = np.arange(5) + 0.25
 
     def made():
-        return constants.steps(be.xp, 77, be.xp.int64, be.device), constants.counters(be.xp, 77, be.device)
+        return constants.steps(be.xp, 77, be.xp.int64, be.device), constants.counters(
+            be.xp, 77, be.device
+        )
 
     made()  # which compiles its kernels
     constants._made.cache_clear()
@@ -125,14 +140,18 @@ def test_constants_of_a_capture_are_not_kept(be):
     graph.launch()
     for a, expected in zip(inside, made(), strict=True):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(expected))
-    with pytest.raises(BackendError, match="values of the host are copied in a capture, expected them on the device"):
+    with pytest.raises(
+        BackendError,
+        match="values of the host are copied in a capture, expected them on the device",
+    ):
         Recorder().capture(lambda: constants.copied(be.xp, values, be.device) is None)
     assert to_numpy(constants.copied(be.xp, values, be.device)).tolist() == values.tolist()
 
 
 def test_a_graph_is_launched_on_its_own_stream(be):
     """Another one is refused by name, before anything is asked of it."""
-    step, batch = Step(MODEL, optimizers.adam(0.1), graph=True), next(iter(WINDOWS.batches()))
+    step = Step(MODEL, optimizers.adam(0.1), graph=True)
+    batch = next(iter(WINDOWS.batches()))
     state = step.init(MODEL.init(0, be))
     for _ in range(3):
         state, _ = step(state, batch)
@@ -155,7 +174,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_after_a_capture_that_was_refused(be, case):
     """Nothing is left of it, and the next one is as good as any."""
-    a, recorder = be.asarray(np.ones(3)), Recorder()
+    a = be.asarray(np.ones(3))
+    recorder = Recorder()
     with pytest.raises((NotImplementedError, RuntimeError), match="captur"):
         recorder.capture(lambda: REFUSED[case](a) is None)
     assert capturing() is None

@@ -1,4 +1,6 @@
-"""Kernels that a card refuses: another path does their work, with one warning, and with the same results."""
+"""Kernels that a card refuses: another path does their work, with one warning, and with the same
+results.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,15 @@ STAGES = ("compile", "load", "launch")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("start", ARRAYS)
 def test_kernels_of_arrays(start, stage, dtype):
-    be, rng = xlstm.backend("cupy", dtype=dtype), np.random.default_rng(0)
+    be = xlstm.backend("cupy", dtype=dtype)
+    rng = np.random.default_rng(0)
     given = [be.asarray(rng.standard_normal((4, 40))) for _ in range(2)]
     expected = ARRAYS[start](be.xp, *(a.copy() for a in given))
-    words = "does not compile .error: " if stage == "compile" else "is not loaded or launched .CUDADriverError: "
+    words = (
+        "does not compile .error: "
+        if stage == "compile"
+        else "is not loaded or launched .CUDADriverError: "
+    )
     with gpu.refusing(stage, start):
         with pytest.warns(RuntimeWarning, match=f"on CUDA on the CPU {start}.* {words}") as warned:
             found = ARRAYS[start](be.xp, *(a.copy() for a in given))
@@ -77,7 +84,9 @@ LOOPS = {
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("path", LOOPS)
 def test_recurrent_layers(path, stage, kind, options):
-    """Where nothing is launched, the passes that follow fail as well, and the array library does their work."""
+    """Where nothing is launched, the passes that follow fail as well, and the array library does
+    their work.
+    """
     layer = xlstm.LSTM(3, 20, num_layers=2, peepholes=True, recompute=stage == "load")
     expected = results(layer, backend="numpy", **options)
     kind = {"forward": "slim", "backward": "again"}[kind] if layer.recompute else kind
@@ -89,15 +98,24 @@ def test_recurrent_layers(path, stage, kind, options):
         agree(results(layer, "float32", **options), expected, TOLERANCE["float32"], largest)
     said = [str(one.message) for one in found]
     assert path in said[0]
-    assert len(said) == len(set(said)) == (1 if part[0] == "#" or (path == "pointwise" and kind != "again") else 2)
+    assert (
+        len(said)
+        == len(set(said))
+        == (1 if part[0] == "#" or (path == "pointwise" and kind != "again") else 2)
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_single_step(stage):
-    be, layer = xlstm.backend("cupy", dtype="float32"), xlstm.GRU(3, 8)
-    params, x = layer.init(0, be), be.asarray(np.ones((2, 3)))
+    be = xlstm.backend("cupy", dtype="float32")
+    layer = xlstm.GRU(3, 8)
+    params = layer.init(0, be)
+    x = be.asarray(np.ones((2, 3)))
     expected = layer.step(params, x)[0]
-    with gpu.refusing(stage, "xlstm_lean_step"), pytest.warns(RuntimeWarning, match="xlstm_lean_step"):
+    with (
+        gpu.refusing(stage, "xlstm_lean_step"),
+        pytest.warns(RuntimeWarning, match="xlstm_lean_step"),
+    ):
         agree({"": layer.step(params, x)[0]}, {"": expected}, 1e-5)
 
 
@@ -109,7 +127,11 @@ def test_what_was_asked_for_is_refused():
             with pytest.raises(CudaError, match="xlstm_forward does not compile"):
                 results(layer, "float32")
     be = xlstm.backend("cupy", dtype="bfloat16")
-    with gpu.refusing("launch", "xlstm_"), pytest.warns(RuntimeWarning), pytest.raises(TypeError, match="bfloat16"):
+    with (
+        gpu.refusing("launch", "xlstm_"),
+        pytest.warns(RuntimeWarning),
+        pytest.raises(TypeError, match="bfloat16"),
+    ):
         layer.forward(layer.init(0, be), be.asarray(np.ones((2, 2, 3))))
 
 
@@ -127,7 +149,8 @@ def test_chunks_of_an_mlstm(dtype, stage, kind):
 
 
 def results_of(layer, backend, dtype):
-    be, rng = xlstm.backend(backend, dtype=dtype), np.random.default_rng(0)
+    be = xlstm.backend(backend, dtype=dtype)
+    rng = np.random.default_rng(0)
     params = {n: be.asarray(p) for n, p in layer.init(0, "numpy").items()}
     x = be.asarray(rng.standard_normal((20, 2, layer.input_size)))
     return registry.run(layer, params, x)
@@ -139,8 +162,12 @@ def test_a_language_model_without_any_kernel(dtype, stage):
     layer = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [], 2, dropout=0.2), 7)
     found = {}
     for part in ("nothing at all", "xlstm_"):
-        be, rng = xlstm.backend("cupy", dtype=dtype), np.random.default_rng(0)
-        params = {n: be.asarray(0.3 * rng.standard_normal(to_numpy(p).shape)) for n, p in layer.init(0, be).items()}
+        be = xlstm.backend("cupy", dtype=dtype)
+        rng = np.random.default_rng(0)
+        params = {
+            n: be.asarray(0.3 * rng.standard_normal(to_numpy(p).shape))
+            for n, p in layer.init(0, be).items()
+        }
         with gpu.refusing(stage, part), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             y, _, saved = layer.forward(params, registry.input_of(layer, be, rng), seed=1)
@@ -152,9 +179,13 @@ def test_a_language_model_without_any_kernel(dtype, stage):
 
 @pytest.mark.parametrize("path", ["cluster", "grid"])
 def test_blocks_that_wait_for_one_another_have_room(monkeypatch, path):
-    """MPS leaves a process a part of the multiprocessors: no kernel is launched that waits for blocks in vain."""
+    """MPS leaves a process a part of the multiprocessors: no kernel is launched that waits for
+    blocks in vain.
+    """
     gpu.on_cpu()
-    monkeypatch.setattr(launch, "_device", lambda number: launch.Device("CUDA on the CPU", 90, 132, 232448, 16))
+    monkeypatch.setattr(
+        launch, "_device", lambda number: launch.Device("CUDA on the CPU", 90, 132, 232448, 16)
+    )
     layer = xlstm.LSTM(3, 200)
     expected = results(layer, backend="numpy")
     gpu.first_contact()
@@ -168,17 +199,26 @@ def test_blocks_that_wait_for_one_another_have_room(monkeypatch, path):
 @pytest.mark.usefixtures("refused")
 def test_a_card_that_answers_nothing_more_is_named():
     gpu.on_cpu()
-    text = 'extern "C" __global__ void hang() { if (threadIdx.x) __syncthreads(); else while (true) __nanosleep(1); }'
-    xp, a = xlstm.backend("cupy").xp, cupy.ones((3, 4), "float32")
+    text = (
+        'extern "C" __global__ void hang() { if (threadIdx.x) __syncthreads(); else while (true)'
+        " __nanosleep(1); }"
+    )
+    xp = xlstm.backend("cupy").xp
+    a = cupy.ones((3, 4), "float32")
     with pytest.raises(cupy.cuda.driver.CUDADriverError, match="LAUNCH_FAILED"):
         cupy.RawKernel(text, "hang")((1,), (64,), ())
-    with pytest.raises(CudaError, match=r"xlstm_concat, or a kernel before it, failed while it ran .* answers nothing"):
+    with pytest.raises(
+        CudaError,
+        match=r"xlstm_concat, or a kernel before it, failed while it ran .* answers nothing",
+    ):
         concat(xp, [a, a], 0)
     cuda_on_cpu.recover()
 
 
 def test_missing_memory_is_no_fault_of_a_kernel(monkeypatch):
-    """It reaches the user as CUDA, cuBLAS or the pool says it, and the kernels run as soon as there is memory."""
+    """It reaches the user as CUDA, cuBLAS or the pool says it, and the kernels run as soon as there
+    is memory.
+    """
     gpu.first_contact()
     cublas = importlib.import_module("cupy_backends.cuda.libs.cublas")
     errors = [cupy.cuda.memory.OutOfMemoryError(1, 2), cublas.CUBLASError(3)]
@@ -208,7 +248,10 @@ def kept(monkeypatch, tmp_path):
 
 def in_child(monkeypatch, *lines):
     """Have the process that checks do this before it begins."""
-    before = "from xlstm.engines.cuda import cell_source, check; check.CELLS = {'LSTM': check.CELLS['LSTM']}"
+    before = (
+        "from xlstm.engines.cuda import cell_source, check; check.CELLS = {'LSTM':"
+        " check.CELLS['LSTM']}"
+    )
     text = "\n".join([before, *lines, "check.child()"])
     monkeypatch.setattr(check, "COMMAND", (sys.executable, "-P", "-c", text))
 
@@ -223,7 +266,8 @@ def new_process():
 
 def chosen():
     """The path of an LSTM, and whether an mLSTM has kernels of its own."""
-    be, step = xlstm.backend("cupy"), pointwise(lstm.Cell(), (), ("b",))
+    be = xlstm.backend("cupy")
+    step = pointwise(lstm.Cell(), (), ("b",))
     a = be.asarray(np.ones((4, 2, 32)))
     path = choose(("auto", "float32"), step, "", "float32", 80, 1, 2, launch.current()).path
     return path, chunk_passes.kernels(be.xp, a, a, a, 2, 16, "sigmoid", 0.0) is not None
@@ -236,7 +280,8 @@ def begin_training():
 
 def processes(monkeypatch):
     """Return a list to which each process that checks adds the path that is chosen meanwhile."""
-    whole, found = check.subprocess.run, []
+    whole = check.subprocess.run
+    found = []
 
     def run(*arguments, **options):
         found.append(chosen())
@@ -246,7 +291,8 @@ def processes(monkeypatch):
     return found
 
 
-SAFE, ALL = ("pointwise", False), ("cluster", True)
+SAFE = ("pointwise", False)
+ALL = ("cluster", True)
 
 
 def test_the_check_of_a_card(kept, capsys):
@@ -255,7 +301,10 @@ def test_the_check_of_a_card(kept, capsys):
     assert capsys.readouterr().out == f"{found}\n"
     assert not found.wrong
     for kernel in ("", " LSTM"):
-        assert {row.dtype for row in found if row.kernel.endswith(kernel)} == {*check.DTYPES, "tf32"}
+        assert {row.dtype for row in found if row.kernel.endswith(kernel)} == {
+            *check.DTYPES,
+            "tf32",
+        }
     kinds = {"cluster", "grid", "plain", "pointwise", "step", "chunks", "rows"}
     assert {row.kernel.split()[0] for row in found} >= kinds
     new_process()
@@ -263,14 +312,18 @@ def test_the_check_of_a_card(kept, capsys):
 
 
 def test_kernels_are_checked_before_training_takes_them(kept, caplog):
-    """By one process, of which later ones and plain inference take the result; a variable says otherwise."""
+    """By one process, of which later ones and plain inference take the result; a variable says
+    otherwise.
+    """
     checks = processes(kept)
     new_process()
     assert chosen() == SAFE  # inference does not check
     with caplog.at_level("INFO", "xlstm"):
         begin_training()
     assert checks == [SAFE]
-    words = "checking the float32 kernels of CUDA on the CPU, once for this card, driver and versions"
+    words = (
+        "checking the float32 kernels of CUDA on the CPU, once for this card, driver and versions"
+    )
     assert caplog.messages == [words]
     assert chosen() == ALL
     begin_training()
@@ -288,7 +341,9 @@ def test_kernels_are_checked_before_training_takes_them(kept, caplog):
 
 @pytest.mark.parametrize("file", ["damaged", "of another user"])
 def test_what_is_no_result_of_ours_proves_nothing(kept, tmp_path, file):
-    checks, me, path = processes(kept), os.geteuid(), tmp_path / "float32.json"
+    checks = processes(kept)
+    me = os.geteuid()
+    path = tmp_path / "float32.json"
     check._keep("float32", check.Checked(), False)
     new_process()
     assert chosen() == ALL
@@ -309,9 +364,15 @@ def test_what_is_no_result_of_ours_proves_nothing(kept, tmp_path, file):
     [(2, "time.sleep(1000)", "no answer within 60 s"), (60, "os.abort()", "it ended with -6")],
 )
 def test_a_check_that_does_not_end_is_not_waited_for_again(kept, seconds, does, why):
-    """The process that checks has little time for the second kind alone, which it has begun when that time begins."""
+    """The process that checks has little time for the second kind alone, which it has begun when
+    that time begins.
+    """
     first = f"lambda *given: setattr(check, 'SECONDS', {seconds}) or concat(*given)"
-    lines = ["import os, time", "concat = check.ARRAYS['xlstm_concat']", f"check.ARRAYS['xlstm_concat'] = {first}"]
+    lines = [
+        "import os, time",
+        "concat = check.ARRAYS['xlstm_concat']",
+        f"check.ARRAYS['xlstm_concat'] = {first}",
+    ]
     in_child(kept, *lines, f"check.ARRAYS['xlstm_gather'] = lambda *_: {does}")
     checks = processes(kept)
     new_process()
@@ -334,10 +395,16 @@ def test_a_check_that_does_not_end_is_not_waited_for_again(kept, seconds, does, 
     ],
 )
 def test_kernels_that_a_check_finds_wrong_are_not_taken(kept, run, part, wrong, problem, path):
-    lines = ["import itertools", "real, n, passes = cell_source.file, itertools.count(), check._passes"]
+    lines = [
+        "import itertools",
+        "real, n, passes = cell_source.file, itertools.count(), check._passes",
+    ]
     lines.append(f"cell_source.file = lambda name: real(name).replace({part!r}, {wrong!r})")
     if problem == check.OTHER:
-        lines.append("check._passes = lambda c, p, *a: [y + 1e-7 * (p == 'grid') * next(n) for y in passes(c, p, *a)]")
+        lines.append(
+            "check._passes = lambda c, p, *a: [y + 1e-7 * (p == 'grid') * next(n) for y in"
+            " passes(c, p, *a)]"
+        )
     in_child(kept, *lines)
     new_process()
     with pytest.warns(RuntimeWarning, match=f": {problem}, "):
@@ -352,15 +419,21 @@ def test_kernels_that_a_check_finds_wrong_are_not_taken(kept, run, part, wrong, 
 def test_training_ends_with_the_name_of_a_kernel_that_waits_in_vain(monkeypatch):
     gpu.on_cpu()
     whole = cell_source.file
-    monkeypatch.setattr(cell_source, "file", lambda name: whole(name).replace("group.step + 1)", "group.step)"))
-    layer, inputs = xlstm.LSTM(1, 80), np.ones((4, 5, 80))
+    monkeypatch.setattr(
+        cell_source, "file", lambda name: whole(name).replace("group.step + 1)", "group.step)")
+    )
+    layer = xlstm.LSTM(1, 80)
+    inputs = np.ones((4, 5, 80))
     (batch,) = Windows(inputs[..., :1], inputs, every_step=True, batch_size=4).batches()
     step = training.Step(layer, optim.adam(1e-2), graph="auto")
     cell_source.loop.cache_clear()
     gpu.first_contact()
     try:
         alone("grid")
-        with pytest.raises(CudaError, match=r"xlstm_.* of grid 3xfp16 4 x 1 x 80: its blocks waited for one another"):
+        with pytest.raises(
+            CudaError,
+            match=r"xlstm_.* of grid 3xfp16 4 x 1 x 80: its blocks waited for one another",
+        ):
             step(step.init(layer.init(0, "cupy")), batch)
         assert step(step.init(layer.init(0, "cupy")), batch)[1].updated  # by another path
     finally:
@@ -371,9 +444,12 @@ def test_training_ends_with_the_name_of_a_kernel_that_waits_in_vain(monkeypatch)
 def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, capsys):
     """Those that did not compile may do so in another process."""
     kept.setattr(concats, "TEXT", concats.TEXT.replace("index[axis] * part", "0 * part"))
-    xp, a = xlstm.backend("cupy").xp, cupy.ones((2, 3), "float32")
+    xp = xlstm.backend("cupy").xp
+    a = cupy.ones((2, 3), "float32")
     with gpu.refusing("compile", "#define CLUSTER 1"):
-        with pytest.warns(RuntimeWarning, match="wrong values, float32; another way|does not compile") as warned:
+        with pytest.warns(
+            RuntimeWarning, match="wrong values, float32; another way|does not compile"
+        ) as warned:
             xlstm.cuda.check()
         assert len(warned) == 3  # concat, and clusters in float32 and in TF32
         assert "wrong values" in capsys.readouterr().out.splitlines()[0]

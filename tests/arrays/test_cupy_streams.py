@@ -1,7 +1,8 @@
-"""Streams, memory, devices and threads of the caller: all that is asked of a GPU goes where the caller says.
+"""Streams, memory, devices and threads of the caller: all that is asked of a GPU goes where the
+caller says.
 
-On a CPU streams are lazy here: each does its work when somebody waits for it, so that an array of another stream is not
-there for those that do not wait.
+On a CPU streams are lazy here: each does its work when somebody waits for it, so that an array of
+another stream is not there for those that do not wait.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from xlstm.training.callbacks import Clip
 
 cupy = gpu.needed()
 
-T, B, D, H = 6, 4, 8, 8
+T = 6
+B = 4
+D = 8
+H = 8
 LENGTHS = [6, 3, 0, 2]
 LAYERS = {
     "LSTM": xlstm.LSTM(D, H, 2, bidirectional=True, dropout=0.1),
@@ -44,8 +48,11 @@ LAYERS = {
 
 
 def passes(layer, lengths=None):
-    """Run a layer forward and backward, and a step of it, on new arrays of the current device and stream."""
-    backend, rng = xlstm.backend("cupy"), np.random.default_rng(0)
+    """Run a layer forward and backward, and a step of it, on new arrays of the current device and
+    stream.
+    """
+    backend = xlstm.backend("cupy")
+    rng = np.random.default_rng(0)
     params = layer.init(0, backend)
     x = backend.asarray(rng.standard_normal((T, B, D)))
     y, state, saved = layer.forward(params, x, lengths=lengths, seed=1 if layer.random else None)
@@ -58,9 +65,11 @@ def passes(layer, lengths=None):
 
 def train(graph=False):
     """Take steps of training, and write text with the model; return all parameters."""
-    rng, tokens = np.random.default_rng(0), np.arange(101) % 11
+    rng = np.random.default_rng(0)
+    tokens = np.arange(101) % 11
     text = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2), 11)
-    x, target = rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3))
+    x = rng.standard_normal((8, T, 4))
+    target = rng.standard_normal((8, T, 3))
     windows = Windows(x, target, every_step=True, batch_size=4, lengths=LENGTHS * 2)
     found = []
     for model, data in (
@@ -120,7 +129,9 @@ def test_all_goes_to_the_current_stream_and_memory_is_from_the_current_allocator
     pool = cupy.cuda.MemoryPool()
     for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds):
         asked = []
-        allocator = cupy.cuda.using_allocator(lambda size, asked=asked: asked.append(size) or pool.malloc(size))
+        allocator = cupy.cuda.using_allocator(
+            lambda size, asked=asked: asked.append(size) or pool.malloc(size)
+        )
         with stream, allocator, gpu.counted() as found:
             work()
         assert found.streams == {stream.ptr}
@@ -129,7 +140,8 @@ def test_all_goes_to_the_current_stream_and_memory_is_from_the_current_allocator
 
 def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work, expected):
     """Each stream has for itself whatever is kept between calls, such as indices of lengths."""
-    streams, made = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    made = []
     for stream in streams:
         with stream:
             made.append(work())
@@ -139,21 +151,28 @@ def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work, expected):
 
 
 class Borrowed:
-    """An allocator that takes the memory of its arrays along when it goes, as pools of CuPy before 14.1."""
+    """An allocator that takes the memory of its arrays along when it goes, as pools of CuPy before
+    14.1.
+    """
 
     def __init__(self):
         self.memory = []
 
     def __call__(self, size):
         self.memory.append(cupy.cuda.Memory(size))
-        at, device = self.memory[-1].ptr, cupy.cuda.Device().id
+        at = self.memory[-1].ptr
+        device = cupy.cuda.Device().id
         return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(at, size, None, device), 0)
 
 
 def test_constants_outlive_their_allocator():
-    """Indices of lengths, masks, counters and places of a rank lie in the memory of the call that made them."""
-    layer, part = LAYERS["options"], Part(16.0, 2 * B, slice(B, 2 * B))
-    be, expected = xlstm.backend("cupy"), hosts(passes(layer, LENGTHS))
+    """Indices of lengths, masks, counters and places of a rank lie in the memory of the call that
+    made them.
+    """
+    layer = LAYERS["options"]
+    part = Part(16.0, 2 * B, slice(B, 2 * B))
+    be = xlstm.backend("cupy")
+    expected = hosts(passes(layer, LENGTHS))
 
     def drawn():
         rng = random.of_part(random.generator(3), part)
@@ -171,7 +190,11 @@ def test_constants_outlive_their_allocator():
 def test_graphs_are_launched_on_the_current_stream():
     """They read arrays that the stream has filled which was current before the capture."""
     expected = expected_of("training")
-    for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds, cupy.cuda.Stream(non_blocking=True)):
+    for stream in (
+        cupy.cuda.Stream(non_blocking=True),
+        cupy.cuda.Stream.ptds,
+        cupy.cuda.Stream(non_blocking=True),
+    ):
         with stream, gpu.counted() as found:
             made = hosts(train(graph=True))
         assert found.streams == {stream.ptr}
@@ -180,9 +203,14 @@ def test_graphs_are_launched_on_the_current_stream():
 
 def test_an_allocator_that_was_set_gives_all_memory():
     """An allocator such as that of RMM gives that of steps and of graphs."""
-    expected, runtime, pool = hosts(train()), cupy.cuda.runtime, cupy.get_default_memory_pool()  # constants have memory
-    own = cupy.cuda.PythonFunctionAllocator(lambda n, device: runtime.malloc(n), lambda at, device: runtime.free(at))
-    before, used = cupy.cuda.get_allocator(), pool.used_bytes()
+    expected = hosts(train())
+    runtime = cupy.cuda.runtime
+    pool = cupy.get_default_memory_pool()  # constants have memory
+    own = cupy.cuda.PythonFunctionAllocator(
+        lambda n, device: runtime.malloc(n), lambda at, device: runtime.free(at)
+    )
+    before = cupy.cuda.get_allocator()
+    used = pool.used_bytes()
     cupy.cuda.set_allocator(own.malloc)
     try:
         for graph in (False, True):
@@ -207,7 +235,9 @@ def test_threads_at_the_same_time(name):
 
 
 def test_results_are_the_same_bits_in_any_order_of_threads(work, expected):
-    """No sum depends on which thread comes first: sums of floating-point numbers have no atomic operations."""
+    """No sum depends on which thread comes first: sums of floating-point numbers have no atomic
+    operations.
+    """
     gpu.on_cpu()
     for seed in (1, 2):
         with cuda_on_cpu.configured(seed=seed), gpu.counted() as found:
@@ -231,8 +261,11 @@ def test_backward_refuses_what_is_saved_on_another_device(layer):
 
     def made():
         backend = xlstm.backend("cupy")
-        params, x = layer.init(0, backend), input_of(layer, backend, np.random.default_rng(0))
-        y, *_, saved = layer.forward(params, x, **({"seed": 1} if isinstance(layer, SequenceLayer) else {}))
+        params = layer.init(0, backend)
+        x = input_of(layer, backend, np.random.default_rng(0))
+        y, *_, saved = layer.forward(
+            params, x, **({"seed": 1} if isinstance(layer, SequenceLayer) else {})
+        )
         return params, saved, y
 
     params, saved, y = made()
@@ -240,7 +273,10 @@ def test_backward_refuses_what_is_saved_on_another_device(layer):
     with cupy.cuda.Device(1):
         other, there, dy = made()
         written = pickle.dumps(there)
-    words = rf"^{type(layer).__name__}: saved is on <CUDA Device 1> but \S+ on <CUDA Device 0>, expected one device$"
+    words = (
+        rf"^{type(layer).__name__}: saved is on <CUDA Device 1> but \S+ on <CUDA Device 0>,"
+        r" expected one device$"
+    )
     with pytest.raises(TypeError, match=words):
         layer.backward(params, there, y)
     with pytest.raises(ValueError, match="on CUDA device 1, which is not the current one, 0; with"):

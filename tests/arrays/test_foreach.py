@@ -1,4 +1,6 @@
-"""One function of many arrays, and their norm: on every backend, and the kernels of CuPy by NVRTC."""
+"""One function of many arrays, and their norm: on every backend, and the kernels of CuPy by
+NVRTC.
+"""
 
 from types import SimpleNamespace
 
@@ -11,7 +13,15 @@ from xlstm.arrays import foreach, probe
 from xlstm.arrays.convert import to_numpy
 
 # Empty or not, less than a chunk, just one, and more; more arrays than one kernel takes.
-SHAPES = [(), (1,), (7, 3), (foreach.CHUNK,), (foreach.CHUNK + 1,), (3, 2000), *[(k % 5 + 1, 2) for k in range(300)]]
+SHAPES = [
+    (),
+    (1,),
+    (7, 3),
+    (foreach.CHUNK,),
+    (foreach.CHUNK + 1,),
+    (3, 2000),
+    *[(k % 5 + 1, 2) for k in range(300)],
+]
 
 
 def moved(xp, a, b, far, scale, *, power):
@@ -39,8 +49,12 @@ def test_each_array_by_itself(be, rng, dtype):
     assert len(found) == len(SHAPES)
     for x, y, (first, second) in zip(a, b, found, strict=True):
         assert first.dtype == second.dtype == given[0][0].dtype
-        np.testing.assert_allclose(to_numpy(first), 1.5 * (x + 0.25 * y), rtol=tolerance, atol=tolerance)
-        np.testing.assert_allclose(to_numpy(second), (x + 0.25 * y) ** 2, rtol=10 * tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            to_numpy(first), 1.5 * (x + 0.25 * y), rtol=tolerance, atol=tolerance
+        )
+        np.testing.assert_allclose(
+            to_numpy(second), (x + 0.25 * y) ** 2, rtol=10 * tolerance, atol=tolerance
+        )
     np.testing.assert_array_equal(to_numpy(given[0][5]), a[5].astype(dtype))
 
 
@@ -51,13 +65,16 @@ def test_norm(be, rng, dtype):
     assert found.shape == ()
     assert found.dtype == given[0].dtype
     expected = np.sqrt(sum(np.sum(x * x) for x in a))
-    np.testing.assert_allclose(to_numpy(found), expected, rtol={"float32": 1e-6, "float64": 1e-14}[dtype])
+    np.testing.assert_allclose(
+        to_numpy(found), expected, rtol={"float32": 1e-6, "float64": 1e-14}[dtype]
+    )
     infinite = foreach.norm(be.xp, [*given[:3], given[3] * np.inf])
     assert not np.isfinite(to_numpy(infinite))
 
 
 def test_empty_arrays(be):
-    empty, full = be.asarray(np.zeros((0, 3))), be.asarray(np.ones(2))
+    empty = be.asarray(np.zeros((0, 3)))
+    full = be.asarray(np.ones(2))
     (a,), (b,) = foreach.apply(be.xp, lambda xp, x: x + x, [[empty, full]])
     assert (a.shape, b.shape) == ((0, 3), (2,))
     assert float(foreach.norm(be.xp, [empty, full])) == pytest.approx(2**0.5)
@@ -66,7 +83,8 @@ def test_empty_arrays(be):
 @pytest.mark.parametrize("empty", [False, True])
 def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
     """Numbers of another dtype; an empty array goes without a kernel."""
-    be, rng = make_backend("cupy", "float32"), np.random.default_rng(0)
+    be = make_backend("cupy", "float32")
+    rng = np.random.default_rng(0)
     shapes = [(), (3, 2000), (0, 2)][: 2 + empty]
     given = [[be.asarray(rng.standard_normal(shape)) for shape in shapes] for _ in range(2)]
     tenth, two = (be.asarray(np.array(number), "float64") for number in (0.1, 2.0))
@@ -80,11 +98,16 @@ def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
 
 @pytest.mark.parametrize(("capability", "dtype"), [(75, "f4"), (90, "f8")])
 def test_kernels_compile(monkeypatch, capability, dtype):
-    texts, dtype = [], np.dtype(dtype)
-    acted = SimpleNamespace(RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None)
+    texts = []
+    dtype = np.dtype(dtype)
+    acted = SimpleNamespace(
+        RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None
+    )
     monkeypatch.setattr(probe, "cupy", lambda: acted)
     foreach._each_kernel.__wrapped__(moved, (dtype, dtype), (None, "float"), (), (("power", 2),))
-    foreach._each_kernel.__wrapped__(moved, (dtype, dtype), ("double", "half_t"), (0, 1), (("power", 2),))
+    foreach._each_kernel.__wrapped__(
+        moved, (dtype, dtype), ("double", "half_t"), (0, 1), (("power", 2),)
+    )
     foreach._squares_kernels.__wrapped__(dtype)
     for text in texts:
         assert nvrtc.compile_for(capability, text).spilled == 0

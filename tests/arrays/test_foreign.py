@@ -1,7 +1,8 @@
-"""Arrays of other libraries, by `__cuda_array_interface__` and by DLPack, wherever arrays are taken.
+"""Arrays of other libraries, by `__cuda_array_interface__` and by DLPack, wherever arrays are
+taken.
 
-Small objects act as arrays of Numba and of other libraries: on a GPU that is acted out, and on the CPU with the DLPack
-of NumPy.
+Small objects act as arrays of Numba and of other libraries: on a GPU that is acted out, and on the
+CPU with the DLPack of NumPy.
 """
 
 from __future__ import annotations
@@ -29,16 +30,24 @@ from xlstm.models import TiRex
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers
 
-T, B, D, H = 4, 3, 5, 6
+T = 4
+B = 3
+D = 5
+H = 6
 LANGUAGE_MODEL = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 1, num_heads=2), 7)
 
 
 class Described:
-    """An array that offers `__cuda_array_interface__` alone, as those of Numba do; `more` is added to it."""
+    """An array that offers `__cuda_array_interface__` alone, as those of Numba do; `more` is added
+    to it.
+    """
 
     def __init__(self, array, **more):
-        self.array, self.more = array, more
-        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+        self.array = array
+        self.more = more
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self.ndim = array.ndim
 
     @property
     def __cuda_array_interface__(self):
@@ -46,11 +55,16 @@ class Described:
 
 
 class Offered:
-    """An array that offers DLPack alone, on the device that its array is on or on the one of another kind."""
+    """An array that offers DLPack alone, on the device that its array is on or on the one of
+    another kind.
+    """
 
     def __init__(self, array, kind=None):
-        self.array, self.kind = array, kind
-        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+        self.array = array
+        self.kind = kind
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self.ndim = array.ndim
 
     def __dlpack_device__(self):
         kind, number = self.array.__dlpack_device__()
@@ -84,7 +98,8 @@ def gpu(request):
 
 def cases(kinds=(Described, Offered)):
     return pytest.mark.parametrize(
-        ("name", "kind"), [("cupy", kind) for kind in kinds] + [("numpy", Offered)] * (Offered in kinds)
+        ("name", "kind"),
+        [("cupy", kind) for kind in kinds] + [("numpy", Offered)] * (Offered in kinds),
     )
 
 
@@ -93,15 +108,21 @@ def mapped(kind, state):
 
 
 def everything(layer, be, kind, lengths=None, given_back=None):
-    """Give a layer all its arrays as objects of a kind; return all that it gives, which is of the type `given_back`."""
+    """Give a layer all its arrays as objects of a kind; return all that it gives, which is of the
+    type `given_back`.
+    """
     rng = np.random.default_rng(0)
     made = functools.partial(be.asarray, dtype="float64")
     params = {name: kind(made(p)) for name, p in layer.draw(rng).items()}
     x = input_of(layer, be, rng, T, B)
     y, state, saved = layer.forward(params, kind(x), lengths=lengths)
     given = mapped(kind, state)
-    grads, dx, start = layer.backward(params, saved, kind(made(rng.standard_normal(y.shape))), given)
-    once, after = layer.step(params, kind(x[:, 0, ...] if getattr(layer, "batch_first", False) else x[0, ...]), given)
+    grads, dx, start = layer.backward(
+        params, saved, kind(made(rng.standard_normal(y.shape))), given
+    )
+    once, after = layer.step(
+        params, kind(x[:, 0, ...] if getattr(layer, "batch_first", False) else x[0, ...]), given
+    )
     found = [y, *flat(state), *grads.values(), dx, *flat(start), once, *flat(after)]
     found = [a for a in found if a is not None]  # tokens have no gradient
     assert all(type(a) is (given_back or type(made(1.0))) for a in found)
@@ -152,8 +173,13 @@ def tensors_of(library):
     ids=lambda layer: type(layer).__name__,
 )
 def test_tensors_run_as_views_of_numpy(library, layer):
-    be, make = backend("numpy"), tensors_of(library)
-    with pytest.importorskip("jax").enable_x64(True) if library == "jax" else contextlib.nullcontext():
+    be = backend("numpy")
+    make = tensors_of(library)
+    with (
+        pytest.importorskip("jax").enable_x64(True)
+        if library == "jax"
+        else contextlib.nullcontext()
+    ):
         kind = type(make(np.ones(1)))
         found = everything(layer, be, make, np.array([4, 1, 2]), kind)
     same(found, everything(layer, be, lambda a: a, np.array([4, 1, 2])))
@@ -161,7 +187,8 @@ def test_tensors_run_as_views_of_numpy(library, layer):
 
 def test_traced_arrays_say_what_to_use():
     jax = pytest.importorskip("jax")
-    layer, make = xlstm.LSTM(D, H), tensors_of("jax")
+    layer = xlstm.LSTM(D, H)
+    make = tensors_of("jax")
     params = {name: make(p) for name, p in layer.init(0, "numpy").items()}
     with pytest.raises(TypeError, match=r"LSTM: .*use xlstm\.interop\.jax\.layer"):
         jax.jit(lambda x: layer(params, x)[0])(make(np.ones((T, B, D), "float32")))
@@ -170,10 +197,14 @@ def test_traced_arrays_say_what_to_use():
 class OnCuda:
     """A tensor of PyTorch on a GPU, as far as views of it need one."""
 
-    is_cpu, is_cuda, requires_grad = False, True, False
+    is_cpu = False
+    is_cuda = True
+    requires_grad = False
 
     def __init__(self, array):
-        self.array, self.device, self.dtype = array, SimpleNamespace(type="cuda", index=0), array.dtype
+        self.array = array
+        self.device = SimpleNamespace(type="cuda", index=0)
+        self.dtype = array.dtype
 
     def detach(self):
         return self
@@ -187,11 +218,14 @@ class OnCuda:
 
 def test_cuda_tensors_run_on_the_stream_of_pytorch(xp, monkeypatch):
     stream = xp.cuda.Stream(non_blocking=True)
-    torch = SimpleNamespace(from_dlpack=OnCuda, cuda=SimpleNamespace(current_stream=lambda device: theirs))
+    torch = SimpleNamespace(
+        from_dlpack=OnCuda, cuda=SimpleNamespace(current_stream=lambda device: theirs)
+    )
     theirs = SimpleNamespace(cuda_stream=stream.ptr)
     monkeypatch.setattr(probe, "torch", lambda: torch)
     monkeypatch.setattr(array_api_compat, "is_torch_array", lambda a: isinstance(a, OnCuda))
-    layer, be = xlstm.LSTM(D, H), make_backend("cupy")
+    layer = xlstm.LSTM(D, H)
+    be = make_backend("cupy")
     params = layer.init(0, be)
     x = be.asarray(np.ones((T, B, D)))
     expected, _ = layer(params, x)
@@ -200,7 +234,9 @@ def test_cuda_tensors_run_on_the_stream_of_pytorch(xp, monkeypatch):
     views_of_tensors("test", OnCuda(x)).take(OnCuda(x))
     assert xp.cuda.get_current_stream() == before  # to look at a tensor leaves no trace
     run = type(layer).run
-    monkeypatch.setattr(type(layer), "run", lambda *a: seen.append(xp.cuda.get_current_stream().ptr) or run(*a))
+    monkeypatch.setattr(
+        type(layer), "run", lambda *a: seen.append(xp.cuda.get_current_stream().ptr) or run(*a)
+    )
     y, state = layer({name: OnCuda(p) for name, p in params.items()}, OnCuda(x))
     stream.synchronize()
     assert seen == [stream.ptr]
@@ -211,29 +247,42 @@ def test_cuda_tensors_run_on_the_stream_of_pytorch(xp, monkeypatch):
 @cases()
 def test_losses_and_training(name, kind):
     """The results are those of arrays of the library's own."""
-    be, rng = backend(name), np.random.default_rng(0)
+    be = backend(name)
+    rng = np.random.default_rng(0)
     x, y, target = (be.asarray(rng.standard_normal((T, B, size)), "float64") for size in (D, 2, 2))
-    mask, tokens = be.asarray(np.ones((T, B), bool)), be.asarray(np.array([[1, 2, 3], [4, 5, 6]]))
-    model, adam = SequenceModel(xlstm.LSTM(D, H), 2), optimizers.adam(0.1)
-    drawn, words = ({n: be.asarray(p, "float64") for n, p in m.draw(rng).items()} for m in (model, LANGUAGE_MODEL))
+    mask = be.asarray(np.ones((T, B), bool))
+    tokens = be.asarray(np.array([[1, 2, 3], [4, 5, 6]]))
+    model = SequenceModel(xlstm.LSTM(D, H), 2)
+    adam = optimizers.adam(0.1)
+    drawn, words = (
+        {n: be.asarray(p, "float64") for n, p in m.draw(rng).items()}
+        for m in (model, LANGUAGE_MODEL)
+    )
     logits, _ = LANGUAGE_MODEL(words, tokens)
     found = []
     for one in (kind, lambda a: a):
-        batch, step = Batch(one(x), one(target), one(mask), True, np.array([4, 1, 2])), Step(model, adam)
+        batch = Batch(one(x), one(target), one(mask), True, np.array([4, 1, 2]))
+        step = Step(model, adam)
         state = step.init({n: one(p) for n, p in drawn.items()})
-        found.append([*step(state, batch)[0].params.values(), optimizers.global_norm({"a": one(y)})])
+        found.append(
+            [*step(state, batch)[0].params.values(), optimizers.global_norm({"a": one(y)})]
+        )
         for loss in (losses.mse, losses.mae, losses.huber):
             found[-1] += loss(one(y), one(target), one(mask))
         found[-1] += LANGUAGE_MODEL.loss(one(logits), one(tokens))
-        found[-1].append(LANGUAGE_MODEL.generate({n: one(p) for n, p in words.items()}, one(tokens), 3)[0])
+        found[-1].append(
+            LANGUAGE_MODEL.generate({n: one(p) for n, p in words.items()}, one(tokens), 3)[0]
+        )
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
 @cases((Described, Offered, Column))
 def test_data_and_estimators(name, kind):
-    be, rng = backend(name), np.random.default_rng(0)
-    x, target = rng.standard_normal((9, T, D)), rng.standard_normal((9,))
+    be = backend(name)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9, T, D))
+    target = rng.standard_normal((9,))
     there = [kind(be.asarray(a, "float64")) for a in (x, target)]
     windows = Windows(*there)
     np.testing.assert_array_equal(windows.x, x)
@@ -248,25 +297,42 @@ def test_data_and_estimators(name, kind):
     model = TiRex(8, 1, 2, patch_size=2, quantiles=(0.5,), input_ff_size=4, context=8)
     params = model.init(0, be, "float64")
     series = kind(be.asarray(x[0, :, 0], "float64"))
-    np.testing.assert_array_equal(model.forecast(params, series, 2).mean, model.forecast(params, x[0, :, 0], 2).mean)
+    np.testing.assert_array_equal(
+        model.forecast(params, series, 2).mean, model.forecast(params, x[0, :, 0], 2).mean
+    )
 
 
 def test_masked_arrays_are_refused_by_name(rng):
-    """Nothing heeds their masks; `tests/layers/test_contract_objects.py` gives them to every layer and model."""
-    x, target, values = rng.standard_normal((9, T, D)), rng.standard_normal(9), rng.standard_normal(60)
-    be, y, prompt = xlstm.backend("numpy", dtype="float64"), rng.standard_normal((4, 3)), np.array([[1, 2]])
-    adam, step = optimizers.adam(0.1), Step(SequenceModel(xlstm.LSTM(D, H), 1), optimizers.adam(0.1))
-    state, moments, words = step.init(step.model.init(0, be)), adam.init({"a": y}), LANGUAGE_MODEL.init(0, be)
+    """Nothing heeds their masks; `tests/layers/test_contract_objects.py` gives them to every layer
+    and model.
+    """
+    x = rng.standard_normal((9, T, D))
+    target = rng.standard_normal(9)
+    values = rng.standard_normal(60)
+    be = xlstm.backend("numpy", dtype="float64")
+    y = rng.standard_normal((4, 3))
+    prompt = np.array([[1, 2]])
+    adam = optimizers.adam(0.1)
+    step = Step(SequenceModel(xlstm.LSTM(D, H), 1), optimizers.adam(0.1))
+    state = step.init(step.model.init(0, be))
+    moments = adam.init({"a": y})
+    words = LANGUAGE_MODEL.init(0, be)
     batch = {"x": x, "target": x[..., :1], "mask": np.ones((9, T), bool), "lengths": np.full(T, 9)}
     options = {"hidden_size": 3, "epochs": 1, "backend": be, "seed": 0}
     calls = {  # with all arrays that they take
         "mse": (losses.mse, {"y": y, "target": y, "mask": y > 0}),
         "cross_entropy": (losses.cross_entropy, {"logits": y, "labels": np.arange(4) % 3}),
-        "adam": (lambda a, gradient: adam.update({"a": a}, {"a": gradient}, moments), {"a": y, "gradient": y}),
+        "adam": (
+            lambda a, gradient: adam.update({"a": a}, {"a": gradient}, moments),
+            {"a": y, "gradient": y},
+        ),
         "global_norm": (lambda a: optimizers.global_norm({"a": a}), {"a": y}),
         "step": (lambda **given: step(state, Batch(**given, fresh=True)), batch),
         "Windows": (Windows, {"x": x, "target": target}),
-        "Sequences": (lambda sequences: Sequences([x[0], sequences], target[:2]), {"sequences": x[1]}),
+        "Sequences": (
+            lambda sequences: Sequences([x[0], sequences], target[:2]),
+            {"sequences": x[1]},
+        ),
         "SequenceRegressor": (SequenceRegressor(**options).fit, {"X": x, "y": target}),
         "Forecaster": (Forecaster(horizon=2, window=9, **options).fit, {"values": values}),
         "generate": (lambda prompt: LANGUAGE_MODEL.generate(words, prompt, 2), {"prompt": prompt}),
@@ -283,7 +349,9 @@ def columns(be, a):
     """Return an array in Fortran order, as the values of a cuDF table are."""
     if a.ndim < 2:
         return a
-    return be.xp.permute_dims(be.asarray(np.ascontiguousarray(to_numpy(a).T)), tuple(reversed(range(a.ndim))))
+    return be.xp.permute_dims(
+        be.asarray(np.ascontiguousarray(to_numpy(a).T)), tuple(reversed(range(a.ndim)))
+    )
 
 
 def apart(be, a):
@@ -303,7 +371,11 @@ def apart(be, a):
     ids=lambda layer: type(layer).__name__,
 )
 def test_layers_of_arrays_in_any_order_of_memory(be, layer, strided):
-    same(everything(layer, be, functools.partial(strided, be)), everything(layer, be, lambda a: a), 1e-12)
+    same(
+        everything(layer, be, functools.partial(strided, be)),
+        everything(layer, be, lambda a: a),
+        1e-12,
+    )
 
 
 def test_nothing_is_copied(gpu):
@@ -321,16 +393,23 @@ def test_nothing_is_copied(gpu):
 
 def test_the_stream_of_an_array_is_waited_for_and_read_only_arrays_are_taken(gpu):
     """Version 3 of the interface has a stream, in which the array may still be on its way."""
-    a, layer = gpu.asarray(np.ones((T, B, D))), xlstm.LSTM(D, H)
+    a = gpu.asarray(np.ones((T, B, D)))
+    layer = xlstm.LSTM(D, H)
     params = layer.init(0, gpu)
-    for more, waits in (({}, 0), ({"stream": 1}, 1), ({"data": (a.data.ptr, True)}, 0), ({"version": 2}, 0)):
+    for more, waits in (
+        ({}, 0),
+        ({"stream": 1}, 1),
+        ({"data": (a.data.ptr, True)}, 0),
+        ({"version": 2}, 0),
+    ):
         with on_gpu.counted() as found:
             layer(params, Described(a, **more))
         assert found.waits == waits, more
 
 
 def test_what_cannot_be_taken_is_refused(gpu, monkeypatch):
-    layer, a = xlstm.LSTM(D, H), gpu.asarray(np.ones((T, B, D)))
+    layer = xlstm.LSTM(D, H)
+    a = gpu.asarray(np.ones((T, B, D)))
     params = layer.init(0, gpu)
     for x, words in (
         (Described(a, mask=a), r"an array of tests \(Described\) cannot be taken as it is"),
@@ -346,12 +425,16 @@ def test_what_cannot_be_taken_is_refused(gpu, monkeypatch):
 
 def test_arrays_on_a_device_that_is_not_the_current_one_are_refused(gpu):
     on_gpu.two_devices()
-    cupy, layer, here = probe.cupy(), xlstm.LSTM(D, H), gpu.asarray(np.ones((T, B, D)))
+    cupy = probe.cupy()
+    layer = xlstm.LSTM(D, H)
+    here = gpu.asarray(np.ones((T, B, D)))
     params = layer.init(0, gpu)
     with cupy.cuda.Device(1):
         there = cupy.ones((T, B, D))
         other = layer.init(0, xlstm.backend("cupy", dtype="float64"))
-        with pytest.raises(ValueError, match=r"^LSTM: x is on CUDA device 0, which is not the current one, 1"):
+        with pytest.raises(
+            ValueError, match=r"^LSTM: x is on CUDA device 0, which is not the current one, 1"
+        ):
             layer(params, here)
         y, _ = layer(other, Described(there))
         assert y.device.id == 1

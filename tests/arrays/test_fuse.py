@@ -1,4 +1,6 @@
-"""Functions in one kernel, scans, and bounds: values, shapes and dtypes as NumPy's, on every backend."""
+"""Functions in one kernel, scans, and bounds: values, shapes and dtypes as NumPy's, on every
+backend.
+"""
 
 import numpy as np
 import pytest
@@ -23,13 +25,18 @@ def narrow(xp, a, b, c, dtype):
 
 @pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f8", "f8"), ("f4", "f8"), ("f8", "f4")])
 def test_values_and_dtypes_are_those_of_numpy(xp, rng, dtypes):
-    a, b = (rng.standard_normal(shape).astype(d) for shape, d in zip(((3, 1, 4), (5, 1)), dtypes, strict=True))
+    a, b = (
+        rng.standard_normal(shape).astype(d)
+        for shape, d in zip(((3, 1, 4), (5, 1)), dtypes, strict=True)
+    )
     expected = chain(np, a, b, 0.3, np.dtype("f4"))
     found = fuse(xp, chain, xp.asarray(a), xp.asarray(b), scale=0.3, dtype=np.dtype("f4"))
     for x, y in zip(found, expected, strict=True):
         assert x.dtype == y.dtype
         assert x.shape == y.shape
-        np.testing.assert_allclose(x.get(), y, rtol=1e-14 if "f4" not in (x.dtype.str[1:], *dtypes) else 1e-6)
+        np.testing.assert_allclose(
+            x.get(), y, rtol=1e-14 if "f4" not in (x.dtype.str[1:], *dtypes) else 1e-6
+        )
 
 
 def test_arrays_in_any_order_and_a_place_for_the_result(xp, rng):
@@ -56,18 +63,23 @@ def test_halves_are_computed_in_float32(xp, rng, dtype):
 
 
 def test_digits_of_what_is_wide_are_kept(xp):
-    a, b, c = xp.asarray([1e9 + 1]), xp.asarray([1e9]), xp.ones(1, dtype="f4")
+    a = xp.asarray([1e9 + 1])
+    b = xp.asarray([1e9])
+    c = xp.ones(1, dtype="f4")
     assert fuse(xp, narrow, a, b, c, dtype=np.dtype("f4")) == 1
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 @pytest.mark.parametrize("axes", [-1, (-2, -1), 0])
 def test_total(xp, rng, dtype, axes):
-    a, b = rng.standard_normal((4, 5, 6)).astype(dtype), rng.standard_normal((6, 5)).astype(dtype).T
+    a = rng.standard_normal((4, 5, 6)).astype(dtype)
+    b = rng.standard_normal((6, 5)).astype(dtype).T
     found = total(xp, xp.asarray(a), as_it_lies(b), axes)
     assert found.dtype == dtype
     expected = np.sum(a.astype("f8") * b.astype("f8"), axis=axes)
-    np.testing.assert_allclose(found.get(), expected, atol={"f2": 0.02, "f4": 1e-5, "f8": 1e-13}[dtype])
+    np.testing.assert_allclose(
+        found.get(), expected, atol={"f2": 0.02, "f4": 1e-5, "f8": 1e-13}[dtype]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -75,7 +87,8 @@ def test_where_keeps_the_dtype_on_cupy(rng, dtype):
     """CuPy's own makes float32 of bfloat16."""
     be = make_backend("cupy", dtype)
     a = be.asarray(np.array([[1.5, -0.0, np.inf], [np.nan, -2.25, 3.0]]))
-    b, condition = be.asarray(-7.0), be.asarray(np.array([True, False, True]))
+    b = be.asarray(-7.0)
+    condition = be.asarray(np.array([True, False, True]))
     found = elementwise.where(be.xp, condition, a, b)
     assert str(found.dtype) == dtype
     expected = np.array([[1.5, -7, np.inf], [np.nan, -7, 3.0]])
@@ -94,9 +107,13 @@ def test_scan(be, rng, axis, n, reverse, dtype):
     start = rng.standard_normal((4, 3, 2)).transpose(2, 1, 0).astype(dtype)
     x = np.moveaxis(rng.standard_normal((2, 3, 4, n)).astype(dtype), -1, axis)
     g = np.moveaxis(rng.standard_normal((n, 3, 1)).astype(dtype), 0, axis if axis > -3 else 0)
-    carried, kept = start, [None] * n
+    carried = start
+    kept = [None] * n
     for t in range(n - 1, -1, -1) if reverse else range(n):
-        kept[t], carried = carried, step(np, carried, np.take(g, t, axis=axis), np.take(x, t, axis=axis))
+        kept[t], carried = (
+            carried,
+            step(np, carried, np.take(g, t, axis=axis), np.take(x, t, axis=axis)),
+        )
     given = [as_it_lies(a) if be.name == "cupy" else be.asarray(a, dtype) for a in (start, g, x)]
     found = scan(be.xp, step, *given, axis=axis, reverse=reverse)
     for a, b in zip(found, (np.stack(kept, axis=axis), carried), strict=True):

@@ -35,21 +35,37 @@ def test_a_row_that_there_is_not(be):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("sizes", [(0, 3, 5), (1, 3, 5), (300, 1, 4), (700, 300, 40), (600, 3, 2000)])
+@pytest.mark.parametrize(
+    "sizes", [(0, 3, 5), (1, 3, 5), (300, 1, 4), (700, 300, 40), (600, 3, 2000)]
+)
 def test_rows_that_are_added_on_cupy(rng, dtype, sizes):
-    """Segments of one block and of several, as long as all of them, and places that there are not."""
-    (N, D, V), xp, kind = sizes, make_backend("cupy", "float32").xp, gpu.half(dtype)
+    """Segments of one block and of several, as long as all of them, and places that there are
+    not.
+    """
+    N, D, V = sizes
+    xp = make_backend("cupy", "float32").xp
+    kind = gpu.half(dtype)
     rows = rng.standard_normal((N, D + 1)).astype(kind)[:, :D]
-    for places in (rng.integers(-1, V + 1, N), np.minimum(rng.geometric(0.3, N), V) - 1, np.full(N, V // 2)):
+    for places in (
+        rng.integers(-1, V + 1, N),
+        np.minimum(rng.geometric(0.3, N), V) - 1,
+        np.full(N, V // 2),
+    ):
         expected = np.zeros((V + 2, D))
         np.add.at(expected, places + 1, rows.astype("float64"))
         given = xp.asarray(places), gpu.as_it_lies(rows)
         found = add_rows(xp, *given, V)
-        with cuda_on_cpu.configured(seed=1) if not cuda_on_cpu.missing() else contextlib.nullcontext():
+        with (
+            cuda_on_cpu.configured(seed=1)
+            if not cuda_on_cpu.missing()
+            else contextlib.nullcontext()
+        ):
             assert (add_rows(xp, *given, V) == found).all()
         gap = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-6, "float64": 1e-14}[dtype]
         size = np.abs(expected).max(initial=1)
-        np.testing.assert_allclose(to_numpy(found).astype("float64"), expected[1:-1], rtol=gap, atol=gap * size)
+        np.testing.assert_allclose(
+            to_numpy(found).astype("float64"), expected[1:-1], rtol=gap, atol=gap * size
+        )
         assert found.dtype == kind
 
 

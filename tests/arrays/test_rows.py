@@ -27,7 +27,9 @@ def standard(xp, x, gain, shift, *, scale):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("columns", [1, 3, 64, 700])
 def test_rows_of_any_order_of_memory(be, rng, dtype, columns):
-    x, gain, shift = rng.standard_normal((4, 3, columns, 2)), rng.standard_normal((3, columns)), rng.standard_normal(1)
+    x = rng.standard_normal((4, 3, columns, 2))
+    gain = rng.standard_normal((3, columns))
+    shift = rng.standard_normal(1)
     arrays = [be.asarray(a, dtype) for a in (x, gain, shift)]
     arrays[0] = be.xp.permute_dims(arrays[0], (0, 3, 1, 2))
     found = by_rows(be.xp, standard, *arrays, scale=0.25)
@@ -43,7 +45,8 @@ def first_axis(xp, x, y, *, axis):
 
 
 def test_rows_along_another_axis(be, rng):
-    x, y = rng.standard_normal((7, 3, 2)), rng.standard_normal((7, 3, 2))
+    x = rng.standard_normal((7, 3, 2))
+    y = rng.standard_normal((7, 3, 2))
     for axis in (0, 1, -1):
         found = by_rows(be.xp, first_axis, be.asarray(x), be.asarray(y), axis=axis)
         for a, b in zip(found, first_axis(np, x, y, axis=axis), strict=True):
@@ -53,12 +56,16 @@ def test_rows_along_another_axis(be, rng):
 def test_what_is_not_a_number_stays_in_its_row(be):
     x = np.ones((3, 5))
     x[1, 2] = np.nan
-    found = by_rows(be.xp, standard, *(be.asarray(a) for a in (x, np.ones(5), np.ones(1))), scale=1.0)
+    found = by_rows(
+        be.xp, standard, *(be.asarray(a) for a in (x, np.ones(5), np.ones(1))), scale=1.0
+    )
     for a in found:
         np.testing.assert_array_equal(np.isnan(to_numpy(a)).all(axis=1), [False, True, False])
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [(75, "float32"), (90, "bfloat16"), (75, "float16"), (90, "float64")])
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [(75, "float32"), (90, "bfloat16"), (75, "float16"), (90, "float64")]
+)
 def test_the_kernels_compile(capability, dtype):
     dtype = gpu.half(dtype)
     made = Source(standard, (dtype,) * 3, (("scale", 0.25),), (False, False, True), (None,) * 3)
@@ -68,15 +75,23 @@ def test_the_kernels_compile(capability, dtype):
         assert nvrtc.compile_for(capability, made.text(3, frozenset({1}))).spilled == 0
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [(75, "float32"), (90, "bfloat16"), (120, "float32")])
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [(75, "float32"), (90, "bfloat16"), (120, "float32")]
+)
 def test_products_of_narrow_blocks_fit_registers(capability, dtype):
     """The gradients of the maps of an sLSTM block, which are most."""
-    K, counts, dtype = narrow.WIDEST, (1, 1, 1, 1), gpu.half(dtype)
+    K = narrow.WIDEST
+    counts = (1, 1, 1, 1)
+    dtype = gpu.half(dtype)
     options = {"K": K, "of": (0, 0, 1, 1), "counts": counts, "add": (True, True)}
-    arrays, Ws = 8, len(counts)
+    arrays = 8
+    Ws = len(counts)
     given = (dtype,) * (arrays + Ws), tuple(options.items()), (False,) * (arrays + Ws)
     made = Source(narrow._products_bwd, *given, (K,) * arrays + (K * K,) * Ws, Ws)
-    assert nvrtc.compile_for(capability, made.text(1, frozenset(range(arrays, arrays + Ws)))).spilled == 0
+    assert (
+        nvrtc.compile_for(capability, made.text(1, frozenset(range(arrays, arrays + Ws)))).spilled
+        == 0
+    )
 
 
 def with_sums(xp, x, gain, more, *, whole):
@@ -87,15 +102,21 @@ def with_sums(xp, x, gain, more, *, whole):
 
 def outer(xp, x, w):
     """All products of the rows of a leading axis, which change in place, and what is summed."""
-    return xp.stack([x[i, ...] * w[1 - i, ...] for i in range(2)]), xp.stack([x[i, ...] * x[0, ...] for i in range(2)])
+    return xp.stack([x[i, ...] * w[1 - i, ...] for i in range(2)]), xp.stack(
+        [x[i, ...] * x[0, ...] for i in range(2)]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (5, 2, 3, 700), (1100, 3, 2, 7), (40, 1, 1, 300), (3, 0, 2, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 2), (5, 2, 3, 700), (1100, 3, 2, 7), (40, 1, 1, 300), (3, 0, 2, 4)]
+)
 def test_sums_over_rows_on_cupy(dtype, whole, shape):
     """One launch gives results, and sums in an order of its own, which is the same each time."""
-    be, rng, kind = make_backend("cupy", "float32"), np.random.default_rng(0), gpu.half(dtype)
+    be = make_backend("cupy", "float32")
+    rng = np.random.default_rng(0)
+    kind = gpu.half(dtype)
     x, more = (rng.standard_normal(shape).astype(kind) for _ in range(2))
     gain = rng.standard_normal(shape[-2:]).astype(kind)
     given = [be.xp.asarray(a) for a in (x.swapaxes(0, 1), gain, more)]
@@ -106,20 +127,34 @@ def test_sums_over_rows_on_cupy(dtype, whole, shape):
         call = functools.partial(summed, be.xp, with_sums, *given, sums=2, keep=keep, whole=whole)
         found = call()
         for seed in (1, 2):
-            with cuda_on_cpu.configured(seed=seed) if not cuda_on_cpu.missing() else contextlib.nullcontext():
+            with (
+                cuda_on_cpu.configured(seed=seed)
+                if not cuda_on_cpu.missing()
+                else contextlib.nullcontext()
+            ):
                 assert all((a == b).all() for a, b in zip(found, call(), strict=True))
         for k, (a, b) in enumerate(zip(found, expected, strict=True)):
             b = b.sum(tuple(range(4 - keep))) if k else b
-            np.testing.assert_allclose(to_numpy(a).astype("float64"), b, rtol=gap, atol=gap * len(x) ** 0.5 * 4)
+            np.testing.assert_allclose(
+                to_numpy(a).astype("float64"), b, rtol=gap, atol=gap * len(x) ** 0.5 * 4
+            )
             assert a.dtype == kind
 
 
 def test_leading_axes_and_room_for_results_on_cupy(rng):
     xp = make_backend("cupy", "float32").xp
-    x, w = rng.standard_normal((30, 5, 2)), rng.standard_normal((2, 5))
+    x = rng.standard_normal((30, 5, 2))
+    w = rng.standard_normal((2, 5))
     room = xp.zeros((30, 3, 5))
     given = xp.permute_dims(xp.asarray(x), (2, 0, 1))
-    _, sums = summed(xp, outer, given, xp.asarray(w), leading=(2, 2), out=[xp.permute_dims(room, (1, 0, 2))[:2, ...]])
+    _, sums = summed(
+        xp,
+        outer,
+        given,
+        xp.asarray(w),
+        leading=(2, 2),
+        out=[xp.permute_dims(room, (1, 0, 2))[:2, ...]],
+    )
     np.testing.assert_allclose(to_numpy(room)[:, :2], x.transpose(0, 2, 1) * w[::-1], rtol=1e-15)
     np.testing.assert_array_equal(to_numpy(room)[:, 2], 0)
     np.testing.assert_allclose(to_numpy(sums), (x * x[..., :1]).sum(0), rtol=1e-13)

@@ -32,7 +32,9 @@ def refusal(call, size=0):
     except ERRORS as error:
         found = error
     seconds = time.process_time() - start
-    assert len(str(found)) <= MESSAGE, f"a message of {len(str(found))} characters: {str(found)[:300]}"
+    assert len(str(found)) <= MESSAGE, (
+        f"a message of {len(str(found))} characters: {str(found)[:300]}"
+    )
     assert seconds < SECONDS, f"{seconds:.1f} s"
     if memory is not None:
         grown = resident("VmHWM") - memory

@@ -1,4 +1,6 @@
-"""Sound files of every kind that the library reads, but for those of estimators, and the same damaged."""
+"""Sound files of every kind that the library reads, but for those of estimators, and the same
+damaged.
+"""
 
 import io
 import json
@@ -23,11 +25,50 @@ WEIGHTS = "model.safetensors"
 KINDS = {"float32": "FloatStorage", "float64": "DoubleStorage"}
 MARK = "@hostile@"  # in a structure: the hostile value of the number that follows
 HOSTILE = [
-    *("null", "true", "false", "NaN", "Infinity", "0", "-1", "1", "2", "0.5", "1e-320", "1e30", "1e308", "1e400"),
-    *("1000000", "20000000", "1000000000", "4294967296", "9223372036854775807", "9223372036854775808", "-1e400"),
+    *(
+        "null",
+        "true",
+        "false",
+        "NaN",
+        "Infinity",
+        "0",
+        "-1",
+        "1",
+        "2",
+        "0.5",
+        "1e-320",
+        "1e30",
+        "1e308",
+        "1e400",
+    ),
+    *(
+        "1000000",
+        "20000000",
+        "1000000000",
+        "4294967296",
+        "9223372036854775807",
+        "9223372036854775808",
+        "-1e400",
+    ),
     "1" + "0" * 400,
-    *('""', '"x"', '"12:30:00"', '"\\ud800"', f'"{"x" * 100_000}"', "[]", "{}", "[[]]", "[null]", '{"a": 1, "a": 2}'),
-    *("[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, f"[{'0,' * 20_000}0]", f"[{'{},' * 20_000}0]"),
+    *(
+        '""',
+        '"x"',
+        '"12:30:00"',
+        '"\\ud800"',
+        f'"{"x" * 100_000}"',
+        "[]",
+        "{}",
+        "[[]]",
+        "[null]",
+        '{"a": 1, "a": 2}',
+    ),
+    *(
+        "[" * 2000 + "]" * 2000,
+        '{"a":' * 2000 + "1" + "}" * 2000,
+        f"[{'0,' * 20_000}0]",
+        f"[{'{},' * 20_000}0]",
+    ),
 ]
 # The function that reads the files of each kind from their folder.
 READERS = {
@@ -66,7 +107,9 @@ def sound(folder):
     config = json.loads((folder / "second" / "config.json").read_text())
     (at["tirex2 pickled"] / "model-config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (at["tokenizer"] / "tokenizer.json").write_text(json.dumps(tokenizer()))
-    return {name: {file.name: file.read_bytes() for file in path.iterdir()} for name, path in at.items()}
+    return {
+        name: {file.name: file.read_bytes() for file in path.iterdir()} for name, path in at.items()
+    }
 
 
 def damaged(content, rng):
@@ -100,13 +143,17 @@ def safetensors(header, data=b""):
 
 
 def sealed(blob):
-    """A model file whose description was edited, with the digest of what it says now, where it can be read."""
+    """A model file whose description was edited, with the digest of what it says now, where it can
+    be read.
+    """
     try:
         header, data = opened(blob)
         text = header["__metadata__"]["xlstm"]
         about = json.loads(text)
         digest = checkpoint.digest(about["kind"], about["config"], from_bytes(blob))
-        header["__metadata__"]["xlstm"] = re.sub('"digest": "[0-9a-f]*"', f'"digest": "{digest}"', text)
+        header["__metadata__"]["xlstm"] = re.sub(
+            '"digest": "[0-9a-f]*"', f'"digest": "{digest}"', text
+        )
     except Exception:  # it is refused for another reason
         return blob
     return safetensors(header, data)
@@ -120,15 +167,24 @@ def opened(blob):
 
 def dumped(structure):
     """JSON, with hostile values in the places that are marked."""
-    return re.sub(rf'"{MARK}(\d+)"', lambda mark: HOSTILE[int(mark[1])], json.dumps(structure)).encode()
+    return re.sub(
+        rf'"{MARK}(\d+)"', lambda mark: HOSTILE[int(mark[1])], json.dumps(structure)
+    ).encode()
 
 
 def tokenizer(**changes):
     """A tokenizer of words."""
     model = {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "[UNK]": 2}, "unk_token": "[UNK]"}
     usual = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
-    usual |= {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, {"type": "NFC"}]}}
-    usual |= {"pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None, "model": model}
+    usual |= {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, {"type": "NFC"}]}
+    }
+    usual |= {
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": model,
+    }
     return {**usual, **changes}
 
 
@@ -136,15 +192,30 @@ def flipped(blob, rng):
     """Cut, with other bytes, in another order, with more or with fewer."""
     start = rng.randrange(len(blob)) % rng.choice((512, len(blob)))  # headers are at the beginning
     end = min(len(blob), start + rng.choice((1, 4, 8, 64, 1000)))
-    other, width = rng.randrange(len(blob)), rng.choice((2, 4, 8))
-    number = rng.choice((0, 1, 255, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63, 2**64 - 1, len(blob))) % 256**width
+    other = rng.randrange(len(blob))
+    width = rng.choice((2, 4, 8))
+    number = (
+        rng.choice((0, 1, 255, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63, 2**64 - 1, len(blob)))
+        % 256**width
+    )
     field = start - start % width
     before, part, behind = blob[:start], blob[start:end], blob[end:]
     numbered = blob[:field] + number.to_bytes(width, "little") + blob[field + width :]
     bit = bytes(b ^ 1 << rng.randrange(8) for b in part[:1])
-    middles = (rng.randbytes(len(part)), rng.choice((b"\0", b"\xff", b"9", b"[")) * len(part), part + part, b"")
-    middles += (bit + part[1:], blob[other : other + len(part)], rng.randbytes(rng.choice((1, 8, 4096))) + part)
-    return rng.choice((before, numbered, numbered, *(before + middle + behind for middle in middles)))
+    middles = (
+        rng.randbytes(len(part)),
+        rng.choice((b"\0", b"\xff", b"9", b"[")) * len(part),
+        part + part,
+        b"",
+    )
+    middles += (
+        bit + part[1:],
+        blob[other : other + len(part)],
+        rng.randbytes(rng.choice((1, 8, 4096))) + part,
+    )
+    return rng.choice(
+        (before, numbered, numbered, *(before + middle + behind for middle in middles))
+    )
 
 
 def _json(blob, rng):
@@ -192,11 +263,17 @@ def _archive(blob, rng):
     """A .keras file with a damaged entry in a sound archive."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         config, weights = (archive.read(name) for name in ("config.json", "model.weights.h5"))
-    return zipped(_json(config, rng), weights) if rng.random() < 0.7 else zipped(config, flipped(weights, rng))
+    return (
+        zipped(_json(config, rng), weights)
+        if rng.random() < 0.7
+        else zipped(config, flipped(weights, rng))
+    )
 
 
 def _pickled(blob, rng):
-    """A checkpoint of PyTorch with a damaged pickle, or storages of another size, in a sound archive."""
+    """A checkpoint of PyTorch with a damaged pickle, or storages of another size, in a sound
+    archive.
+    """
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         entries = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
     name = "data.pkl" if rng.random() < 0.8 else rng.choice(list(entries))
@@ -207,7 +284,9 @@ def _pickled(blob, rng):
 
 def zipped(config, weights):
     """A .keras file."""
-    return zipped_entries({"config.json": config, "model.weights.h5": weights}, zipfile.ZIP_STORED, "")
+    return zipped_entries(
+        {"config.json": config, "model.weights.h5": weights}, zipfile.ZIP_STORED, ""
+    )
 
 
 def torch_file(pickled, entries, method=zipfile.ZIP_STORED):
@@ -220,13 +299,19 @@ def checkpoint_of_torch(arrays, content=None):
     tensors = {}
     for k, (name, array) in enumerate(arrays.items()):
         strides = tuple(step // array.itemsize for step in array.strides)
-        tensors[name] = tensor(array.shape, strides, 0, storage(KINDS[str(array.dtype)], str(k), array.size))
+        tensors[name] = tensor(
+            array.shape, strides, 0, storage(KINDS[str(array.dtype)], str(k), array.size)
+        )
     pickled = state(tensors, content)
-    return torch_file(pickled, {f"data/{k}": array.tobytes() for k, array in enumerate(arrays.values())})
+    return torch_file(
+        pickled, {f"data/{k}": array.tobytes() for k, array in enumerate(arrays.values())}
+    )
 
 
 def opcodes(value):
-    """A plain value as a part of a pickle: its pickle without the opcodes that begin and end one."""
+    """A plain value as a part of a pickle: its pickle without the opcodes that begin and end
+    one.
+    """
     return pickle.dumps(value, 2)[2:-1]
 
 
@@ -237,7 +322,9 @@ def named(module, name):
 
 def storage(kind="FloatStorage", name="0", numel=6, module="torch"):
     """The part of a pickle that stands for a storage."""
-    identity = opcodes("storage") + named(module, kind) + b"".join(map(opcodes, (name, "cpu", numel)))
+    identity = (
+        opcodes("storage") + named(module, kind) + b"".join(map(opcodes, (name, "cpu", numel)))
+    )
     return b"(" + identity + b"tQ"
 
 
@@ -264,7 +351,20 @@ def zipped_entries(entries, method, folder="archive/"):
 
 def _keras_config():
     """The kinds of the layers that `export` writes for the model above."""
-    options = {"go_backwards": False, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True}
-    layers = [("in", "InputLayer", {}), *((name, "LSTM", options) for name in ("lstm", "lstm_1")), ("out", "Dense", {})]
-    about = [{"class_name": base, "config": {"name": name, **config}} for name, base, config in layers]
-    return json.dumps({"class_name": "Sequential", "config": {"name": "m", "layers": about}}).encode()
+    options = {
+        "go_backwards": False,
+        "activation": "tanh",
+        "recurrent_activation": "sigmoid",
+        "use_bias": True,
+    }
+    layers = [
+        ("in", "InputLayer", {}),
+        *((name, "LSTM", options) for name in ("lstm", "lstm_1")),
+        ("out", "Dense", {}),
+    ]
+    about = [
+        {"class_name": base, "config": {"name": name, **config}} for name, base, config in layers
+    ]
+    return json.dumps(
+        {"class_name": "Sequential", "config": {"name": "m", "layers": about}}
+    ).encode()

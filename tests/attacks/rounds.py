@@ -11,7 +11,8 @@ from tests.registry import has_file, input_of, steps, through_time
 from xlstm.arrays.convert import to_numpy
 from xlstm.models import model_files
 
-T, B = 3, 2
+T = 3
+B = 2
 
 
 def small(made):
@@ -22,9 +23,16 @@ def small(made):
     deep = max((getattr(made, name, 1) for name in ("num_layers", "num_blocks")), default=1)
     sizes = [n for n in numbers if isinstance(n, int)]
     factors = [getattr(made, name, 1) for name in ("proj_factor", "ffn_proj_factor")]
-    if "exponential" in (getattr(made, "activations", None) or ()) or getattr(made, "multiplicative", False):
+    if "exponential" in (getattr(made, "activations", None) or ()) or getattr(
+        made, "multiplicative", False
+    ):
         return False  # what it gives may be infinite, or it takes positive inputs alone
-    return max(sizes, default=1) <= 64 and deep <= 8 and max(factors) <= 8 and all(small(v) for v in inner)
+    return (
+        max(sizes, default=1) <= 64
+        and deep <= 8
+        and max(factors) <= 8
+        and all(small(v) for v in inner)
+    )
 
 
 def finite(tree):
@@ -51,7 +59,9 @@ def follow(made):
 
 
 def calls(made):
-    """The calls that a layer or a model has, their sound arguments, and what is to hold of their results."""
+    """The calls that a layer or a model has, their sound arguments, and what is to hold of their
+    results.
+    """
     params = made.init(1, "numpy")
     found = {"init": (made.init, {"seed": 0, "backend": "numpy"}, all_finite)}
     x = input_of(made, xlstm.backend("numpy"), np.random.default_rng(0), T, B)
@@ -66,7 +76,11 @@ def calls(made):
     dstate = None if getattr(made, "last", False) else made.backward(params, saved, y)[2]
     beginning = {"params": params, "x": x, "state": state, "seed": 1, "lengths": [T, 1]}
     found["forward"] = made.forward, beginning, first_finite
-    found["backward"] = made.backward, {"params": params, "saved": saved, "dy": y, "dstate": dstate}, gradients
+    found["backward"] = (
+        made.backward,
+        {"params": params, "saved": saved, "dy": y, "dstate": dstate},
+        gradients,
+    )
     if steps(made):
         one = x[:, 0] if made.batch_first else x[0]
         found["step"] = made.step, {"params": params, "x": one, "state": state}, first_finite
@@ -90,6 +104,7 @@ def first_finite(found, arguments):
 
 def gradients(found, arguments):
     """Each parameter has a gradient of its shape."""
-    grads, params = found[0], arguments["params"]
+    grads = found[0]
+    params = arguments["params"]
     assert finite(found[:2])
     assert {n: g.shape for n, g in grads.items()} == {n: p.shape for n, p in params.items()}

@@ -1,7 +1,8 @@
 """Sets of arguments: one to three of a sound set are replaced by hostile values.
 
-Each set is refused with ValueError or TypeError that names the class or function and the argument, or everything works
-that follows from it: parameters, forward, backward, step, finite results of the right shape, files.
+Each set is refused with ValueError or TypeError that names the class or function and the argument,
+or everything works that follows from it: parameters, forward, backward, step, finite results of the
+right shape, files.
 """
 
 from __future__ import annotations
@@ -41,14 +42,67 @@ def nothing(*_):
     """Takes anything, and is what no argument expects."""
 
 
-NAN, STACK = float("nan"), xlstm.xLSTMStack(4, 2, [1], 2)
+NAN = float("nan")
+STACK = xlstm.xLSTMStack(4, 2, [1], 2)
 HOSTILE = [
     *(None, True, np.True_, Ellipsis, 0, 1, 3, 8, -1, 2**28, 2**63, 10**300, -(10**300), 10**5000),
-    *(0.0, -0.0, 0.5, 1.5, -0.5, 5e-324, 1e30, 1e300, NAN, float("inf"), 1j, Fraction(10**400, 3), Decimal("0.5")),
-    *(np.int64(2), np.int8(-3), np.float16(0.1), np.float32("nan"), np.longdouble(0.5), np.complex64(1)),
-    *(np.str_("tanh"), np.datetime64("2020"), "", "3", "x", "a" * 100_000, b"x", "elu(1e300)", "hard_sigmoid(1e999)"),
-    *(np.float32, np.dtype("int64"), np.dtype("V8"), list, object, xlstm.LSTM, len, nothing, object(), iter([1, 2])),
-    *([], [0.1, 0.2], ["tanh"], [None, None], [10**400], [[1], [2, 3]], (), (0.9, 0.9), ("sigmoid", "tanh", "tanh")),
+    *(
+        0.0,
+        -0.0,
+        0.5,
+        1.5,
+        -0.5,
+        5e-324,
+        1e30,
+        1e300,
+        NAN,
+        float("inf"),
+        1j,
+        Fraction(10**400, 3),
+        Decimal("0.5"),
+    ),
+    *(
+        np.int64(2),
+        np.int8(-3),
+        np.float16(0.1),
+        np.float32("nan"),
+        np.longdouble(0.5),
+        np.complex64(1),
+    ),
+    *(
+        np.str_("tanh"),
+        np.datetime64("2020"),
+        "",
+        "3",
+        "x",
+        "a" * 100_000,
+        b"x",
+        "elu(1e300)",
+        "hard_sigmoid(1e999)",
+    ),
+    *(
+        np.float32,
+        np.dtype("int64"),
+        np.dtype("V8"),
+        list,
+        object,
+        xlstm.LSTM,
+        len,
+        nothing,
+        object(),
+        iter([1, 2]),
+    ),
+    *(
+        [],
+        [0.1, 0.2],
+        ["tanh"],
+        [None, None],
+        [10**400],
+        [[1], [2, 3]],
+        (),
+        (0.9, 0.9),
+        ("sigmoid", "tanh", "tanh"),
+    ),
     *(
         np.array(1),
         np.array([0.5, 0.5]),
@@ -58,13 +112,60 @@ HOSTILE = [
         np.ma.masked_array([1.0, 2.0], [1, 0]),
     ),
     *({}, {"a": 1}, {1}, range(10**12), np.random.default_rng(0), xlstm.backend("numpy")),
-    *(xlstm.LSTM(4, 4), xlstm.GRU(4, 4, bidirectional=True), xlstm.sLSTM(4, 4, batch_first=True), Linear(4, 4), STACK),
+    *(
+        xlstm.LSTM(4, 4),
+        xlstm.GRU(4, 4, bidirectional=True),
+        xlstm.sLSTM(4, 4, batch_first=True),
+        Linear(4, 4),
+        STACK,
+    ),
 ]
 # Values that are sound for some argument.
 MILD = [
-    *(True, False, None, 0, 1, 2, 3, 4, 8, np.int64(2), np.uint8(4), 0.0, 0.1, 0.5, 1.0, np.float32(0.5), 2.5),
-    *([], [0], [1], (0.1, 0.1), range(1), np.array([1]), "tanh", "gelu", "silu", "uniform", "glorot", "sigmoid"),
-    *("exponential", "zeros", "float32", "float64", np.float64, np.dtype("float32"), "numpy", "relu", "powerlaw"),
+    *(
+        True,
+        False,
+        None,
+        0,
+        1,
+        2,
+        3,
+        4,
+        8,
+        np.int64(2),
+        np.uint8(4),
+        0.0,
+        0.1,
+        0.5,
+        1.0,
+        np.float32(0.5),
+        2.5,
+    ),
+    *(
+        [],
+        [0],
+        [1],
+        (0.1, 0.1),
+        range(1),
+        np.array([1]),
+        "tanh",
+        "gelu",
+        "silu",
+        "uniform",
+        "glorot",
+        "sigmoid",
+    ),
+    *(
+        "exponential",
+        "zeros",
+        "float32",
+        "float64",
+        np.float64,
+        np.dtype("float32"),
+        "numpy",
+        "relu",
+        "powerlaw",
+    ),
 ]
 
 
@@ -73,7 +174,9 @@ def taken(result, arguments):
 
 
 class Case(NamedTuple):
-    """A call with sound arguments, the way in which its errors name things, and what is to work afterwards."""
+    """A call with sound arguments, the way in which its errors name things, and what is to work
+    afterwards.
+    """
 
     call: Callable[..., Any]
     sound: dict[str, Any]
@@ -94,7 +197,9 @@ def likely(usual):
 
 
 def attack(name, case, count):
-    """Try so many sets; the first that is neither refused well nor works raises, with the values that it has."""
+    """Try so many sets; the first that is neither refused well nor works raises, with the values
+    that it has.
+    """
     parameters = inspect.signature(case.call).parameters
     for k in range(count):
         rng = random.Random(f"{name} {k}")
@@ -103,10 +208,14 @@ def attack(name, case, count):
         arguments = dict(case.sound)
         for one in chosen:
             usual = likely(case.sound.get(one, parameters[one].default))
-            arguments[one] = rng.choice(rng.choice([case.more.get(one) or usual, usual, MILD, HOSTILE]))
+            arguments[one] = rng.choice(
+                rng.choice([case.more.get(one) or usual, usual, MILD, HOSTILE])
+            )
         if isinstance(arguments.get(case.long), Integral) and arguments[case.long] > 100:
             continue
-        told = f"set {k} of {name}: " + ", ".join(f"{one}={shown(arguments[one])}" for one in chosen)
+        told = f"set {k} of {name}: " + ", ".join(
+            f"{one}={shown(arguments[one])}" for one in chosen
+        )
         try:
             result = case.call(**arguments)
         except (ValueError, TypeError) as error:
@@ -127,7 +236,9 @@ def attack(name, case, count):
         try:
             case.after(result, arguments)
         except BaseException as error:
-            raise AssertionError(f"{told}\nwas accepted, then {type(error).__name__}: {str(error)[:500]}") from error
+            raise AssertionError(
+                f"{told}\nwas accepted, then {type(error).__name__}: {str(error)[:500]}"
+            ) from error
 
 
 # Objects that are made
@@ -153,7 +264,8 @@ def test_layers_are_made_or_refused(sound):
     kind = type(sound)
     inner = "initializer|activations|mLSTMBlock|sLSTMBlock|GatedFeedForward"
     arguments = {field.name: getattr(sound, field.name) for field in dataclasses.fields(sound)}
-    case = Case(kind, arguments, layer, who=f"{kind.__name__}|{inner}", words="size|tied")  # others follow from a size
+    # others follow from a size
+    case = Case(kind, arguments, layer, who=f"{kind.__name__}|{inner}", words="size|tied")
     attack(f"{kind.__name__} {sound}", case, examples(5))
 
 
@@ -187,12 +299,30 @@ def test_dtypes_have_several_names():
 def arrays(*shape):
     """Arrays of a shape, and what is not quite one."""
     ones = np.full(shape, 0.5, "float32")
-    kinds = ("float64", "float16", "longdouble", "int64", "bool", "complex64", "object", "U3", ">f4")
+    kinds = (
+        "float64",
+        "float16",
+        "longdouble",
+        "int64",
+        "bool",
+        "complex64",
+        "object",
+        "U3",
+        ">f4",
+    )
     twice = np.full(tuple(2 * n for n in shape), 0.5, "float32")
     return [
         *(ones.astype(kind) for kind in kinds),
-        *(np.full((*shape[:k], *dims, *shape[k + 1 :]), 0.5) for k in range(len(shape)) for dims in ((), (0,))),
-        *(np.asfortranarray(ones), twice[tuple(slice(None, None, 2) for _ in shape)], np.broadcast_to(ones[:1], shape)),
+        *(
+            np.full((*shape[:k], *dims, *shape[k + 1 :]), 0.5)
+            for k in range(len(shape))
+            for dims in ((), (0,))
+        ),
+        *(
+            np.asfortranarray(ones),
+            twice[tuple(slice(None, None, 2) for _ in shape)],
+            np.broadcast_to(ones[:1], shape),
+        ),
         *(ones.astype("int64").astype("datetime64[s]"), ones.tolist(), ones[None], np.float32(0.5)),
     ]
 
@@ -201,25 +331,70 @@ def dicts(params):
     """Parameters, and what is not quite that."""
     first, array = next(iter(params.items()))
     rest = {name: p for name, p in params.items() if name != first}
-    odd = (None, 1.0, "x", np.ndarray, array.astype("float64"), array[None], array[:0], array.tolist())
+    odd = (
+        None,
+        1.0,
+        "x",
+        np.ndarray,
+        array.astype("float64"),
+        array[None],
+        array[:0],
+        array.tolist(),
+    )
     half = {name: p.astype("float16") for name, p in params.items()}
-    others = [list(params.items()), rest, half, {**params, "more": array}, {**params, 3: array}, {**rest, 3: array}]
+    others = [
+        list(params.items()),
+        rest,
+        half,
+        {**params, "more": array},
+        {**params, 3: array},
+        {**rest, 3: array},
+    ]
     return [*others, *({**params, first: value} for value in odd)]
 
 
 def states(state):
     """A state, and what is not quite one."""
-    others = [list(state), state[:-1], (*state, state[-1]), (None,) * len(state), dict(enumerate(state)), iter(state)]
-    return [*others, state[0], *((odd, *state[1:]) for odd in (None, 1.0, "x", [1.0], np.zeros((1, 2, 4)), np.ndarray))]
+    others = [
+        list(state),
+        state[:-1],
+        (*state, state[-1]),
+        (None,) * len(state),
+        dict(enumerate(state)),
+        iter(state),
+    ]
+    return [
+        *others,
+        state[0],
+        *((odd, *state[1:]) for odd in (None, 1.0, "x", [1.0], np.zeros((1, 2, 4)), np.ndarray)),
+    ]
 
 
 LENGTHS = [
-    *([3, 1], (0, 3), [3.0, 1.0], [True, False], ["3", "1"], [4, 1], [-1, 3], [[3, 1]], [3], [3, 1, 2], [None, 1]),
+    *(
+        [3, 1],
+        (0, 3),
+        [3.0, 1.0],
+        [True, False],
+        ["3", "1"],
+        [4, 1],
+        [-1, 3],
+        [[3, 1]],
+        [3],
+        [3, 1, 2],
+        [None, 1],
+    ),
     *([10**30, 1], {3, 1}, range(2), [[1], [1, 2]], [NAN, 1]),
-    *(np.array([3, 1]).astype(kind) for kind in ("int8", "uint64", "float32", "object", "datetime64[s]")),
+    *(
+        np.array([3, 1]).astype(kind)
+        for kind in ("int8", "uint64", "float32", "object", "datetime64[s]")
+    ),
 ]
 # How errors name what is in a dict of parameters, and what others follow from.
-PARAMS = r"param|\d\.|\.W|\b(W|Wx|w|b)\b|arrays|skip|dtype|shape|state|context|tokens|logits|float16|saves nothing"
+PARAMS = (
+    r"param|\d\.|\.W|\b(W|Wx|w|b)\b|arrays|skip|dtype|shape|state|context|tokens|logits|float16|saves"
+    r" nothing"
+)
 
 
 @pytest.mark.parametrize("model", **numbered(EVERY))
@@ -248,7 +423,8 @@ def steps(result, arguments):
     if not hasattr(result, "update"):
         assert all(0 <= result(step) < 1e33 for step in (0, 1, 10, 10**6))
         return
-    params, state = P, result.init(P)
+    params = P
+    state = result.init(P)
     for _ in range(2):
         params, state = result.update(params, params, state)
     big = any(isinstance(v, float | Fraction) and v > 100 for v in arguments.values())
@@ -257,7 +433,11 @@ def steps(result, arguments):
 
 def epoch(result, arguments):
     """The batches of some data, twice."""
-    assert len(list(result.batches())) == len(list(result.batches(np.random.default_rng(0)))) == len(result)
+    assert (
+        len(list(result.batches()))
+        == len(list(result.batches(np.random.default_rng(0))))
+        == len(result)
+    )
 
 
 def settings(result, arguments):
@@ -302,22 +482,55 @@ def reaches(function):
 
 
 SERIES = np.sin(np.arange(60.0))
-X, ROW = np.full((6, 3, 2), 0.5), np.full((6, 1), 0.25)
+X = np.full((6, 3, 2), 0.5)
+ROW = np.full((6, 1), 0.25)
 P = {"a": np.full((2, 3), 0.5, "float32"), "b": np.full(3, -0.5, "float32")}
-ADAM, LSTM = optim.adam(0.1), xlstm.LSTM(2, 4)
+ADAM = optim.adam(0.1)
+LSTM = xlstm.LSTM(2, 4)
 ONE = TiRex(4, 1, 2, **PATCHES)
 TWO = TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **PATCHES, output_ff_size=4, horizon=100)
-ONE_PARAMS, TWO_PARAMS, LSTM_PARAMS = ONE.init(0, "numpy"), TWO.init(0, "numpy"), LSTM.init(0, "numpy")
-VALUES = [SERIES.tolist(), [SERIES, SERIES[:5]], [[None, 1.0], range(3)], *arrays(9), *arrays(2, 9), *arrays(2, 2, 9)]
+ONE_PARAMS = ONE.init(0, "numpy")
+TWO_PARAMS = TWO.init(0, "numpy")
+LSTM_PARAMS = LSTM.init(0, "numpy")
+VALUES = [
+    SERIES.tolist(),
+    [SERIES, SERIES[:5]],
+    [[None, 1.0], range(3)],
+    *arrays(9),
+    *arrays(2, 9),
+    *arrays(2, 2, 9),
+]
 # Sound values of arguments without a default, by their names, and other values of them.
 SOUND = {
-    **{"x": X, "sequences": X, "target": ROW, "y": ROW, "logits": ROW, "labels": np.zeros(6, int), "series": X[:, 0]},
-    **{"batch_size": 2, "length": 2, "window": 3, "lr": 0.1, "steps": 5, "every": 2, "then": optim.constant(0.1)},
+    **{
+        "x": X,
+        "sequences": X,
+        "target": ROW,
+        "y": ROW,
+        "logits": ROW,
+        "labels": np.zeros(6, int),
+        "series": X[:, 0],
+    },
+    **{
+        "batch_size": 2,
+        "length": 2,
+        "window": 3,
+        "lr": 0.1,
+        "steps": 5,
+        "every": 2,
+        "then": optim.constant(0.1),
+    },
     **{"grads": P, "limit": 1.0, "patience": 2, "decay": 0.5},
     **{"model": Model(), "params": P, "data": data.Windows(X, ROW), "optimizer": ADAM},
 }
 MORE = {
-    **{"x": arrays(6, 3, 2), "sequences": arrays(6, 3, 2), "grads": dicts(P), "params": dicts(P), "labels": arrays(6)},
+    **{
+        "x": arrays(6, 3, 2),
+        "sequences": arrays(6, 3, 2),
+        "grads": dicts(P),
+        "params": dicts(P),
+        "labels": arrays(6),
+    },
     **dict.fromkeys(("target", "mask", "y", "logits"), arrays(6, 1)),
 }
 
@@ -326,14 +539,20 @@ PATHS = {"checkpoints", "resume"}
 
 
 def cases(module, names, after=taken, sound=None, **options):
-    """A case of each of some functions or classes of a module, with sound values of what has no default."""
+    """A case of each of some functions or classes of a module, with sound values of what has no
+    default.
+    """
     found = {}
     for name in names.split():
         call = reaches(getattr(module, name))
         parameters = inspect.signature(call).parameters
-        given = {one: SOUND[one] for one, about in parameters.items() if about.default is about.empty}
+        given = {
+            one: SOUND[one] for one, about in parameters.items() if about.default is about.empty
+        }
         tried = tuple(one for one in parameters if one not in PATHS)
-        found[name] = Case(call, given | (sound or {}), after, **{"more": MORE, "only": tried, **options})
+        found[name] = Case(
+            call, given | (sound or {}), after, **{"more": MORE, "only": tried, **options}
+        )
     return found
 
 
@@ -362,14 +581,28 @@ OTHERS = {
         {"params": TWO_PARAMS, "series": SERIES, "horizon": 3, "future": None, "past": None},
         forecast,
         **FORECAST,
-        more={"series": VALUES, "past": [SERIES, *arrays(2, 60)], "future": [np.ones(63), *arrays(2, 63)]},
+        more={
+            "series": VALUES,
+            "past": [SERIES, *arrays(2, 60)],
+            "future": [np.ones(63), *arrays(2, 63)],
+        },
     ),
     "fine_tune": Case(
         ONE.fine_tune,
         {"params": ONE_PARAMS, "series": SERIES, "epochs": 1, "stride": 20, "rank": 1},
         lambda result, arguments: all_finite(result.params, arguments),
         **{"who": r"\w+", "words": f"series|{PARAMS}", "long": "epochs"},
-        only=("params", "series", "weights", "horizon", "rank", "epochs", "batch_size", "stride", "seed"),
+        only=(
+            "params",
+            "series",
+            "weights",
+            "horizon",
+            "rank",
+            "epochs",
+            "batch_size",
+            "stride",
+            "seed",
+        ),
         more={"series": VALUES, "weights": ["all", "head", "adapters"]},
     ),
     "LowRank": Case(
@@ -386,7 +619,9 @@ OTHERS = {
         more={"params": dicts(P), "grads": dicts(P)},
     ),
     "Forecaster": Case(Settings, {}, settings),
-    "Forecaster made": Case(Forecaster, {"backend": "numpy"}, who="Forecaster|backend", words="float16"),
+    "Forecaster made": Case(
+        Forecaster, {"backend": "numpy"}, who="Forecaster|backend", words="float16"
+    ),
     "Mixed": Case(xlstm.precision.Mixed, {}, plain),
     "use": Case(xlstm.cuda.use, {}),
     "backend": Case(xlstm.backend, {"name": "numpy"}, words="float16"),

@@ -1,4 +1,6 @@
-"""Input whose time or memory grew beyond all proportion: it is read in a pass, or refused by name."""
+"""Input whose time or memory grew beyond all proportion: it is read in a pass, or refused by
+name.
+"""
 
 import functools
 import tracemalloc
@@ -39,21 +41,29 @@ def test_parquet_has_as_few_columns_as_csv(wide, name):
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_names_of_columns_have_a_length(tmp_path, suffix):
     def read(length):
-        columns, path = {"n" * length: [1.0, 2.0]}, tmp_path / f"{length}.{suffix}"
-        pq.write_table(pa.table(columns), path) if suffix == "parquet" else table.write_table(path, columns)
+        columns = {"n" * length: [1.0, 2.0]}
+        path = tmp_path / f"{length}.{suffix}"
+        pq.write_table(pa.table(columns), path) if suffix == "parquet" else table.write_table(
+            path, columns
+        )
         return refusal(lambda: series.read_series(path), path.stat().st_size)
 
     assert read(csv_file.NAME) is None
-    assert "the name of a column has 1025 characters, expected at most 1024" in str(read(csv_file.NAME + 1))
+    assert "the name of a column has 1025 characters, expected at most 1024" in str(
+        read(csv_file.NAME + 1)
+    )
 
 
 def test_few_bytes_of_parquet_do_not_hold_any_number_of_rows(tmp_path):
-    path, rows = tmp_path / "zeros.parquet", pa.table({"v": np.zeros(1 << 20)})
+    path = tmp_path / "zeros.parquet"
+    rows = pa.table({"v": np.zeros(1 << 20)})
     with pq.ParquetWriter(path, rows.schema) as writer:
         for _ in range(20):
             writer.write_table(rows)
     for name in ("series", "groups", "table"):
-        assert "take fewer rows" in str(refusal(functools.partial(READERS[name], path), path.stat().st_size))
+        assert "take fewer rows" in str(
+            refusal(functools.partial(READERS[name], path), path.stat().st_size)
+        )
 
 
 LONG = pa.array(["x" * (1 << 16)])
@@ -76,34 +86,67 @@ def test_few_bytes_of_parquet_do_not_hold_any_number_of_texts_or_lists(tmp_path,
     content = pa.table({"c": column, "v": np.zeros(2000)})
     pq.write_table(content, path, compression="zstd", use_dictionary=coded)
     error = refusal(lambda: table.names_in(table.opened(path), "c"), path.stat().st_size)
-    assert error is None or "; take fewer rows" in str(error) or "holds list<element: double>" in str(error)
+    assert (
+        error is None
+        or "; take fewer rows" in str(error)
+        or "holds list<element: double>" in str(error)
+    )
     for read in (table.read_groups, series.read_series, lambda path: table.read_table(path, ["v"])):
         assert refusal(lambda read=read: read(path), path.stat().st_size) is None
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+)
 def test_texts_of_parquet_are_read_as_they_were_written(tmp_path, kind):
-    words = WORDS.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else WORDS.cast(kind)
-    for rows, settings in ((4, {}), (4, {"use_dictionary": False}), (4, {"row_group_size": 2}), (2, {})):
+    words = (
+        WORDS.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else WORDS.cast(kind)
+    )
+    for rows, settings in (
+        (4, {}),
+        (4, {"use_dictionary": False}),
+        (4, {"row_group_size": 2}),
+        (2, {}),
+    ):
         pq.write_table(pa.table({"c": words[:rows]}), tmp_path / "a.parquet", **settings)
-        assert table.names_in(table.opened(tmp_path / "a.parquet"), "c").tolist() == [*"abcb"][:rows]
+        assert (
+            table.names_in(table.opened(tmp_path / "a.parquet"), "c").tolist() == [*"abcb"][:rows]
+        )
 
 
-@pytest.mark.parametrize("line", ['{"total": ' + "[" * 100_000, '{"total": 1, "loss": 1' + "0" * 40_000 + "}"], ids=len)
+@pytest.mark.parametrize(
+    "line", ['{"total": ' + "[" * 100_000, '{"total": 1, "loss": 1' + "0" * 40_000 + "}"], ids=len
+)
 def test_a_hostile_history_is_refused_and_its_run_goes_on(tmp_path, line):
-    sizes = {"hidden_size": 2, "embedding_size": 2, "batch_size": 2, "length": 4, "backend": "numpy"}
+    sizes = {
+        "hidden_size": 2,
+        "embedding_size": 2,
+        "batch_size": 2,
+        "length": 4,
+        "backend": "numpy",
+    }
     history = tmp_path / "history.jsonl"
     for steps in (1, 2):
-        TextModel(**sizes, steps=steps, checkpoints=tmp_path, resume=steps > 1).fit("to be or not to be " * 9)
+        TextModel(**sizes, steps=steps, checkpoints=tmp_path, resume=steps > 1).fit(
+            "to be or not to be " * 9
+        )
         assert [entry["total"] for entry in read_history(history) if "loss" in entry][-1] == steps
         with history.open("a") as file:
             file.write(f"{line}\n")
-        assert "is not readable" in str(refusal(lambda: read_history(history), history.stat().st_size))
+        assert "is not readable" in str(
+            refusal(lambda: read_history(history), history.stat().st_size)
+        )
 
 
 def test_training_and_scores_take_half_a_kilobyte_a_row(monkeypatch):
-    """Beside what chunks take, and the rows of least squares and of smoothing, which do not grow with the series."""
-    for module, name, most in ((baselines, "MOST", 1000), (baselines, "CHUNK", 1000), (selection, "MOST", 100)):
+    """Beside what chunks take, and the rows of least squares and of smoothing, which do not grow
+    with the series.
+    """
+    for module, name, most in (
+        (baselines, "MOST", 1000),
+        (baselines, "CHUNK", 1000),
+        (selection, "MOST", 100),
+    ):
         monkeypatch.setattr(module, name, most)
     monkeypatch.setattr(selection, "ROOM", 100_000)
     N = 40_000

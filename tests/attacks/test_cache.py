@@ -54,7 +54,9 @@ def load():
 
 
 def call(name="double"):
-    """The result of a compiled function as the next process has it, and whether its code was loaded."""
+    """The result of a compiled function as the next process has it, and whether its code was
+    loaded.
+    """
     from xlstm.engines.numba import codecache
 
     made = codecache.cached(getattr(load(), name).py_func)
@@ -93,7 +95,8 @@ DAMAGE = {
         lambda data: hashlib.sha256(pickle.dumps(Bomb())).digest() + pickle.dumps(Bomb())
     ),
     "of another function": of_another_function,
-    "too large": lambda path: os.truncate(path, 1 << 40),  # it has holes, and no digest of it is made
+    # it has holes, and no digest of it is made
+    "too large": lambda path: os.truncate(path, 1 << 40),
     "that all may write": lambda path: path.chmod(0o666),
     "a link to itself": instead(lambda path: path.symlink_to(path.name)),
     "a pipe": instead(os.mkfifo),
@@ -118,7 +121,8 @@ def test_code_of_other_versions_is_not_loaded(cache, monkeypatch):
     assert call() == (3.0, False)
     old, _ = sizes = [path.stat().st_size for path in cache.iterdir()]
     assert len(sizes) == 2
-    monkeypatch.setattr("xlstm.engines.numba.codecache.LIMIT", old * 3 // 2)  # large enough for one of them
+    # large enough for one of them
+    monkeypatch.setattr("xlstm.engines.numba.codecache.LIMIT", old * 3 // 2)
     call("triple")
     (path,) = cache.iterdir()
     assert "triple" in path.name
@@ -188,7 +192,13 @@ print(module.double(1.5), module.triple(1.5))
 
 
 def test_processes_that_compile_at_the_same_time(cache):
-    processes = [subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert [process.communicate(timeout=600)[0] for process in processes] == ["3.0 4.5\n"] * 2
-    assert sorted(path.name.split(".")[1].split("-")[0] for path in cache.iterdir()) == ["double", "triple"]
+    assert sorted(path.name.split(".")[1].split("-")[0] for path in cache.iterdir()) == [
+        "double",
+        "triple",
+    ]
     assert call() == (3.0, True)

@@ -1,4 +1,6 @@
-"""Damaged and hostile files: refused in bounded time and memory, by a short ValueError, TypeError or OSError."""
+"""Damaged and hostile files: refused in bounded time and memory, by a short ValueError, TypeError
+or OSError.
+"""
 
 from __future__ import annotations
 

@@ -37,15 +37,33 @@ def array(shape=(2,), offsets=(0, 8), dtype="F32"):
 
 
 SAFETENSORS = {
-    "length beyond the file": ((2**63).to_bytes(8, "little") + b"{}", "not a readable safetensors file"),
+    "length beyond the file": (
+        (2**63).to_bytes(8, "little") + b"{}",
+        "not a readable safetensors file",
+    ),
     "long header": (lambda: safetensors(b"{" + b" " * (9 << 20) + b"}"), "expected at most"),
     "deep header": (safetensors(DEEP.encode()), "not a readable safetensors file"),
-    "unknown dtype": (safetensors({"a": array([8], dtype="F8_E4M3")}, bytes(8)), "a has dtype 'F8_E4M3', expected one"),
-    "large shape": (safetensors({"a": array([10**18])}, bytes(8)), "not a readable safetensors file"),
-    "empty large shape": (safetensors({"a": array([0, 10**18, 10**18], [0, 0])}), "which no array can have"),
+    "unknown dtype": (
+        safetensors({"a": array([8], dtype="F8_E4M3")}, bytes(8)),
+        "a has dtype 'F8_E4M3', expected one",
+    ),
+    "large shape": (
+        safetensors({"a": array([10**18])}, bytes(8)),
+        "not a readable safetensors file",
+    ),
+    "empty large shape": (
+        safetensors({"a": array([0, 10**18, 10**18], [0, 0])}),
+        "which no array can have",
+    ),
     "too long": (safetensors({"a": array()}, bytes(12)), "file not fully covered"),
-    "long name": (safetensors({"x" * 100_000: array(dtype="F8_E4M3", shape=[8])}, bytes(8)), "xxx ... "),
-    "control characters": (safetensors({"\x1b[2J": array(dtype="F8_E4M3", shape=[8])}, bytes(8)), r"\x1b[2J"),
+    "long name": (
+        safetensors({"x" * 100_000: array(dtype="F8_E4M3", shape=[8])}, bytes(8)),
+        "xxx ... ",
+    ),
+    "control characters": (
+        safetensors({"\x1b[2J": array(dtype="F8_E4M3", shape=[8])}, bytes(8)),
+        r"\x1b[2J",
+    ),
 }
 
 
@@ -54,7 +72,11 @@ def test_safetensors(tmp_path, name):
     blob, words = SAFETENSORS[name]
     path = tmp_path / "m.safetensors"
     path.write_bytes(blob() if callable(blob) else blob)
-    for read in (model_files.load, lambda path: from_torch(path, "lstm"), lambda path: nxai.load(path, {})):
+    for read in (
+        model_files.load,
+        lambda path: from_torch(path, "lstm"),
+        lambda path: nxai.load(path, {}),
+    ):
         refused(lambda read=read: read(path), path, words)
 
 
@@ -62,9 +84,19 @@ def test_thousands_of_empty_arrays(tmp_path):
     """As many as there are blocks in a configuration beside them."""
     path = tmp_path / "m.safetensors"
     path.write_bytes(safetensors({f"a{k}": array([0], [0, 0]) for k in range(3000)}))
-    config = {"vocab_size": 5, "embedding_dim": 8, "num_blocks": 1000, "num_heads": 2, "slstm_at": "all"}
+    config = {
+        "vocab_size": 5,
+        "embedding_dim": 8,
+        "num_blocks": 1000,
+        "num_heads": 2,
+        "slstm_at": "all",
+    }
     refused(lambda: nxai.load(path, config), path, "is missing")
-    refused(lambda: nxai.load(path, {**config, "num_blocks": 60_000}), path, "num_blocks is 60000, expected at most")
+    refused(
+        lambda: nxai.load(path, {**config, "num_blocks": 60_000}),
+        path,
+        "num_blocks is 60000, expected at most",
+    )
 
 
 LSTM = {"layer": "LSTM", "options": {"input_size": 2, "hidden_size": 3}, "head": None}
@@ -76,16 +108,31 @@ def described(about, **options):
     return json.dumps({**about, "options": {**about["options"], **options}})
 
 
-TWO = TiRex2(4, [("slstm", 1, 1)], patch_size=2, quantiles=(0.5,), input_ff_size=3, context=8, horizon=4)
-MANY_BLOCKS = {"layer": "TiRex2", "options": {**TWO.__getstate__(), "recipe": [["slstm", 1, 1]] * 9999}, "head": None}
+TWO = TiRex2(
+    4, [("slstm", 1, 1)], patch_size=2, quantiles=(0.5,), input_ff_size=3, context=8, horizon=4
+)
+MANY_BLOCKS = {
+    "layer": "TiRex2",
+    "options": {**TWO.__getstate__(), "recipe": [["slstm", 1, 1]] * 9999},
+    "head": None,
+}
 MODELS = {
     "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, the file holds 3 arrays"),
     "deep": (DEEP, "nested more than"),
-    "options are a list": ('{"layer": "LSTM", "options": []}', "options: is [], expected an object"),
+    "options are a list": (
+        '{"layer": "LSTM", "options": []}',
+        "options: is [], expected an object",
+    ),
     "unknown option": (described(LSTM, wings=2), "unexpected keyword argument 'wings'"),
-    "a billion layers": (described(LSTM, num_layers=10**9), "num_layers is 1000000000, the file holds 3 arrays"),
+    "a billion layers": (
+        described(LSTM, num_layers=10**9),
+        "num_layers is 1000000000, the file holds 3 arrays",
+    ),
     "large factor": (described(STACK, proj_factor=1e308), "not a sound model"),
-    "head without width": (json.dumps({**LSTM, "head": {}}), "missing 1 required positional argument: 'output_size'"),
+    "head without width": (
+        json.dumps({**LSTM, "head": {}}),
+        "missing 1 required positional argument: 'output_size'",
+    ),
 }
 
 
@@ -95,7 +142,9 @@ def test_descriptions_of_models(tmp_path, name):
     if name not in ("deep", "number"):
         about = f'{{"version": 2, "kind": "model", "config": {about}, "digest": ""}}'
     path = tmp_path / "m.safetensors"
-    path.write_bytes(sealed(to_bytes(xlstm.LSTM(2, 3).init(backend="numpy"), metadata={"xlstm": about})))
+    path.write_bytes(
+        sealed(to_bytes(xlstm.LSTM(2, 3).init(backend="numpy"), metadata={"xlstm": about}))
+    )
     refused(lambda: model_files.load(path), path, words)
 
 
@@ -106,16 +155,24 @@ def test_weights_that_are_not_finite(tmp_path, value):
     params["0.b"][1] = value
     model_files.save(tmp_path / "m", layer, params)
     refused(lambda: model_files.load(tmp_path / "m"), tmp_path / "m", "0.b is not finite")
-    (tmp_path / "t").write_bytes(to_bytes({"weight_ih_l0": np.full((12, 2), value), "weight_hh_l0": np.ones((12, 3))}))
-    refused(lambda: from_torch(tmp_path / "t", "lstm"), tmp_path / "t", "weight_ih_l0 is not finite")
+    (tmp_path / "t").write_bytes(
+        to_bytes({"weight_ih_l0": np.full((12, 2), value), "weight_hh_l0": np.ones((12, 3))})
+    )
+    refused(
+        lambda: from_torch(tmp_path / "t", "lstm"), tmp_path / "t", "weight_ih_l0 is not finite"
+    )
     to_keras(xlstm.LSTM(2, 3, batch_first=True), params, tmp_path / "k.weights.h5")
-    refused(lambda: from_keras(tmp_path / "k.weights.h5"), tmp_path / "k.weights.h5", "is not finite")
+    refused(
+        lambda: from_keras(tmp_path / "k.weights.h5"), tmp_path / "k.weights.h5", "is not finite"
+    )
 
 
 @pytest.fixture(scope="module")
 def forecaster(tmp_path_factory):
     path = tmp_path_factory.mktemp("forecaster") / "f"
-    Forecaster(hidden_size=3, window=4, epochs=1, backend="numpy").fit(np.sin(np.arange(60.0))).save(path)
+    Forecaster(hidden_size=3, window=4, epochs=1, backend="numpy").fit(
+        np.sin(np.arange(60.0))
+    ).save(path)
     return path.read_bytes()
 
 
@@ -125,7 +182,11 @@ def forecaster(tmp_path_factory):
         ('"hidden_size": 3', '"hidden_size": 300000', "has shape"),
         ('"name": ""', '"name": [[]]', "not a sound forecaster"),
         ('"settings": {', '"settings": {"x": 1, ', "unexpected keyword argument 'x'"),
-        ('"series_names_": null', '"series_names_": [null]', "series_names_[0] is None, expected a string"),
+        (
+            '"series_names_": null',
+            '"series_names_": [null]',
+            "series_names_[0] is None, expected a string",
+        ),
         ('"series_names_": null', '"series_names_": ["a", "b"]', "scaling.units has shape"),
         ('"settings": {', '"settings": [], "now": {', "settings: is [], expected an object"),
         ('"season_": 6', '"season_": -1', "season_ is -1"),
@@ -163,7 +224,10 @@ CONFIGS = {
     "deep": (DEEP, "nested more than"),
     "long number": (changed().replace("64", LONG_NUMBER), "a whole number has more than 40 digits"),
     "infinite factor": (changed(qk_dim_factor="X").replace('"X"', "1e999"), "a number is inf"),
-    "many layers": (changed(model_type="xlstm", num_hidden_layers=10**9), "num_blocks is 1000000000, expected at most"),
+    "many layers": (
+        changed(model_type="xlstm", num_hidden_layers=10**9),
+        "num_blocks is 1000000000, expected at most",
+    ),
     "key twice": ('{"vocab_size": 5, "vocab_size": 6}', "key 'vocab_size' is there twice"),
     "long text": (changed(model_type="x" * 100_000), "model_type is 'xxx"),
     "long": (lambda: f"[{'[],' * 20_000_000}[]]", "is longer than"),
@@ -188,12 +252,16 @@ INDEXES = {
 BESIDE = {"config.json": CONFIGS, "config.yaml": YAML, "model.safetensors.index.json": INDEXES}
 
 
-@pytest.mark.parametrize(("file", "name"), [(file, name) for file, table in BESIDE.items() for name in table])
+@pytest.mark.parametrize(
+    ("file", "name"), [(file, name) for file, table in BESIDE.items() for name in table]
+)
 def test_files_beside_arrays(tmp_path, file, name):
     content, words = BESIDE[file][name]
     content = content() if callable(content) else content
     if not file.startswith("model"):
-        (tmp_path / "model.safetensors").write_bytes(to_bytes({f"a{k}": np.ones(1) for k in range(9)}))
+        (tmp_path / "model.safetensors").write_bytes(
+            to_bytes({f"a{k}": np.ones(1) for k in range(9)})
+        )
     path = tmp_path / file
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(lambda: nxai.load(tmp_path, backend="numpy"), path, words)
@@ -201,9 +269,13 @@ def test_files_beside_arrays(tmp_path, file, name):
 
 def test_deep_yaml_is_read_no_deeper_than_the_bound():
     for levels in (reading.DEEPEST, reading.DEEPEST + 1):
-        assert reading.from_yaml("a", b"[" * levels + b"]" * levels) == json.loads("[" * levels + "]" * levels)
+        assert reading.from_yaml("a", b"[" * levels + b"]" * levels) == json.loads(
+            "[" * levels + "]" * levels
+        )
     for deep in (b"[" * 66, b"- " * 66, b"{a: " * 66):
-        with pytest.raises(ValueError, match=r"^a: not readable YAML \(it is nested more than 64 deep\)$"):
+        with pytest.raises(
+            ValueError, match=r"^a: not readable YAML \(it is nested more than 64 deep\)$"
+        ):
             reading.from_yaml("a", deep)
 
 
@@ -212,7 +284,11 @@ def test_yaml_as_it_is_written(tmp_path):
     nxai.save(tmp_path, LARGE, LARGE.init(backend="numpy"))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").unlink()
-    others = {name: value for name, value in config.items() if name not in ("eps", "norm_eps", "v_dim_factor")}
+    others = {
+        name: value
+        for name, value in config.items()
+        if name not in ("eps", "norm_eps", "v_dim_factor")
+    }
     lines = [f"{name}: {json.dumps(value)}" for name, value in others.items()]
     lines += ["eps: &small 1e-6  # small", "norm_eps: *small", "'v_dim_factor': 1."]
     (tmp_path / "config.yaml").write_text("\n".join(lines) + "\n")
@@ -259,7 +335,10 @@ def many_names(group):
 
 PIECES = "does not lie in one piece in the file"
 HDF5 = {
-    "declared size": (declared((10**6, 10**6)), "its arrays declare 4000000000192 bytes, the file has"),
+    "declared size": (
+        declared((10**6, 10**6)),
+        "its arrays declare 4000000000192 bytes, the file has",
+    ),
     "inflating stream": (stream, PIECES),
     "nothing written": (kernel(), PIECES),
     "virtual": (virtual, PIECES),
@@ -330,7 +409,13 @@ LONG_TEMPLATE = {
     "special_tokens": {"x": SPECIAL},
 }
 SLOW = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed", "invert": False}
-ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+ADDED = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
 BYTES = {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 40}
 LONG_TOKENS = [{"id": k, "content": f"{k}" + "x" * 8000, **ADDED} for k in range(1000)]
 TOKENIZERS = {
@@ -355,11 +440,18 @@ def test_tokenizers(tmp_path, name):
 
 
 def test_prompts_are_neither_padded_nor_cut(tmp_path):
-    padding = {"strategy": {"Fixed": 20_000_000}, "direction": "Right", "pad_to_multiple_of": 20_000_000}
+    padding = {
+        "strategy": {"Fixed": 20_000_000},
+        "direction": "Right",
+        "pad_to_multiple_of": 20_000_000,
+    }
     padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "[UNK]"}
     truncation = {"max_length": 1, "strategy": "LongestFirst", "stride": 5, "direction": "Right"}
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(tokenizer(padding=padding, truncation=truncation)))
     found = []
-    assert refusal(lambda: found.extend(text.codec(tmp_path).encode("a b c")), os.path.getsize(path)) is None
+    assert (
+        refusal(lambda: found.extend(text.codec(tmp_path).encode("a b c")), os.path.getsize(path))
+        is None
+    )
     assert found == [0, 1, 2]

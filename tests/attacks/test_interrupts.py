@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM at random moments of a command: no traceback, the right exit code, no damaged, no stray file."""
+"""SIGINT and SIGTERM at random moments of a command: no traceback, the right exit code, no damaged,
+no stray file.
+"""
 
 import os
 import random
@@ -12,8 +14,9 @@ from tests.attacks.bounds import examples
 from xlstm import checkpoint
 from xlstm.training.folder import read_history
 
-# The command with a signal at the K-th event (a call or a return, of Python or of C) of the main thread, whatever the
-# speed of the machine; they count from when the package handles signals. At the end it writes how many there were.
+# The command with a signal at the K-th event (a call or a return, of Python or of C) of the main
+# thread, whatever the speed of the machine; they count from when the package handles signals. At
+# the end it writes how many there were.
 DRIVER = """
 import signal, sys
 number, moment, report = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -35,9 +38,34 @@ finally:
     sys.setprofile(None)
     open(report, "w").write(str(events))
 """
-TEXT = ["train", "text", "a.txt", "--hidden-size", "2", "--embedding-size", "2", "--batch-size", "2", "--length", "8"]
+TEXT = [
+    "train",
+    "text",
+    "a.txt",
+    "--hidden-size",
+    "2",
+    "--embedding-size",
+    "2",
+    "--batch-size",
+    "2",
+    "--length",
+    "8",
+]
 TEXT += ["--steps", "6", "--every", "2", "--sample", "3", "--backend", "numpy", "-o", "out"]
-SERIES = ["train", "s.csv", "--epochs", "1", "--window", "8", "--hidden-size", "2", "--backend", "numpy", "-o", "out"]
+SERIES = [
+    "train",
+    "s.csv",
+    "--epochs",
+    "1",
+    "--window",
+    "8",
+    "--hidden-size",
+    "2",
+    "--backend",
+    "numpy",
+    "-o",
+    "out",
+]
 KINDS = {"series": (SERIES, "forecaster"), "text": (TEXT, "text model")}
 
 
@@ -49,9 +77,16 @@ def run(folder, arguments, number, moment):
     terminal = {"FORCE_COLOR": "1"} if moment % 2 else {}  # with a progress bar or without
     environment = {**os.environ, "XLSTM_COMPILE": "0", **terminal}
     command = [sys.executable, "-c", DRIVER, str(int(number)), str(moment), "events", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=600, env=environment
+    )
     report = folder / "events"  # not written where the signal comes while the package is imported
-    return done.returncode, done.stdout, done.stderr, int(report.read_text() or 0) if report.exists() else 0
+    return (
+        done.returncode,
+        done.stdout,
+        done.stderr,
+        int(report.read_text() or 0) if report.exists() else 0,
+    )
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -81,9 +116,15 @@ def test_a_signal_at_any_moment_of_training(tmp_path, command, number):
         if "model.safetensors" in written:
             checkpoint.load(folder / "out/model.safetensors", kind)
         for name in {"model.safetensors", "forecast.png"} & {*written}:
-            assert f"out/{name} is saved" in errors or code == 0 or not errors.startswith("interrupted;"), where
+            assert (
+                f"out/{name} is saved" in errors
+                or code == 0
+                or not errors.startswith("interrupted;")
+            ), where
         if "go on with: " in errors:
-            assert errors.strip().endswith(f"go on with: xlstm {' '.join(arguments)} --resume"), where
+            assert errors.strip().endswith(f"go on with: xlstm {' '.join(arguments)} --resume"), (
+                where
+            )
             code, _, errors, _ = run(folder, [*arguments, "--resume"], number, 0)
             assert code == 0, errors
             assert len(read_history(folder / "out/history.jsonl")) == 6

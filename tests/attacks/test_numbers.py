@@ -1,4 +1,6 @@
-"""Inputs, states and gradients of every magnitude: what comes out is finite, and what is in range is right."""
+"""Inputs, states and gradients of every magnitude: what comes out is finite, and what is in range
+is right.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,16 @@ FEW = {"deadline": None, "derandomize": True, "suppress_health_check": list(Heal
 @st.composite
 def magnitudes(draw, half=False):
     """A dtype, a seed, and exponents of 10 of the rows of an input."""
-    dtype, seed = draw(DTYPES), draw(st.integers(0, 2**32 - 1))
+    dtype = draw(DTYPES)
+    seed = draw(st.integers(0, 2**32 - 1))
     high = HIGHEST[dtype] / (2 if half else 1)
     return dtype, np.random.default_rng(seed), draw(st.floats(0, high)), draw(st.floats(0, high))
 
 
 def drawn(rng, dtype, shape, low, high):
-    """Numbers of both signs whose exponents lie between two, in most of the cases all near one of them."""
+    """Numbers of both signs whose exponents lie between two, in most of the cases all near one of
+    them.
+    """
     exponents = rng.uniform(min(low, high), max(low, high), shape) if rng.random() < 0.5 else high
     return (rng.uniform(-1, 1, shape) * 10.0**exponents).astype(dtype)
 
@@ -65,7 +70,9 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("kind", ["input", "state"])
 def test_layers(name, kind):
-    """States that come in are large to the square root of the largest number; normalisers are positive."""
+    """States that come in are large to the square root of the largest number; normalisers are
+    positive.
+    """
     layer = LAYERS[name]
 
     def large(rng, part, low, high):
@@ -77,7 +84,8 @@ def test_layers(name, kind):
     @given(magnitudes(half=kind == "state"))
     def run(case):
         dtype, rng, low, high = case
-        params, state = layer.init(int(rng.integers(1000)), "numpy", dtype), None
+        params = layer.init(int(rng.integers(1000)), "numpy", dtype)
+        state = None
         x = drawn(rng, dtype, (5, 2, D), low, high)
         if kind == "state":
             x = rng.standard_normal((5, 2, D)).astype(dtype)
@@ -94,16 +102,20 @@ def test_layers(name, kind):
 @settings(max_examples=examples(60), **FEW)
 @given(magnitudes(), st.sampled_from(list(NORMS)))
 def test_norms(case, name):
-    """Each row alone: n does not change with the size of the row, and the gradient is divided by it."""
+    """Each row alone: n does not change with the size of the row, and the gradient is divided by
+    it.
+    """
     dtype, rng, low, high = case
     layer = NORMS[name]
-    x, dy = rng.uniform(0.5, 2, (6, D)) * rng.choice([-1, 1], (6, D)), rng.standard_normal((6, D))
+    x = rng.uniform(0.5, 2, (6, D)) * rng.choice([-1, 1], (6, D))
+    dy = rng.standard_normal((6, D))
     size = 10.0 ** rng.uniform(min(low, high), max(low, high), (6, 1))
     params = {"w": rng.standard_normal(D)}
     plain = dataclasses.replace(layer, eps=1e-30)
     expected, saved = plain.forward(params, x)
     _, dx = plain.backward(params, saved, dy)
-    given_x, given_dy = (x * size).astype(dtype), dy.astype(dtype)
+    given_x = (x * size).astype(dtype)
+    given_dy = dy.astype(dtype)
     low_params = {"w": params["w"].astype(dtype)}
     found, saved = plain.forward(low_params, given_x)
     _, found_dx = plain.backward(low_params, saved, given_dy)
@@ -120,7 +132,8 @@ def test_norms_keep_their_bits(rng, dtype, pair):
     x = rng.standard_normal((5, 3, 7)).astype(dtype)
     both = np.concatenate([x, np.full_like(x[:1], 10.0 ** HIGHEST[dtype])])
     for axis in (-1, 0, 1):
-        turned, alone = np.moveaxis(both, -1, axis), np.moveaxis(x, -1, axis)
+        turned = np.moveaxis(both, -1, axis)
+        alone = np.moveaxis(x, -1, axis)
         n, r = pair[0](np, turned, axis)
         expected, root = pair[0](np, alone, axis)
         np.testing.assert_array_equal(np.moveaxis(n, axis, -1)[:5], np.moveaxis(expected, axis, -1))
@@ -155,9 +168,12 @@ def test_feed_forward(case, activation):
 @pytest.mark.parametrize("dtype", HIGHEST)
 def test_the_limit_of_an_mlstm(rng, dtype):
     """Numbers beyond the limit count as the limit, and have no gradient."""
-    layer, r = xlstm.mLSTM(D, D), float(np.finfo(dtype).max) ** 0.25
+    layer = xlstm.mLSTM(D, D)
+    r = float(np.finfo(dtype).max) ** 0.25
     params = layer.init(0, "numpy", dtype)
-    x = (rng.choice([-1, 1], (5, 2, D)) * 10.0 ** rng.uniform(0, HIGHEST[dtype], (5, 2, D))).astype(dtype)
+    x = (rng.choice([-1, 1], (5, 2, D)) * 10.0 ** rng.uniform(0, HIGHEST[dtype], (5, 2, D))).astype(
+        dtype
+    )
     y, _, saved = layer.forward(params, x)
     limited, _, _ = layer.forward(params, np.clip(x, -r, r).astype(dtype))
     np.testing.assert_array_equal(y, limited)

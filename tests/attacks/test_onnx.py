@@ -1,4 +1,6 @@
-"""Hostile and damaged ONNX files: a layer or a refusal within the bounds of `bounds.py`, never anything else."""
+"""Hostile and damaged ONNX files: a layer or a refusal within the bounds of `bounds.py`, never
+anything else.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ def alpha_of_nothing(model):
 
 def other_dtype(dtype):
     def spoil(model):
-        tensor(model).CopyFrom(array(onnx.numpy_helper.to_array(tensor(model)).astype(dtype), "0.W"))
+        tensor(model).CopyFrom(
+            array(onnx.numpy_helper.to_array(tensor(model)).astype(dtype), "0.W")
+        )
 
     return spoil
 
@@ -110,21 +114,31 @@ def other_dtype(dtype):
 UNSOUND = "not a sound ONNX model ("  # which the package's checker says
 HOSTILE = {
     "many activations": (
-        attribute("activations", ["Unknown"] * 150_000),  # which are counted before the first is read
+        # which are counted before the first is read
+        attribute("activations", ["Unknown"] * 150_000),
         "activations has 150000 names, expected 3",
     ),
     "many nodes": (nodes_by_the_thousand, "there are 2001 recurrent nodes"),
     "too few bytes": (shaped("0.W", [1, 16, 3], bytes(188)), UNSOUND),
     "huge declared state": (huge_state, UNSOUND),
     "long operator": (long_operator, UNSOUND),
-    "long activation": (attribute("activations", ["T" * 2_000_000, "Tanh", "Tanh"]), "activation 'TTT"),
-    "long direction": (attribute("direction", "forward" * 300_000), "attribute direction is 'forwardforward"),
+    "long activation": (
+        attribute("activations", ["T" * 2_000_000, "Tanh", "Tanh"]),
+        "activation 'TTT",
+    ),
+    "long direction": (
+        attribute("direction", "forward" * 300_000),
+        "attribute direction is 'forwardforward",
+    ),
     "alpha of nothing": (alpha_of_nothing, "activation_alpha has 1 values more"),
     "other width": (attribute("hidden_size", 5), "expected (directions, 4H, D) = (1, 20, 3)"),
     "circle": (lambda m: node(m).input.__setitem__(0, "0.Y"), UNSOUND),
     "computed weight": (computed_weight, "W is '0.W', which is no constant"),
     "whole numbers": (other_dtype(np.int64), "W has dtype int64, expected float32 or float64"),
-    "several dtypes": (other_dtype(np.float64), "weights are of dtypes float32, float64, expected one"),
+    "several dtypes": (
+        other_dtype(np.float64),
+        "weights are of dtypes float32, float64, expected one",
+    ),
 }
 
 
@@ -139,7 +153,10 @@ def test_hostile_model_is_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("location", "entries", "message"),
     [
-        *((place, {}, UNSOUND) for place in ("../secret", "inside/../../secret", "link", "{folder}/secret", "absent")),
+        *(
+            (place, {}, UNSOUND)
+            for place in ("../secret", "inside/../../secret", "link", "{folder}/secret", "absent")
+        ),
         ("a/" * 1_000_000, {}, "an entry has 2000000 bytes"),
         ("W.bin", {"length": 2**50}, "W of shape (1, 16, 3) is damaged"),
         ("W.bin", {"offset": 12}, "W of shape (1, 16, 3) is damaged"),
@@ -148,7 +165,8 @@ def test_hostile_model_is_refused(name, tmp_path):
     ],
 )
 def test_bad_external_data_is_refused(location, entries, message, tmp_path):
-    folder, model = tmp_path / "folder", written()
+    folder = tmp_path / "folder"
+    model = written()
     (folder / "inside").mkdir(parents=True)
     (tmp_path / "secret").write_bytes(bytes(200))
     (folder / "W.bin").write_bytes(bytes(200))
@@ -205,7 +223,18 @@ def test_hostile_bytes_are_refused(make, tmp_path):
 
 
 VALUES = [0, 1, 2, 3, 4, 7, 100, -1, 2**31 - 1, -(2**31), 2**40, 2**63 - 1]
-VALUES += [0.0, -1.0, 1e30, float("nan"), float("inf"), "", "x", "Identity", "Reshape", "\u00e9" * 50]
+VALUES += [
+    0.0,
+    -1.0,
+    1e30,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "Identity",
+    "Reshape",
+    "\u00e9" * 50,
+]
 
 
 def edited(model, draw):
@@ -216,7 +245,8 @@ def edited(model, draw):
             if field.message_type:
                 messages += value if hasattr(value, "extend") else [value]
     found = draw.choice(messages)
-    there, fields = [field for field, _ in found.ListFields()], list(found.DESCRIPTOR.fields)
+    there = [field for field, _ in found.ListFields()]
+    fields = list(found.DESCRIPTOR.fields)
     name = draw.choice(there if there and draw.random() < 0.8 else fields).name
     value = getattr(found, name)
     names = [text for n in model.graph.node for text in (*n.input, *n.output, n.op_type)]
@@ -230,7 +260,8 @@ def edited(model, draw):
         place = draw.randrange(len(value)) if value else 0
         operations = [lambda: value.pop(place), lambda: value.extend([value[place]]), value.reverse]
         operations.append(lambda: value.__setitem__(place, other(value[place])))
-    with contextlib.suppress(TypeError, ValueError, AttributeError, IndexError):  # a message, too large, or empty
+    # a message, too large, or empty
+    with contextlib.suppress(TypeError, ValueError, AttributeError, IndexError):
         draw.choice(operations)()
 
 

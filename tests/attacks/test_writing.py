@@ -1,4 +1,6 @@
-"""Threads and processes that write the same files at the same time, and are killed while they do: nothing is mixed."""
+"""Threads and processes that write the same files at the same time, and are killed while they do:
+nothing is mixed.
+"""
 
 import multiprocessing
 import os
@@ -16,7 +18,9 @@ SIZE = 20_000
 
 
 def save_for_ever(folder, number, started):
-    """Write a model, and two files that belong together, over and over; each is of one number only."""
+    """Write a model, and two files that belong together, over and over; each is of one number
+    only.
+    """
     checkpoint.save(folder / "m", {"a": np.full(SIZE, number)}, "test", {"number": number})
     started.set()
     while True:
@@ -36,7 +40,9 @@ def test_processes_that_are_killed_leave_whole_files(tmp_path):
     rng = random.Random(0)
     for _ in range(examples(1)):
         started = [context.Event() for _ in range(3)]
-        writers = [context.Process(target=save_for_ever, args=(tmp_path, k, started[k])) for k in range(3)]
+        writers = [
+            context.Process(target=save_for_ever, args=(tmp_path, k, started[k])) for k in range(3)
+        ]
         for writer in writers:
             writer.start()
         assert all(event.wait(600) for event in started)

@@ -30,18 +30,37 @@ def few(table, *names):
 # Sizes with which programs run in seconds.
 SMALL = {
     "bench.barriers": {
-        **{"FEW": 2, "MANY": 4, "THREADS": 32, "STAY": 1, "MANY_CLUSTERS": 2, "ROUNDS": 1, "COPIED": 64},
+        **{
+            "FEW": 2,
+            "MANY": 4,
+            "THREADS": 32,
+            "STAY": 1,
+            "MANY_CLUSTERS": 2,
+            "ROUNDS": 1,
+            "COPIED": 64,
+        },
         **{"GRIDS": (2,), "CLUSTERS": (1, 2)},
     },
     "bench.cudnn": {"SHAPES": ((3, 2, 6),), "PRECISIONS": few(cudnn.PRECISIONS, "TF32", "bf16")},
-    "bench.mlstm": {"SHAPES": ((2, 2, 20, 4, 6),), "PRECISIONS": few(mlstm.PRECISIONS, "TF32", "fp16")},
+    "bench.mlstm": {
+        "SHAPES": ((2, 2, 20, 4, 6),),
+        "PRECISIONS": few(mlstm.PRECISIONS, "TF32", "fp16"),
+    },
     "bench.language": {
-        **{"STEPS": ((2, 5, 8, 11),), "TEXTS": ((1, 8, 11),), "WRITTEN": ("fp32", "fp16"), "TOKENS": 2},
+        **{
+            "STEPS": ((2, 5, 8, 11),),
+            "TEXTS": ((1, 8, 11),),
+            "WRITTEN": ("fp32", "fp16"),
+            "TOKENS": 2,
+        },
         "PRECISIONS": few(mlstm.PRECISIONS, "TF32", "fp16") | {"fp32": "float32"},
     },
     "bench.rows": {"LONGEST": 0.0},
     "bench.events": {"BLOCK": 0.0, "LONGEST": 0.0},
-    "bench.sanitized": {"WIDTHS": (6,), "WAYS": {path: ways[:1] for path, ways in sanitized.WAYS.items()}},
+    "bench.sanitized": {
+        "WIDTHS": (6,),
+        "WAYS": {path: ways[:1] for path, ways in sanitized.WAYS.items()},
+    },
     "tests.parity": {
         "CASES": few(parity.CASES, "RNN"),
         "DTYPES": {path: dtypes[:1] for path, dtypes in parity.DTYPES.items()},
@@ -55,7 +74,8 @@ def small(monkeypatch):
     for module, sizes in SMALL.items():
         for name, value in sizes.items():
             monkeypatch.setattr(f"{module}.{name}", value)
-    every, some = sanitized.layers, ("LSTM, recomputed", "RNN", "sLSTM")
+    every = sanitized.layers
+    some = ("LSTM, recomputed", "RNN", "sLSTM")
     monkeypatch.setattr(sanitized, "layers", lambda H: few(every(H), *some))
 
 
@@ -93,8 +113,12 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
     def here(argv, seconds, environment):
         if argv[1] in ("pytest", "xlstm", "bench.sanitize"):
             return bench_gpu.OK, ""
-        arguments = [a if before != "--processes" else "1" for before, a in itertools.pairwise(argv[1:])]
-        return (bench_gpu.FAILED if program(monkeypatch, argv[1], *arguments) else bench_gpu.OK), "ran"
+        arguments = [
+            a if before != "--processes" else "1" for before, a in itertools.pairwise(argv[1:])
+        ]
+        return (
+            bench_gpu.FAILED if program(monkeypatch, argv[1], *arguments) else bench_gpu.OK
+        ), "ran"
 
     monkeypatch.setattr(bench_gpu.check, "__defaults__", (here, bench_gpu.check.__defaults__[1]))
     monkeypatch.setattr(

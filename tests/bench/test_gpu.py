@@ -1,4 +1,6 @@
-"""The GPU check without a GPU: formulas, budget, table, goals, and that kernels and peers do what they say."""
+"""The GPU check without a GPU: formulas, budget, table, goals, and that kernels and peers do what
+they say.
+"""
 
 import importlib
 import sys
@@ -28,7 +30,9 @@ class Clock:
     now = __call__
 
     def ask(self, host, device):
-        """A call that takes the host so long to ask for, and the device so long to do in two kernels."""
+        """A call that takes the host so long to ask for, and the device so long to do in two
+        kernels.
+        """
         for _ in range(2):
             self.time += host / 2
             self.until = max(self.until, self.time) + device / 2
@@ -56,23 +60,37 @@ def test_limits_by_hand():
         ("TF32", (512, 64, 512), 0.585, 1.016),
         ("TF32", (1024, 16, 1024), 1.784, 2.954),
     ):
-        np.testing.assert_allclose(of(precision, *shape), [forward * 1e-3, backward * 1e-3], rtol=2e-3)
-    assert limits.rates(None, "TF32", 256, None, None) is limits.rates(CARDS["v100"], "TF32", 256, None, None) is None
+        np.testing.assert_allclose(
+            of(precision, *shape), [forward * 1e-3, backward * 1e-3], rtol=2e-3
+        )
+    assert (
+        limits.rates(None, "TF32", 256, None, None)
+        is limits.rates(CARDS["v100"], "TF32", 256, None, None)
+        is None
+    )
     assert [limits.way(H, h100) for H in (512, 513)] == ["cluster", "grid"]
-    # An mLSTM is bound by memory, if its speed is known: 16 + 16 + 32 + 32 + 2 numbers of 2 bytes, 3 heads of 5 x 7.
+    # An mLSTM is bound by memory, if its speed is known: 16 + 16 + 32 + 32 + 2 numbers of 2 bytes,
+    # 3 heads of 5 x 7.
     passes = limits.mlstm(5, 3, 7, 16, 32, 2)
     assert limits.Rates(1e30, 1e9, 0.0).limit(passes).forward == pytest.approx(98 * 2 * 105 / 1e9)
-    assert limits.Rates(1e9, 1e9, 1e-3).limit(limits.language(100, 10, 4)) == pytest.approx((2e-6 + 4e-3, 4e-6 + 6e-3))
+    assert limits.Rates(1e9, 1e9, 1e-3).limit(limits.language(100, 10, 4)) == pytest.approx(
+        (2e-6 + 4e-3, 4e-6 + 6e-3)
+    )
     assert limits.Rates(1e30, 1e9, 0.0).seconds(limits.token(100, 2, 4)) == pytest.approx(4e-7)
 
 
 def test_parts_are_run_within_the_budget_and_none_goes_missing():
-    clock, told = Clock(), []
+    clock = Clock()
+    told = []
     takes = {"parity": 200, "tests": 150, "cudnn": 90}
 
     def make(name, seconds):
         if name in ("barriers", "mlstm"):
-            raise ImportError("cupy is not installed") if name == "barriers" else AttributeError("no such attribute")
+            raise (
+                ImportError("cupy is not installed")
+                if name == "barriers"
+                else AttributeError("no such attribute")
+            )
         return [name], {}
 
     def execute(argv, seconds, environment):
@@ -83,7 +101,9 @@ def test_parts_are_run_within_the_budget_and_none_goes_missing():
     names = [part.name for part in gpu.PARTS]
     outcomes = gpu.check(names, Budget(420, clock), make, execute, lambda o: told.append(len(o)))
     wrong = {"parity": gpu.CUT, "barriers": gpu.OUT, "mlstm": gpu.FAILED, "tests": gpu.CUT}
-    assert [(o.name, o.result) for o in outcomes] == [(name, wrong.get(name, gpu.OK)) for name in names]
+    assert [(o.name, o.result) for o in outcomes] == [
+        (name, wrong.get(name, gpu.OK)) for name in names
+    ]
     assert [o.said for o in outcomes if o.name in ("barriers", "mlstm")] == [
         "cupy is not installed",
         "AttributeError: no such attribute",
@@ -99,7 +119,10 @@ def test_a_part_is_a_process_that_is_stopped_in_time(capfd):
     code = "import os; print('all is', os.environ['WORD'])"
     assert gpu.run(["-c", code], 600, {"WORD": "well"}) == (gpu.OK, "all is well")
     assert "all is well" in capfd.readouterr().out
-    assert gpu.run(["-c", "import sys; print('no'); sys.exit(3)"], 600, {}) == (gpu.FAILED, "exit status 3: no")
+    assert gpu.run(["-c", "import sys; print('no'); sys.exit(3)"], 600, {}) == (
+        gpu.FAILED,
+        "exit status 3: no",
+    )
     result, said = gpu.run(["-c", "import time; time.sleep(600)"], 1, {})
     assert result == gpu.CUT
     assert said.startswith("stopped after 1 s")
@@ -108,7 +131,13 @@ def test_a_part_is_a_process_that_is_stopped_in_time(capfd):
 def row(precision="TF32", wall=1.0, peers=(4.0, 3.0), **changes):
     case = Case("lstm", 512, 64, 512, precision)
     seconds = {OURS: times(wall), EAGER: times(peers[0]), CAPTURED: times(peers[1])}
-    found = {"case": cudnn.asdict(case), "name": str(case), "missing": {}, "peer by cuDNN": True, "difference": 1e-4}
+    found = {
+        "case": cudnn.asdict(case),
+        "name": str(case),
+        "missing": {},
+        "peer by cuDNN": True,
+        "difference": 1e-4,
+    }
     return found | {"choice": {"path": "cluster"}, "seconds": seconds} | changes
 
 
@@ -120,7 +149,11 @@ def test_the_table_and_the_goals():
     slow = row("bf16", 4.8, (8.0, 9.0), missing={CAPTURED: "no graph of it"})
     broken = {"case": slow["case"], "missing": {}, "name": "another", "error": "broke"}
     wrong = row("fp16", 0.1, difference=float("nan"))
-    barriers_of = {"grid": {"2": 0.5, "132": 1.0}, "cluster": {"8": 0.2, "16": 0.3}, "clusters at once": {"16": 7}}
+    barriers_of = {
+        "grid": {"2": 0.5, "132": 1.0},
+        "cluster": {"8": 0.2, "16": 0.3},
+        "clusters at once": {"16": 7},
+    }
     record = {
         "card": "NVIDIA H100 80GB HBM3",
         "device": CARDS["h100"]._asdict(),
@@ -135,13 +168,19 @@ def test_the_table_and_the_goals():
     assert "<= 0.5: 1 of 2, missed" in goals[1]
     assert "0 of 1, missed" in goals[2]  # wrong results meet no goal
     said = gpu_table.text(record)
-    for part in ("failed: another: broke", "time: one more", f"without {CAPTURED}: no graph of it", "RESULTS DIFFER"):
+    for part in (
+        "failed: another: broke",
+        "time: one more",
+        f"without {CAPTURED}: no graph of it",
+        "RESULTS DIFFER",
+    ):
         assert part in said
 
 
 def test_a_call_that_keeps_its_device_waiting_is_seen():
     clock = Clock()
-    slow, quick = events.Side(lambda: clock.ask(1e-3, 2e-4)), events.Side(lambda: clock.ask(1e-5, 1e-3))
+    slow = events.Side(lambda: clock.ask(1e-3, 2e-4))
+    quick = events.Side(lambda: clock.ask(1e-5, 1e-3))
     found = events.side_by_side({"slow": slow, "quick": quick}, clock, rounds=3, block=0.004)
     assert found["slow"].wall == pytest.approx(1.1e-3)
     assert found["slow"].device == pytest.approx(2e-4)
@@ -151,7 +190,8 @@ def test_a_call_that_keeps_its_device_waiting_is_seen():
 
 
 def test_cases_beyond_the_time_are_named():
-    clock, told = Clock(), []
+    clock = Clock()
+    told = []
     todo = cudnn.cases()[:5]
 
     def measured(case, until):

@@ -64,7 +64,12 @@ def test_the_published_packages(run, monkeypatch):
     small = {"mlstm": [(1, 2, 8, 4)], "slstm": [(3, 2, 4, 2)], "stack": [(2, 4, 8)]}
     sizes(monkeypatch, "published", CASES=small, LENGTHS=(64,))
     lines = run("published", "--rounds", 1)
-    assert [line["name"] for line in lines] == ["mlstm 1,2,8,4", "slstm 3,2,4,2", "stack 2,4,8", "mlstm 1,4,64,64"]
+    assert [line["name"] for line in lines] == [
+        "mlstm 1,2,8,4",
+        "slstm 3,2,4,2",
+        "stack 2,4,8",
+        "mlstm 1,4,64,64",
+    ]
     assert "pip install" in lines[0]["missing"]["published"]
 
 
@@ -76,17 +81,26 @@ def test_forecasts(run, monkeypatch):
     quick = importlib.import_module("xlstm.estimators").Forecaster
     values = np.sin(np.arange(100) / 3) + 0.01 * np.arange(100)
     load = {"load": lambda final: [series.Series("wave", "yearly", values)]}
-    sizes(monkeypatch, "forecasts", Forecaster=lambda **given: quick(epochs=1, hidden_size=2, **given), **load)
+    sizes(
+        monkeypatch,
+        "forecasts",
+        Forecaster=lambda **given: quick(epochs=1, hidden_size=2, **given),
+        **load,
+    )
     sizes(monkeypatch, "forecasts", PEERS=("ridge", "failing"))
     (line,) = run("forecasts")
     assert line["horizon"] == 6
     assert line["scores"].keys() == {"xlstm", "ridge", "failing"}
     assert 0 < line["scores"]["ridge"]["rmse"] < line["scores"]["xlstm"]["rmse"]
-    assert line["scores"]["failing"]["error"].startswith("ValueError: compare: the model 'failing' is 'failing', expec")
+    assert line["scores"]["failing"]["error"].startswith(
+        "ValueError: compare: the model 'failing' is 'failing', expec"
+    )
 
 
 FIRST = TiRex(16, 1, 2, patch_size=4, quantiles=(0.1, 0.5, 0.9), input_ff_size=8, context=512)
-SECOND = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], patch_size=4, quantiles=(0.1, 0.5, 0.9), context=512)
+SECOND = TiRex2(
+    8, [("mlstm", 2, 2), ("slstm", 2, 2)], patch_size=4, quantiles=(0.1, 0.5, 0.9), context=512
+)
 
 
 def test_forecasts_of_tirex(run, monkeypatch):
@@ -94,7 +108,13 @@ def test_forecasts_of_tirex(run, monkeypatch):
     sizes(monkeypatch, "tirex", HORIZONS={"tirex1": 4, "tirex2": 8}, CONTEXT=64)
     lines = run("tirex", "--rounds", 1, "--series", 2)
     assert {line["bench"] for line in lines} == {
-        *("tirex", "tirex processors", "tirex memory, beyond", "tirex memory, peak", "tirex import and load")
+        *(
+            "tirex",
+            "tirex processors",
+            "tirex memory, beyond",
+            "tirex memory, peak",
+            "tirex import and load",
+        )
     }
 
 
@@ -111,7 +131,9 @@ def test_two_versions_in_turn(monkeypatch, capsys):
 
 
 def test_all_in_turn(run, monkeypatch):
-    """Each in a process of its own, which is acted out here; what the others measured is kept where one fails."""
+    """Each in a process of its own, which is acted out here; what the others measured is kept where
+    one fails.
+    """
     from bench import __main__
 
     def acted(command, check):
@@ -120,10 +142,13 @@ def test_all_in_turn(run, monkeypatch):
                 file.write(json.dumps({"bench": command[2]}) + "\n")
         return SimpleNamespace(returncode=int(command[2] == "bench.lengths" and broken))
 
-    monkeypatch.setattr(__main__, "name_of_machine", lambda: "machine")  # whose name Python may ask a process for
+    # whose name Python may ask a process for
+    monkeypatch.setattr(__main__, "name_of_machine", lambda: "machine")
     monkeypatch.setattr(__main__.subprocess, "run", acted)
     broken = False
-    assert [line["bench"] for line in run("__main__", where="--output")] == [f"bench.{m}" for m in __main__.MODULES]
+    assert [line["bench"] for line in run("__main__", where="--output")] == [
+        f"bench.{m}" for m in __main__.MODULES
+    ]
     broken = True
     with pytest.raises(SystemExit, match=r"failed: bench\.lengths; what the others measured is in"):
         run("__main__", where="--output")
@@ -132,7 +157,9 @@ def test_all_in_turn(run, monkeypatch):
 def test_all_tasks_from_training_to_results(tmp_path, monkeypatch, capsys):
     """Each task and model with small sizes, twice with the same numbers."""
     for name, task in TASKS.items():
-        monkeypatch.setitem(tasks.TASKS, name, replace(task, tests=(72,) if task.prefixes else (64, 72)))
+        monkeypatch.setitem(
+            tasks.TASKS, name, replace(task, tests=(72,) if task.prefixes else (64, 72))
+        )
     monkeypatch.setattr(tasks, "RECIPES", dict.fromkeys(TASKS, SMALL))
     runs = []
     for k in range(2):
@@ -141,7 +168,9 @@ def test_all_tasks_from_training_to_results(tmp_path, monkeypatch, capsys):
         tasks.main()
         runs.append([json.loads(line) for line in results.read_text().splitlines()])
     assert "parity, mLSTM: accuracy" in capsys.readouterr().out
-    assert [(line["task"], line["model"]) for line in runs[0]] == [(t, m) for t in TASKS for m in tasks.MODELS]
+    assert [(line["task"], line["model"]) for line in runs[0]] == [
+        (t, m) for t in TASKS for m in tasks.MODELS
+    ]
     for one, two in zip(*runs, strict=True):
         assert {"bench", "name", "case", "seed", "precision", "results", "machine"} <= set(one)
         assert one["case"]["lr"] == SMALL.lr
@@ -150,5 +179,9 @@ def test_all_tasks_from_training_to_results(tmp_path, monkeypatch, capsys):
         assert one == two
         assert one["results"]["steps"] == 2
         lengths = [int(T) for T in one["results"]["by length"]]
-        expected = {"parity": list(range(3, 73)), "arithmetic": list(range(3, 72, 2)), "recall": [64, 72]}
+        expected = {
+            "parity": list(range(3, 73)),
+            "arithmetic": list(range(3, 72, 2)),
+            "recall": [64, 72],
+        }
         assert lengths == expected[one["task"]]

@@ -29,11 +29,17 @@ def test_layers_from_measurement_to_page(tmp_path, monkeypatch):
     for name in ("SHAPES", "LARGE"):
         monkeypatch.setattr(layers, name, [(3, 2, 4, 5)] if name == "SHAPES" else [])
     monkeypatch.setattr(layers.peers, "CPU", ("torch",))
-    results, page = tmp_path / "results.json", tmp_path / "speed.md"
-    monkeypatch.setattr(sys, "argv", ["layers", "lstm", "stack", "--rounds", "1", "--json", str(results)])
+    results = tmp_path / "results.json"
+    page = tmp_path / "speed.md"
+    monkeypatch.setattr(
+        sys, "argv", ["layers", "lstm", "stack", "--rounds", "1", "--json", str(results)]
+    )
     layers.main()
     lines = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [line["bench"] for line in lines] == ["lstm forward + backward", "stack forward + backward"]
+    assert [line["bench"] for line in lines] == [
+        "lstm forward + backward",
+        "stack forward + backward",
+    ]
     assert all(line["precision"] == "float32" and line["unit"] == "seconds" for line in lines)
     assert {"xlstm", "torch"} <= set(lines[0]["results"])
     lines[0]["results"] = {
@@ -52,15 +58,19 @@ def test_layers_from_measurement_to_page(tmp_path, monkeypatch):
 
 
 def test_the_page_says_what_the_results_say():
-    """The tables of docs/speed.md are made from the files that it names by `python -m bench.report`."""
+    """The tables of docs/speed.md are made from the files that it names by `python -m
+    bench.report`.
+    """
     text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     block = text.split(report.START)[1].split(report.END)[0]
     paths = [Path(name) for name in re.findall(r"bench/results/[\w-]+\.json", block)]
-    assert block == report.text([line for path in paths for line in report.read(ROOT / path)], paths)
+    assert block == report.text(
+        [line for path in paths for line in report.read(ROOT / path)], paths
+    )
 
 
-# Programs that run here, and on CuPy in test_cupy_programs.py; and two workers, which run inside packages that are not
-# installed here.
+# Programs that run here, and on CuPy in test_cupy_programs.py; and two workers, which run inside
+# packages that are not installed here.
 ELSEWHERE = {
     *("layers", "report"),
     *("gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
@@ -69,10 +79,18 @@ ELSEWHERE = {
 
 
 def test_the_table_of_programs_is_whole():
-    """bench/README.md has a line for each program, and test_programs.py runs each, or another file does."""
+    """bench/README.md has a line for each program, and test_programs.py runs each, or another file
+    does.
+    """
     here = ROOT / "bench"
-    programs = {path.stem for path in here.glob("*.py") if "if __name__ ==" in path.read_text(encoding="utf-8")}
-    listed = re.findall(r"^\| `(\w+)` \|", (here / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    programs = {
+        path.stem
+        for path in here.glob("*.py")
+        if "if __name__ ==" in path.read_text(encoding="utf-8")
+    }
+    listed = re.findall(
+        r"^\| `(\w+)` \|", (here / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert {name for name in programs if not name.endswith("_worker")} - {"__main__"} == set(listed)
     assert programs >= ELSEWHERE
     text = Path(__file__).with_name("test_programs.py").read_text(encoding="utf-8")

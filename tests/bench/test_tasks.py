@@ -30,7 +30,9 @@ def test_recall_asks_for_what_was_said(rng, repeats):
     assert (mask.sum(axis=0) == PAIRS * repeats).all()
     assert not mask[: 2 * PAIRS].any()
     for b in range(30):
-        pairs = dict(zip(x[0 : 2 * PAIRS : 2, b].tolist(), x[1 : 2 * PAIRS : 2, b].tolist(), strict=True))
+        pairs = dict(
+            zip(x[0 : 2 * PAIRS : 2, b].tolist(), x[1 : 2 * PAIRS : 2, b].tolist(), strict=True)
+        )
         assert len(pairs) == len(set(pairs.values())) == PAIRS
         assert max(pairs) < KEYS <= min(pairs.values())
         asked = [t for t in range(2 * PAIRS, T) if x[t, b] in pairs]
@@ -41,4 +43,6 @@ def test_recall_asks_for_what_was_said(rng, repeats):
 
 def test_accuracy_is_scaled_by_chance():
     found = tasks.summary({3: 1.0, 40: 0.8, 41: 0.6, 256: 0.2}, TASKS["arithmetic"])
-    assert found == pytest.approx({"trained": 0.9, "longer": 0.4, "trained, scaled": 0.875, "longer, scaled": 0.25})
+    assert found == pytest.approx(
+        {"trained": 0.9, "longer": 0.4, "trained, scaled": 0.875, "longer, scaled": 0.25}
+    )

@@ -108,12 +108,18 @@ LAYERS = {
     "gru": (xlstm.GRU, {"activations": ("sigmoid", "mish")}),
     "gru gates": (xlstm.GRU, {"activations": ("mish", "squareplus"), "clip": 0.7}),
     "gru reset before": (xlstm.GRU, {"activations": ("mish", "tanh"), "reset_after": False}),
-    "lstm output": (xlstm.LSTM, {"activations": ("sigmoid", "squareplus", "mish"), "layer_norm": True}),
+    "lstm output": (
+        xlstm.LSTM,
+        {"activations": ("sigmoid", "squareplus", "mish"), "layer_norm": True},
+    ),
     "lstm all": (
         xlstm.LSTM,
         {"activations": ("mish", "mish", "mish"), "peepholes": True, "clip": 0.7, "cell_clip": 0.9},
     ),
-    "lstm coupled": (xlstm.LSTM, {"activations": ("mish", "tanh", "mish"), "coupled_input_forget": True}),
+    "lstm coupled": (
+        xlstm.LSTM,
+        {"activations": ("mish", "tanh", "mish"), "coupled_input_forget": True},
+    ),
     "lstm recompute": (xlstm.LSTM, {"activations": ("mish", "mish", "mish"), "recompute": True}),
 }
 
@@ -146,7 +152,9 @@ def test_names_of_registered_activations():
     assert activations.canonical("squareplus") == "squareplus(4.0)"
     assert xlstm.RNN(2, 3, activations="squareplus(0.5)").activations == ("squareplus(0.5)",)
     activations.register("mish", mish, mish_bwd, derivative_from="input")  # the same once more
-    with pytest.raises(ValueError, match=r"'nosuch' is unknown, expected one of .*squareplus, mish"):
+    with pytest.raises(
+        ValueError, match=r"'nosuch' is unknown, expected one of .*squareplus, mish"
+    ):
         activations.parse("nosuch")
 
 
@@ -159,7 +167,12 @@ def test_names_of_registered_activations():
     ],
 )
 def test_what_cannot_be_registered(change, words):
-    given = {"name": "another", "forward": mish, "backward": mish_bwd, "derivative_from": "input"} | change
+    given = {
+        "name": "another",
+        "forward": mish,
+        "backward": mish_bwd,
+        "derivative_from": "input",
+    } | change
     with pytest.raises(ValueError, match=words):
         activations.register(**given)
     assert "another" not in activations.GATE_ACTIVATIONS

@@ -1,4 +1,6 @@
-"""Cells that users write: the two of docs/cells.md with every option, on every engine, in files and copies."""
+"""Cells that users write: the two of docs/cells.md with every option, on every engine, in files and
+copies.
+"""
 
 import copy
 import dataclasses
@@ -43,7 +45,9 @@ OPTIONS = [
 
 def make(page, kind, options):
     if kind == "MinGRU" and (refused := NEEDS_PRODUCT & set(options)):
-        with pytest.raises(ValueError, match=rf"MinGRU: {refused.pop()} is .*, but its cell has no product of h"):
+        with pytest.raises(
+            ValueError, match=rf"MinGRU: {refused.pop()} is .*, but its cell has no product of h"
+        ):
             page[kind](3, 4, **options)
         pytest.skip("it has no product of h")
     return page[kind](3, 4, **options)
@@ -88,7 +92,9 @@ def test_files_and_copies(tmp_path, page, kind):
 
 @dataclasses.dataclass(frozen=True)
 class Peeping(xlstm.Cell):
-    """h = act(zx + zh + p h0 + shift): an option, an activation that can be chosen, and a parameter of its own."""
+    """h = act(zx + zh + p h0 + shift): an option, an activation that can be chosen, and a parameter
+    of its own.
+    """
 
     activations: tuple = ("tanh",)
     clip: float | None = None
@@ -119,7 +125,9 @@ class Peeping(xlstm.Cell):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"shift": -0.2, "clip": 0.4}, {"activations": "softsign", "zoneout": 0.2}], ids=str
+    "options",
+    [{}, {"shift": -0.2, "clip": 0.4}, {"activations": "softsign", "zoneout": 0.2}],
+    ids=str,
 )
 @pytest.mark.usefixtures("interpreted")
 def test_options_and_parameters_of_a_cell(rng, options):
@@ -131,7 +139,10 @@ def test_options_and_parameters_of_a_cell(rng, options):
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda page: xlstm.register_cell(Peeping, "LSTM"), "register_cell: the name LSTM is taken"),
+        (
+            lambda page: xlstm.register_cell(Peeping, "LSTM"),
+            "register_cell: the name LSTM is taken",
+        ),
         (lambda page: page["LiGRU"](3, 4, clip=0.5), "LiGRU: clip"),
     ],
 )

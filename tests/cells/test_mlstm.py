@@ -15,7 +15,9 @@ def inputs_of(be, rng, T=None, before=(2, 2), K=4, V=3, gates=1.0):
     shapes = [(*before, *steps, K)] * 2 + [(*before, *steps, V)] + [(*before, *steps)] * 2
     shapes += [(*before, K, V), (*before, K), before]
     scales = [1, 1, 1, gates, gates, 1, 1, 1]
-    return tuple(be.asarray(s * rng.standard_normal(shape)) for s, shape in zip(scales, shapes, strict=True))
+    return tuple(
+        be.asarray(s * rng.standard_normal(shape)) for s, shape in zip(scales, shapes, strict=True)
+    )
 
 
 def zero_state(be, before, K, V):
@@ -59,10 +61,14 @@ def test_follows_the_published_package(be, chunk):
     golden = np.load(DATA / "nxai" / "mlstm_cell.npz")
     q, k, v = (be.asarray(golden[name]) for name in "qkv")
     i, f = (be.asarray(golden[name][..., 0]) for name in "if")
-    before, K, V = golden["q"].shape[:2], golden["q"].shape[3], golden["v"].shape[3]
+    before = golden["q"].shape[:2]
+    K = golden["q"].shape[3]
+    V = golden["v"].shape[3]
     state = zero_state(be, before, K, V)
     h, C, n, m, saved = cell.chunkwise(be.xp, q, k, v, i, f, *state, chunk=chunk)
-    dq, dk, dv, di, df, *_ = cell.chunkwise_bwd(be.xp, be.asarray(golden["dh"]), None, None, None, saved)
+    dq, dk, dv, di, df, *_ = cell.chunkwise_bwd(
+        be.xp, be.asarray(golden["dh"]), None, None, None, saved
+    )
     found = {"h": h, "dq": dq, "dk": dk, "dv": dv, "di": di[..., None], "df": df[..., None]}
     found |= {"C_T": C, "n_T": n[..., None], "m_T": m[..., None, None]}
     for name, a in found.items():
@@ -73,7 +79,11 @@ def test_follows_the_published_package(be, chunk):
 @pytest.mark.parametrize(
     ("size", "sign"),
     [
-        *((size, sign) for size in (1e3, 1e30) for sign in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 0))),
+        *(
+            (size, sign)
+            for size in (1e3, 1e30)
+            for sign in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 0))
+        ),
         *((np.inf, sign) for sign in ((-1, 1), (-1, -1))),
     ],
 )
@@ -89,7 +99,9 @@ def test_extreme_gates_stay_finite(dtype, size, sign, rng):
     )
     state = zero_state(be, (2, 2), 4, 3)
     h, C, n, m, saved = cell.chunkwise(np, q, k, v, i, f, *state, chunk=16)
-    grads = cell.chunkwise_bwd(np, np.ones_like(h), np.ones_like(C), np.ones_like(n), np.ones_like(m), saved)
+    grads = cell.chunkwise_bwd(
+        np, np.ones_like(h), np.ones_like(C), np.ones_like(n), np.ones_like(m), saved
+    )
     step, *_ = recurrent(np, q, k, v, i, f, *state)
     assert all(np.all(np.isfinite(a)) for a in (h, C, n, step, *grads[:7]))
     assert not np.any(np.isnan(m))
@@ -107,7 +119,9 @@ def test_digits_survive_a_strong_forget(rng, low):
     expected, *_ = recurrent(np, *wide)
     h, *_, saved = cell.chunkwise(np, q, k, v, i, f, *state)
     np.testing.assert_allclose(h, expected, rtol=2e-4, atol=2e-6)
-    assert all(np.all(np.isfinite(g)) for g in cell.chunkwise_bwd(np, h, None, None, None, saved)[:7])
+    assert all(
+        np.all(np.isfinite(g)) for g in cell.chunkwise_bwd(np, h, None, None, None, saved)[:7]
+    )
 
 
 def test_long_sequences_stay_finite(rng):

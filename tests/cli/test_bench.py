@@ -1,4 +1,6 @@
-"""Comparison of backends: what is counted, what is said, what is refused, and what the command prints and writes."""
+"""Comparison of backends: what is counted, what is said, what is refused, and what the command
+prints and writes.
+"""
 
 import json
 import sys
@@ -32,7 +34,10 @@ def test_operations(name, gates):
     torch = pytest.importorskip("torch")
     from torch.utils.flop_counter import FlopCounterMode
 
-    T, B, D, H = 3, 2, 5, 4
+    T = 3
+    B = 2
+    D = 5
+    H = 4
     linear = torch.nn.Linear(D + H, gates * H, bias=False)
     with FlopCounterMode(display=False) as counter:
         linear(torch.zeros(T * B, D + H))
@@ -82,28 +87,42 @@ def lines(path="times.json"):
 
 
 def test_the_command(bench, tmp_path):
-    """torch.nn is a row of its own where it has the layer, and cases are counted where there is no terminal."""
+    """torch.nn is a row of its own where it has the layer, and cases are counted where there is no
+    terminal.
+    """
     pytest.importorskip("torch")
     backends = "--backend numpy --backend torch --backend torch.nn"
     result = bench(f"gru slstm {SMALL} {backends} --json times.json --plot times.png")
     assert result.stderr == "1/2 gru 6,2,3,4 float32\n2/2 slstm 6,2,3,4 float32\n"
-    for words in ("gru float32, forward and backward", "slstm float32", "6,2,3,4", "compiled loops", "times.png"):
+    for words in (
+        "gru float32, forward and backward",
+        "slstm float32",
+        "6,2,3,4",
+        "compiled loops",
+        "times.png",
+    ):
         assert words in result.output
     assert "this library on PyTorch tensors is" in result.output  # faster or not
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
     found = [(line["layer"], line["backend"], line["name"]) for line in lines()]
     ours = [("numpy", "this library on NumPy arrays"), ("torch", "this library on PyTorch tensors")]
-    assert found == [("gru", *one) for one in (*ours, ("torch.nn", "torch.nn"))] + [("slstm", *one) for one in ours]
+    assert found == [("gru", *one) for one in (*ours, ("torch.nn", "torch.nn"))] + [
+        ("slstm", *one) for one in ours
+    ]
     for line in lines():
         assert line["size"]["T"] == 6
         assert line["seconds"]["best"] > 0
-        assert line["gflops"] / line["product_gflops"] == pytest.approx(line["share_of_product_speed"])
+        assert line["gflops"] / line["product_gflops"] == pytest.approx(
+            line["share_of_product_speed"]
+        )
         assert line["machine"]["packages"]["numpy"] == np.__version__
 
 
 @pytest.fixture
 def unregistered(monkeypatch):
-    """Without the cells that other tests register, whose names are those of the page of this test."""
+    """Without the cells that other tests register, whose names are those of the page of this
+    test.
+    """
     builtin = {name: recurrent.LAYERS[name] for name in ("LSTM", "GRU", "RNN", "sLSTM")}
     monkeypatch.setattr(recurrent, "LAYERS", builtin)
     monkeypatch.setattr("xlstm.models.sequence.LAYERS", builtin)
@@ -159,4 +178,6 @@ def test_cells_of_a_file(bench, tmp_path, unregistered):
     assert [line["layer"] for line in lines()] == ["MinGRU", "gru"]
     weights = 2 * 4 * 3  # of MinGRU, which has no Wh
     first = lines()[0]
-    assert first["gflops"] * 1e9 * first["seconds"]["median"] == pytest.approx(3 * 2 * weights * 6 * 2)
+    assert first["gflops"] * 1e9 * first["seconds"]["median"] == pytest.approx(
+        3 * 2 * weights * 6 * 2
+    )

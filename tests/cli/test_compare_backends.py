@@ -1,4 +1,6 @@
-"""`xlstm compare`: every row has the numbers of float64 NumPy, a wrong one is found, and one that must run is named."""
+"""`xlstm compare`: every row has the numbers of float64 NumPy, a wrong one is found, and one that
+must run is named.
+"""
 
 import json
 from pathlib import Path
@@ -22,7 +24,9 @@ PROGRAMS = (
 def compare(run, monkeypatch):
     """The command with small programs."""
     monkeypatch.setattr(compared, "PROGRAMS", PROGRAMS)
-    monkeypatch.setattr(compared, "interleave", lambda calls, rounds: INTERLEAVE(calls, rounds, block=0.0))
+    monkeypatch.setattr(
+        compared, "interleave", lambda calls, rounds: INTERLEAVE(calls, rounds, block=0.0)
+    )
     return lambda options="", code=0: run(f"compare --rounds 1 {options}", code=code)
 
 
@@ -39,10 +43,26 @@ def test_every_row_has_the_numbers_of_float64(compare):
         assert row["agrees"]
         assert row["seconds"] is None or row["seconds"]["median"] > 0
         assert row["machine"]["packages"]["numpy"] == np.__version__
-    assert [*rows[0]["differences"]] == ["y", "i", "o", "f", "g", "dx", "dWx", "dWh", "db", "Wx", "Wh", "b"]
+    assert [*rows[0]["differences"]] == [
+        "y",
+        "i",
+        "o",
+        "f",
+        "g",
+        "dx",
+        "dWx",
+        "dWh",
+        "db",
+        "Wx",
+        "Wh",
+        "b",
+    ]
     assert {"dhead.W", "dhead.b", "Wx", "head.W"} <= {*rows[-1]["differences"]}
     assert f"{len(rows)} of {len(rows)} rows agree" in result.output
-    assert "rows agree with float64 NumPy, within 1e-12 in float64 and 1e-05 in float32" in result.output
+    assert (
+        "rows agree with float64 NumPy, within 1e-12 in float64 and 1e-05 in float32"
+        in result.output
+    )
     page = Path("page.html").read_text()
     assert "packages          numpy " in page
     assert "rows agree" in page
@@ -51,7 +71,9 @@ def test_every_row_has_the_numbers_of_float64(compare):
 
 @pytest.mark.parametrize("wrong", [1e-9, np.inf])
 def test_a_wrong_number_is_found(compare, monkeypatch, wrong):
-    """One row alone is wrong, and the exit code says so; products of what is not finite end no command."""
+    """One row alone is wrong, and the exit code says so; products of what is not finite end no
+    command.
+    """
     monkeypatch.setattr(gate_by_gate, "sigmoid", lambda x: 1 / (1 + np.exp(-x)) + wrong)
     lines = [line for line in compare(code=1).stdout.splitlines() if "wrong: " in line]
     assert [line.rpartition(":")[0] for line in lines] == [f"wrong: {PROGRAMS[0]}, notebook"]

@@ -60,18 +60,27 @@ def test_numbers_as_json_are_those_of_the_model(run, tmp_path, model, table):
     _, _, saved = layer.forward(params, table[:, None], train=False, keep=True)
     forget = saved["recurrent.0"].gates[:, 2].mean(axis=(0, 1))
     np.testing.assert_allclose([row["forget"] for row in found["memory"]], forget, rtol=1e-8)
-    assert {row["of"]: len(row["norms"]) for row in found["gradients"]} == {"x": 30, "h": 29, "c": 29}
+    assert {row["of"]: len(row["norms"]) for row in found["gradients"]} == {
+        "x": 30,
+        "h": 29,
+        "c": 29,
+    }
     assert set(json.loads(run("m --json").stdout)) == {"model", "parameters"}
-    params["recurrent.0.b"][8] = 100.0  # the forget gate of unit 0 is 1, and its time constant infinite
+    # the forget gate of unit 0 is 1, and its time constant infinite
+    params["recurrent.0.b"][8] = 100.0
     models.save(tmp_path / "m", layer, params)
     assert json.loads(run("m rows.csv --json").stdout)["memory"][0]["steps"] is None
 
 
 def test_classifiers(run, tmp_path):
     """The data are the first sequence, which the network sees scaled."""
-    values, ids = 100 + np.random.default_rng(0).normal(size=(100, 4)), np.repeat(np.arange(20), 5)
+    values = 100 + np.random.default_rng(0).normal(size=(100, 4))
+    ids = np.repeat(np.arange(20), 5)
     kinds = np.where(ids % 2, "b", "a")
-    write_table("c.csv", {"id": ids, "kind": kinds} | {name: values[:, k].tolist() for k, name in enumerate("wxyz")})
+    write_table(
+        "c.csv",
+        {"id": ids, "kind": kinds} | {name: values[:, k].tolist() for k, name in enumerate("wxyz")},
+    )
     classifier = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy")
     classifier.fit(values.reshape(20, 5, 4), kinds[::5])
     classifier.save(tmp_path / "m", {"features": [*"wxyz"], "label": "kind", "sequence": "id"})
@@ -87,7 +96,14 @@ def test_tokens_of_language_models(run, tmp_path):
     models.save(tmp_path / "l", model, model.init(backend="numpy"))
     tokens = "1 2 3 4 " * 20
     (tmp_path / "tokens.txt").write_text(tokens)
-    options = {"hidden_size": 4, "embedding_size": 3, "steps": 3, "batch_size": 4, "length": 16, "backend": "numpy"}
+    options = {
+        "hidden_size": 4,
+        "embedding_size": 3,
+        "steps": 3,
+        "batch_size": 4,
+        "length": 16,
+        "backend": "numpy",
+    }
     TextModel(**options).fit(tokens).save("t")
     for name in "lt":
         found = json.loads(run(name, "tokens.txt", "--json", "--steps", 10).stdout)

@@ -1,4 +1,6 @@
-"""The command line as a process: files that are whole, exit codes, signals, and readers who go away."""
+"""The command line as a process: files that are whole, exit codes, signals, and readers who go
+away.
+"""
 
 import contextlib
 import os
@@ -17,10 +19,13 @@ from xlstm.plots import figures
 from xlstm.training import loop
 from xlstm.training.folder import read_history
 
-MODEL, PICTURE = "xlstm-output/model.safetensors", "xlstm-output/forecast.png"
+MODEL = "xlstm-output/model.safetensors"
+PICTURE = "xlstm-output/forecast.png"
 SHORT = ["train", "s.csv", *QUICK]
 pytestmark = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
-needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+needs_pipes = pytest.mark.skipif(
+    not hasattr(os, "mkfifo"), reason="this system has no pipes with names"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,9 @@ def started(folder, *args, program=("-m", "xlstm"), coding="utf-8", **options):
     """The command line in a process of its own."""
     environment = {**os.environ, "XLSTM_COMPILE": "0", "PYTHONIOENCODING": coding}
     whole = [sys.executable, *program, *map(str, args)]
-    return subprocess.Popen(whole, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(
+        whole, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE, **options
+    )
 
 
 def command(folder, *args, **options):
@@ -59,7 +66,8 @@ def test_no_model_is_written_over(run, tmp_path, kind):
 def test_two_processes_train_into_one_folder(tmp_path):
     both = [started(tmp_path, *SHORT, "--seed", seed, stdout=subprocess.DEVNULL) for seed in (1, 2)]
     codes = sorted(process.communicate(timeout=600) and process.returncode for process in both)
-    assert codes in ([0, 0], [0, 2])  # the later one is refused where the other one has saved its model by then
+    # the later one is refused where the other one has saved its model by then
+    assert codes in ([0, 0], [0, 2])
     assert sorted(os.listdir(tmp_path / "xlstm-output")) == ["forecast.png", "model.safetensors"]
     assert Forecaster.load(tmp_path / MODEL, "numpy").settings.seed in (1, 2)
 
@@ -72,7 +80,9 @@ def test_two_processes_train_into_one_folder(tmp_path):
         (plots, "forecast", RuntimeError("no"), "error: RuntimeError: no"),
     ],
 )
-def test_the_model_is_saved_before_comparison_and_picture(run, monkeypatch, owner, name, error, said):
+def test_the_model_is_saved_before_comparison_and_picture(
+    run, monkeypatch, owner, name, error, said
+):
     def fail(*args, **options):
         raise error
 
@@ -104,17 +114,25 @@ def closed_pipe():
 
 
 def test_a_reader_who_goes_away_costs_no_training(tmp_path):
-    """As `xlstm train | head -1`, which ends with the first line; a full disk; and a terminal without a letter."""
+    """As `xlstm train | head -1`, which ends with the first line; a full disk; and a terminal
+    without a letter.
+    """
     with closed_pipe() as pipe:
         assert command(tmp_path, *SHORT, stdout=pipe) == (141, "")
     assert sorted(os.listdir(tmp_path / "xlstm-output")) == ["forecast.png", "model.safetensors"]
     with open("/dev/full", "w") as full:
         found = [command(tmp_path, *SHORT, "-o", "full", stdout=full)]
-    found.append(command(tmp_path, *SHORT, "-o", "ascii", stdout=subprocess.DEVNULL, coding="ascii"))
-    for (code, errors), folder, words in zip(found, ("full", "ascii"), ("No space left", "'ascii' codec"), strict=True):
+    found.append(
+        command(tmp_path, *SHORT, "-o", "ascii", stdout=subprocess.DEVNULL, coding="ascii")
+    )
+    for (code, errors), folder, words in zip(
+        found, ("full", "ascii"), ("No space left", "'ascii' codec"), strict=True
+    ):
         assert code == 1
         assert errors.startswith(f"error: the results could not be printed, {words}")
-        assert errors.endswith(f"; {folder}/model.safetensors is saved; {folder}/forecast.png is saved\n")
+        assert errors.endswith(
+            f"; {folder}/model.safetensors is saved; {folder}/forecast.png is saved\n"
+        )
 
 
 def test_readers_who_go_away_end_a_command_quietly(tmp_path):
@@ -157,12 +175,16 @@ def test_pipes_with_names_are_refused_before_they_are_opened(run, tmp_path, word
     name = split(words)[-1]
     os.mkfifo(tmp_path / name)
     errors = run(f"train {words}", code=2).stderr
-    assert f"{name}: it is a pipe with a name, to which perhaps nobody writes; expected a file" in errors
+    assert (
+        f"{name}: it is a pipe with a name, to which perhaps nobody writes; expected a file"
+        in errors
+    )
 
 
 # Signals and warnings
 
-# The command with a signal, or two, after its third step. The second one comes while the run is saved.
+# The command with a signal, or two, after its third step. The second one comes while the run is
+# saved.
 SIGNALS = """
 import signal, sys
 from xlstm.training import loop
@@ -193,7 +215,9 @@ def stopped(folder, numbers, args):
     [(signal.SIGINT, TEXT), (signal.SIGTERM, CLASSES), (signal.SIGHUP, SERIES)],
     ids=["SIGINT-text", "SIGTERM-classify", "SIGHUP-forecast"],
 )
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch, number, args):
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    run, tmp_path, monkeypatch, number, args
+):
     monkeypatch.setenv("XLSTM_COMPILE", "0")  # as in the process that is stopped
     run(*args, "-o", "whole")
     code, errors = stopped(tmp_path, [number], [*args, "-o", "o u t"])
@@ -203,10 +227,15 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, m
     assert errors == f"{cause}; o u t/model.safetensors is saved; go on with: xlstm {words}\n"
     assert [line["total"] for line in read_history(tmp_path / "o u t/history.jsonl")] == [1, 2, 3]
     run(*args, "-o", "o u t", "--resume")
-    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "o u t/model.safetensors").read_bytes()
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (
+        tmp_path / "o u t/model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_second_signal_stops_at_once(tmp_path, second):
-    assert stopped(tmp_path, [signal.SIGINT, second], TEXT) == (128 + second, "interrupted; nothing was saved\n")
+    assert stopped(tmp_path, [signal.SIGINT, second], TEXT) == (
+        128 + second,
+        "interrupted; nothing was saved\n",
+    )
     assert sorted(os.listdir(tmp_path / "xlstm-text")) == ["history.jsonl"]

@@ -13,7 +13,9 @@ START = "import signal, sys\nfrom xlstm.cli import process_signals\nprocess_sign
 
 
 def run(code):
-    done = subprocess.run([sys.executable, "-c", START + code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", START + code], capture_output=True, text=True, timeout=60
+    )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr
 
@@ -33,7 +35,9 @@ def test_signals_are_left_alone_in_other_programs(program, original, expected):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("number", [*map(signal.Signals, process_signals.SIGNALS)], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [*map(signal.Signals, process_signals.SIGNALS)], ids=lambda number: number.name
+)
 def test_an_interrupt_that_nobody_catches(number):
     assert run(f"signal.raise_signal({int(number)})") == (128 + number, "")
 
@@ -53,7 +57,9 @@ import xlstm.cli
 
 def test_signals_are_handled_before_anything_that_takes_long_to_import():
     """Until then Ctrl-C shows a traceback."""
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", PATH + FIRST], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", PATH + FIRST], capture_output=True, text=True
+    )
     found = {*done.stdout.split()} - {"xlstm", "xlstm.cli", "xlstm.cli.process_signals"}
     assert found <= {"__future__", "atexit", "itertools"}, done
 
@@ -73,7 +79,10 @@ Fragile()
 @pytest.mark.parametrize(
     "code",
     [
-        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ValueError('of a library')",
+        (
+            "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise"
+            " ValueError('of a library')"
+        ),
         FRAGILE.format(begin="") + "import time\ntime.sleep(30)",
         FRAGILE.format(begin="signal.raise_signal(signal.SIGINT)"),
         "process_signals.done()\nsignal.raise_signal(signal.SIGINT)",
@@ -116,7 +125,9 @@ except KeyboardInterrupt:
 def test_a_job_in_the_background_stays_deaf():
     """A shell starts it with SIGINT ignored."""
     code = (
-        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + START + "signal.raise_signal(signal.SIGINT)"
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        + START
+        + "signal.raise_signal(signal.SIGINT)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

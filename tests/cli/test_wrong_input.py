@@ -1,4 +1,6 @@
-"""Wrong input to the command line is refused in one line, with exit code 2, and leaves files as they were."""
+"""Wrong input to the command line is refused in one line, with exit code 2, and leaves files as
+they were.
+"""
 
 import os
 from shlex import split
@@ -29,7 +31,9 @@ WRONG = {
     "train long.csv --target z": "long.csv: column 'z' is not in the header",
     "predict series long.csv --future-file few.csv": "few.csv: no column is known in advance",
     "train -o empty": "error: empty/model.safetensors: not saved, Not a directory",
-    "train -o there --resume": "error: there: holds no run to resume; `xlstm train KIND` begins one",
+    "train -o there --resume": (
+        "error: there: holds no run to resume; `xlstm train KIND` begins one"
+    ),
     "train big.csv": "error: v, day 2001-10-08: Forecaster: values[280] is 1e+300",
     "train forecast s.csv -o there": "there: holds a run already; --resume goes on with it",
     "train forecast s.csv -o there --resume": "is of another run",
@@ -37,13 +41,21 @@ WRONG = {
     "train text a.txt -o busy": "busy/model.safetensors: not saved, it is not a regular file",
     "train text a.txt --graph yes": "train: graph is 'yes', expected one of auto, on, off",
     "train text a.txt --graph on": "Step: graph is True, which needs arrays of CuPy",
-    "train classify few.csv --label kind": "no class has enough sequences to hold out 20%, the largest",
+    "train classify few.csv --label kind": (
+        "no class has enough sequences to hold out 20%, the largest"
+    ),
     "train classify gap.csv --label kind": "gap.csv: column 'x' is empty in row 2",
     "train classify mixed.csv --label kind --sequence id": "sequence 's' has labels a, b",
     "evaluate text a.txt --column x": "text: is a text model, which takes no --column",
-    "evaluate classes relabelled.csv": "relabelled.csv: label 'left' is not one of those that classes knows",
-    "evaluate plain long.csv": "plain: says nothing of a table, expected a model of `xlstm train classify`",
-    "predict there/step-000000002.safetensors long.csv": "kind is 'training', which is for xlstm train --resume",
+    "evaluate classes relabelled.csv": (
+        "relabelled.csv: label 'left' is not one of those that classes knows"
+    ),
+    "evaluate plain long.csv": (
+        "plain: says nothing of a table, expected a model of `xlstm train classify`"
+    ),
+    "predict there/step-000000002.safetensors long.csv": (
+        "kind is 'training', which is for xlstm train --resume"
+    ),
     "generate series --prompt a": "kind is 'forecaster', which is for xlstm predict, forecast,",
     "import weights.pt": "weights.pt: not read without PyTorch (File is not a zip file)",
     "info --card h100": "info: --card goes with --explain",
@@ -54,24 +66,39 @@ WRONG = {
 def models(tmp_path_factory):
     """Files of models and a run, made once."""
     folder = tmp_path_factory.mktemp("models")
-    sizes = {"hidden_size": 4, "embedding_size": 4, "batch_size": 2, "length": 4, "steps": 2, "backend": "numpy"}
+    sizes = {
+        "hidden_size": 4,
+        "embedding_size": 4,
+        "batch_size": 2,
+        "length": 4,
+        "steps": 2,
+        "backend": "numpy",
+    }
     TextModel(**sizes, checkpoints=folder / "there").fit(VERSE).save(folder / "text")
     classifier = SequenceClassifier(hidden_size=4, epochs=1, backend="numpy")
     classifier.fit(np.arange(24.0).reshape(4, 3, 2), ["down", "up"] * 2)
     classifier.save(folder / "plain")
     classifier.save(folder / "classes", LAYOUT)
 
-    forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", name="sunspots")
+    forecaster = Forecaster(
+        window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", name="sunspots"
+    )
     forecaster.fit(np.sin(np.arange(60.0))).save(folder / "series")
     return folder
 
 
 DAYS = np.datetime64("2001-01-01") + np.arange(300)
 FILES = {
-    **{"empty": "", "nan.csv": "date,v\n2001,1\n2002,nan\n2003,3\n", "weights.pt": "PK\x03\x04 of torch.save"},
+    **{
+        "empty": "",
+        "nan.csv": "date,v\n2001,1\n2002,nan\n2003,3\n",
+        "weights.pt": "PK\x03\x04 of torch.save",
+    },
     **{"few.csv": "kind,x\na,1\nb,2\n", "gap.csv": "kind,x\na,1\nb,\nb,3\n"},
     **{"mixed.csv": "id,kind,x\ns,a,1\ns,b,2\n", "relabelled.csv": "id,kind,x,y\ns,left,1,2\n"},
-    "big.csv": "day,v\n" + "".join(f"{day},{1e300 if k == 280 else k % 7}\n" for k, day in enumerate(DAYS)),
+    "big.csv": (
+        "day,v\n" + "".join(f"{day},{1e300 if k == 280 else k % 7}\n" for k, day in enumerate(DAYS))
+    ),
 }
 
 
@@ -85,7 +112,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, command)
         (tmp_path / name).write_text(text)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     before = sorted(os.listdir(tmp_path))
-    args, words = command.split(), WRONG[command]
+    args = command.split()
+    words = WRONG[command]
     if command.startswith("train text"):
         args += SMALL
     elif args[0] == "train" and len(args) > 2:

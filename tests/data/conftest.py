@@ -10,4 +10,6 @@ def equal(one, other):
         assert left.fresh == right.fresh
         for a, b in zip(left, right, strict=True):
             assert (a is None) == (b is None)
-            assert a is None or (np.asarray(a).dtype == np.asarray(b).dtype and np.array_equal(a, b))
+            assert a is None or (
+                np.asarray(a).dtype == np.asarray(b).dtype and np.array_equal(a, b)
+            )

@@ -1,4 +1,6 @@
-"""Batches for training: windows, sequences of unequal length, streams of tokens, and windows over several series."""
+"""Batches for training: windows, sequences of unequal length, streams of tokens, and windows over
+several series.
+"""
 
 import dataclasses
 import tracemalloc
@@ -45,28 +47,42 @@ def test_windows_of_unequal_length(rng):
 
 def test_padding_batches_and_weights_do_not_change_the_loss(rng):
     """It is the weighted mean of the losses of the sequences one by one."""
-    rows, weights = ragged(rng), np.array([0, 1, 2, 0.5, 0, 1, 1])
-    ends, steps = [row.sum(keepdims=True)[0, :1] for row in rows], [row.sum(axis=1, keepdims=True) for row in rows]
-    one, every = SequenceModel(xlstm.LSTM(2, 3), 1, last=True), SequenceModel(xlstm.GRU(2, 3), 1)
+    rows = ragged(rng)
+    weights = np.array([0, 1, 2, 0.5, 0, 1, 1])
+    ends = [row.sum(keepdims=True)[0, :1] for row in rows]
+    steps = [row.sum(axis=1, keepdims=True) for row in rows]
+    one = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
+    every = SequenceModel(xlstm.GRU(2, 3), 1)
     params = one.init(0, "numpy", "float64")
-    each = [training.evaluate(one, params, Windows(row[None], y[None])) for row, y in zip(rows, ends, strict=True)]
+    each = [
+        training.evaluate(one, params, Windows(row[None], y[None]))
+        for row, y in zip(rows, ends, strict=True)
+    ]
     x = padded(rows)
     for data, expected in (
         (Windows(x, ends, batch_size=4, lengths=LENGTHS), np.mean(each)),
-        (Windows(x, ends, weights, batch_size=4, lengths=LENGTHS), np.average(each, weights=weights)),
+        (
+            Windows(x, ends, weights, batch_size=4, lengths=LENGTHS),
+            np.average(each, weights=weights),
+        ),
         (Sequences(rows, ends, weights, batch_size=4), np.average(each, weights=weights)),
     ):
         assert training.evaluate(one, params, data) == pytest.approx(expected, rel=1e-12)
     params = every.init(0, "numpy", "float64")
-    alone = [Windows(row[None], y[None], every_step=True) for row, y in zip(rows, steps, strict=True)]
+    alone = [
+        Windows(row[None], y[None], every_step=True) for row, y in zip(rows, steps, strict=True)
+    ]
     each = [training.evaluate(every, params, data) for data in alone]
     for size in (1, 3, 7):
-        found = training.evaluate(every, params, Sequences(rows, steps, batch_size=size, every_step=True))
+        found = training.evaluate(
+            every, params, Sequences(rows, steps, batch_size=size, every_step=True)
+        )
         assert found == pytest.approx(np.average(each, weights=LENGTHS), rel=1e-12)
 
 
 def test_every_step_windows_put_time_first():
-    x, target = np.zeros((5, 4, 2)), np.arange(20.0).reshape(5, 4, 1)
+    x = np.zeros((5, 4, 2))
+    target = np.arange(20.0).reshape(5, 4, 1)
     (batch,) = Windows(x, target, target[..., 0] > 3, batch_size=8, every_step=True).batches()
     assert batch.x.shape == (4, 5, 2)
     np.testing.assert_array_equal(batch.target[:, :, 0], np.arange(20.0).reshape(5, 4).T)
@@ -87,12 +103,15 @@ class Elsewhere:
 
 
 def test_arrays_of_any_library(be, rng):
-    x, target = rng.normal(size=(6, 3, 2)), rng.normal(size=(6, 1))
+    x = rng.normal(size=(6, 3, 2))
+    target = rng.normal(size=(6, 1))
     expected = list(Windows(x, target, target > 0).batches())
     for convert in (np.ndarray.tolist, be.asarray, Elsewhere):
         mask = (target > 0).tolist()
         found = list(Windows(convert(x), convert(target), mask).batches())
-        assert all(type(array) is np.ndarray for array in (found[0].x, found[0].target, found[0].mask))
+        assert all(
+            type(array) is np.ndarray for array in (found[0].x, found[0].target, found[0].mask)
+        )
         np.testing.assert_allclose(found[0].x, expected[0].x, rtol=1e-6)
     assert Windows(x, target).x is x
 
@@ -110,7 +129,9 @@ def test_tokens(tmp_path):
     on_disk = np.memmap(tmp_path / "tokens", np.uint16)
     for values in (ids, on_disk):
         equal(expected, list(Streams.of_tokens(values, 2, 5).batches()))
-    np.testing.assert_array_equal(next(Streams.of_tokens(ids.tolist(), 2, 5).batches()).target[0], [1, 6])
+    np.testing.assert_array_equal(
+        next(Streams.of_tokens(ids.tolist(), 2, 5).batches()).target[0], [1, 6]
+    )
     assert np.shares_memory(Streams.of_tokens(on_disk, 2, 5).x, on_disk)
     (batch,) = Sequences([np.array([1, 2, 3], np.uint8), np.array([4], np.uint8)], [0, 1]).batches()
     np.testing.assert_array_equal(batch.x, [[1, 4], [2, 0], [3, 0]])
@@ -143,7 +164,9 @@ def test_sequences_come_once_each_and_whole(rng, order):
 
 def test_sequences_with_targets_at_every_step(rng):
     rows = ragged(rng)
-    data = Sequences(rows, [2 * row for row in rows], [row > 0 for row in rows], batch_size=3, every_step=True)
+    data = Sequences(
+        rows, [2 * row for row in rows], [row > 0 for row in rows], batch_size=3, every_step=True
+    )
     for batch in data.batches(rng):
         np.testing.assert_array_equal(batch.target, 2 * batch.x)
         np.testing.assert_array_equal(batch.mask, batch.x > 0)
@@ -159,7 +182,9 @@ def test_buckets_leave_less_padding(rng):
     rows = [np.ones((n, 1)) for n in lengths]
     steps = {}
     for bucket in (1, 40):
-        batches = list(Sequences(rows, lengths, batch_size=16, bucket=bucket).batches(np.random.default_rng(0)))
+        batches = list(
+            Sequences(rows, lengths, batch_size=16, bucket=bucket).batches(np.random.default_rng(0))
+        )
         steps[bucket] = sum(batch.x.size for batch in batches)
         first = [len(batch.x) for batch in batches]
         assert first != sorted(first)
@@ -221,7 +246,8 @@ def test_windows_over_series_take_memory_of_the_series_only():
 
 # Wrong arguments; tests/attacks/test_arguments.py has values that go with no argument
 
-ROWS, X = [np.ones((3, 2)), np.ones((2, 2))], np.ones((2, 3, 1))
+ROWS = [np.ones((3, 2)), np.ones((2, 2))]
+X = np.ones((2, 3, 1))
 GAP = np.array([[[1], [np.nan], [1]]] * 2)
 REFUSED = {
     Windows: [((GAP, X[:, 0], None, 2, False, [3, 2]), r"x\[0, 1, 0\] is nan")],
@@ -235,13 +261,17 @@ REFUSED = {
     SeriesWindows: [
         (([np.ones((9, 2)), np.ones((9, 1))], 4), r"series have \[1, 2\] columns"),
         (([np.ones(9), np.array([1, np.inf, 1])], 4), r"series\[1\]\[1\] is inf"),
-        (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), r"series\[1\] has no value in column 1"),
+        (
+            ([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4),
+            r"series\[1\] has no value in column 1",
+        ),
     ],
 }
 
 
 @pytest.mark.parametrize(
-    ("make", "arguments", "words"), [(make, *case) for make, cases in REFUSED.items() for case in cases]
+    ("make", "arguments", "words"),
+    [(make, *case) for make, cases in REFUSED.items() for case in cases],
 )
 def test_wrong_arguments_are_named(make, arguments, words):
     with pytest.raises((TypeError, ValueError), match=f"^{make.__name__}: {words}"):
@@ -249,7 +279,8 @@ def test_wrong_arguments_are_named(make, arguments, words):
 
 
 def test_validation_without_batches_is_named_before_training():
-    model, data = SequenceModel(xlstm.LSTM(1, 2), 1), Windows(np.ones((4, 2, 1)), np.ones((4, 1)))
+    model = SequenceModel(xlstm.LSTM(1, 2), 1)
+    data = Windows(np.ones((4, 2, 1)), np.ones((4, 1)))
     with pytest.raises(ValueError, match="train: validation has no batches"):
         training.train(
             model,

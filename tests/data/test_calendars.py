@@ -1,4 +1,6 @@
-"""Calendars: dates that follow others as pandas goes on with them, features of dates, and holidays."""
+"""Calendars: dates that follow others as pandas goes on with them, features of dates, and
+holidays.
+"""
 
 from zoneinfo import ZoneInfo
 
@@ -18,12 +20,56 @@ TIREX = DATA / "tirex1" / "a"
 
 AHEAD = 12
 FREQUENCIES = [
-    *("D", "2D", "B", "2B", "3B", "4B", "W", "2W", "W-MON", "W-TUE", "W-WED", "W-THU", "W-FRI", "W-SAT"),
+    *(
+        "D",
+        "2D",
+        "B",
+        "2B",
+        "3B",
+        "4B",
+        "W",
+        "2W",
+        "W-MON",
+        "W-TUE",
+        "W-WED",
+        "W-THU",
+        "W-FRI",
+        "W-SAT",
+    ),
     *("MS", "2MS", "ME", "2ME", "3ME", "SMS", "SME", "SMS-10", "SME-10", "BME", "BQE"),
-    *("QS", "QS-FEB", "QS-MAR", "QE", "QE-JAN", "QE-FEB", "2QE", "YS", "YS-MAR", "2YS", "YE", "YE-FEB", "YE-JUN"),
+    *(
+        "QS",
+        "QS-FEB",
+        "QS-MAR",
+        "QE",
+        "QE-JAN",
+        "QE-FEB",
+        "2QE",
+        "YS",
+        "YS-MAR",
+        "2YS",
+        "YE",
+        "YE-FEB",
+        "YE-JUN",
+    ),
     *("h", "2h", "6h", "12h", "min", "5min", "15min", "s", "30s", "ms"),
 ]
-DAILY = ["D", "2D", "B", "2B", "W", "MS", "ME", "3ME", "SMS", "SME", "QS-FEB", "QE-FEB", "YS", "YE-FEB"]
+DAILY = [
+    "D",
+    "2D",
+    "B",
+    "2B",
+    "W",
+    "MS",
+    "ME",
+    "3ME",
+    "SMS",
+    "SME",
+    "QS-FEB",
+    "QE-FEB",
+    "YS",
+    "YE-FEB",
+]
 HOURLY = ["h", "2h", "6h", "12h", "15min"]
 
 
@@ -42,7 +88,9 @@ def test_every_frequency_goes_on_as_in_pandas(freq, start):
         went_on(pd.date_range(start, periods=rows + AHEAD, freq=freq))
 
 
-@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "UTC", "UTC+02:00"])
+@pytest.mark.parametrize(
+    "zone", ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "UTC", "UTC+02:00"]
+)
 @pytest.mark.parametrize("freq", DAILY + HOURLY)
 def test_days_keep_the_clocks_of_their_zone_and_hours_do_not(freq, zone):
     """Clocks change in the middle of the dates, and in the middle of those that follow."""
@@ -52,7 +100,9 @@ def test_days_keep_the_clocks_of_their_zone_and_hours_do_not(freq, zone):
 
 
 def test_steps_of_24_hours_over_a_change_of_clocks_are_no_days():
-    went_on(pd.date_range("2020-03-17", periods=40, freq="24h", tz="Europe/Berlin"), "Europe/Berlin")
+    went_on(
+        pd.date_range("2020-03-17", periods=40, freq="24h", tz="Europe/Berlin"), "Europe/Berlin"
+    )
 
 
 @pytest.mark.parametrize("day", [2, 15, 28, 29, 30])
@@ -64,7 +114,12 @@ def test_a_day_of_the_month_stays_or_is_the_last_one(first, day):
 
 
 @pytest.mark.parametrize(
-    ("freq", "kept"), [("ME", [0, 1, 3, 4, 5, 9, 10]), ("B", [0, 1, 2, 5, 6, 9, 10, 11, 12]), ("2B", [0, 1, 2, 4, 5])]
+    ("freq", "kept"),
+    [
+        ("ME", [0, 1, 3, 4, 5, 9, 10]),
+        ("B", [0, 1, 2, 5, 6, 9, 10, 11, 12]),
+        ("2B", [0, 1, 2, 4, 5]),
+    ],
 )
 def test_missing_rows_do_not_hide_the_calendar(freq, kept):
     dates = pd.date_range("2024-01-31", periods=20, freq=freq).values.astype("datetime64[D]")
@@ -86,7 +141,11 @@ def test_business_month_ends_may_come_before_a_holiday():
     ("freq", "shift", "words"),
     [
         ("W", "1D", "2020-02-24, which follows 2020-02-16; expected 2020-02-23, or"),
-        ("D", "12h", "2020-01-08T12:00, which follows 2020-01-07T00:00; expected 2020-01-08T00:00, or"),
+        (
+            "D",
+            "12h",
+            "2020-01-08T12:00, which follows 2020-01-07T00:00; expected 2020-01-08T00:00, or",
+        ),
     ],
 )
 def test_the_row_of_an_irregular_date_is_named(freq, shift, words, tmp_path):
@@ -106,22 +165,33 @@ def test_the_row_of_an_irregular_date_is_named(freq, shift, words, tmp_path):
 
 @pytest.mark.parametrize(
     ("first", "step", "columns"),
-    [("2020", "Y", 0), ("2020-01", "M", 4), ("2020-01-06", "W", 4), ("2020-01-06", "D", 6), ("2020-01-06T00", "h", 8)],
+    [
+        ("2020", "Y", 0),
+        ("2020-01", "M", 4),
+        ("2020-01-06", "W", 4),
+        ("2020-01-06", "D", 6),
+        ("2020-01-06T00", "h", 8),
+    ],
 )
 def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
-    dates = (np.datetime64(first) + np.arange(60) * np.timedelta64(1, step)).astype(f"datetime64[{step}]")
+    dates = (np.datetime64(first) + np.arange(60) * np.timedelta64(1, step)).astype(
+        f"datetime64[{step}]"
+    )
     calendar = calendars.calendar_of("it", dates)
     seconds = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(float)))
     found = calendars.features(calendar.dates, seconds)
     assert found.shape == (60, columns)
     assert np.all(np.abs(found) <= 1)
     if step == "D":
-        np.testing.assert_allclose(found[:-7, 2], found[7:, 2], atol=1e-12)  # the day of the week comes again
+        # the day of the week comes again
+        np.testing.assert_allclose(found[:-7, 2], found[7:, 2], atol=1e-12)
         assert np.ptp(found[:7, 2]) > 1
     assert calendars.after(calendar, 2)[0] > calendar.dates[-1]
     if step == "h":  # in a time zone they are those of its clocks
         zoned = calendars.calendar_of("it", dates + np.timedelta64(5, "h"), "America/New_York")
-        series = panels.read_series("it", [np.zeros((60, 1))], [panels.Covariates(dates=zoned)], 0, True)[0]
+        series = panels.read_series(
+            "it", [np.zeros((60, 1))], [panels.Covariates(dates=zoned)], 0, True
+        )[0]
         np.testing.assert_array_equal(series.future, found)
 
 
@@ -141,7 +211,9 @@ def test_shares_of_holidays(freq, start, country, shares):
     pytest.importorskip("holidays")
     dates = pd.date_range(start, periods=len(shares), freq=freq).values
     calendar = calendars.calendar_of("it", dates)
-    np.testing.assert_allclose(calendars.holiday_shares("it", country, calendar, calendar.dates)[:, 0], shares)
+    np.testing.assert_allclose(
+        calendars.holiday_shares("it", country, calendar, calendar.dates)[:, 0], shares
+    )
 
 
 def test_holidays_are_known_in_advance(tmp_path):
@@ -173,8 +245,13 @@ def test_tables_of_a_time_zone_go_on(freq):
     given = pd.DataFrame({"v": np.sin(np.arange(24.0))}, index=dates[:24])
     assert list(predict(given, AHEAD).index) == list(dates[24:])
     months = pd.period_range("2020-03", periods=24 + AHEAD, freq="M")
-    for days in (pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="America/New_York"), months):
-        numbered = pd.DataFrame({"day": days[:24], "v": given["v"].to_numpy()}, index=np.arange(24) % 5)
+    for days in (
+        pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="America/New_York"),
+        months,
+    ):
+        numbered = pd.DataFrame(
+            {"day": days[:24], "v": given["v"].to_numpy()}, index=np.arange(24) % 5
+        )
         found = predict(numbered, AHEAD)
         assert (list(found.columns), list(found["day"])) == (["day", "v"], list(days[24:]))
     for known in (dates, dates.to_series(), pl.Series(dates)):
@@ -203,7 +280,9 @@ def test_a_command_keeps_the_notation(freq, notation, zone, tmp_path):
     """A column of months stays one, full dates stay full, and times their zone."""
     dates = pd.date_range("2000-01-31", periods=36 + AHEAD, freq=freq, tz=zone)
     path = tmp_path / "t.csv"
-    pd.DataFrame({"day": dates[:36].strftime(notation), "v": np.sin(np.arange(36.0))}).to_csv(path, index=False)
+    pd.DataFrame({"day": dates[:36].strftime(notation), "v": np.sin(np.arange(36.0))}).to_csv(
+        path, index=False
+    )
     command = ["forecast", str(TIREX), str(path), "--horizon", str(AHEAD), "--backend", "numpy"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
@@ -212,4 +291,6 @@ def test_a_command_keeps_the_notation(freq, notation, zone, tmp_path):
     if "z" in notation:
         assert times == [day.isoformat() for day in dates[36:]]
     else:
-        assert [time[: len(notation) + 2] if zone else time for time in times] == list(dates[36:].strftime(notation))
+        assert [time[: len(notation) + 2] if zone else time for time in times] == list(
+            dates[36:].strftime(notation)
+        )

@@ -11,10 +11,15 @@ from xlstm.data import Batch, Prefetch
 
 
 class Drawing:
-    """Batches that take random numbers as they come, and the last one some more; `fail` is the batch that raises."""
+    """Batches that take random numbers as they come, and the last one some more; `fail` is the
+    batch that raises.
+    """
 
     def __init__(self, count=5, fail=None):
-        self.count, self.fail, self.made, self.fourth = count, fail, 0, threading.Event()
+        self.count = count
+        self.fail = fail
+        self.made = 0
+        self.fourth = threading.Event()
 
     def __len__(self):
         return self.count
@@ -38,7 +43,8 @@ def threads():
 @pytest.mark.parametrize("ahead", [1, 20])
 def test_prefetched_batches_are_those_of_the_data(ahead):
     data = Drawing()
-    one, two = np.random.default_rng(3), np.random.default_rng(3)
+    one = np.random.default_rng(3)
+    two = np.random.default_rng(3)
     found = []
     inner = data.batches(one)
     for batch in Prefetch(data, ahead).batches(two):

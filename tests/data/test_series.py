@@ -28,11 +28,28 @@ def rows(labels, header="date,v"):
 
 def test_bundled_series():
     s = read_csv(bundled("sunspots"))
-    assert (s.name, len(s.values), s.gaps, s.calendar.unit, s.calendar.every) == ("sunspots", 2820, 0, "M", 1)
-    assert (s.values[0], s.values[-1], s.labels[0], s.labels[-1]) == (58.0, 33.4, "1749-01", "1983-12")
+    assert (s.name, len(s.values), s.gaps, s.calendar.unit, s.calendar.every) == (
+        "sunspots",
+        2820,
+        0,
+        "M",
+        1,
+    )
+    assert (s.values[0], s.values[-1], s.labels[0], s.labels[-1]) == (
+        58.0,
+        33.4,
+        "1749-01",
+        "1983-12",
+    )
     assert s.after(2) == ["1984-01", "1984-02"]
     s = read_csv(bundled("co2"))
-    assert (s.name, len(s.values), s.gaps, s.calendar.unit, s.calendar.every) == ("co2_ppm", 2284, 59, "D", 7)
+    assert (s.name, len(s.values), s.gaps, s.calendar.unit, s.calendar.every) == (
+        "co2_ppm",
+        2284,
+        59,
+        "D",
+        7,
+    )
     assert s.after(1) == ["2002-01-05"]
 
 
@@ -42,8 +59,18 @@ def test_bundled_series():
         (["2001", "2002", "2003"], "M", 12, "2004"),
         (["2001-11", "2001-12", "2002-01"], "M", 1, "2002-02"),
         (["2001-03-29T06:00", "2001-03-30T06:00", "2001-03-31T06:00"], "D", 1, "2001-04-01T06:00"),
-        (["2001-03-29T06:00", "2001-03-29T12:00", "2001-03-29T18:00"], "m", 360, "2001-03-30T00:00"),
-        (["2001-01-01 00:00:00", "2001-02-01 00:00:00", "2001-03-01 00:00:00"], "M", 1, "2001-04-01"),
+        (
+            ["2001-03-29T06:00", "2001-03-29T12:00", "2001-03-29T18:00"],
+            "m",
+            360,
+            "2001-03-30T00:00",
+        ),
+        (
+            ["2001-01-01 00:00:00", "2001-02-01 00:00:00", "2001-03-01 00:00:00"],
+            "M",
+            1,
+            "2001-04-01",
+        ),
         (["2024-03-31T00:00Z", "2024-03-31T02:00+01:00"], "m", 60, "2024-03-31T02:00:00+00:00"),
     ],
 )
@@ -62,18 +89,30 @@ def test_calendars(read, dates, unit, every, after):
 )
 def test_labels_that_are_no_calendar(read, labels, note):
     s = read(rows(labels) + ("2002,\n" if len(labels) == 1 else ""))
-    assert (s.calendar, s.labels, s.after(1), s.note.partition(",")[0]) == (None, labels, ["+1"], note)
+    assert (s.calendar, s.labels, s.after(1), s.note.partition(",")[0]) == (
+        None,
+        labels,
+        ["+1"],
+        note,
+    )
     assert s.values.tolist() == [*range(len(labels))]
 
 
 def test_missing_rows_and_empty_cells_are_gaps(read):
-    s = read("day,v\n2001-01-01,\n2001-01-02,1\n2001-01-03,\n2001-01-04,3\n2001-01-07,4\n2001-01-08,\n")
+    s = read(
+        "day,v\n2001-01-01,\n2001-01-02,1\n2001-01-03,\n2001-01-04,3\n2001-01-07,4\n2001-01-08,\n"
+    )
     np.testing.assert_array_equal(s.values, [1, np.nan, 3, np.nan, np.nan, 4])
     assert s.labels == [f"2001-01-0{k}" for k in range(2, 8)]
     assert (s.note, s.after(1)) == ("2 rows missing from the file", ["2001-01-08"])
     days = np.busday_offset("2024-01-01", np.arange(15))
     s = read(rows(np.delete(days, 7)))  # weekends are none
-    assert (s.calendar.unit, s.step, s.gaps, s.labels) == ("B", "business day", 1, [*map(str, days)])
+    assert (s.calendar.unit, s.step, s.gaps, s.labels) == (
+        "B",
+        "business day",
+        1,
+        [*map(str, days)],
+    )
     assert s.after(2) == ["2024-01-22", "2024-01-23"]
 
 
@@ -84,7 +123,9 @@ def test_columns(read):
     assert read(text, "c").labels == ["x1", "x2", "x3"]
     assert read(text, usual="c").name == "c"
     for usual in (None, "d"):
-        with pytest.raises(ValueError, match="several columns hold numbers, choose one of a, b, c with --column"):
+        with pytest.raises(
+            ValueError, match="several columns hold numbers, choose one of a, b, c with --column"
+        ):
             read(text, usual=usual)
     s = read(",date,v\n0,2001-01-01,5\n1,2001-01-02,6\n2,2001-01-03,8\n", "v")
     assert (s.calendar.unit, s.after(1)) == ("D", ["2001-01-04"])
@@ -112,8 +153,19 @@ def test_numbers_and_labels_are_no_dates(read):
         ["-3", "1e5"],
         ["3.2024"] * 2,
     ):
-        np.testing.assert_array_equal(read("v\n" + "\n".join(cells)).values, [float(c) for c in cells])
-    labels = ["x1", "summer", "marble 3", "A-12-3", "1.5 kg", "10-20 people", "30 may come", "10.0.0.1"]
+        np.testing.assert_array_equal(
+            read("v\n" + "\n".join(cells)).values, [float(c) for c in cells]
+        )
+    labels = [
+        "x1",
+        "summer",
+        "marble 3",
+        "A-12-3",
+        "1.5 kg",
+        "10-20 people",
+        "30 may come",
+        "10.0.0.1",
+    ]
     assert read(rows(labels, "name,v")).labels == labels
 
 
@@ -126,16 +178,38 @@ def dated(dates):
 @pytest.mark.parametrize(
     "dates",
     [
-        *(["1/2/24", "1/3/24"], ["2024/1/5", "2024/1/6"], ["05/2024", "06/2024"], ["01/02/2024", "2024-02-02"]),
-        *(["20240101T060000", "20240101T070000"], ["2024-W05", "2024-W06"], ["5 Jan 2024", "6 Jan 2024"]),
-        *(["202402", "202403"], ["20240101", "20240102"], ["1700000000", "1700000060"], ["1700000000000"] * 2),
-        *(["2024Q3", "2024Q4"], ["06:00", "07:00"], ["2024-01-01T00:00:00.000000001", "2024-01-01T00:00:01.000000001"]),
+        *(
+            ["1/2/24", "1/3/24"],
+            ["2024/1/5", "2024/1/6"],
+            ["05/2024", "06/2024"],
+            ["01/02/2024", "2024-02-02"],
+        ),
+        *(
+            ["20240101T060000", "20240101T070000"],
+            ["2024-W05", "2024-W06"],
+            ["5 Jan 2024", "6 Jan 2024"],
+        ),
+        *(
+            ["202402", "202403"],
+            ["20240101", "20240102"],
+            ["1700000000", "1700000060"],
+            ["1700000000000"] * 2,
+        ),
+        *(
+            ["2024Q3", "2024Q4"],
+            ["06:00", "07:00"],
+            ["2024-01-01T00:00:00.000000001", "2024-01-01T00:00:01.000000001"],
+        ),
     ],
 )
 def test_dates_in_another_notation_are_refused(read, dates):
-    """They were taken as labels of equal steps: the newest first was trained with time reversed, gaps were not seen."""
+    """They were taken as labels of equal steps: the newest first was trained with time reversed,
+    gaps were not seen.
+    """
     for text in dated(dates):
-        with pytest.raises(ValueError, match=r"looks like a date but is not in ISO 8601; say .* --date-f") as e:
+        with pytest.raises(
+            ValueError, match=r"looks like a date but is not in ISO 8601; say .* --date-f"
+        ) as e:
             read(text, "v")
         assert f"line 2, column date holds {dates[0]!r}" in str(e.value)
 
@@ -143,12 +217,42 @@ def test_dates_in_another_notation_are_refused(read, dates):
 @pytest.mark.parametrize(
     ("dates", "form", "labels", "step"),
     [
-        (["30/12/2023", "31/12/2023", "01/01/2024"], "%d/%m/%Y", ["2023-12-30", "2023-12-31", "2024-01-01"], "day"),
-        (["01/02/2024", "02/02/2024", "03/02/2024"], "%m/%d/%Y", ["2024-01-02", "2024-02-02", "2024-03-02"], "month"),
-        (["31/12/2024 9:00", "31/12/2024 10:00"], "%d/%m/%Y %H:%M", ["2024-12-31T09:00", "2024-12-31T10:00"], "hour"),
-        (["1.1.2024 1 +0200", "1.1.2024 1 +0100"], "%d.%m.%Y %H %z", ["2023-12-31T23:00", "2024-01-01T00:00"], "hour"),
-        (["2024-01-01T01:00+02:00", "2024-01-01T02:00+0200"], None, ["2023-12-31T23:00", "2024-01-01T00:00"], "hour"),
-        (["2024-03-31T00:00Z", "2024-03-31T02:00+01:00"], None, ["2024-03-31T00:00", "2024-03-31T01:00"], "hour"),
+        (
+            ["30/12/2023", "31/12/2023", "01/01/2024"],
+            "%d/%m/%Y",
+            ["2023-12-30", "2023-12-31", "2024-01-01"],
+            "day",
+        ),
+        (
+            ["01/02/2024", "02/02/2024", "03/02/2024"],
+            "%m/%d/%Y",
+            ["2024-01-02", "2024-02-02", "2024-03-02"],
+            "month",
+        ),
+        (
+            ["31/12/2024 9:00", "31/12/2024 10:00"],
+            "%d/%m/%Y %H:%M",
+            ["2024-12-31T09:00", "2024-12-31T10:00"],
+            "hour",
+        ),
+        (
+            ["1.1.2024 1 +0200", "1.1.2024 1 +0100"],
+            "%d.%m.%Y %H %z",
+            ["2023-12-31T23:00", "2024-01-01T00:00"],
+            "hour",
+        ),
+        (
+            ["2024-01-01T01:00+02:00", "2024-01-01T02:00+0200"],
+            None,
+            ["2023-12-31T23:00", "2024-01-01T00:00"],
+            "hour",
+        ),
+        (
+            ["2024-03-31T00:00Z", "2024-03-31T02:00+01:00"],
+            None,
+            ["2024-03-31T00:00", "2024-03-31T01:00"],
+            "hour",
+        ),
     ],
 )
 def test_formats_and_zones_of_dates(read, dates, form, labels, step):
@@ -163,16 +267,32 @@ TWO_ZONES = "2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"
 @pytest.mark.parametrize(
     ("dates", "form", "words"),
     [
-        (["30/02/2024", "01/03/2024", "02/03/2024"], "%d/%m/%Y", "no column holds dates of the format '%d/%m/%Y'"),
-        (["31.01.2024", "30.01.2024"], "%d.%m.%Y", "line 3 is 2024-01-30, expected a date after 2024-01-31"),
+        (
+            ["30/02/2024", "01/03/2024", "02/03/2024"],
+            "%d/%m/%Y",
+            "no column holds dates of the format '%d/%m/%Y'",
+        ),
+        (
+            ["31.01.2024", "30.01.2024"],
+            "%d.%m.%Y",
+            "line 3 is 2024-01-30, expected a date after 2024-01-31",
+        ),
         (["2001-02", "2001-02"], None, "line 3 is 2001-02, expected a date after"),
         *(
-            (["2024-02-01", "2024-02-02", bad], None, f"line 4: {bad!r} is not a date like the others")
+            (
+                ["2024-02-01", "2024-02-02", bad],
+                None,
+                f"line 4: {bad!r} is not a date like the others",
+            )
             for bad in ("2024-02-31", "Feb 3", "2024-02-03 noon", "5")
         ),
         (["2024-02-01", "", "2024-02-04"], None, "line 3: '' is not a date like the others"),
         ([*TWO_ZONES, "2024-01-01T02:00"], None, "line 4: .* is not a date like the others"),
-        (["2024-02-31T00:00+02:00", TWO_ZONES[1]], None, "line 2: .* is not a date like the others"),
+        (
+            ["2024-02-31T00:00+02:00", TWO_ZONES[1]],
+            None,
+            "line 2: .* is not a date like the others",
+        ),
     ],
 )
 def test_dates_that_are_refused(read, dates, form, words):
@@ -181,25 +301,38 @@ def test_dates_that_are_refused(read, dates, form, words):
 
 
 GERMAN = "date,gr\u00f6\u00dfe\n2001,1\n2002,2\n"
-SECONDS = np.datetime64("2001-01-01T00:00:00") + np.array([*range(10), *range(20_000_000, 20_000_010)])
+SECONDS = np.datetime64("2001-01-01T00:00:00") + np.array(
+    [*range(10), *range(20_000_000, 20_000_010)]
+)
 
 
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
         ("date,v\n2001,1\n2002\n", {}, "line 3 has 1 cells, expected 2"),
-        *((f"date,v\n2001,1\n2002,{bad}\n", {}, f"line 3, column v holds '{bad}'") for bad in ("nan", "inf", "high")),
+        *(
+            (f"date,v\n2001,1\n2002,{bad}\n", {}, f"line 3, column v holds '{bad}'")
+            for bad in ("nan", "inf", "high")
+        ),
         ("2001-01,1\n2001-02,2\n2001-03,3\n", {}, "line 1 holds data, expected a header"),
         # rows without a value at the beginning are dropped, and lines are counted all the same
         ("day,v\n2001-01-01,\n2001-01-02,1\n2001-01-03,2\n2001-01-02,3\n", {}, "line 5"),
-        ("date,v,v\n2001,1,2\n2002,2,3\n", {"column": "v"}, "column 'v' is more than once in the header"),
+        (
+            "date,v,v\n2001,1,2\n2002,2,3\n",
+            {"column": "v"},
+            "column 'v' is more than once in the header",
+        ),
         (rows(SECONDS), {}, "line 12: 19999990 rows are missing between .* split the series there"),
         (
             rows([1]).encode("latin-1") + b"\xff",
             {},
             r"not UTF-8 text \(.*; if it is in utf-16 or latin-1 or cp1252, say",
         ),
-        ("date\tv\n2001\t3,14\n2002\t2\n", {}, r"line 2, column v holds '3,14', .*--decimal , \(decimal='"),
+        (
+            "date\tv\n2001\t3,14\n2002\t2\n",
+            {},
+            r"line 2, column v holds '3,14', .*--decimal , \(decimal='",
+        ),
         ("date;v\n2001;3,14\n2002;.5\n", {"decimal": ","}, r"line 3, column v holds '\.5'"),
     ],
 )

@@ -15,7 +15,8 @@ from xlstm.training.feed import Feed
 LAST = sequence_model("test", "lstm", 1, 1, True, hidden_size=1)
 PARAMS = LSTM(1, 1).init(backend="numpy")
 RNG = np.random.default_rng(0)
-X, Y = RNG.normal(size=(11, 5, 2)), RNG.normal(size=(11, 5, 3))
+X = RNG.normal(size=(11, 5, 2))
+Y = RNG.normal(size=(11, 5, 3))
 LENGTHS = np.array([5, 2, 4, 1, 5, 3, 2, 5, 1, 4, 3])
 ROWS, TRUTHS = ([a[:n] for a, n in zip(arrays, LENGTHS, strict=True)] for arrays in (X, Y))
 GAPS = np.where(RNG.random((30, 2)) < 0.2, np.nan, RNG.normal(size=(30, 2)))
@@ -30,7 +31,8 @@ class Whole:
 
     def batches(self, rng=None):
         for size in (5, 1):
-            x, groups = X[:size].swapaxes(0, 1), np.sort(np.arange(size) // 2)
+            x = X[:size].swapaxes(0, 1)
+            groups = np.sort(np.arange(size) // 2)
             yield Batch(x, x[..., :1], np.arange(5) > 1, False, LENGTHS[:size], {"groups": groups})
 
 
@@ -45,8 +47,14 @@ class Twice(Windows):
 def datasets():
     weights = RNG.random((11, 5))
     yield "windows", Windows(X, Y[:, 0], batch_size=4)
-    yield "windows with lengths", Windows(X, Y, weights, batch_size=4, every_step=True, lengths=LENGTHS)
-    yield "windows of single values", Windows(X, Y, RNG.random(Y.shape) < 0.5, batch_size=4, every_step=True)
+    yield (
+        "windows with lengths",
+        Windows(X, Y, weights, batch_size=4, every_step=True, lengths=LENGTHS),
+    )
+    yield (
+        "windows of single values",
+        Windows(X, Y, RNG.random(Y.shape) < 0.5, batch_size=4, every_step=True),
+    )
     yield "windows with masks", Windows(X, Y[:, 0], RNG.random(11) < 0.5, batch_size=4)
     yield "sequences", Sequences(ROWS, Y[:, 0], batch_size=4)
     masks = [w[:n] for w, n in zip(weights, LENGTHS, strict=True)]
@@ -54,12 +62,23 @@ def datasets():
     yield "streams", Streams(X.reshape(55, 2), Y.reshape(55, 3), 5, 3)
     yield "prefetch", Prefetch(Windows(X, Y[:, 0], batch_size=4))
     yield "series", SeriesWindows(GAPS, 4, horizon=2, batch_size=5)
-    yield "series with targets", SeriesWindows([GAPS, GAPS[:20]], 4, horizon=2, batch_size=5, targets=[1], flat=True)
+    yield (
+        "series with targets",
+        SeriesWindows([GAPS, GAPS[:20]], 4, horizon=2, batch_size=5, targets=[1], flat=True),
+    )
     yield (
         "a forecaster's",
-        Forecaster(window=4, horizon=2, batch_size=4).examples(np.cumsum(RNG.normal(size=40)))["train"],
+        Forecaster(window=4, horizon=2, batch_size=4).examples(np.cumsum(RNG.normal(size=40)))[
+            "train"
+        ],
     )
-    sizes = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "output_ff_size": 8, "context": 16}
+    sizes = {
+        "patch_size": 2,
+        "quantiles": (0.1, 0.5, 0.9),
+        "input_ff_size": 8,
+        "output_ff_size": 8,
+        "context": 16,
+    }
     tirex = TiRex2(8, [("mlstm", 2, 2)], horizon=4, **sizes)
     yield "TiRex's, in groups", PatchWindows(tirex, GAPS[1:].T, batch_size=3)
     yield "whole", Whole()
@@ -69,13 +88,19 @@ def datasets():
 @pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in datasets()])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_shards_of_a_batch_side_by_side_are_the_batch(data, size):
-    """Batches have fewer sequences than there are ranks, or not as many for each; totals are those of the whole."""
+    """Batches have fewer sequences than there are ranks, or not as many for each; totals are those
+    of the whole.
+    """
     shards = [Shard(data, Threads(rank, Shared(size))) for rank in range(size)]
     assert {len(shard) for shard in shards} == {len(data)}
     for seed in (None, 4):
         rngs = [None if seed is None else np.random.default_rng(seed) for _ in range(size + 1)]
         several = list(
-            zip(data.batches(rngs[0]), *(s.batches(r) for s, r in zip(shards, rngs[1:], strict=True)), strict=True)
+            zip(
+                data.batches(rngs[0]),
+                *(s.batches(r) for s, r in zip(shards, rngs[1:], strict=True)),
+                strict=True,
+            )
         )
         assert len(several) == len(data)
         assert len({None if r is None else str(r.bit_generator.state) for r in rngs}) == 1
@@ -83,7 +108,9 @@ def test_the_shards_of_a_batch_side_by_side_are_the_batch(data, size):
             T, B = whole.x.shape[:2]
             timed = whole.target.shape[:2] == (T, B)
             np.testing.assert_array_equal(np.concatenate([p.x for p in parts], axis=1), whole.x)
-            np.testing.assert_array_equal(np.concatenate([p.target for p in parts], axis=int(timed)), whole.target)
+            np.testing.assert_array_equal(
+                np.concatenate([p.target for p in parts], axis=int(timed)), whole.target
+            )
             feed = Feed.of("test", LSTM(1, 1) if timed else LAST, PARAMS)
             weights = [feed.inputs(one, "test").weight for one in (whole, *parts)]
             assert sum(weights[1:]) == pytest.approx(weights[0])
@@ -102,6 +129,10 @@ def test_each_target_of_a_small_batch_is_in_its_checksum():
     for changed in range(len(Y)):
         other = Y[:, 0].copy()
         other[changed] += 1.0
-        shards = [Shard(Windows(X, target, batch_size=4), group).batches() for target in (Y[:, 0], other)]
-        differs = [one.part.checksum != another.part.checksum for one, another in zip(*shards, strict=True)]
+        shards = [
+            Shard(Windows(X, target, batch_size=4), group).batches() for target in (Y[:, 0], other)
+        ]
+        differs = [
+            one.part.checksum != another.part.checksum for one, another in zip(*shards, strict=True)
+        ]
         assert differs == [number == changed // 4 for number in range(3)]

@@ -1,4 +1,6 @@
-"""The one writer: whole or not at all, modes, links, full disks, several files and several writers."""
+"""The one writer: whole or not at all, modes, links, full disks, several files and several
+writers.
+"""
 
 import os
 import signal
@@ -14,11 +16,16 @@ from xlstm.data import writing
 
 
 def limited(folder, code):
-    """Run code in a process that cannot write more than 1000 bytes to a file; its standard output."""
+    """Run code in a process that cannot write more than 1000 bytes to a file; its standard
+    output.
+    """
     limit = (
-        "import os, resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\nfrom xlstm.data import writing\n"
+        "import os, resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\nfrom"
+        " xlstm.data import writing\n"
     )
-    done = subprocess.run([sys.executable, "-c", limit + code], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", limit + code], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -30,7 +37,10 @@ def write_together(*paths):
 
 
 def refused(code):
-    return f"try:\n    {code}\nexcept OSError as error:\n    print(error)\nelse:\n    print('written')\n"
+    return (
+        f"try:\n    {code}\nexcept OSError as error:\n    print(error)\nelse:\n   "
+        " print('written')\n"
+    )
 
 
 def test_a_new_file_has_the_usual_mode_and_an_old_one_keeps_its_own(tmp_path):
@@ -44,14 +54,16 @@ def test_a_new_file_has_the_usual_mode_and_an_old_one_keeps_its_own(tmp_path):
     for mode in (0o600, 0o666, 0o755):
         path.chmod(mode)
         with writing.whole(path) as temporary:
-            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600  # nobody but the owner sees it meanwhile
+            # nobody but the owner sees it meanwhile
+            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
             temporary.write_bytes(b"newer")
         assert stat.S_IMODE(path.stat().st_mode) == mode
     assert os.listdir(tmp_path) == ["m"]
 
 
 def test_links_are_replaced_and_not_followed(tmp_path, monkeypatch):
-    precious, path = tmp_path / "precious", tmp_path / "m"
+    precious = tmp_path / "precious"
+    path = tmp_path / "m"
     precious.write_text("precious")
     precious.chmod(0o600)
     for target in (precious, tmp_path / "absent"):
@@ -96,7 +108,11 @@ def test_folders_and_files_without_permission():
         for mode, words in ((0o555, "Permission denied"), (0o777, "it is write-protected")):
             folder.chmod(mode)
             path = "new" if mode == 0o555 else "m"
-            code = user + refused(f"writing.check({path!r})") + refused(f"writing.write({path!r}, b'new')")
+            code = (
+                user
+                + refused(f"writing.check({path!r})")
+                + refused(f"writing.write({path!r}, b'new')")
+            )
             found = limited(folder, code).splitlines()
             assert found == [f"[Errno 13] not saved, {words}: '{path}'"] * 2
             assert os.listdir(folder) == ["m"]
@@ -118,7 +134,8 @@ model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], num_heads=2, eps=1
         "writing.append('lines', 'another line\\n' * 100)",
     )
     *found, last = limited(
-        tmp_path, code + "".join(map(refused, calls)) + "writing.append('/dev/stdout', 'streams too\\n')"
+        tmp_path,
+        code + "".join(map(refused, calls)) + "writing.append('/dev/stdout', 'streams too\\n')",
     ).splitlines()
     assert last == "streams too"
     for line, name in zip(found, ("model.safetensors", "model.safetensors", ""), strict=True):
@@ -134,7 +151,8 @@ model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], num_heads=2, eps=1
 
 def test_an_interrupt_between_two_files_waits_for_the_second(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("weights", "index")]
-    replace, moves = os.replace, []
+    replace = os.replace
+    moves = []
 
     def interrupted(*files):
         moves.append(files)

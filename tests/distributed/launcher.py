@@ -15,7 +15,9 @@ from tests.conftest import REQUIRED, ROOT
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 INSTALLED = MPIEXEC.exists() and importlib.util.find_spec("mpi4py") is not None
-needed = pytest.mark.skipif(not INSTALLED and "mpi" not in REQUIRED, reason="it needs mpi4py and mpich")
+needed = pytest.mark.skipif(
+    not INSTALLED and "mpi" not in REQUIRED, reason="it needs mpi4py and mpich"
+)
 # Programs begin with this; `now` tells the test when something happens.
 START = """
 import os, signal, sys, time, numpy as np, xlstm
@@ -28,13 +30,26 @@ os.write(1, f"pid {os.getpid()}\\n".encode())
 
 
 class Job:
-    """A program on several ranks; after `end` it has `out`, `err` and `status`, and no process of it is left."""
+    """A program on several ranks; after `end` it has `out`, `err` and `status`, and no process of
+    it is left.
+    """
 
     def __init__(self, ranks, code, *, start=START, mpiexec=MPIEXEC, **environment):
         command = [mpiexec, "-n", str(ranks), sys.executable, "-c", start + code]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLSTM_NUM_THREADS": "1", **environment}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        self.process, self.out = subprocess.Popen(command, env=environment, **pipes), ""
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "XLSTM_NUM_THREADS": "1",
+            **environment,
+        }
+        pipes = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "start_new_session": True,
+        }
+        self.process = subprocess.Popen(command, env=environment, **pipes)
+        self.out = ""
 
     def send(self, number, after):
         """Send a signal to mpiexec when a line with a word has come."""
@@ -57,7 +72,9 @@ class Job:
 
     def numbers(self, word):
         """The numbers in the lines that begin with a word."""
-        return [float(line.split()[1]) for line in self.out.splitlines() if line.startswith(f"{word} ")]
+        return [
+            float(line.split()[1]) for line in self.out.splitlines() if line.startswith(f"{word} ")
+        ]
 
     def seconds(self, word):
         """Seconds from the last line that begins with a word to the end of the last process."""
@@ -75,5 +92,7 @@ def until(happened, seconds=300):
 def runs(process):
     """Whether a process is there; one that has ended and waits for its parent is not."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{int(process)}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return (
+            Path(f"/proc/{int(process)}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        )
     return False

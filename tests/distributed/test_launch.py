@@ -1,4 +1,6 @@
-"""`xlstm train --ranks`: one command on several processes, of which rank 0 alone prints, and how it ends."""
+"""`xlstm train --ranks`: one command on several processes, of which rank 0 alone prints, and how it
+ends.
+"""
 
 import json
 import os
@@ -55,12 +57,19 @@ def start(folder, *words, does="pass", first=""):
 
 
 def end(process, folder):
-    """Wait for the end; return the status, both outputs, and how many seconds the ranks went on after it began."""
+    """Wait for the end; return the status, both outputs, and how many seconds the ranks went on
+    after it began.
+    """
     out, err = process.communicate(timeout=500)
     ranks = [int(path.read_text()) for path in folder.glob("pid-*")]
     until(lambda: not any(map(runs, ranks)))
     mark = folder / "begun"
-    return process.returncode, out, err, time.time() - mark.stat().st_mtime if mark.exists() else None
+    return (
+        process.returncode,
+        out,
+        err,
+        time.time() - mark.stat().st_mtime if mark.exists() else None,
+    )
 
 
 def begun(process, folder):
@@ -79,11 +88,15 @@ def files(tmp_path):
 def test_a_command_on_two_ranks(run, tmp_path, words):
     """It prints one document of JSON, and writes the files of one process."""
     expected = json.loads(run(*words, "--json", "-o", "one").stdout)
-    status, out, err, _ = end(start(tmp_path, *words, "--json", "-o", "two", "--ranks", 2), tmp_path)
+    status, out, err, _ = end(
+        start(tmp_path, *words, "--json", "-o", "two", "--ranks", 2), tmp_path
+    )
     assert status == 0, err
     found = json.loads(out)
     assert found.keys() == expected.keys()
-    assert {path.name for path in Path("two").iterdir()} == {path.name for path in Path("one").iterdir()}
+    assert {path.name for path in Path("two").iterdir()} == {
+        path.name for path in Path("one").iterdir()
+    }
     one, two = (next(Path(name).glob("step-*")).name for name in ("one", "two"))
     assert one == two
     a, b = (load_file(f"{name}/model.safetensors") for name in ("one", "two"))
@@ -91,7 +104,11 @@ def test_a_command_on_two_ranks(run, tmp_path, words):
         np.testing.assert_allclose(b[name], array, rtol=2e-3, atol=2e-4)
     if words is TEXT:
         warned = [line for line in err.splitlines() if "warning" in line]
-        assert warned == ["warning: of all ranks", "warning: of rank 0", "rank 1: warning: of rank 1"]
+        assert warned == [
+            "warning: of all ranks",
+            "warning: of rank 0",
+            "rank 1: warning: of rank 1",
+        ]
     else:
         assert err == ""
 
@@ -101,7 +118,10 @@ def test_what_is_wrong_is_said_once(tmp_path):
     status, out, err, _ = end(start(tmp_path, *TEXT[:2], "missing.txt", "--ranks", 3), tmp_path)
     host = re.escape(socket.gethostname())
     assert (status, out) == (1, "")
-    said = rf"xlstm: rank [012] of 3 \(host {host}\) failed, the job ends: FileNotFoundError: \[Errno 2\] No such file"
+    said = (
+        rf"xlstm: rank [012] of 3 \(host {host}\) failed, the job ends: FileNotFoundError: \[Errno"
+        r" 2\] No such file"
+    )
     assert re.match(said, err)  # the first of those that find it out
     assert err.count("xlstm:") == 1
     assert "Traceback" not in err
@@ -122,8 +142,8 @@ def test_what_is_wrong_is_said_once(tmp_path):
 def test_a_rank_that_is_gone(tmp_path, does, message):
     """MPICH's banner goes to standard error, and the status is 1.
 
-    The line of xlstm has the rank whose process the banner names. That was rank 0 once in some hundred runs, presumably
-    since mpiexec kills the other ranks, too.
+    The line of xlstm has the rank whose process the banner names. That was rank 0 once in some
+    hundred runs, presumably since mpiexec kills the other ranks, too.
     """
     status, out, err, seconds = end(start(tmp_path, *LONG, does=does), tmp_path)
     assert (status, out) == (1, "")
@@ -149,7 +169,9 @@ def test_a_signal_stops_all_ranks_and_the_run_goes_on_with_another_number_of_the
     assert "go on with: xlstm train text a.txt" in line
     assert seconds < SOON
     done = len((tmp_path / "xlstm-text/history.jsonl").read_text().splitlines())
-    status, out, err, _ = end(start(tmp_path, *TEXT, "--steps", done + 5, "--resume", "--ranks", 3), tmp_path)
+    status, out, err, _ = end(
+        start(tmp_path, *TEXT, "--steps", done + 5, "--resume", "--ranks", 3), tmp_path
+    )
     assert status == 0, err
     assert out.startswith(f"trained: {done + 5} batches in ")
 

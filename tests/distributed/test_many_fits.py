@@ -1,4 +1,6 @@
-"""Many fits at once, in workers of joblib and of Dask: bits as in one process, few threads, errors as they are."""
+"""Many fits at once, in workers of joblib and of Dask: bits as in one process, few threads, errors
+as they are.
+"""
 
 import contextlib
 import logging
@@ -21,19 +23,26 @@ LARGE = {**FAST, "hidden_size": 64, "batch_size": 64, "dtype": "float32"}  # its
 
 @contextlib.contextmanager
 def of_joblib():
-    """Workers of joblib's own backend; gives the error of a killed worker, and a function that fits in one."""
+    """Workers of joblib's own backend; gives the error of a killed worker, and a function that fits
+    in one.
+    """
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     get_reusable_executor().shutdown(wait=True)  # workers of others have their variables
     with joblib.parallel_config("loky", n_jobs=2):
-        yield TerminatedWorkerError, lambda one: joblib.Parallel()([joblib.delayed(one.fit)(*problem())])
+        yield (
+            TerminatedWorkerError,
+            lambda one: joblib.Parallel()([joblib.delayed(one.fit)(*problem())]),
+        )
     get_reusable_executor().shutdown(wait=True)
 
 
 @contextlib.contextmanager
 def of_dask():
-    """Workers of Dask on this machine; of killed ones joblib does not hear, but Dask's own client does."""
+    """Workers of Dask on this machine; of killed ones joblib does not hear, but Dask's own client
+    does.
+    """
     try:
         import dask
         import distributed
@@ -85,7 +94,9 @@ def alone():
 def search(**options):
     from sklearn.model_selection import GridSearchCV
 
-    return GridSearchCV(SequenceRegressor(**LARGE), {"seed": [0, 1]}, cv=2, **options).fit(*problem())
+    return GridSearchCV(SequenceRegressor(**LARGE), {"seed": [0, 1]}, cv=2, **options).fit(
+        *problem()
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,4 +1,6 @@
-"""Runs on several ranks that fail, or are stopped: what is said, how soon, and that they go on as before."""
+"""Runs on several ranks that fail, or are stopped: what is said, how soon, and that they go on as
+before.
+"""
 
 import re
 import signal
@@ -108,7 +110,10 @@ def test_an_evaluation_on_rank_0_alone_ends_the_job_by_name(tmp_path):
     assert job.status in ABORTED
     assert job.seconds("fails") < SOON
     (said,) = re.findall("^xlstm: .*", job.err, re.MULTILINE)
-    expected = r"rank 0, [12] of 3 .* rank . came to (tell|sum) (\d+) and rank . to (tell|sum) \2, so neither can end$"
+    expected = (
+        r"rank 0, [12] of 3 .* rank . came to (tell|sum) (\d+) and rank . to (tell|sum) \2, so"
+        r" neither can end$"
+    )
     assert re.search(expected, said), said
 
 
@@ -127,7 +132,8 @@ def test_a_signal_to_mpiexec_stops_all_ranks_after_the_same_step(number, tmp_pat
     job = run(tmp_path, SLOWLY).send(number, after="third")
     assert job.status == (1 if number == signal.SIGINT else 128 + number)
     assert job.seconds("sent") < SOON
-    assert job.err.count("train: stopped after epoch 1, step ") == 1 + (number == signal.SIGINT)  # said, and raised
+    # said, and raised
+    assert job.err.count("train: stopped after epoch 1, step ") == 1 + (number == signal.SIGINT)
     assert job.err.count("Traceback") == (number == signal.SIGINT)
     assert "failed" not in job.err
     assert 3 <= newest(tmp_path) < 6

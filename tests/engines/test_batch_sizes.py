@@ -1,4 +1,6 @@
-"""Every layer with every option, on every engine and path: a batch of any size gives what its sequences give alone."""
+"""Every layer with every option, on every engine and path: a batch of any size gives what its
+sequences give alone.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +43,19 @@ NUMPY = {
     "compiled and shared": ("1", "shared"),
 }
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
-WAYS = [pytest.param(way, marks=needs_numba) if value == "1" else way for way, (value, _) in NUMPY.items()]
-T, N = 3, 5
+WAYS = [
+    pytest.param(way, marks=needs_numba) if value == "1" else way
+    for way, (value, _) in NUMPY.items()
+]
+T = 3
+N = 5
 LENGTHS = np.array([3, 1, 0, 2, 3])  # of the N sequences that batches are made of
 
 
 class Same(np.random.Generator):
-    """It draws the same mask for every step of every sequence, so that masks do not depend on the batch."""
+    """It draws the same mask for every step of every sequence, so that masks do not depend on the
+    batch.
+    """
 
     def __init__(self):
         super().__init__(np.random.Philox(0))  # of a PCG64 a kernel would draw the numbers
@@ -58,28 +66,43 @@ class Same(np.random.Generator):
 
 @functools.cache
 def data_of(layer):
-    """Parameters, x, the gradient of y, a state, and the gradient of the final state, of N sequences."""
-    rng, be = np.random.default_rng(5), make_backend("numpy")
+    """Parameters, x, the gradient of y, a state, and the gradient of the final state, of N
+    sequences.
+    """
+    rng = np.random.default_rng(5)
+    be = make_backend("numpy")
     params, x, state = given(layer, be, rng, T, N)
     y, *_ = flat((layer(params, x),))
     return params, x, rng.standard_normal(y.shape), state, state_of(layer, be, rng, N)
 
 
 def results(layer, be, chosen, lengths=None, length=T):
-    """The results of all calls with some of the sequences: by name, (the axis of sequences or None, array)."""
-    time, last = time_axis(layer), getattr(layer, "last", False)
-    on_y, on_states = 0 if last else 1 - time, [len(leaf.before) for leaf in leaves(getattr(layer, "states", ()))]
+    """The results of all calls with some of the sequences: by name, (the axis of sequences or None,
+    array).
+    """
+    time = time_axis(layer)
+    last = getattr(layer, "last", False)
+    on_y = 0 if last else 1 - time
+    on_states = [len(leaf.before) for leaf in leaves(getattr(layer, "states", ()))]
     params, x, dy, *states = data_of(layer)
     params = {name: be.asarray(p) for name, p in params.items()}
-    x, dy = np.take(np.take(x, chosen, 1 - time), range(length), time), np.take(dy, chosen, on_y)
+    x = np.take(np.take(x, chosen, 1 - time), range(length), time)
+    dy = np.take(dy, chosen, on_y)
     dy = dy if last else np.take(dy, range(length), time)
     first = np.take(x, 0, time)
     if lengths is not None:  # what lies past an end does not matter
         x = past(x, lengths, time, 99 if takes_tokens(layer) else np.nan)
         dy = dy if last else past(dy, lengths, time, np.nan)
-    x, dy = be.asarray(x, str(x.dtype)), be.asarray(dy)
+    x = be.asarray(x, str(x.dtype))
+    dy = be.asarray(dy)
     state, dend = (
-        like(s, (be.asarray(np.take(a, chosen, axis)) for a, axis in zip(flat(s), on_states, strict=True)))
+        like(
+            s,
+            (
+                be.asarray(np.take(a, chosen, axis))
+                for a, axis in zip(flat(s), on_states, strict=True)
+            ),
+        )
         for s in states
     )
     found = run(layer, params, x, state, lengths, dy, dend, seed=Same())
@@ -91,14 +114,19 @@ def results(layer, be, chosen, lengths=None, length=T):
         y, end = layer.step(params, be.asarray(first, str(first.dtype)), state)
         found |= {"y of step": y} | {f"end of step {k}": s for k, s in enumerate(flat(end))}
     for k, axis in enumerate(on_states):
-        named |= {f"{which} {k}": axis for which in ("end", "dstart", "inferred end", "end of step")}
+        named |= {
+            f"{which} {k}": axis for which in ("end", "dstart", "inferred end", "end of step")
+        }
     return {name: (named.get(name), to_numpy(a)) for name, a in found.items()}
 
 
 @functools.cache
 def alone_each(layer, ragged):
-    """The results of all sequences, each alone and cut at its end if `ragged`, by the reference engine on NumPy."""
-    be, found = make_backend("numpy"), []
+    """The results of all sequences, each alone and cut at its end if `ragged`, by the reference
+    engine on NumPy.
+    """
+    be = make_backend("numpy")
+    found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(jit.VARIABLE, "0")
         for k, n in enumerate(LENGTHS if ragged else [T] * N):
@@ -112,14 +140,20 @@ def alone_each(layer, ragged):
                         one[name] = axis, np.concatenate((a, rest), 1 - axis)
             found.append(one)
     arrays = {name: (axis, [one[name][1] for one in found]) for name, (axis, _) in found[0].items()}
-    return {name: np.stack(a) if axis is None else np.concatenate(a, axis) for name, (axis, a) in arrays.items()}
+    return {
+        name: np.stack(a) if axis is None else np.concatenate(a, axis)
+        for name, (axis, a) in arrays.items()
+    }
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("sizes", [(0, 1, 16), (2, 17), (15, 64)], ids=str)
-@pytest.mark.parametrize("way", [*(WAYS if "numpy" in BACKENDS else []), *(b for b in BACKENDS if b != "numpy")])
+@pytest.mark.parametrize(
+    "way", [*(WAYS if "numpy" in BACKENDS else []), *(b for b in BACKENDS if b != "numpy")]
+)
 def test_a_batch_is_its_sequences(monkeypatch, rng, way, sizes, kind):
-    """Outputs, states and their gradients; gradients of parameters are the sums of those of the sequences.
+    """Outputs, states and their gradients; gradients of parameters are the sums of those of the
+    sequences.
 
     With lengths and without, where a layer takes them.
     """

@@ -1,6 +1,8 @@
-"""Layers where programs interrupt them: signals, forks, threads of the user's, and the end of the process.
+"""Layers where programs interrupt them: signals, forks, threads of the user's, and the end of the
+process.
 
-Each case is a process of its own, so that a hang ends with it. Results must have the same bits in every case.
+Each case is a process of its own, so that a hang ends with it. Results must have the same bits in
+every case.
 """
 
 import os
@@ -50,16 +52,26 @@ whole = Work(512, 8, 6, (1, 2))
 
 
 def run(code, prelude=PRELUDE, **variables):
-    usual = {"XLSTM_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "XLSTM_COMPILE": ""}  # compiled where Numba works
+    # compiled where Numba works
+    usual = {"XLSTM_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "XLSTM_COMPILE": ""}
     given = os.environ | usual | variables
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", prelude + textwrap.dedent(code)]
-    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=SECONDS, check=False)
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::DeprecationWarning",
+        "-c",
+        prelude + textwrap.dedent(code),
+    ]
+    done = subprocess.run(
+        command, env=given, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
 
 
-# A layer on NumPy alone, and a function that calls it on compiled loops, where SIGINT may interrupt it.
+# A layer on NumPy alone, and a function that calls it on compiled loops, where SIGINT may interrupt
+# it.
 FIRST_CALL = """
 import os, signal, sys
 import numpy as np
@@ -79,7 +91,9 @@ def interrupted(call):
 
 """
 
-signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
+signals = pytest.mark.skipif(
+    not hasattr(signal, "setitimer"), reason="this system has no timer signals"
+)
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
@@ -223,7 +237,8 @@ def test_a_child_that_a_signal_handler_forks_goes_on_with_the_layer():
 
 @pytest.mark.parametrize("compiled", ["", "0"])
 def test_equal_bits_from_every_thread(compiled):
-    """Whatever other threads do, and although the first one has set the number of BLAS threads itself.
+    """Whatever other threads do, and although the first one has set the number of BLAS threads
+    itself.
 
     All of them begin each round at once, so that they meet.
     """
@@ -311,7 +326,9 @@ def test_an_interrupt_while_the_first_call_imports_numba(module):
 
 
 def test_an_interrupt_while_the_first_call_compiles(tmp_path):
-    """Within a pass, in what LLVM calls, and while code is kept and loaded: the error comes once the code is whole."""
+    """Within a pass, in what LLVM calls, and while code is kept and loaded: the error comes once
+    the code is whole.
+    """
     pytest.importorskip("numba")
     run(
         """

@@ -1,4 +1,6 @@
-"""Which engine runs a recurrence: the choice, an engine that is asked for, and why an engine refuses."""
+"""Which engine runs a recurrence: the choice, an engine that is asked for, and why an engine
+refuses.
+"""
 
 import threading
 
@@ -16,7 +18,9 @@ KINDS = ("LSTM", "GRU", "RNN", "sLSTM")
 
 
 def layer_of(kind, **options):
-    return xlstm.sLSTM(3, 6, num_heads=2, **options) if kind == "sLSTM" else make(kind, options, 3, 6)
+    return (
+        xlstm.sLSTM(3, 6, num_heads=2, **options) if kind == "sLSTM" else make(kind, options, 3, 6)
+    )
 
 
 def engine_of(layer, params, x, **options):
@@ -83,7 +87,9 @@ REFUSED = {
 @pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_a_refusal_is_an_error_that_names_the_option(rng, kind):
-    """Each option alone is tried, forward and in a single step; a layer that is not refused runs."""
+    """Each option alone is tried, forward and in a single step; a layer that is not refused
+    runs.
+    """
     for options in alone(kind):
         layer = make(kind, options, 3, 6)
         params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
@@ -92,11 +98,15 @@ def test_a_refusal_is_an_error_that_names_the_option(rng, kind):
             if not words:
                 assert engine_of(layer, params, x, state=state, seed=1) == "numba", layer
                 continue
-            with pytest.raises(ValueError, match=f"^engine numba: no compiled loop does .*{words[0]}"):
+            with pytest.raises(
+                ValueError, match=f"^engine numba: no compiled loop does .*{words[0]}"
+            ):
                 layer.forward(params, x, state, seed=1)
             if options.keys() & {"proj_size", "layer_norm", "reset_after"}:
                 for B in (1, 2):
-                    with pytest.raises(ValueError, match=f"^engine numba: no compiled loop does .*{words[0]}"):
+                    with pytest.raises(
+                        ValueError, match=f"^engine numba: no compiled loop does .*{words[0]}"
+                    ):
                         layer.step(params, x[0, :B])
         assert engine_of(layer, params, x, state=state, seed=1) == "array_api"
 
@@ -113,6 +123,8 @@ def test_an_engine_of_another_library_or_without_its_package_is_refused(rng, mon
     monkeypatch.setenv(jit.VARIABLE, "0")
     with (
         engine.use("numba"),
-        pytest.raises(ValueError, match=r"^engine numba: XLSTM_COMPILE is 0, or Numba is not installed$"),
+        pytest.raises(
+            ValueError, match=r"^engine numba: XLSTM_COMPILE is 0, or Numba is not installed$"
+        ),
     ):
         layer.forward(params, x)

@@ -18,7 +18,10 @@ def test_modes_whatever_the_umask(tmp_path, umask):
         private.write(folder, "name", b"content")
     finally:
         os.umask(before)
-    assert [stat.S_IMODE(os.lstat(path).st_mode) for path in (folder, folder / "name")] == [0o700, 0o600]
+    assert [stat.S_IMODE(os.lstat(path).st_mode) for path in (folder, folder / "name")] == [
+        0o700,
+        0o600,
+    ]
     assert private.read(folder, "name", 100) == b"content"
     folder.chmod(0o755)
     assert stat.S_IMODE(os.lstat(private.folder(folder)).st_mode) == 0o700
@@ -41,7 +44,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
 
 
 def test_a_folder_and_a_file_of_another_user_are_refused(tmp_path, monkeypatch):
-    folder, me = private.folder(tmp_path / "a"), os.geteuid()
+    folder = private.folder(tmp_path / "a")
+    me = os.geteuid()
     private.write(folder, "name", b"content")
     monkeypatch.setattr(private.os, "geteuid", lambda: me + 1)
     with pytest.raises(PermissionError, match="belongs to another user"):

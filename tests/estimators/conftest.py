@@ -6,7 +6,14 @@ import pytest
 from xlstm.estimators import Forecaster
 
 LEARNS = {
-    **{"window": 12, "hidden_size": 8, "epochs": 5, "learning_rate": 0.02, "batch_size": 32, "averaging": 0.9},
+    **{
+        "window": 12,
+        "hidden_size": 8,
+        "epochs": 5,
+        "learning_rate": 0.02,
+        "batch_size": 32,
+        "averaging": 0.9,
+    },
     **{"horizon": 6, "backend": "numpy", "candidates": ("linear", "network")},
 }
 QUICK = {**LEARNS, "epochs": 1}
@@ -17,7 +24,9 @@ SMALL = {
 
 
 def driven(n=300, seed=0):
-    """A series that follows a number which is known in advance, and that number, with 20 more rows."""
+    """A series that follows a number which is known in advance, and that number, with 20 more
+    rows.
+    """
     rng = np.random.default_rng(seed)
     price = rng.normal(size=n + 20)
     values = 10 + np.sin(np.arange(n + 20) / 3.0) + price + 0.05 * rng.normal(size=n + 20)

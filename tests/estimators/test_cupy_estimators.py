@@ -31,19 +31,30 @@ def losses_of_tirex(backend, graph="auto"):
 
 
 ESTIMATES = {
-    "classifier": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, np.arange(20) % 2).predict_proba(ROWS),
-    "labels of steps": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, ROWS > 0).predict_proba(ROWS),
-    "several labels": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, ROWS[:, :2] > 0).predict_proba(ROWS),
+    "classifier": lambda **be: (
+        SequenceClassifier(**FEW, **be).fit(ROWS, np.arange(20) % 2).predict_proba(ROWS)
+    ),
+    "labels of steps": lambda **be: (
+        SequenceClassifier(**FEW, **be).fit(ROWS, ROWS > 0).predict_proba(ROWS)
+    ),
+    "several labels": lambda **be: (
+        SequenceClassifier(**FEW, **be).fit(ROWS, ROWS[:, :2] > 0).predict_proba(ROWS)
+    ),
     "text": lambda **be: TextModel(**TEXT, **be).fit(VERSE).nats(VERSE),
-    "forecaster": lambda **be: Forecaster(window=4, horizon=2, **FEW, **be).fit(WAVE).predict(WAVE, 5),
+    "forecaster": lambda **be: (
+        Forecaster(window=4, horizon=2, **FEW, **be).fit(WAVE).predict(WAVE, 5)
+    ),
     "TiRex": losses_of_tirex,
 }
 
 
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_estimators_give_what_they_give_on_numpy(name):
-    """They capture steps by themselves, with the same bits as steps one by one, which are there for the asking."""
-    found, launched = [], []
+    """They capture steps by themselves, with the same bits as steps one by one, which are there for
+    the asking.
+    """
+    found = []
+    launched = []
     for options in ({}, {"graph": False}):
         with gpu.counted() as counted:
             found.append(ESTIMATES[name](backend="cupy", **options))
@@ -54,9 +65,12 @@ def test_estimators_give_what_they_give_on_numpy(name):
 
 
 def test_the_main_job(monkeypatch, tmp_path):
-    monkeypatch.setenv("XLSTM_CUDA_PATH", "pointwise")  # whose threads wait for nobody, which takes less time here
+    # whose threads wait for nobody, which takes less time here
+    monkeypatch.setenv("XLSTM_CUDA_PATH", "pointwise")
     monkeypatch.setattr(
-        sys, "argv", ["xlstm", "train", "--backend", "cupy", "--epochs", "1", "--output", str(tmp_path / "run")]
+        sys,
+        "argv",
+        ["xlstm", "train", "--backend", "cupy", "--epochs", "1", "--output", str(tmp_path / "run")],
     )
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("xlstm", run_name="__main__")

@@ -57,52 +57,75 @@ def test_nothing_is_forecast_below_the_least(values):
 
 
 def test_forecasts_beyond_the_horizon_begin_with_those_of_the_horizon(fitted, values):
-    near, far = fitted.predict(values), fitted.predict(values, 14)
+    near = fitted.predict(values)
+    far = fitted.predict(values, 14)
     assert far.shape == (14,)
     np.testing.assert_array_equal(far[:6], near)
-    near, far = fitted.predict_quantiles(values), fitted.predict_quantiles(values, 12)
+    near = fitted.predict_quantiles(values)
+    far = fitted.predict_quantiles(values, 12)
     np.testing.assert_array_equal(far[:6], near)
     np.testing.assert_array_equal(fitted.predict_quantiles(values, 2), near[:2])
     paths = fitted.sample(values, 4000, 12)
-    np.testing.assert_allclose(np.quantile(paths[:, :6], fitted.quantiles, axis=0).T, near, atol=0.2)
-    np.testing.assert_allclose(np.quantile(paths[:, 6:], fitted.quantiles, axis=0).T, far[6:], atol=0.6)
+    np.testing.assert_allclose(
+        np.quantile(paths[:, :6], fitted.quantiles, axis=0).T, near, atol=0.2
+    )
+    np.testing.assert_allclose(
+        np.quantile(paths[:, 6:], fitted.quantiles, axis=0).T, far[6:], atol=0.6
+    )
 
 
 def test_forecasts_that_overflow_are_an_error(fitted, values, tmp_path):
     """Where a file says that intervals are to be wider than numbers can be."""
     fitted.save(tmp_path / "m")
     arrays, config = checkpoint.load(tmp_path / "m", "forecaster")
-    checkpoint.save(tmp_path / "m", arrays | {"adjustment": arrays["adjustment"] * 0 + 1e308}, "forecaster", config)
-    loaded, series = Forecaster.load(tmp_path / "m"), 1000 * values
+    checkpoint.save(
+        tmp_path / "m",
+        arrays | {"adjustment": arrays["adjustment"] * 0 + 1e308},
+        "forecaster",
+        config,
+    )
+    loaded = Forecaster.load(tmp_path / "m")
+    series = 1000 * values
     assert np.isfinite(loaded.predict(series)).all()
     for call in (loaded.predict_quantiles, loaded.sample, loaded.export_inputs):
-        with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the forecast is not finite"):
+        with (
+            np.errstate(all="ignore"),
+            pytest.raises(FloatingPointError, match="the forecast is not finite"),
+        ):
             call(series)
 
 
 def walk(rng, steps, start, count=()):
     """Draw the next values of an autoregression of order 1."""
-    noise, values = rng.normal(size=(steps, *count)), []
+    noise = rng.normal(size=(steps, *count))
+    values = []
     for k in range(steps):
         values.append(0.8 * (values[-1] if values else start) + noise[k])
     return np.array(values).T
 
 
 def test_sample_paths_of_an_autoregression():
-    """Steps, also beyond the horizon, and sums are covered; sums of paths whose steps are drawn one by one are not."""
+    """Steps, also beyond the horizon, and sums are covered; sums of paths whose steps are drawn one
+    by one are not.
+    """
     rng = np.random.default_rng(0)
     values = walk(rng, 1200, 0.0)
     settings = {"window": 24, "hidden_size": 8, "epochs": 1, "candidates": ("linear", "network")}
     forecaster = Forecaster(**settings, horizon=4, backend="numpy").fit(values)
-    whole, shuffled = forecaster.ranks_, rng.permuted(forecaster.ranks_, axis=0)
-    inside, sums, alone = [], [], []
+    whole = forecaster.ranks_
+    shuffled = rng.permuted(forecaster.ranks_, axis=0)
+    inside = []
+    sums = []
+    alone = []
     for end in range(900, 1200, 20):
         truth = walk(rng, 12, values[end - 1], (1000,))
         for ranks, covered in ((shuffled, alone), (whole, sums)):
             forecaster.ranks_ = ranks
             paths = forecaster.sample(values[:end], 250, 4 if ranks is shuffled else 12, seed=end)
             low, high = np.quantile(paths[:, :4].sum(axis=1), (0.1, 0.9))
-            covered.append(np.mean((truth[:, :4].sum(axis=1) >= low) & (truth[:, :4].sum(axis=1) <= high)))
+            covered.append(
+                np.mean((truth[:, :4].sum(axis=1) >= low) & (truth[:, :4].sum(axis=1) <= high))
+            )
         low, high = np.quantile(paths, (0.1, 0.9), axis=0)
         inside.append(np.mean((truth >= low) & (truth <= high), axis=0))
     assert np.all(np.abs(np.mean(inside, axis=0) - 0.8) < 0.08)

@@ -10,23 +10,29 @@ from xlstm.estimators import Forecaster, compare
 
 def test_measures_by_hand(fitted, values):
     score = fitted.score(values)
-    at, forecasts = score.at[:-5], score.forecasts[:-5]
+    at = score.at[:-5]
+    forecasts = score.forecasts[:-5]
     truth = values[at[:, None] + np.arange(6)]
     own = score.errors["model"]
     h = 5  # the last step, where every forecast of `forecasts` is all that there is
     np.testing.assert_allclose(own.mae[h], np.mean(np.abs(forecasts - truth)[:, h]), rtol=1e-9)
-    np.testing.assert_allclose(own.rmse[h], np.sqrt(np.mean((forecasts - truth)[:, h] ** 2)), rtol=1e-9)
+    np.testing.assert_allclose(
+        own.rmse[h], np.sqrt(np.mean((forecasts - truth)[:, h] ** 2)), rtol=1e-9
+    )
     season = fitted.season_ or 1
     usual = np.mean(np.abs(values[season:240] - values[: 240 - season]))
     np.testing.assert_allclose(own.mase, own.mae / usual, rtol=1e-9)
     sizes = np.abs(forecasts) + np.abs(truth)
-    np.testing.assert_allclose(own.smape[h], np.mean(200 * np.abs(forecasts - truth)[:, h] / sizes[:, h]), rtol=1e-9)
+    np.testing.assert_allclose(
+        own.smape[h], np.mean(200 * np.abs(forecasts - truth)[:, h] / sizes[:, h]), rtol=1e-9
+    )
 
 
 def test_forecasts_do_not_see_the_future(fitted, values):
     """Values from a forecast on cannot change it."""
     score = fitted.score(values)
-    at, forecasts = score.at, score.forecasts
+    at = score.at
+    forecasts = score.forecasts
     assert (at[0], at[-1]) == (240, 299)
     values[270:] = 99.0
     other = fitted.score(values).forecasts
@@ -51,7 +57,8 @@ class Mean:
     """A model as those of statsforecast are."""
 
     def fit(self, y):
-        self.mean, self.spread = np.mean(y), 1.2816 * np.std(y)
+        self.mean = np.mean(y)
+        self.spread = 1.2816 * np.std(y)
 
     def forward(self, y, h, level):
         mean = np.full(h, self.mean)
@@ -60,29 +67,38 @@ class Mean:
 
 def test_models_are_compared(values):
     """By hand; the linear one is a forecaster with that candidate alone."""
-    values, given = values + np.arange(300) / 100, Mean()
+    values = values + np.arange(300) / 100
+    given = Mean()
     ours = Forecaster(**{**QUICK, "horizon": 1, "quantiles": (0.5,)})
     found = compare(values, {"ours": ours, "mean": given, "line": "linear"}, 6, season=12)
     assert (ours.horizon, hasattr(given, "mean"), ours.__sklearn_is_fitted__()) == (1, False, False)
     truth = values[np.unique(np.linspace(240, 294, 30).round().astype(int))[:, None] + np.arange(6)]
     np.testing.assert_array_equal(found.truth, truth)
-    one, error = found.scores["mean"], truth - np.mean(values[:240])
-    scale, spread = np.mean(np.abs(values[12:240] - values[:228])), 1.2816 * np.std(values[:240])
+    one = found.scores["mean"]
+    error = truth - np.mean(values[:240])
+    scale = np.mean(np.abs(values[12:240] - values[:228]))
+    spread = 1.2816 * np.std(values[:240])
     expected = np.sqrt(np.mean(error**2)), np.mean(np.abs(error)), np.mean(np.abs(error)) / scale
     np.testing.assert_allclose(one[:5], (*expected, np.mean(np.abs(error) <= spread), 2 * spread))
     np.testing.assert_allclose(found.errors["mean"], np.sqrt(np.mean(error**2, axis=0)))
     assert np.isnan(found.scores["ours"].coverage)
     line = Forecaster(horizon=6, backend="numpy", candidates=["linear"]).fit(values[:240])
-    np.testing.assert_array_equal(found.scores["line"].forecasts[3], line.predict(values[: found.at[3]]))
+    np.testing.assert_array_equal(
+        found.scores["line"].forecasts[3], line.predict(values[: found.at[3]])
+    )
     lines = str(found).splitlines()
-    assert [line.split()[0] for line in lines[2:]] == sorted(found.scores, key=lambda name: found.scores[name].rmse)
+    assert [line.split()[0] for line in lines[2:]] == sorted(
+        found.scores, key=lambda name: found.scores[name].rmse
+    )
 
 
 def test_comparisons_take_dates_and_gaps(values):
-    dates, values = np.datetime64("2020-01-01") + np.arange(300), 5.0 * (np.arange(300) % 7 >= 5) + values / 50
+    dates = np.datetime64("2020-01-01") + np.arange(300)
+    values = 5.0 * (np.arange(300) % 7 >= 5) + values / 50
     values[[3, 250]] = np.nan
     models = {"ours": Forecaster(**{**QUICK, "window": 4, "calendar": True}, linear_baseline=4)}
-    dated, plain = compare(values, models, 6, dates=dates), compare(values, models, 6)
+    dated = compare(values, models, 6, dates=dates)
+    plain = compare(values, models, 6)
     assert dated.scores["ours"].rmse != plain.scores["ours"].rmse
     assert np.isnan(dated.truth).any()
     assert len(compare(read_csv(bundled("co2")), ["linear"], 4).scores) == 1
@@ -95,7 +111,11 @@ class Odd(Mean):
         self.change = change
 
     def forward(self, y, h, level):
-        return {name: one for name, one in (super().forward(y, h, level) | self.change).items() if one is not None}
+        return {
+            name: one
+            for name, one in (super().forward(y, h, level) | self.change).items()
+            if one is not None
+        }
 
 
 WAVE = np.sin(np.arange(300.0))
@@ -104,7 +124,11 @@ WAVE = np.sin(np.arange(300.0))
 @pytest.mark.parametrize(
     ("given", "models", "words"),
     [
-        (np.where(np.arange(300) < 240, WAVE, np.nan), ["linear"], "the last fifth of the series has no values"),
+        (
+            np.where(np.arange(300) < 240, WAVE, np.nan),
+            ["linear"],
+            "the last fifth of the series has no values",
+        ),
         (WAVE, {"odd": Odd(**{"lo-80": None})}, "^compare: forward returned mean, hi-80, expected"),
         (WAVE, {"odd": Odd(mean=np.ones(1))}, r"^compare: forward's mean has shape \(1,\)"),
     ],

@@ -1,4 +1,6 @@
-"""The candidates of a forecaster and how it chooses: linear, exponential smoothing, seasons, dates, and the network."""
+"""The candidates of a forecaster and how it chooses: linear, exponential smoothing, seasons, dates,
+and the network.
+"""
 
 import numpy as np
 import pytest
@@ -24,10 +26,15 @@ def test_dates_that_help_are_looked_at_and_others_are_not():
 
 
 def test_the_linear_baseline_is_ridge_regression(rng):
-    """Its coefficients are those of least squares on rows that a penalty adds, and a constant is not shrunk away."""
+    """Its coefficients are those of least squares on rows that a penalty adds, and a constant is
+    not shrunk away.
+    """
     values = np.cumsum(rng.standard_normal(200))
-    forecaster = Forecaster(**{**QUICK, "linear_baseline": 5, "horizon": 2, "refit": False}).fit(values)
-    line, unit = forecaster.test_predictor_.combination.parts["linear"], forecaster.scaling_.units[0][0]
+    forecaster = Forecaster(**{**QUICK, "linear_baseline": 5, "horizon": 2, "refit": False}).fit(
+        values
+    )
+    line = forecaster.test_predictor_.combination.parts["linear"]
+    unit = forecaster.scaling_.units[0][0]
     assert (line.order, forecaster.linear_baseline_) == (5, 5)
     at = np.arange(5, 120)
     lags = np.stack([values[at - k] - values[at - 1] for k in (5, 4, 3, 2)], axis=1) / unit
@@ -38,7 +45,9 @@ def test_the_linear_baseline_is_ridge_regression(rng):
         weights = np.full(5, line.light)
         weights[:4] = line.ridge * np.mean(lags**2)
         rows = np.diag(np.sqrt(there.sum() * weights))
-        expected, *_ = np.linalg.lstsq(np.concatenate((design[there], rows)), np.concatenate((target, np.zeros(5))))
+        expected, *_ = np.linalg.lstsq(
+            np.concatenate((design[there], rows)), np.concatenate((target, np.zeros(5)))
+        )
         np.testing.assert_allclose(line.coefficients[0, h], expected, rtol=1e-6, atol=1e-9)
 
 
@@ -53,36 +62,47 @@ def test_a_short_series_does_not_limit_the_lags_of_the_others():
 def test_seasons(rng):
     co2 = carry_forward(read_csv(bundled("co2")).values)
     assert baselines.season(co2) == 52
-    noise, time = rng.standard_normal(500), np.arange(500)
+    noise = rng.standard_normal(500)
+    time = np.arange(500)
     assert baselines.season(np.sin(2 * np.pi * time[:300] / 25) + 0.01 * time[:300]) == 25
     for none in (noise, np.ones(50), np.arange(50.0), np.arange(5.0)):
         assert baselines.season(none) == 0
     wave = np.arange(30.0) % 7
     known = np.where(np.arange(30) < 20, wave, np.nan)  # nothing that comes later is looked at
     np.testing.assert_array_equal(baselines.seasonal(known, 7, 10, np.array([20]))[0], wave[20:30])
-    noise, time = noise[:200], time[:200]
+    noise = noise[:200]
+    time = time[:200]
     for m in (4, 7, 12, 24):
         assert selection.season(np.tile(rng.standard_normal(m) * 5, 60)[:200] + time + noise) == m
     assert selection.season(np.cumsum(noise)) == selection.season(noise) == 0
 
 
 def test_smoothing_is_that_of_the_layer(rng):
-    values, shares = 5 + rng.random((40, 2)), {"alpha": 0.3, "beta": 0.2, "phi": 0.9, "gamma": 0.4}
+    values = 5 + rng.random((40, 2))
+    shares = {"alpha": 0.3, "beta": 0.2, "phi": 0.9, "gamma": 0.4}
     for periods, multiplicative in (((), False), ((4,), False), ((4,), True)):
         layer = ExponentialSmoothing(3, periods=periods, multiplicative=multiplicative)
-        params = {name: np.array([np.log(shares[name] / (1 - shares[name]))]) for name in layer.weights}
+        params = {
+            name: np.array([np.log(shares[name] / (1 - shares[name]))]) for name in layer.weights
+        }
         x = values[..., None]
         expected = layer(params, x, layer.initial_state(x))[0]
         numbers = np.array([[0.7 * 0.4, 0.3, 0.3 * 0.2, 0.9]]).T
-        np.testing.assert_allclose(selection.smoothed(layer, numbers, values)[:, 0], expected, rtol=1e-12)
-        np.testing.assert_allclose(selection.smoothed(layer, numbers, values, 30)[:, 0], expected[30:], rtol=1e-12)
+        np.testing.assert_allclose(
+            selection.smoothed(layer, numbers, values)[:, 0], expected, rtol=1e-12
+        )
+        np.testing.assert_allclose(
+            selection.smoothed(layer, numbers, values, 30)[:, 0], expected[30:], rtol=1e-12
+        )
 
 
 def test_weights_follow_the_latest_errors(rng):
     """By hand: errors that are known at a row, of which eight rows halve the share."""
-    ahead, values = rng.standard_normal((2, 12, 3, 1)), rng.standard_normal((20, 1))
+    ahead = rng.standard_normal((2, 12, 3, 1))
+    values = rng.standard_normal((20, 1))
     series = panels.TimeSeries(values, values, *[np.empty((20, 0))] * 2, np.empty(0), None)
-    rows, usual = np.arange(5, 17), np.array([[1.0], [2.0], [3.0]])
+    rows = np.arange(5, 17)
+    usual = np.array([[1.0], [2.0], [3.0]])
     parts = dict.fromkeys(("smoothing", "linear"))
     found = selection.Combination(parts, np.array([0.5, 0.8]), np.array([1.0, 1.6]), usual)
     weights = found.weights(series, np.ones(1), rows, ahead)
@@ -99,13 +119,15 @@ def test_weights_follow_the_latest_errors(rng):
 
 def monthly(n, seed=0):
     """A series with a trend and a season of 12 steps, both of which grow."""
-    time, rng = np.arange(n), np.random.default_rng(seed)
+    time = np.arange(n)
+    rng = np.random.default_rng(seed)
     return np.exp(4 + 0.01 * time + 0.2 * np.sin(time * np.pi / 6) + 0.03 * rng.standard_normal(n))
 
 
 def test_candidates_are_judged_and_averaged(tmp_path):
     values = monthly(92)
-    forecaster = Forecaster(horizon=8, backend="numpy").fit(values[:84])  # too few windows for a network
+    # too few windows for a network
+    forecaster = Forecaster(horizon=8, backend="numpy").fit(values[:84])
     assert {*forecaster.chosen_} <= {"linear", "smoothing"} == {*forecaster.candidate_errors_}
     assert "trained_" not in vars(forecaster)
     assert forecaster.predictor_.combination.parts["smoothing"].layer.periods == (12,)
@@ -120,9 +142,13 @@ def test_candidates_are_judged_and_averaged(tmp_path):
 @pytest.mark.parametrize("name", ["smoothing", "linear", "network"])
 def test_one_candidate_alone(tmp_path, name):
     values = monthly(92)
-    one = Forecaster(horizon=2, epochs=1, hidden_size=4, backend="numpy", candidates=[name]).fit(values)
+    one = Forecaster(horizon=2, epochs=1, hidden_size=4, backend="numpy", candidates=[name]).fit(
+        values
+    )
     one.save(tmp_path / "two")
-    np.testing.assert_array_equal(Forecaster.load(tmp_path / "two", "numpy").predict(values, 5), one.predict(values, 5))
+    np.testing.assert_array_equal(
+        Forecaster.load(tmp_path / "two", "numpy").predict(values, 5), one.predict(values, 5)
+    )
     assert "trained_" in vars(one) or name != "network"
     assert one.sample(values, 3, steps=4).shape == (3, 4)
     assert [*one.chosen_] == [name]
@@ -131,10 +157,14 @@ def test_one_candidate_alone(tmp_path, name):
 def test_a_forecast_does_not_depend_on_others(rng):
     """From a row it is the same alone as among those from other rows."""
     values = np.cumsum(rng.standard_normal(240))
-    forecaster = Forecaster(horizon=6, backend="numpy", candidates=["linear", "smoothing"]).fit(values)
+    forecaster = Forecaster(horizon=6, backend="numpy", candidates=["linear", "smoothing"]).fit(
+        values
+    )
     assert len(forecaster.chosen_) == 2
     (series,) = panels.read_series("test", [values[:, None]], [panels.Covariates()], 6, False)
-    forecast, units, rows = forecaster.predictor_.forecast, forecaster.scaling_.units[0], np.arange(150, 241)
+    forecast = forecaster.predictor_.forecast
+    units = forecaster.scaling_.units[0]
+    rows = np.arange(150, 241)
     mean, quantiles, _ = forecast(series, units, rows)
     for k in (0, 60, 90):
         alone = forecast(series, units, rows[k : k + 1])

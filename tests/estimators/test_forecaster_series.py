@@ -1,4 +1,6 @@
-"""Series that a forecaster takes: covariates, gaps, several targets and series, any length and scale; refusals."""
+"""Series that a forecaster takes: covariates, gaps, several targets and series, any length and
+scale; refusals.
+"""
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ from xlstm.estimators import Forecaster, SeriesError
 
 def test_what_is_known_in_advance_is_used():
     values, price = driven()
-    forecaster, blind = Forecaster(**LEARNS).fit(values, future=price[:300]), Forecaster(**LEARNS).fit(values)
-    assert np.all(forecaster.score(values, future=price[:300]).model < 0.5 * blind.score(values).model)
+    forecaster = Forecaster(**LEARNS).fit(values, future=price[:300])
+    blind = Forecaster(**LEARNS).fit(values)
+    assert np.all(
+        forecaster.score(values, future=price[:300]).model < 0.5 * blind.score(values).model
+    )
     found = forecaster.predict(values, 9, future=price[:309])
     changed = price.copy()
     changed[304] += 3
@@ -30,7 +35,9 @@ def test_past_and_static_numbers_reach_the_network():
     other = forecaster.predict(several, past=[lead + 1, lead], static=beside["static"])
     assert np.all(other[0] != found[0])
     np.testing.assert_array_equal(other[1], found[1])
-    assert np.all(forecaster.predict(several, past=beside["past"], static=[[1.0], [1.0]])[0] != found[0])
+    assert np.all(
+        forecaster.predict(several, past=beside["past"], static=[[1.0], [1.0]])[0] != found[0]
+    )
 
 
 def test_several_targets():
@@ -39,7 +46,10 @@ def test_several_targets():
     forecaster = Forecaster(**QUICK).fit(both)
     score = forecaster.score(both)
     assert (score.model.shape, score.forecasts.shape) == ((6, 2), (60, 6, 2))
-    assert (forecaster.predict(both, 7).shape, forecaster.predict_quantiles(both).shape) == ((7, 2), (6, 2, 9))
+    assert (forecaster.predict(both, 7).shape, forecaster.predict_quantiles(both).shape) == (
+        (7, 2),
+        (6, 2, 9),
+    )
 
 
 def test_several_series(values):
@@ -49,7 +59,8 @@ def test_several_series(values):
     assert [one.shape for one in forecaster.sample(several, 5, 7)] == [(5, 7), (5, 7)]
     score = forecaster.score(several)
     np.testing.assert_array_equal(np.bincount(score.series), [60, 40])
-    alone = forecaster.predict([7 * values + 5])  # a series that it was not fitted to, by its own changes
+    # a series that it was not fitted to, by its own changes
+    alone = forecaster.predict([7 * values + 5])
     np.testing.assert_allclose(alone[0], 7 * forecaster.predict([values])[0] + 5, rtol=1e-5)
 
 
@@ -58,7 +69,9 @@ def test_level_and_scale_of_a_series_do_not_matter(fitted, values):
     for other in (1e-4 * values, 100 + 5 * values):
         plain = Forecaster(**LEARNS).fit(other)
         np.testing.assert_allclose(fitted.predict(other), plain.predict(other), rtol=1e-4)
-        np.testing.assert_allclose(fitted.score(other).quantiles, plain.score(other).quantiles, rtol=1e-3)
+        np.testing.assert_allclose(
+            fitted.score(other).quantiles, plain.score(other).quantiles, rtol=1e-3
+        )
         np.testing.assert_array_equal(fitted.predict([other, values])[0], fitted.predict(other))
 
 
@@ -106,7 +119,9 @@ def test_a_window_that_fits_is_chosen(tmp_path):
     for rows, window in {20: 6, 57: 17, 80: 24, 120: 36, 160: 48, 300: 48}.items():
         values, price = driven(rows)
         for horizon in (1, 3, 4, min(12, rows // 5)):
-            made = Forecaster(horizon=horizon, **SMALL).examples([values, long], future=[price, prices])
+            made = Forecaster(horizon=horizon, **SMALL).examples(
+                [values, long], future=[price, prices]
+            )
             assert made["train"].predictor.settings.window == window
     values = long[:57]
     forecaster = Forecaster(horizon=3, **SMALL).fit(values)
@@ -123,7 +138,9 @@ def test_any_length_has_a_window_if_one_fits(horizon):
         if rows >= 3 and all(p.stop - max(2, p.start) >= horizon for p in split(rows)):
             assert len(model.examples(np.sin(np.arange(rows)))["train"].origins) >= horizon
         else:
-            with pytest.raises(ValueError, match=f"horizon of {horizon} need .* rows, the series has {rows}; "):
+            with pytest.raises(
+                ValueError, match=f"horizon of {horizon} need .* rows, the series has {rows}; "
+            ):
                 model.examples(np.sin(np.arange(rows)))
 
 
@@ -138,12 +155,19 @@ def test_a_value_out_of_all_proportion_is_named(fitted, values, row, value):
         assert caught.value.row == row
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("float32", 1e15), ("float64", 1e60), ("float64", 1e149)])
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float32", 1e15), ("float64", 1e60), ("float64", 1e149)]
+)
 def test_a_large_value_gives_finite_results(values, dtype, value):
     values[290] = value
     forecaster = Forecaster(**QUICK, dtype=dtype).fit(values)
     score = forecaster.score(values)
-    for found in (score.model, score.persistence, score.autoregression, forecaster.predict(values, 3)):
+    for found in (
+        score.model,
+        score.persistence,
+        score.autoregression,
+        forecaster.predict(values, 3),
+    ):
         assert np.all(np.isfinite(found))
 
 
@@ -161,7 +185,11 @@ def without(*rows):
         (without(), {"past": np.full(300, np.inf)}, "past begins with a gap or is infinite"),
         (without(), {"static": [np.nan]}, "static has a number that is not finite"),
         (without(), {"dates": np.zeros(300, "datetime64[D]")}, r"dates\[1\] is 1970-01-01"),
-        (without(), {"dates": np.r_[np.arange(299), -(2**63)].view("M8[D]")}, r"dates\[299\] is NaT"),
+        (
+            without(),
+            {"dates": np.r_[np.arange(299), -(2**63)].view("M8[D]")},
+            r"dates\[299\] is NaT",
+        ),
         (without(), {"horizon": 12}, "argument horizon is unknown.* set in Forecaster"),
     ],
 )

@@ -1,4 +1,6 @@
-"""A forecaster of tables: columns go by name and by their roles, rows by their dates, and tables come back."""
+"""A forecaster of tables: columns go by name and by their roles, rows by their dates, and tables
+come back.
+"""
 
 import numpy as np
 import pytest
@@ -14,16 +16,21 @@ def test_targets_go_by_name_and_later_rows_by_date(step, zone):
     pd = pytest.importorskip("pandas")
     values, price = driven()
     days = pd.date_range("1990-01-01", periods=306, freq=step, tz=zone, unit="s")
-    given = pd.DataFrame({"sales": values, "cost": values[::-1], "price": price[:300]}, index=days[:300])
+    given = pd.DataFrame(
+        {"sales": values, "cost": values[::-1], "price": price[:300]}, index=days[:300]
+    )
     later = pd.DataFrame({"price": price[300:306]}, index=days[300:])
     forecaster = Forecaster(**QUICK, future="price").fit(given)
     found = forecaster.predict(given, future=later)
     assert list(found.columns) == list(forecaster.feature_names_in_) == ["sales", "cost"]
     assert list(found.index) == list(days[300:])
-    both, dates = given[["sales", "cost"]].to_numpy(), days[:300]
+    both = given[["sales", "cost"]].to_numpy()
+    dates = days[:300]
     plain = Forecaster(**QUICK).fit(both, future=price[:300], dates=dates)
     np.testing.assert_array_equal(found, plain.predict(both, future=price[:306], dates=dates))
-    pd.testing.assert_frame_equal(forecaster.predict(given[["price", "cost", "sales"]], future=later[::-1]), found)
+    pd.testing.assert_frame_equal(
+        forecaster.predict(given[["price", "cost", "sales"]], future=later[::-1]), found
+    )
     with pytest.raises(ValueError, match="the targets of the table are"):
         forecaster.predict(given.rename(columns={"cost": "x"}), future=later)
 
@@ -46,18 +53,37 @@ def test_only_columns_with_a_role_are_read(values):
 def test_tables_of_several_series(library, tmp_path):
     """Units of a series go with its name, in whatever order names come, and into the file."""
     values, price = driven()
-    several, price = [values, 1e3 * values[::-1]], price[20:]
+    several = [values, 1e3 * values[::-1]]
+    price = price[20:]
     day = np.datetime64("2020-01-01", "us") + np.arange(306) * np.timedelta64(1, "D")
-    columns = {"day": np.tile(day[:300], 2), "shop": np.repeat(["a", "b"], 300), "sales": np.concatenate(several)}
-    columns |= {"size": np.repeat([1.0, 2.0], 300), "price": np.tile(price, 2), "rain": np.tile(values, 2)}
-    ahead = {"day": np.tile(day[300:], 2), "shop": np.repeat(["a", "b"], 6), "price": np.tile(price[:6], 2)}
+    columns = {
+        "day": np.tile(day[:300], 2),
+        "shop": np.repeat(["a", "b"], 300),
+        "sales": np.concatenate(several),
+    }
+    columns |= {
+        "size": np.repeat([1.0, 2.0], 300),
+        "price": np.tile(price, 2),
+        "rain": np.tile(values, 2),
+    }
+    ahead = {
+        "day": np.tile(day[300:], 2),
+        "shop": np.repeat(["a", "b"], 6),
+        "price": np.tile(price[:6], 2),
+    }
     later = table(library, ahead)
 
     def rows(*shops):
         chosen = np.concatenate([np.flatnonzero(columns["shop"] == shop) for shop in shops])
         return table(library, {name: column[chosen] for name, column in columns.items()})
 
-    roles = {"targets": "sales", "past": "rain", "future": ["price"], "static": "size", "series_id": "shop"}
+    roles = {
+        "targets": "sales",
+        "past": "rain",
+        "future": ["price"],
+        "static": "size",
+        "series_id": "shop",
+    }
     forecaster = Forecaster(**QUICK, **roles).fit(rows("a", "b"))
     found = columns_of(forecaster.predict(rows("a", "b"), future=later))
     assert found["shop"].tolist() == ["a"] * 6 + ["b"] * 6
@@ -68,18 +94,32 @@ def test_tables_of_several_series(library, tmp_path):
     np.testing.assert_array_equal(found["sales"], np.concatenate(expected))
     forecaster.save(tmp_path / "f")
     loaded = Forecaster.load(tmp_path / "f", "numpy")
-    assert [getattr(loaded, role) for role in roles] == [["sales"], ["rain"], ["price"], ["size"], "shop"]
+    assert [getattr(loaded, role) for role in roles] == [
+        ["sales"],
+        ["rain"],
+        ["price"],
+        ["size"],
+        "shop",
+    ]
     for model in (forecaster, loaded):
         alone = columns_of(model.predict(rows("b"), future=later))
         np.testing.assert_array_equal(alone["sales"], found["sales"][6:])
 
 
 def test_forecasts_that_are_fed_back_are_those_of_a_longer_series():
-    """A series with a name keeps its units, however long it is; what is only known of the past stays as it is."""
+    """A series with a name keeps its units, however long it is; what is only known of the past
+    stays as it is.
+    """
     pd = pytest.importorskip("pandas")
     values, price = driven(312)
     every = pd.DataFrame(
-        {"pier": "a", "level": values, "depth": 1000 + values[::-1], "moon": price[:312], "wind": values}
+        {
+            "pier": "a",
+            "level": values,
+            "depth": 1000 + values[::-1],
+            "moon": price[:312],
+            "wind": values,
+        }
     )
     given = every[:300]
     roles = {"series_id": "pier", "targets": ["level", "depth"], "future": "moon", "past": "wind"}
@@ -96,15 +136,29 @@ def test_forecasts_that_are_fed_back_are_those_of_a_longer_series():
 
 
 def test_a_column_of_a_wide_table_may_begin_later():
-    """The other columns are trained on from their own beginning, and nothing depends on rows before any value."""
+    """The other columns are trained on from their own beginning, and nothing depends on rows before
+    any value.
+    """
     values, price = driven()
-    days = np.datetime64("2020-01-01", "us") + np.delete(np.arange(320), 5) * np.timedelta64(1, "D")  # one is missing
-    columns = {"day": days[:299], "a": values[:299], "b": np.arange(299.0) ** 1.5, "price": price[:299]}
-    columns["b"][:90], columns["a"][39], columns["a"][:20], columns["price"][:3] = np.nan, np.nan, np.nan, np.nan
+    # one is missing
+    days = np.datetime64("2020-01-01", "us") + np.delete(np.arange(320), 5) * np.timedelta64(1, "D")
+    columns = {
+        "day": days[:299],
+        "a": values[:299],
+        "b": np.arange(299.0) ** 1.5,
+        "price": price[:299],
+    }
+    columns["b"][:90] = np.nan
+    columns["a"][39] = np.nan
+    columns["a"][:20] = np.nan
+    columns["price"][:3] = np.nan
     later = table("polars", {"day": days[299:305], "price": price[299:305]})
     forecaster = Forecaster(horizon=6, future="price", calendar=True, **SMALL)
-    whole, cut = (table("polars", {name: column[k:] for name, column in columns.items()}) for k in (0, 20))
-    one, two = forecaster.fit(whole).predict(whole, future=later), forecaster.fit(cut).predict(cut, future=later)
+    whole, cut = (
+        table("polars", {name: column[k:] for name, column in columns.items()}) for k in (0, 20)
+    )
+    one = forecaster.fit(whole).predict(whole, future=later)
+    two = forecaster.fit(cut).predict(cut, future=later)
     np.testing.assert_array_equal(one["b"], two["b"])
     np.testing.assert_array_equal(one["day"], two["day"])
     np.testing.assert_array_equal(forecaster.score(whole).at - 21, forecaster.score(cut).at)
@@ -113,13 +167,16 @@ def test_a_column_of_a_wide_table_may_begin_later():
 def test_targets_that_begin_at_different_rows(values):
     """By hand: which rows train each of them, and its unit."""
     both = np.stack([values[20:299], np.arange(20, 299.0) ** 1.5], axis=1)
-    both[19, 0], both[:70, 1] = np.nan, np.nan
+    both[19, 0] = np.nan
+    both[:70, 1] = np.nan
     forecaster = Forecaster(horizon=6, **SMALL)
     data = forecaster.examples(both)["train"]
     assert len(data.origins) == round(0.6 * 279) - 48
     first = data.mask[:, 0::2].any(axis=1), data.mask[:, 1::2].any(axis=1)
     assert (first[0].argmax(), first[1].argmax()) == (0, 70 - 48 - 5)
-    changes = [np.mean((both[70 + lag : 167, 1] - both[70 : 167 - lag, 1]) ** 2) for lag in range(1, 48)]
+    changes = [
+        np.mean((both[70 + lag : 167, 1] - both[70 : 167 - lag, 1]) ** 2) for lag in range(1, 48)
+    ]
     assert data.predictor.scaling.units[0, 1] == pytest.approx(np.sqrt(np.mean(changes)))
     both[:200, 1] = np.nan  # then it has half of the rows that are trained on
     (one,) = forecaster.examples(both)["train"].several

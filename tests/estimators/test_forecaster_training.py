@@ -1,4 +1,6 @@
-"""How a forecaster is trained: what it learns, what it sees, backends, interrupts and the tools of scikit-learn."""
+"""How a forecaster is trained: what it learns, what it sees, backends, interrupts and the tools of
+scikit-learn.
+"""
 
 import signal
 
@@ -14,14 +16,21 @@ from xlstm.training import Interrupted
 
 
 def test_goals_on_sunspots_with_one_epoch(monkeypatch):
-    """At 1, 3, 6 and 12 months no worse than the better baseline, and intervals that cover what they promise."""
+    """At 1, 3, 6 and 12 months no worse than the better baseline, and intervals that cover what
+    they promise.
+    """
     monkeypatch.delenv("XLSTM_COMPILE", raising=False)
     values = read_csv(bundled("sunspots")).values
-    score = Forecaster(horizon=12, hidden_size=8, epochs=1, refit=False, backend="numpy").fit(values).score(values)
+    score = (
+        Forecaster(horizon=12, hidden_size=8, epochs=1, refit=False, backend="numpy")
+        .fit(values)
+        .score(values)
+    )
     ahead = np.array([1, 3, 6, 12]) - 1
     assert score.points == 564
     assert score.model[0] <= 19.0
-    assert (score.persistence[0], score.autoregression[0]) == pytest.approx((20.1, 18.2), abs=0.05)  # as published
+    # as published
+    assert (score.persistence[0], score.autoregression[0]) == pytest.approx((20.1, 18.2), abs=0.05)
     assert np.all(score.model[ahead] <= np.minimum(score.persistence, score.autoregression)[ahead])
     assert np.all((score.coverage[ahead] >= 0.75) & (score.coverage[ahead] <= 0.85))
 
@@ -39,17 +48,23 @@ def test_windows_end_with_the_series(fitted, values):
 
 
 def test_the_loss_is_squares_of_the_mean_and_pinball_of_quantiles(rng):
-    y, target = rng.standard_normal((4, 2 * 3)), rng.standard_normal((4, 2))
+    y = rng.standard_normal((4, 2 * 3))
+    target = rng.standard_normal((4, 2))
     mask = np.array([[True, False], [True, True], [True, True], [False, True]])
     parts = y.reshape(4, 2, 3)
-    total = losses.mse(parts[..., 0], target, mask)[0] + losses.pinball(parts[..., 1:], target, mask, (0.1, 0.9))[0]
+    total = (
+        losses.mse(parts[..., 0], target, mask)[0]
+        + losses.pinball(parts[..., 1:], target, mask, (0.1, 0.9))[0]
+    )
     assert predictor.loss((0.1, 0.9), y, target, mask)[0] == pytest.approx(float(total), rel=1e-12)
     gradcheck(lambda y: predictor.loss((0.1, 0.9), y, target, mask), lambda dy, d: (d * dy,), (y,))
 
 
 def test_every_backend_gives_the_same_model(be, values):
     few = {**LEARNS, "epochs": 3, "dtype": "float64"}
-    other, reference = (Forecaster(**{**few, "backend": b}).fit(values[:120]) for b in (be, "numpy"))
+    other, reference = (
+        Forecaster(**{**few, "backend": b}).fit(values[:120]) for b in (be, "numpy")
+    )
     for name, p in reference.params_.items():
         np.testing.assert_allclose(to_numpy(other.params_[name]), p, rtol=1e-6, atol=1e-9)
 
@@ -61,7 +76,9 @@ def test_predict_sees_the_end_of_the_series_and_score_does_not(fitted, values):
     other = Forecaster(**LEARNS).fit(changed)
     np.testing.assert_array_equal(other.score(values).forecasts, fitted.score(values).forecasts)
     assert np.all(other.predict(values) != fitted.predict(values))
-    one, two = (Forecaster(**QUICK, refit=False).fit(seen).predict(values) for seen in (values, changed))
+    one, two = (
+        Forecaster(**QUICK, refit=False).fit(seen).predict(values) for seen in (values, changed)
+    )
     np.testing.assert_array_equal(one, two)
 
 
@@ -71,7 +88,8 @@ def test_an_interrupt_of_the_training_on_all_rows(fitted, values, tmp_path):
 
     def interrupt(now):
         seen.append(now)
-        if len(seen) == 35:  # after 6 steps in each of 5 epochs; the training on all rows has 9 steps in each
+        # after 6 steps in each of 5 epochs; the training on all rows has 9 steps in each
+        if len(seen) == 35:
             signal.raise_signal(signal.SIGINT)
 
     forecaster = Forecaster(**LEARNS, checkpoints=tmp_path / "run")
@@ -90,4 +108,6 @@ def test_an_interrupt_of_the_training_on_all_rows(fitted, values, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*does not inherit from", "ignore:Can't test estimator")
 def test_scikit_learn_checks():
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
-    assert {each["status"] for each in checks.check_estimator(Forecaster(**QUICK), on_skip=None)} == {"passed"}
+    assert {
+        each["status"] for each in checks.check_estimator(Forecaster(**QUICK), on_skip=None)
+    } == {"passed"}

@@ -1,4 +1,6 @@
-"""The classifier and the regressor of sequences: scikit-learn's checks and tools, what they take, what they refuse."""
+"""The classifier and the regressor of sequences: scikit-learn's checks and tools, what they take,
+what they refuse.
+"""
 
 import pickle
 
@@ -16,12 +18,17 @@ later("sklearn")
 QUICK = {"cell": "gru", "hidden_size": 16, "backend": "numpy"}
 SMALL = {**QUICK, "hidden_size": 8, "dtype": "float64"}
 FAST = {**QUICK, "hidden_size": 4, "epochs": 3}
-X3, Y3 = np.ones((4, 3, 2)), [0, 1, 0, 1]
-# Batches and the part that is held out are drawn for so many sequences: with a weight of two a sequence
-# counts twice in a batch, while one that is there twice comes in two of them.
+X3 = np.ones((4, 3, 2))
+Y3 = [0, 1, 0, 1]
+# Batches and the part that is held out are drawn for so many sequences: with a weight of two a
+# sequence counts twice in a batch, while one that is there twice comes in two of them.
 NOT_EQUIVALENT = {
-    "check_sample_weight_equivalence_on_dense_data": "stochastic gradient descent: batches are drawn for N sequences",
-    "check_sample_weight_equivalence_on_sparse_data": "stochastic gradient descent: batches are drawn for N sequences",
+    "check_sample_weight_equivalence_on_dense_data": (
+        "stochastic gradient descent: batches are drawn for N sequences"
+    ),
+    "check_sample_weight_equivalence_on_sparse_data": (
+        "stochastic gradient descent: batches are drawn for N sequences"
+    ),
 }
 
 
@@ -39,9 +46,13 @@ def test_scikit_learn_checks(estimator):
     """All checks of `check_estimator` pass but those that are declared with their reasons."""
     from sklearn.utils.estimator_checks import check_estimator
 
-    found = check_estimator(estimator, expected_failed_checks=NOT_EQUIVALENT, on_fail=None, on_skip=None)
+    found = check_estimator(
+        estimator, expected_failed_checks=NOT_EQUIVALENT, on_fail=None, on_skip=None
+    )
     assert len(found) > 50
-    assert {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"} == {}
+    assert {
+        each["check_name"]: each["exception"] for each in found if each["status"] == "failed"
+    } == {}
 
 
 def ragged(rng, N=60, D=2):
@@ -53,7 +64,12 @@ def ragged(rng, N=60, D=2):
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_learns(interpreted, cell, rng):
     X, y = ragged(rng)
-    settings = {**QUICK, "cell": cell, "epochs": 30, "options": {"num_heads": 2} if cell == "xlstm" else None}
+    settings = {
+        **QUICK,
+        "cell": cell,
+        "epochs": 30,
+        "options": {"num_heads": 2} if cell == "xlstm" else None,
+    }
     assert SequenceClassifier(**settings).fit(X, y).score(X, y) > 0.85
     means = [x.mean() for x in X]
     assert SequenceRegressor(**settings).fit(X, means).score(X, means) > 0.5
@@ -62,9 +78,13 @@ def test_every_cell_learns(interpreted, cell, rng):
 def test_scores_are_those_of_scikit_learn(rng):
     from sklearn.metrics import accuracy_score, r2_score
 
-    (X, y), weights = ragged(rng), rng.random(60)
+    X, y = ragged(rng)
+    weights = rng.random(60)
     numbers = np.array([x.sum() for x in X])
-    for kind, truth, score in (SequenceClassifier, y, accuracy_score), (SequenceRegressor, numbers, r2_score):
+    for kind, truth, score in (
+        (SequenceClassifier, y, accuracy_score),
+        (SequenceRegressor, numbers, r2_score),
+    ):
         fitted = kind(**FAST).fit(X, truth)
         for given in (None, weights):
             expected = score(truth, fitted.predict(X), sample_weight=given)
@@ -83,30 +103,51 @@ def test_not_fitted_is_the_error_of_both_libraries():
 def test_weights_of_classes_are_those_of_scikit_learn(rng):
     from sklearn.utils.class_weight import compute_sample_weight
 
-    X, y, weights = rng.normal(size=(120, 3, 1)), rng.choice([*"aab"], 120), rng.random(120)
-    for given, whole in ("balanced", "balanced"), ({"a": 2, "b": 0.25},) * 2, ({"b": 3.0}, {"a": 1, "b": 3.0}):
+    X = rng.normal(size=(120, 3, 1))
+    y = rng.choice([*"aab"], 120)
+    weights = rng.random(120)
+    for given, whole in (
+        ("balanced", "balanced"),
+        ({"a": 2, "b": 0.25},) * 2,
+        ({"b": 3.0}, {"a": 1, "b": 3.0}),
+    ):
         found = SequenceClassifier(**FAST, class_weight=given).fit(X, y, weights)
         expected = SequenceClassifier(**FAST).fit(X, y, weights * compute_sample_weight(whole, y))
         np.testing.assert_allclose(found.trained_.losses, expected.trained_.losses, rtol=1e-6)
-    several, steps = rng.random((120, 2)) < 0.2, rng.random((120, 3)) < 0.2
-    for truth, columns in (several, several.T), (steps, [steps.reshape(-1)]):  # each label, or the class of each step
-        *_, made = SequenceClassifier(class_weight="balanced")._targets(truth, None, [3] * 120, False)
+    several = rng.random((120, 2)) < 0.2
+    steps = rng.random((120, 3)) < 0.2
+    # each label, or the class of each step
+    for truth, columns in (several, several.T), (steps, [steps.reshape(-1)]):
+        *_, made = SequenceClassifier(class_weight="balanced")._targets(
+            truth, None, [3] * 120, False
+        )
         factors = np.stack([compute_sample_weight("balanced", one) for one in columns], axis=-1)
         np.testing.assert_allclose(np.reshape(made, factors.shape), factors)
 
 
 def test_labels_of_steps(rng, tmp_path):
-    """Labels follow their steps in arrays and in lists; steps of weight 0, and those past an end, do not count."""
+    """Labels follow their steps in arrays and in lists; steps of weight 0, and those past an end,
+    do not count.
+    """
     X = [rng.normal(size=(int(n), 2)) for n in rng.integers(1, 9, 150)]
-    y, weights = [x[:, 0].cumsum() > 0 for x in X], [(rng.random(len(x)) < 0.7).astype(float) for x in X]
-    wrong = [np.where((one > 0) ^ (w == 0), "up", "down") for one, w in zip(y, weights, strict=True)]
-    classifier = SequenceClassifier(**{**QUICK, "hidden_size": 24, "epochs": 60}).fit(X, wrong, weights)
-    found, shares = (np.concatenate(one) for one in (classifier.predict(X), classifier.predict_proba(X)))
+    y = [x[:, 0].cumsum() > 0 for x in X]
+    weights = [(rng.random(len(x)) < 0.7).astype(float) for x in X]
+    wrong = [
+        np.where((one > 0) ^ (w == 0), "up", "down") for one, w in zip(y, weights, strict=True)
+    ]
+    classifier = SequenceClassifier(**{**QUICK, "hidden_size": 24, "epochs": 60}).fit(
+        X, wrong, weights
+    )
+    found, shares = (
+        np.concatenate(one) for one in (classifier.predict(X), classifier.predict_proba(X))
+    )
     assert (classifier.target_kind_, shares.shape) == ("step", (len(found), 2))
     assert np.mean((found == "up") == np.concatenate(y)) > 0.9
     hits = found == np.concatenate(wrong)
     assert classifier.score(X, wrong) == pytest.approx(np.mean(hits))
-    assert classifier.score(X, wrong, weights) == pytest.approx(np.average(hits, weights=np.concatenate(weights)))
+    assert classifier.score(X, wrong, weights) == pytest.approx(
+        np.average(hits, weights=np.concatenate(weights))
+    )
     classifier.save(tmp_path / "m")
     again = SequenceClassifier.load(tmp_path / "m", "numpy")
     assert np.concatenate(again.predict_proba(X)).tobytes() == shares.tobytes()
@@ -125,7 +166,8 @@ def test_several_labels(rng, tmp_path):
     X = rng.normal(size=(150, 6, 2))
     y = np.stack([X[:, :, 0].sum(axis=1) > 0, X[:, -1, 1] > 0, X[:, 0, 0] > 5], axis=1).astype(int)
     classifier = SequenceClassifier(**QUICK | {"epochs": 40}).fit(X, pd.DataFrame(y))
-    found, shares = classifier.predict(X), classifier.predict_proba(X)
+    found = classifier.predict(X)
+    shares = classifier.predict_proba(X)
     assert (found.shape, found.dtype, classifier.classes_.tolist()) == (y.shape, "int64", [0, 1, 2])
     np.testing.assert_array_equal(found, shares > 0.5)
     for given in (y, pd.DataFrame(y)):
@@ -134,8 +176,12 @@ def test_several_labels(rng, tmp_path):
     with pytest.raises(ValueError, match=r"y has shape \(150, 2\), expected that of y in fit"):
         classifier.score(X, y[:, :2])
     classifier.save(tmp_path / "m")
-    assert SequenceClassifier.load(tmp_path / "m", "numpy").predict_proba(X).tobytes() == shares.tobytes()
-    alike = SequenceClassifier(**FAST, every_step=False).fit(X[:, :3], y)  # as many labels as there are steps
+    assert (
+        SequenceClassifier.load(tmp_path / "m", "numpy").predict_proba(X).tobytes()
+        == shares.tobytes()
+    )
+    # as many labels as there are steps
+    alike = SequenceClassifier(**FAST, every_step=False).fit(X[:, :3], y)
     assert (alike.target_kind_, alike.predict(X[:, :3]).shape) == ("multilabel", (150, 3))
 
 
@@ -225,8 +271,8 @@ def test_labels_that_no_file_holds(rng, tmp_path):
         SequenceClassifier(**FAST).fit(rng.normal(size=(20, 3)), dates).save(tmp_path / "m")
 
 
-# The checks of scikit-learn refuse NaN, empty data, continuous labels and another number of features;
-# tests/attacks/test_arguments.py has parameters that are wrong by themselves.
+# The checks of scikit-learn refuse NaN, empty data, continuous labels and another number of
+# features; tests/attacks/test_arguments.py has parameters that are wrong by themselves.
 @pytest.mark.parametrize(
     ("change", "X", "y", "words"),
     [
@@ -262,7 +308,9 @@ def test_values_far_from_those_of_fit_are_refused(rng):
     X = rng.normal(size=(20, 3))
     regressor = SequenceRegressor(**FAST).fit(X, X[:, 0])
     assert np.all(np.isfinite(regressor.predict(X * 1e15)))
-    with pytest.raises(ValueError, match=r"X\[0\] is .* from the mean once scaled, whose .* overflows; .*float32"):
+    with pytest.raises(
+        ValueError, match=r"X\[0\] is .* from the mean once scaled, whose .* overflows; .*float32"
+    ):
         regressor.predict(X * 1e30)
     wide = SequenceRegressor(**FAST, dtype="float64").fit(X, X[:, 0])
     assert np.all(np.isfinite(wide.predict(X * 1e30)))
@@ -299,5 +347,7 @@ def test_holders_of_ragged_data(rng, holder):
     np.testing.assert_array_equal(found, SequenceClassifier(**FAST).fit(X, y).predict_proba(X))
     np.testing.assert_allclose(classifier.predict_proba(held[3:4]), found[3:4], rtol=1e-5)
     same = [k for k in range(60) if len(X[k]) == 3]
-    np.testing.assert_allclose(classifier.predict_proba([held[k] for k in same]), found[same], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        classifier.predict_proba([held[k] for k in same]), found[same], rtol=1e-5, atol=1e-6
+    )
     assert np.all(np.isfinite(cross_val_score(SequenceClassifier(**FAST), held, y, cv=2)))

@@ -7,7 +7,14 @@ import pytest
 from xlstm.estimators import TextModel
 
 VERSE = "to be or not to be, that is the question:\n" * 40
-QUICK = {"hidden_size": 24, "embedding_size": 8, "steps": 60, "batch_size": 4, "length": 20, "backend": "numpy"}
+QUICK = {
+    "hidden_size": 24,
+    "embedding_size": 8,
+    "steps": 60,
+    "batch_size": 4,
+    "length": 20,
+    "backend": "numpy",
+}
 FAST = {**QUICK, "hidden_size": 8, "steps": 3}
 
 
@@ -31,7 +38,8 @@ def test_a_verse_is_learnt(fitted):
 @pytest.mark.parametrize("tokens", ["characters", "bytes"])
 def test_files(tmp_path, tokens):
     text = VERSE + "über naïve Ω 🦉" * 3 + VERSE
-    model = TextModel(**FAST, tokens=tokens).fit([text[:500], text[500:]])  # which follow each other
+    # which follow each other
+    model = TextModel(**FAST, tokens=tokens).fit([text[:500], text[500:]])
     assert model.held_out_ == TextModel(**FAST, tokens=tokens).fit(text).held_out_
     model.save(tmp_path / "m")
     again = TextModel.load(tmp_path / "m", "numpy")
@@ -42,7 +50,9 @@ def test_files(tmp_path, tokens):
 def test_a_tokenizer(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     words = sorted(set(VERSE.replace(",", " ,").replace(":", " :").split()))
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: k for k, w in enumerate([*words, "?"])}, "?"))
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: k for k, w in enumerate([*words, "?"])}, "?")
+    )
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     file = tmp_path / "tokenizer.json"
     made.save(str(file))
@@ -58,7 +68,11 @@ def test_a_warm_start_needs_the_same_sizes_and_tokens():
     for change, text, words in (
         ({}, VERSE + "é", "'é' is not one of the"),
         ({"cell": "gru"}, VERSE, "warm_start goes on from LSTM"),
-        ({"cell": "lstm", "tokens": "bytes"}, VERSE, "tokens is 'bytes', expected those of before, 'characters'"),
+        (
+            {"cell": "lstm", "tokens": "bytes"},
+            VERSE,
+            "tokens is 'bytes', expected those of before, 'characters'",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             model.set_params(**change).fit(text)
@@ -67,9 +81,17 @@ def test_a_warm_start_needs_the_same_sizes_and_tokens():
 @pytest.mark.parametrize(
     ("change", "X", "words"),
     [
-        ({}, "abc", r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2"),
+        (
+            {},
+            "abc",
+            r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2",
+        ),
         ({"dropout": 2.0}, VERSE, "dropout is 2.0"),
-        ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], r"'\\ud800' in position 1681: surrogates not allowed"),
+        (
+            {"tokens": "bytes"},
+            ["a", VERSE + "\ud800"],
+            r"'\\ud800' in position 1681: surrogates not allowed",
+        ),
     ],
 )
 def test_what_is_refused(change, X, words):

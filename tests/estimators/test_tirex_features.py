@@ -10,7 +10,14 @@ from xlstm.estimators import TiRexFeatures
 from xlstm.models import TiRex, TiRex2
 
 MODEL = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=12)
-SIZES = {"patch_size": 2, "quantiles": (0.5,), "input_ff_size": 3, "output_ff_size": 5, "context": 12, "horizon": 4}
+SIZES = {
+    "patch_size": 2,
+    "quantiles": (0.5,),
+    "input_ff_size": 3,
+    "output_ff_size": 5,
+    "context": 12,
+    "horizon": 4,
+}
 SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], arcsinh=False, binary=False, **SIZES)
 
 OPTIONS = {"checkpoint": (MODEL, MODEL.init(0, "numpy", "float64"))}
@@ -38,22 +45,31 @@ def test_embeddings_are_the_published_ones_by_hand(be, rng, model):
     """For series of all lengths, with values missing at the beginning and inside."""
     params = model.init(0, be)
     rows = [rng.standard_normal(n) for n in (2, 3, 7, 12, 30)]
-    rows[3][:5], rows[4][-3] = np.nan, np.nan
+    rows[3][:5] = np.nan
+    rows[4][-3] = np.nan
     found = model.embed(params, rows, batch_size=3)
     assert found.shape == (5, 8)
     for row, one in zip(rows, found, strict=True):
-        np.testing.assert_allclose(one, normal(np.concatenate(by_hand(model, params, be, row))), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            one, normal(np.concatenate(by_hand(model, params, be, row))), rtol=1e-9, atol=1e-9
+        )
     np.testing.assert_allclose(model.embed(params, rows[2]), found[2], rtol=1e-9, atol=1e-9)
 
 
 def test_variates_lie_side_by_side_within_a_block(rng):
     be = make_backend("numpy")
-    params, x = MODEL.init(0, be), rng.standard_normal((2, 3, 9))
+    params = MODEL.init(0, be)
+    x = rng.standard_normal((2, 3, 9))
     found = MODEL.embed(params, x)
     each = [[by_hand(MODEL, params, be, row) for row in one] for one in x]
-    expected = [normal(np.concatenate([each[s][v][k] for k in range(2) for v in range(3)])) for s in range(2)]
+    expected = [
+        normal(np.concatenate([each[s][v][k] for k in range(2) for v in range(3)]))
+        for s in range(2)
+    ]
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
-    with pytest.raises(ValueError, match=r"TiRex.embed: series have \[1, 3\] variates, expected one number"):
+    with pytest.raises(
+        ValueError, match=r"TiRex.embed: series have \[1, 3\] variates, expected one number"
+    ):
         MODEL.embed(params, [x[0], x[0, 0]])
 
 
@@ -67,7 +83,9 @@ def test_the_transformer_follows_scikit_learn(rng):
     t = np.arange(40)
     y = np.arange(30) % 2
     X = np.sin(t / (2 + 4 * y[:, None]) + rng.uniform(0, 6, (30, 1)))
-    pipeline = make_pipeline(clone(TiRexFeatures(DATA / "tirex1" / "a", "numpy")), LogisticRegression())
+    pipeline = make_pipeline(
+        clone(TiRexFeatures(DATA / "tirex1" / "a", "numpy")), LogisticRegression()
+    )
     assert pipeline.fit(X[:20], y[:20]).score(X[20:], y[20:]) > 0.8
     features = clone(TiRexFeatures(**OPTIONS))
     names = features.fit(X).get_feature_names_out()
@@ -92,7 +110,11 @@ def test_a_table_has_a_row_for_each_series(rng):
 def test_what_is_refused():
     for call, shape, words in (
         (TiRexFeatures(**OPTIONS).transform, (2, 9), "not fitted yet"),
-        (TiRexFeatures(**OPTIONS).fit(np.zeros((2, 9))).transform, (2, 2, 9), "series have 2 variates, expected 1"),
+        (
+            TiRexFeatures(**OPTIONS).fit(np.zeros((2, 9))).transform,
+            (2, 2, 9),
+            "series have 2 variates, expected 1",
+        ),
     ):
         with pytest.raises(ValueError, match=f"TiRexFeatures: .*{words}"):
             call(np.zeros(shape))

@@ -1,4 +1,6 @@
-"""Forecasts of pretrained models through the estimator and the command line: series and tables in, tables out."""
+"""Forecasts of pretrained models through the estimator and the command line: series and tables in,
+tables out.
+"""
 
 import pickle
 
@@ -11,7 +13,8 @@ from xlstm.data.table import write_table
 from xlstm.estimators import ZeroShotForecaster
 from xlstm.interop import tirex
 
-ONE, TWO = DATA / "tirex1" / "a", DATA / "tirex2" / "a"
+ONE = DATA / "tirex1" / "a"
+TWO = DATA / "tirex2" / "a"
 
 
 def of(checkpoint, **options):
@@ -84,11 +87,14 @@ def test_gaps_are_missing_values(one, x):
 
 
 def same_tables(found, expected):
-    """They are of one library, with the same columns in the same order, and the same labels of rows."""
+    """They are of one library, with the same columns in the same order, and the same labels of
+    rows.
+    """
     assert type(found) is type(expected)
     if hasattr(found, "index"):
         np.testing.assert_array_equal(found.index, expected.index)
-    found, expected = columns_of(found), columns_of(expected)
+    found = columns_of(found)
+    expected = columns_of(expected)
     assert list(found) == list(expected)
     for name, column in found.items():
         np.testing.assert_array_equal(column, expected[name])
@@ -108,7 +114,9 @@ def test_models_take_wide_tables(checkpoint, library, dated, x):
     estimator = of(checkpoint, horizon=5, quantiles=[0.1, 0.45])
     same_tables(found.quantiles, estimator.predict_quantiles(given))
     same_tables(found.mean, estimator.predict(given))
-    placed = np.where(np.isin(np.arange(50), rows), x[:, 1::-1].T, np.nan) if dated else x[rows, 1::-1].T
+    placed = (
+        np.where(np.isin(np.arange(50), rows), x[:, 1::-1].T, np.nan) if dated else x[rows, 1::-1].T
+    )
     expected = model.forecast(params, placed[None] if checkpoint == TWO else placed, 5).mean
     columns = columns_of(found.mean)
     same([columns["b"], columns["a"]], expected.reshape(2, 5))
@@ -118,10 +126,14 @@ def test_models_take_wide_tables(checkpoint, library, dated, x):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_long_tables(library, order, two, x):
     """In any order of rows and of `later`; the model makes the tables of the estimator."""
-    every = long_columns(np.pad(x, ((0, 5), (0, 0))), order, (55, 45)) | {"visitors": np.sin(np.arange(100.0))}
+    every = long_columns(np.pad(x, ((0, 5), (0, 0))), order, (55, 45)) | {
+        "visitors": np.sin(np.arange(100.0))
+    }
     so_far = every["day"] < np.datetime64("2024-01-01") + np.where(every["shop"] == "north", 50, 40)
     given = table(library, {name: column[so_far] for name, column in every.items()})
-    later = table(library, {name: column[~so_far][::-1] for name, column in every.items() if name != "sales"})
+    later = table(
+        library, {name: column[~so_far][::-1] for name, column in every.items() if name != "sales"}
+    )
     shops = of(TWO, horizon=5, targets="sales", future="price", series_id="shop")
     found = columns_of(shops.predict(given, future=later))
     assert set(found) == {"shop", "day", "sales"}
@@ -152,10 +164,13 @@ def test_labels_after_those_of_an_index(labels, ahead):
     """Whole numbers go on in their step, and dates."""
     pandas = pytest.importorskip("pandas")
     index, after = (
-        (pandas.DatetimeIndex if "-" in str(one[0]) else pandas.Index)(one, name="i") for one in (labels, ahead)
+        (pandas.DatetimeIndex if "-" in str(one[0]) else pandas.Index)(one, name="i")
+        for one in (labels, ahead)
     )
     model, params = load(ONE)
-    found = model.forecast(params, pandas.DataFrame({"a": np.arange(len(labels))}, index=index), 2).mean
+    found = model.forecast(
+        params, pandas.DataFrame({"a": np.arange(len(labels))}, index=index), 2
+    ).mean
     assert found.index.tolist() == after.tolist()
     assert found.index.name == "i"
 
@@ -168,21 +183,29 @@ def test_an_index_that_only_numbers_rows_labels_no_series(shops):
     given = pandas.DataFrame({"shop": list(shops), "a": np.arange(float(len(shops)))})
     found = model.forecast(params, given, 2, series_id="shop").mean
     assert found.index.equals(pandas.RangeIndex(4))
-    expected = model.forecast(params, [given["a"][given["shop"] == shop].to_numpy() for shop in "ab"], 2).mean
+    expected = model.forecast(
+        params, [given["a"][given["shop"] == shop].to_numpy() for shop in "ab"], 2
+    ).mean
     np.testing.assert_array_equal(found["a"], np.concatenate(expected))
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"day": range(1, 6)}, " has a row for 2024-02-11.*, expected 2024-02-10.*, the next step of the series"),
+        (
+            {"day": range(1, 6)},
+            " has a row for 2024-02-11.*, expected 2024-02-10.*, the next step of the series",
+        ),
         ({"shop": ["south"] * 3 + ["east"] * 2}, " has 3 rows after series 'south', expected 5"),
     ],
 )
 def test_later_rows_that_do_not_fit_are_refused(changes, words, x):
     columns = {"shop": ["south"] * 5, "day": range(5), "price": np.ones(5)} | changes
-    columns["day"] = np.datetime64("2024-02-10", "us") + np.array(columns["day"]) * np.timedelta64(1, "D")
-    later, given = table("polars", columns), table("polars", long_columns(x, "shops", (0, 40)))
+    columns["day"] = np.datetime64("2024-02-10", "us") + np.array(columns["day"]) * np.timedelta64(
+        1, "D"
+    )
+    later = table("polars", columns)
+    given = table("polars", long_columns(x, "shops", (0, 40)))
     roles = {"targets": "sales", "future": "price", "series_id": "shop"}
     with pytest.raises(ValueError, match=f"^ZeroShotForecaster: future{words}"):
         of(TWO, horizon=5, **roles).predict(given, future=later)
@@ -238,7 +261,11 @@ def test_columns_of_fit_are_those_of_later_tables(x):
     ("options", "arguments", "words"),
     [
         ({}, {"horizon": 12}, "argument horizon is unknown.* set in ZeroShotForecaster"),
-        ({"checkpoint": ONE}, {"past": np.ones(3)}, "past and future have 1 columns, expected none: TiRex"),
+        (
+            {"checkpoint": ONE},
+            {"past": np.ones(3)},
+            "past and future have 1 columns, expected none: TiRex",
+        ),
         ({"quantiles": [0.95]}, {}, r"quantiles\[0\] is 0.95"),
     ],
 )
@@ -260,17 +287,36 @@ def test_the_command_forecasts_a_long_table(run, x):
     given["day"] = every["day"].astype("datetime64[D]").tolist()
     given["sales"] = np.where(every["day"] < ends, every["sales"], None).tolist()
     write_table("shops.csv", given)
-    roles = ["--target", "sales", "--future", "price", "--series-id", "shop", "--horizon", 5, "--quantiles", "0.1"]
+    roles = [
+        "--target",
+        "sales",
+        "--future",
+        "price",
+        "--series-id",
+        "shop",
+        "--horizon",
+        5,
+        "--quantiles",
+        "0.1",
+    ]
     lines = run(TWO, "shops.csv", *roles, "--dtype", "float64").stdout.splitlines()
-    assert [line.split(",")[:2] for line in lines[1:7:5]] == [["north", "2024-02-20"], ["south", "2024-02-10"]]
+    assert [line.split(",")[:2] for line in lines[1:7:5]] == [
+        ["north", "2024-02-20"],
+        ["south", "2024-02-10"],
+    ]
     price = [np.cos(np.arange(55)), np.cos(np.arange(45) + 1)]
     expected = np.concatenate(of(TWO, horizon=5).predict([x[:, 0], x[:40, 1]], future=price))
-    np.testing.assert_allclose([float(line.split(",")[2]) for line in lines[1:]], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        [float(line.split(",")[2]) for line in lines[1:]], expected, rtol=1e-6
+    )
 
 
 def test_the_command_says_which_columns_it_leaves_out(run, x):
     """Those without a number, where no target is named."""
-    write_table("t.csv", {"a": x[:, 0].tolist(), "none": [""] * 50, "note": ["new"] * 50, "b": x[:, 1].tolist()})
+    write_table(
+        "t.csv",
+        {"a": x[:, 0].tolist(), "none": [""] * 50, "note": ["new"] * 50, "b": x[:, 1].tolist()},
+    )
     result = run(TWO, "t.csv", "--quantiles", "0.5", "--quiet")
     assert result.stdout.startswith("time,a,a 0.5,b,b 0.5\n")
     assert "not forecast: none, note\n" in result.stderr

@@ -1,8 +1,9 @@
-"""Everything the original NumPy notebook computed, from the numbers it recorded, to 1e-12 in float64.
+"""Everything the original NumPy notebook computed, from the numbers it recorded, to 1e-12 in
+float64.
 
-The notebook keeps U (D, H), W (H, H) and b (1, H) apart for each gate, in the order f i o g. Its loss
-gradient is 2 (y - target), not divided by the number of elements, and its weight gradients, but not
-dx, are divided by T.
+The notebook keeps U (D, H), W (H, H) and b (1, H) apart for each gate, in the order f i o g. Its
+loss gradient is 2 (y - target), not divided by the number of elements, and its weight gradients,
+but not dx, are divided by T.
 """
 
 import re
@@ -36,7 +37,8 @@ def close(found, expected):
 
 
 def test_forward_cell_and_sequence(golden):
-    layer, params = layer_of(golden), stacked(golden)
+    layer = layer_of(golden)
+    params = stacked(golden)
     y, (h, c), saved = layer.forward(params, golden["x"][:, None, :])
     close(y[:, 0], golden["h"])
     close(saved.h, golden["H"][1:])
@@ -51,13 +53,15 @@ def test_forward_cell_and_sequence(golden):
 
 
 def test_backward_cell_and_sequence(golden):
-    layer, params = layer_of(golden), stacked(golden)
+    layer = layer_of(golden)
+    params = stacked(golden)
     T = len(golden["x"])
     y, _, saved = layer.forward(params, golden["x"][:, None, :])
     target = golden["y_true"][:, None, :]
     loss, dy = losses.mse(y, target)
     close(loss, golden["sgd_losses"][0])
-    close(dy * y.size, 2 * (y - target))  # ours is the gradient of the loss it reports, the notebook's is not
+    # ours is the gradient of the loss it reports, the notebook's is not
+    close(dy * y.size, 2 * (y - target))
     grads, dx, _ = layer.backward(params, saved, dy * y.size)
     close(dx[:, 0], golden["dx"])
     for name, expected in stacked(golden, "d").items():
@@ -86,7 +90,8 @@ def test_gate_by_gate(golden):
 
 def test_the_first_call_of_the_notebook_says_what_to_do(golden):
     """Its x is float64, and parameters are float32 unless told otherwise."""
-    layer, x = layer_of(golden), golden["x"][:, None, :]
+    layer = layer_of(golden)
+    x = golden["x"][:, None, :]
     with pytest.raises(TypeError, match=r'init\(dtype="float64"\) or x\.astype\("float32"\)'):
         layer.forward(layer.init(0, "numpy"), x)
     layer.forward(layer.init(0, "numpy", dtype="float64"), x)
@@ -105,7 +110,8 @@ def test_the_command(monkeypatch, capsys):
 
 def test_initialisation():
     """Input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), both variances, and zero bias."""
-    D, H = 300, 200
+    D = 300
+    H = 200
     params = xlstm.LSTM(D, H, initializer="notebook").init(0, "numpy", "float64")
     draw = RECURRENT["notebook"]
     assert np.all(params["0.b"] == 0)
@@ -114,5 +120,6 @@ def test_initialisation():
         assert abs(w.mean()) < 5 * (variance / w.size) ** 0.5
         assert abs(w.var() / variance - 1) < 5 * (2 / w.size) ** 0.5
         assert draw(np.random.default_rng(0), name, w.shape, H).shape == w.shape
-    w = params["0.Wh"].ravel() / H**-0.5  # normal, not uniform: share beyond two standard deviations
+    # normal, not uniform: share beyond two standard deviations
+    w = params["0.Wh"].ravel() / H**-0.5
     assert abs(np.mean(np.abs(w) > 2) - 0.0455) < 0.005

@@ -40,7 +40,9 @@ def test_published_checkpoints_come_back_with_the_same_bits(tmp_path, published,
     model, params = published.load(path, backend="numpy")
     for place, file in (("out", "out/model.safetensors"), ("one.safetensors", "one.safetensors")):
         published.save(tmp_path / place, model, params)
-        same_bits(safetensors.numpy.load_file(tmp_path / file), safetensors.numpy.load_file(DATA / name))
+        same_bits(
+            safetensors.numpy.load_file(tmp_path / file), safetensors.numpy.load_file(DATA / name)
+        )
         again, found = published.load(tmp_path / place, backend="numpy")
         assert again == model
         same_bits(found, params)
@@ -48,14 +50,17 @@ def test_published_checkpoints_come_back_with_the_same_bits(tmp_path, published,
 
 @pytest.mark.parametrize("to", export_import.SUFFIXES)
 def test_there_and_back(tmp_path, to):
-    """A stack, with ONNX one layer, goes out and comes back from the command line with the same bits and names."""
+    """A stack, with ONNX one layer, goes out and comes back from the command line with the same
+    bits and names.
+    """
     pytest.importorskip(EXTRAS[to])
     layer = xlstm.GRU(2, 3, 1 if to == "onnx" else 2, bidirectional=True, batch_first=to == "keras")
     source, params = saved(tmp_path, layer)
     result = CliRunner().invoke(app, ["export", str(source), "--to", to])
     assert result.exit_code == 0, result.output
     assert f"holds: {layer}" in result.output
-    written, back = str(tmp_path / f"net{export_import.SUFFIXES[to]}"), tmp_path / "back"
+    written = str(tmp_path / f"net{export_import.SUFFIXES[to]}")
+    back = tmp_path / "back"
     result = CliRunner().invoke(app, ["import", written, "-o", str(back), "--kind", "gru"])
     assert result.output == f"wrote: {back}\nholds: {layer}\n"
     again, found = model_files.load(back, "numpy")
@@ -65,7 +70,8 @@ def test_there_and_back(tmp_path, to):
 
 def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
     source, _ = saved(tmp_path, xlstm.RNN(3, 5, activations="relu", batch_first=True))
-    written, foreign = tmp_path / "net.torch.safetensors", tmp_path / "foreign.v2.safetensors"
+    written = tmp_path / "net.torch.safetensors"
+    foreign = tmp_path / "foreign.v2.safetensors"
     export_import.export(source, "torch")
     export_import.import_(written)
     layer, _ = model_files.load(tmp_path / "net.model.safetensors", "numpy")
@@ -79,7 +85,9 @@ def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
 @pytest.mark.parametrize("to", export_import.SUFFIXES)
 def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     pytest.importorskip(EXTRAS[to])
-    forecaster = Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(np.sin(np.arange(200) / 5))
+    forecaster = Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(
+        np.sin(np.arange(200) / 5)
+    )
     forecaster.save(tmp_path / "model.safetensors")
     export_import.export(tmp_path / "model.safetensors", to, tmp_path / "out")
     assert forecaster.params_["head.b"].tobytes() in (tmp_path / "out").read_bytes()
@@ -88,9 +96,18 @@ def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["export", "net.safetensors", "--to", "tflite"], "format 'tflite' is unknown, expected onnx, torch, keras"),
-        (["export", "net.safetensors", "--to", "torch", "-o", "net.safetensors"], "is the file that is read"),
-        (["export", "peephole.safetensors", "--to", "torch"], "peepholes is True, which PyTorch cannot express"),
+        (
+            ["export", "net.safetensors", "--to", "tflite"],
+            "format 'tflite' is unknown, expected onnx, torch, keras",
+        ),
+        (
+            ["export", "net.safetensors", "--to", "torch", "-o", "net.safetensors"],
+            "is the file that is read",
+        ),
+        (
+            ["export", "peephole.safetensors", "--to", "torch"],
+            "peepholes is True, which PyTorch cannot express",
+        ),
         (["import", "plain.safetensors"], "weight_ih_l0 is missing, found a"),
     ],
 )
@@ -123,7 +140,15 @@ def test_what_others_do_not_have_is_refused(library):
             write(model, model.init(0, "numpy"))
 
 
-SHARED = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "recompute"}
+SHARED = {
+    "num_layers",
+    "batch_first",
+    "bias",
+    "recurrent_bias",
+    "dropout",
+    "recurrent_dropout",
+    "recompute",
+}
 WRITTEN = {
     "torch": {"proj_size"},
     "keras": {"reset_after", "direction"},
@@ -139,9 +164,15 @@ def test_each_option_is_written_or_refused_by_name(kind, library):
         name, value = next(iter(options.items()))
         layer = make(kind, options)
         params = layer.init(0, "numpy")
-        if library == "onnx" or name in SHARED | WRITTEN[library] or value in ("bidirectional", "relu"):
+        if (
+            library == "onnx"
+            or name in SHARED | WRITTEN[library]
+            or value in ("bidirectional", "relu")
+        ):
             assert write(layer, params)
             continue
         option = value if name == "direction" else name
-        with pytest.raises(ValueError, match=rf"to_{library}: {option} (is|are) .*, which .* cannot express"):
+        with pytest.raises(
+            ValueError, match=rf"to_{library}: {option} (is|are) .*, which .* cannot express"
+        ):
             write(layer, params)

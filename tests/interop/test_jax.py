@@ -1,4 +1,6 @@
-"""Our layers as functions of JAX: values and gradients are NumPy's, under every transformation of JAX."""
+"""Our layers as functions of JAX: values and gradients are NumPy's, under every transformation of
+JAX.
+"""
 
 import weakref
 
@@ -14,7 +16,10 @@ from xlstm.layers.sequence import SequenceLayer
 
 jax = later("jax")
 pytestmark = pytest.mark.usefixtures("interpreted")
-T, B, D, H = 6, 3, 3, 4
+T = 6
+B = 3
+D = 3
+H = 4
 LSTM = xlstm.LSTM(D, H)
 DROPPING = xlstm.LSTM(D, H, 2, dropout=0.5)
 LSTM_STATE = (0.3 * np.ones((1, B, H)), -0.2 * np.ones((1, B, H)))
@@ -37,7 +42,8 @@ def _float64():
 
 
 def close(found, expected):
-    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    found = jax.tree.leaves(found)
+    expected = jax.tree.leaves(expected)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
@@ -49,16 +55,22 @@ def inputs(layer, rng):
 
 
 def loss_of(function, *arguments, **options):
-    """Half the sum of squares of y and of the final state: its gradient by them are they themselves."""
+    """Half the sum of squares of y and of the final state: its gradient by them are they
+    themselves.
+    """
     return sum((a**2).sum() for a in jax.tree.leaves(function(*arguments, **options))) / 2
 
 
 @pytest.mark.parametrize(("layer", "options"), CASES, ids=lambda case: type(case).__name__)
 def test_values_and_gradients_are_numpys(rng, layer, options):
     params, x = inputs(layer, rng)
-    state, given = options.get("state"), {name: value for name, value in options.items() if name != "state"}
-    found, ours = run(layer, params, x, **options), jax_layer(layer)
-    end, start = ([a for name, a in found.items() if name.startswith(part)] for part in ("end ", "dstart "))
+    state = options.get("state")
+    given = {name: value for name, value in options.items() if name != "state"}
+    found = run(layer, params, x, **options)
+    ours = jax_layer(layer)
+    end, start = (
+        [a for name, a in found.items() if name.startswith(part)] for part in ("end ", "dstart ")
+    )
     close(ours(params, x, state, **given), [found["y"], *end])
     grads = [{name: found[f"d{name}"] for name in params}]
     if "dx" in found:  # tokens have none
@@ -66,13 +78,16 @@ def test_values_and_gradients_are_numpys(rng, layer, options):
     if state:
         grads += [d for s, d in zip(state, start, strict=True) if s is not None]
     wanted = (0, 1, 2) if "dx" in found else (0, 2)
-    gradient = jax.jit(jax.grad(lambda *arguments: loss_of(ours, *arguments, **given), argnums=wanted))
+    gradient = jax.jit(
+        jax.grad(lambda *arguments: loss_of(ours, *arguments, **given), argnums=wanted)
+    )
     close(gradient(params, x, state), grads)
 
 
 def test_seeds_and_inference(rng):
     params, x = inputs(DROPPING, rng)
-    ours, key = jax_layer(DROPPING), jax.random.key(3)
+    ours = jax_layer(DROPPING)
+    key = jax.random.key(3)
     close(ours(params, x, train=False), DROPPING(params, x))
     close(ours(params, x, seed=key), ours(params, x, seed=jax.random.key_data(key)))
     several = jax.vmap(lambda seed: ours(params, x, seed=seed)[0])(np.array([3, 5]))
@@ -80,11 +95,17 @@ def test_seeds_and_inference(rng):
 
 
 def test_transformations(rng):
-    """Batches of x, states and upstream gradients, rematerialisation, parts in a scan, two passes back."""
+    """Batches of x, states and upstream gradients, rematerialisation, parts in a scan, two passes
+    back.
+    """
     params, x = inputs(LSTM, rng)
-    ours, xs = jax_layer(LSTM), rng.standard_normal((5, T, B, D))
+    ours = jax_layer(LSTM)
+    xs = rng.standard_normal((5, T, B, D))
     hs = rng.standard_normal((5, 1, B, H))
-    close(jax.vmap(ours, in_axes=(None, 0))(params, xs)[0], np.stack([LSTM(params, one)[0] for one in xs]))
+    close(
+        jax.vmap(ours, in_axes=(None, 0))(params, xs)[0],
+        np.stack([LSTM(params, one)[0] for one in xs]),
+    )
     found = jax.jit(jax.vmap(ours, in_axes=(None, None, (0, None))))(params, x, (hs, LSTM_STATE[1]))
     close(found[0], np.stack([LSTM(params, x, (h, LSTM_STATE[1]))[0] for h in hs]))
 
@@ -93,7 +114,10 @@ def test_transformations(rng):
 
     gradient = jax.grad(loss, argnums=(0, 1))
     each = [gradient(params, one) for one in xs]
-    close(jax.jit(jax.vmap(gradient, in_axes=(None, 0)))(params, xs), jax.tree.map(lambda *one: np.stack(one), *each))
+    close(
+        jax.jit(jax.vmap(gradient, in_axes=(None, 0)))(params, xs),
+        jax.tree.map(lambda *one: np.stack(one), *each),
+    )
     close(jax.grad(jax.checkpoint(loss), argnums=(0, 1))(params, x), gradient(params, x))
 
     def in_parts(params, x):
@@ -101,7 +125,9 @@ def test_transformations(rng):
             y, state = ours(params, x, state)
             return state, (y**2).sum()
 
-        return jax.lax.scan(part, jax.tree.map(np.zeros_like, LSTM_STATE), x.reshape(3, T // 3, B, D))[1].sum()
+        return jax.lax.scan(
+            part, jax.tree.map(np.zeros_like, LSTM_STATE), x.reshape(3, T // 3, B, D)
+        )[1].sum()
 
     close(jax.jit(jax.grad(in_parts, argnums=(0, 1)))(params, x), gradient(params, x))
 
@@ -125,8 +151,12 @@ def test_misuse_is_named(rng):
 
 
 def test_what_forward_kept_is_used_once_and_only_the_last_is_there(monkeypatch, rng):
-    """A backward pass that finds nothing runs the forward pass again; one that never comes leaves one value."""
-    passes, kept, forward = [], weakref.WeakSet(), Bridge.forward
+    """A backward pass that finds nothing runs the forward pass again; one that never comes leaves
+    one value.
+    """
+    passes = []
+    kept = weakref.WeakSet()
+    forward = Bridge.forward
 
     def counted(*arguments, **options):
         outputs, saved = forward(*arguments, **options)

@@ -24,10 +24,23 @@ pytestmark = [
     pytest.mark.usefixtures("interpreted"),
 ]
 
-D, H, T, B = 3, 4, 6, 5
+D = 3
+H = 4
+T = 6
+B = 5
 LENGTHS = [4, 6, 1, 6, 3]
 KINDS = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}
-ACTIVATIONS = ("tanh", "sigmoid", "relu", "linear", "hard_sigmoid", "elu", "selu", "softsign", "softplus")
+ACTIVATIONS = (
+    "tanh",
+    "sigmoid",
+    "relu",
+    "linear",
+    "hard_sigmoid",
+    "elu",
+    "selu",
+    "softsign",
+    "softplus",
+)
 # Kinds with each direction, with and without a mask and a bias; and each activation.
 CASES = [
     *itertools.product(
@@ -36,14 +49,29 @@ CASES = [
         (None, LENGTHS),
         (True, False),
     ),
-    (("lstm", {"recurrent_activation": "hard_sigmoid", "activation": "softsign"}), "bidirectional", LENGTHS, True),
-    (("gru", {"recurrent_activation": "hard_sigmoid", "activation": "elu"}), "bidirectional", LENGTHS, True),
-    *((("rnn", {"activation": name}), "forward", None, True) for name in (*ACTIVATIONS, "exponential", "leaky_relu")),
+    (
+        ("lstm", {"recurrent_activation": "hard_sigmoid", "activation": "softsign"}),
+        "bidirectional",
+        LENGTHS,
+        True,
+    ),
+    (
+        ("gru", {"recurrent_activation": "hard_sigmoid", "activation": "elu"}),
+        "bidirectional",
+        LENGTHS,
+        True,
+    ),
+    *(
+        (("rnn", {"activation": name}), "forward", None, True)
+        for name in (*ACTIVATIONS, "exponential", "leaky_relu")
+    ),
 ]
 
 
 def keras_layer(kind, **options):
-    return getattr(keras.layers, KINDS[kind])(H, return_sequences=True, return_state=True, dtype="float64", **options)
+    return getattr(keras.layers, KINDS[kind])(
+        H, return_sequences=True, return_state=True, dtype="float64", **options
+    )
 
 
 def randomised(layer, rng, features=D):
@@ -66,21 +94,31 @@ def test_outputs_and_states_are_kerass(monkeypatch, rng, layer, direction, lengt
     kind, options = layer
     # but for this, Keras' own matrix product is float32 on its PyTorch backend, of float64 too
     monkeypatch.setattr("keras.src.backend.numpy.matmul", torch.matmul)
-    inner = keras_layer(kind, use_bias=use_bias, go_backwards=direction == "go_backwards", **options)
+    inner = keras_layer(
+        kind, use_bias=use_bias, go_backwards=direction == "go_backwards", **options
+    )
     theirs = randomised(
-        keras.layers.Bidirectional(inner, dtype="float64") if direction == "bidirectional" else inner, rng
+        (
+            keras.layers.Bidirectional(inner, dtype="float64")
+            if direction == "bidirectional"
+            else inner
+        ),
+        rng,
     )
     layer, params = from_keras(theirs)
     assert layer.batch_first
     assert layer.reverse == (direction == "go_backwards")
     x = 0.7 * rng.standard_normal((B, T, D))
     mask = None if lengths is None else np.arange(T) < np.array(lengths)[:, None]
-    expected, *states = map(host, theirs(keras.ops.convert_to_tensor(x, dtype="float64"), mask=mask))
+    expected, *states = map(
+        host, theirs(keras.ops.convert_to_tensor(x, dtype="float64"), mask=mask)
+    )
     y, end, _ = layer.forward(params, x, lengths=lengths)
     if direction == "go_backwards":
         expected = expected[:, ::-1]
     there = np.ones((B, T), bool) if mask is None else mask
-    if mask is not None and direction == "go_backwards":  # Keras repeats the state before the first step it sees
+    # Keras repeats the state before the first step it sees
+    if mask is not None and direction == "go_backwards":
         expected = np.where(mask[:, :, None], expected, 0)
     np.testing.assert_allclose(y[there], expected[there], rtol=1e-10, atol=1e-10)
     assert not np.any(y[~there])
@@ -94,7 +132,9 @@ def stack_of(kind, levels, both, use_bias=True, **options):
     """A Keras model of equal layers with a Dense head, with random weights."""
     model = keras.Sequential([keras.Input((None, D))])
     for _ in range(levels):
-        layer = getattr(keras.layers, KINDS[kind])(H, return_sequences=True, use_bias=use_bias, **options)
+        layer = getattr(keras.layers, KINDS[kind])(
+            H, return_sequences=True, use_bias=use_bias, **options
+        )
         model.add(keras.layers.Bidirectional(layer) if both else layer)
     model.add(keras.layers.Dense(2))
     rng = np.random.default_rng(0)
@@ -107,18 +147,29 @@ def stack_of(kind, levels, both, use_bias=True, **options):
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_files(tmp_path, rng, kind, levels, both, use_bias):
-    """Keras' files are read, and ours are loaded by Keras, to the same bits and the same predictions."""
+    """Keras' files are read, and ours are loaded by Keras, to the same bits and the same
+    predictions.
+    """
     theirs = stack_of(kind, levels, both, use_bias)
     theirs.save_weights(tmp_path / "their.weights.h5")
     theirs.save(tmp_path / "their.keras")
     recurrent = theirs.get_weights()[:-2]
     expected = from_keras(recurrent, kind, bidirectional=both)
-    for source in (theirs, theirs.layers[:-1], tmp_path / "their.weights.h5", tmp_path / "their.keras"):
+    for source in (
+        theirs,
+        theirs.layers[:-1],
+        tmp_path / "their.weights.h5",
+        tmp_path / "their.keras",
+    ):
         layer, params = from_keras(source)
         assert layer == expected[0]
         assert list(params) == list(layer.shapes)
         assert bits(params.values()) == bits(expected[1].values())
-    assert (layer.num_layers, len(layer.directions), layer.bias) == (levels, 2 if both else 1, use_bias)
+    assert (layer.num_layers, len(layer.directions), layer.bias) == (
+        levels,
+        2 if both else 1,
+        use_bias,
+    )
     assert bits(to_keras(layer, params)) == bits(recurrent)
 
     model = SequenceModel(layer, 2)
@@ -136,15 +187,21 @@ def test_files(tmp_path, rng, kind, levels, both, use_bias):
 
 def test_nested_and_functional_models(tmp_path):
     """Layers are found in models in models, and by name where there are several."""
-    inner = keras.Sequential([keras.Input((None, D)), keras.layers.GRU(H, return_sequences=True, name="inside")])
+    inner = keras.Sequential(
+        [keras.Input((None, D)), keras.layers.GRU(H, return_sequences=True, name="inside")]
+    )
     x = keras.Input((None, D))
     y = keras.layers.TimeDistributed(keras.layers.Dense(5))(inner(x))
     y = keras.layers.LSTM(H, name="outside", activation="relu", dropout=0.1)(y)
     model = keras.Model(x, keras.layers.Dense(1)(y))
-    described, plain = tmp_path / "model.keras", tmp_path / "model.weights.h5"
+    described = tmp_path / "model.keras"
+    plain = tmp_path / "model.weights.h5"
     model.save(described)
     model.save_weights(plain)
-    for path, inside, outside in ((described, "inside", "outside"), (plain, "sequential/gru", "lstm")):
+    for path, inside, outside in (
+        (described, "inside", "outside"),
+        (plain, "sequential/gru", "lstm"),
+    ):
         layer, params = from_keras(path, name=inside)
         assert layer == xlstm.GRU(D, H, batch_first=True)
         assert bits(to_keras(layer, params)) == bits(inner.get_weights())
@@ -155,7 +212,10 @@ def test_nested_and_functional_models(tmp_path):
 
 
 def test_a_file_in_a_newer_hdf5_format(tmp_path, good):
-    with h5py.File(good) as old, h5py.File(tmp_path / "new.weights.h5", "w", libver="latest") as new:
+    with (
+        h5py.File(good) as old,
+        h5py.File(tmp_path / "new.weights.h5", "w", libver="latest") as new,
+    ):
         old.copy("layers", new)
     (layer, params), (again, same) = map(from_keras, (good, tmp_path / "new.weights.h5"))
     assert (again, bits(same.values())) == (layer, bits(params.values()))
@@ -164,7 +224,8 @@ def test_a_file_in_a_newer_hdf5_format(tmp_path, good):
 def test_what_keras_does_not_have(rng):
     """Two biases become one; layers in reverse are written one by one."""
     layer = xlstm.LSTM(D, H, recurrent_bias=True, batch_first=True)
-    params, x = layer.init(0, "numpy", "float64"), rng.standard_normal((B, T, D))
+    params = layer.init(0, "numpy", "float64")
+    x = rng.standard_normal((B, T, D))
     again, single = from_keras(to_keras(layer, params), "lstm")
     np.testing.assert_allclose(again(single, x)[0], layer(params, x)[0], rtol=1e-12)
     stack = xlstm.GRU(D, H, 2, reverse=True)
@@ -174,11 +235,16 @@ def test_what_keras_does_not_have(rng):
 
 def two_ways(kind):
     """A built layer with another one backwards, of another activation."""
-    layer, other = kind(H), kind(H, activation="relu", go_backwards=True)
-    return randomised(keras.layers.Bidirectional(layer, backward_layer=other), np.random.default_rng(0))
+    layer = kind(H)
+    other = kind(H, activation="relu", go_backwards=True)
+    return randomised(
+        keras.layers.Bidirectional(layer, backward_layer=other), np.random.default_rng(0)
+    )
 
 
-K, R, V = np.zeros((D, 4 * H)), np.zeros((H, 4 * H)), np.zeros(4 * H)
+K = np.zeros((D, 4 * H))
+R = np.zeros((H, 4 * H))
+V = np.zeros(4 * H)
 GRU = [np.zeros((n, 3 * H)) for n in (D, H)]
 
 
@@ -213,7 +279,8 @@ def good(tmp_path):
     return tmp_path / "good.weights.h5"
 
 
-CONFIG, WEIGHTS = ("config.json", b"{}"), ("model.weights.h5", bytes(2**24))
+CONFIG = ("config.json", b"{}")
+WEIGHTS = ("model.weights.h5", bytes(2**24))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +311,10 @@ def test_a_damaged_heap_is_refused(good):
     heap = looping.index(b"HEAP")
     free, start = (int.from_bytes(looping[heap + k : heap + k + 8], "little") for k in (16, 24))
     looping[start + free : start + free + 8] = free.to_bytes(8, "little")
-    for content, words in ((b"garbage", "not a readable HDF5 file"), (bytes(looping), "free space loop")):
+    for content, words in (
+        (b"garbage", "not a readable HDF5 file"),
+        (bytes(looping), "free space loop"),
+    ):
         good.write_bytes(content)
         with pytest.raises(ValueError, match=words):
             from_keras(good)
@@ -252,9 +322,15 @@ def test_a_damaged_heap_is_refused(good):
 
 def test_what_is_no_stack_is_not_taken_for_one(tmp_path):
     """A layer between, or layers side by side: their widths fit, but they are no stack."""
-    lstm, x = keras.layers.LSTM, keras.Input((None, H))
+    lstm = keras.layers.LSTM
+    x = keras.Input((None, H))
     beside = keras.Model(x, keras.layers.Add()([lstm(H)(x), lstm(H)(x)]))
-    between = [keras.Input((None, D)), lstm(H, return_sequences=True), keras.layers.Dense(H), lstm(H)]
+    between = [
+        keras.Input((None, D)),
+        lstm(H, return_sequences=True),
+        keras.layers.Dense(H),
+        lstm(H),
+    ]
     for model in (keras.Sequential(between), beside):
         model.save(tmp_path / "model.keras")
         for source in (model, tmp_path / "model.keras"):

@@ -1,4 +1,6 @@
-"""Our layers as layers of Keras: trained on PyTorch, saved, and loaded and trained on JAX in another process."""
+"""Our layers as layers of Keras: trained on PyTorch, saved, and loaded and trained on JAX in
+another process.
+"""
 
 import json
 import os
@@ -22,7 +24,10 @@ pytestmark = [
     pytest.mark.usefixtures("interpreted"),
 ]
 
-B, T, D, H = 8, 6, 3, 4
+B = 8
+T = 6
+D = 3
+H = 4
 ON_JAX = """
 import sys
 import keras
@@ -38,27 +43,38 @@ assert second < first
 """
 
 
-@pytest.mark.parametrize("layer", **numbered([layer for layer in EVERY if isinstance(layer, SequenceLayer)]))
+@pytest.mark.parametrize(
+    "layer", **numbered([layer for layer in EVERY if isinstance(layer, SequenceLayer)])
+)
 def test_values_and_gradients_are_ours(rng, layer):
     """With time or batch first; x of Keras is batch first."""
     made = keras_layer(layer, seed=3, dtype="float64", name="ours")
     numpy = xlstm.backend("numpy", dtype="float64")
-    params, x = layer.init(3, numpy), input_of(layer, numpy, rng)
+    params = layer.init(3, numpy)
+    x = input_of(layer, numpy, rng)
     for name, variable in made.params.items():
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), params[name])
-    assert [weight.path for weight in made.weights] == [f"ours/{name.replace('.', '_')}" for name in params]
+    assert [weight.path for weight in made.weights] == [
+        f"ours/{name.replace('.', '_')}" for name in params
+    ]
     expected, _, saved = layer.forward(params, x, train=False, keep=True)
     grads, *_ = layer.backward(params, saved, expected)
 
     def ordered(array):
-        return array if layer.batch_first or (array.ndim < 3 and array.dtype == np.float64) else array.swapaxes(0, 1)
+        return (
+            array
+            if layer.batch_first or (array.ndim < 3 and array.dtype == np.float64)
+            else array.swapaxes(0, 1)
+        )
 
     y = made(torch.tensor(ordered(x)))
     assert tuple(y.shape) == made.compute_output_shape(ordered(x).shape)
     np.testing.assert_allclose(y.detach().numpy(), ordered(expected), rtol=1e-12, atol=1e-12)
     (y**2 / 2).sum().backward()
     for name, grad in grads.items():
-        np.testing.assert_allclose(made.params[name].value.grad.numpy(), grad, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(
+            made.params[name].value.grad.numpy(), grad, rtol=1e-10, atol=1e-12
+        )
 
 
 def test_training_saving_and_loading(tmp_path, rng):
@@ -67,13 +83,16 @@ def test_training_saving_and_loading(tmp_path, rng):
     target = x.sum((1, 2), keepdims=True)[..., 0]
     layer = xlstm.LSTM(D, 16, 2, dropout=0.3, activations=("sigmoid", "tanh", "tanh"))
     ours = keras_layer(layer, name="ours")
-    net = keras.Sequential([keras.Input((None, D)), ours, keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)])
+    net = keras.Sequential(
+        [keras.Input((None, D)), ours, keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+    )
     net.compile(keras.optimizers.Adam(0.02), "mse")
     losses = net.fit(x, target, epochs=3, verbose=0, shuffle=False).history["loss"]
     assert losses[-1] < losses[0]
     drawn = [keras.ops.convert_to_numpy(ours(x, training=True)) for _ in range(2)]
     assert not np.array_equal(*drawn)
-    path, data = tmp_path / "net.keras", tmp_path / "data.npz"
+    path = tmp_path / "net.keras"
+    data = tmp_path / "data.npz"
     net.save(path)
     y = net.predict(x, verbose=0)
     again = keras.models.load_model(path)
@@ -104,7 +123,8 @@ def subclassed(*layers):
 
 
 def test_summary_of_a_subclassed_model():
-    net, lines = subclassed(keras_layer(xlstm.LSTM(D, H))), []
+    net = subclassed(keras_layer(xlstm.LSTM(D, H)))
+    lines = []
     net(np.ones((B, T, D), "float32"))
     net.summary(print_fn=lines.append)
     assert f"({B}, {T}, {H})" in "".join(lines)
@@ -112,9 +132,19 @@ def test_summary_of_a_subclassed_model():
 
 def test_a_mask_is_refused():
     """A model whose shapes are known is refused as it is made, another one at its first call."""
-    with pytest.raises(ValueError, match="x of ours has a mask, expected none: leave out Masking and mask_zero"):
-        keras.Sequential([keras.Input((T, D)), keras.layers.Masking(), keras_layer(xlstm.LSTM(D, H), name="ours")])
-    net = subclassed(keras.layers.Embedding(5, D, mask_zero=True), keras_layer(xlstm.LSTM(D, H), name="ours"))
+    with pytest.raises(
+        ValueError, match="x of ours has a mask, expected none: leave out Masking and mask_zero"
+    ):
+        keras.Sequential(
+            [
+                keras.Input((T, D)),
+                keras.layers.Masking(),
+                keras_layer(xlstm.LSTM(D, H), name="ours"),
+            ]
+        )
+    net = subclassed(
+        keras.layers.Embedding(5, D, mask_zero=True), keras_layer(xlstm.LSTM(D, H), name="ours")
+    )
     with pytest.raises(ValueError, match="x of ours has a mask"):
         net(np.ones((B, T), "int32"))
 
@@ -123,7 +153,8 @@ HUGE = {"layer": "LSTM", "options": {"input_size": D, "hidden_size": 10**8}}
 
 
 @pytest.mark.parametrize(
-    ("description", "words"), [("null", "layer is"), (None, "layer is"), (json.dumps(HUGE), "no memory")]
+    ("description", "words"),
+    [("null", "layer is"), (None, "layer is"), (json.dumps(HUGE), "no memory")],
 )
 def test_configurations_that_describe_no_layer(description, words):
     made = keras_layer(xlstm.LSTM(D, H))

@@ -1,9 +1,11 @@
-"""ONNX in and out: the operators' own cases, layers and TiRex in onnxruntime, bits there and back, PyTorch's exports.
+"""ONNX in and out: the operators' own cases, layers and TiRex in onnxruntime, bits there and back,
+PyTorch's exports.
 
-The files in golden/onnx are exports by PyTorch 2.13 of modules with 3 inputs and 4 units, without `doc_string` and
-`metadata_props`: `torch.onnx.export(module, arguments, dynamo=...)`, where the name says `dynamo` for True, with
-onnxscript 0.7, and `torchscript` for False, at opset 17. "dynamic" leaves time and batch open (`Dim.AUTO`,
-`dynamic_axes`), and "state" has the initial states as inputs. All others make zeros of them.
+The files in golden/onnx are exports by PyTorch 2.13 of modules with 3 inputs and 4 units, without
+`doc_string` and `metadata_props`: `torch.onnx.export(module, arguments, dynamo=...)`, where the
+name says `dynamo` for True, with onnxscript 0.7, and `torchscript` for False, at opset 17.
+"dynamic" leaves time and batch open (`Dim.AUTO`, `dynamic_axes`), and "state" has the initial
+states as inputs. All others make zeros of them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ from xlstm.arrays.namespace import leaves
 from xlstm.cells.activations import GATE_ACTIVATIONS
 from xlstm.cells.cell import Cell
 from xlstm.cli import export_import
-from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel, ZeroShotForecaster
+from xlstm.estimators import (
+    Forecaster,
+    SequenceClassifier,
+    SequenceRegressor,
+    TextModel,
+    ZeroShotForecaster,
+)
 from xlstm.interop import tirex
 from xlstm.interop.onnx import from_onnx, to_onnx
 from xlstm.interop.onnx.onnx_export import INPUTS
@@ -39,19 +47,28 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = later("onnxruntime")
 pytestmark = pytest.mark.usefixtures("interpreted")
 
-T, B, D, H = 6, 5, 3, 4
+T = 6
+B = 5
+D = 3
+H = 4
 SMALL = TiRex(24, 1, 8, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=5, context=6)
 KINDS = {"LSTM": xlstm.LSTM, "GRU": xlstm.GRU, "RNN": xlstm.RNN}
 # Activations that ONNX has, with other parameters than the usual.
 FUNCTIONS = (
     *("relu", "tanh", "sigmoid", "softsign", "softplus", "linear", "leaky_relu(0.3)", "elu(0.6)"),
-    *("affine(0.75, 0.125)", "thresholded_relu(0.2)", "scaled_tanh(1.3, 0.7)", "hard_sigmoid(0.3, 0.4)"),
+    *(
+        "affine(0.75, 0.125)",
+        "thresholded_relu(0.2)",
+        "scaled_tanh(1.3, 0.7)",
+        "hard_sigmoid(0.3, 0.4)",
+    ),
 )
 
 
 def session(model):
     return onnxruntime.InferenceSession(
-        model if isinstance(model, str) else model.SerializeToString(), providers=["CPUExecutionProvider"]
+        model if isinstance(model, str) else model.SerializeToString(),
+        providers=["CPUExecutionProvider"],
     )
 
 
@@ -68,12 +85,16 @@ def close(found, expected):
 
 
 def operator_cases():
-    """The cases of three operators; `collect_testcases` would build those of all, for seconds and with warnings."""
+    """The cases of three operators; `collect_testcases` would build those of all, for seconds and
+    with warnings.
+    """
     from onnx.backend.test.case import node
 
     for kind in KINDS:
         importlib.import_module(f"onnx.backend.test.case.node.{kind.lower()}")
-    return {case.name: case for case in node._NodeTestCases if case.model.graph.node[0].op_type in KINDS}
+    return {
+        case.name: case for case in node._NodeTestCases if case.model.graph.node[0].op_type in KINDS
+    }
 
 
 CASES = operator_cases()
@@ -94,7 +115,9 @@ def test_operator_case(name):
                 model.graph.initializer.append(onnx.numpy_helper.from_array(inputs[weight], weight))
         layer, params = from_onnx(model)
         given = [inputs[s] for s in ("initial_h", "initial_c") if s in inputs]
-        y, state, _ = layer.forward(params, inputs["X"], tuple(given) or None, lengths=inputs.get("sequence_lens"))
+        y, state, _ = layer.forward(
+            params, inputs["X"], tuple(given) or None, lengths=inputs.get("sequence_lens")
+        )
         n = len(layer.directions)
         y = y.reshape(*y.shape[:2], n, -1)
         if layer.batch_first:  # layout=1 is batch first in the states, too
@@ -110,14 +133,29 @@ def test_operator_case(name):
 
 
 def configurations():
-    """Layers in which every two values of two options that ONNX has occur together, with all of its functions."""
+    """Layers in which every two values of two options that ONNX has occur together, with all of its
+    functions.
+    """
     functions = itertools.cycle(FUNCTIONS)
-    shared = ("num_layers", "direction", "batch_first", "bias", "recurrent_bias", "clip", "activations", "dropout")
+    shared = (
+        "num_layers",
+        "direction",
+        "batch_first",
+        "bias",
+        "recurrent_bias",
+        "clip",
+        "activations",
+        "dropout",
+    )
     for kind in KINDS:
-        for options in pairwise(kind, (*shared, "peepholes", "coupled_input_forget", "reset_after")):
+        for options in pairwise(
+            kind, (*shared, "peepholes", "coupled_input_forget", "reset_after")
+        ):
             if options["activations"] is not None:
                 sets = 2 if options["direction"] == "bidirectional" else 1
-                options["activations"] = tuple(itertools.islice(functions, sets * len(KINDS[kind].CELL.activations)))
+                options["activations"] = tuple(
+                    itertools.islice(functions, sets * len(KINDS[kind].CELL.activations))
+                )
             yield make(kind, options, D, H)
 
 
@@ -135,19 +173,36 @@ STACK = xlstm.xLSTMStack(32, 2, slstm_at=[1], num_heads=2)
 
 
 def has_blocks(model):
-    """Whether blocks are in it, whose norms of as few numbers as the registry's have take digits from float32."""
-    return isinstance(getattr(model, "recurrent", getattr(model, "backbone", model)), Block | Backbone)
+    """Whether blocks are in it, whose norms of as few numbers as the registry's have take digits
+    from float32.
+    """
+    return isinstance(
+        getattr(model, "recurrent", getattr(model, "backbone", model)), Block | Backbone
+    )
 
 
-# Layers of one node each, then those of the registry, then wider blocks and other options in the body of a Scan.
+# Layers of one node each, then those of the registry, then wider blocks and other options in the
+# body of a Scan.
 MODELS = [
     *LAYERS,
     *(model for model in EVERY if not has_blocks(model)),
-    xlstm.LSTM(D, 16, 2, bidirectional=True, peepholes=True, proj_size=12, cell_clip=1.0, batch_first=True, **WHOLE),
+    xlstm.LSTM(
+        D,
+        16,
+        2,
+        bidirectional=True,
+        peepholes=True,
+        proj_size=12,
+        cell_clip=1.0,
+        batch_first=True,
+        **WHOLE,
+    ),
     xlstm.LSTM(D, 16, reverse=True, coupled_input_forget=True, **WHOLE),
     xlstm.GRU(D, 16, 2, activations=("hard_sigmoid", "selu"), **WHOLE),
     xlstm.RNN(D, 16, clip=2.0, batch_first=True, bidirectional=True, **WHOLE),
-    xlstm.sLSTM(D, 8, 2, num_heads=4, forget_gate="exponential", batch_first=True, bidirectional=True),
+    xlstm.sLSTM(
+        D, 8, 2, num_heads=4, forget_gate="exponential", batch_first=True, bidirectional=True
+    ),
     xlstm.mLSTM(D, 8, 2, num_heads=2, qk_size=4, eps=1e-3, batch_first=True),
     xlstm.mLSTM(D, 8, forget_gate="exponential", bias=False),
     xlstm.mLSTMBlock(32, 2, conv_kernel_size=1, bias=True),
@@ -166,7 +221,11 @@ MODELS = [
 def state_inputs(states, prefix=""):
     """The names of the inputs of a state."""
     for k, leaf in enumerate(states):
-        yield from [f"{prefix}{leaf.name}0"] if isinstance(leaf, Leaf) else state_inputs(leaf, f"{prefix}{k}.")
+        yield from (
+            [f"{prefix}{leaf.name}0"]
+            if isinstance(leaf, Leaf)
+            else state_inputs(leaf, f"{prefix}{k}.")
+        )
 
 
 def draw_input(model, rng, B, T=None):
@@ -184,25 +243,40 @@ def spoil(x, lengths):
 
 @pytest.mark.parametrize("model", **numbered(MODELS))
 def test_every_model_runs_in_onnxruntime(model, rng):
-    """It does with a state and lengths and without, for any batch and time, and for one step, in two opsets."""
-    params = {name: (a + 0.2 * normal(rng, *a.shape)).astype("f4") for name, a in model.init(backend="numpy").items()}
+    """It does with a state and lengths and without, for any batch and time, and for one step, in
+    two opsets.
+    """
+    params = {
+        name: (a + 0.2 * normal(rng, *a.shape)).astype("f4")
+        for name, a in model.init(backend="numpy").items()
+    }
     through_time = isinstance(model, SequenceLayer)
     forms = [(0, 0, 0), (1, 1, 0), (0, 1, 0), (1, 0, 1)] if through_time else [(0, 0, 0)]
     for state, lengths, step in forms:
         if step and model.directions != ("",):
             continue
-        options = {"state": bool(state), "lengths": bool(lengths), "step": bool(step)} if through_time else {}
+        options = (
+            {"state": bool(state), "lengths": bool(lengths), "step": bool(step)}
+            if through_time
+            else {}
+        )
         run = session(to_onnx(model, params, opset=17 if state else 21, **options)).run
         for B, T in ((1, 1), (3, 7)):
             feed = draw_input(model, rng, B, None if step else T)
-            (x,), start, given = feed.values(), None, {}
+            (x,) = feed.values()
+            start = None
+            given = {}
             if state:
                 (before,) = draw_input(model, rng, B, 4).values()
                 start = model.forward(params, before, train=False)[1]
                 feed |= dict(zip(state_inputs(model.states), leaves(start), strict=True))
             if lengths:
-                given["lengths"] = feed["lengths"] = np.array([4, 0, T] if B == 3 else [T], np.int32)
-                spoil(x if getattr(model, "batch_first", False) else x.swapaxes(0, 1), feed["lengths"])
+                given["lengths"] = feed["lengths"] = np.array(
+                    [4, 0, T] if B == 3 else [T], np.int32
+                )
+                spoil(
+                    x if getattr(model, "batch_first", False) else x.swapaxes(0, 1), feed["lengths"]
+                )
             if not through_time:
                 expected = [model(params, x)]
             else:
@@ -216,7 +290,8 @@ def test_every_model_runs_in_onnxruntime(model, rng):
 def test_every_activation_is_written_in_a_step_and_in_a_scan(name, rng):
     for options, step in (({}, True), ({"layer_norm": True}, False)):
         layer = xlstm.RNN(D, H, activations=name, **options)
-        params, feed = draw_params(layer, rng), draw_input(layer, rng, B, None if step else T)
+        params = draw_params(layer, rng)
+        feed = draw_input(layer, rng, B, None if step else T)
         found = session(to_onnx(layer, params, state=False, step=step)).run(None, feed)
         y, end = (layer.step if step else layer)(params, feed["x"])
         for ours, theirs in zip((y, *end), found, strict=True):
@@ -243,10 +318,13 @@ def test_classifiers_with_scaling_and_labels(cell, labels):
     assert json.loads(run.get_modelmeta().custom_metadata_map["classes_"]) == labels.tolist()
 
 
-@pytest.mark.parametrize("y", [SEQUENCES[:, :, 0] > 7, SEQUENCES[:, 0, :2] > 7], ids=["of steps", "several labels"])
+@pytest.mark.parametrize(
+    "y", [SEQUENCES[:, :, 0] > 7, SEQUENCES[:, 0, :2] > 7], ids=["of steps", "several labels"]
+)
 @pytest.mark.parametrize("cell", ["lstm", "slstm"])
 def test_classifiers_of_steps_and_with_several_labels(cell, y):
-    classifier, some = SequenceClassifier(cell=cell, **SIZES).fit(SEQUENCES, y.astype(int)), SEQUENCES[:4, :5]
+    classifier = SequenceClassifier(cell=cell, **SIZES).fit(SEQUENCES, y.astype(int))
+    some = SEQUENCES[:4, :5]
     label, probabilities = session(to_onnx(classifier)).run(None, {"x": some})
     np.testing.assert_array_equal(label, classifier.predict(some))
     close(probabilities, classifier.predict_proba(some))
@@ -254,22 +332,35 @@ def test_classifiers_of_steps_and_with_several_labels(cell, y):
 
 @pytest.mark.parametrize("columns", [1, 2])
 def test_regressors_of_tables(columns):
-    """The numbers are those of targets, and rows of a table have their own scaling for each step."""
+    """The numbers are those of targets, and rows of a table have their own scaling for each
+    step.
+    """
     table = SEQUENCES[..., 0]
-    regressor = SequenceRegressor(**SIZES).fit(table, 50 + (table[:, 0] if columns == 1 else table[:, :2]))
+    regressor = SequenceRegressor(**SIZES).fit(
+        table, 50 + (table[:, 0] if columns == 1 else table[:, :2])
+    )
     for B in (1, 4):
-        same(session(to_onnx(regressor)).run(None, {"x": table[:B]})[0], regressor.predict(table[:B]))
-    for arguments, name in (({"lengths": True}, "lengths"), ({"params": regressor.params_}, "params")):
+        same(
+            session(to_onnx(regressor)).run(None, {"x": table[:B]})[0], regressor.predict(table[:B])
+        )
+    for arguments, name in (
+        ({"lengths": True}, "lengths"),
+        ({"params": regressor.params_}, "params"),
+    ):
         with pytest.raises(ValueError, match=name):
             to_onnx(regressor, **arguments)
 
 
 @pytest.mark.parametrize("options", [{}, {"quantiles": ()}, {"least": 990.0, "cell": "mlstm"}])
 def test_forecasters_with_what_is_below_their_network(rng, options):
-    values, future = 1000 + rng.normal(size=(120, 2)).cumsum(axis=0), rng.normal(size=(123, 1))
+    values = 1000 + rng.normal(size=(120, 2)).cumsum(axis=0)
+    future = rng.normal(size=(123, 1))
     forecaster = Forecaster(horizon=3, window=8, **SIZES, **options).fit(values, future=future)
-    several, covariates = [values, values[:90]], {"future": [future, future[:93]]}
-    y, *quantiles = session(to_onnx(forecaster)).run(None, forecaster.export_inputs(several, **covariates))
+    several = [values, values[:90]]
+    covariates = {"future": [future, future[:93]]}
+    y, *quantiles = session(to_onnx(forecaster)).run(
+        None, forecaster.export_inputs(several, **covariates)
+    )
     same(y, np.stack(forecaster.predict(several, **covariates)))
     assert len(quantiles) == bool(forecaster.quantiles)
     if quantiles:
@@ -281,7 +372,8 @@ def test_text_models_and_the_command_line(tmp_path):
     text = TextModel(**sizes, backend="numpy").fit("a to do " * 9)
     text.save(tmp_path / "text.safetensors")
     export_import.export(tmp_path / "text.safetensors")
-    run, tokens = session(str(tmp_path / "text.onnx")), np.array([text.codec_.encode("to do")])
+    run = session(str(tmp_path / "text.onnx"))
+    tokens = np.array([text.codec_.encode("to do")])
     start = {name: np.zeros((1, 1, 8), np.float32) for name in ("h0", "c0")}
     same(run.run(["y"], {"tokens": tokens, **start})[0], text.model_(text.params_, tokens)[0])
     about = run.get_modelmeta().custom_metadata_map
@@ -353,7 +445,9 @@ def test_float16_is_widened_and_float64_kept(model, dtype, expected):
         weights = tensor(model, f"0.{name}")
         before[name] = array = onnx.numpy_helper.to_array(weights).astype(dtype)
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        weights.CopyFrom(onnx.helper.make_tensor(weights.name, kind, array.shape, array.ravel().tolist()))
+        weights.CopyFrom(
+            onnx.helper.make_tensor(weights.name, kind, array.shape, array.ravel().tolist())
+        )
     _, params = from_onnx(model)
     assert {p.dtype for p in params.values()} == {np.dtype(expected)}
     for ours, theirs in (("Wx", "W"), ("Wh", "R")):
@@ -362,7 +456,8 @@ def test_float16_is_widened_and_float64_kept(model, dtype, expected):
 
 @pytest.mark.parametrize(("alpha", "first"), [([], 0.2), ([0.3], 0.3)])
 def test_defaults_of_activations_are_those_of_the_operators(model, alpha, first):
-    names = ["hardsigmoid", "LeakyRelu", "ThresholdedRelu"]  # onnxruntime takes 0 for the last one's alpha, ONNX says 1
+    # onnxruntime takes 0 for the last one's alpha, ONNX says 1
+    names = ["hardsigmoid", "LeakyRelu", "ThresholdedRelu"]
     cell = next(n for n in model.graph.node if n.op_type == "LSTM")
     values = {"activations": names} | ({"activation_alpha": alpha} if alpha else {})
     cell.attribute.extend(onnx.helper.make_attribute(*one) for one in values.items())
@@ -372,7 +467,8 @@ def test_defaults_of_activations_are_those_of_the_operators(model, alpha, first)
 
 def test_constants_may_be_nodes(model):
     _, expected = from_onnx(model)
-    W, make = tensor(model, "0.W"), onnx.helper.make_node
+    W = tensor(model, "0.W")
+    make = onnx.helper.make_node
     for one in (make("Identity", ["inner"], ["0.W"]), make("Constant", [], ["inner"], value=W)):
         model.graph.node.insert(0, one)
     model.graph.initializer.remove(W)
@@ -421,7 +517,10 @@ def test_nodes_by_name(rng):
     layer, arrays = from_onnx(model, "1.Y")
     assert layer == xlstm.LSTM(H, H, recurrent_bias=True)
     np.testing.assert_array_equal(arrays["0.Wh"], params["1.Wh"])
-    for name, message in (("7", "node '7'"), (None, r"there are 3 recurrent nodes, .* 0\.Y, 1\.Y, 2\.Y")):
+    for name, message in (
+        ("7", "node '7'"),
+        (None, r"there are 3 recurrent nodes, .* 0\.Y, 1\.Y, 2\.Y"),
+    ):
         with pytest.raises(ValueError, match=message):
             from_onnx(model, name)
 
@@ -452,21 +551,25 @@ BOTH_WAYS = xlstm.LSTM(2 * H, H, bidirectional=True, recurrent_bias=True)
 EXPORTS = {  # their last layers
     "dynamo-lstm-2-bidirectional-batch_first-dynamic": BOTH_WAYS,
     "torchscript-lstm-3-bidirectional-batch_first-dynamic": BOTH_WAYS,
-    "torchscript-rnn-2-relu-batch_first-dynamic-state": xlstm.RNN(H, H, activations="relu", bias=False),
+    "torchscript-rnn-2-relu-batch_first-dynamic-state": xlstm.RNN(
+        H, H, activations="relu", bias=False
+    ),
 }
 
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_nodes_of_an_export_compute_what_onnxruntime_does(name, rng):
     model = onnx.load(DATA / "onnx" / f"{name}.onnx")
-    layers, run = read_all(model), session(model)
+    layers = read_all(model)
+    run = session(model)
     assert layers[-1][0] == EXPORTS[name]
     n = len(layers[0][0].directions)
     start = normal(rng, n * len(layers), B, H) if "state" in name else None
     x = normal(rng, B, T, D)
     feed = dict(zip([i.name for i in run.get_inputs()], (x, start), strict=False))
     expected = run.run(None, feed)
-    y, ends = x.swapaxes(0, 1), []
+    y = x.swapaxes(0, 1)
+    ends = []
     for k, (layer, params) in enumerate(layers):
         state = None if start is None else (start[k * n : (k + 1) * n],)
         y, end = layer(params, y, state)
@@ -508,7 +611,14 @@ def same(found, expected):
 
 @pytest.mark.parametrize(
     ("name", "opset"),
-    [("tirex1/a", 17), ("tirex1/b", 14), ("tirex1/c", 21), ("tirex2/a", 17), ("tirex2/b", 14), ("tirex2/c", 18)],
+    [
+        ("tirex1/a", 17),
+        ("tirex1/b", 14),
+        ("tirex1/c", 21),
+        ("tirex2/a", 17),
+        ("tirex2/b", 14),
+        ("tirex2/c", 18),
+    ],
 )
 def test_networks_follow_ours(rng, name, opset):
     model, params = tirex.load(DATA / name, backend="numpy")
@@ -521,12 +631,17 @@ def test_networks_follow_ours(rng, name, opset):
 
 
 def test_networks_of_many_chunks_narrow_heads_and_rounding(rng):
-    """More tokens than a chunk of the mLSTM has, heads that are multiplied together, and the package's rounding."""
+    """More tokens than a chunk of the mLSTM has, heads that are multiplied together, and the
+    package's rounding.
+    """
     model, params = tirex.load(DATA / "tirex2" / "c", backend="numpy")
     tokens = rng.standard_normal((2, 130, model.input_size), dtype=np.float32)
     longer = replace(model, context=130 * model.patch_size - model.horizon)
     same(predict(to_onnx(longer, params), tokens), model(params, tokens)[0])
-    params = {n: rng.normal(0.3, 0.5, a.shape).astype("f4") for n, a in SMALL.init(backend="numpy").items()}
+    params = {
+        n: rng.normal(0.3, 0.5, a.shape).astype("f4")
+        for n, a in SMALL.init(backend="numpy").items()
+    }
     tokens = rng.standard_normal((2, 3, 4), dtype=np.float32)
     y = SMALL(params, tokens)[0]
     same(predict(to_onnx(SMALL, params), tokens), y)

@@ -1,4 +1,6 @@
-"""Checkpoints of TiRex-1 and TiRex-2: names, layouts, configurations and files, and what is wrong with some."""
+"""Checkpoints of TiRex-1 and TiRex-2: names, layouts, configurations and files, and what is wrong
+with some.
+"""
 
 import collections
 import json
@@ -16,7 +18,8 @@ from tests.interop.bits import same_bits
 from xlstm.interop import tirex
 from xlstm.models import TiRex2
 
-FIRST, SECOND = DATA / "tirex1" / "a", DATA / "tirex2" / "a"
+FIRST = DATA / "tirex1" / "a"
+SECOND = DATA / "tirex2" / "a"
 ALIASES = json.loads((SECOND / "aliases.json").read_text())
 
 
@@ -27,21 +30,31 @@ def config_of(folder):
 def written(folder, arrays, config):
     """A folder with these arrays and this configuration."""
     folder.mkdir(exist_ok=True)
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors"
+    )
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there all parameters are read")
 def test_parameters_stay_in_their_file_until_they_are_used(tmp_path):
-    """Those that lie there as they do here, in the dtype that is asked for; changes do not reach the file."""
+    """Those that lie there as they do here, in the dtype that is asked for; changes do not reach
+    the file.
+    """
     folder = written(tmp_path / "here", load_file(SECOND / "model.safetensors"), config_of(SECOND))
     before = (folder / "model.safetensors").read_bytes()
     model, params = tirex.load(folder, backend="numpy")
     lying = {name for name, a in params.items() if isinstance(origin(a), mmap.mmap)}
     assert {"blocks.0.mixer.q.W", "blocks.0.combination.W", "input.hidden.b"} <= lying
-    assert not {name for name in lying if name.endswith((".qkvo.W", ".up.W", ".cell.Wh")) and "mixer" not in name}
-    assert not any(isinstance(origin(a), mmap.mmap) for a in tirex.load(folder, dtype="float64")[1].values())
+    assert not {
+        name
+        for name in lying
+        if name.endswith((".qkvo.W", ".up.W", ".cell.Wh")) and "mixer" not in name
+    }
+    assert not any(
+        isinstance(origin(a), mmap.mmap) for a in tirex.load(folder, dtype="float64")[1].values()
+    )
     params["blocks.0.mixer.q.W"][:] = 0.0
     assert (folder / "model.safetensors").read_bytes() == before
     tirex.save(folder, model, params)  # in the place of the file that the parameters lie in
@@ -58,14 +71,16 @@ def origin(a):
 def test_aliases(tmp_path):
     """Each name of an array by itself, and all of them."""
     _, params = tirex.load(SECOND, backend="numpy")
-    arrays, config = load_file(SECOND / "model.safetensors"), config_of(SECOND)
+    arrays = load_file(SECOND / "model.safetensors")
+    config = config_of(SECOND)
     other = {theirs: alias for alias, theirs in ALIASES.items()}
     copies = {**arrays, **{alias: arrays[theirs] for alias, theirs in ALIASES.items()}}
     older = {name.replace("_bias_", "bias"): a for name, a in arrays.items()}
     for some in ({other.get(name, name): a for name, a in arrays.items()}, copies, older):
         assert some.keys() != arrays.keys()
         same_bits(tirex.load(written(tmp_path / "x", some, config), backend="numpy")[1], params)
-    name, words = "stack.1.time_mixer.rev_cell.recurrent_kernel", r"is another array than stack\.1\.time_mixer\.fwd_cel"
+    name = "stack.1.time_mixer.rev_cell.recurrent_kernel"
+    words = r"is another array than stack\.1\.time_mixer\.fwd_cel"
     for array in (copies[name] + 1, copies[name][:1]):
         with pytest.raises(ValueError, match=rf"{name} {words}"):
             tirex.load(written(tmp_path / "x", {**copies, name: array}, config))
@@ -78,9 +93,21 @@ def test_checkpoint_of_lightning(tmp_path):
     arrays = load_file(FIRST / "ckpt_state_dict.safetensors")
     state = collections.OrderedDict((name, torch.from_numpy(a)) for name, a in arrays.items())
     state._metadata = {"": {"version": 1}}
-    adam = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-3}]}
-    whole = {"epoch": 1, "pytorch-lightning_version": "2.4.0", "state_dict": state, "optimizer_states": [adam]}
-    whole |= {"callbacks": {}, "hparams_name": "kwargs", "hyper_parameters": {**config_of(FIRST), "lr": 0.1}}
+    adam = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}},
+        "param_groups": [{"lr": 1e-3}],
+    }
+    whole = {
+        "epoch": 1,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": state,
+        "optimizer_states": [adam],
+    }
+    whole |= {
+        "callbacks": {},
+        "hparams_name": "kwargs",
+        "hyper_parameters": {**config_of(FIRST), "lr": 0.1},
+    }
     torch.save(whole, tmp_path / "model.ckpt")
     for path in (tmp_path / "model.ckpt", tmp_path):
         again, found = tirex.load(path, backend="numpy")
@@ -89,15 +116,21 @@ def test_checkpoint_of_lightning(tmp_path):
 
 
 def test_keys_that_may_be_missing_or_change_nothing(tmp_path):
-    arrays, config = load_file(SECOND / "model.safetensors"), config_of(SECOND)
+    arrays = load_file(SECOND / "model.safetensors")
+    config = config_of(SECOND)
     model, _ = tirex.load(SECOND, backend="numpy")
     for name in ("use_qk_norm", "tta_diff", "tta_sign_flip", "device"):
         del config[name]
-    for name in ("scaler_cfg", "stack_out_norm_config"):  # in which the package ignores what it does not know
+    # in which the package ignores what it does not know
+    for name in ("scaler_cfg", "stack_out_norm_config"):
         config[name]["colour"] = 1
     del config["stack_out_norm_config"]["eps"]
     config["act_func"] = "torch.nn.modules.activation.SiLU"
-    config |= {"matmul_precision": "high", "postprocessor_cfg": {"a": 1}, "use_flex_attention": None}
+    config |= {
+        "matmul_precision": "high",
+        "postprocessor_cfg": {"a": 1},
+        "use_flex_attention": None,
+    }
     config["rnn_backend"] = "x"
     for template in config["stack_config"]["templates"].values():
         template["time_mixer"]["num_slstm_heads"] = None

@@ -20,7 +20,10 @@ from xlstm.layers.linear import Embedding, Linear
 from xlstm.models import SequenceModel
 
 torch = later("torch")
-T, B, D, H = 4, 3, 2, 4
+T = 4
+B = 3
+D = 2
+H = 4
 LAYERS = {
     "lstm": xlstm.LSTM(D, H, 2, bidirectional=True, batch_first=True),
     "slstm": xlstm.sLSTM(D, H, num_heads=2),
@@ -67,9 +70,13 @@ def gradients(net, x, *state):
 
 @pytest.mark.parametrize("layer", **numbered(EVERY))
 def test_values_and_gradients_are_ours(layer, rng):
-    """From an initial state, bit for bit; on the device "meta" there are tensors of the same shapes."""
-    numpy, bridge = xlstm.backend("numpy", dtype="float64"), Bridge("test", layer)
-    params, x = layer.init(0, numpy), input_of(layer, numpy, rng)
+    """From an initial state, bit for bit; on the device "meta" there are tensors of the same
+    shapes.
+    """
+    numpy = xlstm.backend("numpy", dtype="float64")
+    bridge = Bridge("test", layer)
+    params = layer.init(0, numpy)
+    x = input_of(layer, numpy, rng)
     state = [rng.random(shape) for shape in bridge.shapes(x)[1:]]
     ours = run(layer, params, x, bridge.state(state), train=False, keep=True)
     net = module(layer, params).eval()
@@ -99,12 +106,16 @@ def test_our_passes_run_on_shared_memory():
         assert np.shares_memory(array, params[name])
     net.double()
     assert np.shares_memory(net.arrays()["0.Wx"], net.state_dict()["0.Wx"].numpy())
-    np.testing.assert_array_equal(net(x.double())[0].detach(), layer(net.arrays(), x.double().numpy())[0])
+    np.testing.assert_array_equal(
+        net(x.double())[0].detach(), layer(net.arrays(), x.double().numpy())[0]
+    )
 
 
 def test_copies_and_files_of_modules():
-    net, (x, *state) = module(LAYERS["mlstm"]), inputs(LAYERS["mlstm"], "float32")
-    expected, file = gradients(net, x, *state), io.BytesIO()
+    net = module(LAYERS["mlstm"])
+    x, *state = inputs(LAYERS["mlstm"], "float32")
+    expected = gradients(net, x, *state)
+    file = io.BytesIO()
     torch.save(net, file)
     file.seek(0)
     for one in (copy.deepcopy(net), torch.load(file, weights_only=False)):
@@ -117,7 +128,8 @@ def test_copies_and_files_of_modules():
 def test_what_forward_keeps_dies_with_the_graph():
     from xlstm.interop import torch_module
 
-    net, (x, *state) = module(LAYERS["slstm"]), inputs(LAYERS["slstm"], "float32")
+    net = module(LAYERS["slstm"])
+    x, *state = inputs(LAYERS["slstm"], "float32")
     with torch.no_grad():
         assert not called(net, x, state)[0].requires_grad
     assert not torch_module._kept
@@ -139,13 +151,19 @@ def test_what_forward_keeps_dies_with_the_graph():
 
 
 def test_memory_of_parameters_may_move_between_the_passes():
-    """As FSDP2 moves it, which frees what it has gathered after forward, and gathers it again before backward."""
-    net, (x, *state) = module(LAYERS["model"]).double(), inputs(LAYERS["model"])
+    """As FSDP2 moves it, which frees what it has gathered after forward, and gathers it again
+    before backward.
+    """
+    net = module(LAYERS["model"]).double()
+    x, *state = inputs(LAYERS["model"])
     expected = gradients(net, x, *state)
-    found, others = called(net, x, state), []
+    found = called(net, x, state)
+    others = []
     for p in net.parameters():
-        values, storage = p.detach().clone(), p.untyped_storage()
-        size, address = storage.nbytes(), storage.data_ptr()
+        values = p.detach().clone()
+        storage = p.untyped_storage()
+        size = storage.nbytes()
+        address = storage.data_ptr()
         with torch.autograd._unsafe_preserve_version_counter(p), torch.no_grad():
             while storage.data_ptr() == address:
                 storage.resize_(0)
@@ -153,12 +171,16 @@ def test_memory_of_parameters_may_move_between_the_passes():
                 storage.resize_(size)
             p.copy_(values)
     loss = sum(a.square().sum() for a in found)
-    assert all(map(torch.equal, torch.autograd.grad(loss, [*net.parameters(), x, *state]), expected))
+    assert all(
+        map(torch.equal, torch.autograd.grad(loss, [*net.parameters(), x, *state]), expected)
+    )
 
 
 def test_autocast_runs_in_the_dtype_of_the_parameters():
-    net, (x, *state) = module(LAYERS["lstm"]), inputs(LAYERS["lstm"], "float32")
-    expected, low = called(net, x, state), x.detach().bfloat16().requires_grad_()
+    net = module(LAYERS["lstm"])
+    x, *state = inputs(LAYERS["lstm"], "float32")
+    expected = called(net, x, state)
+    low = x.detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = called(net, x, [state[0].double(), state[1]])
         called(net, low)[0].sum().backward()
@@ -174,9 +196,18 @@ def test_autocast_runs_in_the_dtype_of_the_parameters():
         (r"LSTM: .*torch.sparse_coo", lambda net, x: net(x.detach().to_sparse())),
         ("LSTM: lengths is on meta", lambda net, x: net(x, lengths=torch.zeros(B, device="meta"))),
         ("LSTM: a part of state is None", lambda net, x: net(x, (x, None))),
-        ("LSTM: gradients of gradients", lambda net, x: torch.autograd.grad(net(x)[0].sum(), x, create_graph=True)),
-        ("LSTM: x requires grad, .*xlstm.interop.torch.module", lambda net, x: net.layer(net.arrays(), x)),
-        ("module: parameter 0.Wx.*byte order", lambda net, x: module(net.layer, swapped(net.arrays()))),
+        (
+            "LSTM: gradients of gradients",
+            lambda net, x: torch.autograd.grad(net(x)[0].sum(), x, create_graph=True),
+        ),
+        (
+            "LSTM: x requires grad, .*xlstm.interop.torch.module",
+            lambda net, x: net.layer(net.arrays(), x),
+        ),
+        (
+            "module: parameter 0.Wx.*byte order",
+            lambda net, x: module(net.layer, swapped(net.arrays())),
+        ),
     ],
 )
 def test_refused_by_name(words, call):
@@ -192,8 +223,12 @@ def swapped(params):
 
 @pytest.mark.parametrize("name", ["forward", "training", "half.W", "layer", "_spec"])
 def test_names_of_attributes_are_refused(name):
-    layer = type("Own", (Linear,), {"weights": {name: ({"D": D}, lambda rng, shape: np.zeros(shape))}})(D, H)
-    with pytest.raises(ValueError, match=f"^module: parameter {name}: attribute .* already exists, expected a name"):
+    layer = type(
+        "Own", (Linear,), {"weights": {name: ({"D": D}, lambda rng, shape: np.zeros(shape))}}
+    )(D, H)
+    with pytest.raises(
+        ValueError, match=f"^module: parameter {name}: attribute .* already exists, expected a name"
+    ):
         module(layer)
 
 
@@ -209,10 +244,12 @@ def test_immutable_arrays_are_copied():
 def test_meta():
     layer = xlstm.LSTM(D, H, 2, dropout=0.5)
     with torch.device("meta"):
-        net, x = module(layer), torch.ones(T, B, D, requires_grad=True)
+        net = module(layer)
+        x = torch.ones(T, B, D, requires_grad=True)
     net(x)[0].sum().backward()
     assert all(a.grad.is_meta for a in (x, *net.parameters()))
-    loaded, y = module(layer), []
+    loaded = module(layer)
+    y = []
     net.load_state_dict(loaded.state_dict(), assign=True)
     for one, place in ((net, "meta"), (loaded, "cpu")):
         torch.manual_seed(1)  # of dropout
@@ -233,7 +270,8 @@ def alike(scale):
 
 
 def test_layers_that_look_alike():
-    nets, x = [module(alike(scale)) for scale in (1.0, 10.0)], torch.ones(B, D)
+    nets = [module(alike(scale)) for scale in (1.0, 10.0)]
+    x = torch.ones(B, D)
     assert len({net._spec for net in (*nets, copy.deepcopy(nets[1]))}) == 3
     torch.compiler.reset()
     for net in nets:
@@ -244,19 +282,23 @@ def test_layers_that_look_alike():
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("grad", [True, False])
 def test_traces_call_the_operator(grad):
-    net, (x, *_) = module(LAYERS["slstm"]), inputs(LAYERS["slstm"], "float32", grad=grad)
+    net = module(LAYERS["slstm"])
+    x, *_ = inputs(LAYERS["slstm"], "float32", grad=grad)
     with torch.set_grad_enabled(grad):
         file = io.BytesIO()
         torch.jit.save(torch.jit.trace(net, (torch.ones_like(x),)), file)
         file.seek(0)
-        found, expected = flat(torch.jit.load(file)(x)), flat(net(x))
+        found = flat(torch.jit.load(file)(x))
+        expected = flat(net(x))
     assert all(map(torch.equal, found, expected))
     if grad:
         assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y, *_ in (found, expected)))
 
 
 def dual(run, x):
-    """Call a module, or the program that it is exported as, with a dual tensor, without gradients."""
+    """Call a module, or the program that it is exported as, with a dual tensor, without
+    gradients.
+    """
     with torch.no_grad(), torch.autograd.forward_ad.dual_level():
         return run(torch.autograd.forward_ad.make_dual(x, x))
 
@@ -279,27 +321,36 @@ def tangent(net, x):
     ],
 )
 def test_transforms_are_refused(call):
-    net, (x, *_) = module(LAYERS["lstm"]), inputs(LAYERS["lstm"], "float32", grad=False)
+    net = module(LAYERS["lstm"])
+    x, *_ = inputs(LAYERS["lstm"], "float32", grad=False)
     with pytest.raises(RuntimeError, match=r"LSTM: forward-mode AD"):
         call(net, x)
 
 
-@pytest.mark.parametrize("layer", [xlstm.LSTM(D, H, 2, dropout=0.5, bidirectional=True), LAYERS["linear"]], ids=str)
+@pytest.mark.parametrize(
+    "layer", [xlstm.LSTM(D, H, 2, dropout=0.5, bidirectional=True), LAYERS["linear"]], ids=str
+)
 def test_compiled(layer):
-    net, (x, *state) = module(layer), inputs(layer, "float32")
+    net = module(layer)
+    x, *state = inputs(layer, "float32")
     torch.compiler.reset()
-    compiled = torch.compile(lambda x, *state: tuple(called(net, x, state)), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda x, *state: tuple(called(net, x, state)), backend="aot_eager", fullgraph=True
+    )
     for given in ((x, *state), (x,)):
         torch.manual_seed(1)  # of dropout
         expected = gradients(net, *given)
         torch.manual_seed(1)
         found = compiled(*given)
-        found = torch.autograd.grad(sum(a.square().sum() for a in found), [*net.parameters(), *given])
+        found = torch.autograd.grad(
+            sum(a.square().sum() for a in found), [*net.parameters(), *given]
+        )
         assert all(map(torch.equal, found, expected))
 
 
 def test_compiled_with_lengths_and_twice_derived():
-    net, x = module(LAYERS["slstm"]), torch.randn(T, B, D, requires_grad=True)
+    net = module(LAYERS["slstm"])
+    x = torch.randn(T, B, D, requires_grad=True)
     short = torch.compile(lambda x: net(x, lengths=torch.tensor([1, 4, 0]))[0], backend="aot_eager")
     assert torch.equal(short(x), net(x, lengths=[1, 4, 0])[0])
     twice = torch.compile(lambda x: net(x)[0].sum(), backend="eager")
@@ -313,7 +364,8 @@ def test_exported(layer):
     net = module(layer)
     x = torch.randn(3, 5, D) if layer == LAYERS["lstm"] else torch.randint(7, (3, 5))
     sizes = {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}
-    program, file = torch.export.export(net, (x,), dynamic_shapes={"x": sizes}), io.BytesIO()
+    program = torch.export.export(net, (x,), dynamic_shapes={"x": sizes})
+    file = io.BytesIO()
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert targets[0] is torch.ops.xlstm.forward.default
     assert not any("aten" in str(target) for target in targets)
@@ -325,10 +377,15 @@ def test_exported(layer):
 
 
 def rank(number, folder, x):
-    """Keep the gradients of one step in one of two processes, each with half of the batch, and end the process."""
+    """Keep the gradients of one step in one of two processes, each with half of the batch, and end
+    the process.
+    """
     patience = datetime.timedelta(minutes=10)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", patience, world_size=2, rank=number)
-    net, sharded = module(LAYERS["slstm"], seed=number), module(LAYERS["slstm"])
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/store", patience, world_size=2, rank=number
+    )
+    net = module(LAYERS["slstm"], seed=number)
+    sharded = module(LAYERS["slstm"])
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
     torch.distributed.fsdp.fully_shard(sharded, mesh=mesh, reshard_after_forward=True)
     net = torch.nn.parallel.DistributedDataParallel(net)
@@ -337,12 +394,14 @@ def rank(number, folder, x):
         grads = [p.grad if name == "ddp" else p.grad.full_tensor() for p in one.parameters()]
         torch.save(grads, folder / f"{name}{number}.pt")
     torch.distributed.destroy_process_group()
-    os._exit(0)  # PyTorch leaves threads of gloo running, which at times abort a process whose Python shuts down
+    # PyTorch leaves threads of gloo running, which at times abort a process whose Python shuts down
+    os._exit(0)
 
 
 @pytest.mark.usefixtures("interpreted")  # the other processes need not load Numba
 def test_data_parallel(tmp_path):
-    net, x = module(LAYERS["slstm"], seed=0), torch.randn(T, 4, D)
+    net = module(LAYERS["slstm"], seed=0)
+    x = torch.randn(T, 4, D)
     assert torch.equal(torch.nn.DataParallel(net)(x)[0], net(x)[0])
     torch.multiprocessing.spawn(rank, (tmp_path, x), nprocs=2)
     net(x)[0].square().sum().backward()
@@ -352,7 +411,8 @@ def test_data_parallel(tmp_path):
 
 
 def test_parametrizations():
-    net, (x, *state) = module(LAYERS["mlstm"]), inputs(LAYERS["mlstm"], "float32")
+    net = module(LAYERS["mlstm"])
+    x, *state = inputs(LAYERS["mlstm"], "float32")
     with torch.no_grad():
         next(net.parameters()).add_(1.0)  # no row is zero, which has no direction
     y = called(net, x, state)[0]

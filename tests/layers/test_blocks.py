@@ -1,4 +1,6 @@
-"""Parts of blocks, blocks and stacks: PyTorch's numbers, initial values, rows of norms, the limit of an mLSTM."""
+"""Parts of blocks, blocks and stacks: PyTorch's numbers, initial values, rows of norms, the limit
+of an mLSTM.
+"""
 
 import numpy as np
 import pytest
@@ -18,10 +20,14 @@ def test_gradient_of_a_limited_mlstm(be, rng, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "norm", [LayerNorm(96), RMSNorm(96), MultiHeadNorm(96, num_heads=3)], ids=lambda n: type(n).__name__
+    "norm",
+    [LayerNorm(96), RMSNorm(96), MultiHeadNorm(96, num_heads=3)],
+    ids=lambda n: type(n).__name__,
 )
 def test_rows_of_a_norm_do_not_depend_on_others(rng, norm, dtype):
-    """Also where there are so many that the loop is compiled, and one holds NaN or squares that are infinite."""
+    """Also where there are so many that the loop is compiled, and one holds NaN or squares that are
+    infinite.
+    """
     params = norm.init(0, "numpy", dtype)
     x = rng.standard_normal((4096, 96)).astype(dtype)
     dy = rng.standard_normal(x.shape).astype(dtype)
@@ -41,8 +47,10 @@ def test_rows_of_a_norm_do_not_depend_on_others(rng, norm, dtype):
 def test_norms_and_convolution_follow_torch(rng):
     torch = pytest.importorskip("torch")
     F = torch.nn.functional
-    x, w = rng.standard_normal((5, 3, 6)), rng.standard_normal(6)
-    tx, tw = torch.from_numpy(x), torch.from_numpy(w)
+    x = rng.standard_normal((5, 3, 6))
+    w = rng.standard_normal(6)
+    tx = torch.from_numpy(x)
+    tw = torch.from_numpy(w)
     pairs = [
         (LayerNorm(6, residual=True), F.layer_norm(tx, (6,), 1 + tw)),
         (RMSNorm(6, eps=1e-6), F.rms_norm(tx, (6,), tw, 1e-6)),

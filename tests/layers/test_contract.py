@@ -1,7 +1,7 @@
 """Passes of every layer, block, stack and model: gradients, lengths, steps, states, masks, dtypes.
 
-A test of `everywhere` runs all of the table on NumPy, and one or more of every kind on the other backends.
-`tests/engines/test_batch_sizes.py` compares backends and engines.
+A test of `everywhere` runs all of the table on NumPy, and one or more of every kind on the other
+backends. `tests/engines/test_batch_sizes.py` compares backends and engines.
 """
 
 import numpy as np
@@ -46,7 +46,9 @@ def everywhere(layers):
         for k, layer in enumerate(layers)
         if name == "numpy" or layer in EVERY
     }
-    return pytest.mark.parametrize(("be", "layer"), list(cases.values()), ids=list(cases), indirect=["be"])
+    return pytest.mark.parametrize(
+        ("be", "layer"), list(cases.values()), ids=list(cases), indirect=["be"]
+    )
 
 
 def same(found, expected):
@@ -80,7 +82,9 @@ def test_gradient_of_every_pair_of_options(kind):
     combinations = pairwise(kind)
     assert len(combinations) > 8
     for k, options in enumerate(combinations):
-        layer, rng, lengths = make(kind, options), np.random.default_rng(k), None if k % 2 else [3, 0, 2]
+        layer = make(kind, options)
+        rng = np.random.default_rng(k)
+        lengths = None if k % 2 else [3, 0, 2]
         try:
             check(layer, *inputs_of(layer, make_backend("numpy"), rng, 3, 3), lengths=lengths)
         except AssertionError as error:
@@ -92,7 +96,8 @@ def test_layers_without_time_take_any_shape(rng, layer):
     """A vector alone, and arrays of vectors, give the same."""
     be = make_backend("numpy")
     params, x, _ = given(layer, be, rng, 1, 1)
-    one, many = x[0, 0], np.broadcast_to(x, (2, 3, 1, 1, *x.shape[2:]))
+    one = x[0, 0]
+    many = np.broadcast_to(x, (2, 3, 1, 1, *x.shape[2:]))
     y, saved = layer.forward(params, one)
     _, dx = layer.backward(params, saved, y)
     ys, saved = layer.forward(params, many)
@@ -128,10 +133,13 @@ def past(array, lengths, time, value, more=0):
 @everywhere(SEQUENCES)
 @pytest.mark.parametrize("begun", [False, True], ids=["from rest", "from a state"])
 def test_what_lies_past_an_end_does_not_matter(be, rng, layer, begun):
-    """Not even if it is no number, bit for bit; a sequence without steps keeps its state and passes its gradient on."""
+    """Not even if it is no number, bit for bit; a sequence without steps keeps its state and passes
+    its gradient on.
+    """
     time = time_axis(layer)
     params, x, state = given(layer, be, rng)
-    dend, none = state_of(layer, be, rng), LENGTHS.index(0)
+    dend = state_of(layer, be, rng)
+    none = LENGTHS.index(0)
     y, _ = layer(params, x)
     timed = ("y", "dx") if y.shape[:2] == x.shape[:2] else ("dx",)
     dy = rng.standard_normal(y.shape)
@@ -139,18 +147,27 @@ def test_what_lies_past_an_end_does_not_matter(be, rng, layer, begun):
     found = []
     for one, d in (
         (x, dy),
-        (be.asarray(spoiled, str(spoiled.dtype)), past(dy, LENGTHS, time, np.nan) if "y" in timed else dy),
+        (
+            be.asarray(spoiled, str(spoiled.dtype)),
+            past(dy, LENGTHS, time, np.nan) if "y" in timed else dy,
+        ),
     ):
-        found.append(run(layer, params, one, state if begun else None, LENGTHS, be.asarray(d), dend, seed=4))
+        found.append(
+            run(layer, params, one, state if begun else None, LENGTHS, be.asarray(d), dend, seed=4)
+        )
     agree(*found)
     for name in found[0].keys() & timed:
         assert not np.any(past(found[0][name], LENGTHS, time, 0) - found[0][name])
-    for k, (leaf, *arrays) in enumerate(zip(leaves(layer.states), flat(dend), flat(state), strict=True)):
+    for k, (leaf, *arrays) in enumerate(
+        zip(leaves(layer.states), flat(dend), flat(state), strict=True)
+    ):
         arrays += [found[0][f"dstart {k}"], found[0][f"end {k}"]]
         d, s, dstart, end = (np.take(to_numpy(a), none, len(leaf.before)) for a in arrays)
         if "y" in timed:  # else y is made from the state
             # That of m is a sum over C and n less the same sum.
-            np.testing.assert_allclose(dstart, d, rtol=1e-9 if leaf.name == "m" else 0, err_msg=leaf.name)
+            np.testing.assert_allclose(
+                dstart, d, rtol=1e-9 if leaf.name == "m" else 0, err_msg=leaf.name
+            )
         np.testing.assert_array_equal(end, s if begun else np.full_like(s, leaf.rest))
 
 
@@ -160,17 +177,25 @@ def leaves(states):
 
 @everywhere([layer for layer in TABLE if steps(layer)])
 def test_steps_are_the_whole_sequence(be, rng, layer):
-    """From rest, as text and forecasts are made, and from a state, with a pass over the rest behind them."""
-    time, last = time_axis(layer), getattr(layer, "last", False)
+    """From rest, as text and forecasts are made, and from a state, with a pass over the rest behind
+    them.
+    """
+    time = time_axis(layer)
+    last = getattr(layer, "last", False)
     params, x, state = given(layer, be, rng, 6)
     for before in (None, state):
         y, end = layer(params, x, before)
-        found, state = [], before
+        found = []
+        state = before
         for t in range(4):
             one, state = layer.step(params, x[:, t, ...] if time else x[t, ...], state)
             found.append(to_numpy(one))
         rest, state = layer(params, x[:, 4:, ...] if time else x[4:, ...], state)
-        whole = to_numpy(rest) if last else np.concatenate((np.stack(found, time), to_numpy(rest)), time)
+        whole = (
+            to_numpy(rest)
+            if last
+            else np.concatenate((np.stack(found, time), to_numpy(rest)), time)
+        )
         np.testing.assert_allclose(whole, to_numpy(y), rtol=1e-9, atol=1e-11)
         for a, b in zip(flat(state), flat(end), strict=True):
             np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-9, atol=1e-11)
@@ -183,7 +208,11 @@ def test_inference_is_forward_without_masks(be, rng, layer):
     if not through_time(layer):
         same(layer(params, x), layer.forward(params, x)[0])
         return
-    for before, lengths in ((None, None), (state, LENGTHS), (state, be.asarray(np.array(LENGTHS), "int64"))):
+    for before, lengths in (
+        (None, None),
+        (state, LENGTHS),
+        (state, be.asarray(np.array(LENGTHS), "int64")),
+    ):
         *expected, saved = layer.forward(params, x, before, train=False, lengths=lengths)
         assert saved is None
         same(layer(params, x, before, lengths=lengths), tuple(expected))
@@ -216,12 +245,15 @@ def test_what_is_given_and_returned_is_the_callers(rng, layer):
             found.append(layer.backward(params, saved, np.array(y)))
             continue
         y, end, saved = layer.forward(params, x, like(state, iter(before)), train=False, keep=True)
-        dy, dend = np.array(y), like(end, iter([np.array(a) for a in flat(end)]))
+        dy = np.array(y)
+        dend = like(end, iter([np.array(a) for a in flat(end)]))
         if spoil:
             for a in (*before, *flat(end)):
                 a[...] = 7
         found.append(layer.backward(params, saved, dy, dend))
-    for one, other in zip(*(flat((tuple(grads.values()), *rest)) for grads, *rest in found), strict=True):
+    for one, other in zip(
+        *(flat((tuple(grads.values()), *rest)) for grads, *rest in found), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 
@@ -239,9 +271,12 @@ def test_masks_come_from_the_seed_alone(be, rng, layer):
     params, x, state = given(layer, make_backend("numpy"), rng, 6, 8)
     expected = run(layer, params, x, state, seed=1)
     state = like(state, map(be.asarray, flat(state)))
-    params, x = {name: be.asarray(p) for name, p in params.items()}, be.asarray(x, str(x.dtype))
+    params = {name: be.asarray(p) for name, p in params.items()}
+    x = be.asarray(x, str(x.dtype))
     agree(run(layer, params, x, state, seed=1), expected, 1e-10)
-    other, still = (layer.forward(params, x, state, train=train, seed=2)[0] for train in (True, False))
+    other, still = (
+        layer.forward(params, x, state, train=train, seed=2)[0] for train in (True, False)
+    )
     assert not np.allclose(to_numpy(other), expected["y"])
     same(still, layer(params, x, state)[0])
     with pytest.raises(ValueError, match="needs a seed"):
@@ -250,7 +285,9 @@ def test_masks_come_from_the_seed_alone(be, rng, layer):
 
 @everywhere(TABLE)
 def test_float32_is_near_float64(be, rng, layer):
-    """Within 1e-5 in cells, and in norms of few numbers within what these make of it; all results are float32."""
+    """Within 1e-5 in cells, and in norms of few numbers within what these make of it; all results
+    are float32.
+    """
     _, x, state = given(layer, make_backend("numpy"), rng, 12)
     params = layer.init(0, "numpy", "float64")
     wide = run(layer, params, x, state, **options_of(layer))
@@ -258,7 +295,8 @@ def test_float32_is_near_float64(be, rng, layer):
     def narrow(a):
         return be.asarray(a, "float32" if a.dtype == "float64" else "int64")
 
-    params, state = {name: narrow(p) for name, p in params.items()}, like(state, map(narrow, flat(state)))
+    params = {name: narrow(p) for name, p in params.items()}
+    state = like(state, map(narrow, flat(state)))
     found = run(layer, params, narrow(x), state, dy=narrow(wide["y"]), **options_of(layer))
     assert {a.dtype for a in found.values()} == {np.dtype("float32")}
     agree(found, wide, 1e-5 if isinstance(layer, Recurrent) else 1e-2, largest, least=1.0)

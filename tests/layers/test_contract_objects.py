@@ -1,4 +1,6 @@
-"""Every layer, block, stack and model as an object: copies, files, formats of others, summaries, refusals."""
+"""Every layer, block, stack and model as an object: copies, files, formats of others, summaries,
+refusals.
+"""
 
 import copy
 import functools
@@ -74,7 +76,9 @@ WRITTEN = [layer for layer in EVERY if not isinstance(layer, models.TiRex | mode
 
 @pytest.mark.parametrize("layer", **numbered(WRITTEN))
 def test_onnx(rng, layer):
-    """onnxruntime gives y and the final state, from a state. tests/interop/test_onnx.py has TiRex, and all options."""
+    """onnxruntime gives y and the final state, from a state. tests/interop/test_onnx.py has TiRex,
+    and all options.
+    """
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     from xlstm.interop.onnx import to_onnx
@@ -103,7 +107,9 @@ def test_a_module_of_pytorch(rng, layer):
     y, *_ = flat((net(torch.tensor(x), *([like(state, iter(tensors))] if tensors else [])),))
     y.backward(y.detach())
     train = {"train": False, "keep": True} if tensors else {}
-    expected = run(layer, params, x, state, dstate=like(state, map(np.zeros_like, flat(state))), **train)
+    expected = run(
+        layer, params, x, state, dstate=like(state, map(np.zeros_like, flat(state))), **train
+    )
     grads = {f"d{name}": p.grad for name, p in net.named_parameters()}
     agree(grads, {name: expected[name] for name in grads}, 1e-12)
     agree(other.state_dict(), params)
@@ -111,7 +117,8 @@ def test_a_module_of_pytorch(rng, layer):
 
 @pytest.mark.parametrize("layer", **numbered(EVERY))
 def test_a_summary_counts_and_knows_the_shape_of_y(rng, layer):
-    params, x = layer.init(0, "numpy"), input_of(layer, xlstm.backend("numpy"), rng, T=4)
+    params = layer.init(0, "numpy")
+    x = input_of(layer, xlstm.backend("numpy"), rng, T=4)
     found = models.summary(layer, x.shape)
     assert found[0].parameters == sum(p.size for p in params.values())
     assert found[0].bytes == sum(p.nbytes for p in params.values())
@@ -135,15 +142,21 @@ def test_backends_are_copied(be, way):
 
 @pytest.mark.parametrize("layer", **numbered(EVERY))
 def test_bad_arrays_are_named(rng, layer):
-    """In parameters, x, the state, lengths and gradients: missing, masked, of another shape, dtype or kind."""
+    """In parameters, x, the state, lengths and gradients: missing, masked, of another shape, dtype
+    or kind.
+    """
     params, x, state = given(layer, xlstm.backend("numpy", dtype="float64"), rng)
     y, *_, saved = layer.forward(params, x, **options_of(layer))
-    some, every = next(iter(params)), [layer, layer.forward, *([layer.step] if steps(layer) else [])]
+    some = next(iter(params))
+    every = [layer, layer.forward, *([layer.step] if steps(layer) else [])]
     masked = np.ma.masked_array
     calls = [(call, "parameters", None, x) for call in every]
     for p in (params[some][None], masked(params[some]), 1.0):
         calls += [(call, some, {**params, some: p}, x) for call in every]
-    calls += [(call, f"{some} is missing", {n: p for n, p in params.items() if n != some}, x) for call in every]
+    calls += [
+        (call, f"{some} is missing", {n: p for n, p in params.items() if n != some}, x)
+        for call in every
+    ]
     calls += [(call, "nosuch", {**params, "nosuch": x}, x) for call in every]
     bad = [None, masked(x), x.astype("complex64" if takes_tokens(layer) else "float32")]
     if not isinstance(layer, Embedding):  # which takes any shape
@@ -167,7 +180,9 @@ def test_saved_is_of_one_layer(rng, layer):
     y = layer.forward(params, x, **options_of(layer))[0]
     other = xlstm.Linear(3, 3)
     _, saved = other.forward(other.init(0, "numpy", "float64"), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=f"{type(layer).__name__}: saved is what forward of Linear"):
+    with pytest.raises(
+        ValueError, match=f"{type(layer).__name__}: saved is what forward of Linear"
+    ):
         layer.backward(params, saved, y)
 
 

@@ -1,7 +1,8 @@
-"""Every layer, block, stack and model on CuPy in every dtype, with lengths and without, beside NumPy in float64.
+"""Every layer, block, stack and model on CuPy in every dtype, with lengths and without, beside
+NumPy in float64.
 
-Passes, steps, steps of training, in mixed precision too, and CUDA graphs: dtypes are kept, the host waits only where it
-is to, and numbers are those of NumPy but for rounding.
+Passes, steps, steps of training, in mixed precision too, and CUDA graphs: dtypes are kept, the host
+waits only where it is to, and numbers are those of NumPy but for rounding.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ from xlstm.training import Step, optimizers
 
 cupy = gpu.needed()
 
-# Differences are shares of norms, at most so many times the gap between 1 and the next number of the dtype: values are
-# rounded many times, and partly cancel. Beside halves sums are float32.
+# Differences are shares of norms, at most so many times the gap between 1 and the next number of
+# the dtype: values are rounded many times, and partly cancel. Beside halves sums are float32.
 ROUNDINGS = {"float64": 4096, "float32": 4096, "float16": 48, "bfloat16": 48}
 GAPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TOLERANCE = {dtype: ROUNDINGS[dtype] * gap for dtype, gap in GAPS.items()}
-T, LENGTHS = 21, [21, 0, 7]
-STACK, LARGE = xlstm.xLSTMStack(16, 2, [1], 2, dropout=0.2), xlstm.xLSTMLarge(16, 2, 2, eps=1e-6, norm_eps=0.01)
-# As in `EVERY` of tests/registry.py, but wide enough that no norm is of few numbers, where rounding is all there is.
+T = 21
+LENGTHS = [21, 0, 7]
+STACK = xlstm.xLSTMStack(16, 2, [1], 2, dropout=0.2)
+LARGE = xlstm.xLSTMLarge(16, 2, 2, eps=1e-6, norm_eps=0.01)
+# As in `EVERY` of tests/registry.py, but wide enough that no norm is of few numbers, where rounding
+# is all there is.
 LAYERS = [
     xlstm.LSTM(6, 16, 2, bidirectional=True, peepholes=True),
     xlstm.LSTM(6, 40),
@@ -76,7 +80,9 @@ LAYERS = [
 ]
 MODELS = [
     *(layer for layer in LAYERS if isinstance(layer, SequenceModel | xlstm.xLSTMLanguageModel)),
-    SequenceModel(xlstm.LSTM(6, 12, layer_norm=True, recurrent_dropout=0.2, zoneout=0.2, batch_first=True), 3),
+    SequenceModel(
+        xlstm.LSTM(6, 12, layer_norm=True, recurrent_dropout=0.2, zoneout=0.2, batch_first=True), 3
+    ),
     SequenceModel(xlstm.LSTM(6, 12, proj_size=8, bidirectional=True), 3, last=True),
     SequenceModel(xlstm.GRU(6, 12, reset_after=False), 3),
 ]
@@ -102,16 +108,24 @@ def there(be, a):
 
 
 def both(dtype, run):
-    """Results by name in a dtype on CuPy, and in float64 on NumPy; those of `own` are to keep the dtype."""
+    """Results by name in a dtype on CuPy, and in float64 on NumPy; those of `own` are to keep the
+    dtype.
+    """
     backends = xlstm.backend("cupy", dtype=dtype), xlstm.backend("numpy", dtype="float64")
     (own, other), (exact, more) = (run(be) for be in backends)
     assert {dtype_name(a.dtype) for a in own.values()} == {dtype}
-    assert {dtype_name(a.dtype) for a in other.values()} <= {dtype, "float32" if dtype in HALVES else dtype}
-    # All gradients as one vector: what all input gates have in common is divided out again, so that the gradient by
-    # their biases is nearly nothing, of which rounding is a large part.
-    found, expected = own | other, exact | more
+    assert {dtype_name(a.dtype) for a in other.values()} <= {
+        dtype,
+        "float32" if dtype in HALVES else dtype,
+    }
+    # All gradients as one vector: what all input gates have in common is divided out again, so that
+    # the gradient by their biases is nearly nothing, of which rounding is a large part.
+    found = own | other
+    expected = exact | more
     for made in (found, expected):
-        gradient = [to_numpy(made.pop(name)).ravel() for name in list(made) if name.startswith("d ")]
+        gradient = [
+            to_numpy(made.pop(name)).ravel() for name in list(made) if name.startswith("d ")
+        ]
         made["gradient"] = np.concatenate([*gradient, [0.0]])
     agree(found, expected, TOLERANCE[dtype], least=1e-2)
 
@@ -131,11 +145,18 @@ def without_waiting(be, again=True):
 def test_passes(layer, lengths, dtype, rng):
     if lengths and not isinstance(layer, SequenceLayer):
         pytest.skip("it has no time")
-    (params, x), seed = drawn(layer, dtype, rng), rng.integers(1000)
-    options = {"train": False, "keep": True, "lengths": lengths} if isinstance(layer, SequenceLayer) else {}
+    params, x = drawn(layer, dtype, rng)
+    seed = rng.integers(1000)
+    options = (
+        {"train": False, "keep": True, "lengths": lengths}
+        if isinstance(layer, SequenceLayer)
+        else {}
+    )
 
     def run(be):
-        p, given, other = {name: there(be, a) for name, a in params.items()}, there(be, x), {}
+        p = {name: there(be, a) for name, a in params.items()}
+        given = there(be, x)
+        other = {}
         layer.forward(p, given, **options)
         with without_waiting(be):
             y, *end, saved = layer.forward(p, given, **options)
@@ -162,7 +183,9 @@ def test_steps(layer, dtype, rng):
     x = x.swapaxes(0, 1) if getattr(layer, "batch_first", False) else x
 
     def run(be):
-        p, state, found = {name: there(be, a) for name, a in params.items()}, None, {}
+        p = {name: there(be, a) for name, a in params.items()}
+        state = None
+        found = {}
         given = [there(be, np.ascontiguousarray(one)) for one in x[:4]]
         for k, one in enumerate(given):
             with without_waiting(be, k > 1):
@@ -174,26 +197,42 @@ def test_steps(layer, dtype, rng):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(getattr(model, "layer", model)).__name__)
+@pytest.mark.parametrize(
+    "model", MODELS, ids=lambda model: type(getattr(model, "layer", model)).__name__
+)
 def test_steps_of_training(model, lengths, dtype, rng):
     """Halves are those of mixed precision; a graph gives the bits of the step that was captured."""
     last = getattr(model, "last", False)
     if isinstance(model, xlstm.xLSTMLanguageModel):
         x, target = rng.integers(0, 7, (2, 3, T))
     else:
-        x, target = (rng.standard_normal((3, T, size)) for size in (model.input_size, model.output_size))
+        x, target = (
+            rng.standard_normal((3, T, size)) for size in (model.input_size, model.output_size)
+        )
         target = target[:, -1, :] if last else target
-    data = Windows(x, target, every_step=not last, batch_size=3, lengths=lengths and np.maximum(lengths, 1))
+    data = Windows(
+        x, target, every_step=not last, batch_size=3, lengths=lengths and np.maximum(lengths, 1)
+    )
     (batch,) = data.batches()
-    wide, precision = ("float32", Mixed(dtype, *([256.0] * (dtype == "float16")))) if dtype in HALVES else (dtype, None)
+    wide, precision = (
+        ("float32", Mixed(dtype, *([256.0] * (dtype == "float16"))))
+        if dtype in HALVES
+        else (dtype, None)
+    )
 
     def run(name, kind, precision=None, **options):
         step = Step(model, optimizers.sgd(0.1), precision=precision, **options)
-        state, found = step.init(model.init(0, xlstm.backend(name, dtype=kind)), 1), []
+        state = step.init(model.init(0, xlstm.backend(name, dtype=kind)), 1)
+        found = []
         for _ in range(4):
             before = {key: to_numpy(p) for key, p in state.params.items()}
             state, how = step(state._replace(carried=None), batch)
-            found.append(({key: to_numpy(p) - before[key] for key, p in state.params.items()}, float(how.loss)))
+            found.append(
+                (
+                    {key: to_numpy(p) - before[key] for key, p in state.params.items()},
+                    float(how.loss),
+                )
+            )
         assert {dtype_name(p.dtype) for p in state.params.values()} == {kind}
         return found, state
 
@@ -201,7 +240,10 @@ def test_steps_of_training(model, lengths, dtype, rng):
     expected, _ = run("numpy", "float64")
     captured, state = run("cupy", wide, precision, graph=True)
     assert state.graphs.captured
-    moved, exact = ({"moved": np.concatenate([a.ravel() for a in one[0][0].values()])} for one in (found, expected))
+    moved, exact = (
+        {"moved": np.concatenate([a.ravel() for a in one[0][0].values()])}
+        for one in (found, expected)
+    )
     agree(moved, exact, TOLERANCE[dtype], least=1e-2)
     assert found[0][1] == pytest.approx(expected[0][1], rel=TOLERANCE[dtype])
     for (one, loss), (other, same) in zip(found, captured, strict=True):
@@ -223,7 +265,9 @@ def test_the_state_of_an_mlstm_is_float32():
     assert {dtype_name(a.dtype) for a in (*whole, *state)} == {"float32"}
     agree(dict(enumerate(state)), dict(enumerate(whole)), 0.01)
     low = tuple(be.asarray(to_numpy(a)) for a in whole)
-    with pytest.raises(TypeError, match="mLSTM: state C has dtype bfloat16, expected float32, as it is summed up"):
+    with pytest.raises(
+        TypeError, match="mLSTM: state C has dtype bfloat16, expected float32, as it is summed up"
+    ):
         layer(params, x, low)
 
 
@@ -245,10 +289,17 @@ def test_a_checkpoint_in_bfloat16(tmp_path):
 
 def as_on_rocm():
     """Run layers and steps of training on the CuPy of ROCm, as far as this package sees."""
-    probe.rocm, cupy.RawKernel = lambda: True, None
+    probe.rocm = lambda: True
+    cupy.RawKernel = None
     for layer in LAYERS[::3]:
-        test_passes(layer, LENGTHS if isinstance(layer, SequenceLayer) else None, "float32", np.random.default_rng(0))
-    x, found = np.random.default_rng(0).standard_normal((3, T, 6)), []
+        test_passes(
+            layer,
+            LENGTHS if isinstance(layer, SequenceLayer) else None,
+            "float32",
+            np.random.default_rng(0),
+        )
+    x = np.random.default_rng(0).standard_normal((3, T, 6))
+    found = []
     for name in ("cupy", "numpy"):
         made = Step(MODELS[0], optimizers.adam(0.1), graph="auto")
         state = made.init(made.model.init(0, name))
@@ -267,5 +318,7 @@ def as_on_rocm():
 def test_cupy_for_rocm_has_neither_our_kernels_nor_graphs():
     """In a process of its own, as choices are kept."""
     program = f"from {__name__} import as_on_rocm; as_on_rocm()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

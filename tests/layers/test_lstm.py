@@ -22,7 +22,9 @@ def test_huge_preactivations_stay_finite_without_a_warning(be, dtype, scale):
     assert all(np.all(np.isfinite(to_numpy(a))) for a in (y, dx, *grads.values()))
 
 
-@pytest.mark.parametrize("layer", [xlstm.LSTM(1, 2), xlstm.sLSTM(1, 4, num_heads=2)], ids=["LSTM", "sLSTM"])
+@pytest.mark.parametrize(
+    "layer", [xlstm.LSTM(1, 2), xlstm.sLSTM(1, 4, num_heads=2)], ids=["LSTM", "sLSTM"]
+)
 def test_long_sequences_stay_finite(rng, layer):
     params = layer.init(0, "numpy")
     x = 100 * rng.standard_normal((20_000, 1, 1)).astype("float32")

@@ -24,7 +24,9 @@ def test_saved_is_read_by_the_names_of_parts(rng):
     assert saved["blocks.1.ffn.down"].shape[:2] == (5, 2)
     model = SequenceModel(xlstm.LSTM(2, 3, 2, bidirectional=True), 1)
     _, _, saved = run(model, rng)
-    assert saved["recurrent.1.reverse"].c.shape == saved["recurrent"]["1.reverse"].c.shape == (5, 2, 3)
+    assert (
+        saved["recurrent.1.reverse"].c.shape == saved["recurrent"]["1.reverse"].c.shape == (5, 2, 3)
+    )
     assert saved.recurrent["0"].gates.shape == (5, 4, 2, 3)
     model = xlstm.xLSTMLanguageModel(stack, 7)
     _, _, saved = run(model, rng)
@@ -44,8 +46,11 @@ def test_an_unknown_part_of_saved_is_named(rng):
 def test_parameters_that_memory_does_not_hold_are_not_drawn(rng):
     """Not even the first of them, which it does."""
     before = rng.bit_generator.state
-    for layer in (xlstm.LSTM(3, 10**8), xlstm.LSTM(3, 2**28, 100)):  # the second has more than an array can have
-        with pytest.raises(ValueError, match=r"^LSTM: 0.Wh has .* numbers, for which there is no memory"):
+    # the second has more than an array can have
+    for layer in (xlstm.LSTM(3, 10**8), xlstm.LSTM(3, 2**28, 100)):
+        with pytest.raises(
+            ValueError, match=r"^LSTM: 0.Wh has .* numbers, for which there is no memory"
+        ):
             layer.init(rng, "numpy")
     assert rng.bit_generator.state == before
 
@@ -54,7 +59,9 @@ def test_parameters_of_two_dtypes_are_named():
     layer = xlstm.LSTM(2, 3)
     params = layer.init(backend="numpy")
     params["0.b"] = params["0.b"].astype("float64")
-    with pytest.raises(TypeError, match=r"0\.b has dtype float64 but 0\.Wx has float32, expected the same$"):
+    with pytest.raises(
+        TypeError, match=r"0\.b has dtype float64 but 0\.Wx has float32, expected the same$"
+    ):
         layer.namespace(params, {})
 
 
@@ -65,6 +72,8 @@ def test_summaries_of_estimators_and_refusals():
             summary(model, shape)
     with pytest.raises(ValueError, match="not fitted yet"):
         summary(SequenceClassifier())
-    fitted = SequenceClassifier(hidden_size=4, epochs=1, backend="numpy", dtype="float64").fit(np.eye(4), [0, 1, 0, 1])
+    fitted = SequenceClassifier(hidden_size=4, epochs=1, backend="numpy", dtype="float64").fit(
+        np.eye(4), [0, 1, 0, 1]
+    )
     assert summary(fitted)[0].bytes == sum(p.nbytes for p in fitted.params_.values())
     assert [part.output for part in summary(fitted)] == [("B", 2), ("T", "B", 4), ("...", 2)]

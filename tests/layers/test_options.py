@@ -1,4 +1,5 @@
-"""Options of which one would do nothing beside another, or make wrong gradients, are refused by name.
+"""Options of which one would do nothing beside another, or make wrong gradients, are refused by
+name.
 
 `tests/attacks/test_arguments.py` tries values of all options.
 """
@@ -21,8 +22,18 @@ from xlstm.models import ESRNN
             "forget_bias and coupled_input_forget",
         ),
         (xlstm.LSTM, (2, 3), {"bias": False, "forget_bias": 1.0}, "forget_bias and bias=False"),
-        (xlstm.LSTM, (2, 3), {"bias": False, "recurrent_bias": True}, "recurrent_bias and bias=False"),
-        (xlstm.GRU, (2, 3), {"layer_norm": True, "reset_after": False}, "layer_norm and reset_after=False"),
+        (
+            xlstm.LSTM,
+            (2, 3),
+            {"bias": False, "recurrent_bias": True},
+            "recurrent_bias and bias=False",
+        ),
+        (
+            xlstm.GRU,
+            (2, 3),
+            {"layer_norm": True, "reset_after": False},
+            "layer_norm and reset_after=False",
+        ),
         (xlstm.RNN, (2, 3), {"activations": "elu(-1)"}, "an alpha above 0"),
         (xlstm.RNN, (2, 3), {"activations": "scaled_tanh(0)"}, "an alpha other than 0"),
         (xlstm.sLSTM, (2, 4), {"zoneout": 0.1}, "zoneout"),

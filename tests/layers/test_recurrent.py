@@ -42,18 +42,24 @@ def test_saved_shows_every_layer_and_direction(be, rng, kind):
         states = {"h": to_numpy(one.h)} | ({"c": to_numpy(one.c)} if kind == "LSTM" else {})
         for s, values in enumerate(states.values()):
             last = 0 if name.endswith("reverse") else np.maximum(np.array(RAGGED) - 1, 0)
-            final = np.where(np.array(RAGGED)[:, None] > 0, values[last, np.arange(3)], to_numpy(state[s])[k])
+            final = np.where(
+                np.array(RAGGED)[:, None] > 0, values[last, np.arange(3)], to_numpy(state[s])[k]
+            )
             np.testing.assert_array_equal(final, to_numpy(end[s])[k])
         for values in (*states.values(), np.moveaxis(to_numpy(one.gates), 1, 2)):
             assert all(np.all(values[n:, b] == 0) for b, n in enumerate(RAGGED))
-    np.testing.assert_array_equal(np.concatenate([to_numpy(saved[n].h) for n in names[2:]], axis=2), to_numpy(y))
+    np.testing.assert_array_equal(
+        np.concatenate([to_numpy(saved[n].h) for n in names[2:]], axis=2), to_numpy(y)
+    )
 
 
 # The random options
 
 
 def test_dropout_scales_what_it_keeps(rng):
-    """The second layer, a linear identity here, shows its input: 0 or 1 / (1 - rate) times the first one's output."""
+    """The second layer, a linear identity here, shows its input: 0 or 1 / (1 - rate) times the
+    first one's output.
+    """
     layer = xlstm.RNN(40, 40, 2, dropout=0.25, activations="linear", bias=False)
     params = {n: (np.eye(40) if n.endswith("Wx") else np.zeros((40, 40))) for n in layer.shapes}
     x = rng.standard_normal((30, 20, 40))
@@ -65,7 +71,9 @@ def test_dropout_scales_what_it_keeps(rng):
 
 
 def test_recurrent_dropout_has_one_mask_for_all_steps(rng):
-    """With Wh = 1 and linear units, h grows by h0 times 0 or 1 / (1 - rate), each unit in its own way at every step."""
+    """With Wh = 1 and linear units, h grows by h0 times 0 or 1 / (1 - rate), each unit in its own
+    way at every step.
+    """
     layer = xlstm.RNN(1, 50, recurrent_dropout=0.5, activations="linear", bias=False)
     params = {"0.Wx": np.zeros((50, 1)), "0.Wh": np.eye(50)}
     y, _, _ = layer.forward(params, np.zeros((4, 3, 1)), (np.ones((1, 3, 50)),), seed=0)
@@ -76,7 +84,8 @@ def test_recurrent_dropout_has_one_mask_for_all_steps(rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_zoneout_keeps_the_old_state_or_takes_the_new_one(rng, kind):
-    plain, layer = make(kind, {}, H=30), make(kind, {"zoneout": 0.3}, H=30)
+    plain = make(kind, {}, H=30)
+    layer = make(kind, {"zoneout": 0.3}, H=30)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 1, 20)
     _, new, _ = plain.forward(params, x, state)
     _, end, _ = layer.forward(params, x, state, seed=0)
@@ -91,7 +100,8 @@ def test_zoneout_keeps_the_old_state_or_takes_the_new_one(rng, kind):
 
 def test_gradients_without_masks_after_training_with_them(rng):
     """train=False, keep=True: the gradient of the model as it predicts."""
-    layer, plain = make("LSTM", {"recurrent_dropout": 0.5}), make("LSTM", {})
+    layer = make("LSTM", {"recurrent_dropout": 0.5})
+    plain = make("LSTM", {})
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
     expected = run(plain, params, x, state)
     for name, array in run(layer, params, x, state, train=False, keep=True).items():
@@ -103,7 +113,9 @@ def test_gradients_without_masks_after_training_with_them(rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layer_norm_is_ba_et_als(rng, kind):
-    """Both products are normalised over all gates together, and the cell over its units: with PyTorch's layer_norm."""
+    """Both products are normalised over all gates together, and the cell over its units: with
+    PyTorch's layer_norm.
+    """
     functional = pytest.importorskip("torch").nn.functional
 
     def norm(a, gain):
@@ -128,7 +140,9 @@ def test_layer_norm_is_ba_et_als(rng, kind):
         expected = np.concatenate((sigmoid((zx + zh)[:-1]), np.tanh((zx + zh)[-1:])))
     np.testing.assert_allclose(gates, expected, rtol=1e-10, atol=1e-12)
     if kind == "LSTM":
-        np.testing.assert_allclose(y, gates[1] * np.tanh(norm(saved.c, p["gc"]) + p["bc"]), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(
+            y, gates[1] * np.tanh(norm(saved.c, p["gc"]) + p["bc"]), rtol=1e-10, atol=1e-12
+        )
 
 
 def test_clips_bound_what_they_say(rng):
@@ -139,7 +153,9 @@ def test_clips_bound_what_they_say(rng):
     assert np.max(np.abs(saved.c)) == 0.4
     assert np.max(np.abs(g)) == np.tanh(0.5)
     for gate in (i, o, f):
-        np.testing.assert_allclose([np.min(gate), np.max(gate)], [1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))])
+        np.testing.assert_allclose(
+            [np.min(gate), np.max(gate)], [1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))]
+        )
 
 
 # Initial weights

@@ -35,14 +35,21 @@ def test_cell_gradient(be, rng, forget, gates, steps, limit):
 def test_follows_the_published_package(be):
     golden = np.load(DATA / "nxai" / "slstm_cell.npz")
     R = golden["Wx"].shape[2]
-    H, N = R // 4, golden["R"].shape[1]
+    H = R // 4
+    N = golden["R"].shape[1]
     layer = xlstm.sLSTM(R, H, num_heads=N)
     params = {"0.Wx": np.eye(R), "0.Wh": golden["R"].swapaxes(2, 3), "0.b": golden["b"]}
     params = {name: be.asarray(p) for name, p in params.items()}
     y, state, saved = layer.forward(params, be.asarray(golden["Wx"]))
     grads, dx, _ = layer.backward(params, saved, be.asarray(golden["dY"]))
     states = np.stack([to_numpy(a) for a in (saved.h, saved.c, saved.n, saved.m)], axis=1)
-    found = {"Y": y, "states": states, "dWx": dx, "dR": to_numpy(grads["0.Wh"]).swapaxes(2, 3), "db": grads["0.b"]}
+    found = {
+        "Y": y,
+        "states": states,
+        "dWx": dx,
+        "dR": to_numpy(grads["0.Wh"]).swapaxes(2, 3),
+        "db": grads["0.b"],
+    }
     for name, a in found.items():
         np.testing.assert_allclose(to_numpy(a), golden[name], rtol=1e-10, atol=1e-10, err_msg=name)
     for a, last in zip(state, golden["states"][-1], strict=True):
@@ -60,5 +67,7 @@ def test_extreme_gates_stay_finite(dtype, sign, forget_gate, rng):
     for k, s in enumerate(sign):
         x[..., 2 * k : 2 * k + 2] = 1e3 * s if s else 1e3 * rng.choice((-1, 1), (50, 3, 2))
     y, state, saved = layer.forward(params, x)
-    grads, dx, _ = layer.backward(params, saved, np.ones_like(y), tuple(np.ones_like(s) for s in state))
+    grads, dx, _ = layer.backward(
+        params, saved, np.ones_like(y), tuple(np.ones_like(s) for s in state)
+    )
     assert all(np.all(np.isfinite(a)) for a in (y, *state, dx, *grads.values()))

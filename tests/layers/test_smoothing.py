@@ -1,4 +1,6 @@
-"""Exponential smoothing, and ESRNN on it: numbers of statsmodels, initial states, compiled loops."""
+"""Exponential smoothing, and ESRNN on it: numbers of statsmodels, initial states, compiled
+loops.
+"""
 
 import numpy as np
 import pytest
@@ -24,20 +26,26 @@ def test_numbers_of_statsmodels(be):
     shares = {"alpha": 0.4, "beta": 0.12 / 0.4, "phi": 0.9, "gamma": 0.3 / 0.6}
     params = {name: be.asarray([np.log(share / (1 - share))]) for name, share in shares.items()}
     state = [[48.0]], [[1.2]], [[3.0], [9.0], [-2.0], [-10.0]]
-    layer, x = xlstm.ExponentialSmoothing(6, periods=(4,)), be.asarray(series[:, None, None])
+    layer = xlstm.ExponentialSmoothing(6, periods=(4,))
+    x = be.asarray(series[:, None, None])
     y, end, saved = layer.forward(params, x, tuple(map(be.asarray, state)))
     ahead = [87.2868874, 100.89551245, 90.4888211, 80.34196463, 92.18456391, 105.30342131]
     np.testing.assert_allclose(to_numpy(y)[-1, 0], ahead, rtol=1e-9)
     errors = to_numpy(saved.errors)[[0, 1, 10, 23], 0]
-    np.testing.assert_allclose(series[[0, 1, 10, 23]] - errors, [52.08, 59.51936, 63.43839127, 73.38367279], rtol=1e-9)
+    np.testing.assert_allclose(
+        series[[0, 1, 10, 23]] - errors, [52.08, 59.51936, 63.43839127, 73.38367279], rtol=1e-9
+    )
     last = 84.0900389880135, 1.7582187310560267, 1.61445155, 13.79891943, 2.11048662, -9.18993715
     np.testing.assert_allclose(np.concatenate([to_numpy(s)[:, 0] for s in end]), last, rtol=1e-8)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_series_without_noise_is_forecast_from_its_beginning(be, options):
-    """Level, trend and seasons are found, so that no step has an error, whatever the coefficients."""
-    layer, t = xlstm.ExponentialSmoothing(4, **options), np.arange(30)
+    """Level, trend and seasons are found, so that no step has an error, whatever the
+    coefficients.
+    """
+    layer = xlstm.ExponentialSmoothing(4, **options)
+    t = np.arange(30)
     series = np.full(34, 5.0)
     series[:] += 0.1 * np.arange(34) * (options["trend"] == "linear")
     for m in layer.periods:
@@ -51,7 +59,11 @@ def test_a_series_without_noise_is_forecast_from_its_beginning(be, options):
     padded = be.asarray(np.where(np.arange(2)[None, :, None] == 0, to_numpy(x), np.nan))
     first = layer.initial_state(padded, [30, 0])
     assert all(not np.any(to_numpy(s)[:, 1]) for s in first)
-    agree(dict(enumerate(s[:, 0] for s in first)), dict(enumerate(s[:, 0] for s in layer.initial_state(x))), 1e-12)
+    agree(
+        dict(enumerate(s[:, 0] for s in first)),
+        dict(enumerate(s[:, 0] for s in layer.initial_state(x))),
+        1e-12,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -59,7 +71,8 @@ def test_a_series_without_noise_is_forecast_from_its_beginning(be, options):
 def test_compiled_loops_give_the_same(rng, monkeypatch, options, dtype):
     """Also where series lie one after the other in memory, and past the end of a sequence."""
     pytest.importorskip("numba")
-    be, layer = xlstm.backend("numpy", dtype=dtype), xlstm.ExponentialSmoothing(5, **options)
+    be = xlstm.backend("numpy", dtype=dtype)
+    layer = xlstm.ExponentialSmoothing(5, **options)
     params, x, state = given(layer, be, rng, 40, 2)
     found = []
     for compiled in ("0", "1"):
@@ -75,8 +88,10 @@ def test_training_begins_at_holt_winters(rng):
     be = xlstm.backend("numpy", dtype="float64")
     series = 10 + np.sin(np.arange(120) * 0.7) + 0.05 * rng.standard_normal(120)
     x = be.asarray(series[:, None, None])
-    smoothing, model = xlstm.ExponentialSmoothing(2, trend="none"), ESRNN(2, 8, trend="none", scale=0.5)
-    params, state = model.init(0, be), model.initial_state(x)
+    smoothing = xlstm.ExponentialSmoothing(2, trend="none")
+    model = ESRNN(2, 8, trend="none", scale=0.5)
+    params = model.init(0, be)
+    state = model.initial_state(x)
     plain, _ = smoothing(smoothing.init(0, be), x, smoothing.initial_state(x))
     np.testing.assert_array_equal(to_numpy(model(params, x, state)[0]), to_numpy(plain))
 
@@ -97,7 +112,10 @@ def test_a_batch_without_sequences_has_an_initial_state(layer, be):
 @pytest.mark.parametrize(
     ("x", "lengths", "name"),
     [
-        *((np.ones((12, 2, 1)), lengths, "lengths") for lengths in ([5], [99, 3], [1.5, 2.5], [True, False])),
+        *(
+            (np.ones((12, 2, 1)), lengths, "lengths")
+            for lengths in ([5], [99, 3], [1.5, 2.5], [True, False])
+        ),
         *((np.ones(shape), None, "x") for shape in ((12, 2), (0, 2, 1), (12, 2, 2))),
         (np.ones((12, 2, 1), "int64"), None, "x"),  # which would cut off the level of a series
     ],
@@ -109,7 +127,8 @@ def test_an_initial_state_refuses_what_forward_does(layer, x, lengths, name):
 
 def test_what_is_not_above_zero_or_no_number_is_named():
     layer = xlstm.ExponentialSmoothing(multiplicative=True)
-    params, x = layer.init(0, "numpy", "float64"), np.ones((12, 1, 1))
+    params = layer.init(0, "numpy", "float64")
+    x = np.ones((12, 1, 1))
     x[3] = 0
     for call in (lambda: layer(params, x), lambda: layer.initial_state(x)):
         with pytest.raises(ValueError, match=r"^ExponentialSmoothing: x has 0\.0"):

@@ -28,7 +28,12 @@ MODELS = [model for model in TABLE if isinstance(model, xlstm.xLSTMLanguageModel
 def test_initial_embeddings(backbone, std):
     """Normal: as PyTorch's where no norm follows, else small, as is a tied head."""
     tied = isinstance(backbone, xlstm.sLSTM)
-    W = xlstm.xLSTMLanguageModel(backbone, 100, tied=tied).init(0, "numpy", "float64")["embedding.W"] / std
+    W = (
+        xlstm.xLSTMLanguageModel(backbone, 100, tied=tied).init(0, "numpy", "float64")[
+            "embedding.W"
+        ]
+        / std
+    )
     assert abs(W.mean()) < 0.05
     assert abs(W.std() - 1) < 0.03
     assert abs(np.mean(W**4) - 3) < 0.3  # of a normal variable
@@ -37,7 +42,8 @@ def test_initial_embeddings(backbone, std):
 @pytest.mark.parametrize("model", **numbered(MODELS))
 def test_steps_and_generation_are_the_whole_sequence(be, rng, model):
     """Greedy tokens are the likeliest ones after the whole text so far."""
-    params, prompt = params_of(model, be, rng), rng.integers(0, 7, (2, 3))
+    params = params_of(model, be, rng)
+    prompt = rng.integers(0, 7, (2, 3))
     tokens, state = model.generate(params, prompt, 6)
     assert tokens.shape == (2, 9)
     np.testing.assert_array_equal(tokens[:, :3], prompt)
@@ -52,8 +58,11 @@ def test_steps_and_generation_are_the_whole_sequence(be, rng, model):
 
 def test_generation_is_seeded_and_stops(rng):
     model = MODELS[0]
-    params, prompt = params_of(model, make_backend("numpy"), rng), [[1, 2], [3, 3]]
-    one, two, other = (model.generate(params, prompt, 40, temperature=1.0, seed=s)[0] for s in (1, 1, 2))
+    params = params_of(model, make_backend("numpy"), rng)
+    prompt = [[1, 2], [3, 3]]
+    one, two, other = (
+        model.generate(params, prompt, 40, temperature=1.0, seed=s)[0] for s in (1, 1, 2)
+    )
     np.testing.assert_array_equal(one, two)
     assert np.any(one != other)
     stopped, _ = model.generate(params, prompt, 40, temperature=1.0, seed=1, stop=int(one[0, 5]))
@@ -63,7 +72,8 @@ def test_generation_is_seeded_and_stops(rng):
 
 def test_long_prompts_are_read_in_pieces(monkeypatch, rng):
     model = MODELS[0]
-    params, prompt = params_of(model, make_backend("numpy"), rng), rng.integers(0, 7, (2, 11))
+    params = params_of(model, make_backend("numpy"), rng)
+    prompt = rng.integers(0, 7, (2, 11))
     expected, _ = model.generate(params, prompt, 5)
     monkeypatch.setattr(language, "PROMPT", 4)
     found, _ = model.generate(params, prompt, 5)
@@ -73,10 +83,14 @@ def test_long_prompts_are_read_in_pieces(monkeypatch, rng):
 def test_tokens_of_any_kind(be, rng):
     """Narrow ones too."""
     model = xlstm.xLSTMLanguageModel(xlstm.mLSTM(2, 4), 300)
-    params, tokens, results = model.init(0, be), rng.integers(0, 250, (2, 5)), []
+    params = model.init(0, be)
+    tokens = rng.integers(0, 250, (2, 5))
+    results = []
     for dtype in ("int64", "uint8", "int32"):
         logits, _, saved = model.forward(params, be.asarray(tokens.astype(dtype), dtype))
-        results.append((to_numpy(logits), to_numpy(model.backward(params, saved, logits)[0]["embedding.W"])))
+        results.append(
+            (to_numpy(logits), to_numpy(model.backward(params, saved, logits)[0]["embedding.W"]))
+        )
     for logits, grad in results[1:]:
         np.testing.assert_array_equal(logits, results[0][0])
         np.testing.assert_allclose(grad, results[0][1], rtol=1e-12, atol=1e-14)
@@ -85,7 +99,8 @@ def test_tokens_of_any_kind(be, rng):
 @pytest.mark.parametrize("token", [-1, 7])
 def test_tokens_beyond_the_vocabulary_are_refused(token):
     """They would be other rows of the embedding."""
-    model, tokens = MODELS[0], np.array([[1, token]])
+    model = MODELS[0]
+    tokens = np.array([[1, token]])
     params = model.init(0, "numpy")
     with pytest.raises(ValueError, match="tokens"):
         model(params, tokens)
@@ -102,7 +117,9 @@ def test_sampling():
         ((1.0, None, 0.1), [[1, 0, 0, 0]]),
         ((0.5, None, None), np.exp(2 * logits) / np.exp(2 * logits).sum()),
     ):
-        np.testing.assert_allclose(Sampler(*options, 0).probabilities(logits), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            Sampler(*options, 0).probabilities(logits), expected, rtol=1e-12, atol=1e-12
+        )
     sampler = Sampler(1.0, None, None, 3)
     drawn = np.concatenate([sampler.draw(np.repeat(logits, 100, axis=0)) for _ in range(200)])
     np.testing.assert_allclose(np.bincount(drawn) / drawn.size, np.exp(logits[0]), atol=0.01)
@@ -120,13 +137,24 @@ def test_command(tmp_path):
     with np.load(DATA / "nxai" / "large_io.npz") as file:
         golden = dict(file)
     prompt = " ".join(map(str, golden["prompt"][0]))
-    found = call("generate", DATA / "nxai" / "large.safetensors", "--prompt", prompt, "--max-tokens", 12)
+    found = call(
+        "generate", DATA / "nxai" / "large.safetensors", "--prompt", prompt, "--max-tokens", 12
+    )
     assert found.exit_code == 0, found.output
     assert found.output.split() == [*prompt.split(), *map(str, golden["greedy"][0])]
     model = xlstm.xLSTMLanguageModel(STACK, 256)
     xlstm.models.save(tmp_path / "bytes.safetensors", model, model.init(0, "numpy"))
-    arguments = ("generate", tmp_path / "bytes.safetensors", "--prompt", "äb", "--bytes", "--temperature", 1)
-    first, again = call(*arguments), call(*arguments)
+    arguments = (
+        "generate",
+        tmp_path / "bytes.safetensors",
+        "--prompt",
+        "äb",
+        "--bytes",
+        "--temperature",
+        1,
+    )
+    first = call(*arguments)
+    again = call(*arguments)
     assert first.exit_code == 0
     assert first.output.startswith("äb")
     assert first.output == again.output

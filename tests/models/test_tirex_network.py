@@ -1,4 +1,6 @@
-"""The networks of TiRex-1 and TiRex-2: gradients, recorded numbers of the packages, groups, engines, errors."""
+"""The networks of TiRex-1 and TiRex-2: gradients, recorded numbers of the packages, groups,
+engines, errors.
+"""
 
 import contextlib
 import dataclasses
@@ -32,8 +34,8 @@ def inputs_of(model, be, rng, B=3, T=4):
 def test_gradient_of_groups(rng, qk_norm):
     """Gradients of y by every parameter, and of y and the states by tokens and the states before.
 
-    Rows are alone, in groups, and known. Gradients of states by parameters are checked without groups, in
-    `tests/layers/test_contract.py`.
+    Rows are alone, in groups, and known. Gradients of states by parameters are checked without
+    groups, in `tests/layers/test_contract.py`.
     """
     model = dataclasses.replace(SECOND, qk_norm=qk_norm, norm_eps=None, activation="gelu")
     params, x = inputs_of(model, make_backend("numpy"), rng, 8, 3)
@@ -47,9 +49,13 @@ def test_gradient_of_groups(rng, qk_norm):
         y, end, saved = model.forward(params, x, state, **GROUPS)
         return (y, end), (params, saved)
 
-    xlstm.gradcheck(of_params, lambda saved, dy: model.backward(*saved, dy)[:1], (params,), directions=1)
+    xlstm.gradcheck(
+        of_params, lambda saved, dy: model.backward(*saved, dy)[:1], (params,), directions=1
+    )
     if qk_norm:  # which changes nothing in the ways of states
-        xlstm.gradcheck(of_rest, lambda saved, d: model.backward(*saved, *d)[1:], (x, end), directions=1)
+        xlstm.gradcheck(
+            of_rest, lambda saved, d: model.backward(*saved, *d)[1:], (x, end), directions=1
+        )
 
 
 @pytest.mark.parametrize("which", FILES)
@@ -61,7 +67,9 @@ def test_activations_are_those_of_the_package(be, which):
     levels, _ = model.hidden(params, x, **given)
     for k, level in enumerate(levels):
         name = f"block{k - 1}{suffix}" if k else f"embed{suffix}"
-        assert error(to_numpy(level), io[name]) < (1e-10 if io[name].dtype == np.float64 else 1e-6), name
+        assert error(to_numpy(level), io[name]) < (
+            1e-10 if io[name].dtype == np.float64 else 1e-6
+        ), name
     if f"head{suffix}" in io:
         y, _, _ = model.forward(params, x, train=False, **given)
         expected = io[f"head{suffix}"]
@@ -88,7 +96,8 @@ def test_gradients_are_those_of_the_package(be, which):
 def test_rounding_is_that_of_the_package(be, which):
     """Forecasts within a rounding that falls the other way; the exact ones are farther off.
 
-    CuPy's products and exp have other last bits than those of the other libraries, so that a rounding more falls so.
+    CuPy's products and exp have other last bits than those of the other libraries, so that a
+    rounding more falls so.
     """
     single = make_backend("strict" if be.name == "array_api_strict" else be.name, "float32")
     model, params, io = golden(which, single, "float32")
@@ -98,14 +107,19 @@ def test_rounding_is_that_of_the_package(be, which):
     for rounding in ("bfloat16", None):
         same = dataclasses.replace(model, rounding=rounding)
         y = same.read(params, x, tokens=slice(-1, None))
-        q = to_numpy(y)[:, 0, ...].swapaxes(1, 2) * io["scale_f64"][:, None] + io["loc_f64"][:, None]
+        q = (
+            to_numpy(y)[:, 0, ...].swapaxes(1, 2) * io["scale_f64"][:, None]
+            + io["loc_f64"][:, None]
+        )
         errors.append(error(q, expected))
     assert errors[0] < (1e-3 if be.name == "cupy" else 5e-4)
     assert 2e-3 < errors[1] < 2e-2
 
 
 def test_rounding_to_bfloat16(be, rng):
-    """PyTorch's, for numbers of all sizes and for those between two; and it goes with float32 alone."""
+    """PyTorch's, for numbers of all sizes and for those between two; and it goes with float32
+    alone.
+    """
     torch = pytest.importorskip("torch")
     x = (rng.standard_normal(2000) * np.exp(8 * rng.standard_normal(2000))).astype(np.float32)
     between = (x.view(np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
@@ -120,7 +134,9 @@ def test_rounding_to_bfloat16(be, rng):
 @pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 @pytest.mark.parametrize("rounding", [None, "bfloat16"])
 def test_the_network_is_compiled(monkeypatch, rng, rounding):
-    """It takes Numba by itself, also with the limit of f and with rounding, and gives the reference's numbers."""
+    """It takes Numba by itself, also with the limit of f and with rounding, and gives the
+    reference's numbers.
+    """
     monkeypatch.delenv(jit.VARIABLE, raising=False)
     model = dataclasses.replace(FIRST, rounding=rounding)
     params, x = inputs_of(model, make_backend("numpy", "float32" if rounding else "float64"), rng)
@@ -134,17 +150,23 @@ def test_the_network_is_compiled(monkeypatch, rng, rounding):
             grads, dx, _ = model.backward(params, saved, y)
         found.append({"y": y, "dx": dx, **grads})
     for name, a in found[1].items():
-        assert np.max(abs(found[0][name] - a)) <= (1e-2 if rounding else 1e-11) * np.max(abs(a)), name
+        assert np.max(abs(found[0][name] - a)) <= (1e-2 if rounding else 1e-11) * np.max(abs(a)), (
+            name
+        )
 
 
 def test_the_order_of_rows_is_free(rng):
-    """Those of a group need not lie beside each other, and a row that is alone sees itself alone."""
+    """Those of a group need not lie beside each other, and a row that is alone sees itself
+    alone.
+    """
     be = make_backend("numpy")
     params, x = inputs_of(SECOND, be, rng, 8)
     y, _, _ = SECOND.forward(params, x, **GROUPS)
     np.testing.assert_allclose(y[7], SECOND(params, x)[0][7], rtol=1e-12, atol=1e-12)  # it is alone
     order = np.argsort(GROUPS["groups"], kind="stable")
-    z, _, _ = SECOND.forward(params, x[order], **{name: np.asarray(v)[order] for name, v in GROUPS.items()})
+    z, _, _ = SECOND.forward(
+        params, x[order], **{name: np.asarray(v)[order] for name, v in GROUPS.items()}
+    )
     np.testing.assert_allclose(z, y[order], rtol=1e-11, atol=1e-12)
 
 

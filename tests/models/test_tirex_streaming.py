@@ -11,27 +11,35 @@ from xlstm.models import TiRex
 
 def whole(model, params, series, horizon):
     """The forecast that a fresh stream gives."""
-    options = {"rollout": -(-horizon // model.patch_size)} if isinstance(model, TiRex) else {"differencing": False}
+    options = (
+        {"rollout": -(-horizon // model.patch_size)}
+        if isinstance(model, TiRex)
+        else {"differencing": False}
+    )
     return model.forecast(params, series, horizon, **options)
 
 
 @pytest.mark.parametrize("model", [FIRST, SECOND], ids=["TiRex", "TiRex2"])
 @pytest.mark.parametrize("L", [3, 8, 21])
 def test_a_fresh_stream_forecasts_as_the_model_does(be, rng, model, L):
-    """From a short series, from a window, and from more; values are missing, and quantiles are chosen."""
+    """From a short series, from a window, and from more; values are missing, and quantiles are
+    chosen.
+    """
     params = model.init(0, be)
     x = rng.standard_normal((3, L))
     x[0, 1] = np.nan
     for horizon in (1, 5):
         found = model.stream(params, x).forecast(horizon)
-        np.testing.assert_allclose(found.quantiles, whole(model, params, x, horizon).quantiles, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            found.quantiles, whole(model, params, x, horizon).quantiles, rtol=1e-9, atol=1e-9
+        )
     assert model.stream(params, x[1]).forecast(3, quantiles=[0.5]).quantiles.shape == (3, 1)
 
 
 @pytest.mark.parametrize("model", [FIRST, SECOND], ids=["TiRex", "TiRex2"])
 def test_new_values_cost_a_token_and_change_nothing_else(monkeypatch, rng, model):
-    """While its units are frozen a state is that of a whole pass over all values, of which a longer window has as many
-    missing ones before them.
+    """While its units are frozen a state is that of a whole pass over all values, of which a longer
+    window has as many missing ones before them.
     """
     params = model.init(0, "numpy", "float64")
     x = rng.standard_normal((2, 6))
@@ -53,11 +61,14 @@ def test_new_values_cost_a_token_and_change_nothing_else(monkeypatch, rng, model
         np.testing.assert_allclose(stream.forecast(5).quantiles, expected, rtol=1e-9, atol=1e-9)
         monkeypatch.setattr(type(model), "forward", forward)
     assert stream.count == 2
-    assert tokens == [1, 3, 2, 1, 2]  # a missing patch and three; then one more; and two of the horizon each
+    # a missing patch and three; then one more; and two of the horizon each
+    assert tokens == [1, 3, 2, 1, 2]
 
 
 def test_units_are_renewed(rng):
-    """With `renew` a forecast is that of the last window again, as after a long while; without it a jump shows."""
+    """With `renew` a forecast is that of the last window again, as after a long while; without it a
+    jump shows.
+    """
     params = FIRST.init(0, "numpy", "float64")
     x = np.concatenate((rng.standard_normal(20), 1000 + rng.standard_normal(12)))
     assert FIRST.stream(params, x).renew == 1
@@ -73,7 +84,8 @@ def test_units_are_renewed(rng):
 
 
 @pytest.mark.parametrize(
-    ("series", "values"), [(np.arange(9.0), "a"), (np.arange(9.0), np.ones((1, 3))), (np.ones((2, 9)), 3.0)]
+    ("series", "values"),
+    [(np.arange(9.0), "a"), (np.arange(9.0), np.ones((1, 3))), (np.ones((2, 9)), 3.0)],
 )
 def test_values_that_are_no_next_ones_are_named(series, values):
     with pytest.raises((TypeError, ValueError), match=r"TiRex\.stream: values"):

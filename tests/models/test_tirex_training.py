@@ -1,4 +1,6 @@
-"""Training of TiRex: windows and targets, the loss, fine-tuning of all, of the head and of adapters."""
+"""Training of TiRex: windows and targets, the loss, fine-tuning of all, of the head and of
+adapters.
+"""
 
 import dataclasses
 import pickle
@@ -16,7 +18,13 @@ from xlstm.training import LowRank, evaluate
 from xlstm.training.loop import first_batch
 
 MODEL = TiRex(8, 2, 2, patch_size=2, quantiles=(0.1, 0.5, 0.9), input_ff_size=8, context=16)
-SIZES = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "output_ff_size": 8, "context": 16}
+SIZES = {
+    "patch_size": 2,
+    "quantiles": (0.1, 0.5, 0.9),
+    "input_ff_size": 8,
+    "output_ff_size": 8,
+    "context": 16,
+}
 SECOND = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **SIZES)
 
 
@@ -32,7 +40,8 @@ def test_windows_and_targets():
     windows = [(batch, b) for batch in batches for b in range(batch.x.shape[1])]
     for end, (batch, b) in zip(ends, windows, strict=True):
         seen = before[end : end + 16]
-        loc, scale = np.nanmean(seen), np.nanstd(seen)
+        loc = np.nanmean(seen)
+        scale = np.nanstd(seen)
         x, y = (((a - loc) / scale).reshape(8, 2) for a in (seen, before[end + 2 : end + 18]))
         np.testing.assert_allclose(batch.x[:, b, :2], np.nan_to_num(x), rtol=1e-12, atol=1e-12)
         np.testing.assert_array_equal(batch.x[:, b, 2:], ~np.isnan(x))
@@ -41,12 +50,17 @@ def test_windows_and_targets():
 
 
 def test_hidden_patches():
-    """The last ones of a window are missing and stay targets; all of the horizon where nothing is drawn."""
+    """The last ones of a window are missing and stay targets; all of the horizon where nothing is
+    drawn.
+    """
     row = np.arange(40.0)
     (batch,) = PatchWindows(MODEL, row, horizon=6, stride=40).batches()
     np.testing.assert_array_equal(batch.x[:, 0, 2], [1] * 6 + [0] * 2)
     assert np.all(batch.mask)
-    drawn = [next(PatchWindows(MODEL, row, horizon=6, stride=40).batches(np.random.default_rng(k))) for k in range(20)]
+    drawn = [
+        next(PatchWindows(MODEL, row, horizon=6, stride=40).batches(np.random.default_rng(k)))
+        for k in range(20)
+    ]
     assert {int(np.sum(batch.x[:, 0, 2] == 0)) for batch in drawn} == {0, 1, 2}
 
 
@@ -60,7 +74,8 @@ def test_what_may_be_a_target():
 
 
 def test_the_loss_is_pinball_of_each_value(be, rng):
-    y, target = rng.standard_normal((2, 3, 3, 2)), rng.standard_normal((2, 3, 2))
+    y = rng.standard_normal((2, 3, 3, 2))
+    target = rng.standard_normal((2, 3, 2))
     mask = rng.random((2, 3, 2)) < 0.7
     value, dy = MODEL.loss(be.asarray(y), be.asarray(target), be.xp.asarray(mask, device=be.device))
     e = target[:, :, None] - y
@@ -77,9 +92,14 @@ def test_the_loss_is_pinball_of_each_value(be, rng):
 
 @pytest.mark.parametrize("model", [xlstm.LSTM(2, 3), MODEL], ids=["LSTM", "TiRex"])
 def test_gradient_of_adapters(be, rng, model):
-    params = {name: be.asarray(p + 0.3 * rng.standard_normal(p.shape)) for name, p in model.draw(rng).items()}
+    params = {
+        name: be.asarray(p + 0.3 * rng.standard_normal(p.shape))
+        for name, p in model.draw(rng).items()
+    }
     adapters = LowRank(model, params, 1, scale=0.7, names=["0.W?", "*.up.W", "*.cell.Wh", "*.i.W"])
-    given = {name: be.asarray(rng.standard_normal(tuple(p.shape))) for name, p in adapters.init().items()}
+    given = {
+        name: be.asarray(rng.standard_normal(tuple(p.shape))) for name, p in adapters.init().items()
+    }
     assert set(given) == set(adapters.shapes)
     x = be.asarray(rng.standard_normal((3, 2, model.input_size)))
 
@@ -87,12 +107,15 @@ def test_gradient_of_adapters(be, rng, model):
         y, _, saved = adapters.forward(params, x)
         return y, (params, saved)
 
-    xlstm.gradcheck(forward, lambda saved, dy: adapters.backward(*saved, dy)[:2], (given, x), directions=1)
+    xlstm.gradcheck(
+        forward, lambda saved, dy: adapters.backward(*saved, dy)[:2], (given, x), directions=1
+    )
 
 
 def test_adapters_begin_as_nothing_and_are_merged(rng):
     be = make_backend("numpy")
-    params, x = MODEL.init(0, be), be.asarray(rng.standard_normal((2, 5, 4)))
+    params = MODEL.init(0, be)
+    x = be.asarray(rng.standard_normal((2, 5, 4)))
     adapters = LowRank(MODEL, params, 2)
     given = adapters.init()
     np.testing.assert_array_equal(adapters.forward(given, x)[0], MODEL(params, x)[0])
@@ -109,16 +132,25 @@ def test_adapters_begin_as_nothing_and_are_merged(rng):
 def series_of(rng, count=4, n=120):
     """Series that a model can learn: a season each, whose shape is the same, and a little noise."""
     t = np.arange(n)
-    return [np.sign(np.sin(2 * np.pi * (t + 3 * k) / 12)) + 0.05 * rng.standard_normal(n) for k in range(count)]
+    return [
+        np.sign(np.sin(2 * np.pi * (t + 3 * k) / 12)) + 0.05 * rng.standard_normal(n)
+        for k in range(count)
+    ]
 
 
 def trained(params, weights, unused=()):
-    """The names of the parameters that fine-tuning is to change; those that begin or go on with `unused` stay."""
+    """The names of the parameters that fine-tuning is to change; those that begin or go on with
+    `unused` stay.
+    """
     names = {name for name in params if not any(part in name for part in unused)}
     if weights == "head":
         return {name for name in names if name.startswith("output.")}
     if weights == "adapters":
-        return {name for name in names if name.endswith((".W", ".Wh")) and min(params[name].shape[-2:]) > 2}
+        return {
+            name
+            for name in names
+            if name.endswith((".W", ".Wh")) and min(params[name].shape[-2:]) > 2
+        }
     return names
 
 
@@ -136,7 +168,9 @@ def test_fine_tuning_lowers_the_held_out_loss(rng, model, weights):
     series = series_of(rng)
     series[0][5:9] = np.nan
     params = model.init(0, "numpy")
-    tuned, again = (model.fine_tune(params, series, weights=weights, epochs=3, **OPTIONS) for _ in range(2))
+    tuned, again = (
+        model.fine_tune(params, series, weights=weights, epochs=3, **OPTIONS) for _ in range(2)
+    )
     later = PatchWindows(model, series_of(rng, 1), horizon=4)
     assert evaluate(model, tuned.params, later) < 0.9 * evaluate(model, params, later)
     assert len(tuned.validations) == 3
@@ -146,7 +180,9 @@ def test_fine_tuning_lowers_the_held_out_loss(rng, model, weights):
 
 
 def items_of(rng):
-    """An item of two targets with covariates of both kinds, and one of a target with a known covariate."""
+    """An item of two targets with covariates of both kinds, and one of a target with a known
+    covariate.
+    """
     first = rng.standard_normal((2, 30)), rng.standard_normal((2, 30)), rng.standard_normal((1, 33))
     second = rng.standard_normal((1, 17)), None, rng.standard_normal(17)
     series, past, future = zip(first, second, strict=True)
@@ -155,21 +191,30 @@ def items_of(rng):
 
 @pytest.mark.parametrize("hidden", [0, 1])
 def test_windows_of_groups_are_those_of_forecasts(monkeypatch, rng, hidden):
-    """The network sees the tokens, rows and groups of a forecast of the patches that are hidden, which are targets."""
+    """The network sees the tokens, rows and groups of a forecast of the patches that are hidden,
+    which are targets.
+    """
     series, beside = items_of(rng)
     ahead = 2 + 2 * hidden  # the steps of the patches that are hidden, and of the one after
     (batch,) = PatchWindows(SECOND, series, horizon=ahead, stride=40, **beside).batches()
-    seen, read = [], TiRex2.read
-    monkeypatch.setattr(TiRex2, "read", lambda *args: seen.append((args[2], args[-1])) or read(*args))
+    seen = []
+    read = TiRex2.read
+    monkeypatch.setattr(
+        TiRex2, "read", lambda *args: seen.append((args[2], args[-1])) or read(*args)
+    )
     own = dataclasses.replace(SECOND, context=SECOND.context + 2 - ahead, horizon=ahead)
     past = [None if one is None else one[:, :-ahead] for one in beside["past"]]
     options = {"past": past, "future": beside["future"], "differencing": False, "batch_size": 9}
-    own.forecast(SECOND.init(0, "numpy", "float64"), [one[:, :-ahead] for one in series], ahead, **options)
+    own.forecast(
+        SECOND.init(0, "numpy", "float64"), [one[:, :-ahead] for one in series], ahead, **options
+    )
     ((x, groups),) = seen
     np.testing.assert_allclose(batch.x, x.swapaxes(0, 1), rtol=1e-12, atol=1e-12)
     given = Groups.of("", len(x), **batch.options)
     for one, other in zip(
-        (given.rows, given.known, *given.sizes), (groups.rows, groups.known, *groups.sizes), strict=True
+        (given.rows, given.known, *given.sizes),
+        (groups.rows, groups.known, *groups.sizes),
+        strict=True,
     ):
         np.testing.assert_array_equal(one, other)
     targets = batch.options["targets"]
@@ -177,12 +222,15 @@ def test_windows_of_groups_are_those_of_forecasts(monkeypatch, rng, hidden):
     assert not np.any(batch.mask[:, ~targets])
     assert not np.any(batch.mask[-1])  # nothing comes after the last token
     rows = np.full((3, 30), np.nan)
-    rows[:2], rows[2, -17:] = series[0], series[1][0]
+    rows[:2] = series[0]
+    rows[2, -17:] = series[1][0]
     window = rows[:, -18:]
     units = SECOND.scaler.units(np.where(np.arange(18) < 18 - ahead, window, np.nan))
     expected = SECOND.scaler.scaled(window, units).reshape(3, -1, 2)[:, 1:].swapaxes(0, 1)
     np.testing.assert_array_equal(batch.mask[:-1, targets], ~np.isnan(expected))
-    np.testing.assert_allclose(batch.target[:-1, targets], np.nan_to_num(expected), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        batch.target[:-1, targets], np.nan_to_num(expected), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("weights", ["all", "head", "adapters"])

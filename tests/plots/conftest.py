@@ -19,4 +19,6 @@ def run(rng, tmp_path):
     model = SequenceModel(xlstm.RNN(D, 3), 1, last=True)
     data = Windows(rng.normal(size=(24, 5, D)), rng.normal(size=(24, 1)), batch_size=4)
     start = model.init(backend="numpy")
-    return training.train(model, start, data, optim.adam(1e-2), epochs=4, validation=data, checkpoints=tmp_path)
+    return training.train(
+        model, start, data, optim.adam(1e-2), epochs=4, validation=data, checkpoints=tmp_path
+    )

@@ -2,7 +2,10 @@
 
 import xlstm
 
-T, B, D, H = 7, 3, 2, 4
+T = 7
+B = 3
+D = 2
+H = 4
 LAYERS = {
     "lstm": xlstm.LSTM(D, H),
     "coupled": xlstm.LSTM(D, H, coupled_input_forget=True),
@@ -35,8 +38,18 @@ def overlapping(figure):
         names = [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title]
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
-            names += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-        boxes += [(t.get_text(), t.get_window_extent()) for t in names if t.get_visible() and t.get_text()]
-    pairs = [(a, b) for k, (a, one) in enumerate(boxes) for b, other in boxes[:k] if one.overlaps(other)]
+            names += [
+                tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+            ]
+        boxes += [
+            (t.get_text(), t.get_window_extent()) for t in names if t.get_visible() and t.get_text()
+        ]
+    pairs = [
+        (a, b) for k, (a, one) in enumerate(boxes) for b, other in boxes[:k] if one.overlaps(other)
+    ]
     inside = figure.bbox.padded(1)
-    return pairs + [a for a, box in boxes if not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))]
+    return pairs + [
+        a
+        for a, box in boxes
+        if not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))
+    ]

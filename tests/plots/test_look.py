@@ -27,19 +27,24 @@ def test_labels_do_not_collide_and_have_two_sizes(interpreted, x, run, tmp_path)
         plots.gradients([narrow]),
         plots.saturation(activity),
         plots.memory(activity),
-        plots.parameters({name: params[name] for name in sorted(params, key=len)[-8:]}),  # the longest names
+        # the longest names
+        plots.parameters({name: params[name] for name in sorted(params, key=len)[-8:]}),
         plots.gradients(plots.gradient_norms(stack, params, x)),
         plots.curves({"a": tmp_path, "b": run}),
         plots.forecast_errors({"a": np.arange(1.0, 40), "b": np.arange(2.0, 41)}),
     ):
         assert overlapping(figure) == []
         ticks = [tick for axes in figure.axes for tick in axes.yaxis.get_minorticklabels()]
-        shown = [text for text in [*figure.findobj(matplotlib.text.Text), *ticks] if text.get_text()]
+        shown = [
+            text for text in [*figure.findobj(matplotlib.text.Text), *ticks] if text.get_text()
+        ]
         assert {text.get_fontsize() for text in shown} == {figures.SMALL, figures.TEXT}
 
 
 @pytest.mark.parametrize(
-    ("suffix", "begin"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")], ids=["png", "svg", "pdf"]
+    ("suffix", "begin"),
+    [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")],
+    ids=["png", "svg", "pdf"],
 )
 def test_equal_figures_are_equal_files(tmp_path, suffix, begin):
     for name in "ab":

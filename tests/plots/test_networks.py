@@ -1,4 +1,6 @@
-"""Pictures of networks: parameters, gates, saturation, memory and gradients, and the numbers in them."""
+"""Pictures of networks: parameters, gates, saturation, memory and gradients, and the numbers in
+them.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -23,9 +25,12 @@ def test_numbers_are_the_same_on_every_backend(be, x, name):
     params, saved = ran(layer, x)
     given = {key: be.asarray(p) for key, p in params.items()}
     _, _, kept = layer.forward(given, be.asarray(x), train=False, keep=True)
-    (one,), (other,) = traces("test", saved), traces("test", kept)
+    (one,) = traces("test", saved)
+    (other,) = traces("test", kept)
     for key, values in {**one.gates, **one.states}.items():
-        np.testing.assert_allclose({**other.gates, **other.states}[key], values, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            {**other.gates, **other.states}[key], values, rtol=1e-9, atol=1e-12
+        )
     assert (one.retained is None) == (other.retained is None)
     if one.retained is not None:
         np.testing.assert_allclose(other.retained, one.retained, rtol=1e-9)
@@ -85,8 +90,11 @@ def test_gates_of_an_mlstm_are_those_of_its_weights(x):
 
 
 def test_saturation_counts_values_before_the_ends(x):
-    layer, lengths = xlstm.GRU(D, H), [7, 5, 2]
-    params = {name: 6 * p for name, p in layer.init(seed=0, backend="numpy", dtype="float64").items()}
+    layer = xlstm.GRU(D, H)
+    lengths = [7, 5, 2]
+    params = {
+        name: 6 * p for name, p in layer.init(seed=0, backend="numpy", dtype="float64").items()
+    }
     saved = layer.forward(params, x, keep=True, train=False, lengths=lengths)[2]
     rows = plots.saturation_table(saved)
     assert [(row.layer, row.gate) for row in rows] == [("0", "z"), ("0", "r")]
@@ -97,13 +105,22 @@ def test_saturation_counts_values_before_the_ends(x):
         assert 0 < row.below < 1
     (axes,) = plots.saturation(saved).axes
     widths = [patch.get_width() for patch in axes.patches]
-    np.testing.assert_allclose(widths, 100 * np.array([rows[1].below, rows[0].below, rows[1].above, rows[0].above]))
+    np.testing.assert_allclose(
+        widths, 100 * np.array([rows[1].below, rows[0].below, rows[1].above, rows[0].above])
+    )
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0  r", "0  z"]
 
 
 @pytest.mark.parametrize(
     ("name", "gates"),
-    [("lstm", "iof"), ("coupled", "io"), ("gru", "zr"), ("reset before", "zr"), ("slstm", "o"), ("mlstm", "fo")],
+    [
+        ("lstm", "iof"),
+        ("coupled", "io"),
+        ("gru", "zr"),
+        ("reset before", "zr"),
+        ("slstm", "o"),
+        ("mlstm", "fo"),
+    ],
 )
 def test_gates_that_are_shares(x, name, gates):
     _, saved = ran(LAYERS[name], x)
@@ -111,7 +128,11 @@ def test_gates_that_are_shares(x, name, gates):
 
 
 def test_memory_is_the_mean_forget_gate(x):
-    expected = {"lstm": lambda g: g[:, 2], "coupled": lambda g: 1 - g[:, 0], "gru": lambda g: g[:, 0]}
+    expected = {
+        "lstm": lambda g: g[:, 2],
+        "coupled": lambda g: 1 - g[:, 0],
+        "gru": lambda g: g[:, 0],
+    }
     for name, of in {**expected, "reset before": expected["gru"]}.items():
         _, saved = ran(LAYERS[name], x)
         rows = plots.memory_table(saved)
@@ -128,7 +149,9 @@ def test_memory_is_the_mean_forget_gate(x):
 def test_memory_of_an_slstm_is_that_before_stabilising(x, name):
     params, saved = ran(LAYERS[name], x)
     h0 = np.concatenate((np.zeros((1, B, H)), saved.h[:-1]))
-    a = (x @ params["0.Wx"].T + h0 @ params["0.Wh"][:, 0].reshape(4 * H, H).T + params["0.b"])[..., H : 2 * H]
+    a = (x @ params["0.Wx"].T + h0 @ params["0.Wh"][:, 0].reshape(4 * H, H).T + params["0.b"])[
+        ..., H : 2 * H
+    ]
     f = sigmoid(a) if name == "slstm" else np.exp(a)
     means = f.mean(axis=(0, 1))
     rows = plots.memory_table(saved)
@@ -146,7 +169,10 @@ def test_memory_is_drawn_by_layer(x):
     rows = plots.memory_table(saved)
     assert rows[0] == ("0", 0, 1.0, math.inf)
     first, second = plots.memory(saved).axes
-    assert [sum(patch.get_height() for patch in axes.patches) for axes in (first, second)] == [H - 1, H]
+    assert [sum(patch.get_height() for patch in axes.patches) for axes in (first, second)] == [
+        H - 1,
+        H,
+    ]
     assert "1 of 4 infinite" in first.get_title(loc="left")
     median = np.median([row.steps for row in rows if row.layer == "1"])
     assert f"median {median:.3g} steps" in second.get_title(loc="left")
@@ -180,10 +206,14 @@ def test_gradients_reach_inputs_as_in_one_pass(x, name):
     dy[-1] = end
     _, dx, _ = layer.backward(params, saved, dy)
     rows = {(row.of, row.layer): row for row in plots.gradient_norms(layer, params, x, end)}
-    np.testing.assert_allclose(rows["x", ""].norms, np.linalg.norm(dx.reshape(T, -1), axis=1), rtol=1e-9)
+    np.testing.assert_allclose(
+        rows["x", ""].norms, np.linalg.norm(dx.reshape(T, -1), axis=1), rtol=1e-9
+    )
     first, last = rows["x", ""].norms[[0, -1]]
     assert rows["x", ""].factor == pytest.approx((first / last) ** (1 / (T - 1)))
-    for row in plots.gradient_norms(replace(layer, batch_first=True), params, x.swapaxes(0, 1), end):
+    for row in plots.gradient_norms(
+        replace(layer, batch_first=True), params, x.swapaxes(0, 1), end
+    ):
         np.testing.assert_allclose(row.norms, rows[row.of, row.layer].norms, rtol=1e-12)
 
 
@@ -209,10 +239,14 @@ def test_gradients_of_models(x):
     model = SequenceModel(xlstm.GRU(D, H), 2, last=True)
     params, _ = ran(model, x)
     assert {row.of for row in plots.gradient_norms(model, params, x)} == {"h", "x"}
-    stack = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 2, slstm_at=[1], num_heads=2), vocab_size=5)
+    stack = xlstm.xLSTMLanguageModel(
+        xlstm.xLSTMStack(8, 2, slstm_at=[1], num_heads=2), vocab_size=5
+    )
     tokens = np.random.default_rng(0).integers(0, 5, (2, T))
     params = stack.init(backend="numpy", dtype="float64")
-    params = {name: p + 0.1 for name, p in params.items()}  # recurrent weights of blocks are 0 at first
+    # recurrent weights of blocks are 0 at first
+    params = {name: p + 0.1 for name, p in params.items()}
     rows = plots.gradient_norms(stack, params, tokens)
-    assert sorted((row.of, row.layer) for row in rows) == [("C", "0"), ("c", "1"), ("h", "1")]  # and no x
+    # and no x
+    assert sorted((row.of, row.layer) for row in rows) == [("C", "0"), ("c", "1"), ("h", "1")]
     assert all(np.all(row.norms > 0) for row in rows)

@@ -1,4 +1,6 @@
-"""Pictures of results: how training went, confusion, errors and forecasts, and the numbers in them."""
+"""Pictures of results: how training went, confusion, errors and forecasts, and the numbers in
+them.
+"""
 
 import json
 import math
@@ -21,8 +23,12 @@ later("matplotlib")
 def test_curves_are_those_of_the_history(run, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     found = plots.course(tmp_path)
-    assert found.loss.tolist() == [[line["total"], line["loss"]] for line in lines if "loss" in line]
-    assert found.norm.tolist() == [[line["total"], line["norm"]] for line in lines if "norm" in line]
+    assert found.loss.tolist() == [
+        [line["total"], line["loss"]] for line in lines if "loss" in line
+    ]
+    assert found.norm.tolist() == [
+        [line["total"], line["norm"]] for line in lines if "norm" in line
+    ]
     assert found.validation.tolist() == [[6 * k, v] for k, v in enumerate(run.validations, 1)]
     own = plots.course(run)
     assert own.loss.tolist() == found.loss.tolist()
@@ -42,12 +48,15 @@ def test_smoothed_curves_are_means_around_each_value(run, rng, tmp_path):
     run.losses[:3] = [math.nan, math.inf, 3.0]
     assert plots.course(run).loss[0].tolist() == [3, 3]
     (tmp_path / "history.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"history\.jsonl has no losses, expected the history of a run that made a"):
+    with pytest.raises(
+        ValueError, match=r"history\.jsonl has no losses, expected the history of a run that made a"
+    ):
         plots.curves(tmp_path)
 
 
 def test_confusion_counts_pairs():
-    truth, predicted = ["b", "a", "b", "b"], ["b", "b", "a", "b"]
+    truth = ["b", "a", "b", "b"]
+    predicted = ["b", "b", "a", "b"]
     labels, counts = plots.confusion_counts(truth, predicted)
     assert (labels, counts.tolist()) == (["a", "b"], [[0, 1], [1, 2]])
     labels, counts = plots.confusion_counts(np.array(truth), np.array(predicted), ["b", "a", "c"])
@@ -60,16 +69,31 @@ def test_confusion_counts_pairs():
 
 def test_errors_of_forecasts_are_drawn_by_horizon():
     figure = plots.forecast_errors({"LSTM": [1.0, 2.0], "persistence": [2.0, 3.0]}, "kg", "day")
-    assert [line.get_xydata().tolist() for line in figure.axes[0].lines] == [[[1, 1], [2, 2]], [[1, 2], [2, 3]]]
+    assert [line.get_xydata().tolist() for line in figure.axes[0].lines] == [
+        [[1, 1], [2, 2]],
+        [[1, 2], [2, 3]],
+    ]
     assert {"days ahead", "RMSE (kg)", "LSTM", "persistence"} <= set(texts(figure))
 
 
 def test_results_of_a_fitted_forecaster_are_drawn():
-    """Two series of two targets, from a table: a fan for each, errors by target, and how training went."""
-    columns = long_columns(np.random.default_rng(0).normal(size=(140, 2)).cumsum(axis=0), "days", (140, 130))
-    columns = {"shop 1": columns.pop("shop"), **columns}  # a name that ends as one of a column of quantiles may
+    """Two series of two targets, from a table: a fan for each, errors by target, and how training
+    went.
+    """
+    columns = long_columns(
+        np.random.default_rng(0).normal(size=(140, 2)).cumsum(axis=0), "days", (140, 130)
+    )
+    # a name that ends as one of a column of quantiles may
+    columns = {"shop 1": columns.pop("shop"), **columns}
     given = table(LIBRARIES[0], columns)  # tests/data reads those of every library
-    quick = {"window": 8, "horizon": 3, "hidden_size": 2, "epochs": 1, "refit": False, "backend": "numpy"}
+    quick = {
+        "window": 8,
+        "horizon": 3,
+        "hidden_size": 2,
+        "epochs": 1,
+        "refit": False,
+        "backend": "numpy",
+    }
     forecaster = Forecaster(series_id="shop 1", candidates=("network",), **quick).fit(given)
     figure = plots.fans(given, forecaster.predict_quantiles(given))
     titles = [axes.get_title(loc="left").partition(":")[0] for axes in figure.axes]
@@ -79,10 +103,14 @@ def test_results_of_a_fitted_forecaster_are_drawn():
     score = forecaster.score(given)
     errors = plots.forecast_errors(score.errors, measure="MAE")
     assert len(errors.axes) == 2
-    np.testing.assert_array_equal(errors.axes[1].lines[0].get_ydata(), score.errors["model"].mae[:, 1])
+    np.testing.assert_array_equal(
+        errors.axes[1].lines[0].get_ydata(), score.errors["model"].mae[:, 1]
+    )
     assert [line.strip()[:8] for line in repr(score).splitlines()[2:4]] == ["1, sales", "1, price"]
     assert len(plots.curves(forecaster).axes) == len(plots.curves(forecaster.trained_).axes)
-    with pytest.raises(ValueError, match=r"fans: ahead has columns .*, expected those of predict_quantiles"):
+    with pytest.raises(
+        ValueError, match=r"fans: ahead has columns .*, expected those of predict_quantiles"
+    ):
         plots.fans(given, given)
 
 
@@ -97,8 +125,11 @@ DATES = {
 
 @pytest.mark.parametrize("name", DATES)
 def test_forecasts_are_drawn_near_and_far_with_their_errors(rng, name):
-    """The last step ahead as well as the first; each interval and line has a colour and a name of its own."""
-    dates, H = DATES[name], 12
+    """The last step ahead as well as the first; each interval and line has a colour and a name of
+    its own.
+    """
+    dates = DATES[name]
+    H = 12
     series = series_of("v", Columns(["v"], rng.normal(size=(len(dates), 1)), dates), str)
     at = np.arange(4 * len(dates) // 5, len(dates))
     forecasts = rng.normal(size=(len(at), H))
@@ -114,8 +145,18 @@ def test_forecasts_are_drawn_near_and_far_with_their_errors(rng, name):
     assert far.get_xdata()[-1] == truth.get_xdata()[-1]
     np.testing.assert_array_equal(figure.axes[1].lines[1].get_ydata(), errors["persistence"])
     step = name.removesuffix("s")
-    for words in ("truth", f"1 {step} ahead", f"12 {name} ahead", "80 %", "60 %", "40 %", "20 %", "median"):
+    for words in (
+        "truth",
+        f"1 {step} ahead",
+        f"12 {name} ahead",
+        "80 %",
+        "60 %",
+        "40 %",
+        "20 %",
+        "median",
+    ):
         assert words in texts(figure)
-    lines = [line for axes in figure.axes for line in axes.lines][:-2]  # the truth is in the last panel, too
+    # the truth is in the last panel, too
+    lines = [line for axes in figure.axes for line in axes.lines][:-2]
     shades = [tuple(area.get_facecolor()[0]) for area in figure.axes[2].collections]
     assert len({*shades, *(line.get_color() for line in lines)}) == len(lines) + 4

@@ -1,4 +1,6 @@
-"""README.md and the pages of docs/ are true: code runs, commands parse, links and paths lead somewhere."""
+"""README.md and the pages of docs/ are true: code runs, commands parse, links and paths lead
+somewhere.
+"""
 
 import ast
 import importlib.util
@@ -22,7 +24,10 @@ from xlstm.cli.app import app
 DOCS = ROOT / "docs"
 # Sphinx runs notebooks, and writes pages of its own.
 NOT_HERE = ("_build", "generated")
-PAGES = [ROOT / "README.md", *(p for p in sorted(DOCS.rglob("*.md")) if not {*NOT_HERE} & {*p.parts})]
+PAGES = [
+    ROOT / "README.md",
+    *(p for p in sorted(DOCS.rglob("*.md")) if not {*NOT_HERE} & {*p.parts}),
+]
 PROSE = [*PAGES, ROOT / "CONTRIBUTING.md"]
 REFERENCE = [page for page in PAGES if page.parent.name == "reference" and blocks(page, "pycon")]
 GPU = "# needs a GPU"
@@ -48,9 +53,11 @@ PLAIN = ((), False)
 
 
 def programs():
-    """Return the programs of all pages, by page: blocks that need nothing more, and with them those that need the same.
+    """Return the programs of all pages, by page: blocks that need nothing more, and with them those
+    that need the same.
 
-    Programs that need the same packages go together, as to import these takes longer than to run them.
+    Programs that need the same packages go together, as to import these takes longer than to run
+    them.
     """
     found = {}
     for page in PAGES:
@@ -58,11 +65,17 @@ def programs():
         kinds = [(tuple(sorted(libraries(block))), GPU in block) for block in every]
         for kind in sorted(set(kinds)):
             end = len(kinds) - kinds[::-1].index(kind)  # after the last one of this kind
-            program = [block for block, other in zip(every[:end], kinds, strict=False) if other in (PLAIN, kind)]
+            program = [
+                block
+                for block, other in zip(every[:end], kinds, strict=False)
+                if other in (PLAIN, kind)
+            ]
             name = str(page.relative_to(ROOT))
             found.setdefault((name if kind == PLAIN else "", *kind), {})[name] = "\n".join(program)
     for (page, needed, gpu), pages in found.items():
-        yield pytest.param(pages, needed, gpu, id="-".join([*[page] * bool(page), *needed, *["gpu"] * gpu]))
+        yield pytest.param(
+            pages, needed, gpu, id="-".join([*[page] * bool(page), *needed, *["gpu"] * gpu])
+        )
 
 
 # Each page in a namespace and a folder of its own.
@@ -101,7 +114,9 @@ def test_chapters_read_their_data_in_any_folder(tmp_path, chapter):
 
 
 def run(folder, *command):
-    """Run Python in a folder with the package alone, as where it is installed, and not with its checkout."""
+    """Run Python in a folder with the package alone, as where it is installed, and not with its
+    checkout.
+    """
     usual = {"XLSTM_BACKEND": "numpy", "XLSTM_COMPILE": "0", "KERAS_BACKEND": "torch"}
     installed = folder / "site-packages"
     installed.mkdir()
@@ -119,8 +134,12 @@ def run(folder, *command):
 
 @pytest.mark.parametrize("page", REFERENCE, ids=names(REFERENCE))
 def test_examples_of_the_reference_run(tmp_path, page):
-    """They print what the page says, each by itself: pages of single names repeat them one by one."""
-    pytest.importorskip("pandas" if page.stem == "data" else "matplotlib" if page.stem == "plots" else "numpy")
+    """They print what the page says, each by itself: pages of single names repeat them one by
+    one.
+    """
+    pytest.importorskip(
+        "pandas" if page.stem == "data" else "matplotlib" if page.stem == "plots" else "numpy"
+    )
     examples = [f"{k}.txt" for k, _ in enumerate(blocks(page, "pycon"))]
     for name, text in zip(examples, blocks(page, "pycon"), strict=True):
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -128,26 +147,49 @@ def test_examples_of_the_reference_run(tmp_path, page):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-MODULES = [name for name in xlstm.__all__ if inspect.ismodule(getattr(xlstm, name)) and name != "interop"]
-MODULES += [f"interop.{name}" for name in xlstm.interop.__all__] + ["models.tirex", "testing", "engines.engine"]
+MODULES = [
+    name for name in xlstm.__all__ if inspect.ismodule(getattr(xlstm, name)) and name != "interop"
+]
+MODULES += [f"interop.{name}" for name in xlstm.interop.__all__] + [
+    "models.tirex",
+    "testing",
+    "engines.engine",
+]
 
 
 def public():
     """Return the public names of all public modules but modules, and what they name."""
-    modules = {"xlstm": xlstm, **{f"xlstm.{name}": importlib.import_module(f"xlstm.{name}") for name in MODULES}}
-    found = {f"{where}.{name}": getattr(module, name) for where, module in modules.items() for name in module.__all__}
-    return {name: value for name, value in found.items() if not inspect.ismodule(value) and not name.endswith("__")}
+    modules = {
+        "xlstm": xlstm,
+        **{f"xlstm.{name}": importlib.import_module(f"xlstm.{name}") for name in MODULES},
+    }
+    found = {
+        f"{where}.{name}": getattr(module, name)
+        for where, module in modules.items()
+        for name in module.__all__
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if not inspect.ismodule(value) and not name.endswith("__")
+    }
 
 
 def test_every_public_name_is_in_the_reference_with_an_example():
     """By one of its names, with a docstring, and with an example in it or on its page."""
-    listed, missing, lacking = {}, [], []
+    listed = {}
+    missing = []
+    lacking = []
     for page in (DOCS / "reference").glob("*.md"):
-        for name in re.findall(r"^   (xlstm[\w.]*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        for name in re.findall(
+            r"^   (xlstm[\w.]*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             listed[name] = page
     names = public()
     for name, value in names.items():
-        page = next((listed[other] for other in names if names[other] is value and other in listed), None)
+        page = next(
+            (listed[other] for other in names if names[other] is value and other in listed), None
+        )
         if page is None:
             missing.append(name)
         elif ">>>" not in (inspect.getdoc(value) or ""):
@@ -156,7 +198,11 @@ def test_every_public_name_is_in_the_reference_with_an_example():
     assert not missing
     assert not lacking
     assert not sorted(listed.keys() - names.keys())
-    described = {name: value for name, value in names.items() if inspect.isclass(value) or inspect.isfunction(value)}
+    described = {
+        name: value
+        for name, value in names.items()
+        if inspect.isclass(value) or inspect.isfunction(value)
+    }
     assert not [name for name, value in described.items() if not inspect.getdoc(value)]
     assert not [name for name in xlstm.__all__ if not getattr(xlstm, name).__doc__]
 
@@ -166,15 +212,23 @@ DOCUMENTED = (types.FunctionType, classmethod, staticmethod, property, cached_pr
 
 
 def attributes(kind):
-    """Return the names of the public attributes of a class, without those of Python's own classes."""
+    """Return the names of the public attributes of a class, without those of Python's own
+    classes.
+    """
     ours = [base for base in kind.__mro__ if base.__module__.startswith("xlstm.")]
-    found = {name for base in ours for name in (*vars(base), *vars(base).get("__annotations__", {}))}
+    found = {
+        name for base in ours for name in (*vars(base), *vars(base).get("__annotations__", {}))
+    }
     return ours, sorted(name for name in found if not name.startswith("_"))
 
 
-@pytest.mark.parametrize("name", [name for name, value in public().items() if inspect.isclass(value)])
+@pytest.mark.parametrize(
+    "name", [name for name, value in public().items() if inspect.isclass(value)]
+)
 def test_every_public_attribute_is_documented(name):
-    """In its own docstring, in a section of the class, or in a comment `#:`; a subclass inherits that."""
+    """In its own docstring, in a section of the class, or in a comment `#:`; a subclass inherits
+    that.
+    """
     bases, found = attributes(public()[name])
     said = "\n".join(inspect.getsource(base) for base in bases)
     for attribute in found:
@@ -186,7 +240,10 @@ def test_every_public_attribute_is_documented(name):
 
 def calls(text):
     """Return the arguments of each call of `xlstm` in lines of a shell."""
-    return [shlex.split(words, comments=True) for words in re.findall(r"(?:^|/)xlstm ([^&\n]+)", text, re.MULTILINE)]
+    return [
+        shlex.split(words, comments=True)
+        for words in re.findall(r"(?:^|/)xlstm ([^&\n]+)", text, re.MULTILINE)
+    ]
 
 
 def command_of(words):
@@ -195,8 +252,12 @@ def command_of(words):
     while hasattr(command, "commands"):
         name = words[0] if words and words[0] in command.commands else None
         assert name or hasattr(command, "usual"), f"there is no command {words[:1]}"
-        words, command = words[1:] if name else words, command.commands[name] if name else command.usual
-    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
+        words = words[1:] if name else words
+        command = command.commands[name] if name else command.usual
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {
+        "-h",
+        "--help",
+    }
     assert {word for word in words if word.startswith("-")} <= known
     return command, words
 
@@ -218,7 +279,9 @@ def headings(page):
 @pytest.mark.parametrize("page", PROSE, ids=names(PROSE))
 def test_links_lead_somewhere(page):
     """Pages that are made when the site is built are looked for there, by docs/check_site.py."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if "://" not in target and "generated/" not in target:
             name, _, heading = target.partition("#")

@@ -1,4 +1,6 @@
-"""The package as its users see it: its requirements, the time of its import, its public names and its README."""
+"""The package as its users see it: its requirements, the time of its import, its public names and
+its README.
+"""
 
 import doctest
 import importlib
@@ -15,7 +17,19 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Packages that nothing imports before they are needed.
-PACKAGES = ("typer", "rich", "click", "matplotlib", "cupy", "torch", "jax", "onnx", "h5py", "numba", "mpi4py")
+PACKAGES = (
+    "typer",
+    "rich",
+    "click",
+    "matplotlib",
+    "cupy",
+    "torch",
+    "jax",
+    "onnx",
+    "h5py",
+    "numba",
+    "mpi4py",
+)
 
 BLOCK = """
 import sys
@@ -37,7 +51,9 @@ print(estimators.Forecaster.load("model.safetensors", "numpy").predict(values, 2
 
 
 def python(code, cwd):
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False
+    )
 
 
 def test_training_needs_only_four_packages(tmp_path):
@@ -48,21 +64,37 @@ def test_training_needs_only_four_packages(tmp_path):
 
 
 def test_import_loads_nothing_heavy(tmp_path):
-    code = "import sys, numpy, array_api_compat; before = set(sys.modules); import xlstm; print(*sys.modules)"
+    code = (
+        "import sys, numpy, array_api_compat; before = set(sys.modules); import xlstm;"
+        " print(*sys.modules)"
+    )
     loaded = {name.split(".")[0] for name in python(code, tmp_path).stdout.split()}
     assert "xlstm" in loaded
-    assert "numpy.f2py" not in python(code, tmp_path).stdout.split()  # as `from numpy import *` would
+    # as `from numpy import *` would
+    assert "numpy.f2py" not in python(code, tmp_path).stdout.split()
     assert not loaded & {*PACKAGES, "safetensors", "threadpoolctl"}
 
 
-NEEDS = {"jax": "jax", "torch": "torch", "keras": "h5py", "onnx_export": "onnxruntime", "onnx_import": "onnx"}
-EXAMPLES = [path for path in sorted((ROOT / "xlstm").rglob("*.py")) if "    >>> " in path.read_text(encoding="utf-8")]
+NEEDS = {
+    "jax": "jax",
+    "torch": "torch",
+    "keras": "h5py",
+    "onnx_export": "onnxruntime",
+    "onnx_import": "onnx",
+}
+EXAMPLES = [
+    path
+    for path in sorted((ROOT / "xlstm").rglob("*.py"))
+    if "    >>> " in path.read_text(encoding="utf-8")
+]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_in_docstrings(path):
     pytest.importorskip(NEEDS.get(path.stem, "numpy"))
-    result = doctest.testmod(importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts)))
+    result = doctest.testmod(
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    )
     assert result.attempted > 1
     assert result.failed == 0
 
@@ -80,10 +112,13 @@ def test_version_is_in_the_changelog():
 
 
 @pytest.mark.parametrize(
-    "module", ["losses", "optim", "training", "estimators", "plots", "data", "distributed", "models"]
+    "module",
+    ["losses", "optim", "training", "estimators", "plots", "data", "distributed", "models"],
 )
 def test_functions_document_parameters_and_results(module):
-    """In numpydoc's sections: every function that takes arguments, and every one that returns something."""
+    """In numpydoc's sections: every function that takes arguments, and every one that returns
+    something.
+    """
     own = getattr(xlstm, module)
     for name in getattr(own, "__all__", dir(own)):
         function = getattr(own, name)
@@ -92,7 +127,9 @@ def test_functions_document_parameters_and_results(module):
             continue
         text = inspect.getdoc(function)
         for parameter in inspect.signature(function).parameters:
-            assert re.search(rf"^(\w+, )*{parameter}(, \w+)* : ", text, re.MULTILINE), f"{name}: {parameter}"
+            assert re.search(rf"^(\w+, )*{parameter}(, \w+)* : ", text, re.MULTILINE), (
+                f"{name}: {parameter}"
+            )
         if inspect.signature(function).return_annotation not in (None, "None"):
             assert re.search(r"^Returns\n-------$", text, re.MULTILINE), name
 
@@ -107,6 +144,11 @@ def test_dir_and_docstring_show_every_public_name(tmp_path):
 
 
 def test_the_command_line_says_what_it_needs(tmp_path):
-    result = python(BLOCK.format(blocked=["typer"]) + "from xlstm.cli import main; main()", tmp_path)
+    result = python(
+        BLOCK.format(blocked=["typer"]) + "from xlstm.cli import main; main()", tmp_path
+    )
     assert result.returncode == 2
-    assert result.stderr == "error: typer is not installed; pip install 'xlstm-xp[cli]' brings the command line\n"
+    assert (
+        result.stderr
+        == "error: typer is not installed; pip install 'xlstm-xp[cli]' brings the command line\n"
+    )

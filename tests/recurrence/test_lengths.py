@@ -1,4 +1,6 @@
-"""Sequences of different lengths in one batch: padding changes nothing, and nothing is computed there."""
+"""Sequences of different lengths in one batch: padding changes nothing, and nothing is computed
+there.
+"""
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ from xlstm.layers.gated import Recurrent
 
 
 @everywhere([layer for layer in TABLE if isinstance(layer, Recurrent)])
-@pytest.mark.parametrize("lengths", [[3, 0, 5], [5, 5, 5], [4, 4, 4]], ids=["different", "all", "equal"])
+@pytest.mark.parametrize(
+    "lengths", [[3, 0, 5], [5, 5, 5], [4, 4, 4]], ids=["different", "all", "equal"]
+)
 def test_padding_changes_nothing_bit_for_bit(be, rng, layer, lengths):
     """More padding, NaN too, changes no bit of an output or a gradient."""
-    T, time = max(lengths), time_axis(layer)
+    T = max(lengths)
+    time = time_axis(layer)
     params, x, state = given(layer, be, rng, T)
     dy = rng.standard_normal((*x.shape[:2], layer.output_size))
     longer = [be.asarray(past(a, lengths, time, np.nan, 3)) for a in (x, dy)]

@@ -1,4 +1,6 @@
-"""Tracing: what is written down computes what the function does, for every cell, option and activation."""
+"""Tracing: what is written down computes what the function does, for every cell, option and
+activation.
+"""
 
 import numpy as np
 import pytest
@@ -11,16 +13,29 @@ from xlstm.tracing.writers import C
 
 # NumPy's own functions for the operations, and so not those of any target.
 OPERATIONS = {
-    **{"add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "negative": np.negative},
+    **{
+        "add": np.add,
+        "subtract": np.subtract,
+        "multiply": np.multiply,
+        "divide": np.divide,
+        "negative": np.negative,
+    },
     **{"less": np.less, "less_equal": np.less_equal, "and": np.logical_and, "where": np.where},
     **{name: getattr(np, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs")},
-    **{"maximum": np.maximum, "minimum": np.minimum, "number": np.float64, "single": np.float32, "double": np.float64},
+    **{
+        "maximum": np.maximum,
+        "minimum": np.minimum,
+        "number": np.float64,
+        "single": np.float32,
+        "double": np.float64,
+    },
 }
 
 
 def evaluate(lines, outputs, inputs):
     """The outputs of a trace from arrays of NumPy."""
-    values, found = {}, {name: {} for name in outputs}
+    values = {}
+    found = {name: {} for name in outputs}
     for to, row, op, args in lines:
         if op == "input":
             name, row = args
@@ -29,7 +44,10 @@ def evaluate(lines, outputs, inputs):
             found[to][row] = values[args[0]]
         else:
             values[to] = OPERATIONS[op](*(a if op == "number" else values[a] for a in args))
-    return {n: rows[None] if outputs[n] is None else np.stack(list(rows.values())) for n, rows in found.items()}
+    return {
+        n: rows[None] if outputs[n] is None else np.stack(list(rows.values()))
+        for n, rows in found.items()
+    }
 
 
 def agree(function, inputs):
@@ -60,22 +78,49 @@ def test_numbers_of_activations_are_inputs(name):
 
 def test_numbers_of_cells_are_inputs():
     options = lstm_options.Cell(("hard_sigmoid(0.3, 0.5)", "softsign", "elu"), 0.7, True, 0.4)
-    assert options.numbers == {"clip": 0.7, "cell_clip": 0.4, "alpha0": 0.3, "beta0": 0.5, "alpha2": 1.0}
-    assert lstm.Cell().numbers == gru.Cell().numbers == rnn.Cell().numbers == slstm.Cell().numbers == {}
-    for cell in (lstm_options.Cell(clip=0.53, cell_clip=0.37), gru.Cell(clip=0.53), rnn.Cell(clip=0.53), slstm.Cell()):
+    assert options.numbers == {
+        "clip": 0.7,
+        "cell_clip": 0.4,
+        "alpha0": 0.3,
+        "beta0": 0.5,
+        "alpha2": 1.0,
+    }
+    assert (
+        lstm.Cell().numbers
+        == gru.Cell().numbers
+        == rnn.Cell().numbers
+        == slstm.Cell().numbers
+        == {}
+    )
+    for cell in (
+        lstm_options.Cell(clip=0.53, cell_clip=0.37),
+        gru.Cell(clip=0.53),
+        rnn.Cell(clip=0.53),
+        slstm.Cell(),
+    ):
         are_inputs(cell)
 
 
 def are_inputs(cell):
-    """None of a cell's numbers is written into its traces, and without tracing they give the same bits."""
+    """None of a cell's numbers is written into its traces, and without tracing they give the same
+    bits.
+    """
     step = pointwise(cell, (), ("b",))
     assert step.numbers == tuple(cell.numbers)
-    for function, inputs in ((step.forward, step.before), (step.lean, step.before), (step.backward, step.after)):
+    for function, inputs in (
+        (step.forward, step.before),
+        (step.lean, step.before),
+        (step.backward, step.after),
+    ):
         lines, _ = trace(function, inputs)
-        assert not {abs(line.args[0]) for line in lines if line.op == "number"} & set(cell.numbers.values())
+        assert not {abs(line.args[0]) for line in lines if line.op == "number"} & set(
+            cell.numbers.values()
+        )
         assert {line.args[0] for line in lines if line.op == "input"} <= set(inputs)
     rng = np.random.default_rng(0)
-    given = {n: rng.standard_normal((9,) if r is None else (r, 9)) for n, r in step.before.items()} | cell.numbers
+    given = {
+        n: rng.standard_normal((9,) if r is None else (r, 9)) for n, r in step.before.items()
+    } | cell.numbers
     states = [given[s] for s in cell.STATES[1:]]
     zx = given["zx"] + given["b"]
     *new, saved = cell.gates(np, zx, given["zh"], given["h"], *states)
@@ -85,11 +130,18 @@ def are_inputs(cell):
 
 
 def test_changes_of_dtype(rng):
-    """Conditions become numbers; floats are told from doubles, and from what has the dtype of the inputs."""
+    """Conditions become numbers; floats are told from doubles, and from what has the dtype of the
+    inputs.
+    """
 
     def function(xp, x, y):
         high = xp.astype(xp.astype(x, xp.float64) - y, xp.float32)
-        return {"a": high, "b": xp.astype(x < y, x.dtype), "c": xp.astype(x, x.dtype), "d": xp.astype(x, np.float64)}
+        return {
+            "a": high,
+            "b": xp.astype(x < y, x.dtype),
+            "c": xp.astype(x, x.dtype),
+            "d": xp.astype(x, np.float64),
+        }
 
     lines = agree(function, {"x": rng.standard_normal(5), "y": rng.standard_normal(5)})
     assert {"double", "single"} < {line.op for line in lines}
@@ -122,7 +174,8 @@ def test_what_is_not_element_by_element_is_refused_by_name(function, words):
 
 
 @pytest.mark.parametrize(
-    ("op", "args", "words"), [("cosh", ("v0",), "cosh has no form in C"), ("add", ("v0", "v1"), "number inf")]
+    ("op", "args", "words"),
+    [("cosh", ("v0",), "cosh has no form in C"), ("add", ("v0", "v1"), "number inf")],
 )
 def test_operations_and_numbers_without_a_form_are_refused(op, args, words):
     lines = [Line("v0", None, "input", ("x", None)), Line("v1", None, "number", (float("inf"),))]

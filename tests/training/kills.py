@@ -1,7 +1,8 @@
-"""Kills training after random batches and resumes it until it is done: the weights are those of a run left alone.
+"""Kills training after random batches and resumes it until it is done: the weights are those of a
+run left alone.
 
-`python -m tests.training.kills --kills 200` does so with SIGKILL, SIGTERM, SIGINT, and disks without room for a
-checkpoint.
+`python -m tests.training.kills --kills 200` does so with SIGKILL, SIGTERM, SIGINT, and disks
+without room for a checkpoint.
 """
 
 from __future__ import annotations
@@ -71,39 +72,60 @@ def attempt(folder: Path, kind: str, batches: int) -> tuple[int, bool]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
     command = [sys.executable, "-m", "tests.training.kills", "--child", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit
+    )
     assert process.stdout is not None
-    reported = [process.stdout.readline() for _ in range(batches)]  # nothing once the child has ended
+    # nothing once the child has ended
+    reported = [process.stdout.readline() for _ in range(batches)]
     process.send_signal(signal.SIGKILL if kind == "full disk" else getattr(signal, kind))
     rest, errors = process.communicate(timeout=600)
     lines = ("".join(reported) + rest).split("\n")[:-1]
     # A signal before or after training has its usual effect.
     usual = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
     refused = kind == "full disk" and "File too large" in errors  # before training began
-    if not refused and process.returncode not in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT, *usual):
+    if not refused and process.returncode not in (
+        0,
+        128 + signal.SIGTERM,
+        128 + signal.SIGINT,
+        *usual,
+    ):
         raise AssertionError(f"{kind}: exit code {process.returncode}\n{errors}")
     return max([int(line) for line in lines if line != "done"], default=0), "done" in lines
 
 
 def on_disk(folder: Path) -> int:
     """Return the batches done at the newest checkpoint."""
-    return folders.Folder(folder, 1).newest().about["total"] if folders.Folder(folder, 1).checkpoints() else 0
+    return (
+        folders.Folder(folder, 1).newest().about["total"]
+        if folders.Folder(folder, 1).checkpoints()
+        else 0
+    )
 
 
 def check(kills: int, seed: int = 0) -> str:
-    """Kill so many times; return a summary. Raises AssertionError where something is lost or differs."""
-    draw, whole, counts, ends = random.Random(seed), fit(None), dict.fromkeys(KINDS, 0), 0
+    """Kill so many times; return a summary. Raises AssertionError where something is lost or
+    differs.
+    """
+    draw = random.Random(seed)
+    whole = fit(None)
+    counts = dict.fromkeys(KINDS, 0)
+    ends = 0
     while sum(counts.values()) < kills:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "run"
             while True:
-                kind, before = draw.choice(KINDS), on_disk(folder)
+                kind = draw.choice(KINDS)
+                before = on_disk(folder)
                 reached, done = attempt(folder, kind, draw.randint(1, LATEST))
                 saved = on_disk(folder)
                 counts[kind] += 1
                 assert saved >= before, f"{kind}: step {before} was on disk, now {saved}"
-                if kind != "full disk":  # the last step may be under way: it is not reported, or not saved
-                    assert reached - saved <= (EVERY if kind == "SIGKILL" else 0), f"{kind}: {reached}, saved {saved}"
+                # the last step may be under way: it is not reported, or not saved
+                if kind != "full disk":
+                    assert reached - saved <= (EVERY if kind == "SIGKILL" else 0), (
+                        f"{kind}: {reached}, saved {saved}"
+                    )
                 if (done and kind != "full disk") or sum(counts.values()) >= kills:
                     break
             result = fit(folder)
@@ -112,7 +134,10 @@ def check(kills: int, seed: int = 0) -> str:
             for parameter, p in whole.params.items():
                 assert p.tobytes() == result.params[parameter].tobytes(), parameter
             ends += 1
-    return f"{sum(counts.values())} kills ({counts}), {ends} runs with the weights of one that was left alone"
+    return (
+        f"{sum(counts.values())} kills ({counts}), {ends} runs with the weights of one that was"
+        " left alone"
+    )
 
 
 if __name__ == "__main__":

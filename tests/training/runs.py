@@ -37,14 +37,19 @@ def shuffled():
     rng = np.random.default_rng(0)
     model = SequenceModel(xlstm.GRU(1, 3), 1, last=True)
     plateau = ReduceOnPlateau(0.05, factor=0.5, patience=0)
-    return model, windows(rng), {"validation": windows(rng), "callbacks": [plateau], "accumulate": 3}
+    return (
+        model,
+        windows(rng),
+        {"validation": windows(rng), "callbacks": [plateau], "accumulate": 3},
+    )
 
 
 class Changed:
     """Data whose batches are changed by a function of their number and of each."""
 
     def __init__(self, data, function):
-        self.data, self.function = data, function
+        self.data = data
+        self.function = function
 
     def __len__(self):
         return len(self.data)
@@ -58,9 +63,22 @@ def fit(kind, checkpoints=None, optimizer=None, data=None, **options):
     model, batches, given = kind()
     callbacks = [*given.pop("callbacks", ()), *options.pop("callbacks", ())]
     rate = callbacks[0] if callbacks and isinstance(callbacks[0], ReduceOnPlateau) else 0.05
-    options = {"epochs": EPOCHS, "seed": 5, "checkpoints": checkpoints, "callbacks": callbacks, **given, **options}
+    options = {
+        "epochs": EPOCHS,
+        "seed": 5,
+        "checkpoints": checkpoints,
+        "callbacks": callbacks,
+        **given,
+        **options,
+    }
     params = model.init(0, make_backend("numpy", "float32"))
-    return train(model, params, batches if data is None else data, optimizer or optimizers.adam(rate), **options)
+    return train(
+        model,
+        params,
+        batches if data is None else data,
+        optimizer or optimizers.adam(rate),
+        **options,
+    )
 
 
 def same(one, two):

@@ -51,17 +51,23 @@ METRICS = {"mae": losses.mae, "close": lambda y, target: abs(y - target) < 0.3}
 
 @pytest.mark.parametrize("batch_size", [7, 40])
 def test_metrics_are_means_over_the_targets_that_count(be, rng, batch_size):
-    """Whatever the batches, the ends of sequences and the weights: those of 0 leave targets out, others count alike."""
+    """Whatever the batches, the ends of sequences and the weights: those of 0 leave targets out,
+    others count alike.
+    """
     X = [rng.normal(size=(n, 2)) for n in rng.integers(1, 9, 40)]
     labels, weights = ([rng.integers(0, 2, len(x)) * scale for x in X] for scale in (1, 0.5))
     data = Sequences(X, labels, weights, batch_size=batch_size, every_step=True)
     model = SequenceModel(xlstm.LSTM(2, 3, batch_first=True), 2)
     params = model.init(0, be)
-    metrics = {"hits": lambda y, target: be.xp.argmax(y, axis=-1) == target, "entropy": losses.cross_entropy}
+    metrics = {
+        "hits": lambda y, target: be.xp.argmax(y, axis=-1) == target,
+        "entropy": losses.cross_entropy,
+    }
     loss, found = evaluate(model, params, data, losses.cross_entropy, metrics=metrics)
     assert loss == pytest.approx(found["entropy"])
     logits = np.concatenate([to_numpy(model(params, be.asarray(x[None]))[0])[0] for x in X])
-    counts, truth = np.concatenate(weights) > 0, np.concatenate(labels)
+    counts = np.concatenate(weights) > 0
+    truth = np.concatenate(labels)
     assert found["hits"] == pytest.approx(np.mean((logits.argmax(axis=1) == truth)[counts]))
 
 
@@ -69,7 +75,10 @@ def test_metrics_of_a_run(tmp_path):
     seen = []
     whole = fit(plain, tmp_path / "a", metrics=METRICS, callbacks=[seen.append])
     same(fit(plain), whole)
-    assert {name: len(values) for name, values in whole.metrics.items()} == {"mae": EPOCHS, "close": EPOCHS}
+    assert {name: len(values) for name, values in whole.metrics.items()} == {
+        "mae": EPOCHS,
+        "close": EPOCHS,
+    }
     assert [seen[0].metrics, seen[-1].metrics["mae"]] == [{}, whole.metrics["mae"][-2]]
     assert history(tmp_path / "a", "metrics.close") == whole.metrics["close"]
     fit(plain, tmp_path / "b", metrics=METRICS, callbacks=[at(7)])
@@ -85,7 +94,8 @@ def test_a_metric_has_a_number_for_each_target():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_progress_bar(terminal, monkeypatch, capsys):
     """A bar on a terminal, which an error closes, too, and lines elsewhere."""
-    rich, text = pytest.importorskip("rich.console"), io.StringIO()
+    rich = pytest.importorskip("rich.console")
+    text = io.StringIO()
     monkeypatch.setattr("xlstm.training.callbacks.EVERY", 0.0)
     bar = ProgressBar(rich.Console(file=text, force_terminal=terminal, width=200))
     fit(plain, callbacks=[bar], metrics=METRICS)
@@ -118,4 +128,6 @@ def test_curves_for_tensorboard(tmp_path):
         ("validation mae", trained.metrics["mae"], 5),
     ):
         curve = [(e.step, float(e.tensor_proto.float_val[0])) for e in found.Tensors(tag)]
-        assert curve == [(k * every, pytest.approx(value, rel=1e-6)) for k, value in enumerate(values, 1)]
+        assert curve == [
+            (k * every, pytest.approx(value, rel=1e-6)) for k, value in enumerate(values, 1)
+        ]

@@ -1,4 +1,6 @@
-"""Files of models and folders of runs: bytes, atomicity, full disks, histories, and what is refused."""
+"""Files of models and folders of runs: bytes, atomicity, full disks, histories, and what is
+refused.
+"""
 
 import errno
 import gc
@@ -49,7 +51,13 @@ def test_round_trip(be, tmp_path):
 
 @pytest.mark.parametrize(
     "array",
-    [np.array(2.5), np.zeros((0, 3)), np.arange(3, dtype=">f4"), np.array([True]), np.arange(6.0).reshape(2, 3).T],
+    [
+        np.array(2.5),
+        np.zeros((0, 3)),
+        np.arange(3, dtype=">f4"),
+        np.array([True]),
+        np.arange(6.0).reshape(2, 3).T,
+    ],
 )
 def test_arrays_of_every_kind(tmp_path, array):
     checkpoint.save(tmp_path / "m", {"a": array}, "test", {})
@@ -119,7 +127,12 @@ def test_files_that_are_kept(tmp_path):
     (tmp_path / ".xlstm-0123.tmp").write_bytes(b"half")  # of a killed process
     trained = fit(plain, tmp_path, every=4, keep=2)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["best.safetensors", "history.jsonl", "step-000000012.safetensors", "step-000000015.safetensors"]
+    assert names == [
+        "best.safetensors",
+        "history.jsonl",
+        "step-000000012.safetensors",
+        "step-000000015.safetensors",
+    ]
     assert folder.read(tmp_path / "best.safetensors").about["best_epoch"] == trained.best_epoch
     assert history(tmp_path, "loss") == trained.losses
     assert history(tmp_path, "validation") == trained.validations
@@ -147,7 +160,8 @@ def test_a_history_that_is_none(tmp_path):
 
 def fill_disk(monkeypatch, first, last=math.inf):
     """Leave no room on the disk from one write to another."""
-    count, write = itertools.count(1), writing.write
+    count = itertools.count(1)
+    write = writing.write
 
     def limited(path, blob):
         if first <= next(count) <= last:
@@ -229,7 +243,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
         same(whole, fit(plain, tmp_path, resume=True))
     for path in checkpoints_in(tmp_path):
         path.write_bytes(b"nothing")
-    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="not a readable safetensors file"):
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match="not a readable safetensors file"),
+    ):
         fit(plain, tmp_path, resume=True)
 
 
@@ -237,9 +254,16 @@ def test_every_bit_of_a_checkpoint_counts(tmp_path):
     """Whichever bit is flipped, the file is refused, or says what it said."""
     fit(plain, tmp_path, callbacks=[at(8)])
     path = checkpoints_in(tmp_path)[-1]
-    blob, sound, refused = path.read_bytes(), folder.read(path), 0
-    header, draw = 8 * (8 + int.from_bytes(blob[:8], "little")), random.Random(0)
-    for bit in (*range(64), *draw.sample(range(64, header), 200), *draw.sample(range(header, 8 * len(blob)), 200)):
+    blob = path.read_bytes()
+    sound = folder.read(path)
+    refused = 0
+    header = 8 * (8 + int.from_bytes(blob[:8], "little"))
+    draw = random.Random(0)
+    for bit in (
+        *range(64),
+        *draw.sample(range(64, header), 200),
+        *draw.sample(range(header, 8 * len(blob)), 200),
+    ):
         damaged = bytearray(blob)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bytes(damaged))
@@ -249,13 +273,21 @@ def test_every_bit_of_a_checkpoint_counts(tmp_path):
             refused += 1
             assert str(path) in str(error)  # noqa: PT017 (not every bit is one of a refusal)
             continue
-        assert (found.about, found.value, found.arrays.keys()) == (sound.about, sound.value, sound.arrays.keys())
-        assert all(array.tobytes() == sound.arrays[name].tobytes() for name, array in found.arrays.items())
+        assert (found.about, found.value, found.arrays.keys()) == (
+            sound.about,
+            sound.value,
+            sound.arrays.keys(),
+        )
+        assert all(
+            array.tobytes() == sound.arrays[name].tobytes() for name, array in found.arrays.items()
+        )
     assert refused > 450
 
 
 def rewrite(path, place, value):
-    """Write a checkpoint anew, with its digest, with another value at a place of its description or of its values."""
+    """Write a checkpoint anew, with its digest, with another value at a place of its description or
+    of its values.
+    """
     arrays, config = checkpoint.load(path, folder.KIND)
     *outer, last = [int(name) if name.isdigit() else name for name in place.split("/")]
     inner = config
@@ -276,7 +308,11 @@ UNSOUND = [
     ("about/updates", 9, "does not go with"),
     ("about/best_epoch", 3, "does not go with"),
     ("about", 3, "no description"),
-    ("value/dict/params/dict/head.W", {"array": "params.head.W", "dtype": "float64"}, "params head.W is an array"),
+    (
+        "value/dict/params/dict/head.W",
+        {"array": "params.head.W", "dtype": "float64"},
+        "params head.W is an array",
+    ),
     ("value/dict/order", {"dict": {}}, "not a sound"),
     ("value/dict/callbacks/1/dict/scale", -1.0, "scale is -1.0"),
     ("value/dict/callbacks", [], "not a sound"),
@@ -286,8 +322,13 @@ UNSOUND = [
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A checkpoint of a run with everything that has a state, and what goes on with it."""
-    path, plateau = tmp_path_factory.mktemp("stopped"), ReduceOnPlateau(0.05)
-    options = {"optimizer": optimizers.adam(plateau), "validation": streams(25), "callbacks": [plateau, at(8)]}
+    path = tmp_path_factory.mktemp("stopped")
+    plateau = ReduceOnPlateau(0.05)
+    options = {
+        "optimizer": optimizers.adam(plateau),
+        "validation": streams(25),
+        "callbacks": [plateau, at(8)],
+    }
     fit(random_masks, path, **options)
     return checkpoints_in(path)[-1], options
 
@@ -326,6 +367,8 @@ def test_reads_go_on_where_they_stopped(tmp_path, monkeypatch, system):
         monkeypatch.delattr(os, "preadv", raising=False)
     elif hasattr(os, "preadv"):
         preadv = os.preadv
-        monkeypatch.setattr(os, "preadv", lambda number, buffers, at: preadv(number, [buffers[0][:5]], at))
+        monkeypatch.setattr(
+            os, "preadv", lambda number, buffers, at: preadv(number, [buffers[0][:5]], at)
+        )
     for name, array in file.read(arrays).items():
         np.testing.assert_array_equal(array, arrays[name])

@@ -1,4 +1,5 @@
-"""Ranks whose arrays lie on GPUs: threads of one process that share one, and processes whose sums are those of NCCL.
+"""Ranks whose arrays lie on GPUs: threads of one process that share one, and processes whose sums
+are those of NCCL.
 
 Below CuPy's module of NCCL `cuda_on_cpu` has a library of its own.
 """
@@ -24,7 +25,13 @@ on_cpu = pytest.mark.skipif(bool(cuda_on_cpu.missing()), reason="two GPUs are th
 RNG = np.random.default_rng(0)
 MODEL = xlstm.LSTM(2, 4, 2, dropout=0.25, zoneout=(0.1, 0.2))
 LENGTHS = RNG.integers(1, 6, 26)
-DATA = Windows(RNG.normal(size=(26, 5, 2)), RNG.normal(size=(26, 5, 4)), batch_size=7, every_step=True, lengths=LENGTHS)
+DATA = Windows(
+    RNG.normal(size=(26, 5, 2)),
+    RNG.normal(size=(26, 5, 4)),
+    batch_size=7,
+    every_step=True,
+    lengths=LENGTHS,
+)
 CASES = {
     "clipping": {"callbacks": [Clip(norm=0.1, value=0.05)]},
     "accumulated": {"accumulate": 3},
@@ -36,9 +43,11 @@ CASES = {
 
 def taken(group, data=DATA, **options):
     """The state after three epochs, and the losses and whether each step counted."""
-    step, found = Step(MODEL, optimizers.adam(1e-3), group=group, **options), []
+    step = Step(MODEL, optimizers.adam(1e-3), group=group, **options)
+    found = []
     dtype = "float32" if "precision" in options else "float64"
-    state, rng = step.init(MODEL.init(0, xlstm.backend("cupy", dtype=dtype)), seed=1), np.random.default_rng(2)
+    state = step.init(MODEL.init(0, xlstm.backend("cupy", dtype=dtype)), seed=1)
+    rng = np.random.default_rng(2)
     for _ in range(3):
         for batch in (data if group is None else Shard(data, group)).batches(rng):
             state, how = step(state, batch)
@@ -51,21 +60,31 @@ def test_states_are_those_of_one_process(case):
     expected, losses = taken(None, **CASES[case])
     low = CASES[case].get("precision")
     tolerance = 1e-10 if low is None else 2e-3
-    several = [one for size in (1, 3) for one in together(size, lambda group: taken(group, **CASES[case]))]
+    several = [
+        one for size in (1, 3) for one in together(size, lambda group: taken(group, **CASES[case]))
+    ]
     for state, found in several:
         np.testing.assert_array_equal(found[:, 1], losses[:, 1])
         np.testing.assert_allclose(found[:, 0], losses[:, 0], rtol=tolerance)
         assert state.scaling == expected.scaling
         for name, p in expected.params.items():
-            np.testing.assert_allclose(to_numpy(state.params[name]), to_numpy(p), rtol=0, atol=tolerance)
+            np.testing.assert_allclose(
+                to_numpy(state.params[name]), to_numpy(p), rtol=0, atol=tolerance
+            )
 
 
 def test_a_step_that_overflows_on_one_rank_is_left_out_on_all():
-    """A gradient that overflows within a part may do so at a larger scale than in the whole batch."""
+    """A gradient that overflows within a part may do so at a larger scale than in the whole
+    batch.
+    """
 
     def run(group):
         state, found = taken(group, precision=Mixed("float16", 2.0**24))
-        return state.scaling, found[:, 1].tolist(), [to_numpy(p).tobytes() for p in state.params.values()]
+        return (
+            state.scaling,
+            found[:, 1].tolist(),
+            [to_numpy(p).tobytes() for p in state.params.values()],
+        )
 
     first, *others = together(3, run)
     assert others == [first, first]
@@ -85,12 +104,16 @@ def test_an_error_of_one_rank_is_raised_on_all(where, accumulate, wait):
         if accumulate > 1:  # the next batch ends an update
             state = step.settle(step(state, batch)[0])
         if group.rank == 1:
-            batch = batch._replace(x=batch.x[..., :1] if where == "the model" else np.full_like(batch.x, np.nan))
+            batch = batch._replace(
+                x=batch.x[..., :1] if where == "the model" else np.full_like(batch.x, np.nan)
+            )
         before = [to_numpy(p).tobytes() for p in state.params.values()]
         error = ValueError if group.rank == 1 else OtherRankError
         for _ in range(0 if wait else AHEAD):
             state, _ = step(state, batch)
-        with pytest.raises(error, match="x has shape" if where == "the model" else r"x\[0, 0, 0\] is nan"):
+        with pytest.raises(
+            error, match="x has shape" if where == "the model" else r"x\[0, 0, 0\] is nan"
+        ):
             step(state, batch)
         assert [to_numpy(p).tobytes() for p in state.params.values()] == before
 
@@ -99,7 +122,9 @@ def test_an_error_of_one_rank_is_raised_on_all(where, accumulate, wait):
 
 # Processes
 
-GPU = START + "import cupy as xp\nimport cuda_on_cpu\nfrom xlstm.arrays.cuda_graph import Recorder\n"
+GPU = (
+    START + "import cupy as xp\nimport cuda_on_cpu\nfrom xlstm.arrays.cuda_graph import Recorder\n"
+)
 CAPTURED = """
 assert xlstm.backend("cupy").device.id == group.rank  # the GPU of a rank is that of its number
 recorder, x, y = Recorder(), xp.ones(10), xp.zeros(10)
@@ -160,7 +185,9 @@ def job_of(code, ranks=2, **environment):
 
 @needed
 @on_cpu
-@pytest.mark.parametrize("code", [WHOLE + CAPTURED.format(fails="pass"), TRAIN], ids=["sums", "steps"])
+@pytest.mark.parametrize(
+    "code", [WHOLE + CAPTURED.format(fails="pass"), TRAIN], ids=["sums", "steps"]
+)
 def test_two_gpus_also_within_a_graph(code):
     job = job_of(code)
     assert (job.status, job.err, len(job.numbers("end"))) == (0, "", 2)
@@ -172,13 +199,18 @@ def test_two_gpus_also_within_a_graph(code):
     ("fails", "message"),
     [
         ("sys.exit()", "left before sum on the GPU 7"),
-        ("cuda_on_cpu.library().cuda_on_cpu_set(b'nccl_error', 3); time.sleep(60)", "NCCL_ERROR_INTERNAL_ERROR"),
+        (
+            "cuda_on_cpu.library().cuda_on_cpu_set(b'nccl_error', 3); time.sleep(60)",
+            "NCCL_ERROR_INTERNAL_ERROR",
+        ),
         ("time.sleep(60)", "did not come to sum on the GPU 7 within 1 s (XLSTM_GROUP_TIMEOUT)"),
     ],
     ids=["leaves", "error of NCCL", "sleeps"],
 )
 def test_a_rank_whose_gpu_does_not_come_ends_the_job(fails, message):
-    job = job_of(CAPTURED.format(fails=fails), XLSTM_GROUP_TIMEOUT="1" if "TIMEOUT" in message else "")
+    job = job_of(
+        CAPTURED.format(fails=fails), XLSTM_GROUP_TIMEOUT="1" if "TIMEOUT" in message else ""
+    )
     assert job.status in ABORTED
     assert job.seconds("fails") < SOON
     assert "xlstm: rank 1 of 2" in job.err

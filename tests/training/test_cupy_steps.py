@@ -1,4 +1,6 @@
-"""Steps of training whose decisions a GPU makes: with and without a wait, captured or not, the same bits."""
+"""Steps of training whose decisions a GPU makes: with and without a wait, captured or not, the same
+bits.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ cupy = gpu.needed()
 
 def windows(count=8, T=3, wrong=None, lengths=None):
     rng = np.random.default_rng(0)
-    x, target = rng.standard_normal((count, T, 2)), rng.standard_normal((count, T, 3))
+    x = rng.standard_normal((count, T, 2))
+    target = rng.standard_normal((count, T, 3))
     if wrong is not None:
         target[wrong] = 3e38  # its square is not finite in float32
     return Windows(x, target, every_step=True, batch_size=2, lengths=lengths)
@@ -45,20 +48,38 @@ def wave(length=64):
 def cut():
     """A batch of another shape within a stream."""
     batches = list(wave().batches())
-    return [*batches[:5], batches[5]._replace(x=batches[5].x[:2], target=batches[5].target[:2]), *batches[6:]]
+    return [
+        *batches[:5],
+        batches[5]._replace(x=batches[5].x[:2], target=batches[5].target[:2]),
+        *batches[6:],
+    ]
 
 
 LSTM = SequenceModel(xlstm.LSTM(2, 4, 2, dropout=0.25), 3)
 PLAIN = SequenceModel(xlstm.LSTM(2, 4), 3)
 WAVE = SequenceModel(xlstm.LSTM(1, 4), 3)
-ADAM = optimizers.by_name({"head.b": optimizers.sgd(lambda step: 0.1 / (1 + step), 0.9)}, optimizers.adam(1e-2))
-# A model, its batches, an optimizer, options of a step, and graphs: of each shape and place among those of an update,
-# but for those that do not come again.
+ADAM = optimizers.by_name(
+    {"head.b": optimizers.sgd(lambda step: 0.1 / (1 + step), 0.9)}, optimizers.adam(1e-2)
+)
+# A model, its batches, an optimizer, options of a step, and graphs: of each shape and place among
+# those of an update, but for those that do not come again.
 CASES = {
     "clipping": (LSTM, windows(), ADAM, {"callbacks": [Clip(norm=0.1, value=0.05)]}, 1),
     "accumulated": (LSTM, windows(24), ADAM, {"accumulate": 6}, 3),
-    "float16": (LSTM, windows(), ADAM, {"precision": Mixed("float16", 2.0**24, every=2), "callbacks": [Clip(1.0)]}, 1),
-    "float16, accumulated": (LSTM, windows(), ADAM, {"precision": Mixed("float16", 2.0**20, 1.5), "accumulate": 2}, 2),
+    "float16": (
+        LSTM,
+        windows(),
+        ADAM,
+        {"precision": Mixed("float16", 2.0**24, every=2), "callbacks": [Clip(1.0)]},
+        1,
+    ),
+    "float16, accumulated": (
+        LSTM,
+        windows(),
+        ADAM,
+        {"precision": Mixed("float16", 2.0**20, 1.5), "accumulate": 2},
+        2,
+    ),
     "lengths": (LSTM, lengths(9), ADAM, {}, 4),
     "a small batch in the middle": (WAVE, cut(), ADAM, {}, 3),
 }
@@ -72,20 +93,28 @@ def backend():
 @pytest.fixture
 def captures(monkeypatch):
     """A list that grows with each capture that is begun."""
-    begun, capture = [], graphs.Recorder.capture
-    monkeypatch.setattr(graphs.Recorder, "capture", lambda *given: begun.append(given) or capture(*given))
+    begun = []
+    capture = graphs.Recorder.capture
+    monkeypatch.setattr(
+        graphs.Recorder, "capture", lambda *given: begun.append(given) or capture(*given)
+    )
     return begun
 
 
 def arrays(state):
     """All arrays of a state."""
-    slots = {f"{slot} {name}": a for slot, moments in state.moments.slots.items() for name, a in moments.items()}
+    slots = {
+        f"{slot} {name}": a
+        for slot, moments in state.moments.slots.items()
+        for name, a in moments.items()
+    }
     return state.params | slots | {f"sum of {name}": a for name, a in (state.sums or {}).items()}
 
 
 def taken(made, data, params, epochs=2):
     """The state after all batches, and the losses, norms and updates."""
-    state, found = made.init(params, seed=1), []
+    state = made.init(params, seed=1)
+    found = []
     for _ in range(epochs):
         for k, batch in enumerate(data if isinstance(data, list) else data.batches()):
             state, how = made(state._replace(carried=None) if k == 0 else state, batch)
@@ -107,7 +136,8 @@ def all_steps(made, params, data, seen=lambda k, state: None, seed=0):
 
 
 def same(found, expected):
-    (state, steps), (other, others) = found, expected
+    state, steps = found
+    other, others = expected
     np.testing.assert_array_equal(steps, others)
     for name in ("scaling", "weight", "batches", "updates"):
         assert getattr(state, name) == getattr(other, name)
@@ -119,12 +149,16 @@ class Waits(optimizers.Optimizer):
     """An optimiser of one's own, which steps wait for."""
 
     def __init__(self, optimizer):
-        self.init, self.update, self.frozen = optimizer.init, optimizer.update, optimizer.frozen
+        self.init = optimizer.init
+        self.update = optimizer.update
+        self.frozen = optimizer.frozen
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_device_decides_as_the_host_does(backend, case):
-    """Decisions of the host, and those of the device with a wait for each step and without, captured or not."""
+    """Decisions of the host, and those of the device with a wait for each step and without,
+    captured or not.
+    """
     model, data, optimizer, options, captured = CASES[case]
     params = model.init(0, backend)
     host = taken(Step(model, Waits(optimizer), **options), data, params)
@@ -140,7 +174,9 @@ def test_the_device_decides_as_the_host_does(backend, case):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_steps_on_two_devices_in_turn(dtype):
     """Handles, constants and graphs are those of the device that is current."""
-    made, devices, states = Step(LSTM, ADAM, graph="auto"), [cupy.cuda.Device(k) for k in (0, 1)], {}
+    made = Step(LSTM, ADAM, graph="auto")
+    devices = [cupy.cuda.Device(k) for k in (0, 1)]
+    states = {}
     for device in devices:
         with device:
             states[device.id] = made.init(LSTM.init(0, xlstm.backend("cupy", dtype=dtype)), 1)
@@ -161,26 +197,41 @@ def test_steps_on_two_devices_in_turn(dtype):
 @pytest.mark.parametrize("options", [{}, {"accumulate": 3}], ids=str)
 def test_a_loss_that_is_not_finite_stops_training_later(backend, options, graph):
     """Nothing changes after it, though the host counts on."""
-    data, params, before = windows(12, wrong=6), LSTM.init(0, backend), {}
+    data = windows(12, wrong=6)
+    params = LSTM.init(0, backend)
+    before = {}
 
     def seen(k, state):
         if k == 4:
-            before.update({name: to_numpy(a) for name, a in arrays(state._replace(sums=None)).items()})
+            before.update(
+                {name: to_numpy(a) for name, a in arrays(state._replace(sums=None)).items()}
+            )
 
     made = Step(LSTM, ADAM, wait=False, graph=graph, **options)
     state = all_steps(made, params, data, seen)
     agree(arrays(state._replace(sums=None)), before)
-    with pytest.raises(FloatingPointError, match=r"^step 4: the loss or the norm of the gradient is not finite"):
+    with pytest.raises(
+        FloatingPointError, match=r"^step 4: the loss or the norm of the gradient is not finite"
+    ):
         made.settle(state)
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": Mixed("float16")}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": Mixed("float16")}, {"accumulate": 2}], ids=str
+)
 @pytest.mark.parametrize("fresh", [True, False])
 def test_training_goes_on_after_a_batch_that_is_left_out(backend, options, fresh):
-    """The state before a step that could not be taken is good for the next one, also where graphs change its arrays."""
-    batches, found = [batch._replace(fresh=fresh) for batch in windows(24, wrong=[0, 5, 12, 13, 20]).batches()], []
+    """The state before a step that could not be taken is good for the next one, also where graphs
+    change its arrays.
+    """
+    batches = [
+        batch._replace(fresh=fresh) for batch in windows(24, wrong=[0, 5, 12, 13, 20]).batches()
+    ]
+    found = []
     for graph in (False, True):
-        made, how, errors = Step(PLAIN, ADAM, graph=graph, **options), [], []
+        made = Step(PLAIN, ADAM, graph=graph, **options)
+        how = []
+        errors = []
         state = made.init(made.model.init(0, backend))
         for k, batch in enumerate(batches):
             try:
@@ -198,16 +249,21 @@ def test_training_goes_on_after_a_batch_that_is_left_out(backend, options, fresh
 
 def test_a_step_that_could_not_be_taken_is_not_forgotten(backend):
     """Without waits the steps after it were not taken either, so that its error comes again."""
-    made, batch = Step(LSTM, ADAM, wait=False, graph=True), next(iter(windows(wrong=0).batches()))
+    made = Step(LSTM, ADAM, wait=False, graph=True)
+    batch = next(iter(windows(wrong=0).batches()))
     state, _ = made(made.init(LSTM.init(0, backend)), batch, "step 1")
-    for ask in (lambda: made.settle(state), lambda: Step(LSTM, ADAM, graph=True)(state, batch, "step 2")):
+    for ask in (
+        lambda: made.settle(state),
+        lambda: Step(LSTM, ADAM, graph=True)(state, batch, "step 2"),
+    ):
         with pytest.raises(FloatingPointError, match=r"^step 1: "):
             ask()
 
 
 def test_steps_of_another_kind_are_captured_anew(backend):
     """Two objects that share a state: each has its own optimiser and its own graphs."""
-    found, batch = [], next(iter(windows().batches()))
+    found = []
+    batch = next(iter(windows().batches()))
     for graph in (False, True):
         first, second = (Step(LSTM, optimizers.adam(rate), graph=graph) for rate in (0.5, 0.01))
         third = Step(LSTM, optimizers.adam(0.02))
@@ -221,7 +277,8 @@ def test_steps_of_another_kind_are_captured_anew(backend):
 def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
     monkeypatch.setattr(graphs, "MOST", 1)
     monkeypatch.setattr(graphs, "SEEN", 2)
-    data, params = lengths(9), LSTM.init(0, backend)
+    data = lengths(9)
+    params = LSTM.init(0, backend)
     found = taken(Step(LSTM, ADAM, graph=True), data, params, 1)
     same(found, taken(Step(LSTM, ADAM), data, params, 1))
     assert len(found[0].graphs.captured) == 1
@@ -230,7 +287,9 @@ def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
 
 def test_memory_that_others_drop_stays(backend):
     """Indices of lengths and constants lie in caches, from which other calls push them out."""
-    (batch,), params, found = lengths(1).batches(), LSTM.init(0, backend), []
+    (batch,) = lengths(1).batches()
+    params = LSTM.init(0, backend)
+    found = []
     recent = packing._recent
     caches = (recent.packing, recent.copied, recent.inside, constants._made, constants._copied)
     for graph in (True, False):
@@ -246,17 +305,24 @@ def test_memory_that_others_drop_stays(backend):
 
 
 def test_a_state_of_before_goes_on(backend):
-    """A state with arrays of its own is put where graphs read it, its weights, moments and counts."""
-    made, data, params = Step(LSTM, ADAM, graph=True), windows(), LSTM.init(0, backend)
-    plain, batches = Step(LSTM, ADAM), list(data.batches())
-    state, other = made.init(params), plain.init(params)
+    """A state with arrays of its own is put where graphs read it, its weights, moments and
+    counts.
+    """
+    made = Step(LSTM, ADAM, graph=True)
+    data = windows()
+    params = LSTM.init(0, backend)
+    plain = Step(LSTM, ADAM)
+    batches = list(data.batches())
+    state = made.init(params)
+    other = plain.init(params)
     for batch in batches[:4]:
         state, _ = made(state, batch)
     other, _ = plain(other, batches[0])
     state.masks.bit_generator.state = masks(other)
     state = other._replace(graphs=state.graphs, masks=state.masks)
     for batch in batches[1:4]:
-        (state, how), (other, expected) = made(state, batch), plain(other, batch)
+        state, how = made(state, batch)
+        other, expected = plain(other, batch)
         assert how == expected
     agree(arrays(state), arrays(other))
 
@@ -271,22 +337,31 @@ RUNS = {
 
 @pytest.mark.parametrize("case", RUNS)
 def test_a_captured_run_is_the_run(backend, tmp_path, captures, case):
-    """With its losses, best weights, averages, checkpoints and schedules, also where it goes on from a checkpoint."""
+    """With its losses, best weights, averages, checkpoints and schedules, also where it goes on
+    from a checkpoint.
+    """
     options, data = RUNS[case]
     model = SequenceModel(xlstm.LSTM(next(iter(data.batches())).x.shape[-1], 4, 2, dropout=0.25), 3)
-    params, found = model.init(0, backend), []
+    params = model.init(0, backend)
+    found = []
     for graph in (False, "auto"):
         plateau = ReduceOnPlateau(0.05, patience=0, threshold=0.5) if case == "plateau" else None
         given = {"callbacks": [plateau]} if plateau else {}
         optimizer = optimizers.adam(plateau or optimizers.cosine(0.05, 20))
         given |= options
-        run = functools.partial(train, model, params, data, optimizer, checkpoints=tmp_path / str(graph), graph=graph)
+        run = functools.partial(
+            train, model, params, data, optimizer, checkpoints=tmp_path / str(graph), graph=graph
+        )
         run(steps=3, **given)
         found.append(run(epochs=2, resume=True, **given))
     assert captures
     one, other = found
     assert one.losses == other.losses
-    assert (one.validations, one.best_epoch, one.skipped) == (other.validations, other.best_epoch, other.skipped)
+    assert (one.validations, one.best_epoch, one.skipped) == (
+        other.validations,
+        other.best_epoch,
+        other.skipped,
+    )
     agree(one.params, other.params)
 
 
@@ -332,7 +407,8 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_gradients_of_a_callback_that_do_not_fit_are_refused(case):
     """With the error of NumPy."""
-    errors, batch = [], next(iter(windows().batches()))
+    errors = []
+    batch = next(iter(windows().batches()))
     ways = [("numpy", {}), ("cupy", {}), ("cupy", {"wait": False}), ("cupy", {"graph": True})]
     for name, options in ways:
         made = Step(LSTM, ADAM, callbacks=[Changes(WRONG[case])], **options)
@@ -344,12 +420,16 @@ def test_gradients_of_a_callback_that_do_not_fit_are_refused(case):
 
 
 @pytest.mark.usefixtures("refused")
-@pytest.mark.parametrize(("callback", "words"), [(Reads(), "is capturing"), (Times(), "cuBLAS API")])
+@pytest.mark.parametrize(
+    ("callback", "words"), [(Reads(), "is capturing"), (Times(), "cuBLAS API")]
+)
 def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
     """There is one warning, and steps go on without graphs."""
     made, plain = (Step(LSTM, ADAM, graph=graph, callbacks=[callback]) for graph in (True, False))
     params = LSTM.init(0, backend)
-    with pytest.warns(RuntimeWarning, match=f"^Step: graph is True, but a step cannot be captured .*{words}") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=f"^Step: graph is True, but a step cannot be captured .*{words}"
+    ) as caught:
         found = taken(made, windows(), params)
     assert len(caught) == 1
     assert not cupy.cuda.get_current_stream().is_capturing()
@@ -400,7 +480,10 @@ def test_a_layer_of_a_user_is_found_below_adapters(backend):
 
 def test_a_capture_for_which_there_is_too_little_memory_gives_back_all_that_it_had(backend):
     """There is one warning, and training goes on without graphs."""
-    params, pool, known, used = LSTM.init(0, backend), cupy.cuda.MemoryPool(), [], []
+    params = LSTM.init(0, backend)
+    pool = cupy.cuda.MemoryPool()
+    known = []
+    used = []
 
     def taken(size):
         if cuda_graph.capturing():
@@ -410,8 +493,18 @@ def test_a_capture_for_which_there_is_too_little_memory_gives_back_all_that_it_h
         return pool.malloc(size)
 
     expected = train(LSTM, params, windows(), ADAM, epochs=2, graph=False)
-    with cupy.cuda.using_allocator(taken), pytest.warns(RuntimeWarning, match="^Step: graph is auto, but a st") as said:
-        found = train(LSTM, params, windows(), ADAM, epochs=2, progress=lambda now: used.append(pool.used_bytes()))
+    with (
+        cupy.cuda.using_allocator(taken),
+        pytest.warns(RuntimeWarning, match="^Step: graph is auto, but a st") as said,
+    ):
+        found = train(
+            LSTM,
+            params,
+            windows(),
+            ADAM,
+            epochs=2,
+            progress=lambda now: used.append(pool.used_bytes()),
+        )
     assert len(said) == 1
     assert used[-1] < 2**20 < min(known)  # the workspace of cuBLAS is larger
     assert found.losses == expected.losses

@@ -34,9 +34,29 @@ def test_cosine_follows_torch():
 
 def test_reduce_on_plateau_follows_torch():
     torch = pytest.importorskip("torch")
-    values = [1.0, 0.9, 0.91, 0.92, 0.9, 0.8999999, 0.7, 0.71, 0.72, 0.73, 0.74, 0.75, 0.76, 0.5, 0.6, 0.6, 0.6]
+    values = [
+        1.0,
+        0.9,
+        0.91,
+        0.92,
+        0.9,
+        0.8999999,
+        0.7,
+        0.71,
+        0.72,
+        0.73,
+        0.74,
+        0.75,
+        0.76,
+        0.5,
+        0.6,
+        0.6,
+        0.6,
+    ]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    peer = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=2, threshold=1e-4)
+    peer = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.3, patience=2, threshold=1e-4
+    )
     ours = ReduceOnPlateau(0.1, factor=0.3, patience=2)
     assert ours(0) == 0.1
     for value in values:
@@ -76,7 +96,10 @@ def test_the_range_test_stops_where_training_diverges():
     assert len(found.rates) == len(found.losses) < 60
     assert found.losses[-1] > 4 * found.losses[0] > found.losses[:-1].max()
     assert 1e-3 < found.suggestion < found.rates[-1]
-    fast, slow = (fit(plain, None, optimizers.sgd(found.suggestion / k), epochs=4).losses[-1] for k in (1, 100))
+    fast, slow = (
+        fit(plain, None, optimizers.sgd(found.suggestion / k), epochs=4).losses[-1]
+        for k in (1, 100)
+    )
     assert fast < slow
 
 
@@ -98,10 +121,13 @@ def test_the_range_test_suggests_a_rate_between_low_and_high(low):
 
 @pytest.mark.parametrize("steps", [10, 20, 100])
 def test_the_range_test_does_not_look_at_which_batches_are_easy(steps):
-    """Batches whose losses differ far more than a step changes them: the rate is one at which the loss falls."""
+    """Batches whose losses differ far more than a step changes them: the rate is one at which the
+    loss falls.
+    """
     rng = np.random.default_rng(1)
     x = rng.normal(size=(96, 12, 2)) * rng.choice([0.3, 3.0], (96, 1, 1))
-    data, model = Windows(x, x.sum(axis=(1, 2))[:, None], batch_size=8), SequenceModel(xlstm.LSTM(2, 8), 1, last=True)
+    data = Windows(x, x.sum(axis=(1, 2))[:, None], batch_size=8)
+    model = SequenceModel(xlstm.LSTM(2, 8), 1, last=True)
     found = find_learning_rate(model, model.init(1, "numpy"), data, optimizers.adam, steps=steps)
     assert 1e-3 < found.suggestion <= 0.1
 

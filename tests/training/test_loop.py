@@ -1,4 +1,6 @@
-"""The loop and its step: PyTorch's losses step by step, early stopping, streams, and what it refuses."""
+"""The loop and its step: PyTorch's losses step by step, early stopping, streams, and what it
+refuses.
+"""
 
 import math
 
@@ -18,7 +20,8 @@ class Given:
     """The same batches in every epoch, or as many epochs as there are lists of them."""
 
     def __init__(self, *epochs):
-        self.epochs, self.done = epochs, 0
+        self.epochs = epochs
+        self.done = 0
 
     def __len__(self):
         return 1
@@ -29,16 +32,25 @@ class Given:
 
 
 def test_fifty_steps_follow_torch(rng):
-    """Same weights, same data: losses of `torch.nn.LSTM` + `torch.nn.Linear` + `torch.optim` within 1e-10."""
+    """Same weights, same data: losses of `torch.nn.LSTM` + `torch.nn.Linear` + `torch.optim` within
+    1e-10.
+    """
     torch = pytest.importorskip("torch")
-    T, B, D, H, V = 8, 5, 2, 6, 3
+    T = 8
+    B = 5
+    D = 2
+    H = 6
+    V = 3
 
     model = SequenceModel(xlstm.LSTM(D, H, recurrent_bias=True), V)
     params = model.init(3, "numpy", "float64")
-    peer = torch.nn.ModuleDict({"recurrent": torch.nn.LSTM(D, H), "head": torch.nn.Linear(H, V)}).double()
+    peer = torch.nn.ModuleDict(
+        {"recurrent": torch.nn.LSTM(D, H), "head": torch.nn.Linear(H, V)}
+    ).double()
     peer.load_state_dict({name: torch.tensor(p) for name, p in to_torch(model, params).items()})
     optimizer = torch.optim.Adam(peer.parameters(), lr=0.01)
-    x, target = rng.standard_normal((50, T, B, D)), rng.standard_normal((50, T, B, V))
+    x = rng.standard_normal((50, T, B, D))
+    target = rng.standard_normal((50, T, B, V))
     batches = [batch(x=x, target=target) for x, target in zip(x, target, strict=True)]
     ours = loop.train(model, params, Given(batches), optimizers.adam(0.01), epochs=1).losses
     for k in range(50):
@@ -59,7 +71,8 @@ def test_accumulated_batches_are_one_large_batch(rng):
     """Small weights of targets do not shrink their gradients."""
     model = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
     params = model.init(0, "numpy", "float64")
-    x, y = rng.normal(size=(12, 5, 2)), rng.normal(size=(12, 1))
+    x = rng.normal(size=(12, 5, 2))
+    y = rng.normal(size=(12, 1))
     mask = 1e-3 * (rng.random((12, 1)) < 0.7)
     small, large = (Windows(x, y, mask, batch_size=size) for size in (4, 12))
     step = Step(model, optimizers.sgd(0.3), accumulate=3)
@@ -76,8 +89,10 @@ def test_accumulated_batches_are_one_large_batch(rng):
 def test_a_loop_of_ones_own_is_train():
     model, data, _ = runs.random_masks()
     params = model.init(0, "numpy")
-    step = Step(model, optimizers.adam(0.05), callbacks=[Clip(0.1)], wait=False)  # there is nothing to wait for
-    state, found = step.init(params, seed=3), []
+    # there is nothing to wait for
+    step = Step(model, optimizers.adam(0.05), callbacks=[Clip(0.1)], wait=False)
+    state = step.init(params, seed=3)
+    found = []
     for _ in range(2):
         state = state._replace(carried=None)
         for part in data.batches():
@@ -94,23 +109,29 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(tmp_path):
     model, data, _ = runs.plain()
     params = model.init(0, "numpy")
     optimizer = optimizers.by_name({"recurrent.*": None}, optimizers.adam(0.05))
-    seen, options = [], {"clip": 0.1, "checkpoints": tmp_path}
+    seen = []
+    options = {"clip": 0.1, "checkpoints": tmp_path}
     trained = loop.train(model, params, data, optimizer, epochs=2, clip=0.1, progress=seen.append)
     for name, p in params.items():
         assert (trained.params[name] is p) == name.startswith("recurrent.")
     first = next(data.batches())
     y, _, saved = model.forward(params, first.x.astype("float32"))
     grads, *_ = model.backward(params, saved, losses.mse(y, first.target.astype("float32"))[1])
-    assert seen[0].norm == pytest.approx(math.hypot(grads["head.b"][0], *grads["head.W"][0]), rel=1e-6)
+    assert seen[0].norm == pytest.approx(
+        math.hypot(grads["head.b"][0], *grads["head.W"][0]), rel=1e-6
+    )
     loop.train(model, params, data, optimizer, epochs=1, **options)
     runs.same(trained, loop.train(model, params, data, optimizer, epochs=2, resume=True, **options))
 
 
 @pytest.mark.parametrize("length", [10, 90])
 def test_streams_carry_the_state_through_an_epoch(length):
-    """It is fresh at the beginning of each epoch: weights that stay have the losses of one long batch."""
+    """It is fresh at the beginning of each epoch: weights that stay have the losses of one long
+    batch.
+    """
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
-    params, data = model.init(0, "numpy", "float64"), stream_data(length)
+    params = model.init(0, "numpy", "float64")
+    data = stream_data(length)
     whole = evaluate(model, params, stream_data(90))
     assert evaluate(model, params, data) == pytest.approx(whole, rel=1e-12)
     trained = loop.train(model, params, data, optimizers.sgd(1e-300), epochs=2)
@@ -118,7 +139,8 @@ def test_streams_carry_the_state_through_an_epoch(length):
 
 
 def test_early_stopping_keeps_the_best_weights():
-    (model, _, options), seen = runs.shuffled(), []
+    model, _, options = runs.shuffled()
+    seen = []
     trained = runs.fit(runs.shuffled, epochs=200, patience=5, progress=seen.append)
     assert trained.stopped_early
     assert len(trained.validations) == trained.best_epoch + 5
@@ -129,8 +151,11 @@ def test_early_stopping_keeps_the_best_weights():
 
 @pytest.mark.parametrize("decay", [0.9, 0.6])
 def test_averaging_follows_its_definition(decay):
-    """The mean of all updates so far while these are few, then `decay` of the mean before and the rest of the new."""
-    model, updates = SequenceModel(xlstm.LSTM(1, 4), 1), []
+    """The mean of all updates so far while these are few, then `decay` of the mean before and the
+    rest of the new.
+    """
+    model = SequenceModel(xlstm.LSTM(1, 4), 1)
+    updates = []
 
     class Spy(optimizers.Optimizer):
         init = optimizers.sgd(0.1).init
@@ -155,9 +180,13 @@ def test_divergence_names_step_and_parameter():
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
     params = model.init(0, "numpy")
     params["head.W"] = params["head.W"] * np.float32(np.inf)
-    with pytest.raises(FloatingPointError, match=r"^train: epoch 1, step 1: loss is nan, parameter head\.W is not"):
+    with pytest.raises(
+        FloatingPointError, match=r"^train: epoch 1, step 1: loss is nan, parameter head\.W is not"
+    ):
         loop.train(model, params, stream_data(), optimizers.sgd(0.1), epochs=1)
-    with pytest.raises(FloatingPointError, match=r"epoch \d+, step \d+: loss is .*(parameter|gradient)"):
+    with pytest.raises(
+        FloatingPointError, match=r"epoch \d+, step \d+: loss is .*(parameter|gradient)"
+    ):
         loop.train(model, model.init(0, "numpy"), stream_data(), optimizers.sgd(1e30), epochs=5)
 
 
@@ -166,7 +195,9 @@ def test_a_validation_that_is_not_finite_stops_training():
     data = stream_data()
     broken = Streams(data.x, 1e30 * data.target, 4, 20)
     with pytest.raises(FloatingPointError, match=r"^train: epoch 1: the validation loss is inf"):
-        loop.train(model, model.init(0, "numpy"), data, optimizers.sgd(0.1), epochs=2, validation=broken)
+        loop.train(
+            model, model.init(0, "numpy"), data, optimizers.sgd(0.1), epochs=2, validation=broken
+        )
 
 
 def batch(T=5, B=2, **changes):
@@ -177,25 +208,41 @@ def batch(T=5, B=2, **changes):
 def fit(*epochs, last=False, backend="numpy", dtype="float32", **options):
     model = SequenceModel(xlstm.LSTM(1, 3), 1, last=last)
     params = model.init(0, backend, dtype)
-    return loop.train(model, params, Given(*epochs), optimizers.sgd(0.1), **{"epochs": 2, **options})
+    return loop.train(
+        model, params, Given(*epochs), optimizers.sgd(0.1), **{"epochs": 2, **options}
+    )
 
 
 @pytest.mark.parametrize(
     ("epochs", "last", "words"),
     [
         ([[batch()], []], False, "epoch 2: the data yield no batches"),
-        ([[batch(mask=np.zeros((5, 2), bool))]], False, "epoch 1: the data have no target that counts"),
-        ([[batch(lengths=np.array([0, 0]), target=np.zeros((2, 1)))]], True, "epoch 1: the data have no target"),
+        (
+            [[batch(mask=np.zeros((5, 2), bool))]],
+            False,
+            "epoch 1: the data have no target that counts",
+        ),
+        (
+            [[batch(lengths=np.array([0, 0]), target=np.zeros((2, 1)))]],
+            True,
+            "epoch 1: the data have no target",
+        ),
     ],
 )
 def test_data_that_yield_nothing_are_named(epochs, last, words):
     with pytest.raises(ValueError, match=f"train: {words}"):
         fit(*epochs, last=last)
     with pytest.raises(ValueError, match=f"evaluate: {words.partition(': ')[2]}"):
-        fit([batch(target=np.zeros((2, 1)))] if last else [batch()], last=last, validation=Given(epochs[-1]))
+        fit(
+            [batch(target=np.zeros((2, 1)))] if last else [batch()],
+            last=last,
+            validation=Given(epochs[-1]),
+        )
 
 
-@pytest.mark.parametrize(("name", "value"), [("x", np.nan), ("target", np.inf), ("target", -np.inf)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("x", np.nan), ("target", np.inf), ("target", -np.inf)]
+)
 def test_a_number_that_is_not_finite_is_named_and_not_the_learning_rate(be, name, value):
     array = np.ones((5, 2, 1))
     array[3, 1, 0] = value
@@ -208,8 +255,10 @@ def test_a_number_that_is_not_finite_is_named_and_not_the_learning_rate(be, name
 
 
 def test_a_target_that_a_mask_leaves_out_is_named_where_the_loss_does_not_leave_it_out():
-    target, mask = np.zeros((5, 2, 1)), np.ones((5, 2, 1), bool)
-    target[3, 1, 0], mask[3, 1, 0] = np.nan, False
+    target = np.zeros((5, 2, 1))
+    mask = np.ones((5, 2, 1), bool)
+    target[3, 1, 0] = np.nan
+    mask[3, 1, 0] = False
 
     def careful(y, target, mask):
         return losses.mse(y, np.where(mask, target, 0).astype(y.dtype), mask)
@@ -221,7 +270,9 @@ def test_a_target_that_a_mask_leaves_out_is_named_where_the_loss_does_not_leave_
 
 def test_a_number_for_which_the_dtype_has_no_room_is_named():
     x = np.full((5, 2, 1), 1e300)
-    with pytest.raises(ValueError, match=r"step 1: x\[0, 0, 0\] is 1e\+300, more than float32 has room for"):
+    with pytest.raises(
+        ValueError, match=r"step 1: x\[0, 0, 0\] is 1e\+300, more than float32 has room for"
+    ):
         fit([batch(x=x)])
     fit([batch(x=x)], dtype="float64")
 

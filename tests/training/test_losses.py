@@ -29,7 +29,12 @@ def predictions(name, rng):
 @pytest.mark.parametrize("mask", MASKS)
 def test_gradients(be, rng, name, mask):
     weights = rng.random((4, 3)) * (rng.random((4, 3)) < 0.6)
-    chosen = {"none": None, "steps": weights > 0, "elements": rng.random((4, 3, 2)) < 0.6, "weights": weights}[mask]
+    chosen = {
+        "none": None,
+        "steps": weights > 0,
+        "elements": rng.random((4, 3, 2)) < 0.6,
+        "weights": weights,
+    }[mask]
     if name == "cross_entropy" and mask == "elements":
         chosen = weights > 0.5  # it has a target for each step
     y, target = predictions(name, rng)
@@ -83,8 +88,11 @@ def test_gradients_have_the_dtype_of_predictions_on_cupy(rng, name, dtype):
 )
 def test_values_follow_torch(rng, name, peer, options):
     torch = pytest.importorskip("torch")
-    y, target = rng.standard_normal((6, 5)), rng.random((6, 5))
-    expected = getattr(torch.nn.functional, peer)(torch.tensor(y), torch.tensor(target), **options).item()
+    y = rng.standard_normal((6, 5))
+    target = rng.random((6, 5))
+    expected = getattr(torch.nn.functional, peer)(
+        torch.tensor(y), torch.tensor(target), **options
+    ).item()
     assert getattr(losses, name)(y, target, **options)[0] == pytest.approx(expected, rel=1e-12)
 
 
@@ -94,9 +102,12 @@ def test_cross_entropy_of_many_logits_follows_torch(rng, dtype, compiled, monkey
     """Large enough for a compiled loop."""
     torch = pytest.importorskip("torch")
     monkeypatch.setenv("XLSTM_COMPILE", compiled)
-    logits, labels = (10 * rng.standard_normal((40, 9, 70))).astype(dtype), rng.integers(0, 70, (40, 9))
+    logits = (10 * rng.standard_normal((40, 9, 70))).astype(dtype)
+    labels = rng.integers(0, 70, (40, 9))
     peer = torch.tensor(logits, requires_grad=True)
-    expected = torch.nn.functional.cross_entropy(peer.reshape(-1, 70), torch.tensor(labels).reshape(-1))
+    expected = torch.nn.functional.cross_entropy(
+        peer.reshape(-1, 70), torch.tensor(labels).reshape(-1)
+    )
     expected.backward()
     loss, dlogits = losses.cross_entropy(logits, labels)
     rtol = {"float32": 1e-5, "float64": 1e-12}[dtype]
@@ -114,7 +125,8 @@ def test_labels_of_any_integer_dtype(dtype):
 
 
 def test_a_label_out_of_range_is_nan_unless_masked(be):
-    logits, labels = be.asarray(np.zeros((2, 3))), be.asarray(np.array([1, -1]))
+    logits = be.asarray(np.zeros((2, 3)))
+    labels = be.asarray(np.array([1, -1]))
     assert np.isnan(float(losses.cross_entropy(logits, labels)[0]))
     value, _ = losses.cross_entropy(logits, labels, be.asarray(np.array([True, False])))
     assert float(value) == pytest.approx(np.log(3))
@@ -122,12 +134,15 @@ def test_a_label_out_of_range_is_nan_unless_masked(be):
 
 @pytest.mark.parametrize("name", [*REGRESSIONS, "binary_cross_entropy", "cross_entropy"])
 def test_a_weight_is_so_many_repetitions(be, rng, name):
-    counts, every = np.array([2, 0, 1, 3]), np.arange(4)
+    counts = np.array([2, 0, 1, 3])
+    every = np.arange(4)
     y = rng.standard_normal((4, 5))
     target = rng.integers(0, 5, 4) if name == "cross_entropy" else rng.standard_normal((4, 5))
 
     def of(rows, *weights):
-        value, dy = getattr(losses, name)(*(be.asarray(a) for a in (y[rows], target[rows], *weights)))
+        value, dy = getattr(losses, name)(
+            *(be.asarray(a) for a in (y[rows], target[rows], *weights))
+        )
         return float(value), to_numpy(dy)
 
     weighted, dy = of(every, counts / 7)

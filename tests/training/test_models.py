@@ -13,14 +13,21 @@ from xlstm.layers.linear import Embedding
 from xlstm.models import SequenceModel, TiRex, TiRex2
 from xlstm.training import evaluate, optimizers, train
 
-T, N, D, V = 6, 12, 4, 7
+T = 6
+N = 12
+D = 4
+V = 7
 LANGUAGE = [model for model in EVERY if isinstance(model, xlstm.xLSTMLanguageModel)]
 LANGUAGE += [
-    xlstm.xLSTMLanguageModel(xlstm.LSTM(D, D, dropout=0.1, num_layers=2), V, embedding_dropout=0.1, tied=True),
+    xlstm.xLSTMLanguageModel(
+        xlstm.LSTM(D, D, dropout=0.1, num_layers=2), V, embedding_dropout=0.1, tied=True
+    ),
     xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(D, 1, 2), V),
 ]
 OTHER = (xlstm.xLSTMLanguageModel, TiRex, TiRex2, Embedding)  # they take other batches
-LAYERS = [layer for layer in EVERY if not isinstance(layer, OTHER) and not getattr(layer, "last", False)]
+LAYERS = [
+    layer for layer in EVERY if not isinstance(layer, OTHER) and not getattr(layer, "last", False)
+]
 
 
 def mean_of_inputs(model, rng):
@@ -28,7 +35,11 @@ def mean_of_inputs(model, rng):
     x = rng.standard_normal((N, T, model.input_size))
     first = bool(getattr(model, "batch_first", False))
     seed = {"seed": 1} if getattr(model, "random", False) else {}
-    y = to_numpy(model.forward(model.init(1, "numpy", "float64"), x if first else x.swapaxes(0, 1), **seed)[0])
+    y = to_numpy(
+        model.forward(model.init(1, "numpy", "float64"), x if first else x.swapaxes(0, 1), **seed)[
+            0
+        ]
+    )
     return Windows(x, 0.5 * (y if first else y.swapaxes(0, 1)), batch_size=N, every_step=True)
 
 
@@ -61,14 +72,16 @@ def falls(model, data, epochs=15, **options):
 @pytest.mark.parametrize("model", LAYERS, ids=repr)
 def test_layers_and_models(interpreted, model, rng):
     data = mean_of_inputs(model, rng)
-    one, two = falls(model, data), falls(model, data)
+    one = falls(model, data)
+    two = falls(model, data)
     assert one.losses == two.losses  # masks and order are drawn from the seed
     if getattr(model, "random", False):
         assert falls(model, data, seed=1).losses != one.losses
     if not hasattr(model, "step"):
         return
     falls(model, Changed(data, with_lengths))
-    x = rng.standard_normal((60, model.input_size))  # a stream, whose state is carried from batch to batch
+    # a stream, whose state is carried from batch to batch
+    x = rng.standard_normal((60, model.input_size))
     whole = x[None] if model.batch_first else x[:, None]
     seed = {"seed": 1} if model.random else {}
     y = to_numpy(model.forward(model.init(1, "numpy", "float64"), whole, **seed)[0]).reshape(60, -1)
@@ -83,15 +96,26 @@ def test_language_models_as_they_come(interpreted, model, kind):
     rows = np.lib.stride_tricks.sliding_window_view(tokens, T + 1)[:N]
     data = Windows(rows[:, :-1], rows[:, 1:], batch_size=N, every_step=True)
     if kind != "windows":
-        data = Streams(tokens[:-1], tokens[1:], 3, 5) if kind == "streams" else Changed(data, with_lengths)
+        data = (
+            Streams(tokens[:-1], tokens[1:], 3, 5)
+            if kind == "streams"
+            else Changed(data, with_lengths)
+        )
     assert falls(model, data).losses == falls(model, data, loss=losses.cross_entropy).losses
 
 
 def test_batch_first_is_the_same_training(rng):
     """Only the order of axes differs, with lengths, and with a mask (T,) of steps."""
-    for last, change in ((False, with_lengths), (False, without_first_steps), (True, lambda number, batch: batch)):
+    for last, change in (
+        (False, with_lengths),
+        (False, without_first_steps),
+        (True, lambda number, batch: batch),
+    ):
         target = rng.standard_normal((N, 3) if last else (N, T, 3))
-        data = Changed(Windows(rng.standard_normal((N, T, D)), target, batch_size=5, every_step=not last), change)
+        data = Changed(
+            Windows(rng.standard_normal((N, T, D)), target, batch_size=5, every_step=not last),
+            change,
+        )
         found = []
         for first in (False, True):
             model = SequenceModel(xlstm.LSTM(D, 4, batch_first=first), 3, last)

@@ -24,7 +24,9 @@ from xlstm.training.folder import read, read_history
 
 RNG = np.random.default_rng(0)
 TEXT = RNG.integers(0, 11, 401)
-MODEL = LSTM(2, 5, num_layers=2, dropout=0.3, recurrent_dropout=0.2, zoneout=(0.1, 0.1), bidirectional=True)
+MODEL = LSTM(
+    2, 5, num_layers=2, dropout=0.3, recurrent_dropout=0.2, zoneout=(0.1, 0.1), bidirectional=True
+)
 LENGTHS = RNG.integers(1, 8, 30)
 ROWS = [RNG.normal(size=(n, 2)) for n in LENGTHS]
 
@@ -32,26 +34,46 @@ ROWS = [RNG.normal(size=(n, 2)) for n in LENGTHS]
 def windows(count, size, outputs=10):
     mask = RNG.random((count, 6)) < 0.7
     mask[:5] = False  # so that all targets of a rank may be masked
-    x, target = RNG.normal(size=(count, 6, 2)), RNG.normal(size=(count, 6, outputs))
+    x = RNG.normal(size=(count, 6, 2))
+    target = RNG.normal(size=(count, 6, outputs))
     return Windows(x, target, mask, batch_size=size, every_step=True)
 
 
 def cases():
     yield "masks and a batch of 13", MODEL, windows(30, 13), {}
-    sequences = Sequences(ROWS, [RNG.normal(size=(n, 10)) for n in LENGTHS], batch_size=7, every_step=True)
+    sequences = Sequences(
+        ROWS, [RNG.normal(size=(n, 10)) for n in LENGTHS], batch_size=7, every_step=True
+    )
     yield "lengths", MODEL, sequences, {}
-    yield "fewer sequences than ranks", MODEL, Prefetch(windows(7, 2)), {"callbacks": [training.Clip(0.5)]}
+    yield (
+        "fewer sequences than ranks",
+        MODEL,
+        Prefetch(windows(7, 2)),
+        {"callbacks": [training.Clip(0.5)]},
+    )
     language = xLSTMLanguageModel(xLSTMStack(8, 2, [1], 2, dropout=0.2), 11, embedding_dropout=0.1)
     yield "carried states", language, Streams.of_tokens(TEXT, 5, 16), {}
     large = xLSTMLarge(8, 2, num_heads=2)
-    sizes = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "output_ff_size": 8, "context": 16}
+    sizes = {
+        "patch_size": 2,
+        "quantiles": (0.1, 0.5, 0.9),
+        "input_ff_size": 8,
+        "output_ff_size": 8,
+        "context": 16,
+    }
     tirex = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **sizes)
-    yield "groups", tirex, PatchWindows(tirex, RNG.normal(size=(2, 40)).cumsum(axis=1), batch_size=4), {"steps": 8}
+    yield (
+        "groups",
+        tirex,
+        PatchWindows(tirex, RNG.normal(size=(2, 40)).cumsum(axis=1), batch_size=4),
+        {"steps": 8},
+    )
     x = RNG.normal(size=(13, 6, 8))
     yield "accumulate", large, Windows(x, x, batch_size=3, every_step=True), {"accumulate": 3}
 
 
-DATA, SMALL = windows(30, 13), windows(30, 6)
+DATA = windows(30, 13)
+SMALL = windows(30, 6)
 CASES = {name: rest for name, *rest in cases()}
 
 
@@ -82,15 +104,23 @@ def shared(request, monkeypatch):
         monkeypatch.setattr(parallel, "LEAST", 1)
 
 
-SHARED = {"indirect": ["shared"], "ids": lambda value: "shared" if value is True else "" if value is False else None}
+SHARED = {
+    "indirect": ["shared"],
+    "ids": lambda value: "shared" if value is True else "" if value is False else None,
+}
 
 
 @pytest.mark.usefixtures("shared")
-@pytest.mark.parametrize(("size", "shared"), [(1, False), (2, False), (3, False), (2, True), (3, True)], **SHARED)
+@pytest.mark.parametrize(
+    ("size", "shared"), [(1, False), (2, False), (3, False), (2, True), (3, True)], **SHARED
+)
 @pytest.mark.parametrize("case", CASES)
 def test_weights_and_losses_are_those_of_one_process(case, size):
     model, data, options = CASES[case]
-    same(together(size, lambda group: trained(group, model, data, **options)), trained(None, model, data, **options))
+    same(
+        together(size, lambda group: trained(group, model, data, **options)),
+        trained(None, model, data, **options),
+    )
 
 
 class Sees(training.Callback):
@@ -110,20 +140,31 @@ class Sees(training.Callback):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_validation_callbacks_and_files(size, tmp_path):
-    """The rate shrinks and the average is judged as in one process; rank 0 alone writes, and calls functions."""
-    held, calls = windows(7, 3), []
+    """The rate shrinks and the average is judged as in one process; rank 0 alone writes, and calls
+    functions.
+    """
+    held = windows(7, 3)
+    calls = []
 
     def run(group, name):
-        plateau, seen = training.ReduceOnPlateau(1e-2, factor=0.5, patience=1), Sees()
+        plateau = training.ReduceOnPlateau(1e-2, factor=0.5, patience=1)
+        seen = Sees()
         callbacks = [training.MovingAverage(0.9), plateau, training.EarlyStopping(3), seen]
-        options = {"validation": held, "epochs": 12, "callbacks": callbacks, "checkpoints": tmp_path / name}
+        options = {
+            "validation": held,
+            "epochs": 12,
+            "callbacks": callbacks,
+            "checkpoints": tmp_path / name,
+        }
         options["metrics"] = {"error": lambda y, target: abs(y - target)}
 
         def progress(now):
             calls.append((name, now.total))
 
         rate = optim.adam(plateau)
-        result = training.train(MODEL, start(MODEL, group), DATA, rate, group=group, progress=progress, **options)
+        result = training.train(
+            MODEL, start(MODEL, group), DATA, rate, group=group, progress=progress, **options
+        )
         return result, plateau.scale, seen.seen
 
     expected, scale, seen = run(None, "one")
@@ -133,7 +174,9 @@ def test_validation_callbacks_and_files(size, tmp_path):
     for one in results:
         np.testing.assert_allclose(one.metrics["error"], expected.metrics["error"], rtol=1e-9)
     assert [len(one) for one in all_seen] == [len(seen), *[0] * (size - 1)]
-    assert calls == [(name, k + 1) for name in ("one", "several") for k in range(len(expected.losses))]
+    assert calls == [
+        (name, k + 1) for name in ("one", "several") for k in range(len(expected.losses))
+    ]
     one, several = (sorted((tmp_path / name).iterdir()) for name in ("one", "several"))
     assert [path.name for path in one] == [path.name for path in several]
     for path, other in zip(one, several, strict=True):
@@ -144,7 +187,9 @@ def test_validation_callbacks_and_files(size, tmp_path):
 
 
 def alike(one, other):
-    """Check that two checkpoints have the same description, but for times, and the same arrays up to rounding."""
+    """Check that two checkpoints have the same description, but for times, and the same arrays up
+    to rounding.
+    """
     assert one.about | {"seconds": 0.0} == other.about | {"seconds": 0.0}
     assert one.arrays.keys() == other.arrays.keys()
     for name, array in one.arrays.items():
@@ -156,7 +201,9 @@ def alike(one, other):
 
 
 @pytest.mark.usefixtures("shared")
-@pytest.mark.parametrize(("first", "then", "shared"), [(2, 1, False), (1, 3, True), (3, 2, True)], **SHARED)
+@pytest.mark.parametrize(
+    ("first", "then", "shared"), [(2, 1, False), (1, 3, True), (3, 2, True)], **SHARED
+)
 @pytest.mark.parametrize("case", ["carried states", "accumulate", "lengths"])
 def test_resume_on_other_numbers_of_ranks(case, first, then, tmp_path):
     """The run is cut within an epoch and within an update; the files are those of one process."""
@@ -176,7 +223,10 @@ def test_resume_on_other_numbers_of_ranks(case, first, then, tmp_path):
     together(first, run, "several", 8)
     name = "step-000000008.safetensors"
     alike(read(tmp_path / "one" / name), read(tmp_path / "several" / name))
-    same([run(None, "several", 17, True)] if then == 1 else together(then, run, "several", 17, True), expected)
+    same(
+        [run(None, "several", 17, True)] if then == 1 else together(then, run, "several", 17, True),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -189,7 +239,9 @@ def test_resume_within_an_update_gives_the_same_bits(size, tmp_path):
     whole = together(size, run)
     together(size, lambda group: run(group, checkpoints=tmp_path, steps=10))  # two epochs
     for one, other in zip(
-        whole, together(size, lambda group: run(group, checkpoints=tmp_path, resume=True)), strict=True
+        whole,
+        together(size, lambda group: run(group, checkpoints=tmp_path, resume=True)),
+        strict=True,
     ):
         runs.same(one, other)
 
@@ -211,9 +263,24 @@ FAILURES = {  # the rank that fails, its error, and the steps before it
     "model": (1, MemoryError, "no room", 2),
     "function": (0, KeyError, "of the user", 2),
     "validation": (1, OSError, "the disk is gone", 5),
-    "validation ends": (1, ValueError, "evaluate: the data of rank 1 have ended, those of other ranks have not", 5),
-    "data end": (1, ValueError, "train: epoch 1, step 4: its data have ended, those of other ranks have not", 3),
-    "target is NaN": (1, ValueError, r"train: epoch 1, step 1: target\[2, 5, 3\] is nan, expected finite", 0),
+    "validation ends": (
+        1,
+        ValueError,
+        "evaluate: the data of rank 1 have ended, those of other ranks have not",
+        5,
+    ),
+    "data end": (
+        1,
+        ValueError,
+        "train: epoch 1, step 4: its data have ended, those of other ranks have not",
+        3,
+    ),
+    "target is NaN": (
+        1,
+        ValueError,
+        r"train: epoch 1, step 1: target\[2, 5, 3\] is nan, expected finite",
+        0,
+    ),
 }
 
 
@@ -240,9 +307,11 @@ def failing(case, mine):
     elif case == "data end":
         options["data"] = Ends(SMALL, 3 if mine else None)
     else:
-        target, mask = SMALL.target.copy(), np.ones_like(SMALL.target, bool)
+        target = SMALL.target.copy()
+        mask = np.ones_like(SMALL.target, bool)
         place = generator(1, stream=1).permutation(30)[15], 2, 3  # of the sequences of rank 1
-        target[place], mask[place] = np.nan, False
+        target[place] = np.nan
+        mask[place] = False
         data = Windows(SMALL.x, SMALL.target, mask, batch_size=30, every_step=True)
         object.__setattr__(data, "target", target)
         options |= {"data": data, "loss": nothing}
@@ -261,7 +330,9 @@ def test_an_error_of_one_rank_ends_the_run_on_all_before_the_same_step(case, acc
         own = group.rank == rank or case == "validation ends"  # which is an error of each rank
         with pytest.raises(kind if own else OtherRankError, match=text) as caught:
             trained(group, checkpoints=tmp_path, every=9, accumulate=accumulate, **options)
-        assert own or str(caught.value).startswith(f"rank {rank} of 3 cannot go on: {kind.__name__}: ")
+        assert own or str(caught.value).startswith(
+            f"rank {rank} of 3 cannot go on: {kind.__name__}: "
+        )
         return trained(group, MODEL, SMALL, steps=4)
 
     same(together(3, run), trained(None, MODEL, SMALL, steps=4))
@@ -269,7 +340,9 @@ def test_an_error_of_one_rank_ends_the_run_on_all_before_the_same_step(case, acc
 
 
 def test_ranks_that_meet_at_different_places_are_told():
-    """A callback of rank 0 alone evaluates together with nobody, where the others are at the end of an epoch."""
+    """A callback of rank 0 alone evaluates together with nobody, where the others are at the end of
+    an epoch.
+    """
 
     class Judges(training.Callback):
         everywhere = False
@@ -282,7 +355,10 @@ def test_ranks_that_meet_at_different_places_are_told():
         callback.group = group
         trained(group, MODEL, SMALL, callbacks=[callback])
 
-    text = "rank 0 of 2 is at evaluation, rank 1 at the end of an epoch; all ranks are to go through the same steps"
+    text = (
+        "rank 0 of 2 is at evaluation, rank 1 at the end of an epoch; all ranks are to go through"
+        " the same steps"
+    )
     with pytest.raises(RuntimeError, match=text):
         together(2, run)
 
@@ -301,11 +377,15 @@ def test_a_rank_whose_weights_differ_ends_the_run_by_name(checkpoints, tmp_path)
 
     def run(group):
         files = {"checkpoints": tmp_path, "every": 2} if checkpoints else {}
-        with pytest.raises(RuntimeError, match="after step 3 the weights of rank 1 differ from those of the other"):
+        with pytest.raises(
+            RuntimeError, match="after step 3 the weights of rank 1 differ from those of the other"
+        ):
             trained(group, MODEL, DATA, callbacks=[Flips(group.rank)], **files)
 
     together(3, run)
-    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000002.safetensors"] * checkpoints
+    assert [path.name for path in tmp_path.glob("step-*")] == [
+        "step-000000002.safetensors"
+    ] * checkpoints
 
 
 # Options that rank 1 of 3 alone is given, and how the error on all ranks names them.
@@ -313,8 +393,14 @@ ODD = {
     "seed": ({"seed": 7}, "seed of rank 1 is 7, expected 1 as on other ranks"),
     "accumulate": ({"accumulate": 2}, "accumulate of rank 1 is 2, expected 1"),
     "first batch": ({"data": windows(30, 13)}, "first batch of rank 1 is "),
-    "model": ({"model": LSTM(2, 5, num_layers=2, bidirectional=True)}, "model of rank 1 is .*, expected .*zoneout="),
-    "dtype": ({"dtype": "float32"}, r"parameters\['0.Wx'\] of rank 1 is 'float32 \(20, 2\)', expected 'float64 \(20"),
+    "model": (
+        {"model": LSTM(2, 5, num_layers=2, bidirectional=True)},
+        "model of rank 1 is .*, expected .*zoneout=",
+    ),
+    "dtype": (
+        {"dtype": "float32"},
+        r"parameters\['0.Wx'\] of rank 1 is 'float32 \(20, 2\)', expected 'float64 \(20",
+    ),
     "optimizer": ({"optimizer": optim.adam(2e-3)}, "optimizer of rank 1 is .*0.002"),
 }
 
@@ -325,7 +411,13 @@ def test_arguments_that_differ_are_named(name):
     given, text = ODD[name]
 
     def run(group):
-        options = {"model": MODEL, "data": DATA, "optimizer": optim.adam(1e-3), "dtype": "float64", "seed": 1}
+        options = {
+            "model": MODEL,
+            "data": DATA,
+            "optimizer": optim.adam(1e-3),
+            "dtype": "float64",
+            "seed": 1,
+        }
         options |= given if group.rank == 1 else {}
         params = options["model"].init(seed=0, backend="numpy", dtype=options.pop("dtype"))
         with pytest.raises(ValueError, match=f"^train: {text}"):
@@ -338,14 +430,18 @@ def test_weights_that_an_adapter_keeps_are_compared():
     def run(group):
         base = LSTM(3, 8).init(seed=group.rank, backend="numpy")
         adapters = training.LowRank(LSTM(3, 8), base, rank=2)
-        with pytest.raises(ValueError, match="train: checksum of the weights that stay of rank 1 is "):
+        with pytest.raises(
+            ValueError, match="train: checksum of the weights that stay of rank 1 is "
+        ):
             training.Step(adapters, optim.adam(1e-3), group=group).init(adapters.init())
 
     together(2, run)
 
 
 def test_the_folder_and_the_generator_of_rank_0_count(tmp_path):
-    """The others name no folder, as users of PyTorch write it; a generator decides masks and the order."""
+    """The others name no folder, as users of PyTorch write it; a generator decides masks and the
+    order.
+    """
 
     def run(group, name, steps, resume):
         path = tmp_path / name if group is None or group.rank == 0 else None
@@ -368,7 +464,9 @@ def different(name):
     target[20] += name == "one target"
     data = Windows(SMALL.x[rows], target[rows], SMALL.mask[rows], batch_size=6, every_step=True)
     others = [*windows(30, 6).batches()]
-    batches = Changed(data, lambda k, batch: others[k] if name == "later batches" and k > 1 else batch)
+    batches = Changed(
+        data, lambda k, batch: others[k] if name == "later batches" and k > 1 else batch
+    )
     return batches, lambda step: 2e-3 if name == "schedule" and step == 2 else 1e-3
 
 
@@ -376,7 +474,10 @@ def different(name):
     ("name", "text"),
     [
         ("one target", "epoch 1, step [1-5]: checksum of order and targets of rank 2 is "),
-        ("later batches", "epoch 1, step 3: (number of targets|checksum of order and targets) of rank 2 is "),
+        (
+            "later batches",
+            "epoch 1, step 3: (number of targets|checksum of order and targets) of rank 2 is ",
+        ),
         ("fewer rows", "epoch 1, step 1: number of targets of rank 2 is "),
         ("schedule", "epoch [12], step [35]: learning rate of rank 2 is "),
     ],
@@ -388,7 +489,13 @@ def test_ranks_that_differ_later_are_named_in_that_step(name, text, accumulate, 
 
     def run(group):
         data, rate = different(name if group.rank == 2 else "")
-        how = {"steps": 10, "accumulate": accumulate, "group": group, "checkpoints": tmp_path, "seed": 1}
+        how = {
+            "steps": 10,
+            "accumulate": accumulate,
+            "group": group,
+            "checkpoints": tmp_path,
+            "seed": 1,
+        }
         with pytest.raises(ValueError, match=f"^train: {text}") as caught:
             training.train(MODEL, start(MODEL, group), data, optim.adam(rate), **how)
         return int(str(caught.value).partition("step ")[2].partition(":")[0])
@@ -398,8 +505,11 @@ def test_ranks_that_differ_later_are_named_in_that_step(name, text, accumulate, 
 
 
 def test_steps_take_parts_of_their_group_alone():
-    """And no rank may take its targets for fewer than they are, which would weight them too much."""
-    batch, params = next(DATA.batches()), start(MODEL)
+    """And no rank may take its targets for fewer than they are, which would weight them too
+    much.
+    """
+    batch = next(DATA.batches())
+    params = start(MODEL)
 
     def run(group):
         step, alone = (training.Step(MODEL, optim.adam(1e-3), group=one) for one in (group, None))
@@ -439,7 +549,9 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(where, monkeypatch, 
 
     here.received = []
     found = together(3, run)
-    assert {(error.signal, len(error.trained.losses)) for error, _ in found} == {(signal.SIGTERM, 3)}
+    assert {(error.signal, len(error.trained.losses)) for error, _ in found} == {
+        (signal.SIGTERM, 3)
+    }
     assert not any(error.trained.validations for error, _ in found)
     same([result for _, result in found], trained(None, MODEL, DATA, validation=DATA))
 
@@ -455,7 +567,9 @@ def estimators():
     model = TextModel(hidden_size=8, embedding_size=4, steps=12, batch_size=5, length=8, **options)
     yield model, (text,), lambda fitted: fitted.nats(text)
     series = np.cumsum(np.random.default_rng(1).normal(size=120))
-    forecaster = Forecaster(window=6, horizon=2, hidden_size=6, epochs=3, batch_size=11, refit=True, **options)
+    forecaster = Forecaster(
+        window=6, horizon=2, hidden_size=6, epochs=3, batch_size=11, refit=True, **options
+    )
     yield forecaster, (series,), lambda fitted: fitted.predict_quantiles(series)
 
 

@@ -1,7 +1,8 @@
-"""Mixed precision: scales, skipped steps, what stops training, what is refused; CuPy as far as it goes without a GPU.
+"""Mixed precision: scales, skipped steps, what stops training, what is refused; CuPy as far as it
+goes without a GPU.
 
-float32 below float64 stands in for float16 below float32, and float16 and bfloat16 themselves run on a CPU where the
-refusal of them is taken out.
+float32 below float64 stands in for float16 below float32, and float16 and bfloat16 themselves run
+on a CPU where the refusal of them is taken out.
 """
 
 import contextlib
@@ -81,7 +82,10 @@ def test_the_scale_grows_and_shrinks():
 
 
 def test_the_scale_has_ends_and_bfloat16_and_full_precision_have_none():
-    one, default, most, least = Scaling(), Mixed(every=1), precision.MOST, precision.LEAST
+    one = Scaling()
+    default = Mixed(every=1)
+    most = precision.MOST
+    least = precision.LEAST
     assert default.init() == (2.0**16, 0)
     for mixed, scaling, finite, expected in (
         (default, Scaling(most), True, (most, 0)),
@@ -101,7 +105,8 @@ def test_the_scale_has_ends_and_bfloat16_and_full_precision_have_none():
 def test_training_follows_full_precision(single, be):
     """float32 below float64 weights: the losses of float64 nearly, and weights in float64."""
     params = model().init(0, be)
-    full, mixed = train(params), train(params, precision=single)
+    full = train(params)
+    mixed = train(params, precision=single)
     assert mixed.skipped == 0
     np.testing.assert_allclose(mixed.losses, full.losses, rtol=1e-4)
     assert max(abs(a - b) for a, b in zip(mixed.losses, full.losses, strict=True)) > 0
@@ -112,11 +117,16 @@ def test_training_follows_full_precision(single, be):
 
 @pytest.mark.parametrize(
     ("name", "dtype", "rtol", "atol"),
-    [("numpy", "float16", 0.05, 2e-3), ("torch", "float16", 0.05, 2e-3), ("torch", "bfloat16", 0.1, 1e-2)],
+    [
+        ("numpy", "float16", 0.05, 2e-3),
+        ("torch", "float16", 0.05, 2e-3),
+        ("torch", "bfloat16", 0.1, 1e-2),
+    ],
 )
 def test_halves_follow_float32(halves, name, dtype, rtol, atol):
     params = model().init(0, make_backend(name, "float32"))
-    full, mixed = train(params, epochs=10), train(params, epochs=10, precision=Mixed(dtype))
+    full = train(params, epochs=10)
+    mixed = train(params, epochs=10, precision=Mixed(dtype))
     np.testing.assert_allclose(mixed.losses, full.losses, rtol=rtol, atol=atol)
     assert mixed.losses[-1] < 0.3 * mixed.losses[0]
     assert mixed.skipped < 10
@@ -124,7 +134,9 @@ def test_halves_follow_float32(halves, name, dtype, rtol, atol):
 
 
 def overflowing(steps):
-    """A loss whose gradient is too large for the lower dtype in some steps, counted from 0, and the steps so far."""
+    """A loss whose gradient is too large for the lower dtype in some steps, counted from 0, and the
+    steps so far.
+    """
     count = [0]
 
     def loss(y, target, mask=None):
@@ -152,22 +164,33 @@ def test_an_overflow_leaves_the_step_out(single):
 
 def test_a_first_step_left_out_leaves_the_average_alone(single):
     params = model().init(0, "numpy", "float64")
-    trained = train(params, epochs=1, loss=overflowing({0, 1, 2, 3}), precision=single, averaging=0.9)
+    trained = train(
+        params, epochs=1, loss=overflowing({0, 1, 2, 3}), precision=single, averaging=0.9
+    )
     assert trained.skipped == 4
     assert all(trained.params[name] is p for name, p in params.items())
 
 
 def test_what_overflows_for_ever_is_named(single):
     params = model().init(0, "numpy", "float64")
-    words = r"epoch 6, step 3: loss is [\d.]+, gradient of \S+ is not finite in float32 at a loss scale of 6.1.*e-05"
-    with pytest.raises(FloatingPointError, match=words):  # 2^8 down to 2^-14: 22 steps left out, the 23rd stops
+    words = (
+        r"epoch 6, step 3: loss is [\d.]+, gradient of \S+ is not finite in float32 at a loss scale"
+        r" of 6.1.*e-05"
+    )
+    # 2^8 down to 2^-14: 22 steps left out, the 23rd stops
+    with pytest.raises(FloatingPointError, match=words):
         train(params, epochs=9, loss=overflowing(range(99)), precision=single)
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(halves):
     """It comes before any scale."""
-    params = {name: p + (1e6 if name == "head.W" else 0) for name, p in model().init(0, "numpy").items()}
-    with pytest.raises(FloatingPointError, match=r"step 1: loss is (nan|inf), parameter head\.W is not finite in flo"):
+    params = {
+        name: p + (1e6 if name == "head.W" else 0) for name, p in model().init(0, "numpy").items()
+    }
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 1: loss is (nan|inf), parameter head\.W is not finite in flo",
+    ):
         train(params, precision=Mixed())
 
 
@@ -185,7 +208,9 @@ def test_a_cpu_is_refused(name, dtype):
 
 def test_a_forecaster_saves_its_masters(halves, tmp_path):
     values = np.sin(np.arange(300) / 5)
-    forecaster = Forecaster(precision="float16", epochs=2, window=12, hidden_size=4, backend="numpy").fit(values)
+    forecaster = Forecaster(
+        precision="float16", epochs=2, window=12, hidden_size=4, backend="numpy"
+    ).fit(values)
     assert {p.dtype for p in forecaster.params_.values()} == {np.dtype("float32")}
     forecaster.save(tmp_path / "model")
     loaded = Forecaster.load(tmp_path / "model", "numpy")
@@ -199,12 +224,19 @@ def test_a_forecaster_saves_its_masters(halves, tmp_path):
 def test_tf32_holds_within_its_block_on_cupy():
     home = make_backend("cupy", "float32")
     core = probe.cupy()._core
-    kinds, before = core._routines_linalg, core.get_compute_type(np.float32)
+    kinds = core._routines_linalg
+    before = core.get_compute_type(np.float32)
     for context in (tf32(), named("tf32", home)[1]):
         with contextlib.suppress(KeyError), context:
-            assert (told()[1], core.get_compute_type(np.float32)) == ("tf32", kinds.COMPUTE_TYPE_TF32)
+            assert (told()[1], core.get_compute_type(np.float32)) == (
+                "tf32",
+                kinds.COMPUTE_TYPE_TF32,
+            )
             with tf32(False):
-                assert (told()[1], core.get_compute_type(np.float32)) == ("float32", kinds.COMPUTE_TYPE_DEFAULT)
+                assert (told()[1], core.get_compute_type(np.float32)) == (
+                    "float32",
+                    kinds.COMPUTE_TYPE_DEFAULT,
+                )
             assert core.get_compute_type(np.float32) == kinds.COMPUTE_TYPE_TF32
             raise KeyError
         assert core.get_compute_type(np.float32) == before
@@ -218,6 +250,10 @@ def test_bfloat16_arrays_of_torch(rng):
     low = be.asarray(values, "bfloat16")
     assert low.dtype is torch.bfloat16
     assert to_numpy(low).dtype == np.float32
-    np.testing.assert_array_equal(to_numpy(low), values.astype(ml_dtypes.bfloat16).astype("float32"))
-    np.testing.assert_array_equal(to_numpy(be.asarray(values.astype(ml_dtypes.bfloat16), "bfloat16")), to_numpy(low))
+    np.testing.assert_array_equal(
+        to_numpy(low), values.astype(ml_dtypes.bfloat16).astype("float32")
+    )
+    np.testing.assert_array_equal(
+        to_numpy(be.asarray(values.astype(ml_dtypes.bfloat16), "bfloat16")), to_numpy(low)
+    )
     assert be.asarray(low).dtype is torch.float32  # floating, so in the backend's dtype

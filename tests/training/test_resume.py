@@ -9,11 +9,29 @@ import numpy as np
 import pytest
 
 from tests.training import kills
-from tests.training.runs import at, fit, never, plain, random_masks, same, shuffled, steps_on_disk, streams
+from tests.training.runs import (
+    at,
+    fit,
+    never,
+    plain,
+    random_masks,
+    same,
+    shuffled,
+    steps_on_disk,
+    streams,
+)
 from xlstm import losses
 from xlstm.arrays.backend import backend_of
 from xlstm.precision import Mixed
-from xlstm.training import Callback, EarlyStopping, Interrupted, ReduceOnPlateau, Terminated, evaluate, optimizers
+from xlstm.training import (
+    Callback,
+    EarlyStopping,
+    Interrupted,
+    ReduceOnPlateau,
+    Terminated,
+    evaluate,
+    optimizers,
+)
 
 
 def pairs_of(data):
@@ -23,7 +41,9 @@ def pairs_of(data):
 
 def loader_of(data, shuffle):
     torch = pytest.importorskip("torch")
-    examples = torch.utils.data.TensorDataset(torch.from_numpy(data.x), torch.from_numpy(data.target))
+    examples = torch.utils.data.TensorDataset(
+        torch.from_numpy(data.x), torch.from_numpy(data.target)
+    )
     return torch.utils.data.DataLoader(examples, batch_size=data.batch_size, shuffle=shuffle)
 
 
@@ -64,10 +84,14 @@ def test_stopped_at_any_step_and_resumed(tmp_path, monkeypatch, kind, options):
 def test_iterables_of_batches_and_pairs(tmp_path):
     """They are those of `Windows`; of an iterator there is one epoch, which cannot be resumed."""
     model, data, _ = shuffled()
-    params, forms = model.init(0, "numpy"), [list(data.batches()), pairs_of(data), loader_of(data, False)]
+    params = model.init(0, "numpy")
+    forms = [list(data.batches()), pairs_of(data), loader_of(data, False)]
     expected = evaluate(model, params, data)
     assert [evaluate(model, params, one) for one in (*forms, iter(forms[0]))] == [expected] * 4
-    assert len({fit(shuffled, data=forms[1], epochs=1, seed=seed).losses[0] for seed in range(9)}) > 1  # shuffled
+    # shuffled
+    assert (
+        len({fit(shuffled, data=forms[1], epochs=1, seed=seed).losses[0] for seed in range(9)}) > 1
+    )
     same(*(fit(shuffled, data=one) for one in forms[:2]))
     once = fit(shuffled, tmp_path, data=iter(forms[1]), epochs=None, steps=99)
     assert (len(once.losses), len(once.validations)) == (5, 1)
@@ -89,9 +113,18 @@ def test_what_may_change_in_a_run_that_goes_on(tmp_path):
     """How long it trains, where and how often it saves, what looks on, and a schedule."""
     patient = {"callbacks": [EarlyStopping(50), at(7)], "every": 4}
     fit(plain, tmp_path / "a", epochs=2, **patient)
-    more = {"keep": 1, "patience": 60, "callbacks": [lambda now: False], "steps": 99, "resume": True}
+    more = {
+        "keep": 1,
+        "patience": 60,
+        "callbacks": [lambda now: False],
+        "steps": 99,
+        "resume": True,
+    }
     same(fit(plain), fit(plain, tmp_path / "a", **more))
-    for name, schedule in (("cosine", optimizers.cosine), ("function", lambda rate, steps: lambda step: rate)):
+    for name, schedule in (
+        ("cosine", optimizers.cosine),
+        ("function", lambda rate, steps: lambda step: rate),
+    ):
         one, other = (optimizers.sgd(schedule(0.1, steps)) for steps in (10, 20))
         fit(plain, tmp_path / name, one, epochs=1)
         assert len(fit(plain, tmp_path / name, other, epochs=2, resume=True).losses) == 10
@@ -125,7 +158,10 @@ REFUSED = [
     ({"data": streams(factor=2.0)}, "first batch is '........', expected '........'"),
     ({"kind": shuffled}, r"model is .*LSTM.*expected .*GRU"),
     ({"optimizer": optimizers.sgd(0.1)}, "optimizer is .*adam.*, expected .*sgd"),
-    ({"optimizer": optimizers.adam(0.05, betas=(0.9, 0.9))}, r"'b2': 0\.999.*, expected .*'b2': 0\.9[^9]"),
+    (
+        {"optimizer": optimizers.adam(0.05, betas=(0.9, 0.9))},
+        r"'b2': 0\.999.*, expected .*'b2': 0\.9[^9]",
+    ),
     ({"kind": random_masks, "callbacks": [EarlyStopping(3)]}, "needs validation data"),
     ({"kind": random_masks, "callbacks": [ReduceOnPlateau(0.05)]}, "needs validation data"),
     ({"callbacks": [Remembers({1, 2})]}, r"the state of Remembers\.value"),
@@ -159,11 +195,15 @@ def test_an_error_within_an_epoch_leaves_the_state_before_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "kind", "code"), [(signal.SIGINT, Interrupted, None), (signal.SIGTERM, Terminated, 143)]
+    ("number", "kind", "code"),
+    [(signal.SIGINT, Interrupted, None), (signal.SIGTERM, Terminated, 143)],
 )
 def test_a_signal_finishes_the_step_and_saves(tmp_path, caplog, number, kind, code):
-    whole, handler = fit(plain), signal.getsignal(number)
-    with pytest.raises(kind, match=r"stopped after epoch 2, step 3 by signal .*resume=True goes on from") as caught:
+    whole = fit(plain)
+    handler = signal.getsignal(number)
+    with pytest.raises(
+        kind, match=r"stopped after epoch 2, step 3 by signal .*resume=True goes on from"
+    ) as caught:
         fit(plain, tmp_path, progress=at(8, lambda: signal.raise_signal(number)))
     assert signal.getsignal(number) is handler
     assert "goes on from" in caplog.text
@@ -177,7 +217,8 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, caplog, number, kind, co
 
 
 def test_a_signal_while_weights_are_judged(tmp_path):
-    validation, count = streams(25), []
+    validation = streams(25)
+    count = []
 
     class Signalling:
         def __len__(self):

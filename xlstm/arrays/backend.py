@@ -1,7 +1,7 @@
 """The choice of an array library and a device, for arrays that do not exist yet.
 
-Existing arrays decide for themselves: every function takes its namespace from the arrays that it is given
-(`xlstm.arrays.namespace`). CuPy and PyTorch are imported only when they are asked for.
+Existing arrays decide for themselves: every function takes its namespace from the arrays that it is
+given (`xlstm.arrays.namespace`). CuPy and PyTorch are imported only when they are asked for.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Backend(Portable):
     device : object
         The device in that library's own terms.
     dtype : str
-        The dtype of arrays that are made from floating-point values, "float32" unless told otherwise.
+        The dtype of arrays that are made from floating-point values, "float32" unless told
+        otherwise.
     reason : str
         Why this backend was chosen, in words.
     """
@@ -77,7 +78,8 @@ class Backend(Portable):
         values : array or nested numbers
             An array may be of any library that offers `__cuda_array_interface__` or DLPack.
         dtype : str, optional
-            By default that of the backend for floating-point values; integers and booleans keep their own.
+            By default that of the backend for floating-point values; integers and booleans keep
+            their own.
 
         Returns
         -------
@@ -120,8 +122,8 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
     device : optional
         CuPy: the device number. PyTorch: a device such as "cpu" (the default) or "cuda:0".
     dtype : {"float32", "float64", "float16", "bfloat16"}
-        The dtype of the arrays that it makes, as a name or as NumPy's dtype. float16 and bfloat16 need a GPU, and
-        bfloat16 on CuPy needs CuPy 14 and ml_dtypes.
+        The dtype of the arrays that it makes, as a name or as NumPy's dtype. float16 and bfloat16
+        need a GPU, and bfloat16 on CuPy needs CuPy 14 and ml_dtypes.
 
     Returns
     -------
@@ -144,18 +146,27 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
         name = os.environ[VARIABLE]
         reason = f"{VARIABLE}={name}"
         if name not in NAMES:
-            raise ValueError(f"{VARIABLE}: {name!r} is not a backend, expected auto, {', '.join(NAMES)}")
+            raise ValueError(
+                f"{VARIABLE}: {name!r} is not a backend, expected auto, {', '.join(NAMES)}"
+            )
     if name == "auto":
         if device is not None:
-            raise ValueError(f"backend: device {checks.shown(device)} goes with a named backend, not with auto")
+            raise ValueError(
+                f"backend: device {checks.shown(device)} goes with a named backend, not with auto"
+            )
         failure = probe.cupy_failure()
         if failure is None:
-            name, reason = "cupy", "a kernel and a matrix product ran on the GPU"
+            name = "cupy"
+            reason = "a kernel and a matrix product ran on the GPU"
         else:
-            name, reason = "numpy", f"no usable GPU: {failure}"
+            name = "numpy"
+            reason = f"no usable GPU: {failure}"
     makers = {"numpy": _numpy, "cupy": _cupy, "torch": _torch}
     if name not in makers:
-        raise ValueError(f"backend: name {checks.shown(name)} is not a backend, expected auto, {', '.join(NAMES)}")
+        raise ValueError(
+            f"backend: name {checks.shown(name)} is not a backend, expected auto,"
+            f" {', '.join(NAMES)}"
+        )
     return _with_dtype(replace(makers[name](device), reason=reason), dtype)
 
 
@@ -163,13 +174,17 @@ def backend_of(chosen: str | Backend | None, dtype: DType | None = None) -> Back
     """Return the backend meant by an argument that may be a name, a backend, or None for "auto"."""
     if isinstance(chosen, Backend):
         return chosen if dtype is None else _with_dtype(chosen, dtype)
-    return backend("auto" if chosen is None else chosen, dtype="float32" if dtype is None else dtype)
+    return backend(
+        "auto" if chosen is None else chosen, dtype="float32" if dtype is None else dtype
+    )
 
 
 def backend_like(array: Array) -> Backend:
     """Return the backend that an array belongs to, with its device and dtype."""
     xp = namespace_of(array)
-    return Backend(library(xp), xp, device_of(array), dtype_name(array.dtype), "that of the arrays given")
+    return Backend(
+        library(xp), xp, device_of(array), dtype_name(array.dtype), "that of the arrays given"
+    )
 
 
 def available_backends() -> dict[str, Backend | str]:
@@ -189,22 +204,31 @@ def device_name(chosen: Backend) -> str:
         properties = probe.cupy().cuda.runtime.getDeviceProperties(chosen.device.id)
         return f"GPU {chosen.device.id} ({properties['name'].decode()})"
     if chosen.name == "torch" and chosen.device.type == "cuda":
-        return f"GPU {chosen.device.index or 0} ({probe.torch().cuda.get_device_name(chosen.device)})"
+        return (
+            f"GPU {chosen.device.index or 0} ({probe.torch().cuda.get_device_name(chosen.device)})"
+        )
     return "CPU" if str(chosen.device) == "cpu" else str(chosen.device)
 
 
 def _with_dtype(chosen: Backend, given: DType) -> Backend:
     dtype = dtype_text("backend", given)
     if dtype not in DTYPES:
-        raise ValueError(f"backend: dtype {checks.shown(dtype)} is not supported, expected one of {', '.join(DTYPES)}")
+        raise ValueError(
+            f"backend: dtype {checks.shown(dtype)} is not supported, expected one of"
+            f" {', '.join(DTYPES)}"
+        )
     if dtype in HALVES and (chosen.name == "numpy" or str(chosen.device) == "cpu"):
         raise TypeError(f"backend: {dtype} on a CPU is slow and inexact; use float32, or a GPU")
     if dtype == "bfloat16" and chosen.name == "cupy":
         version = probe.cupy().__version__
         if int(version.split(".")[0]) < 14:
-            raise BackendError(f"cupy: bfloat16 needs CuPy 14 or newer, this is {version}; {probe.CUPY}")
+            raise BackendError(
+                f"cupy: bfloat16 needs CuPy 14 or newer, this is {version}; {probe.CUPY}"
+            )
         if probe.rocm():
-            raise BackendError("cupy: bfloat16 needs CUDA, this is CuPy for ROCm; use float16 or float32")
+            raise BackendError(
+                "cupy: bfloat16 needs CUDA, this is CuPy for ROCm; use float16 or float32"
+            )
     dtype_of(chosen.xp, dtype)  # raises if a package that the dtype needs is missing
     return replace(chosen, dtype=dtype)
 
@@ -219,13 +243,16 @@ def _cupy(device: Any) -> Backend:
     current = int(probe.cupy().cuda.runtime.getDevice()) if probe.cupy_failure() is None else 0
     number = getattr(device, "id", current if device is None else device)
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= checks.LARGEST:
-        raise ValueError(f"backend: a cupy device is a number from 0 up, got {checks.shown(device)}")
+        raise ValueError(
+            f"backend: a cupy device is a number from 0 up, got {checks.shown(device)}"
+        )
     failure = probe.cupy_failure(None if number == current else number)
     if failure is not None:
         raise BackendError(f"cupy: {failure}")
     if number != current:  # new arrays go to the current device whatever `device=` says
         raise ValueError(
-            f"backend: cupy device {number} is not the current one; make it so with cupy.cuda.Device({number}).use()"
+            f"backend: cupy device {number} is not the current one; make it so with"
+            f" cupy.cuda.Device({number}).use()"
         )
     import array_api_compat.cupy as xp
 
@@ -242,9 +269,13 @@ def _torch(device: Any) -> Backend:
     try:
         chosen = torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"backend: {checks.shown(device)} is not a torch device: {probe.first_line(error)}") from error
+        raise ValueError(
+            f"backend: {checks.shown(device)} is not a torch device: {probe.first_line(error)}"
+        ) from error
     try:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BackendError(f"torch: device {checks.shown(device)} is not usable: {probe.first_line(error)}") from error
+        raise BackendError(
+            f"torch: device {checks.shown(device)} is not usable: {probe.first_line(error)}"
+        ) from error
     return Backend("torch", xp, chosen)

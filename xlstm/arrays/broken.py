@@ -1,7 +1,8 @@
-"""Kernels that a card does not compile, load or launch, or whose values are wrong there: others do their work.
+"""Kernels that a card does not compile, load or launch, or whose values are wrong there: others do
+their work.
 
-Whoever launches a kernel does so through `attempt`, and goes another way where that returns None. CUDA refuses a kernel
-before anything is written, so the other way can begin anew.
+Whoever launches a kernel does so through `attempt`, and goes another way where that returns None.
+CUDA refuses a kernel before anything is written, so the other way can begin anew.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from xlstm.arrays import cuda_graph, probe
 
 Result = TypeVar("Result")
 
-# By the name of a card and that of a kernel; one that ends in "_" or " " stands for all that begin with it. Equal cards
-# share what is known, since the same text does not compile for both.
+# By the name of a card and that of a kernel; one that ends in "_" or " " stands for all that begin
+# with it. Equal cards share what is known, since the same text does not compile for both.
 _reasons: dict[tuple[str, str], str] = {}
-changed: list[Callable[[], None]] = []  # functions that are called after another reason is known, or forgotten
+# functions that are called after another reason is known, or forgotten
+changed: list[Callable[[], None]] = []
 NO_MEMORY = {"CUBLASError": 3}  # the status, which is 2 in other errors of CUDA
 
 
@@ -29,16 +31,16 @@ class CudaError(RuntimeError):
 def attempt(name: str, launch: Callable[..., Result], *args: Any) -> Result | None:
     """Return `launch(*args)`, or None where the kernel of this name is broken on the current card.
 
-    It is remembered, with one warning. A name of several words is that of a whole way, of which the first word is
-    the kind.
+    It is remembered, with one warning. A name of several words is that of a whole way, of which the
+    first word is the kind.
 
     Raises
     ------
     CudaError
         The card answers nothing any more, as after an access to memory that is not there.
     Exception
-        Others than those of CUDA and its compiler; those that say that there is no memory, which is no fault of a
-        kernel; and all within a capture, which cannot go on.
+        Others than those of CUDA and its compiler; those that say that there is no memory, which is
+        no fault of a kernel; and all within a capture, which cannot go on.
     """
     if not works(name):
         return None
@@ -50,15 +52,21 @@ def attempt(name: str, launch: Callable[..., Result], *args: Any) -> Result | No
         try:
             probe.cupy().cuda.get_current_stream().synchronize()
         except RuntimeError:
-            problem = f"{name}, or a kernel before it, failed while it ran ({probe.first_line(error)})"
-            raise CudaError(f"cuda: {problem}; {current()} answers nothing more to this process") from error
+            problem = (
+                f"{name}, or a kernel before it, failed while it ran ({probe.first_line(error)})"
+            )
+            raise CudaError(
+                f"cuda: {problem}; {current()} answers nothing more to this process"
+            ) from error
         note(name, reason(error))
     return None
 
 
 def no_memory(error: BaseException) -> bool:
     """Tell whether CUDA, cuBLAS or a pool found no memory."""
-    return isinstance(error, MemoryError) or getattr(error, "status", None) == NO_MEMORY.get(type(error).__name__, 2)
+    return isinstance(error, MemoryError) or getattr(error, "status", None) == NO_MEMORY.get(
+        type(error).__name__, 2
+    )
 
 
 def works(name: str) -> bool:
@@ -70,7 +78,14 @@ def works(name: str) -> bool:
 def why(name: str, card: str) -> str:
     """Return why a kernel, or one of a kind, is not used on a card, or ""."""
     known = _known(card)
-    return next((why for other, why in known if name == other or _among(name, other) or _among(other, name)), "")
+    return next(
+        (
+            why
+            for other, why in known
+            if name == other or _among(name, other) or _among(other, name)
+        ),
+        "",
+    )
 
 
 def _among(name: str, kind: str) -> bool:
@@ -78,13 +93,19 @@ def _among(name: str, kind: str) -> bool:
 
 
 def note(name: str, why: str) -> None:
-    """Have a kernel not be used on the current card, or all of a kind; warn once for each kind and reason."""
-    card, kind = current(), name.split()[0]
+    """Have a kernel not be used on the current card, or all of a kind; warn once for each kind and
+    reason.
+    """
+    card = current()
+    kind = name.split()[0]
     said = (kind, why) in [(other.split()[0], one) for other, one in _known(card)]
     _reasons[card, name] = why
     _tell()
     if not said:
-        text = f"cuda: on {card} {name.strip('_ ')}: {why}; another way does its work where there is one"
+        text = (
+            f"cuda: on {card} {name.strip('_ ')}: {why}; another way does its work where there"
+            " is one"
+        )
         warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 

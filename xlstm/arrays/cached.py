@@ -12,8 +12,9 @@ else:
     class cached_property(functools.cached_property):  # noqa: N801, TID251 (the name in functools)
         """It does what `functools.cached_property` does, but holds no lock.
 
-        On Python 3.11 that one locks all objects of a class while it computes the value of one. If another thread forks
-        meanwhile, nobody in the child frees the lock. Without it two threads may both compute a value.
+        On Python 3.11 that one locks all objects of a class while it computes the value of one. If
+        another thread forks meanwhile, nobody in the child frees the lock. Without it two threads
+        may both compute a value.
         """
 
         def __get__(self, instance, owner=None):

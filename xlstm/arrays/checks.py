@@ -1,12 +1,14 @@
-"""Checks of arguments, with errors worded the same everywhere: the caller, the argument, what came, what was expected.
+"""Checks of arguments, with errors worded the same everywhere: the caller, the argument, what came,
+what was expected.
 
-There is one function for each kind of argument. It takes the caller's name, the argument's name and its value, and
-returns the value as Python has it (an int for a NumPy integer), or raises ValueError or TypeError. `fields` applies
-them to the fields of a frozen dataclass, so that equality, hashing and JSON see plain values.
+There is one function for each kind of argument. It takes the caller's name, the argument's name and
+its value, and returns the value as Python has it (an int for a NumPy integer), or raises ValueError
+or TypeError. `fields` applies them to the fields of a frozen dataclass, so that equality, hashing
+and JSON see plain values.
 
-Sizes are at most `LARGEST`, so that the bytes of any weight can be counted in 64 bits, and layers at most `DEEPEST`.
-Numbers are at most `HUGE`, so that float32 holds them. Divisors are at least `TINY`, so that float32 holds their
-reciprocals.
+Sizes are at most `LARGEST`, so that the bytes of any weight can be counted in 64 bits, and layers
+at most `DEEPEST`. Numbers are at most `HUGE`, so that float32 holds them. Divisors are at least
+`TINY`, so that float32 holds their reciprocals.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Kind = Callable[[str, str, Any], Any]
 LARGEST = 2**28  # the largest size
 DEEPEST = 2**16  # the most layers or blocks above each other
 COUNTED = 2**63 - 1  # the largest count of something that takes no memory, such as steps
-TINY, HUGE = 1e-32, 1e32
+TINY = 1e-32
+HUGE = 1e32
 SEEDS = 2**128
 NO_NUMBERS = (bool, np.timedelta64)  # types that Python and NumPy count among the whole numbers
 SHOWN = 80  # the most characters of a value or of a name in an error
@@ -35,12 +38,15 @@ FEW = 16  # the most names in an error
 
 
 def shown(value: Any) -> str:
-    """Return a value as errors show it: its repr, cut where it is long; an array by dtype and shape."""
+    """Return a value as errors show it: its repr, cut where it is long; an array by dtype and
+    shape.
+    """
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a whole number of {value.bit_length()} bits"
     if isinstance(value, type):
         return f"the class {value.__name__}"[:SHOWN]
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    shape = getattr(value, "shape", None)
+    dtype = getattr(value, "dtype", None)
     if isinstance(shape, tuple) and shape and dtype is not None:
         return f"an array of {dtype} of shape {tuple(shape)}"[:SHOWN]
     short = reprlib.Repr()
@@ -99,7 +105,10 @@ def real(low: float, high: float, strict: bool = False) -> Kind:
         found = any_number(where, name, value)
         if not ((low < found if strict else low <= found) and found < high):
             given = value if isinstance(value, float) else shown(value)
-            raise ValueError(f"{where}: {name} is {given}, expected {low} {'<' if strict else '<='} {name} < {high}")
+            raise ValueError(
+                f"{where}: {name} is {given}, expected {low} {'<' if strict else '<='} {name} <"
+                f" {high}"
+            )
         return found + 0.0  # makes 0.0 of -0.0
 
     return kind
@@ -113,8 +122,12 @@ divisor = real(TINY, HUGE)
 squared = real(0, 1e9)  # float32 holds its square times a layer's values
 
 
-def accepted(accepts: Callable[[Any], bool], expected: str, plain: Callable[[Any], Any] = lambda value: value) -> Kind:
-    """Return the check of a value that a function accepts, which `expected` names in words; `plain` makes it plain."""
+def accepted(
+    accepts: Callable[[Any], bool], expected: str, plain: Callable[[Any], Any] = lambda value: value
+) -> Kind:
+    """Return the check of a value that a function accepts, which `expected` names in words; `plain`
+    makes it plain.
+    """
 
     def kind(where: str, name: str, value: Any) -> Any:
         if not accepts(value):
@@ -130,9 +143,14 @@ def instance(types: type | tuple[type, ...], expected: str) -> Kind:
 
 
 def having(*names: str, expected: str) -> Kind:
-    """Return the check of an object, no class, that has all these methods; `expected` names it in words."""
+    """Return the check of an object, no class, that has all these methods; `expected` names it in
+    words.
+    """
     return accepted(
-        lambda value: not isinstance(value, type) and all(hasattr(value, method) for method in names), expected
+        lambda value: (
+            not isinstance(value, type) and all(hasattr(value, method) for method in names)
+        ),
+        expected,
     )
 
 
@@ -143,7 +161,11 @@ function = accepted(lambda value: callable(value) and not isinstance(value, type
 
 def path(where: str, name: str, value: Any) -> Path:
     """Check the path of a file or a folder."""
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fsdecode(value):
+    if (
+        not isinstance(value, str | os.PathLike)
+        or not os.fspath(value)
+        or "\0" in os.fsdecode(value)
+    ):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected a path")
     return Path(os.fsdecode(value))
 
@@ -153,7 +175,9 @@ def choice(known: Iterable[str]) -> Kind:
 
     def kind(where: str, name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in known:
-            raise ValueError(f"{where}: {name} is {shown(value)}, expected one of {', '.join(known)}")
+            raise ValueError(
+                f"{where}: {name} is {shown(value)}, expected one of {', '.join(known)}"
+            )
         return str(value)
 
     return kind
@@ -165,7 +189,9 @@ def optional(kind: Kind) -> Kind:
 
 
 def keeps(where: str, train: Any, keep: Any) -> bool:
-    """Return whether a forward pass keeps what backward needs: `keep`, by default `train`; both are True or False."""
+    """Return whether a forward pass keeps what backward needs: `keep`, by default `train`; both are
+    True or False.
+    """
     if train is not True and train is not False:
         train = flag(where, "train", train)
     return bool(train if keep is None else flag(where, "keep", keep))
@@ -174,33 +200,49 @@ def keeps(where: str, train: Any, keep: Any) -> bool:
 def saved(where: str, layer: Any, given: Any, kind: type) -> None:
     """Raise unless `given` is a `kind` that forward of an equal layer returned for backward."""
     if not isinstance(given, kind):
-        raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
+        raise TypeError(
+            f"{where}: backward needs what forward saved, and forward(train=False) saves nothing"
+        )
     kept = given.layer  # type: ignore[attr-defined]
     if kept is not layer and kept != layer:
-        raise ValueError(f"{where}: saved is what forward of {shown(kept)} kept, expected that of {shown(layer)}")
+        raise ValueError(
+            f"{where}: saved is what forward of {shown(kept)} kept, expected that of {shown(layer)}"
+        )
 
 
 def beside(where: str, home: Any, params: Mapping[str, Any]) -> None:
-    """Raise unless the device of what forward saved is that of the parameters; None says that it is not known."""
+    """Raise unless the device of what forward saved is that of the parameters; None says that it is
+    not known.
+    """
     name, first = next(iter(params.items()))
     if home not in (None, first.device):
-        raise TypeError(f"{where}: saved is on {home} but {name} on {first.device}, expected one device")
+        raise TypeError(
+            f"{where}: saved is on {home} but {name} on {first.device}, expected one device"
+        )
 
 
 def several(
     where: str, name: str, value: Any, expected: str, kind: Kind | None = None, most: int = LARGEST
 ) -> list[Any]:
-    """Return the items of a collection of at most `most`, each as `kind` has it; `expected` names them in words."""
+    """Return the items of a collection of at most `most`, each as `kind` has it; `expected` names
+    them in words.
+    """
     flat = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping | type)
     if not flat or (isinstance(value, np.ndarray) and value.ndim != 1):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
     if len(value) > most:
         raise ValueError(f"{where}: {name} has {len(value)} entries, expected at most {most}")
-    return list(value) if kind is None else [kind(where, f"{name}[{k}]", item) for k, item in enumerate(value)]
+    return (
+        list(value)
+        if kind is None
+        else [kind(where, f"{name}[{k}]", item) for k, item in enumerate(value)]
+    )
 
 
 def rising(least: int) -> Kind:
-    """Return the check of numbers between 0 and 1, each above the one before, and at least so many of them."""
+    """Return the check of numbers between 0 and 1, each above the one before, and at least so many
+    of them.
+    """
 
     def kind(where: str, name: str, value: Any) -> tuple[float, ...]:
         expected = "rising numbers between 0 and 1"
@@ -213,7 +255,9 @@ def rising(least: int) -> Kind:
 
 
 def is_masked(value: Any) -> bool:
-    """Return whether a value is a masked array of NumPy, whose module is imported for a subclass of arrays only."""
+    """Return whether a value is a masked array of NumPy, whose module is imported for a subclass of
+    arrays only.
+    """
     is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
     return is_subclass and isinstance(value, np.ma.MaskedArray)
 
@@ -221,11 +265,16 @@ def is_masked(value: Any) -> bool:
 def unmasked(where: str, name: str, value: Any) -> None:
     """Raise TypeError if a value is a masked array of NumPy: no computation heeds the mask."""
     if is_masked(value):
-        raise TypeError(f"{where}: {name} is a masked array, expected an array without a mask, as its filled() gives")
+        raise TypeError(
+            f"{where}: {name} is a masked array, expected an array without a mask, as its filled()"
+            " gives"
+        )
 
 
 def host(where: str, name: str, value: Any, expected: str) -> np.ndarray[Any, Any]:
-    """Return an argument on the host as a NumPy array; `expected` names it in words, with its shape."""
+    """Return an argument on the host as a NumPy array; `expected` names it in words, with its
+    shape.
+    """
     unmasked(where, name, value)
     if isinstance(value, type):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
@@ -248,17 +297,25 @@ def seed(where: str, name: str, value: Any) -> Any:
 
 def seed_number(where: str, name: str, value: Any) -> int:
     """Check a whole number from 0 up, of at most 128 bits; `where` may be empty."""
-    if not isinstance(value, Integral) or isinstance(value, NO_NUMBERS) or not 0 <= int(value) < SEEDS:
+    if (
+        not isinstance(value, Integral)
+        or isinstance(value, NO_NUMBERS)
+        or not 0 <= int(value) < SEEDS
+    ):
         who = f"{where}: " if where else ""
         raise ValueError(f"{who}{name}: expected a whole number from 0 up, got {shown(value)}")
     return int(value)
 
 
 def heads(where: str, num_heads: int, named: str = "num_heads", **sizes: int) -> None:
-    """Raise ValueError unless the number of heads, which is the argument `named`, divides every size."""
+    """Raise ValueError unless the number of heads, which is the argument `named`, divides every
+    size.
+    """
     for name, value in sizes.items():
         if value % num_heads:
-            raise ValueError(f"{where}: {name} is {value}, expected a multiple of {named}, {num_heads}")
+            raise ValueError(
+                f"{where}: {name} is {value}, expected a multiple of {named}, {num_heads}"
+            )
 
 
 def shape(where: str, name: str, array: Any, expected: Dims) -> None:
@@ -272,7 +329,9 @@ def shape(where: str, name: str, array: Any, expected: Dims) -> None:
     if not isinstance(found, tuple):
         raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected an array")
     found = tuple(found)
-    if len(found) == len(expected) and all(n is None or n == m for n, m in zip(expected.values(), found, strict=True)):
+    if len(found) == len(expected) and all(
+        n is None or n == m for n, m in zip(expected.values(), found, strict=True)
+    ):
         return
     symbols = _tuple(expected)
     sizes = _tuple([s if n is None else str(n) for s, n in expected.items()])
@@ -283,9 +342,13 @@ def shape(where: str, name: str, array: Any, expected: Dims) -> None:
 def mapping(where: str, given: Any, name: str = "parameters") -> dict[str, Any]:
     """Return a mapping of names to arrays, at least one, as a dict."""
     if not isinstance(given, Mapping):
-        raise TypeError(f"{where}: {name} are a {type(given).__name__}, expected a dict of name to array")
+        raise TypeError(
+            f"{where}: {name} are a {type(given).__name__}, expected a dict of name to array"
+        )
     if not given:
-        raise ValueError(f"{where}: {name} are empty, expected a dict of name to array, as from init")
+        raise ValueError(
+            f"{where}: {name} are empty, expected a dict of name to array, as from init"
+        )
     return dict(given)
 
 
@@ -306,7 +369,9 @@ def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
 def few(names: Iterable[str]) -> str:
     """Return names in a line, long ones cut, and not all of very many."""
     listed = list(names)
-    line = ", ".join(name if len(name) <= SHOWN else f"{name[: SHOWN - 3]}..." for name in listed[:FEW])
+    line = ", ".join(
+        name if len(name) <= SHOWN else f"{name[: SHOWN - 3]}..." for name in listed[:FEW]
+    )
     return line if len(listed) <= FEW else f"{line} and {len(listed) - FEW} more"
 
 

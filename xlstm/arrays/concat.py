@@ -1,4 +1,6 @@
-"""Arrays beside each other along an axis: on CuPy from one launch, where CuPy's own function copies each by itself."""
+"""Arrays beside each other along an axis: on CuPy from one launch, where CuPy's own function copies
+each by itself.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import numpy as np
 from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
-AXES, PARTS, THREADS = 6, 6, 256
+AXES = 6
+PARTS = 6
+THREADS = 256
 
 TEXT = f"""
 struct Part {{
@@ -72,11 +76,20 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
     -------
     array
     """
-    if fuse.compiles(xp) and len(parts) > PARTS and not any(isinstance(part, Filled) for part in parts):
+    if (
+        fuse.compiles(xp)
+        and len(parts) > PARTS
+        and not any(isinstance(part, Filled) for part in parts)
+    ):
         parts = [concat(xp, parts[k : k + PARTS], axis) for k in range(0, len(parts), PARTS)]
         return concat(xp, parts, axis)
     if fuse.compiles(xp):
-        lie = tuple([part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides) for part in parts])
+        lie = tuple(
+            [
+                part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides)
+                for part in parts
+            ]
+        )
         made = _layout(lie, axis)
         found = None if made is None else broken.attempt("xlstm_concat", _launched, parts, *made)
         if found is not None:
@@ -86,10 +99,14 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
     return xp.concat(arrays, axis=axis)
 
 
-def _launched(parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any) -> Array:
+def _launched(
+    parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any
+) -> Array:
     result = probe.cupy().ndarray(*kind)
     # An empty part may begin where its array ends, which is memory of another one.
-    addresses = [0 if isinstance(part, Filled) or part.size == 0 else part.data.ptr for part in parts]
+    addresses = [
+        0 if isinstance(part, Filled) or part.size == 0 else part.data.ptr for part in parts
+    ]
     addresses += [0] * (PARTS - len(parts))
     table = device.struct(addresses, layout, f"{PARTS}Q")
     device.kernel(TEXT, "xlstm_concat")(grid, (THREADS,), (table, *numbers, result))
@@ -97,10 +114,14 @@ def _launched(parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any
 
 
 def stack(xp: Namespace, arrays: Sequence[Array]) -> Array:
-    """Return arrays of one shape and dtype along a new first axis, on CuPy without a copy where there is one array."""
+    """Return arrays of one shape and dtype along a new first axis, on CuPy without a copy where
+    there is one array.
+    """
     if not fuse.compiles(xp):
         return xp.stack(arrays)
-    return arrays[0][None, ...] if len(arrays) == 1 else concat(xp, [a[None, ...] for a in arrays], 0)
+    return (
+        arrays[0][None, ...] if len(arrays) == 1 else concat(xp, [a[None, ...] for a in arrays], 0)
+    )
 
 
 def _array(xp: Namespace, part: Filled, like: Array, axis: int) -> Array:
@@ -113,18 +134,20 @@ def _array(xp: Namespace, part: Filled, like: Array, axis: int) -> Array:
 def _layout(parts: tuple[Any, ...], axis: int) -> tuple[Any, ...] | None:
     """Return what a launch needs but for addresses, or None where the kernel does not do it.
 
-    A part that is not filled is a dtype, a shape and strides. Returned are the shape and the dtype of the result, the
-    grid, `Parts` after its addresses, and the arguments after it.
+    A part that is not filled is a dtype, a shape and strides. Returned are the shape and the dtype
+    of the result, the grid, `Parts` after its addresses, and the arguments after it.
     """
     dtypes, shapes = zip(*(part[:2] for part in parts if not isinstance(part, Filled)), strict=True)
-    dtype, shape = dtypes[0], list(shapes[0])
+    dtype = dtypes[0]
+    shape = list(shapes[0])
     axis %= len(shape)
     shape[axis] = sum(part.width if isinstance(part, Filled) else part[1][axis] for part in parts)
     size = math.prod(shape)
     known = set(dtypes) == {dtype} and dtype.itemsize > 1
     if not known or len(parts) > PARTS or len(shape) > AXES or not 0 < size < 2**31:
         return None
-    numbers, first = [len(parts), len(shape), axis, *_padded(shape)], 0
+    numbers = [len(parts), len(shape), axis, *_padded(shape)]
+    first = 0
     for part in parts:
         if isinstance(part, Filled):
             value = int(np.array(part.value).astype(dtype).view(f"i{dtype.itemsize}"))

@@ -1,4 +1,6 @@
-"""Small arrays that are the same in every call, which are made once for each stream; nobody changes them."""
+"""Small arrays that are the same in every call, which are made once for each stream; nobody changes
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,12 @@ Made = TypeVar("Made")
 
 
 def home(device: Any) -> Home:
-    """Return a device as a key for arrays that stay there from call to call, on CuPy with its current stream.
+    """Return a device as a key for arrays that stay there from call to call, on CuPy with its
+    current stream.
 
-    If two streams had such an array together, one of them might read it before the other one has filled it, and its
-    memory might be used anew too early. The first entry is the device as creation functions take it; None is the
-    current one of CuPy, whose devices have no hash.
+    If two streams had such an array together, one of them might read it before the other one has
+    filled it, and its memory might be used anew too early. The first entry is the device as
+    creation functions take it; None is the current one of CuPy, whose devices have no hash.
     """
     number = getattr(device, "id", None)
     return (device,) if number is None else (None, number, *cuda_graph.stream())
@@ -31,9 +34,9 @@ def home(device: Any) -> Home:
 def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     """Keep so many results of a function that makes arrays, whose last argument is a `Home`.
 
-    The allocator that an array is from is kept beside it: a pool that is gone may take the memory of its arrays along.
-    A graph keeps what it reads. An array that is made within a capture is not kept, because it is filled only when the
-    graph is launched.
+    The allocator that an array is from is kept beside it: a pool that is gone may take the memory
+    of its arrays along. A graph keeps what it reads. An array that is made within a capture is not
+    kept, because it is filled only when the graph is launched.
     """
 
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
@@ -62,9 +65,14 @@ def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
 
 
 def from_host(xp: Namespace, values: np.ndarray[Any, Any], home: Home) -> Array:
-    """Return an array with values of the host, whose memory a graph would read when it is launched."""
+    """Return an array with values of the host, whose memory a graph would read when it is
+    launched.
+    """
     if cuda_graph.capturing() is not None:
-        raise BackendError("CuPy: values of the host are copied in a capture, expected them on the device before it")
+        raise BackendError(
+            "CuPy: values of the host are copied in a capture, expected them on the device"
+            " before it"
+        )
     return xp.asarray(values, device=home[0])
 
 
@@ -84,7 +92,9 @@ def number(xp: Namespace, value: float, dtype: Any, device: Any) -> Array:
 
 
 def counters(xp: Namespace, n: int, device: Any) -> Array:
-    """Return n zeros that kernels count in, one kernel of a stream after the other; each leaves zeros."""
+    """Return n zeros that kernels count in, one kernel of a stream after the other; each leaves
+    zeros.
+    """
     return _made(xp, "zeros", (n,), xp.uint32, home(device))
 
 
@@ -94,7 +104,9 @@ def _made(xp: Namespace, function: str, args: tuple[Any, ...], dtype: Any, home:
 
 
 def copied(xp: Namespace, values: np.ndarray[Any, Any], device: Any) -> Array:
-    """Return an array with values of the host, which CuPy is given once for all calls with the same values."""
+    """Return an array with values of the host, which CuPy is given once for all calls with the same
+    values.
+    """
     if not compiles(xp):
         return xp.asarray(values, device=device)
     return _copied(xp, values.tobytes(), values.shape, values.dtype, home(device))

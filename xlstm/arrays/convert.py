@@ -10,16 +10,28 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.foreign import from_foreign, is_foreign
-from xlstm.arrays.namespace import DTYPES, Array, Namespace, Params, astype, device_of, dtype_name, namespace_of
+from xlstm.arrays.namespace import (
+    DTYPES,
+    Array,
+    Namespace,
+    Params,
+    astype,
+    device_of,
+    dtype_name,
+    namespace_of,
+)
 
 # dtypes beside those that layers compute in, which `Backend.asarray` knows too
 OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
-copied: list[Callable[[], None]] = []  # functions that are called when an array of CuPy has come to the host
+# functions that are called when an array of CuPy has come to the host
+copied: list[Callable[[], None]] = []
 
 
 class BackendError(RuntimeError):
-    """A backend, or a package that it needs, cannot run here; the text says what failed and what to install."""
+    """A backend, or a package that it needs, cannot run here; the text says what failed and what to
+    install.
+    """
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
@@ -28,7 +40,8 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     Parameters
     ----------
     array : array
-        It is one of NumPy, CuPy, PyTorch, or of another library that offers `__cuda_array_interface__` or DLPack.
+        It is one of NumPy, CuPy, PyTorch, or of another library that offers
+        `__cuda_array_interface__` or DLPack.
 
     Returns
     -------
@@ -67,7 +80,9 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
 
 def like(values: Any, array: Array) -> Array:
     """Return host values as an array of the library, device and dtype of `array`."""
-    return namespace_of(array).asarray(np.asarray(values), dtype=array.dtype, device=device_of(array))
+    return namespace_of(array).asarray(
+        np.asarray(values), dtype=array.dtype, device=device_of(array)
+    )
 
 
 def cast(arrays: Mapping[str, Array], dtype: str) -> Params:
@@ -80,20 +95,29 @@ def cast(arrays: Mapping[str, Array], dtype: str) -> Params:
 
 
 def dtype_text(where: str, dtype: Any) -> str:
-    """Return the name of a dtype that is given by name, or as NumPy's: np.float32 or np.dtype("float32")."""
+    """Return the name of a dtype that is given by name, or as NumPy's: np.float32 or
+    np.dtype("float32").
+    """
     if isinstance(dtype, np.dtype) or (isinstance(dtype, type) and issubclass(dtype, np.generic)):
         return np.dtype(dtype).name
     return str(checks.text(where, "dtype", dtype))
 
 
 def dtype_of(xp: Namespace, name: str) -> Any:
-    """Return the dtype of that name in a library's own terms; NumPy and CuPy have bfloat16 from ml_dtypes."""
+    """Return the dtype of that name in a library's own terms; NumPy and CuPy have bfloat16 from
+    ml_dtypes.
+    """
     if name == "bfloat16" and not hasattr(xp, name):
         try:
             from ml_dtypes import bfloat16
         except ImportError as error:
-            raise BackendError("bfloat16 needs ml_dtypes, which is not installed; pip install ml_dtypes") from error
+            raise BackendError(
+                "bfloat16 needs ml_dtypes, which is not installed; pip install ml_dtypes"
+            ) from error
         return np.dtype(bfloat16)
     if name not in (*DTYPES, *OTHERS):
-        raise ValueError(f"asarray: dtype {checks.shown(name)} is unknown, expected a name such as {', '.join(DTYPES)}")
+        raise ValueError(
+            f"asarray: dtype {checks.shown(name)} is unknown, expected a name such as"
+            f" {', '.join(DTYPES)}"
+        )
     return getattr(xp, name)

@@ -1,4 +1,6 @@
-"""The number of threads: XLSTM_NUM_THREADS, OMP_NUM_THREADS, or the cores of a process; and those of NumPy's BLAS."""
+"""The number of threads: XLSTM_NUM_THREADS, OMP_NUM_THREADS, or the cores of a process; and those
+of NumPy's BLAS.
+"""
 
 from __future__ import annotations
 
@@ -23,28 +25,32 @@ _ranks = 1  # that share the cores of this process
 
 
 def threads() -> int:
-    """Return into how many parts compiled loops divide large work: as `given` says, else the number of cores.
+    """Return into how many parts compiled loops divide large work: as `given` says, else the number
+    of cores.
 
-    Ranks on one machine share its cores. No more threads than cores take part in it. Results depend neither on the
-    number of parts nor on who does them.
+    Ranks on one machine share its cores. No more threads than cores take part in it. Results depend
+    neither on the number of parts nor on who does them.
     """
     return given() or max(1, usable() // _ranks)
 
 
 def given() -> int | None:
-    """Return XLSTM_NUM_THREADS, or else OMP_NUM_THREADS, or None where neither is set or both are empty.
+    """Return XLSTM_NUM_THREADS, or else OMP_NUM_THREADS, or None where neither is set or both are
+    empty.
 
     Raises
     ------
     ValueError
-        The variable is not a whole number from 1 to 1024. OMP_NUM_THREADS may have more of them, after commas, for
-        threads within threads.
+        The variable is not a whole number from 1 to 1024. OMP_NUM_THREADS may have more of them,
+        after commas, for threads within threads.
     """
     for name in (VARIABLE, COMMON):
         if text := os.environ.get(name):
             number = _number(text.partition(",")[0].strip() if name == COMMON else text)
             if number is None:
-                raise ValueError(f"{name}: {checks.shown(text)} is not a number of threads, expected 1 to {MOST}")
+                raise ValueError(
+                    f"{name}: {checks.shown(text)} is not a number of threads, expected 1 to {MOST}"
+                )
             return number
     return None
 
@@ -52,12 +58,18 @@ def given() -> int | None:
 def _number(text: str) -> int | None:
     """Return a whole number from 1 to 1024, or None where a text is none."""
     digits = text.lstrip("0")
-    right = text.isascii() and text.isdecimal() and 0 < len(digits) <= len(str(MOST)) and int(digits) <= MOST
+    right = (
+        text.isascii()
+        and text.isdecimal()
+        and 0 < len(digits) <= len(str(MOST))
+        and int(digits) <= MOST
+    )
     return int(digits) if right else None
 
 
 def share(ranks: int) -> None:
-    """Divide the cores of this process, in it and for the threads of BLAS, among ranks that may use the same ones.
+    """Divide the cores of this process, in it and for the threads of BLAS, among ranks that may use
+    the same ones.
 
     Parameters
     ----------
@@ -67,27 +79,34 @@ def share(ranks: int) -> None:
     global _ranks
     _ranks = ranks
     for library in _controller().lib_controllers:
-        if library.user_api == "blas" and library.num_threads > threads():  # fewer are what the user asked for
+        # fewer are what the user asked for
+        if library.user_api == "blas" and library.num_threads > threads():
             library.set_num_threads(threads())
 
 
 def affinity() -> tuple[int, ...]:
-    """Return the numbers of the cores that this process may run on, or none where the system does not tell."""
+    """Return the numbers of the cores that this process may run on, or none where the system does
+    not tell.
+    """
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def usable() -> int:
-    """Return the number of cores, at least 1; the affinity is read at every call, the quota once for the process."""
+    """Return the number of cores, at least 1; the affinity is read at every call, the quota once
+    for the process.
+    """
     return math.ceil(min(_affinity(), _own_quota()))
 
 
 def quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
-    """Return the smallest CPU quota of the process's cgroup and of those above it, in cores; infinity without one.
+    """Return the smallest CPU quota of the process's cgroup and of those above it, in cores;
+    infinity without one.
 
     Parameters
     ----------
     cgroups : Path
-        The folder in which the file system of cgroups (version 2) is mounted, which is the container's own in one.
+        The folder in which the file system of cgroups (version 2) is mounted, which is the
+        container's own in one.
     membership : Path
         The file that names the cgroup of the process, in a line `0::path`.
     """
@@ -97,7 +116,9 @@ def quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
         return math.inf
     paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
     names = [name for path in paths for name in path.split("/") if name not in ("", "..")]
-    return min(_read(cgroups.joinpath(*names[:depth], "cpu.max")) for depth in range(len(names) + 1))
+    return min(
+        _read(cgroups.joinpath(*names[:depth], "cpu.max")) for depth in range(len(names) + 1)
+    )
 
 
 @functools.cache
@@ -113,7 +134,9 @@ def _affinity() -> int:
 
 
 def _read(path: Path) -> float:
-    """Return the quota in a file, "quota period" in microseconds; "max" and a missing file mean none."""
+    """Return the quota in a file, "quota period" in microseconds; "max" and a missing file mean
+    none.
+    """
     try:
         limit, period = path.read_text(encoding="utf-8").split()
         return int(limit) / int(period)
@@ -126,17 +149,23 @@ _turn = threading.RLock()  # whoever bounds the threads of the process, until th
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Bound the threads of BLAS in the whole process meanwhile; other threads of the program wait for their turn."""
+    """Bound the threads of BLAS in the whole process meanwhile; other threads of the program wait
+    for their turn.
+    """
     with _turn, _controller().limit(limits=1, user_api="blas"):
         yield
 
 
 def describe_blas() -> list[str]:
-    """Describe each library: where it lies, its version, the kernel it chose for this processor, and its threads."""
+    """Describe each library: where it lies, its version, the kernel it chose for this processor,
+    and its threads.
+    """
     return [
         f"{Path(library.filepath).parent.name}: {library.internal_api} {library.version} "
         f"{getattr(library, 'architecture', 'of unknown kernel')}, threads: {library.num_threads}"
-        for library in sorted(_controller().lib_controllers, key=lambda library: str(library.filepath))
+        for library in sorted(
+            _controller().lib_controllers, key=lambda library: str(library.filepath)
+        )
         if library.user_api == "blas"
     ]
 

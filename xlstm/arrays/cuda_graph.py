@@ -1,8 +1,9 @@
 """CUDA graphs: what a function asks of a GPU is captured once, and then asked for by one launch.
 
-Nothing is done while it is captured. A launch does it on the same memory, so that the arrays that a graph reads and
-writes must stay where they are. CuPy's own products refuse to be captured; cuBLAS itself can be where its workspace was
-set before (cuBLAS, "CUDA Graphs Support"), so its functions are called by ctypes in the library that CuPy has loaded.
+Nothing is done while it is captured. A launch does it on the same memory, so that the arrays that a
+graph reads and writes must stay where they are. CuPy's own products refuse to be captured; cuBLAS
+itself can be where its workspace was set before (cuBLAS, "CUDA Graphs Support"), so its functions
+are called by ctypes in the library that CuPy has loaded.
 """
 
 from __future__ import annotations
@@ -36,26 +37,35 @@ class Graph:
     """
 
     def __init__(self, recorder: Recorder) -> None:
-        self.recorder, self.kept, self.made = recorder, list[Any](), None
+        self.recorder = recorder
+        self.kept = list[Any]()
+        self.made = None
 
     def launch(self) -> None:
-        """Ask for everything that was captured, on the stream of the recorder, which has to be current."""
+        """Ask for everything that was captured, on the stream of the recorder, which has to be
+        current.
+        """
         self.recorder.check()
         self.made.launch()  # type: ignore[attr-defined]
 
 
 class _Source:
-    """Memory from the allocator that is current, which is not given back before this object is gone.
+    """Memory from the allocator that is current, which is not given back before this object is
+    gone.
 
-    A pool gives memory back where it has too little, but graphs write to it whenever they are launched.
+    A pool gives memory back where it has too little, but graphs write to it whenever they are
+    launched.
     """
 
     def __init__(self) -> None:
         cuda = probe.cupy().cuda
-        self._take, self._stream, self._chunks = cuda.get_allocator(), cuda.get_current_stream(), list[Any]()
+        self._take = cuda.get_allocator()
+        self._stream = cuda.get_current_stream()
+        self._chunks = list[Any]()
 
     def malloc(self, size: int, device: int) -> int:
-        with self._stream:  # on which graphs are launched: others may have used the memory there before
+        # on which graphs are launched: others may have used the memory there before
+        with self._stream:
             self._chunks.append(self._take(size))
         return int(self._chunks[-1].ptr)
 
@@ -64,16 +74,22 @@ class _Source:
 
 
 class _Memory:
-    """Memory of graphs, which goes back when this object is gone: the recorder, its graphs and their arrays have it."""
+    """Memory of graphs, which goes back when this object is gone: the recorder, its graphs and
+    their arrays have it.
+    """
 
     def __init__(self) -> None:
-        cuda, source = probe.cupy().cuda, _Source()
+        cuda = probe.cupy().cuda
+        source = _Source()
         self.pool = cuda.MemoryPool(cuda.PythonFunctionAllocator(source.malloc, source.free).malloc)
         weakref.finalize(self, _emptied, self.pool, cuda.Device()).atexit = False
 
     def malloc(self, size: int) -> Any:
-        cuda, found = probe.cupy().cuda, self.pool.malloc(size)
-        return cuda.MemoryPointer(cuda.UnownedMemory(found.ptr, size, (self, found), found.device_id), 0)
+        cuda = probe.cupy().cuda
+        found = self.pool.malloc(size)
+        return cuda.MemoryPointer(
+            cuda.UnownedMemory(found.ptr, size, (self, found), found.device_id), 0
+        )
 
 
 def _emptied(pool: Any, device: Any) -> None:
@@ -83,7 +99,8 @@ def _emptied(pool: Any, device: Any) -> None:
 
 
 class Recorder:
-    """Captures graphs that are launched one at a time, and that share the memory of their intermediate arrays.
+    """Captures graphs that are launched one at a time, and that share the memory of their
+    intermediate arrays.
 
     Attributes
     ----------
@@ -98,10 +115,14 @@ class Recorder:
         self.stream = stream()
 
     def check(self) -> None:
-        """Raise ValueError where another stream is current: it does not wait for what graphs read and overwrite."""
+        """Raise ValueError where another stream is current: it does not wait for what graphs read
+        and overwrite.
+        """
         if (came := stream()) != self.stream:
             expected = f"expected {self.stream}, for which the graph was made"
-            raise ValueError(f"CUDA graph: the current stream and the thread it is of are {came}, {expected}")
+            raise ValueError(
+                f"CUDA graph: the current stream and the thread it is of are {came}, {expected}"
+            )
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -114,12 +135,18 @@ class Recorder:
             _handle.reset(token)
 
     def capture(self, function: Callable[[], None]) -> Graph:
-        """Return the graph of what a function asks for; it was called in a rehearsal, which compiled its kernels."""
+        """Return the graph of what a function asks for; it was called in a rehearsal, which
+        compiled its kernels.
+        """
         self.check()
         graph = Graph(self)
         token = _capturing.set(graph)
         try:
-            with probe.cupy().cuda.using_allocator(self._memory.malloc), self._stream, self.rehearsal():
+            with (
+                probe.cupy().cuda.using_allocator(self._memory.malloc),
+                self._stream,
+                self.rehearsal(),
+            ):
                 graph.made = _captured(self._stream, function)
         finally:
             _capturing.reset(token)
@@ -159,20 +186,27 @@ _handle: contextvars.ContextVar[Handle | None] = contextvars.ContextVar("handle"
 _capturing: contextvars.ContextVar[Graph | None] = contextvars.ContextVar("capturing", default=None)
 
 
-# Parameters of cublasGemmStridedBatchedEx: the transpositions and sizes, alpha, A, B, beta, C, and how it is computed.
+# Parameters of cublasGemmStridedBatchedEx: the transpositions and sizes, alpha, A, B, beta, C, and
+# how it is computed.
 OPERAND = (c_void_p, c_int, c_int, c_longlong)
 GEMM = (c_void_p, *[c_int] * 5, c_void_p, *OPERAND, *OPERAND, c_void_p, *OPERAND, *[c_int] * 3)
-# Bytes of workspace from an sm on, those that cuBLAS takes by itself: with others it may multiply in another way.
+# Bytes of workspace from an sm on, those that cuBLAS takes by itself: with others it may multiply
+# in another way.
 WORKSPACES = {90: 32 << 20, 0: 4 << 20}
 
 
 class Handle:
-    """A handle of cuBLAS with a workspace of its own, for products that are captured on one stream at a time."""
+    """A handle of cuBLAS with a workspace of its own, for products that are captured on one stream
+    at a time.
+    """
 
     def __init__(self) -> None:
-        cp, made = probe.cupy(), c_void_p()
+        cp = probe.cupy()
+        made = c_void_p()
         capability = int(cp.cuda.Device().compute_capability)
-        self.workspace: Array = cp.empty((next(n for sm, n in WORKSPACES.items() if capability >= sm),), dtype=cp.uint8)
+        self.workspace: Array = cp.empty(
+            (next(n for sm, n in WORKSPACES.items() if capability >= sm),), dtype=cp.uint8
+        )
         _call("cublasCreate_v2", (c_void_p,), byref(made))
         self.number = made.value
         weakref.finalize(self, _call, "cublasDestroy_v2", (c_void_p,), self.number).atexit = False
@@ -181,7 +215,13 @@ class Handle:
         """Multiply on a stream from now on."""
         _call("cublasSetStream_v2", (c_void_p, c_void_p), self.number, stream)
         room = self.workspace
-        _call("cublasSetWorkspace_v2", (c_void_p, c_void_p, c_size_t), self.number, room.data.ptr, room.nbytes)
+        _call(
+            "cublasSetWorkspace_v2",
+            (c_void_p, c_void_p, c_size_t),
+            self.number,
+            room.data.ptr,
+            room.nbytes,
+        )
 
     def gemm(self, *args: int) -> None:
         """Do as CuPy's `gemmStridedBatchedEx`, of which the handle is left out."""
@@ -196,18 +236,27 @@ def _call(name: str, types: tuple[Any, ...], *args: Any) -> None:
 
 @functools.cache
 def _function(name: str, types: tuple[Any, ...]) -> Any:
-    """Return a function of the cuBLAS that CuPy has loaded: systems find a library that is there by its name."""
+    """Return a function of the cuBLAS that CuPy has loaded: systems find a library that is there by
+    its name.
+    """
     cuda = probe.cupy().cuda
     cuda.get_cublas_handle()  # loads it
     library = library_name(sys.platform, cuda.runtime.runtimeGetVersion())
     try:
         found = getattr(ctypes.CDLL(library), name)
     except (OSError, AttributeError) as error:
-        raise BackendError(f"cuBLAS: {name} is not found in {library} ({probe.first_line(error)})") from error
-    found.argtypes, found.restype = types, c_int
+        raise BackendError(
+            f"cuBLAS: {name} is not found in {library} ({probe.first_line(error)})"
+        ) from error
+    found.argtypes = types
+    found.restype = c_int
     return found
 
 
 def library_name(platform: str, version: int) -> str:
     """Return the file name of cuBLAS on a platform, from the version of CUDA, such as 12090."""
-    return f"cublas64_{version // 1000}.dll" if platform == "win32" else f"libcublas.so.{version // 1000}"
+    return (
+        f"cublas64_{version // 1000}.dll"
+        if platform == "win32"
+        else f"libcublas.so.{version // 1000}"
+    )

@@ -1,4 +1,6 @@
-"""Kernels of CuPy, and the instructions of a GPU that they use, as the text that most of them begin with."""
+"""Kernels of CuPy, and the instructions of a GPU that they use, as the text that most of them begin
+with.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ import numpy as np
 from xlstm.arrays import fuse, probe
 
 TEXT = Path(__file__).with_name("device.cuh").read_text(encoding="utf-8")
-# C types of elements in memory, by dtype; `widen` makes of one what is computed in, and `narrow` the reverse.
+# C types of elements in memory, by dtype; `widen` makes of one what is computed in, and `narrow`
+# the reverse.
 TYPES = {"float32": "float", "float64": "double", "float16": "half_t", "bfloat16": "bf16_t"}
 
 
@@ -34,7 +37,8 @@ def kernel(text: str, name: str, options: tuple[str, ...] = ()) -> Any:
 
 
 def struct(numbers: Sequence[Any], rest: bytes = b"", form: str = "") -> np.ndarray[Any, Any]:
-    """Return numbers, in a form of the module `struct` or by default of 64 bits, and bytes after them as one value.
+    """Return numbers, in a form of the module `struct` or by default of 64 bits, and bytes after
+    them as one value.
 
     A kernel takes it as a struct.
     """

@@ -1,8 +1,9 @@
 """One function of many arrays, each by itself: on CuPy one launch does all of them.
 
-An optimiser does a little with each of many arrays, and so does what clips gradients. To ask a GPU for a kernel takes
-longer than most of these arrays do. So a kernel is given the addresses of as many arrays as its arguments have room
-for, and each of its blocks finds the array that its chunk of elements belongs to.
+An optimiser does a little with each of many arrays, and so does what clips gradients. To ask a GPU
+for a kernel takes longer than most of these arrays do. So a kernel is given the addresses of as
+many arrays as its arguments have room for, and each of its blocks finds the array that its chunk of
+elements belongs to.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.row_source import SYNC
 from xlstm.tracing.writers import C
 
-CHUNK, THREADS = 2048, 256  # elements of a block, which belong to one array, and its threads
+CHUNK = 2048
+THREADS = 256  # elements of a block, which belong to one array, and its threads
 REAL = {"float": np.float32, "double": np.float64}
-ROOM = 3840  # bytes of a kernel's arguments for addresses and sizes; a device takes 4096 bytes in all
+# bytes of a kernel's arguments for addresses and sizes; a device takes 4096 bytes in all
+ROOM = 3840
 
 TABLE = """
 struct Table {{
@@ -76,7 +79,8 @@ def apply(
     into: Sequence[int] = (),
     **options: Any,
 ) -> list[tuple[Array, ...]]:
-    """Return the results of `function(xp, *arrays, *numbers, **options)` for the k-th arrays of all columns, for all k.
+    """Return the results of `function(xp, *arrays, *numbers, **options)` for the k-th arrays of all
+    columns, for all k.
 
     Parameters
     ----------
@@ -85,12 +89,14 @@ def apply(
     function
         As for `fuse`; each result has the shape of the arrays.
     columns : sequence of sequences of arrays
-        Arguments of the function: one array of each. Those of one call have one shape, those of a column one dtype.
+        Arguments of the function: one array of each. Those of one call have one shape, those of a
+        column one dtype.
     numbers : sequence of float or 0-d array
-        More arguments, which change from call to call and are the same for all arrays. Those that are no float are for
-        CuPy alone, and need not have the dtype of the arrays.
+        More arguments, which change from call to call and are the same for all arrays. Those that
+        are no float are for CuPy alone, and need not have the dtype of the arrays.
     into : sequence of int, optional
-        The columns whose places the results take, one for each result, of their dtypes; their arrays are contiguous.
+        The columns whose places the results take, one for each result, of their dtypes; their
+        arrays are contiguous.
     options
         Options of the function; hashable. On CuPy there is a kernel for each set of options.
 
@@ -102,21 +108,31 @@ def apply(
     Raises
     ------
     ValueError
-        The arrays whose places results take are not contiguous; or on CuPy the arrays of a call differ in shape.
+        The arrays whose places results take are not contiguous; or on CuPy the arrays of a call
+        differ in shape.
     """
     if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
         raise ValueError("foreach: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
-        return _one_by_one(columns, into, lambda a: fuse.with_numbers(xp, function, a, numbers, **options))
-    dtypes, shapes = tuple(column[0].dtype for column in columns), tuple([a.shape for a in columns[0]])
+        return _one_by_one(
+            columns, into, lambda a: fuse.with_numbers(xp, function, a, numbers, **options)
+        )
+    dtypes = tuple(column[0].dtype for column in columns)
+    shapes = tuple([a.shape for a in columns[0]])
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
             if a.shape != shape:
-                raise ValueError(f"foreach: an array has shape {a.shape}, expected {shape} as the others of its call")
+                raise ValueError(
+                    f"foreach: an array has shape {a.shape}, expected {shape} as the others of its"
+                    " call"
+                )
     kinds = tuple(_kind(number) for number in numbers)
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
     real = REAL[fuse.real(dtypes[0])]
-    given = [real(number) if kind is None else number for number, kind in zip(numbers, kinds, strict=True)]
+    given = [
+        real(number) if kind is None else number
+        for number, kind in zip(numbers, kinds, strict=True)
+    ]
     found = broken.attempt(kernel.name, _applied, kernel, columns, shapes, results, into, given)
     if found is not None:
         return found
@@ -143,7 +159,8 @@ def _applied(
     given: Sequence[Any],
 ) -> list[tuple[Array, ...]]:
     """Return the results from one launch."""
-    plan, cp = _plan(shapes, tuple([column[0].itemsize for column in columns])), probe.cupy()
+    plan = _plan(shapes, tuple([column[0].itemsize for column in columns]))
+    cp = probe.cupy()
     flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
     _launch(kernel, plan, columns, *flat, *given)
     if into:
@@ -153,8 +170,13 @@ def _applied(
 
 def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
     """Return the arrays of CuPy that begin in these places of a longer one."""
-    cp, dtype, start = probe.cupy(), flat.dtype, flat.data
-    return [cp.ndarray(shape, dtype, start + k * dtype.itemsize) for shape, k in zip(shapes, places, strict=True)]
+    cp = probe.cupy()
+    dtype = flat.dtype
+    start = flat.data
+    return [
+        cp.ndarray(shape, dtype, start + k * dtype.itemsize)
+        for shape, k in zip(shapes, places, strict=True)
+    ]
 
 
 def _kind(number: Any) -> str | None:
@@ -174,7 +196,9 @@ def _same(xp: Namespace, a: Array) -> Array:
 
 
 def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
-    """Return the root of the sum of the squares of all elements, a 0-d array; on CuPy from two launches."""
+    """Return the root of the sum of the squares of all elements, a 0-d array; on CuPy from two
+    launches.
+    """
     if not _takes(xp, [arrays]):
         return _norm(xp, arrays)
     found = broken.attempt("xlstm_squares", _launched_norm, arrays)
@@ -190,7 +214,8 @@ def _norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
 
 
 def _launched_norm(arrays: Sequence[Array]) -> Array:
-    dtype, plan = arrays[0].dtype, _plan(tuple([a.shape for a in arrays]), (arrays[0].itemsize,))
+    dtype = arrays[0].dtype
+    plan = _plan(tuple([a.shape for a in arrays]), (arrays[0].itemsize,))
     kernel, root = _squares_kernels(dtype)
     sums = probe.cupy().ndarray((plan.chunks,), REAL[fuse.real(dtype)])
     _launch(kernel, plan, [arrays], sums)
@@ -201,7 +226,10 @@ def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:
     """Return whether there is a kernel for these arrays."""
     if not fuse.compiles(xp) or not all(a.size for a in columns[0]):
         return False
-    return all(device.known(column[0].dtype) and {a.dtype for a in column} == {column[0].dtype} for column in columns)
+    return all(
+        device.known(column[0].dtype) and {a.dtype for a in column} == {column[0].dtype}
+        for column in columns
+    )
 
 
 def _most(columns: int) -> int:
@@ -210,7 +238,9 @@ def _most(columns: int) -> int:
 
 
 def _launch(kernel: Any, plan: Plan, columns: Sequence[Sequence[Array]], *arguments: Any) -> None:
-    """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments come last."""
+    """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments
+    come last.
+    """
     for part in plan.parts:
         arrays = [
             a if a.strides == steps or a.flags.c_contiguous else a.copy(order="C")
@@ -236,25 +266,32 @@ class Plan(NamedTuple):
 
     chunks: int
     places: list[int]  # where each array begins, in elements
-    lie: list[list[tuple[int, ...]]]  # the strides of the arrays of each column where they are contiguous
+    # the strides of the arrays of each column where they are contiguous
+    lie: list[list[tuple[int, ...]]]
     parts: list[Part]
 
 
 @functools.lru_cache(maxsize=64)
 def _plan(shapes: tuple[tuple[int, ...], ...], itemsizes: tuple[int, ...]) -> Plan:
     """Return the plan for columns of arrays, from the bytes of an element of each column."""
-    most, parts = _most(len(itemsizes)), []
+    most = _most(len(itemsizes))
+    parts = []
     sizes = [math.prod(shape) for shape in shapes]
     ends = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
     lie = [[fuse.contiguous_steps(shape, size) for shape in shapes] for size in itemsizes]
     for k in range(0, len(sizes), most):
-        some, first = sizes[k : k + most], ends[k : k + most + 1]
-        table = np.zeros((), np.dtype([("size", "i8", (most,)), ("first", "i4", (most,))], align=True))
+        some = sizes[k : k + most]
+        first = ends[k : k + most + 1]
+        table = np.zeros(
+            (), np.dtype([("size", "i8", (most,)), ("first", "i4", (most,))], align=True)
+        )
         table["size"][: len(some)] = some
         table["first"][: len(some)] = np.subtract(first[:-1], first[0])
         numbers = np.int32(len(some)), np.int64(first[0])
         form = f"{len(some)}Q{8 * (most - len(some))}x" * len(itemsizes)
-        parts.append(Part(slice(k, k + most), form, table.tobytes(), (first[-1] - first[0],), numbers))
+        parts.append(
+            Part(slice(k, k + most), form, table.tobytes(), (first[-1] - first[0],), numbers)
+        )
     return Plan(ends[-1], [end * CHUNK for end in ends[:-1]], lie, parts)
 
 
@@ -266,8 +303,11 @@ def _each_kernel(
     into: tuple[int, ...],
     options: tuple[tuple[str, Any], ...],
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Return the kernel, and the dtypes of its results; `kinds` has those of numbers, by `_kind`."""
-    own, real = (*dtypes, *(dtypes[0] for _ in kinds)), fuse.real(dtypes[0])
+    """Return the kernel, and the dtypes of its results; `kinds` has those of numbers, by
+    `_kind`.
+    """
+    own = (*dtypes, *(dtypes[0] for _ in kinds))
+    real = fuse.real(dtypes[0])
     results = tuple(fuse.results(function, own, dict(options)))
     body = C(
         fuse.traced(function, len(own), options),
@@ -276,11 +316,17 @@ def _each_kernel(
         {f"x{k}": fuse.real(dtype) for k, dtype in enumerate(own)},
     ).statements()
     types = [device.type_of(dtype) for dtype in results]
-    load = [f"const {fuse.real(dtype)} x{k} = widen(table.x{k}[k][from + at]);" for k, dtype in enumerate(dtypes)]
+    load = [
+        f"const {fuse.real(dtype)} x{k} = widen(table.x{k}[k][from + at]);"
+        for k, dtype in enumerate(dtypes)
+    ]
     parameters = [] if into else [f"{type_}* to{k}" for k, type_ in enumerate(types)]
     for k, kind in enumerate(kinds):
         parameters.append(f"{real} number{k}" if kind is None else f"const {kind}* number{k}")
-        load.append(f"const {real} x{len(dtypes) + k} = ({real})widen(number{k}{'' if kind is None else '[0]'});")
+        load.append(
+            f"const {real} x{len(dtypes) + k} ="
+            f" ({real})widen(number{k}{'' if kind is None else '[0]'});"
+        )
     for k, type_ in enumerate(types):
         to = f"(({type_}*)table.x{into[k]}[k])[from + at]" if into else f"to{k}[to + at]"
         load.append(f"{type_}& y{k} = {to};")
@@ -290,7 +336,9 @@ def _each_kernel(
 
 @functools.cache
 def _squares_kernels(dtype: Any) -> tuple[Any, Any]:
-    """Return the kernel that sums the squares of chunks, and the one that makes a norm of the sums."""
+    """Return the kernel that sums the squares of chunks, and the one that makes a norm of the
+    sums.
+    """
     real = fuse.real(dtype)
     name = {"float": "float32", "double": "float64"}[real]
     end = f"y0 = {fuse.converted('sqrt(a)', dtype)}"
@@ -300,8 +348,19 @@ def _squares_kernels(dtype: Any) -> tuple[Any, Any]:
 
 def _kernel(text: str, name: str, dtypes: Sequence[Any], **parts: Sequence[str]) -> Any:
     most = _most(len(dtypes))
-    members = [f"    const {device.type_of(dtype)}* x{k}[{most}];" for k, dtype in enumerate(dtypes)]
-    sizes = {"name": name, "real": fuse.real(dtypes[0]), "most": most, "chunk": CHUNK, "threads": THREADS}
-    lines = {part: ("" if part == "parameters" else "\n        ").join(some) for part, some in parts.items()}
+    members = [
+        f"    const {device.type_of(dtype)}* x{k}[{most}];" for k, dtype in enumerate(dtypes)
+    ]
+    sizes = {
+        "name": name,
+        "real": fuse.real(dtypes[0]),
+        "most": most,
+        "chunk": CHUNK,
+        "threads": THREADS,
+    }
+    lines = {
+        part: ("" if part == "parameters" else "\n        ").join(some)
+        for part, some in parts.items()
+    }
     made = device.TEXT + SYNC + (TABLE + text).format(members="\n".join(members), **sizes, **lines)
     return device.kernel(made, name)

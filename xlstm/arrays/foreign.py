@@ -1,8 +1,9 @@
 """Arrays of other libraries, by the protocols that array libraries have for one another.
 
-An object with `__cuda_array_interface__`, such as an array of Numba or a column of cuDF, becomes a CuPy array, and one
-with DLPack's `__dlpack__` a CuPy or NumPy array, by the device that it is on. No values are copied. Arrays that layers
-take as they are, those of NumPy, CuPy, PyTorch, and of libraries with the array API, stay what they are.
+An object with `__cuda_array_interface__`, such as an array of Numba or a column of cuDF, becomes a
+CuPy array, and one with DLPack's `__dlpack__` a CuPy or NumPy array, by the device that it is on.
+No values are copied. Arrays that layers take as they are, those of NumPy, CuPy, PyTorch, and of
+libraries with the array API, stay what they are.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from xlstm.arrays import probe
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_own: set[type] = {np.ndarray, type(None)}  # types of values that stay as they are, of which others are found
+# types of values that stay as they are, of which others are found
+_own: set[type] = {np.ndarray, type(None)}
 # DLPack's numbers of the kinds of memory that each library takes.
-HOST, DEVICE = {1: "a CPU", 3: "a CPU, pinned"}, {2: "a GPU", 13: "managed"}
+HOST = {1: "a CPU", 3: "a CPU, pinned"}
+DEVICE = {2: "a GPU", 13: "managed"}
 
 
 def is_foreign(value: Any) -> bool:
@@ -41,7 +44,8 @@ def from_foreign(where: str, value: Any) -> Any:
     where : str
         The caller, with whose name an error begins.
     value
-        An array, a dict, tuple or list of such values, or anything else, which is returned as it is.
+        An array, a dict, tuple or list of such values, or anything else, which is returned as it
+        is.
 
     Returns
     -------
@@ -50,7 +54,8 @@ def from_foreign(where: str, value: Any) -> Any:
     Raises
     ------
     TypeError
-        The memory of an array is none that NumPy or CuPy takes, or CuPy does not work here; or the array has a mask.
+        The memory of an array is none that NumPy or CuPy takes, or CuPy does not work here; or the
+        array has a mask.
     """
     kind = type(value)
     if kind in _own:
@@ -74,7 +79,9 @@ def accepts_foreign(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        return function(*from_foreign(function.__name__, args), **from_foreign(function.__name__, options))
+        return function(
+            *from_foreign(function.__name__, args), **from_foreign(function.__name__, options)
+        )
 
     return call
 
@@ -86,21 +93,33 @@ def _adopted(where: str, value: Any) -> Any:
         if kind in HOST:
             return taken(where, value, np.from_dlpack)
         if kind not in DEVICE:
-            known = ", ".join(f"{number} ({words})" for number, words in sorted((HOST | DEVICE).items()))
-            raise TypeError(f"{where}: {_kind(value)} is on a DLPack device of kind {kind}, expected {known}")
+            known = ", ".join(
+                f"{number} ({words})" for number, words in sorted((HOST | DEVICE).items())
+            )
+            raise TypeError(
+                f"{where}: {_kind(value)} is on a DLPack device of kind {kind}, expected {known}"
+            )
     cupy = cupy_for(where, _kind(value))
-    return taken(where, value, functools.partial(_described, cupy) if described else cupy.from_dlpack)
+    return taken(
+        where, value, functools.partial(_described, cupy) if described else cupy.from_dlpack
+    )
 
 
 def _described(cupy: Any, value: Any) -> Any:
-    """Return an array on the device that has its memory, from which `asarray` would copy to the current one."""
+    """Return an array on the device that has its memory, from which `asarray` would copy to the
+    current one.
+    """
     pointer = value.__cuda_array_interface__["data"][0]
-    with cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else None):
+    with cupy.cuda.Device(
+        cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else None
+    ):
         return cupy.asarray(value)
 
 
 def cupy_for(where: str, what: str) -> Any:
-    """Return CuPy's module; raise TypeError, which names what is on a GPU, where CuPy does not work."""
+    """Return CuPy's module; raise TypeError, which names what is on a GPU, where CuPy does not
+    work.
+    """
     failure = probe.cupy_failure()
     if failure is not None:
         raise TypeError(f"{where}: {what} is on a GPU, which needs CuPy: {failure}")
@@ -112,7 +131,9 @@ def taken(where: str, value: Any, take: Callable[[Any], Any]) -> Any:
     try:
         return take(value)
     except Exception as error:  # of the library that made it, or of the one that takes it
-        raise TypeError(f"{where}: {_kind(value)} cannot be taken as it is ({probe.first_line(error)})") from error
+        raise TypeError(
+            f"{where}: {_kind(value)} cannot be taken as it is ({probe.first_line(error)})"
+        ) from error
 
 
 def _kind(value: Any) -> str:

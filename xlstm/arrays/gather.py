@@ -1,9 +1,11 @@
-"""Rows of arrays at places: read, on CuPy of several arrays in one launch, with zeros for missing rows; or added.
+"""Rows of arrays at places: read, on CuPy of several arrays in one launch, with zeros for missing
+rows; or added.
 
-Rows are added on CuPy, as gradients of an embedding are, in an order that is the same each time. Sorting by counting
-compares all numbers with one another, N^2 of them, which is less work than the product with one-hot rows by as many
-times as a row has elements, and needs nothing of the host, so that a graph captures it. Equal numbers are a segment
-then, whose rows are added up one after the other, in float64 since there may be many.
+Rows are added on CuPy, as gradients of an embedding are, in an order that is the same each time.
+Sorting by counting compares all numbers with one another, N^2 of them, which is less work than the
+product with one-hot rows by as many times as a row has elements, and needs nothing of the host, so
+that a graph captures it. Equal numbers are a segment then, whose rows are added up one after the
+other, in float64 since there may be many.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
-ARRAYS, THREADS = 8, 256
+ARRAYS = 8
+THREADS = 256
 
 TEXT = f"""
 struct Source {{
@@ -66,10 +69,16 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
     list of array (M, ...)
     """
     if fuse.compiles(xp):
-        found = broken.attempt("xlstm_gather", _gathered, arrays, places) if arrays[0].itemsize > 1 else None
+        found = (
+            broken.attempt("xlstm_gather", _gathered, arrays, places)
+            if arrays[0].itemsize > 1
+            else None
+        )
         if found is not None:
             return found
-        arrays = [xp.concat((a, xp.zeros((1, *a.shape[1:]), dtype=a.dtype)), axis=0) for a in arrays]
+        arrays = [
+            xp.concat((a, xp.zeros((1, *a.shape[1:]), dtype=a.dtype)), axis=0) for a in arrays
+        ]
     return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
 
 
@@ -84,12 +93,22 @@ def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
 def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
     """Return the rows of at most `ARRAYS` arrays."""
     inputs = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays]
-    outputs = [probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype) for a, at in zip(inputs, places, strict=True)]
+    outputs = [
+        probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype)
+        for a, at in zip(inputs, places, strict=True)
+    ]
     most = max(a.size for a in outputs)
     if most:
         sources: list[int] = []
         for a, to, at in zip(inputs, outputs, places, strict=True):
-            sources += (a.data.ptr, to.data.ptr, at.data.ptr, math.prod(a.shape[1:]), at.size, a.shape[0])
+            sources += (
+                a.data.ptr,
+                to.data.ptr,
+                at.data.ptr,
+                math.prod(a.shape[1:]),
+                at.size,
+                a.shape[0],
+            )
         table = device.struct([*sources, *[0] * (6 * ARRAYS - len(sources))])
         grid = (-(-most // THREADS), len(inputs))
         device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, np.int32(inputs[0].itemsize)))
@@ -148,22 +167,32 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
         if found is not None:
             return found
     # A product with a matrix of ones and zeros does it, some rows of the result at a time.
-    parts, step = [], max(1, COMPARED // max(1, places.shape[0]))
+    parts = []
+    step = max(1, COMPARED // max(1, places.shape[0]))
     for first in range(0, max(1, count), step):
-        some = xp.arange(first, min(first + step, count), dtype=places.dtype, device=device_of(places))
+        some = xp.arange(
+            first, min(first + step, count), dtype=places.dtype, device=device_of(places)
+        )
         parts.append(matmul(xp, xp.astype(some[:, None] == places[None, :], rows.dtype), rows))
     return parts[0] if len(parts) == 1 else concat(xp, parts, 0)
 
 
 def _added(keys: Array, rows: Array, count: int) -> Array:
-    """Return (count, D) with each of rows (N, D) added at its key, from 0 to count - 1; others are left out."""
-    cp, (N, D), text = probe.cupy(), rows.shape, add_text(rows.dtype)
-    keys, rows = cp.ascontiguousarray(keys), rows if rows.strides[1] == rows.itemsize else rows.copy(order="C")
+    """Return (count, D) with each of rows (N, D) added at its key, from 0 to count - 1; others are
+    left out.
+    """
+    cp = probe.cupy()
+    N, D = rows.shape
+    text = add_text(rows.dtype)
+    keys = cp.ascontiguousarray(keys)
+    rows = rows if rows.strides[1] == rows.itemsize else rows.copy(order="C")
     places = cp.empty((N, 3), dtype=np.int32)
     found = cp.zeros((count, D), dtype=rows.dtype)
     device.kernel(text, "xlstm_sort")((-(-N // THREADS),), (THREADS,), (keys, np.int32(N), places))
     sizes = np.int64(rows.strides[0] // rows.itemsize), np.int32(D), np.int64(count)
-    device.kernel(text, "xlstm_add_rows")((N, -(-D // THREADS)), (THREADS,), (keys, places, rows, *sizes, found))
+    device.kernel(text, "xlstm_add_rows")(
+        (N, -(-D // THREADS)), (THREADS,), (keys, places, rows, *sizes, found)
+    )
     return found
 
 

@@ -1,6 +1,8 @@
-"""The seam to other processes that train the same model: what training needs of MPI, NCCL or a test double.
+"""The seam to other processes that train the same model: what training needs of MPI, NCCL or a test
+double.
 
-The processes of a group are its ranks. Each has its own columns of every batch, and all hold the same weights.
+The processes of a group are its ranks. Each has its own columns of every batch, and all hold the
+same weights.
 """
 
 from __future__ import annotations
@@ -15,15 +17,21 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array
 
-GROUP = checks.having("rank", "size", "sum", "tell", "share", expected="a group, as distributed.group() returns it")
+GROUP = checks.having(
+    "rank", "size", "sum", "tell", "share", expected="a group, as distributed.group() returns it"
+)
 
 
 class OtherRankError(RuntimeError):
-    """Another rank could not go on, so this one stops, too; the message names that rank and its error."""
+    """Another rank could not go on, so this one stops, too; the message names that rank and its
+    error.
+    """
 
 
 def odd_ranks(values: Sequence[Any]) -> tuple[Any, list[int]]:
-    """Return the value that most ranks have, of one value for each rank, and the ranks that have another one."""
+    """Return the value that most ranks have, of one value for each rank, and the ranks that have
+    another one.
+    """
     common = max(values, key=values.count)
     return common, [rank for rank, value in enumerate(values) if value != common]
 
@@ -48,11 +56,14 @@ class Group(Protocol):
     def sum(self, a: Array) -> None:
         """Replace an array by the sum over all ranks, which has the same bits on each.
 
-        The array is NumPy's, or CuPy's: then it is changed in the current stream, also while that is captured.
+        The array is NumPy's, or CuPy's: then it is changed in the current stream, also while that
+        is captured.
         """
 
     def tell(self, what: Any) -> list[Any]:
-        """Return the small objects that the ranks tell, in the order of the ranks; each is pickled."""
+        """Return the small objects that the ranks tell, in the order of the ranks; each is
+        pickled.
+        """
 
     def share(self, arrays: Sequence[Array]) -> None:
         """Replace arrays by those of rank 0; they have the same shapes and dtypes on all ranks."""
@@ -67,13 +78,17 @@ class Group(Protocol):
         """End the job now, on all ranks; any rank may call this at any time."""
 
     def close(self) -> None:
-        """Say that this rank needs the others no more; a process that ends without it ends the job."""
+        """Say that this rank needs the others no more; a process that ends without it ends the
+        job.
+        """
 
 
 class Alone:
     """The group of a single process."""
 
-    rank, size, local_rank = 0, 1, 0
+    rank = 0
+    size = 1
+    local_rank = 0
 
     def sum(self, a: Array) -> None:
         """Leave the array as it is."""
@@ -102,7 +117,9 @@ class Alone:
 
 
 def columns(B: int, group: Group) -> slice:
-    """Return the columns of a batch of B sequences that a rank has: as many as the others, or one more or less."""
+    """Return the columns of a batch of B sequences that a rank has: as many as the others, or one
+    more or less.
+    """
     return slice(B * group.rank // group.size, B * (group.rank + 1) // group.size)
 
 
@@ -136,7 +153,9 @@ class Part(NamedTuple):
         return self.B, self.own.start, self.own.stop, lengths
 
     def count(self, shape: tuple[int, ...]) -> int:
-        """Return how many numbers the whole batch has, where this part has (T, b, ...), or packed rows (N, D)."""
+        """Return how many numbers the whole batch has, where this part has (T, b, ...), or packed
+        rows (N, D).
+        """
         if len(shape) == 2 and self.lengths is not None:
             return int(np.sum(self.lengths)) * shape[1]
         return math.prod(shape) // int(self.own.stop - self.own.start) * self.B
@@ -151,7 +170,8 @@ def rows(key: tuple[int, int, int, bytes | None], steps: int, packed: bool) -> n
     key
         That of a `Part`.
     steps : int
-        The length of the first axis: of an array (T, b, ...), whose rows are (T * b), or of packed rows (N, D).
+        The length of the first axis: of an array (T, b, ...), whose rows are (T * b), or of packed
+        rows (N, D).
     packed : bool
         The rows are those of the steps of all sequences, as `recurrence/packing.py` has them.
     """
@@ -159,9 +179,11 @@ def rows(key: tuple[int, int, int, bytes | None], steps: int, packed: bool) -> n
     if packed and given is not None:
         lengths = np.frombuffer(given, np.int64)
         order = np.argsort(-lengths, kind="stable")
-        places = np.flatnonzero((order >= start) & (order < stop))  # of the own sequences, the longest first
+        # of the own sequences, the longest first
+        places = np.flatnonzero((order >= start) & (order < stop))
         step = np.arange(max(lengths))[:, None]
-        firsts = np.cumsum([0, *np.count_nonzero(lengths > step, axis=1)])[:-1, None]  # the first row of each step
+        # the first row of each step
+        firsts = np.cumsum([0, *np.count_nonzero(lengths > step, axis=1)])[:-1, None]
         found: np.ndarray[Any, Any] = (firsts + places)[lengths[order][places] > step]
         return found
     T = steps // (stop - start) if packed else steps

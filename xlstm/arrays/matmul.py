@@ -1,7 +1,9 @@
-"""Batches of matrix products: on CuPy one call of cuBLAS, which is told how operands lie instead of copying them.
+"""Batches of matrix products: on CuPy one call of cuBLAS, which is told how operands lie instead of
+copying them.
 
-CuPy's own product of more than two axes copies whatever is transposed. cuBLAS takes a matrix with its rows or its
-columns one after the other, any distance between them, and one distance from each matrix of the batch to the next.
+CuPy's own product of more than two axes copies whatever is transposed. cuBLAS takes a matrix with
+its rows or its columns one after the other, any distance between them, and one distance from each
+matrix of the batch to the next.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from xlstm.arrays.namespace import Array, Namespace, astype, reshape
 KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
 FLOATS = tuple(KINDS)
 LIMIT = 2**31  # sizes for cuBLAS are less
-PEDANTIC, TF32 = 2, 7  # CuPy's numbers of compute types
+PEDANTIC = 2
+TF32 = 7  # CuPy's numbers of compute types
 
 
-# Multiplies NumPy arrays, or returns None where that is no work for it. An engine that compiles sets it.
+# Multiplies NumPy arrays, or returns None where that is no work for it. An engine that compiles
+# sets it.
 compiled: Callable[[Array, Array], Array | None] | None = None
 
 
@@ -35,7 +39,9 @@ class Operand(NamedTuple):
 
 
 class Call(NamedTuple):
-    """All that cuBLAS is told of a product but the addresses; it is the same for all arrays that lie in one way."""
+    """All that cuBLAS is told of a product but the addresses; it is the same for all arrays that
+    lie in one way.
+    """
 
     shape: tuple[int, ...]  # of the result
     empty: bool  # whether there is nothing to sum up
@@ -56,19 +62,21 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
     xp
         The namespace of the arrays.
     A, B
-        (..., M, K) and (..., K, N); by one matrix B all rows of A are multiplied at once. Transposed ones cost nothing;
-        on CuPy other views cost nothing either where the rows or columns are contiguous and the matrices of the batch
-        equally far apart, and a copy where not.
+        (..., M, K) and (..., K, N); by one matrix B all rows of A are multiplied at once.
+        Transposed ones cost nothing; on CuPy other views cost nothing either where the rows or
+        columns are contiguous and the matrices of the batch equally far apart, and a copy where
+        not.
     add : array, optional
         (..., M, N), contiguous: the product is added to it, in its place.
     dtype : optional
-        That of a new array, by default the factors'; it may be float32 where they are float16 or bfloat16.
+        That of a new array, by default the factors'; it may be float32 where they are float16 or
+        bfloat16.
 
     Returns
     -------
     array
-        (..., M, N), or `add`, which may be float32, too. On CuPy float16 and bfloat16 are summed up in float32, and
-        float32 is rounded to TF32 where CuPy was told to.
+        (..., M, N), or `add`, which may be float32, too. On CuPy float16 and bfloat16 are summed up
+        in float32, and float32 is rounded to TF32 where CuPy was told to.
 
     Raises
     ------
@@ -94,7 +102,9 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
 
 
 def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
-    """Return A @ B by the library or by compiled tiles, the rows of all of A as one matrix where B is one."""
+    """Return A @ B by the library or by compiled tiles, the rows of all of A as one matrix where B
+    is one.
+    """
     if B.ndim == 2 != A.ndim:
         found = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
         return reshape(found, (*A.shape[:-1], B.shape[1]))
@@ -105,27 +115,47 @@ def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
 def multiply(xp: Namespace, A: Array, B: Array, out: Array) -> None:
     """Set (..., M, N) to A @ B, all of one dtype.
 
-    Rows of `out` are contiguous, and its matrices equally far apart, which may be further than they are large.
+    Rows of `out` are contiguous, and its matrices equally far apart, which may be further than they
+    are large.
     """
     if fuse.compiles(xp):
-        call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides)
+        call = _call(
+            A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides
+        )
         _multiply(call, A, B, out, call.zero)
     else:
         out[...] = A @ B
 
 
 def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
-    """Return `out`, which is set to A @ B, or to which this is added; `beta` is the address of 0 or 1."""
+    """Return `out`, which is set to A @ B, or to which this is added; `beta` is the address of 0 or
+    1.
+    """
     cp = probe.cupy()
     if call.empty:
         if beta == call.zero:
             out[...] = 0
         return out
     if call.copied is not None:
-        A, B = (_copy(a, call.shape[:-2]) if copied else a for a, copied in zip((A, B), call.copied, strict=True))
-        call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides)
+        A, B = (
+            _copy(a, call.shape[:-2]) if copied else a
+            for a, copied in zip((A, B), call.copied, strict=True)
+        )
+        call = _call(
+            A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides
+        )
     how = _compute(A.dtype, cp._core.get_compute_type(A.dtype) if A.dtype.itemsize > 2 else 0)
-    args = (*call.head, B.data.ptr, *call.b, A.data.ptr, *call.a, beta, out.data.ptr, *call.out, *how)
+    args = (
+        *call.head,
+        B.data.ptr,
+        *call.b,
+        A.data.ptr,
+        *call.a,
+        beta,
+        out.data.ptr,
+        *call.out,
+        *how,
+    )
     if (handle := cuda_graph.handle()) is not None:
         handle.gemm(*args)
     else:
@@ -160,8 +190,12 @@ def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int])
     step = line(shape[:-2], strides[:-2], batch)
     if step is None or step < 0:
         return None
-    (rows, columns), (down, right) = shape[-2:], strides[-2:]
-    for by_columns, n, far, length, near in ((False, rows, down, columns, right), (True, columns, right, rows, down)):
+    rows, columns = shape[-2:]
+    down, right = strides[-2:]
+    for by_columns, n, far, length, near in (
+        (False, rows, down, columns, right),
+        (True, columns, right, rows, down),
+    ):
         # The stride of an axis of length 1 means nothing.
         if (near == 1 or length == 1) and (far >= length or n == 1):
             lead = max(1, length) if n == 1 else far
@@ -170,10 +204,14 @@ def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int])
 
 
 def line(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
-    """Return the one stride that makes a line of all axes of an array that is broadcast to `batch`, or None."""
+    """Return the one stride that makes a line of all axes of an array that is broadcast to `batch`,
+    or None.
+    """
     missing = len(batch) - len(shape)
-    shape, strides = (1,) * missing + tuple(shape), (0,) * missing + tuple(strides)
-    step, span = None, 1
+    shape = (1,) * missing + tuple(shape)
+    strides = (0,) * missing + tuple(strides)
+    step = None
+    span = 1
     for own, stride, n in zip(shape[::-1], strides[::-1], batch[::-1], strict=True):
         if n == 1:
             continue
@@ -202,29 +240,50 @@ def _call(
 
     Matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such.
     """
-    kind, kind_out = fuse.name(A), fuse.name(to)
-    if kind not in FLOATS or A != B or kind_out not in (kind, "float32" if A.itemsize == 2 else kind):
-        raise TypeError(f"multiply: dtypes are {A} @ {B} -> {to}, expected one of {', '.join(FLOATS)}")
+    kind = fuse.name(A)
+    kind_out = fuse.name(to)
+    if (
+        kind not in FLOATS
+        or A != B
+        or kind_out not in (kind, "float32" if A.itemsize == 2 else kind)
+    ):
+        raise TypeError(
+            f"multiply: dtypes are {A} @ {B} -> {to}, expected one of {', '.join(FLOATS)}"
+        )
     try:
         batch = np.broadcast_shapes(a[:-2], b[:-2])
     except ValueError:
         batch = None
     if batch is None or a[-1] != b[-2]:
         raise ValueError(f"matmul: shapes {a} and {b} do not fit")
-    shape, (_, zero, one) = (*batch, *a[-2:-1], b[-1]), _scalars(kind)
+    shape = (*batch, *a[-2:-1], b[-1])
+    _, zero, one = _scalars(kind)
     a_steps, b_steps = (tuple(step // A.itemsize for step in steps) for steps in (a_steps, b_steps))
     if len(b) == 2 != len(a) and out_steps is None:
-        rows, far = math.prod(a[:-1]), line(a[:-1], a_steps[:-1], a[:-1])
+        rows = math.prod(a[:-1])
+        far = line(a[:-1], a_steps[:-1], a[:-1])
         if far or rows == 1:  # those of all of A are one matrix
-            a, a_steps, batch = (rows, a[-1]), (far or 0, a_steps[-1]), ()
-    (M, K), N = a[-2:], b[-1]
+            a = (rows, a[-1])
+            a_steps = (far or 0, a_steps[-1])
+            batch = ()
+    M, K = a[-2:]
+    N = b[-1]
     if max(math.prod(batch), M, K, N) >= LIMIT:
-        problem = f"{math.prod(batch)} products of sizes {(M, K, N)}, cuBLAS takes less than 2^31 each"
+        problem = (
+            f"{math.prod(batch)} products of sizes {(M, K, N)}, cuBLAS takes less than 2^31 each"
+        )
         raise ValueError(f"matmul: {problem}")
-    *apart, lead, _ = (M * N, N, 1) if out_steps is None else [step // np.dtype(to).itemsize for step in out_steps]
-    left, right = _operand(a, a_steps, batch), _operand(b, b_steps, batch)
-    whole, copied = Operand(False, 1, 0), None if left and right else (left is None, right is None)
-    left, right = left or whole, right or whole
+    *apart, lead, _ = (
+        (M * N, N, 1)
+        if out_steps is None
+        else [step // np.dtype(to).itemsize for step in out_steps]
+    )
+    left = _operand(a, a_steps, batch)
+    right = _operand(b, b_steps, batch)
+    whole = Operand(False, 1, 0)
+    copied = None if left and right else (left is None, right is None)
+    left = left or whole
+    right = right or whole
     return Call(
         *(shape, math.prod(shape) * K == 0, copied, zero, one),
         head=(int(right.columns), int(left.columns), N, M, K, one),
@@ -236,8 +295,11 @@ def _call(
 
 @functools.cache
 def _compute(dtype: Any, chosen: int) -> tuple[int, int]:
-    """Return the type to multiply and sum up in, as CuPy's own products of two axes choose it, and the algorithm."""
-    cublas, kind = probe.cupy().cuda.cublas, "64F" if fuse.name(dtype) == "float64" else "32F"
+    """Return the type to multiply and sum up in, as CuPy's own products of two axes choose it, and
+    the algorithm.
+    """
+    cublas = probe.cupy().cuda.cublas
+    kind = "64F" if fuse.name(dtype) == "float64" else "32F"
     if chosen == PEDANTIC:
         kind += "_PEDANTIC"
     elif chosen == TF32 and kind == "32F":

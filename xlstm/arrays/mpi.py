@@ -1,4 +1,5 @@
-"""The processes that a launcher of MPI started, as a group: arrays of the host go by MPI, those of GPUs by NCCL.
+"""The processes that a launcher of MPI started, as a group: arrays of the host go by MPI, those of
+GPUs by NCCL.
 
 mpi4py is imported only where a launcher started more than one process.
 """
@@ -29,9 +30,11 @@ from xlstm.arrays.groups import Alone, Group, OtherRankError, odd_ranks
 from xlstm.arrays.namespace import Array, dtype_name
 from xlstm.arrays.watch import SILENT, Clock, Watch
 
-PIECE = 1 << 20  # bytes that are summed at once: they stay in the cache, and 55 MB take half the time
+# bytes that are summed at once: they stay in the cache, and 55 MB take half the time
+PIECE = 1 << 20
 SAID = 0.3  # seconds in which the launcher passes on what was written
-# How many processes a launcher started. Batch scripts have SLURM_NTASKS, too; WORLD_SIZE says nothing without RANK.
+# How many processes a launcher started. Batch scripts have SLURM_NTASKS, too; WORLD_SIZE says
+# nothing without RANK.
 SIZES = (
     "PMI_SIZE",
     "OMPI_COMM_WORLD_SIZE",
@@ -40,19 +43,27 @@ SIZES = (
     "JSM_NAMESPACE_SIZE",
     "WORLD_SIZE",
 )
-NUMBERS = ("PMIX_RANK", "PALS_RANKID")  # the number of a process, where a launcher may not say how many there are
-INSTALL, INSTALL_NCCL = "pip install 'xlstm-xp[mpi]'", "pip install 'xlstm-xp[nccl]'"
+# the number of a process, where a launcher may not say how many there are
+NUMBERS = ("PMIX_RANK", "PALS_RANKID")
+INSTALL = "pip install 'xlstm-xp[mpi]'"
+INSTALL_NCCL = "pip install 'xlstm-xp[nccl]'"
 
-told: list[Callable[[str], None]] = []  # functions that are called with the message before this rank ends the job
+# functions that are called with the message before this rank ends the job
+told: list[Callable[[str], None]] = []
 
 
 @functools.cache
 def group(version: str) -> Group:
-    """Return the processes that a launcher started, with this version of xlstm; `distributed.group` says more."""
+    """Return the processes that a launcher started, with this version of xlstm; `distributed.group`
+    says more.
+    """
     name, started = _started()
     if started == 1 and name not in NUMBERS and "mpi4py.MPI" not in sys.modules:
         return Alone()
-    launched = f"group: a launcher started {started}{' or more' if name in NUMBERS else ''} processes ({name})"
+    launched = (
+        f"group: a launcher started {started}{' or more' if name in NUMBERS else ''} processes"
+        f" ({name})"
+    )
     try:
         mpi = probe.mpi()
         library = mpi.Get_library_version()
@@ -63,22 +74,35 @@ def group(version: str) -> Group:
             with _ended_by_signals():
                 mpi.Init_thread(mpi.THREAD_MULTIPLE)
     except (ImportError, RuntimeError) as error:
-        needs = f"mpi4py and an MPI ({probe.first_line(error)}); {INSTALL}, or load the MPI of the cluster"
+        needs = (
+            f"mpi4py and an MPI ({probe.first_line(error)}); {INSTALL}, or load the MPI of the"
+            " cluster"
+        )
         raise BackendError(f"{launched}, which needs {needs}") from error
     if foreign or mpi.COMM_WORLD.size == 1 < started:
         first = " ".join(library.splitlines()[0].rstrip("\0").split())
-        other = f"that of another MPI than mpi4py's ({first}), or of none; start with the mpiexec of this one"
-        raise BackendError(f"{launched}, but each of them sees itself alone: the launcher is {other}")
+        other = (
+            f"that of another MPI than mpi4py's ({first}), or of none; start with the mpiexec of"
+            " this one"
+        )
+        raise BackendError(
+            f"{launched}, but each of them sees itself alone: the launcher is {other}"
+        )
     if mpi.COMM_WORLD.size == 1:
         return Alone()
     if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
-        raise BackendError("group: MPI runs without MPI_THREAD_MULTIPLE, which the watch beside each rank needs")
+        raise BackendError(
+            "group: MPI runs without MPI_THREAD_MULTIPLE, which the watch beside each rank needs"
+        )
     with _ended_by_signals():
         ranks = Ranks(mpi)
         versions = ranks.tell(f"{version} (checksum of its files {_checksum_of_files():08x})")
     common, odd = odd_ranks(versions)
     if odd:
-        problem = f"rank {odd[0]} has version {versions[odd[0]]} of xlstm, expected that of other ranks, {common}"
+        problem = (
+            f"rank {odd[0]} has version {versions[odd[0]]} of xlstm, expected that of other ranks,"
+            f" {common}"
+        )
         raise BackendError(f"group: {problem}")
     return ranks
 
@@ -93,8 +117,14 @@ def _checksum_of_files() -> int:
 
 
 def _started() -> tuple[str, int]:
-    """Return how many processes a launcher started, or the least that there can be, after the variable that says so."""
-    given = {name: int(text) for name in (*SIZES, *NUMBERS) if (text := os.environ.get(name, "")).isdigit()}
+    """Return how many processes a launcher started, or the least that there can be, after the
+    variable that says so.
+    """
+    given = {
+        name: int(text)
+        for name in (*SIZES, *NUMBERS)
+        if (text := os.environ.get(name, "")).isdigit()
+    }
     if "RANK" not in os.environ:
         given.pop("WORLD_SIZE", None)
     sizes = {name: size for name, size in given.items() if name in SIZES}
@@ -104,7 +134,9 @@ def _started() -> tuple[str, int]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process while it waits for others in C, where handlers of Python do not run."""
+    """Let Ctrl-C and SIGTERM end the process while it waits for others in C, where handlers of
+    Python do not run.
+    """
     handlers: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
@@ -126,19 +158,23 @@ class Ranks:
 
     def __init__(self, mpi: Any) -> None:
         world = mpi.COMM_WORLD
-        self._comm, self._here = world.Dup(), mpi.IN_PLACE
-        self.rank, self.size = int(world.rank), int(world.size)
+        self._comm = world.Dup()
+        self._here = mpi.IN_PLACE
+        self.rank = int(world.rank)
+        self.size = int(world.size)
         machine = world.Split_type(mpi.COMM_TYPE_SHARED, self.rank)
         self.local_rank = int(machine.rank)
         cores.share(machine.allgather(cores.affinity()).count(cores.affinity()))
         machine.Free()
         self._hosts: list[str] = self._comm.allgather(platform.node())
         self._nccl: Nccl | None = None
-        self._clock, self._gpu = Clock(), Clock("sum on the GPU")
+        self._clock = Clock()
+        self._gpu = Clock("sum on the GPU")
         _choose_gpu(self.local_rank)
         self._watch = Watch(world.Dup(), (self._clock, self._gpu), self._end)
         self._before, sys.excepthook = sys.excepthook, self._failed
-        atexit.register(self._leave)  # mpi4py has registered the end of MPI before, which comes after this
+        # mpi4py has registered the end of MPI before, which comes after this
+        atexit.register(self._leave)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a group cannot be pickled: it belongs to its process")
@@ -207,12 +243,16 @@ class Ranks:
             show()
             names = ", ".join(map(str, ranks))
             hosts = ", ".join(dict.fromkeys(self._hosts[rank] for rank in ranks))
-            self.abort(f"xlstm: rank {names} of {self.size} (host {hosts}) failed, the job ends: {why}")
+            self.abort(
+                f"xlstm: rank {names} of {self.size} (host {hosts}) failed, the job ends: {why}"
+            )
         time.sleep(SILENT)
         self._comm.Abort(1)
 
     def _failed(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        """End the job by an error that nobody has caught; of several ranks with one, a single rank shows it."""
+        """End the job by an error that nobody has caught; of several ranks with one, a single rank
+        shows it.
+        """
         if issubclass(kind, KeyboardInterrupt):  # all ranks get it, and leave
             if self.rank == 0:
                 self._before(kind, error, trace)
@@ -248,8 +288,9 @@ def _pieces(host: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
     return (host[at : at + size] for at in range(0, host.size, size))
 
 
-# GPUs of ranks, which add arrays of CuPy by NCCL. It works in the current stream, and so in CUDA graphs. How far a GPU
-# has come shows in memory of the host that the GPU writes to: the host itself knows of nothing that a graph does.
+# GPUs of ranks, which add arrays of CuPy by NCCL. It works in the current stream, and so in CUDA
+# graphs. How far a GPU has come shows in memory of the host that the GPU writes to: the host itself
+# knows of nothing that a graph does.
 
 
 def _choose_gpu(local_rank: int) -> None:
@@ -263,17 +304,23 @@ def _choose_gpu(local_rank: int) -> None:
 
 
 def _agreed(group: Group) -> Any:
-    """Return the number of a new communicator; BackendError without NCCL, or where two ranks have the same GPU."""
+    """Return the number of a new communicator; BackendError without NCCL, or where two ranks have
+    the same GPU.
+    """
     library = probe.nccl()
     if not library.available:
         raise BackendError(f"group: CuPy finds no NCCL, which sums on GPUs need; {INSTALL_NCCL}")
     owners = defaultdict[Any, list[int]](list)
-    for rank, gpu in enumerate(group.tell((probe.cupy().cuda.Device().pci_bus_id, platform.node()))):
+    for rank, gpu in enumerate(
+        group.tell((probe.cupy().cuda.Device().pci_bus_id, platform.node()))
+    ):
         owners[gpu].append(rank)
     for (bus, host), ranks in owners.items():
         if len(ranks) > 1:
             most = "NCCL takes one rank for each GPU, so start no more ranks than there are GPUs"
-            raise BackendError(f"group: ranks {ranks} have the same GPU ({bus} on host {host}); {most}")
+            raise BackendError(
+                f"group: ranks {ranks} have the same GPU ({bus} on host {host}); {most}"
+            )
     return group.tell(library.get_unique_id() if group.rank == 0 else None)[0]
 
 
@@ -290,7 +337,8 @@ class Nccl:
     """
 
     def __init__(self, group: Group, number: Any, clock: Clock) -> None:
-        cp, self._library = probe.cupy(), probe.nccl()
+        cp = probe.cupy()
+        self._library = probe.nccl()
         self._made = self._library.NcclCommunicator(group.size, number, group.rank)
         memory = cp.cuda.alloc_pinned_memory(clock.counts.nbytes)
         clock.counts = np.frombuffer(memory, np.int64, 2)

@@ -20,7 +20,8 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")  # dtypes that layers com
 HALVES = ("float16", "bfloat16")  # dtypes that are refused on a CPU
 COMPAT = "array_api_compat."  # the start of the name of a namespace that array_api_compat makes
 
-SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+SINGLE = np.dtype(np.float32)
+DOUBLE = np.dtype(np.float64)
 
 
 def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()) -> Namespace:
@@ -55,24 +56,39 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
     except TypeError:
         raise TypeError(f"{where}: {first_name} is {_kind(first)}, expected an array") from None
     if dtype_name(first.dtype) not in DTYPES:
-        raise TypeError(f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64")
-    kind, dtype, home, records = type(first), first.dtype, device_of(first), hasattr(first, "requires_grad")
+        raise TypeError(
+            f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64"
+        )
+    kind = type(first)
+    dtype = first.dtype
+    home = device_of(first)
+    records = hasattr(first, "requires_grad")
     checks.unmasked(where, first_name, first)
     for name, array in arrays.items():
         if type(array) is not kind:
             check_library(where, name, xp, array)
         if wide and name in wide and dtype_name(first.dtype) in HALVES:
             if dtype_name(array.dtype) != "float32":
-                kinds = f"{array.dtype}, expected float32, as it is summed up in that beside {first.dtype}"
+                kinds = (
+                    f"{array.dtype}, expected float32, as it is summed up in that beside"
+                    f" {first.dtype}"
+                )
                 raise TypeError(f"{where}: {name} has dtype {kinds}")
         elif array.dtype != dtype:
             there = dtype_name(array.dtype)
             problem = f"{array.dtype} but {first_name} has {first.dtype}, expected the same"
-            if first_name == "x" and "." in name and there in DTYPES:  # names of parameters have dots
-                problem += f': init(dtype="{dtype_name(first.dtype)}") or x.astype("{there}") makes them alike'
+            # names of parameters have dots
+            if first_name == "x" and "." in name and there in DTYPES:
+                problem += (
+                    f': init(dtype="{dtype_name(first.dtype)}") or x.astype("{there}") makes them'
+                    " alike"
+                )
             raise TypeError(f"{where}: {name} has dtype {problem}")
         if device_of(array) != home:
-            raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
+            raise TypeError(
+                f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one"
+                " device"
+            )
         if records and array.requires_grad:
             raise TypeError(
                 f"{where}: {name} requires grad, which only a torch.nn.Module records: use "
@@ -82,11 +98,13 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
         current = int(probe.cupy().cuda.runtime.getDevice())
         if home.id != current:
             raise ValueError(
-                f"{where}: {first_name} is on CUDA device {home.id}, which is not the current one, {current}; "
-                f"with cupy.cuda.Device({home.id}): works with it"
+                f"{where}: {first_name} is on CUDA device {home.id}, which is not the current one,"
+                f" {current}; with cupy.cuda.Device({home.id}): works with it"
             )
     if dtype_name(first.dtype) in HALVES and _on_cpu_array(first):
-        raise TypeError(f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64")
+        raise TypeError(
+            f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64"
+        )
     return xp
 
 
@@ -107,9 +125,14 @@ def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
 def namespace_of(array: Array) -> Namespace:
     """Return the namespace of one array.
 
-    NumPy 2 is its own namespace; array_api_compat.numpy would import all of NumPy for it, which takes 0.1 s.
+    NumPy 2 is its own namespace; array_api_compat.numpy would import all of NumPy for it, which
+    takes 0.1 s.
     """
-    return np if isinstance(array, np.ndarray | np.generic) else array_api_compat.array_namespace(array)
+    return (
+        np
+        if isinstance(array, np.ndarray | np.generic)
+        else array_api_compat.array_namespace(array)
+    )
 
 
 def library(xp: Namespace) -> str:
@@ -148,7 +171,9 @@ def reshape(array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def room(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
-    """Return a new array on the device of another one, and in its dtype unless there is another; nothing is in it."""
+    """Return a new array on the device of another one, and in its dtype unless there is another;
+    nothing is in it.
+    """
     dtype = like.dtype if dtype is None else dtype
     if hasattr(xp, "ndarray"):  # that of NumPy or CuPy, whose `empty` takes twice the time
         return xp.ndarray(shape, dtype)
@@ -156,12 +181,16 @@ def room(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any = None) 
 
 
 def finfo(xp: Namespace, dtype: Any) -> Any:
-    """Return `xp.finfo(dtype)`, of float32 for bfloat16, which has the same exponents and which CuPy does not know."""
+    """Return `xp.finfo(dtype)`, of float32 for bfloat16, which has the same exponents and which
+    CuPy does not know.
+    """
     return xp.finfo(xp.float32 if dtype_name(dtype) == "bfloat16" else dtype)
 
 
 def widened(xp: Namespace, dtype: Any) -> Any:
-    """Return float32 for float16 and bfloat16, else the dtype itself: the dtype of sums that go on for many steps."""
+    """Return float32 for float16 and bfloat16, else the dtype itself: the dtype of sums that go on
+    for many steps.
+    """
     return xp.float32 if dtype_name(dtype) in HALVES else dtype
 
 
@@ -171,7 +200,8 @@ def astype(xp: Namespace, array: Array, dtype: Any) -> Array:
 
 
 def constant(xp: Namespace, x: Array, value: float, half: float) -> Any:
-    """Return a number as `xp.minimum` takes it beside x: `value`, or `half` where x is float16 or bfloat16.
+    """Return a number as `xp.minimum` takes it beside x: `value`, or `half` where x is float16 or
+    bfloat16.
 
     NumPy takes the number itself, which is quicker; other libraries need an array.
     """
@@ -183,8 +213,8 @@ def constant(xp: Namespace, x: Array, value: float, half: float) -> Any:
 def squares_below(xp: Namespace, x: Array, limit: float) -> bool:
     """Tell whether the sum of all x^2 is certainly below `limit`.
 
-    The answer takes one pass over a NumPy array, and raises no warning where the sum overflows. It is False on other
-    libraries, where the host would have to wait for the device.
+    The answer takes one pass over a NumPy array, and raises no warning where the sum overflows. It
+    is False on other libraries, where the host would have to wait for the device.
     """
     if xp is not np:
         return False
@@ -211,7 +241,8 @@ def _on_cpu_array(array: Array) -> bool:
 def plain_namespace(
     params: Params, sizes: Mapping[str, tuple[int | None, ...]], x: Any, state: Any
 ) -> Namespace | None:
-    """Return NumPy or CuPy where that is seen at once: most calls have only its arrays, all of one dtype.
+    """Return NumPy or CuPy where that is seen at once: most calls have only its arrays, all of one
+    dtype.
 
     Parameters
     ----------
@@ -229,8 +260,11 @@ def plain_namespace(
     if type(params) is not dict or len(params) != len(sizes):
         return None
     first: Array = next(iter(params.values()), None)
-    kind, dtype = type(first), getattr(first, "dtype", None)
-    if kind is not np.ndarray and not (array_api_compat.is_cupy_array(first) and dtype_name(dtype) in DTYPES):
+    kind = type(first)
+    dtype = getattr(first, "dtype", None)
+    if kind is not np.ndarray and not (
+        array_api_compat.is_cupy_array(first) and dtype_name(dtype) in DTYPES
+    ):
         return None
     # Beside halves some arrays of a state are float32.
     if dtype is not SINGLE and dtype is not DOUBLE and (kind is np.ndarray or state is not None):
@@ -250,14 +284,19 @@ def plain_namespace(
 
 
 def _all_plain(state: Any, kind: Any, dtype: Any, current: int | None) -> bool:
-    """Return whether a state is a tuple of a library's arrays of a dtype, of None, and of such tuples.
+    """Return whether a state is a tuple of a library's arrays of a dtype, of None, and of such
+    tuples.
 
     Those of CuPy are on the current device.
     """
     if type(state) is not tuple:
         return False
     for a in state:
-        plain = type(a) is kind and a.dtype is dtype and (current is None or a.data.device_id == current)
+        plain = (
+            type(a) is kind
+            and a.dtype is dtype
+            and (current is None or a.data.device_id == current)
+        )
         if not plain and a is not None and not _all_plain(a, kind, dtype, current):
             return False
     return True

@@ -1,7 +1,8 @@
-"""Products with block-diagonal matrices of narrow blocks, on CuPy from one launch for several of them.
+"""Products with block-diagonal matrices of narrow blocks, on CuPy from one launch for several of
+them.
 
-To multiply a few numbers takes less time than to read them, so the kernel reads x once and writes all results in their
-places. cuBLAS would need wide blocks, most of which are zeros.
+To multiply a few numbers takes less time than to read them, so the kernel reads x once and writes
+all results in their places. cuBLAS would need wide blocks, most of which are zeros.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ def takes(xp: Namespace, W: Array) -> bool:
 
 
 def products(xp: Namespace, xs: Sequence[Array], Ws: Sequence[Array]) -> Array:
-    """Return the products x[n] W[n]^T of N blocks, of each x (..., N K) and W (N, K, K), side by side, (..., G N K)."""
-    (N, K, _), x = Ws[0].shape, xs[0]
+    """Return the products x[n] W[n]^T of N blocks, of each x (..., N K) and W (N, K, K), side by
+    side, (..., G N K).
+    """
+    N, K, _ = Ws[0].shape
+    x = xs[0]
     y = room(xp, x, (*x.shape[:-1], len(Ws) * N * K))
     out = [y[..., k : k + N * K] for k in range(0, y.shape[-1], N * K)]
     _by_blocks(xp, _products, xs, Ws, sums=0, out=out, K=K)
@@ -55,7 +59,9 @@ def products_bwd(
     add : sequence of array or None
         For each x what is added to its gradient.
     """
-    K, added, counts = Ws[0].shape[-1], [a for a in add if a is not None], tuple(len(some) for some in dys)
+    K = Ws[0].shape[-1]
+    added = [a for a in add if a is not None]
+    counts = tuple(len(some) for some in dys)
     arrays = [*(dy for some in dys for dy in some), *xs, *added]
     dxs = [room(xp, x, x.shape) for x in xs]
     options = {"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add)}
@@ -64,11 +70,27 @@ def products_bwd(
 
 
 def _by_blocks(
-    xp: Namespace, function: Callable[..., Any], arrays: Sequence[Array], Ws: Sequence[Array], K: int, **options: Any
+    xp: Namespace,
+    function: Callable[..., Any],
+    arrays: Sequence[Array],
+    Ws: Sequence[Array],
+    K: int,
+    **options: Any,
 ) -> Any:
-    """Return the results of a function of x (K, ..., N) and W (K^2, N), from arrays (..., N K) and (N, K, K)."""
+    """Return the results of a function of x (K, ..., N) and W (K^2, N), from arrays (..., N K) and
+    (N, K, K).
+    """
     leading = (K,) * len(arrays) + (K * K,) * len(Ws)
-    return summed(xp, function, *arrays, *(reshape(W, (-1,)) for W in Ws), leading=leading, last=True, K=K, **options)
+    return summed(
+        xp,
+        function,
+        *arrays,
+        *(reshape(W, (-1,)) for W in Ws),
+        leading=leading,
+        last=True,
+        K=K,
+        **options,
+    )
 
 
 def _products(xp: Namespace, *arrays: Array, K: int) -> tuple[Array, ...]:
@@ -79,11 +101,18 @@ def _products(xp: Namespace, *arrays: Array, K: int) -> tuple[Array, ...]:
 def _product(xp: Namespace, W: Array, x: Array, K: int, turned: bool = False) -> Array:
     """Return W x, or W^T x."""
     far, near = (1, K) if turned else (K, 1)
-    return xp.stack([_sum(W[i * far + j * near, ...] * x[j, ...] for j in range(K)) for i in range(K)])
+    return xp.stack(
+        [_sum(W[i * far + j * near, ...] * x[j, ...] for j in range(K)) for i in range(K)]
+    )
 
 
 def _products_bwd(
-    xp: Namespace, *arrays: Array, K: int, of: tuple[int, ...], counts: tuple[int, ...], add: tuple[bool, ...]
+    xp: Namespace,
+    *arrays: Array,
+    K: int,
+    of: tuple[int, ...],
+    counts: tuple[int, ...],
+    add: tuple[bool, ...],
 ) -> tuple[Array, ...]:
     """Return the gradients of each x, and of each W by this row."""
     given = iter(arrays)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-ROCM = "CuPy for ROCm: layers run in operations of CuPy, as kernels and graphs of xlstm are for CUDA"
+ROCM = (
+    "CuPy for ROCm: layers run in operations of CuPy, as kernels and graphs of xlstm are for CUDA"
+)
 CUPY = "pip install 'cupy-cuda12x[ctk]' (CUDA 13: 'cupy-cuda13x[ctk]')"
 
 
@@ -24,7 +26,9 @@ def torch() -> Any:
 
 
 def mpi() -> Any:
-    """Return mpi4py's module. Where this imports it first, MPI does not start, but ends with the program."""
+    """Return mpi4py's module. Where this imports it first, MPI does not start, but ends with the
+    program.
+    """
     import mpi4py
 
     mpi4py.rc(initialize=False, finalize=True)
@@ -42,7 +46,9 @@ def nccl() -> Any:
 
 @functools.cache
 def rocm() -> bool:
-    """Return whether this is the CuPy of AMD's GPUs, for which there are neither our kernels nor graphs."""
+    """Return whether this is the CuPy of AMD's GPUs, for which there are neither our kernels nor
+    graphs.
+    """
     return bool(cupy().cuda.runtime.is_hip)
 
 
@@ -50,7 +56,8 @@ def rocm() -> bool:
 def cupy_failure(number: int | None = None) -> str | None:
     """Try CuPy, once per process: return None if it works, else what failed and how to fix it.
 
-    The device is that of a number, or else the current one: to touch another one takes memory of it.
+    The device is that of a number, or else the current one: to touch another one takes memory of
+    it.
 
     Counting devices is not enough: NVRTC and cuBLAS are loaded only when a kernel is compiled and a
     product is taken, so both are done here.
@@ -64,7 +71,10 @@ def cupy_failure(number: int | None = None) -> str | None:
     try:
         count = cp.cuda.runtime.getDeviceCount()
     except Exception as error:
-        return f"no NVIDIA driver or device answers ({first_line(error)}); install or update the NVIDIA driver"
+        return (
+            f"no NVIDIA driver or device answers ({first_line(error)}); install or update the"
+            " NVIDIA driver"
+        )
     if (number or 0) >= count:
         return f"CUDA device {number or 0} does not exist, {count} found"
     try:
@@ -72,7 +82,10 @@ def cupy_failure(number: int | None = None) -> str | None:
             ones = cp.ones((32, 32), dtype="float32")
             twice = cp.ElementwiseKernel("float32 a", "float32 b", "b = a + a", "xlstm_probe")(ones)
             if float((ones @ twice).sum()) != 65536.0:
-                return "a test kernel and a matrix product gave a wrong result; check the driver and the GPU"
+                return (
+                    "a test kernel and a matrix product gave a wrong result; check the driver and"
+                    " the GPU"
+                )
     except Exception as error:
         return (
             f"a test kernel and a matrix product did not run ({first_line(error)}); "

@@ -1,8 +1,10 @@
-"""Random numbers, which come from one seeded generator on the host, and masks, which CuPy draws with the same bits.
+"""Random numbers, which come from one seeded generator on the host, and masks, which CuPy draws
+with the same bits.
 
-NumPy's PCG64 is a linear congruential generator, x' = a x + c modulo 2^128 (O'Neill 2014), of which any later state is
-known after few multiplications (Brown 1994). So each thread of a kernel begins where it is to draw, no number is copied
-to the device, and the generator on the host goes on from where it would be.
+NumPy's PCG64 is a linear congruential generator, x' = a x + c modulo 2^128 (O'Neill 2014), of which
+any later state is known after few multiplications (Brown 1994). So each thread of a kernel begins
+where it is to draw, no number is copied to the device, and the generator on the host goes on from
+where it would be.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ Seed: TypeAlias = "int | np.random.Generator"
 State = Any  # of a PCG64, a dict
 
 A = 0x2360ED051FC65DA44385DF649FCCF645  # the multiplier of PCG64
-THREADS, BLOCKS = 256, 1024  # of a launch at most
+THREADS = 256
+BLOCKS = 1024  # of a launch at most
 OPTIONS = ("-device-int128",)
 PIECE = 32  # numbers of a row that a thread draws
 STATE = 4  # numbers of a state on the device: whether a half is kept, that half, and the 128 bits
@@ -139,20 +142,29 @@ def generator(seed: Seed, stream: int = 0, where: str = "") -> np.random.Generat
     checked = checks.seed(where, "seed", seed)
     if isinstance(checked, np.random.Generator):
         return checked
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(checked, spawn_key=(stream,) if stream else ())))
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence(checked, spawn_key=(stream,) if stream else ()))
+    )
 
 
 def bernoulli(
-    rng: np.random.Generator, rate: float, shape: tuple[int, ...], array: Array, *, dropout: bool = False
+    rng: np.random.Generator,
+    rate: float,
+    shape: tuple[int, ...],
+    array: Array,
+    *,
+    dropout: bool = False,
 ) -> Array:
-    """Return an array that is 1 with a probability, else 0; or, as dropout needs it, 0 with that, else 1 / (1 - rate).
+    """Return an array that is 1 with a probability, else 0; or, as dropout needs it, 0 with that,
+    else 1 / (1 - rate).
 
     Equal states of the generator give equal results on every backend, and the same state after it.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        It is on the host, and draws numbers from [0, 1) in float32, which are copied to CuPy unless it is a PCG64.
+        It is on the host, and draws numbers from [0, 1) in float32, which are copied to CuPy unless
+        it is a PCG64.
     rate : float
         The probability, less than 1.
     shape : tuple of int
@@ -175,16 +187,23 @@ def bernoulli(
 
 
 def _launched(
-    rng: np.random.Generator, rate: float, shape: tuple[int, ...], array: Array, pair: tuple[float, float]
+    rng: np.random.Generator,
+    rate: float,
+    shape: tuple[int, ...],
+    array: Array,
+    pair: tuple[float, float],
 ) -> Array:
     """Return the array, drawn on the device."""
     mask = namespace_of(array).empty(shape, dtype=array.dtype, device=device_of(array))
     part: Part | None = getattr(rng, "part", None)
-    count = mask.size if part is None else part.count(shape)  # of the numbers that are drawn, others' too
+    # of the numbers that are drawn, others' too
+    count = mask.size if part is None else part.count(shape)
     if isinstance(rng, Later):
-        state, on_device = [0] * STATE, rng.place(count)
+        state = [0] * STATE
+        on_device = rng.place(count)
     else:
-        state, on_device = states(rng, [count])[0], np.uintp(0)
+        state = states(rng, [count])[0]
+        on_device = np.uintp(0)
     if mask.size:
         values = np.array(pair).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
         numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
@@ -193,16 +212,28 @@ def _launched(
     return mask
 
 
-def _launch(mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: int, part: Part | None) -> None:
+def _launch(
+    mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: int, part: Part | None
+) -> None:
     """Launch the kernel that fills a mask, or the one for the part of a batch."""
-    name, draws, rest = "xlstm_bernoulli", 2, tuple[Any, ...]()
+    name = "xlstm_bernoulli"
+    draws = 2
+    rest = tuple[Any, ...]()
     if part is not None:
-        places = _on_device(namespace_of(mask), part.key, mask.shape[0], mask.ndim == 2, home(device_of(mask)))
-        name, draws, rest = "xlstm_bernoulli_rows", PIECE, (places, np.int64(mask.size // len(places)))
+        places = _on_device(
+            namespace_of(mask), part.key, mask.shape[0], mask.ndim == 2, home(device_of(mask))
+        )
+        name = "xlstm_bernoulli_rows"
+        draws = PIECE
+        rest = (places, np.int64(mask.size // len(places)))
     blocks = min(BLOCKS, -(-mask.size // (draws * THREADS)))
     step = device.struct(_halves(A, c), form="4Q")
     kernel = device.kernel(TEXT, name, OPTIONS)
-    kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, form="4Q"), on_device, step, *rest))
+    kernel(
+        (blocks,),
+        (THREADS,),
+        (mask, *numbers, device.struct(state, form="4Q"), on_device, step, *rest),
+    )
 
 
 @kept(16)
@@ -212,7 +243,8 @@ def _on_device(xp: Namespace, key: Any, steps: int, packed: bool, home: Home) ->
 
 
 class Later(np.random.Generator):
-    """A PCG64 for masks that are captured: they are drawn from states on the device, which are put there before.
+    """A PCG64 for masks that are captured: they are drawn from states on the device, which are put
+    there before.
 
     Parameters
     ----------
@@ -224,9 +256,13 @@ class Later(np.random.Generator):
         The part of a batch that the masks are for.
     """
 
-    def __init__(self, bits: np.random.BitGenerator, states: Array, part: Part | None = None) -> None:
+    def __init__(
+        self, bits: np.random.BitGenerator, states: Array, part: Part | None = None
+    ) -> None:
         super().__init__(bits)
-        self.part, self.states, self.sizes = part, states, list[int]()
+        self.part = part
+        self.states = states
+        self.sizes = list[int]()
 
     def place(self, size: int) -> Array:
         """Return where the state of the next mask will be, which draws so many numbers."""
@@ -237,7 +273,9 @@ class Later(np.random.Generator):
 
 
 def states(rng: np.random.Generator, sizes: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Return the states (masks, STATE) that masks of so many numbers are drawn from, and leave `rng` after them."""
+    """Return the states (masks, STATE) that masks of so many numbers are drawn from, and leave
+    `rng` after them.
+    """
     found = np.zeros((len(sizes), STATE), np.uint64)
     state: State = rng.bit_generator.state
     for row, size in zip(found, sizes, strict=True):
@@ -253,7 +291,9 @@ def _halves(*numbers: int) -> list[int]:
 
 
 def after(state: State, count: int) -> State:
-    """Return the state after `count` numbers of 32 bits, of which NumPy takes the low half of 64 first."""
+    """Return the state after `count` numbers of 32 bits, of which NumPy takes the low half of 64
+    first.
+    """
     count -= state["has_uint32"]
     if not count:
         return {**state, "has_uint32": 0}
@@ -264,13 +304,15 @@ def after(state: State, count: int) -> State:
     return {**bits.state, "has_uint32": count % 2, "uinteger": last >> 32}
 
 
-# The part of a batch that a rank has: numbers are those that one process would draw for these sequences.
+# The part of a batch that a rank has: numbers are those that one process would draw for these
+# sequences.
 
 GAP = 4096  # numbers of other ranks from which on a jump takes less time than to draw them
 
 
 class Columns(np.random.Generator):
-    """A generator for the part of a batch, which goes on as if the numbers of the whole batch had been drawn.
+    """A generator for the part of a batch, which goes on as if the numbers of the whole batch had
+    been drawn.
 
     Parameters
     ----------
@@ -283,7 +325,8 @@ class Columns(np.random.Generator):
         self.part = part
 
     def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
-        """Draw from [0, 1) for an array (T, b, ...), or for packed rows (N, D); other shapes are the same on all ranks.
+        """Draw from [0, 1) for an array (T, b, ...), or for packed rows (N, D); other shapes are
+        the same on all ranks.
 
         Parameters
         ----------
@@ -301,15 +344,24 @@ class Columns(np.random.Generator):
         return self._drawn(found, width, count).reshape(size)
 
     def _drawn(self, found: np.ndarray[Any, Any], width: int, count: int) -> np.ndarray[Any, Any]:
-        """Return the rows `found` of all that are drawn, in float32; a draw of 64 bits has two numbers."""
+        """Return the rows `found` of all that are drawn, in float32; a draw of 64 bits has two
+        numbers.
+        """
         bits: Any = self.bit_generator
-        state, drawn, at = bits.state, [], 0
+        state = bits.state
+        drawn = []
+        at = 0
         kept = state["has_uint32"]
-        for some in np.split(found, np.flatnonzero(np.diff(found) * width > GAP) + 1) if len(found) else ():
-            start, end = some[0] * width, (some[-1] + 1) * width
-            first, last = max(0, start - kept) // 2, (end - kept + 1) // 2
+        for some in (
+            np.split(found, np.flatnonzero(np.diff(found) * width > GAP) + 1) if len(found) else ()
+        ):
+            start = some[0] * width
+            end = (some[-1] + 1) * width
+            first = max(0, start - kept) // 2
+            last = (end - kept + 1) // 2
             bits.advance(int(first - at))
-            numbers, at = bits.random_raw(int(last - first)).view(np.uint32), last
+            numbers = bits.random_raw(int(last - first)).view(np.uint32)
+            at = last
             if kept and start == 0:
                 numbers = np.concatenate(([np.uint32(state["uinteger"])], numbers))
             else:

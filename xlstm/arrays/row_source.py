@@ -1,11 +1,13 @@
 """The text of a kernel for a function along rows, and for sums of its results over all rows.
 
-A function may take means and maxima along a row, which a block of the kernel then has to itself: a mean needs the whole
-row before whatever depends on it, so the trace of the function is divided into stages, each a loop over the row.
-Without any, a thread has one column. Either way a block goes through some rows one after the other.
+A function may take means and maxima along a row, which a block of the kernel then has to itself: a
+mean needs the whole row before whatever depends on it, so the trace of the function is divided into
+stages, each a loop over the row. Without any, a thread has one column. Either way a block goes
+through some rows one after the other.
 
-Where results are summed over rows, each block writes the sums of its own. The last of `FAN` blocks to end adds up
-theirs, the last of those that did so theirs, and so on: one launch, no wait, and an order that follows from shapes.
+Where results are summed over rows, each block writes the sums of its own. The last of `FAN` blocks
+to end adds up theirs, the last of those that did so theirs, and so on: one launch, no wait, and an
+order that follows from shapes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from xlstm.arrays.namespace import SINGLE
 from xlstm.tracing.reductions import REDUCTIONS, Rows, RowWriter, SingleRows
 from xlstm.tracing.writers import C
 
-MOST, FAN = 256, 32  # threads of a block at most, and blocks of which one adds up the sums
+MOST = 256
+FAN = 32  # threads of a block at most, and blocks of which one adds up the sums
 
 # The sum or the maximum of a value of all threads of a block, of which there are a power of two.
 SYNC = """
@@ -147,7 +150,9 @@ class Source:
         self.name = f"xlstm_rows_{function.__name__.strip('_')}"
         library = SingleRows if set(dtypes) == {SINGLE} else Rows
         lines = fuse.traced(function, len(dtypes), options, library, leading)
-        self.writer = WholeRow(lines, self._load, self._store, {f"x{k}": fuse.real(d) for k, d in enumerate(dtypes)})
+        self.writer = WholeRow(
+            lines, self._load, self._store, {f"x{k}": fuse.real(d) for k, d in enumerate(dtypes)}
+        )
         self.rows = RowWriter(self.writer, {f"x{k}" for k, one in enumerate(single) if one})
         stores = [line for line in lines if line.op == "store"]
         lengths = {line.to: None if line.row is None else line.row + 1 for line in stores}
@@ -158,29 +163,51 @@ class Source:
             for k, dtype in enumerate(found)
         }
         self.slots = [(line.to, line.row) for line in stores if self.results[line.to].summed]
-        self.real = "double" if "double" in {fuse.real(self.results[name].dtype) for name, _ in self.slots} else "float"
-        self.whole = any(line.op in REDUCTIONS for line in lines) or any(one.single for one in self.results.values())
+        self.real = (
+            "double"
+            if "double" in {fuse.real(self.results[name].dtype) for name, _ in self.slots}
+            else "float"
+        )
+        self.whole = any(line.op in REDUCTIONS for line in lines) or any(
+            one.single for one in self.results.values()
+        )
         self.types = {f"x{k}": f"const {device.type_of(dtype)}*" for k, dtype in enumerate(dtypes)}
         self.types |= {name: f"{device.type_of(one.dtype)}*" for name, one in self.results.items()}
         # Arrays whose layout the kernel is told; sums are contiguous.
-        self.lying = [name for name in self.types if name not in self.results or not self.results[name].summed]
+        self.lying = [
+            name for name in self.types if name not in self.results or not self.results[name].summed
+        ]
 
     def text(self, outer: int, fixed: frozenset[int]) -> str:
-        """Return the text for rows with so many axes, and the numbers of arrays that are the same for all rows."""
+        """Return the text for rows with so many axes, and the numbers of arrays that are the same
+        for all rows.
+        """
         still = {f"x{k}" for k in fixed}
         begin = [self._pointer(name, 0) for name in self.lying if name in still]
         axes = range(outer - 1, -1, -1)
         body = ["int rest = row;"]
-        body += [f"const int i{k} = rest % (int)layout.shape[{k}]; rest /= (int)layout.shape[{k}];" for k in axes]
+        body += [
+            f"const int i{k} = rest % (int)layout.shape[{k}]; rest /= (int)layout.shape[{k}];"
+            for k in axes
+        ]
         body += [self._pointer(name, outer) for name in self.lying if name not in still]
-        sums, end = range(len(self.slots)), list[str]()
+        sums = range(len(self.slots))
+        end = list[str]()
         if self.slots:
-            begin.append(f"{self.real}* mine = sums + (long long)blockIdx.x * {len(sums)} * width + head * columns;")
+            begin.append(
+                f"{self.real}* mine = sums + (long long)blockIdx.x * {len(sums)} * width + head *"
+                " columns;"
+            )
         if self.whole:
             body += self.rows.body()
         else:
-            early = [line for line in self.writer.lines if line.op == "input" and line.args[0] in still]
-            begin += ["const int unit = tile * blockDim.x + threadIdx.x;", *(f"{self.real} sum_{k} = 0;" for k in sums)]
+            early = [
+                line for line in self.writer.lines if line.op == "input" and line.args[0] in still
+            ]
+            begin += [
+                "const int unit = tile * blockDim.x + threadIdx.x;",
+                *(f"{self.real} sum_{k} = 0;" for k in sums),
+            ]
             begin += ["if (unit < columns) {", *self.writer.statements(early)]
             body += self.writer.statements(line for line in self.writer.lines if line not in early)
             end += [*(f"mine[{k} * width + unit] = sum_{k};" for k in sums), "}"]
@@ -188,13 +215,30 @@ class Source:
         parameters = [f"{self.types[name]} {name}" for name in names]
         if self.slots:
             parameters += [f"{self.real}* sums", "unsigned* counters"]  # these are last
-            end.append(SUMS.format(fan=FAN, slots=len(sums), real=self.real, results="\n        ".join(self._ends())))
-        parts = {"begin": "\n    ".join(begin), "body": "\n        ".join(body), "end": "\n    ".join(end)}
+            end.append(
+                SUMS.format(
+                    fan=FAN,
+                    slots=len(sums),
+                    real=self.real,
+                    results="\n        ".join(self._ends()),
+                )
+            )
+        parts = {
+            "begin": "\n    ".join(begin),
+            "body": "\n        ".join(body),
+            "end": "\n    ".join(end),
+        }
         parts |= {"name": self.name, "parameters": "".join(f", {one}" for one in parameters)}
-        return device.TEXT + SYNC + TEXT.format(outer=outer, arrays=len(self.lying), most=MOST, **parts)
+        return (
+            device.TEXT
+            + SYNC
+            + TEXT.format(outer=outer, arrays=len(self.lying), most=MOST, **parts)
+        )
 
     def _pointer(self, name: str, outer: int) -> str:
-        """Return the statement that finds an array's numbers in the row, from indices of so many axes."""
+        """Return the statement that finds an array's numbers in the row, from indices of so many
+        axes.
+        """
         layout = f"layout.of[{self.lying.index(name)}]"
         far = "".join(f" + i{axis} * {layout}.steps[{axis}]" for axis in range(outer))
         return f"{self.types[name]} at_{name} = {name} + head * {layout}.head{far};"
@@ -216,7 +260,10 @@ class Source:
         slot = self.slots.index((name, row))
         if not self.whole:
             return f"sum_{slot} += {value};"
-        return f"mine[{slot} * width + unit] = {value} + (row == first ? 0 : mine[{slot} * width + unit]);"
+        return (
+            f"mine[{slot} * width + unit] = {value} + (row == first ? 0 : mine[{slot} * width +"
+            " unit]);"
+        )
 
     def _at(self, name: str, row: int | None) -> str:
         layout = f"layout.of[{self.lying.index(name)}]"

@@ -1,7 +1,8 @@
-"""PyTorch tensors and JAX arrays as NumPy or CuPy arrays that share their memory, and arrays as these again.
+"""PyTorch tensors and JAX arrays as NumPy or CuPy arrays that share their memory, and arrays as
+these again.
 
-Layers run on such views, so that tensors reach the engines of NumPy and CuPy. Work on CUDA tensors goes to the current
-stream of PyTorch.
+Layers run on such views, so that tensors reach the engines of NumPy and CuPy. Work on CUDA tensors
+goes to the current stream of PyTorch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Tensor = Any  # of PyTorch
 def to_tensor(array: Array) -> Tensor:
     """Return a PyTorch tensor that shares the memory of a NumPy or CuPy array.
 
-    It has a copy where nobody may write to the array, as to one of JAX, or the array goes backwards.
+    It has a copy where nobody may write to the array, as to one of JAX, or the array goes
+    backwards.
     """
     torch = probe.torch()
     if not isinstance(array, np.ndarray):
@@ -49,14 +51,18 @@ class _Stream:
 
 
 class Views(NamedTuple):
-    """How a function runs on views of arrays of another library, and its results become arrays of that library."""
+    """How a function runs on views of arrays of another library, and its results become arrays of
+    that library.
+    """
 
     take: Callable[[Any], Array]
     give: Callable[[Array], Any]
     context: contextlib.AbstractContextManager[Any]
 
     def run(self, function: Callable[..., Any], *values: Any, **options: Any) -> Any:
-        """Call a function with views of the arrays in values, which may be nested; options are given as they are."""
+        """Call a function with views of the arrays in values, which may be nested; options are
+        given as they are.
+        """
         with self.context:
             return _mapped(self.give, function(*_mapped(self.take, values), **options))
 
@@ -67,8 +73,8 @@ def views_of(where: str, params: Any, *values: Any) -> Views | None:
     Returns
     -------
     Views or None
-        None says that the arrays are to be taken as they are: they are no tensors, or a check of them finds what is
-        wrong.
+        None says that the arrays are to be taken as they are: they are no tensors, or a check of
+        them finds what is wrong.
 
     Raises
     ------
@@ -82,7 +88,11 @@ def views_of(where: str, params: Any, *values: Any) -> Views | None:
     if array_api_compat.is_torch_array(first) and all(map(array_api_compat.is_torch_array, arrays)):
         half = first.is_cpu and dtype_name(first.dtype) in HALVES
         alike = all(a.device == first.device and not a.requires_grad for a in arrays)
-        return views_of_tensors(where, first) if alike and not half and (first.is_cpu or first.is_cuda) else None
+        return (
+            views_of_tensors(where, first)
+            if alike and not half and (first.is_cpu or first.is_cuda)
+            else None
+        )
     if array_api_compat.is_jax_array(first) and all(map(array_api_compat.is_jax_array, arrays)):
         return _views_of_jax(where, first, arrays)
     return None
@@ -91,13 +101,16 @@ def views_of(where: str, params: Any, *values: Any) -> Views | None:
 def views_of_tensors(where: str, like: Tensor) -> Views:
     """Return how to run on views of PyTorch tensors on the device of one, in its current stream.
 
-    Views of tensors that require a gradient do not record one. They raise TypeError, which begins with `where`, for a
-    tensor on a device other than a CPU or a CUDA device, and for bfloat16 on a CPU.
+    Views of tensors that require a gradient do not record one. They raise TypeError, which begins
+    with `where`, for a tensor on a device other than a CPU or a CUDA device, and for bfloat16 on a
+    CPU.
     """
     if not like.is_cuda:
         return Views(functools.partial(_of_tensor, where), to_tensor, contextlib.nullcontext())
     cupy = foreign.cupy_for(where, "a tensor")
-    return Views(lambda a: cupy.from_dlpack(a.detach()), to_tensor, _stream_of(cupy, like.device.index))
+    return Views(
+        lambda a: cupy.from_dlpack(a.detach()), to_tensor, _stream_of(cupy, like.device.index)
+    )
 
 
 @contextlib.contextmanager
@@ -116,17 +129,24 @@ def _of_tensor(where: str, tensor: Tensor) -> Array:
     except (TypeError, RuntimeError) as error:  # NumPy has no such numbers, or no such layout
         layout = "nested" if tensor.is_nested else tensor.layout
         given = f"a {type(tensor).__name__} ({layout}) is {tensor.dtype} on a CPU"
-        raise TypeError(f"{where}: {given}, expected float32 or float64 in a Tensor (torch.strided)") from error
+        raise TypeError(
+            f"{where}: {given}, expected float32 or float64 in a Tensor (torch.strided)"
+        ) from error
 
 
 def _views_of_jax(where: str, first: Any, arrays: list[Any]) -> Views:
     jax = sys.modules["jax"]
     if any(isinstance(a, jax.core.Tracer) for a in arrays):
-        raise TypeError(f"{where}: an array is traced by JAX; use xlstm.interop.jax.layer, which JAX can differentiate")
+        raise TypeError(
+            f"{where}: an array is traced by JAX; use xlstm.interop.jax.layer, which JAX can"
+            " differentiate"
+        )
     if int(first.__dlpack_device__()[0]) in foreign.HOST:
-        take, give = np.from_dlpack, functools.partial(jax.device_put, device=first.device)
+        take = np.from_dlpack
+        give = functools.partial(jax.device_put, device=first.device)
     else:
-        take, give = foreign.cupy_for(where, "an array of JAX").from_dlpack, jax.dlpack.from_dlpack
+        take = foreign.cupy_for(where, "an array of JAX").from_dlpack
+        give = jax.dlpack.from_dlpack
     return Views(lambda a: foreign.taken(where, a, take), give, contextlib.nullcontext())
 
 

@@ -1,6 +1,8 @@
-"""Kernels whose blocks wait for one another: one that gave up a wait leaves its number in memory of the host.
+"""Kernels whose blocks wait for one another: one that gave up a wait leaves its number in memory of
+the host.
 
-All devices write to one word there, so that it is looked at without a copy, whenever an array has come to the host.
+All devices write to one word there, so that it is looked at without a copy, whenever an array has
+come to the host.
 """
 
 from __future__ import annotations
@@ -49,5 +51,6 @@ def look() -> None:
         broken.hold([way], GAVE_UP)
         problem = f"{broken.current()} {kernel} of {way}: {GAVE_UP}"
         raise broken.CudaError(
-            f"cuda: on {problem}\nWhat it made is not used; XLSTM_CUDA_PATH=pointwise goes without it."
+            f"cuda: on {problem}\nWhat it made is not used; XLSTM_CUDA_PATH=pointwise goes"
+            " without it."
         )

@@ -1,8 +1,9 @@
 """A thread beside each rank, which ends the job where a rank waits for another one in vain.
 
-A rank that leaves or fails gives notice of it to all others. One that has waited for too long asks them how far they
-have come, which their threads answer; the job ends with the names of those that did not come. After a second it asks
-the two beside it: where one of these has come to something else, neither would ever end.
+A rank that leaves or fails gives notice of it to all others. One that has waited for too long asks
+them how far they have come, which their threads answer; the job ends with the names of those that
+did not come. After a second it asks the two beside it: where one of these has come to something
+else, neither would ever end.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class Clock:
     """
 
     def __init__(self, kind: str = "") -> None:
-        self.counts, self._kind = np.zeros(2, np.int64), kind
-        self._last: tuple[int, str] | None = None  # one object, so that the watch never sees a half of it
+        self.counts = np.zeros(2, np.int64)
+        self._kind = kind
+        # one object, so that the watch never sees a half of it
+        self._last: tuple[int, str] | None = None
 
     @property
     def begun(self) -> tuple[int, str]:
@@ -58,7 +61,9 @@ class Clock:
 
 
 class Notice(NamedTuple):
-    """The state of a rank, told to another one, with how much it has begun by each clock and the kind of the last."""
+    """The state of a rank, told to another one, with how much it has begun by each clock and the
+    kind of the last.
+    """
 
     rank: int
     how: str  # "goes on", "leaves" or "fails"
@@ -67,14 +72,18 @@ class Notice(NamedTuple):
 
 
 def limit() -> float:
-    """Return how many seconds a rank waits for others: XLSTM_GROUP_TIMEOUT, of which 0 means for ever."""
+    """Return how many seconds a rank waits for others: XLSTM_GROUP_TIMEOUT, of which 0 means for
+    ever.
+    """
     text = os.environ.get(VARIABLE) or SECONDS
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{VARIABLE} is {checks.shown(text)}, expected seconds from 0 up; 0 means no limit")
+        raise ValueError(
+            f"{VARIABLE} is {checks.shown(text)}, expected seconds from 0 up; 0 means no limit"
+        )
     return seconds or math.inf
 
 
@@ -97,15 +106,22 @@ class Watch:
         Raises what an engine has found wrong meanwhile.
     """
 
-    def __init__(self, comm: Any, clocks: Sequence[Clock], fail: Callable[[list[int], str], None]) -> None:
-        self._comm, self._clocks, self._fail = comm, clocks, fail
+    def __init__(
+        self, comm: Any, clocks: Sequence[Clock], fail: Callable[[list[int], str], None]
+    ) -> None:
+        self._comm = comm
+        self._clocks = clocks
+        self._fail = fail
         self.check: Callable[[], None] = lambda: None
         self._others = [rank for rank in range(comm.size) if rank != comm.rank]
         self._beside = sorted({(comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size})
-        self._limit, self._parent, self.how = limit(), os.getppid(), "goes on"
+        self._limit = limit()
+        self._parent = os.getppid()
+        self.how = "goes on"
         self._known: dict[int, Notice] = {}  # the last notice of each other rank
         self._sent: list[Any] = []  # requests of MPI, whose memory is needed until it has sent them
-        self._lock, self._left = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
+        self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="xlstm.watch", daemon=True)
         self._thread.start()
 
@@ -115,7 +131,9 @@ class Watch:
         self._send(self._others)
 
     def speaks(self) -> bool:
-        """Tell whether it is this rank that says how the job ends, where several find it out at once."""
+        """Tell whether it is this rank that says how the job ends, where several find it out at
+        once.
+        """
         if self._failing():
             return False
         self.notify("fails")
@@ -149,7 +167,9 @@ class Watch:
 
     def _run(self) -> None:
         """Look at the clocks until all ranks leave."""
-        place, since, asked = None, 0.0, 0
+        place = None
+        since = 0.0
+        asked = 0
         while not self._left.wait(TICK):
             if os.getppid() != self._parent:  # the launcher is gone, and nobody else ends this rank
                 os._exit(1)
@@ -158,31 +178,53 @@ class Watch:
                 self.check()
             except Exception as error:
                 self._fail([self._comm.rank], str(error))
-            now = next(((k, int(c.counts[0])) for k, c in enumerate(self._clocks) if c.counts[0] > c.counts[1]), None)
+            now = next(
+                (
+                    (k, int(c.counts[0]))
+                    for k, c in enumerate(self._clocks)
+                    if c.counts[0] > c.counts[1]
+                ),
+                None,
+            )
             if now != place:
-                place, since, asked = now, time.monotonic(), 0
+                place = now
+                since = time.monotonic()
+                asked = 0
             elif place is not None:
                 asked = self._judge(*place, time.monotonic() - since, asked)
 
     def _judge(self, k: int, begun: int, waited: float, asked: int) -> int:
-        """End the job where others do not come to where this rank waits by a clock; return how often it has asked."""
+        """End the job where others do not come to where this rank waits by a clock; return how
+        often it has asked.
+        """
         last, kind = self._clocks[k].begun
         if last != begun:  # it has just ended
             return asked
         for rank, known in self._known.items():
             number, other = known.begun[k]
             if number == begun and other != kind:
-                places = f"rank {rank} came to {other} {begun} and rank {self._comm.rank} to {kind} {begun}"
+                places = (
+                    f"rank {rank} came to {other} {begun} and rank {self._comm.rank} to {kind}"
+                    f" {begun}"
+                )
                 self._fail(sorted((rank, self._comm.rank)), f"{places}, so neither can end")
-        came = [r for r, known in self._known.items() if known.begun[k][0] > begun or known.begun[k] == (begun, kind)]
+        came = [
+            r
+            for r, known in self._known.items()
+            if known.begun[k][0] > begun or known.begun[k] == (begun, kind)
+        ]
         late = [rank for rank in self._others if rank not in came]
-        if gone := [rank for rank in late if rank in self._known and self._known[rank].how == "leaves"]:
+        if gone := [
+            rank for rank in late if rank in self._known and self._known[rank].how == "leaves"
+        ]:
             self._fail(gone, f"left before {kind} {begun}")
         if waited >= self._limit + ANSWER:
             within = f"within {self._limit:g} s ({VARIABLE})"
             if late:
                 self._fail(late, f"did not come to {kind} {begun} {within}")
-            self._fail([self._comm.rank], f"all ranks came to {kind} {begun}, which did not end {within}")
+            self._fail(
+                [self._comm.rank], f"all ranks came to {kind} {begun}, which did not end {within}"
+            )
         due = (waited >= BESIDE) + (waited >= self._limit)
         if due > asked:
             self._send(self._beside if due == 1 else self._others, asks=True)

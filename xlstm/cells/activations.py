@@ -1,8 +1,9 @@
 """Activations as pairs: `f(xp, x)` and `f_bwd(xp, dy, x, y)` with `y = f(xp, x)`.
 
-Each function is pure and takes the namespace first; all but `softmax` work element by element. A backward
-pass is given both the input and the output and uses whichever costs less. All but `exponential` and `square_relu` are
-finite, and raise no floating-point warning, for every finite input.
+Each function is pure and takes the namespace first; all but `softmax` work element by element. A
+backward pass is given both the input and the output and uses whichever costs less. All but
+`exponential` and `square_relu` are finite, and raise no floating-point warning, for every finite
+input.
 
 The pairs in `GATE_ACTIVATIONS` can be chosen for the gates of a cell by a text such as "tanh" or
 "hard_sigmoid(0.2, 0.5)"; their parameters and defaults are those of ONNX. `register` adds a pair.
@@ -24,9 +25,14 @@ from xlstm.arrays.namespace import Array, Namespace, constant
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
-    """Return 1 / (1 + exp(-x)) as e / (1 + e) with e = exp(x), which keeps all digits of small results."""
+    """Return 1 / (1 + exp(-x)) as e / (1 + e) with e = exp(x), which keeps all digits of small
+    results.
+    """
     # From this bound on, sigmoid(x) rounds to 1, and exp(x) is still finite.
-    e = xp.exp(xp.minimum(x, 40.0 if xp is np and x.itemsize > 2 else constant(xp, x, 40.0, half=10.0)))  # (1)
+    # (1)
+    e = xp.exp(
+        xp.minimum(x, 40.0 if xp is np and x.itemsize > 2 else constant(xp, x, 40.0, half=10.0))
+    )
     e /= 1 + e  # (1)
     return e
 
@@ -47,7 +53,9 @@ def tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def log_sigmoid(xp: Namespace, x: Array) -> Array:
-    """Return log(sigmoid(x)) = min(x, 0) - log(1 + exp(-|x|)), which is exact where sigmoid(x) underflows."""
+    """Return log(sigmoid(x)) = min(x, 0) - log(1 + exp(-|x|)), which is exact where sigmoid(x)
+    underflows.
+    """
     return xp.minimum(x, xp.zeros_like(x)) - xp.log1p(xp.exp(-xp.abs(x)))  # (3)
 
 
@@ -68,17 +76,19 @@ def silu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def erf(xp: Namespace, x: Array) -> Array:
-    """Return 2/sqrt(pi) times the integral of exp(-t^2) from 0 to x, to the last digits of the dtype.
+    """Return 2/sqrt(pi) times the integral of exp(-t^2) from 0 to x, to the last digits of the
+    dtype.
 
-    The rational functions are those of Cody 1969 in float64. In float32 they are those of the Eigen library, which have
-    about half the degree.
+    The rational functions are those of Cody 1969 in float64. In float32 they are those of the Eigen
+    library, which have about half the degree.
     """
     if x.dtype == xp.float32:
         u = clamp(xp, x, 4.0)
         z = u * u
         return u * (_polynomial(ERF_SINGLE[0], z) / _polynomial(ERF_SINGLE[1], z))
     u = xp.abs(x)
-    z, v = xp.minimum(u, xp.full_like(u, 0.5)), xp.maximum(u, xp.full_like(u, 0.4))
+    z = xp.minimum(u, xp.full_like(u, 0.5))
+    v = xp.maximum(u, xp.full_like(u, 0.4))
     z = z * z
     near = x * (_polynomial(ERF_NEAR[0], z) / _polynomial(ERF_NEAR[1], z))
     v = xp.minimum(v, xp.full_like(v, 10.0))
@@ -87,13 +97,16 @@ def erf(xp: Namespace, x: Array) -> Array:
 
 
 def gelu(xp: Namespace, x: Array) -> Array:
-    """Return x times the probability that a normal variable is below x (Hendrycks & Gimpel 2016)."""
+    """Return x times the probability that a normal variable is below x (Hendrycks & Gimpel
+    2016).
+    """
     return 0.5 * x * (1 + erf(xp, x * math.sqrt(0.5)))
 
 
 def gelu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
     """Differentiate `gelu`: dx from dy."""
-    below, u = 0.5 * (1 + erf(xp, x * math.sqrt(0.5))), clamp(xp, x, 50.0)  # beyond that the density is 0
+    below = 0.5 * (1 + erf(xp, x * math.sqrt(0.5)))
+    u = clamp(xp, x, 50.0)  # beyond that the density is 0
     return dy * (below + u * xp.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi)))
 
 
@@ -131,30 +144,72 @@ def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:
 # Numerator and denominator of the rational functions of `erf`.
 ERF_SINGLE = (
     (
-        *(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05),
+        *(
+            -2.72614225801306e-10,
+            2.77068142495902e-08,
+            -2.10102402082508e-06,
+            -5.69250639462346e-05,
+        ),
         *(-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
     ),
     (
-        *(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03),
+        *(
+            -1.45660718464996e-05,
+            -2.13374055278905e-04,
+            -1.68282697438203e-03,
+            -7.37332916720468e-03,
+        ),
         -1.42647390514189e-02,
     ),
 )
 ERF_NEAR = (
     (
-        *(1.85777706184603153e-1, 3.16112374387056560e00, 1.13864154151050156e02, 3.77485237685302021e02),
+        *(
+            1.85777706184603153e-1,
+            3.16112374387056560e00,
+            1.13864154151050156e02,
+            3.77485237685302021e02,
+        ),
         3.20937758913846947e03,
     ),
-    (1.0, 2.36012909523441209e01, 2.44024637934444173e02, 1.28261652607737228e03, 2.84423683343917062e03),
+    (
+        1.0,
+        2.36012909523441209e01,
+        2.44024637934444173e02,
+        1.28261652607737228e03,
+        2.84423683343917062e03,
+    ),
 )
 ERF_FAR = (
     (
-        *(2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e01),
-        *(2.98635138197400131e02, 8.81952221241769090e02, 1.71204761263407058e03, 2.05107837782607147e03),
+        *(
+            2.15311535474403846e-8,
+            5.64188496988670089e-1,
+            8.88314979438837594e0,
+            6.61191906371416295e01,
+        ),
+        *(
+            2.98635138197400131e02,
+            8.81952221241769090e02,
+            1.71204761263407058e03,
+            2.05107837782607147e03,
+        ),
         1.23033935479799725e03,
     ),
     (
-        *(1.0, 1.57449261107098347e01, 1.17693950891312499e02, 5.37181101862009858e02, 1.62138957456669019e03),
-        *(3.29079923573345963e03, 4.36261909014324716e03, 3.43936767414372164e03, 1.23033935480374942e03),
+        *(
+            1.0,
+            1.57449261107098347e01,
+            1.17693950891312499e02,
+            5.37181101862009858e02,
+            1.62138957456669019e03,
+        ),
+        *(
+            3.29079923573345963e03,
+            4.36261909014324716e03,
+            3.43936767414372164e03,
+            1.23033935480374942e03,
+        ),
     ),
 )
 
@@ -185,7 +240,9 @@ def affine(xp: Namespace, x: Array, alpha: float = 1.0, beta: float = 0.0) -> Ar
     return alpha * x + beta
 
 
-def affine_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 0.0) -> Array:
+def affine_bwd(
+    xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 0.0
+) -> Array:
     """Differentiate `affine`: dx from dy."""
     return alpha * dy
 
@@ -225,7 +282,9 @@ def scaled_tanh(xp: Namespace, x: Array, alpha: float = 1.0, beta: float = 1.0) 
     return alpha * xp.tanh(beta * x)
 
 
-def scaled_tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 1.0) -> Array:
+def scaled_tanh_bwd(
+    xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 1.0
+) -> Array:
     """Differentiate `scaled_tanh`: dx from dy."""
     return dy * (beta * (alpha - y * y / alpha))
 
@@ -236,7 +295,9 @@ def hard_sigmoid(xp: Namespace, x: Array, alpha: float = 0.2, beta: float = 0.5)
     return xp.minimum(xp.maximum(y, xp.zeros_like(y)), xp.ones_like(y))
 
 
-def hard_sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
+def hard_sigmoid_bwd(
+    xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 0.2, beta: float = 0.5
+) -> Array:
     """Differentiate `hard_sigmoid`: dx from dy."""
     return dy * (alpha * xp.astype((y > 0) & (y < 1), y.dtype))
 
@@ -252,7 +313,8 @@ def elu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0) ->
     return xp.where(y > 0, dy, dy * (y + alpha))
 
 
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017
+SELU_SCALE = 1.0507009873554805
+SELU_ALPHA = 1.6732632423543772  # Klambauer et al. 2017
 
 
 def selu(xp: Namespace, x: Array) -> Array:
@@ -342,37 +404,45 @@ FEED_FORWARD = {
     "sigmoid": Pair(sigmoid, sigmoid_bwd),
     "selu": Pair(selu, selu_bwd),
 }
-# The logarithm of a forget gate from its pre-activation: f = sigmoid(f~) or exp(f~) (Beck et al. 2024, eq. 11).
+# The logarithm of a forget gate from its pre-activation: f = sigmoid(f~) or exp(f~) (Beck et al.
+# 2024, eq. 11).
 FORGET = {"sigmoid": Pair(log_sigmoid, log_sigmoid_bwd), "exponential": Pair(linear, linear_bwd)}
-POSITIVE = {"leaky_relu", "elu"}  # their derivatives are computed from the output, which needs an alpha above 0
+# their derivatives are computed from the output, which needs an alpha above 0
+POSITIVE = {"leaky_relu", "elu"}
 ALPHA_BETA = ("alpha", "beta")  # names of the parameters of gate activations, in order
 
 
 def register(
-    name: str, forward: Callable[..., Array], backward: Callable[..., Array], *, derivative_from: str = "output"
+    name: str,
+    forward: Callable[..., Array],
+    backward: Callable[..., Array],
+    *,
+    derivative_from: str = "output",
 ) -> None:
     """Add an activation to those that the option `activations` of layers takes.
 
-    Layers that are saved in a file keep its name, so it has to be registered again before they are loaded.
+    Layers that are saved in a file keep its name, so it has to be registered again before they are
+    loaded.
 
     Parameters
     ----------
     name : str
         A new name of letters, digits and underscores.
     forward : callable
-        `forward(xp, x) -> y`, element by element: arithmetic, comparisons and `xp.tanh xp.exp xp.where ...` only. It
-        may have the parameters alpha, or alpha and beta, with numbers as defaults; "name(0.2)" chooses their values.
+        `forward(xp, x) -> y`, element by element: arithmetic, comparisons and `xp.tanh xp.exp
+        xp.where ...` only. It may have the parameters alpha, or alpha and beta, with numbers as
+        defaults; "name(0.2)" chooses their values.
     backward : callable
         `backward(xp, dy, x, y) -> dx`, with the same parameters.
     derivative_from : {"output", "input"}
-        With "output" `backward` uses y alone, and its x may be None. With "input" it also uses x, which cells then
-        keep.
+        With "output" `backward` uses y alone, and its x may be None. With "input" it also uses x,
+        which cells then keep.
 
     Raises
     ------
     ValueError
-        `name` is not a valid name or is taken by other functions, or `derivative_from` or the parameters are not among
-        those allowed.
+        `name` is not a valid name or is taken by other functions, or `derivative_from` or the
+        parameters are not among those allowed.
     TypeError
         `forward` or `backward` is not a function.
 
@@ -389,15 +459,18 @@ def register(
     ('soft_relu(4.0)',)
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
-        raise ValueError(f"register: name is {checks.shown(name)}, expected letters, digits and underscores")
+        raise ValueError(
+            f"register: name is {checks.shown(name)}, expected letters, digits and underscores"
+        )
     for role, function, first in (("forward", forward, 2), ("backward", backward, 4)):
         checks.function("register", role, function)
         parameters = list(inspect.signature(function).parameters.values())
         more = [(p.name, isinstance(p.default, int | float)) for p in parameters[first:]]
         if len(parameters) < first or more != [(p, True) for p in ALPHA_BETA][: len(more)]:
             raise ValueError(
-                f"register: {role} takes {inspect.signature(function)}, expected "
-                f"{'(xp, x)' if role == 'forward' else '(xp, dy, x, y)'} and perhaps numbers alpha, beta"
+                f"register: {role} takes {inspect.signature(function)}, expected"
+                f" {'(xp, x)' if role == 'forward' else '(xp, dy, x, y)'} and perhaps numbers"
+                " alpha, beta"
             )
     checks.choice(("output", "input"))("register", "derivative_from", derivative_from)
     new = Pair(forward, backward, derivative_from == "input")
@@ -420,7 +493,8 @@ class Activation(NamedTuple):
 
 
 def parse(text: str | Activation) -> Activation:
-    """Return the name and the parameters of a gate activation, with defaults filled in: "elu" -> ("elu", (1.0,)).
+    """Return the name and the parameters of a gate activation, with defaults filled in: "elu" ->
+    ("elu", (1.0,)).
 
     Parameters
     ----------
@@ -440,15 +514,20 @@ def parse(text: str | Activation) -> Activation:
         return text
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text) if isinstance(text, str) else None
     if match is None or match[1] not in GATE_ACTIVATIONS:
-        raise ValueError(f"activations: {text!r} is unknown, expected one of {', '.join(GATE_ACTIVATIONS)}")
-    name, given = match[1], [part for part in (match[2] or "").split(",") if part.strip()]
+        raise ValueError(
+            f"activations: {text!r} is unknown, expected one of {', '.join(GATE_ACTIVATIONS)}"
+        )
+    name = match[1]
+    given = [part for part in (match[2] or "").split(",") if part.strip()]
     defaults = _defaults(name)
     try:
         values = [float(part) for part in given]
     except ValueError:
         raise ValueError(f"activations: {text!r} has parameters that are not numbers") from None
     if len(values) > len(defaults) or not all(map(math.isfinite, values)):
-        raise ValueError(f"activations: {text!r}, expected at most {len(defaults)} parameters, all finite")
+        raise ValueError(
+            f"activations: {text!r}, expected at most {len(defaults)} parameters, all finite"
+        )
     values += defaults[len(values) :]
     if (name in POSITIVE and values[0] <= 0) or (name == "thresholded_relu" and values[0] < 0):
         raise ValueError(f"activations: {text!r}, expected an alpha above 0")
@@ -459,7 +538,9 @@ def parse(text: str | Activation) -> Activation:
 
 @functools.cache
 def _defaults(name: str) -> tuple[float, ...]:
-    """Return the defaults of the parameters of a gate activation, in order; a name always has the same function."""
+    """Return the defaults of the parameters of a gate activation, in order; a name always has the
+    same function.
+    """
     parameters = inspect.signature(GATE_ACTIVATIONS[name].fwd).parameters
     return tuple(float(p.default) for p in list(parameters.values())[2:])
 
@@ -488,4 +569,8 @@ def pair(text: str | Activation) -> Pair:
     if not values:
         return found
     given = dict(zip(ALPHA_BETA, values, strict=False))
-    return Pair(functools.partial(found.fwd, **given), functools.partial(found.bwd, **given), found.from_input)
+    return Pair(
+        functools.partial(found.fwd, **given),
+        functools.partial(found.bwd, **given),
+        found.from_input,
+    )

@@ -1,4 +1,6 @@
-"""The protocol of a gated cell, which is the base class of every cell here and of those that users write."""
+"""The protocol of a gated cell, which is the base class of every cell here and of those that users
+write.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,13 @@ from xlstm.cells.activations import ALPHA_BETA, Activation, Pair, clamp, clamp_b
 class Cell:
     """A gated cell: one time step of a recurrent layer, forward and backward, element by element.
 
-    A cell is a frozen dataclass; its fields are its options. It sees one step at a time: zx and zh (G, H, B), the
-    products of the weights with the input x and with the hidden state h, biases included, one row for each of the G
-    gates; and the states before the step, each (H, B). Both functions are pure, use arithmetic and functions of the
-    array namespace `xp` alone, and do not branch on values, so that they run on every array library and, traced, in
-    every engine. Index a gate as `z[k, ...]`: axes of time may follow the gate axis. `xlstm.register_cell` makes a
-    layer of a cell; see docs/cells.md.
+    A cell is a frozen dataclass; its fields are its options. It sees one step at a time: zx and zh
+    (G, H, B), the products of the weights with the input x and with the hidden state h, biases
+    included, one row for each of the G gates; and the states before the step, each (H, B). Both
+    functions are pure, use arithmetic and functions of the array namespace `xp` alone, and do not
+    branch on values, so that they run on every array library and, traced, in every engine. Index a
+    gate as `z[k, ...]`: axes of time may follow the gate axis. `xlstm.register_cell` makes a layer
+    of a cell; see docs/cells.md.
 
     Attributes
     ----------
@@ -30,8 +33,9 @@ class Cell:
     REST : tuple of float
         The value of each state before the first step.
     PARAMETERS : dict of str to int
-        Names of the cell's own parameters, and how many rows each has: it is (rows * H,) in the layer. `gates`,
-        `derivatives` and `gates_bwd` take them by name, as (rows, H, 1), or (H, 1) where there is one row.
+        Names of the cell's own parameters, and how many rows each has: it is (rows * H,) in the
+        layer. `gates`, `derivatives` and `gates_bwd` take them by name, as (rows, H, 1), or (H, 1)
+        where there is one row.
     SHARES : tuple of str
         Names of the gates whose values are shares, from 0 to 1, for pictures.
     RECURRENT : bool
@@ -55,7 +59,9 @@ class Cell:
     activations: tuple[Any, ...] = ()
     clip: float | None = None
 
-    def gates(self, xp: Namespace, zx: Array, zh: Array, *state: Array, **own: Array) -> tuple[Any, ...]:
+    def gates(
+        self, xp: Namespace, zx: Array, zh: Array, *state: Array, **own: Array
+    ) -> tuple[Any, ...]:
         """Run one step.
 
         Parameters
@@ -93,10 +99,11 @@ class Cell:
         Returns
         -------
         dzx, dzh : array (G, H, B)
-            dzh is dzx itself where both products only enter as their sum. Rows of dzx after those of the gates are kept
-            for `own_bwd`.
+            dzh is dzx itself where both products only enter as their sum. Rows of dzx after those
+            of the gates are kept for `own_bwd`.
         *dstate0 : arrays (H, B)
-            The gradients of the states before the step; that of h0 is None where h0 enters through zh alone.
+            The gradients of the states before the step; that of h0 is None where h0 enters through
+            zh alone.
         """
         raise NotImplementedError
 
@@ -152,7 +159,9 @@ class Cell:
         """
         return None
 
-    def own_bwd(self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array) -> dict[str, Array]:
+    def own_bwd(
+        self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array
+    ) -> dict[str, Array]:
         """Return the gradients of PARAMETERS, in their shapes or with axes of length 1 left out.
 
         Parameters
@@ -172,7 +181,9 @@ class Cell:
         return {}
 
     def weights(self, xp: Namespace, w: Params) -> Params:
-        """Return the weights that a step uses, by their last names; by default they are the layer's, `w`."""
+        """Return the weights that a step uses, by their last names; by default they are the
+        layer's, `w`.
+        """
         return w
 
     def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
@@ -188,13 +199,20 @@ class Cell:
         """Copy and pickle the options alone."""
         return self._fields
 
-    # Options that are numbers, such as `clip`, change the result but not the operations. Code made from a trace of a
-    # cell takes them as arguments, so that it is compiled once for all of their values.
+    # Options that are numbers, such as `clip`, change the result but not the operations. Code made
+    # from a trace of a cell takes them as arguments, so that it is compiled once for all of their
+    # values.
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """Options that are numbers: fields, and parameters of activations such as `alpha0` of the first."""
-        found = {name: float(value) for name, value in self._fields.items() if type(value) in (int, float)}
+        """Options that are numbers: fields, and parameters of activations such as `alpha0` of the
+        first.
+        """
+        found = {
+            name: float(value)
+            for name, value in self._fields.items()
+            if type(value) in (int, float)
+        }
         for k, (_, values) in enumerate(self._activations):
             found |= {f"{name}{k}": value for name, value in zip(ALPHA_BETA, values, strict=False)}
         return found
@@ -206,10 +224,15 @@ class Cell:
 
     def given(self, numbers: Mapping[str, Any]) -> Self:
         """Return the cell with these values of all its `numbers`; they may be arrays or symbols."""
-        changed: dict[str, Any] = {name: value for name, value in numbers.items() if name in self._fields}
+        changed: dict[str, Any] = {
+            name: value for name, value in numbers.items() if name in self._fields
+        }
         if self._activations:
             changed["activations"] = tuple(
-                Activation(name, tuple(numbers[f"{parameter}{k}"] for parameter in ALPHA_BETA[: len(values)]))
+                Activation(
+                    name,
+                    tuple(numbers[f"{parameter}{k}"] for parameter in ALPHA_BETA[: len(values)]),
+                )
                 for k, (name, values) in enumerate(self._activations)
             )
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
@@ -225,7 +248,9 @@ class Cell:
         return clamp_bwd(xp, self._pairs[k].bwd(xp, dy, clamp(xp, z, self.clip), y), z, self.clip)
 
     def _kept(self, z: Array) -> Array | None:
-        """Return the pre-activations where backward needs them: with `clip`, and for some activations."""
+        """Return the pre-activations where backward needs them: with `clip`, and for some
+        activations.
+        """
         return z if self.clip is not None or any(one.from_input for one in self._pairs) else None
 
     @cached_property
@@ -242,7 +267,9 @@ class Cell:
 
 
 class Summed(Cell):
-    """A cell in which the products of x and of h only enter as their sum, so that one bias serves both."""
+    """A cell in which the products of x and of h only enter as their sum, so that one bias serves
+    both.
+    """
 
     def weights(self, xp: Namespace, w: Params) -> Params:
         """Return the weights with bh added to b."""

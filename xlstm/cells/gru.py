@@ -1,8 +1,8 @@
 """The GRU cell: Cho et al. 2014, in two forms that differ in where the reset gate acts.
 
-Gate order is z r n (update, reset, candidate), as in ONNX. `Cell` resets the product Wh h, as cuDNN, PyTorch and by
-default Keras do; `ResetBefore` resets h before the product, as the paper does. The backward pass is split into
-`derivatives` and `gates_bwd` as in `cells/lstm.py`.
+Gate order is z r n (update, reset, candidate), as in ONNX. `Cell` resets the product Wh h, as
+cuDNN, PyTorch and by default Keras do; `ResetBefore` resets h before the product, as the paper
+does. The backward pass is split into `derivatives` and `gates_bwd` as in `cells/lstm.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step; the `derivatives` of each cell says how they give the gradients."""
+    """The local derivatives of one step; the `derivatives` of each cell says how they give the
+    gradients.
+    """
 
     a: Array  # az, ar, an (3, H, B): derivatives by the pre-activations
     r: Array  # the reset gate (H, B): derivative of r m by m, or of r h0 by h0
@@ -52,14 +54,17 @@ class Cell(cell.Cell):
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, Saved]:
         """Run one step: return h (H, B), from zx and zh (3, H, B) and h0 (H, B)."""
         zg = zx[:2, ...] + zh[:2, ...]  # (1) pre-activations
-        s, m = self._activate(xp, 0, zg), zh[2, ...]  # (1) z, r
+        s = self._activate(xp, 0, zg)
+        m = zh[2, ...]  # (1) z, r
         zn = zx[2, ...] + s[1, ...] * m  # (2) pre-activation
         n = self._activate(xp, 1, zn)  # (2)
         h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
         return h, Saved(s, n, h0, m, self._kept(zg), self._kept(zn))
 
     def derivatives(self, xp: Namespace, saved: Saved) -> Local:
-        """Return the local derivatives: dzx = (az, ar, an) dh, dzh = (az, ar, r an) dh and dh0 = z dh."""
+        """Return the local derivatives: dzx = (az, ar, an) dh, dzh = (az, ar, r an) dh and dh0 = z
+        dh.
+        """
         az, an = self._mean_bwd(xp, saved)
         ar = self._gate_bwd(xp, 1, an * saved.m, saved)  # (2) through r, (1)
         return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
@@ -80,21 +85,27 @@ class Cell(cell.Cell):
         return saved.s[0, ...]
 
     def _mean_bwd(self, xp: Namespace, saved: Saved) -> tuple[Array, Array]:
-        """Differentiate (3), a mean of n and h0 weighted by z, by the pre-activations of z and of n."""
+        """Differentiate (3), a mean of n and h0 weighted by z, by the pre-activations of z and of
+        n.
+        """
         az = self._gate_bwd(xp, 0, saved.h0 - saved.n, saved)  # (3) through z, (1)
-        return az, self._activate_bwd(xp, 1, 1 - saved.s[0, ...], saved.zn, saved.n)  # (3) through n, (2)
+        # (3) through n, (2)
+        return az, self._activate_bwd(xp, 1, 1 - saved.s[0, ...], saved.zn, saved.n)
 
     def _gate_bwd(self, xp: Namespace, k: int, dy: Array, saved: Saved) -> Array:
         """Differentiate gate k of (1), z or r, by its pre-activation."""
-        return self._activate_bwd(xp, 0, dy, None if saved.zg is None else saved.zg[k, ...], saved.s[k, ...])
+        return self._activate_bwd(
+            xp, 0, dy, None if saved.zg is None else saved.zg[k, ...], saved.s[k, ...]
+        )
 
 
 @dataclass(frozen=True)
 class ResetBefore(Cell):
-    """A GRU whose reset gate acts on the state: n = act(zx + Wn (r h0)), so that the cell makes a product itself.
+    """A GRU whose reset gate acts on the state: n = act(zx + Wn (r h0)), so that the cell makes a
+    product itself.
 
-    Its own parameter is Wn (H, H), the last rows of Wh, and zh has the rows of z and r only. `drop` is the mask
-    (H, B) of recurrent dropout, or 1 without it.
+    Its own parameter is Wn (H, H), the last rows of Wh, and zh has the rows of z and r only. `drop`
+    is the mask (H, B) of recurrent dropout, or 1 without it.
     """
 
     BIASES = 1
@@ -125,7 +136,9 @@ class ResetBefore(Cell):
     def derivatives(  # type: ignore[override]
         self, xp: Namespace, saved: Saved, Wn: Array, drop: Array | float = 1.0
     ) -> Local:
-        """Return the local derivatives: dzx = (az dh, ar dq, an dh) and dh0 = z dh + r dq, with dq = Wn^T (an dh)."""
+        """Return the local derivatives: dzx = (az dh, ar dq, an dh) and dh0 = z dh + r dq, with dq
+        = Wn^T (an dh).
+        """
         az, an = self._mean_bwd(xp, saved)
         ar = self._gate_bwd(xp, 1, saved.h0, saved)  # (2) through r, (1)
         return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
@@ -139,10 +152,13 @@ class ResetBefore(Cell):
         dz[1, ...] = local.a[1, ...] * dq  # (2) through r, (1)
         return dz, dz[:2, ...], local.z * dh + local.r * dq  # (3) and (2) through h0
 
-    def own_bwd(self, xp: Namespace, dz: Array, saved: Saved, Wn: Array, drop: Array | float = 1.0) -> dict[str, Array]:
+    def own_bwd(
+        self, xp: Namespace, dz: Array, saved: Saved, Wn: Array, drop: Array | float = 1.0
+    ) -> dict[str, Array]:
         """Return the gradient of Wn from dz (3, k, H, B)."""
         H = dz.shape[2]
-        dn, q = dz[2, ...], saved.s[1, ...] * saved.h0 * drop  # (k, H, B)
+        dn = dz[2, ...]
+        q = saved.s[1, ...] * saved.h0 * drop  # (k, H, B)
         q = astype(xp, q, dn.dtype)  # a number makes float32 of bfloat16 on CuPy
         dn, q = (xp.reshape(xp.permute_dims(a, (1, 0, 2)), (H, -1)) for a in (dn, q))
         return {"Wn": product(xp, dn, q.T)}  # (2)

@@ -1,12 +1,13 @@
 """The LSTM cell: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 
-Gate order is i o f g (input, output, forget, candidate; ONNX calls g "c"), which keeps the sigmoid gates together.
-Only the gate axis has a fixed place, the first; the axes after it are (H, B) for one step and (k, H, B) for k steps.
+Gate order is i o f g (input, output, forget, candidate; ONNX calls g "c"), which keeps the sigmoid
+gates together. Only the gate axis has a fixed place, the first; the axes after it are (H, B) for
+one step and (k, H, B) for k steps.
 
-The backward pass is linear in the gradients that flow back, dh and dc. `derivatives` computes its coefficients, which
-needs no recurrence, for any number of steps at once; `gates_bwd` applies them to one step. Numbers in brackets say
-which line of `gates` a line differentiates. Options of the cell are in `cells/lstm_options.py`, and initial weights in
-`layers/initializers.py`.
+The backward pass is linear in the gradients that flow back, dh and dc. `derivatives` computes its
+coefficients, which needs no recurrence, for any number of steps at once; `gates_bwd` applies them
+to one step. Numbers in brackets say which line of `gates` a line differentiates. Options of the
+cell are in `cells/lstm_options.py`, and initial weights in `layers/initializers.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step: first dc += k dh, then dz = (ai dc, ao dh, af dc, ag dc) and dc0 = f dc."""
+    """The local derivatives of one step: first dc += k dh, then dz = (ai dc, ao dh, af dc, ag dc)
+    and dc0 = f dc.
+    """
 
     a: Array  # ai, ao, af, ag (4, H, B): derivatives by the pre-activations, of h for ao, else of c
     k: Array  # derivative of h by c (H, B)
@@ -36,7 +39,9 @@ class Local(NamedTuple):
 
 
 def gates(xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array) -> tuple[Array, Array, Saved]:
-    """Run one step: return h and c (H, B), from the products zx and zh (4, H, B) and the states before it."""
+    """Run one step: return h and c (H, B), from the products zx and zh (4, H, B) and the states
+    before it.
+    """
     z = zx + zh  # (1) (2) pre-activations
     s = sigmoid(xp, z[:3, ...])  # (1) i, o, f
     g = xp.tanh(z[3, ...])  # (2)
@@ -57,7 +62,9 @@ def derivatives(xp: Namespace, saved: Saved, c0: Array) -> Local:
     return Local(xp.stack((ai, ao, af, ag)), tanh_bwd(xp, o, u, u), f)  # (5) through u, (4)
 
 
-def gates_bwd(xp: Namespace, local: Local, dh: Array, dc: Array) -> tuple[Array, Array, None, Array]:
+def gates_bwd(
+    xp: Namespace, local: Local, dh: Array, dc: Array
+) -> tuple[Array, Array, None, Array]:
     """Return the gradient dz (4, H, B) of zx and of zh, and dc0 (H, B), from dh and dc (H, B)."""
     a, k, f = local
     dc = dc + k * dh  # (5) (4)

@@ -1,7 +1,9 @@
-"""The LSTM cell with its options; gate order, layout and passes are those of the plain cell in `cells/lstm.py`.
+"""The LSTM cell with its options; gate order, layout and passes are those of the plain cell in
+`cells/lstm.py`.
 
-The options are peepholes (Gers & Schmidhuber 2000), coupled input and forget gates (Greff et al. 2017), a normalised
-cell (Ba et al. 2016, eq. 22), bounds of the pre-activations and of the cell, and other activations.
+The options are peepholes (Gers & Schmidhuber 2000), coupled input and forget gates (Greff et al.
+2017), a normalised cell (Ba et al. 2016, eq. 22), bounds of the pre-activations and of the cell,
+and other activations.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ Own: TypeAlias = Array | None  # a parameter that only some cells have
 
 
 class Saved(NamedTuple):
-    """The values that backward needs; z and those after it are kept only with an option that needs them."""
+    """The values that backward needs; z and those after it are kept only with an option that needs
+    them.
+    """
 
     s: Array  # gates i, o, f (3, H, B), or i, o where coupled
     g: Array  # candidate
@@ -33,10 +37,12 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step: first dc += k dh, then dz = (ai dc, ao dh, af dc, ag dc) and dc0 = e dc.
+    """The local derivatives of one step: first dc += k dh, then dz = (ai dc, ao dh, af dc, ag dc)
+    and dc0 = e dc.
 
-    In a normalised cell k dh is the gradient of n instead. The gradient of c follows from it and is added to dc, as is
-    `look` dh; the gradients of the gain gc and the bias bc follow from dv dh, the gradient of v.
+    In a normalised cell k dh is the gradient of n instead. The gradient of c follows from it and is
+    added to dc, as is `look` dh; the gradients of the gain gc and the bias bc follow from dv dh,
+    the gradient of v.
     """
 
     a: Array  # ai, ao, af, ag (4, H, B), or ai, ao, ag where coupled
@@ -52,8 +58,8 @@ class Local(NamedTuple):
 class Cell(cell.Summed):
     """An LSTM cell and its options; `layers.recurrent.LSTM` describes them.
 
-    Its own parameters are the peepholes p (3, H, 1) in order i o f (coupled: i o), and the gain gc and bias bc (H, 1)
-    of the normalised cell.
+    Its own parameters are the peepholes p (3, H, 1) in order i o f (coupled: i o), and the gain gc
+    and bias bc (H, 1) of the normalised cell.
     """
 
     activations: tuple[str, ...] = ("sigmoid", "tanh", "tanh")
@@ -74,9 +80,19 @@ class Cell(cell.Summed):
         return self.GATES[:-1] if self._activations[0].name in SHARES else ()
 
     def gates(
-        self, xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
+        self,
+        xp: Namespace,
+        zx: Array,
+        zh: Array,
+        h0: Array,
+        c0: Array,
+        p: Own = None,
+        gc: Own = None,
+        bc: Own = None,
     ) -> tuple[Array, Array, Saved]:
-        """Run one step: return h and c (H, B), from zx and zh (G, H, B) and the states before it."""
+        """Run one step: return h and c (H, B), from zx and zh (G, H, B) and the states before
+        it.
+        """
         z = zx + zh  # (1) (2) pre-activations
         if p is not None:
             z = z + self._peep(xp, p, c0)  # (1) i and f look at c0
@@ -87,7 +103,8 @@ class Cell(cell.Summed):
         c = f * c0 + i * g  # (3)
         raw = None
         if self.cell_clip is not None:
-            raw, c = c, clamp(xp, c, self.cell_clip)  # (4)
+            raw = c
+            c = clamp(xp, c, self.cell_clip)  # (4)
         if p is not None:
             zo = z[1, ...] + p[1, ...] * c  # (1) o looks at c
             o = self._activate(xp, 0, zo)  # (1) o looks at c
@@ -99,7 +116,14 @@ class Cell(cell.Summed):
             n, r = normalize(xp, c, -2)  # (5)
             v = gc * n + bc  # (5)
         u = self._pairs[2].fwd(xp, v)  # (6)
-        kept = self._kept(z), v if self._pairs[2].from_input else None, raw, None if p is None else c, n, r
+        kept = (
+            self._kept(z),
+            v if self._pairs[2].from_input else None,
+            raw,
+            None if p is None else c,
+            n,
+            r,
+        )
         return o * u, c, Saved(s, g, u, *kept)  # (7) h
 
     def derivatives(
@@ -110,9 +134,11 @@ class Cell(cell.Summed):
         i, o = s[0, ...], s[1, ...]
         f = 1 - i if self.coupled_input_forget else s[2, ...]
         zi, zo, zf, zg = (None if z is None else z[k, ...] for k in (0, 1, 2, -1))
-        ai = self._activate_bwd(xp, 0, g - c0 if self.coupled_input_forget else g, zi, i)  # (3) through i, (1)
+        # (3) through i, (1)
+        ai = self._activate_bwd(xp, 0, g - c0 if self.coupled_input_forget else g, zi, i)
         ao = self._activate_bwd(xp, 0, u, zo, o)  # (7) through o, (1)
-        af = () if self.coupled_input_forget else (self._activate_bwd(xp, 0, c0, zf, f),)  # (3) through f, (1)
+        # (3) through f, (1)
+        af = () if self.coupled_input_forget else (self._activate_bwd(xp, 0, c0, zf, f),)
         ag = self._activate_bwd(xp, 1, i, zg, g)  # (3) through g, (2)
         a = xp.stack((ai, ao, *af, ag))
         dv = self._pairs[2].bwd(xp, o, saved.v, u)  # (7) through u, (6)
@@ -123,16 +149,20 @@ class Cell(cell.Summed):
                 e = e + p[2, ...] * a[2, ...]  # (1)
         if self.cell_clip is not None:
             e, b = (clamp_bwd(xp, d, saved.raw, self.cell_clip) for d in (e, a))  # (4)
-            a = xp.concat((b[:1, ...], a[1:2, ...], b[2:, ...]))  # (4) but not o, which looks at the bounded c
+            # (4) but not o, which looks at the bounded c
+            a = xp.concat((b[:1, ...], a[1:2, ...], b[2:, ...]))
         look = None if p is None else p[1, ...] * a[1, ...]  # (1) o looks at c
         if gc is None:
-            return Local(a, dv if look is None else dv + look, e)  # (7) through v, and (1) through o
+            # (7) through v, and (1) through o
+            return Local(a, dv if look is None else dv + look, e)
         return Local(a, gc * dv, e, saved.n, saved.r, look, dv)  # (5) through n
 
     def gates_bwd(  # type: ignore[override]
         self, xp: Namespace, local: Local, dh: Array, dc: Array, **own: Array
     ) -> tuple[Array, Array, None, Array]:
-        """Return the gradients dzx and dzh (G, H, B) and dc0 (H, B); in a normalised cell dzx has one row more, dv."""
+        """Return the gradients dzx and dzh (G, H, B) and dc0 (H, B); in a normalised cell dzx has
+        one row more, dv.
+        """
         a, k, e, n, r, look, dv = local
         dn = k * dh  # (7) (6)
         if n is not None:
@@ -144,12 +174,22 @@ class Cell(cell.Summed):
         dz[1, ...] = a[1, ...] * dh  # (7) o
         if dv is None:
             return dz, dz, None, e * dc  # (3) through c0
-        return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc  # (3) through c0, (5) the gradient of v
+        # (3) through c0, (5) the gradient of v
+        return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc
 
     def own_bwd(
-        self, xp: Namespace, dz: Array, saved: Saved, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
+        self,
+        xp: Namespace,
+        dz: Array,
+        saved: Saved,
+        c0: Array,
+        p: Own = None,
+        gc: Own = None,
+        bc: Own = None,
     ) -> dict[str, Array]:
-        """Return the gradients of p, gc and bc, summed over steps and sequences, from dz (rows, k, H, B)."""
+        """Return the gradients of p, gc and bc, summed over steps and sequences, from dz (rows, k,
+        H, B).
+        """
         grads: dict[str, Array] = {}
         if gc is not None:
             grads |= {"gc": dz[-1, ...] * saved.n, "bc": dz[-1, ...]}  # (5)
@@ -167,7 +207,9 @@ class Cell(cell.Summed):
         return 1 - saved.s[0, ...] if self.coupled_input_forget else saved.s[2, ...]
 
     def _peep(self, xp: Namespace, p: Array, c0: Array) -> Array:
-        """Return the terms (G, H, B) that the peepholes at c0, those of i and f, add to the pre-activations."""
+        """Return the terms (G, H, B) that the peepholes at c0, those of i and f, add to the
+        pre-activations.
+        """
         seen = [xp.zeros_like(c0)] * len(self.GATES)
         for k in range(0, len(self.GATES) - 1, 2):
             seen[k] = p[k, ...] * c0  # (1)

@@ -1,20 +1,21 @@
 """The mLSTM cell, chunk by chunk; see `cells/mlstm.py`.
 
-These are the equations of a chunk of L steps. C0, n0 and m0 are the state before it; capital letters span its steps.
+These are the equations of a chunk of L steps. C0, n0 and m0 are the state before it; capital
+letters span its steps.
 
-    b_t = sum of log f_s over s <= t                                        (1)
-    w_s = i~_s - b_s                                                        (2)
-    r_t = max(m0, max of w_s over s <= t)         m_t = b_t + r_t           (3)  eq. 15
-    D_ts = exp(w_s - r_t) / sqrt(K) for s <= t, else 0                      (4)  eqs. 16, 17, 23
-    P = (Q K^T) * D                                                         (5)
-    [num, s] = P [V, 1] + exp(m0 - r) Q [C0, n0]                            (6)  eqs. 19, 20, and q of eq. 21
-    den = max(|s|, exp(-m)) + eps                                           (7)  eq. 21
-    h = num / den                                                           (8)  eq. 21
-    [C, n] = exp(m0 - r_L) [C0, n0] + (exp(w - r_L) / sqrt(K) K)^T [V, 1]   (9)  eqs. 19, 20: the state after it
+    b_t = sum of log f_s over s <= t                                        (1) w_s = i~_s - b_s
+    (2) r_t = max(m0, max of w_s over s <= t)         m_t = b_t + r_t           (3)  eq. 15 D_ts =
+    exp(w_s - r_t) / sqrt(K) for s <= t, else 0                      (4)  eqs. 16, 17, 23 P = (Q
+    K^T) * D                                                         (5) [num, s] = P [V, 1] +
+    exp(m0 - r) Q [C0, n0]                            (6)  eqs. 19, 20, and q of eq. 21 den =
+    max(|s|, exp(-m)) + eps                                           (7)  eq. 21 h = num / den
+    (8)  eq. 21 [C, n] = exp(m0 - r_L) [C0, n0] + (exp(w - r_L) / sqrt(K) K)^T [V, 1]   (9)  eqs.
+    19, 20: the state after it
 
 The normaliser n is kept as one more column of C, so that it needs no code of its own.
 
-Where q, k and v are float16 or bfloat16, the state, the gates, num, s and den are float32, as is every sum.
+Where q, k and v are float16 or bfloat16, the state, the gates, num, s and den are float32, as is
+every sum.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ CHUNK = 64
 
 
 class Saved(NamedTuple):
-    """The arrays that `chunkwise` keeps: some as they came, the rest in chunks (..., chunks, L), no matrix (L, L)."""
+    """The arrays that `chunkwise` keeps: some as they came, the rest in chunks (..., chunks, L), no
+    matrix (L, L).
+    """
 
     inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
     logf: Array  # (..., T)
@@ -61,17 +64,21 @@ class Logs(NamedTuple):
 def chunkwise(
     xp: Namespace, *arrays: Array, eps: float = 0.0, forget: str = "sigmoid", chunk: int = CHUNK
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs.
+    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what
+    backward needs.
 
     The arrays are q, k, v, i~, f~, C0, n0 and m0.
     """
     q, k, v, i, f, C0, n0, m0 = arrays
-    T, V = q.shape[-2], v.shape[-1]
+    T = q.shape[-2]
+    V = v.shape[-1]
     L = min(chunk, T)
-    dtype, wide = q.dtype, C0.dtype
+    dtype = q.dtype
+    wide = C0.dtype
     f = astype(xp, f, wide)
     logf = fuse(xp, FORGET[forget].fwd, f)
-    logs, m = _logs(xp, _chunks(xp, i, L, -1, -math.inf), _chunks(xp, logf, L, -1), m0)  # (1) (2) (3)
+    # (1) (2) (3)
+    logs, m = _logs(xp, _chunks(xp, i, L, -1, -math.inf), _chunks(xp, logf, L, -1), m0)
     Q, K = (packed(xp, _chunks(xp, a, L, -2)) for a in (q, k))
     V1 = _with_normaliser(xp, _chunks(xp, v, L, -2))
     read, write, keep = _weights(xp, logs, q, wide)  # (6) (9)
@@ -82,8 +89,12 @@ def chunkwise(
     num = matmul(xp, times_D(matmul(xp, Q, _T(xp, K))), V1, dtype=wide)  # (5) (6)
     num = matmul(xp, read[..., None] * Q, astype(xp, C, dtype), add=num)  # (6)
     s = num[..., V]
-    den = fuse(xp, formulas.den, s, logs.b, logs.r, eps=eps, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
-    h = fuse(xp, formulas.quotient, num[..., :V], den[..., None], out=_room(xp, v, L), dtype=dtype)  # (8)
+    # (7)
+    den = fuse(
+        xp, formulas.den, s, logs.b, logs.r, eps=eps, limit=limit_of(xp, s.dtype), dtype=s.dtype
+    )
+    # (8)
+    h = fuse(xp, formulas.quotient, num[..., :V], den[..., None], out=_room(xp, v, L), dtype=dtype)
     h = _steps(xp, h, T, -2)
     saved = Saved((q, k, v, i, f), logf, h, logs, C, end, s, den)
     return h, end[..., :V], end[..., V], xp.astype(m, wide), saved
@@ -104,14 +115,30 @@ def chunkwise_bwd(
     dC, dn and dm may all be None, which means 0.
     """
     (q, k, v, i, f), logf, h, logs, C, end, s, den = saved
-    dtype, wide = q.dtype, C.dtype
-    T, L, V = q.shape[-2], logs.b.shape[-1], v.shape[-1]
+    dtype = q.dtype
+    wide = C.dtype
+    T = q.shape[-2]
+    L = logs.b.shape[-1]
+    V = v.shape[-1]
     Q, K, V1, H, dH = (_chunks(xp, a, L, -2) for a in (q, k, v, h, dh))
-    Q, K, V1 = packed(xp, Q), packed(xp, K), _with_normaliser(xp, V1)
+    Q = packed(xp, Q)
+    K = packed(xp, K)
+    V1 = _with_normaliser(xp, V1)
     read, write, keep = _weights(xp, logs, q, wide)  # (6) (9)
     times_D = _multiplier(xp, q, logs)
     dh_h = total(xp, dH, H, dtype=wide)  # -den times the gradient of den (8)
-    ds = fuse(xp, formulas.den_bwd, dh_h, den, s, logs.b, logs.r, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
+    # (7)
+    ds = fuse(
+        xp,
+        formulas.den_bwd,
+        dh_h,
+        den,
+        s,
+        logs.b,
+        logs.r,
+        limit=limit_of(xp, s.dtype),
+        dtype=s.dtype,
+    )
     dnum = fuse(xp, formulas.quotient, dH, den[..., None], dtype=dtype)  # (8)
     dnum = _with_normaliser(xp, dnum, astype(xp, ds, dtype))  # (8), that of [num, s]
     dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum, dtype=wide)  # (6)
@@ -120,11 +147,19 @@ def chunkwise_bwd(
     dCs, dC0 = scan(xp, formulas.state, last, keep[..., None, None], dCs, axis=-3, reverse=True)
     dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5), that of Q K^T
     dQ = matmul(xp, dnum, _T(xp, astype(xp, C, dtype)))  # (6)
-    dQ = fuse(xp, formulas.scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L, dQ))  # (6) (5)
+    # (6) (5)
+    dQ = fuse(
+        xp, formulas.scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L, dQ)
+    )
     dCs_low = astype(xp, dCs, dtype)
     dK = matmul(xp, V1, _T(xp, dCs_low))  # (9)
     dK = fuse(
-        xp, formulas.scale_add, dK, write[..., None], matmul(xp, _T(xp, dS), Q), out=_room(xp, k, L, dK)
+        xp,
+        formulas.scale_add,
+        dK,
+        write[..., None],
+        matmul(xp, _T(xp, dS), Q),
+        out=_room(xp, k, L, dK),
     )  # (9) (5)
     dV = matmul(xp, _T(xp, times_D(matmul(xp, Q, _T(xp, K)))), dnum)  # (6)
     dV = matmul(xp, write[..., None] * K, dCs_low, add=dV)[..., :V]  # (9)
@@ -134,11 +169,14 @@ def chunkwise_bwd(
     dtotal = _total_decay_bwd(xp, C, end, dCs)  # (1) (9)
     dm0 = total(xp, C[..., 0, :, :], dC0, (-2, -1))  # (3) (6) (9)
     if dm is not None or eps:
-        # The choice of the maximum cancels out of h, C and n, except for how much eps weighs; it also changes the
-        # final m.
+        # The choice of the maximum cancels out of h, C and n, except for how much eps weighs; it
+        # also changes the final m.
         dms = fuse(xp, formulas.m_bwd, dh_h, den, eps=eps)  # (7) by the m of (3)
-        more, dmb, extra = _maximum_bwd(xp, logs, dms, None if dm is None else dm - dtotal[..., -1])  # (3)
-        dw, db, dm0 = dw + more, db + dmb, dm0 + extra  # (3)
+        # (3)
+        more, dmb, extra = _maximum_bwd(xp, logs, dms, None if dm is None else dm - dtotal[..., -1])
+        dw = dw + more
+        db = db + dmb
+        dm0 = dm0 + extra  # (3)
     di = astype(xp, _steps(xp, dw, T, -1), i.dtype)  # (2)
     dlogf = _steps(xp, _suffix_sums(xp, dtotal, db), T, -1)  # (1)
     df = astype(xp, fuse(xp, FORGET[forget].bwd, dlogf, f, logf), i.dtype)  # (1)
@@ -146,30 +184,43 @@ def chunkwise_bwd(
 
 
 def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]:
-    """Return the logarithms, from which the running maximum of a step is m = b + r, and m after the last chunk."""
+    """Return the logarithms, from which the running maximum of a step is m = b + r, and m after the
+    last chunk.
+    """
     b, most = _accumulated(xp, i, logf)  # (1) (3)
-    m, end = scan(xp, formulas.m_after, formulas.wide(xp, m0), b[..., -1], most[..., -1])  # (3) of the chunks
+    # (3) of the chunks
+    m, end = scan(xp, formulas.m_after, formulas.wide(xp, m0), b[..., -1], most[..., -1])
     r = fuse(xp, formulas.stabilise, most, m[..., None], low=low_of(xp, most.dtype))  # (3)
     return Logs(b, formulas.written(xp, i, b), most, m, r), end  # (2)
 
 
 def _weights(xp: Namespace, logs: Logs, q: Array, wide: Any) -> tuple[Array, Array, Array]:
-    """Return the weights of (6) and (9), to read the old state and to write to it (..., L), and to keep it (...)."""
+    """Return the weights of (6) and (9), to read the old state and to write to it (..., L), and to
+    keep it (...).
+    """
     _, w, _, m, r = logs
-    low, last = low_of(xp, m.dtype), r[..., -1]
-    read, write = fuse(xp, formulas.read_write, w, r, m[..., None], last[..., None], low=low, **_root_and_dtype(q))
+    low = low_of(xp, m.dtype)
+    last = r[..., -1]
+    read, write = fuse(
+        xp, formulas.read_write, w, r, m[..., None], last[..., None], low=low, **_root_and_dtype(q)
+    )
     return read, write, fuse(xp, formulas.keep, m, last, low=low, dtype=wide)
 
 
 def _pairs(xp: Namespace, w: Array, r: Array) -> tuple[Array, ...]:
-    """Return w and r (..., L) and the step numbers as matrices: rows are steps that read, columns steps that wrote."""
+    """Return w and r (..., L) and the step numbers as matrices: rows are steps that read, columns
+    steps that wrote.
+    """
     steps = constants.steps(xp, w.shape[-1], xp.float32, device_of(w))
     return w[..., None, :], r[..., :, None], steps[None, :], steps[:, None]
 
 
 def _multiplier(xp: Namespace, q: Array, logs: Logs) -> Callable[[Array], Array]:
-    """Return a function that multiplies an array by D: on CuPy each product computes it anew, which is one launch."""
-    pairs, options = _pairs(xp, logs.w, logs.r), _root_and_dtype(q)
+    """Return a function that multiplies an array by D: on CuPy each product computes it anew, which
+    is one launch.
+    """
+    pairs = _pairs(xp, logs.w, logs.r)
+    options = _root_and_dtype(q)
     if compiles(xp):
         return lambda a: fuse(xp, _times_D, a, *pairs, **options)
     D = fuse(xp, formulas.D, *pairs, **options)  # (4)
@@ -184,13 +235,18 @@ def _root_and_dtype(q: Array) -> dict[str, Any]:
     return {"root": q.shape[-1] ** -0.5, "dtype": q.dtype}
 
 
-def _maximum_bwd(xp: Namespace, logs: Logs, dm: Array, dend: Array | None) -> tuple[Array, Array, Array]:
-    """Return the gradients of w, b and m0 from those of m (..., chunks, L) and of the final m (3)."""
+def _maximum_bwd(
+    xp: Namespace, logs: Logs, dm: Array, dend: Array | None
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of w, b and m0 from those of m (..., chunks, L) and of the final m
+    (3).
+    """
     _, w, most, m, _ = logs
     dtype = dm.dtype
     old = fuse(xp, formulas.from_before, m[..., None], most, dtype=dtype)  # (3)
     dend = xp.zeros_like(dm[..., 0, 0]) if dend is None else dend
-    ends, dm0 = scan(xp, formulas.state, dend, old[..., -1], total(xp, old, dm), reverse=True)  # (3) by m0
+    # (3) by m0
+    ends, dm0 = scan(xp, formulas.state, dend, old[..., -1], total(xp, old, dm), reverse=True)
     pairs = _pairs(xp, w, most)
     steps = pairs[2][0, :]
     dm = fuse(xp, formulas.add_to_last, dm, ends[..., None], steps, steps[-1:], dtype=dtype)  # (3)
@@ -201,11 +257,14 @@ def _maximum_bwd(xp: Namespace, logs: Logs, dm: Array, dend: Array | None) -> tu
 
 
 def _total_decay_bwd(xp: Namespace, C: Array, end: Array, dCs: Array) -> Array:
-    """Return the gradient of the sum of log f of each chunk through the state after it, (..., chunks)."""
+    """Return the gradient of the sum of log f of each chunk through the state after it, (...,
+    chunks).
+    """
     last = total(xp, end, dCs[..., -1, :, :], (-2, -1))[..., None]  # (1) (9)
     if C.shape[-3] == 1:
         return last
-    return xp.concat((total(xp, C[..., 1:, :, :], dCs[..., :-1, :, :], (-2, -1)), last), axis=-1)  # (1) (9)
+    # (1) (9)
+    return xp.concat((total(xp, C[..., 1:, :, :], dCs[..., :-1, :, :], (-2, -1)), last), axis=-1)
 
 
 # All steps at once:
@@ -213,10 +272,12 @@ def _total_decay_bwd(xp: Namespace, C: Array, end: Array, dCs: Array) -> Array:
 
 def _accumulated(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array]:
     """Return b and the maximum, which `formulas.accumulate` carries, after every step."""
-    i, logf = formulas.wide(xp, i), formulas.wide(xp, logf)
+    i = formulas.wide(xp, i)
+    logf = formulas.wide(xp, logf)
     logf = xp.maximum(logf, xp.full_like(logf, formulas.FORGOTTEN))
     b = product(xp, logf, xp.triu(_ones(xp, logf, (i.shape[-1],) * 2)))  # (1)
-    most, k = i - b, 1  # (2)
+    most = i - b
+    k = 1  # (2)
     while k < i.shape[-1]:  # the largest of the last 2 k, from that of the last k
         most = xp.concat((most[..., :k], xp.maximum(most[..., k:], most[..., :-k])), axis=-1)  # (3)
         k *= 2
@@ -232,9 +293,12 @@ def _suffix_sums(xp: Namespace, start: Array, d: Array) -> Array:
 
 
 def _chunks(xp: Namespace, a: Array, L: int, axis: int, fill: float = 0.0) -> Array:
-    """Return steps along `axis` (-1 or -2) as chunks of L steps, the last one filled up with `fill`."""
+    """Return steps along `axis` (-1 or -2) as chunks of L steps, the last one filled up with
+    `fill`.
+    """
     T = a.shape[axis]
-    before, rest = tuple(a.shape[: a.ndim + axis]), tuple(a.shape[a.ndim + axis + 1 :])
+    before = tuple(a.shape[: a.ndim + axis])
+    rest = tuple(a.shape[a.ndim + axis + 1 :])
     if T % L:
         a = concat(xp, (a, Filled(fill, L - T % L)), axis)
     return xp.reshape(a, (*before, -(-T // L), L, *rest))
@@ -248,7 +312,9 @@ def _steps(xp: Namespace, a: Array, T: int, axis: int) -> Array:
 
 
 def _room(xp: Namespace, like: Array, L: int, spare: Array | None = None) -> Array | None:
-    """Return memory for a result in chunks, on CuPy with steps first, as the layer has them, and `spare` elsewhere."""
+    """Return memory for a result in chunks, on CuPy with steps first, as the layer has them, and
+    `spare` elsewhere.
+    """
     if not compiles(xp):
         return spare
     *before, T, F = like.shape

@@ -1,7 +1,8 @@
-"""The formulas of the chunkwise mLSTM that work element by element; numbers are those of `mlstm_chunks.py`.
+"""The formulas of the chunkwise mLSTM that work element by element; numbers are those of
+`mlstm_chunks.py`.
 
-They run on arrays, and on symbols, from which the kernels of `engines/cuda/chunks/` and the compiled loops of
-`engines/numba/chunks.py` are made.
+They run on arrays, and on symbols, from which the kernels of `engines/cuda/chunks/` and the
+compiled loops of `engines/numba/chunks.py` are made.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 from xlstm.arrays.namespace import Array, Namespace, astype, finfo
 from xlstm.cells.activations import FORGET, clamp
 
-Wide: TypeAlias = Array  # float64, whatever the dtype of the states is; `Formula.kinds` looks for it
-FORGOTTEN = -1e5  # the least log f in use; a lower one would cost the other terms of its sum their digits
+# float64, whatever the dtype of the states is; `Formula.kinds` looks for it
+Wide: TypeAlias = Array
+# the least log f in use; a lower one would cost the other terms of its sum their digits
+FORGOTTEN = -1e5
 
 
 def accumulate(xp: Namespace, b: Wide, most: Wide, i: Array, logf: Array) -> tuple[Array, Array]:
@@ -43,7 +46,10 @@ def stabilise(xp: Namespace, most: Wide, m: Wide, low: float) -> Array:
 def read_write(
     xp: Namespace, w: Wide, r: Wide, m0: Wide, last: Wide, root: float, low: float, dtype: Any
 ) -> tuple[Array, Array]:
-    return xp.astype(xp.exp(at_least(xp, m0, low) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)  # (6) (9)
+    # (6) (9)
+    return xp.astype(xp.exp(at_least(xp, m0, low) - r), dtype), xp.astype(
+        root * xp.exp(w - last), dtype
+    )
 
 
 def keep(xp: Namespace, m0: Wide, last: Wide, low: float, dtype: Any) -> Array:
@@ -59,7 +65,8 @@ def D(  # noqa: N802
 ) -> Array:
     until = xp.astype(wrote <= reads, dtype)  # (4) s <= t
     D = xp.astype(w - r, dtype)  # (4)
-    D = xp.exp(xp.minimum(D, xp.zeros_like(until)))  # (4) later steps may have written with any weight
+    # (4) later steps may have written with any weight
+    D = xp.exp(xp.minimum(D, xp.zeros_like(until)))
     D *= root * until  # (4)
     return D
 
@@ -68,7 +75,9 @@ def den(xp: Namespace, s: Array, b: Wide, r: Wide, eps: float, limit: float, dty
     return denominator(xp, s, b + r, eps, limit, dtype)  # (7)
 
 
-def den_bwd(xp: Namespace, dh_h: Array, den: Array, s: Array, b: Wide, r: Wide, limit: float, dtype: Any) -> Array:
+def den_bwd(
+    xp: Namespace, dh_h: Array, den: Array, s: Array, b: Wide, r: Wide, limit: float, dtype: Any
+) -> Array:
     return -dh_h / den * sign_beyond(xp, s, exp_minus(xp, b + r, limit, dtype), dtype)  # (8) (7)
 
 
@@ -95,7 +104,9 @@ def from_before(xp: Namespace, m0: Wide, most: Wide, dtype: Any) -> Array:
     return xp.astype(m0 >= most, dtype)  # (3)
 
 
-def add_to_last(xp: Namespace, dm: Array, end: Array, step: Array, last: Array, dtype: Any) -> Array:
+def add_to_last(
+    xp: Namespace, dm: Array, end: Array, step: Array, last: Array, dtype: Any
+) -> Array:
     return dm + end * xp.astype(step >= last, dtype)  # (3)
 
 
@@ -112,19 +123,23 @@ def add(xp: Namespace, total: Array, d: Array) -> Array:
 
 
 def wide(xp: Namespace, a: Array) -> Array:
-    """Return an array in float64: sums of logarithms have to keep the digits of their smallest terms."""
+    """Return an array in float64: sums of logarithms have to keep the digits of their smallest
+    terms.
+    """
     return xp.astype(a, xp.float64)
 
 
-# The stabilised denominator of h, max(|n q|, exp(-m)) + eps, which both forms share: C and n are kept divided by exp(m)
-# (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m). The running maximum m itself is computed in
-# `_begin` of `mlstm.py` and in `_logs` of `mlstm_chunks.py`.
+# The stabilised denominator of h, max(|n q|, exp(-m)) + eps, which both forms share: C and n are
+# kept divided by exp(m) (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m). The
+# running maximum m itself is computed in `_begin` of `mlstm.py` and in `_logs` of
+# `mlstm_chunks.py`.
 
 
 def at_least(xp: Namespace, m: Array, low: float) -> Array:
     """Return max(m, low).
 
-    Before the first write, where m is -inf, the factor of the state is then exp(low - low) = 1 and not nan.
+    Before the first write, where m is -inf, the factor of the state is then exp(low - low) = 1 and
+    not nan.
     """
     return xp.maximum(m, xp.full_like(m, low))
 
@@ -161,30 +176,61 @@ OPTIONS = ("root", "low", "eps", "limit", "dtype")  # arguments that are the sam
 
 
 class Formula(NamedTuple):
-    """A formula on single numbers, which have the dtype of the states, but for those that are `Wide`."""
+    """A formula on single numbers, which have the dtype of the states, but for those that are
+    `Wide`.
+    """
 
     function: Callable[..., Any]
 
     def kinds(self, real: str, wide: str) -> dict[str, str]:
         """Return the kind of each argument, which is `wide` for float64."""
         arguments = list(inspect.signature(self.function).parameters.values())[1:]
-        return {a.name: wide if a.annotation == "Wide" else real for a in arguments if a.name not in OPTIONS}
+        return {
+            a.name: wide if a.annotation == "Wide" else real
+            for a in arguments
+            if a.name not in OPTIONS
+        }
 
     def taken(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return those of all options that the formula has."""
-        return {name: options[name] for name in inspect.signature(self.function).parameters if name in options}
+        return {
+            name: options[name]
+            for name in inspect.signature(self.function).parameters
+            if name in options
+        }
 
 
 FORMULAS = (
-    *(accumulate, written, m_after, stabilise, read_write, keep, state, den_bwd, quotient, scale_add),
+    *(
+        accumulate,
+        written,
+        m_after,
+        stabilise,
+        read_write,
+        keep,
+        state,
+        den_bwd,
+        quotient,
+        scale_add,
+    ),
     *(b_bwd, m_bwd, from_before, add_to_last, is_largest, share, add),
 )
 
 
 def by_name(forget: str) -> dict[str, Formula]:
-    """Return all formulas with the names that kernels have for them, from the name of the forget gate."""
-    named = {"decay": D, "denominator": den, "forget": FORGET[forget].fwd, "forget_bwd": FORGET[forget].bwd}
-    return {name: Formula(one) for name, one in ({one.__name__: one for one in FORMULAS} | named).items()}
+    """Return all formulas with the names that kernels have for them, from the name of the forget
+    gate.
+    """
+    named = {
+        "decay": D,
+        "denominator": den,
+        "forget": FORGET[forget].fwd,
+        "forget_bwd": FORGET[forget].bwd,
+    }
+    return {
+        name: Formula(one)
+        for name, one in ({one.__name__: one for one in FORMULAS} | named).items()
+    }
 
 
 def options_of(dtype: Any) -> dict[str, Any]:

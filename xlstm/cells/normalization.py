@@ -27,7 +27,9 @@ EPS = 1e-5  # that of torch.nn.LayerNorm
 
 
 def normalize(xp: Namespace, x: Array, axis: Axis, eps: float = EPS) -> tuple[Array, Array]:
-    """Return x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its standard deviation."""
+    """Return x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its
+    standard deviation.
+    """
     return normed(xp, scaled, x, formula=_centred, axis=axis, eps=eps)  # type: ignore[no-any-return]
 
 
@@ -36,7 +38,9 @@ def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis) -> A
     return by_rows(xp, _centred_bwd, dn, n, r, axis=axis)
 
 
-def layer_norm(xp: Namespace, x: Array, gain: Array, axis: Axis) -> tuple[Array, tuple[Array, Array]]:
+def layer_norm(
+    xp: Namespace, x: Array, gain: Array, axis: Axis
+) -> tuple[Array, tuple[Array, Array]]:
     """Return x normalised and times a gain, and what `normalize` returns."""
     n, r = normalize(xp, x, axis)
     return gain * n, (n, r)  # (4)
@@ -48,7 +52,9 @@ def layer_norm_bwd(xp: Namespace, dy: Array, gain: Array, n: Array, r: Array, ax
 
 
 def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
-    """Return x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of the mean square."""
+    """Return x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of
+    the mean square.
+    """
     return normed(xp, scaled, x, formula=_by_root, axis=axis, eps=eps)  # type: ignore[no-any-return]
 
 
@@ -81,9 +87,11 @@ MEAN_SQUARE = Normal(normalize_root_bwd, _by_root, _by_root_bwd)
 
 
 def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: Any) -> Any:
-    """Return `function(xp, x, *arrays, limit=limit, **options)`: n and r, the norm and its factor, and maybe more.
+    """Return `function(xp, x, *arrays, limit=limit, **options)`: n and r, the norm and its factor,
+    and maybe more.
 
-    With a `limit`, `function` scales x as `scaled` does. NumPy does without where no square is infinite.
+    With a `limit`, `function` scales x as `scaled` does. NumPy does without where no square is
+    infinite.
     """
     if xp is not np:
         return _within(xp, function, x, *arrays, **options)
@@ -103,8 +111,12 @@ def _within(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: A
     return by_rows(xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
 
 
-def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float | None) -> tuple[Array, Array]:
-    """Return what a formula gives for c x, whose squares are finite, and c times the factor; without a limit c is 1."""
+def scaled(
+    xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float | None
+) -> tuple[Array, Array]:
+    """Return what a formula gives for c x, whose squares are finite, and c times the factor;
+    without a limit c is 1.
+    """
     if limit is None:
         return formula(xp, x, axis, eps)  # type: ignore[no-any-return]
     c = _factor(xp, x, axis, limit)
@@ -115,7 +127,8 @@ def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit:
 def _factor(xp: Namespace, x: Array, axis: Axis, limit: float) -> Array:
     """Return c, one factor for each vector along `axis`.
 
-    It is 1 unless x has elements larger than the limit, `fourth_root`, beside which eps does not matter.
+    It is 1 unless x has elements larger than the limit, `fourth_root`, beside which eps does not
+    matter.
     """
     most = xp.max(xp.abs(x), axis=axis, keepdims=True)
     return limit / xp.maximum(most, xp.full_like(most, limit))  # (5)

@@ -1,8 +1,9 @@
 """The sLSTM cell: exponential gates and a normaliser (Beck et al. 2024, eqs. 8 to 18).
 
-Gate order is i f z o. c and n are kept divided by exp(m), so that nothing overflows (eqs. 15 to 17); c = n = 0 with
-m = -inf is the state before the first step, which needs no case of its own. m is a state like the others, with its
-gradient. The backward pass is split into `derivatives` and `gates_bwd` as in `cells/lstm.py`.
+Gate order is i f z o. c and n are kept divided by exp(m), so that nothing overflows (eqs. 15 to
+17); c = n = 0 with m = -inf is the state before the first step, which needs no case of its own. m
+is a state like the others, with its gradient. The backward pass is split into `derivatives` and
+`gates_bwd` as in `cells/lstm.py`.
 """
 
 from __future__ import annotations
@@ -62,13 +63,17 @@ class Cell(cell.Summed):
     def gates(
         self, xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array, n0: Array, m0: Array
     ) -> tuple[Array, Array, Array, Array, Saved]:
-        """Run one step: return h, c, n, m (H, B), from the products zx and zh (4, H, B) and the states before it."""
+        """Run one step: return h, c, n, m (H, B), from the products zx and zh (4, H, B) and the
+        states before it.
+        """
         a = zx + zh
         ai, af = a[0, ...], a[1, ...]
         kept = self._log_forget(xp, af) + m0  # (1) logarithm of the share of the old state
         m = xp.maximum(kept, ai)  # (2)
-        i, f = xp.exp(ai - m), xp.exp(kept - m)  # (3)
-        z, o = xp.tanh(a[2, ...]), sigmoid(xp, a[3, ...])  # (4)
+        i = xp.exp(ai - m)
+        f = xp.exp(kept - m)  # (3)
+        z = xp.tanh(a[2, ...])
+        o = sigmoid(xp, a[3, ...])  # (4)
         c = f * c0 + i * z  # (5)
         n = f * n0 + i  # (6)
         q = c / n  # (7)
@@ -83,7 +88,8 @@ class Cell(cell.Summed):
         az = tanh_bwd(xp, i, z, z)  # (5) through z, (4)
         wrote = xp.where(i < 1, xp.zeros_like(i), xp.ones_like(i))  # (2) m is the logarithm of i
         r = self._log_forget_bwd(xp, af)  # (1)
-        return Local(ao, k, -k * q, az, i, i * z, f, f * c0, f * n0, wrote, r)  # (7) through n, (5) (6)
+        # (7) through n, (5) (6)
+        return Local(ao, k, -k * q, az, i, i * z, f, f * c0, f * n0, wrote, r)
 
     def gates_bwd(
         self, xp: Namespace, local: Local, dh: Array, dc: Array, dn: Array, dm: Array
@@ -116,10 +122,13 @@ class Cell(cell.Summed):
         """Return the derivative of log f by its pre-activation."""
         limited = self._limited(xp, af)
         r = self._forget.bwd(xp, xp.ones_like(af), limited, limited)  # (1)
-        return r if self.forget_limit is None else r * xp.astype(af < self.forget_limit, af.dtype)  # (1)
+        # (1)
+        return r if self.forget_limit is None else r * xp.astype(af < self.forget_limit, af.dtype)
 
     def _limited(self, xp: Namespace, af: Array) -> Array:
-        return af if self.forget_limit is None else xp.minimum(af, xp.full_like(af, self.forget_limit))
+        return (
+            af if self.forget_limit is None else xp.minimum(af, xp.full_like(af, self.forget_limit))
+        )
 
     @cached_property
     def _forget(self) -> Pair:
@@ -130,22 +139,26 @@ class Cell(cell.Summed):
 class Rounded(Cell):
     """An sLSTM cell in float32 that rounds the product of h and every state to bfloat16.
 
-    The published package of TiRex computes so where it does not run a kernel of CUDA. Gradients are those of the cell
-    without the rounding.
+    The published package of TiRex computes so where it does not run a kernel of CUDA. Gradients are
+    those of the cell without the rounding.
     """
 
-    def gates(self, xp: Namespace, zx: Array, zh: Array, *state: Array) -> tuple[Array, Array, Array, Array, Saved]:
+    def gates(
+        self, xp: Namespace, zx: Array, zh: Array, *state: Array
+    ) -> tuple[Array, Array, Array, Array, Saved]:
         """Run one step; see `Cell.gates`."""
         h, c, n, m, saved = super().gates(xp, zx, to_bfloat16(xp, zh), *state)
         return *(to_bfloat16(xp, s) for s in (h, c, n, m)), saved
 
 
 def to_bfloat16(xp: Namespace, x: Array) -> Array:
-    """Return float32 numbers rounded to the 8 binary digits of bfloat16, the nearest, and of two the even one.
+    """Return float32 numbers rounded to the 8 binary digits of bfloat16, the nearest, and of two
+    the even one.
 
     The splitting of Veltkamp (Dekker 1971) makes it from arithmetic, which runs in every engine.
     """
     a = xp.abs(x)
-    c = xp.maximum(a * SPLIT, a)  # the maximum, which changes nothing, keeps compilers from fusing the product away
+    # the maximum, which changes nothing, keeps compilers from fusing the product away
+    c = xp.maximum(a * SPLIT, a)
     r = c - (c - a)
     return xp.where(x < 0, -r, r)

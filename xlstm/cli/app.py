@@ -30,9 +30,15 @@ class Group(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Show the commands; Click would cut each sentence at the end of a line."""
-        shown = [(name, self.commands[name]) for name in self.list_commands(ctx) if not self.commands[name].hidden]
+        shown = [
+            (name, self.commands[name])
+            for name in self.list_commands(ctx)
+            if not self.commands[name].hidden
+        ]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in shown])
+            formatter.write_dl(
+                [(name, command.get_short_help_str(1000)) for name, command in shown]
+            )
 
 
 class Root(Group):
@@ -70,8 +76,13 @@ class Train(Group):
         self.format_commands(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Return the commands, and the options of the first one, that begin as the last word does."""
-        return [*super().shell_complete(ctx, incomplete), *self.usual.shell_complete(ctx, incomplete)]
+        """Return the commands, and the options of the first one, that begin as the last word
+        does.
+        """
+        return [
+            *super().shell_complete(ctx, incomplete),
+            *self.usual.shell_complete(ctx, incomplete),
+        ]
 
     @property
     def usual(self) -> Any:
@@ -88,7 +99,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 kinds = typer.Typer(
-    help="Train a model of a series (forecast, unless another is named), a text, or sequences with labels.",
+    help=(
+        "Train a model of a series (forecast, unless another is named), a text, or sequences with"
+        " labels."
+    ),
     cls=Train,
     subcommand_metavar="[forecast|text|classify] ...",
     rich_markup_mode=None,
@@ -97,7 +111,18 @@ app.add_typer(kinds, name="train")
 kinds.command("series", hidden=True)(train.train_forecast)
 for kind in ("forecast", "text", "classify"):
     kinds.command(kind)(getattr(train, f"train_{kind}"))
-for command in (evaluate, predict, forecast, generate, export, import_, compare, bench, info, inspect):
+for command in (
+    evaluate,
+    predict,
+    forecast,
+    generate,
+    export,
+    import_,
+    compare,
+    bench,
+    info,
+    inspect,
+):
     app.command(command.__name__.rstrip("_"))(command)
 app.command("check")(check_kernels)
 
@@ -122,14 +147,16 @@ def main() -> None:
     log.addHandler(Log())
     warnings.showwarning = lambda message, *rest, **more: tell(f"warning: {message}")
     try:
-        typer.main.get_command(app)()  # not app(), which would have Python show tracebacks in another way
+        # not app(), which would have Python show tracebacks in another way
+        typer.main.get_command(app)()
     except SystemExit as end:
         code = process_signals.received() or int(end.code or 0)
     process_signals.done()
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError:  # forget output that cannot be printed, about which Python would complain at its end
+    except OSError:
+        # forget output that cannot be printed, about which Python would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     launch.report(code)
     sys.exit(code)

@@ -1,7 +1,9 @@
-"""`xlstm bench`: backends and `torch.nn` compared on this machine, one layer forward and backward side by side.
+"""`xlstm bench`: backends and `torch.nn` compared on this machine, one layer forward and backward
+side by side.
 
-Time, sequences and floating-point operations a second, the share of the speed that a large matrix product of the same
-library reaches, peak memory, and from which size on another backend is the faster one.
+Time, sequences and floating-point operations a second, the share of the speed that a large matrix
+product of the same library reaches, peak memory, and from which size on another backend is the
+faster one.
 """
 
 from __future__ import annotations
@@ -53,12 +55,15 @@ class Timing:
     calls: int
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], rounds: int = 9, block: float = 0.15) -> dict[str, Timing]:
-    """Time callables in blocks in turn, A B C, B C A, ..., so that a noisy machine is noisy for all of them alike.
+def interleave(
+    calls: Mapping[str, Callable[[], object]], rounds: int = 9, block: float = 0.15
+) -> dict[str, Timing]:
+    """Time callables in blocks in turn, A B C, B C A, ..., so that a noisy machine is noisy for all
+    of them alike.
 
-    Each callable must have finished its work when it returns, on a GPU too. A block lasts `block` seconds, at least one
-    call. Its first calls, for `WARM` seconds, are not counted: the worker threads of another library may still be
-    spinning, and a device may have to wake up.
+    Each callable must have finished its work when it returns, on a GPU too. A block lasts `block`
+    seconds, at least one call. Its first calls, for `WARM` seconds, are not counted: the worker
+    threads of another library may still be spinning, and a device may have to wake up.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
@@ -96,7 +101,9 @@ class Size(NamedTuple):
         """Read "T,B,D,H"."""
         parts = text.split(",")
         if len(parts) != 4 or not all(part.strip().isdecimal() and int(part) for part in parts):
-            raise typer.BadParameter(f"{text!r}, expected four whole numbers from 1 up, such as 128,64,256,256")
+            raise typer.BadParameter(
+                f"{text!r}, expected four whole numbers from 1 up, such as 128,64,256,256"
+            )
         return cls(*map(int, parts))
 
     def __str__(self) -> str:
@@ -116,7 +123,9 @@ class Case(NamedTuple):
 
     @property
     def operations(self) -> float:
-        """Floating-point operations of the matrix products: 2 for each weight and step, and 4 backward."""
+        """Floating-point operations of the matrix products: 2 for each weight and step, and 4
+        backward.
+        """
         T, B, D, H = self.size
         shapes = layer_of("bench", self.layer, D, H).shapes.values()
         weights = sum(math.prod(n or 0 for n in dims.values()) for dims in shapes if len(dims) == 2)
@@ -161,35 +170,67 @@ class Row(NamedTuple):
         """Return a line with everything."""
         values = {
             **self.case._asdict(),
-            **{"size": self.case.size._asdict(), "backend": self.backend, "name": self.name, "device": self.device},
-            **{"seconds": asdict(self.timing), "sequences_per_second": self.sequences, "gflops": self.speed / 1e9},
-            **{"product_gflops": self.product_speed / 1e9, "share_of_product_speed": self.speed / self.product_speed},
+            **{
+                "size": self.case.size._asdict(),
+                "backend": self.backend,
+                "name": self.name,
+                "device": self.device,
+            },
+            **{
+                "seconds": asdict(self.timing),
+                "sequences_per_second": self.sequences,
+                "gflops": self.speed / 1e9,
+            },
+            **{
+                "product_gflops": self.product_speed / 1e9,
+                "share_of_product_speed": self.speed / self.product_speed,
+            },
             **{"peak_bytes": self.peak, "ratio_to_first": self.ratio, "machine": info.describe()},
         }
         return json.dumps(values) + "\n"
 
 
 def bench(
-    layers: Annotated[list[str] | None, Argument(help="lstm, gru, rnn, slstm, mlstm, xlstm, or imported.")] = None,
-    size: Annotated[list[Size] | None, Option(parser=Size.of, metavar="T,B,D,H", help="May be repeated.")] = None,
-    dtype: Annotated[list[str] | None, Option(help="float32, float64 or float16, repeatable.")] = None,
-    backends: Annotated[list[str] | None, Option("--backend", help="numpy, cupy, torch or torch.nn.")] = None,
-    files: Annotated[list[Path] | None, Option("--import", help="Python file that registers cells.")] = None,
-    rounds: Annotated[int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 9,
-    results: Annotated[Path | None, Option("--json", help="Append results to this file, a line each.")] = None,
-    plot: Annotated[Path | None, Option("--plot", help="Picture to draw; needs matplotlib.")] = None,
+    layers: Annotated[
+        list[str] | None, Argument(help="lstm, gru, rnn, slstm, mlstm, xlstm, or imported.")
+    ] = None,
+    size: Annotated[
+        list[Size] | None, Option(parser=Size.of, metavar="T,B,D,H", help="May be repeated.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, Option(help="float32, float64 or float16, repeatable.")
+    ] = None,
+    backends: Annotated[
+        list[str] | None, Option("--backend", help="numpy, cupy, torch or torch.nn.")
+    ] = None,
+    files: Annotated[
+        list[Path] | None, Option("--import", help="Python file that registers cells.")
+    ] = None,
+    rounds: Annotated[
+        int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")
+    ] = 9,
+    results: Annotated[
+        Path | None, Option("--json", help="Append results to this file, a line each.")
+    ] = None,
+    plot: Annotated[
+        Path | None, Option("--plot", help="Picture to draw; needs matplotlib.")
+    ] = None,
 ) -> None:
-    """Compare backends and torch.nn on this machine: time, speed and memory of layers forward and backward.
+    """Compare backends and torch.nn on this machine: time, speed and memory of layers forward and
+    backward.
 
-    They run side by side, in turn. From which size on another backend is faster than the first is said at the end.
-    Options for layers, sizes, dtypes, backends and files may be repeated.
+    They run side by side, in turn. From which size on another backend is faster than the first is
+    said at the end. Options for layers, sizes, dtypes, backends and files may be repeated.
     """
     for file in files or ():
         load(file)
-    layers, dtypes = [*dict.fromkeys(layers or ["lstm"])], [*dict.fromkeys(dtype or ["float32"])]
+    layers = [*dict.fromkeys(layers or ["lstm"])]
+    dtypes = [*dict.fromkeys(dtype or ["float32"])]
     every = itertools.product(layers, dtypes, dict.fromkeys(size or SIZES))
     cases = [Case(layer, one, kind) for layer, kind, one in every]
-    cases.sort(key=lambda case: (layers.index(case.layer), dtypes.index(case.dtype), case.operations))
+    cases.sort(
+        key=lambda case: (layers.index(case.layer), dtypes.index(case.dtype), case.operations)
+    )
     if plot is not None:
         figures.check(plot)
     if results is not None:
@@ -248,7 +289,9 @@ def simulated(home: Backend) -> bool:
 
 
 def _usable(names: Sequence[str] | None, dtypes: Sequence[str]) -> dict[str, Backend]:
-    """Return the rows named, or all that work here, with their backends; those left out are said with the reason."""
+    """Return the rows named, or all that work here, with their backends; those left out are said
+    with the reason.
+    """
     usable: dict[str, Backend] = {}
     reasons: dict[str, None] = {}
     for name, dtype in itertools.product(names or WORDS, dtypes):
@@ -264,17 +307,22 @@ def _usable(names: Sequence[str] | None, dtypes: Sequence[str]) -> dict[str, Bac
 
 
 def prepared(name: str, case: Case) -> tuple[Callable[[], None], Backend]:
-    """Return the work of a row, and the backend with its dtype; TypeError if it has no such dtype or layer."""
+    """Return the work of a row, and the backend with its dtype; TypeError if it has no such dtype
+    or layer.
+    """
     home = home_of(name, case.dtype)
     if home.name == "torch":
         probe.torch().set_num_threads(cores.threads())
-    rng, (T, B, D, H) = generator(0), case.size
+    rng = generator(0)
+    T, B, D, H = case.size
     x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
     return (torch_call if name == TORCH else call)(case, home, x, dy), home
 
 
 def measure(case: Case, names: Sequence[str], rounds: int) -> list[Row]:
-    """Return the rows of a case, without those that have no such dtype or layer, and those that fail, with a note."""
+    """Return the rows of a case, without those that have no such dtype or layer, and those that
+    fail, with a note.
+    """
     calls: dict[str, Callable[[], None]] = {}
     devices: dict[str, tuple[str, float, int | None]] = {}
     for name in names:
@@ -296,7 +344,9 @@ def measure(case: Case, names: Sequence[str], rounds: int) -> list[Row]:
 
 
 def peak_memory(work: Callable[[], object], home: Backend) -> int | None:
-    """Return the bytes of arrays that a call takes at most, beyond those before it; None on PyTorch tensors."""
+    """Return the bytes of arrays that a call takes at most, beyond those before it; None on PyTorch
+    tensors.
+    """
     if home.name == "cupy":
         pool = home.xp.get_default_memory_pool()
         pool.free_all_blocks()
@@ -314,7 +364,9 @@ def peak_memory(work: Callable[[], object], home: Backend) -> int | None:
 
 
 def call(case: Case, home: Backend, x: Any, dy: Any) -> Callable[[], None]:
-    """Return the work of a case, finished when it returns; on a CPU, in as many threads as xlstm may use."""
+    """Return the work of a case, finished when it returns; on a CPU, in as many threads as xlstm
+    may use.
+    """
     layer: Any = layer_of("bench", case.layer, case.size.D, case.size.H)
     params = layer.init(0, home)
 
@@ -327,7 +379,9 @@ def call(case: Case, home: Backend, x: Any, dy: Any) -> Callable[[], None]:
 
 
 def torch_call(case: Case, home: Backend, x: Any, dy: Any) -> Callable[[], None]:
-    """Return the work of a case in `torch.nn`, with the gradients that xlstm gives; TypeError without such a layer."""
+    """Return the work of a case in `torch.nn`, with the gradients that xlstm gives; TypeError
+    without such a layer.
+    """
     if case.layer not in TORCH_LAYERS:
         raise TypeError(f"{TORCH}: has no {case.layer}")
     layer = getattr(probe.torch().nn, TORCH_LAYERS[case.layer])(case.size.D, case.size.H).to(x)
@@ -344,7 +398,9 @@ def torch_call(case: Case, home: Backend, x: Any, dy: Any) -> Callable[[], None]
 
 @functools.cache
 def product_speed(home: Backend) -> float:
-    """Return the operations a second of a large square matrix product, in as many threads; the median of many."""
+    """Return the operations a second of a large square matrix product, in as many threads; the
+    median of many.
+    """
     n = 1024 if str(home).endswith("CPU") else 4096
     a, b = (home.asarray(generator(seed).standard_normal((n, n))) for seed in (0, 1))
 
@@ -363,10 +419,16 @@ def _print_rows(rows: list[Row]) -> None:
         cells = []
         for row in rows:
             if row.kind == kind:
-                speed = (f"{row.timing.median * 1e3:.4g}", f"{row.sequences:.4g}", f"{row.speed / 1e9:.3g}")
+                speed = (
+                    f"{row.timing.median * 1e3:.4g}",
+                    f"{row.sequences:.4g}",
+                    f"{row.speed / 1e9:.3g}",
+                )
                 memory = "-" if row.peak is None else f"{row.peak / 1e6:.1f}"
                 share = f"{row.speed / row.product_speed:.0%}"
-                cells.append((str(row.case.size), row.name, *speed, share, memory, f"{row.ratio:.2f}"))
+                cells.append(
+                    (str(row.case.size), row.name, *speed, share, memory, f"{row.ratio:.2f}")
+                )
         out.print(table(title, names, cells, left=2, **OPEN))
     speeds = {f"{r.device} {r.case.dtype}: {r.product_speed / 1e9:.4g} GFLOP/s": None for r in rows}
     out.print(f"share is that of the speed of a large matrix product: {', '.join(speeds)}")
@@ -375,36 +437,49 @@ def _print_rows(rows: list[Row]) -> None:
 def crossover(rows: Sequence[Row]) -> list[str]:
     """Say from which size on each other row is faster than the first one.
 
-    Times within 5 % of each other are equal. A backend that wins at some size and does not at a larger one wins only
-    from beyond that.
+    Times within 5 % of each other are equal. A backend that wins at some size and does not at a
+    larger one wins only from beyond that.
     """
-    lines, first = [], rows[0].backend
+    lines = []
+    first = rows[0].backend
     for kind, name in dict.fromkeys((r.kind, r.backend) for r in rows if r.backend != first):
         some = [r for r in rows if (r.kind, r.backend) == (kind, name)]
         some.sort(key=lambda r: r.case.operations)
         wins = [r.ratio < 0.95 for r in some]
         since = next((k for k in range(len(some)) if all(wins[k:])), None)
         sizes = " and ".join(str(r.case.size) for r, won in zip(some, wins, strict=True) if won)
-        where = f"at T,B,D,H = {sizes}, but not at the largest size" if sizes else "at no size measured"
+        where = (
+            f"at T,B,D,H = {sizes}, but not at the largest size" if sizes else "at no size measured"
+        )
         if since is not None:
-            where = f"from T,B,D,H = {some[since].case.size} on" if since else "at every size measured"
+            where = (
+                f"from T,B,D,H = {some[since].case.size} on" if since else "at every size measured"
+            )
         lines.append(f"{kind}: {WORDS[name]} is faster than {WORDS[first]} {where}")
     return lines
 
 
 def drawn(rows: Sequence[Row]) -> Any:
-    """Draw sequences a second by the operations of a call, with sizes as marks, a panel for each layer and dtype."""
+    """Draw sequences a second by the operations of a call, with sizes as marks, a panel for each
+    layer and dtype.
+    """
     kinds = list(dict.fromkeys(row.kind for row in rows))
     figure, panels = figures.panels(len(kinds), 1, 3.0)
     for kind, axes in zip(kinds, panels, strict=True):
         some = [row for row in rows if row.kind == kind]
         for k, name in enumerate(dict.fromkeys((row.name, row.device) for row in some)):
-            line = sorted((row.case.operations, row.sequences) for row in some if (row.name, row.device) == name)
+            line = sorted(
+                (row.case.operations, row.sequences)
+                for row in some
+                if (row.name, row.device) == name
+            )
             axes.plot(*zip(*line, strict=True), label=", ".join(name), **figures.line(k))
         axes.set_xscale("log")
         axes.set_yscale("log")
         sizes = {row.case.operations: ",".join(map(str, row.case.size)) for row in some}
-        axes.set_xticks([*sizes], labels=[*sizes.values()], rotation=20, ha="right", fontsize=figures.SMALL)
+        axes.set_xticks(
+            [*sizes], labels=[*sizes.values()], rotation=20, ha="right", fontsize=figures.SMALL
+        )
         axes.set_xticks([], minor=True)
         x = "T,B,D,H, placed by the floating-point operations of a call"
         figures.label(axes, f"{kind}, forward and backward", x, "sequences a second")

@@ -1,4 +1,6 @@
-"""`xlstm compare`: the same training steps on every backend, their numbers beside float64 NumPy's, and their costs."""
+"""`xlstm compare`: the same training steps on every backend, their numbers beside float64 NumPy's,
+and their costs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ from xlstm.training import optimizers
 
 RATE = 0.05
 PAGES = (".html", ".txt")  # endings of a report
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5}  # of differences relative to the largest magnitude of an array
+# of differences relative to the largest magnitude of an array
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 
 
 class Row(NamedTuple):
@@ -51,7 +54,9 @@ REFERENCE = "numpy"
 ROWS = {
     NOTEBOOK: Row("NumPy as the notebook wrote it, gate by gate", "numpy"),
     REFERENCE: Row("this library on NumPy arrays, with NumPy alone", "numpy", "array_api", "0"),
-    "compiled": Row("this library on NumPy arrays, with loops that Numba compiled", "numpy", compile="1"),
+    "compiled": Row(
+        "this library on NumPy arrays, with loops that Numba compiled", "numpy", compile="1"
+    ),
     "torch": Row("this library on PyTorch tensors", "torch", "array_api"),
     "cupy": Row("this library on CuPy arrays", "cupy"),
 }
@@ -88,14 +93,18 @@ class Program:
     is_model: bool = False
 
     def step(self, row: str, home: Backend) -> Callable[[], Result] | None:
-        """Return the step of a row, finished when it returns; None where the notebook has no such program."""
+        """Return the step of a row, finished when it returns; None where the notebook has no such
+        program.
+        """
         T, B, D, H = self.size
         if row == NOTEBOOK and (self.is_model or B > 1):
             return None
         rng = generator(0)
         layer = xlstm.LSTM(D, H, initializer="notebook")
         model: Any = SequenceModel(layer, 1, last=True) if self.is_model else layer
-        drawn = {name: p.astype(self.dtype) for name, p in model.init(rng, "numpy", "float64").items()}
+        drawn = {
+            name: p.astype(self.dtype) for name, p in model.init(rng, "numpy", "float64").items()
+        }
         x = rng.standard_normal((T, B, D)).astype(self.dtype)
         target = rng.standard_normal((B, 1) if self.is_model else (T, B, H)).astype(self.dtype)
         if row == NOTEBOOK:
@@ -130,7 +139,9 @@ def _notebook_step(params: dict[str, Any], x: Any, target: Any) -> Callable[[], 
     return step
 
 
-def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend) -> Callable[[], Result]:
+def _step(
+    model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend
+) -> Callable[[], Result]:
     is_layer = isinstance(model, xlstm.LSTM)
     optimizer = optimizers.sgd(RATE) if is_layer else optimizers.adam(1e-3)
     state = optimizer.init(params)
@@ -142,13 +153,17 @@ def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend
         after, _ = optimizer.update(params, grads, state)
         home.synchronize()
         gates = Cell.GATES if is_layer else ()
-        return Result(y, lambda: {k: saved.gates[:, n, ...] for n, k in enumerate(gates)}, dx, grads, after)
+        return Result(
+            y, lambda: {k: saved.gates[:, n, ...] for n, k in enumerate(gates)}, dx, grads, after
+        )
 
     return step
 
 
 class Measured(NamedTuple):
-    """A program in one row; `seconds` is None where CuPy has no card, and `peak_bytes` on PyTorch tensors."""
+    """A program in one row; `seconds` is None where CuPy has no card, and `peak_bytes` on PyTorch
+    tensors.
+    """
 
     program: Program
     row: str
@@ -176,19 +191,29 @@ class Measured(NamedTuple):
 
 
 def compare(
-    require: Annotated[list[str] | None, Option(help="Row that must run, such as cupy; repeatable.")] = None,
-    rounds: Annotated[int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 5,
-    results: Annotated[Path | None, Option("--json", help="Append results to this file, a line each.")] = None,
+    require: Annotated[
+        list[str] | None, Option(help="Row that must run, such as cupy; repeatable.")
+    ] = None,
+    rounds: Annotated[
+        int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")
+    ] = 5,
+    results: Annotated[
+        Path | None, Option("--json", help="Append results to this file, a line each.")
+    ] = None,
     report: Annotated[
         Path | None, Option(help="Page to write, .html or .txt: what is printed, and this machine.")
     ] = None,
-    plot: Annotated[Path | None, Option("--plot", help="Picture of the times to draw; needs matplotlib.")] = None,
+    plot: Annotated[
+        Path | None, Option("--plot", help="Picture of the times to draw; needs matplotlib.")
+    ] = None,
 ) -> None:
-    """Run the same programs on every backend here: the differences of all numbers, times and memory.
+    """Run the same programs on every backend here: the differences of all numbers, times and
+    memory.
 
-    The programs are that of the NumPy notebook this library began as, a layer, and a model with its optimiser. The
-    differences are those from float64 NumPy, of y, every gate, every gradient and every new weight, relative to the
-    largest magnitude of the array. The exit code is 1 if one is too large.
+    The programs are that of the NumPy notebook this library began as, a layer, and a model with its
+    optimiser. The differences are those from float64 NumPy, of y, every gate, every gradient and
+    every new weight, relative to the largest magnitude of the array. The exit code is 1 if one is
+    too large.
     """
     for name in require or ():
         checks.choice([*ROWS])("compare", "--require", name)
@@ -210,15 +235,29 @@ def compare(
         if results is not None:
             writing.append(results, "".join(one.as_json() for one in rows))
         names = [*rows[0].differences]
-        cells = [(one.row, *(f"{gap:.0e}" if gap else "0" for gap in one.differences.values())) for one in rows]
+        cells = [
+            (one.row, *(f"{gap:.0e}" if gap else "0" for gap in one.differences.values()))
+            for one in rows
+        ]
         out.print(table(f"{program}: differences", ("", *names), cells, **OPEN))
-    out.print(table("Median time of a step", HEADINGS, [_costs(one, measured) for one in measured], left=2, **OPEN))
+    out.print(
+        table(
+            "Median time of a step",
+            HEADINGS,
+            [_costs(one, measured) for one in measured],
+            left=2,
+            **OPEN,
+        )
+    )
     wrong = [one for one in measured if not one.agrees]
     for one in wrong:
         name = max(one.differences, key=one.differences.__getitem__)
         out.print(f"wrong: {one.program}, {one.row}: {name} differs by {one.differences[name]:.1e}")
     limits = " and ".join(f"{limit:g} in {dtype}" for dtype, limit in TOLERANCE.items())
-    out.print(f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy, within {limits}")
+    out.print(
+        f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy, within"
+        f" {limits}"
+    )
     if plot is not None:
         plots.save(drawn(measured), plot)
         out.print(f"picture: {plot}")
@@ -230,7 +269,8 @@ def compare(
 
 
 def _usable(required: Sequence[str]) -> dict[str, Backend]:
-    """Return the rows that run here with their backends, and print the reason of each that does not.
+    """Return the rows that run here with their backends, and print the reason of each that does
+    not.
 
     Raises
     ------
@@ -250,8 +290,11 @@ def _usable(required: Sequence[str]) -> dict[str, Backend]:
         else:
             usable[name] = home
             if name == "cupy" and not simulated(home):
-                first_training(*TOLERANCE)  # which checks the kernels, where that was not done on this card
-            out.print(f"{name}: {row.words}: {home}{', counted, not timed' if simulated(home) else ''}")
+                # which checks the kernels, where that was not done on this card
+                first_training(*TOLERANCE)
+            out.print(
+                f"{name}: {row.words}: {home}{', counted, not timed' if simulated(home) else ''}"
+            )
     if "torch" in usable:
         probe.torch().set_num_threads(cores.threads())
     return usable
@@ -284,7 +327,9 @@ def measure(program: Program, usable: Mapping[str, Backend], rounds: int) -> lis
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
-    """Return the largest difference of each array, relative to the largest magnitude that is expected in it."""
+    """Return the largest difference of each array, relative to the largest magnitude that is
+    expected in it.
+    """
     gaps = {}
     for name, a in expected.items():
         gap = float(np.max(np.abs(found[name].reshape(a.shape) - a)) / np.max(np.abs(a)))
@@ -299,8 +344,12 @@ def _in_its_way(row: Row) -> Iterator[None]:
     try:
         if row.compile is not None:
             os.environ[jit.VARIABLE] = row.compile
-        # The numbers show which are not finite. BLAS may tell of invalid ones, too, where all are finite.
-        with np.errstate(over="ignore", invalid="ignore"), use(row.engine) if row.engine else contextlib.nullcontext():
+        # The numbers show which are not finite. BLAS may tell of invalid ones, too, where all are
+        # finite.
+        with (
+            np.errstate(over="ignore", invalid="ignore"),
+            use(row.engine) if row.engine else contextlib.nullcontext(),
+        ):
             yield
     finally:
         os.environ.pop(jit.VARIABLE, None)
@@ -312,11 +361,17 @@ HEADINGS = ("program", "row", "ms", "ratio", "GFLOP/s", "peak MB")
 
 
 def _costs(one: Measured, measured: list[Measured]) -> tuple[str, ...]:
-    """Return the cells of a row of the table of costs; ratios are those to the first row of the program."""
+    """Return the cells of a row of the table of costs; ratios are those to the first row of the
+    program.
+    """
     peak = "-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.2f}"
     times = "-", "-", "-"
     if one.seconds is not None:
-        first = next(other.seconds for other in measured if other.program == one.program and other.seconds is not None)
+        first = next(
+            other.seconds
+            for other in measured
+            if other.program == one.program and other.seconds is not None
+        )
         median = one.seconds.median
         speed = Case("lstm", one.program.size).operations / median
         times = f"{median * 1e3:.3f}", f"{median / first.median:.2f}", f"{speed / 1e9:.2f}"

@@ -22,14 +22,26 @@ from xlstm.cli import process_signals
 from xlstm.training import Terminated
 
 # Errors whose message says enough; others show a traceback.
-ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError)
+ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    FloatingPointError,
+    MemoryError,
+    BackendError,
+)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-INTERRUPTED, CLOSED = 130, 141  # exit codes, those of a shell for SIGINT and SIGPIPE
-OPEN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}  # a table without a frame
+INTERRUPTED = 130
+CLOSED = 141  # exit codes, those of a shell for SIGINT and SIGPIPE
+# a table without a frame
+OPEN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 
 
 class _Console(Console):
-    """A console that shows control characters as escapes, and raises where nobody reads any more."""
+    """A console that shows control characters as escapes, and raises where nobody reads any
+    more.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return the text of a line or of a cell."""
@@ -40,7 +52,8 @@ class _Console(Console):
         raise
 
 
-# Names from files are printed as they are: nothing in them is markup. Tables are as wide as they need to be.
+# Names from files are printed as they are: nothing in them is markup. Tables are as wide as they
+# need to be.
 out = _Console(highlight=False, markup=False, soft_wrap=True, width=10_000)
 err = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 said: list[str] = []  # on standard error
@@ -48,7 +61,9 @@ ranks: list[int] = []  # that of this process, where several train one model
 
 
 def visible(text: str) -> str:
-    """Return a text with escapes for what would change a terminal: control characters, and those that turn text."""
+    """Return a text with escapes for what would change a terminal: control characters, and those
+    that turn text.
+    """
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -66,7 +81,9 @@ def tell(message: str) -> None:
 
 
 def join() -> distributed.Group:
-    """Return the ranks that a launcher started for this command; rank 0 alone prints from here on."""
+    """Return the ranks that a launcher started for this command; rank 0 alone prints from here
+    on.
+    """
     group = distributed.group()
     if group.size > 1:
         ranks.append(group.rank)
@@ -76,13 +93,17 @@ def join() -> distributed.Group:
 
 
 def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Show an error that ends the process; of bad input the line that ends the job of several ranks says enough."""
+    """Show an error that ends the process; of bad input the line that ends the job of several ranks
+    says enough.
+    """
     if not (ranks and isinstance(error, ERRORS)):
         process_signals.end_of_interrupted(kind, error, trace)
 
 
 def compare(group: distributed.Group) -> None:
-    """Let rank 0 print what other ranks would have said on standard error, where it did not say so itself."""
+    """Let rank 0 print what other ranks would have said on standard error, where it did not say so
+    itself.
+    """
     known = {*said}
     for rank, lines in enumerate(group.tell(said)):
         for line in dict.fromkeys(lines):
@@ -91,13 +112,23 @@ def compare(group: distributed.Group) -> None:
 
 
 def to_json(values: Any) -> str:
-    """Return values as JSON, arrays as lists. It has neither NaN nor infinity: null stands for them."""
+    """Return values as JSON, arrays as lists. It has neither NaN nor infinity: null stands for
+    them.
+    """
     text = json.dumps(values, default=lambda array: array.tolist())
     return json.dumps(json.loads(text, parse_constant=lambda constant: None))
 
 
-def table(title: str | None, names: Iterable[str], rows: Iterable[Sequence[str]], left: int = 1, **style: Any) -> Table:
-    """Return a table whose first columns begin at the left, and whose other ones end at the right."""
+def table(
+    title: str | None,
+    names: Iterable[str],
+    rows: Iterable[Sequence[str]],
+    left: int = 1,
+    **style: Any,
+) -> Table:
+    """Return a table whose first columns begin at the left, and whose other ones end at the
+    right.
+    """
     grid = Table(title=title, title_justify="left", **style)
     for k, name in enumerate(names):
         grid.add_column(name, no_wrap=True, justify="left" if k < left else "right")
@@ -113,7 +144,8 @@ def printable(command: str) -> None:
 
 
 class Report:
-    """Lines on standard output; where they cannot be printed, the work goes on, and `finish` raises the error.
+    """Lines on standard output; where they cannot be printed, the work goes on, and `finish` raises
+    the error.
 
     Parameters
     ----------
@@ -131,18 +163,23 @@ class Report:
             self._try(out.print, line)
 
     def finish(self, **values: Any) -> None:
-        """Print the values where JSON is asked for, and raise the error of the first line that could not be printed."""
+        """Print the values where JSON is asked for, and raise the error of the first line that
+        could not be printed.
+        """
         if self.as_json:
             self._try(typer.echo, to_json(values))
         if self.error is not None:
             number = getattr(self.error, "errno", None)
-            raise OSError(number, f"the results could not be printed, {message_of(self.error)}") from self.error
+            raise OSError(
+                number, f"the results could not be printed, {message_of(self.error)}"
+            ) from self.error
 
     def _try(self, write: Callable[[Any], None], line: Any) -> None:
         if self.error is None:
             try:
                 write(line)
-            except (OSError, ValueError) as error:  # ValueError: the terminal does not have a letter
+            except (OSError, ValueError) as error:
+                # ValueError: the terminal does not have a letter
                 self.error = error
 
 
@@ -157,7 +194,9 @@ class Log(logging.Handler):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End a command with one line on standard error and exit code 2 for bad input, quietly for signals and pipes."""
+    """End a command with one line on standard error and exit code 2 for bad input, quietly for
+    signals and pipes.
+    """
     try:
         yield
         if sys.stdout is not None:
@@ -170,24 +209,34 @@ def one_line_errors() -> Iterator[None]:
         tell("interrupted" if interrupted(error) else f"error: {message_of(error)}")
         raise typer.Exit(code(error)) from None
     except Exception as error:
-        if not hasattr(error, "format_message"):  # that of a usage error, whose class is not public in every version
+        # that of a usage error, whose class is not public in every version
+        if not hasattr(error, "format_message"):
             raise
         context = getattr(error, "ctx", None)
-        path = "xlstm" if context is None else context.command_path.removesuffix(" series")  # that nobody has typed
-        tell(f"error: {' '.join(error.format_message().split())} ({path} --help lists what there is)")
+        # that nobody has typed
+        path = "xlstm" if context is None else context.command_path.removesuffix(" series")
+        tell(
+            f"error: {' '.join(error.format_message().split())} ({path} --help lists what there is)"
+        )
         raise typer.Exit(2) from None
 
 
 def message_of(error: BaseException) -> str:
-    """Return the message of an error, that of the system without its number, and other kinds with their name."""
+    """Return the message of an error, that of the system without its number, and other kinds with
+    their name.
+    """
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error) if isinstance(error, ERRORS) else f"{type(error).__name__}: {error}"
 
 
 def interrupted(error: BaseException) -> bool:
-    """Return whether a signal caused an error; some libraries turn it into an error of their own."""
-    return isinstance(error, KeyboardInterrupt | Terminated) or process_signals.received() is not None
+    """Return whether a signal caused an error; some libraries turn it into an error of their
+    own.
+    """
+    return (
+        isinstance(error, KeyboardInterrupt | Terminated) or process_signals.received() is not None
+    )
 
 
 def code(error: BaseException) -> int:

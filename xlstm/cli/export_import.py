@@ -1,4 +1,6 @@
-"""`xlstm export` and `xlstm import`: model files to and from the formats of other libraries, whole files at a time."""
+"""`xlstm export` and `xlstm import`: model files to and from the formats of other libraries, whole
+files at a time.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,17 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h
 
 
 def export(
-    model: Annotated[Path, Argument(help="Model file of train, import, an estimator's save or models.save.")],
+    model: Annotated[
+        Path, Argument(help="Model file of train, import, an estimator's save or models.save.")
+    ],
     to: Annotated[str, Option("--to", help="onnx, torch or keras.")] = "onnx",
-    output: Annotated[Path | None, Option("--output", "-o", help="By default beside the model.")] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="By default beside the model.")
+    ] = None,
 ) -> None:
-    """Write a model for onnxruntime, with an estimator's scaling and labels, or its network for PyTorch or Keras."""
+    """Write a model for onnxruntime, with an estimator's scaling and labels, or its network for
+    PyTorch or Keras.
+    """
     if to not in SUFFIXES:
         raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
     file, _, estimator, network, params = load_model("export", model)
@@ -43,7 +51,11 @@ def export(
 
         weights = to_torch(network, params)
         layer = network.recurrent if isinstance(network, SequenceModel) else network
-        about = {"format": "pt", "kind": type(layer).__name__.lower(), "batch_first": str(layer.batch_first)}
+        about = {
+            "format": "pt",
+            "kind": type(layer).__name__.lower(),
+            "batch_first": str(layer.batch_first),
+        }
         if layer.activations:
             about["activation"] = layer.activations[0]
         writing.write(path, save(weights, metadata=about))
@@ -53,11 +65,23 @@ def export(
 
 def import_(
     file: Annotated[
-        Path, Argument(help=".onnx, .keras, .weights.h5, or .safetensors, .pt, .pth or .ckpt of a PyTorch state dict.")
+        Path,
+        Argument(
+            help=(
+                ".onnx, .keras, .weights.h5, or .safetensors, .pt, .pth or .ckpt of a PyTorch state"
+                " dict."
+            )
+        ),
     ],
-    kind: Annotated[str | None, Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
-    name: Annotated[str, Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
-    activation: Annotated[str | None, Option(help="That of a plain RNN whose file does not say it.")] = None,
+    kind: Annotated[
+        str | None, Option(help="lstm, gru or rnn; what the file shows if left out.")
+    ] = None,
+    name: Annotated[
+        str, Option(help="Node, layer, or prefix of names, where the file holds others too.")
+    ] = "",
+    activation: Annotated[
+        str | None, Option(help="That of a plain RNN whose file does not say it.")
+    ] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="By default beside FILE.")] = None,
 ) -> None:
     """Read an LSTM, GRU or RNN from a file of another library and write it as a model file."""
@@ -79,7 +103,9 @@ def import_(
         raise ValueError(f"{file}: suffix {file.suffix!r} is unknown, expected {expected}")
     if kind is not None and type(layer).__name__.lower() != kind:
         raise ValueError(f"{file}: holds an {type(layer).__name__}, expected {kind!r}")
-    ending = next((e for e in (*SUFFIXES.values(), ".safetensors") if file.name.endswith(e)), file.suffix)
+    ending = next(
+        (e for e in (*SUFFIXES.values(), ".safetensors") if file.name.endswith(e)), file.suffix
+    )
     path = output or file.with_name(f"{file.name.removesuffix(ending)}.model.safetensors")
     _check_target(path, file)
     model_files.save(path, layer, params)

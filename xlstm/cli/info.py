@@ -29,12 +29,23 @@ from xlstm.layers.recurrent import KINDS, sLSTM
 
 PACKAGES = (
     *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba", "mpi4py", "mpich"),
-    *("cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "keras", "onnx", "onnxruntime", "h5py", "matplotlib"),
+    *(
+        "cupy-cuda12x",
+        "cupy-cuda13x",
+        "torch",
+        "jax",
+        "keras",
+        "onnx",
+        "onnxruntime",
+        "h5py",
+        "matplotlib",
+    ),
 )
 # Beginnings of environment variables that change how fast something is.
 VARIABLES = ("OPENBLAS", "OMP", "MKL", "BLIS", "CUPY_TF32", "NVIDIA_TF32", "NUMBA", "XLSTM")
 LAYERS: dict[str, type[Any]] = {**KINDS, "slstm": sLSTM}
-# Cards to ask about where there is none: SMs, the shared memory of a block, and blocks of a cluster.
+# Cards to ask about where there is none: SMs, the shared memory of a block, and blocks of a
+# cluster.
 CARDS = {
     "v100": Device("Tesla V100", 70, 80, 96 * 1024),
     "t4": Device("Tesla T4", 75, 40, 64 * 1024),
@@ -52,8 +63,12 @@ def info(
         tuple[str, int, int, int, str] | None,
         Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU."),
     ] = None,
-    card: Annotated[str | None, Option(help="For --explain: t4, rtx4090, h100, ... instead of the GPU.")] = None,
-    check: Annotated[bool, Option("--check", help="Compare the values of every kind of kernel on the GPU.")] = False,
+    card: Annotated[
+        str | None, Option(help="For --explain: t4, rtx4090, h100, ... instead of the GPU.")
+    ] = None,
+    check: Annotated[
+        bool, Option("--check", help="Compare the values of every kind of kernel on the GPU.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, devices, threads, and which backend is chosen and why."""
@@ -75,19 +90,25 @@ def info(
 def show(rows: dict[str, Any]) -> None:
     """Print what `describe` or `explain` returns, a line each."""
     for name, value in rows.items():
-        several = [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
+        several = (
+            [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
+        )
         out.print(f"{name:18s}{', '.join(several) if isinstance(several, list) else several}")
 
 
 def check_kernels(as_json: JsonOption = False) -> None:
-    """Compare the values and bits of every kind of kernel on the GPU with NumPy's, and keep the result."""
+    """Compare the values and bits of every kind of kernel on the GPU with NumPy's, and keep the
+    result.
+    """
     found = checking.apart()
     typer.echo(json.dumps([row._asdict() for row in found]) if as_json else str(found))
     raise typer.Exit(len(found.wrong) > 0)
 
 
 def describe() -> dict[str, Any]:
-    """Return everything by name, as JSON can hold it; packages that are not installed are left out."""
+    """Return everything by name, as JSON can hold it; packages that are not installed are left
+    out.
+    """
     about: dict[str, Any] = {
         "xlstm": xlstm.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
@@ -103,10 +124,16 @@ def describe() -> dict[str, Any]:
         about[f"backend {name}"] = f"not usable: {one}" if isinstance(one, str) else str(one)
     if probe.cupy_failure() is None:
         runtime = probe.cupy().cuda.runtime
-        about |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
+        about |= {
+            "cuda driver": runtime.driverGetVersion(),
+            "cuda runtime": runtime.runtimeGetVersion(),
+        }
         about |= {"rocm": probe.ROCM} if probe.rocm() else {}
     if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
-        about |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
+        about |= {
+            "torch's cuda": torch.version.cuda,
+            "torch's cudnn": torch.backends.cudnn.version(),
+        }
     return about
 
 
@@ -119,7 +146,9 @@ def version_of(package: str) -> str | None:
 
 
 def compiled() -> str:
-    """Say whether the loops on NumPy arrays are compiled, or why not, and where the code is kept."""
+    """Say whether the loops on NumPy arrays are compiled, or why not, and where the code is
+    kept.
+    """
     if os.environ.get(jit.VARIABLE) == "0":
         return f"no: {jit.VARIABLE}=0"
     try:
@@ -128,7 +157,10 @@ def compiled() -> str:
         from xlstm.engines.numba import codecache
 
         size = jit.shape("float32").lanes * 4
-        return f"yes, by Numba {version_of('numba')} for vectors of {size} bytes, {codecache.describe()}"
+        return (
+            f"yes, by Numba {version_of('numba')} for vectors of {size} bytes,"
+            f" {codecache.describe()}"
+        )
     except (ImportError, ValueError) as error:
         return f"refused: {error}"
 
@@ -141,11 +173,13 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = None) -> dict[str, str]:
+def explain(
+    kind: str, T: int, B: int, H: int, dtype: str, card: str | None = None
+) -> dict[str, str]:
     """Say which path is chosen for a layer without options on a GPU, and why no other, by headings.
 
-    `card` is one of CARDS, by default the GPU here, or else an H100. A name or a number that is none of these, or a
-    path that was asked for and cannot do it, is a ValueError.
+    `card` is one of CARDS, by default the GPU here, or else an H100. A name or a number that is
+    none of these, or a path that was asked for and cannot do it, is a ValueError.
     """
     checks.choice(LAYERS)("explain", "layer", kind)
     checks.choice(DTYPES)("explain", "dtype", dtype)
@@ -155,18 +189,32 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     layer = LAYERS[kind](H, H)
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
-    failure = None if card is not None else probe.cupy_failure() or (probe.ROCM if probe.rocm() else None)
+    failure = (
+        None if card is not None else probe.cupy_failure() or (probe.ROCM if probe.rocm() else None)
+    )
     device = launch.current() if card is None and failure is None else CARDS[card or "h100"]
     choice = choose(told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
-    shared = f"{device.shared // 1024} KB a block" + ("" if failure is None else f" (what if: {failure})")
-    speeds = {name: peak * device.sms / 1e6 for name, peak in peaks(device.name, device.capability)._asdict().items()}
+    shared = f"{device.shared // 1024} KB a block" + (
+        "" if failure is None else f" (what if: {failure})"
+    )
+    speeds = {
+        name: peak * device.sms / 1e6
+        for name, peak in peaks(device.name, device.capability)._asdict().items()
+    }
     rows = {
         "layer": f"{layer!r}, {T} steps of {B} sequences, {dtype}",
         "device": f"{device.name}, sm_{device.capability}, {device.sms} SMs, {shared}",
-        "peaks": f"{', '.join(f'{name} {v:.3g}' for name, v in speeds.items() if v)} TFLOP/s, from data sheets",
+        "peaks": (
+            f"{', '.join(f'{name} {v:.3g}' for name, v in speeds.items() if v)} TFLOP/s, from data"
+            " sheets"
+        ),
         "path": choice.path,
     }
-    rows |= {tiling.kind: _words(tiling, T) for tiling in (choice.forward, choice.backward) if tiling is not None}
+    rows |= {
+        tiling.kind: _words(tiling, T)
+        for tiling in (choice.forward, choice.backward)
+        if tiling is not None
+    }
     return rows | {f"not {path}": reason for path, reason in choice.others.items()}
 
 
@@ -174,7 +222,8 @@ def _words(t: Tiling, T: int) -> str:
     """Return how a kernel is divided, and the time that it should take."""
     waves = "" if t.waves == 1 else f" in {t.waves} turns"
     return (
-        f"{t.arithmetic.name}; {t.groups} times {t.blocks} blocks as a {'cluster' if t.cluster else 'group'}{waves}, "
-        f"each {t.units} units of {t.columns} sequences, {t.threads} threads and {t.shared / 1024:.0f} KB; "
-        f"{t.time:.1f} us a step, {t.time * T / 1000:.2f} ms (an estimate)"
+        f"{t.arithmetic.name}; {t.groups} times {t.blocks} blocks as a"
+        f" {'cluster' if t.cluster else 'group'}{waves}, each {t.units} units of {t.columns}"
+        f" sequences, {t.threads} threads and {t.shared / 1024:.0f} KB; {t.time:.1f} us a step,"
+        f" {t.time * T / 1000:.2f} ms (an estimate)"
     )

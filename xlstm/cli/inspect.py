@@ -15,7 +15,15 @@ from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
 from xlstm.cli.console import Report, printable
 from xlstm.cli.options import ColumnOption, JsonOption, command
-from xlstm.cli.sources import LANGUAGE, Layout, Loaded, check_options, load_model, panel_of, read_text
+from xlstm.cli.sources import (
+    LANGUAGE,
+    Layout,
+    Loaded,
+    check_options,
+    load_model,
+    panel_of,
+    read_text,
+)
 from xlstm.data import text
 from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.table import read_table
@@ -29,10 +37,16 @@ LETTERS = 32  # of a text that are read for a token; a number with its gap has f
 @command()
 def inspect(
     model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
-    data: Annotated[Path | None, Argument(help="Series of a forecaster, a text, or a table.")] = None,
+    data: Annotated[
+        Path | None, Argument(help="Series of a forecaster, a text, or a table.")
+    ] = None,
     column: ColumnOption = None,
-    steps: Annotated[int, Option(help="Time steps of the data that the model is shown, at most.")] = 200,
-    output: Annotated[Path | None, Option("--output", "-o", help="Folder; xlstm-inspect, or none with --json.")] = None,
+    steps: Annotated[
+        int, Option(help="Time steps of the data that the model is shown, at most.")
+    ] = 200,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder; xlstm-inspect, or none with --json.")
+    ] = None,
     as_json: JsonOption = False,
     *,
     dialect: Dialect,
@@ -48,7 +62,9 @@ def inspect(
     report = Report(as_json)
     report.print(f"holds: {loaded.network}")
     parameters = tables["parameters"]
-    report.print(f"parameters: {sum(math.prod(row.shape) for row in parameters)} in {len(parameters)} arrays")
+    report.print(
+        f"parameters: {sum(math.prod(row.shape) for row in parameters)} in {len(parameters)} arrays"
+    )
     for note in notes:
         report.print(note)
     if folder is not None:
@@ -61,7 +77,9 @@ def inspect(
     report.finish(model=str(loaded.network), **rows)
 
 
-def read(loaded: Loaded, data: Path, column: str | None, steps: int, dialect: Dialect = PLAIN) -> Any:
+def read(
+    loaded: Loaded, data: Path, column: str | None, steps: int, dialect: Dialect = PLAIN
+) -> Any:
     """Return the data that a model is shown, at most `steps` steps.
 
     Raises
@@ -85,11 +103,19 @@ def read(loaded: Loaded, data: Path, column: str | None, steps: int, dialect: Di
     return _table(network, params, data, steps, dialect)
 
 
-def _look(network: Any, params: Params, x: Any, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
-    """Return rows of numbers and figures of a model by their headings, and the reasons why some are missing."""
-    names = list(network.shapes)  # from the input to the output; a file has them in the order of the alphabet
-    tables: dict[str, list[Any]] = {"parameters": plots.parameter_table({name: params[name] for name in names})}
-    pictures, notes = {}, []
+def _look(
+    network: Any, params: Params, x: Any, draw: bool
+) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
+    """Return rows of numbers and figures of a model by their headings, and the reasons why some are
+    missing.
+    """
+    # from the input to the output; a file has them in the order of the alphabet
+    names = list(network.shapes)
+    tables: dict[str, list[Any]] = {
+        "parameters": plots.parameter_table({name: params[name] for name in names})
+    }
+    pictures = {}
+    notes = []
     for k in range(0, len(names) if draw else 0, MOST):
         some = {name: params[name] for name in names[k : k + MOST]}
         pictures[f"parameters {k // MOST + 1}" if k else "parameters"] = plots.parameters(some)
@@ -98,7 +124,11 @@ def _look(network: Any, params: Params, x: Any, draw: bool) -> tuple[dict[str, l
         for layer in plots.layers_of(saved) if draw else ():
             pictures[f"gates of {layer}"] = plots.gates(saved, layer)
         for name, numbers, figure in (
-            ("saturation", lambda: plots.saturation_table(saved), lambda rows: plots.saturation(saved)),
+            (
+                "saturation",
+                lambda: plots.saturation_table(saved),
+                lambda rows: plots.saturation(saved),
+            ),
             ("memory", lambda: plots.memory_table(saved), lambda rows: plots.memory(saved)),
             ("gradients", lambda: plots.gradient_norms(network, params, x), plots.gradients),
         ):
@@ -123,8 +153,11 @@ def _tokens(codec: Any, data: Path, steps: int) -> Any:
 
 
 def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Any:
-    """Return the first sequence of a table, or its first rows where each is a sequence, as the network sees them."""
-    layout, estimator = Layout.kept(loaded), loaded.estimator
+    """Return the first sequence of a table, or its first rows where each is a sequence, as the
+    network sees them.
+    """
+    layout = Layout.kept(loaded)
+    estimator = loaded.estimator
     rows = estimator.prepared(layout.read(data, dialect, labels=False)[0])
     x = rows[0][:steps, None] if layout.sequence else np.stack(rows[:steps], axis=1)  # (T, B, D)
     return backend_like(next(iter(loaded.params.values()))).asarray(_enough(data, x, "steps"))
@@ -133,13 +166,18 @@ def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Any:
 def _table(network: Any, params: Params, data: Path, steps: int, dialect: Dialect) -> Any:
     """Return the first rows of a table as one sequence."""
     columns = read_table(data, **vars(dialect))
-    rows, D = columns.values[:steps], network.input_size
+    rows = columns.values[:steps]
+    D = network.input_size
     if rows.shape[1] != D:
         names = checks.few(columns.names)
-        raise ValueError(f"{data}: has {rows.shape[1]} columns of numbers ({names}), x of the model has D = {D}")
+        raise ValueError(
+            f"{data}: has {rows.shape[1]} columns of numbers ({names}), x of the model has D = {D}"
+        )
     if not np.all(np.isfinite(_enough(data, rows, "rows"))):
         raise ValueError(f"{data}: has gaps, expected numbers")
-    return backend_like(next(iter(params.values()))).asarray(rows[None] if network.batch_first else rows[:, None])
+    return backend_like(next(iter(params.values()))).asarray(
+        rows[None] if network.batch_first else rows[:, None]
+    )
 
 
 def _enough(data: Path, values: Any, what: str) -> Any:

@@ -1,8 +1,9 @@
-"""`--ranks`: processes on this machine that train one model, which MPICH's mpiexec starts with this command line.
+"""`--ranks`: processes on this machine that train one model, which MPICH's mpiexec starts with this
+command line.
 
-A rank writes to standard output and error of this process, and not to pipes of mpiexec: the progress bar stays on a
-terminal, and what mpiexec itself prints is apart. By a socket it tells its number and its process once MPI has started,
-and its exit code at the end.
+A rank writes to standard output and error of this process, and not to pipes of mpiexec: the
+progress bar stays on a terminal, and what mpiexec itself prints is apart. By a socket it tells its
+number and its process once MPI has started, and its exit code at the end.
 """
 
 from __future__ import annotations
@@ -24,27 +25,34 @@ from xlstm.arrays import mpi
 from xlstm.cli import process_signals
 from xlstm.cli.console import tell
 
-VARIABLE = "XLSTM_RANKS"  # in ranks: the descriptors of standard output, of standard error and of the socket
-# In what mpiexec prints of a rank that did not end well: its process, and the number of the signal that ended it.
+# in ranks: the descriptors of standard output, of standard error and of the socket
+VARIABLE = "XLSTM_RANKS"
+# In what mpiexec prints of a rank that did not end well: its process, and the number of the signal
+# that ended it.
 BANNER = re.compile(r"PID (\d+) RUNNING AT(?:.*EXIT STRING: [^\n]*\(signal (\d+)\))?", re.DOTALL)
 
 _channel: socket.socket | None = None  # from a rank to its launcher
 
 
 def launch(ranks: int) -> int:
-    """Run the command line of this process on so many ranks, pass signals on to them, and return the exit code.
+    """Run the command line of this process on so many ranks, pass signals on to them, and return
+    the exit code.
 
-    It is 128 + the signal where one ended the job, that of rank 0 where every rank came to its end, and else 1, which a
-    line on standard error explains.
+    It is 128 + the signal where one ended the job, that of rank 0 where every rank came to its end,
+    and else 1, which a line on standard error explains.
 
     Raises
     ------
     ImportError
-        mpi4py, or the mpiexec of the package mpich, is not installed in the environment of this Python.
+        mpi4py, or the mpiexec of the package mpich, is not installed in the environment of this
+        Python.
     """
     mpiexec = Path(sys.executable).with_name("mpiexec")
     if importlib.util.find_spec("mpi4py") is None or not mpiexec.exists():
-        other = f"or start with that of another MPI: mpiexec -n {ranks} xlstm train ..., without --ranks"
+        other = (
+            f"or start with that of another MPI: mpiexec -n {ranks} xlstm train ..., without"
+            " --ranks"
+        )
         raise ImportError(f"--ranks needs mpi4py, and {mpiexec} of MPICH: {mpi.INSTALL}, {other}")
     given = [_copied(1), _copied(2)]
     ours, theirs = socket.socketpair()
@@ -71,11 +79,15 @@ def launch(ranks: int) -> int:
 
 
 class _Job:
-    """The ranks as far as they are known: their processes, and the exit codes of those that came to their end."""
+    """The ranks as far as they are known: their processes, and the exit codes of those that came to
+    their end.
+    """
 
     def __init__(self, ranks: int, mpiexec: int) -> None:
-        self.ranks, self.mpiexec = ranks, mpiexec
-        self.processes, self.codes = dict[int, int](), dict[int, int]()
+        self.ranks = ranks
+        self.mpiexec = mpiexec
+        self.processes = dict[int, int]()
+        self.codes = dict[int, int]()
         self.signal = 0  # the first one that was passed on
 
     def note(self, rank: int, process: int, code: int) -> None:
@@ -85,7 +97,9 @@ class _Job:
             self.codes[rank] = code
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Pass a signal on to all ranks; while MPI starts, in which handlers of ranks do not run, end them at once."""
+        """Pass a signal on to all ranks; while MPI starts, in which handlers of ranks do not run,
+        end them at once.
+        """
         self.signal = self.signal or number
         receivers = [*self.processes]
         if len(receivers) < self.ranks:
@@ -96,7 +110,9 @@ class _Job:
                 os.kill(process, number)
 
     def verdict(self, code: int, printed: str) -> int:
-        """Return the exit code of the job, and say why it is 1, by the exit code of mpiexec and what that printed."""
+        """Return the exit code of the job, and say why it is 1, by the exit code of mpiexec and
+        what that printed.
+        """
         ended = len(self.codes) == self.ranks
         if ended and not any(self.codes.values()):
             return 0
@@ -112,8 +128,15 @@ class _Job:
         if code < 0:
             tell(f"xlstm: mpiexec was ended by {signal.Signals(-code).name}, and so was the job")
         elif named is not None and (rank := self.processes.get(int(named[1]))) is not None:
-            how = f"was killed by {signal.Signals(int(named[2])).name}" if named[2] else f"ended with exit code {code}"
-            tell(f"xlstm: rank {rank} of {self.ranks} (host {socket.gethostname()}) {how}, the job ends")
+            how = (
+                f"was killed by {signal.Signals(int(named[2])).name}"
+                if named[2]
+                else f"ended with exit code {code}"
+            )
+            tell(
+                f"xlstm: rank {rank} of {self.ranks} (host {socket.gethostname()}) {how}, the job"
+                " ends"
+            )
         elif code == 0:
             left = ", ".join(str(rank) for rank in range(self.ranks) if rank not in self.codes)
             tell(f"xlstm: the job ended, and rank {left} of {self.ranks} did not come to its end")
@@ -135,7 +158,9 @@ def attach() -> None:
 
 
 def report(code: int = -1) -> None:
-    """Tell the launcher of this rank, if there is one, that MPI has started, or with which exit code the rank ends."""
+    """Tell the launcher of this rank, if there is one, that MPI has started, or with which exit
+    code the rank ends.
+    """
     if _channel is not None:
         with contextlib.suppress(OSError):  # the launcher was killed
             _channel.sendall(f"{os.environ['PMI_RANK']} {os.getpid()} {code}\n".encode())
@@ -149,7 +174,9 @@ def _follow(channel: socket.socket) -> None:
 
 
 def _copied(number: int) -> int:
-    """Return another descriptor of a stream, which from here on is one of nothing where it was closed."""
+    """Return another descriptor of a stream, which from here on is one of nothing where it was
+    closed.
+    """
     try:
         os.fstat(number)
     except OSError:

@@ -1,4 +1,6 @@
-"""`xlstm predict`, `forecast`, `generate` and `evaluate`: what a model in a file says of data, and how good it is."""
+"""`xlstm predict`, `forecast`, `generate` and `evaluate`: what a model in a file says of data, and
+how good it is.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.cli import sources
 from xlstm.cli.console import Report, printable, put, table, tell
-from xlstm.cli.options import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, TableOption, command
+from xlstm.cli.options import (
+    BackendOption,
+    ByRole,
+    ColumnOption,
+    JsonOption,
+    QuietOption,
+    TableOption,
+    command,
+)
 from xlstm.cli.sources import Layout, Loaded, Panel, find_model, load_model, panel_of
 from xlstm.data import calendars, text
 from xlstm.data.csv_file import Dialect
@@ -27,17 +37,25 @@ from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots import confusion_counts
 
-LaterOption = Annotated[Path | None, Option("--future-file", help="Table of what is known in advance.")]
+LaterOption = Annotated[
+    Path | None, Option("--future-file", help="Table of what is known in advance.")
+]
 LARGEST = 700.0  # nats whose perplexity is a number
 UNITS = {"characters": "character", "bytes": "byte", "tokenizer": "token"}  # by the kind of a codec
 
 
 @command()
 def predict(
-    model: Annotated[Path, Argument(help="Model file that train forecast or train classify wrote.")],
-    table: Annotated[Path, Argument(help="CSV or Parquet file with the series so far, or with sequences.")],
+    model: Annotated[
+        Path, Argument(help="Model file that train forecast or train classify wrote.")
+    ],
+    table: Annotated[
+        Path, Argument(help="CSV or Parquet file with the series so far, or with sequences.")
+    ],
     column: ColumnOption = None,
-    steps: Annotated[int | None, Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
+    steps: Annotated[
+        int | None, Option(help="Steps to forecast; beyond the horizon by feeding back.")
+    ] = None,
     intervals: Annotated[bool, Option("--intervals", help="Add quantiles.")] = False,
     future_file: LaterOption = None,
     output: TableOption = None,
@@ -45,10 +63,17 @@ def predict(
     *,
     dialect: Dialect,
 ) -> None:
-    """Forecast what comes after the last value of a series, or tell the labels of sequences and their probabilities."""
+    """Forecast what comes after the last value of a series, or tell the labels of sequences and
+    their probabilities.
+    """
     check_output("predict", output)
     loaded = load_model("predict", model, backend)
-    own: dict[str, Any] = {"column": column, "steps": steps, "intervals": intervals, "future_file": future_file}
+    own: dict[str, Any] = {
+        "column": column,
+        "steps": steps,
+        "intervals": intervals,
+        "future_file": future_file,
+    }
     sources.check_options(loaded.file, loaded.kind, **own)
     if isinstance(loaded.estimator, SequenceClassifier):
         _write(output, _labels(loaded, table, dialect))
@@ -67,24 +92,35 @@ def check_output(command: str, output: Path | None) -> None:
 
 
 def _write(output: Path | None, columns: dict[str, Any], panel: Panel | None = None) -> None:
-    """Print a table as CSV, or write it to a file, in Parquet with the types of a panel that the table goes on from."""
+    """Print a table as CSV, or write it to a file, in Parquet with the types of a panel that the
+    table goes on from.
+    """
     if output is None:
         put(as_csv(columns))
         return
     if panel is not None and is_parquet(output):
         steps = len(columns[panel.time]) // len(panel.shown)
-        dates = [calendars.next_moments(one.calendar, steps) for one in panel.shown if one.calendar is not None]
+        dates = [
+            calendars.next_moments(one.calendar, steps)
+            for one in panel.shown
+            if one.calendar is not None
+        ]
         columns = columns | ({panel.time: [*itertools.chain(*dates)]} if dates else {})
     write_table(output, columns, {} if panel is None else panel.kinds)
 
 
-def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[float]) -> dict[str, Any]:
+def _ahead(
+    loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[float]
+) -> dict[str, Any]:
     """Return forecasts of a trained model, with some of its quantiles, as columns."""
     fitted = loaded.estimator
-    steps, trained = fitted.horizon if steps is None else steps, list(fitted.quantiles)
+    steps = fitted.horizon if steps is None else steps
+    trained = list(fitted.quantiles)
     panel.check_known(steps)
     if unknown := [level for level in levels if level not in trained]:
-        raise ValueError(f"{loaded.file}: has no quantile {unknown[0]:g}, expected some of {trained}")
+        raise ValueError(
+            f"{loaded.file}: has no quantile {unknown[0]:g}, expected some of {trained}"
+        )
     with panel.named() as given:
         points = fitted.predict(given, steps)
         quantiles = fitted.predict_quantiles(given, steps) if levels else []
@@ -93,8 +129,12 @@ def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[flo
 
 
 def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any) -> dict[str, Any]:
-    """Return forecasts of each series as columns: its name, times, and of each target the value and quantiles."""
-    names, steps, columns = panel.given.names, len(points[0]), {}
+    """Return forecasts of each series as columns: its name, times, and of each target the value and
+    quantiles.
+    """
+    names = panel.given.names
+    steps = len(points[0])
+    columns = {}
     if panel.roles.series_id:
         columns[panel.roles.id_name] = [label for label in panel.given.labels for _ in range(steps)]
     columns[panel.time] = [label for one in panel.shown for label in one.after(steps)]
@@ -108,35 +148,46 @@ def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any)
 
 def _labels(loaded: Loaded, table: Path, dialect: Dialect) -> dict[str, Sequence[Any]]:
     """Return names of sequences, their likeliest labels, and the probability of each label."""
-    classifier, layout = loaded.estimator, Layout.kept(loaded)
+    classifier = loaded.estimator
+    layout = Layout.kept(loaded)
     sequences, names, _ = layout.read(table, dialect, labels=False)
     shares = classifier.predict_proba(sequences)
     columns: dict[str, Sequence[Any]] = {
         layout.sequence or "row": names,
         layout.label: classifier.classes_[shares.argmax(axis=1)].tolist(),
     }
-    return columns | {f"p({label})": shares[:, k].tolist() for k, label in enumerate(classifier.classes_)}
+    return columns | {
+        f"p({label})": shares[:, k].tolist() for k, label in enumerate(classifier.classes_)
+    }
 
 
 @command()
 def forecast(
-    model: Annotated[Path, Argument(help="Model of train forecast, or a published checkpoint of TiRex.")],
+    model: Annotated[
+        Path, Argument(help="Model of train forecast, or a published checkpoint of TiRex.")
+    ],
     table: Annotated[Path, Argument(help="CSV or Parquet file with one series or several.")],
-    horizon: Annotated[int | None, Option(help="Steps to forecast; that of the model, or a patch of TiRex.")] = None,
+    horizon: Annotated[
+        int | None, Option(help="Steps to forecast; that of the model, or a patch of TiRex.")
+    ] = None,
     future_file: LaterOption = None,
     quantiles: Annotated[str | None, Option(help="Levels, such as 0.1,0.5,0.9.")] = None,
     output: TableOption = None,
     backend: BackendOption = "auto",
-    dtype: Annotated[str | None, Option(help="float32 or float64; by default that of the checkpoint.")] = None,
+    dtype: Annotated[
+        str | None, Option(help="float32 or float64; by default that of the checkpoint.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     *,
     by_role: ByRole,
     dialect: Dialect,
 ) -> None:
-    """Forecast the series of a table with a trained model, or with a published TiRex, which needs no training.
+    """Forecast the series of a table with a trained model, or with a published TiRex, which needs
+    no training.
 
-    A trained model knows its columns. TiRex is told them, and forecasts all others where no target is named.
+    A trained model knows its columns. TiRex is told them, and forecasts all others where no target
+    is named.
     """
     check_output("forecast", output)
     file, kind = find_model("forecast", model, foreign=True)
@@ -146,11 +197,13 @@ def forecast(
         loaded = load_model("forecast", file, backend)
         panel = panel_of(loaded, table, None, dialect, future_file)
         levels = list(loaded.estimator.quantiles) if levels is None else levels
-        name, ahead = kind, _ahead(loaded, panel, horizon, levels)
+        name = kind
+        ahead = _ahead(loaded, panel, horizon, levels)
     else:
         panel = sources.read_panel(table, by_role.roles(), dialect, None, future_file, every=True)
         zero_shot = ZeroShotForecaster(file, backend, dtype, horizon=horizon)
-        name, levels = type(zero_shot.fit().model_).__name__, levels or [*zero_shot.model_.quantiles]
+        name = type(zero_shot.fit().model_).__name__
+        levels = levels or [*zero_shot.model_.quantiles]
         ahead = _zero_shot(zero_shot, panel, levels)
     report = Report(as_json)
     if output is not None or not as_json:
@@ -162,12 +215,19 @@ def forecast(
     report.finish(**about, output=None if output is None else str(output), forecasts=ahead)
 
 
-def _zero_shot(forecaster: ZeroShotForecaster, panel: Panel, levels: Sequence[float]) -> dict[str, Any]:
+def _zero_shot(
+    forecaster: ZeroShotForecaster, panel: Panel, levels: Sequence[float]
+) -> dict[str, Any]:
     """Return the median and quantiles that a pretrained model forecasts as columns."""
     known = sorted({*levels, 0.5})
     ahead = forecaster.set_params(quantiles=known).predict_quantiles(panel.given)
     chosen = [known.index(level) for level in levels]
-    return _columns(panel, [one[..., known.index(0.5)] for one in ahead], levels, [one[..., chosen] for one in ahead])
+    return _columns(
+        panel,
+        [one[..., known.index(0.5)] for one in ahead],
+        levels,
+        [one[..., chosen] for one in ahead],
+    )
 
 
 def _levels(text: str) -> list[float]:
@@ -175,76 +235,110 @@ def _levels(text: str) -> list[float]:
     try:
         return sorted({float(level) for level in text.split(",")})
     except ValueError:
-        raise ValueError(f"--quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9") from None
+        raise ValueError(
+            f"--quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9"
+        ) from None
 
 
 def generate(
     model: Annotated[Path, Argument(help="Model file or folder, or a published xLSTM checkpoint.")],
-    prompt: Annotated[str, Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")],
+    prompt: Annotated[
+        str, Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")
+    ],
     max_tokens: Annotated[int, Option(help="Tokens to add, at most.")] = 100,
     temperature: Annotated[float, Option(help="0 takes the likeliest token always.")] = 0.0,
     top_k: Annotated[int | None, Option(help="Draw from so many likeliest tokens.")] = None,
-    top_p: Annotated[float | None, Option(help="Draw from the likeliest, so probable together.")] = None,
+    top_p: Annotated[
+        float | None, Option(help="Draw from the likeliest, so probable together.")
+    ] = None,
     seed: Annotated[int, Option(help="Seed of the draws.")] = 0,
     stop: Annotated[int | None, Option(help="Token that ends the text.")] = None,
     as_bytes: Annotated[bool, Option("--bytes", help="Tokens are bytes of UTF-8.")] = False,
     backend: BackendOption = "auto",
-    dtype: Annotated[str | None, Option(help="float32 or float64; that of the checkpoint if left out.")] = None,
+    dtype: Annotated[
+        str | None, Option(help="float32 or float64; that of the checkpoint if left out.")
+    ] = None,
 ) -> None:
     """Go on from a prompt with a language model, token by token."""
     printable("generate")
-    draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    draws: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
     model, kind = find_model("generate", model, foreign=True)
     if kind == TextModel.KIND:
         sources.check_options(model, kind, stop=stop, bytes=as_bytes, dtype=dtype)
-        gap, pieces = "", TextModel.load(model, backend).stream(prompt, max_tokens, **draws)
+        gap = ""
+        pieces = TextModel.load(model, backend).stream(prompt, max_tokens, **draws)
     else:
         network, params = _language_model(model, kind, backend, dtype)
         codec = text.codec(model, as_bytes)
         drawn = network.stream(params, [codec.encode(prompt)], max_tokens, stop=stop, **draws)
-        gap, pieces = codec.GAP, text_of_tokens(codec, drawn)
+        gap = codec.GAP
+        pieces = text_of_tokens(codec, drawn)
     put(f"{prompt}{gap}")  # as it is: not everything that looks like markup is
     for piece in pieces:
         put(piece)
     put("\n")
 
 
-def _language_model(file: Path, kind: str, backend: str, dtype: str | None) -> tuple[xLSTMLanguageModel, Params]:
-    """Return a language model from a model file, or from a published checkpoint, which has no kind."""
+def _language_model(
+    file: Path, kind: str, backend: str, dtype: str | None
+) -> tuple[xLSTMLanguageModel, Params]:
+    """Return a language model from a model file, or from a published checkpoint, which has no
+    kind.
+    """
     if not kind:
         from xlstm.interop import nxai
 
         return nxai.load(file, backend=backend, dtype=dtype)
     model, params = model_files.load(file, backend, dtype)
     if not isinstance(model, xLSTMLanguageModel):
-        raise ValueError(f"{file}: holds {model}, expected a language model; xlstm export and inspect take it")
+        raise ValueError(
+            f"{file}: holds {model}, expected a language model; xlstm export and inspect take it"
+        )
     return model, params
 
 
 @command()
 def evaluate(
-    model: Annotated[Path, Argument(help="Model file of train forecast, train text or train classify.")],
-    data: Annotated[Path, Argument(help="Series (CSV, Parquet), text, or table of sequences with labels.")],
+    model: Annotated[
+        Path, Argument(help="Model file of train forecast, train text or train classify.")
+    ],
+    data: Annotated[
+        Path, Argument(help="Series (CSV, Parquet), text, or table of sequences with labels.")
+    ],
     column: ColumnOption = None,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
     *,
     dialect: Dialect,
 ) -> None:
-    """Show errors of forecasts on the last fifth of a series, the loss of a text, or the accuracy on sequences."""
+    """Show errors of forecasts on the last fifth of a series, the loss of a text, or the accuracy
+    on sequences.
+    """
     printable("evaluate")
     loaded = load_model("evaluate", model, backend)
     sources.check_options(loaded.file, loaded.kind, dialect, column=column)
-    report, estimator = Report(as_json), loaded.estimator
+    report = Report(as_json)
+    estimator = loaded.estimator
     if estimator.data_ == sources.digest(data):
-        fair = "; these are errors on its test part" if loaded.kind == Forecaster.KIND else ", so it knows most of it"
+        fair = (
+            "; these are errors on its test part"
+            if loaded.kind == Forecaster.KIND
+            else ", so it knows most of it"
+        )
         tell(f"note: the model was trained on {data}{fair}")
     if isinstance(estimator, TextModel):
         values = of_text(report, estimator, estimator.nats(sources.read_text(data)), str(data))
     elif isinstance(estimator, SequenceClassifier):
         sequences, _, labels = Layout.kept(loaded).read(data, dialect)
         if unknown := sorted({*labels.tolist()} - {*estimator.classes_.tolist()}):
-            raise ValueError(f"{data}: label {unknown[0]!r} is not one of those that {loaded.file} knows")
+            raise ValueError(
+                f"{data}: label {unknown[0]!r} is not one of those that {loaded.file} knows"
+            )
         values = of_labels(report, estimator, sequences, labels)
     else:
         values = of_forecasts(report, estimator, panel_of(loaded, data, column, dialect))[1]
@@ -252,36 +346,55 @@ def evaluate(
 
 
 def of_text(report: Report, model: TextModel, nats: float, what: str) -> dict[str, Any]:
-    """Print the mean of -log p of a token of a text, and return it; `what` is the text, in words."""
+    """Print the mean of -log p of a token of a text, and return it; `what` is the text, in
+    words.
+    """
     perplexity = math.exp(nats) if nats < LARGEST else None
     shown = "" if perplexity is None else f", perplexity {perplexity:.4g}"
     report.print(f"{what}: {nats:.4f} nats a {UNITS[model.codec_kind_]}{shown}")
     return {"nats": nats, "perplexity": perplexity}
 
 
-def of_labels(report: Report, model: SequenceClassifier, sequences: Any, truth: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Print accuracy and confusion of the labels that a classifier gives to sequences, and return them."""
-    predicted, names = model.predict(sequences), [str(label) for label in model.classes_]
+def of_labels(
+    report: Report, model: SequenceClassifier, sequences: Any, truth: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    """Print accuracy and confusion of the labels that a classifier gives to sequences, and return
+    them.
+    """
+    predicted = model.predict(sequences)
+    names = [str(label) for label in model.classes_]
     accuracy = float(np.mean(truth == predicted))
     counts = confusion_counts(truth, predicted, model.classes_.tolist())[1].tolist()
     report.print(f"accuracy: {accuracy:.2%} of {len(truth)} sequences")
     rows = ([name, *map(str, row)] for name, row in zip(names, counts, strict=True))
-    report.print(table("sequences by label (rows) and predicted label (columns)", ["", *names], rows))
+    report.print(
+        table("sequences by label (rows) and predicted label (columns)", ["", *names], rows)
+    )
     return {"sequences": len(truth), "accuracy": accuracy, "classes": names, "confusion": counts}
 
 
 def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score, dict[str, Any]]:
-    """Print the RMSE of a forecaster and of baselines on the test part; return the score, and values for JSON."""
+    """Print the RMSE of a forecaster and of baselines on the test part; return the score, and
+    values for JSON.
+    """
     with panel.named() as given:
         score = model.score(given)
-    horizon, step, names = len(score.model), panel.shown[0].step, panel.given.names
+    horizon = len(score.model)
+    step = panel.shown[0].step
+    names = panel.given.names
     network = type(model.model_.recurrent).__name__ if "network" in model.chosen_ else "model"
     errors = {network: score.model, "persistence": score.persistence}
     if score.season:
         errors[f"season of {score.season}"] = score.seasonal
     errors[f"autoregression of {score.order}"] = score.autoregression
-    steps, rows = sorted({1, 3, 6, 12, horizon // 2 if horizon > 12 else 1, horizon} & {*range(1, horizon + 1)}), []
-    by_target = {name: one.reshape(horizon, -1) for name, one in (errors | {"coverage": score.coverage}).items()}
+    steps = sorted(
+        {1, 3, 6, 12, horizon // 2 if horizon > 12 else 1, horizon} & {*range(1, horizon + 1)}
+    )
+    rows = []
+    by_target = {
+        name: one.reshape(horizon, -1)
+        for name, one in (errors | {"coverage": score.coverage}).items()
+    }
     for (c, name), h in itertools.product(enumerate(names), steps):
         *rmse, coverage = (one[h - 1, c] for one in by_target.values())
         ahead = f"{h} {step}{'s' if h > 1 else ''} ahead"
@@ -291,7 +404,12 @@ def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score
     report.print(table(f"test RMSE on the last 20 %, {score.points} forecasts", heads, rows))
     methods = ("model", "persistence", "autoregression", "seasonal")
     return score, {
-        **{"forecasts": score.points, "order": score.order, "season": score.season, "interval": score.interval},
+        **{
+            "forecasts": score.points,
+            "order": score.order,
+            "season": score.season,
+            "interval": score.interval,
+        },
         **{"targets": names, "rmse": {name: getattr(score, name).tolist() for name in methods}},
         "coverage": score.coverage.tolist(),
     }

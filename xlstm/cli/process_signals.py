@@ -1,9 +1,10 @@
-"""Signals end the command line quietly at any moment, with the exit code 128 + signal (130 is that of Ctrl-C).
+"""Signals end the command line quietly at any moment, with the exit code 128 + signal (130 is that
+of Ctrl-C).
 
-Python raises KeyboardInterrupt wherever it happens to be. During imports and after the last line of the program nobody
-catches it, so there a signal ends the process at once; no work is under way that needs to be cleaned up. In between it
-is raised, and one that falls into a destructor or a callback, where Python shows exceptions and ignores them, ends the
-process, too.
+Python raises KeyboardInterrupt wherever it happens to be. During imports and after the last line of
+the program nobody catches it, so there a signal ends the process at once; no work is under way that
+needs to be cleaned up. In between it is raised, and one that falls into a destructor or a callback,
+where Python shows exceptions and ignores them, ends the process, too.
 """
 
 from __future__ import annotations
@@ -19,18 +20,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
     from typing import Any, NoReturn
-else:  # the modules above take milliseconds to import, and a signal in that time would show a traceback
+else:
+    # the modules above take milliseconds to import, and a signal in that time would show a
+    # traceback
     import _signal as signal
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 _received: list[int] = []
 
 
 def is_command(program: str, original: list[str]) -> bool:
-    """Return whether a process is `xlstm` or `python -m xlstm`, by its sys.argv[0] and sys.orig_argv."""
+    """Return whether a process is `xlstm` or `python -m xlstm`, by its sys.argv[0] and
+    sys.orig_argv.
+    """
     if program == "-m":  # while the package is being imported
-        return "xlstm" in (after for option, after in itertools.pairwise(original) if option == "-m")
+        return "xlstm" in (
+            after for option, after in itertools.pairwise(original) if option == "-m"
+        )
     return os.path.basename(program) in ("xlstm", "xlstm.exe")
 
 
@@ -40,17 +49,21 @@ def end_at_once() -> None:
 
 
 def interrupt() -> None:
-    """Let a signal raise KeyboardInterrupt in the main thread; `received` tells which signal it was."""
+    """Let a signal raise KeyboardInterrupt in the main thread; `received` tells which signal it
+    was.
+    """
     sys.excepthook = end_of_interrupted
     sys.unraisablehook = _end_of_ignored
-    atexit.register(handle, signal.SIG_IGN)  # in the last moments of Python, which then knows no handlers
+    # in the last moments of Python, which then knows no handlers
+    atexit.register(handle, signal.SIG_IGN)
     handle(_raise)
 
 
 def done() -> None:
     """Let a signal end the process at once again; one that came before decides nothing any more."""
     end_at_once()
-    exec("")  # Python would die of an interrupt that has passed through `exec`; the next `exec` forgets it
+    # Python would die of an interrupt that has passed through `exec`; the next `exec` forgets it
+    exec("")
 
 
 def received() -> int | None:
@@ -61,7 +74,8 @@ def received() -> int | None:
 def handle(handler: Callable[[int, FrameType | None], object] | int) -> None:
     """Handle the signals, but those that the process ignores."""
     for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # the shell ignores it for a job in the background
+        # the shell ignores it for a job in the background
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
@@ -78,7 +92,8 @@ def end_of_interrupted(kind: type[BaseException], error: BaseException, trace: A
 
 
 def _end_of_ignored(ignored: Any) -> None:
-    """Let an interrupt that Python is about to ignore end the process, and show errors before any signal as ever.
+    """Let an interrupt that Python is about to ignore end the process, and show errors before any
+    signal as ever.
 
     After a signal, destructors fail because of objects that it left half made.
     """

@@ -1,4 +1,6 @@
-"""The files that commands read: models with their kinds, texts, series, and tables of sequences with labels."""
+"""The files that commands read: models with their kinds, texts, series, and tables of sequences
+with labels.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ Host = np.ndarray[Any, Any]
 MODEL = "model.safetensors"  # in the folder of a run
 LONGEST = 1 << 32  # bytes of a text
 LANGUAGE = "language model"  # a kind of network
-ESTIMATORS = {one.KIND: one for one in (Forecaster, TextModel, SequenceClassifier, SequenceRegressor)}
+ESTIMATORS = {
+    one.KIND: one for one in (Forecaster, TextModel, SequenceClassifier, SequenceRegressor)
+}
 # The commands that take each kind of model file.
 COMMANDS = {
     Forecaster.KIND: ("predict", "forecast", "evaluate", "export", "inspect"),
@@ -45,7 +49,9 @@ COMMANDS = {
 
 
 class Loaded(NamedTuple):
-    """A model file: its kind, its estimator or None, and in both cases a network with its parameters."""
+    """A model file: its kind, its estimator or None, and in both cases a network with its
+    parameters.
+    """
 
     file: Path
     kind: str
@@ -57,12 +63,14 @@ class Loaded(NamedTuple):
 def find_model(command: str, path: Path, foreign: bool = False) -> tuple[Path, str]:
     """Return the model file that a path names, itself or in the folder of a run, and its kind.
 
-    With `foreign` the command takes files of other libraries, too: their path is returned with "" for the kind.
+    With `foreign` the command takes files of other libraries, too: their path is returned with ""
+    for the kind.
 
     Raises
     ------
     OSError, ValueError
-        There is no such file, or it is not for the command; the error names the commands that take it.
+        There is no such file, or it is not for the command; the error names the commands that take
+        it.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -82,17 +90,27 @@ def load_model(command: str, path: Path, backend: str = "numpy") -> Loaded:
     file, kind = find_model(command, path)
     if kind not in ESTIMATORS:
         network, params = model_files.load(file, backend)
-        return Loaded(file, LANGUAGE if isinstance(network, xLSTMLanguageModel) else kind, None, network, params)
+        return Loaded(
+            file,
+            LANGUAGE if isinstance(network, xLSTMLanguageModel) else kind,
+            None,
+            network,
+            params,
+        )
     estimator: Any = ESTIMATORS[kind].load(file, backend)
     return Loaded(file, kind, estimator, estimator.model_, estimator.params_)
 
 
 def check_options(file: Path, kind: str, dialect: Dialect = PLAIN, **options: object) -> None:
-    """Raise ValueError where options of a forecaster, or of tables, are given for a model of another kind."""
+    """Raise ValueError where options of a forecaster, or of tables, are given for a model of
+    another kind.
+    """
     if kind == Forecaster.KIND:
         return
     if kind in (TextModel.KIND, LANGUAGE):
-        options |= {name: value for name, value in vars(dialect).items() if value != getattr(PLAIN, name)}
+        options |= {
+            name: value for name, value in vars(dialect).items() if value != getattr(PLAIN, name)
+        }
     refuse(file, kind, options)
 
 
@@ -114,7 +132,9 @@ def read_text(file: Path) -> str:
     try:
         text = reading.content(file, LONGEST).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise ValueError(
+            f"{file}: not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from error
     if not text:
         raise ValueError(f"{file}: the file is empty, expected a text")
     return text
@@ -146,28 +166,42 @@ class Panel(NamedTuple):
 
     def __str__(self) -> str:
         """Describe the series in a line."""
-        first, sizes = self.shown[0], [len(one.values) for one in self.shown]
+        first = self.shown[0]
+        sizes = [len(one.values) for one in self.shown]
         if len(sizes) > 1:
             return f"{self.name}, {len(sizes)} series of {min(sizes)} to {max(sizes)} {first.step}s"
-        gaps, note = (f", {first.gaps} of them gaps" if first.gaps else ""), (f" ({first.note})" if first.note else "")
-        return f"{self.name}, {sizes[0]} {first.step}s from {first.labels[0]} to {first.labels[-1]}{gaps}{note}"
+        gaps = f", {first.gaps} of them gaps" if first.gaps else ""
+        note = f" ({first.note})" if first.note else ""
+        return (
+            f"{self.name}, {sizes[0]} {first.step}s from {first.labels[0]} to"
+            f" {first.labels[-1]}{gaps}{note}"
+        )
 
     @property
     def known(self) -> dict[str, int]:
-        """The rows after the end of each series for which columns that are to be known in advance are known."""
+        """The rows after the end of each series for which columns that are to be known in advance
+        are known.
+        """
         known = {}
-        for one, values, beside in zip(self.shown, self.given.values, self.given.covariates, strict=True):
+        for one, values, beside in zip(
+            self.shown, self.given.values, self.given.covariates, strict=True
+        ):
             if beside.future is not None:
                 rows = np.flatnonzero(~np.isnan(beside.future[len(values) :]).any(axis=1))
                 known[one.name] = int(rows[-1]) + 1 if len(rows) else 0
         return known
 
     def check_known(self, steps: int) -> None:
-        """Raise ValueError where columns that are to be known in advance are not known for so many steps."""
+        """Raise ValueError where columns that are to be known in advance are not known for so many
+        steps.
+        """
         for name, rows in self.known.items():
             if rows < steps:
-                columns, more = checks.few(self.roles.future), f"add rows without {self.name}, or give --future-file"
-                raise ValueError(f"{columns}: known for {rows} steps after {name} ends, expected {steps}; {more}")
+                columns = checks.few(self.roles.future)
+                more = f"add rows without {self.name}, or give --future-file"
+                raise ValueError(
+                    f"{columns}: known for {rows} steps after {name} ends, expected {steps}; {more}"
+                )
 
     @contextlib.contextmanager
     def named(self) -> Iterator[Given]:
@@ -175,13 +209,22 @@ class Panel(NamedTuple):
         try:
             yield self.given
         except SeriesError as error:
-            places = ((one, row) for one in self.shown for row in np.flatnonzero(one.values == error.args[2]))
+            places = (
+                (one, row)
+                for one in self.shown
+                for row in np.flatnonzero(one.values == error.args[2])
+            )
             named = (f"{one.name}, {one.step} {one.labels[row]}: " for one, row in places)
             raise ValueError(f"{next(named, '')}{error}") from error
 
 
 def read_panel(
-    path: Path, roles: Roles, dialect: Dialect, usual: str | None = None, later: Path | None = None, every: bool = False
+    path: Path,
+    roles: Roles,
+    dialect: Dialect,
+    usual: str | None = None,
+    later: Path | None = None,
+    every: bool = False,
 ) -> Panel:
     """Read the series of a table.
 
@@ -198,53 +241,86 @@ def read_panel(
     later : Path, optional
         A table of what is known in advance.
     every : bool
-        Where no target is named, all columns that hold a number are targets. A warning names those that are left out.
+        Where no target is named, all columns that hold a number are targets. A warning names those
+        that are left out.
 
     Raises
     ------
     OSError, TypeError, ValueError, ImportError
-        The file cannot be read, a column is missing, a target or a series has no value, or dates do not rise or go on.
+        The file cannot be read, a column is missing, a target or a series has no value, or dates do
+        not rise or go on.
     """
     if later is not None and not roles.future:
-        raise ValueError(f"{later}: no column is known in advance, expected one where there is --future-file")
-    file, beside = opened(path, dialect), [*roles.past, *roles.future, *roles.static]
+        raise ValueError(
+            f"{later}: no column is known in advance, expected one where there is --future-file"
+        )
+    file = opened(path, dialect)
+    beside = [*roles.past, *roles.future, *roles.static]
     places_of(str(path), file.names, [*roles.targets, *beside, *roles.series_id], "the header")
     if dated := [name for name in (*roles.targets, *beside) if name in file.dated]:
         raise ValueError(f"{path}: column {checks.shown(dated[0])} holds dates, expected numbers")
-    names = roles.targets or [name for name in file.numeric if name not in (*beside, *roles.series_id)]
+    names = roles.targets or [
+        name for name in file.numeric if name not in (*beside, *roles.series_id)
+    ]
     if beside and not names:
         raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
     if not (names and every) and not roles.targets:
         names = [only_column(file, names, usual)]
     groups = groups_of(file, roles.id_name or None, [*names, *beside])
     names = _with_numbers(path, [*groups.values()], names, bool(roles.targets))
-    first, read, after, shown = next(iter(groups.values())), {}, {}, []
+    first = next(iter(groups.values()))
+    read = {}
+    after = {}
+    shown = []
     for label, columns in groups.items():
         there = np.flatnonzero(np.any(~np.isnan(numbers_of(str(path), columns, names)), axis=1))
         if not len(there):
             raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
-        read[label], after[label] = (columns.take(rows) for rows in (slice(there[-1] + 1), slice(there[-1] + 1, None)))
-        series = series_of(names[0], read[label], file.line if label == "" else f"{path}: {label}: row {{}}".format)
+        read[label], after[label] = (
+            columns.take(rows) for rows in (slice(there[-1] + 1), slice(there[-1] + 1, None))
+        )
+        series = series_of(
+            names[0], read[label], file.line if label == "" else f"{path}: {label}: row {{}}".format
+        )
         if (calendar := series.calendar) is not None:
-            series = replace(series, index=calendars.converted(series.index, calendar.zone, calendar.clocks))
+            series = replace(
+                series, index=calendars.converted(series.index, calendar.zone, calendar.clocks)
+            )
         shown.append(replace(series, name=f"{names[0]} of {label}") if label else series)
     if later is not None:
         after = groups_of(opened(later, dialect), roles.id_name or None, roles.future)
-    given = panels.of_columns(str(path), read, roles, names, after if roles.future else {}, str(later or "the table"))
-    left = [name for name in file.names if name not in (*names, *beside, *roles.series_id, first.index_name, "")]
+    given = panels.of_columns(
+        str(path), read, roles, names, after if roles.future else {}, str(later or "the table")
+    )
+    left = [
+        name
+        for name in file.names
+        if name not in (*names, *beside, *roles.series_id, first.index_name, "")
+    ]
     if left and every and not roles.targets:
         tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
     time = "step" if "time" in file.names else "time"
     time = time if first.index_name is None or shown[0].calendar is None else first.index_name
-    kinds = {name: kind for name, kind in getattr(file, "kinds", {}).items() if name in (*roles.series_id, time)}
+    kinds = {
+        name: kind
+        for name, kind in getattr(file, "kinds", {}).items()
+        if name in (*roles.series_id, time)
+    }
     given = given._replace(flat=[len(names) == 1] * len(shown))
     return Panel(", ".join(names), given, shown, roles, time, kinds)
 
 
-def panel_of(loaded: Loaded, path: Path, column: str | None, dialect: Dialect, later: Path | None = None) -> Panel:
-    """Return the series of a table in the columns that a forecaster was trained on, or its target in another column."""
-    model, names = loaded.estimator, [*getattr(loaded.estimator, "feature_names_in_", ())]
-    roles = Roles(model.targets, model.past, model.future, model.static, model.series_id).checked(str(loaded.file))
+def panel_of(
+    loaded: Loaded, path: Path, column: str | None, dialect: Dialect, later: Path | None = None
+) -> Panel:
+    """Return the series of a table in the columns that a forecaster was trained on, or its target
+    in another column.
+    """
+    model = loaded.estimator
+    names = [*getattr(loaded.estimator, "feature_names_in_", ())]
+    roles = Roles(model.targets, model.past, model.future, model.static, model.series_id).checked(
+        str(loaded.file)
+    )
     if column is not None and model.n_targets_ > 1:
         raise ValueError(f"{loaded.file}: forecasts {checks.few(names)}, expected no --column")
     targets = roles.targets or names * (len(names) > 1) if column is None else [column]
@@ -254,9 +330,13 @@ def panel_of(loaded: Loaded, path: Path, column: str | None, dialect: Dialect, l
     return panel
 
 
-def _with_numbers(path: Path, groups: Sequence[Columns], names: Sequence[str], named: bool) -> Sequence[str]:
+def _with_numbers(
+    path: Path, groups: Sequence[Columns], names: Sequence[str], named: bool
+) -> Sequence[str]:
     """Return the columns that hold a number; where they were named, all have to."""
-    there = np.any([~np.isnan(numbers_of(str(path), group, names)).all(axis=0) for group in groups], axis=0)
+    there = np.any(
+        [~np.isnan(numbers_of(str(path), group, names)).all(axis=0) for group in groups], axis=0
+    )
     empty = [name for name, has_numbers in zip(names, there, strict=True) if not has_numbers]
     if empty and named:
         raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
@@ -270,7 +350,8 @@ class Layout:
     Attributes
     ----------
     features : list of str
-        Columns of numbers: features of a step, or in a table with a row for each sequence its steps.
+        Columns of numbers: features of a step, or in a table with a row for each sequence its
+        steps.
     label : str
     sequence : str or None
         The column that names the sequence of a row; without it each row is a sequence.
@@ -281,17 +362,34 @@ class Layout:
     sequence: str | None = None
 
     @classmethod
-    def of(cls, path: Path, label: str, sequence: str | None, features: str | None, dialect: Dialect = PLAIN) -> Self:
-        """Return the layout of a file, whose features are by default all other columns but that of dates."""
+    def of(
+        cls,
+        path: Path,
+        label: str,
+        sequence: str | None,
+        features: str | None,
+        dialect: Dialect = PLAIN,
+    ) -> Self:
+        """Return the layout of a file, whose features are by default all other columns but that of
+        dates.
+        """
         file = opened(path, dialect)
-        names, dates = file.names, file.dated
+        names = file.names
+        dates = file.dated
         roles = [label] if sequence is None else [label, sequence]
         places_of(str(path), names, roles, "the header")
-        chosen = [n for n in names if n not in (*roles, *dates)] if features is None else features.split(",")
+        chosen = (
+            [n for n in names if n not in (*roles, *dates)]
+            if features is None
+            else features.split(",")
+        )
         chosen = [name.strip() for name in chosen]
         if label == sequence or {*roles} & {*chosen} or not chosen:
             several = f"label {label!r}, sequence {sequence!r} and features {checks.few(chosen)}"
-            raise ValueError(f"{path}: {several}, expected different columns and a feature; it has {checks.few(names)}")
+            raise ValueError(
+                f"{path}: {several}, expected different columns and a feature; it has"
+                f" {checks.few(names)}"
+            )
         return cls(chosen, label, sequence)
 
     @classmethod
@@ -299,29 +397,35 @@ class Layout:
         """Return the layout that the file of a classifier keeps; ValueError if it keeps none."""
         expected = "expected a model of `xlstm train classify`"
         if loaded.estimator.target_kind_ != "sequence":
-            raise ValueError(f"{loaded.file}: has a {loaded.estimator.target_kind_} target, {expected}")
+            raise ValueError(
+                f"{loaded.file}: has a {loaded.estimator.target_kind_} target, {expected}"
+            )
         try:
             return cls(**loaded.estimator.note_)
         except TypeError:
             raise ValueError(f"{loaded.file}: says nothing of a table, {expected}") from None
 
-    def read(self, path: Path, dialect: Dialect = PLAIN, labels: bool = True) -> tuple[Host, list[str], Host]:
+    def read(
+        self, path: Path, dialect: Dialect = PLAIN, labels: bool = True
+    ) -> tuple[Host, list[str], Host]:
         """Read sequences, their names and their labels from a CSV or Parquet file.
 
-        The sequences are an array of objects (N,) that are arrays (T_i, D), or where each row is a sequence an array
-        (N, T). Labels that are not wanted are no text.
+        The sequences are an array of objects (N,) that are arrays (T_i, D), or where each row is a
+        sequence an array (N, T). Labels that are not wanted are no text.
 
         Raises
         ------
         OSError, TypeError, ValueError, ImportError
-            The file cannot be read, a column is missing or holds no numbers, a number is missing, or a sequence has two
-            labels.
+            The file cannot be read, a column is missing or holds no numbers, a number is missing,
+            or a sequence has two labels.
         """
         file = opened(path, dialect)
         values = file.numbers(self.features)
         if missing := np.argwhere(np.isnan(values)).tolist():
             row, column = missing[0]
-            raise ValueError(f"{path}: column {checks.shown(self.features[column])} is empty in row {row + 1}")
+            raise ValueError(
+                f"{path}: column {checks.shown(self.features[column])} is empty in row {row + 1}"
+            )
         read = names_in(file, self.label) if labels else np.array([""] * len(values))
         if self.sequence is None:
             return values, [str(row) for row in range(1, len(values) + 1)], read
@@ -331,7 +435,11 @@ class Layout:
                 found = f"sequence {checks.shown(name)} has labels {checks.few(several)}"
                 raise ValueError(f"{path}: {found}, expected one")
         firsts = np.array([rows[0] for rows in groups.values()])
-        return np.fromiter((values[rows] for rows in groups.values()), object), [*groups], read[firsts]
+        return (
+            np.fromiter((values[rows] for rows in groups.values()), object),
+            [*groups],
+            read[firsts],
+        )
 
 
 def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
@@ -344,9 +452,15 @@ def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
     """
     counts = Counter(sorted(labels.tolist()))
     rng = np.random.default_rng(seed)
-    held = [rng.permutation(np.flatnonzero(labels == one))[: round(fraction * n)] for one, n in counts.items()]
+    held = [
+        rng.permutation(np.flatnonzero(labels == one))[: round(fraction * n)]
+        for one, n in counts.items()
+    ]
     test = np.sort(np.concatenate(held))
     if fraction and not len(test):
         most = max(counts.values())
-        raise ValueError(f"classify: no class has enough sequences to hold out {fraction:.0%}, the largest has {most}")
+        raise ValueError(
+            f"classify: no class has enough sequences to hold out {fraction:.0%}, the largest has"
+            f" {most}"
+        )
     return np.setdiff1d(np.arange(len(labels)), test), test

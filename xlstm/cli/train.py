@@ -1,4 +1,6 @@
-"""`xlstm train`: models of a series, a text, or sequences with labels, and the folders they are kept in."""
+"""`xlstm train`: models of a series, a text, or sequences with labels, and the folders they are
+kept in.
+"""
 
 from __future__ import annotations
 
@@ -35,40 +37,49 @@ from xlstm.training.folder import Folder
 
 PICTURE = "forecast.png"
 GRAPHS: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
-HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so many times as long
+HORIZON = 12
+SHORT = 20  # steps ahead by default, of which a series is to be so many times as long
 
 
 class Run(Report):
     """The training of a model into a folder, and what is printed about it.
 
-    `xlstm train` without a kind keeps the model alone. All others keep a run: checkpoints and the history.
+    `xlstm train` without a kind keeps the model alone. All others keep a run: checkpoints and the
+    history.
 
     Parameters
     ----------
     context : typer.Context
     output : Path, optional
-        The folder. Neither a run nor a model is written over, and a run cannot go on where there is none: ValueError.
+        The folder. Neither a run nor a model is written over, and a run cannot go on where there is
+        none: ValueError.
     graph : {"auto", "on", "off"}
         Whether steps are captured in CUDA graphs.
     resume, as_json, quiet : optional
         Options of the command line, of which `quiet` works by itself.
     ranks : int, optional
-        Where they are not there yet, the command is run on so many ranks, and this process ends as they do. Rank 0
-        alone writes and prints.
+        Where they are not there yet, the command is run on so many ranks, and this process ends as
+        they do. Rank 0 alone writes and prints.
     """
 
     def __init__(
         self,
         context: typer.Context,
         output: Annotated[
-            Path | None, Option("--output", "-o", help="Folder; xlstm-output, or xlstm- and the kind.")
+            Path | None,
+            Option("--output", "-o", help="Folder; xlstm-output, or xlstm- and the kind."),
         ] = None,
-        resume: Annotated[bool, Option("--resume", help="Go on with the run in the folder.")] = False,
-        graph: Annotated[str, Option(help="auto, on or off: capture steps in CUDA graphs, on CuPy.")] = "auto",
+        resume: Annotated[
+            bool, Option("--resume", help="Go on with the run in the folder.")
+        ] = False,
+        graph: Annotated[
+            str, Option(help="auto, on or off: capture steps in CUDA graphs, on CuPy.")
+        ] = "auto",
         as_json: JsonOption = False,
         quiet: QuietOption = False,
         ranks: Annotated[
-            int | None, Option(min=1, help="Processes that train together, each on its share of every batch.")
+            int | None,
+            Option(min=1, help="Processes that train together, each on its share of every batch."),
         ] = None,
     ) -> None:
         super().__init__(as_json)
@@ -81,17 +92,27 @@ class Run(Report):
         self.leads = self.group.rank == 0
         self.graph = GRAPHS[checks.choice(GRAPHS)("train", "graph", graph)]
         self.keeps = not context.command.hidden
-        self.output = output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
-        self.resume, self.start, self.file = resume, time.perf_counter(), output / MODEL
+        self.output = output = output or Path(
+            f"xlstm-{context.info_name if self.keeps else 'output'}"
+        )
+        self.resume = resume
+        self.start = time.perf_counter()
+        self.file = output / MODEL
         self.saved: list[Path] = []
         if not self.leads:
             return
         if output.exists():
             writing.check(self.file)
         if resume and not self.checkpoints:
-            raise ValueError(f"{output}: holds no run to resume; `xlstm train KIND` begins one without --resume")
+            raise ValueError(
+                f"{output}: holds no run to resume; `xlstm train KIND` begins one without --resume"
+            )
         if not resume and (self.checkpoints or self.file.exists()):
-            held = "a run already; --resume goes on with it, and" if self.checkpoints else "a model already;"
+            held = (
+                "a run already; --resume goes on with it, and"
+                if self.checkpoints
+                else "a model already;"
+            )
             raise ValueError(f"{output}: holds {held} --output names another folder")
 
     @property
@@ -99,8 +120,12 @@ class Run(Report):
         """The checkpoints of the run in the folder."""
         return Folder(self.output, 1).checkpoints() if self.keeps else []
 
-    def fit(self, model: Any, *data: Any, file: Path | None = None, note: Any = None, **beside: Any) -> Any:
-        """Train an estimator on data of a file, and save it with a note, also where a signal ends training."""
+    def fit(
+        self, model: Any, *data: Any, file: Path | None = None, note: Any = None, **beside: Any
+    ) -> Any:
+        """Train an estimator on data of a file, and save it with a note, also where a signal ends
+        training.
+        """
         model.set_params(graph=self.graph)
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
@@ -134,13 +159,17 @@ class Run(Report):
         early = ", stopped early" if trained.stopped_early else ""
         skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
         best = f", best after epoch {trained.best_epoch}" if trained.validations else ""
-        self.print(f"trained: {len(trained.losses)} batches in {trained.seconds:.1f} s{best}{early}{skipped}")
+        self.print(
+            f"trained: {len(trained.losses)} batches in {trained.seconds:.1f}"
+            f" s{best}{early}{skipped}"
+        )
         return model
 
     def _save(self, model: Any, file: Path | None, note: dict[str, Any] | None) -> None:
         if not self.leads:
             return
-        self.output.mkdir(parents=True, exist_ok=True)  # where no network was trained that keeps checkpoints there
+        # where no network was trained that keeps checkpoints there
+        self.output.mkdir(parents=True, exist_ok=True)
         model.data_ = None if file is None else digest(file)
         model.save(self.file, **({} if note is None else {"note": note}))
         self.saved.append(self.file)
@@ -154,7 +183,9 @@ class Run(Report):
 
     @contextlib.contextmanager
     def accounted(self) -> Iterator[None]:
-        """Where training or what follows fails or is interrupted, say which files are saved: exit code 1 if any."""
+        """Where training or what follows fails or is interrupted, say which files are saved: exit
+        code 1 if any.
+        """
         try:
             yield
         except (Exception, KeyboardInterrupt, Terminated) as error:
@@ -162,7 +193,10 @@ class Run(Report):
             if isinstance(error, BrokenPipeError) or not (stopped or self.saved):
                 raise
             signal = "terminated" if isinstance(error, Terminated) else "interrupted"
-            parts = [signal if stopped else f"error: {message_of(error)}", *(f"{path} is saved" for path in self.saved)]
+            parts = [
+                signal if stopped else f"error: {message_of(error)}",
+                *(f"{path} is saved" for path in self.saved),
+            ]
             if stopped and self.checkpoints:
                 arguments = [*sys.argv[1:], *["--resume"] * ("--resume" not in sys.argv)]
                 parts.append(f"go on with: {shlex.join(['xlstm', *arguments])}")
@@ -175,23 +209,32 @@ class Run(Report):
 @command(Settings)
 def train_forecast(
     run: Run,
-    table: Annotated[Path | None, Argument(help="CSV or Parquet file; monthly sunspots if left out.")] = None,
+    table: Annotated[
+        Path | None, Argument(help="CSV or Parquet file; monthly sunspots if left out.")
+    ] = None,
     column: ColumnOption = None,
-    horizon: Annotated[int | None, Option(help="Steps ahead; 12, or fewer in a short series.")] = None,
-    window: Annotated[int | None, Option(help="Steps back; 48, or fewer in a short series.")] = None,
+    horizon: Annotated[
+        int | None, Option(help="Steps ahead; 12, or fewer in a short series.")
+    ] = None,
+    window: Annotated[
+        int | None, Option(help="Steps back; 48, or fewer in a short series.")
+    ] = None,
     backend: BackendOption = "auto",
     dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
-    holidays: Annotated[str | None, Option(help="Country whose holidays are looked at, such as DE or DE-BY.")] = None,
+    holidays: Annotated[
+        str | None, Option(help="Country whose holidays are looked at, such as DE or DE-BY.")
+    ] = None,
     *,
     by_role: ByRole,
     dialect: Dialect,
     **settings: Any,
 ) -> None:
-    """Fit a forecaster to a series, with a network where that helps, and compare it with simple methods.
+    """Fit a forecaster to a series, with a network where that helps, and compare it with simple
+    methods.
 
-    The first 60 % of the series are fitted, the next 20 % decide when to stop and whether the network is used, the last
-    20 % are the test. Then all is fitted once more to the whole series. `train forecast` keeps checkpoints and the
-    history, too.
+    The first 60 % of the series are fitted, the next 20 % decide when to stop and whether the
+    network is used, the last 20 % are the test. Then all is fitted once more to the whole series.
+    `train forecast` keeps checkpoints and the history, too.
     """
     file = table or bundled("sunspots")
     panel = read_panel(file, by_role.roles(column), dialect)
@@ -205,7 +248,8 @@ def train_forecast(
     if settings["least"] is None and min(np.nanmin(values) for values in panel.given.values) >= 0:
         settings["least"] = 0.0  # what never was below 0 will not be
     home = backend_of(backend, dtype)
-    settings |= by_role.roles().given() | {"holidays": holidays}  # no --column: there may be another in its place
+    # no --column: there may be another in its place
+    settings |= by_role.roles().given() | {"holidays": holidays}
     model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.name, **settings)
     with panel.named() as given:
         model.examples(given)  # raises where the series cannot be trained on
@@ -220,22 +264,35 @@ def train_forecast(
         run.print(f"picture: {run.output / PICTURE}")
     else:
         run.print("picture: none, matplotlib is not installed (pip install matplotlib)")
-    run.end(window=model.window_, chosen=[*model.chosen_], candidate_errors=model.candidate_errors_, **values)
+    run.end(
+        window=model.window_,
+        chosen=[*model.chosen_],
+        candidate_errors=model.candidate_errors_,
+        **values,
+    )
 
 
 def candidates(model: Forecaster) -> str:
     """Return in words which candidates a forecaster judged, on what, and which of them it has."""
     judged: dict[str, list[str]] = {"from rolling origins": [], "on the validation part": []}
     for name, error in model.candidate_errors_.items():
-        where = "on the validation part" if name in ("average", "network") else "from rolling origins"
+        where = (
+            "on the validation part" if name in ("average", "network") else "from rolling origins"
+        )
         judged[where].append(f"{name} {error:.3g}")
     errors = "; ".join(f"{', '.join(some)} {where}" for where, some in judged.items() if some)
-    return f"candidates: {errors} (repeating the last value has 1); chosen: {', '.join(model.chosen_)}"
+    return (
+        f"candidates: {errors} (repeating the last value has 1); chosen: {', '.join(model.chosen_)}"
+    )
 
 
 def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
-    """Draw forecasts of the first series and target: over the test part, and beyond the end where all is known."""
-    fan, ours, H = None, score.series == 0, model.horizon
+    """Draw forecasts of the first series and target: over the test part, and beyond the end where
+    all is known.
+    """
+    fan = None
+    ours = score.series == 0
+    H = model.horizon
     if min(panel.known.values(), default=H) >= H:
         quantiles = model.predict_quantiles(panel.given)[0].reshape(H, -1, len(model.quantiles))
         fan = plots.Fan(quantiles[:, 0], model.quantiles)
@@ -249,7 +306,9 @@ def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
 def train_text(
     run: Run,
     file: Annotated[Path, Argument(help="Text in UTF-8.")],
-    sample: Annotated[int, Option(min=0, help="Tokens of the sample that is shown at the end.")] = 200,
+    sample: Annotated[
+        int, Option(min=0, help="Tokens of the sample that is shown at the end.")
+    ] = 200,
     **settings: Any,
 ) -> None:
     """Train a language model on a text, and show the loss on its held-out end and a sample."""
@@ -267,20 +326,33 @@ def train_classify(
     run: Run,
     table: Annotated[Path, Argument(help="CSV or Parquet file.")],
     label: Annotated[str, Option(help="Column of labels.")],
-    sequence: Annotated[str | None, Option(help="Column of names of sequences, if a row is a step.")] = None,
-    columns: Annotated[str | None, Option(help="Columns of features, A,B,C; all others if left out.")] = None,
-    test_fraction: Annotated[float, Option(min=0, max=0.9, help="Share of sequences to hold out.")] = 0.2,
+    sequence: Annotated[
+        str | None, Option(help="Column of names of sequences, if a row is a step.")
+    ] = None,
+    columns: Annotated[
+        str | None, Option(help="Columns of features, A,B,C; all others if left out.")
+    ] = None,
+    test_fraction: Annotated[
+        float, Option(min=0, max=0.9, help="Share of sequences to hold out.")
+    ] = 0.2,
     *,
     dialect: Dialect,
     **settings: Any,
 ) -> None:
     """Train a classifier of sequences, and show its accuracy on sequences that were held out.
 
-    With --sequence each row is a step of a sequence, in order of time. Without it each row is a sequence of numbers.
+    With --sequence each row is a step of a sequence, in order of time. Without it each row is a
+    sequence of numbers.
     """
     layout = Layout.of(table, label, sequence, columns, dialect)
     sequences, _, labels = layout.read(table, dialect)
     rows, test = held_out(labels, test_fraction, settings["seed"])
-    model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout), file=table)
+    model = run.fit(
+        SequenceClassifier(**settings),
+        sequences[rows],
+        labels[rows],
+        note=asdict(layout),
+        file=table,
+    )
     judged = of_labels(run, model, sequences[test], labels[test]) if len(test) else {}
     run.end(epochs=model.n_iter_, **judged)

@@ -1,4 +1,5 @@
-"""Batches for training, NumPy on the host: windows, streams, sequences of unequal length, and others prefetched.
+"""Batches for training, NumPy on the host: windows, streams, sequences of unequal length, and
+others prefetched.
 
 A layer packs sequences of different lengths by `recurrence/packing.py`.
 """
@@ -32,8 +33,8 @@ class Batch(NamedTuple):
     x : array (T, B, D), or whole numbers (T, B) for a model of tokens
     target : array (T, B, ...), or (B, ...) for a model that predicts once
     mask : bool array, array of weights, or None
-        Which targets count, or how much they do; those past the end of a sequence never do. Its shape is the leading
-        axes of `target`.
+        Which targets count, or how much they do; those past the end of a sequence never do. Its
+        shape is the leading axes of `target`.
     fresh : bool
         Start from the initial state, not from the last one.
     lengths : whole numbers (B,), optional
@@ -54,7 +55,9 @@ class Batch(NamedTuple):
 
 
 class Batches(Protocol):
-    """Data for training: `Windows`, `Sequences`, `Streams`, or anything else that yields batches."""
+    """Data for training: `Windows`, `Sequences`, `Streams`, or anything else that yields
+    batches.
+    """
 
     def __len__(self) -> int: ...
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
@@ -62,7 +65,9 @@ class Batches(Protocol):
 
 
 class ByRows:
-    """Data that know the rows of each batch before they make it, so that a rank can make its own part alone."""
+    """Data that know the rows of each batch before they make it, so that a rank can make its own
+    part alone.
+    """
 
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
         """Return the numbers of the examples in each batch of an epoch."""
@@ -94,13 +99,15 @@ class Windows(ByRows):
     target : array (N, ...), or (N, T, ...) with `every_step`
         The truth after the last step, or after every step.
     mask : array of bool, or of weights from 0 up, optional
-        Targets that count in the loss, or how much they do: the target's shape, or its leading axes.
+        Targets that count in the loss, or how much they do: the target's shape, or its leading
+        axes.
     batch_size : int
     every_step : bool
         Targets and mask have a time axis.
     lengths : whole numbers (N,), optional
-        Lengths of the sequences, where some end before step T. Numbers in `x` past an end do not matter, and with
-        `every_step` targets past an end do not count. `Sequences` takes lists of arrays, and has less padding.
+        Lengths of the sequences, where some end before step T. Numbers in `x` past an end do not
+        matter, and with `every_step` targets past an end do not count. `Sequences` takes lists of
+        arrays, and has less padding.
 
     Raises
     ------
@@ -119,10 +126,18 @@ class Windows(ByRows):
         kinds = {"x": numbers, "target": numbers, "mask": checks.optional(weights)}
         checks.fields(self, **kinds, batch_size=checks.size, every_step=checks.flag)
         axes = 2 if self.every_step else 1
-        if not is_input(self.x, 3) or 0 in self.x.shape[:2] or self.x.shape[:axes] != self.target.shape[:axes]:
+        if (
+            not is_input(self.x, 3)
+            or 0 in self.x.shape[:2]
+            or self.x.shape[:axes] != self.target.shape[:axes]
+        ):
             leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
-            expected = f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
-            raise ValueError(f"Windows: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
+            expected = (
+                f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
+            )
+            raise ValueError(
+                f"Windows: x has shape {self.x.shape} and target {self.target.shape}, {expected}"
+            )
         check_mask("Windows", self.mask, self.target, axes)
         there = None
         if self.lengths is not None:
@@ -144,11 +159,15 @@ class Windows(ByRows):
         return self.target[rows]
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        arrays, mine = (self.x, self.target, self.mask, self.lengths), rows[own]
+        arrays = (self.x, self.target, self.mask, self.lengths)
+        mine = rows[own]
         places = (mine, mine, rows, rows)
-        x, target, mask, lengths = (None if a is None else a[at] for a, at in zip(arrays, places, strict=True))
+        x, target, mask, lengths = (
+            None if a is None else a[at] for a, at in zip(arrays, places, strict=True)
+        )
         if self.every_step:
-            target, mask = time_first(target), time_first(mask)
+            target = time_first(target)
+            mask = time_first(mask)
         return Batch(time_first(x), target, mask, True, lengths)
 
 
@@ -156,8 +175,9 @@ class Windows(ByRows):
 class Streams:
     """One long sequence read as parallel streams, for truncated backpropagation through time.
 
-    The sequence is cut into `batch_size` equal contiguous streams, which lie side by side in every batch; successive
-    batches continue each other, so the state is carried from one to the next. Rows left over at the end are not used.
+    The sequence is cut into `batch_size` equal contiguous streams, which lie side by side in every
+    batch; successive batches continue each other, so the state is carried from one to the next.
+    Rows left over at the end are not used.
 
     Parameters
     ----------
@@ -184,12 +204,16 @@ class Streams:
         checks.fields(self, x=numbers, target=numbers, batch_size=checks.size, length=checks.size)
         if not is_input(self.x, 2) or self.target.ndim == 0 or len(self.x) != len(self.target):
             expected = "expected (N, D) and (N, ...); x may also be tokens, whole numbers (N,)"
-            raise ValueError(f"Streams: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
+            raise ValueError(
+                f"Streams: x has shape {self.x.shape} and target {self.target.shape}, {expected}"
+            )
         need = self.batch_size * self.length
         if len(self.x) < need:
             streams = f"{self.batch_size} streams (batch_size) of {self.length} steps (length)"
             expected = "expected more of them, or a smaller batch_size or length"
-            raise ValueError(f"Streams: {streams} need {need} rows or tokens, got {len(self.x)}; {expected}")
+            raise ValueError(
+                f"Streams: {streams} need {need} rows or tokens, got {len(self.x)}; {expected}"
+            )
         finite("Streams", "x", self.x)
         finite("Streams", "target", self.target)
 
@@ -200,8 +224,8 @@ class Streams:
         Parameters
         ----------
         tokens : whole numbers (N,), or bytes
-            The text as tokens, one token a byte where it is given as bytes. An array in a file (`numpy.memmap`) stays
-            there.
+            The text as tokens, one token a byte where it is given as bytes. An array in a file
+            (`numpy.memmap`) stays there.
         batch_size, length : int
             As for `Streams`.
 
@@ -221,7 +245,11 @@ class Streams:
         >>> bytes(batch.x[:, 0]), bytes(batch.target[:, 0])
         (b'he', b'el')
         """
-        ids = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else numbers("Streams", "tokens", tokens)
+        ids = (
+            np.frombuffer(tokens, np.uint8)
+            if isinstance(tokens, bytes)
+            else numbers("Streams", "tokens", tokens)
+        )
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             kind = f"dtype {ids.dtype} and shape {ids.shape}"
             raise ValueError(f"Streams: tokens has {kind}, expected whole numbers (N,)")
@@ -233,7 +261,8 @@ class Streams:
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, always in order: `rng` is not used."""
-        x, target = self._streams(self.x), self._streams(self.target)
+        x = self._streams(self.x)
+        target = self._streams(self.target)
         for start in range(0, len(self) * self.length, self.length):
             steps = slice(start, start + self.length)
             yield Batch(x[steps], target[steps], None, fresh=start == 0)
@@ -241,16 +270,20 @@ class Streams:
     def _streams(self, rows: Host) -> Host:
         """Return rows (N, ...) as streams side by side, (N/B, B, ...)."""
         each = len(rows) // self.batch_size
-        return np.swapaxes(rows[: each * self.batch_size].reshape(self.batch_size, each, *rows.shape[1:]), 0, 1)
+        return np.swapaxes(
+            rows[: each * self.batch_size].reshape(self.batch_size, each, *rows.shape[1:]), 0, 1
+        )
 
 
 @dataclass(frozen=True)
 class Sequences(ByRows):
-    """Independent sequences of unequal length, each from the initial state, in batches of similar lengths.
+    """Independent sequences of unequal length, each from the initial state, in batches of similar
+    lengths.
 
-    A batch is as long as its longest sequence. With a generator of random numbers the sequences are shuffled, those of
-    `bucket` batches at a time are sorted by length and cut into batches, and the batches are shuffled: few steps are
-    padding, and the order differs from epoch to epoch. Without one they come in the order of the data.
+    A batch is as long as its longest sequence. With a generator of random numbers the sequences are
+    shuffled, those of `bucket` batches at a time are sorted by length and cut into batches, and the
+    batches are shuffled: few steps are padding, and the order differs from epoch to epoch. Without
+    one they come in the order of the data.
 
     Parameters
     ----------
@@ -259,7 +292,8 @@ class Sequences(ByRows):
     target : array (N, ...), or list of N arrays (T_i, ...) with `every_step`
         The truth after the last step, or after every step.
     mask : array of bool, or of weights from 0 up, or list of such arrays, optional
-        Targets that count in the loss, or how much they do: the shape of the targets, or its leading axes.
+        Targets that count in the loss, or how much they do: the shape of the targets, or its
+        leading axes.
     batch_size : int
     every_step : bool
         Targets and mask have a time axis.
@@ -274,7 +308,8 @@ class Sequences(ByRows):
     Raises
     ------
     TypeError, ValueError
-        A sequence is empty, shapes do not go together, or numbers are not finite; names the sequence.
+        A sequence is empty, shapes do not go together, or numbers are not finite; names the
+        sequence.
 
     Examples
     --------
@@ -297,9 +332,14 @@ class Sequences(ByRows):
         rows = _of_one_width(_arrays("sequences", self.sequences, numbers))
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         if 0 in lengths.shape or 0 in lengths:
-            empty = f"sequences[{lengths.tolist().index(0)}] is empty" if len(rows) else "there are no sequences"
+            empty = (
+                f"sequences[{lengths.tolist().index(0)}] is empty"
+                if len(rows)
+                else "there are no sequences"
+            )
             raise ValueError(f"Sequences: {empty}, expected one step or more")
-        target, mask = self.target, self.mask
+        target = self.target
+        mask = self.mask
         if self.every_step:
             target = _arrays("target", target, numbers, lengths)
             mask = None if mask is None else _arrays("mask", mask, weights, lengths)
@@ -307,7 +347,9 @@ class Sequences(ByRows):
                 finite("Sequences", f"target[{k}]", truth)
                 if truth.shape[1:] != target[0].shape[1:]:
                     expected = f"(T, ...) like target[0], {target[0].shape}"
-                    raise ValueError(f"Sequences: target[{k}] has shape {truth.shape}, expected {expected}")
+                    raise ValueError(
+                        f"Sequences: target[{k}] has shape {truth.shape}, expected {expected}"
+                    )
                 check_mask(f"Sequences: sequence {k}", None if mask is None else mask[k], truth, 1)
         else:
             target = numbers("Sequences", "target", target)
@@ -319,7 +361,12 @@ class Sequences(ByRows):
             check_mask("Sequences", mask, target, 1)
         for k, row in enumerate(rows):
             finite("Sequences", f"sequences[{k}]", row)
-        for name, value in {"sequences": rows, "target": target, "mask": mask, "lengths": lengths}.items():
+        for name, value in {
+            "sequences": rows,
+            "target": target,
+            "mask": mask,
+            "lengths": lengths,
+        }.items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
@@ -327,11 +374,15 @@ class Sequences(ByRows):
         return -(-len(self.lengths) // self.batch_size)
 
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
-        """Return the numbers of the sequences in each batch: of similar lengths that `rng` shuffles, or in order."""
+        """Return the numbers of the sequences in each batch: of similar lengths that `rng`
+        shuffles, or in order.
+        """
         batches = orders(len(self.lengths), self.batch_size, None)
         if rng is not None:
             pools = orders(len(self.lengths), self.bucket * self.batch_size, rng)
-            order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+            order = np.concatenate(
+                [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
+            )
             batches = [order[batches[k]] for k in rng.permutation(len(batches))]
         return batches
 
@@ -339,9 +390,12 @@ class Sequences(ByRows):
         return np.asarray(self._chosen(self.target, rows, int(np.max(self.lengths[rows]))))
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the batch of some sequences, as long as the longest of them, with `own` columns of x and target."""
+        """Return the batch of some sequences, as long as the longest of them, with `own` columns of
+        x and target.
+        """
         T = int(np.max(self.lengths[rows]))
-        target, mask = self._chosen(self.target, rows[own], T), self._chosen(self.mask, rows, T)
+        target = self._chosen(self.target, rows[own], T)
+        mask = self._chosen(self.mask, rows, T)
         return Batch(_padded(self.sequences, rows[own], T), target, mask, True, self.lengths[rows])
 
     def _chosen(self, values: Any, rows: Host, T: int) -> Any:
@@ -355,12 +409,12 @@ class Sequences(ByRows):
 class Prefetch:
     """Other data, whose next batches are prepared in a thread.
 
-    Batches, their order and the random numbers that they take are those of the data alone, bit for bit. An error in
-    the data is raised where its batch would have come. The thread ends with the epoch, or when its batches are no
-    longer asked for.
+    Batches, their order and the random numbers that they take are those of the data alone, bit for
+    bit. An error in the data is raised where its batch would have come. The thread ends with the
+    epoch, or when its batches are no longer asked for.
 
-    This is for data that read files or wait for something else. Data that hold arrays gain nothing: their batches
-    take about 2 % of the time in which a small LSTM trains with them (`Windows`).
+    This is for data that read files or wait for something else. Data that hold arrays gain nothing:
+    their batches take about 2 % of the time in which a small LSTM trains with them (`Windows`).
 
     Parameters
     ----------
@@ -386,7 +440,9 @@ class Prefetch:
         return len(self.data)
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield one epoch of the data; after each batch `rng` is in the state that the data alone would leave it in."""
+        """Yield one epoch of the data; after each batch `rng` is in the state that the data alone
+        would leave it in.
+        """
         own = copy.deepcopy(rng)  # the thread draws ahead of the caller
         inner = iter(self.data.batches(own))
         thread = ThreadPoolExecutor(1, "xlstm-prefetch")
@@ -405,9 +461,14 @@ class Prefetch:
 
 
 def check_mask(where: str, mask: Host | None, target: Host, axes: int) -> None:
-    """Raise ValueError unless a mask has leading axes of the target, at least the first `axes` of them."""
+    """Raise ValueError unless a mask has leading axes of the target, at least the first `axes` of
+    them.
+    """
     if mask is not None and (mask.ndim < axes or mask.shape != target.shape[: mask.ndim]):
-        raise ValueError(f"{where}: mask has shape {mask.shape}, expected leading axes of the target, {target.shape}")
+        raise ValueError(
+            f"{where}: mask has shape {mask.shape}, expected leading axes of the target,"
+            f" {target.shape}"
+        )
 
 
 def is_input(x: Host, ndim: int) -> bool:
@@ -421,8 +482,12 @@ def time_first(array: Host | None) -> Host | None:
 
 
 def _arrays(name: str, given: Any, kind: checks.Kind, lengths: Host | None = None) -> list[Host]:
-    """Return a list of arrays, or the rows of an array, on the host, (T_i, ...) with `lengths` T_i."""
-    if not isinstance(given, list | tuple) and (not hasattr(given, "__dlpack__") or given.ndim == 0):
+    """Return a list of arrays, or the rows of an array, on the host, (T_i, ...) with `lengths`
+    T_i.
+    """
+    if not isinstance(given, list | tuple) and (
+        not hasattr(given, "__dlpack__") or given.ndim == 0
+    ):
         raise TypeError(f"Sequences: {name} is {checks.shown(given)}, expected a list of arrays")
     rows = [kind("Sequences", f"{name}[{k}]", given[k]) for k in range(len(given))]
     if lengths is not None and len(rows) != len(lengths):
@@ -430,7 +495,9 @@ def _arrays(name: str, given: Any, kind: checks.Kind, lengths: Host | None = Non
         raise ValueError(f"Sequences: {name} has {len(rows)} entries, expected {expected}")
     for k, (row, length) in enumerate(zip(rows, () if lengths is None else lengths, strict=False)):
         if row.shape[:1] != (length,):
-            expected = f"(T, ...) with T = {length}" + (", as every_step is True" if name == "target" else "")
+            expected = f"(T, ...) with T = {length}" + (
+                ", as every_step is True" if name == "target" else ""
+            )
             raise ValueError(f"Sequences: {name}[{k}] has shape {row.shape}, expected {expected}")
     return rows
 
@@ -448,7 +515,9 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
 
 
 def orders(count: int, size: int, rng: np.random.Generator | None) -> list[Host]:
-    """Return the numbers of the examples in each batch of `size`, shuffled by `rng` or in order without it."""
+    """Return the numbers of the examples in each batch of `size`, shuffled by `rng` or in order
+    without it.
+    """
     order = np.arange(count) if rng is None else rng.permutation(count)
     return [order[start : start + size] for start in range(0, count, size)]
 
@@ -459,16 +528,25 @@ def within_lengths(lengths: Any, T: int, B: int) -> Host:
 
 
 def mask_of_steps(mask: Any, lengths: Any, T: int, B: int) -> Host:
-    """Return the mask (T, B, ...) of targets that have a time axis, without those past the end of a sequence."""
+    """Return the mask (T, B, ...) of targets that have a time axis, without those past the end of a
+    sequence.
+    """
     there = within_lengths(lengths, T, B)
     mask = there if mask is None else to_numpy(mask)
-    return np.asarray(mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) * there.reshape(T, B, *(1,) * (mask.ndim - 2)))
+    return np.asarray(
+        mask.reshape(mask.shape + (1,) * (2 - mask.ndim))
+        * there.reshape(T, B, *(1,) * (mask.ndim - 2))
+    )
 
 
 def _padded(arrays: list[Host], rows: Host, T: int) -> Host:
-    """Return some of the arrays (T_i, ...) side by side, (T, B, ...), with zeros after the end of each."""
+    """Return some of the arrays (T_i, ...) side by side, (T, B, ...), with zeros after the end of
+    each.
+    """
     chosen = [arrays[k] for k in rows]
-    found = np.zeros((T, len(chosen), *arrays[0].shape[1:]), np.result_type(*(chosen or arrays[:1])))
+    found = np.zeros(
+        (T, len(chosen), *arrays[0].shape[1:]), np.result_type(*(chosen or arrays[:1]))
+    )
     for b, array in enumerate(chosen):
         found[: len(array), b] = array
     return found

@@ -1,4 +1,6 @@
-"""CSV files: columns of numbers and of names, and the dates of rows, with the lines at which they stand."""
+"""CSV files: columns of numbers and of names, and the dates of rows, with the lines at which they
+stand.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,17 @@ from xlstm.data.writing import AnyPath
 
 COLUMNS = 10_000  # columns of a file at most
 NAME = 1024  # characters of the name of a column at most
-# Encodings by the names that declare them; a mark at the beginning of a file is no part of its text.
+# Encodings by the names that declare them; a mark at the beginning of a file is no part of its
+# text.
 ENCODINGS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "cp1252": "cp1252"}
 INDEX = {"", "index"}  # headers of labels, and those of dates
 HEADERS = {"date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds"}
-# Dates in another notation than ISO 8601: digits between signs, and under the headers of dates days and months without
-# signs between, seconds or parts of them since 1970, and any text with a digit.
+# Dates in another notation than ISO 8601: digits between signs, and under the headers of dates days
+# and months without signs between, seconds or parts of them since 1970, and any text with a digit.
 LIKE_A_DATE = re.compile(r"[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}([ T].*)?")
-LIKE_A_DATE_AS_NUMBER = re.compile(r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])([0-3][0-9])?|1[0-9]{9}([0-9]{3})*")
+LIKE_A_DATE_AS_NUMBER = re.compile(
+    r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])([0-3][0-9])?|1[0-9]{9}([0-9]{3})*"
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,11 @@ class Dialect:
     Attributes
     ----------
     date_format : str or None
-        The format of dates, such as %d/%m/%Y, as `datetime.strptime` takes it; by default they are in ISO 8601.
+        The format of dates, such as %d/%m/%Y, as `datetime.strptime` takes it; by default they are
+        in ISO 8601.
     decimal : {".", ","} or None
-        The decimal sign; by default a point, and a comma, too, where semicolons stand between cells.
+        The decimal sign; by default a point, and a comma, too, where semicolons stand between
+        cells.
     encoding : {"utf-8", "utf-16", "latin-1", "cp1252"}
         That of the file: utf-8, utf-16, latin-1 or cp1252.
 
@@ -60,13 +67,22 @@ class Dialect:
 
     def __post_init__(self) -> None:
         signs = checks.optional(checks.choice((".", ",")))
-        checks.fields(self, date_format=checks.optional(checks.text), decimal=signs, encoding=checks.choice(ENCODINGS))
+        checks.fields(
+            self,
+            date_format=checks.optional(checks.text),
+            decimal=signs,
+            encoding=checks.choice(ENCODINGS),
+        )
         if self.date_format is not None and "%" not in self.date_format:
-            raise ValueError(f"date_format is {shown(self.date_format)}, expected a format such as '%d/%m/%Y'")
+            raise ValueError(
+                f"date_format is {shown(self.date_format)}, expected a format such as '%d/%m/%Y'"
+            )
         try:
             datetime.datetime.strptime("", self.date_format or "")
         except re.error:
-            raise ValueError(f"date_format is {shown(self.date_format)}, expected each directive once") from None
+            raise ValueError(
+                f"date_format is {shown(self.date_format)}, expected each directive once"
+            ) from None
         except ValueError:  # which says that no date is in this text
             pass
 
@@ -77,7 +93,8 @@ PLAIN = Dialect()
 class CsvFile:
     """A CSV file with a header line, and commas, semicolons, tabs or bars between cells, read once.
 
-    A file that is empty, no text in its encoding, malformed or too wide is a ValueError that names file and line.
+    A file that is empty, no text in its encoding, malformed or too wide is a ValueError that names
+    file and line.
 
     Attributes
     ----------
@@ -87,31 +104,46 @@ class CsvFile:
     """
 
     def __init__(self, path: AnyPath, dialect: Dialect = PLAIN) -> None:
-        self.path, self.dialect = Path(path), dialect
+        self.path = Path(path)
+        self.dialect = dialect
         self._lines = array("q")
-        cells: list[str] = []  # of all rows one after another, as lists of a row each would keep the collector busy
+        # of all rows one after another, as lists of a row each would keep the collector busy
+        cells: list[str] = []
         try:
             with self.path.open(encoding=ENCODINGS[dialect.encoding], newline="") as file:
                 first = file.readline()
                 delimiter = max(",;\t|", key=first.count)
-                reader = csv.reader(itertools.chain([first], file), delimiter=delimiter, strict=True)
+                reader = csv.reader(
+                    itertools.chain([first], file), delimiter=delimiter, strict=True
+                )
                 self.names = [cell.strip() for cell in next(filter(None, reader), [])]
                 self._check_header()
                 for row in filter(None, reader):
                     if len(row) != len(self.names):
-                        problem = f"line {reader.line_num} has {len(row)} cells, expected {len(self.names)}"
+                        problem = (
+                            f"line {reader.line_num} has {len(row)} cells, expected"
+                            f" {len(self.names)}"
+                        )
                         raise ValueError(f"{path}: {problem} as in the header")
                     self._lines.append(reader.line_num)
                     cells += row
         except UnicodeError as error:
             others = " or ".join(name for name in ENCODINGS if name != dialect.encoding)
             problem = f"not {dialect.encoding.upper()} text ({getattr(error, 'reason', error)})"
-            raise ValueError(f"{path}: {problem}; if it is in {others}, say so with --encoding (encoding=)") from error
+            raise ValueError(
+                f"{path}: {problem}; if it is in {others}, say so with --encoding (encoding=)"
+            ) from error
         except csv.Error as error:
-            raise ValueError(f"{path}: not a CSV file ({error} after line {reader.line_num})") from error
+            raise ValueError(
+                f"{path}: not a CSV file ({error} after line {reader.line_num})"
+            ) from error
         self.rows, width = len(self._lines), len(self.names)
         self._cells = [[cell.strip() for cell in cells[k::width]] for k in range(width)]
-        self._signs = {",": "."} if dialect.decimal == "," or (dialect.decimal is None and delimiter == ";") else {}
+        self._signs = (
+            {",": "."}
+            if dialect.decimal == "," or (dialect.decimal is None and delimiter == ";")
+            else {}
+        )
         if dialect.decimal == ",":
             self._signs["."] = "x"  # a point is that of thousands, or a mistake
 
@@ -120,7 +152,9 @@ class CsvFile:
             raise ValueError(f"{self.path}: the file is empty, expected a header line and rows")
         check_names(self.path, self.names)
         if all(is_number(cell) or ISO_DATE.fullmatch(cell) for cell in self.names):
-            raise ValueError(f"{self.path}: line 1 holds data, expected a header with the names of the columns")
+            raise ValueError(
+                f"{self.path}: line 1 holds data, expected a header with the names of the columns"
+            )
 
     def line(self, row: int) -> str:
         """Name the line of the file in which a row ends, for messages."""
@@ -141,7 +175,9 @@ class CsvFile:
         return np.stack([self._numbers(k) for k in self._places(names)], axis=1)
 
     def columns(self, names: Sequence[str]) -> Columns:
-        """Return columns of numbers with the dates or other labels of rows, which are left out of the numbers."""
+        """Return columns of numbers with the dates or other labels of rows, which are left out of
+        the numbers.
+        """
         k, is_date = self._label
         label = None if k is None else self.names[k]
         wanted = [name for name in names if name != label]
@@ -155,9 +191,16 @@ class CsvFile:
 
     @property
     def numeric(self) -> list[str]:
-        """The columns in which some cell is a number, but the labels of rows, and numbers of rows without a name."""
-        label, cells = self._label[0], self._cells
-        return [name for k, name in enumerate(self.names) if name and k != label and any(map(is_number, cells[k]))]
+        """The columns in which some cell is a number, but the labels of rows, and numbers of rows
+        without a name.
+        """
+        label = self._label[0]
+        cells = self._cells
+        return [
+            name
+            for k, name in enumerate(self.names)
+            if name and k != label and any(map(is_number, cells[k]))
+        ]
 
     @property
     def dated(self) -> list[str]:
@@ -167,24 +210,40 @@ class CsvFile:
 
     @cached_property
     def _label(self) -> tuple[int | None, bool]:
-        """The first column that begins with a date, else a first column that holds no numbers; and whether it is dates.
+        """The first column that begins with a date, else a first column that holds no numbers; and
+        whether it is dates.
 
-        Where no column begins with one, but some with a date in another notation, a ValueError says so.
+        Where no column begins with one, but some with a date in another notation, a ValueError says
+        so.
         """
         strange = ""
         for k, name in enumerate(self.names):
-            row, first = next(((row, cell) for row, cell in enumerate(self._cells[k]) if cell), (0, ""))
-            years = not any(self.names[:k]) and name.lower() in HEADERS | INDEX and {*map(len, self._cells[k])} == {4}
+            row, first = next(
+                ((row, cell) for row, cell in enumerate(self._cells[k]) if cell), (0, "")
+            )
+            years = (
+                not any(self.names[:k])
+                and name.lower() in HEADERS | INDEX
+                and {*map(len, self._cells[k])} == {4}
+            )
             if self._is_date(first, years):
                 return k, True
             if not strange and _is_like_a_date(first, name.lower() in HEADERS):
                 strange = f"{self.line(row)}, column {name} holds {shown(first)}"
         if self.dialect.date_format is not None:
-            raise ValueError(f"{self.path}: no column holds dates of the format {shown(self.dialect.date_format)}")
+            raise ValueError(
+                f"{self.path}: no column holds dates of the format"
+                f" {shown(self.dialect.date_format)}"
+            )
         if strange:
-            how = "say its format with --date-format (date_format='%d/%m/%Y'), write dates such as 2024-01-31"
+            how = (
+                "say its format with --date-format (date_format='%d/%m/%Y'), write dates such as"
+                " 2024-01-31"
+            )
             without = "leave the column out to take rows as equal steps in the order of the file"
-            raise ValueError(f"{strange}, which looks like a date but is not in ISO 8601; {how}, or {without}")
+            raise ValueError(
+                f"{strange}, which looks like a date but is not in ISO 8601; {how}, or {without}"
+            )
         named = self.names[0].lower() in HEADERS | INDEX
         is_label = len(self.names) > 1 and (named or not any(map(is_number, self._cells[0])))
         return (0 if is_label else None), False
@@ -200,12 +259,20 @@ class CsvFile:
 
     def _numbers(self, k: int) -> Values:
         """Return the numbers of a column, (N,)."""
-        cells, signs = self._cells[k], str.maketrans(self._signs)
+        cells = self._cells[k]
+        signs = str.maketrans(self._signs)
         numbers = np.array([_float(cell.translate(signs) if signs else cell) for cell in cells])
         for row in map(int, np.flatnonzero(~np.isfinite(numbers))):
             if cell := cells[row]:
-                hint = "; if the comma is a decimal sign, say so with --decimal , (decimal=',')" if "," in cell else ""
-                problem = f"column {self.names[k]} holds {shown(cell)}, expected a finite number or nothing for a gap"
+                hint = (
+                    "; if the comma is a decimal sign, say so with --decimal , (decimal=',')"
+                    if "," in cell
+                    else ""
+                )
+                problem = (
+                    f"column {self.names[k]} holds {shown(cell)}, expected a finite number or"
+                    " nothing for a gap"
+                )
                 raise ValueError(f"{self.line(row)}, {problem}{'' if signs else hint}")
         return numbers
 
@@ -216,7 +283,9 @@ def check_names(path: AnyPath, names: Sequence[str]) -> None:
         raise ValueError(f"{path}: the header has {len(names)} columns, expected at most {COLUMNS}")
     longest = max(map(len, names), default=0)
     if longest > NAME:
-        raise ValueError(f"{path}: the name of a column has {longest} characters, expected at most {NAME}")
+        raise ValueError(
+            f"{path}: the name of a column has {longest} characters, expected at most {NAME}"
+        )
 
 
 def is_number(cell: str) -> bool:
@@ -233,7 +302,9 @@ def _float(text: str) -> float:
 
 
 def _is_like_a_date(cell: str, named: bool) -> bool:
-    """Return whether a cell looks like a date that is not in ISO 8601; `named` is one under the header of dates."""
+    """Return whether a cell looks like a date that is not in ISO 8601; `named` is one under the
+    header of dates.
+    """
     if named and is_number(cell):
         return LIKE_A_DATE_AS_NUMBER.fullmatch(cell) is not None
     return LIKE_A_DATE.fullmatch(cell) is not None or (named and any(map(str.isdigit, cell)))

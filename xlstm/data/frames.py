@@ -1,4 +1,6 @@
-"""Tables of pandas, Polars and PyArrow: their columns as numbers, and numbers as a table of the same kind."""
+"""Tables of pandas, Polars and PyArrow: their columns as numbers, and numbers as a table of the
+same kind.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ class Columns:
     values : float64 array (N, C)
         Their numbers; NaN where one is missing.
     index : array (N,) or None
-        Dates or other labels of the rows: those of the index of pandas, else the one column of dates, which also comes
-        before an index of whole numbers. None where rows have none, or only their numbers.
+        Dates or other labels of the rows: those of the index of pandas, else the one column of
+        dates, which also comes before an index of whole numbers. None where rows have none, or only
+        their numbers.
     index_name : str or None
         The name of the index, or of the column of dates.
     zone : str or None
@@ -43,11 +46,14 @@ class Columns:
 
     def take(self, rows: Any) -> Columns:
         """Return some of the rows."""
-        return replace(self, values=self.values[rows], index=None if self.index is None else self.index[rows])
+        return replace(
+            self, values=self.values[rows], index=None if self.index is None else self.index[rows]
+        )
 
 
 def is_table(given: Any) -> bool:
-    """Return whether an object is a table, or one column, of pandas, Polars or another library of tables.
+    """Return whether an object is a table, or one column, of pandas, Polars or another library of
+    tables.
 
     Parameters
     ----------
@@ -62,7 +68,9 @@ def is_table(given: Any) -> bool:
 
 
 def is_on_gpu(given: Any) -> bool:
-    """Return whether an object is a column that is on a GPU, as those of cuDF are, which NumPy may not read."""
+    """Return whether an object is a column that is on a GPU, as those of cuDF are, which NumPy may
+    not read.
+    """
     return hasattr(type(given), "__cuda_array_interface__") and hasattr(given, "to_numpy")
 
 
@@ -80,7 +88,9 @@ def has_columns(given: Any) -> bool:
     return is_table(given) and hasattr(given, "columns")
 
 
-def table_of(where: str, given: Any, only: Sequence[str] | None = None, without: str = "") -> Columns:
+def table_of(
+    where: str, given: Any, only: Sequence[str] | None = None, without: str = ""
+) -> Columns:
     """Return the columns of a table as numbers.
 
     A column of dates, and the index of pandas, are labels of the rows and not among the numbers.
@@ -92,7 +102,8 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None, without:
     given : table
         A table or one column of pandas, Polars, PyArrow, or another library that narwhals knows.
     only : list of str, optional
-        The columns of numbers to read, in which there may be nothing but missing values of any kind; by default all.
+        The columns of numbers to read, in which there may be nothing but missing values of any
+        kind; by default all.
     without : str
         A column that is left out of all.
 
@@ -105,8 +116,8 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None, without:
     TypeError
         This is no table, or a column holds text or other objects; names the column.
     ValueError
-        There are no numbers, one of `only` is missing, two columns have one name or hold dates, or a number is
-        infinite.
+        There are no numbers, one of `only` is missing, two columns have one name or hold dates, or
+        a number is infinite.
     ImportError
         The package narwhals is not installed.
     """
@@ -118,26 +129,37 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None, without:
         return table_of(where, nw.to_native(frame).set_index(dated), only, without)
     names = [name for name in frame.columns if name in wanted and name != dated]
     if not names or len(frame) == 0:
-        raise ValueError(f"{where}: the table has {len(frame)} rows and {len(names)} columns of numbers, expected some")
+        raise ValueError(
+            f"{where}: the table has {len(frame)} rows and {len(names)} columns of numbers,"
+            " expected some"
+        )
     arrays = [_numbers(where, nw, name, frame.get_column(name), only is not None) for name in names]
-    values, names = np.stack(arrays, axis=1), [*map(str, names)]
+    values = np.stack(arrays, axis=1)
+    names = [*map(str, names)]
     if (index := _index_of(nw, frame)) is not None:
-        labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # periods are dates, too
-        zone = None if getattr(labels, "tz", None) is None else str(labels.tz)  # narwhals knows no America/New_York
+        # periods are dates, too
+        labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index
+        # narwhals knows no America/New_York
+        zone = None if getattr(labels, "tz", None) is None else str(labels.tz)
         labels = labels if zone is None else labels.tz_convert(None)
-        labels, name = nw.from_native(labels.to_series(), series_only=True), index.name
+        labels = nw.from_native(labels.to_series(), series_only=True)
+        name = index.name
     elif dated is not None:
-        labels, name = frame.get_column(dated), dated
+        labels = frame.get_column(dated)
+        name = dated
         zone = labels.dtype.time_zone if labels.dtype == nw.Datetime else None
         if zone is not None:
             labels = labels.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     else:
         return Columns(names, values)
-    return Columns(names, values, np.asarray(labels.to_numpy()), None if name is None else str(name), zone)
+    return Columns(
+        names, values, np.asarray(labels.to_numpy()), None if name is None else str(name), zone
+    )
 
 
 def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any:
-    """Return numbers as a table of the library of another one, with its rows' labels or with new ones.
+    """Return numbers as a table of the library of another one, with its rows' labels or with new
+    ones.
 
     Parameters
     ----------
@@ -146,8 +168,8 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     columns : dict of str to array (N,)
         Numbers by the names of their columns.
     index : array (N,), optional
-        Labels of the rows, such as dates after those of `given`; by default those of `given`. They become the index of
-        pandas, or the column that `given` has its dates in.
+        Labels of the rows, such as dates after those of `given`; by default those of `given`. They
+        become the index of pandas, or the column that `given` has its dates in.
 
     Returns
     -------
@@ -157,7 +179,8 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     Raises
     ------
     ValueError
-        The numbers are not as many as the rows of `given`, though these have labels and `index` is not given.
+        The numbers are not as many as the rows of `given`, though these have labels and `index` is
+        not given.
     TypeError, ImportError
         As for `table_of`.
     """
@@ -165,15 +188,22 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     nw, frame, is_column = _frame(where, given)
     arrays: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
     length = max(map(len, arrays.values()))
-    native, space = nw.to_native(frame), nw.get_native_namespace(frame)
+    native = nw.to_native(frame)
+    space = nw.get_native_namespace(frame)
     labels = _index_of(nw, frame)
     dated = _date_column(where, nw, frame) if labels is None else None
     if dated is not None and frame.schema[dated] == nw.Unknown:
         return table_like(native.set_index(dated), columns, index).reset_index()
     if index is None and length != len(frame) and (labels is not None or dated is not None):
-        raise ValueError(f"{where}: columns have {length} rows, expected {len(frame)}, or index= with their labels")
+        raise ValueError(
+            f"{where}: columns have {length} rows, expected {len(frame)}, or index= with their"
+            " labels"
+        )
     if dated is not None:
-        arrays = {dated: nw.to_native(frame.get_column(dated)) if index is None else index, **arrays}
+        arrays = {
+            dated: nw.to_native(frame.get_column(dated)) if index is None else index,
+            **arrays,
+        }
     table = nw.from_dict(arrays, native_namespace=space)
     if dated is not None and index is not None:
         table = table.with_columns(_dates_like(nw, table.get_column(dated), frame.schema[dated]))
@@ -194,31 +224,46 @@ def names_of(where: str, given: Any) -> list[str]:
 
 
 def rows_by(where: str, given: Any, column: str) -> dict[Any, Rows]:
-    """Return the rows of a table that have each value of a column; ValueError where it is not there or has gaps."""
+    """Return the rows of a table that have each value of a column; ValueError where it is not there
+    or has gaps.
+    """
     _, frame, _ = _frame(where, given)
     places_of(where, frame.columns, [column])
     labels = frame.get_column(column)
     if labels.is_null().any():
-        raise ValueError(f"{where}: column {checks.shown(column)} has missing values, expected the name of a group")
+        raise ValueError(
+            f"{where}: column {checks.shown(column)} has missing values, expected the name of a"
+            " group"
+        )
     return grouped(labels.to_list())
 
 
 def grouped(labels: Iterable[Any]) -> dict[Any, Rows]:
-    """Return the numbers of the rows that have each label, in the order in which the labels come first."""
+    """Return the numbers of the rows that have each label, in the order in which the labels come
+    first.
+    """
     rows = defaultdict(list)
     for row, label in enumerate(labels):
         rows[label].append(row)
     return {label: np.array(places) for label, places in rows.items()}
 
 
-def places_of(where: str, names: Iterable[Any], wanted: Sequence[str], of: str = "the table") -> list[int]:
-    """Return the places of wanted columns among the names of all; ValueError unless each is there once."""
+def places_of(
+    where: str, names: Iterable[Any], wanted: Sequence[str], of: str = "the table"
+) -> list[int]:
+    """Return the places of wanted columns among the names of all; ValueError unless each is there
+    once.
+    """
     listed = [*map(str, names)]
-    counts, places = Counter(listed), {name: k for k, name in enumerate(listed)}
+    counts = Counter(listed)
+    places = {name: k for k, name in enumerate(listed)}
     for name in wanted:
         if counts[name] != 1:
             problem = "is more than once in" if counts[name] else "is not in"
-            raise ValueError(f"{where}: column {checks.shown(name)} {problem} {of}, which has {checks.few(listed)}")
+            raise ValueError(
+                f"{where}: column {checks.shown(name)} {problem} {of}, which has"
+                f" {checks.few(listed)}"
+            )
     return [places[name] for name in wanted]
 
 
@@ -235,12 +280,16 @@ def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
         frame.schema  # noqa: B018 (where two columns have one name it raises)
     except Exception as error:  # its kind depends on the version of narwhals
         kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
-        raise TypeError(f"{where}: a {kind} is not taken as a table ({' '.join(str(error).split())})") from error
+        raise TypeError(
+            f"{where}: a {kind} is not taken as a table ({' '.join(str(error).split())})"
+        ) from error
     return nw, frame, is_column
 
 
 def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> Any:
-    """Return the cells of a column as float64 (N,), NaN where one is missing; raise where they are no numbers."""
+    """Return the cells of a column as float64 (N,), NaN where one is missing; raise where they are
+    no numbers.
+    """
     column = checks.shown(str(name))
     if may_be_empty and cells.is_null().all():  # then its dtype says nothing
         return np.full(len(cells), np.nan)
@@ -252,7 +301,10 @@ def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> 
     except ValueError as error:  # PyArrow casts no whole number that float64 does not have
         raise ValueError(f"{where}: column {column} does not go into float64 ({error})") from error
     for row in np.flatnonzero(np.isinf(numbers)):
-        problem = f"column {column} is {numbers[row]:g} in row {row}, expected a finite number, or none for a gap"
+        problem = (
+            f"column {column} is {numbers[row]:g} in row {row}, expected a finite number, or none"
+            " for a gap"
+        )
         raise ValueError(f"{where}: {problem}")
     return numbers
 
@@ -262,22 +314,33 @@ def _date_column(where: str, nw: Any, frame: Any) -> Any:
     names = _dated(nw, frame)
     if len(names) > 1:
         dated = checks.few(map(str, names))
-        raise ValueError(f"{where}: columns {dated} hold dates, expected at most one column of dates")
+        raise ValueError(
+            f"{where}: columns {dated} hold dates, expected at most one column of dates"
+        )
     return names[0] if names else None
 
 
 def _dated(nw: Any, frame: Any) -> list[Any]:
-    """Return the columns of dates; narwhals knows neither all time zones of pandas nor its periods."""
-    native, names = nw.to_native(frame), []
+    """Return the columns of dates; narwhals knows neither all time zones of pandas nor its
+    periods.
+    """
+    native = nw.to_native(frame)
+    names = []
     for name, dtype in frame.schema.items():
         kind = getattr(native[name], "dtype", None) if dtype == nw.Unknown else None
-        if dtype in (nw.Date, nw.Datetime) or getattr(kind, "kind", "") == "M" or hasattr(kind, "freq"):
+        if (
+            dtype in (nw.Date, nw.Datetime)
+            or getattr(kind, "kind", "") == "M"
+            or hasattr(kind, "freq")
+        ):
             names.append(name)
     return names
 
 
 def _index_of(nw: Any, frame: Any) -> Any:
-    """Return the index of a table of pandas, or None where it only numbers rows, as whole numbers beside dates do."""
+    """Return the index of a table of pandas, or None where it only numbers rows, as whole numbers
+    beside dates do.
+    """
     index = getattr(nw.to_native(frame), "index", None)
     dated = bool(_dated(nw, frame))
     kind = getattr(getattr(index, "dtype", None), "kind", "O")
@@ -286,7 +349,9 @@ def _index_of(nw: Any, frame: Any) -> Any:
 
 
 def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
-    """Return a column of dates in the dtype of another one; without a time zone they are those of UTC."""
+    """Return a column of dates in the dtype of another one; without a time zone they are those of
+    UTC.
+    """
     if dtype == nw.Date:
         return dates.cast(nw.Date)
     if dates.dtype != nw.Datetime or dates.dtype.time_zone is None:
@@ -297,7 +362,13 @@ def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
 
 
 def _index_like(index: Any, old: Any) -> Any:
-    """Return an index of pandas with the time zone, or the periods, of another one; dates without a zone are UTC's."""
+    """Return an index of pandas with the time zone, or the periods, of another one; dates without a
+    zone are UTC's.
+    """
     if getattr(old, "tz", None) is not None and getattr(index, "tz", old.tz) is None:
         return index.tz_localize("UTC").tz_convert(old.tz).astype(old.dtype)
-    return index.to_period(old.freq) if hasattr(old, "to_timestamp") and hasattr(index, "to_period") else index
+    return (
+        index.to_period(old.freq)
+        if hasattr(old, "to_timestamp") and hasattr(index, "to_period")
+        else index
+    )

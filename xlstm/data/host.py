@@ -21,18 +21,22 @@ LARGEST = 1e150  # largest value of a series, so that squares of differences are
 def numbers(where: str, name: str, given: Any) -> Host:
     """Return real numbers on the host.
 
-    A NumPy array stays as it is. Lists, tables, and arrays that CuPy or another library with DLPack or
-    `__cuda_array_interface__` holds are copied.
+    A NumPy array stays as it is. Lists, tables, and arrays that CuPy or another library with DLPack
+    or `__cuda_array_interface__` holds are copied.
     """
     array = _array(where, name, given, "an array of real numbers")
     checks.unmasked(where, name, array)
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"{where}: {name} has dtype {str(array.dtype)[: checks.SHOWN]}, expected real numbers")
+        raise TypeError(
+            f"{where}: {name} has dtype {str(array.dtype)[: checks.SHOWN]}, expected real numbers"
+        )
     return array
 
 
 def weights(where: str, name: str, given: Any) -> Host:
-    """Return a mask on the host: bool, or weights from 0 up, of the same kinds of arrays as `numbers`."""
+    """Return a mask on the host: bool, or weights from 0 up, of the same kinds of arrays as
+    `numbers`.
+    """
     expected = "an array of bool, or of weights from 0 up"
     found = _array(where, name, given, expected)
     if found.dtype.kind not in "bf":
@@ -57,10 +61,14 @@ def _array(where: str, name: str, given: Any, expected: str) -> Host:
     return to_numpy(given)
 
 
-def finite(where: str, name: str, array: Host, dtype: str = "float64", counts: Host | None = None) -> None:
-    """Raise ValueError unless the numbers of an array are finite, in the dtype that they are to be given too.
+def finite(
+    where: str, name: str, array: Host, dtype: str = "float64", counts: Host | None = None
+) -> None:
+    """Raise ValueError unless the numbers of an array are finite, in the dtype that they are to be
+    given too.
 
-    `counts` is boolean and covers the leading axes: which of them matter. Whole numbers are always fine.
+    `counts` is boolean and covers the leading axes: which of them matter. Whole numbers are always
+    fine.
     """
     if array.dtype.kind != "f" or array.size == 0:
         return
@@ -73,12 +81,16 @@ def finite(where: str, name: str, array: Host, dtype: str = "float64", counts: H
     if np.any(bad):
         at = tuple(int(k) for k in np.argwhere(bad)[0])
         value = array[at]
-        expected = f"more than {dtype} has room for" if np.isfinite(value) else "expected finite numbers"
+        expected = (
+            f"more than {dtype} has room for" if np.isfinite(value) else "expected finite numbers"
+        )
         raise ValueError(f"{where}: {name}{list(at)} is {value:g}, {expected}")
 
 
 class SeriesError(ValueError):
-    """A value of a series that cannot be used, at position `row`; `where` is what the user called."""
+    """A value of a series that cannot be used, at position `row`; `where` is what the user
+    called.
+    """
 
     def __init__(self, where: str, row: int, value: float, problem: str) -> None:
         super().__init__(where, row, value, problem)
@@ -117,7 +129,8 @@ def series(where: str, given: Any) -> Values:
 
 
 def check_reach(where: str, known: Values, units: Values, dtype: str, begin: int = 0) -> None:
-    """Raise SeriesError for a value so far from the others that its square, once scaled, overflows the dtype.
+    """Raise SeriesError for a value so far from the others that its square, once scaled, overflows
+    the dtype.
 
     Parameters
     ----------

@@ -1,8 +1,10 @@
-"""Checkpoints of PyTorch, as torch.save and Lightning write them, read array by array, without PyTorch.
+"""Checkpoints of PyTorch, as torch.save and Lightning write them, read array by array, without
+PyTorch.
 
-The file is a zip: `data.pkl` is a pickle of the object, and `data/0`, `data/1`, ... are the storages of its tensors,
-not compressed. Names of classes in the pickle become inert stand-ins, and nothing of it is executed or imported. Sizes
-that it declares are checked against the file before any is read, and checksums of the zip as storages are read.
+The file is a zip: `data.pkl` is a pickle of the object, and `data/0`, `data/1`, ... are the
+storages of its tensors, not compressed. Names of classes in the pickle become inert stand-ins, and
+nothing of it is executed or imported. Sizes that it declares are checked against the file before
+any is read, and checksums of the zip as storages are read.
 """
 
 from __future__ import annotations
@@ -29,32 +31,84 @@ STORAGES = {
 }
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")  # suffixes of such files
 CONVERSION = (
-    "with PyTorch, convert it once: c = torch.load(PATH, weights_only=True); "
-    "safetensors.torch.save_file({n: t.clone() for n, t in c['state_dict'].items()}, 'model.safetensors'); "
-    "json.dump(c['hyper_parameters'], open('config.json', 'w'))"
+    "with PyTorch, convert it once: c = torch.load(PATH, weights_only=True);"
+    " safetensors.torch.save_file({n: t.clone() for n, t in c['state_dict'].items()},"
+    " 'model.safetensors'); json.dump(c['hyper_parameters'], open('config.json', 'w'))"
 )
 BYTES = 1 << 20  # of a pickle, which is read in a second or two
-WIDEST = 8  # bytes of a whole number in a pickle: a dict of wider ones may take the square of their number
-DAMAGED = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error, OSError)
-UNREADABLE = (pickle.UnpicklingError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, struct.error)
+# bytes of a whole number in a pickle: a dict of wider ones may take the square of their number
+WIDEST = 8
+DAMAGED = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    OSError,
+)
+UNREADABLE = (
+    pickle.UnpicklingError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+)
 OPCODES = (
-    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM"),
-    *("SETITEMS", "EMPTY_TUPLE", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL"),
+    *(
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "MARK",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "BINFLOAT",
+    ),
+    *(
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "EMPTY_LIST",
+        "APPEND",
+        "APPENDS",
+        "EMPTY_DICT",
+        "SETITEM",
+    ),
+    *(
+        "SETITEMS",
+        "EMPTY_TUPLE",
+        "BINPUT",
+        "LONG_BINPUT",
+        "MEMOIZE",
+        "BINGET",
+        "LONG_BINGET",
+        "GLOBAL",
+        "STACK_GLOBAL",
+    ),
     *("REDUCE", "BINPERSID"),
 )
 PYTHON: Any = pickle._Unpickler  # that in C takes as much memory as an index says
 
 
 class _Unpickler(PYTHON):  # type: ignore[misc]
-    """Reads plain values. Tuples become lists, which no dict has as keys; attributes of objects are left out."""
+    """Reads plain values. Tuples become lists, which no dict has as keys; attributes of objects are
+    left out.
+    """
 
     def __init__(self, blob: bytes, storage: Callable[[Any], Any]) -> None:
         super().__init__(io.BytesIO(blob))
         self.persistent_load = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a class or a function; ValueError for all but those of a checkpoint."""
+        """Return what stands for a class or a function; ValueError for all but those of a
+        checkpoint.
+        """
         if (module, name) == ("collections", "OrderedDict"):
             return lambda: {}
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -101,12 +155,19 @@ class Tensor(NamedTuple):
 
     @classmethod
     def of(cls, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-        """Return the tensor that `_rebuild_tensor_v2` makes of these; ValueError unless it lies within its storage."""
-        if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in (*shape, *strides, offset)):
+        """Return the tensor that `_rebuild_tensor_v2` makes of these; ValueError unless it lies
+        within its storage.
+        """
+        if not isinstance(storage, Storage) or not all(
+            type(n) is int and n >= 0 for n in (*shape, *strides, offset)
+        ):
             problem = f"a tensor is {shown((storage, offset, shape, strides))}"
             raise ValueError(f"{problem}, expected a storage, an offset, a shape and strides")
         tensor = cls(storage, offset, tuple(shape), tuple(strides))
-        where = f"a tensor of shape {shown(tensor.shape)}, strides {shown(tensor.strides)} and offset {shown(offset)}"
+        where = (
+            f"a tensor of shape {shown(tensor.shape)}, strides {shown(tensor.strides)} and offset"
+            f" {shown(offset)}"
+        )
         if len(shape) != len(strides):
             raise ValueError(f"{where} has not as many strides as axes")
         check_shape("a tensor", shape, np.dtype(DTYPES[storage.dtype]).itemsize)
@@ -119,8 +180,8 @@ class Tensor(NamedTuple):
 class TorchFile:
     """A checkpoint: its tensors, and all else that it holds.
 
-    The file stays open as long as the object exists. The tensors are those of the entry `state_dict`, or the whole
-    object where there is no such entry.
+    The file stays open as long as the object exists. The tensors are those of the entry
+    `state_dict`, or the whole object where there is no such entry.
 
     Attributes
     ----------
@@ -138,7 +199,8 @@ class TorchFile:
         try:
             self._archive = zipfile.ZipFile(path)
             entries = self._archive.infolist()
-            self._entries = {entry.filename.partition("/")[2]: entry for entry in entries}  # all are in one folder
+            # all are in one folder
+            self._entries = {entry.filename.partition("/")[2]: entry for entry in entries}
             if len(self._entries) != len(entries):
                 raise ValueError("entries of the zip have the same name")
             if "byteorder" in self._entries and (order := self._bytes("byteorder")) != b"little":
@@ -163,14 +225,21 @@ class TorchFile:
         if 0 in shape:
             return widened(np.empty(shape, numbers.dtype), storage.dtype)
         steps = [stride * numbers.itemsize for stride in strides]
-        return widened(np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps).copy(), storage.dtype)
+        return widened(
+            np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps).copy(), storage.dtype
+        )
 
     def _numbers(self, storage: Storage) -> Host:
-        """Return all numbers of a storage, which is read once, and its checksum checked, for tensors in a row."""
+        """Return all numbers of a storage, which is read once, and its checksum checked, for
+        tensors in a row.
+        """
         latest = self._latest
         if latest is None or latest[0] != storage:
             blob = self._archive.read(self._entries[storage.entry])
-            self._latest = latest = storage, np.frombuffer(blob, DTYPES[storage.dtype], storage.numel)
+            self._latest = latest = (
+                storage,
+                np.frombuffer(blob, DTYPES[storage.dtype], storage.numel),
+            )
         return latest[1]
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
@@ -181,7 +250,9 @@ class TorchFile:
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise ValueError(f"entry {shown(name)} is compressed, which PyTorch's are not")
         if entry.file_size > self._size:
-            raise ValueError(f"entry {shown(name)} has {entry.file_size} bytes, the file {self._size}")
+            raise ValueError(
+                f"entry {shown(name)} has {entry.file_size} bytes, the file {self._size}"
+            )
         return entry
 
     def _bytes(self, name: str) -> bytes:
@@ -192,37 +263,52 @@ class TorchFile:
         return self._archive.read(entry)
 
     def _storage(self, identity: Any) -> Storage:
-        """Return the storage of a persistent id: ["storage", kind, name of the entry, device, count]."""
+        """Return the storage of a persistent id: ["storage", kind, name of the entry, device,
+        count].
+        """
         match identity:
             case ["storage", str(kind), str(name), _, int(numel)] if kind in STORAGES:
-                size, dtype = self._entry(f"data/{name}").file_size, STORAGES[kind]
+                size = self._entry(f"data/{name}").file_size
+                dtype = STORAGES[kind]
             case _:
-                raise ValueError(f"a persistent id is {shown(identity)}, expected that of a storage of numbers")
+                raise ValueError(
+                    f"a persistent id is {shown(identity)}, expected that of a storage of numbers"
+                )
         expected = numel * np.dtype(DTYPES[dtype]).itemsize
         if size != expected:
-            raise ValueError(f"storage {shown(name)} has {size} bytes, expected {expected} for {numel} of {kind}")
+            raise ValueError(
+                f"storage {shown(name)} has {size} bytes, expected {expected} for {numel} of {kind}"
+            )
         return Storage(dtype, f"data/{name}", numel)
 
     def _state(self) -> dict[str, Tensor]:
-        """Return the tensors by name, once their sizes are checked together: several may lie at the same place."""
+        """Return the tensors by name, once their sizes are checked together: several may lie at the
+        same place.
+        """
         state = _dict(self.content.get("state_dict", self.content))
         for name, tensor in state.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 raise ValueError(f"{shown(name)} is a {type(tensor).__name__}, expected a tensor")
         different = {*state.values()}
-        declared = sum(math.prod(one.shape) * np.dtype(DTYPES[one.storage.dtype]).itemsize for one in different)
+        declared = sum(
+            math.prod(one.shape) * np.dtype(DTYPES[one.storage.dtype]).itemsize for one in different
+        )
         if declared > self._size:
             raise ValueError(f"its tensors declare {declared} bytes, the file has {self._size}")
         return state
 
 
 def loads(blob: bytes, storage: Callable[[Any], Any]) -> Any:
-    """Return the value of a pickle, where `storage` gives the object of a persistent id; ValueError for any other."""
+    """Return the value of a pickle, where `storage` gives the object of a persistent id; ValueError
+    for any other.
+    """
     try:
         return _Unpickler(blob, storage).load()
     except UNREADABLE as error:
         problem = f"{type(error).__name__}: {error}"
-        raise ValueError(f"its pickle is damaged, or holds more than plain values and tensors ({problem})") from error
+        raise ValueError(
+            f"its pickle is damaged, or holds more than plain values and tensors ({problem})"
+        ) from error
 
 
 def _dict(value: Any) -> dict[Any, Any]:

@@ -1,8 +1,9 @@
-"""Descriptions that other people wrote, JSON and YAML, read within bounds; and objects made of them.
+"""Descriptions that other people wrote, JSON and YAML, read within bounds; and objects made of
+them.
 
-A file may hold anything. Its size, its nesting, the number of its values and the size of its numbers are bounded before
-or while it is read, so that time and memory are in proportion to its size, and every refusal is a short ValueError or
-TypeError that names the file.
+A file may hold anything. Its size, its nesting, the number of its values and the size of its
+numbers are bounded before or while it is read, so that time and memory are in proportion to its
+size, and every refusal is a short ValueError or TypeError that names the file.
 """
 
 from __future__ import annotations
@@ -28,19 +29,24 @@ DEEPEST = 64  # containers in containers
 DIGITS = 40  # longest whole number
 LONGEST = 600  # characters of a message, whatever a file holds
 
-# Plain scalars of YAML 1.2, but for octal numbers, by the characters that they begin with: 1e-6 is a number; 12:30:00,
-# 017 and "no" are text.
+# Plain scalars of YAML 1.2, but for octal numbers, by the characters that they begin with: 1e-6 is
+# a number; 12:30:00, 017 and "no" are text.
 SCALARS = {
     "null": (r"|~|null|Null|NULL", ["", *"~nN"]),
     "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
     "int": (r"[-+]?(0|[1-9][0-9]*)", [*"-+0123456789"]),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?",
+        [*"-+.0123456789"],
+    ),
 }
 
 
 @contextlib.contextmanager
 def brief() -> Iterator[None]:
-    """Make messages of errors short and printable, whatever names and values of a file they quote."""
+    """Make messages of errors short and printable, whatever names and values of a file they
+    quote.
+    """
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
@@ -52,14 +58,18 @@ def brief() -> Iterator[None]:
 
 
 def cut(text: str) -> str:
-    """Return a message without its middle where it is too long, and with escapes for what cannot be printed."""
+    """Return a message without its middle where it is too long, and with escapes for what cannot be
+    printed.
+    """
     if len(text) > LONGEST:
         text = f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 4 :]}"
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def document(path: Path) -> dict[str, Any]:
-    """Return the object that a .json or .yaml file holds; ValueError if it holds none or is beyond bounds."""
+    """Return the object that a .json or .yaml file holds; ValueError if it holds none or is beyond
+    bounds.
+    """
     is_json = path.suffix == ".json"
     blob = content(path, JSON_BYTES if is_json else YAML_BYTES)
     found = from_json(str(path), blob) if is_json else from_yaml(str(path), blob)
@@ -69,16 +79,23 @@ def document(path: Path) -> dict[str, Any]:
 
 
 def regular(path: Path) -> Path:
-    """Return the path of a file; OSError for a folder, a pipe or a device, whose reader might wait for ever."""
+    """Return the path of a file; OSError for a folder, a pipe or a device, whose reader might wait
+    for ever.
+    """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path
 
 
 def readable(path: Path) -> Path:
-    """Return the path of a file or of a shell's pipe; OSError for a pipe with a name, which may have no writer."""
+    """Return the path of a file or of a shell's pipe; OSError for a pipe with a name, which may
+    have no writer.
+    """
     if path.is_fifo() and not os.path.realpath(path).startswith(("/dev/", "/proc/")):
-        problem = "it is a pipe with a name, to which perhaps nobody writes; expected a file, or <(command) of a shell"
+        problem = (
+            "it is a pipe with a name, to which perhaps nobody writes; expected a file, or"
+            " <(command) of a shell"
+        )
         raise OSError(errno.EINVAL, problem, str(path))
     return path
 
@@ -105,29 +122,38 @@ def from_json(where: str, given: bytes | str, unlimited: bool = False) -> Any:
             raise ValueError(f"it has more than {most} values")
         return plain(json.loads(text, parse_constant=constant, object_pairs_hook=_once), most)
     except RecursionError:
-        raise ValueError(f"{where}: not readable JSON (it is nested more than {DEEPEST} deep)") from None
+        raise ValueError(
+            f"{where}: not readable JSON (it is nested more than {DEEPEST} deep)"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{where}: not readable JSON ({error})") from error
 
 
 def from_yaml(where: str, given: bytes) -> Any:
-    """Return the value of a YAML 1.2 text without tags; ValueError if there is none, or it is beyond bounds."""
+    """Return the value of a YAML 1.2 text without tags; ValueError if there is none, or it is
+    beyond bounds.
+    """
     try:
         import yaml
     except ModuleNotFoundError as error:
         raise ImportError(f"{where}: to read it, pip install pyyaml, or give config=") from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # those of YAML 1.1, merges among them
+        # those of YAML 1.1, merges among them
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
         def fetch_more_tokens(self) -> None:
-            """Read on; ValueError in too many containers, at all of which PyYAML looks for each token."""
+            """Read on; ValueError in too many containers, at all of which PyYAML looks for each
+            token.
+            """
             if self.flow_level + len(self.indents) > DEEPEST + 1:
                 raise ValueError(f"it is nested more than {DEEPEST} deep")
             super().fetch_more_tokens()
 
     for kind, (pattern, first) in SCALARS.items():
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), first)
+        Loader.add_implicit_resolver(
+            f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), first
+        )
     try:
         return plain(yaml.load(given.decode("utf-8"), Loader))
     except (yaml.YAMLError, ValueError) as error:
@@ -135,9 +161,11 @@ def from_yaml(where: str, given: bytes) -> Any:
 
 
 def plain(value: Any, most: int = VALUES) -> Any:
-    """Return a value of dicts, lists and scalars as JSON has them, tuples as lists; ValueError if it holds others.
+    """Return a value of dicts, lists and scalars as JSON has them, tuples as lists; ValueError if
+    it holds others.
 
-    It may be no deeper and no larger than a value of JSON, however often aliases of YAML or a pickle repeat its parts.
+    It may be no deeper and no larger than a value of JSON, however often aliases of YAML or a
+    pickle repeat its parts.
     """
     return _plain(value, 0, [most])
 
@@ -155,7 +183,9 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
     if type(value) in (list, tuple):  # and no tensor of a pickle, which is a named tuple
         return [_plain(inner, depth + 1, left) for inner in value]
     if value is not None and not isinstance(value, str | int | float):
-        raise ValueError(f"it holds a {type(value).__name__}, expected numbers, texts, lists and dicts")
+        raise ValueError(
+            f"it holds a {type(value).__name__}, expected numbers, texts, lists and dicts"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"a number is {value}, expected a finite one")
     if isinstance(value, int) and abs(value) >= 10**DIGITS:
@@ -174,7 +204,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
-    """Return an object of options by name, after those that are given first; ValueError where it does not take them."""
+    """Return an object of options by name, after those that are given first; ValueError where it
+    does not take them.
+    """
     if not isinstance(options, dict):
         raise TypeError(f"{where}: is {shown(options)}, expected an object")
     try:

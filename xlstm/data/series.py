@@ -1,4 +1,6 @@
-"""Series at equal steps of time: columns of files, dated where these have dates, the bundled ones, synthetic ones."""
+"""Series at equal steps of time: columns of files, dated where these have dates, the bundled ones,
+synthetic ones.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,20 @@ from xlstm.data.writing import AnyPath
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
-    **{("M", 12): "year", ("M", 1): "month", ("M", 3): "quarter", ("SM", 1): "half month", ("D", 7): "week"},
-    **{("BM", 1): "month", ("D", 1): "day", ("B", 1): "business day", ("h", 1): "hour", ("m", 60): "hour"},
+    **{
+        ("M", 12): "year",
+        ("M", 1): "month",
+        ("M", 3): "quarter",
+        ("SM", 1): "half month",
+        ("D", 7): "week",
+    },
+    **{
+        ("BM", 1): "month",
+        ("D", 1): "day",
+        ("B", 1): "business day",
+        ("h", 1): "hour",
+        ("m", 60): "hour",
+    },
 }
 SHORTEST_SEASON = 4.0  # steps of a period of a synthetic series
 HARMONICS = 3  # of a season
@@ -43,8 +57,8 @@ class Series:
     index : array (N,)
         The date of each row, another label, or its number where the file has none.
     calendar : Calendar or None
-        The steps of the dates; None without dates. They are `every` times its `unit`, a NumPy datetime code such as "M"
-        or "D", "B" for business days, or "SM" for two days of each month.
+        The steps of the dates; None without dates. They are `every` times its `unit`, a NumPy
+        datetime code such as "M" or "D", "B" for business days, or "SM" for two days of each month.
     note : str
         Changes to the rows in words; empty if there are none.
     """
@@ -63,7 +77,11 @@ class Series:
     @property
     def step(self) -> str:
         """The time from one row to the next, such as "month"; "step" where that has no name."""
-        return STEP_NAMES.get((self.calendar.unit, self.calendar.every), "step") if self.calendar else "step"
+        return (
+            STEP_NAMES.get((self.calendar.unit, self.calendar.every), "step")
+            if self.calendar
+            else "step"
+        )
 
     @property
     def gaps(self) -> int:
@@ -71,7 +89,9 @@ class Series:
         return int(np.count_nonzero(np.isnan(self.values)))
 
     def after(self, steps: int) -> list[str]:
-        """Return the labels of the `steps` rows that would come after the last one, in their time zone."""
+        """Return the labels of the `steps` rows that would come after the last one, in their time
+        zone.
+        """
         if self.calendar is None:
             return [f"+{k}" for k in range(1, steps + 1)]
         if self.calendar.zone is None:
@@ -112,9 +132,10 @@ def read_csv(
 ) -> Series:
     """Read one column of a CSV file as a series.
 
-    The file has a header, and commas, semicolons, tabs or bars between cells. Dates are in ISO 8601, or in the format
-    `date_format`; those with a zone become those of UTC. Rows that are missing from the rhythm of the dates become
-    gaps, weekends excepted where no row falls on one. An empty cell is a gap; gaps at both ends are dropped.
+    The file has a header, and commas, semicolons, tabs or bars between cells. Dates are in ISO
+    8601, or in the format `date_format`; those with a zone become those of UTC. Rows that are
+    missing from the rhythm of the dates become gaps, weekends excepted where no row falls on one.
+    An empty cell is a gap; gaps at both ends are dropped.
 
     Parameters
     ----------
@@ -126,7 +147,8 @@ def read_csv(
     date_format : str, optional
         The format of dates, such as "%d/%m/%Y", as `datetime.datetime.strptime` takes it.
     decimal : {".", ","}, optional
-        The decimal sign; by default a point, and a comma, too, where semicolons stand between cells.
+        The decimal sign; by default a point, and a comma, too, where semicolons stand between
+        cells.
     encoding : {"utf-8", "utf-16", "latin-1", "cp1252"}
         How letters are stored.
 
@@ -139,28 +161,43 @@ def read_csv(
     OSError
         The file cannot be read.
     ValueError
-        The file is empty or malformed, the column is unknown or could be several, a cell is not a finite number, dates
-        do not rise, are irregular or in another notation, or a gap is too long. Names file, row and column.
+        The file is empty or malformed, the column is unknown or could be several, a cell is not a
+        finite number, dates do not rise, are irregular or in another notation, or a gap is too
+        long. Names file, row and column.
     TypeError
         `path` is no path, or `column` no text.
     """
     return read_series(path, column, usual, Dialect(date_format, decimal, encoding))
 
 
-def read_series(path: AnyPath, column: str | None = None, usual: str | None = None, dialect: Dialect = PLAIN) -> Series:
-    """Read one column of a CSV or Parquet file as a series, as `read_csv` does; see there for arguments and errors."""
+def read_series(
+    path: AnyPath, column: str | None = None, usual: str | None = None, dialect: Dialect = PLAIN
+) -> Series:
+    """Read one column of a CSV or Parquet file as a series, as `read_csv` does; see there for
+    arguments and errors.
+    """
     file = opened(path, dialect)
-    name = only_column(file, file.numeric, usual) if column is None else checks.text(str(path), "column", column)
+    name = (
+        only_column(file, file.numeric, usual)
+        if column is None
+        else checks.text(str(path), "column", column)
+    )
     found = file.columns([name])
     there = np.flatnonzero(~np.isnan(found.values[:, 0]))
     if there.size == 0:
         raise ValueError(f"{file.path}: column {name} has no numbers")
     begin = int(there[0])
-    return series_of(name, found.take(slice(begin, int(there[-1]) + 1)), lambda row: file.line(begin + row))
+    return series_of(
+        name, found.take(slice(begin, int(there[-1]) + 1)), lambda row: file.line(begin + row)
+    )
 
 
-def only_column(file: CsvFile | ParquetFile, numeric: Sequence[str], usual: str | None = None) -> str:
-    """Return the one column that holds numbers, or of several the usual one; ValueError if that is not clear."""
+def only_column(
+    file: CsvFile | ParquetFile, numeric: Sequence[str], usual: str | None = None
+) -> str:
+    """Return the one column that holds numbers, or of several the usual one; ValueError if that is
+    not clear.
+    """
     if file.rows < 2:
         raise ValueError(f"{file.path}: {file.rows} rows under the header, expected a series")
     if not numeric:
@@ -168,24 +205,37 @@ def only_column(file: CsvFile | ParquetFile, numeric: Sequence[str], usual: str 
     if len(numeric) == 1:
         return numeric[0]
     if usual is None or numeric.count(usual) != 1:
-        raise ValueError(f"{file.path}: several columns hold numbers, choose one of {few(numeric)} with --column")
+        raise ValueError(
+            f"{file.path}: several columns hold numbers, choose one of {few(numeric)} with --column"
+        )
     return usual
 
 
 def series_of(name: str, found: Columns, line: Line) -> Series:
     """Return one column of a table as a series; `line` names a row, for errors."""
-    values, index = found.values[:, found.names.index(name)], found.index
+    values = found.values[:, found.names.index(name)]
+    index = found.index
     if index is None:
         return Series(name, values, np.arange(1, len(values) + 1))
     if index.dtype.kind != "M":
-        note = "" if any(str(label).isdigit() for label in index) else "no ISO 8601 dates, rows taken as equal steps"
+        note = (
+            ""
+            if any(str(label).isdigit() for label in index)
+            else "no ISO 8601 dates, rows taken as equal steps"
+        )
         return Series(name, values, index, note=note)
     calendar = calendars.calendar(index, line, found.zone)
     if calendar is None:
         return Series(name, values, index, note="a single date, which has no step")
     full = calendar.placed(values[:, None])[:, 0]
     missing = len(full) - len(values)
-    return Series(name, full, calendar.dates, calendar, f"{missing} rows missing from the file" if missing else "")
+    return Series(
+        name,
+        full,
+        calendar.dates,
+        calendar,
+        f"{missing} rows missing from the file" if missing else "",
+    )
 
 
 def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:
@@ -199,7 +249,8 @@ def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:
     Returns
     -------
     array (count, length)
-        Their sizes are between 0.001 and 1000, and their levels up to ten times that. A tenth have a gap, of NaN.
+        Their sizes are between 0.001 and 1000, and their levels up to ten times that. A tenth have
+        a gap, of NaN.
     """
     return np.stack([_one(rng, length) for _ in range(count)])
 
@@ -228,7 +279,12 @@ def _one(rng: np.random.Generator, n: int) -> Values:
 
 def _season(rng: np.random.Generator, t: Values) -> Values:
     """Return a periodic series about 0, with harmonics."""
-    angle = 2 * np.pi * t / np.exp(rng.uniform(np.log(SHORTEST_SEASON), np.log(max(SHORTEST_SEASON + 1, len(t) / 3))))
+    angle = (
+        2
+        * np.pi
+        * t
+        / np.exp(rng.uniform(np.log(SHORTEST_SEASON), np.log(max(SHORTEST_SEASON + 1, len(t) / 3))))
+    )
     count = int(rng.integers(1, HARMONICS + 1))
     waves = [np.sin(k * angle + rng.uniform(0, 2 * np.pi)) / k for k in range(1, 1 + count)]
     return np.asarray(np.sum(waves, axis=0))

@@ -1,4 +1,6 @@
-"""A series made ready for training: gaps filled, parts by time, scaling, and windows, also of several series."""
+"""A series made ready for training: gaps filled, parts by time, scaling, and windows, also of
+several series.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def carry_forward(values: Values) -> Values:
 
 
 def first_row(where: str, values: Values) -> int:
-    """Return the first row (N, C) at which every column has or had a value; ValueError if a column has none."""
+    """Return the first row (N, C) at which every column has or had a value; ValueError if a column
+    has none.
+    """
     there = ~np.isnan(values)
     for column in np.flatnonzero(~np.any(there, axis=0)):
         raise ValueError(f"{where} has no value in column {column}, expected some")
@@ -80,24 +84,29 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
     validation = checks.any_number("split", "validation", validation)
     test = checks.any_number("split", "test", test)
     if not (validation > 0 and test > 0 and validation + test < 1):
-        raise ValueError(f"split: validation {validation} and test {test} must be above 0 and sum to less than 1")
+        raise ValueError(
+            f"split: validation {validation} and test {test} must be above 0 and sum to less than 1"
+        )
     last = length - round(length * test)
     first = last - round(length * validation)
     if not 0 < first < last < length:
         shares = f"validation {validation:g} and test {test:g}"
-        raise ValueError(f"split: {length} rows (length) are too few for three parts, with {shares}")
+        raise ValueError(
+            f"split: {length} rows (length) are too few for three parts, with {shares}"
+        )
     return Split(slice(0, first), slice(first, last), slice(last, length))
 
 
 @dataclass(frozen=True)
 class SeriesWindows(ByRows):
-    """Stretches of `window` rows of one or several series, with the `horizon` rows after each as its target.
+    """Stretches of `window` rows of one or several series, with the `horizon` rows after each as
+    its target.
 
-    No stretch goes over the border between two series, and a series that is too short for one has none. The rows are in
-    memory once, however much the stretches overlap.
+    No stretch goes over the border between two series, and a series that is too short for one has
+    none. The rows are in memory once, however much the stretches overlap.
 
-    A missing value (NaN) is bridged by the last one before it in x, and does not count as a target. Rows that come
-    before the first value of some column are left out.
+    A missing value (NaN) is bridged by the last one before it in x, and does not count as a target.
+    Rows that come before the first value of some column are left out.
 
     Parameters
     ----------
@@ -113,7 +122,8 @@ class SeriesWindows(ByRows):
     stride : int
         Rows from the beginning of a stretch to that of the next.
     flat : bool
-        Targets of all steps lie in one axis, (B, horizon * targets), as a model with one output axis predicts them.
+        Targets of all steps lie in one axis, (B, horizon * targets), as a model with one output
+        axis predicts them.
 
     Attributes
     ----------
@@ -123,8 +133,8 @@ class SeriesWindows(ByRows):
     Raises
     ------
     TypeError, ValueError
-        Series differ in their number of columns, numbers are infinite, a column has no values, or all series are too
-        short.
+        Series differ in their number of columns, numbers are infinite, a column has no values, or
+        all series are too short.
 
     Examples
     --------
@@ -154,23 +164,37 @@ class SeriesWindows(ByRows):
         series = [*map(_rows, names, self.series if several else [self.series])]
         columns = {one.shape[1] for one in series}
         if len(columns) != 1 or 0 in columns:
-            raise ValueError(f"SeriesWindows: series have {sorted(columns)} columns, expected one number of them")
+            raise ValueError(
+                f"SeriesWindows: series have {sorted(columns)} columns, expected one number of them"
+            )
         if self.targets is not None:
             column = checks.whole(0, columns.pop() - 1)
-            targets = checks.several("SeriesWindows", "targets", self.targets, "a list of columns", column)
+            targets = checks.several(
+                "SeriesWindows", "targets", self.targets, "a list of columns", column
+            )
             object.__setattr__(self, "targets", targets)
-        firsts = [first_row(f"SeriesWindows: {name}", one) for name, one in zip(names, series, strict=True)]
+        firsts = [
+            first_row(f"SeriesWindows: {name}", one)
+            for name, one in zip(names, series, strict=True)
+        ]
         lengths = [len(one) for one in series]
         starts = [
             border + np.arange(first, length - self.window - self.horizon + 1, self.stride)
-            for first, length, border in zip(firsts, lengths, np.cumsum([0, *lengths]), strict=False)
+            for first, length, border in zip(
+                firsts, lengths, np.cumsum([0, *lengths]), strict=False
+            )
         ]
         object.__setattr__(self, "starts", np.concatenate(starts))
         if len(self.starts) == 0:
-            need = f"a window of {self.window} and a horizon of {self.horizon} need {self.window + self.horizon} rows"
+            need = (
+                f"a window of {self.window} and a horizon of {self.horizon} need"
+                f" {self.window + self.horizon} rows"
+            )
             longest = max(length - first for first, length in zip(firsts, lengths, strict=True))
             raise ValueError(f"SeriesWindows: {need}, the longest series has {longest}")
-        observed = ~np.isnan(np.concatenate(series))[:, slice(None) if self.targets is None else self.targets]
+        observed = ~np.isnan(np.concatenate(series))[
+            :, slice(None) if self.targets is None else self.targets
+        ]
         object.__setattr__(self, "_observed", None if np.all(observed) else observed)
         object.__setattr__(self, "_rows", np.concatenate([carry_forward(one) for one in series]))
         object.__setattr__(self, "series", series)
@@ -188,14 +212,19 @@ class SeriesWindows(ByRows):
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the columns `own` of the batch of some stretches.
 
-        x is (T, B, C), and target and mask are (B, horizon, targets), or (B, horizon * targets) with `flat`. The mask
-        is None where no target of any stretch is missing.
+        x is (T, B, C), and target and mask are (B, horizon, targets), or (B, horizon * targets)
+        with `flat`. The mask is None where no target of any stretch is missing.
         """
         target: Any = self.truths(rows[own])
         mask: Any = None if self._observed is None else self._observed[self._ahead(rows)]
         if self.flat:
-            target, mask = (None if a is None else a.reshape(len(a), math.prod(a.shape[1:])) for a in (target, mask))
-        return Batch(self._rows[np.arange(self.window)[:, None] + self.starts[rows[own]]], target, mask, True)
+            target, mask = (
+                None if a is None else a.reshape(len(a), math.prod(a.shape[1:]))
+                for a in (target, mask)
+            )
+        return Batch(
+            self._rows[np.arange(self.window)[:, None] + self.starts[rows[own]]], target, mask, True
+        )
 
     def _ahead(self, rows: Host) -> Host:
         """Return the rows of the series that are predicted, (B, horizon)."""

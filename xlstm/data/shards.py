@@ -1,4 +1,6 @@
-"""The part of the data that a rank trains on: its columns of every batch, so that all ranks go through all batches."""
+"""The part of the data that a rank trains on: its columns of every batch, so that all ranks go
+through all batches.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ COMPARED = 2048  # targets of a batch that ranks compare by their checksum
 
 @dataclass(frozen=True)
 class Shard:
-    """Data of which a rank sees its own sequences: as many of each batch as the others, or one more or less.
+    """Data of which a rank sees its own sequences: as many of each batch as the others, or one more
+    or less.
 
-    The batches and their order are those of the data, and so are the random numbers that they take. Where the data can,
-    they prepare nothing but the own sequences. A rank may have none where a batch has fewer than there are ranks.
-    Sequences that `groups` of a TiRex-2 put together stay together.
+    The batches and their order are those of the data, and so are the random numbers that they take.
+    Where the data can, they prepare nothing but the own sequences. A rank may have none where a
+    batch has fewer than there are ranks. Sequences that `groups` of a TiRex-2 put together stay
+    together.
 
     Parameters
     ----------
@@ -76,7 +80,8 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     batch : Batch
     group : Group
     every_step : bool or None
-        Whether targets have a time axis; with None those have one that begin with the axes (T, B) of x.
+        Whether targets have a time axis; with None those have one that begin with the axes (T, B)
+        of x.
     number : int
         That of the batch in its epoch, from 0.
     """
@@ -86,7 +91,11 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     groups = None if batch.options is None else batch.options.get("groups")
     own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
-    options = None if batch.options is None else {name: value[own] for name, value in batch.options.items()}
+    options = (
+        None
+        if batch.options is None
+        else {name: value[own] for name, value in batch.options.items()}
+    )
     steps = (slice(None),) if timed else ()
     some = _compared(batch.target, timed, B, number)
     mine = batch._replace(x=batch.x[:, own], target=batch.target[*steps, own], options=options)
@@ -94,7 +103,9 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
 
 
 def _compared(target: Any, timed: bool, B: int, number: int) -> slice:
-    """Return the sequences of a batch whose targets ranks compare: all where they are few, else some in turn."""
+    """Return the sequences of a batch whose targets ranks compare: all where they are few, else
+    some in turn.
+    """
     each = math.prod(target.shape[:1] + target.shape[2:] if timed else target.shape[1:])
     count = max(1, COMPARED // max(1, each))
     first = number % max(1, -(-B // count)) * count
@@ -102,17 +113,24 @@ def _compared(target: Any, timed: bool, B: int, number: int) -> slice:
 
 
 def _part(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
-    """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and all lengths.
+    """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and
+    all lengths.
 
-    Its checksum is that of all lengths and of the arrays `seen`, which are of the whole batch. Arrays on a device are
-    left out.
+    Its checksum is that of all lengths and of the arrays `seen`, which are of the whole batch.
+    Arrays on a device are left out.
     """
-    mask, lengths = (None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths))
+    mask, lengths = (
+        None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths)
+    )
     T = len(batch.x)
     if timed and (mask is not None or lengths is not None):
         mask = mask_of_steps(mask, lengths, T, B)
     shape = (T, B, *batch.target.shape[2:]) if timed else (B, *batch.target.shape[1:])
-    total = float(math.prod(shape)) if mask is None else float(np.sum(mask)) * math.prod(shape[mask.ndim :])
+    total = (
+        float(math.prod(shape))
+        if mask is None
+        else float(np.sum(mask)) * math.prod(shape[mask.ndim :])
+    )
     if mask is not None:
         mask = mask[:, own] if timed else mask[own]
     checksum = 0
@@ -124,9 +142,13 @@ def _part(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
 
 
 def _whole_groups(groups: Host, group: Group) -> slice:
-    """Return the columns of a rank where sequences with the same number of `groups` (B,) stay together."""
+    """Return the columns of a rank where sequences with the same number of `groups` (B,) stay
+    together.
+    """
     borders = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
     if len(borders) - 1 != len(np.unique(groups)):
-        raise ValueError(f"Shard: groups is {checks.shown(groups)}, expected sequences of a group side by side")
+        raise ValueError(
+            f"Shard: groups is {checks.shown(groups)}, expected sequences of a group side by side"
+        )
     own = columns(len(borders) - 1, group)
     return slice(borders[own.start], borders[own.stop])

@@ -19,14 +19,16 @@ from xlstm.data.frames import Columns, grouped
 from xlstm.data.host import Values
 from xlstm.data.writing import AnyPath
 
-# Few bytes of Parquet can hold any number of cells: so many bytes of them are read, and so many for each of the file.
+# Few bytes of Parquet can hold any number of cells: so many bytes of them are read, and so many for
+# each of the file.
 UNPACKED = 1 << 26, 256
 
 Names = np.ndarray[Any, Any]
 
 
 class ParquetFile:
-    """A Parquet file, whose columns are read when they are asked for; one that is damaged is a ValueError.
+    """A Parquet file, whose columns are read when they are asked for; one that is damaged is a
+    ValueError.
 
     Attributes
     ----------
@@ -40,7 +42,8 @@ class ParquetFile:
         self.path = Path(path)
         self._texts: list[str] = []
         with self._opened() as (file, kinds):
-            fields, self.rows = file.schema_arrow, file.metadata.num_rows
+            fields = file.schema_arrow
+            self.rows = file.metadata.num_rows
             check_names(path, fields.names)
             text = (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
             number = (kinds.is_integer, kinds.is_floating, kinds.is_decimal, kinds.is_boolean)
@@ -48,17 +51,23 @@ class ParquetFile:
                 [field.name for field in fields if any(is_kind(field.type) for is_kind in those)]
                 for those in (text, number, (kinds.is_date, kinds.is_timestamp))
             )
-            self.names, self.kinds = fields.names, {field.name: field.type for field in fields}
+            self.names = fields.names
+            self.kinds = {field.name: field.type for field in fields}
 
     def line(self, row: int) -> str:
         """Name a row, for messages."""
         return f"{self.path}: row {row + 1}"
 
     def texts(self, name: str) -> Sequence[str]:
-        """Return the cells of a column as text, empty where one is missing; equal ones are in memory once."""
-        column, cells = self._table([name]).column(name), []
+        """Return the cells of a column as text, empty where one is missing; equal ones are in
+        memory once.
+        """
+        column = self._table([name]).column(name)
+        cells = []
         if column.type.num_fields:
-            raise TypeError(f"{self.path}: column {checks.shown(name)} holds {column.type}, expected names")
+            raise TypeError(
+                f"{self.path}: column {checks.shown(name)} holds {column.type}, expected names"
+            )
         for chunk in column.chunks:
             coded = chunk if hasattr(chunk, "dictionary") else chunk.dictionary_encode()
             words = ["" if word is None else str(word) for word in coded.dictionary.to_pylist()]
@@ -70,20 +79,30 @@ class ParquetFile:
         return frames.table_of(str(self.path), self._table(names), names).values
 
     def columns(self, names: Sequence[str]) -> Columns:
-        """Return columns of numbers with the dates of rows, those that are named or else the first column of dates."""
+        """Return columns of numbers with the dates of rows, those that are named or else the first
+        column of dates.
+        """
         dates = [name for name in self.dated if name in names] or self.dated[:1]
         wanted = [name for name in names if name not in dates]
         return frames.table_of(str(self.path), self._table([*wanted, *dates]), wanted)
 
     def _table(self, names: Sequence[str]) -> Any:
-        """Return some columns, once their size is checked: that of numbers by rows, that of pages as these say it."""
+        """Return some columns, once their size is checked: that of numbers by rows, that of pages
+        as these say it.
+        """
         frames.places_of(str(self.path), self.names, names, "the header")
         with self._opened() as (file, _):
-            metadata, wanted = file.metadata, {*names}
+            metadata = file.metadata
+            wanted = {*names}
             groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
             leaves = (group.column(k) for group in groups for k in range(group.num_columns))
-            sizes = [one.total_uncompressed_size for one in leaves if one.path_in_schema.partition(".")[0] in wanted]
-            size, most = 8 * metadata.num_rows * len(wanted) + sum(sizes), UNPACKED[0] + UNPACKED[1] * self._size
+            sizes = [
+                one.total_uncompressed_size
+                for one in leaves
+                if one.path_in_schema.partition(".")[0] in wanted
+            ]
+            size = 8 * metadata.num_rows * len(wanted) + sum(sizes)
+            most = UNPACKED[0] + UNPACKED[1] * self._size
             if size > most:
                 held = f"holds {size} bytes in {self._size} of the file, expected at most {most}"
                 raise ValueError(f"{self.path}: {checks.few(names)} {held}; take fewer rows")
@@ -98,10 +117,12 @@ class ParquetFile:
         with self.path.open("rb") as file:  # the errors of a file that is not there are Python's
             self._size = os.fstat(file.fileno()).st_size
         try:
-            # A file of Python would be let go by threads of PyArrow, which abort where Python ends at that moment.
+            # A file of Python would be let go by threads of PyArrow, which abort where Python ends
+            # at that moment.
             with pyarrow.OSFile(os.fspath(self.path)) as native:
                 yield parquet.ParquetFile(native, read_dictionary=self._texts), pyarrow.types
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # damaged files raise all three
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            # damaged files raise all three
             problem = " ".join(str(error).split())
             raise ValueError(f"{self.path}: not a readable Parquet file ({problem})") from error
 
@@ -117,7 +138,9 @@ def packages(path: Path) -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError(f"{path}: Parquet files need PyArrow and narwhals; pip install pyarrow narwhals") from error
+        raise ImportError(
+            f"{path}: Parquet files need PyArrow and narwhals; pip install pyarrow narwhals"
+        ) from error
     return pyarrow, parquet
 
 
@@ -128,7 +151,9 @@ def opened(path: AnyPath, dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
     if not is_parquet(path):
         return CsvFile(path, dialect)
     if dialect != PLAIN:
-        raise ValueError(f"{path}: is a Parquet file; date_format, decimal and encoding go with a CSV file")
+        raise ValueError(
+            f"{path}: is a Parquet file; date_format, decimal and encoding go with a CSV file"
+        )
     return ParquetFile(path)
 
 
@@ -142,16 +167,17 @@ def read_table(
 ) -> Columns:
     """Read columns of numbers from a CSV or a Parquet file.
 
-    A CSV file is one as `xlstm.series.read_csv` takes it: with a header, and commas, semicolons, tabs or bars between
-    cells. A column of dates gives the labels of the rows. The rows stay as they are in the file.
+    A CSV file is one as `xlstm.series.read_csv` takes it: with a header, and commas, semicolons,
+    tabs or bars between cells. A column of dates gives the labels of the rows. The rows stay as
+    they are in the file.
 
     Parameters
     ----------
     path : path
         Its name ends with ".parquet" for a Parquet file, and with anything else for a CSV file.
     columns : list of str, optional
-        Names of the columns, in the order in which they are wanted; by default all but the dates. Dates are
-        labels of the rows whether they are named or not.
+        Names of the columns, in the order in which they are wanted; by default all but the dates.
+        Dates are labels of the rows whether they are named or not.
     date_format, decimal, encoding : optional
         As for `xlstm.series.read_csv`; a Parquet file needs none of them.
 
@@ -175,9 +201,13 @@ def read_table(
 
 
 def read_groups(
-    path: AnyPath, column: str | None = None, columns: Sequence[str] | None = None, dialect: Dialect = PLAIN
+    path: AnyPath,
+    column: str | None = None,
+    columns: Sequence[str] | None = None,
+    dialect: Dialect = PLAIN,
 ) -> dict[str, Columns]:
-    """Read a table of several series below each other, as `read_table` does, by the names in a column.
+    """Read a table of several series below each other, as `read_table` does, by the names in a
+    column.
 
     Parameters
     ----------
@@ -185,7 +215,8 @@ def read_groups(
     column : str, optional
         The column that tells series apart; by default the table is one series, named "".
     columns : list of str, optional
-        Names of columns of numbers; by default all that hold some, but dates and the names. Text is left out.
+        Names of columns of numbers; by default all that hold some, but dates and the names. Text is
+        left out.
     dialect : Dialect
         How a CSV file is written.
 
@@ -200,15 +231,23 @@ def read_groups(
         As for `read_table`, or a name is missing.
     """
     file = opened(path, dialect)
-    return groups_of(file, column, [name for name in file.numeric if name != column] if columns is None else columns)
+    return groups_of(
+        file,
+        column,
+        [name for name in file.numeric if name != column] if columns is None else columns,
+    )
 
 
-def groups_of(file: CsvFile | ParquetFile, column: str | None, columns: Sequence[str]) -> dict[str, Columns]:
+def groups_of(
+    file: CsvFile | ParquetFile, column: str | None, columns: Sequence[str]
+) -> dict[str, Columns]:
     """Return the columns of the series of an open file, as `read_groups` does."""
     found = file.columns(columns)
     if column is None:
         return {"": _rising(file, found)}
-    return {name: _rising(file, found, rows) for name, rows in grouped(names_in(file, column)).items()}
+    return {
+        name: _rising(file, found, rows) for name, rows in grouped(names_in(file, column)).items()
+    }
 
 
 def names_in(file: CsvFile | ParquetFile, column: str) -> Names:
@@ -218,7 +257,9 @@ def names_in(file: CsvFile | ParquetFile, column: str) -> Names:
     """
     cells = file.texts(column)
     if "" in cells:
-        raise ValueError(f"{file.path}: column {checks.shown(column)} is empty in row {cells.index('') + 1}")
+        raise ValueError(
+            f"{file.path}: column {checks.shown(column)} is empty in row {cells.index('') + 1}"
+        )
     return np.array(cells, object)
 
 
@@ -231,7 +272,9 @@ def check_table(path: AnyPath) -> None:
     writing.check(path)
 
 
-def write_table(path: AnyPath, columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, Any] | None = None) -> None:
+def write_table(
+    path: AnyPath, columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, Any] | None = None
+) -> None:
     """Write a table to a CSV or Parquet file, whole or not at all.
 
     Parameters
@@ -274,5 +317,7 @@ def _rising(file: CsvFile | ParquetFile, columns: Columns, rows: Any = None) -> 
     part = columns if rows is None else columns.take(rows)
     if part.index is not None and part.index.dtype.kind == "M":
         hint = calendars.SEVERAL * (rows is None)
-        calendars.check_rising(part.index, lambda row: file.line(row if rows is None else int(rows[row])), hint)
+        calendars.check_rising(
+            part.index, lambda row: file.line(row if rows is None else int(rows[row])), hint
+        )
     return part

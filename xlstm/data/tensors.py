@@ -1,4 +1,5 @@
-"""safetensors files, read array by array: eight bytes of length, a header in JSON, then the arrays one after another.
+"""safetensors files, read array by array: eight bytes of length, a header in JSON, then the arrays
+one after another.
 
 The package safetensors checks the header against the size of the file before any array is read.
 """
@@ -28,7 +29,16 @@ AXES = 32
 # The format's own names; float8 and the like are refused.
 DTYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"},
-    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"},
+    **{
+        "I64": "<i8",
+        "I32": "<i4",
+        "I16": "<i2",
+        "I8": "i1",
+        "U64": "<u8",
+        "U32": "<u4",
+        "U16": "<u2",
+        "U8": "u1",
+    },
 }
 # Files that users give by mistake, by the bytes that they begin with.
 OTHERS = {
@@ -43,8 +53,8 @@ OTHERS = {
 class Tensors:
     """The arrays of a file: names, shapes and dtypes of all, and any of them when it is asked for.
 
-    The file stays open as long as the object exists: all of it is of one version of the file, which another process may
-    replace meanwhile.
+    The file stays open as long as the object exists: all of it is of one version of the file, which
+    another process may replace meanwhile.
 
     Attributes
     ----------
@@ -65,28 +75,38 @@ class Tensors:
         try:
             self._read_header()
         except (ValueError, SafetensorError) as error:
-            raise ValueError(f"{path}: not a readable safetensors file ({self._other() or error})") from error
+            raise ValueError(
+                f"{path}: not a readable safetensors file ({self._other() or error})"
+            ) from error
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Host]:
         """Return arrays, by default all; bfloat16, which NumPy does not have, comes as float32."""
         return {name: self._read(name) for name in (self.shapes if names is None else names)}
 
     def _read(self, name: str) -> Host:
-        shape, dtype, start = self.shapes[name], self.dtypes[name], self._starts[name]
+        shape = self.shapes[name]
+        dtype = self.dtypes[name]
+        start = self._starts[name]
         array = np.empty(math.prod(shape), DTYPES[dtype])
         with ONE:  # several threads may read one file at the same time
             self._file.seek(start)
             size = self._file.readinto(array.view(np.uint8).data)
         if size < array.nbytes:
-            raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
+            raise ValueError(
+                f"{self.path}: {name} ends early, the file has changed while it was read"
+            )
         return widened(array, dtype).reshape(shape)
 
     def mapped(self, name: str) -> Host | None:
-        """Return an array whose numbers stay in the file until they are used; changes of it do not reach the file.
+        """Return an array whose numbers stay in the file until they are used; changes of it do not
+        reach the file.
 
-        It is None where NumPy cannot take the numbers as they lie, and on Windows, where nobody could replace the file.
+        It is None where NumPy cannot take the numbers as they lie, and on Windows, where nobody
+        could replace the file.
         """
-        shape, start, dtype = self.shapes[name], self._starts[name], np.dtype(DTYPES[self.dtypes[name]])
+        shape = self.shapes[name]
+        start = self._starts[name]
+        dtype = np.dtype(DTYPES[self.dtypes[name]])
         if self.dtypes[name] == "BF16" or start % dtype.itemsize or os.name == "nt":
             return None
         return np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape)
@@ -105,18 +125,25 @@ class Tensors:
         return f"it {next((kind for first, kind in OTHERS.items() if begin.startswith(first)), unknown)}"
 
     def _read_header(self) -> None:
-        with safe_open(self.path, "numpy"):  # it raises unless arrays have their sizes and fill the file without a gap
+        # it raises unless arrays have their sizes and fill the file without a gap
+        with safe_open(self.path, "numpy"):
             length = int.from_bytes(self._file.read(8), "little")
         if length > reading.JSON_BYTES:
-            raise ValueError(f"its header has {length} bytes, expected at most {reading.JSON_BYTES}")
+            raise ValueError(
+                f"its header has {length} bytes, expected at most {reading.JSON_BYTES}"
+            )
         header = reading.from_json("header", self._file.read(length))
         self.metadata = header.pop(METADATA, {})
         for name, about in header.items():
-            shape, dtype = tuple(about["shape"]), about["dtype"]
+            shape = tuple(about["shape"])
+            dtype = about["dtype"]
             if dtype not in DTYPES:
-                raise ValueError(f"{name} has dtype {shown(dtype)}, expected one of {', '.join(DTYPES)}")
+                raise ValueError(
+                    f"{name} has dtype {shown(dtype)}, expected one of {', '.join(DTYPES)}"
+                )
             check_shape(name, shape, np.dtype(DTYPES[dtype]).itemsize)
-            self.shapes[name], self.dtypes[name] = shape, dtype
+            self.shapes[name] = shape
+            self.dtypes[name] = dtype
             self._starts[name] = 8 + length + about["data_offsets"][0]
 
 

@@ -1,4 +1,6 @@
-"""Text as the tokens of a language model and back: by a tokenizer beside the model, as bytes, or as plain numbers."""
+"""Text as the tokens of a language model and back: by a tokenizer beside the model, as bytes, or as
+plain numbers.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ class Numbers(Codec):
         found = [part for part in re.split(r"[\s,]+", text) if part]
         if not all(part.isdecimal() and len(part) <= DIGITS for part in found):
             expected = "expected whole numbers such as '3 1 4', or --bytes"
-            raise ValueError(f"prompt: {shown(text)} is text, but there is no {TOKENIZER} beside the model; {expected}")
+            raise ValueError(
+                f"prompt: {shown(text)} is text, but there is no {TOKENIZER} beside the model;"
+                f" {expected}"
+            )
         return [int(part) for part in found]
 
     def decode(self, tokens: list[int]) -> str:
@@ -68,7 +73,8 @@ class Characters(Codec):
     """One token a character of an alphabet."""
 
     def __init__(self, alphabet: str) -> None:
-        self.size, self.content = len(alphabet), alphabet.encode()
+        self.size = len(alphabet)
+        self.content = alphabet.encode()
         self.alphabet = alphabet
         self._numbers = {character: number for number, character in enumerate(alphabet)}
 
@@ -81,7 +87,10 @@ class Characters(Codec):
         try:
             return [self._numbers[character] for character in text]
         except KeyError as error:
-            problem = f"{error.args[0]!r} is not one of the {len(self.alphabet)} characters that the model knows"
+            problem = (
+                f"{error.args[0]!r} is not one of the {len(self.alphabet)} characters that the"
+                " model knows"
+            )
             raise ValueError(f"text: {problem}") from None
 
     def decode(self, tokens: list[int]) -> str:
@@ -105,7 +114,8 @@ class Tokenizer(Codec):
                 self._inner.no_padding()  # a prompt is one text, as long as it is
                 self._inner.no_truncation()
                 self.size = int(self._inner.get_vocab_size())
-                if self._inner.num_special_tokens_to_add(is_pair=False) > ADDED:  # a template repeats lists of tokens
+                # a template repeats lists of tokens
+                if self._inner.num_special_tokens_to_add(is_pair=False) > ADDED:
                     raise ValueError(f"it adds more than {ADDED} tokens to a text")
 
     def encode(self, text: str) -> list[int]:
@@ -118,7 +128,9 @@ class Tokenizer(Codec):
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
-        """Raise errors of the package, which are a plain Exception or a panic that is not even that, as ValueError."""
+        """Raise errors of the package, which are a plain Exception or a panic that is not even
+        that, as ValueError.
+        """
         try:
             yield
         except BaseException as error:
@@ -128,12 +140,15 @@ class Tokenizer(Codec):
 
 
 class Stream:
-    """Text of tokens that come one at a time, without the parts of a character that the next token completes."""
+    """Text of tokens that come one at a time, without the parts of a character that the next token
+    completes.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.tokens: list[int] = []
-        self._from = self._until = 0  # tokens whose text is shown, as far back as is needed to join the next ones
+        # tokens whose text is shown, as far back as is needed to join the next ones
+        self._from = self._until = 0
 
     def push(self, token: int) -> str:
         """Return the text that is to be shown now."""
@@ -151,11 +166,15 @@ class Stream:
 
     def _texts(self) -> tuple[str, str]:
         """Return the text of the last tokens, without those that are not shown and with them."""
-        return self.codec.decode(self.tokens[self._from : self._until]), self.codec.decode(self.tokens[self._from :])
+        return self.codec.decode(self.tokens[self._from : self._until]), self.codec.decode(
+            self.tokens[self._from :]
+        )
 
 
 def codec(model: Path, as_bytes: bool = False) -> Codec:
-    """Return the codec for a model: bytes if asked for, else the tokenizer beside it, else numbers."""
+    """Return the codec for a model: bytes if asked for, else the tokenizer beside it, else
+    numbers.
+    """
     file = (model if model.is_dir() else model.parent) / TOKENIZER
     if as_bytes:
         return Bytes()
@@ -167,18 +186,25 @@ def _check_growth(about: Any) -> None:
     added = about.get("added_tokens") or [] if isinstance(about, dict) else []
     total = sum(len(str(one.get("content"))) for one in added if isinstance(one, dict))
     if total > LONGEST_ADDED:
-        raise ValueError(f"its added tokens have {total} characters, expected at most {LONGEST_ADDED}")
+        raise ValueError(
+            f"its added tokens have {total} characters, expected at most {LONGEST_ADDED}"
+        )
     for name in ("normalizer", "pre_tokenizer", "decoder"):
         if isinstance(about, dict) and _growth(about.get(name)) > GROWTH:
             raise ValueError(f"its {name} may make a text more than {GROWTH} times as long")
 
 
 def _growth(step: Any) -> float:
-    """Return the factor by which a text may become longer in a step of a tokenizer, and in those within it."""
+    """Return the factor by which a text may become longer in a step of a tokenizer, and in those
+    within it.
+    """
     if isinstance(step, list):
         return math.prod(map(_growth, step), start=1.0)
     if not isinstance(step, dict):
         return 1.0
-    if step.get("type") in ("Prepend", "Replace"):  # a regular expression may match between all characters
+    # a regular expression may match between all characters
+    if step.get("type") in ("Prepend", "Replace"):
         return 1.0 + len(str(step.get("content", step.get("prepend"))))
-    return math.prod(map(_growth, step.values()), start=2.0 if step.get("type") == "ByteLevel" else 1.0)
+    return math.prod(
+        map(_growth, step.values()), start=2.0 if step.get("type") == "ByteLevel" else 1.0
+    )

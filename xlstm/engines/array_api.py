@@ -10,9 +10,20 @@ from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Params, reshape
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 from xlstm.engines.cell_step import Step
-from xlstm.engines.tape import Gradients, Kept, Segment, Tape, Widths, beside, segments, swap, with_idle
+from xlstm.engines.tape import (
+    Gradients,
+    Kept,
+    Segment,
+    Tape,
+    Widths,
+    beside,
+    segments,
+    swap,
+    with_idle,
+)
 
-# Local derivatives are made for as many steps at once as make about this many numbers, which stay in a CPU's cache.
+# Local derivatives are made for as many steps at once as make about this many numbers, which stay
+# in a CPU's cache.
 DERIVED = 32768
 
 
@@ -34,9 +45,15 @@ class ArrayApi:
     ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
         tape = Tape(self, step, widths, x, state[0])
-        xp, y, recur, gates, own, device = step.xp, tape.y, step.recur, step.cell.gates, step.own, x.device
+        xp = step.xp
+        y = tape.y
+        recur = step.recur
+        gates = step.cell.gates
+        own = step.own
+        device = x.device
         zx, tape.normal = step.project(x)  # (1) all steps at once, (R, N)
-        ended: list[Sequence[Array]] = []  # states of the sequences that are over, the longest first
+        # states of the sequences that are over, the longest first
+        ended: list[Sequence[Array]] = []
         for segment in segments(tuple(widths)):
             k, n, row = segment
             if n < state[0].shape[1]:
@@ -44,8 +61,10 @@ class ArrayApi:
                 state = [s[:, :n] for s in state]
             options = None if step.bare else Options(step, segment)
             groups: Sequence[Any] = ()
-            # Arrays for all steps: a large step then works in the memory that the step before gave back.
-            carry, buffers = [], []
+            # Arrays for all steps: a large step then works in the memory that the step before gave
+            # back.
+            carry = []
+            buffers = []
             for s in state[1:] if keep != "nothing" else ():
                 carry.append(buffer := xp.empty((k + 1, *s.shape), dtype=s.dtype, device=device))
                 buffer[0, ...] = s
@@ -53,7 +72,10 @@ class ArrayApi:
             products = step.reshape(zx[:, row : row + k * n], (step.G, step.H, k, n))
             for t in range(k):
                 if options is None:
-                    *state, saved = gates(xp, products[:, :, t, :], recur(step.Wh, state[0]), *state, **own)  # (3) (4)
+                    # (3) (4)
+                    *state, saved = gates(
+                        xp, products[:, :, t, :], recur(step.Wh, state[0]), *state, **own
+                    )
                     groups = (saved,)
                 else:
                     state, *groups = options.forward(t, step.Wh, products[:, :, t, :], state)
@@ -65,19 +87,25 @@ class ArrayApi:
                 if len(buffers) < len(values):
                     more = values[len(buffers) :]
                     buffers += [
-                        None if a is None else xp.empty((k, *a.shape), dtype=a.dtype, device=device) for a in more
+                        None if a is None else xp.empty((k, *a.shape), dtype=a.dtype, device=device)
+                        for a in more
                     ]
                 for buffer, a in zip(buffers, values, strict=True):
                     if a is not None:
                         buffer[t, ...] = a
             if keep != "nothing":
-                saved, others = None, []
+                saved = None
+                others = []
                 if keep == "all":
                     left = iter(buffers[len(carry) :])
                     first, *others = [tuple(itertools.islice(left, len(group))) for group in groups]
                     saved = groups[0]._make(first)
                 tape.kept.append(Kept(segment, carry, saved, *others))
-        return y, [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state), tape
+        return (
+            y,
+            [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state),
+            tape,
+        )
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
         """Run one step from x (B, D); return the state after it."""
@@ -86,34 +114,51 @@ class ArrayApi:
         options = Options(step, Segment(1, x.shape[0], 0))
         return options.forward(0, step.Wh, zx, [s.T for s in state])[0]
 
-    def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+    def backward(
+        self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
+    ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
-        step, found = tape.step, Gradients(tape)
-        xp, cell, dend = step.xp, step.cell, dstate
-        WT = xp.asarray(xp.matrix_transpose(step.Wh), copy=True) if step.heads else _transposed(step.Wh)
+        step = tape.step
+        found = Gradients(tape)
+        xp = step.xp
+        cell = step.cell
+        dend = dstate
+        WT = (
+            xp.asarray(xp.matrix_transpose(step.Wh), copy=True)
+            if step.heads
+            else _transposed(step.Wh)
+        )
         dstate = [d[:, :0] for d in dend]
         for kept in map(tape.complete, reversed(tape.kept)):
-            segment, have = kept.segment, dstate[0].shape[1]
+            segment = kept.segment
+            have = dstate[0].shape[1]
             n = segment.n
             if have < n:  # the gradient of the sequences that end here is that of the final state
-                dstate = [beside(xp, (d, end[:, have:n])) for d, end in zip(dstate, dend, strict=True)]
+                dstate = [
+                    beside(xp, (d, end[:, have:n])) for d, end in zip(dstate, dend, strict=True)
+                ]
             options = None if step.bare else Options(step, segment)
             own = step.own if options is None else options.own
             block = max(1, DERIVED // max(1, step.R * n))
             for stop in range(segment.k, 0, -block):
                 start = max(0, stop - block)
                 carry = [c[start:stop, ...] for c in kept.carry]
-                saved = kept.saved._make([None if a is None else swap(xp, a[start:stop, ...]) for a in kept.saved])
+                saved = kept.saved._make(
+                    [None if a is None else swap(xp, a[start:stop, ...]) for a in kept.saved]
+                )
                 local = cell.derivatives(xp, saved, *carry, **own)
                 for t in range(stop - 1, start - 1, -1):
-                    here = local._make([None if a is None else a[..., t - start, :, :] for a in local])
+                    here = local._make(
+                        [None if a is None else a[..., t - start, :, :] for a in local]
+                    )
                     rows = segment.rows(t)
                     if dy is not None:
                         dstate[0] = dstate[0] + dy[rows, :].T  # (8)
                     if options is None:
                         dzx, dzh, dh0, *dcarry = cell.gates_bwd(xp, here, *dstate, **own)  # (4)
                         dh = step.recur_bwd(WT, found.put_products(rows, dzx, dzh))  # (3)
-                        dstate = [dh if dh0 is None else dh + dh0, *dcarry]  # (3) and (4) through h0
+                        # (3) and (4) through h0
+                        dstate = [dh if dh0 is None else dh + dh0, *dcarry]
                     else:
                         normal = [a[t, ...] for a in kept.normal]
                         dstate = options.backward(t, WT, here, dstate, normal, found)
@@ -127,7 +172,9 @@ class Options:
     """
 
     def __init__(self, step: Step, segment: Segment) -> None:
-        self.step, self.segment, self.xp = step, segment, step.xp
+        self.step = step
+        self.segment = segment
+        self.xp = step.xp
         self.gh = step.w["gh"][:, None] if "gh" in step.w else None
         self.drop = step.masks.drop
         self.own: Params = step.own
@@ -139,34 +186,64 @@ class Options:
     def forward(
         self, t: int, W: Array, zx: Array, state: Sequence[Array]
     ) -> tuple[list[Array], Any, tuple[Array, ...], tuple[Array, ...]]:
-        """Return the state after step t, what the cell saved, the product of h normalised, and h before projection."""
-        step, xp = self.step, self.xp
+        """Return the state after step t, what the cell saved, the product of h normalised, and h
+        before projection.
+        """
+        step = self.step
+        xp = self.xp
         h = state[0] if self.drop is None else state[0] * self.drop  # (2)
         normal: tuple[Array, ...] = ()
         if self.gh is None:
             zh = step.recur(W, h)  # (3)
         else:
-            zh, normal = layer_norm(xp, reshape(product(xp, W, h), (step.R, h.shape[1])), self.gh, 0)  # (3) (7)
-            zh = reshape(zh if step.bh is None else zh + step.bh[:, None], (step.R // step.H, step.H, h.shape[1]))
+            # (3) (7)
+            zh, normal = layer_norm(
+                xp, reshape(product(xp, W, h), (step.R, h.shape[1])), self.gh, 0
+            )
+            zh = reshape(
+                zh if step.bh is None else zh + step.bh[:, None],
+                (step.R // step.H, step.H, h.shape[1]),
+            )
         h, *carry, saved = step.cell.gates(xp, zx, zh, *state, **self.own)  # (4)
         out: tuple[Array, ...] = ()
         if step.Whr is not None:
-            out, h = (h,), product(xp, step.Whr, h)  # (5)
+            out = (h,)
+            h = product(xp, step.Whr, h)  # (5)
         new = [h, *carry]
         if step.zoneout:
             # (6)
-            new = [b if s is None else s * a + (1 - s) * b for a, b, s in zip(state, new, self._shares(t), strict=True)]
+            new = [
+                b if s is None else s * a + (1 - s) * b
+                for a, b, s in zip(state, new, self._shares(t), strict=True)
+            ]
         return new, saved, normal, out
 
     def backward(
-        self, t: int, WT: Array, local: Any, dstate: Sequence[Array], normal: Sequence[Array], found: Gradients
+        self,
+        t: int,
+        WT: Array,
+        local: Any,
+        dstate: Sequence[Array],
+        normal: Sequence[Array],
+        found: Gradients,
     ) -> list[Array]:
-        """Return the gradient of the state before step t from that of the state after it; the rest goes to `found`."""
-        step, xp, rows = self.step, self.xp, self.segment.rows(t)
-        direct: list[Array | None] = [None] * len(dstate)  # what zoneout lets through to the old state
+        """Return the gradient of the state before step t from that of the state after it; the rest
+        goes to `found`.
+        """
+        step = self.step
+        xp = self.xp
+        rows = self.segment.rows(t)
+        # what zoneout lets through to the old state
+        direct: list[Array | None] = [None] * len(dstate)
         if step.zoneout:
-            direct = [None if s is None else s * d for d, s in zip(dstate, self._shares(t), strict=True)]  # (6)
-            dstate = [d if kept is None else d - kept for d, kept in zip(dstate, direct, strict=True)]  # (6)
+            # (6)
+            direct = [
+                None if s is None else s * d for d, s in zip(dstate, self._shares(t), strict=True)
+            ]
+            # (6)
+            dstate = [
+                d if kept is None else d - kept for d, kept in zip(dstate, direct, strict=True)
+            ]
         dh, *dcarry = dstate
         if step.Whr is not None:
             found.put("out", rows, dh)  # (5)
@@ -174,17 +251,24 @@ class Options:
         dzx, dzh, dh0, *dcarry = step.cell.gates_bwd(xp, local, dh, *dcarry, **self.own)  # (4)
         da = found.put_products(rows, dzx, dzh)
         if self.gh is not None:
-            da = found.put("a", rows, layer_norm_bwd(xp, da, self.gh, normal[0], normal[1], 0))  # (7)
+            # (7)
+            da = found.put("a", rows, layer_norm_bwd(xp, da, self.gh, normal[0], normal[1], 0))
         dh = step.recur_bwd(WT, da)  # (3)
         if self.drop is not None:
             dh = dh * self.drop  # (2)
         if dh0 is not None:
             dh = dh + dh0  # (2) and (4) through h0
-        return [d if kept is None else d + kept for d, kept in zip((dh, *dcarry), direct, strict=True)]  # (6)
+        # (6)
+        return [
+            d if kept is None else d + kept for d, kept in zip((dh, *dcarry), direct, strict=True)
+        ]
 
     def _shares(self, t: int) -> list[Any]:
         rows = self.segment.rows(t)
-        return [s if s is None or isinstance(s, float) else s[rows, :].T for s in self.step.masks.zoneout]
+        return [
+            s if s is None or isinstance(s, float) else s[rows, :].T
+            for s in self.step.masks.zoneout
+        ]
 
 
 def _transposed(W: Array) -> Array:

@@ -32,37 +32,49 @@ class Step:
     xp : namespace
     cell : Cell
     w : dict
-        Weights under their last names: Wh (R, P), or (G, N, K, K) of N heads, or none; optionally Wx (R, D), without
-        which x (N, R) are the products already; the biases b and bh (R,); gx and gh (R,), gains of the normalised
-        products; Whr (P, H), a projection of h; and parameters of the cell itself.
+        Weights under their last names: Wh (R, P), or (G, N, K, K) of N heads, or none; optionally
+        Wx (R, D), without which x (N, R) are the products already; the biases b and bh (R,); gx and
+        gh (R,), gains of the normalised products; Whr (P, H), a projection of h; and parameters of
+        the cell itself.
     masks : Masks
     """
 
     def __init__(self, xp: Namespace, cell: Cell, w: Params, masks: Masks) -> None:
-        self.xp, self.cell, self.layer_w, self.masks = xp, cell, w, masks
+        self.xp = xp
+        self.cell = cell
+        self.layer_w = w
+        self.masks = masks
         self.w = w = cell.weights(xp, w)
         # A cell without a product of h runs as one whose weights are zero.
         Wh = w["Wh"] if "Wh" in w else _no_weights(xp, w["Wx"], len(cell.GATES))
         if Wh.ndim == 4 and Wh.shape[1] == 1:  # one head is a matrix like any other
             Wh = reshape(Wh, (Wh.shape[0] * Wh.shape[2], Wh.shape[3]))
-        self.Wh, self.heads = Wh, Wh.ndim == 4
+        self.Wh = Wh
+        self.heads = Wh.ndim == 4
         self.G = len(cell.GATES)
         self.R, self.P = (
-            (Wh.shape[0] * Wh.shape[1] * Wh.shape[2], Wh.shape[1] * Wh.shape[2]) if self.heads else Wh.shape
+            (Wh.shape[0] * Wh.shape[1] * Wh.shape[2], Wh.shape[1] * Wh.shape[2])
+            if self.heads
+            else Wh.shape
         )
         self.Whr = w.get("Whr")
         self.H = self.P if self.Whr is None else self.Whr.shape[1]
-        self.b, self.bh = w.get("b"), w.get("bh")
+        self.b = w.get("b")
+        self.bh = w.get("bh")
         biases = () if self.b is None else ("b",)
         self.added = biases if self.bh is None else (*biases, "bh")  # the biases that there are
         self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
         # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
-        self.own: Params = {name: self._own(w[name]) for name in cell.OWN if name in w} if cell.OWN else {}
+        self.own: Params = (
+            {name: self._own(w[name]) for name in cell.OWN if name in w} if cell.OWN else {}
+        )
         self.compiled: Any = None  # what an engine made of the step
         # Looked up once: they run at every step.
-        self._times: Any = functools.partial(matmul, xp) if xp is not np and compiles(xp) else operator.matmul
+        self._times: Any = (
+            functools.partial(matmul, xp) if xp is not np and compiles(xp) else operator.matmul
+        )
         self.reshape: Any = np.ndarray.reshape if xp is np else reshape
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -70,7 +82,11 @@ class Step:
         return _step, (self.xp.__name__, self.cell, self.layer_w, self.masks)
 
     def _own(self, p: Array) -> Array:
-        return p if p.ndim == 2 else reshape(p, (-1, self.H, 1) if p.shape[0] > self.H else (self.H, 1))
+        return (
+            p
+            if p.ndim == 2
+            else reshape(p, (-1, self.H, 1) if p.shape[0] > self.H else (self.H, 1))
+        )
 
     @property
     def own_rows(self) -> tuple[tuple[str, int | None], ...]:
@@ -81,7 +97,9 @@ class Step:
     def zones(self) -> tuple[tuple[str, bool], ...]:
         """The states with zoneout, and whether their share is one number instead of a mask."""
         pairs = zip(self.cell.STATES, self.masks.zoneout, strict=False)
-        return tuple([(name, isinstance(share, float)) for name, share in pairs if share is not None])
+        return tuple(
+            [(name, isinstance(share, float)) for name, share in pairs if share is not None]
+        )
 
     @property
     def obstacle(self) -> str:
@@ -93,13 +111,18 @@ class Step:
             "recurrent dropout": self.masks.drop is not None,
             "a projection": self.Whr is not None,
             "layer normalisation": "gh" in self.w,
-            "a product within the cell": any(p.ndim == 2 and p.shape[1] > 1 for p in self.own.values()),
+            "a product within the cell": any(
+                p.ndim == 2 and p.shape[1] > 1 for p in self.own.values()
+            ),
         }
         return " and ".join(name for name, is_there in there.items() if is_there)
 
     def project(self, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
-        """Return Wx x + b of rows x (N, D), (R, N), and with layer_norm Wx x normalised and 1 / its deviation."""
-        xp, w = self.xp, self.w
+        """Return Wx x + b of rows x (N, D), (R, N), and with layer_norm Wx x normalised and 1 / its
+        deviation.
+        """
+        xp = self.xp
+        w = self.w
         zx = self._times(w["Wx"], x.T) if "Wx" in w else xp.asarray(x.T, copy=True)  # (1)
         normal = None
         if "gx" in w:
@@ -109,7 +132,9 @@ class Step:
         return zx, normal
 
     def project_bwd(self, dzx: Array, normal: tuple[Array, Array] | None) -> tuple[Params, Array]:
-        """Return the gradient of gx where there is one, and that of Wx x, from that of zx (R, N)."""
+        """Return the gradient of gx where there is one, and that of Wx x, from that of zx (R,
+        N).
+        """
         if normal is None:
             return {}, dzx
         grads = {"gx": total(self.xp, dzx, normal[0])}  # (7)
@@ -128,7 +153,10 @@ class Step:
         n = da.shape[1]
         if self.heads:
             G, N, K, _ = WT.shape
-            return reshape(self.xp.sum(self._times(WT, reshape(da, (G, N, K, n))), axis=0), (self.P, n))  # (3) by heads
+            # (3) by heads
+            return reshape(
+                self.xp.sum(self._times(WT, reshape(da, (G, N, K, n))), axis=0), (self.P, n)
+            )
         dh = self._times(WT, da)  # (3)
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
 

@@ -1,7 +1,7 @@
 """The seam: what an engine is, and which one runs a recurrence.
 
-Above this file nobody asks which library, device or compiler there is; below it nobody knows of layers, stacks or
-directions.
+Above this file nobody asks which library, device or compiler there is; below it nobody knows of
+layers, stacks or directions.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["Engine", "use"]
 class Engine(Protocol):
     """Runs one recurrent layer in one direction over a packed batch.
 
-    To add an engine, write a class with these methods and put it into `ENGINES`. One step, as for streaming, goes
-    another way: the function `step` has the reference engine or Numba run it.
+    To add an engine, write a class with these methods and put it into `ENGINES`. One step, as for
+    streaming, goes another way: the function `step` has the reference engine or Numba run it.
 
     Attributes
     ----------
@@ -73,7 +73,9 @@ class Engine(Protocol):
         tape : Tape
         """
 
-    def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+    def backward(
+        self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
+    ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps.
 
         Parameters
@@ -105,8 +107,9 @@ def choose(step: Step, widths: Widths, known: dict[Any, tuple[Engine, Any]]) -> 
     step : Step
     widths : list of (steps, width)
     known : dict
-        The engines that were chosen before for NumPy arrays, and their compiled steps, which this function fills in.
-        All calls with the same dict have the same cell, names of weights and shapes.
+        The engines that were chosen before for NumPy arrays, and their compiled steps, which this
+        function fills in. All calls with the same dict have the same cell, names of weights and
+        shapes.
 
     Raises
     ------
@@ -146,13 +149,16 @@ def step(
     state: Sequence[Array],
     streams: dict[Any, Stream | None],
 ) -> tuple[Array, Sequence[Array]]:
-    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return h, and the state after it, of these shapes.
+    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return h, and the state after
+    it, of these shapes.
 
-    The reference engine runs it, since compiling a loop of one step gains nothing; Numba runs it for a single sequence
-    in a small layer, and a kernel where there is a GPU. h is an array of its own where all of these are new.
+    The reference engine runs it, since compiling a loop of one step gains nothing; Numba runs it
+    for a single sequence in a small layer, and a kernel where there is a GPU. h is an array of its
+    own where all of these are new.
 
-    `streams` is a dict that this function fills: it has for each dtype the compiled step, or None where the reference
-    engine runs. All calls with the same dict must have the same cell, masks and shapes of weights.
+    `streams` is a dict that this function fills: it has for each dtype the compiled step, or None
+    where the reference engine runs. All calls with the same dict must have the same cell, masks and
+    shapes of weights.
 
     Raises
     ------

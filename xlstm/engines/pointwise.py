@@ -1,11 +1,12 @@
 """One time step of a gated cell as pure functions of arrays by name, which compiled engines trace.
 
-The arrays of a step are zx and zh (G, M), the products of x and of h; b and bh (G, M), which are added to them; h and
-the other states (M,); the fields of what the cell saves, each with the prefix `s_`, (rows, M) or (M,); and gradients
-likewise. M are all units of all sequences. The numbers among the cell's options, such as `clip`, are arguments like
-these, each a scalar: one step serves all cells of one form. zone_h and so on are the shares of the old states that
-zoneout keeps (Krueger et al. 2017). With layer normalisation (Ba et al. 2016) gh (G, M) is the gain of zh, and the
-arrays n_zh (G, M) and r_zh (M,) are what the normalisation keeps.
+The arrays of a step are zx and zh (G, M), the products of x and of h; b and bh (G, M), which are
+added to them; h and the other states (M,); the fields of what the cell saves, each with the prefix
+`s_`, (rows, M) or (M,); and gradients likewise. M are all units of all sequences. The numbers among
+the cell's options, such as `clip`, are arguments like these, each a scalar: one step serves all
+cells of one form. zone_h and so on are the shares of the old states that zoneout keeps (Krueger et
+al. 2017). With layer normalisation (Ba et al. 2016) gh (G, M) is the gain of zh, and the arrays
+n_zh (G, M) and r_zh (M,) are what the normalisation keeps.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 from xlstm.tracing.reductions import GATES_AND_UNITS, REDUCTIONS, Units
 from xlstm.tracing.symbols import SymbolicNamespace, UntraceableError, trace
 
-Zoneout = tuple[tuple[str, bool], ...]  # a state, and whether its share is one number instead of a mask
+# a state, and whether its share is one number instead of a mask
+Zoneout = tuple[tuple[str, bool], ...]
 Rows = Mapping[str, "int | None"]  # of the leading axis of each array, None where it has none
 Function = Callable[..., dict[str, Array]]  # f(xp, **arrays) -> arrays by name
 
@@ -59,19 +61,22 @@ class Pointwise:
 
     forward: Function  # the state after the step, and what backward needs
     lean: Function  # the state alone
-    backward: Function  # dz, dzh where it differs, da before its normalisation, dh0 where there is one, and dc, ...
+    # dz, dzh where it differs, da before its normalisation, dh0 where there is one, and dc, ...
+    backward: Function
     before: Rows  # inputs of forward and lean; the states come before the parameters
     saved: Rows
     after: Rows  # inputs of backward
     gradients: Rows  # outputs of backward
     carried: tuple[str, ...]  # the states but h
-    numbers: tuple[str, ...]  # inputs of all three that are scalars: the cell's `numbers`, and shares without a mask
+    # inputs of all three that are scalars: the cell's `numbers`, and shares without a mask
+    numbers: tuple[str, ...]
     shares: tuple[str, ...]  # inputs of all three that each row has anew: masks of zoneout
     restore: Callable[[Mapping[str, Array]], Any]  # what the cell saved, from arrays by name
     around: Around
     library: type[SymbolicNamespace]  # that traces the functions
     reduces: bool  # whether means along units are in them
-    # Where the cell multiplies by its `matrix`, the input "inner" is the product, and these give the other factor.
+    # Where the cell multiplies by its `matrix`, the input "inner" is the product, and these give
+    # the other factor.
     factor: Function
     factor_bwd: Function
 
@@ -95,24 +100,35 @@ def pointwise(
 ) -> Pointwise | None:
     """Return the step of a cell, or None where it is not element by element.
 
-    `own` has the cell's own parameters and their rows, `added` the biases that there are among b and bh, and `zoneout`
-    the states with zoneout. Cells that differ in the values of their numbers alone have the same step.
+    `own` has the cell's own parameters and their rows, `added` the biases that there are among b
+    and bh, and `zoneout` the states with zoneout. Cells that differ in the values of their numbers
+    alone have the same step.
     """
     return _pointwise(cell.form, own, added, zoneout, around)
 
 
 @functools.cache
 def _pointwise(
-    form: Any, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...], zoneout: Zoneout, around: Around
+    form: Any,
+    own: tuple[tuple[str, int | None], ...],
+    added: tuple[str, ...],
+    zoneout: Zoneout,
+    around: Around,
 ) -> Pointwise | None:
-    G, carried, numbers = len(form.GATES), tuple(form.STATES[1:]), tuple(form.numbers)
-    names = [name for name, _ in own] + ["drop"] * (around.drop and "drop" in form.OWN)  # that the cell takes
+    G = len(form.GATES)
+    carried = tuple(form.STATES[1:])
+    numbers = tuple(form.numbers)
+    # that the cell takes
+    names = [name for name, _ in own] + ["drop"] * (around.drop and "drop" in form.OWN)
     zones = [name for name, _ in zoneout]
     kind: list[Any] = []  # the NamedTuple that the cell saves
 
-    def forward(xp: Namespace, zx: Array, zh: Array, h: Array = None, **rest: Array) -> dict[str, Array]:
+    def forward(
+        xp: Namespace, zx: Array, zh: Array, h: Array = None, **rest: Array
+    ) -> dict[str, Array]:
         cell = form.given({name: rest[name] for name in form.numbers})
-        carry, mine = [rest[name] for name in carried], {name: rest[name] for name in names}
+        carry = [rest[name] for name in carried]
+        mine = {name: rest[name] for name in names}
         kept: dict[str, Array] = {}
         if around.normal:
             zh, (kept["n_zh"], kept["r_zh"]) = layer_norm(xp, zh, rest["gh"], GATES_AND_UNITS)
@@ -120,7 +136,8 @@ def _pointwise(
         *new, saved = cell.gates(xp, zx, zh, h, *carry, **mine)
         kind[:] = [type(saved)]
         kept |= {f"s_{field}": a for field, a in saved._asdict().items() if a is not None}
-        state, old = dict(zip(("h", *carried), new, strict=True)), {"h": h, **rest}
+        state = dict(zip(("h", *carried), new, strict=True))
+        old = {"h": h, **rest}
         for name in zones:
             share = rest[f"zone_{name}"]
             state[name] = share * old[name] + (1 - share) * state[name]
@@ -134,10 +151,12 @@ def _pointwise(
 
     def backward(xp: Namespace, dh: Array, **rest: Array) -> dict[str, Array]:
         cell = form.given({name: rest[name] for name in form.numbers})
-        carry, mine = [rest[name] for name in carried], {name: rest[name] for name in names}
+        carry = [rest[name] for name in carried]
+        mine = {name: rest[name] for name in names}
         local = cell.derivatives(xp, restore(rest), *carry, **mine)
         d = {"h": dh, **{name: rest[f"d{name}"] for name in carried}}
-        direct = {name: rest[f"zone_{name}"] * d[name] for name in zones}  # which zoneout lets through to the old state
+        # which zoneout lets through to the old state
+        direct = {name: rest[f"zone_{name}"] * d[name] for name in zones}
         given = [d[name] - direct[name] if name in direct else d[name] for name in d]
         dz, dzh, *old = cell.gates_bwd(xp, local, *given, **mine)
         start = dict(zip(d, old, strict=True))
@@ -145,7 +164,9 @@ def _pointwise(
             start[name] = kept if start[name] is None else start[name] + kept
         found = {"dz": dz, **({} if dzh is dz else {"dzh": dzh})}
         if around.normal:
-            found["da"] = layer_norm_bwd(xp, dzh, rest["gh"], rest["n_zh"], rest["r_zh"], GATES_AND_UNITS)
+            found["da"] = layer_norm_bwd(
+                xp, dzh, rest["gh"], rest["n_zh"], rest["r_zh"], GATES_AND_UNITS
+            )
         found |= {} if start["h"] is None else {"dh0": start["h"]}
         return found | {f"d{name}": start[name] for name in carried}
 
@@ -158,10 +179,19 @@ def _pointwise(
         ]
     numbers = (*numbers, *(f"zone_{name}" for name, one in zoneout if one))
     shares = tuple(f"zone_{name}" for name, one in zoneout if not one)
-    both = {**{name: rows for name, rows in own if name != around.matrix}, **({"gh": G} if around.normal else {})}
-    both |= dict.fromkeys([*numbers, *shares, *["drop"] * ("drop" in names), *["inner"] * bool(around.matrix)])
+    both = {
+        **{name: rows for name, rows in own if name != around.matrix},
+        **({"gh": G} if around.normal else {}),
+    }
+    both |= dict.fromkeys(
+        [*numbers, *shares, *["drop"] * ("drop" in names), *["inner"] * bool(around.matrix)]
+    )
     states: dict[str, int | None] = dict.fromkeys(carried)
-    before: dict[str, int | None] = {"zx": G, "zh": around.rows or G, **({} if around.projected else {"h": None})}
+    before: dict[str, int | None] = {
+        "zx": G,
+        "zh": around.rows or G,
+        **({} if around.projected else {"h": None}),
+    }
     before |= {**states, **dict.fromkeys(added, G), **both}
     library = Units if around.units else SymbolicNamespace
     try:
@@ -177,14 +207,25 @@ def _pointwise(
         for function, side in ((forward, _Product), (backward, _Transposed))
     )
     made = (before, saved, after, gradients, carried, numbers, shares, restore)
-    return Pointwise(functions[0], functions[1], functions[2], *made, around, library, reduces, factor, factor_bwd)
+    return Pointwise(
+        functions[0],
+        functions[1],
+        functions[2],
+        *made,
+        around,
+        library,
+        reduces,
+        factor,
+        factor_bwd,
+    )
 
 
 class _Product:
     """A matrix whose product with another factor is known."""
 
     def __init__(self, product: Array) -> None:
-        self.product, self.factor = product, None
+        self.product = product
+        self.factor = None
 
     def __matmul__(self, factor: Array) -> Array:
         if self.factor is not None:

@@ -1,7 +1,8 @@
 """A folder that only this user can change, and files in it that are read only as they were written.
 
-Each file begins with a digest of its name and content, so that a damaged one, or one under another's name, counts as
-absent. A file is read only if it belongs to this user, so folders above may be anybody's.
+Each file begins with a digest of its name and content, so that a damaged one, or one under
+another's name, counts as absent. A file is read only if it belongs to this user, so folders above
+may be anybody's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def folder(path: Path) -> Path:
-    """Return the folder, made where it is missing, of mode 0700; raise OSError where others may change it."""
+    """Return the folder, made where it is missing, of mode 0700; raise OSError where others may
+    change it.
+    """
     path.mkdir(0o700, parents=True, exist_ok=True)
     if os.name != "nt":  # where folders of a user are closed to others by other means
         _check(path.stat(), path)
@@ -26,8 +29,11 @@ def folder(path: Path) -> Path:
 
 
 def read(folder: Path, name: str, limit: int) -> bytes | None:
-    """Return the content of a file of at most `limit` bytes, or None if it is missing, not ours, or damaged."""
-    path, flags = folder / name, getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, and no pipe
+    """Return the content of a file of at most `limit` bytes, or None if it is missing, not ours, or
+    damaged.
+    """
+    path = folder / name
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, and no pipe
     try:
         with open(path, "rb", opener=lambda path, mode: os.open(path, mode | flags)) as file:
             here = os.fstat(file.fileno())
@@ -35,7 +41,8 @@ def read(folder: Path, name: str, limit: int) -> bytes | None:
                 _check(here, path)
             if not stat.S_ISREG(here.st_mode) or here.st_size > limit:
                 return None
-            digest, content = file.read(_DIGEST), file.read()
+            digest = file.read(_DIGEST)
+            content = file.read()
     except OSError:
         return None
     return content if digest == _digest(name, content) else None
@@ -43,7 +50,8 @@ def read(folder: Path, name: str, limit: int) -> bytes | None:
 
 def write(folder: Path, name: str, content: bytes) -> None:
     """Write a file, whole or not at all, of mode 0600; raise OSError where that cannot be."""
-    handle, temporary = tempfile.mkstemp(".tmp", name, folder)  # a new name: others may write the same file now
+    # a new name: others may write the same file now
+    handle, temporary = tempfile.mkstemp(".tmp", name, folder)
     try:
         with open(handle, "wb") as file:
             file.write(_digest(name, content) + content)

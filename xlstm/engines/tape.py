@@ -1,7 +1,9 @@
-"""The tape of a forward pass: the values that it keeps, under the same names whatever engine wrote them.
+"""The tape of a forward pass: the values that it keeps, under the same names whatever engine wrote
+them.
 
-A packed batch is a matrix of rows (N, ...): all of the first step, then all of the second. A step has as many rows as
-there are sequences that long, the longest first. Consecutive steps of equal width are a segment.
+A packed batch is a matrix of rows (N, ...): all of the first step, then all of the second. A step
+has as many rows as there are sequences that long, the longest first. Consecutive steps of equal
+width are a segment.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Segment(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def segments(widths: tuple[tuple[int, int], ...]) -> tuple[Segment, ...]:
     """Return the segments of a batch that have any sequence."""
-    found, at = [], 0
+    found = []
+    at = 0
     for k, n in widths:
         if n:
             found.append(Segment(k, n, at))
@@ -55,7 +58,9 @@ def segments(widths: tuple[tuple[int, int], ...]) -> tuple[Segment, ...]:
 
 @functools.lru_cache(maxsize=64)
 def starts_of(widths: tuple[tuple[int, int], ...]) -> Array:
-    """Return the first row of every step, and the number of rows, (steps + 1,); nobody changes them."""
+    """Return the first row of every step, and the number of rows, (steps + 1,); nobody changes
+    them.
+    """
     if len(widths) == 1:
         return np.arange(widths[0][0] + 1, dtype=np.int64) * widths[0][1]
     starts = np.zeros(sum(k for k, _ in widths) + 1, np.int64)
@@ -64,25 +69,36 @@ def starts_of(widths: tuple[tuple[int, int], ...]) -> Array:
 
 
 def before(xp: Namespace, hs: Array, widths: Widths) -> Array:
-    """Return h before every step, (N, P), from h of the sequences of the first step and then that after every step."""
+    """Return h before every step, (N, P), from h of the sequences of the first step and then that
+    after every step.
+    """
     N = sum(k * n for k, n in widths)
     if len(widths) == 1:
         return hs[:N, ...]
     starts = starts_of(tuple(widths))
-    n, starts = np.diff(starts), starts[:-1]
+    n = np.diff(starts)
+    starts = starts[:-1]
     # The rows of step t begin in hs where those of step t - 1 do in y.
     back = starts - np.concatenate(([0], starts[:-1] + widths[0][1]))
-    return xp.take(hs, constants.copied(xp, np.arange(N) - np.repeat(back, n), device_of(hs)), axis=0)
+    return xp.take(
+        hs, constants.copied(xp, np.arange(N) - np.repeat(back, n), device_of(hs)), axis=0
+    )
 
 
 def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
-    """Return columns (H, ...) side by side; where only one array has any, it is returned as it is."""
+    """Return columns (H, ...) side by side; where only one array has any, it is returned as it
+    is.
+    """
     some = [a for a in arrays if a.shape[1]] or arrays[:1]
     return some[0] if len(some) == 1 else concat(xp, some, 1)
 
 
-def with_idle(xp: Namespace, ended: Sequence[Array], state: Sequence[Array], first: int) -> list[Array]:
-    """Return the states after a pass of the `first` sequences that have steps, and behind them those of the others."""
+def with_idle(
+    xp: Namespace, ended: Sequence[Array], state: Sequence[Array], first: int
+) -> list[Array]:
+    """Return the states after a pass of the `first` sequences that have steps, and behind them
+    those of the others.
+    """
     if state[0].shape[1] == first:
         return list(ended)
     return [beside(xp, (end, s[:, first:])) for end, s in zip(ended, state, strict=True)]
@@ -92,16 +108,21 @@ class Kept(NamedTuple):
     """The values that are kept of the steps of one segment, time first."""
 
     segment: Segment
-    carry: Sequence[Array]  # the states but h, before the first step and after every step, (k + 1, H, n)
-    saved: Any = None  # what the cell saved, arrays (k, rows, H, n) or (k, H, n); None where it is to be made again
-    normal: tuple[Array, ...] = ()  # the product of h normalised (k, R, n), and 1 / its deviation, with layer_norm
+    # the states but h, before the first step and after every step, (k + 1, H, n)
+    carry: Sequence[Array]
+    # what the cell saved, arrays (k, rows, H, n) or (k, H, n); None where it is to be made again
+    saved: Any = None
+    # the product of h normalised (k, R, n), and 1 / its deviation, with layer_norm
+    normal: tuple[Array, ...] = ()
     out: tuple[Array, ...] = ()  # h before its projection (k, H, n)
 
 
 class Tape:
-    """The values that a forward pass over one layer and direction keeps for the backward pass and for reading.
+    """The values that a forward pass over one layer and direction keeps for the backward pass and
+    for reading.
 
-    It refers to the arrays `x` and `y` of the call: those must not be changed in place before `backward`.
+    It refers to the arrays `x` and `y` of the call: those must not be changed in place before
+    `backward`.
 
     Attributes
     ----------
@@ -109,8 +130,8 @@ class Tape:
     x : array (N, D)
         Packed rows of the input.
     hs : array (n + N, P)
-        h of the n sequences of the first step, then h after every step; where an engine keeps `h0` by itself, the
-        latter alone.
+        h of the n sequences of the first step, then h after every step; where an engine keeps `h0`
+        by itself, the latter alone.
     y : array (N, P)
         h after every step.
     kept : list of Kept
@@ -120,7 +141,10 @@ class Tape:
     """
 
     def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array | None) -> None:
-        self.engine, self.step, self.widths, self.x = engine, step, widths, x
+        self.engine = engine
+        self.step = step
+        self.widths = widths
+        self.x = x
         self.first = first = widths[0][1] if widths else 0  # sequences of the first step
         ahead = 0 if h0 is None else first
         self.hs = step.xp.empty((ahead + x.shape[0], step.P), dtype=x.dtype, device=x.device)
@@ -141,8 +165,11 @@ class Tape:
 
     @property
     def passed(self) -> Array:
-        """h before every step as the recurrent weight takes it, with the mask of recurrent dropout, (N, P)."""
-        drop, at = self.step.masks.drop, 0
+        """h before every step as the recurrent weight takes it, with the mask of recurrent dropout,
+        (N, P).
+        """
+        drop = self.step.masks.drop
+        at = 0
         if drop is None:
             return self.h0
         found = []
@@ -164,30 +191,43 @@ class Tape:
 
     @property
     def segments(self) -> list[Kept]:
-        """The kept values by segments; those of the cell are made again where they were not kept."""
+        """The kept values by segments; those of the cell are made again where they were not
+        kept.
+        """
         return [self.complete(kept) for kept in self.kept]
 
     def complete(self, kept: Kept) -> Kept:
-        """Rematerialise what the cell saved, from the states before every step, which needs no loop."""
+        """Rematerialise what the cell saved, from the states before every step, which needs no
+        loop.
+        """
         if kept.saved is not None:
             return kept
-        step, segment = self.step, kept.segment
-        xp, k, n = step.xp, segment.k, segment.n
+        step = self.step
+        segment = kept.segment
+        xp = step.xp
+        k = segment.k
+        n = segment.n
         zx, _ = step.project(reshape(segment.steps(self.x, 0, k), (k * n, self.x.shape[1])))
         h0 = segment.steps(self.h0, 0, k)  # (k, n, P)
         zh = step.recur(step.Wh, reshape(h0, (k * n, step.P)).T)
-        zx, zh = (xp.permute_dims(reshape(z, (-1, step.H, k, n)), (0, 2, 1, 3)) for z in (zx, zh))  # (G, k, H, n)
+        # (G, k, H, n)
+        zx, zh = (xp.permute_dims(reshape(z, (-1, step.H, k, n)), (0, 2, 1, 3)) for z in (zx, zh))
         carry = [c[:-1, ...] for c in kept.carry]
         *_, saved = step.cell.gates(xp, zx, zh, xp.permute_dims(h0, (0, 2, 1)), *carry, **step.own)
         return kept._replace(saved=saved._make(None if a is None else swap(xp, a) for a in saved))
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
-        """Return the products a @ b of matrices, each over all steps; gradients of weights are such products."""
+        """Return the products a @ b of matrices, each over all steps; gradients of weights are such
+        products.
+        """
         return [product(self.step.xp, a, b) for a, b in pairs]
 
     def gates(self) -> Array:
-        """Return the value of every gate at every step, in the order of the cell's GATES, (N, G, H)."""
-        xp, step = self.step.xp, self.step
+        """Return the value of every gate at every step, in the order of the cell's GATES, (N, G,
+        H).
+        """
+        xp = self.step.xp
+        step = self.step
 
         def values(kept: Kept) -> Array:
             saved = kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
@@ -196,13 +236,18 @@ class Tape:
         return self.rows(values, (step.G, step.H))
 
     def retained(self) -> Array | None:
-        """Return the share of the old state that each unit keeps at every step, (N, H), or None without one."""
-        xp, step = self.step.xp, self.step
+        """Return the share of the old state that each unit keeps at every step, (N, H), or None
+        without one.
+        """
+        xp = self.step.xp
+        step = self.step
         if type(step.cell).retained is Cell.retained:
             return None
 
         def values(kept: Kept) -> Array:
-            return step.cell.retained(xp, kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved))
+            return step.cell.retained(
+                xp, kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
+            )
 
         return self.rows(values, (step.H,))
 
@@ -221,7 +266,8 @@ class Tape:
         xp = self.step.xp
         found = room(xp, self.x, (self.x.shape[0], *shape))
         for kept in self.segments:
-            a, segment = of(kept), kept.segment
+            a = of(kept)
+            segment = kept.segment
             a = xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1)))  # (k, n, ...)
             end = segment.at + segment.k * segment.n
             found[segment.at : end, ...] = reshape(a, (segment.k * segment.n, *shape))
@@ -234,13 +280,17 @@ class Gradients:
     Attributes
     ----------
     arrays : dict of str to array
-        "zx", by the product of x; "zh", by the product of h with its normalisation and bias, where that is another one;
-        "a", by the product of h alone, with layer_norm; "out", by h before its projection.
+        "zx", by the product of x; "zh", by the product of h with its normalisation and bias, where
+        that is another one; "a", by the product of h alone, with layer_norm; "out", by h before its
+        projection.
     """
 
     def __init__(self, tape: Tape) -> None:
-        self.xp, self.like, self.N = tape.step.xp, tape.x, tape.x.shape[0]
-        self.flat = tape.first == 1  # of one sequence a step is one column: stored as a row it lies together
+        self.xp = tape.step.xp
+        self.like = tape.x
+        self.N = tape.x.shape[0]
+        # of one sequence a step is one column: stored as a row it lies together
+        self.flat = tape.first == 1
         self.arrays: dict[str, Array] = {}
 
     def put(self, name: str, rows: slice, gradient: Array) -> Array:

@@ -1,7 +1,8 @@
-"""The common part of all estimators: parameters as fields, checks, scikit-learn's conventions, training and files.
+"""The common part of all estimators: parameters as fields, checks, scikit-learn's conventions,
+training and files.
 
-A subclass is a dataclass whose fields are its parameters. The constructor stores them as they are, and `fit` checks
-them by `CHECKS`. Results of `fit` have names with an underscore at their end.
+A subclass is a dataclass whose fields are its parameters. The constructor stores them as they are,
+and `fit` checks them by `CHECKS`. Results of `fit` have names with an underscore at their end.
 """
 
 import functools
@@ -22,7 +23,16 @@ from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.data.panels import Roles
-from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, graphs, loop, optimizers
+from xlstm.training import (
+    Batches,
+    Callback,
+    Interrupted,
+    Terminated,
+    Trained,
+    graphs,
+    loop,
+    optimizers,
+)
 from xlstm.training.schedules import cosine
 
 CANDIDATES = ("linear", "smoothing", "network")  # that a forecaster chooses from
@@ -32,7 +42,9 @@ AnyPath = str | os.PathLike[str]
 
 def _or_auto(kind: checks.Kind) -> checks.Kind:
     """Return the check of "auto" or of what `kind` takes."""
-    return lambda where, name, value: value if isinstance(value, str) and value == "auto" else kind(where, name, value)
+    return lambda where, name, value: (
+        value if isinstance(value, str) and value == "auto" else kind(where, name, value)
+    )
 
 
 def _is_named(value: Any) -> bool:
@@ -44,12 +56,16 @@ def _class_weight(where: str, name: str, value: Any) -> Any:
     """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
     if value is None or (isinstance(value, str) and value == "balanced"):
         return value
-    is_pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    is_pairs = isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 for pair in value
+    )
     if not (isinstance(value, dict) or is_pairs):
         expected = "expected None, 'balanced' or a dict of label to weight"
         raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
     pairs = value.items() if isinstance(value, dict) else value
-    return {_plain(label): checks.non_negative(where, f"{name}[{label!r}]", one) for label, one in pairs}
+    return {
+        _plain(label): checks.non_negative(where, f"{name}[{label!r}]", one) for label, one in pairs
+    }
 
 
 def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
@@ -61,9 +77,12 @@ def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
-# The checks of parameters. A name means the same in every estimator; those that are not here are checked by their use.
+# The checks of parameters. A name means the same in every estimator; those that are not here are
+# checked by their use.
 CHECKS: dict[str, checks.Kind] = {
-    **dict.fromkeys(("horizon", "hidden_size", "embedding_size", "batch_size", "length"), checks.size),
+    **dict.fromkeys(
+        ("horizon", "hidden_size", "embedding_size", "batch_size", "length"), checks.size
+    ),
     **dict.fromkeys(("epochs", "patience", "steps"), checks.count),
     **dict.fromkeys(("bidirectional", "refit", "resume", "standardize", "warm_start"), checks.flag),
     **dict.fromkeys(("averaging", "dropout", "validation_fraction"), checks.rate),
@@ -88,8 +107,10 @@ CHECKS: dict[str, checks.Kind] = {
     "weight_decay": checks.non_negative,
     "window": checks.optional(checks.whole(2, checks.LARGEST)),
 }
-OF_TRAIN = ("callbacks", "checkpoints", "resume", "graph")  # parameters that `training.train` is given as they are
-# Parameters that no file keeps: those of a run, and the tokens of a text, whose codec is in the file itself.
+# parameters that `training.train` is given as they are
+OF_TRAIN = ("callbacks", "checkpoints", "resume", "graph")
+# Parameters that no file keeps: those of a run, and the tokens of a text, whose codec is in the
+# file itself.
 RUN = ("backend", "callbacks", "checkpoints", "every", "graph", "resume", "tokens", "warm_start")
 
 
@@ -100,7 +121,10 @@ class NotFittedError(ValueError, AttributeError):
 @functools.cache
 def _both(theirs: type[Exception]) -> type[Exception]:
     """Return a NotFittedError that is that of scikit-learn, too."""
-    members = {"__module__": NotFittedError.__module__, "__reduce__": lambda error: (_not_fitted, error.args)}
+    members = {
+        "__module__": NotFittedError.__module__,
+        "__reduce__": lambda error: (_not_fitted, error.args),
+    }
     return type("NotFittedError", (NotFittedError, theirs), members)
 
 
@@ -115,10 +139,13 @@ class Estimator:
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     KIND: ClassVar[str] = ""  #: the kind of its files
-    _kind: ClassVar[str] = ""  # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
-    _takes: ClassVar[tuple[str, ...]] = ("two_d_array", "three_d_array")  # scikit-learn's names for the kinds of X
+    # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
+    _kind: ClassVar[str] = ""
+    # scikit-learn's names for the kinds of X
+    _takes: ClassVar[tuple[str, ...]] = ("two_d_array", "three_d_array")
     _arrays: ClassVar[tuple[str, ...]] = ()  # arrays of float64 that `fit` found, for files
-    _facts: ClassVar[dict[str, checks.Kind]] = {}  # other things that `fit` found, for files, and their checks
+    # other things that `fit` found, for files, and their checks
+    _facts: ClassVar[dict[str, checks.Kind]] = {}
     backend: Any
     params_: Params
     __eq__ = object.__eq__  # not that of a dataclass among the bases
@@ -161,18 +188,26 @@ class Estimator:
         known = self.get_params()
         for name in params.keys() - known.keys():
             expected = f"expected some of {', '.join(known)}"
-            raise ValueError(f"{type(self).__name__}: {checks.shown(name)} is no parameter, {expected}")
+            raise ValueError(
+                f"{type(self).__name__}: {checks.shown(name)} is no parameter, {expected}"
+            )
         vars(self).update(params)
         return self
 
     def __repr__(self) -> str:
-        changed = [field.name for field in fields(self) if not _same(getattr(self, field.name), field.default)]
+        changed = [
+            field.name
+            for field in fields(self)
+            if not _same(getattr(self, field.name), field.default)
+        ]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
 
     def __getattr__(self, name: str) -> Any:
         """Raise NotFittedError for a result of `fit` that is not there."""
         if name.endswith("_") and not name.startswith("_") and not self.__sklearn_is_fitted__():
-            raise _not_fitted(f"{type(self).__name__}: not fitted yet, call fit first; there is no {name}")
+            raise _not_fitted(
+                f"{type(self).__name__}: not fitted yet, call fit first; there is no {name}"
+            )
         raise AttributeError(f"{type(self).__name__}: there is no attribute {name}")
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -185,31 +220,47 @@ class Estimator:
 
         return Tags(
             estimator_type=self._kind or None,
-            target_tags=TargetTags(required=bool(self._kind), multi_output=self._kind == "regressor"),
-            classifier_tags=ClassifierTags(multi_label=True) if self._kind == "classifier" else None,
+            target_tags=TargetTags(
+                required=bool(self._kind), multi_output=self._kind == "regressor"
+            ),
+            classifier_tags=(
+                ClassifierTags(multi_label=True) if self._kind == "classifier" else None
+            ),
             regressor_tags=RegressorTags() if self._kind == "regressor" else None,
             input_tags=InputTags(**{"two_d_array": False, **dict.fromkeys(self._takes, True)}),
         )
 
     def checked(self) -> dict[str, Any]:
-        """Return the parameters as plain values; raise ValueError or TypeError where one is out of range."""
-        where, values = type(self).__name__, self.get_params()
-        return values | {name: CHECKS[name](where, name, value) for name, value in values.items() if name in CHECKS}
+        """Return the parameters as plain values; raise ValueError or TypeError where one is out of
+        range.
+        """
+        where = type(self).__name__
+        values = self.get_params()
+        return values | {
+            name: CHECKS[name](where, name, value)
+            for name, value in values.items()
+            if name in CHECKS
+        }
 
     def _become(self, **results: Any) -> None:
-        """Take the results of a fit, None for those that are not there; a fit that fails takes none of them."""
+        """Take the results of a fit, None for those that are not there; a fit that fails takes none
+        of them.
+        """
         for name in ("data_", *results):
             vars(self).pop(name, None)
         vars(self).update({name: value for name, value in results.items() if value is not None})
 
 
 class FiledEstimator(Estimator):
-    """An estimator that is kept in a safetensors file: its weights, its parameters, and what else `fit` found."""
+    """An estimator that is kept in a safetensors file: its weights, its parameters, and what else
+    `fit` found.
+    """
 
     data_: str | None = None  #: the digest of the file that the command line has trained it on
 
     def save(self, path: AnyPath) -> None:
-        """Write weights, parameters and all else that `fit` found to a safetensors file, whole or not at all.
+        """Write weights, parameters and all else that `fit` found to a safetensors file, whole or
+        not at all.
 
         Parameters
         ----------
@@ -218,15 +269,22 @@ class FiledEstimator(Estimator):
         Raises
         ------
         ValueError
-            It is not fitted yet, or holds what no file can hold, such as dates as labels of classes.
+            It is not fitted yet, or holds what no file can hold, such as dates as labels of
+            classes.
         OSError
             The file cannot be written.
         """
-        arrays, where = self._content(), type(self).__name__
+        arrays = self._content()
+        where = type(self).__name__
         settings = {name: value for name, value in self._settings().items() if name not in RUN}
-        facts = {name: kind(where, name, _plain(getattr(self, name, None))) for name, kind in self._facts.items()}
+        facts = {
+            name: kind(where, name, _plain(getattr(self, name, None)))
+            for name, kind in self._facts.items()
+        }
         plain = {name: _plain(value) for name, value in facts.items()}
-        checkpoint.save(path, arrays, self.KIND, {"settings": settings, "facts": plain, "data": self.data_})
+        checkpoint.save(
+            path, arrays, self.KIND, {"settings": settings, "facts": plain, "data": self.data_}
+        )
 
     @classmethod
     @reading.brief()
@@ -266,10 +324,14 @@ class FiledEstimator(Estimator):
             estimator.params_ = estimator._restore(arrays)  # makes the model, and checks all else
             estimator.data_ = checks.optional(checks.text)("file", "data", config.get("data"))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})"
+            ) from error
         return estimator
 
-    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]:
+    def for_export(
+        self, lengths: bool
+    ) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]:
         """Return what `interop.onnx.to_onnx` writes beside the network.
 
         Parameters
@@ -284,8 +346,8 @@ class FiledEstimator(Estimator):
         inputs : dict of str to (shape, dtype)
             The inputs; open sizes are "batch" and "time".
         formula : callable or None
-            `formula(xp, run, *inputs) -> outputs` by name, where `run(x, lengths=None)` is the network; None where the
-            network stands alone.
+            `formula(xp, run, *inputs) -> outputs` by name, where `run(x, lengths=None)` is the
+            network; None where the network stands alone.
         """
         facts = {name: json.dumps(_plain(getattr(self, name, None))) for name in self._facts}
         return {"kind": self.KIND, **facts}, {}, None
@@ -296,7 +358,9 @@ class FiledEstimator(Estimator):
 
     def _content(self) -> dict[str, Any]:
         """Return the arrays that a file keeps."""
-        return self.params_ | {name: np.asarray(getattr(self, name), np.float64) for name in self._arrays}
+        return self.params_ | {
+            name: np.asarray(getattr(self, name), np.float64) for name in self._arrays
+        }
 
     def _weights(self, arrays: Mapping[str, Host]) -> Params:
         """Return the weights of a file on the backend; raise unless they are those of the model."""
@@ -319,7 +383,9 @@ class SeriesEstimator(Estimator):
 
     def _roles(self) -> Roles:
         static = getattr(self, "static", None)
-        return Roles(self.targets, self.past, self.future, static, self.series_id).checked(type(self).__name__)
+        return Roles(self.targets, self.past, self.future, static, self.series_id).checked(
+            type(self).__name__
+        )
 
     def _names(self) -> list[str]:
         """Return the names of the targets of the table that it was fitted to, if it was."""
@@ -345,7 +411,13 @@ class TrainedEstimator(Estimator):
     graph: bool | str = "auto"
 
     def _train(
-        self, model: Any, params: Params, data: Batches, home: Backend, keep: Callable[[Trained], None], **options: Any
+        self,
+        model: Any,
+        params: Params,
+        data: Batches,
+        home: Backend,
+        keep: Callable[[Trained], None],
+        **options: Any,
     ) -> Self:
         """Train, and give the result to `keep`, also where a signal ends training."""
         run = {name: getattr(self, name) for name in OF_TRAIN}
@@ -371,17 +443,25 @@ class NetworkEstimator(FiledEstimator):
     warm_start: bool = False
 
     def _check_warm_start(self, before: Any, layer: Any) -> None:
-        """Raise ValueError unless `layer`, which the parameters make now, can go on from the weights of `before`."""
+        """Raise ValueError unless `layer`, which the parameters make now, can go on from the
+        weights of `before`.
+        """
         if type(before) is not type(layer) or before.shapes != layer.shapes:
-            problem = f"warm_start goes on from {before}, expected its cell and sizes, but there is {layer}"
+            problem = (
+                f"warm_start goes on from {before}, expected its cell and sizes, but there is"
+                f" {layer}"
+            )
             raise ValueError(f"{type(self).__name__}: {problem}")
 
 
-def learn(settings: Any, model: Any, params: Params, data: Batches, home: Backend, **options: Any) -> Trained:
-    """Train with AdamW by the parameters learning_rate, weight_decay, clip, averaging, seed and precision.
+def learn(
+    settings: Any, model: Any, params: Params, data: Batches, home: Backend, **options: Any
+) -> Trained:
+    """Train with AdamW by the parameters learning_rate, weight_decay, clip, averaging, seed and
+    precision.
 
-    With a `schedule` of "cosine" the learning rate goes down to a tenth in `settings.steps` steps. The further options
-    are those of `training.train`.
+    With a `schedule` of "cosine" the learning rate goes down to a tenth in `settings.steps` steps.
+    The further options are those of `training.train`.
     """
     mixed, context = precisions.named(settings.precision, home)
     rate: Any = settings.learning_rate
@@ -397,17 +477,25 @@ def column_names(where: str, name: str, value: Any) -> Host | None:
     """Check names of columns, or None where there was no table."""
     if value is None:
         return None
-    return np.array(checks.several(where, name, value, "names of columns", checks.text), dtype=object)
+    return np.array(
+        checks.several(where, name, value, "names of columns", checks.text), dtype=object
+    )
 
 
 def errors_by_name(where: str, name: str, value: Any) -> dict[str, float] | None:
     """Check errors of candidates by their names, or None where there are none."""
-    given = checks.optional(checks.instance(dict, "an object of names to numbers"))(where, name, value)
-    return given and {str(key): checks.finite(where, f"{name}.{key}", error) for key, error in given.items()}
+    given = checks.optional(checks.instance(dict, "an object of names to numbers"))(
+        where, name, value
+    )
+    return given and {
+        str(key): checks.finite(where, f"{name}.{key}", error) for key, error in given.items()
+    }
 
 
 def pop_array(arrays: dict[str, Host], name: str, shape: checks.Dims | None = None) -> Host:
-    """Take an array of float64 of a file out of `arrays`; raise unless it is there in this shape."""
+    """Take an array of float64 of a file out of `arrays`; raise unless it is there in this
+    shape.
+    """
     if name not in arrays:
         raise ValueError(f"{name} is missing")
     array = arrays.pop(name)
@@ -424,4 +512,6 @@ def _plain(value: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return one is other or (type(one) is type(other) and isinstance(one, (bool, int, float, str)) and one == other)
+    return one is other or (
+        type(one) is type(other) and isinstance(one, (bool, int, float, str)) and one == other
+    )

@@ -1,7 +1,9 @@
-"""Baselines: the last value, the last season, an autoregression, and the linear baseline to which the network adds.
+"""Baselines: the last value, the last season, an autoregression, and the linear baseline to which
+the network adds.
 
-Lai et al. 2018 (LSTNet) put an autoregression beside a network, since networks do not follow the scale of their input
-well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and the network learns what is left.
+Lai et al. 2018 (LSTNet) put an autoregression beside a network, since networks do not follow the
+scale of their input well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and
+the network learns what is left.
 """
 
 from __future__ import annotations
@@ -28,10 +30,14 @@ Host = np.ndarray[Any, Any]
 
 
 def mean(values: Values) -> Values:
-    """Return the mean over the first axis, of the values that are there; NaN where there are none."""
+    """Return the mean over the first axis, of the values that are there; NaN where there are
+    none.
+    """
     there = ~np.isnan(values)
     count = np.count_nonzero(there, axis=0)
-    return np.where(count > 0, np.sum(np.where(there, values, 0.0), axis=0) / np.maximum(count, 1), np.nan)
+    return np.where(
+        count > 0, np.sum(np.where(there, values, 0.0), axis=0) / np.maximum(count, 1), np.nan
+    )
 
 
 def persistence(known: Values, horizon: int, at: Origins) -> Values:
@@ -45,20 +51,23 @@ def seasonal(known: Values, season: int, horizon: int, at: Origins) -> Values:
     return known[np.maximum(at[:, None] - season + ahead % season, 0)]
 
 
-# The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
+# The systems are small: threads of BLAS would mostly wait for each other, long where the cores have
+# other work.
 @cores.one_thread()
 def autoregression(known: Values, values: Values, order: int, horizon: int, at: Origins) -> Values:
-    """Forecast (N, horizon, C) from the `order` values before each position and a constant, by least squares.
+    """Forecast (N, horizon, C) from the `order` values before each position and a constant, by
+    least squares.
 
-    Each column and each step ahead has coefficients of its own, from `numpy.linalg.lstsq` on all that comes before the
-    first position, in the triangular form that QR decompositions of blocks of rows bring it to. `known` are the values
-    without gaps; a gap (NaN) in `values` is no target.
+    Each column and each step ahead has coefficients of its own, from `numpy.linalg.lstsq` on all
+    that comes before the first position, in the triangular form that QR decompositions of blocks of
+    rows bring it to. `known` are the values without gaps; a gap (NaN) in `values` is no target.
     """
     forecast = np.empty((len(at), horizon, known.shape[1]))
     for h, c in np.ndindex(forecast.shape[1:]):
         x = np.lib.stride_tricks.sliding_window_view(known[:, c], order)
         target = values[order + h : at[0], c]
-        there, R = np.flatnonzero(~np.isnan(target)), np.empty((0, order + 2))
+        there = np.flatnonzero(~np.isnan(target))
+        R = np.empty((0, order + 2))
         for k in range(0, len(there), BLOCK):
             rows = there[k : k + BLOCK]
             block = np.column_stack((x[rows], np.ones(len(rows)), target[rows]))
@@ -72,8 +81,8 @@ def autoregression(known: Values, values: Values, order: int, horizon: int, at: 
 def season(values: Values) -> int:
     """Return the steps of a season, or 0 where there is none.
 
-    It is the first peak of the autocorrelation that is about as high as any, after the line through the series has been
-    taken away, up to a third of the length.
+    It is the first peak of the autocorrelation that is about as high as any, after the line through
+    the series has been taken away, up to a third of the length.
     """
     N = len(values)
     if N < 3 * SHORTEST:
@@ -86,11 +95,15 @@ def season(values: Values) -> int:
     if left @ left < 1e-24 * N:
         return 0
     power = np.abs(np.fft.rfft(left, 2 * N)) ** 2
-    correlation = np.fft.irfft(power)[: N // 3 + 1] / (left @ left) * (N / (N - np.arange(N // 3 + 1)))
+    correlation = (
+        np.fft.irfft(power)[: N // 3 + 1] / (left @ left) * (N / (N - np.arange(N // 3 + 1)))
+    )
     below = np.flatnonzero(correlation < 0)
     if below.size == 0:  # it does not swing
         return 0
-    peaks = 1 + np.flatnonzero((correlation[1:-1] >= correlation[:-2]) & (correlation[1:-1] > correlation[2:]))
+    peaks = 1 + np.flatnonzero(
+        (correlation[1:-1] >= correlation[:-2]) & (correlation[1:-1] > correlation[2:])
+    )
     peaks = peaks[(peaks >= SHORTEST) & (peaks > below[0])]
     if peaks.size == 0 or np.max(correlation[peaks]) < SEASONAL:
         return 0
@@ -106,7 +119,8 @@ class LinearBaseline:
     order : int
         Values that it looks back to; it sees by how much the others differ from the last one.
     coefficients : array (C, H, K)
-        Those of `order` - 1 differences, a constant, static numbers, and covariates known for the step to predict.
+        Those of `order` - 1 differences, a constant, static numbers, and covariates known for the
+        step to predict.
     ridge, light : float
         The penalty of the differences, and that of the others.
     """
@@ -120,13 +134,19 @@ class LinearBaseline:
         """Return the baseline of n times the targets."""
         return replace(self, coefficients=np.tile(self.coefficients, (n, 1, 1)))
 
-    def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
-        """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
+    def apply(
+        self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins
+    ) -> Values:
+        """Return by how much the targets after each origin differ from the last value, (M, H, C),
+        in `units`.
+        """
         C, H, _ = self.coefficients.shape
         changes_ahead = np.empty((len(origins), H, C))
         if len(origins) > CHUNK:
             for k in range(0, len(origins), CHUNK):
-                changes_ahead[k : k + CHUNK] = self.apply(series, scaling, units, origins[k : k + CHUNK])
+                changes_ahead[k : k + CHUNK] = self.apply(
+                    series, scaling, units, origins[k : k + CHUNK]
+                )
             return changes_ahead
         ahead = _ahead(series, scaling, origins, H)
         for c in range(C):
@@ -138,7 +158,8 @@ class LinearBaseline:
 
 def repeating(scaling: Scaling, horizon: int) -> LinearBaseline:
     """Return the linear baseline that repeats the last value."""
-    C, K = scaling.units.shape[1], 1 + scaling.static.shape[1] + scaling.future.shape[1]
+    C = scaling.units.shape[1]
+    K = 1 + scaling.static.shape[1] + scaling.future.shape[1]
     return LinearBaseline(1, np.zeros((C, horizon, K)))
 
 
@@ -153,21 +174,27 @@ def fit(
 ) -> list[LinearBaseline]:
     """Return a linear baseline for each penalty, fitted to the values before the rows `stops`.
 
-    Windows that reach back before the beginning of their series do not count, if there are enough others.
+    Windows that reach back before the beginning of their series do not count, if there are enough
+    others.
     """
     whole = [o[o >= order] for o in origins]
     chosen = whole if sum(map(len, whole)) >= 2 * order else list(origins)
     every = -(-sum(map(len, chosen)) // MOST)
     chosen = [o[::every] for o in chosen]
-    ahead = np.concatenate([_ahead(one, scaling, o, horizon) for one, o in zip(several, chosen, strict=True)])
+    ahead = np.concatenate(
+        [_ahead(one, scaling, o, horizon) for one, o in zip(several, chosen, strict=True)]
+    )
     fitted: list[Host] = []
     for c in range(scaling.units.shape[1]):
-        design, change = [], []
+        design = []
+        change = []
         for series, unit, at, stop in zip(several, scaling.units, chosen, stops, strict=True):
             design.append(_design(series, scaling, unit, at, order, c))
             change.append(changes(series, at, horizon, stop, unit)[:, :, c])
-        x, y = np.concatenate(design), np.concatenate(change)
-        # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
+        x = np.concatenate(design)
+        y = np.concatenate(change)
+        # The systems are small: threads of BLAS would mostly wait for each other, long where the
+        # cores have other work.
         with cores.one_thread():
             fitted.append(_solved(x, ahead, y, order, penalties))
     return [
@@ -176,23 +203,34 @@ def fit(
     ]
 
 
-def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence[tuple[float, float]]) -> Host:
-    """Return coefficients (penalties, H, K) of ridge regressions of y (M, H) on x (M, K - F) and ahead (M, H, F)."""
-    H, K = y.shape[1], x.shape[1] + ahead.shape[2]
+def _solved(
+    x: Values, ahead: Values, y: Values, order: int, penalties: Sequence[tuple[float, float]]
+) -> Host:
+    """Return coefficients (penalties, H, K) of ridge regressions of y (M, H) on x (M, K - F) and
+    ahead (M, H, F).
+    """
+    H = y.shape[1]
+    K = x.shape[1] + ahead.shape[2]
     lags = max(float(np.mean(x[:, : order - 1] ** 2)), 1e-12) if order > 1 else 0.0
-    weights, penalty = np.zeros((len(penalties), H, K)), np.empty(K)
+    weights = np.zeros((len(penalties), H, K))
+    penalty = np.empty(K)
     for h in range(H):
         there = ~np.isnan(y[:, h])
-        A, b = np.concatenate((x[there], ahead[there, h]), axis=1), y[there, h]
-        gram, right = A.T @ A, A.T @ b
+        A = np.concatenate((x[there], ahead[there, h]), axis=1)
+        b = y[there, h]
+        gram = A.T @ A
+        right = A.T @ b
         for k, (ridge, light) in enumerate(penalties):
-            penalty[: order - 1], penalty[order - 1 :] = ridge * lags, light
+            penalty[: order - 1] = ridge * lags
+            penalty[order - 1 :] = light
             weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
     return weights
 
 
 def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Values:
-    """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is missing."""
+    """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is
+    missing.
+    """
     truth = np.full((len(origins), horizon, series.values.shape[1]), np.nan)
     for h in range(horizon):
         there = origins + h < min(stop, len(series.values))
@@ -201,23 +239,36 @@ def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Va
 
 
 def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units: Values) -> Values:
-    """Return by how much `targets` differ from the last value before each origin, in units, within sane limits."""
+    """Return by how much `targets` differ from the last value before each origin, in units, within
+    sane limits.
+    """
     differences = targets(series, origins, horizon, stop)
     differences -= series.known[origins - 1, None]
     differences /= units
     return np.clip(differences, -FAR, FAR, out=differences)
 
 
-def _design(series: TimeSeries, scaling: Scaling, units: Values, origins: Origins, order: int, c: int) -> Values:
-    """Return lags of a target, a constant and static numbers; before its beginning a series is as at its beginning."""
+def _design(
+    series: TimeSeries, scaling: Scaling, units: Values, origins: Origins, order: int, c: int
+) -> Values:
+    """Return lags of a target, a constant and static numbers; before its beginning a series is as
+    at its beginning.
+    """
     column = series.known[:, c]
-    lags = column[np.maximum(origins[:, None] - np.arange(order, 1, -1), 0)] - column[origins - 1, None]
+    lags = (
+        column[np.maximum(origins[:, None] - np.arange(order, 1, -1), 0)]
+        - column[origins - 1, None]
+    )
     static = standard(series.static[None], scaling.static)
     lags = np.clip(lags / units[c], -FAR, FAR)
-    return np.concatenate((lags, np.ones((len(origins), 1)), np.repeat(static, len(origins), axis=0)), axis=1)
+    return np.concatenate(
+        (lags, np.ones((len(origins), 1)), np.repeat(static, len(origins), axis=0)), axis=1
+    )
 
 
 def _ahead(series: TimeSeries, scaling: Scaling, origins: Origins, horizon: int) -> Values:
-    """Return covariates (M, H, F) of the steps that are predicted; the last row stands for those that are missing."""
+    """Return covariates (M, H, F) of the steps that are predicted; the last row stands for those
+    that are missing.
+    """
     rows = np.minimum(origins[:, None] + np.arange(horizon), len(series.future) - 1)
     return standard(series.future[rows], scaling.future)

@@ -24,14 +24,20 @@ from xlstm.estimators.series_scaling import Origins
 
 ORIGINS = 30  # forecasts of each model, at most
 LEVELS = 0.1, 0.9  # quantiles that bound an interval of 80 %
-STATISTICAL = {"seasonal naive": "SeasonalNaive", "ETS": "AutoETS", "ARIMA": "AutoARIMA", "Theta": "AutoTheta"}
+STATISTICAL = {
+    "seasonal naive": "SeasonalNaive",
+    "ETS": "AutoETS",
+    "ARIMA": "AutoARIMA",
+    "Theta": "AutoTheta",
+}
 LONGEST_SEASON = {"ETS": 24, "ARIMA": 24}  # ETS has no more states, and ARIMA would take minutes
 RETURNED = "mean", "lo-80", "hi-80"  # what forward of a model of statsforecast returns, by name
 LINEAR = "linear"
 BUILT_IN = (LINEAR, *STATISTICAL)
 HEADS = ("model", "RMSE", "MAE", "MASE", "80 % covers", "width", "seconds")
 
-Made = tuple[float, Values, Values, Values]  # seconds of the fit, means (M, H) and the bounds of 80 % intervals
+# seconds of the fit, means (M, H) and the bounds of 80 % intervals
+Made = tuple[float, Values, Values, Values]
 
 
 class ModelScore(NamedTuple):
@@ -42,11 +48,11 @@ class ModelScore(NamedTuple):
     rmse, mae : float
         Root mean square error and mean absolute error over all forecasts and steps.
     mase : float
-        The mean absolute error, divided by that of repeating the last season, or the last value without one, one step
-        ahead where the models are fitted (Hyndman & Koehler 2006).
+        The mean absolute error, divided by that of repeating the last season, or the last value
+        without one, one step ahead where the models are fitted (Hyndman & Koehler 2006).
     coverage, width : float
-        The share of values within the 80 % interval, and its mean width; NaN where the model has no quantiles 0.1 and
-        0.9.
+        The share of values within the 80 % interval, and its mean width; NaN where the model has no
+        quantiles 0.1 and 0.9.
     seconds : float
         The time of the fit.
     forecasts : array (M, H)
@@ -85,45 +91,67 @@ class Comparison:
     truth: Values
 
     def __repr__(self) -> str:
-        lines = ["Comparison: {} forecasts of {} steps, season of {}".format(*self.truth.shape, self.season)]
+        lines = [
+            "Comparison: {} forecasts of {} steps, season of {}".format(
+                *self.truth.shape, self.season
+            )
+        ]
         rows = [HEADS]
         for name, one in sorted(self.scores.items(), key=lambda pair: pair[1].rmse):
-            rmse, mae, mase, width = (f"{number:.4g}" for number in (one.rmse, one.mae, one.mase, one.width))
-            rows.append((name, rmse, mae, mase, f"{100 * one.coverage:.0f} %", width, f"{one.seconds:.1f}"))
+            rmse, mae, mase, width = (
+                f"{number:.4g}" for number in (one.rmse, one.mae, one.mase, one.width)
+            )
+            rows.append(
+                (name, rmse, mae, mase, f"{100 * one.coverage:.0f} %", width, f"{one.seconds:.1f}")
+            )
         longest = max(len(row[0]) for row in rows)
-        lines += [f"{row[0]:<{longest}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
+        lines += [
+            f"{row[0]:<{longest}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows
+        ]
         return "\n".join(lines)
 
     @property
     def errors(self) -> dict[str, Values]:
-        """Root mean square errors (H,) of each model by steps ahead, as `plots.forecast_errors` draws them."""
-        return {name: np.sqrt(baselines.mean((one.forecasts - self.truth) ** 2)) for name, one in self.scores.items()}
+        """Root mean square errors (H,) of each model by steps ahead, as `plots.forecast_errors`
+        draws them.
+        """
+        return {
+            name: np.sqrt(baselines.mean((one.forecasts - self.truth) ** 2))
+            for name, one in self.scores.items()
+        }
 
 
 def compare(
-    series: Any, models: Mapping[str, Any] | Sequence[str], horizon: int, *, dates: Any = None, season: Any = "auto"
+    series: Any,
+    models: Mapping[str, Any] | Sequence[str],
+    horizon: int,
+    *,
+    dates: Any = None,
+    season: Any = "auto",
 ) -> Comparison:
     """Compare several forecasters on a series.
 
-    Each is fitted once to the first 80 % of it, and forecasts from up to 30 later rows, without another fit. A forecast
-    from a row sees all values before it.
+    Each is fitted once to the first 80 % of it, and forecasts from up to 30 later rows, without
+    another fit. A forecast from a row sees all values before it.
 
     Parameters
     ----------
     series : array (N,), Series, or table of one column beside its dates
         A gap is NaN. Models that are not of this library see it bridged by the value before it.
     models : dict of str to model, or list of str
-        By its name each a `Forecaster` or `ZeroShotForecaster`, of which a copy with this horizon is fitted; a model
-        that has `fit(y)` and `forward(y, h, level=[80])`, as most of statsforecast have; or the name of a built-in one:
-        "linear" is a `Forecaster` with that candidate alone, and "seasonal naive", "ETS", "ARIMA" and "Theta"
-        are those of statsforecast with automatic choice. A list has names of built-in ones.
+        By its name each a `Forecaster` or `ZeroShotForecaster`, of which a copy with this horizon
+        is fitted; a model that has `fit(y)` and `forward(y, h, level=[80])`, as most of
+        statsforecast have; or the name of a built-in one: "linear" is a `Forecaster` with that
+        candidate alone, and "seasonal naive", "ETS", "ARIMA" and "Theta" are those of statsforecast
+        with automatic choice. A list has names of built-in ones.
     horizon : int
         Steps ahead.
     dates : array (N,), optional
         Rising dates of an array, which forecasters of this library look at.
     season : int or "auto"
-        Steps of a season, for built-in models and for the mean absolute scaled error; 0 for none. With "auto" it is
-        found where the models are fitted. ETS and ARIMA are fitted without a season of more than 24 steps.
+        Steps of a season, for built-in models and for the mean absolute scaled error; 0 for none.
+        With "auto" it is found where the models are fitted. ETS and ARIMA are fitted without a
+        season of more than 24 steps.
 
     Returns
     -------
@@ -134,8 +162,8 @@ def compare(
     ImportError
         The package statsforecast is not installed, and a name stands for one of its models.
     ValueError, TypeError
-        A model is unknown or none, or the series is not one of one target, or too short; or what a model raises, with a
-        note that names it.
+        A model is unknown or none, or the series is not one of one target, or too short; or what a
+        model raises, with a note that names it.
 
     Examples
     --------
@@ -147,24 +175,35 @@ def compare(
     >>> sorted(found.scores), found.truth.shape
     (['LSTM', 'line'], (30, 6))
     """
-    horizon, season = checks.size("compare", "horizon", horizon), CHECKS["season"]("compare", "season", season)
+    horizon = checks.size("compare", "horizon", horizon)
+    season = CHECKS["season"]("compare", "season", season)
     one = _one_series(series, dates)
-    N, cut = len(one.values), split(len(one.values)).test.start
+    N = len(one.values)
+    cut = split(len(one.values)).test.start
     if N - cut < horizon:
         rows = f"the last fifth of the series has {N - cut} rows"
-        raise ValueError(f"compare: {rows}, expected at least horizon={horizon}; take a shorter horizon")
+        raise ValueError(
+            f"compare: {rows}, expected at least horizon={horizon}; take a shorter horizon"
+        )
     at = np.unique(np.linspace(cut, N - horizon, ORIGINS).round().astype(int))
     season = (baselines.season(one.known[:cut, 0]) if isinstance(season, str) else season) or 1
     truth = baselines.targets(one, at, horizon, N)[..., 0]
     if np.all(np.isnan(truth)):
-        raise ValueError("compare: the last fifth of the series has no values, expected some to compare forecasts with")
+        raise ValueError(
+            "compare: the last fifth of the series has no values, expected some to compare"
+            " forecasts with"
+        )
     scale = float(evaluation.naive_error(one.values[:cut], season)[0])
     if not isinstance(models, Mapping):
         expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
-        models = {name: name for name in checks.several("compare", "models", models, expected, checks.text)}
+        models = {
+            name: name
+            for name in checks.several("compare", "models", models, expected, checks.text)
+        }
     if not models:
         raise ValueError("compare: models is empty, expected one or more")
-    made, scores = {str(name): _model(name, model, horizon, season) for name, model in models.items()}, {}
+    made = {str(name): _model(name, model, horizon, season) for name, model in models.items()}
+    scores = {}
     for name, model in made.items():
         forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
         try:
@@ -183,7 +222,10 @@ def _one_series(series: Any, dates: Any) -> TimeSeries:
     given = panels.given("compare", series, Covariates(dates=dates), Roles().checked("compare"))
     read = panels.read_series("compare", given.values, given.covariates, 0, False)
     if len(read) != 1 or read[0].values.shape[1] != 1:
-        raise ValueError(f"compare: series is {len(read)} of {read[0].values.shape[1]} targets, expected 1 of 1 target")
+        raise ValueError(
+            f"compare: series is {len(read)} of {read[0].values.shape[1]} targets, expected 1 of 1"
+            " target"
+        )
     return read[0]
 
 
@@ -203,13 +245,18 @@ def _model(name: str, model: Any, horizon: int, season: int) -> Any:
         return Forecaster(horizon=horizon, backend="numpy", candidates=[LINEAR])
     if hasattr(model, "fit") and hasattr(model, "forward"):
         return copy.deepcopy(model)
-    expected = f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model with fit and forward"
-    raise ValueError(f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected {expected}")
+    expected = (
+        f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model with fit and forward"
+    )
+    raise ValueError(
+        f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected {expected}"
+    )
 
 
 def _of_estimator(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made:
     """Fit an estimator and forecast."""
-    known, dates = [series.values[:end, 0] for end in at], {}
+    known = [series.values[:end, 0] for end in at]
+    dates = {}
     if series.calendar is not None:
         dates["dates"] = [series.calendar.dates[series.begin :][:end] for end in at]
     begin = time.perf_counter()
@@ -235,11 +282,15 @@ def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made
 
 
 def _row(found: Any, key: str, horizon: int) -> Values:
-    """Return one array (H,) of those that the method forward of a model returned; raise where it is not there."""
+    """Return one array (H,) of those that the method forward of a model returned; raise where it is
+    not there.
+    """
     returned = found if isinstance(found, Mapping) else {}
     if key not in returned:
         names = checks.few(map(str, returned)) or checks.shown(found)
-        raise TypeError(f"compare: forward returned {names}, expected a dict with {', '.join(RETURNED)}")
+        raise TypeError(
+            f"compare: forward returned {names}, expected a dict with {', '.join(RETURNED)}"
+        )
     row = host.numbers("compare", f"forward's {key}", returned[key])
     checks.shape("compare", f"forward's {key}", row, {"H": horizon})
     return row
@@ -247,8 +298,13 @@ def _row(found: Any, key: str, horizon: int) -> Values:
 
 def _score(made: Made, truth: Values, scale: float) -> ModelScore:
     seconds, mean, low, high = made
-    there, error = ~np.isnan(truth), np.abs(mean - truth)
-    rmse, mae = float(np.sqrt(np.mean(error[there] ** 2))), float(np.mean(error[there]))
+    there = ~np.isnan(truth)
+    error = np.abs(mean - truth)
+    rmse = float(np.sqrt(np.mean(error[there] ** 2)))
+    mae = float(np.mean(error[there]))
     inside = np.where(np.isnan(low), np.nan, (low <= truth) & (truth <= high))
-    covered, width = float(np.mean(inside[there])), float(np.mean(high - low))
-    return ModelScore(rmse, mae, mae / scale if scale > 0 else math.nan, covered, width, seconds, mean)
+    covered = float(np.mean(inside[there]))
+    width = float(np.mean(high - low))
+    return ModelScore(
+        rmse, mae, mae / scale if scale > 0 else math.nan, covered, width, seconds, mean
+    )

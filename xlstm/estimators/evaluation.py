@@ -1,8 +1,9 @@
 """How good forecasts are, beside those of baselines, and intervals that cover what they promise.
 
-Conformalized quantile regression (Romano et al. 2019): the interval between two quantiles is widened, or narrowed, by
-as much as would have made it cover the right share of forecasts whose truth is known and to which the network was not
-fitted. Only the most recent of these count, since a series changes. Errors are in scales of their windows.
+Conformalized quantile regression (Romano et al. 2019): the interval between two quantiles is
+widened, or narrowed, by as much as would have made it cover the right share of forecasts whose
+truth is known and to which the network was not fitted. Only the most recent of these count, since a
+series changes. Errors are in scales of their windows.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Errors(NamedTuple):
     rmse, mae : array
         In the series' own units.
     mase : array
-        The mean absolute error, divided by that of repeating the last season, or the last value where there is no
-        season, one step ahead before the test part (Hyndman & Koehler 2006).
+        The mean absolute error, divided by that of repeating the last season, or the last value
+        where there is no season, one step ahead before the test part (Hyndman & Koehler 2006).
     smape : array
         Per cent; twice the error divided by the sum of the forecast's size and the truth's.
     """
@@ -63,8 +64,8 @@ class Score:
     Attributes
     ----------
     model, persistence, autoregression, seasonal : array
-        Root mean square errors of the model, of repeating the last value, of a linear autoregression, and of repeating
-        the last season.
+        Root mean square errors of the model, of repeating the last value, of a linear
+        autoregression, and of repeating the last season.
     order : int
         Coefficients of the autoregression.
     points : int
@@ -109,12 +110,18 @@ class Score:
     targets: Sequence[str] = ()
 
     def __repr__(self) -> str:
-        """Return a table by steps ahead: root mean square errors, and the share of values in the widest interval."""
-        columns = {name: one.rmse for name, one in self.errors.items()} | {"coverage": self.coverage}
+        """Return a table by steps ahead: root mean square errors, and the share of values in the
+        widest interval.
+        """
+        columns = {name: one.rmse for name, one in self.errors.items()} | {
+            "coverage": self.coverage
+        }
         places = list(np.ndindex(self.model.shape))
         lines = [("step", *columns)]
         for h, *targets in places if len(places) <= ROWS else [*places[: ROWS - 1], places[-1]]:
-            name = f"{h + 1}" + "".join(f", {self.targets[c] if self.targets else f'target {c}'}" for c in targets)
+            name = f"{h + 1}" + "".join(
+                f", {self.targets[c] if self.targets else f'target {c}'}" for c in targets
+            )
             lines.append((name, *(f"{values[(h, *targets)]:.4g}" for values in columns.values())))
         width = max(map(len, itertools.chain(*lines)))
         table = "\n".join("  ".join(f"{cell:>{width}}" for cell in line) for line in lines)
@@ -123,7 +130,8 @@ class Score:
     def item(self) -> float:
         """Return one number of which more is better, minus the mean of `model`.
 
-        scikit-learn asks for it, so that searches of parameters and cross-validation can compare forecasters.
+        scikit-learn asks for it, so that searches of parameters and cross-validation can compare
+        forecasters.
         """
         return -float(np.mean(self.model))
 
@@ -145,18 +153,27 @@ class Forecasts(NamedTuple):
 
 
 def score(
-    several: Sequence[TimeSeries], forecasts: Sequence[Forecasts], levels: Sequence[float], season: int, given: Given
+    several: Sequence[TimeSeries],
+    forecasts: Sequence[Forecasts],
+    levels: Sequence[float],
+    season: int,
+    given: Given,
 ) -> Score:
-    """Return the score of forecasts of series; where all were given flat, there is one target without an axis."""
+    """Return the score of forecasts of series; where all were given flat, there is one target
+    without an axis.
+    """
     flat = all(given.flat)
     truth = _joined([one.truth for one in forecasts])
-    H, order = truth.shape[1], min(AR_ORDER, *(int(one.at[0]) // 3 for one in forecasts))
+    H = truth.shape[1]
+    order = min(AR_ORDER, *(int(one.at[0]) // 3 for one in forecasts))
     methods: dict[str, list[Values]] = {"model": [one.mean for one in forecasts]}
     methods |= {"persistence": [], "autoregression": [], "seasonal": []}
     naive = []  # errors that the mean absolute scaled error is measured by
     for series, one in zip(several, forecasts, strict=True):
         methods["persistence"].append(baselines.persistence(series.known, H, one.at))
-        methods["autoregression"].append(baselines.autoregression(series.known, series.values, order, H, one.at))
+        methods["autoregression"].append(
+            baselines.autoregression(series.known, series.values, order, H, one.at)
+        )
         methods["seasonal"].append(baselines.seasonal(series.known, season or 1, H, one.at))
         before = naive_error(series.values[: one.at[0]], season or 1)
         naive.append(np.broadcast_to(before, (len(one.at), len(before))))
@@ -165,7 +182,8 @@ def score(
     quantiles = _joined([one.quantiles for one in forecasts])
     crps, coverage = _probabilistic(quantiles, truth, levels)
 
-    def shaped(values: Values) -> Values:  # by steps ahead and targets, (..., C), or those of the one target
+    # by steps ahead and targets, (..., C), or those of the one target
+    def shaped(values: Values) -> Values:
         return values[..., 0] if flat else values
 
     errors = {name: Errors(*map(shaped, one)) for name, one in errors.items()}
@@ -175,7 +193,9 @@ def score(
         autoregression=errors["autoregression"].rmse,
         order=order,
         points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
-        at=np.concatenate([one.at + series.begin for series, one in zip(several, forecasts, strict=True)]),
+        at=np.concatenate(
+            [one.at + series.begin for series, one in zip(several, forecasts, strict=True)]
+        ),
         forecasts=shaped(_joined(methods["model"])),
         seasonal=errors["seasonal"].rmse,
         season=season,
@@ -190,7 +210,9 @@ def score(
 
 
 def naive_error(values: Values, season: int) -> Values:
-    """Return the mean absolute error (C,) of repeating the last season of values (N, C), one step ahead."""
+    """Return the mean absolute error (C,) of repeating the last season of values (N, C), one step
+    ahead.
+    """
     lag = min(season, len(values) - 1)
     return mean(np.abs(values[lag:] - values[:-lag]))
 
@@ -208,13 +230,16 @@ def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
     return Errors(np.sqrt(mean(e**2)), mean(e), mean(scaled), mean(relative))
 
 
-def _probabilistic(quantiles: Values, truth: Values, levels: Sequence[float]) -> tuple[Values, Values]:
+def _probabilistic(
+    quantiles: Values, truth: Values, levels: Sequence[float]
+) -> tuple[Values, Values]:
     """Return the CRPS and the coverage of the widest interval, (H, C) each; NaN without quantiles.
 
-    The CRPS is twice the integral of the pinball loss over all quantiles (Gneiting & Ranjan 2011), here by the
-    trapezoidal rule; the loss of the quantiles 0 and 1 is 0.
+    The CRPS is twice the integral of the pinball loss over all quantiles (Gneiting & Ranjan 2011),
+    here by the trapezoidal rule; the loss of the quantiles 0 and 1 is 0.
     """
-    crps, nothing = np.zeros(truth.shape[1:]), np.full(truth.shape[1:], np.nan)
+    crps = np.zeros(truth.shape[1:])
+    nothing = np.full(truth.shape[1:], np.nan)
     if not levels:
         return nothing, nothing
     ends = [0.0, *levels, 1.0]
@@ -228,21 +253,29 @@ def _probabilistic(quantiles: Values, truth: Values, levels: Sequence[float]) ->
 def pairs(quantiles: Sequence[float]) -> list[tuple[int, int]]:
     """Return the positions of quantiles q and 1 - q, the widest interval first."""
     both = itertools.combinations(range(len(quantiles)), 2)
-    return [(low, high) for low, high in both if math.isclose(quantiles[low] + quantiles[high], 1.0)]
+    return [
+        (low, high) for low, high in both if math.isclose(quantiles[low] + quantiles[high], 1.0)
+    ]
 
 
 def errors(levels: Values, truth: Values, scale: Values, quantiles: Sequence[float]) -> Values:
-    """Return by how much truths lie outside of the intervals, (M, H, C, P); below 0 inside, NaN where there is none.
+    """Return by how much truths lie outside of the intervals, (M, H, C, P); below 0 inside, NaN
+    where there is none.
 
     Those of the forecast quantiles, `levels` (M, H, C, Q), are in the scale (M, C) of each window.
     """
-    outside = [np.maximum(levels[..., low] - truth, truth - levels[..., high]) for low, high in pairs(quantiles)]
+    outside = [
+        np.maximum(levels[..., low] - truth, truth - levels[..., high])
+        for low, high in pairs(quantiles)
+    ]
     stacked = np.stack(outside, axis=-1) if outside else np.empty((*truth.shape, 0))
     return np.asarray(stacked / scale[:, None, :, None])
 
 
 def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:
-    """Return by how much to widen intervals after the last forecasts of several series, (H, C, P)."""
+    """Return by how much to widen intervals after the last forecasts of several series, (H, C,
+    P).
+    """
     recent = np.concatenate([one[-_recent(one.shape[1]) :] for one in outside])
     by: Values = _limit(np.moveaxis(recent, 0, -1), quantiles)
     return by
@@ -251,14 +284,16 @@ def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:
 def rolling(outside: Values, first: int, quantiles: Sequence[float]) -> Values:
     """Return by how much to widen each interval from forecast `first` on, (M - first, H, C, P).
 
-    Only errors (M, H, C, P) that are known when a forecast is made decide; forecasts begin one row after another.
+    Only errors (M, H, C, P) that are known when a forecast is made decide; forecasts begin one row
+    after another.
     """
     by = np.empty((len(outside) - first, *outside.shape[1:]))
     count = _recent(outside.shape[1])
     for h in range(outside.shape[1]):
         unknown = np.full((count + h, *outside.shape[2:]), np.nan)
         padded = np.concatenate((unknown, outside[:, h]))
-        recent = np.lib.stride_tricks.sliding_window_view(padded, count, axis=0)  # row i: what is known at i
+        # row i: what is known at i
+        recent = np.lib.stride_tricks.sliding_window_view(padded, count, axis=0)
         by[:, h] = _limit(recent[first : len(outside)], quantiles)
     return by
 
@@ -268,31 +303,43 @@ def _recent(horizon: int) -> int:
     return max(RECENT, HORIZONS * horizon)
 
 
-def widen(xp: Namespace, levels: Array, scale: Array, by: Values, quantiles: Sequence[float]) -> Array:
-    """Return quantiles (M, H, C, Q) whose intervals are widened by (..., P) scales; they do not cross."""
+def widen(
+    xp: Namespace, levels: Array, scale: Array, by: Values, quantiles: Sequence[float]
+) -> Array:
+    """Return quantiles (M, H, C, Q) whose intervals are widened by (..., P) scales; they do not
+    cross.
+    """
     more = np.zeros((*by.shape[:-1], len(quantiles)))
     for p, (low, high) in enumerate(pairs(quantiles)):
-        more[..., low], more[..., high] = -by[..., p], by[..., p]
+        more[..., low] = -by[..., p]
+        more[..., high] = by[..., p]
     return xp.sort(levels + more * scale[:, None, :, None], axis=-1)
 
 
 def width(mean: Values, levels: Values, truth: Values, quantiles: Sequence[float]) -> Values:
-    """Return by how much intervals after the last of successive forecasts are to be wider, (1, C), by recent errors.
+    """Return by how much intervals after the last of successive forecasts are to be wider, (1, C),
+    by recent errors.
 
-    It is their root mean square in units of what quantiles `levels` (M, H, C, Q) say, as of a normal distribution.
+    It is their root mean square in units of what quantiles `levels` (M, H, C, Q) say, as of a
+    normal distribution.
     """
     if len(quantiles) < 2:
         return np.ones((1, mean.shape[2]))
-    above, below = levels[..., -1] - mean, mean - levels[..., 0]
+    above = levels[..., -1] - mean
+    below = mean - levels[..., 0]
     expected = np.where(truth > mean, above / NORMAL(quantiles[-1]), below / -NORMAL(quantiles[0]))
     errors = np.abs(truth - mean)
     errors = errors / np.maximum(np.maximum(expected, errors / FAR), 1e-300)  # (M, H, C)
     latest = errors_of_rows(np.swapaxes(errors**2, 1, 2))
-    return np.asarray(np.clip(np.sqrt(averages(latest, np.ones(1), mean.shape[1])[-1:]), 1 / MOST, MOST))
+    return np.asarray(
+        np.clip(np.sqrt(averages(latest, np.ones(1), mean.shape[1])[-1:]), 1 / MOST, MOST)
+    )
 
 
 def _limit(recent: Values, quantiles: Sequence[float]) -> Any:
-    """Return the error (..., P) that the right share of errors (..., P, K) does not exceed; 0 where there are none."""
+    """Return the error (..., P) that the right share of errors (..., P, K) does not exceed; 0 where
+    there are none.
+    """
     shares = np.array([quantiles[high] - quantiles[low] for low, high in pairs(quantiles)])
     count = np.count_nonzero(~np.isnan(recent), axis=-1)
     rank = np.clip(np.ceil((count + 1) * shares).astype(np.int64), 1, np.maximum(count, 1)) - 1
@@ -300,17 +347,24 @@ def _limit(recent: Values, quantiles: Sequence[float]) -> Any:
     return np.where(count > 0, limits, 0.0)
 
 
-def _chunk(predictor: Predictor, series: TimeSeries, units: Values, start: int) -> tuple[Forecasts, Values, Values]:
+def _chunk(
+    predictor: Predictor, series: TimeSeries, units: Values, start: int
+) -> tuple[Forecasts, Values, Values]:
     """Return a chunk of forecasts from row `start` on, their scales and their `errors`.
 
     Before them are those by whose errors their first intervals are calibrated.
     """
-    s, N = predictor.settings, len(series.values)
+    s = predictor.settings
+    N = len(series.values)
     first = max(parts_of(N, s)["validation"].start, start - _recent(s.horizon) - s.horizon)
     origins = np.arange(first, min(start + baselines.CHUNK, N))
     mean, quantiles, scale = predictor.forecast(series, units, origins)
     truth = baselines.targets(series, origins, s.horizon, N)
-    return Forecasts(origins, mean, quantiles, truth), scale, errors(quantiles, truth, scale, s.quantiles)
+    return (
+        Forecasts(origins, mean, quantiles, truth),
+        scale,
+        errors(quantiles, truth, scale, s.quantiles),
+    )
 
 
 def last_errors(predictor: Predictor, series: TimeSeries, units: Values) -> Values:
@@ -319,12 +373,18 @@ def last_errors(predictor: Predictor, series: TimeSeries, units: Values) -> Valu
 
 
 def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:
-    """Return the forecasts of the test part of a series, with intervals calibrated by what was known."""
-    levels, N, parts = predictor.settings.quantiles, len(series.values), []
+    """Return the forecasts of the test part of a series, with intervals calibrated by what was
+    known.
+    """
+    levels = predictor.settings.quantiles
+    N = len(series.values)
+    parts = []
     for start in range(parts_of(N, predictor.settings)["test"].start, N, baselines.CHUNK):
         chunk, scale, outside = _chunk(predictor, series, units, start)
         before = start - int(chunk.at[0])
         at, mean, quantiles, truth = (part[before:] for part in chunk)
         quantiles = widen(np, quantiles, scale[before:], rolling(outside, before, levels), levels)
         parts.append(Forecasts(at, mean, predictor.limited(np, quantiles), truth))
-    return parts[0] if len(parts) == 1 else Forecasts(*map(np.concatenate, zip(*parts, strict=True)))
+    return (
+        parts[0] if len(parts) == 1 else Forecasts(*map(np.concatenate, zip(*parts, strict=True)))
+    )

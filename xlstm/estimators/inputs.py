@@ -17,7 +17,8 @@ from xlstm.data.host import LARGEST
 Host = np.ndarray[Any, Any]
 FORMS = "(N, T, D), (N, T) or a list of (T, D)"
 MANY = (
-    "Reshape your data either using array.reshape(-1, 1) if it has one feature or array.reshape(1, -1) if it is one row"
+    "Reshape your data either using array.reshape(-1, 1) if it has one feature or array.reshape(1,"
+    " -1) if it is one row"
 )
 
 
@@ -48,7 +49,7 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
     ----------
     where : str
         The caller, for errors.
-    X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T) of sequences with D = 1
+    X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T), D = 1
         An array of objects (N,) and a Series of pandas or Polars are lists.
     tables : bool
         Whether a list of lists of one length is the rows of a table.
@@ -60,7 +61,8 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
     Raises
     ------
     TypeError, ValueError
-        X is none of these, or holds numbers that are missing, not finite, or so large that their squares overflow.
+        X is none of these, or holds numbers that are missing, not finite, or so large that their
+        squares overflow.
     """
     if hasattr(X, "toarray"):
         raise TypeError(f"{where}: X is sparse, which is not supported; X.toarray() makes it dense")
@@ -70,21 +72,30 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
     if is_held or (isinstance(X, list | tuple) and not (tables and _is_regular(X))):
         rows = [_numbers(where, f"X[{k}]", row) for k, row in enumerate(X)]
         if not rows:
-            raise ValueError(f"{where}: X is empty, found 0 sample(s) while a minimum of 1 is required.")
+            raise ValueError(
+                f"{where}: X is empty, found 0 sample(s) while a minimum of 1 is required."
+            )
         rows = [row[:, None] if row.ndim == 1 else row for row in rows]
         for k, row in enumerate(rows):
             if row.ndim != 2 or row.shape[1] != rows[0].shape[-1] or 0 in row.shape:
                 problem = f"X[{k}] has shape {row.shape} and X[0] {rows[0].shape}"
-                raise ValueError(f"{where}: {problem}, expected (T, D) with one D, and a step at least")
+                raise ValueError(
+                    f"{where}: {problem}, expected (T, D) with one D, and a step at least"
+                )
             _finite(where, f"X[{k}]", row)
         return Sequences(rows, False, rows[0].shape[1])
     array = _numbers(where, "X", X)
     if array.ndim and len(array) == 0:
-        raise ValueError(f"{where}: X has shape {array.shape}, found 0 sample(s) while a minimum of 1 is required.")
+        raise ValueError(
+            f"{where}: X has shape {array.shape}, found 0 sample(s) while a minimum of 1 is"
+            " required."
+        )
     if array.ndim not in (2, 3):
         raise ValueError(f"{where}: X has shape {array.shape}, expected {FORMS}. {MANY}.")
     if 0 in array.shape:
-        raise ValueError(f"{where}: X: 0 feature(s) (shape={array.shape}) while a minimum of 1 is required.")
+        raise ValueError(
+            f"{where}: X: 0 feature(s) (shape={array.shape}) while a minimum of 1 is required."
+        )
     _finite(where, "X", array)
     if array.ndim == 2:
         return Sequences(list(array[:, :, None]), True, array.shape[1], _names(X))
@@ -107,7 +118,7 @@ def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) 
     Returns
     -------
     kind : {"sequence", "step", "multilabel"}
-    labels : array (N,), those of all steps after each other (sum of T_i,), or float64 (N, L) of 0 and 1
+    labels : array (N,), those of all steps in a row (sum of T_i,), or float64 (N, L) of 0 and 1
 
     Raises
     ------
@@ -121,8 +132,13 @@ def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) 
     if every_step:
         for k, (width, T) in enumerate(itertools.zip_longest(widths, lengths, fillvalue=0)):
             if width != T:
-                raise ValueError(f"{where}: y[{k}] has {width} labels, expected {T}, one for each step of X[{k}]")
-        listed = (row if isinstance(row, list | tuple) else _host(where, "y", row).tolist() for row in rows)
+                raise ValueError(
+                    f"{where}: y[{k}] has {width} labels, expected {T}, one for each step of X[{k}]"
+                )
+        listed = (
+            row if isinstance(row, list | tuple) else _host(where, "y", row).tolist()
+            for row in rows
+        )
         return "step", labels(where, [*itertools.chain(*listed)], sum(lengths), "y flattened")
     if max(widths, default=0) <= 1:
         return "sequence", labels(where, y, len(lengths))
@@ -130,7 +146,9 @@ def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) 
     other = array[~np.isin(array, (0, 1))] if array.dtype.kind in "biuf" else array
     if other.size:
         expected = "expected (N,), or (N, L) of 0 and 1, or (N, T) with a label for each step"
-        raise ValueError(f"{where}: y has shape {array.shape} and holds {other.flat[0]!s:.80}, {expected}")
+        raise ValueError(
+            f"{where}: y has shape {array.shape} and holds {other.flat[0]!s:.80}, {expected}"
+        )
     return "multilabel", array.astype(np.float64)
 
 
@@ -146,9 +164,13 @@ def labels(where: str, y: Any, count: int, name: str = "y") -> Host:
     listed = y if isinstance(y, list | tuple) else array.tolist()
     for k, label in enumerate(listed):
         if label is None or (isinstance(label, float) and label != label):
-            raise ValueError(f"{where}: y contains NaN or None: {name}[{k}] is {label}, expected a label")
+            raise ValueError(
+                f"{where}: y contains NaN or None: {name}[{k}] is {label}, expected a label"
+            )
         if isinstance(label, str) != isinstance(listed[0], str):
-            problem = f"{name}[{k}] is {checks.shown(label)} and {name}[0] {checks.shown(listed[0])}"
+            problem = (
+                f"{name}[{k}] is {checks.shown(label)} and {name}[0] {checks.shown(listed[0])}"
+            )
             raise ValueError(f"{where}: {problem}, expected labels of one kind: text or numbers")
     if array.dtype.kind == "f":
         _finite(where, name, array)
@@ -156,17 +178,20 @@ def labels(where: str, y: Any, count: int, name: str = "y") -> Host:
 
 
 def targets(where: str, y: Any, count: int) -> Host:
-    """Return targets on the host as float64, (N,) or (N, O); raises ValueError or TypeError as `sequences` does."""
+    """Return targets on the host as float64, (N,) or (N, O); raises ValueError or TypeError as
+    `sequences` does.
+    """
     array = _numbers(where, "y", _column(where, y, count, True))
     _finite(where, "y", array)
     return array
 
 
 def weights(where: str, given: Any, count: int, lengths: list[int] | None = None) -> Host | None:
-    """Return the weights of samples (N,), or None; raises ValueError unless they are numbers from 0 up.
+    """Return the weights of samples (N,), or None; raises ValueError unless they are numbers from 0
+    up.
 
-    With the `lengths` of sequences a sample is a step, (sum of T_i,); each may have its own weight, or all those of a
-    sequence one.
+    With the `lengths` of sequences a sample is a step, (sum of T_i,); each may have its own weight,
+    or all those of a sequence one.
     """
     if given is None:
         return None
@@ -174,10 +199,13 @@ def weights(where: str, given: Any, count: int, lengths: list[int] | None = None
         rows = _rows(where, given)
         if [len(row) for row in rows] != lengths:
             return np.repeat(weights(where, given, count), lengths)  # type: ignore[arg-type]
-        given, count = np.concatenate([_host(where, "sample_weight", row) for row in rows]), sum(lengths)
+        given = np.concatenate([_host(where, "sample_weight", row) for row in rows])
+        count = sum(lengths)
     numbers = _numbers(where, "sample_weight", given)
     if numbers.shape != (count,):
-        raise ValueError(f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)")
+        raise ValueError(
+            f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)"
+        )
     if not (np.all(numbers >= 0) and np.any(numbers)):
         expected = "expected weights from 0 up, and some above zero"
         raise ValueError(f"{where}: sample_weight has {numbers.min():g}, {expected}")
@@ -186,18 +214,34 @@ def weights(where: str, given: Any, count: int, lengths: list[int] | None = None
 
 def is_foreign(X: Any) -> bool:
     """Return whether X is an array of a library other than NumPy, and no table."""
-    return hasattr(X, "dtype") and not isinstance(X, np.ndarray) and (is_on_gpu(X) or not hasattr(X, "to_numpy"))
+    return (
+        hasattr(X, "dtype")
+        and not isinstance(X, np.ndarray)
+        and (is_on_gpu(X) or not hasattr(X, "to_numpy"))
+    )
 
 
 def _is_regular(X: Any) -> bool:
-    """Return whether a list is a table written out, and not one of arrays or of sequences of unequal length."""
-    return len({len(row) if isinstance(row, list | tuple) else None for row in X}) == 1 and not hasattr(X[0], "shape")
+    """Return whether a list is a table written out, and not one of arrays or of sequences of
+    unequal length.
+    """
+    return len(
+        {len(row) if isinstance(row, list | tuple) else None for row in X}
+    ) == 1 and not hasattr(X[0], "shape")
 
 
 def _rows(where: str, given: Any) -> list[Any]:
     """Return the rows of an array or of a list, none where its entries are no rows."""
-    listed = [*given] if isinstance(given, list | tuple) else [*np.atleast_1d(_host(where, "y", given))]
-    return listed if all(hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in listed) else []
+    listed = (
+        [*given] if isinstance(given, list | tuple) else [*np.atleast_1d(_host(where, "y", given))]
+    )
+    return (
+        listed
+        if all(
+            hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in listed
+        )
+        else []
+    )
 
 
 def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> Host:
@@ -207,13 +251,18 @@ def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> H
     array = _host(where, name, y)
     if array.ndim == 2 and array.shape[1] == 1 and not columns:
         words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
-        known = sys.modules.get("sklearn.exceptions")  # whose warning it is where scikit-learn is in use
+        # whose warning it is where scikit-learn is in use
+        known = sys.modules.get("sklearn.exceptions")
         warnings.warn(words, getattr(known, "DataConversionWarning", UserWarning), stacklevel=6)
         array = array[:, 0]
     if array.ndim != 1 and not (columns and array.ndim == 2):
-        raise ValueError(f"{where}: {name} has shape {array.shape}, expected (N,){' or (N, O)' * columns}")
+        raise ValueError(
+            f"{where}: {name} has shape {array.shape}, expected (N,){' or (N, O)' * columns}"
+        )
     if len(array) != count:
-        problem = f"Found input variables with inconsistent numbers of samples: [{count}, {len(array)}]"
+        problem = (
+            f"Found input variables with inconsistent numbers of samples: [{count}, {len(array)}]"
+        )
         raise ValueError(f"{where}: {problem}")
     return array
 
@@ -224,7 +273,9 @@ def _host(where: str, name: str, given: Any) -> Host:
     try:
         return np.asarray(to_numpy(given) if is_foreign(given) else given)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {name} is {checks.shown(given)}, expected an array ({error})") from error
+        raise ValueError(
+            f"{where}: {name} is {checks.shown(given)}, expected an array ({error})"
+        ) from error
 
 
 def _numbers(where: str, name: str, given: Any) -> Host:
@@ -236,7 +287,9 @@ def _numbers(where: str, name: str, given: Any) -> Host:
         return array.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{where}: {name} has dtype {array.dtype}, expected real numbers ({error})") from error
+        raise kind(
+            f"{where}: {name} has dtype {array.dtype}, expected real numbers ({error})"
+        ) from error
 
 
 def _finite(where: str, name: str, array: Host) -> None:
@@ -245,7 +298,10 @@ def _finite(where: str, name: str, array: Host) -> None:
         raise ValueError(f"{where}: {name} contains {problem}, expected finite numbers")
     most = np.max(np.abs(array), initial=0)
     if most > LARGEST:
-        raise ValueError(f"{where}: {name} has {most:g} or its negative, expected numbers up to {LARGEST:g} in size")
+        raise ValueError(
+            f"{where}: {name} has {most:g} or its negative, expected numbers up to {LARGEST:g} in"
+            " size"
+        )
 
 
 def _names(X: Any) -> list[str] | None:

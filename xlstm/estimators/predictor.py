@@ -1,4 +1,6 @@
-"""The network of a forecaster beside its other candidates: settings, windows, examples, loss and forecasts."""
+"""The network of a forecaster beside its other candidates: settings, windows, examples, loss and
+forecasts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +21,8 @@ from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import Origins, Scaling, scales, standard
 from xlstm.models.sequence import SequenceModel, sequence_model
 
-HEAD = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the average
+# the network's first weights of its head, as a share of the usual: it begins near the average
+HEAD = 0.1
 NARROWEST = 1e-3  # least residual of the average, as a share of a window's scale
 
 
@@ -30,8 +33,8 @@ class Settings:
     Attributes
     ----------
     window : int, optional
-        Steps that the network looks back; by default 48, or half of the training part of the shortest series where that
-        is less.
+        Steps that the network looks back; by default 48, or half of the training part of the
+        shortest series where that is less.
     horizon : int
         Steps ahead that are predicted at once.
     hidden_size : int
@@ -60,23 +63,25 @@ class Settings:
     dropout : float
         Between layers.
     candidates : list of str, or "auto"
-        The methods that may forecast, some of "linear", "smoothing" and "network". With "auto" validation decides
-        whether the network is one of them; in a list it always is.
+        The methods that may forecast, some of "linear", "smoothing" and "network". With "auto"
+        validation decides whether the network is one of them; in a list it always is.
     quantiles : list of float
         Quantiles that are predicted beside the mean; without any there are no intervals.
     linear_baseline : int or "auto"
-        Steps that the linear autoregression looks back; 0 for none. With "auto" its errors from rolling origins decide.
+        Steps that the linear autoregression looks back; 0 for none. With "auto" its errors from
+        rolling origins decide.
     season : int or "auto"
-        Steps of a season, for exponential smoothing and for the seasonal naive forecast; 0 for none. With "auto" both
-        find it in the series.
+        Steps of a season, for exponential smoothing and for the seasonal naive forecast; 0 for
+        none. With "auto" both find it in the series.
     calendar : bool or "auto"
-        Look at the time of the year, the week and the day, where there are dates. With "auto" the errors of the linear
-        autoregression and of exponential smoothing from rolling origins decide.
+        Look at the time of the year, the week and the day, where there are dates. With "auto" the
+        errors of the linear autoregression and of exponential smoothing from rolling origins
+        decide.
     least : float, optional
         Forecasts and intervals do not go below it, such as 0 for counts and prices.
     refit : bool
-        Fit all once more to all rows, the network for as many epochs as were best, before anything beyond them is
-        predicted.
+        Fit all once more to all rows, the network for as many epochs as were best, before anything
+        beyond them is predicted.
     """
 
     window: Any = None  # int or None; of what is fitted int
@@ -105,13 +110,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            setattr(self, field.name, CHECKS[field.name]("Forecaster", field.name, getattr(self, field.name)))
+            setattr(
+                self,
+                field.name,
+                CHECKS[field.name]("Forecaster", field.name, getattr(self, field.name)),
+            )
 
 
 def finite(forecast: Values) -> Values:
     """Return a forecast; FloatingPointError unless it is finite."""
     if not np.all(np.isfinite(forecast)):
-        raise FloatingPointError("Forecaster: the forecast is not finite; the series or what was fitted is too large")
+        raise FloatingPointError(
+            "Forecaster: the forecast is not finite; the series or what was fitted is too large"
+        )
     return forecast
 
 
@@ -127,7 +138,8 @@ class Predictor:
     combination : Combination
         The average of the other candidates, to which the network adds.
     spread : array (H, C), or None before it is known
-        Root mean square of what the combination leaves, in scales of the window; the unit of the network.
+        Root mean square of what the combination leaves, in scales of the window; the unit of the
+        network.
     model : SequenceModel
     params : dict of str to array
         The network's weights.
@@ -141,10 +153,14 @@ class Predictor:
     model: SequenceModel
     params: Params
 
-    def forecast(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Values, Values, Values]:
-        """Return the mean (M, H, C), quantiles (M, H, C, Q) and the scale (M, C) after the windows of a series.
+    def forecast(
+        self, series: TimeSeries, units: Values, origins: Origins
+    ) -> tuple[Values, Values, Values]:
+        """Return the mean (M, H, C), quantiles (M, H, C, Q) and the scale (M, C) after the windows
+        of a series.
 
-        Its units (C,) are those of `Scaling.of`. A forecast that is not finite raises FloatingPointError.
+        Its units (C,) are those of `Scaling.of`. A forecast that is not finite raises
+        FloatingPointError.
         """
         return self.finished(*self.before(series, units, origins))
 
@@ -154,8 +170,12 @@ class Predictor:
         mean, quantiles = self.after(np, to_numpy(y).astype(np.float64), base, scale)
         return finite(mean), finite(quantiles), scale
 
-    def before(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values, Values]:
-        """Return windows (T, M, D) as the network sees them, the forecast below it (M, H, C), and the scale (M, C)."""
+    def before(
+        self, series: TimeSeries, units: Values, origins: Origins
+    ) -> tuple[Array, Values, Values]:
+        """Return windows (T, M, D) as the network sees them, the forecast below it (M, H, C), and
+        the scale (M, C).
+        """
         x, scale = self.windows(series, units, origins)
         return x, self.base(series, units, origins), scale
 
@@ -165,8 +185,12 @@ class Predictor:
         return series.known[origins - 1, None] + changes
 
     def after(self, xp: Namespace, y: Array, base: Array, scale: Array) -> tuple[Array, Array]:
-        """Return the mean (M, H, C) and quantiles (M, H, C, Q) that the network's y makes of what is below it."""
-        outputs = xp.reshape(y, (scale.shape[0], *self.spread.shape, 1 + len(self.settings.quantiles)))
+        """Return the mean (M, H, C) and quantiles (M, H, C, Q) that the network's y makes of what
+        is below it.
+        """
+        outputs = xp.reshape(
+            y, (scale.shape[0], *self.spread.shape, 1 + len(self.settings.quantiles))
+        )
         ahead = base[..., None] + outputs * (self.spread * scale[:, None])[..., None]
         return self.limited(xp, ahead[..., 0]), xp.sort(ahead[..., 1:], axis=-1)
 
@@ -176,10 +200,11 @@ class Predictor:
         return self.backend.asarray(self.inputs(series, scale, origins)), scale
 
     def inputs(self, series: TimeSeries, scale: Values, origins: Origins) -> Values:
-        """Return windows (T, M, D): differences from the last value, then covariates, static numbers last.
+        """Return windows (T, M, D): differences from the last value, then covariates, static
+        numbers last.
 
-        Covariates that are known in advance are there twice, as they are at a step and as they will be a horizon later,
-        so that a window holds the numbers of the steps that are predicted.
+        Covariates that are known in advance are there twice, as they are at a step and as they will
+        be a horizon later, so that a window holds the numbers of the steps that are predicted.
         """
         rows = origins - np.arange(self.settings.window, 0, -1)[:, None]  # (T, M)
         later = np.minimum(rows + self.settings.horizon, len(series.future) - 1)
@@ -188,7 +213,9 @@ class Predictor:
             standard(series.past[rows], self.scaling.past),
             standard(series.future[rows], self.scaling.future),
             standard(series.future[later], self.scaling.future),
-            np.broadcast_to(standard(series.static, self.scaling.static), (*rows.shape, len(series.static))),
+            np.broadcast_to(
+                standard(series.static, self.scaling.static), (*rows.shape, len(series.static))
+            ),
         )
         return np.concatenate(parts, axis=2)
 
@@ -199,7 +226,8 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Examples(ByRows):
-    """Windows with what a network is to predict after each of them, in shuffled batches. Windows are made as needed.
+    """Windows with what a network is to predict after each of them, in shuffled batches. Windows
+    are made as needed.
 
     Attributes
     ----------
@@ -234,7 +262,8 @@ class Examples(ByRows):
         return self.target[rows]
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        mask, rows = self.mask[rows], rows[own]
+        mask = self.mask[rows]
+        rows = rows[own]
         x = np.empty((self.predictor.settings.window, len(rows), width(self.predictor.scaling)))
         for k in np.unique(self.series[rows]):
             columns = np.flatnonzero(self.series[rows] == k)
@@ -244,21 +273,29 @@ class Examples(ByRows):
 
 
 def examples(
-    predictor: Predictor, several: Sequence[TimeSeries], origins: Sequence[Origins], stops: Sequence[int]
+    predictor: Predictor,
+    several: Sequence[TimeSeries],
+    origins: Sequence[Origins],
+    stops: Sequence[int],
 ) -> Examples:
     """Return examples of windows before `origins`, with targets before the rows `stops`.
 
     Their predictor is `predictor`; if it has no spread yet, it gets that of these examples.
     """
-    s, parts = predictor.settings, []
-    for k, (series, units, at, stop) in enumerate(zip(several, predictor.scaling.units, origins, stops, strict=True)):
+    s = predictor.settings
+    parts = []
+    for k, (series, units, at, stop) in enumerate(
+        zip(several, predictor.scaling.units, origins, stops, strict=True)
+    ):
         scale = scales(series.known, at, s.window, units)
         left = baselines.changes(series, at, s.horizon, stop, units)
         left -= predictor.combination.apply(series, predictor.scaling, units, at)
         left *= units / scale[:, None]
         parts.append((np.full(len(at), k), at, scale, left))
     # One series, which may be long, is not copied.
-    numbers, rows, scale, left = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+    numbers, rows, scale, left = (
+        parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+    )
     if predictor.spread is None:
         squares = [baselines.mean(left[:, h] ** 2) for h in range(s.horizon)]
         predictor = replace(predictor, spread=np.fmax(np.sqrt(squares), NARROWEST))
@@ -276,16 +313,21 @@ def width(scaling: Scaling) -> int:
 
 
 def network(settings: Settings, scaling: Scaling) -> SequenceModel:
-    """Return the network of a forecaster: recurrent layers and a head for each step ahead, target and quantile."""
+    """Return the network of a forecaster: recurrent layers and a head for each step ahead, target
+    and quantile.
+    """
     s = settings
     outputs = s.horizon * scaling.units.shape[1] * (1 + len(s.quantiles))
-    sizes = {name: getattr(s, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
+    sizes = {
+        name: getattr(s, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")
+    }
     return sequence_model("Forecaster", s.cell, width(scaling), outputs, True, **sizes)
 
 
 def first_weights(predictor: Predictor, data: Examples) -> Params:
     """Return first weights: a head near zero, with the quantiles of all targets for its own."""
-    quantiles, backend = predictor.settings.quantiles, predictor.backend
+    quantiles = predictor.settings.quantiles
+    backend = predictor.backend
     params = predictor.model.init(predictor.settings.seed, backend)
     bias = np.zeros((data.target.shape[1], 1 + len(quantiles)))
     for k, (target, mask) in enumerate(zip(data.target.T, data.mask.T, strict=True)):
@@ -295,12 +337,15 @@ def first_weights(predictor: Predictor, data: Examples) -> Params:
 
 
 def loss(quantiles: Sequence[float], y: Array, target: Array, mask: Array) -> tuple[Array, Array]:
-    """Return the squared error of the mean and the pinball loss of quantiles, (B, H * C * (1 + Q)), as one loss."""
+    """Return the squared error of the mean and the pinball loss of quantiles, (B, H * C * (1 + Q)),
+    as one loss.
+    """
     xp = namespace("Forecaster", {"y": y})
     y = xp.reshape(y, (*target.shape, 1 + len(quantiles)))
     total, dy = losses.mse(y[..., 0], target, mask)
     dy = dy[..., None]
     if quantiles:
         more, dq = losses.pinball(y[..., 1:], target, mask, quantiles)
-        total, dy = total + more, xp.concat((dy, dq), axis=-1)
+        total = total + more
+        dy = xp.concat((dy, dq), axis=-1)
     return total, xp.reshape(dy, (target.shape[0], -1))

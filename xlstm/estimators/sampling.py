@@ -1,10 +1,11 @@
 """Sample paths of what comes after a series, drawn from forecast quantiles.
 
-The errors of the steps of one forecast go together: where a step turns out higher than forecast, the next one mostly
-does, too. Steps that were drawn one by one would give paths that jump, and sums over them whose spread is too small; a
-common level of all steps would make it too large. So a path takes the levels of a forecast of the past: the ranks of
-its errors among those of the other forecasts, step by step (the Schaake shuffle, Clark et al. 2004, and empirical
-copula coupling, Schefzik et al. 2013). Each step alone has the forecast quantiles.
+The errors of the steps of one forecast go together: where a step turns out higher than forecast,
+the next one mostly does, too. Steps that were drawn one by one would give paths that jump, and sums
+over them whose spread is too small; a common level of all steps would make it too large. So a path
+takes the levels of a forecast of the past: the ranks of its errors among those of the other
+forecasts, step by step (the Schaake shuffle, Clark et al. 2004, and empirical copula coupling,
+Schefzik et al. 2013). Each step alone has the forecast quantiles.
 """
 
 from __future__ import annotations
@@ -34,40 +35,59 @@ PATHS = 1000  # that quantiles beyond the horizon are taken of
 def ranks(predictor: Predictor, several: Sequence[TimeSeries]) -> Values:
     """Return the ranks of errors among those of the same step and target, from 0 on, (K, H, C).
 
-    They are those of forecasts into the validation part and the test part, evenly spaced where these have more than
-    KEPT. A step without a truth counts as one without an error.
+    They are those of forecasts into the validation part and the test part, evenly spaced where
+    these have more than KEPT. A step without a truth counts as one without an error.
     """
-    s, parts, most = predictor.settings, [], -(-KEPT // len(several))
+    s = predictor.settings
+    parts = []
+    most = -(-KEPT // len(several))
     for series, units in zip(several, predictor.scaling.units, strict=True):
         N = len(series.values)
         origins = np.arange(parts_of(N, s)["validation"].start, N - s.horizon + 1)
         origins = origins[:: -(-len(origins) // most)]
         mean, _, scale = predictor.forecast(series, units, origins)
-        parts.append(np.nan_to_num((baselines.targets(series, origins, s.horizon, N) - mean) / scale[:, None]))
-    return np.argsort(np.argsort(np.concatenate(parts), axis=0, kind="stable"), axis=0).astype(np.float64)
+        parts.append(
+            np.nan_to_num(
+                (baselines.targets(series, origins, s.horizon, N) - mean) / scale[:, None]
+            )
+        )
+    return np.argsort(np.argsort(np.concatenate(parts), axis=0, kind="stable"), axis=0).astype(
+        np.float64
+    )
 
 
-def draw(quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.random.Generator, n: int) -> Values:
+def draw(
+    quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.random.Generator, n: int
+) -> Values:
     """Return paths (n, H, C) of one forecast, or of n, with quantiles (1 or n, H, C, Q).
 
     Between quantiles, and beyond the outermost, they go on as those of a normal distribution do.
     """
     scores = np.vectorize(NORMAL, otypes=[np.float64])
     drawn = (ranked[rng.integers(len(ranked), size=n)] + rng.random((n, 1, 1))) / len(ranked)
-    z, known = scores(np.clip(drawn, FARTHEST, 1 - FARTHEST))[..., None], scores(levels)
-    low, high = len(levels) // 2, (len(levels) - 1) // 2  # the tails are as wide as the sides of the middle say
-    first, last, end = quantiles[..., :1], quantiles[..., -1:], scores(1 - FARTHEST)
+    z = scores(np.clip(drawn, FARTHEST, 1 - FARTHEST))[..., None]
+    known = scores(levels)
+    low = len(levels) // 2
+    high = (len(levels) - 1) // 2  # the tails are as wide as the sides of the middle say
+    first = quantiles[..., :1]
+    last = quantiles[..., -1:]
+    end = scores(1 - FARTHEST)
     below = first - (end + known[0]) / (known[low] - known[0]) * (quantiles[..., [low]] - first)
     above = last + (end - known[-1]) / (known[-1] - known[high]) * (last - quantiles[..., [high]])
-    knots, values = np.array([-end, *known, end]), np.concatenate((below, quantiles, above), axis=-1)
+    knots = np.array([-end, *known, end])
+    values = np.concatenate((below, quantiles, above), axis=-1)
     left = np.clip(np.searchsorted(knots, z, side="right") - 1, 0, len(knots) - 2)  # (n, H, C, 1)
     values = np.broadcast_to(values, (n, *values.shape[1:]))
     start, stop = (np.take_along_axis(values, left + k, axis=-1) for k in (0, 1))
-    return np.asarray(start + (z - knots[left]) / (knots[left + 1] - knots[left]) * (stop - start))[..., 0]
+    return np.asarray(start + (z - knots[left]) / (knots[left + 1] - knots[left]) * (stop - start))[
+        ..., 0
+    ]
 
 
 def announced(steps: int, horizon: int) -> Iterator[int]:
-    """Yield the first step of each horizon; a long forecast says how long it takes once a part of it is done."""
+    """Yield the first step of each horizon; a long forecast says how long it takes once a part of
+    it is done.
+    """
     firsts = range(0, steps, horizon)
     unsaid = True
     start = time.perf_counter()
@@ -78,16 +98,24 @@ def announced(steps: int, horizon: int) -> Iterator[int]:
             unsaid = False
             seconds = passed / done * len(firsts)
             if seconds > LONG:
-                log.warning("Forecaster: %d steps, %d at a time, take about %.0f s", steps, horizon, seconds)
+                log.warning(
+                    "Forecaster: %d steps, %d at a time, take about %.0f s", steps, horizon, seconds
+                )
 
 
-def before(predictor: Predictor, series: TimeSeries, units: Values, ahead: Values) -> tuple[Array, Values, Values]:
-    """Return what `Predictor.before` does after each of n paths (n, t, C) behind a series; past covariates stay.
+def before(
+    predictor: Predictor, series: TimeSeries, units: Values, ahead: Values
+) -> tuple[Array, Values, Values]:
+    """Return what `Predictor.before` does after each of n paths (n, t, C) behind a series; past
+    covariates stay.
 
-    For the other candidates paths are further targets, and for the network series behind each other. Rows that are too
-    old to reach a forecast are left out.
+    For the other candidates paths are further targets, and for the network series behind each
+    other. Rows that are too old to reach a forecast are left out.
     """
-    (n, t, C), s, combination, N = ahead.shape, predictor.settings, predictor.combination, len(series.values)
+    n, t, C = ahead.shape
+    s = predictor.settings
+    combination = predictor.combination
+    N = len(series.values)
     begin = max(0, N + t - max(s.window, combination.reach))
     past = series.past[min(begin, N - 1) :]
     future = series.future[begin:]
@@ -96,10 +124,16 @@ def before(predictor: Predictor, series: TimeSeries, units: Values, ahead: Value
     L = known.shape[1]
     side = known.swapaxes(0, 1).reshape(L, n * C)
     beside = replace(predictor, combination=combination.repeated(n))
-    base = beside.base(series._replace(values=side, known=side, future=future), np.tile(units, n), np.array([L]))
+    base = beside.base(
+        series._replace(values=side, known=side, future=future), np.tile(units, n), np.array([L])
+    )
     rows = np.arange(L - s.window, L + s.horizon)
     behind = known[:, np.minimum(rows, L - 1)].reshape(-1, C)
-    past, future = (np.tile(part[np.minimum(rows, len(part) - 1)], (n, 1)) for part in (past, future))
+    past, future = (
+        np.tile(part[np.minimum(rows, len(part) - 1)], (n, 1)) for part in (past, future)
+    )
     origins = s.window + len(rows) * np.arange(n)
-    x, scale = predictor.windows(series._replace(known=behind, past=past, future=future), units, origins)
+    x, scale = predictor.windows(
+        series._replace(known=behind, past=past, future=future), units, origins
+    )
     return x, base.reshape(-1, n, C).swapaxes(0, 1), scale

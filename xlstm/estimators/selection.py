@@ -1,7 +1,9 @@
-"""Candidates that forecast series, their choice by forecasts from rolling origins, and their average.
+"""Candidates that forecast series, their choice by forecasts from rolling origins, and their
+average.
 
-The average of a linear autoregression and of exponential smoothing is weighted by the errors that each of them made
-most recently (after Bates & Granger 1969), so that it follows a series which begins to behave differently.
+The average of a linear autoregression and of exponential smoothing is weighted by the errors that
+each of them made most recently (after Bates & Granger 1969), so that it follows a series which
+begins to behave differently.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ SEASONS = (4, 7, 12, 24, 52)  # steps of the usual seasons
 PERIODIC = 0.2  # least share of the changes from step to step that a season has to explain
 NEAR = 0.9  # a shorter season is taken where its share is this part of the best
 OUTLIER = 6.0  # usual changes beyond which a change counts as no larger
-CHANCE = 0.6  # by how much a root mean square error is above the least one by chance, over that of a single horizon
+# by how much a root mean square error is above the least one by chance, over that of a single
+# horizon
+CHANCE = 0.6
 ROOM = 8_000_000  # forecasts that are in memory while coefficients of smoothing are tried
 SHARES = {  # the coefficients; beta is a share of alpha, and gamma of 1 - alpha
     "alpha": (0.05, 0.15, 0.3, 0.5, 0.75, 1.0),
@@ -66,11 +70,17 @@ class Smoothing:
     coefficients: Values
     steps: int
 
-    def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
-        """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
+    def apply(
+        self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins
+    ) -> Values:
+        """Return by how much the targets after each origin differ from the last value, (M, H, C),
+        in `units`.
+        """
         first = int(np.min(origins))
         known = series.known[max(0, first - RUN) : int(np.max(origins))]
-        ahead = smoothed(self.layer, self.coefficients[:, None], known, min(first, RUN) - 1)[origins - first, 0]
+        ahead = smoothed(self.layer, self.coefficients[:, None], known, min(first, RUN) - 1)[
+            origins - first, 0
+        ]
         return np.asarray((np.swapaxes(ahead, 1, 2) - series.known[origins - 1, None]) / units)
 
 
@@ -103,17 +113,24 @@ class Combination:
 
     @property
     def every_error(self) -> dict[str, float]:
-        """The errors of all candidates, also of those that were not chosen, as root mean squares."""
+        """The errors of all candidates, also of those that were not chosen, as root mean
+        squares.
+        """
         squares = dict(zip(self.parts, self.errors, strict=True)) | dict(self.rejected)
         return {name: float(np.sqrt(square)) for name, square in squares.items()}
 
-    def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
-        """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
+    def apply(
+        self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins
+    ) -> Values:
+        """Return by how much the targets after each origin differ from the last value, (M, H, C),
+        in `units`.
+        """
         parts = list(self.parts.values())
         if len(parts) == 1:
             return np.asarray(parts[0].apply(series, scaling, units, origins))
         rows = np.arange(max(1, int(np.min(origins)) - self.before), int(np.max(origins)) + 1)
-        ahead = np.stack([part.apply(series, scaling, units, rows) for part in parts])  # (K, R, H, C)
+        # (K, R, H, C)
+        ahead = np.stack([part.apply(series, scaling, units, rows) for part in parts])
         found = np.einsum("krc,krhc->rhc", self.weights(series, units, rows, ahead), ahead)
         return np.asarray(found[origins - rows[0]])
 
@@ -129,7 +146,10 @@ class Combination:
 
     def repeated(self, n: int) -> Combination:
         """Return the combination of n times the targets."""
-        parts = {k: one.repeated(n) if isinstance(one, LinearBaseline) else one for k, one in self.parts.items()}
+        parts = {
+            k: one.repeated(n) if isinstance(one, LinearBaseline) else one
+            for k, one in self.parts.items()
+        }
         return replace(self, parts=parts, usual=np.tile(self.usual, n))
 
     @property
@@ -144,7 +164,9 @@ class Combination:
         for part in self.parts.values():
             if isinstance(part, Smoothing):
                 layer = part.layer
-                found["smoothing"] = np.array([*part.coefficients, max(layer.periods, default=0), layer.multiplicative])
+                found["smoothing"] = np.array(
+                    [*part.coefficients, max(layer.periods, default=0), layer.multiplicative]
+                )
             else:
                 found["linear_baseline"] = part.coefficients
         return found
@@ -159,7 +181,9 @@ class Combination:
         if "smoothing" in arrays:
             *numbers, period, multiplicative = pop_array(arrays, "smoothing", {"K": 6})
             if not 0 <= period <= LONGEST:
-                raise ValueError(f"smoothing has a season of {period:g} steps, expected at most {LONGEST}")
+                raise ValueError(
+                    f"smoothing has a season of {period:g} steps, expected at most {LONGEST}"
+                )
             periods = (int(period),) if period else ()
             layer = ExponentialSmoothing(H, periods=periods, multiplicative=bool(multiplicative))
             parts["smoothing"] = Smoothing(layer, np.array(numbers), H)
@@ -168,7 +192,9 @@ class Combination:
             order = coefficients.shape[2] - others
             if order < 1:
                 shape = coefficients.shape
-                raise ValueError(f"linear_baseline has shape {shape}, expected more than {others} at its end")
+                raise ValueError(
+                    f"linear_baseline has shape {shape}, expected more than {others} at its end"
+                )
             parts["linear"] = LinearBaseline(order, coefficients)
         judged = pop_array(arrays, "candidates", {"2": 2, "K": len(parts)})
         usual = pop_array(arrays, "usual", {"H": H, "C": C})
@@ -178,7 +204,8 @@ class Combination:
         return cls(parts, judged[0], judged[1], usual)
 
     def weights(self, series: TimeSeries, units: Values, rows: Origins, ahead: Values) -> Values:
-        """Return the weights (K, R, C) of forecasts (K, R, H, C) from successive rows, by what is known at each row.
+        """Return the weights (K, R, C) of forecasts (K, R, H, C) from successive rows, by what is
+        known at each row.
 
         They are proportional to 1 / e^2, where e is the mean square error of the latest forecasts.
         """
@@ -198,23 +225,30 @@ def memory(horizon: int) -> int:
 
 
 def averages(latest: Values, first: Values, horizon: int) -> Values:
-    """Return for each row the moving average (R, ...) of a first error and of those of the latest rows.
+    """Return for each row the moving average (R, ...) of a first error and of those of the latest
+    rows.
 
-    It begins as many rows before as `memory` says, so that it does not depend on which other rows there are.
+    It begins as many rows before as `memory` says, so that it does not depend on which other rows
+    there are.
     """
-    found, share = np.array(np.broadcast_to(first, latest.shape)), 1 - 0.5 ** (1 / max(HALF, horizon))
+    found = np.array(np.broadcast_to(first, latest.shape))
+    share = 1 - 0.5 ** (1 / max(HALF, horizon))
     for age in reversed(range(min(memory(horizon), len(latest)))):
-        errors, level = latest[: len(latest) - age], found[age:]
+        errors = latest[: len(latest) - age]
+        level = found[age:]
         level += share * np.where(np.isnan(errors), 0.0, errors - level)
     return found
 
 
 def errors_of_rows(squares: Values) -> Values:
-    """Return the mean error, over steps ahead, of all forecasts of the value before each origin, (R, ...).
+    """Return the mean error, over steps ahead, of all forecasts of the value before each origin,
+    (R, ...).
 
-    Squared errors (R, ..., H) are those of forecasts from successive origins. NaN stands for what is not known.
+    Squared errors (R, ..., H) are those of forecasts from successive origins. NaN stands for what
+    is not known.
     """
-    total, count = np.zeros(squares.shape[:-1]), np.zeros(squares.shape[:-1])
+    total = np.zeros(squares.shape[:-1])
+    count = np.zeros(squares.shape[:-1])
     for h in range(min(squares.shape[-1], len(squares) - 1)):
         errors = squares[: len(squares) - h - 1, ..., h]
         there = ~np.isnan(errors)
@@ -223,8 +257,12 @@ def errors_of_rows(squares: Values) -> Values:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def smoothed(layer: ExponentialSmoothing, coefficients: Values, known: Values, begin: int = 0) -> Values:
-    """Return forecasts (T - begin, G, C, H) after each value (T, C) from row `begin` on, by G sets of coefficients."""
+def smoothed(
+    layer: ExponentialSmoothing, coefficients: Values, known: Values, begin: int = 0
+) -> Values:
+    """Return forecasts (T - begin, G, C, H) after each value (T, C) from row `begin` on, by G sets
+    of coefficients.
+    """
     x = known
     if layer.multiplicative:
         x = np.maximum(known, POSITIVE**2 * np.median(np.abs(known), axis=0) + 1e-12)
@@ -239,11 +277,17 @@ def smoothed(layer: ExponentialSmoothing, coefficients: Values, known: Values, b
         for rows, lag, one in zip(states, layer.lags, new, strict=True):
             rows[t + lag] = one
     ahead = layer.ahead(np, Smoothed(tuple(rows[begin:] for rows in states), x, tuple(numbers), x))
-    return np.asarray(layer.in_units(np, np.minimum(ahead, np.max(x) + FURTHEST) if layer.multiplicative else ahead))
+    return np.asarray(
+        layer.in_units(
+            np, np.minimum(ahead, np.max(x) + FURTHEST) if layer.multiplicative else ahead
+        )
+    )
 
 
 class Judged(NamedTuple):
-    """A candidate that is fitted to all rows, its error from rolling origins, and by how much that is above its own."""
+    """A candidate that is fitted to all rows, its error from rolling origins, and by how much that
+    is above its own.
+    """
 
     part: Part
     error: float
@@ -252,7 +296,9 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """Series up to the rows `stops`, and rolling origins in their second half, from which candidates are judged."""
+    """Series up to the rows `stops`, and rolling origins in their second half, from which
+    candidates are judged.
+    """
 
     several: Sequence[TimeSeries]
     scaling: Scaling
@@ -263,7 +309,9 @@ class Trial:
     def cuts(self) -> list[list[int]]:
         """The row of each series at which each fold begins, and the end of the last one."""
         ends = [(stop, min(stop // 2, MOST)) for stop in self.stops]
-        by_series = [[stop - count + count * k // FOLDS for k in range(FOLDS + 1)] for stop, count in ends]
+        by_series = [
+            [stop - count + count * k // FOLDS for k in range(FOLDS + 1)] for stop, count in ends
+        ]
         return [list(cuts) for cuts in zip(*by_series, strict=True)]
 
     def origins(self, fold: int) -> list[Origins]:
@@ -271,13 +319,17 @@ class Trial:
         return [np.arange(*ends) for ends in zip(self.cuts[fold], self.cuts[fold + 1], strict=True)]
 
     def of_fold(self, fold: int, forecast: Callable[..., Values]) -> Values:
-        """Return what `forecast(series, units, origins, stop)` gives in a fold, (M, H, C), series behind each other."""
+        """Return what `forecast(series, units, origins, stop)` gives in a fold, (M, H, C), series
+        behind each other.
+        """
         each = zip(self.several, self.scaling.units, self.origins(fold), self.stops, strict=True)
         return np.concatenate([forecast(*one) for one in each])
 
     @cached_property
     def truth(self) -> Values:
-        """By how much the targets after each origin differ from the last value, (M, H, C), in units."""
+        """By how much the targets after each origin differ from the last value, (M, H, C), in
+        units.
+        """
 
         def changes(series: TimeSeries, units: Values, origins: Origins, stop: int) -> Values:
             return baselines.changes(series, origins, self.horizon, stop, units)
@@ -297,12 +349,16 @@ class Trial:
         return float((1 + CHANCE / np.sqrt(horizons)) ** 2)
 
     def error(self, ahead: Sequence[Values]) -> float:
-        """Return the error of the forecasts of all folds, relative to that of repeating the last value."""
+        """Return the error of the forecasts of all folds, relative to that of repeating the last
+        value.
+        """
         return float(np.nanmean(mean((np.concatenate(ahead) - self.truth) ** 2) / self.usual))
 
     def after(self, fold: int, part: Part) -> Values:
         """Return the forecasts of a candidate for a fold."""
-        return self.of_fold(fold, lambda series, units, origins, _: part.apply(series, self.scaling, units, origins))
+        return self.of_fold(
+            fold, lambda series, units, origins, _: part.apply(series, self.scaling, units, origins)
+        )
 
     def judged(self, part: Part, error: float) -> Judged:
         """Return a candidate that is fitted to all rows beside its error from rolling origins."""
@@ -327,13 +383,19 @@ def linear(trial: Trial, orders: Sequence[int], penalties: Sequence[tuple[float,
 def _fitted(
     trial: Trial, stops: Sequence[int], order: int, penalties: Sequence[tuple[float, float]]
 ) -> list[LinearBaseline]:
-    """Return a linear autoregression for each penalty, fitted to the values before the rows `stops`."""
+    """Return a linear autoregression for each penalty, fitted to the values before the rows
+    `stops`.
+    """
     origins = [np.arange(1, stop) for stop in stops]
-    return baselines.fit(trial.several, trial.scaling, origins, stops, trial.horizon, order, penalties)
+    return baselines.fit(
+        trial.several, trial.scaling, origins, stops, trial.horizon, order, penalties
+    )
 
 
 def smoothing(trial: Trial, season: int) -> Judged:
-    """Return the exponential smoothing that forecasts best: with the season or without, of the logarithm or not."""
+    """Return the exponential smoothing that forecasts best: with the season or without, of the
+    logarithm or not.
+    """
     layers = [ExponentialSmoothing(trial.horizon)]
     if season > 1:
         layers.append(ExponentialSmoothing(trial.horizon, periods=(season,)))
@@ -346,9 +408,14 @@ def smoothing(trial: Trial, season: int) -> Judged:
 
 
 def _tried(trial: Trial, layer: ExponentialSmoothing) -> list[tuple[Smoothing, float]]:
-    """Return smoothing with the coefficients that had the least errors, one step ahead and all, and its error."""
-    grid, H = coefficients(bool(layer.periods)), trial.horizon
-    begin, squares = zip(*(_squares(trial, k, layer, grid) for k in range(len(trial.several))), strict=True)
+    """Return smoothing with the coefficients that had the least errors, one step ahead and all, and
+    its error.
+    """
+    grid = coefficients(bool(layer.periods))
+    H = trial.horizon
+    begin, squares = zip(
+        *(_squares(trial, k, layer, grid) for k in range(len(trial.several))), strict=True
+    )
 
     @functools.cache
     def costs(k: int, first: int, steps: int) -> Values:
@@ -375,8 +442,13 @@ def _tried(trial: Trial, layer: ExponentialSmoothing) -> list[tuple[Smoothing, f
 
 
 def _squares(trial: Trial, k: int, layer: ExponentialSmoothing, grid: Values) -> tuple[int, Values]:
-    """Return the first row that is looked at of a series, and relative squared errors (T, G, C, H) after each."""
-    series, units, stop, H = trial.several[k], trial.scaling.units[k], trial.stops[k], trial.horizon
+    """Return the first row that is looked at of a series, and relative squared errors (T, G, C, H)
+    after each.
+    """
+    series = trial.several[k]
+    units = trial.scaling.units[k]
+    stop = trial.stops[k]
+    H = trial.horizon
     room = ROOM // (grid.shape[1] * units.size * H * len(trial.several))
     begin = max(0, stop - max(room, 2 * MOST))
     ahead = smoothed(layer, grid, series.known[begin:stop])
@@ -399,21 +471,30 @@ def coefficients(seasonal: bool) -> Values:
 
 
 def season(values: Values) -> int:
-    """Return the steps of the season that explains the changes from step to step best, or 0 where none does."""
+    """Return the steps of the season that explains the changes from step to step best, or 0 where
+    none does.
+    """
     tried = {m for m in (*SEASONS, baselines.season(values)) if m and len(values) > 2.5 * m}
     explains = {m: _explained(np.diff(values), m) for m in sorted(tried)}
     best = max(explains.values(), default=0.0)
-    return 0 if best < PERIODIC else next(m for m, share in explains.items() if share >= NEAR * best)
+    return (
+        0 if best < PERIODIC else next(m for m, share in explains.items() if share >= NEAR * best)
+    )
 
 
 def _explained(changes: Values, m: int) -> float:
-    """Return which share of the variance of changes their means by the place in a season of m steps explain."""
+    """Return which share of the variance of changes their means by the place in a season of m steps
+    explain.
+    """
     middle = np.median(changes)
     far = OUTLIER * np.median(np.abs(changes - middle))
     changes = np.clip(changes, middle - far, middle + far) if far > 0 else changes
-    place, N = np.arange(len(changes)) % m, len(changes)
+    place = np.arange(len(changes)) % m
+    N = len(changes)
     means = np.bincount(place, changes) / np.bincount(place)
-    left = np.sum((changes - means[place]) ** 2) / max(1e-300, np.sum((changes - np.mean(changes)) ** 2))
+    left = np.sum((changes - means[place]) ** 2) / max(
+        1e-300, np.sum((changes - np.mean(changes)) ** 2)
+    )
     return float(1 - left * (N - 1) / (N - m))
 
 
@@ -421,13 +502,19 @@ def refit(trial: Trial, part: Part) -> Part:
     """Return a candidate with the same options, fitted to the rows of a trial."""
     if isinstance(part, Smoothing):
         return next(one for one, _ in _tried(trial, part.layer) if one.steps == part.steps)
-    return part if part.ridge == 0 else _fitted(trial, trial.stops, part.order, [(part.ridge, part.light)])[0]
+    return (
+        part
+        if part.ridge == 0
+        else _fitted(trial, trial.stops, part.order, [(part.ridge, part.light)])[0]
+    )
 
 
 def combined(trial: Trial, settings: Any) -> Combination:
-    """Return the average of the candidates that the settings allow, each fitted to the rows of a trial.
+    """Return the average of the candidates that the settings allow, each fitted to the rows of a
+    trial.
 
-    Where there are covariates that are known in advance, exponential smoothing is none unless it is named.
+    Where there are covariates that are known in advance, exponential smoothing is none unless it is
+    named.
     """
     found: dict[str, Judged] = {}
     longest, end = max(zip(trial.several, trial.stops, strict=True), key=lambda one: one[1])
@@ -439,17 +526,24 @@ def combined(trial: Trial, settings: Any) -> Combination:
     if settings.linear_baseline == 0 or not (found or allows(settings, "linear")):
         found["linear"] = Judged(baselines.repeating(trial.scaling, trial.horizon), 1.0, 1.0)
     elif allows(settings, "linear"):
-        # In several series short ones do not limit it: windows that reach back before their beginning do not count.
+        # In several series short ones do not limit it: windows that reach back before their
+        # beginning do not count.
         longest_order = max(2, (max(trial.cuts[0]) - trial.horizon) // 2)
-        usual = sorted({n for n in (*ORDERS, settings.window, m + 1, 2 * m + 1) if 2 <= n <= longest_order})
+        usual = sorted(
+            {n for n in (*ORDERS, settings.window, m + 1, 2 * m + 1) if 2 <= n <= longest_order}
+        )
         orders = usual if isinstance(settings.linear_baseline, str) else [settings.linear_baseline]
-        found["linear"] = linear(trial, orders, [*itertools.product(RIDGES, LIGHTS if covariates else (LIGHT,))])
+        found["linear"] = linear(
+            trial, orders, [*itertools.product(RIDGES, LIGHTS if covariates else (LIGHT,))]
+        )
     most = trial.worst * min(one.error for one in found.values())
     rejected = {name: one.error for name, one in found.items() if one.error > most}
     found = {name: one for name, one in found.items() if name not in rejected}
     parts = {name: one.part for name, one in found.items()}
     errors = np.maximum([one.error for one in found.values()], 1e-12)
-    return Combination(parts, errors, np.array([one.doubt for one in found.values()]), trial.usual, rejected)
+    return Combination(
+        parts, errors, np.array([one.doubt for one in found.values()]), trial.usual, rejected
+    )
 
 
 def allows(settings: Any, name: str) -> bool:

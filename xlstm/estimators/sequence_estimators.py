@@ -26,7 +26,8 @@ from xlstm.training import Trained
 
 LEAST = 10  # sequences to validate with; with fewer the validation loss says little
 CHUNK = 256  # sequences predicted at once
-TARGET_KINDS = ("sequence", "step", "multilabel")  # a target of each sequence, of each step, or several labels
+# a target of each sequence, of each step, or several labels
+TARGET_KINDS = ("sequence", "step", "multilabel")
 
 
 def _note(where: str, name: str, value: Any) -> dict[str, Any]:
@@ -37,8 +38,15 @@ def _labels(where: str, name: str, value: Any) -> Host:
     """Check the labels of classes as a file holds them."""
     expected = "text or numbers of one kind"
     labels = checks.several(where, name, value, expected)
-    if not labels or not isinstance(labels[0], str | int | float) or len({type(label) for label in labels}) > 1:
-        raise ValueError(f"{where}: {name} holds {checks.shown(labels[0] if labels else labels)}, expected {expected}")
+    if (
+        not labels
+        or not isinstance(labels[0], str | int | float)
+        or len({type(label) for label in labels}) > 1
+    ):
+        raise ValueError(
+            f"{where}: {name} holds {checks.shown(labels[0] if labels else labels)}, expected"
+            f" {expected}"
+        )
     return np.array(labels)
 
 
@@ -54,7 +62,8 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         "note_": _note,
         "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
     }
-    target_kind_ = "sequence"  #: "sequence", "step" or "multilabel": the kind of target that the form of y said
+    #: "sequence", "step" or "multilabel": the kind of target that the form of y said
+    target_kind_ = "sequence"
     bidirectional: bool = False
     standardize: bool = True
     epochs: int = 100
@@ -68,10 +77,11 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
 
         Parameters
         ----------
-        X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T) of sequences with D = 1
+        X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T), D = 1
             An array of objects (N,) and a Series of pandas or Polars are lists of their arrays.
         y : array (N,), (N, O) or (N, T)
-            The target of each sequence, or several targets; of a classifier also of each step, as its class says.
+            The target of each sequence, or several targets; of a classifier also of each step, as
+            its class says.
         sample_weight : array (N,), optional
             How much each sequence counts.
         group : Group, optional
@@ -98,31 +108,54 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         count = len(data.rows)
         if again:
             self._check_features(where, data)
-        results, target, weights = self._targets(y, sample_weight, [len(row) for row in data.rows], again)
+        results, target, weights = self._targets(
+            y, sample_weight, [len(row) for row in data.rows], again
+        )
         kind = results.get("target_kind_", "sequence")
         mean, std = (self.mean_, self.std_) if again else self._scale(data)
-        model = self.network(data.rows[0].shape[1], len(results[self._each_output]), last=kind != "step")
+        model = self.network(
+            data.rows[0].shape[1], len(results[self._each_output]), last=kind != "step"
+        )
         home = self._backend(X)
         if again:
             self._check_warm_start(self.model_.recurrent, model.recurrent)
         order = generator(self.seed, stream=3, where=where).permutation(count)
         held = int(self.validation_fraction * count)
-        counts = np.ones(count) if weights is None else np.array([np.any(weights[k]) for k in order])
+        counts = (
+            np.ones(count) if weights is None else np.array([np.any(weights[k]) for k in order])
+        )
         if held < LEAST or not (np.any(counts[:held]) and np.any(counts[held:])):
             held = 0
         rows = [_scaled(row, mean, std) for row in data.rows]
         parts = (rows, target, weights)
-        fitted, held_out = (self._batches(parts, part, kind == "step") for part in (order[held:], order[:held]))
-        results |= {"table_": data.is_table, "n_features_in_": data.features, "mean_": mean, "std_": std}
-        results["feature_names_in_"] = None if data.names is None else np.array(data.names, dtype=object)
+        fitted, held_out = (
+            self._batches(parts, part, kind == "step") for part in (order[held:], order[:held])
+        )
+        results |= {
+            "table_": data.is_table,
+            "n_features_in_": data.features,
+            "mean_": mean,
+            "std_": std,
+        }
+        results["feature_names_in_"] = (
+            None if data.names is None else np.array(data.names, dtype=object)
+        )
 
         def keep(trained: Trained) -> None:
             epochs = max(1, len(trained.validations) or trained.best_epoch)
-            self._become(model_=model, params_=trained.params, trained_=trained, n_iter_=epochs, **results)
+            self._become(
+                model_=model, params_=trained.params, trained_=trained, n_iter_=epochs, **results
+            )
 
         start = self.params_ if again else model.init(self.seed, home)
-        options = {"epochs": self.epochs, "patience": self.patience if held else None, "validation": held_out}
-        return self._train(model, start, fitted, home, keep, loss=self._losses[kind], group=group, **options)
+        options = {
+            "epochs": self.epochs,
+            "patience": self.patience if held else None,
+            "validation": held_out,
+        }
+        return self._train(
+            model, start, fitted, home, keep, loss=self._losses[kind], group=group, **options
+        )
 
     def save(self, path: AnyPath, note: dict[str, Any] | None = None) -> None:
         """Write weights, scaling, labels and parameters to a safetensors file, whole or not at all.
@@ -157,8 +190,8 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         Raises
         ------
         ValueError, TypeError
-            It is not fitted yet, or X is of another kind or width than that of `fit`, not finite, or so far from the
-            data of `fit` that squares overflow.
+            It is not fitted yet, or X is of another kind or width than that of `fit`, not finite,
+            or so far from the data of `fit` that squares overflow.
         """
         where = type(self).__name__
         data = inputs.sequences(where, X, tables=self.table_)
@@ -167,23 +200,38 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
-                problem = f"X[{k}] is {np.max(np.abs(row)):.3g} from the mean once scaled, whose square overflows"
-                raise ValueError(f"{where}: {problem}; expected less than {most:.3g} for {self.dtype}")
+                problem = (
+                    f"X[{k}] is {np.max(np.abs(row)):.3g} from the mean once scaled, whose square"
+                    " overflows"
+                )
+                raise ValueError(
+                    f"{where}: {problem}; expected less than {most:.3g} for {self.dtype}"
+                )
         return rows
 
-    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any]]:
-        where, N = type(self).__name__, self.n_features_in_
+    def for_export(
+        self, lengths: bool
+    ) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any]]:
+        where = type(self).__name__
+        N = self.n_features_in_
         if lengths and self.table_:
-            raise ValueError(f"{where}: lengths is True, expected False: it takes tables, whose rows have {N} steps")
+            raise ValueError(
+                f"{where}: lengths is True, expected False: it takes tables, whose rows have {N}"
+                " steps"
+            )
         given = {"x": (("batch", N) if self.table_ else ("batch", "time", N), np.float64)}
         more = {"lengths": (("batch",), np.int32)} if lengths else {}
         return super().for_export(lengths)[0], given | more, self._exported
 
-    def _exported(self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any) -> dict[str, Any]:
+    def _exported(
+        self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
+    ) -> dict[str, Any]:
         """Return the outputs of an exported file."""
         rows = _scaled(x[..., None] if self.table_ else x, self.mean_, self.std_)
         y = run(xp.permute_dims(rows, (1, 0, 2)), *lengths)
-        return self._answers(xp, xp.permute_dims(y, (1, 0, 2)) if self.target_kind_ == "step" else y)
+        return self._answers(
+            xp, xp.permute_dims(y, (1, 0, 2)) if self.target_kind_ == "step" else y
+        )
 
     def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
         """Return what is made of the network's y (N, O) or (N, T, O), by name."""
@@ -200,31 +248,61 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         """Return what the model gives for each sequence, (O,) or (T, O) of float64, on the host."""
         rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
-        order = np.argsort([len(row) for row in rows], kind="stable")  # sorted by length, they need little padding
+        # sorted by length, they need little padding
+        order = np.argsort([len(row) for row in rows], kind="stable")
         outputs: list[Host] = []
-        for batch in Sequences([rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK).batches():
+        for batch in Sequences(
+            [rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK
+        ).batches():
             lengths: Any = batch.lengths
-            y, *_ = self.model_(self.params_, home.asarray(batch.x), lengths=None if self.table_ else lengths)
+            y, *_ = self.model_(
+                self.params_, home.asarray(batch.x), lengths=None if self.table_ else lengths
+            )
             y = to_numpy(y).astype(np.float64)
-            outputs.extend((y[:T, k] for k, T in enumerate(lengths)) if self.target_kind_ == "step" else y)
+            outputs.extend(
+                (y[:T, k] for k, T in enumerate(lengths)) if self.target_kind_ == "step" else y
+            )
         return [outputs[k] for k in np.argsort(order)]
 
     def _check_features(self, where: str, data: inputs.Sequences) -> None:
-        count, known = data.features, self.n_features_in_
+        count = data.features
+        known = self.n_features_in_
         if data.is_table != self.table_:
-            kinds = f"a list of sequences (T, D) with D = {known}", f"a table (N, T) with T = {known} columns"
-            came = f"a table with {count} columns" if data.is_table else f"sequences (T, D) with D = {count}"
-            raise ValueError(f"{where}: X is {came}, expected {kinds[self.table_]}; [X] is a list of one sequence")
+            kinds = (
+                f"a list of sequences (T, D) with D = {known}",
+                f"a table (N, T) with T = {known} columns",
+            )
+            came = (
+                f"a table with {count} columns"
+                if data.is_table
+                else f"sequences (T, D) with D = {count}"
+            )
+            raise ValueError(
+                f"{where}: X is {came}, expected {kinds[self.table_]}; [X] is a list of one"
+                " sequence"
+            )
         if count != known:
-            raise ValueError(f"{where}: X has {count} features, but {where} is expecting {known} features as input")
+            raise ValueError(
+                f"{where}: X has {count} features, but {where} is expecting {known} features as"
+                " input"
+            )
         names = getattr(self, "feature_names_in_", None)
         if names is not None and data.names is not None and list(names) != data.names:
             problem = f"they are {checks.shown(data.names)}, expected {checks.shown(list(names))}"
-            raise ValueError(f"{where}: The feature names should match those that were passed during fit: {problem}")
+            raise ValueError(
+                f"{where}: The feature names should match those that were passed during fit:"
+                f" {problem}"
+            )
 
     def _backend(self, X: Any) -> Backend:
-        """Return the backend that is asked for, or that of X where it is an array of a library other than NumPy."""
-        chosen = backend_like(from_foreign("fit", X)) if self.backend is None and inputs.is_foreign(X) else self.backend
+        """Return the backend that is asked for, or that of X where it is an array of a library
+        other than NumPy.
+        """
+        chosen = (
+            backend_like(from_foreign("fit", X))
+            if self.backend is None and inputs.is_foreign(X)
+            else self.backend
+        )
         return backend_of(chosen, self.dtype)
 
     def _scale(self, data: inputs.Sequences) -> tuple[Host, Host]:
@@ -232,27 +310,41 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         if not self.standardize:
             return np.zeros(1), np.ones(1)
         steps = np.stack(data.rows) if data.is_table else np.concatenate(data.rows)
-        mean, std = steps.mean(axis=0), steps.std(axis=0)
+        mean = steps.mean(axis=0)
+        std = steps.std(axis=0)
         return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
     def _batches(self, parts: tuple[Any, ...], part: Host, every_step: bool) -> Any:
-        """Return batches of some of the sequences, of their targets and of their weights, which may be None."""
+        """Return batches of some of the sequences, of their targets and of their weights, which may
+        be None.
+        """
         if len(part) == 0:
             return None
-        rows, target, weights = (None if values is None else [values[k] for k in part] for values in parts)
+        rows, target, weights = (
+            None if values is None else [values[k] for k in part] for values in parts
+        )
         return Sequences(rows, target, weights, batch_size=self.batch_size, every_step=every_step)
 
     def _restore(self, arrays: dict[str, Host]) -> Params:
         steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
         for name in ("mean_", "std_"):
             if getattr(self, name).shape not in ((1,), (width,), (steps, width)):
-                raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {(steps, width)}")
-        self.model_ = self.network(width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step")
+                raise ValueError(
+                    f"{name} has shape {getattr(self, name).shape}, expected {(steps, width)}"
+                )
+        self.model_ = self.network(
+            width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
+        )
         return self._weights(arrays)
 
     def network(self, width: int, outputs: int, last: bool = True) -> Any:
-        """Return the model for sequences of a width D that gives so many numbers at the end, or at each step."""
-        sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
+        """Return the model for sequences of a width D that gives so many numbers at the end, or at
+        each step.
+        """
+        sizes = {
+            name: getattr(self, name)
+            for name in ("hidden_size", "num_layers", "bidirectional", "dropout")
+        }
         sizes |= {"input_size": width, "output_size": outputs, "last": last}
         return sequence_model(type(self).__name__, self.cell, **sizes, **(self.options or {}))
 
@@ -261,17 +353,19 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
 class SequenceClassifier(SequenceEstimator):
     """Classify sequences, which may differ in length, with a recurrent network.
 
-    The network reads a sequence and predicts once, from its state at the end, or at each step (Elman 1990; Hochreiter &
-    Schmidhuber 1997). It follows scikit-learn's conventions and needs no scikit-learn. Part of the sequences is held
-    out to decide when to stop.
+    The network reads a sequence and predicts once, from its state at the end, or at each step
+    (Elman 1990; Hochreiter & Schmidhuber 1997). It follows scikit-learn's conventions and needs no
+    scikit-learn. Part of the sequences is held out to decide when to stop.
 
     The form of y in `fit` says what is predicted:
 
     - (N,): one of several classes for each sequence.
     - (N, T), or a list of N arrays (T_i,): a class for each step of each sequence, where there are as many
-      labels as X has steps. `sample_weight` may have this form, too; a step of weight 0 does not count in the loss.
+      labels as X has steps. `sample_weight` may have this form, too; a step of weight 0 does not
+      count in the loss.
     - (N, L) of 0 and 1 otherwise: several labels for each sequence, each there or not there (multi-label), by a sigmoid
-      and a binary cross-entropy each. `score` counts the sequences whose labels are all right, as scikit-learn does.
+      and a binary cross-entropy each. `score` counts the sequences whose labels are all right, as
+      scikit-learn does.
 
     Parameters
     ----------
@@ -299,22 +393,25 @@ class SequenceClassifier(SequenceEstimator):
     averaging : float
         Decay of the moving average of the weights that is judged and kept.
     validation_fraction : float
-        Share of the sequences that is held out to decide when to stop; none where that would be fewer than ten, or
-        where `sample_weight` is zero in all of that part or in all of the rest.
+        Share of the sequences that is held out to decide when to stop; none where that would be
+        fewer than ten, or where `sample_weight` is zero in all of that part or in all of the rest.
     patience : int
         Epochs without a better validation loss before training stops.
     class_weight : dict, "balanced" or None
-        The weight of each class in the loss, 1 for those that the dict leaves out; it multiplies `sample_weight`. The
-        weight of a class that is "balanced" is the number of labels divided by that of classes and by that of labels of
-        the class (King & Zeng 2001). Where a sequence has several labels, each of them has the classes 0 and 1.
+        The weight of each class in the loss, 1 for those that the dict leaves out; it multiplies
+        `sample_weight`. The weight of a class that is "balanced" is the number of labels divided by
+        that of classes and by that of labels of the class (King & Zeng 2001). Where a sequence has
+        several labels, each of them has the classes 0 and 1.
     every_step : bool, optional
         Whether y has a label for each step, where its form could mean both: y (N, T) of 0 and 1.
     seed : int
-        Decides the initial weights, the part that is held out, the order of the batches, and the masks of dropout.
+        Decides the initial weights, the part that is held out, the order of the batches, and the
+        masks of dropout.
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training, on a GPU.
     backend : str or Backend, optional
-        As for `xlstm.backend`. By default that of X where it is an array of CuPy or PyTorch, and else "auto".
+        As for `xlstm.backend`. By default that of X where it is an array of CuPy or PyTorch, and
+        else "auto".
     dtype : {"float32", "float64"}
     warm_start : bool
         Let `fit` go on from the weights and the scaling that it found before.
@@ -360,51 +457,76 @@ class SequenceClassifier(SequenceEstimator):
     KIND = "sequence classifier"
     _kind = "classifier"
     _each_output = "classes_"  # the attribute with an entry for each output of the model
-    _losses: ClassVar = dict.fromkeys(TARGET_KINDS, losses.cross_entropy) | {"multilabel": losses.binary_cross_entropy}
+    _losses: ClassVar = dict.fromkeys(TARGET_KINDS, losses.cross_entropy) | {
+        "multilabel": losses.binary_cross_entropy
+    }
     _facts: ClassVar = SequenceEstimator._facts | {"classes_": _labels}
     class_weight: Mapping[Any, float] | str | None = None
     every_step: bool | None = None
 
     def predict(self, X: Any) -> Any:
-        """Return the likeliest labels in the form of y: (N,), (N, T), or (N, L) of 0 and 1; X as for `fit`.
+        """Return the likeliest labels in the form of y: (N,), (N, T), or (N, L) of 0 and 1; X as
+        for `fit`.
 
         Where X is a list and each step has a label, it is a list of arrays (T_i,).
         """
         return self._answer(X, "label")
 
     def predict_proba(self, X: Any) -> Any:
-        """Return the probability of each class, (N, C) or (N, T, C), or of each of several labels, (N, L).
+        """Return the probability of each class, (N, C) or (N, T, C), or of each of several labels,
+        (N, L).
 
-        It is in the library of X. Where X is a list and each step has a label, it is a list of arrays (T_i, C).
+        It is in the library of X. Where X is a list and each step has a label, it is a list of
+        arrays (T_i, C).
         """
         return _as(self._answer(X, "probabilities"), X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the accuracy: the share of sequences or steps whose label, or all of whose labels, are predicted."""
-        labels, where, each_step = self.predict(X), type(self).__name__, self.target_kind_ == "step"
+        """Return the accuracy: the share of sequences or steps whose label, or all of whose labels,
+        are predicted.
+        """
+        labels = self.predict(X)
+        where = type(self).__name__
+        each_step = self.target_kind_ == "step"
         lengths = [len(one) if each_step else 1 for one in labels]
         predicted = np.concatenate([*labels]) if each_step else labels
         _, truth = inputs.classified(where, y, lengths, each_step)
         if truth.shape != predicted.shape:
-            raise ValueError(f"{where}: y has shape {truth.shape}, expected that of y in fit, {predicted.shape}")
+            raise ValueError(
+                f"{where}: y has shape {truth.shape}, expected that of y in fit, {predicted.shape}"
+            )
         hits = np.all((predicted == truth).reshape(len(truth), -1), axis=1)
         weights = inputs.weights(where, sample_weight, len(labels), lengths if each_step else None)
         return float(np.average(hits, weights=weights))
 
     def _answers(self, xp: Namespace, logits: Any) -> dict[str, Any]:
         if self.target_kind_ == "multilabel":
-            return {"label": xp.asarray(logits > 0, dtype=xp.int64), "probabilities": sigmoid(xp, logits)}
+            return {
+                "label": xp.asarray(logits > 0, dtype=xp.int64),
+                "probabilities": sigmoid(xp, logits),
+            }
         label = xp.take(xp.asarray(self.classes_), xp.argmax(logits, axis=-1), axis=0)
         return {"label": label, "probabilities": softmax(xp, logits)}
 
-    def _targets(self, y: Any, sample_weight: Any, lengths: list[int], again: bool) -> tuple[dict[str, Any], Any, Any]:
+    def _targets(
+        self, y: Any, sample_weight: Any, lengths: list[int], again: bool
+    ) -> tuple[dict[str, Any], Any, Any]:
         where = type(self).__name__
         kind, truth = inputs.classified(where, y, lengths, self.every_step)
-        classes, target = (np.arange(truth.shape[1]), truth) if truth.ndim == 2 else self._numbered(truth)
+        classes, target = (
+            (np.arange(truth.shape[1]), truth) if truth.ndim == 2 else self._numbered(truth)
+        )
         if again and not (kind == self.target_kind_ and np.array_equal(classes, self.classes_)):
-            expected = f"expected those of before, {self.target_kind_} classes {checks.shown(self.classes_.tolist())}"
-            raise ValueError(f"{where}: y holds the {kind} classes {checks.shown(classes.tolist())}, {expected}")
-        weights = inputs.weights(where, sample_weight, len(lengths), lengths if kind == "step" else None)
+            expected = (
+                f"expected those of before, {self.target_kind_} classes"
+                f" {checks.shown(self.classes_.tolist())}"
+            )
+            raise ValueError(
+                f"{where}: y holds the {kind} classes {checks.shown(classes.tolist())}, {expected}"
+            )
+        weights = inputs.weights(
+            where, sample_weight, len(lengths), lengths if kind == "step" else None
+        )
         if self.class_weight is not None:
             factors = self._class_weights(classes, target)
             weights = factors if weights is None else (factors.T * weights).T
@@ -417,26 +539,42 @@ class SequenceClassifier(SequenceEstimator):
         """Return the classes of labels, and the number of each label among them."""
         where = type(self).__name__
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
-            raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
+            raise ValueError(
+                f"{where}: Unknown label type: continuous. y holds fractions, expected labels of"
+                " classes"
+            )
         try:
             classes, numbers = np.unique(y, return_inverse=True)
         except TypeError as error:
-            raise ValueError(f"{where}: y is {checks.shown(y.tolist())}, expected text or numbers ({error})") from error
+            raise ValueError(
+                f"{where}: y is {checks.shown(y.tolist())}, expected text or numbers ({error})"
+            ) from error
         if len(classes) < 2:
-            raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
+            raise ValueError(
+                f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more"
+            )
         return classes, numbers.reshape(-1)
 
     def _class_weights(self, classes: Host, target: Host) -> Host:
-        """Return the weight of each label of a target, and of several labels the weight of each 0 and 1."""
+        """Return the weight of each label of a target, and of several labels the weight of each 0
+        and 1.
+        """
         if target.ndim == 2:
-            return np.stack([self._class_weights(np.arange(2), one) for one in target.astype(np.int64).T], axis=1)
-        given, labels = self.class_weight, classes.tolist()
+            return np.stack(
+                [self._class_weights(np.arange(2), one) for one in target.astype(np.int64).T],
+                axis=1,
+            )
+        given = self.class_weight
+        labels = classes.tolist()
         if not isinstance(given, Mapping):  # "balanced": all classes that are there count alike
             counts = np.bincount(target, minlength=len(classes))
             return (len(target) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[target]
         missing = [label for label in labels if label not in given]
         if missing and len(labels) - len(missing) != len(given):
-            problem = f"class_weight has the labels {checks.shown([*given])}, expected some of {checks.shown(labels)}"
+            problem = (
+                f"class_weight has the labels {checks.shown([*given])}, expected some of"
+                f" {checks.shown(labels)}"
+            )
             raise ValueError(f"{type(self).__name__}: {problem}")
         return np.array([given.get(label, 1.0) for label in labels], dtype=np.float64)[target]
 
@@ -456,7 +594,8 @@ class SequenceRegressor(SequenceEstimator):
     ----------
     cell, hidden_size, num_layers, bidirectional, dropout, options, standardize, validation_fraction
         As in `SequenceClassifier`.
-    epochs, batch_size, learning_rate, weight_decay, clip, patience, averaging, callbacks, checkpoints, resume
+    epochs, batch_size, learning_rate, weight_decay, clip, patience, averaging, callbacks, \
+checkpoints, resume
         As in `SequenceClassifier`.
     warm_start, seed, backend, dtype, precision, graph
         As in `SequenceClassifier`.
@@ -484,33 +623,44 @@ class SequenceRegressor(SequenceEstimator):
     _facts: ClassVar = SequenceEstimator._facts | {"one_target_": checks.flag}
 
     def predict(self, X: Any) -> Any:
-        """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
+        """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for
+        `fit`.
+        """
         return _as(self._answer(X, "y"), X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
-        predicted, where = np.asarray(to_numpy(self.predict(X))), type(self).__name__
+        predicted = np.asarray(to_numpy(self.predict(X)))
+        where = type(self).__name__
         truth = inputs.targets(where, y, len(predicted)).reshape(predicted.shape)
         weights = inputs.weights(where, sample_weight, len(predicted))
         mean = np.average(truth, axis=0, weights=weights)
-        squares = [np.average((truth - other) ** 2, axis=0, weights=weights) for other in (predicted, mean)]
+        squares = [
+            np.average((truth - other) ** 2, axis=0, weights=weights) for other in (predicted, mean)
+        ]
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
 
     def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
         numbers = y * self.target_std_ + self.target_mean_
         return {"y": numbers[:, 0] if self.one_target_ else numbers}
 
-    def _targets(self, y: Any, sample_weight: Any, lengths: list[int], again: bool) -> tuple[dict[str, Any], Host, Any]:
-        where, count = type(self).__name__, len(lengths)
-        y, weights = inputs.targets(where, y, count), inputs.weights(where, sample_weight, count)
+    def _targets(
+        self, y: Any, sample_weight: Any, lengths: list[int], again: bool
+    ) -> tuple[dict[str, Any], Host, Any]:
+        where = type(self).__name__
+        count = len(lengths)
+        y = inputs.targets(where, y, count)
+        weights = inputs.weights(where, sample_weight, count)
         columns = y.reshape(count, -1)
         if again:
-            mean, std = self.target_mean_, self.target_std_
+            mean = self.target_mean_
+            std = self.target_std_
             if columns.shape[1] != len(mean):
                 problem = f"y has {columns.shape[1]} targets, expected those of before, {len(mean)}"
                 raise ValueError(f"{where}: {problem}, or warm_start=False")
         else:
-            mean, std = columns.mean(axis=0), columns.std(axis=0)
+            mean = columns.mean(axis=0)
+            std = columns.std(axis=0)
             std = np.where(std > 0, std, 1.0)
         results = {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}
         return results, (columns - mean) / std, weights

@@ -13,9 +13,11 @@ from xlstm.data.host import LARGEST, Values
 from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
 
-FAR = 1e3  # usual changes beyond which a change counts as no larger, so that one outlier does not decide all
+# usual changes beyond which a change counts as no larger, so that one outlier does not decide all
+FAR = 1e3
 FARTHEST = 1e100  # the same for scales, whose squares are to be finite
-FLAT = (float(np.finfo(np.float64).eps), 1e-200)  # unit of a constant series: a share of its value, and the least one
+# unit of a constant series: a share of its value, and the least one
+FLAT = (float(np.finfo(np.float64).eps), 1e-200)
 LEAST = 0.05  # least scale of a window, as a share of the usual change of its series
 
 Origins = np.ndarray[Any, Any]  # rows of the first values to predict, (M,)
@@ -41,31 +43,46 @@ class Scaling(NamedTuple):
     ids: Sequence[str] = ()
 
     @classmethod
-    def fit(cls, several: Sequence[TimeSeries], ids: Sequence[str], window: int, stops: Sequence[int]) -> Scaling:
-        """Return the units of series, each up to a row of `stops`; raise where one cannot be measured."""
+    def fit(
+        cls, several: Sequence[TimeSeries], ids: Sequence[str], window: int, stops: Sequence[int]
+    ) -> Scaling:
+        """Return the units of series, each up to a row of `stops`; raise where one cannot be
+        measured.
+        """
         named = zip(several, stops, names_of(ids, len(several)), strict=True)
         units = np.stack([units_of(series, window, stop, name) for series, stop, name in named])
         past, future = (
-            np.concatenate([getattr(one, name)[:stop] for one, stop in zip(several, stops, strict=True)])
+            np.concatenate(
+                [getattr(one, name)[:stop] for one, stop in zip(several, stops, strict=True)]
+            )
             for name in ("past", "future")
         )
         static = np.stack([one.static for one in several])
         return cls(units, _moments(past), _moments(future), _moments(static), ids)
 
     def of(self, several: Sequence[TimeSeries], ids: Sequence[str], window: int) -> list[Values]:
-        """Return the units (C,) of series: those of the fitted series of the same name, else their own."""
-        named = dict(zip(self.ids, self.units, strict=False))  # without names there are none to look up
+        """Return the units (C,) of series: those of the fitted series of the same name, else their
+        own.
+        """
+        # without names there are none to look up
+        named = dict(zip(self.ids, self.units, strict=False))
         own = itertools.zip_longest(several, ids)
         return [named[name] if name in named else own_units(series, window) for series, name in own]
 
 
 def names_of(ids: Sequence[str], count: int) -> list[str]:
     """Return the names of so many series for errors, by their `ids` if they have some."""
-    return ["the series"] if count == 1 and not ids else [f"series {checks.shown(one)}" for one in ids or range(count)]
+    return (
+        ["the series"]
+        if count == 1 and not ids
+        else [f"series {checks.shown(one)}" for one in ids or range(count)]
+    )
 
 
 def units_of(series: TimeSeries, window: int, stop: int, name: str) -> Values:
-    """Return the root mean square by which values within a window differ from the last one, (C,)."""
+    """Return the root mean square by which values within a window differ from the last one,
+    (C,).
+    """
     known = series.known[:stop]
     check_changes("Forecaster", known, name)
     if np.any(constant := np.ptp(known, axis=0) == 0):
@@ -81,28 +98,40 @@ def check_changes(where: str, known: Values, name: str) -> None:
     spreads = np.ptp(known, axis=0)
     for c in np.flatnonzero((spreads > 0) & (spreads < 1 / LARGEST)):
         column = f" in column {c}" if known.shape[1] > 1 else ""
-        problem = f"changes by no more than {spreads[c]:g}{column}, expected {1 / LARGEST:g} or more"
+        problem = (
+            f"changes by no more than {spreads[c]:g}{column}, expected {1 / LARGEST:g} or more"
+        )
         raise ValueError(f"{where}: {name} {problem}, as squares are taken; multiply its values")
 
 
 def own_units(series: TimeSeries, window: int) -> Values:
-    """Return the units (C,) of a series that is forecast: those of the part of it that `fit` would train on.
+    """Return the units (C,) of a series that is forecast: those of the part of it that `fit` would
+    train on.
 
-    A series that does not change there is measured as a whole; one that never changes has a unit of next to nothing.
+    A series that does not change there is measured as a whole; one that never changes has a unit of
+    next to nothing.
     """
     known = series.known
-    whole = np.maximum(_usual(series, len(known), window), np.maximum(FLAT[0] * np.abs(known[-1]), FLAT[1]))
-    part = _usual(series, split(max(len(known), 3)).train.stop, window)  # fewer than 3 rows have no parts
+    whole = np.maximum(
+        _usual(series, len(known), window), np.maximum(FLAT[0] * np.abs(known[-1]), FLAT[1])
+    )
+    # fewer than 3 rows have no parts
+    part = _usual(series, split(max(len(known), 3)).train.stop, window)
     return np.where(part > 0, part, whole)
 
 
 def _usual(series: TimeSeries, stop: int, window: int) -> Values:
-    """Return the root mean square of changes within a window, (C,), since each target began; 0 for a single row."""
+    """Return the root mean square of changes within a window, (C,), since each target began; 0 for
+    a single row.
+    """
     usual = np.zeros(series.known.shape[1])
     for c, begin in enumerate(np.argmax(~np.isnan(series.values[:stop]), axis=0)):
         known = series.known[begin:stop, c : c + 1]
         with np.errstate(over="ignore"):
-            squares = [np.mean((known[lag:] - known[:-lag]) ** 2) for lag in range(1, min(window, len(known)))]
+            squares = [
+                np.mean((known[lag:] - known[:-lag]) ** 2)
+                for lag in range(1, min(window, len(known)))
+            ]
         usual[c] = np.sqrt(np.mean(squares)) if squares else 0.0
     return usual
 
@@ -111,7 +140,9 @@ def scales(known: Values, origins: Origins, window: int, units: Values) -> Value
     """Return the scale (M, C) of the windows before each origin."""
     total = np.zeros((len(origins), known.shape[1]))
     for lag in range(2, window + 1):
-        total += np.minimum(np.abs(known[origins - lag] - known[origins - 1]) / units, FARTHEST) ** 2
+        total += (
+            np.minimum(np.abs(known[origins - lag] - known[origins - 1]) / units, FARTHEST) ** 2
+        )
     return np.asarray(units * np.maximum(np.sqrt(total / (window - 1)), LEAST))
 
 

@@ -35,8 +35,9 @@ LEAST = 2  # tokens of a text that can be learnt from or evaluated
 class TextModel(TrainedEstimator, NetworkEstimator):
     """A language model that learns from a text, and writes more of it.
 
-    The text is read as parallel streams whose state is carried on (truncated backpropagation through time). The last
-    part is held out; the model predicts each of its tokens from those before it.
+    The text is read as parallel streams whose state is carried on (truncated backpropagation
+    through time). The last part is held out; the model predicts each of its tokens from those
+    before it.
 
     Parameters
     ----------
@@ -152,24 +153,34 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         again = self.warm_start and self.__sklearn_is_fitted__()
         kind, codec = (self.codec_kind_, self.codec_) if again else self._codec(whole)
         if self.tokens in CODECS and self.tokens != kind:
-            problem = f"tokens is {self.tokens!r}, expected those of before, {kind!r}, or warm_start=False"
+            problem = (
+                f"tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
+                " warm_start=False"
+            )
             raise ValueError(f"{where}: {problem}")
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
         fitted, held_out = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
         data = Streams(fitted[:-1], fitted[1:], self.batch_size, self.length)
-        model, home = self._model(codec.size), backend_of(self.backend, self.dtype)
+        model = self._model(codec.size)
+        home = backend_of(self.backend, self.dtype)
         if again:
             self._check_warm_start(self.model_.backbone, model.backbone)
 
         def keep(trained: Trained) -> None:
-            results = {"params_": trained.params, "trained_": trained, "n_iter_": len(trained.losses)}
+            results = {
+                "params_": trained.params,
+                "trained_": trained,
+                "n_iter_": len(trained.losses),
+            }
             self._become(codec_=codec, codec_kind_=kind, model_=model, **results)
             self.vocab_size_ = model.vocab_size
             self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
 
         start = self.params_ if again else model.init(self.seed, home)
-        return self._train(model, start, data, home, keep, steps=self.steps, every=self.every, group=group)
+        return self._train(
+            model, start, data, home, keep, steps=self.steps, every=self.every, group=group
+        )
 
     def nats(self, X: Any) -> float:
         """Return the mean of -log p of a token given those before it, in nats; `X` as for `fit`.
@@ -179,7 +190,9 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         ValueError, TypeError
             The text has fewer than two tokens or a character that is not known, or is no text.
         """
-        return self._nats(np.array(self.codec_.encode(_text(type(self).__name__, X)), dtype=np.int64))
+        return self._nats(
+            np.array(self.codec_.encode(_text(type(self).__name__, X)), dtype=np.int64)
+        )
 
     def perplexity(self, X: Any) -> float:
         """Return the perplexity of a text by token, exp of `nats`."""
@@ -189,7 +202,9 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         """Return the mean of log p of a token, the negative of `nats`: more is better."""
         return -self.nats(X)
 
-    def stream(self, prompt: str, max_tokens: int = 200, *, temperature: float = 0.8, **options: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: str, max_tokens: int = 200, *, temperature: float = 0.8, **options: Any
+    ) -> Iterator[str]:
         """Yield the text that follows a prompt, piece by piece.
 
         Parameters
@@ -212,8 +227,12 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         """
         numbers = self.codec_.encode(checks.text("TextModel", "prompt", prompt))
         if not numbers:
-            raise ValueError(f"TextModel: prompt is {checks.shown(prompt)}, expected a token at least")
-        drawn = self.model_.stream(self.params_, [numbers], max_tokens, temperature=temperature, **options)
+            raise ValueError(
+                f"TextModel: prompt is {checks.shown(prompt)}, expected a token at least"
+            )
+        drawn = self.model_.stream(
+            self.params_, [numbers], max_tokens, temperature=temperature, **options
+        )
         return text_of_tokens(self.codec_, drawn)
 
     def generate(self, prompt: str, max_tokens: int = 200, **options: Any) -> str:
@@ -221,7 +240,11 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
 
     def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], None]:
-        return super().for_export(lengths)[0] | {"vocabulary": self.codec_.content.decode()}, {}, None
+        return (
+            super().for_export(lengths)[0] | {"vocabulary": self.codec_.content.decode()},
+            {},
+            None,
+        )
 
     def _content(self) -> dict[str, Any]:
         return super()._content() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
@@ -236,10 +259,14 @@ class TextModel(TrainedEstimator, NetworkEstimator):
 
     def _nats(self, numbers: np.ndarray[Any, Any]) -> float:
         if len(numbers) < LEAST:
-            raise ValueError(f"TextModel: the text has {len(numbers)} tokens, expected {LEAST} or more")
+            raise ValueError(
+                f"TextModel: the text has {len(numbers)} tokens, expected {LEAST} or more"
+            )
         streams = max(1, min(self.batch_size, (len(numbers) - 1) // self.length))
         length = min(self.length, (len(numbers) - 1) // streams)
-        return float(evaluate(self.model_, self.params_, Streams(numbers[:-1], numbers[1:], streams, length)))
+        return float(
+            evaluate(self.model_, self.params_, Streams(numbers[:-1], numbers[1:], streams, length))
+        )
 
     def _codec(self, whole: str) -> tuple[str, text.Codec]:
         """Return the kind and the codec that `tokens` asks for."""
@@ -250,7 +277,9 @@ class TextModel(TrainedEstimator, NetworkEstimator):
             return "bytes", text.Bytes()
         path = checks.path("TextModel", "tokens", self.tokens)
         if not path.is_file():
-            raise FileNotFoundError(f"TextModel: tokens is {path}, expected 'characters', 'bytes' or a tokenizer.json")
+            raise FileNotFoundError(
+                f"TextModel: tokens is {path}, expected 'characters', 'bytes' or a tokenizer.json"
+            )
         return "tokenizer", text.Tokenizer(path)
 
     def _model(self, vocab_size: int) -> xLSTMLanguageModel:

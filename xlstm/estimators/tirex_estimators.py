@@ -26,7 +26,8 @@ from xlstm.models.tirex.items import Pretrained
 from xlstm.models.tirex.transforms import levels_of
 
 FEWEST = 3  # rows before the first forecast of a score, for the baselines
-FORECASTER, FEATURES = "ZeroShotForecaster", "TiRexFeatures"
+FORECASTER = "ZeroShotForecaster"
+FEATURES = "TiRexFeatures"
 
 Checkpoint = AnyPath | tuple[TiRex | TiRex2, Params]
 
@@ -34,7 +35,8 @@ Checkpoint = AnyPath | tuple[TiRex | TiRex2, Params]
 def load_model(
     where: str, checkpoint: Checkpoint, backend: str | Backend | None, dtype: DType | None
 ) -> tuple[TiRex | TiRex2, Params]:
-    """Return the pretrained model of an estimator; a pair of a model and its parameters stays as it is.
+    """Return the pretrained model of an estimator; a pair of a model and its parameters stays as it
+    is.
 
     Raises
     ------
@@ -42,9 +44,13 @@ def load_model(
         The checkpoint is none.
     """
     if not isinstance(checkpoint, tuple):
-        return tirex.load(checkpoint, backend=backend, dtype=None if dtype is None else dtype_text(where, dtype))
+        return tirex.load(
+            checkpoint, backend=backend, dtype=None if dtype is None else dtype_text(where, dtype)
+        )
     if len(checkpoint) != 2:
-        raise ValueError(f"{where}: checkpoint has {len(checkpoint)} parts, expected a model and its parameters")
+        raise ValueError(
+            f"{where}: checkpoint has {len(checkpoint)} parts, expected a model and its parameters"
+        )
     model, params = checkpoint
     checks.instance((TiRex, TiRex2), "a TiRex or a TiRex2")(where, "model", model)
     return model, params
@@ -54,14 +60,16 @@ def load_model(
 class ZeroShotForecaster(SeriesEstimator):
     """Forecast series with a pretrained TiRex, without any training on them.
 
-    It takes series and tables, and returns forecasts and scores, as `Forecaster` does. TiRex-2 lets the targets and the
-    covariates of a series see each other; TiRex-1 forecasts each target by itself and takes no covariates. Gaps (NaN)
-    are missing values to the network, anywhere. `predict`, `score` and `backtest` need no `fit`.
+    It takes series and tables, and returns forecasts and scores, as `Forecaster` does. TiRex-2 lets
+    the targets and the covariates of a series see each other; TiRex-1 forecasts each target by
+    itself and takes no covariates. Gaps (NaN) are missing values to the network, anywhere.
+    `predict`, `score` and `backtest` need no `fit`.
 
     Parameters
     ----------
     checkpoint : path, or pair of a model and its parameters
-        A published checkpoint, as `xlstm.interop.tirex.load` takes it, or a `TiRex` or `TiRex2` that is there.
+        A published checkpoint, as `xlstm.interop.tirex.load` takes it, or a `TiRex` or `TiRex2`
+        that is there.
     backend : str or Backend, optional
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
@@ -69,20 +77,22 @@ class ZeroShotForecaster(SeriesEstimator):
     name : str
         A name for the series.
     horizon : int, optional
-        Steps ahead that are forecast, by default a patch of the model, which is 32 steps in published ones.
+        Steps ahead that are forecast, by default a patch of the model, which is 32 steps in
+        published ones.
     quantiles : list of float, optional
         Rising levels within those that the model was trained for, which are the default.
     batch_size : int, optional
         Windows that the network sees at once, at most: by default 16 on a CPU and 512 on a GPU.
     options : dict, optional
-        Further options of `forecast` of the model, such as `{"rollout": 2}` or `{"sign_flip": True}`.
+        Further options of `forecast` of the model, such as `{"rollout": 2}` or `{"sign_flip":
+        True}`.
     season : int or "auto"
-        Steps of a season, of which the seasonal naive forecast is made that scores compare with; 0 for none. With
-        "auto" it is found in the first 60 % of the series.
+        Steps of a season, of which the seasonal naive forecast is made that scores compare with; 0
+        for none. With "auto" it is found in the first 60 % of the series.
     targets, past, future : list of str, optional
-        In tables, names of columns, of which each has one role: those to predict, by default all others; covariates
-        that are known up to the last value; and covariates that are known in advance. With `targets` columns without a
-        role are not read.
+        In tables, names of columns, of which each has one role: those to predict, by default all
+        others; covariates that are known up to the last value; and covariates that are known in
+        advance. With `targets` columns without a role are not read.
     series_id : str, optional
         The column of tables that tells several series apart.
 
@@ -141,21 +151,24 @@ class ZeroShotForecaster(SeriesEstimator):
         self._become(model_=network.model, params_=network.params, feature_names_in_=columns)
         return self
 
-    def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
+    def predict(
+        self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
+    ) -> Any:
         """Return the medians of the values after the end of a series.
 
         Parameters
         ----------
         values : array (N,) or (N, C), list of such arrays, or table
-            A series of one target, of several, or several series. NaN is a gap, which may be anywhere. Rows that are
-            missing between dates become gaps.
+            A series of one target, of several, or several series. NaN is a gap, which may be
+            anywhere. Rows that are missing between dates become gaps.
         steps : int, optional
             How many values; by default as many as the horizon.
         covariates : past, future, dates
-            As for `Forecaster.predict`: `past` (N, P) are covariates that are known up to the last value, `future`
-            (N + steps, F) those that are known in advance, and `dates` (N,) rising dates. Where there are several
-            series, these are lists with one entry for each. With a table `future` is a table of the rows that are
-            predicted, in any order if they have dates.
+            As for `Forecaster.predict`: `past` (N, P) are covariates that are known up to the last
+            value, `future` (N + steps, F) those that are known in advance, and `dates` (N,) rising
+            dates. Where there are several series, these are lists with one entry for each. With a
+            table `future` is a table of the rows that are predicted, in any order if they have
+            dates.
 
         Returns
         -------
@@ -165,13 +178,16 @@ class ZeroShotForecaster(SeriesEstimator):
         Raises
         ------
         OSError, ValueError, TypeError
-            The checkpoint cannot be read, a series is out of range, there are covariates and the model takes none, or a
-            parameter is out of range.
+            The checkpoint cannot be read, a series is out of range, there are covariates and the
+            model takes none, or a parameter is out of range.
         """
         return self._after(values, steps, covariates, False)
 
-    def predict_quantiles(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
-        """Return quantiles of the values after the end of a series; they may cross, as the model gives them.
+    def predict_quantiles(
+        self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
+    ) -> Any:
+        """Return quantiles of the values after the end of a series; they may cross, as the model
+        gives them.
 
         Parameters
         ----------
@@ -181,7 +197,8 @@ class ZeroShotForecaster(SeriesEstimator):
         Returns
         -------
         array (steps, Q) or (steps, C, Q), list of such arrays, or table
-            In the order of the parameter `quantiles`; columns of a table have the quantile at the end of their names.
+            In the order of the parameter `quantiles`; columns of a table have the quantile at the
+            end of their names.
 
         Raises
         ------
@@ -190,15 +207,19 @@ class ZeroShotForecaster(SeriesEstimator):
         """
         return self._after(values, steps, covariates, True)
 
-    def score(self, values: Any, stride: int = 1, **covariates: Unpack[CovariateArguments]) -> Score:
-        """Return errors on the last 20 % of a series beside those of baselines, which are those of `Forecaster.score`.
+    def score(
+        self, values: Any, stride: int = 1, **covariates: Unpack[CovariateArguments]
+    ) -> Score:
+        """Return errors on the last 20 % of a series beside those of baselines, which are those of
+        `Forecaster.score`.
 
         Parameters
         ----------
         values, covariates
             As for `predict`; `future` needs no rows after the series.
         stride : int
-            Rows from the beginning of one forecast to that of the next. The time is that of so many forecasts.
+            Rows from the beginning of one forecast to that of the next. The time is that of so many
+            forecasts.
 
         Returns
         -------
@@ -210,10 +231,17 @@ class ZeroShotForecaster(SeriesEstimator):
             As for `predict`.
         """
         stride = checks.size(FORECASTER, "stride", stride)
-        return self._scored(values, covariates, lambda rows, horizon: np.arange(split(rows).test.start, rows, stride))
+        return self._scored(
+            values,
+            covariates,
+            lambda rows, horizon: np.arange(split(rows).test.start, rows, stride),
+        )
 
-    def backtest(self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]) -> Score:
-        """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
+    def backtest(
+        self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]
+    ) -> Score:
+        """Return errors of forecasts from rolling origins, one horizon after another at the end of
+        the series.
 
         Parameters
         ----------
@@ -232,27 +260,42 @@ class ZeroShotForecaster(SeriesEstimator):
             As for `predict`; there is not enough room for the folds.
         """
         folds = checks.count(FORECASTER, "folds", folds)
-        return self._scored(values, covariates, lambda rows, horizon: rows - horizon * np.arange(folds, 0, -1))
+        return self._scored(
+            values, covariates, lambda rows, horizon: rows - horizon * np.arange(folds, 0, -1)
+        )
 
     def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], None]:
-        """Return what `interop.onnx.to_onnx` writes beside the network, which takes tokens of scaled patches."""
+        """Return what `interop.onnx.to_onnx` writes beside the network, which takes tokens of
+        scaled patches.
+        """
         return {"kind": FORECASTER}, {}, None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles have: all but the checkpoint's content, which is read again."""
-        return {name: value for name, value in vars(self).items() if name not in ("_source", "_loaded")}
+        """Return what copies and pickles have: all but the checkpoint's content, which is read
+        again.
+        """
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_source", "_loaded")
+        }
 
-    def _after(self, values: Any, steps: int | None, covariates: CovariateArguments, quantiles: bool) -> Any:
+    def _after(
+        self, values: Any, steps: int | None, covariates: CovariateArguments, quantiles: bool
+    ) -> Any:
         """Return forecasts after the end of series in the kind that the series came in."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(FORECASTER, "steps", steps)
         ahead = network.after(*self._read(network, values, covariates, steps), steps)
         return ahead.quantiles if quantiles else ahead.mean
 
-    def _scored(self, values: Any, covariates: CovariateArguments, origins: Callable[[int, int], Host]) -> Score:
-        """Return the score of forecasts of each series at the rows that `origins` gives by its rows and the horizon."""
+    def _scored(
+        self, values: Any, covariates: CovariateArguments, origins: Callable[[int, int], Host]
+    ) -> Score:
+        """Return the score of forecasts of each series at the rows that `origins` gives by its rows
+        and the horizon.
+        """
         network = self._network()
-        H, season = self._horizon(network), CHECKS["season"](FORECASTER, "season", self.season)
+        H = self._horizon(network)
+        season = CHECKS["season"](FORECASTER, "season", self.season)
         given, several = self._read(network, values, covariates, 0)
         forecasts = []
         for series in several:
@@ -278,7 +321,9 @@ class ZeroShotForecaster(SeriesEstimator):
         checks.text(FORECASTER, "name", self.name)
         known = Covariates.of(FORECASTER, covariates)
         fitted = self._names() if fitted is None else fitted
-        given, several = items.read_table(FORECASTER, network.model, values, known, self._roles(), steps, fitted)
+        given, several = items.read_table(
+            FORECASTER, network.model, values, known, self._roles(), steps, fitted
+        )
         for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
             check_changes(FORECASTER, series.known, name)
         return given, several
@@ -291,11 +336,13 @@ class ZeroShotForecaster(SeriesEstimator):
         """Return the model with its parameters and options; a checkpoint is read once."""
         source = self.checkpoint, self.backend, self.dtype
         if isinstance(self.checkpoint, tuple):
-            (model, params), starts = load_model(FORECASTER, *source), None  # others may change these parameters
+            model, params = load_model(FORECASTER, *source)
+            starts = None  # others may change these parameters
         else:
             if getattr(self, "_source", None) != source:
                 model, params = load_model(FORECASTER, *source)
-                self._source, self._loaded = source, (model, params, PrefixStateCache(model, params))
+                self._source = source
+                self._loaded = (model, params, PrefixStateCache(model, params))
             model, params, starts = self._loaded
         if self.quantiles is not None:
             CHECKS["quantiles"](FORECASTER, "quantiles", self.quantiles)
@@ -311,7 +358,9 @@ def _rows(X: Any) -> Any:
 
 
 def _variates(X: Any) -> int:
-    """Return the number of variates of several series, which is the same for all; raise ValueError where it is not."""
+    """Return the number of variates of several series, which is the same for all; raise ValueError
+    where it is not.
+    """
     series = items.read_arrays(FEATURES, X, 2)
     counts = {len(rows) for rows in series.rows}
     if series.single or len(counts) > 1:
@@ -322,15 +371,17 @@ def _variates(X: Any) -> int:
 
 @dataclass(eq=False, repr=False)
 class TiRexFeatures(Estimator):
-    """Embeddings of series by a pretrained TiRex, as features for any classifier or regressor of scikit-learn.
+    """Embeddings of series by a pretrained TiRex, as features for any classifier or regressor of
+    scikit-learn.
 
-    A feature is one of D units of one block, averaged over time; `TiRex.embed` describes the computation. Nothing is
-    trained.
+    A feature is one of D units of one block, averaged over time; `TiRex.embed` describes the
+    computation. Nothing is trained.
 
     Parameters
     ----------
     checkpoint : path, or pair of a model and its parameters
-        A published checkpoint, as `xlstm.interop.tirex.load` takes it, or a `TiRex` or `TiRex2` that is there.
+        A published checkpoint, as `xlstm.interop.tirex.load` takes it, or a `TiRex` or `TiRex2`
+        that is there.
     backend : str or Backend, optional
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
@@ -403,10 +454,13 @@ class TiRexFeatures(Estimator):
         NotFittedError, ValueError, TypeError
             `fit` was not called, or the series do not fit.
         """
-        model, X = self.model_, _rows(X)
+        model = self.model_
+        X = _rows(X)
         count = _variates(X)
         if count != self.n_variates_:
-            raise ValueError(f"{FEATURES}: series have {count} variates, expected {self.n_variates_}, as in fit")
+            raise ValueError(
+                f"{FEATURES}: series have {count} variates, expected {self.n_variates_}, as in fit"
+            )
         return np.asarray(model.embed(self.params_, X, batch_size=self.batch_size))
 
     def fit_transform(self, X: Any, y: Any = None) -> Values:
@@ -414,7 +468,8 @@ class TiRexFeatures(Estimator):
         return self.fit(X).transform(X)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray[Any, Any]:
-        """Return the names of the features, such as "block3_unit17", and "block3_variate1_unit17" of several variates.
+        """Return the names of the features, such as "block3_unit17", and "block3_variate1_unit17"
+        of several variates.
 
         Parameters
         ----------
@@ -425,7 +480,13 @@ class TiRexFeatures(Estimator):
         -------
         array of str
         """
-        model, count = self.model_, self.n_variates_
+        model = self.model_
+        count = self.n_variates_
         variates = [f"_variate{v}" for v in range(count)] if count > 1 else [""]
-        names = [f"block{k}{v}_unit{d}" for k in range(model.num_blocks) for v in variates for d in range(model.size)]
+        names = [
+            f"block{k}{v}_unit{d}"
+            for k in range(model.num_blocks)
+            for v in variates
+            for d in range(model.size)
+        ]
         return np.array(names, dtype=object)

@@ -1,7 +1,8 @@
 """The LSTM of the NumPy notebook that this project began as, written as the notebook wrote it.
 
-Each gate has arrays of its own, and one sequence goes through one step at a time, forward and back. `xlstm compare` and
-the benchmarks measure this library against it. It gives the numbers that were recorded from the notebook's functions.
+Each gate has arrays of its own, and one sequence goes through one step at a time, forward and back.
+`xlstm compare` and the benchmarks measure this library against it. It gives the numbers that were
+recorded from the notebook's functions.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def sigmoid(x: Values) -> Values:
 
 
 def forward(p: Weights, x: Values) -> tuple[Values, Values, Weights]:
-    """Run a sequence x (T, D); return h and c (T + 1, 1, H), each with its initial zeros, and gates (T, 1, H)."""
+    """Run a sequence x (T, D); return h and c (T + 1, 1, H), each with its initial zeros, and gates
+    (T, 1, H).
+    """
     T = len(x)
     H = len(p["Wf"])
     h = np.zeros((T + 1, 1, H))
@@ -41,7 +44,9 @@ def forward(p: Weights, x: Values) -> tuple[Values, Values, Weights]:
     return h, c, gates
 
 
-def backward(p: Weights, x: Values, h: Values, c: Values, gates: Weights, dy: Values) -> tuple[Weights, Values]:
+def backward(
+    p: Weights, x: Values, h: Values, c: Values, gates: Weights, dy: Values
+) -> tuple[Weights, Values]:
     """Return the gradients of the weights, under their names, and dx (T, D), from dy (T, H)."""
     grads = {name: np.zeros_like(a) for name, a in p.items()}
     dx = np.zeros_like(x)
@@ -77,7 +82,8 @@ def update(p: Weights, grads: Weights, rate: float) -> Weights:
 def step(p: Weights, x: Values, target: Values, rate: float) -> tuple[Weights, float]:
     """Return the weights after the notebook's training step, and the mean squared error before it.
 
-    The notebook's gradient of the loss is 2 (y - target), and it divides the gradients of the weights by T.
+    The notebook's gradient of the loss is 2 (y - target), and it divides the gradients of the
+    weights by T.
     """
     h, c, gates = forward(p, x)
     y = h[1:, 0]
@@ -95,7 +101,9 @@ def by_gate(params: Weights) -> Weights:
 
 
 def stacked(p: Mapping[str, Values], prefix: str = "") -> Weights:
-    """Return the notebook's weights, or its arrays with this prefix before their names, as those of `xlstm.LSTM`."""
+    """Return the notebook's weights, or its arrays with this prefix before their names, as those of
+    `xlstm.LSTM`.
+    """
     params = {}
     for kind, name in OURS.items():
         rows = np.concatenate([p[f"{prefix}{kind}{k}"].T for k in Cell.GATES])

@@ -1,9 +1,10 @@
-"""The notebook's program on any backend: 25 steps of gradient descent, beside the losses of the notebook's functions.
+"""The notebook's program on any backend: 25 steps of gradient descent, beside the losses of the
+notebook's functions.
 
     python -m xlstm.examples.notebook [--backend cupy]
 
-Its gradients are those of the sum of squares, divided by T; ours are those of the mean. That is a factor of H, which
-the learning rate has here.
+Its gradients are those of the sum of squares, divided by T; ours are those of the mean. That is a
+factor of H, which the learning rate has here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ RECORDED = files("xlstm") / "data" / "datasets" / "notebook.npz"
 
 
 def train(recorded: Any, home: xlstm.Backend) -> tuple[list[float], dict[str, Any]]:
-    """Return the loss of each step and the last weights, from the arrays of the notebook by their names."""
+    """Return the loss of each step and the last weights, from the arrays of the notebook by their
+    names.
+    """
     D, H = recorded["Uf"].shape
     lstm = xlstm.LSTM(D, H)
     params = {name: home.asarray(p) for name, p in stacked(recorded).items()}
@@ -44,7 +47,9 @@ def train(recorded: Any, home: xlstm.Backend) -> tuple[list[float], dict[str, An
 
 def main() -> None:
     """Train, and print each loss beside the recorded one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backend", default="auto", help="auto, numpy, cupy or torch")
     options = parser.parse_args()
     try:

@@ -1,4 +1,6 @@
-"""A layer or a model by arrays alone, in a fixed order, as libraries with gradients of their own call functions."""
+"""A layer or a model by arrays alone, in a fixed order, as libraries with gradients of their own
+call functions.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Bridge:
     names : tuple of str
         Names of the parameters, in the order of their sequence.
     leaves : tuple of Leaf
-        The arrays of a state, in the order of their sequence; it is empty where the layer has no state.
+        The arrays of a state, in the order of their sequence; it is empty where the layer has no
+        state.
 
     Raises
     ------
@@ -64,7 +67,10 @@ class Bridge:
         """
         if not self.has_state:
             if state is not None:
-                raise TypeError(f"{self.name}: state is {checks.shown(state)}, expected None, as the layer has none")
+                raise TypeError(
+                    f"{self.name}: state is {checks.shown(state)}, expected None, as the layer has"
+                    " none"
+                )
             return []
         return [array for _, _, array in flat(self.name, "state", state, self.layer.states)]
 
@@ -73,7 +79,8 @@ class Bridge:
         return nested(self.layer.states, iter(arrays)) if self.has_state else ()
 
     def shapes(self, x: Array) -> list[Shape]:
-        """Return the shape of y, and those of the arrays of the state, for x or anything with its shape.
+        """Return the shape of y, and those of the arrays of the state, for x or anything with its
+        shape.
 
         Raises
         ------
@@ -82,13 +89,21 @@ class Bridge:
         """
         layer = self.layer
         if not self.has_state:
-            return [(*x.shape, layer.size) if isinstance(layer, Embedding) else (*x.shape[:-1], layer.output_size)]
+            return [
+                (
+                    (*x.shape, layer.size)
+                    if isinstance(layer, Embedding)
+                    else (*x.shape[:-1], layer.output_size)
+                )
+            ]
         outer = ("B", "T") if layer.batch_first else ("T", "B")
         width = {"D": layer.input_size} if hasattr(layer, "input_size") else {}  # tokens have none
         checks.shape(self.name, "x", x, {**dict.fromkeys(outer), **width})
         size = dict(zip(outer, x.shape, strict=False))
         y = layer.output_dims(size["T"], size["B"])
-        return [tuple(dims.values()) for dims in (y, *(leaf.dims(size["B"]) for leaf in self.leaves))]
+        return [
+            tuple(dims.values()) for dims in (y, *(leaf.dims(size["B"]) for leaf in self.leaves))
+        ]
 
     def forward(
         self, params: Sequence[Array], x: Array, state: Sequence[Array | None] = (), **options: Any
@@ -102,9 +117,11 @@ class Bridge:
         x : array
             As of the layer's `forward`.
         state : sequence of arrays and None
-            The initial state, as many as `leaves`; None, or no array at all, means that before the first step.
+            The initial state, as many as `leaves`; None, or no array at all, means that before the
+            first step.
         **options
-            `train`, `lengths`, `seed` and `keep`, as of the layer's `forward`, where it has a state.
+            `train`, `lengths`, `seed` and `keep`, as of the layer's `forward`, where it has a
+            state.
 
         Returns
         -------
@@ -123,11 +140,17 @@ class Bridge:
             keep = options.pop("keep", True)
             y, saved = self.layer.forward(named, x)
             return [y], saved if keep else None
-        y, end, saved = self.layer.forward(named, x, self.state(state) if state else None, **options)
+        y, end, saved = self.layer.forward(
+            named, x, self.state(state) if state else None, **options
+        )
         return [y, *leaves(end)], saved
 
     def backward(
-        self, params: Sequence[Array], saved: Any, dy: Array | None, dstate: Sequence[Array | None] = ()
+        self,
+        params: Sequence[Array],
+        saved: Any,
+        dy: Array | None,
+        dstate: Sequence[Array | None] = (),
     ) -> tuple[list[Array], Array | None, list[Array]]:
         """Run backward.
 

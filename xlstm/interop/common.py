@@ -1,4 +1,6 @@
-"""The steps that PyTorch, Keras and ONNX share: checks of a layer and of arrays, gate orders, and stacks."""
+"""The steps that PyTorch, Keras and ONNX share: checks of a layer and of arrays, gate orders, and
+stacks.
+"""
 
 from __future__ import annotations
 
@@ -29,38 +31,54 @@ class Exported(NamedTuple):
     def part(self, k: int, direction: str) -> dict[str, Host]:
         """Return the weights of layer k in one direction, by their last names."""
         prefix = f"{k}.{direction}"
-        below = {name.removeprefix(prefix): a for name, a in self.weights.items() if name.startswith(prefix)}
+        below = {
+            name.removeprefix(prefix): a
+            for name, a in self.weights.items()
+            if name.startswith(prefix)
+        }
         return {last: array for last, array in below.items() if "." not in last}
 
 
-def prepared(who: str, library: str, model: Any, params: Params, absent: Mapping[str, Any]) -> Exported:
+def prepared(
+    who: str, library: str, model: Any, params: Params, absent: Mapping[str, Any]
+) -> Exported:
     """Check a layer or a `SequenceModel` and its parameters before `who` writes them for a library.
 
-    `absent` maps each option that the library lacks to the value that means it is not used. No library has layer_norm,
-    cell_clip or zoneout, which changes inference too. Raise TypeError if the layer is no LSTM, GRU or RNN, and
-    ValueError if it uses an option that the library lacks, or if parameters do not fit it.
+    `absent` maps each option that the library lacks to the value that means it is not used. No
+    library has layer_norm, cell_clip or zoneout, which changes inference too. Raise TypeError if
+    the layer is no LSTM, GRU or RNN, and ValueError if it uses an option that the library lacks, or
+    if parameters do not fit it.
     """
     whole = isinstance(model, SequenceModel)
     layer = model.recurrent if whole else model
     if not isinstance(layer, LSTM | GRU | RNN):
         raise TypeError(
-            f"{who}: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel of one of them"
+            f"{who}: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel"
+            " of one of them"
         )
     if whole and model.inputs is not None:
-        raise ValueError(f"{who}: inputs is {model.inputs}, expected None: {library} gets no linear layer before")
+        raise ValueError(
+            f"{who}: inputs is {model.inputs}, expected None: {library} gets no linear layer before"
+        )
     nowhere = {"layer_norm": False, "cell_clip": None, "zoneout": (0.0,) * len(layer.STATES)}
     for name, unused in {**absent, **nowhere}.items():
         value = getattr(layer, name, unused)
         if value != unused:
-            raise ValueError(f"{who}: {name} is {value}, which {library} cannot express, expected {unused}")
+            raise ValueError(
+                f"{who}: {name} is {value}, which {library} cannot express, expected {unused}"
+            )
     checks.params(type(model).__name__, params, model.shapes)
     host = {name: to_numpy(array) for name, array in params.items()}
     head = (host.pop("head.W"), host.pop("head.b")) if whole else None
-    return Exported(layer, {name.removeprefix("recurrent."): array for name, array in host.items()}, head)
+    return Exported(
+        layer, {name.removeprefix("recurrent."): array for name, array in host.items()}, head
+    )
 
 
 def package(name: str, message: str) -> Any:
-    """Import an optional package, or raise ImportError with a message that says how to install it."""
+    """Import an optional package, or raise ImportError with a message that says how to install
+    it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -68,9 +86,13 @@ def package(name: str, message: str) -> Any:
 
 
 def floating(where: str, name: str, array: Any) -> Host:
-    """Return floating-point numbers on the host, float16 as float32; raise TypeError if `array` holds no such."""
+    """Return floating-point numbers on the host, float16 as float32; raise TypeError if `array`
+    holds no such.
+    """
     if not hasattr(array, "shape"):
-        raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a tensor or an array")
+        raise TypeError(
+            f"{where}: {name} is a {type(array).__name__}, expected a tensor or an array"
+        )
     dtype = str(array.dtype).removeprefix("torch.")
     if dtype not in ("float16", "float32", "float64"):
         raise TypeError(f"{where}: {name} has dtype {dtype}, expected float32 or float64")
@@ -79,8 +101,12 @@ def floating(where: str, name: str, array: Any) -> Host:
 
 
 def kind_by_shape(rows: int, H: int) -> str | None:
-    """Return the kind of a layer by the shape of its recurrent weights (gates * H, H), None if it fits no kind."""
-    return next((kind for kind, gates in {"lstm": 4, "gru": 3, "rnn": 1}.items() if rows == gates * H), None)
+    """Return the kind of a layer by the shape of its recurrent weights (gates * H, H), None if it
+    fits no kind.
+    """
+    return next(
+        (kind for kind, gates in {"lstm": 4, "gru": 3, "rnn": 1}.items() if rows == gates * H), None
+    )
 
 
 def one_dtype(where: str, params: Params, error: type[Exception] = TypeError) -> None:
@@ -91,7 +117,9 @@ def one_dtype(where: str, params: Params, error: type[Exception] = TypeError) ->
 
 
 def reordered(array: Host, order: Sequence[int]) -> Host:
-    """Return a copy of weights or biases (G*H, ...) whose block of rows k is the block `order[k]` of `array`."""
+    """Return a copy of weights or biases (G*H, ...) whose block of rows k is the block `order[k]`
+    of `array`.
+    """
     blocks = array.reshape((len(order), len(array) // len(order), *array.shape[1:]))
     return np.ascontiguousarray(blocks[list(order)]).reshape(array.shape)
 
@@ -102,12 +130,20 @@ def inverse(order: Sequence[int]) -> list[int]:
 
 
 def single(kind: str, arrays: Sequence[dict[str, Host]], **options: Any) -> tuple[Layer, Params]:
-    """Return a layer with `num_layers=1` and its parameters, of arrays under their last names for each direction."""
+    """Return a layer with `num_layers=1` and its parameters, of arrays under their last names for
+    each direction.
+    """
     first = arrays[0]
-    options |= {"bidirectional": len(arrays) == 2, "bias": "b" in first, "recurrent_bias": "bh" in first}
+    options |= {
+        "bidirectional": len(arrays) == 2,
+        "bias": "b" in first,
+        "recurrent_bias": "bh" in first,
+    }
     layer = KINDS[kind](first["Wx"].shape[1], first["Wh"].shape[1], **options)
     named = zip(layer.directions, arrays, strict=True)
-    return layer, {f"0.{direction}{name}": array for direction, one in named for name, array in one.items()}
+    return layer, {
+        f"0.{direction}{name}": array for direction, one in named for name, array in one.items()
+    }
 
 
 def stacked(
@@ -115,15 +151,18 @@ def stacked(
 ) -> tuple[Layer, Params]:
     """Join layers into one layer with parameters in the order of its `shapes`.
 
-    Raise ValueError if a layer has other options or sizes than the first one, if its input is not as wide as the output
-    below it, or if `follow` says that they do not run on one another's output.
+    Raise ValueError if a layer has other options or sizes than the first one, if its input is not
+    as wide as the output below it, or if `follow` says that they do not run on one another's
+    output.
     """
     first = singles[0][0]
     params: Params = {}
     for k, (layer, weights) in enumerate(singles):
         fits = k == 0 or (follow and layer.input_size == first.output_size)
         if not fits or replace(layer, input_size=first.input_size) != first:
-            listed = checks.few(f"{name} is {one}" for name, (one, _) in zip(names, singles, strict=True))
+            listed = checks.few(
+                f"{name} is {one}" for name, (one, _) in zip(names, singles, strict=True)
+            )
             raise ValueError(f"{where}: the layers form no stack, name one of them: {listed}")
         params |= {f"{k}.{name.removeprefix('0.')}": array for name, array in weights.items()}
     layer = replace(first, num_layers=len(singles))

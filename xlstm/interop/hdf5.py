@@ -1,7 +1,7 @@
 """Keras' files, HDF5 alone or in a zip, opened so that a hostile file does no harm.
 
-Nothing is unpickled or unpacked to disk, links are not followed, and the sizes that a file declares are compared with
-its own size before memory is taken.
+Nothing is unpickled or unpacked to disk, links are not followed, and the sizes that a file declares
+are compared with its own size before memory is taken.
 """
 
 from __future__ import annotations
@@ -21,27 +21,33 @@ from xlstm import checkpoint
 from xlstm.data import reading
 from xlstm.interop.common import Host, package
 
-CONFIG, WEIGHTS = "config.json", "model.weights.h5"
+CONFIG = "config.json"
+WEIGHTS = "model.weights.h5"
 DEEPEST = 16  # levels of groups
 MOST = 4096  # groups and arrays, each of which HDF5 takes its time to open
 BEGINNING = b"\x89HDF\r\n\x1a\n"
-DAMAGED = (OSError, RuntimeError, KeyError)  # h5py's errors; h5py 3.11 raises RuntimeError where others raise OSError
+# h5py's errors; h5py 3.11 raises RuntimeError where others raise OSError
+DAMAGED = (OSError, RuntimeError, KeyError)
 
 
 def library() -> Any:
     """Import h5py."""
-    return package("h5py", "Keras files need h5py, which is not installed; pip install 'xlstm-xp[keras]'")
+    return package(
+        "h5py", "Keras files need h5py, which is not installed; pip install 'xlstm-xp[keras]'"
+    )
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     """Open a file: its datasets by their paths, and the configuration of a .keras file, else None.
 
-    Raise OSError if there is no such file, and ValueError if it is neither a .weights.h5 nor a .keras file, is damaged,
-    or declares more than it holds.
+    Raise OSError if there is no such file, and ValueError if it is neither a .weights.h5 nor a
+    .keras file, is damaged, or declares more than it holds.
     """
     h5py = library()
-    config, blob = _unzipped(path) if zipfile.is_zipfile(reading.regular(path)) else (None, path.read_bytes())
+    config, blob = (
+        _unzipped(path) if zipfile.is_zipfile(reading.regular(path)) else (None, path.read_bytes())
+    )
     try:
         _check_lists(blob)
         # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there.
@@ -74,15 +80,21 @@ def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _check_lists(blob: bytes) -> None:
-    """Raise ValueError if a list of free space in an HDF5 file loops, since HDF5 would follow it for ever."""
-    size, steps, at = len(blob), 0, -1
-    widths = blob[13:15] if blob[8:9] < b"\2" else blob[9:11]  # bytes of a number, at a place that the version sets
+    """Raise ValueError if a list of free space in an HDF5 file loops, since HDF5 would follow it
+    for ever.
+    """
+    size = len(blob)
+    steps = 0
+    at = -1
+    # bytes of a number, at a place that the version sets
+    widths = blob[13:15] if blob[8:9] < b"\2" else blob[9:11]
     if blob[:8] != BEGINNING or widths != b"\x08\x08":
         raise ValueError("it does not begin as Keras' do")
     while (at := blob.find(b"HEAP", at + 1)) >= 0 and at + 32 <= size:
         length, free, start = struct.unpack_from("<QQQ", blob, at + 8)
         while free != 1 and free < length and start + free + 16 <= size:  # 1 ends the list
-            free, steps = struct.unpack_from("<Q", blob, start + free)[0], steps + 1
+            free = struct.unpack_from("<Q", blob, start + free)[0]
+            steps = steps + 1
             if steps > size // 16:  # more than there is room for
                 raise ValueError("its lists of free space loop")
 
@@ -90,7 +102,8 @@ def _check_lists(blob: bytes) -> None:
 def _datasets(path: Path, file: Any, most: int) -> dict[str, Any]:
     """Return the arrays of a file by their paths, not read yet; links are not followed.
 
-    Raise ValueError if there are too many items or too deep groups, or if arrays declare more than `most` bytes.
+    Raise ValueError if there are too many items or too deep groups, or if arrays declare more than
+    `most` bytes.
     """
     datasets: dict[str, Any] = {}
     count = declared = 0
@@ -99,7 +112,10 @@ def _datasets(path: Path, file: Any, most: int) -> dict[str, Any]:
         nonlocal count, declared
         count += 1
         if count > MOST or name.count("/") > DEEPEST:
-            raise ValueError(f"{path}: there are more than {MOST} groups and arrays, or more than {DEEPEST} levels")
+            raise ValueError(
+                f"{path}: there are more than {MOST} groups and arrays, or more than {DEEPEST}"
+                " levels"
+            )
         if isinstance(item, library().Dataset):
             declared += math.prod(item.shape or (0,)) * item.id.get_type().get_size()
             datasets[name] = item
@@ -108,7 +124,8 @@ def _datasets(path: Path, file: Any, most: int) -> dict[str, Any]:
         file.visititems(visit)
     except DAMAGED as error:
         raise ValueError(f"{path}: is not readable ({error})") from error
-    if declared > most:  # of all arrays together, since several can be said to lie at the same place
+    # of all arrays together, since several can be said to lie at the same place
+    if declared > most:
         raise ValueError(f"{path}: its arrays declare {declared} bytes, the file has {most}")
     return datasets
 
@@ -116,15 +133,20 @@ def _datasets(path: Path, file: Any, most: int) -> dict[str, Any]:
 def array(where: str, dataset: Any) -> Host:
     """Read a dataset of floating-point numbers; float16 becomes float32.
 
-    It has to lie in one piece, as Keras writes it: pieces may be compressed, and unpack to any size.
+    It has to lie in one piece, as Keras writes it: pieces may be compressed, and unpack to any
+    size.
     """
     try:
-        layout, dtype, shape = dataset.id.get_create_plist(), dataset.dtype, dataset.shape
+        layout = dataset.id.get_create_plist()
+        dtype = dataset.dtype
+        shape = dataset.shape
         if dtype not in (np.float16, np.float32, np.float64):
             raise ValueError(f"has dtype {dtype}, expected float32 or float64")
         if shape is None or not 1 <= len(shape) <= 2:
             raise ValueError(f"has shape {shape}, expected one axis or two")
-        in_one_piece = layout.get_layout() == library().h5d.CONTIGUOUS and dataset.id.get_storage_size()
+        in_one_piece = (
+            layout.get_layout() == library().h5d.CONTIGUOUS and dataset.id.get_storage_size()
+        )
         if not in_one_piece or layout.get_external_count():
             raise ValueError("does not lie in one piece in the file, as Keras writes it")
         values: Host = dataset[()]

@@ -1,4 +1,6 @@
-"""Layers and models as functions of JAX: their passes run on the host, in callbacks of compiled programs."""
+"""Layers and models as functions of JAX: their passes run on the host, in callbacks of compiled
+programs.
+"""
 
 from __future__ import annotations
 
@@ -22,33 +24,35 @@ WHERE = "interop.jax.layer"
 def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     """Return a layer or a model as a pure function of JAX, `(params, x, state) -> (y, state)`.
 
-    The function runs our forward and backward passes on NumPy views of JAX's buffers, in `jax.pure_callback`, and has
-    their gradients by `jax.custom_vjp`. It works under `jit`, `grad`, `value_and_grad`, `checkpoint`, `scan`, and
-    `vmap` over x and the state. Arrays on a GPU are copied to the host and back.
+    The function runs our forward and backward passes on NumPy views of JAX's buffers, in
+    `jax.pure_callback`, and has their gradients by `jax.custom_vjp`. It works under `jit`, `grad`,
+    `value_and_grad`, `checkpoint`, `scan`, and `vmap` over x and the state. Arrays on a GPU are
+    copied to the host and back.
 
-    Between the passes stays what the last forward pass of the function kept, with copies of x and the parameters; the
-    backward pass takes it by a handle, an array. Where it has gone, since JAX ordered, repeated or dropped calls, the
-    backward pass runs the forward pass again.
+    Between the passes stays what the last forward pass of the function kept, with copies of x and
+    the parameters; the backward pass takes it by a handle, an array. Where it has gone, since JAX
+    ordered, repeated or dropped calls, the backward pass runs the forward pass again.
 
     Parameters
     ----------
-    layer : LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack, SequenceModel, or another one that goes through time
+    layer : LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack, SequenceModel, or another with time
 
     Returns
     -------
     function
-        `function(params, x, state=None, *, train=True, lengths=None, seed=None)`, with arguments as of the layer's
-        `forward`. In a layer that draws masks, `train=True` needs a `seed`: a whole number, also as an array, which
-        gives the masks of `forward`, or a key of `jax.random`. Under `vmap` the elements of a batch get the same masks
-        unless seeds are mapped too.
+        `function(params, x, state=None, *, train=True, lengths=None, seed=None)`, with arguments as
+        of the layer's `forward`. In a layer that draws masks, `train=True` needs a `seed`: a whole
+        number, also as an array, which gives the masks of `forward`, or a key of `jax.random`.
+        Under `vmap` the elements of a batch get the same masks unless seeds are mapped too.
 
     Raises
     ------
     TypeError
-        `layer` is something else; when called: an array is of another dtype than the others, or neither float32 nor
-        float64.
+        `layer` is something else; when called: an array is of another dtype than the others, or
+        neither float32 nor float64.
     ValueError
-        When called: an array is missing or misshapen, there is no seed, or `vmap` is over parameters.
+        When called: an array is missing or misshapen, there is no seed, or `vmap` is over
+        parameters.
     NotImplementedError
         When called: a second derivative is asked for.
 
@@ -67,11 +71,19 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
 
     bridge = Bridge(WHERE, layer)
     if not bridge.has_state:
-        raise TypeError(f"{WHERE}: layer is {checks.shown(layer)}, expected one that goes through time")
+        raise TypeError(
+            f"{WHERE}: layer is {checks.shown(layer)}, expected one that goes through time"
+        )
     run = _differentiable(bridge)
 
     def call(
-        params: Any, x: Any, state: Any = None, *, train: bool = True, lengths: Any = None, seed: Any = None
+        params: Any,
+        x: Any,
+        state: Any = None,
+        *,
+        train: bool = True,
+        lengths: Any = None,
+        seed: Any = None,
     ) -> tuple[Any, Any]:
         """Run over a batch of sequences: return y and the final state."""
         params = {key: jnp.asarray(p) for key, p in checks.mapping(bridge.name, params).items()}
@@ -87,14 +99,18 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
 
 
 def _check(layer: SequenceLayer, lengths: Any, *arrays: Any) -> None:
-    """Raise the errors of `forward` by shapes and dtypes, before a program is made in which it would fail."""
+    """Raise the errors of `forward` by shapes and dtypes, before a program is made in which it
+    would fail.
+    """
     import jax
 
     def like(array: Any) -> np.ndarray[Any, Any]:
         return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
     params, x, state = jax.tree.map(like, arrays)
-    layer.begin(params, x, state, like(lengths) if isinstance(lengths, jax.core.Tracer) else lengths)
+    layer.begin(
+        params, x, state, like(lengths) if isinstance(lengths, jax.core.Tracer) else lengths
+    )
 
 
 def _words(name: str, seed: Any) -> Any:
@@ -107,33 +123,45 @@ def _words(name: str, seed: Any) -> Any:
     if jax.numpy.issubdtype(words.dtype, jax.dtypes.prng_key):
         words = jax.random.key_data(words)
     if not jax.numpy.issubdtype(words.dtype, jax.numpy.integer):
-        raise TypeError(f"{name}: seed has dtype {words.dtype}, expected a whole number or a key of jax.random")
+        raise TypeError(
+            f"{name}: seed has dtype {words.dtype}, expected a whole number or a key of jax.random"
+        )
     return words
 
 
 def _differentiable(bridge: Bridge) -> Any:
-    """Return a function of flat arguments that returns y and the arrays of the final state, with our gradients."""
+    """Return a function of flat arguments that returns y and the arrays of the final state, with
+    our gradients.
+    """
     import jax
 
-    def passed(keep: bool, params: Any, x: Any, state: Any, lengths: Any, seed: Any) -> tuple[list[Array], Any]:
+    def passed(
+        keep: bool, params: Any, x: Any, state: Any, lengths: Any, seed: Any
+    ) -> tuple[list[Array], Any]:
         number = None
         if seed is not None:
             number = int(seed) if seed.ndim == 0 else int.from_bytes(seed.tobytes())
-        return bridge.forward(params, x, state, train=seed is not None, lengths=lengths, seed=number, keep=keep)
+        return bridge.forward(
+            params, x, state, train=seed is not None, lengths=lengths, seed=number, keep=keep
+        )
 
     def forward(*arguments: Any) -> list[Array]:
         return passed(False, *arguments)[0]
 
-    kept: dict[bytes, Any] = {}  # by a handle: what the last forward pass kept, until a backward pass takes it
+    # by a handle: what the last forward pass kept, until a backward pass takes it
+    kept: dict[bytes, Any] = {}
 
     def forward_kept(*arguments: Any) -> list[Array]:
-        results, saved = passed(True, *jax.tree.map(np.array, arguments))  # copies, since buffers end with the call
+        # copies, since buffers end with the call
+        results, saved = passed(True, *jax.tree.map(np.array, arguments))
         handle = np.frombuffer(os.urandom(16), np.uint32)
         kept.clear()
         kept[handle.tobytes()] = saved
         return [*results, handle]
 
-    def backward(params: Any, x: Any, state: Any, lengths: Any, seed: Any, handle: Any, dy: Any, dstate: Any) -> Any:
+    def backward(
+        params: Any, x: Any, state: Any, lengths: Any, seed: Any, handle: Any, dy: Any, dstate: Any
+    ) -> Any:
         saved = kept.pop(handle.tobytes(), None)
         if saved is None:
             _, saved = passed(True, params, x, state, lengths, seed)
@@ -149,7 +177,9 @@ def _differentiable(bridge: Bridge) -> Any:
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arrays)
 
     def second(*_: Any) -> None:
-        raise NotImplementedError(f"{bridge.name}: a second derivative is asked for, expected first ones only")
+        raise NotImplementedError(
+            f"{bridge.name}: a second derivative is asked for, expected first ones only"
+        )
 
     def outputs_kept(*arguments: Any) -> Any:
         return [*outputs(*arguments), jax.ShapeDtypeStruct((4,), np.uint32)]
@@ -168,14 +198,22 @@ def _differentiable(bridge: Bridge) -> Any:
         arguments, handle = residuals
         grads, dx, start = run_bwd(*arguments, handle, upstream[0], upstream[1:])
         found = iter(start)
-        return grads, dx, [None if given is None else next(found) for given in arguments[2]], None, None
+        return (
+            grads,
+            dx,
+            [None if given is None else next(found) for given in arguments[2]],
+            None,
+            None,
+        )
 
     run.defvjp(begin, end)
     return run
 
 
 def _on_host(name: str, function: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
-    """Return a function of JAX that calls one on NumPy arrays, of whose results `shapes` gives shapes and dtypes."""
+    """Return a function of JAX that calls one on NumPy arrays, of whose results `shapes` gives
+    shapes and dtypes.
+    """
     import jax
 
     def host(*arguments: Any) -> Any:
@@ -187,7 +225,9 @@ def _on_host(name: str, function: Callable[..., Any], shapes: Callable[..., Any]
     def batched(size: int, mapped: Any, *arguments: Any) -> Any:
         if any(jax.tree.leaves(mapped[0])):
             raise ValueError(f"{name}: vmap is over parameters, expected in_axes=None for them")
-        results = jax.vmap(call, in_axes=jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped))(*arguments)
+        results = jax.vmap(
+            call, in_axes=jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
+        )(*arguments)
         return results, jax.tree.map(lambda _: True, results)
 
     with_vmap = jax.custom_batching.custom_vmap(call)

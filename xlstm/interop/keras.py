@@ -1,9 +1,11 @@
-"""LSTM, GRU and SimpleRNN of Keras 3 as a layer and its parameters, and the reverse: layers, arrays and files.
+"""LSTM, GRU and SimpleRNN of Keras 3 as a layer and its parameters, and the reverse: layers, arrays
+and files.
 
 `layer` makes a layer of Keras of any of ours.
 
-Keras has kernels (D, G*H) with gates in order i f c o (ours i o f g) and z r h (ours z r n), and one bias; a GRU with
-`reset_after` has a bias (2, 3H). `reordered` puts the rows of arrays into the order of `ORDER`.
+Keras has kernels (D, G*H) with gates in order i f c o (ours i o f g) and z r h (ours z r n), and
+one bias; a GRU with `reset_after` has a bias (2, 3H). `reordered` puts the rows of arrays into the
+order of `ORDER`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,19 @@ CLASSES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 PARTS = {False: ("",), True: ("forward_layer/", "backward_layer/")}
 # Our name of each of Keras' activations.
 ACTIVATIONS = {
-    **{name: name for name in ("sigmoid", "tanh", "relu", "linear", "selu", "softsign", "softplus", "exponential")},
+    **{
+        name: name
+        for name in (
+            "sigmoid",
+            "tanh",
+            "relu",
+            "linear",
+            "selu",
+            "softsign",
+            "softplus",
+            "exponential",
+        )
+    },
     "elu": "elu(1.0)",
     "leaky_relu": "leaky_relu(0.2)",
     "hard_sigmoid": f"hard_sigmoid({1 / 6!r}, 0.5)",
@@ -44,7 +58,14 @@ ACTIVATIONS = {
 # Options that both layers of a Bidirectional have to have the same.
 SHARED = ("units", "use_bias", "activation", "recurrent_activation", "reset_after")
 # Layers that may lie between those of a stack, since outside training they do nothing.
-PASSING = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "ActivityRegularization", "InputLayer")
+PASSING = (
+    "Dropout",
+    "SpatialDropout1D",
+    "GaussianNoise",
+    "GaussianDropout",
+    "ActivityRegularization",
+    "InputLayer",
+)
 
 
 @reading.brief()
@@ -60,8 +81,8 @@ def from_keras(
 ) -> tuple[Layer, Params]:
     """Read a Keras layer, its weights, or a file as a layer and its parameters.
 
-    The layer has `batch_first`, since x is batch first in Keras. A stack of equal layers becomes one layer with
-    `num_layers`.
+    The layer has `batch_first`, since x is batch first in Keras. A stack of equal layers becomes
+    one layer with `num_layers`.
 
     Parameters
     ----------
@@ -71,11 +92,12 @@ def from_keras(
     kind : {"lstm", "gru", "rnn"}, optional
         The kind that the source must be. Arrays do not show it, and need it.
     name : str, optional
-        The layer to read where there are several; in a `.weights.h5` file the name of its group, such as "lstm_1".
+        The layer to read where there are several; in a `.weights.h5` file the name of its group,
+        such as "lstm_1".
     bidirectional, reverse, activations, reset_after : optional
-        Options of a layer whose source does not show them: arrays, or a `.weights.h5` file (which does show
-        `bidirectional`, and by its biases `reset_after`). Such a file also does not say what lies between layers, so
-        layers whose sizes fit are read as a stack.
+        Options of a layer whose source does not show them: arrays, or a `.weights.h5` file (which
+        does show `bidirectional`, and by its biases `reset_after`). Such a file also does not say
+        what lies between layers, so layers whose sizes fit are read as a stack.
 
     Returns
     -------
@@ -89,8 +111,8 @@ def from_keras(
     OSError
         There is no such file.
     ValueError, TypeError
-        Weights are missing, surplus or misshapen, layers form no stack, a layer has an option that is
-        unknown here, or the file is damaged.
+        Weights are missing, surplus or misshapen, layers form no stack, a layer has an option that
+        is unknown here, or the file is damaged.
     ImportError
         h5py is not installed.
 
@@ -109,7 +131,10 @@ def from_keras(
     arrays = isinstance(source, list | tuple) and all(hasattr(a, "shape") for a in source)
     shows = str(source).endswith(".keras") if is_path else not arrays
     if shows and (bidirectional or reverse or activations is not None or reset_after is not None):
-        raise ValueError("from_keras: options are told for arrays and .weights.h5 files only, this source shows them")
+        raise ValueError(
+            "from_keras: options are told for arrays and .weights.h5 files only, this source shows"
+            " them"
+        )
     if is_path:
         levels = _in_file(Path(source), told)
     else:
@@ -122,20 +147,28 @@ def from_keras(
     return _joined(levels, kind)
 
 
-def _in_arrays(arrays: Sequence[Host], kind: str | None, both: bool, told: dict[str, Any]) -> list[Level]:
+def _in_arrays(
+    arrays: Sequence[Host], kind: str | None, both: bool, told: dict[str, Any]
+) -> list[Level]:
     """Return the layers whose arrays, as from `get_weights()`, follow one another."""
     if kind is None:
-        raise ValueError(f"from_keras: arrays do not show their kind, expected one of {', '.join(KINDS)}")
+        raise ValueError(
+            f"from_keras: arrays do not show their kind, expected one of {', '.join(KINDS)}"
+        )
     hosts = [floating("from_keras", f"array {k}", array) for k, array in enumerate(arrays)]
-    gates, directions = len(ORDER[kind]), 2 if both else 1
-    third = zip(hosts[1::3], hosts[2::3], strict=False)  # biases, if they are as wide as the kernels before them
-    biased = all(array.shape in (kernel.shape[-1:], (2, *kernel.shape[-1:])) for kernel, array in third)
+    gates = len(ORDER[kind])
+    directions = 2 if both else 1
+    # biases, if they are as wide as the kernels before them
+    third = zip(hosts[1::3], hosts[2::3], strict=False)
+    biased = all(
+        array.shape in (kernel.shape[-1:], (2, *kernel.shape[-1:])) for kernel, array in third
+    )
     n = 3 if biased and len(hosts) % (3 * directions) == 0 else 2
     if not hosts or len(hosts) % (n * directions):
         shapes = ", ".join(str(a.shape) for a in hosts)
         raise ValueError(
-            f"from_keras: arrays have shapes {shapes or '()'}, expected (D, {gates}H), (H, {gates}H) and perhaps a bias"
-            f" for each layer{' and direction' if both else ''}"
+            f"from_keras: arrays have shapes {shapes or '()'}, expected (D, {gates}H), (H,"
+            f" {gates}H) and perhaps a bias for each layer{' and direction' if both else ''}"
         )
     sets = [hosts[k : k + n] for k in range(0, len(hosts), n)]
     groups = [sets[k : k + directions] for k in range(0, len(sets), directions)]
@@ -148,10 +181,15 @@ def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
         raise ValueError("from_keras: there is no LSTM, GRU or SimpleRNN")
     for level in levels:
         if kind is not None and level.kind != kind:
-            raise ValueError(f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}")
+            raise ValueError(
+                f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}"
+            )
     singles = [_single(level) for level in levels]
-    # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the other direction.
-    follow = all(level.follows for level in levels[1:]) and not (singles[0][0].reverse and len(levels) > 1)
+    # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the
+    # other direction.
+    follow = all(level.follows for level in levels[1:]) and not (
+        singles[0][0].reverse and len(levels) > 1
+    )
     layer, params = common.stacked("from_keras", [level.name for level in levels], singles, follow)
     one_dtype("from_keras", params)
     return layer, params
@@ -159,13 +197,17 @@ def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
 
 def _single(level: Level) -> tuple[Layer, Params]:
     """Return the layer and the parameters of one level."""
-    order, (kernel, recurrent, *bias) = ORDER[level.kind], level.weights[0]
+    order = ORDER[level.kind]
+    kernel, recurrent, *bias = level.weights[0]
     G = len(order)
     D, H = (array.shape[0] if array.ndim else 0 for array in (kernel, recurrent))
     options = dict(level.options)
-    told, after = options.pop("reset_after", None), level.kind == "gru" and bool(bias) and bias[0].ndim == 2
+    told = options.pop("reset_after", None)
+    after = level.kind == "gru" and bool(bias) and bias[0].ndim == 2
     if told is not None and (level.kind != "gru" or (bias and told != after)):
-        raise ValueError(f"from_keras: {level.name}: reset_after is {told}, which its weights contradict")
+        raise ValueError(
+            f"from_keras: {level.name}: reset_after is {told}, which its weights contradict"
+        )
     if level.kind == "gru":
         options["reset_after"] = after if bias else told is not False
     columns = {f"{G}H": G * H}
@@ -173,7 +215,9 @@ def _single(level: Level) -> tuple[Layer, Params]:
     parts = []
     for weights in level.weights:
         if len(weights) != 2 + len(bias):
-            raise ValueError(f"from_keras: {level.name} has {len(weights)} arrays, expected {2 + len(bias)}")
+            raise ValueError(
+                f"from_keras: {level.name} has {len(weights)} arrays, expected {2 + len(bias)}"
+            )
         for name, array, dims in zip(WEIGHTS, weights, shapes, strict=False):
             checks.shape("from_keras", f"{level.name}: {name}", array, dims)
         ours = {"Wx": weights[0].T, "Wh": weights[1].T}
@@ -190,7 +234,8 @@ class Level(NamedTuple):
     kind: str
     weights: list[list[Host]]
     options: dict[str, Any]
-    follows: bool = True  # whether its input is the output of the level before, as far as the source shows
+    # whether its input is the output of the level before, as far as the source shows
+    follows: bool = True
 
 
 def _in_objects(source: Any) -> list[Level]:
@@ -202,18 +247,28 @@ def _in_objects(source: Any) -> list[Level]:
 
 
 def _about(layer: Any) -> dict[str, Any]:
-    """Return the configuration of a layer or model as a file has it, with the layers themselves in it."""
+    """Return the configuration of a layer or model as a file has it, with the layers themselves in
+    it.
+    """
     if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
-        raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
+        raise TypeError(
+            f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path"
+        )
     about = {"class_name": type(layer).__name__, "object": layer}
     return {
         **about,
-        "config": {"layers": list(map(_about, layer.layers))} if hasattr(layer, "layers") else layer.get_config(),
+        "config": (
+            {"layers": list(map(_about, layer.layers))}
+            if hasattr(layer, "layers")
+            else layer.get_config()
+        ),
     }
 
 
 def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
-    """Return the recurrent layers in a `.keras` or `.weights.h5` file; `told` are options that the latter lacks."""
+    """Return the recurrent layers in a `.keras` or `.weights.h5` file; `told` are options that the
+    latter lacks.
+    """
     try:
         with hdf5.opened(path) as (datasets, config):
             return _in_groups(datasets, told) if config is None else _in_config(datasets, config)
@@ -227,13 +282,18 @@ def _in_config(datasets: dict[str, Any], config: Any) -> list[Level]:
     try:
         return _levels(config, datasets)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{hdf5.CONFIG} is not Keras' ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{hdf5.CONFIG} is not Keras' ({type(error).__name__}: {error})"
+        ) from error
 
 
-def _levels(model: dict[str, Any], datasets: dict[str, Any] | None = None, path: str = "") -> list[Level]:
+def _levels(
+    model: dict[str, Any], datasets: dict[str, Any] | None = None, path: str = ""
+) -> list[Level]:
     """Return the recurrent layers of a model by its configuration.
 
-    Their weights are datasets whose paths begin with `path`, or those of the layers in the configuration.
+    Their weights are datasets whose paths begin with `path`, or those of the layers in the
+    configuration.
     """
     levels: list[Level] = []
     used: dict[str, int] = {}
@@ -247,9 +307,16 @@ def _levels(model: dict[str, Any], datasets: dict[str, Any] | None = None, path:
             follows = False
         elif described := _described(about):
             kind, both, options = described
-            weights = _built(about["object"], both) if datasets is None else _weights(datasets, group, both)
-            levels.append(Level(about["config"]["name"], kind, weights, options, follows or not levels))
-            follows = model["class_name"] == "Sequential"  # each layer runs on the output of the one before
+            weights = (
+                _built(about["object"], both)
+                if datasets is None
+                else _weights(datasets, group, both)
+            )
+            levels.append(
+                Level(about["config"]["name"], kind, weights, options, follows or not levels)
+            )
+            # each layer runs on the output of the one before
+            follows = model["class_name"] == "Sequential"
         elif about["class_name"] not in PASSING:
             follows = False
     return levels
@@ -292,23 +359,36 @@ def _numbered(path: str) -> list[tuple[int, str]]:
 
 
 def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None:
-    """Return the kind of a recurrent layer, whether it has both directions, and its options; None of other layers."""
-    outer, both = about["config"], about["class_name"] == "Bidirectional"
+    """Return the kind of a recurrent layer, whether it has both directions, and its options; None
+    of other layers.
+    """
+    outer = about["config"]
+    both = about["class_name"] == "Bidirectional"
     inner = outer["layer"] if both else about
-    name, config, kind = outer["name"], inner["config"], CLASSES.get(inner["class_name"])
+    name = outer["name"]
+    config = inner["config"]
+    kind = CLASSES.get(inner["class_name"])
     if kind is None and not both:
         return None
     if kind is None:
-        raise ValueError(f"from_keras: {name} wraps a {inner['class_name']}, expected LSTM, GRU or SimpleRNN")
+        raise ValueError(
+            f"from_keras: {name} wraps a {inner['class_name']}, expected LSTM, GRU or SimpleRNN"
+        )
     if both:
         back = outer.get("backward_layer") or inner
         same = all(back["config"].get(key) == config.get(key) for key in SHARED)
         if outer["merge_mode"] != "concat":
-            raise ValueError(f"from_keras: {name} has merge_mode {outer['merge_mode']!r}, expected 'concat'")
+            raise ValueError(
+                f"from_keras: {name} has merge_mode {outer['merge_mode']!r}, expected 'concat'"
+            )
         if config["go_backwards"]:
-            raise ValueError(f"from_keras: {name} has go_backwards=True inside Bidirectional, expected False")
+            raise ValueError(
+                f"from_keras: {name} has go_backwards=True inside Bidirectional, expected False"
+            )
         if not same or back["class_name"] != inner["class_name"]:
-            raise ValueError(f"from_keras: {name} has a backward_layer that is not its layer backwards")
+            raise ValueError(
+                f"from_keras: {name} has a backward_layer that is not its layer backwards"
+            )
     options = {"reverse": config["go_backwards"], "activations": _activations(name, kind, config)}
     return kind, both, options | ({"reset_after": config["reset_after"]} if kind == "gru" else {})
 
@@ -318,7 +398,10 @@ def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...
     keys = ("activation",) if kind == "rnn" else ("recurrent_activation", "activation")
     for key in keys:
         if not isinstance(config[key], str) or config[key] not in ACTIVATIONS:
-            raise ValueError(f"from_keras: {name} has {key} {config[key]!r}, expected one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(
+                f"from_keras: {name} has {key} {config[key]!r}, expected one of"
+                f" {', '.join(ACTIVATIONS)}"
+            )
     chosen = tuple(ACTIVATIONS[config[key]] for key in keys)
     return (*chosen, chosen[1]) if kind == "lstm" else chosen
 
@@ -328,10 +411,14 @@ def _weights(datasets: dict[str, Any], group: str, both: bool) -> list[list[Host
     weights = []
     for part in PARTS[both]:
         where = f"{group}/{part}cell/vars"
-        there = sorted(path.removeprefix(f"{where}/") for path in datasets if path.startswith(f"{where}/"))
+        there = sorted(
+            path.removeprefix(f"{where}/") for path in datasets if path.startswith(f"{where}/")
+        )
         if there not in (["0", "1"], ["0", "1", "2"]):
             listed = checks.few(there) or "none"
-            raise ValueError(f"from_keras: {where} has arrays {listed}, expected 0, 1 and perhaps 2")
+            raise ValueError(
+                f"from_keras: {where} has arrays {listed}, expected 0, 1 and perhaps 2"
+            )
         weights.append([hdf5.array(f"{where}/{key}", datasets[f"{where}/{key}"]) for key in there])
     return weights
 
@@ -342,25 +429,28 @@ def _snake(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLike[str] | None = None) -> list[Host]:
-    """Return weights in the order of Keras' `get_weights()`, for `set_weights()`, and write a file of them.
+def to_keras(
+    layer: Layer | SequenceModel, params: Params, path: str | os.PathLike[str] | None = None
+) -> list[Host]:
+    """Return weights in the order of Keras' `get_weights()`, for `set_weights()`, and write a file
+    of them.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN or SequenceModel
-        Each layer of a stack is a Keras layer of its own, Bidirectional where there are both directions; the
-        head of a model is a Dense layer.
+        Each layer of a stack is a Keras layer of its own, Bidirectional where there are both
+        directions; the head of a model is a Dense layer.
     params : dict of str to array
         Its parameters, on any backend.
     path : path, optional
-        A `.weights.h5` file, written whole or not at all, that `load_weights()` of a Sequential model of these
-        layers reads.
+        A `.weights.h5` file, written whole or not at all, that `load_weights()` of a Sequential
+        model of these layers reads.
 
     Returns
     -------
     list of numpy.ndarray
-        The same bits. Where Keras has one bias, a second one is added to it; where it has two, one that the
-        layer does not have is zero.
+        The same bits. Where Keras has one bias, a second one is added to it; where it has two, one
+        that the layer does not have is zero.
 
     Raises
     ------
@@ -375,7 +465,11 @@ def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLi
     recurrent, _, head = exported
     _refuse(recurrent)
     classes = {ours: theirs for theirs, ours in CLASSES.items()}
-    base = "bidirectional" if recurrent.bidirectional else _snake(classes[type(recurrent).__name__.lower()])
+    base = (
+        "bidirectional"
+        if recurrent.bidirectional
+        else _snake(classes[type(recurrent).__name__.lower()])
+    )
     items: dict[str, Host | None] = {"vars": None}
     arrays: list[Host] = []
 
@@ -385,7 +479,9 @@ def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLi
 
     for k in range(recurrent.num_layers):
         group = f"layers/{base}_{k}" if k else f"layers/{base}"
-        for direction, part in zip(recurrent.directions, PARTS[recurrent.bidirectional], strict=True):
+        for direction, part in zip(
+            recurrent.directions, PARTS[recurrent.bidirectional], strict=True
+        ):
             add(f"{group}/{part}cell/vars", _arrays(recurrent, exported.part(k, direction)))
             items[f"{group}/{part}vars"] = None
         if recurrent.bidirectional:
@@ -398,24 +494,27 @@ def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLi
 
 
 def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: Any) -> Any:
-    """Return a layer or a model as a `keras.layers.Layer`, which Keras trains by our forward and backward passes.
+    """Return a layer or a model as a `keras.layers.Layer`, which Keras trains by our forward and
+    backward passes.
 
-    It runs with Keras' backends jax and torch, as `xlstm.interop.jax.layer` and `xlstm.interop.torch.module` do. x and
-    y are batch first as everywhere in Keras, whatever `batch_first` of the layer is. The initial state is that before
-    the first step, and the final one is not returned. An x with a mask of Keras, as Masking gives it, is refused.
+    It runs with Keras' backends jax and torch, as `xlstm.interop.jax.layer` and
+    `xlstm.interop.torch.module` do. x and y are batch first as everywhere in Keras, whatever
+    `batch_first` of the layer is. The initial state is that before the first step, and the final
+    one is not returned. An x with a mask of Keras, as Masking gives it, is refused.
 
-    A model with this layer is saved in a `.keras` file. To load it, Keras has to know the layer: it does once
-    `xlstm.interop.keras_layer` is imported.
+    A model with this layer is saved in a `.keras` file. To load it, Keras has to know the layer: it
+    does once `xlstm.interop.keras_layer` is imported.
 
     Parameters
     ----------
-    layer : LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack, SequenceModel, or another one that goes through time
+    layer : LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack, SequenceModel, or another with time
     params : dict of str to array, optional
         Its first parameters, by default those that `layer.init(seed)` draws.
     seed : int
         Seed of these, and of the masks that are drawn while training.
     **options
-        Options of every layer of Keras, such as `name`, `trainable`, and `dtype`, "float32" or "float64".
+        Options of every layer of Keras, such as `name`, `trainable`, and `dtype`, "float32" or
+        "float64".
 
     Returns
     -------
@@ -427,7 +526,8 @@ def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: An
     ImportError
         Keras is not installed, or its backend is not.
     ValueError
-        Keras runs on another backend, such as tensorflow, or with another dtype; or `params` are not the layer's.
+        Keras runs on another backend, such as tensorflow, or with another dtype; or `params` are
+        not the layer's.
     TypeError
         `layer` is something else.
     """
@@ -437,7 +537,9 @@ def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: An
         if error.name != "tensorflow":
             raise
         expected = "expected torch or jax (KERAS_BACKEND)"
-        raise ImportError(f"interop.keras.layer: the backend of Keras is tensorflow, {expected}") from error
+        raise ImportError(
+            f"interop.keras.layer: the backend of Keras is tensorflow, {expected}"
+        ) from error
     return KerasLayer(layer, params, seed, **options)
 
 
@@ -447,7 +549,8 @@ def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:
     theirs = {name: reordered(array, order) for name, array in weights.items()}
     arrays = [np.ascontiguousarray(theirs["Wx"].T), np.ascontiguousarray(theirs["Wh"].T)]
     if "b" in theirs:
-        b, bh = theirs["b"], theirs.get("bh", np.zeros_like(theirs["b"]))
+        b = theirs["b"]
+        bh = theirs.get("bh", np.zeros_like(theirs["b"]))
         arrays.append(np.stack((b, bh)) if getattr(layer, "reset_after", False) else b + bh)
     return arrays
 
@@ -455,11 +558,16 @@ def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:
 def _refuse(layer: Layer) -> None:
     """Raise ValueError if the layer has directions or activations that Keras cannot express."""
     if layer.reverse and layer.num_layers > 1:
-        raise ValueError("to_keras: reverse is True in a stack, which Keras cannot express: it flips y of every layer")
-    chosen, n, theirs = layer.activations or (), len(layer.CELL.activations), set(ACTIVATIONS.values())
+        raise ValueError(
+            "to_keras: reverse is True in a stack, which Keras cannot express: it flips y of every"
+            " layer"
+        )
+    chosen = layer.activations or ()
+    n = len(layer.CELL.activations)
+    theirs = set(ACTIVATIONS.values())
     same = chosen[:n] == chosen[-n:] and (n < 3 or chosen[1:2] == chosen[2:3])
     if not same or not set(chosen) <= theirs:
         raise ValueError(
-            f"to_keras: activations are {chosen}, which Keras cannot express, expected the same for candidate and "
-            f"output and for both directions, from {', '.join(sorted(theirs))}"
+            f"to_keras: activations are {chosen}, which Keras cannot express, expected the same for"
+            f" candidate and output and for both directions, from {', '.join(sorted(theirs))}"
         )

@@ -1,4 +1,6 @@
-"""A layer or a model as a layer of Keras 3. To import this file imports Keras, which then can load such layers."""
+"""A layer or a model as a layer of Keras 3. To import this file imports Keras, which then can load
+such layers.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,23 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
         Its parameters, by our names.
     """
 
-    def __init__(self, layer: Any, params: Params | None = None, seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self, layer: Any, params: Params | None = None, seed: int = 0, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._bridge = Bridge(WHERE, layer)
         if not self._bridge.has_state:
-            raise TypeError(f"{WHERE}: layer is {checks.shown(layer)}, expected one that goes through time")
-        if self.compute_dtype not in ("float32", "float64") or self.compute_dtype != self.variable_dtype:
-            raise ValueError(f"{WHERE}: the dtype policy is {self.dtype_policy.name}, expected float32 or float64")
+            raise TypeError(
+                f"{WHERE}: layer is {checks.shown(layer)}, expected one that goes through time"
+            )
+        if (
+            self.compute_dtype not in ("float32", "float64")
+            or self.compute_dtype != self.variable_dtype
+        ):
+            raise ValueError(
+                f"{WHERE}: the dtype policy is {self.dtype_policy.name}, expected float32 or"
+                " float64"
+            )
         self._function = _function(self._bridge)
         self.layer = layer
         self.seed = checks.seed_number(WHERE, "seed", seed)
@@ -47,14 +59,18 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
         self.params = {}
         for name in self._bridge.names:
             # PyTorch, which Keras tells of the variable, has no dots in names.
-            self.params[name] = self.add_weight(values[name].shape, "zeros", name=name.replace(".", "_"))
+            self.params[name] = self.add_weight(
+                values[name].shape, "zeros", name=name.replace(".", "_")
+            )
             self.params[name].assign(to_numpy(values[name]))
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Return y for x, both batch first."""
         seed = self.seed_generator.next() if training and self.seed_generator is not None else None
         x = keras.ops.transpose(x, self._order(range(len(x.shape))))
-        y = self._function({name: variable.value for name, variable in self.params.items()}, x, seed)
+        y = self._function(
+            {name: variable.value for name, variable in self.params.items()}, x, seed
+        )
         return keras.ops.transpose(y, self._order(range(len(y.shape)))) if len(y.shape) > 2 else y
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
@@ -65,10 +81,15 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """Raise ValueError for an x that has a mask, which would be lost here."""
         if previous_mask is not None:
-            raise ValueError(f"{WHERE}: x of {self.name} has a mask, expected none: leave out Masking and mask_zero")
+            raise ValueError(
+                f"{WHERE}: x of {self.name} has a mask, expected none: leave out Masking and"
+                " mask_zero"
+            )
 
     def _order(self, axes: Any) -> tuple[Any, ...]:
-        """Return axes with batch and time in the order of our layer instead of that of Keras, or the reverse."""
+        """Return axes with batch and time in the order of our layer instead of that of Keras, or
+        the reverse.
+        """
         return tuple(axes) if self.layer.batch_first else (axes[1], axes[0], *axes[2:])
 
     def get_config(self) -> dict[str, Any]:
@@ -85,7 +106,9 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
 
 
 def _function(bridge: Bridge) -> Callable[[Params, Any, Any], Any]:
-    """Return a function of Keras' backend from parameters, x and the seed of masks, None outside training, to y."""
+    """Return a function of Keras' backend from parameters, x and the seed of masks, None outside
+    training, to y.
+    """
     backend = keras.config.backend()
     if backend == "jax":
         from xlstm.interop import jax
@@ -104,4 +127,6 @@ def _function(bridge: Bridge) -> Callable[[Params, Any, Any], Any]:
             return torch_module.run(bridge, spec, x, list(params.values()), seed=seed)[0]
 
         return function
-    raise ValueError(f"{WHERE}: the backend of Keras is {backend}, expected torch or jax (KERAS_BACKEND)")
+    raise ValueError(
+        f"{WHERE}: the backend of Keras is {backend}, expected torch or jax (KERAS_BACKEND)"
+    )

@@ -1,7 +1,9 @@
-"""Checkpoints of the published xLSTM packages, of block stacks and of the large architecture, without PyTorch.
+"""Checkpoints of the published xLSTM packages, of block stacks and of the large architecture,
+without PyTorch.
 
-In the block-stack package the sLSTM layer's projections named igate and fgate are swapped: the one named fgate feeds
-the input gate. Its recurrent kernel has another layout in checkpoints of CUDA's backend than in those of the other.
+In the block-stack package the sLSTM layer's projections named igate and fgate are swapped: the one
+named fgate feeds the input gate. Its recurrent kernel has another layout in checkpoints of CUDA's
+backend than in those of the other.
 """
 
 from __future__ import annotations
@@ -69,30 +71,58 @@ LARGE_NAMES = {
     "ffn.up": "ffn.proj_up_gate ffn.proj_up",
     "ffn.down": "ffn.proj_down",
 }
-CONTEXT = 2048  # steps that the block-stack package is to take at most; ours has no limit, and no array depends on it
+# steps that the block-stack package is to take at most; ours has no limit, and no array depends on
+# it
+CONTEXT = 2048
 EPS = 1e-6  # of the block-stack package, which has no option for it
 
 
 # Our name of each activation of a feed-forward layer.
-ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "relu": "relu",
+    "relu^2": "square_relu",
+    "sigmoid": "sigmoid",
+    "swish": "silu",
+}
 ACTIVATIONS |= {"selu": "selu"}
 # Keys that have no option here, with the only value that ours amounts to.
 FIXED: dict[str, Any] = {
     **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": 64, "function": "slstm"},
-    **{"gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None},
-    **{"group_norm_weight": True, "ff_type": "ffn_gated", "num_states": 4, "num_gates": 4, "initial_val": 0.0},
+    **{
+        "gradient_recurrent_cut": False,
+        "gradient_recurrent_clipval": None,
+        "forward_clipval": None,
+    },
+    **{
+        "group_norm_weight": True,
+        "ff_type": "ffn_gated",
+        "num_states": 4,
+        "num_gates": 4,
+        "initial_val": 0.0,
+    },
     **{"input_shape": "BSGNH", "output_shape": "BNSH"},
     "weight_mode": "single",
     "inference_state_dtype": "float32",  # with bfloat16 logits are off by a tenth
 }
 # The same of transformers: keys of older configurations.
 FIXED_OLDER: dict[str, Any] = {
-    **dict.fromkeys(("add_embedding_dropout", "add_post_norm", "add_qk_norm", "lm_head_bias"), False),
+    **dict.fromkeys(
+        ("add_embedding_dropout", "add_post_norm", "add_qk_norm", "lm_head_bias"), False
+    ),
     **{"add_post_blocks_norm": True, "quantization_config": None},
 }
 # Keys that change no result, or repeat one of the model in the configuration of a block.
 IGNORED = {
-    *("context_length", "weight_decay_on_embedding", "embedding_dim", "bias", "dropout", "hidden_size", "backend"),
+    *(
+        "context_length",
+        "weight_decay_on_embedding",
+        "embedding_dim",
+        "bias",
+        "dropout",
+        "hidden_size",
+        "backend",
+    ),
     *("bias_init", "recurrent_weight_init", "batch_size", "internal_input_shape", "constants"),
     *("enable_automatic_mixed_precision", "dtype", *(f"dtype_{part}" for part in "brwgsa")),
 }
@@ -100,13 +130,18 @@ IGNORED_LARGE = {
     *("norm_reduction_force_float32", "chunkwise_kernel", "sequence_kernel", "step_kernel", "mode"),
     *("return_last_states", "autocast_kernel_dtype"),
 }
-# By their names of options ours: of the blocks of a block stack, of the stack, and where all is in one dict.
+# By their names of options ours: of the blocks of a block stack, of the stack, and where all is in
+# one dict.
 MLSTM = {
     **{"num_heads": "num_heads", "conv1d_kernel_size": "conv_kernel_size"},
     **{"qkv_proj_blocksize": "qkv_block_size", "proj_factor": "proj_factor"},
 }
 SLSTM = {"num_heads": "slstm_num_heads", "conv1d_kernel_size": "slstm_conv_kernel_size"}
-FEED_FORWARD = {"proj_factor": "ffn_proj_factor", "act_fn": "ffn_activation", "dropout": "ffn_dropout"}
+FEED_FORWARD = {
+    "proj_factor": "ffn_proj_factor",
+    "act_fn": "ffn_activation",
+    "dropout": "ffn_dropout",
+}
 STACK = {
     **{"num_blocks": "num_blocks", "embedding_dim": "size", "slstm_at": "slstm_at"},
     **{"add_post_blocks_norm": "post_norm", "bias": "bias", "dropout": "dropout"},
@@ -116,20 +151,44 @@ FLAT = {
     **{"mlstm_proj_factor": "proj_factor", "slstm_ffn_proj_factor": "ffn_proj_factor"},
     "slstm_ffn_act": "ffn_activation",
 }
-WHOLE = {"vocab_size", "tie_weights", "add_embedding_dropout", "mlstm_block", "slstm_block"}  # keys of the whole model
-# The same of a large model, and the values of keys that are left out. Factors times the width are widths.
+# keys of the whole model
+WHOLE = {"vocab_size", "tie_weights", "add_embedding_dropout", "mlstm_block", "slstm_block"}
+# The same of a large model, and the values of keys that are left out. Factors times the width are
+# widths.
 LARGE = {
-    **{"embedding_dim": "size", "num_blocks": "num_blocks", "num_heads": "num_heads", "use_bias": "bias"},
-    **{"norm_eps": "norm_eps", "add_out_norm": "post_norm", "eps": "eps", "gate_soft_cap": "gate_cap"},
+    **{
+        "embedding_dim": "size",
+        "num_blocks": "num_blocks",
+        "num_heads": "num_heads",
+        "use_bias": "bias",
+    },
+    **{
+        "norm_eps": "norm_eps",
+        "add_out_norm": "post_norm",
+        "eps": "eps",
+        "gate_soft_cap": "gate_cap",
+    },
     "chunk_size": "chunk_size",  # 64 there; ours follows the heads
 }
 USUAL = {
-    **{"norm_eps": 1e-6, "eps": 1e-6, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "ffn_proj_factor": 2.6667},
+    **{
+        "norm_eps": 1e-6,
+        "eps": 1e-6,
+        "qk_dim_factor": 0.5,
+        "v_dim_factor": 1.0,
+        "ffn_proj_factor": 2.6667,
+    },
     **{"ffn_round_up_to_multiple_of": 64, "output_logit_soft_cap": 30.0},
 }
 # In transformers defaults differ, two keys have other names, and dozens say nothing of a model.
 USUAL_TRANSFORMERS = {
-    **{"embedding_dim": 4096, "num_blocks": 32, "num_heads": 8, "vocab_size": 50304, "ffn_proj_factor": 2.667},
+    **{
+        "embedding_dim": 4096,
+        "num_blocks": 32,
+        "num_heads": 8,
+        "vocab_size": 50304,
+        "ffn_proj_factor": 2.667,
+    },
     "tie_word_embeddings": False,
 }
 RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
@@ -149,17 +208,19 @@ def load(
     Parameters
     ----------
     path : path
-        A safetensors file, or a folder with `model.safetensors` or shards of it, whose arrays have the names of the
-        package `xlstm` (block stacks and `xLSTMLarge`) or of `xLSTMForCausalLM` in
-        transformers. Arrays are read one at a time, and may stay in their file until they are used: it may be
-        replaced, but nobody may change it in its place meanwhile.
+        A safetensors file, or a folder with `model.safetensors` or shards of it, whose arrays have
+        the names of the package `xlstm` (block stacks and `xLSTMLarge`) or of `xLSTMForCausalLM` in
+        transformers. Arrays are read one at a time, and may stay in their file until they are used:
+        it may be replaced, but nobody may change it in its place meanwhile.
     config : dict, optional
-        The configuration, as the package or transformers has it. By default it is read from `config.json` or
-        `config.yaml` beside the checkpoint, or for a file `NAME.safetensors` also from `NAME_config.json`.
+        The configuration, as the package or transformers has it. By default it is read from
+        `config.json` or `config.yaml` beside the checkpoint, or for a file `NAME.safetensors` also
+        from `NAME_config.json`.
     backend : str or Backend, optional
         Where the parameters are put: a name as for `xlstm.backend`, by default "auto".
     dtype : str, optional
-        The dtype of the parameters; by default that of the checkpoint, and float32 for narrower ones.
+        The dtype of the parameters; by default that of the checkpoint, and float32 for narrower
+        ones.
 
     Returns
     -------
@@ -170,8 +231,9 @@ def load(
     Raises
     ------
     OSError, ValueError, TypeError
-        There is no such checkpoint, it is damaged, arrays are missing, surplus, misshapen or not finite, or a key of
-        the configuration is unknown. Names and shapes are checked before anything is read.
+        There is no such checkpoint, it is damaged, arrays are missing, surplus, misshapen or not
+        finite, or a key of the configuration is unknown. Names and shapes are checked before
+        anything is read.
     """
     path = Path(path)
     shards = Shards(path, map(Tensors, published.files_of(path)))
@@ -192,10 +254,11 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge`, the `config.yaml` that the
-        package's loader reads; or a file `NAME.safetensors`, which gets `NAME_config.json` beside it. Each is written
-        whole or not at all. They are replaced once all are on the disk; if the system refuses to replace one of them,
-        those before it are new already.
+        A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge`, the
+        `config.yaml` that the package's loader reads; or a file `NAME.safetensors`, which gets
+        `NAME_config.json` beside it. Each is written whole or not at all. They are replaced once
+        all are on the disk; if the system refuses to replace one of them, those before it are new
+        already.
     model : xLSTMLanguageModel
         Its backbone is an `xLSTMStack` or `xLSTMLarge`.
     params : dict
@@ -210,12 +273,16 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     """
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, xLSTMStack | xLSTMLarge):
-        raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
+        raise TypeError(
+            f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or"
+            " xLSTMLarge"
+        )
     model.namespace(params, {})
     config = config_of(model)
     arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
     file, beside = published.places(Path(path))
-    text = re.sub(r"(: \d+)e", r"\1.0e", json.dumps(config, indent=2))  # in YAML 1e-06 would be a string
+    # in YAML 1e-06 would be a string
+    text = re.sub(r"(: \d+)e", r"\1.0e", json.dumps(config, indent=2))
     texts = {beside: text}
     if beside.name == "config.json" and isinstance(backbone, xLSTMLarge):
         texts[beside.with_name("config.yaml")] = text  # JSON is YAML
@@ -223,18 +290,24 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
 
 
 def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
-    """Say whether the head of a tied model is the embedding; transformers 5 keeps them apart whatever it is told."""
+    """Say whether the head of a tied model is the embedding; transformers 5 keeps them apart
+    whatever it is told.
+    """
     embedding = _embedding(model, style)
     both = {HEAD, embedding} <= set(shards.shapes)
     if not both or np.array_equal(shards.read(HEAD), shards.read(embedding)):
         return True
     if style == "transformers" and shards.shapes[HEAD] == shards.shapes[embedding]:
         return False
-    raise ValueError(f"{shards.path}: {HEAD} is another array than {embedding}, expected the same as it is tied")
+    raise ValueError(
+        f"{shards.path}: {HEAD} is another array than {embedding}, expected the same as it is tied"
+    )
 
 
 def exported(model: xLSTMLanguageModel, arrays: Mapping[str, Host]) -> dict[str, Host]:
-    """Return arrays under our names, such as parameters or their gradients, as they are in the package."""
+    """Return arrays under our names, such as parameters or their gradients, as they are in the
+    package.
+    """
     theirs = published.exported(_pieces(model, "xlstm", {}), arrays)
     return {**theirs, HEAD: theirs[_embedding(model, "xlstm")]} if model.tied else theirs
 
@@ -242,17 +315,22 @@ def exported(model: xLSTMLanguageModel, arrays: Mapping[str, Host]) -> dict[str,
 def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) -> Pieces:
     """Return where each of our parameters is there.
 
-    The style is "xlstm" or "transformers". The shapes of a checkpoint tell which of several layouts and names it has.
+    The style is "xlstm" or "transformers". The shapes of a checkpoint tell which of several layouts
+    and names it has.
     """
     large = isinstance(model.backbone, xLSTMLarge)
     embedding = _embedding(model, style)
     if model.tied and embedding not in shapes and HEAD in shapes:
         embedding = HEAD
     names = {"embedding.W": [embedding], "head.W": [HEAD]}
-    names["backbone.norm"] = ["backbone.out_norm" if large else "xlstm_block_stack.post_blocks_norm"]
+    names["backbone.norm"] = [
+        "backbone.out_norm" if large else "xlstm_block_stack.post_blocks_norm"
+    ]
     for k, block in enumerate(model.backbone.blocks):
         prefix = f"{'backbone' if large else 'xlstm_block_stack'}.blocks.{k}."
-        table = LARGE_NAMES if large else SLSTM_NAMES if isinstance(block, sLSTMBlock) else MLSTM_NAMES
+        table = (
+            LARGE_NAMES if large else SLSTM_NAMES if isinstance(block, sLSTMBlock) else MLSTM_NAMES
+        )
         names |= published.block(f"backbone.blocks.{k}.", prefix, table)
 
     def layout(ours: str, theirs: str, shape: Shape) -> Layout | None:
@@ -266,7 +344,11 @@ def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) 
         if ours.endswith(".b"):  # by gate and head, or by head and gate
             return Layout((4, N, K), (1, 0, 2) if cuda else (0, 1, 2), shape)
         # (4, N, K out, K in), as (N, 4 K out, K in) or (N, K in, 4 K out)
-        return Layout(shape, (1, 3, 0, 2), (N, K, 4 * K)) if cuda else Layout(shape, (1, 0, 2, 3), (N, 4 * K, K))
+        return (
+            Layout(shape, (1, 3, 0, 2), (N, K, 4 * K))
+            if cuda
+            else Layout(shape, (1, 0, 2, 3), (N, 4 * K, K))
+        )
 
     return published.pieces_of(model.shapes, names, getattr(model.backbone, "v_size", 0), layout)
 
@@ -279,12 +361,15 @@ def _embedding(model: xLSTMLanguageModel, style: str) -> str:
 
 
 @reading.brief()
-def model_of(config: Config, where: str = "config", large: bool = False) -> tuple[xLSTMLanguageModel, str]:
-    """Return the model that a configuration describes, and whose names its checkpoint has: "xlstm" or "transformers".
+def model_of(
+    config: Config, where: str = "config", large: bool = False
+) -> tuple[xLSTMLanguageModel, str]:
+    """Return the model that a configuration describes, and whose names its checkpoint has: "xlstm"
+    or "transformers".
 
-    Messages call the configuration `where`. With `large` it is a large model, though all keys that tell it from a
-    block stack have been left out. Raise ValueError or TypeError if it is none of theirs, has an unknown key, or a
-    value that ours cannot express.
+    Messages call the configuration `where`. With `large` it is a large model, though all keys that
+    tell it from a block stack have been left out. Raise ValueError or TypeError if it is none of
+    theirs, has an unknown key, or a value that ours cannot express.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
@@ -298,19 +383,26 @@ def model_of(config: Config, where: str = "config", large: bool = False) -> tupl
 
 
 def config_of(model: xLSTMLanguageModel) -> dict[str, Any]:
-    """Return the configuration of a model in the package; raise ValueError if the package cannot express it."""
+    """Return the configuration of a model in the package; raise ValueError if the package cannot
+    express it.
+    """
     return _large_config(model) if isinstance(model.backbone, xLSTMLarge) else _stack_config(model)
 
 
 def _stack(config: Config, where: str) -> xLSTMLanguageModel:
-    """Return the model of a block stack's configuration, which has a dict for each kind of block, or none at all."""
-    mlstm, slstm = config.get("mlstm_block"), config.get("slstm_block")
+    """Return the model of a block stack's configuration, which has a dict for each kind of block,
+    or none at all.
+    """
+    mlstm = config.get("mlstm_block")
+    slstm = config.get("slstm_block")
     nested = mlstm is not None or slstm is not None
     names = STACK if nested else STACK | FLAT
     chosen: dict[str, Any] = {"num_blocks": 1, "size": 128}
     chosen |= options(config, where, names, IGNORED | WHOLE, FIXED, ["vocab_size"])
     if not nested:
-        chosen |= {f"slstm_{name}": chosen.get(name, 4) for name in ("num_heads", "conv_kernel_size")}
+        chosen |= {
+            f"slstm_{name}": chosen.get(name, 4) for name in ("num_heads", "conv_kernel_size")
+        }
     elif mlstm is not None:
         chosen |= _block(mlstm, f"{where}.mlstm_block", "mlstm", MLSTM)
     else:
@@ -324,18 +416,25 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
             inside = f"{where}.slstm_block.feedforward"
             chosen |= options(feed, inside, FEED_FORWARD, IGNORED, {**FIXED, "bias": False})
     elif nested and chosen.get("slstm_at"):
-        raise ValueError(f"{where}: slstm_at is {shown(chosen['slstm_at'])}, but there is no slstm_block")
+        raise ValueError(
+            f"{where}: slstm_at is {shown(chosen['slstm_at'])}, but there is no slstm_block"
+        )
     num_blocks = published.blocks(where, "num_blocks", chosen["num_blocks"])
     if chosen.get("slstm_at") == "all":
         chosen["slstm_at"] = range(num_blocks)
     if "ffn_activation" in chosen:
-        chosen["ffn_activation"] = ACTIVATIONS[checks.choice(ACTIVATIONS)(where, "act_fn", chosen["ffn_activation"])]
+        chosen["ffn_activation"] = ACTIVATIONS[
+            checks.choice(ACTIVATIONS)(where, "act_fn", chosen["ffn_activation"])
+        ]
     dropout = config.get("dropout", 0.0)
     if chosen.get("ffn_dropout") == dropout:
         chosen["ffn_dropout"] = None
     backbone = xLSTMStack(**chosen, eps=EPS)
-    dropped = checks.flag(where, "add_embedding_dropout", config.get("add_embedding_dropout", False))
-    tied, rate = config.get("tie_weights", False), dropout if dropped else 0.0
+    dropped = checks.flag(
+        where, "add_embedding_dropout", config.get("add_embedding_dropout", False)
+    )
+    tied = config.get("tie_weights", False)
+    rate = dropout if dropped else 0.0
     return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, embedding_dropout=rate)
 
 
@@ -349,11 +448,18 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     backbone = model.backbone
     if model.logit_cap is not None or backbone.eps != EPS:
         came = f"logit_cap={model.logit_cap}, eps={backbone.eps}"
-        raise ValueError(f"save: the block-stack package has no {came}, expected logit_cap=None, eps={EPS}")
+        raise ValueError(
+            f"save: the block-stack package has no {came}, expected logit_cap=None, eps={EPS}"
+        )
     if model.embedding_dropout not in (0.0, backbone.dropout):
-        raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, expected 0 or that of the blocks")
-    every, some = len(backbone.slstm_at) == backbone.num_blocks, bool(backbone.slstm_at)
-    mlstm, slstm = values(backbone, MLSTM), values(backbone, SLSTM)
+        raise ValueError(
+            f"save: embedding_dropout is {model.embedding_dropout}, expected 0 or that of the"
+            " blocks"
+        )
+    every = len(backbone.slstm_at) == backbone.num_blocks
+    some = bool(backbone.slstm_at)
+    mlstm = values(backbone, MLSTM)
+    slstm = values(backbone, SLSTM)
     slstm = {name: mlstm[name] if value is None else value for name, value in slstm.items()}
     slstm["backend"] = "vanilla"  # whose layout the recurrent kernel has
     feed = None
@@ -374,14 +480,20 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
 
 def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel:
     if transformers:
-        renamed = {ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None}
+        renamed = {
+            ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None
+        }
         config = {**USUAL, **USUAL_TRANSFORMERS, **config, **renamed}
         names = {
             theirs: ours for theirs, ours in LARGE.items() if ours != "post_norm"
         }  # there is one, whatever it says
-        ignored, fixed = None, FIXED | FIXED_OLDER
+        ignored = None
+        fixed = FIXED | FIXED_OLDER
     else:
-        config, names, ignored, fixed = {**USUAL, **config}, LARGE, {*USUAL, *IGNORED_LARGE, "vocab_size"}, FIXED
+        config = {**USUAL, **config}
+        names = LARGE
+        ignored = {*USUAL, *IGNORED_LARGE, "vocab_size"}
+        fixed = FIXED
     required = ("embedding_dim", "num_blocks", "num_heads", "vocab_size")
     chosen = options(config, where, names, ignored, fixed, required)
     if config.get("cell_norm_eps") is not None:
@@ -390,7 +502,9 @@ def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel
     D = checks.size(where, "embedding_dim", config["embedding_dim"])
     factors = ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor")
     qk, v, ffn = (D * checks.non_negative(where, name, config[name]) for name in factors)
-    multiple = checks.size(where, "ffn_round_up_to_multiple_of", config["ffn_round_up_to_multiple_of"])
+    multiple = checks.size(
+        where, "ffn_round_up_to_multiple_of", config["ffn_round_up_to_multiple_of"]
+    )
     backbone = xLSTMLarge(
         **chosen,
         qk_size=int(qk),
@@ -399,25 +513,38 @@ def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel
         post_norm_bias=False if transformers and chosen.get("bias") else None,
     )
     tied = transformers and config["tie_word_embeddings"]
-    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, logit_cap=config["output_logit_soft_cap"])
+    return xLSTMLanguageModel(
+        backbone, config["vocab_size"], tied=tied, logit_cap=config["output_logit_soft_cap"]
+    )
 
 
 def _large_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     backbone = model.backbone
-    bias = backbone.bias if backbone.post_norm_bias is None or not backbone.post_norm else backbone.post_norm_bias
+    bias = (
+        backbone.bias
+        if backbone.post_norm_bias is None or not backbone.post_norm
+        else backbone.post_norm_bias
+    )
     for name, value, expected in (
         ("tied", model.tied, False),
         ("embedding_dropout", model.embedding_dropout, 0.0),
         ("post_norm_bias", bias, backbone.bias),
     ):
         if value != expected:
-            raise ValueError(f"save: {name} is {value}, expected {expected} as in the package's large model")
+            raise ValueError(
+                f"save: {name} is {value}, expected {expected} as in the package's large model"
+            )
     sizes = {"qk_dim_factor": "qk_size", "v_dim_factor": "v_size", "ffn_proj_factor": "ffn_size"}
     config = {
         **values(backbone, LARGE),
         "vocab_size": model.vocab_size,
-        **{name: published.factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
+        **{
+            name: published.factor(backbone.size, getattr(backbone, ours))
+            for name, ours in sizes.items()
+        },
         "ffn_round_up_to_multiple_of": 1,
         "output_logit_soft_cap": model.logit_cap,
     }
-    return {name: value for name, value in config.items() if name != "chunk_size" or value is not None}
+    return {
+        name: value for name, value in config.items() if name != "chunk_size" or value is not None
+    }

@@ -1,4 +1,6 @@
-"""Published checkpoints: files, read array by array, arrays as rows of our parameters, and configurations."""
+"""Published checkpoints: files, read array by array, arrays as rows of our parameters, and
+configurations.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,17 @@ ENDINGS = {"W": "weight", "w": "weight", "b": "bias"}  # their endings of names 
 
 
 class Shards:
-    """The arrays of a checkpoint: names, shapes and dtypes of all, and any of them when it is asked for.
+    """The arrays of a checkpoint: names, shapes and dtypes of all, and any of them when it is asked
+    for.
 
-    Making one raises OSError or ValueError if a file is damaged or holds other than real numbers, or a name is there
-    twice. `renamed` gives the name under which an array is known here; several arrays may share one, and have to be
-    equal when they are read.
+    Making one raises OSError or ValueError if a file is damaged or holds other than real numbers,
+    or a name is there twice. `renamed` gives the name under which an array is known here; several
+    arrays may share one, and have to be equal when they are read.
     """
 
-    def __init__(self, path: Path, files: Iterable[Tensors | TorchFile], renamed: Callable[[str], str] = str) -> None:
+    def __init__(
+        self, path: Path, files: Iterable[Tensors | TorchFile], renamed: Callable[[str], str] = str
+    ) -> None:
         self.path = path
         self.shapes: dict[str, Shape] = {}
         self.dtype = "float32"  # that which holds all arrays: float64 if one of them has it
@@ -43,17 +48,25 @@ class Shards:
         for file in files:
             for name, dtype in file.dtypes.items():
                 if name in owners:
-                    raise ValueError(f"{path}: {name} is in {owners[name].name} and in {file.path.name}")
+                    raise ValueError(
+                        f"{path}: {name} is in {owners[name].name} and in {file.path.name}"
+                    )
                 if dtype not in WIDE:
-                    raise ValueError(f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}")
+                    raise ValueError(
+                        f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}"
+                    )
                 owners[name], known, shape = file.path, renamed(name), file.shapes[name]
                 if self.shapes.setdefault(known, shape) != shape:
-                    raise ValueError(f"{path}: {self._other(known, name)} in its shape, {self.shapes[known]}")
+                    raise ValueError(
+                        f"{path}: {self._other(known, name)} in its shape, {self.shapes[known]}"
+                    )
                 self._copies.setdefault(known, []).append((file, name))
                 self.dtype = max(self.dtype, WIDE[dtype])
 
     def read(self, name: str) -> Host:
-        """Return an array, once its copies under other names are compared with it; bfloat16 becomes float32."""
+        """Return an array, once its copies under other names are compared with it; bfloat16 becomes
+        float32.
+        """
         (file, stored_name), *others = self._copies[name]
         array = file.read([stored_name])[stored_name]
         for other, alias in others:
@@ -62,7 +75,9 @@ class Shards:
         return array
 
     def mapped(self, name: str) -> Host | None:
-        """Return an array whose numbers stay in their file until they are used, or None where that cannot be."""
+        """Return an array whose numbers stay in their file until they are used, or None where that
+        cannot be.
+        """
         file, stored_name = self._copies[name][0]
         return file.mapped(stored_name) if isinstance(file, Tensors) else None
 
@@ -71,13 +86,19 @@ class Shards:
 
 
 def write(file: Path, arrays: Mapping[str, Host], texts: Mapping[Path, str]) -> None:
-    """Write a safetensors file as PyTorch's are, and texts beside it, each whole or not at all; raises OSError."""
+    """Write a safetensors file as PyTorch's are, and texts beside it, each whole or not at all;
+    raises OSError.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     with writing.foreach(file, *texts) as (weights, *descriptions):
         try:
-            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, weights, metadata={"format": "pt"})
+            save_file(
+                {n: np.ascontiguousarray(a) for n, a in arrays.items()},
+                weights,
+                metadata={"format": "pt"},
+            )
         except SafetensorError as error:  # a full disk, for one
             raise OSError(str(error)) from error
         for description, text in zip(descriptions, texts.values(), strict=True):
@@ -85,49 +106,70 @@ def write(file: Path, arrays: Mapping[str, Host], texts: Mapping[Path, str]) -> 
 
 
 def places(path: Path) -> tuple[Path, Path]:
-    """Return the paths of weights and configuration for a folder, which is made, or a file `NAME.safetensors`."""
+    """Return the paths of weights and configuration for a folder, which is made, or a file
+    `NAME.safetensors`.
+    """
     if path.suffix == ".safetensors":
         return path, path.with_name(f"{path.stem}_config.json")
     path.mkdir(parents=True, exist_ok=True)
     return path / "model.safetensors", path / "config.json"
 
 
-def config_beside(path: Path, names: Sequence[str] = CONFIGS, instead: str = "") -> Mapping[str, Any]:
-    """Return the configuration beside a checkpoint; YAML is read as version 1.2 has it, without tags.
+def config_beside(
+    path: Path, names: Sequence[str] = CONFIGS, instead: str = ""
+) -> Mapping[str, Any]:
+    """Return the configuration beside a checkpoint; YAML is read as version 1.2 has it, without
+    tags.
 
-    `names` are those of files in its folder, and `instead` says in messages what else would do. Raise FileNotFoundError
-    if there is none, ValueError if it cannot be read, and ImportError without PyYAML.
+    `names` are those of files in its folder, and `instead` says in messages what else would do.
+    Raise FileNotFoundError if there is none, ValueError if it cannot be read, and ImportError
+    without PyYAML.
     """
     folder = path if path.is_dir() else path.parent
     # The last one is beside a `model.safetensors` that was written as a file by itself.
-    beside = [*names, "model_config.json"] if path.is_dir() else [*(f"{path.stem}_{name}" for name in names), *names]
+    beside = (
+        [*names, "model_config.json"]
+        if path.is_dir()
+        else [*(f"{path.stem}_{name}" for name in names), *names]
+    )
     for name in beside:
         if (folder / name).is_file():
             return reading.document(folder / name)
-    raise FileNotFoundError(f"{path}: no configuration beside it, expected {' or '.join(names)}{instead}")
+    raise FileNotFoundError(
+        f"{path}: no configuration beside it, expected {' or '.join(names)}{instead}"
+    )
 
 
 def files_of(path: Path, instead: str = "") -> list[Path]:
-    """Return the safetensors files of a checkpoint; `instead` says in messages what else would do."""
+    """Return the safetensors files of a checkpoint; `instead` says in messages what else would
+    do.
+    """
     if not path.is_dir():
         return [path]
-    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
+    index = path / "model.safetensors.index.json"
+    whole = path / "model.safetensors"
     if whole.is_file():
         return [whole]
     if index.is_file():
         named = reading.document(index).get("weight_map")
         if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-            raise ValueError(f"{index}: weight_map is {shown(named)}, expected names of files by names of arrays")
+            raise ValueError(
+                f"{index}: weight_map is {shown(named)}, expected names of files by names of arrays"
+            )
         listed = [path / name for name in sorted(set(named.values()))]
         for file in listed:
             if file.parent != path or not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
         return listed
-    raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or {index.name}{instead}")
+    raise FileNotFoundError(
+        f"{path}: no checkpoint in it, expected model.safetensors or {index.name}{instead}"
+    )
 
 
 class Layout(NamedTuple):
-    """The layout of an array there: ours is divided into `fine` axes, which are permuted and joined to `there`."""
+    """The layout of an array there: ours is divided into `fine` axes, which are permuted and joined
+    to `there`.
+    """
 
     fine: Shape
     order: Shape
@@ -144,7 +186,11 @@ class Layout(NamedTuple):
 
     def read(self, array: Host, shape: Shape) -> Host:
         """Return an array of theirs in our layout and shape."""
-        return array.reshape([self.fine[k] for k in self.order]).transpose(np.argsort(self.order)).reshape(shape)
+        return (
+            array.reshape([self.fine[k] for k in self.order])
+            .transpose(np.argsort(self.order))
+            .reshape(shape)
+        )
 
 
 class Piece(NamedTuple):
@@ -155,12 +201,15 @@ class Piece(NamedTuple):
     layout: Layout
 
 
-Pieces = Mapping[str, list[Piece]]  # by our names the arrays of theirs that make a parameter, one below the other
+# by our names the arrays of theirs that make a parameter, one below the other
+Pieces = Mapping[str, list[Piece]]
 
 
 def block(ours: str, theirs: str, table: Mapping[str, str]) -> dict[str, list[str]]:
     """Return their names by ours of a block, from a table of names within it."""
-    return {f"{ours}{name}": [theirs + one for one in names.split()] for name, names in table.items()}
+    return {
+        f"{ours}{name}": [theirs + one for one in names.split()] for name, names in table.items()
+    }
 
 
 def pieces_of(
@@ -171,45 +220,71 @@ def pieces_of(
 ) -> Pieces:
     """Return the arrays of theirs that make each parameter of ours.
 
-    `theirs` has their names by those of our parameters, or without endings by our names without endings. Where there
-    are four, they are q, k, v and o, of which v and o have `v_size` rows. `layout` takes our name, theirs and our shape
-    of an array, and returns its layout unless it is ours.
+    `theirs` has their names by those of our parameters, or without endings by our names without
+    endings. Where there are four, they are q, k, v and o, of which v and o have `v_size` rows.
+    `layout` takes our name, theirs and our shape of an array, and returns its layout unless it is
+    ours.
     """
     pieces: dict[str, list[Piece]] = {}
     for ours, dims in shapes.items():
-        (part, _, last), (height, *rest) = ours.rpartition("."), (n or 0 for n in dims.values())
-        names = theirs[ours] if ours in theirs else [f"{name}.{ENDINGS[last]}" for name in theirs[part]]
+        part, _, last = ours.rpartition(".")
+        height, *rest = (n or 0 for n in dims.values())
+        names = (
+            theirs[ours] if ours in theirs else [f"{name}.{ENDINGS[last]}" for name in theirs[part]]
+        )
         narrow = height // 2 - v_size
-        heights = [narrow, narrow, v_size, v_size] if len(names) == 4 else [height // len(names)] * len(names)
-        pieces[ours], start = [], 0
+        heights = (
+            [narrow, narrow, v_size, v_size]
+            if len(names) == 4
+            else [height // len(names)] * len(names)
+        )
+        pieces[ours] = []
+        start = 0
         for name, n in zip(names, heights, strict=True):
             shape = (n, *rest)
             same = Layout(shape, tuple(range(len(shape))), shape)
-            pieces[ours].append(Piece(name, slice(start, start + n), layout(ours, name, shape) or same))
+            pieces[ours].append(
+                Piece(name, slice(start, start + n), layout(ours, name, shape) or same)
+            )
             start += n
     return pieces
 
 
 def check(pieces: Pieces, shards: Shards, spare: Iterable[str] = ()) -> None:
-    """Raise ValueError unless a checkpoint has the arrays of these pieces in their shapes, and none beside `spare`."""
+    """Raise ValueError unless a checkpoint has the arrays of these pieces in their shapes, and none
+    beside `spare`.
+    """
     expected = {piece.name: piece.layout.there for some in pieces.values() for piece in some}
     for name, shape in expected.items():
         if name not in shards.shapes:
             raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
         if shards.shapes[name] != shape:
-            raise ValueError(f"{shards.path}: {name} has shape {shards.shapes[name]}, expected {shape}")
+            raise ValueError(
+                f"{shards.path}: {name} has shape {shards.shapes[name]}, expected {shape}"
+            )
     surplus = [name for name in shards.shapes if name not in expected and name not in spare]
     if surplus:
         more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
-        raise ValueError(f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it")
+        raise ValueError(
+            f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it"
+        )
 
 
 def params(
-    pieces: Pieces, shards: Shards, shapes: Mapping[str, checks.Dims], backend: str | Backend | None, dtype: str | None
+    pieces: Pieces,
+    shards: Shards,
+    shapes: Mapping[str, checks.Dims],
+    backend: str | Backend | None,
+    dtype: str | None,
 ) -> Params:
     """Read parameters of these shapes from a checkpoint that is checked, one after the other."""
-    chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
-    return {name: chosen.asarray(_assembled(shards, some, shapes[name], chosen.dtype)) for name, some in pieces.items()}
+    chosen = backend_of(
+        backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype)
+    )
+    return {
+        name: chosen.asarray(_assembled(shards, some, shapes[name], chosen.dtype))
+        for name, some in pieces.items()
+    }
 
 
 def exported(pieces: Pieces, arrays: Mapping[str, Host]) -> dict[str, Host]:
@@ -222,7 +297,8 @@ def exported(pieces: Pieces, arrays: Mapping[str, Host]) -> dict[str, Host]:
 
 
 def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: str) -> Any:
-    """Return a parameter of ours made of its pieces, in the dtype asked for and never twice in memory.
+    """Return a parameter of ours made of its pieces, in the dtype asked for and never twice in
+    memory.
 
     One that lies in its file as it is here stays there until it is used.
     """
@@ -230,9 +306,14 @@ def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: st
     whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
     for piece in pieces:
         array = shards.read(piece.name)
-        checkpoint.finite(shards.path, {piece.name: array}, dtype)  # of a copy: all of a mapping would come to stay
+        # of a copy: all of a mapping would come to stay
+        checkpoint.finite(shards.path, {piece.name: array}, dtype)
         if whole is None:
-            if piece.layout.same and array.dtype.name == dtype and (lying := shards.mapped(piece.name)) is not None:
+            if (
+                piece.layout.same
+                and array.dtype.name == dtype
+                and (lying := shards.mapped(piece.name)) is not None
+            ):
                 return lying.reshape(shape)
             return np.ascontiguousarray(piece.layout.read(array, shape), dtype=dtype)
         whole[piece.rows] = array
@@ -247,11 +328,13 @@ def options(
     fixed: Mapping[str, Any] | None = None,
     required: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Return the values of a configuration that are options of ours, whose names `names` has by those of theirs.
+    """Return the values of a configuration that are options of ours, whose names `names` has by
+    those of theirs.
 
-    Keys that are `ignored` mean nothing here, by default all others. Those that are `fixed` have no option here, and
-    the only value that ours amounts to. Raise ValueError or TypeError if a key is unknown, or one that is `required`
-    is missing; the layer that takes the options checks their values.
+    Keys that are `ignored` mean nothing here, by default all others. Those that are `fixed` have no
+    option here, and the only value that ours amounts to. Raise ValueError or TypeError if a key is
+    unknown, or one that is `required` is missing; the layer that takes the options checks their
+    values.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is {shown(config)}, expected a dict")
@@ -259,7 +342,9 @@ def options(
         if fixed is not None and name in fixed:
             only(where, name, value, fixed[name])
         elif not (ignored is None or name in names or name in ignored or str(name).startswith("_")):
-            raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(names)}")
+            raise ValueError(
+                f"{where}: key {shown(name)} is unknown, expected some of {', '.join(names)}"
+            )
     for name in required:
         if config.get(name) is None:
             raise ValueError(f"{where}: {name} is missing")
@@ -267,15 +352,23 @@ def options(
 
 
 def only(where: str, name: str, value: Any, expected: Any) -> None:
-    """Raise ValueError unless a key that ours has no option for has the one value that ours amounts to."""
+    """Raise ValueError unless a key that ours has no option for has the one value that ours amounts
+    to.
+    """
     if value != expected:
-        raise ValueError(f"{where}: {name} is {shown(value)}, which xlstm cannot express, expected {expected!r}")
+        raise ValueError(
+            f"{where}: {name} is {shown(value)}, which xlstm cannot express, expected {expected!r}"
+        )
 
 
 def values(layer: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the options of a layer of ours as a configuration of theirs, the reverse of `options`."""
+    """Return the options of a layer of ours as a configuration of theirs, the reverse of
+    `options`.
+    """
     ours = {theirs: getattr(layer, name) for theirs, name in names.items()}
-    return {theirs: list(value) if isinstance(value, tuple) else value for theirs, value in ours.items()}
+    return {
+        theirs: list(value) if isinstance(value, tuple) else value for theirs, value in ours.items()
+    }
 
 
 def factor(D: int, size: int) -> float:

@@ -1,7 +1,7 @@
 """Checkpoints of the published forecasters TiRex-1 and TiRex-2, without PyTorch.
 
-The sLSTM's projections named igate and fgate are swapped: the one named fgate feeds the input gate. Recurrent kernels
-and biases have the gates' true names.
+The sLSTM's projections named igate and fgate are swapped: the one named fgate feeds the input gate.
+Recurrent kernels and biases have the gates' true names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ EDGES = {
     for part in ("hidden", "output", "residual")
 }
 GATES = {ours: f"{theirs}gate" for ours, theirs in zip("ifzo", "fizo", strict=True)}
-KERNEL, BIAS = "_recurrent_kernel_", "_bias_"
+KERNEL = "_recurrent_kernel_"
+BIAS = "_bias_"
 FEED_FORWARD = {"ffn.up": "ffn.proj_up_gate ffn.proj_up", "ffn.down": "ffn.proj_down"}
 
 # By our name within a block the name of theirs, or of several that lie one below the other in ours.
@@ -63,24 +64,35 @@ SECOND_NAMES = {
     # of both
     "combination": "time_mixer.combination",
     "ffn_norm": "time_mixer.norm_ffn",
-    **{ours: " ".join(f"time_mixer.{name}" for name in theirs.split()) for ours, theirs in FEED_FORWARD.items()},
+    **{
+        ours: " ".join(f"time_mixer.{name}" for name in theirs.split())
+        for ours, theirs in FEED_FORWARD.items()
+    },
     "mixer.norm": "variate_mixer.norm_attn",
     **{f"mixer.{name}": f"variate_mixer.attn.W{name.upper()}" for name in "qkvo"},
     "mixer.ffn_norm": "variate_mixer.norm_ffn",
     "mixer.up": "variate_mixer.ffn.wi",
     "mixer.down": "variate_mixer.ffn.wo",
 }
-OUTNORM = {True: "time_mixer.fwd_cell.group_norm", False: "time_mixer.fwd_cell.multihead_norm"}  # sLSTM or mLSTM
-STACK = "block_stack."  # before names of blocks and of the last norm in the pickled checkpoint of TiRex-1
+# sLSTM or mLSTM
+OUTNORM = {True: "time_mixer.fwd_cell.group_norm", False: "time_mixer.fwd_cell.multihead_norm"}
+# before names of blocks and of the last norm in the pickled checkpoint of TiRex-1
+STACK = "block_stack."
 
 FFN_PROJ_FACTOR = 2.6667
 
-ACTIVATIONS = {"SiLU": "silu", "ReLU": "relu", "GELU": "gelu"}  # our names by those of classes of torch.nn
+# our names by those of classes of torch.nn
+ACTIVATIONS = {"SiLU": "silu", "ReLU": "relu", "GELU": "gelu"}
 CELLS = {"bi-slstm": "slstm", "bi-mlstm": "mlstm"}
 
 
-# By their names of options ours: of TiRex-1, whose configuration is hyper_parameters of its checkpoint, and TiRex-2.
-MODEL = {"input_patch_size": "patch_size", "quantiles": "quantiles", "input_ff_dim": "input_ff_size"}
+# By their names of options ours: of TiRex-1, whose configuration is hyper_parameters of its
+# checkpoint, and TiRex-2.
+MODEL = {
+    "input_patch_size": "patch_size",
+    "quantiles": "quantiles",
+    "input_ff_dim": "input_ff_size",
+}
 BLOCK = {
     **{"num_blocks": "num_blocks", "embedding_dim": "size", "num_heads": "num_heads"},
     "ffn_proj_factor": "ffn_proj_factor",
@@ -88,14 +100,35 @@ BLOCK = {
 CONTEXT = {"train_ctx_len": "context"}
 SECOND = {
     **MODEL,
-    **{"embedding_dim": "size", "context_len": "context", "future_len": "horizon", "use_qk_norm": "qk_norm"},
+    **{
+        "embedding_dim": "size",
+        "context_len": "context",
+        "future_len": "horizon",
+        "use_qk_norm": "qk_norm",
+    },
     **{"tta_sign_flip": "sign_flip", "tta_diff": "differencing"},
 }
 SCALER = {"use_arcsinh": "arcsinh", "binaryaware": "binary", "eps": "scale_eps"}
-# Other keys of TiRex-2: those that it cannot do without, and those that change nothing here or may be missing.
-PARTS = ("output_patch_size", "num_blocks", "tokenizer_cfg", "h_expand", "act_func", "scaler_cfg", "stack_config")
+# Other keys of TiRex-2: those that it cannot do without, and those that change nothing here or may
+# be missing.
+PARTS = (
+    "output_patch_size",
+    "num_blocks",
+    "tokenizer_cfg",
+    "h_expand",
+    "act_func",
+    "scaler_cfg",
+    "stack_config",
+)
 OTHERS = (
-    *("stack_out_norm_config", "dropout", "device", "matmul_precision", "postprocessor_cfg", "use_flex_attention"),
+    *(
+        "stack_out_norm_config",
+        "dropout",
+        "device",
+        "matmul_precision",
+        "postprocessor_cfg",
+        "use_flex_attention",
+    ),
     "rnn_backend",
 )
 PATCHES = ("input_patch_size", "output_patch_size", "input_patch_stride")  # of the tokenizer
@@ -111,15 +144,18 @@ def load(
     Parameters
     ----------
     path : path
-        A folder with `model.safetensors` or `model.ckpt`, or such a file. The configuration is `config.json` or
-        `model-config.yaml` beside it, for a file `NAME.safetensors` also `NAME_config.json`; the checkpoint of TiRex-1
-        (`.ckpt`) has its own. Only tensors and plain values of a `.ckpt` are read, and nothing is executed. Arrays are
-        read one at a time, under any of the names that the published packages have for them. Those of a safetensors
-        file may stay in it until they are used: it may be replaced, but nobody may change it in its place meanwhile.
+        A folder with `model.safetensors` or `model.ckpt`, or such a file. The configuration is
+        `config.json` or `model-config.yaml` beside it, for a file `NAME.safetensors` also
+        `NAME_config.json`; the checkpoint of TiRex-1 (`.ckpt`) has its own. Only tensors and plain
+        values of a `.ckpt` are read, and nothing is executed. Arrays are read one at a time, under
+        any of the names that the published packages have for them. Those of a safetensors file may
+        stay in it until they are used: it may be replaced, but nobody may change it in its place
+        meanwhile.
     backend : str or Backend, optional
         Where the parameters are put: a name as for `xlstm.backend`, by default "auto".
     dtype : str, optional
-        The dtype of the parameters; by default that of the checkpoint, and float32 for narrower ones.
+        The dtype of the parameters; by default that of the checkpoint, and float32 for narrower
+        ones.
 
     Returns
     -------
@@ -129,16 +165,19 @@ def load(
     Raises
     ------
     OSError, ValueError, TypeError
-        There is no such checkpoint, it is damaged, arrays are missing, surplus, misshapen or not finite, copies of an
-        array differ, or a key of the configuration is unknown. Names and shapes are checked before anything is read.
+        There is no such checkpoint, it is damaged, arrays are missing, surplus, misshapen or not
+        finite, copies of an array differ, or a key of the configuration is unknown. Names and
+        shapes are checked before anything is read.
     """
     path = checks.path("load", "path", path)
     file = path / "model.ckpt" if path.is_dir() and not list(path.glob("*.safetensors*")) else path
     if file.suffix in PICKLED and file.is_file():
         pickled = TorchFile(file)
-        shards, config = Shards(file, [pickled], canonical), _own_config(pickled)
+        shards = Shards(file, [pickled], canonical)
+        config = _own_config(pickled)
     else:
-        shards, config = Shards(path, map(Tensors, published.files_of(path, " or model.ckpt")), canonical), None
+        shards = Shards(path, map(Tensors, published.files_of(path, " or model.ckpt")), canonical)
+        config = None
     config = published.config_beside(path, CONFIGS) if config is None else config
     model = model_of(config, f"{path}: config")
     theirs = _pieces(model)
@@ -147,13 +186,15 @@ def load(
 
 
 def save(path: str | os.PathLike[str], model: TiRex | TiRex2, params: Params) -> None:
-    """Write a checkpoint of TiRex-1 or TiRex-2 with the names and the configuration of the published packages.
+    """Write a checkpoint of TiRex-1 or TiRex-2 with the names and the configuration of the
+    published packages.
 
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors` and `config.json`, as the package of TiRex-2 reads them, or a file
-        `NAME.safetensors`, which gets `NAME_config.json` beside it. Each file is written whole or not at all.
+        A folder, which gets `model.safetensors` and `config.json`, as the package of TiRex-2 reads
+        them, or a file `NAME.safetensors`, which gets `NAME_config.json` beside it. Each file is
+        written whole or not at all.
     model : TiRex or TiRex2
     params : dict
         Its parameters, on any backend.
@@ -182,7 +223,11 @@ def _own_config(pickled: TorchFile) -> Mapping[str, Any] | None:
     if not isinstance(hyper, dict) or "model_config" not in hyper:
         return None
     try:
-        return {name: reading.plain(hyper[name]) for name in ("model_config", "train_ctx_len") if name in hyper}
+        return {
+            name: reading.plain(hyper[name])
+            for name in ("model_config", "train_ctx_len")
+            if name in hyper
+        }
     except ValueError as error:
         raise ValueError(f"{pickled.path}: {HYPER} are no configuration ({error})") from error
 
@@ -202,8 +247,14 @@ def canonical(name: str) -> str:
 def _pieces(model: TiRex | TiRex2) -> Pieces:
     """Return where each of our parameters is there."""
     first = isinstance(model, TiRex)
-    names = {part: [name] for part, name in EDGES.items()} | {"norm": ["out_norm" if first else "stack_out_norm"]}
-    kernels = {name.removesuffix("cell.Wh"): dims for name, dims in model.shapes.items() if name.endswith(".cell.Wh")}
+    names = {part: [name] for part, name in EDGES.items()} | {
+        "norm": ["out_norm" if first else "stack_out_norm"]
+    }
+    kernels = {
+        name.removesuffix("cell.Wh"): dims
+        for name, dims in model.shapes.items()
+        if name.endswith(".cell.Wh")
+    }
     for k in range(model.num_blocks):
         ours = f"blocks.{k}."
         table = FIRST_NAMES if first else {**SECOND_NAMES, "outnorm": OUTNORM[ours in kernels]}
@@ -221,48 +272,76 @@ def _pieces(model: TiRex | TiRex2) -> Pieces:
 
 
 def model_of(config: Config, where: str = "config") -> TiRex | TiRex2:
-    """Return the model that a configuration describes: TiRex-1 with `model_config`, TiRex-2 with `stack_config`.
+    """Return the model that a configuration describes: TiRex-1 with `model_config`, TiRex-2 with
+    `stack_config`.
 
-    Messages call the configuration `where`. Raise ValueError or TypeError if it is neither, a key is unknown or
-    missing, or a value is none that ours expresses.
+    Messages call the configuration `where`. Raise ValueError or TypeError if it is neither, a key
+    is unknown or missing, or a value is none that ours expresses.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     if ("model_config" in config) == ("stack_config" in config):
         problem = f"has the keys {checks.few(map(str, config)) or None}"
-        raise ValueError(f"{where}: {problem}, expected model_config for TiRex-1 or stack_config for TiRex-2")
+        raise ValueError(
+            f"{where}: {problem}, expected model_config for TiRex-1 or stack_config for TiRex-2"
+        )
     return _first(config, where) if "model_config" in config else _second(config, where)
 
 
 def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
-    """Return the configuration of a model, the reverse of `model_of`; raise ValueError if theirs cannot express it."""
+    """Return the configuration of a model, the reverse of `model_of`; raise ValueError if theirs
+    cannot express it.
+    """
     if not isinstance(model, TiRex):
         return _second_config(model)
-    described = {**values(model, MODEL), "output_patch_size": model.patch_size, "block_kwargs": values(model, BLOCK)}
+    described = {
+        **values(model, MODEL),
+        "output_patch_size": model.patch_size,
+        "block_kwargs": values(model, BLOCK),
+    }
     return {"model_config": described, **values(model, CONTEXT)}
 
 
 def _first(config: Config, where: str) -> TiRex:
     chosen = options(config, where, CONTEXT, required=CONTEXT)
-    described, inside = config["model_config"], f"{where}.model_config"
-    chosen |= options(described, inside, MODEL, required=[*MODEL, "output_patch_size", "block_kwargs"])
-    _same(inside, "output_patch_size", described["output_patch_size"], described["input_patch_size"])
+    described = config["model_config"]
+    inside = f"{where}.model_config"
+    chosen |= options(
+        described, inside, MODEL, required=[*MODEL, "output_patch_size", "block_kwargs"]
+    )
+    _same(
+        inside, "output_patch_size", described["output_patch_size"], described["input_patch_size"]
+    )
     inside = f"{inside}.block_kwargs"
-    chosen |= options(described["block_kwargs"], inside, BLOCK, required=["num_blocks", "embedding_dim", "num_heads"])
+    chosen |= options(
+        described["block_kwargs"],
+        inside,
+        BLOCK,
+        required=["num_blocks", "embedding_dim", "num_heads"],
+    )
     published.blocks(inside, "num_blocks", chosen["num_blocks"])
     return TiRex(**chosen)
 
 
 def _second(config: Config, where: str) -> TiRex2:
     required = [*MODEL, "embedding_dim", "context_len", "future_len", *PARTS]
-    chosen = {"arcsinh": False, "binary": False, **options(config, where, SECOND, PARTS + OTHERS, required=required)}
+    chosen = {
+        "arcsinh": False,
+        "binary": False,
+        **options(config, where, SECOND, PARTS + OTHERS, required=required),
+    }
     chosen |= options(config["scaler_cfg"], f"{where}.scaler_cfg", SCALER)
-    P, D = config["input_patch_size"], checks.size(where, "embedding_dim", config["embedding_dim"])
+    P = config["input_patch_size"]
+    D = checks.size(where, "embedding_dim", config["embedding_dim"])
     _same(where, "output_patch_size", config["output_patch_size"], P)
     for name, value in _named(config["tokenizer_cfg"], f"{where}.tokenizer_cfg", PATCHES).items():
         _same(f"{where}.tokenizer_cfg", name, P if value is None else value, P)
     norm = config.get("stack_out_norm_config")
-    eps = None if norm is None else options(norm, f"{where}.stack_out_norm_config", {"eps": "eps"}).get("eps", 1e-7)
+    eps = (
+        None
+        if norm is None
+        else options(norm, f"{where}.stack_out_norm_config", {"eps": "eps"}).get("eps", 1e-7)
+    )
     return TiRex2(
         recipe=_recipe(config, f"{where}.stack_config"),
         **chosen,
@@ -273,7 +352,9 @@ def _second(config: Config, where: str) -> TiRex2:
     )
 
 
-def _named(config: Any, where: str, names: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:
+def _named(
+    config: Any, where: str, names: Sequence[str], required: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the values of a dict that has keys of these names only."""
     return options(config, where, dict(zip(names, names, strict=True)), (), required=required)
 
@@ -288,45 +369,68 @@ def _activation(where: str, name: Any) -> str:
 
 def _recipe(config: Config, where: str) -> list[Mixers]:
     """Return the blocks in their order."""
-    keys, most = ("templates", "recipe"), published.blocks(where, "num_blocks", config["num_blocks"])
+    keys = ("templates", "recipe")
+    most = published.blocks(where, "num_blocks", config["num_blocks"])
     templates, recipe = _named(config["stack_config"], where, keys, required=keys).values()
     names = checks.several(where, "recipe", recipe, "names of templates", most=most)
     if len(names) < most:
         raise ValueError(f"{where}: recipe has {len(names)} blocks, expected num_blocks, {most}")
     options(templates, f"{where}.templates", {})
     D = config["embedding_dim"]
-    known = {name: _mixers(template, D, f"{where}.templates.{name}") for name, template in templates.items()}
+    known = {
+        name: _mixers(template, D, f"{where}.templates.{name}")
+        for name, template in templates.items()
+    }
     for name in names:
         if not isinstance(name, str) or name not in known:
-            raise ValueError(f"{where}: recipe has {shown(name)}, expected some of {checks.few(known)}")
+            raise ValueError(
+                f"{where}: recipe has {shown(name)}, expected some of {checks.few(known)}"
+            )
     return [known[name] for name in names]
 
 
 def _mixers(template: Any, size: int, where: str) -> Mixers:
     mixers = {"time_mixer": TIME, "variate_mixer": ("embedding_dim", "num_heads")}
     options(template, where, {}, required=mixers)
-    parts = {name: _named(template[name], f"{where}.{name}", keys, keys[:2]) for name, keys in mixers.items()}
+    parts = {
+        name: _named(template[name], f"{where}.{name}", keys, keys[:2])
+        for name, keys in mixers.items()
+    }
     for name, mixer in parts.items():
         _same(f"{where}.{name}", "embedding_dim", mixer["embedding_dim"], size)
     time, variates = parts["time_mixer"], parts["variate_mixer"]
     cell = CELLS[checks.choice(CELLS)(f"{where}.time_mixer", "model_type", time["model_type"])]
     heads = time.get("num_slstm_heads") if cell == "slstm" else None
-    return Mixers(cell, time.get("num_heads", 4) if heads is None else heads, variates.get("num_heads", 4))
+    return Mixers(
+        cell, time.get("num_heads", 4) if heads is None else heads, variates.get("num_heads", 4)
+    )
 
 
 def _second_config(model: TiRex2) -> dict[str, Any]:
     if model.ffn_proj_factor != FFN_PROJ_FACTOR:
         raise ValueError(
-            f"save: ffn_proj_factor is {model.ffn_proj_factor}, expected that of TiRex-2, {FFN_PROJ_FACTOR}"
+            f"save: ffn_proj_factor is {model.ffn_proj_factor}, expected that of TiRex-2,"
+            f" {FFN_PROJ_FACTOR}"
         )
     D = model.size
     types = {ours: theirs for theirs, ours in CELLS.items()}
-    names, templates = [], {}
+    names = []
+    templates = {}
     for cell, heads, variate_heads in model.recipe:
         names.append(f"{cell}_{heads}_{variate_heads}")
-        time = {"model_type": types[cell], "embedding_dim": D, "num_heads": heads, "num_slstm_heads": heads}
+        time = {
+            "model_type": types[cell],
+            "embedding_dim": D,
+            "num_heads": heads,
+            "num_slstm_heads": heads,
+        }
         variates = {"embedding_dim": D, "num_heads": variate_heads}
-        templates[names[-1]] = {"time_mixer": time, "variate_mixer": variates, "dropout": 0.0, "eps": 1e-7}
+        templates[names[-1]] = {
+            "time_mixer": time,
+            "variate_mixer": variates,
+            "dropout": 0.0,
+            "eps": 1e-7,
+        }
     classes = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     checks.choice(classes)("save", "activation", model.activation)
     return {
@@ -345,4 +449,6 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
 
 def _same(where: str, name: str, value: int, expected: int) -> None:
     if value != expected:
-        raise ValueError(f"{where}: {name} is {shown(value)}, expected the same as the model's, {expected}")
+        raise ValueError(
+            f"{where}: {name} is {shown(value)}, expected the same as the model's, {expected}"
+        )

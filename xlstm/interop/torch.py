@@ -1,7 +1,9 @@
-"""Layers in PyTorch's programs; and weights under PyTorch's names: state dicts, and safetensors files, without PyTorch.
+"""Layers in PyTorch's programs; and weights under PyTorch's names: state dicts, and safetensors
+files, without PyTorch.
 
-`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` are for LSTM, GRU and RNN.
-PyTorch's rows are in gate order i f g o (ours i o f g) and r z n (ours z r n), and it has two biases.
+`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` are for LSTM,
+GRU and RNN. PyTorch's rows are in gate order i f g o (ours i o f g) and r z n (ours z r n), and it
+has two biases.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
-from xlstm.interop.common import Host, Layer, floating, inverse, kind_by_shape, one_dtype, prepared, reordered
+from xlstm.interop.common import (
+    Host,
+    Layer,
+    floating,
+    inverse,
+    kind_by_shape,
+    one_dtype,
+    prepared,
+    reordered,
+)
 from xlstm.layers.recurrent import KINDS, RNN
 from xlstm.models.sequence import SequenceModel
 
@@ -30,29 +41,37 @@ __all__ = ["from_torch", "module", "to_torch"]
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
 # Options that PyTorch lacks, and the values that mean they are not used.
-ABSENT = {"reverse": False, "peepholes": False, "coupled_input_forget": False, "clip": None, "reset_after": True}
+ABSENT = {
+    "reverse": False,
+    "peepholes": False,
+    "coupled_input_forget": False,
+    "clip": None,
+    "reset_after": True,
+}
 
 
 def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> Any:
     """Return a layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
 
-    Its parameters have our names, and share memory with the arrays that our functions read: `arrays()` returns these.
-    Called with x, and by name with the initial `state` and `lengths` of the sequences, as `forward` of the layer takes
-    them, it returns y and the final state; a layer without a state returns y alone. Gradients reach x, the parameters
-    and the initial state. Masks of dropout are drawn in training mode, from PyTorch's random numbers.
+    Its parameters have our names, and share memory with the arrays that our functions read:
+    `arrays()` returns these. Called with x, and by name with the initial `state` and `lengths` of
+    the sequences, as `forward` of the layer takes them, it returns y and the final state; a layer
+    without a state returns y alone. Gradients reach x, the parameters and the initial state. Masks
+    of dropout are drawn in training mode, from PyTorch's random numbers.
 
-    Tensors on a CPU are read as NumPy arrays and those on a CUDA device as CuPy arrays, on PyTorch's current stream,
-    without a copy. Within `torch.autocast` x and the state are cast to the dtype of the parameters. `torch.compile`,
-    `torch.export`, `torch.jit.trace` and `make_fx` see one operator, `xlstm::forward`. Parameters and tensors on the
-    device "meta" have shapes alone, as with `torch.nn.LSTM`.
+    Tensors on a CPU are read as NumPy arrays and those on a CUDA device as CuPy arrays, on
+    PyTorch's current stream, without a copy. Within `torch.autocast` x and the state are cast to
+    the dtype of the parameters. `torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx`
+    see one operator, `xlstm::forward`. Parameters and tensors on the device "meta" have shapes
+    alone, as with `torch.nn.LSTM`.
 
     Parameters
     ----------
     layer_or_model : Module
         Anything with `init`, `forward` and `backward`: a layer, a block, a stack or a model.
     params : dict of str to array or tensor, optional
-        Its parameters, with which those of the module share memory where PyTorch can write to it; arrays of JAX are
-        copied. By default they are drawn.
+        Its parameters, with which those of the module share memory where PyTorch can write to it;
+        arrays of JAX are copied. By default they are drawn.
     seed : int
         Seed of the initial parameters, float32 on PyTorch's default device.
 
@@ -63,10 +82,11 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
     Raises
     ------
     TypeError, ValueError
-        It is no layer or model, `params` are not its parameters, or a parameter has the name of an attribute of
-        `torch.nn.Module`, such as "forward". A call raises TypeError where parameters are float16 or bfloat16 on a
-        CPU, and what `forward` of the layer raises. A second derivative, forward-mode AD, and `vmap`, `grad` and `jvp`
-        of `torch.func` are a RuntimeError.
+        It is no layer or model, `params` are not its parameters, or a parameter has the name of an
+        attribute of `torch.nn.Module`, such as "forward". A call raises TypeError where parameters
+        are float16 or bfloat16 on a CPU, and what `forward` of the layer raises. A second
+        derivative, forward-mode AD, and `vmap`, `grad` and `jvp` of `torch.func` are a
+        RuntimeError.
 
     Examples
     --------
@@ -94,22 +114,26 @@ def from_torch(
 ) -> tuple[Layer, Params]:
     """Read the weights of a `torch.nn.LSTM`, `GRU` or `RNN` as a layer and its parameters.
 
-    Layers, directions, sizes, projection and biases follow from the names and shapes of the weights.
+    Layers, directions, sizes, projection and biases follow from the names and shapes of the
+    weights.
 
     Parameters
     ----------
     state_dict_or_path : dict of str to tensor or array, or path
-        A state dict as from `module.state_dict()`, or a file of one: a safetensors file, or one of `torch.save`, in
-        which a checkpoint of Lightning has it under `state_dict`. Only tensors and plain values of it are read.
+        A state dict as from `module.state_dict()`, or a file of one: a safetensors file, or one of
+        `torch.save`, in which a checkpoint of Lightning has it under `state_dict`. Only tensors and
+        plain values of it are read.
     kind : {"lstm", "gru", "rnn"}, optional
         The kind of the module, by default that which the shapes of the weights show.
     activation : {"tanh", "relu"}, optional
-        `nonlinearity` of a `torch.nn.RNN`, which its weights do not show; by default what a file of `xlstm export`
-        says, or tanh.
+        `nonlinearity` of a `torch.nn.RNN`, which its weights do not show; by default what a file of
+        `xlstm export` says, or tanh.
     batch_first : bool, optional
-        `batch_first` of the module, which its weights do not show; by default what such a file says, or False.
+        `batch_first` of the module, which its weights do not show; by default what such a file
+        says, or False.
     prefix : str
-        The beginning of the names of this module's weights, such as "encoder.lstm."; all others are ignored.
+        The beginning of the names of this module's weights, such as "encoder.lstm."; all others are
+        ignored.
 
     Returns
     -------
@@ -123,8 +147,8 @@ def from_torch(
     OSError
         There is no such file.
     ValueError, TypeError
-        Weights are missing, surplus, misshapen, of several dtypes or of another kind of module; the file is
-        damaged or holds anything else; the kind or activation is unknown.
+        Weights are missing, surplus, misshapen, of several dtypes or of another kind of module; the
+        file is damaged or holds anything else; the kind or activation is unknown.
 
     Examples
     --------
@@ -140,27 +164,41 @@ def from_torch(
     first = [f"{prefix}{NAMES[name]}_l0" for name in ("Wx", "Wh")]
     for name in first:
         if name not in weights:
-            raise ValueError(f"from_torch: {name} is missing, found {checks.few(sorted(weights)) or 'nothing'}")
+            raise ValueError(
+                f"from_torch: {name} is missing, found {checks.few(sorted(weights)) or 'nothing'}"
+            )
         checks.shape("from_torch", name, weights[name], {"gates*H": None, "size": None})
     (rows, D), (_, P) = (weights[name].shape for name in first)
     projected = f"{prefix}weight_hr_l0" in weights
     kind = kind or ("lstm" if projected else kind_by_shape(rows, P))
     if kind is None:
-        raise ValueError(f"from_torch: {first[1]} has shape {(rows, P)}, expected (4H, H), (3H, H) or (H, H)")
+        raise ValueError(
+            f"from_torch: {first[1]} has shape {(rows, P)}, expected (4H, H), (3H, H) or (H, H)"
+        )
     if activation is None:
         activation = metadata.get("activation", "tanh")
     if batch_first is None:
         batch_first = metadata.get("batch_first") == "True"
     if activation not in ("tanh", "relu") or (activation == "relu" and kind != "rnn"):
-        raise ValueError(f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn")
+        raise ValueError(
+            f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn"
+        )
     options: dict[str, Any] = {"proj_size": P} if projected and kind == "lstm" else {}
     options |= {"activations": activation} if activation != "tanh" else {}
     options |= dict.fromkeys(("bias", "recurrent_bias"), f"{prefix}bias_ih_l0" in weights)
-    options |= {"bidirectional": f"{prefix}weight_ih_l0_reverse" in weights, "batch_first": batch_first}
-    layers = sum(re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None for name in weights)
+    options |= {
+        "bidirectional": f"{prefix}weight_ih_l0_reverse" in weights,
+        "batch_first": batch_first,
+    }
+    layers = sum(
+        re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None
+        for name in weights
+    )
     layer = KINDS[kind](D, rows // len(ORDER[kind]), layers, **options)
     theirs = {name: prefix + _name(name) for name in layer.shapes}
-    checks.params("from_torch", weights, {theirs[name]: dims for name, dims in layer.shapes.items()})
+    checks.params(
+        "from_torch", weights, {theirs[name]: dims for name, dims in layer.shapes.items()}
+    )
     one_dtype("from_torch", weights)
     return layer, {name: _rows(name, weights[theirs[name]], ORDER[kind]) for name in layer.shapes}
 
@@ -193,7 +231,9 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
         raise ValueError(f"to_torch: activations are {chosen}, which PyTorch cannot express")
     order = inverse(ORDER[type(recurrent).__name__.lower()])
     theirs = {_name(name): _rows(name, array, order) for name, array in weights.items()}
-    for name in [name for name in theirs if name.startswith("bias_ih") and not recurrent.recurrent_bias]:
+    for name in [
+        name for name in theirs if name.startswith("bias_ih") and not recurrent.recurrent_bias
+    ]:
         theirs[name.replace("bias_ih", "bias_hh")] = np.zeros_like(theirs[name])
     if head is None:
         return theirs
@@ -201,13 +241,21 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     return {**named, "head.weight": head[0].copy(), "head.bias": head[1].copy()}
 
 
-def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> tuple[dict[str, Host], Mapping[str, str]]:
-    """Return the weights whose names begin with the prefix, on the host, and the metadata of a file."""
+def _read(
+    source: Mapping[str, Any] | str | os.PathLike[str], prefix: str
+) -> tuple[dict[str, Host], Mapping[str, str]]:
+    """Return the weights whose names begin with the prefix, on the host, and the metadata of a
+    file.
+    """
     if isinstance(source, Mapping):
-        chosen = {str(name): array for name, array in source.items() if str(name).startswith(prefix)}
+        chosen = {
+            str(name): array for name, array in source.items() if str(name).startswith(prefix)
+        }
         return {name: floating("from_torch", name, array) for name, array in chosen.items()}, {}
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
+        raise TypeError(
+            f"from_torch: got a {type(source).__name__}, expected a state dict or a path"
+        )
     path = Path(source)
     file = TorchFile(path) if path.suffix in PICKLED else Tensors(path)
     names = [name for name in file.shapes if name.startswith(prefix)]

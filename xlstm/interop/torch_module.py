@@ -1,7 +1,8 @@
 """A layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
 
-In eager mode they are one function of PyTorch's autograd. All that traces, such as `torch.compile`, `torch.export`,
-`torch.jit.trace` and `make_fx`, sees the operators `xlstm::forward` and `xlstm::backward`.
+In eager mode they are one function of PyTorch's autograd. All that traces, such as `torch.compile`,
+`torch.export`, `torch.jit.trace` and `make_fx`, sees the operators `xlstm::forward` and
+`xlstm::backward`.
 """
 
 from __future__ import annotations
@@ -29,18 +30,22 @@ LARGEST_SEED = 2**63 - 1
 _kept: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 _unfiled: dict[str, Bridge] = {}  # layers of classes that files do not know
-PROCESS = uuid.uuid4().hex  # a part of their names, which a program from another process does not find here
-PLAIN = {torch.Tensor, torch.nn.Parameter}  # a tensor of another class, such as FakeTensor, may have no values
+# a part of their names, which a program from another process does not find here
+PROCESS = uuid.uuid4().hex
+# a tensor of another class, such as FakeTensor, may have no values
+PLAIN = {torch.Tensor, torch.nn.Parameter}
 OF_A_CPU = torch.float32, torch.float64  # dtypes of parameters there
 KEYS = torch._C.DispatchKey
-# One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of torch.func.
+# One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of
+# torch.func.
 MODES = (KEYS.Python, KEYS.PreDispatch, KEYS.FuncTorchDynamicLayerFrontMode)
 
 
 class Handle(np.ndarray[Any, Any]):
     """A whole number in memory of its own, which has what a forward pass kept.
 
-    Autograd saves the number as a tensor. Its memory lives as long as autograd needs it, and so does what was kept.
+    Autograd saves the number as a tensor. Its memory lives as long as autograd needs it, and so
+    does what was kept.
     """
 
     saved: Any
@@ -67,44 +72,79 @@ def _saved(where: str, handle: Tensor) -> Any:
     """
     found = _kept.get(int(handle))
     if found is None:
-        raise RuntimeError(f"{where}: backward has only a copy of what forward saved, expected the same tensors")
+        raise RuntimeError(
+            f"{where}: backward has only a copy of what forward saved, expected the same tensors"
+        )
     return found.saved
 
 
 def _forward(
-    bridge: Bridge, x: Tensor, params: Sequence[Tensor], state: Sequence[Tensor], lengths: Any, seed: Any, keep: bool
+    bridge: Bridge,
+    x: Tensor,
+    params: Sequence[Tensor],
+    state: Sequence[Tensor],
+    lengths: Any,
+    seed: Any,
+    keep: bool,
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Return y and the final state, and what `_backward` needs beside the tensors."""
     if torch.is_tensor(lengths) and lengths.is_meta:
-        raise TypeError(f"{bridge.name}: lengths is on meta, expected whole numbers on the device of x or a CPU")
-    options = {"lengths": lengths, "seed": None if seed is None else int(seed), "train": seed is not None}
+        raise TypeError(
+            f"{bridge.name}: lengths is on meta, expected whole numbers on the device of x or a CPU"
+        )
+    options = {
+        "lengths": lengths,
+        "seed": None if seed is None else int(seed),
+        "train": seed is not None,
+    }
     options = options if bridge.has_state else {}
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
         x, *start = map(take, (x, *state))
         arrays = _arrays(params, take)
         found, saved = bridge.forward(arrays, x, start, keep=keep, **options)
-        return tuple(map(give, found)), (_addresses(params), options, arrays, saved) if keep else None
+        return tuple(map(give, found)), (
+            (
+                _addresses(params),
+                options,
+                arrays,
+                saved,
+            )
+            if keep
+            else None
+        )
 
 
 def _backward(
-    bridge: Bridge, handle: Tensor, x: Tensor, params: Sequence[Tensor], state: Sequence[Tensor], douts: Any
+    bridge: Bridge,
+    handle: Tensor,
+    x: Tensor,
+    params: Sequence[Tensor],
+    state: Sequence[Tensor],
+    douts: Any,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Return gradients of the parameters and of an initial state that was given, and that of x."""
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
         addresses, options, arrays, saved = _saved(bridge.name, handle)
-        if addresses != _addresses(params):  # what was kept has views of memory that FSDP2 has freed since
+        # what was kept has views of memory that FSDP2 has freed since
+        if addresses != _addresses(params):
             arrays = _arrays(params, take)
             _, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
         dy, *dend = [None if d is None else take(d) for d in douts]
         grads, dx, start = bridge.backward(arrays, saved, dy, dend)
-        return list(map(give, [*grads, *start] if state else grads)), None if dx is None else give(dx)
+        return list(map(give, [*grads, *start] if state else grads)), (
+            None if dx is None else give(dx)
+        )
 
 
 def _arrays(params: Sequence[Tensor], take: Callable[[Tensor], Array]) -> list[Array]:
-    """Return views of parameters that let PyTorch free their memory between the passes, as FSDP2 does."""
-    return [np.from_dlpack(p.detach()) if p.is_cpu and p.dtype in OF_A_CPU else take(p) for p in params]
+    """Return views of parameters that let PyTorch free their memory between the passes, as FSDP2
+    does.
+    """
+    return [
+        np.from_dlpack(p.detach()) if p.is_cpu and p.dtype in OF_A_CPU else take(p) for p in params
+    ]
 
 
 def _addresses(params: Sequence[Tensor]) -> list[int]:
@@ -112,7 +152,9 @@ def _addresses(params: Sequence[Tensor]) -> list[int]:
 
 
 def _is_traced(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether PyTorch records operators, or tensors have no values, so that a call has to be our operator."""
+    """Tell whether PyTorch records operators, or tensors have no values, so that a call has to be
+    our operator.
+    """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     if any(map(torch._C._dispatch_tls_local_include_set().has, MODES)):
@@ -124,16 +166,22 @@ def _is_traced(tensors: Iterable[Tensor]) -> bool:
 def _is_transformed() -> bool:
     """Tell whether vmap, grad or jvp of torch.func is on."""
     transform = torch._C._functorch.peek_interpreter_stack()
-    return transform is not None and transform.key() != torch._C._functorch.TransformType.Functionalize
+    return (
+        transform is not None and transform.key() != torch._C._functorch.TransformType.Functionalize
+    )
 
 
 def _refuse_transforms(where: str, tensors: Iterable[Tensor]) -> None:
-    """Raise RuntimeError inside a transform that our passes do not have; a tangent would be lost without a word."""
+    """Raise RuntimeError inside a transform that our passes do not have; a tangent would be lost
+    without a word.
+    """
     has_tangents = forward_ad._current_level >= 0
-    if _is_transformed() or (has_tangents and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)):
+    if _is_transformed() or (
+        has_tangents and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)
+    ):
         raise RuntimeError(
-            f"{where}: forward-mode AD (dual tensors) and vmap, grad and jvp of torch.func are not possible, as "
-            "backward is written by hand; expected plain tensors, and their backward"
+            f"{where}: forward-mode AD (dual tensors) and vmap, grad and jvp of torch.func are not"
+            " possible, as backward is written by hand; expected plain tensors, and their backward"
         )
 
 
@@ -148,7 +196,9 @@ class Pass(torch.autograd.Function):  # type: ignore[misc]
     """The passes of a layer in eager mode."""
 
     @staticmethod
-    def forward(ctx: Any, bridge: Bridge, lengths: Any, seed: Any, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, bridge: Bridge, lengths: Any, seed: Any, x: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         """Return y and the final state; tensors are the parameters and the initial state."""
         count = len(bridge.names)
         found, saved = _forward(bridge, x, tensors[:count], tensors[count:], lengths, seed, True)
@@ -160,8 +210,11 @@ class Pass(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return gradients of x, of the parameters and of the initial state, and None for what is no tensor."""
-        bridge, inputs = ctx.bridge, len(ctx.needs_input_grad)
+        """Return gradients of x, of the parameters and of the initial state, and None for what is
+        no tensor.
+        """
+        bridge = ctx.bridge
+        inputs = len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
             _refuse(bridge.name)
         handle, x, *tensors = ctx.saved_tensors
@@ -184,26 +237,37 @@ def _bridge(spec: str) -> Bridge:
     if spec in _unfiled:
         return _unfiled[spec]
     if not spec.startswith("{"):
-        raise ValueError(f"xlstm::forward: {spec} is not of this process, expected a layer that models.save takes")
+        raise ValueError(
+            f"xlstm::forward: {spec} is not of this process, expected a layer that models.save"
+            " takes"
+        )
     return Bridge("xlstm::forward", model_files.from_config(json.loads(spec)))
 
 
 def spec_of(bridge: Bridge) -> str:
-    """Return a layer as text, which an operator takes: its configuration, where files know its class."""
+    """Return a layer as text, which an operator takes: its configuration, where files know its
+    class.
+    """
     try:
         return json.dumps(model_files.config_of("module", bridge.layer))
     except TypeError:
-        spec = f"{bridge.layer!r} {PROCESS} {id(bridge.layer)}"  # layers of two classes may have the same repr
+        # layers of two classes may have the same repr
+        spec = f"{bridge.layer!r} {PROCESS} {id(bridge.layer)}"
         _unfiled[spec] = bridge
         return spec
 
 
-FORWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor? lengths, Tensor? seed, bool keep)"
+FORWARD = (
+    "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor? lengths, Tensor? seed, bool"
+    " keep)"
+)
 BACKWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor handle, Tensor[] douts)"
 
 
 @torch.library.custom_op("xlstm::forward", mutates_args=(), schema=f"{FORWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
-def forward_op(spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *options: Any) -> list[Tensor]:
+def forward_op(
+    spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *options: Any
+) -> list[Tensor]:
     """Return y, the final state and the handle of what was kept."""
     bridge = _bridge(spec)
     _refuse_transforms(bridge.name, (x, *params, *state))
@@ -213,16 +277,24 @@ def forward_op(spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], 
 
 @torch.library.custom_op("xlstm::backward", mutates_args=(), schema=f"{BACKWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
 def backward_op(
-    spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], handle: Tensor, douts: list[Tensor]
+    spec: str,
+    params: list[Tensor],
+    x: Tensor,
+    state: list[Tensor],
+    handle: Tensor,
+    douts: list[Tensor],
 ) -> list[Tensor]:
-    """Return gradients of the parameters, of an initial state that was given, and of x unless it has tokens."""
+    """Return gradients of the parameters, of an initial state that was given, and of x unless it
+    has tokens.
+    """
     grads, dx = _backward(_bridge(spec), handle, x, params, state, douts)
     return [a.contiguous() for a in ([*grads] if dx is None else [*grads, dx])]
 
 
 @forward_op.register_fake  # type: ignore[untyped-decorator]
 def _forward_fake(spec: str, params: list[Tensor], x: Tensor, *_: Any) -> list[Tensor]:
-    bridge, first = _bridge(spec), params[0]
+    bridge = _bridge(spec)
+    first = params[0]
     y, *ends = bridge.shapes(x)
     dtypes = _dtypes(bridge, first)
     end = [first.new_empty(shape, dtype=dtype) for shape, dtype in zip(ends, dtypes, strict=True)]
@@ -230,7 +302,9 @@ def _forward_fake(spec: str, params: list[Tensor], x: Tensor, *_: Any) -> list[T
 
 
 @backward_op.register_fake  # type: ignore[untyped-decorator]
-def _backward_fake(spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *_: Any) -> list[Tensor]:
+def _backward_fake(
+    spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *_: Any
+) -> list[Tensor]:
     inputs = [*params, *state, *([x] if x.is_floating_point() else [])]
     return [a.new_empty(a.shape) for a in inputs]
 
@@ -272,13 +346,21 @@ def run(
     lengths: Any = None,
     seed: Tensor | None = None,
 ) -> Sequence[Tensor]:
-    """Return y and the final state, to which autograd adds our backward pass; a seed draws the masks of training."""
+    """Return y and the final state, to which autograd adds our backward pass; a seed draws the
+    masks of training.
+    """
     tensors = (x, *params, *state)
     _refuse_transforms(bridge.name, tensors)
     # torch.jit.trace compares its trace with a second one, which it makes without gradients.
-    keep = (torch.is_grad_enabled() or torch.jit.is_tracing()) and any(a.requires_grad for a in tensors)
+    keep = (torch.is_grad_enabled() or torch.jit.is_tracing()) and any(
+        a.requires_grad for a in tensors
+    )
     if _is_traced(tensors):
-        lengths = lengths if lengths is None or torch.is_tensor(lengths) else torch.as_tensor(lengths, device="cpu")
+        lengths = (
+            lengths
+            if lengths is None or torch.is_tensor(lengths)
+            else torch.as_tensor(lengths, device="cpu")
+        )
         return forward_op(spec, params, x, state, lengths, seed, keep)[:-1]  # type: ignore[no-any-return]
     if keep:
         return Pass.apply(bridge, lengths, seed, x, *params, *state)  # type: ignore[no-any-return]
@@ -286,11 +368,19 @@ def run(
 
 
 def _drawn(layer: Any, seed: int) -> dict[str, Tensor]:
-    """Return initial parameters on PyTorch's default device; those on meta have no values, and none are drawn."""
+    """Return initial parameters on PyTorch's default device; those on meta have no values, and none
+    are drawn.
+    """
     device = torch.get_default_device()
     if device.type == "meta":
-        return {name: torch.empty(tuple(dims.values()), dtype=torch.float32) for name, dims in layer.shapes.items()}
-    return {name: torch.from_numpy(p).to(device) for name, p in layer.init(seed, backend="numpy").items()}
+        return {
+            name: torch.empty(tuple(dims.values()), dtype=torch.float32)
+            for name, dims in layer.shapes.items()
+        }
+    return {
+        name: torch.from_numpy(p).to(device)
+        for name, p in layer.init(seed, backend="numpy").items()
+    }
 
 
 def _parameter(given: Any) -> Tensor:
@@ -324,7 +414,9 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
                 owner.register_parameter(last, parameter)
             except KeyError as error:
                 expected = "expected a name that torch.nn.Module does not use"
-                raise ValueError(f"module: parameter {name}: {error.args[0]}, {expected}") from error
+                raise ValueError(
+                    f"module: parameter {name}: {error.args[0]}, {expected}"
+                ) from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a copy or a pickle, whose layer may be another object."""
@@ -333,20 +425,31 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor, state: Any = None, lengths: Any = None) -> Any:
         """Run over a batch of sequences; see `xlstm.interop.torch.module`."""
-        bridge, params = self._bridge, self._tensors()
+        bridge = self._bridge
+        params = self._tensors()
         if not torch.is_tensor(x):
             raise TypeError(f"{bridge.name}: x is {checks.shown(x)}, expected a PyTorch tensor")
         if lengths is not None and not bridge.has_state:
             raise TypeError(
-                f"{bridge.name}: lengths is {checks.shown(lengths)}, expected None, as there are no sequences"
+                f"{bridge.name}: lengths is {checks.shown(lengths)}, expected None, as there are no"
+                " sequences"
             )
         given: list[Tensor] = [] if state is None else bridge.flat(state)
         if any(a is None for a in given):
-            raise TypeError(f"{bridge.name}: a part of state is None, expected all of its tensors, or None for state")
+            raise TypeError(
+                f"{bridge.name}: a part of state is None, expected all of its tensors, or None for"
+                " state"
+            )
         if (x.is_cpu or x.is_cuda) and torch.is_autocast_enabled(x.device.type):
             x = x.to(params[0].dtype) if x.is_floating_point() else x
-            given = [a.to(dtype) for a, dtype in zip(given, _dtypes(bridge, params[0]), strict=False)]
-        seed = torch.randint(LARGEST_SEED, (), device="cpu") if self.training and bridge.layer.random else None
+            given = [
+                a.to(dtype) for a, dtype in zip(given, _dtypes(bridge, params[0]), strict=False)
+            ]
+        seed = (
+            torch.randint(LARGEST_SEED, (), device="cpu")
+            if self.training and bridge.layer.random
+            else None
+        )
         y, *end = run(bridge, self._spec, x, params, given, lengths, seed)
         return (y, bridge.state(end)) if bridge.has_state else y
 

@@ -1,1 +1,3 @@
-"""Layers: frozen descriptions that hold no arrays. Each can `init`, run `forward` and run `backward`."""
+"""Layers: frozen descriptions that hold no arrays. Each can `init`, run `forward` and run
+`backward`.
+"""

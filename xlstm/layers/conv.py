@@ -30,8 +30,8 @@ class CausalConv(SameWidth, SequenceLayer):
     size : int
         Number D of channels.
     kernel_size : int
-        Number k of steps that each y sees, the last of which is its own. Parameters are `W` (D, k) and `b` (D,). The
-        state is (x,), the k - 1 steps before, (k - 1, B, D).
+        Number k of steps that each y sees, the last of which is its own. Parameters are `W` (D, k)
+        and `b` (D,). The state is (x,), the k - 1 steps before, (k - 1, B, D).
     silu : bool
         Whether y is silu of that.
     """
@@ -42,7 +42,8 @@ class CausalConv(SameWidth, SequenceLayer):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        D, draw = {"D": self.size}, uniform(self.kernel_size**-0.5)  # as `torch.nn.Conv1d`
+        D = {"D": self.size}
+        draw = uniform(self.kernel_size**-0.5)  # as `torch.nn.Conv1d`
         return {"W": ({**D, "k": self.kernel_size}, draw), "b": (D, draw)}
 
     @cached_property
@@ -53,10 +54,12 @@ class CausalConv(SameWidth, SequenceLayer):
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
-        # On CuPy the backward pass convolves again, since to write and read the values before silu takes longer.
+        # On CuPy the backward pass convolves again, since to write and read the values before silu
+        # takes longer.
         function = _convolved if not self.silu else _silu if compiles(xp) else _activated
         found = listed(self._slid(xp, function, p["W"].T, xs, p["b"]))
-        y, kept = found[-1], (xs, *found) if len(found) > 1 else (xs,)
+        y = found[-1]
+        kept = (xs, *found) if len(found) > 1 else (xs,)
         if span.full:
             end = xs[span.T :, ...]  # to which what is kept refers, too
             return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), kept
@@ -67,21 +70,32 @@ class CausalConv(SameWidth, SequenceLayer):
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span,
         add: Sequence[Array] = (), out: Sequence[Array] = (),
     ) -> Derivatives:  # fmt: skip
-        """Return gradients of the parameters, of x, plus what is in `add` and in the room `out`, and of the state."""
-        xp, (xs, *values) = span.xp, kept
-        size, before, T = self.kernel_size, self.kernel_size - 1, span.T
+        """Return gradients of the parameters, of x, plus what is in `add` and in the room `out`,
+        and of the state.
+        """
+        xp = span.xp
+        xs, *values = kept
+        size = self.kernel_size
+        before = self.kernel_size - 1
+        T = span.T
         padded = room(xp, dy, (T + 2 * before, *dy.shape[1:]))
-        padded[:before, ...], padded[before + T :, ...] = 0, 0
-        dz, taps = padded[before : before + T, ...], p["W"].T
+        padded[:before, ...] = 0
+        padded[before + T :, ...] = 0
+        dz = padded[before : before + T, ...]
+        taps = p["W"].T
         if compiles(xp):
-            arrays, leading = (dy, windows(xs, size), taps, p["b"]), (None, size, size)
+            arrays = (dy, windows(xs, size), taps, p["b"])
+            leading = (None, size, size)
             options: dict[str, Any] = {"size": size, "activated": self.silu}
-            _, db, dW = summed(xp, _weights_bwd, *arrays, sums=2, leading=leading, out=[dz], **options)
+            _, db, dW = summed(
+                xp, _weights_bwd, *arrays, sums=2, leading=leading, out=[dz], **options
+            )
         else:
             dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy
             db = column_sums(xp, dz)
             dW = xp.stack(listed(summed(xp, _products, dz, *self._windows(xs), sums=size)), axis=1)
-        grads, taps = {"W": dW, "b": db}, xp.flip(taps, axis=0)
+        grads = {"W": dW, "b": db}
+        taps = xp.flip(taps, axis=0)
         if compiles(xp) and dstate is None:
             dx = self._slid(xp, _convolved, taps, padded[before:, ...], *add, out=out)
             return grads, dx, (self._slid(xp, _convolved, taps, padded[: 2 * before, ...]),)
@@ -98,8 +112,11 @@ class CausalConv(SameWidth, SequenceLayer):
             to[...] = dx
         return grads, dx, (dxs[:before, ...],)
 
-    def _slid(self, xp: Namespace, function: Any, taps: Array, xs: Array, *more: Array, **options: Any) -> Any:
-        """Return the results of a function of taps (k, D), the steps that each is multiplied by, and more arrays.
+    def _slid(
+        self, xp: Namespace, function: Any, taps: Array, xs: Array, *more: Array, **options: Any
+    ) -> Any:
+        """Return the results of a function of taps (k, D), the steps that each is multiplied by,
+        and more arrays.
 
         Options are those of `summed`, for CuPy.
         """
@@ -121,7 +138,9 @@ def _of_windows(xp: Namespace, taps: Array, xs: Array, *more: Array, of: Any, si
 
 
 def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:
-    """Return the sum of taps times steps, which are `size` arrays each, and of what else there is."""
+    """Return the sum of taps times steps, which are `size` arrays each, and of what else there
+    is.
+    """
     y = arrays[0] * arrays[size]
     for tap, x in zip(arrays[1:size], arrays[size + 1 : 2 * size], strict=True):
         y += tap * x
@@ -146,7 +165,9 @@ def _products(xp: Namespace, dy: Array, *xs: Array) -> tuple[Array, ...]:
 def _weights_bwd(
     xp: Namespace, dy: Array, xs: Array, W: Array, b: Array, size: int, activated: bool
 ) -> tuple[Array, Array, Array]:
-    """Return the gradient before silu, if there is one, and those of the bias and of all taps by each row."""
+    """Return the gradient before silu, if there is one, and those of the bias and of all taps by
+    each row.
+    """
     dz = dy
     if activated:
         dz = silu_bwd(xp, dy, *_of_windows(xp, W, xs, b, of=_activated, size=size))

@@ -1,4 +1,6 @@
-"""Recurrent: stacked gated layers, in one direction or both, over a packed batch; the base of LSTM, GRU, RNN, sLSTM."""
+"""Recurrent: stacked gated layers, in one direction or both, over a packed batch; the base of LSTM,
+GRU, RNN, sLSTM.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ NO_MASKS = Masks()
 
 @dataclass(frozen=True)
 class Pass:
-    """The values that one layer and direction kept, which are read with time first, in the order of time."""
+    """The values that one layer and direction kept, which are read with time first, in the order of
+    time.
+    """
 
     packing: Packing
     reverse: bool
@@ -45,7 +49,9 @@ class Pass:
 
     @property
     def retained(self) -> Array | None:
-        """The share of the old state that each unit keeps at every step, (T, B, H), or None if the cell has none."""
+        """The share of the old state that each unit keeps at every step, (T, B, H), or None if the
+        cell has none.
+        """
         found = self.tape.retained()
         return None if found is None else self._steps(found)
 
@@ -54,7 +60,8 @@ class Pass:
         if name.startswith("_"):
             raise AttributeError(name)
         states = self._steps(self.tape.state(name))
-        return self.tape.step.xp.asarray(states, copy=True) if name == "h" else states  # what is kept may be y itself
+        # what is kept may be y itself
+        return self.tape.step.xp.asarray(states, copy=True) if name == "h" else states
 
     def _steps(self, rows: Array) -> Array:
         xp = self.tape.step.xp
@@ -89,17 +96,27 @@ class Recurrent(SequenceLayer):
         where = type(self).__name__
         super().__post_init__()
         if self.bidirectional and self.reverse:
-            raise ValueError(f"{where}: bidirectional and reverse exclude one another, both are True")
+            raise ValueError(
+                f"{where}: bidirectional and reverse exclude one another, both are True"
+            )
         if self.dropout and self.num_layers == 1:
-            raise ValueError(f"{where}: dropout is {self.dropout} but acts between layers, and num_layers is 1")
+            raise ValueError(
+                f"{where}: dropout is {self.dropout} but acts between layers, and num_layers is 1"
+            )
         known = {field.name for field in fields(self.CELL)}  # type: ignore[arg-type]
         for option in ("activations", "clip"):
             given = getattr(self, option, None)
             if given is not None and option not in known:
-                raise ValueError(f"{where}: {option} is {checks.shown(given)}, but its cell has none")
+                raise ValueError(
+                    f"{where}: {option} is {checks.shown(given)}, but its cell has none"
+                )
         if not self.CELL.RECURRENT:
-            for option, given in self._used("recurrent_bias", "recurrent_dropout", "layer_norm").items():
-                raise ValueError(f"{where}: {option} is {given!r}, but its cell has no product of h")
+            for option, given in self._used(
+                "recurrent_bias", "recurrent_dropout", "layer_norm"
+            ).items():
+                raise ValueError(
+                    f"{where}: {option} is {given!r}, but its cell has no product of h"
+                )
         object.__setattr__(self, "activations", self._activations(where))
         if self.recurrent_bias is None:
             object.__setattr__(self, "recurrent_bias", self.bias and self._biases == 2)
@@ -107,11 +124,17 @@ class Recurrent(SequenceLayer):
             raise ValueError(f"{where}: recurrent_bias and bias=False exclude one another")
         object.__setattr__(self, "zoneout", self._zoneout(where))
         if self.recompute:
-            for option, given in self._used("zoneout", "recurrent_dropout", "layer_norm", "proj_size").items():
-                raise ValueError(f"{where}: recompute and {option} exclude one another, {option} is {given}")
+            for option, given in self._used(
+                "zoneout", "recurrent_dropout", "layer_norm", "proj_size"
+            ).items():
+                raise ValueError(
+                    f"{where}: recompute and {option} exclude one another, {option} is {given}"
+                )
 
     def _used(self, *options: str) -> dict[str, Any]:
-        """Return those of `options` that the layer has and that are in use: neither 0, False nor None."""
+        """Return those of `options` that the layer has and that are in use: neither 0, False nor
+        None.
+        """
         values = {name: getattr(self, name, None) for name in options}
         return {n: v for n, v in values.items() if (any(v) if isinstance(v, tuple) else v)}
 
@@ -128,7 +151,11 @@ class Recurrent(SequenceLayer):
     def weights(self) -> dict[str, Weight]:
         found: dict[str, Weight] = {}
         for k in range(self.num_layers):
-            D = {"D": self.input_size} if k == 0 else {"directions*P": len(self.directions) * self.state_sizes[0]}
+            D = (
+                {"D": self.input_size}
+                if k == 0
+                else {"directions*P": len(self.directions) * self.state_sizes[0]}
+            )
             for direction in self.directions:
                 for name, dims in self._shapes(D).items():
                     found[f"{k}.{direction}{name}"] = dims, functools.partial(self._draw, name)
@@ -164,8 +191,12 @@ class Recurrent(SequenceLayer):
     def cells(self) -> dict[str, Cell]:
         """The cell of each direction; see `directions`."""
         usual = getattr(self.CELL, "activations", ())
-        chosen, n = self.activations or usual * len(self.directions), len(usual)
-        return {name: self._cell(tuple(chosen[n * k : n * (k + 1)])) for k, name in enumerate(self.directions)}
+        chosen = self.activations or usual * len(self.directions)
+        n = len(usual)
+        return {
+            name: self._cell(tuple(chosen[n * k : n * (k + 1)]))
+            for k, name in enumerate(self.directions)
+        }
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         """Return the cell of a direction, with those options of the layer that it has."""
@@ -182,12 +213,18 @@ class Recurrent(SequenceLayer):
         return next(iter(self.cells.values())).BIASES
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
-        """Return the shapes of the parameters of one layer and direction with an input of width D."""
-        G, H = self._gates, self.hidden_size
+        """Return the shapes of the parameters of one layer and direction with an input of width
+        D.
+        """
+        G = self._gates
+        H = self.hidden_size
         rows = {f"{G}H" if G > 1 else "H": G * H}
         found: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
         if self.CELL.RECURRENT:
-            found["Wh"] = {**rows, "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0]}
+            found["Wh"] = {
+                **rows,
+                "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0],
+            }
         if self.bias:
             found["b"] = rows
         if self.recurrent_bias:
@@ -214,7 +251,10 @@ class Recurrent(SequenceLayer):
         if not isinstance(rates, tuple | list):
             rates = (rates,) * len(self.STATES)
         elif len(rates) != len(self.STATES):
-            raise ValueError(f"{where}: zoneout has {len(rates)} rates, expected those of {', '.join(self.STATES)}")
+            raise ValueError(
+                f"{where}: zoneout has {len(rates)} rates, expected those of"
+                f" {', '.join(self.STATES)}"
+            )
         return tuple(checks.rate(where, "zoneout", rate) for rate in rates)
 
     @cached_property
@@ -228,9 +268,14 @@ class Recurrent(SequenceLayer):
         if self.activations is None:
             return None
         if not isinstance(self.activations, str | tuple | list):
-            raise TypeError(f"{where}: activations is {checks.shown(self.activations)}, expected names")
-        given = (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
-        usual, directions = self.CELL.activations, len(self.directions)
+            raise TypeError(
+                f"{where}: activations is {checks.shown(self.activations)}, expected names"
+            )
+        given = (
+            (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
+        )
+        usual = self.CELL.activations
+        directions = len(self.directions)
         n = len(usual)
         if len(given) not in (n, n * directions):
             counts = f"{n}" if directions == 1 else f"{n}, or {n * directions} for both directions"
@@ -249,7 +294,9 @@ class Recurrent(SequenceLayer):
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks; packing leaves out all steps past the end of a sequence."""
-        xp, packing, rng = span.xp, span.packing, span.rng
+        xp = span.xp
+        packing = span.packing
+        rng = span.rng
         keep = "nothing" if not span.keep else "states" if self.recompute else "all"
         passes: dict[str, Pass] = {}
         ends: list[Sequence[Array]] = []
@@ -269,7 +316,12 @@ class Recurrent(SequenceLayer):
                 if packing.order is not None and not span.rest:
                     start = packing.sort(xp, start)
                 drawn = self._masks(xp, packing, rng, start, rows) if masked else NO_MASKS
-                step = Step(xp, cell, dict(zip(names, map(p.__getitem__, names.values()), strict=True)), drawn)
+                step = Step(
+                    xp,
+                    cell,
+                    dict(zip(names, map(p.__getitem__, names.values()), strict=True)),
+                    drawn,
+                )
                 chosen = engine.choose(step, packing.widths, self._engines[name])
                 given = packing.mirror(xp, rows) if direction else rows
                 y, end, tape = chosen.forward(step, given, start, packing.widths, keep)
@@ -281,15 +333,19 @@ class Recurrent(SequenceLayer):
         y, columns = packing.restore(xp, rows, ends)
         return y, _together(xp, columns, packing), passes
 
-    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
+    def run_bwd(
+        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
+    ) -> Derivatives:
         """Run `backward` without checks; a dy or dstate of None is zero."""
-        xp, packing = span.xp, span.packing
+        xp = span.xp
+        packing = span.packing
         rest = dstate is None
         if dstate is None:
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
         rows = None if dy is None else packing.pack(xp, dy)
         grads: Params = {}
-        names, directions = list(kept), len(self.directions)
+        names = list(kept)
+        directions = len(self.directions)
         starts: list[Sequence[Array]] = [()] * len(names)
         for k in reversed(range(self.num_layers)):
             dx = None
@@ -319,18 +375,23 @@ class Recurrent(SequenceLayer):
         after: list[Sequence[Array]] = []
         for k, names in enumerate(self.names.values()):
             w = {last: p[name] for last, name in names.items()}
-            x, found = engine.step(xp, cell, w, masks, x, [s[k, ...] for s in state], self._streams[k])
+            x, found = engine.step(
+                xp, cell, w, masks, x, [s[k, ...] for s in state], self._streams[k]
+            )
             after.append(found)
         new = x is not after[-1][0]  # all arrays are
         y = x if new else xp.asarray(x, copy=True)
         if len(after) > 1:
             return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
-        states = [s[None, ...] for s in after[0]]  # to stack one array takes longer, which counts in a stream
+        # to stack one array takes longer, which counts in a stream
+        states = [s[None, ...] for s in after[0]]
         return y, tuple(states if new else [xp.asarray(s, copy=True) for s in states])
 
     @cached_property
     def _engines(self) -> dict[str, dict[Any, Any]]:
-        """For each layer and direction the engines chosen before, which `engine.choose` fills in."""
+        """For each layer and direction the engines chosen before, which `engine.choose` fills
+        in.
+        """
         return {name: {} for name in self.names}
 
     @cached_property
@@ -339,23 +400,38 @@ class Recurrent(SequenceLayer):
         return [{} for _ in self.names]
 
     def _masks(
-        self, xp: Namespace, packing: Packing, rng: np.random.Generator | None, start: Sequence[Array], rows: Array
+        self,
+        xp: Namespace,
+        packing: Packing,
+        rng: np.random.Generator | None,
+        start: Sequence[Array],
+        rows: Array,
     ) -> Masks:
-        """Draw the masks of one layer and direction: one of h a sequence, those of zoneout a packed row."""
+        """Draw the masks of one layer and direction: one of h a sequence, those of zoneout a packed
+        row.
+        """
         P, B = start[0].shape
-        drop = dropout(rng, self.recurrent_dropout, (1, B, P), rows)  # with an axis of steps: these are not packed rows
+        # with an axis of steps: these are not packed rows
+        drop = dropout(rng, self.recurrent_dropout, (1, B, P), rows)
         shares = [
-            rate if rng is None or rate is None else bernoulli(rng, rate, (rows.shape[0], h.shape[0]), rows)
+            (
+                rate
+                if rng is None or rate is None
+                else bernoulli(rng, rate, (rows.shape[0], h.shape[0]), rows)
+            )
             for rate, h in zip(self._zones, start, strict=True)
         ]
         return Masks(None if drop is None else packing.sort(xp, [drop[0, ...].T])[0], tuple(shares))
 
 
 def _together(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
-    """Return copies, (L, B, H), of the states (H, B) of each layer and direction, to which what is kept refers too."""
+    """Return copies, (L, B, H), of the states (H, B) of each layer and direction, to which what is
+    kept refers too.
+    """
     if len(columns) == 1:
         if xp is not np and compiles(xp):
             states = [s.T[None, ...] for s in columns[0]]
-            return tuple(states if packing.order is not None else foreach.copies(xp, states))  # the order is a copy
+            # the order is a copy
+            return tuple(states if packing.order is not None else foreach.copies(xp, states))
         return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
     return tuple([stack(xp, [s.T for s in one]) for one in zip(*columns, strict=True)])

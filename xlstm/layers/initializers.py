@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 Values = np.ndarray[Any, Any]
-Draw = Callable[[np.random.Generator, tuple[int, ...]], Values]  # it draws initial values of a given shape
+# it draws initial values of a given shape
+Draw = Callable[[np.random.Generator, tuple[int, ...]], Values]
 
 
 def _uniform(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
-    """Draw U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`: the default of gated layers."""
+    """Draw U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`: the default of
+    gated layers.
+    """
     return rng.uniform(-(H**-0.5), H**-0.5, shape)
 
 
@@ -26,7 +29,8 @@ def _notebook(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: in
 def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
     """Draw as Keras does.
 
-    Wx is U(-a, a) with a^2 = 6/(D + G H) (Glorot & Bengio 2010), Wh is orthogonal (Saxe et al. 2014), the rest is 0.
+    Wx is U(-a, a) with a^2 = 6/(D + G H) (Glorot & Bengio 2010), Wh is orthogonal (Saxe et al.
+    2014), the rest is 0.
     """
     if name == "Wh":
         q, r = np.linalg.qr(rng.standard_normal(shape))
@@ -47,7 +51,8 @@ RECURRENT = {"uniform": _uniform, "glorot": _glorot, "lecun": _lecun, "notebook"
 
 
 def powerlaw(K: int, depth: float = 0.0) -> Values:
-    """Return the forget biases of a head of an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth), as published.
+    """Return the forget biases of a head of an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth), as
+    published.
 
     `depth` goes from 0 for the first block of a stack to 1 for the last.
     """
@@ -55,14 +60,18 @@ def powerlaw(K: int, depth: float = 0.0) -> Values:
 
 
 def slstm_bias(N: int, K: int, forget: Values | float) -> Values:
-    """Return the biases (4 N K,) of an sLSTM of N heads: `forget` in the forget gate of each head, 0 elsewhere."""
+    """Return the biases (4 N K,) of an sLSTM of N heads: `forget` in the forget gate of each head,
+    0 elsewhere.
+    """
     values = np.zeros((4, N, K))
     values[1] = forget
     return values.ravel()
 
 
 def mlstm_bias(rng: np.random.Generator, N: int) -> Values:
-    """Draw the biases (2 N,) of an mLSTM's gates: N(0, 0.1^2) for i, and from 3 to 6 over the N heads for f."""
+    """Draw the biases (2 N,) of an mLSTM's gates: N(0, 0.1^2) for i, and from 3 to 6 over the N
+    heads for f.
+    """
     return np.concatenate((rng.normal(0.0, 0.1, N), np.linspace(3.0, 6.0, N)))
 
 

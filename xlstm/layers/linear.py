@@ -1,4 +1,6 @@
-"""Linear maps of the last axis, y = x W^T + b, as a whole or by heads, and tables with a row for each token."""
+"""Linear maps of the last axis, y = x W^T + b, as a whole or by heads, and tables with a row for
+each token.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from xlstm.arrays.rows import column_sums
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows
 
-BLOCK = 64  # narrow heads are joined into blocks of at most this width, but not on a GPU, which then has more to do
+# narrow heads are joined into blocks of at most this width, but not on a GPU, which then has more
+# to do
+BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Linear(Module):
     bias : bool
         Whether there is a `b`.
     std : float, optional
-        With it, initial weights are N(0, std^2) and biases 0. Without it, both are U(-1/sqrt(I), 1/sqrt(I)), as in
-        `torch.nn.Linear`.
+        With it, initial weights are N(0, std^2) and biases 0. Without it, both are U(-1/sqrt(I),
+        1/sqrt(I)), as in `torch.nn.Linear`.
     """
 
     input_size: int
@@ -51,7 +55,11 @@ class Linear(Module):
     @property
     def weights(self) -> dict[str, Weight]:
         O = {"O": self.output_size}  # noqa: E741
-        draw = [normal(self.std), constant(0.0)] if self.std is not None else [uniform(self.input_size**-0.5)] * 2
+        draw = (
+            [normal(self.std), constant(0.0)]
+            if self.std is not None
+            else [uniform(self.input_size**-0.5)] * 2
+        )
         found: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw[0])}
         return found | ({"b": (O, draw[1])} if self.bias else {})
 
@@ -104,8 +112,11 @@ class HeadwiseLinear(SameWidth, Module):
         y, kept = self.beside(xp, [(p, x)])
         return y, kept[0]
 
-    def beside(self, xp: Namespace, maps: Sequence[tuple[Params, Array]]) -> tuple[Array, list[Any]]:
-        """Return maps of this kind, each of its x (..., D), side by side in the last axis, and what `apply_bwd` needs.
+    def beside(
+        self, xp: Namespace, maps: Sequence[tuple[Params, Array]]
+    ) -> tuple[Array, list[Any]]:
+        """Return maps of this kind, each of its x (..., D), side by side in the last axis, and what
+        `apply_bwd` needs.
 
         Parameters
         ----------
@@ -119,7 +130,8 @@ class HeadwiseLinear(SameWidth, Module):
             The G results one after the other.
         kept : list
         """
-        like, Ws = maps[0][1], [p["W"] for p, _ in maps]
+        like = maps[0][1]
+        Ws = [p["W"] for p, _ in maps]
         if narrow.takes(xp, Ws[0]):
             heads = [x for _, x in maps]
             y = narrow.products(xp, heads, Ws)
@@ -127,7 +139,9 @@ class HeadwiseLinear(SameWidth, Module):
             if self._together > 1 and not compiles(xp):
                 Ws = [self._joined(xp, W) for W in Ws]
             heads = [self._split(xp, x, Ws[0].shape[0])[0, ...] for _, x in maps]
-            y = self._map(xp, [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)], like)
+            y = self._map(
+                xp, [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)], like
+            )
         if self.bias:
             y += xp.concat([p["b"] for p, _ in maps])
         return y, list(zip(heads, Ws, strict=True))
@@ -156,11 +170,15 @@ class HeadwiseLinear(SameWidth, Module):
         add : sequence of array (..., D) or None
             For each x what is added to its gradient.
         """
-        grads, found = list[Params](), list(add)
+        grads = list[Params]()
+        found = list(add)
         if narrow.takes(xp, maps[0][0]["W"]):
             xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
-            more, Ws = [dys for _, _, dys in maps], [p["W"] for p, _, _ in maps]
-            found, dWs = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add)
+            more = [dys for _, _, dys in maps]
+            Ws = [p["W"] for p, _, _ in maps]
+            found, dWs = narrow.products_bwd(
+                xp, more, [xs[k] for k in range(len(add))], Ws, of, add
+            )
             grads = [{"W": dW} for dW in dWs]
             for own, dys in zip(grads if self.bias else (), more, strict=False):
                 own["b"] = column_sums(xp, functools.reduce(operator.add, dys))
@@ -177,8 +195,11 @@ class HeadwiseLinear(SameWidth, Module):
         return grads, found
 
     def _map(self, xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:
-        """Return the products (N, rows, K) of all heads, of one pair after the other, as (..., G D)."""
-        if xp is not np and not compiles(xp):  # a library may have no views, nor numbers that change
+        """Return the products (N, rows, K) of all heads, of one pair after the other, as (..., G
+        D).
+        """
+        # a library may have no views, nor numbers that change
+        if xp is not np and not compiles(xp):
             parts = [reshape(xp.permute_dims(a @ b, (1, 0, 2)), like.shape) for a, b in pairs]
             return parts[0] if len(parts) == 1 else xp.concat(parts, axis=like.ndim - 1)
         y = room(xp, like, (*like.shape[:-1], len(pairs) * self.size))
@@ -188,19 +209,25 @@ class HeadwiseLinear(SameWidth, Module):
 
     @cached_property
     def _together(self) -> int:
-        """Number g of heads that are multiplied as one block-diagonal matrix, since narrow products are slow."""
-        N, most = self.num_heads, max(1, BLOCK // (self.size // self.num_heads))
+        """Number g of heads that are multiplied as one block-diagonal matrix, since narrow products
+        are slow.
+        """
+        N = self.num_heads
+        most = max(1, BLOCK // (self.size // self.num_heads))
         return next(g for g in range(min(N, most), 0, -1) if N % g == 0)
 
     def _joined(self, xp: Namespace, W: Array) -> Array:
         """Return W (N, K, K) as (N / g, g K, g K), g heads on the diagonal of each."""
-        g, (N, K, _) = self._together, W.shape
+        g = self._together
+        N, K, _ = W.shape
         whole = reshape(W, (N // g, g, K, 1, K)) * self._diagonal(xp, W)
         return reshape(whole, (N // g, g * K, g * K))
 
     def _parted(self, xp: Namespace, dW: Array) -> Array:
         """Return the gradient of W from that of `_joined`."""
-        g, N, K = self._together, self.num_heads, self.size // self.num_heads
+        g = self._together
+        N = self.num_heads
+        K = self.size // self.num_heads
         blocks = reshape(dW, (N // g, g, K, g, K))
         return reshape(fuse.total(xp, blocks, self._diagonal(xp, dW), 3), (N, K, K))
 
@@ -209,7 +236,9 @@ class HeadwiseLinear(SameWidth, Module):
         return reshape(constants.identity(xp, g, like.dtype, device_of(like)), (1, g, 1, g, 1))
 
     def _split(self, xp: Namespace, x: Array, N: int) -> Array:
-        """Return the parts (..., D) of x (..., G D) that are side by side, by N heads, (G, N, rows, D / N)."""
+        """Return the parts (..., D) of x (..., G D) that are side by side, by N heads, (G, N, rows,
+        D / N).
+        """
         whole = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1] // self.size, N, self.size // N))
         return xp.permute_dims(whole, (1, 2, 0, 3))
 
@@ -254,34 +283,44 @@ class Embedding(Module):
         return reshape(xp.take(p["W"], flat, axis=0), (*x.shape, self.size)), x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
-        """Return the gradient of W, the rows of dy (..., D) added up by token, and None, as tokens have no gradient."""
+        """Return the gradient of W, the rows of dy (..., D) added up by token, and None, as tokens
+        have no gradient.
+        """
         return {"W": add_rows(xp, reshape(kept, (-1,)), rows(dy), self.vocab_size)}, None
 
 
-def tokens_of(where: str, name: str, xp: Namespace, given: Array, vocab_size: int | None = None) -> Array:
-    """Check that tokens are whole numbers, and below `vocab_size` where it is given, and return them as int64.
+def tokens_of(
+    where: str, name: str, xp: Namespace, given: Array, vocab_size: int | None = None
+) -> Array:
+    """Check that tokens are whole numbers, and below `vocab_size` where it is given, and return
+    them as int64.
 
     Raises
     ------
     TypeError
         The tokens are not whole numbers.
     ValueError
-        A token is not from 0 to V - 1. Tokens on a GPU are not looked at, as that would mean waiting for it.
+        A token is not from 0 to V - 1. Tokens on a GPU are not looked at, as that would mean
+        waiting for it.
     """
     if not xp.isdtype(given.dtype, "integral"):
         raise TypeError(f"{where}: {name} has dtype {given.dtype}, expected whole numbers")
     if vocab_size is not None:
         within(where, name, given, vocab_size)
-    return xp.astype(xp.asarray(given), xp.int64, copy=not compiles(xp))  # NumPy 2.0 does not cast its scalars
+    # NumPy 2.0 does not cast its scalars
+    return xp.astype(xp.asarray(given), xp.int64, copy=not compiles(xp))
 
 
 def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:
-    """Raise ValueError unless tokens on the host are from 0 to V - 1; those on a GPU are not looked at."""
+    """Raise ValueError unless tokens on the host are from 0 to V - 1; those on a GPU are not looked
+    at.
+    """
     if not isinstance(tokens, np.ndarray):
         return
     bad = np.argwhere((tokens < 0) | (tokens >= vocab_size))
     if bad.size:
         at = tuple(int(k) for k in bad[0])
         raise ValueError(
-            f"{where}: {name} has {tokens[at]} at {at}, expected 0 to {vocab_size - 1}, as vocab_size is {vocab_size}"
+            f"{where}: {name} has {tokens[at]} at {at}, expected 0 to {vocab_size - 1}, as"
+            f" vocab_size is {vocab_size}"
         )

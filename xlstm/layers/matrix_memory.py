@@ -1,4 +1,6 @@
-"""The mLSTM: the matrix memories of all heads over a batch of sequences, and the layer that has them."""
+"""The mLSTM: the matrix memories of all heads over a batch of sequences, and the layer that has
+them.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,19 @@ class Memory(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps L of a chunk; by default they follow K, as work within chunks is to work between them as L is to K."""
+        """Steps L of a chunk; by default they follow K, as work within chunks is to work between
+        them as L is to K.
+        """
         return self.chunk or min(mlstm.CHUNK, max(16, self.K))
 
     @property
     def states(self) -> State:
         """The leaves C, n and m of all heads."""
-        N, K, V = {"N": self.N}, {"K": self.K}, {"V": self.V}
-        C, n = Leaf("C", {}, N | K | V, wide=True), Leaf("n", {}, N | K, wide=True)
+        N = {"N": self.N}
+        K = {"K": self.K}
+        V = {"V": self.V}
+        C = Leaf("C", {}, N | K | V, wide=True)
+        n = Leaf("n", {}, N | K, wide=True)
         return C, n, Leaf("m", {}, N, rest=self.rest, wide=True)
 
     def run(
@@ -54,13 +61,19 @@ class Memory(NamedTuple):
     ) -> tuple[Array, State, Any]:
         """Return h (T, B, N V), the final state, and what `run_bwd` needs.
 
-        Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates i and f (T, B, N).
+        Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates
+        i and f (T, B, N).
         """
-        xp, keep, T, B = span.xp, span.keep, span.T, span.B
+        xp = span.xp
+        keep = span.keep
+        T = span.T
+        B = span.B
         if xp is np:
             cores.given()  # raises an error of the setting, however small the work is
         if T == 1 and not keep and span.full:
-            q, k, v = (reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
+            q, k, v = (
+                reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V))
+            )
             given = q, k, v, i[0, ...], f[0, ...], *state
             h, *end = mlstm.step(xp, *given, eps=self.eps, forget=self.forget)
             return reshape(h, (1, B, self.N * self.V)), tuple(end), None
@@ -74,24 +87,36 @@ class Memory(NamedTuple):
             h, *end, kept = computed
             return h, tuple(end), kept if keep else None
         given = *self._by_head(xp, q, k, v, i, f), *state
-        looped = loops.chunkwise(given, self.eps, self.forget, self.steps, keep) if xp is np else None
+        looped = (
+            loops.chunkwise(given, self.eps, self.forget, self.steps, keep) if xp is np else None
+        )
         if looped is not None:
             (h, *end), kept = looped
         else:
-            h, *end, kept = mlstm.chunkwise(xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps)
-            # The arrays that are kept refer to the final state, too, and the caller may change that.
+            h, *end, kept = mlstm.chunkwise(
+                xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps
+            )
+            # The arrays that are kept refer to the final state, too, and the caller may change
+            # that.
             end = [xp.asarray(s, copy=True) for s in end]
         return self._rows(xp, h), tuple(end), kept if keep else None
 
-    def run_bwd(self, saved: Any, dh: Array, dstate: State | None, span: Span) -> tuple[tuple[Array, ...], State]:
-        """Return gradients of q, k, v, i and f, and of the initial state, from those of h and of the final state."""
-        xp, (dC, dn, dm) = span.xp, dstate or (None, None, None)
+    def run_bwd(
+        self, saved: Any, dh: Array, dstate: State | None, span: Span
+    ) -> tuple[tuple[Array, ...], State]:
+        """Return gradients of q, k, v, i and f, and of the initial state, from those of h and of
+        the final state.
+        """
+        xp = span.xp
+        dC, dn, dm = dstate or (None, None, None)
         grads: Sequence[Array] | None = None
         if isinstance(saved, chunks.Saved):
             grads = chunks.chunkwise_bwd(xp, dh, dC, dn, dm, saved)
             if grads is None:  # the forward pass begins again, too
                 given = *self._by_head(xp, *saved.inputs), *saved.start
-                *_, saved = mlstm.chunkwise(xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps)
+                *_, saved = mlstm.chunkwise(
+                    xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps
+                )
         if grads is None:
             dh = self._heads(xp, dh)
             if isinstance(saved, loops.Saved):
@@ -102,9 +127,14 @@ class Memory(NamedTuple):
         dq, dk, dv, di, df, *start = grads
         return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(start)
 
-    def _by_head(self, xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array) -> list[Array]:
+    def _by_head(
+        self, xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array
+    ) -> list[Array]:
         """Return all as the cell takes them: (B, N, T, F), and gates (B, N, T)."""
-        return [*(self._heads(xp, a) for a in (q, k, v)), *(xp.permute_dims(a, (1, 2, 0)) for a in (i, f))]
+        return [
+            *(self._heads(xp, a) for a in (q, k, v)),
+            *(xp.permute_dims(a, (1, 2, 0)) for a in (i, f)),
+        ]
 
     def _heads(self, xp: Namespace, a: Array) -> Array:
         """Return (T, B, N F) seen as (B, N, T, F)."""
@@ -123,13 +153,15 @@ class Memory(NamedTuple):
 class mLSTM(SequenceLayer):  # noqa: N801
     """LSTM with a matrix memory (Beck et al. 2024, xLSTM, section 2.3): y = sigmoid(o~) * h~.
 
-    Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
-    state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N): C and n are divided by exp(m), and m
-    is -inf before the first step. Beside parameters in float16 or bfloat16 it is float32. `saved["0"].q` is the q of
-    the first layer, and likewise for k, v, i, f, o and h.
+    Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i
+    and f in turn. The state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B,
+    N): C and n are divided by exp(m), and m is -inf before the first step. Beside parameters in
+    float16 or bfloat16 it is float32. `saved["0"].q` is the q of the first layer, and likewise for
+    k, v, i, f, o and h.
 
-    The input of each layer is limited to [-r, r], where r is the fourth root of the largest number of the dtype (4e9 in
-    float32, 1e77 in float64), so that products of q, k and v are finite. In float16 it is not limited.
+    The input of each layer is limited to [-r, r], where r is the fourth root of the largest number
+    of the dtype (4e9 in float32, 1e77 in float64), so that products of q, k and v are finite. In
+    float16 it is not limited.
 
     Parameters
     ----------
@@ -154,8 +186,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
     eps : float
         Number that is added to the denominator of h~.
     chunk_size : int, optional
-        Number of steps that are computed together by matrix products; the default follows the width of heads. It
-        changes the speed, and results only by rounding.
+        Number of steps that are computed together by matrix products; the default follows the width
+        of heads. It changes the speed, and results only by rounding.
 
     Examples
     --------
@@ -187,7 +219,9 @@ class mLSTM(SequenceLayer):  # noqa: N801
             object.__setattr__(self, "qk_size", self.hidden_size)
         super().__post_init__()
         if self.dropout and self.num_layers == 1:
-            raise ValueError(f"mLSTM: dropout is {self.dropout} but acts between layers, and num_layers is 1")
+            raise ValueError(
+                f"mLSTM: dropout is {self.dropout} but acts between layers, and num_layers is 1"
+            )
 
     @property
     def output_size(self) -> int:
@@ -214,7 +248,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     @property
     def weights(self) -> dict[str, Weight]:
-        N, H = self.num_heads, self.hidden_size
+        N = self.num_heads
+        H = self.hidden_size
         height = {"2NK + 2H + 2N": 2 * self.memory.K * N + 2 * H + 2 * N}
         found: dict[str, Weight] = {}
         for k in range(self.num_layers):
@@ -224,9 +259,13 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return found
 
     def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-        """Draw U(-1/sqrt(H), 1/sqrt(H)), but for the gates i and f weights of 0 and the biases of `mlstm_bias`."""
+        """Draw U(-1/sqrt(H), 1/sqrt(H)), but for the gates i and f weights of 0 and the biases of
+        `mlstm_bias`.
+        """
         values = uniform(self.hidden_size**-0.5)(rng, shape)
-        values[self._splits["i"].start :] = mlstm_bias(rng, self.num_heads) if len(shape) == 1 else 0.0
+        values[self._splits["i"].start :] = (
+            mlstm_bias(rng, self.num_heads) if len(shape) == 1 else 0.0
+        )
         return values
 
     @cached_property
@@ -235,7 +274,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return tuple(leaf._replace(before={"L": self.num_layers}) for leaf in self.memory.states)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        xp, kept = span.xp, {}
+        xp = span.xp
+        kept = {}
         ends = []
         for k in range(self.num_layers):
             mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
@@ -252,7 +292,9 @@ class mLSTM(SequenceLayer):  # noqa: N801
             ends.append(end)
         return x, tuple(stack(xp, one) for one in zip(*ends, strict=True)), kept
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> Derivatives:
         xp = span.xp
         grads: Params = {}
         starts = []

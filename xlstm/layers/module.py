@@ -1,7 +1,9 @@
-"""Module: parameters, a forward pass and a backward pass; the base of every layer, block, stack and model.
+"""Module: parameters, a forward pass and a backward pass; the base of every layer, block, stack and
+model.
 
-A subclass gives its `weights` and `parts`, and its maths in `apply` and `apply_bwd`, which check nothing: `forward` and
-`backward` check what they are given once, for all parts. `sequence.py` adds what goes through time.
+A subclass gives its `weights` and `parts`, and its maths in `apply` and `apply_bwd`, which check
+nothing: `forward` and `backward` check what they are given once, for all parts. `sequence.py` adds
+what goes through time.
 """
 
 from __future__ import annotations
@@ -27,17 +29,29 @@ from xlstm.layers.initializers import RECURRENT, Draw
 
 Weight = tuple[checks.Dims, Draw]
 STREAM = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
-RATES = ("dropout", "ffn_dropout", "recurrent_dropout", "embedding_dropout", "zoneout")  # options that draw masks
-# The checks of all options of layers, by the name of an option, which means the same in every layer.
+# options that draw masks
+RATES = ("dropout", "ffn_dropout", "recurrent_dropout", "embedding_dropout", "zoneout")
+# The checks of all options of layers, by the name of an option, which means the same in every
+# layer.
 OPTIONS: dict[str, checks.Kind] = {
-    **dict.fromkeys(("input_size", "hidden_size", "output_size", "size", "kernel_size", "vocab_size"), checks.size),
+    **dict.fromkeys(
+        ("input_size", "hidden_size", "output_size", "size", "kernel_size", "vocab_size"),
+        checks.size,
+    ),
     **dict.fromkeys(("num_heads", "qkv_block_size"), checks.size),
     **dict.fromkeys(("num_layers", "num_blocks"), checks.depth),
     **dict.fromkeys(("proj_size", "conv_kernel_size", "index"), checks.size_or_0),
-    **dict.fromkeys(("qk_size", "v_size", "ffn_size", "chunk_size", "slstm_num_heads"), checks.optional(checks.size)),
+    **dict.fromkeys(
+        ("qk_size", "v_size", "ffn_size", "chunk_size", "slstm_num_heads"),
+        checks.optional(checks.size),
+    ),
     "slstm_conv_kernel_size": checks.optional(checks.size_or_0),
-    **dict.fromkeys(("bidirectional", "reverse", "batch_first", "bias", "residual", "layer_norm"), checks.flag),
-    **dict.fromkeys(("recompute", "peepholes", "coupled_input_forget", "reset_after", "silu"), checks.flag),
+    **dict.fromkeys(
+        ("bidirectional", "reverse", "batch_first", "bias", "residual", "layer_norm"), checks.flag
+    ),
+    **dict.fromkeys(
+        ("recompute", "peepholes", "coupled_input_forget", "reset_after", "silu"), checks.flag
+    ),
     **dict.fromkeys(("post_norm", "last", "tied"), checks.flag),
     **dict.fromkeys(("recurrent_bias", "post_norm_bias"), checks.optional(checks.flag)),
     **dict.fromkeys(("dropout", "recurrent_dropout", "embedding_dropout"), checks.rate),
@@ -58,13 +72,15 @@ OPTIONS: dict[str, checks.Kind] = {
 
 
 class Module:
-    """The base of everything with parameters, a forward pass and a backward pass. Subclasses are frozen dataclasses.
+    """The base of everything with parameters, a forward pass and a backward pass. Subclasses are
+    frozen dataclasses.
 
-    A module holds no arrays: `init` makes the parameters, one dict from dotted names to arrays. The names of a part's
-    parameters begin with the name of the part.
+    A module holds no arrays: `init` makes the parameters, one dict from dotted names to arrays. The
+    names of a part's parameters begin with the name of the part.
     """
 
-    if TYPE_CHECKING:  # subclasses have fields of these names, for which a property would be a default
+    # subclasses have fields of these names, for which a property would be a default
+    if TYPE_CHECKING:
 
         @property
         def input_size(self) -> int:
@@ -72,8 +88,10 @@ class Module:
 
         num_heads: int
 
-    CHECKS: ClassVar[dict[str, checks.Kind]] = {}  #: checks of options that differ from those in `OPTIONS`
-    HEADED: ClassVar[tuple[str, ...]] = ()  #: names of widths that have to be divisible by `num_heads`
+    #: checks of options that differ from those in `OPTIONS`
+    CHECKS: ClassVar[dict[str, checks.Kind]] = {}
+    #: names of widths that have to be divisible by `num_heads`
+    HEADED: ClassVar[tuple[str, ...]] = ()
     _symbol: ClassVar[str] = "D"  # the letter of input_size in errors
 
     def __post_init__(self) -> None:
@@ -108,7 +126,9 @@ class Module:
         rates = (getattr(self, name, 0.0) for name in RATES)
         return any(map(np.any, rates)) or any(part.random for part in self.parts.values())
 
-    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: DType | None = None) -> Params:
+    def init(
+        self, seed: Seed = 0, backend: str | Backend | None = None, dtype: DType | None = None
+    ) -> Params:
         """Draw initial parameters.
 
         Parameters
@@ -118,7 +138,8 @@ class Module:
         backend : str or Backend, optional
             Where the arrays live; a name as for `xlstm.backend`, by default "auto".
         dtype : {"float32", "float64", "float16"}, optional
-            A name, or NumPy's dtype. By default that of the backend, which is float32 unless it was told otherwise.
+            A name, or NumPy's dtype. By default that of the backend, which is float32 unless it was
+            told otherwise.
 
         Returns
         -------
@@ -129,19 +150,26 @@ class Module:
         ValueError
             There is no memory for the largest of them; none is drawn.
         """
-        chosen, rng = backend_of(backend, dtype), generator(seed, where=type(self).__name__)
-        sizes = [(math.prod(n for n in dims.values() if n), name) for name, dims in self.shapes.items()]
+        chosen = backend_of(backend, dtype)
+        rng = generator(seed, where=type(self).__name__)
+        sizes = [
+            (math.prod(n for n in dims.values() if n), name) for name, dims in self.shapes.items()
+        ]
         size, largest = max(sizes, default=(0, ""), key=lambda one: one[0])
         try:
             np.empty(size)  # the largest one as it is drawn, in float64; nothing is written to it
-        except (MemoryError, ValueError, OverflowError):  # the last two where no array can have so many numbers
+        except (MemoryError, ValueError, OverflowError):
+            # the last two where no array can have so many numbers
             problem = f"{largest} has {size:.3g} numbers, for which there is no memory"
             raise ValueError(f"{type(self).__name__}: {problem}; expected smaller sizes") from None
         return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Draw initial parameters on the host."""
-        found = {name: draw(rng, tuple(n for n in dims.values() if n)) for name, (dims, draw) in self.weights.items()}
+        found = {
+            name: draw(rng, tuple(n for n in dims.values() if n))
+            for name, (dims, draw) in self.weights.items()
+        }
         for prefix, part in self.parts.items():
             found |= {f"{prefix}.{name}": values for name, values in part.draw(rng).items()}
         return found
@@ -163,18 +191,21 @@ class Module:
         xp, params, x = self._agreed(params, "x", x)
         if x.ndim == 0 or x.shape[-1] != self.input_size:
             expected = f"(..., {self._symbol}) = (..., {self.input_size})"
-            raise ValueError(f"{type(self).__name__}: x has shape {tuple(x.shape)}, expected {expected}")
+            raise ValueError(
+                f"{type(self).__name__}: x has shape {tuple(x.shape)}, expected {expected}"
+            )
         y, kept = self.apply(xp, params, x)
         return y, Saved(self, tuple(y.shape), kept, home=device_of(y))
 
     def backward(self, params: Params, saved: Any, dy: Array) -> tuple[Any, ...]:
-        """Return gradients of the parameters, and that of x, from dy, the gradient of the loss by y.
+        """Return gradients of the parameters, and that of x, from dy, the gradient of the loss by
+        y.
 
         Raises
         ------
         ValueError, TypeError
-            `saved` comes from another module or is on another device than `params`, an array is misshapen, or arrays
-            differ in library, device or dtype.
+            `saved` comes from another module or is on another device than `params`, an array is
+            misshapen, or arrays differ in library, device or dtype.
         """
         checks.saved(type(self).__name__, self, saved, Saved)
         if (views := self._views(params, dy)) is not None:
@@ -183,7 +214,9 @@ class Module:
         checks.beside(type(self).__name__, saved.home, params)
         if tuple(dy.shape) != saved.shape:
             shape = tuple(dy.shape)
-            raise ValueError(f"{type(self).__name__}: dy has shape {shape}, expected that of y, {saved.shape}")
+            raise ValueError(
+                f"{type(self).__name__}: dy has shape {shape}, expected that of y, {saved.shape}"
+            )
         return self.apply_bwd(xp, params, saved.kept, dy)
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
@@ -201,10 +234,15 @@ class Module:
     @cached_property
     def _names(self) -> dict[str, list[tuple[str, str]]]:
         """The names of the parameters of each part, there and here."""
-        return {prefix: [(name, f"{prefix}.{name}") for name in part.shapes] for prefix, part in self.parts.items()}
+        return {
+            prefix: [(name, f"{prefix}.{name}") for name in part.shapes]
+            for prefix, part in self.parts.items()
+        }
 
     def pieces(self, kept: Any) -> dict[str, Any]:
-        """Return what was kept by parts, by name; without parts a dict has layers and directions."""
+        """Return what was kept by parts, by name; without parts a dict has layers and
+        directions.
+        """
         if not isinstance(kept, Mapping):
             return {}
         return {name: one for name, one in kept.items() if name in self.parts or not self.parts}
@@ -218,8 +256,11 @@ class Module:
         """Raise unless `params` has the names and shapes of the parameters."""
         checks.params(type(self).__name__, params, self.shapes)
 
-    def namespace(self, params: Params, arrays: Mapping[str, Array], wide: Collection[str] = ()) -> Namespace:
-        """Check the names and shapes of the parameters, and return the namespace of all these arrays.
+    def namespace(
+        self, params: Params, arrays: Mapping[str, Array], wide: Collection[str] = ()
+    ) -> Namespace:
+        """Check the names and shapes of the parameters, and return the namespace of all these
+        arrays.
 
         Arrays whose names are in `wide` are float32 beside parameters in float16 and bfloat16.
         """
@@ -236,7 +277,9 @@ class Module:
         return views_of(type(self).__name__, params, *arrays)
 
     def _agreed(self, params: Params, name: str, x: Array) -> tuple[Namespace, Params, Array]:
-        """Check the parameters, and return the namespace of all these arrays, and the arrays as it has them."""
+        """Check the parameters, and return the namespace of all these arrays, and the arrays as it
+        has them.
+        """
         params, x = from_foreign(type(self).__name__, (params, x))
         return self.namespace(params, {name: x}), params, x
 
@@ -248,18 +291,22 @@ class Module:
 class Forward:
     """A forward pass of a module through its parts: `run("up", x)` returns y of the part `up`.
 
-    With the state of a part, `run("conv", x, state)`, it returns y and the final state. `kept` has what each part
-    keeps, under its name, unless the span says that nothing is needed.
+    With the state of a part, `run("conv", x, state)`, it returns y and the final state. `kept` has
+    what each part keeps, under its name, unless the span says that nothing is needed.
     """
 
     def __init__(self, module: Module, xp: Namespace, p: Params, span: Any = None) -> None:
-        self.module, self.xp, self.p, self.span = module, xp, p, span
+        self.module = module
+        self.xp = xp
+        self.p = p
+        self.span = span
         self.kept: dict[str, Any] = {}
         self.keeps = span is None or span.keep
 
     def __call__(self, name: str, x: Array, *state: Any) -> Any:
         """Run a part."""
-        part, p = self.module.parts[name], self.module.below(name, self.p)
+        part = self.module.parts[name]
+        p = self.module.below(name, self.p)
         *found, kept = part.scan(p, x, *state, self.span) if state else part.apply(self.xp, p, x)
         if self.keeps:
             self.kept[name] = kept
@@ -278,7 +325,9 @@ class Forward:
             self.kept |= values
 
     def dropped(self, name: str, y: Array, rate: float) -> Array:
-        """Return y through a mask of dropout, which is kept under a name; it is None where none is drawn."""
+        """Return y through a mask of dropout, which is kept under a name; it is None where none is
+        drawn.
+        """
         mask = dropout(self.span.rng, rate, tuple(y.shape), y)
         self.keep(**{name: mask})
         return dropped(y, mask)
@@ -287,17 +336,25 @@ class Forward:
 class Backward:
     """The backward pass of a `Forward`: `run("up", dy)` returns dx of the part `up`.
 
-    With the gradient of the final state, or None, it also returns that of the initial state. `grads` has the gradients
-    of all parameters of the parts that ran.
+    With the gradient of the final state, or None, it also returns that of the initial state.
+    `grads` has the gradients of all parameters of the parts that ran.
     """
 
-    def __init__(self, module: Module, xp: Namespace, p: Params, kept: Mapping[str, Any], span: Any = None) -> None:
-        self.module, self.xp, self.p, self.kept, self.span = module, xp, p, kept, span
+    def __init__(
+        self, module: Module, xp: Namespace, p: Params, kept: Mapping[str, Any], span: Any = None
+    ) -> None:
+        self.module = module
+        self.xp = xp
+        self.p = p
+        self.kept = kept
+        self.span = span
         self.grads: Params = {}
 
     def __call__(self, name: str, dy: Array, *dstate: Any, **options: Any) -> Any:
         """Differentiate a part; options are those of its backward pass."""
-        part, p, kept = self.module.parts[name], self.module.below(name, self.p), self.kept[name]
+        part = self.module.parts[name]
+        p = self.module.below(name, self.p)
+        kept = self.kept[name]
         if dstate:
             grads, *found = part.scan_bwd(p, kept, dy, *dstate, self.span, **options)
         else:
@@ -306,10 +363,17 @@ class Backward:
         return found if dstate else found[0]
 
     def beside(
-        self, names: str, dys: Sequence[Sequence[Array]], of: Sequence[int], add: Sequence[Array | None]
+        self,
+        names: str,
+        dys: Sequence[Sequence[Array]],
+        of: Sequence[int],
+        add: Sequence[Array | None],
     ) -> list[Array]:
         """Differentiate parts of one kind, named by letters, as their `beside_bwd` does."""
-        maps = [(self.module.below(name, self.p), self.kept[name], d) for name, d in zip(names, dys, strict=True)]
+        maps = [
+            (self.module.below(name, self.p), self.kept[name], d)
+            for name, d in zip(names, dys, strict=True)
+        ]
         dxs: list[Array]
         grads, dxs = self.module.parts[names[0]].beside_bwd(self.xp, maps, of, add)
         for name, own in zip(names, grads, strict=True):
@@ -325,12 +389,14 @@ class Backward:
 class Saved:
     """The values that `forward` keeps for `backward`, readable by name.
 
-    `saved["1.reverse"]` holds the values of the second layer's reverse direction, `saved["blocks.0.cell"]` those of the
-    cell of a block: a part has the name that its parameters begin with. In a recurrent layer `.gates`, `.c` and `.h`
-    are every gate, cell state and hidden state, time first; past the end of a sequence they are zero. With one layer
-    and direction, `saved.gates`, `saved.c` and `saved.h` will do.
+    `saved["1.reverse"]` holds the values of the second layer's reverse direction,
+    `saved["blocks.0.cell"]` those of the cell of a block: a part has the name that its parameters
+    begin with. In a recurrent layer `.gates`, `.c` and `.h` are every gate, cell state and hidden
+    state, time first; past the end of a sequence they are zero. With one layer and direction,
+    `saved.gates`, `saved.c` and `saved.h` will do.
 
-    `saved` refers to arrays of the call, such as x and y: do not change those in place before `backward`.
+    `saved` refers to arrays of the call, such as x and y: do not change those in place before
+    `backward`.
     """
 
     layer: Any
@@ -340,7 +406,9 @@ class Saved:
     home: Any = None  # the device of the arrays, None where it is not known
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle it without its device: arrays of CuPy are unpickled to the one that is current then."""
+        """Copy and pickle it without its device: arrays of CuPy are unpickled to the one that is
+        current then.
+        """
         return {**vars(self), "home": None}
 
     def names(self) -> list[str]:
@@ -381,7 +449,8 @@ class Saved:
         for name, kept in self.layer.pieces(self.kept).items():
             part = self.layer.parts.get(name)
             view = Saved(part, None, kept, self.span)
-            found[name] = view if hasattr(part, "scan") else kept  # a layer that goes through time has parts to read
+            # a layer that goes through time has parts to read
+            found[name] = view if hasattr(part, "scan") else kept
             if part is not None:
                 found |= {f"{name}.{rest}": value for rest, value in view._known().items()}
         return found
@@ -422,12 +491,19 @@ def masks(where: str, seed: Seed | None) -> np.random.Generator:
         There is no seed, or `seed` is not one.
     """
     if seed is None:
-        raise ValueError(f"{where}: masks are drawn while training, so forward needs a seed; train=False draws none")
+        raise ValueError(
+            f"{where}: masks are drawn while training, so forward needs a seed; train=False draws"
+            " none"
+        )
     return generator(seed, stream=STREAM, where=where)
 
 
-def dropout(rng: np.random.Generator | None, rate: float, shape: tuple[int, ...], array: Array) -> Array | None:
-    """Draw a mask for an array: 0 with probability `rate`, else 1 / (1 - rate); None where there is none."""
+def dropout(
+    rng: np.random.Generator | None, rate: float, shape: tuple[int, ...], array: Array
+) -> Array | None:
+    """Draw a mask for an array: 0 with probability `rate`, else 1 / (1 - rate); None where there is
+    none.
+    """
     if rng is None or not rate:
         return None
     return bernoulli(rng, rate, shape, array, dropout=True)

@@ -66,14 +66,20 @@ class LayerNorm(SameWidth, Module):
             options |= {"sums": len(self.shapes), "keep": 1 if self.heads == 1 else 2}
             gain, *more = (self._split(a) for a in (p["w"], *(() if add is None else (add,))))
             dx, *sums = summed(xp, _normed_bwd, self._split(dy), n, r, gain, *more, **options)
-            return {name: reshape(d, (-1,)) for name, d in zip(self.shapes, sums, strict=True)}, self._joined(dx, dy)
+            return {
+                name: reshape(d, (-1,)) for name, d in zip(self.shapes, sums, strict=True)
+            }, self._joined(dx, dy)
         dn, dw = summed(xp, _scale_bwd, dy, reshape(n, dy.shape), _gain(p["w"], self.residual))
         grads = {"w": dw} | ({"b": column_sums(xp, dy)} if self.bias else {})
         dx = reshape(self.NORMAL.backward(xp, self._split(dn), n, r, -1), dy.shape)
         return grads, dx if add is None else add + dx
 
     def _split(self, x: Array) -> Array:
-        return x if self.heads == 1 else reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
+        return (
+            x
+            if self.heads == 1
+            else reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
+        )
 
     def _joined(self, y: Array, like: Array) -> Array:
         return y if self.heads == 1 else reshape(y, like.shape)
@@ -87,7 +93,8 @@ class RMSNorm(LayerNorm):
 
 @dataclass(frozen=True)
 class MultiHeadNorm(LayerNorm):
-    """A norm of each head to mean 0 and variance 1 (Wu & He 2018, group normalisation); otherwise as `LayerNorm`.
+    """A norm of each head to mean 0 and variance 1 (Wu & He 2018, group normalisation); otherwise
+    as `LayerNorm`.
 
     Parameters
     ----------
@@ -110,9 +117,18 @@ def _gain(w: Array, residual: bool) -> Array:
 
 
 def _normed(
-    xp: Namespace, x: Array, w: Array, *bias: Array, formula: Any, eps: float, limit: float | None, residual: bool
+    xp: Namespace,
+    x: Array,
+    w: Array,
+    *bias: Array,
+    formula: Any,
+    eps: float,
+    limit: float | None,
+    residual: bool,
 ) -> tuple[Array, Array, Array]:
-    """Return a row with its norm, 1 / what it was divided by, and the row times the gain, plus the bias."""
+    """Return a row with its norm, 1 / what it was divided by, and the row times the gain, plus the
+    bias.
+    """
     n, r = scaled(xp, x, formula, -1, eps, limit)
     y = n * _gain(w, residual)  # (4)
     for b in bias:
@@ -121,9 +137,19 @@ def _normed(
 
 
 def _normed_bwd(
-    xp: Namespace, dy: Array, n: Array, r: Array, w: Array, *add: Array, formula: Any, residual: bool, bias: bool
+    xp: Namespace,
+    dy: Array,
+    n: Array,
+    r: Array,
+    w: Array,
+    *add: Array,
+    formula: Any,
+    residual: bool,
+    bias: bool,
 ) -> tuple[Array, ...]:
-    """Return the gradients of a row, plus what is added, and of the gain and the bias by this row."""
+    """Return the gradients of a row, plus what is added, and of the gain and the bias by this
+    row.
+    """
     dn, dw = _scale_bwd(xp, dy, n, _gain(w, residual))
     dx = formula(xp, dn, n, r, -1)  # (3)
     for a in add:

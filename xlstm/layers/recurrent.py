@@ -20,10 +20,10 @@ from xlstm.layers.gated import Recurrent
 class LSTM(Recurrent):
     """Long short-term memory: one layer or several, in one direction or both.
 
-    The layer is a frozen description and holds no arrays: `init` makes the parameters, a dict. Those of layer k are
-    `{k}.Wx` (4H, D), `{k}.Wh` (4H, P) and `{k}.b` (4H,), with rows in gate order i o f g; in the reverse direction
-    their names begin with `{k}.reverse.`. Options add `bh` (4H,), `Whr` (P, H), `p` (3H,) in order i o f, `gx`, `gh`
-    (4H,), and `gc`, `bc` (H,).
+    The layer is a frozen description and holds no arrays: `init` makes the parameters, a dict.
+    Those of layer k are `{k}.Wx` (4H, D), `{k}.Wh` (4H, P) and `{k}.b` (4H,), with rows in gate
+    order i o f g; in the reverse direction their names begin with `{k}.reverse.`. Options add `bh`
+    (4H,), `Whr` (P, H), `p` (3H,) in order i o f, `gx`, `gh` (4H,), and `gc`, `bc` (H,).
 
     Parameters
     ----------
@@ -40,35 +40,39 @@ class LSTM(Recurrent):
     batch_first : bool
         x and y are (B, T, ...) instead of (T, B, ...). States and `saved` do not change.
     bias, recurrent_bias : bool
-        Whether there is a bias `b` of Wx x, and another one, `bh`, of Wh h. By default the second is there
-        only where it is not redundant: in a GRU with `reset_after`. PyTorch and ONNX always have both.
+        Whether there is a bias `b` of Wx x, and another one, `bh`, of Wh h. By default the second
+        is there only where it is not redundant: in a GRU with `reset_after`. PyTorch and ONNX
+        always have both.
     dropout : float
         Rate of dropout between layers.
     recurrent_dropout : float
         Rate of dropout of h before Wh, with one mask for all steps (Gal & Ghahramani 2016).
     zoneout : float or (float, float)
-        Rate at which units of h and of c keep their old value (Krueger et al. 2017). Outside training each unit is the
-        mean of old and new that this makes on average.
+        Rate at which units of h and of c keep their old value (Krueger et al. 2017). Outside
+        training each unit is the mean of old and new that this makes on average.
     layer_norm : bool
-        Normalise Wx x, Wh h and, in an LSTM, the cell (Ba et al. 2016, eqs. 20 to 22), with 1e-5 added to each
-        variance as `torch.nn.LayerNorm` does.
+        Normalise Wx x, Wh h and, in an LSTM, the cell (Ba et al. 2016, eqs. 20 to 22), with 1e-5
+        added to each variance as `torch.nn.LayerNorm` does.
     clip : float, optional
         Bound of the pre-activations of gates, as ONNX has it.
     activations : str or tuple of str, optional
-        Functions of the gates, the candidate and the output, by default ("sigmoid", "tanh", "tanh"). A GRU has those of
-        the gates and the candidate, an RNN has one. Where the directions differ, there are twice as many. The names are
-        those in `xlstm.cells.activations.GATE_ACTIVATIONS`, to which `register` adds; parameters are written as in
-        "hard_sigmoid(0.2, 0.5)".
+        Functions of the gates, the candidate and the output, by default ("sigmoid", "tanh",
+        "tanh"). A GRU has those of the gates and the candidate, an RNN has one. Where the
+        directions differ, there are twice as many. The names are those in
+        `xlstm.cells.activations.GATE_ACTIVATIONS`, to which `register` adds; parameters are written
+        as in "hard_sigmoid(0.2, 0.5)".
     initializer : {"uniform", "glorot", "lecun", "notebook"}
-        "uniform": U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM`. "glorot": Glorot's uniform for inputs,
-        orthogonal Wh, zero bias but 1 for the forget gate, as Keras. "lecun": N(0, 1/inputs), zero bias.
-        "notebook": input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), zero bias.
+        "uniform": U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM`. "glorot": Glorot's uniform for
+        inputs, orthogonal Wh, zero bias but 1 for the forget gate, as Keras. "lecun": N(0,
+        1/inputs), zero bias. "notebook": input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H),
+        zero bias.
     recompute : bool
-        Keep only the states of every step for `backward`, which rematerialises the gates from one product over all
-        steps. This takes less memory between the passes and some more time, and excludes zoneout, recurrent_dropout,
-        layer_norm and proj_size.
+        Keep only the states of every step for `backward`, which rematerialises the gates from one
+        product over all steps. This takes less memory between the passes and some more time, and
+        excludes zoneout, recurrent_dropout, layer_norm and proj_size.
     proj_size : int
-        Width P of a linear projection of the hidden state (Sak et al. 2014), as `torch.nn.LSTM`; 0 for none.
+        Width P of a linear projection of the hidden state (Sak et al. 2014), as `torch.nn.LSTM`; 0
+        for none.
     peepholes : bool
         Gates i and f see the old cell state, o sees the new one (Gers & Schmidhuber 2000).
     coupled_input_forget : bool
@@ -76,7 +80,8 @@ class LSTM(Recurrent):
     cell_clip : float, optional
         Bound of the cell state.
     forget_bias : float, optional
-        Initial bias of the forget gate (Jozefowicz et al. 2015), by default what the initializer gives.
+        Initial bias of the forget gate (Jozefowicz et al. 2015), by default what the initializer
+        gives.
 
     Examples
     --------
@@ -107,11 +112,17 @@ class LSTM(Recurrent):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.proj_size >= self.hidden_size:
-            raise ValueError(f"LSTM: proj_size is {self.proj_size}, expected less than hidden_size, {self.hidden_size}")
+            raise ValueError(
+                f"LSTM: proj_size is {self.proj_size}, expected less than hidden_size,"
+                f" {self.hidden_size}"
+            )
         if self.forget_bias is not None:
             for option in ("coupled_input_forget", "bias"):
                 if getattr(self, option) is (option == "coupled_input_forget"):
-                    raise ValueError(f"LSTM: forget_bias and {option}={getattr(self, option)} exclude one another")
+                    raise ValueError(
+                        f"LSTM: forget_bias and {option}={getattr(self, option)} exclude one"
+                        " another"
+                    )
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -124,7 +135,8 @@ class LSTM(Recurrent):
         return lstm.Cell() if plain else chosen
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
-        H, found = self.hidden_size, super()._shapes(D)
+        H = self.hidden_size
+        found = super()._shapes(D)
         if self.proj_size:
             found["Whr"] = {"P": self.proj_size, "H": H}
         if self.peepholes:
@@ -147,10 +159,11 @@ class LSTM(Recurrent):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GRU(Recurrent):
-    """Gated recurrent units (Cho et al. 2014), with the options of `LSTM` and one more: h = (1 - z) n + z h0.
+    """Gated recurrent units (Cho et al. 2014), with the options of `LSTM` and one more: h = (1 - z)
+    n + z h0.
 
-    Parameters are `{k}.Wx` (3H, D), `{k}.Wh` (3H, H) and `{k}.b` (3H,), and with `reset_after` also `{k}.bh` (3H,),
-    with rows in gate order z r n.
+    Parameters are `{k}.Wx` (3H, D), `{k}.Wh` (3H, H) and `{k}.b` (3H,), and with `reset_after` also
+    `{k}.bh` (3H,), with rows in gate order z r n.
 
     Parameters
     ----------
@@ -161,9 +174,9 @@ class GRU(Recurrent):
     dropout, recurrent_dropout, zoneout, clip, initializer, activations
         As in `LSTM`.
     reset_after : bool
-        Apply the reset gate to the product, n = tanh(Wx x + b + r (Wh h0 + bh)), as cuDNN, PyTorch and by
-        default Keras do, instead of to the state, n = tanh(Wx x + b + Wh (r h0)), as the paper and by
-        default ONNX do. Without it there are no layer_norm and no recompute.
+        Apply the reset gate to the product, n = tanh(Wx x + b + r (Wh h0 + bh)), as cuDNN, PyTorch
+        and by default Keras do, instead of to the state, n = tanh(Wx x + b + Wh (r h0)), as the
+        paper and by default ONNX do. Without it there are no layer_norm and no recompute.
 
     Examples
     --------
@@ -202,7 +215,8 @@ class RNN(Recurrent):
     dropout, recurrent_dropout, zoneout, clip, initializer
         As in `LSTM`.
     activations : str
-        "tanh" by default, "relu", or another of `xlstm.cells.activations.GATE_ACTIVATIONS`, to which `register` adds.
+        "tanh" by default, "relu", or another of `xlstm.cells.activations.GATE_ACTIVATIONS`, to
+        which `register` adds.
 
     Examples
     --------
@@ -227,10 +241,10 @@ def _forget_bias(where: str, name: str, value: Any) -> float | str:
 class sLSTM(Recurrent):  # noqa: N801
     """LSTM with exponential gates and a normaliser (Beck et al. 2024, xLSTM, section 2.2).
 
-    It has those options of `LSTM` that have a meaning for it, and some of its own. Parameters are `{k}.Wx` (4H, D),
-    `{k}.Wh` (4, N, K, K) and `{k}.b` (4H,) with gates in order i f z o; K = H / N is the width of a head, and Wh[g, n]
-    goes from the h of head n to its gate g. The state is (h, c, n, m), each (L, B, H): c and n are divided by exp(m),
-    and m is -inf before the first step.
+    It has those options of `LSTM` that have a meaning for it, and some of its own. Parameters are
+    `{k}.Wx` (4H, D), `{k}.Wh` (4, N, K, K) and `{k}.b` (4H,) with gates in order i f z o; K = H / N
+    is the width of a head, and Wh[g, n] goes from the h of head n to its gate g. The state is (h,
+    c, n, m), each (L, B, H): c and n are divided by exp(m), and m is -inf before the first step.
 
     Parameters
     ----------
@@ -243,12 +257,13 @@ class sLSTM(Recurrent):  # noqa: N801
     recurrent_bias, layer_norm, zoneout, clip, activations
         An sLSTM has none of these: other values than the defaults are refused.
     num_heads : int
-        Number N of heads: the recurrent weight is block-diagonal, so that heads see one another in the next layer only.
+        Number N of heads: the recurrent weight is block-diagonal, so that heads see one another in
+        the next layer only.
     forget_gate : {"sigmoid", "exponential"}
         f = sigmoid(f~), or exp(f~).
     forget_bias : float or "powerlaw"
-        Initial bias of f; by default 5 - 12 (k / (K - 1))^0.3 for the unit k of a head, as in the published package.
-        Other biases are 0 at first.
+        Initial bias of f; by default 5 - 12 (k / (K - 1))^0.3 for the unit k of a head, as in the
+        published package. Other biases are 0 at first.
 
     Examples
     --------
@@ -307,9 +322,10 @@ class Custom(Recurrent):
 def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     """Make a layer of a gated cell, and register it.
 
-    The layer has the options of `xlstm.LSTM` where they have a meaning, and the fields of the cell as options of its
-    own. It runs in every engine that can trace the cell, and in the reference engine otherwise; it can be checked with
-    `xlstm.gradcheck`, trained, saved and loaded with `xlstm.models`, and timed with `xlstm bench`.
+    The layer has the options of `xlstm.LSTM` where they have a meaning, and the fields of the cell
+    as options of its own. It runs in every engine that can trace the cell, and in the reference
+    engine otherwise; it can be checked with `xlstm.gradcheck`, trained, saved and loaded with
+    `xlstm.models`, and timed with `xlstm bench`.
 
     Parameters
     ----------
@@ -321,7 +337,8 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     Returns
     -------
     class
-        A subclass of the base of `xlstm.LSTM`, made with `(input_size, hidden_size, num_layers=1, *, ...)`.
+        A subclass of the base of `xlstm.LSTM`, made with `(input_size, hidden_size, num_layers=1,
+        *, ...)`.
 
     Raises
     ------
@@ -336,16 +353,25 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     """
     where = "register_cell"
     if not (isinstance(cell, type) and issubclass(cell, Cell) and dataclasses.is_dataclass(cell)):
-        raise TypeError(f"{where}: cell is {checks.shown(cell)}, expected a frozen dataclass derived from xlstm.Cell")
+        raise TypeError(
+            f"{where}: cell is {checks.shown(cell)}, expected a frozen dataclass derived from"
+            " xlstm.Cell"
+        )
     name = checks.text(where, "name", cell.__name__ if name is None else name)
     if not name.isidentifier():
-        raise ValueError(f"{where}: name is {checks.shown(name)}, expected a name that a class can have")
+        raise ValueError(
+            f"{where}: name is {checks.shown(name)}, expected a name that a class can have"
+        )
     before = LAYERS.get(name)
     if before is not None and getattr(before, "CELL", None) is not cell and not _same(before, cell):
         raise ValueError(f"{where}: the name {name} is taken by another layer")
-    states, gates = getattr(cell, "STATES", ()), getattr(cell, "GATES", ())
+    states = getattr(cell, "STATES", ())
+    gates = getattr(cell, "GATES", ())
     if not gates or not states or states[0] != "h" or len(cell.REST) != len(states):
-        raise ValueError(f"{where}: {name} needs GATES, STATES that begin with h, and a value in REST for each state")
+        raise ValueError(
+            f"{where}: {name} needs GATES, STATES that begin with h, and a value in REST for each"
+            " state"
+        )
     for field in dataclasses.fields(cell):
         if field.default is dataclasses.MISSING:
             raise ValueError(f"{where}: the field {field.name} of {name} has no default")
@@ -364,12 +390,20 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
 
 
 def _same(layer: type[Recurrent], cell: type[Cell]) -> bool:
-    """Return whether a layer's cell is this class defined once more, as when a file or a notebook's cell runs again."""
+    """Return whether a layer's cell is this class defined once more, as when a file or a notebook's
+    cell runs again.
+    """
     before = getattr(layer, "CELL", None)
-    return before is not None and (before.__module__, before.__qualname__) == (cell.__module__, cell.__qualname__)
+    return before is not None and (before.__module__, before.__qualname__) == (
+        cell.__module__,
+        cell.__qualname__,
+    )
 
 
 def _made(name: str, options: Mapping[str, Any]) -> Recurrent:
     if name not in LAYERS:
-        raise ValueError(f"the cell of the layer {name} is not registered: import the module that calls register_cell")
+        raise ValueError(
+            f"the cell of the layer {name} is not registered: import the module that calls"
+            " register_cell"
+        )
     return LAYERS[name](**options)

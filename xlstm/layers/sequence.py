@@ -1,7 +1,9 @@
-"""SequenceLayer: a module that goes through time with a state; the base of recurrent layers, blocks, stacks and models.
+"""SequenceLayer: a module that goes through time with a state; the base of recurrent layers,
+blocks, stacks and models.
 
-A subclass gives its `states`, and its maths in `scan` and `scan_bwd`, in which x is (T, B, D) whatever the user's order
-is. These check nothing: `forward`, `backward` and `step` check what they are given once, for all parts.
+A subclass gives its `states`, and its maths in `scan` and `scan_bwd`, in which x is (T, B, D)
+whatever the user's order is. These check nothing: `forward`, `backward` and `step` check what they
+are given once, for all parts.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
 
 State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
-Derivatives: TypeAlias = "tuple[Params, Any, State]"  # gradients of parameters, of x and of the initial state
+# gradients of parameters, of x and of the initial state
+Derivatives: TypeAlias = "tuple[Params, Any, State]"
 ALIGNED = 64  # elements between the beginnings of arrays that are made together
 
 
 class Leaf(NamedTuple):
-    """One array of a state: its shape is the sizes of `before`, then B, then the sizes of `after`."""
+    """One array of a state: its shape is the sizes of `before`, then B, then the sizes of
+    `after`.
+    """
 
     name: str
     before: dict[str, int]
@@ -59,7 +64,9 @@ class SequenceLayer(Module):
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """The directions of time, each by the prefix of a parameter's last name, "" or "reverse."."""
+        """The directions of time, each by the prefix of a parameter's last name, "" or
+        "reverse.".
+        """
         return ("",)
 
     _output_symbol: Any = "D"  # the letter of output_size in errors
@@ -72,16 +79,24 @@ class SequenceLayer(Module):
         """
         raise NotImplementedError
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        """Return gradients of the parameters, of x and of the initial state; dy is zero past the end of a sequence."""
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> Derivatives:
+        """Return gradients of the parameters, of x and of the initial state; dy is zero past the
+        end of a sequence.
+        """
         raise NotImplementedError
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """Run `forward` without checks. Past the end of a sequence x may be anything, and y is zero."""
+        """Run `forward` without checks. Past the end of a sequence x may be anything, and y is
+        zero.
+        """
         y, end, kept = self.scan(p, span.mask(x), state, span)
         return span.mask(y), end, kept
 
-    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
+    def run_bwd(
+        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
+    ) -> Derivatives:
         """Run `backward` without checks; a dy or dstate of None is zero."""
         dy = span.zeros(self.output_size, p) if dy is None else span.mask(dy)
         grads, dx, start = self.scan_bwd(p, kept, dy, dstate, span)
@@ -93,7 +108,9 @@ class SequenceLayer(Module):
         y, end, _ = self.scan(p, x[None, ...], state, span)
         return y[0, ...], end
 
-    def __call__(self, params: Params, x: Array, state: Any = None, *, lengths: Any = None) -> tuple[Array, State]:
+    def __call__(
+        self, params: Params, x: Array, state: Any = None, *, lengths: Any = None
+    ) -> tuple[Array, State]:
         """Run over a batch of sequences for inference, without masks, and keep nothing.
 
         Parameters and errors are those of `forward`.
@@ -128,21 +145,21 @@ class SequenceLayer(Module):
         x : array (T, B, D)
             Input, or (B, T, D) with `batch_first`.
         state : tuple, optional
-            Initial state, as the class describes it. None, or None in place of any of its parts, is the state before
-            the first step. It is not limited: products with numbers in it beyond the square root of the dtype's largest
-            number may overflow.
+            Initial state, as the class describes it. None, or None in place of any of its parts, is
+            the state before the first step. It is not limited: products with numbers in it beyond
+            the square root of the dtype's largest number may overflow.
         train : bool
             Draw the masks of dropout and zoneout, and keep what `backward` needs.
         lengths : whole numbers (B,), optional
-            Lengths of the sequences, each from 0 to T, in any order; T by default. Steps past the end of a sequence
-            take no part: y is zero there, the final state is that at the sequence's own end, and the reverse direction
-            starts at that end.
+            Lengths of the sequences, each from 0 to T, in any order; T by default. Steps past the
+            end of a sequence take no part: y is zero there, the final state is that at the
+            sequence's own end, and the reverse direction starts at that end.
         seed : int or numpy.random.Generator
-            Seed of the masks, needed only where there are some. Give every training step another seed, or one
-            generator to all of them.
+            Seed of the masks, needed only where there are some. Give every training step another
+            seed, or one generator to all of them.
         keep : bool, optional
-            Whether to keep what `backward` needs, by default as `train`. With `train=False, keep=True` gradients are
-            those of the model without masks.
+            Whether to keep what `backward` needs, by default as `train`. With `train=False,
+            keep=True` gradients are those of the model without masks.
         groups : object, optional
             Sequences that belong together, in a layer that lets them see each other; see `Span`.
 
@@ -153,13 +170,14 @@ class SequenceLayer(Module):
         state : tuple
             Final state.
         saved : Saved or None
-            The values that `backward` needs, with every gate, cell state and hidden state of every layer, time first.
+            The values that `backward` needs, with every gate, cell state and hidden state of every
+            layer, time first.
 
         Raises
         ------
         ValueError, TypeError
-            An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are not whole
-            numbers from 0 to T; a seed is needed and missing.
+            An array is missing, misshapen, or of another library, device or dtype than the rest;
+            lengths are not whole numbers from 0 to T; a seed is needed and missing.
         """
         if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
             masked = {"lengths": lengths, "seed": seed, "keep": keep, "groups": groups}
@@ -167,7 +185,10 @@ class SequenceLayer(Module):
         where = type(self).__name__
         keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         if groups is not None and not self._has_groups:
-            raise TypeError(f"{where}: groups is {checks.shown(groups)}, expected None, as no sequence sees another")
+            raise TypeError(
+                f"{where}: groups is {checks.shown(groups)}, expected None, as no sequence sees"
+                " another"
+            )
         params, x, start, span = self.begin(params, x, state, lengths, groups)
         span.keep = keep
         if train and self.random:
@@ -182,7 +203,9 @@ class SequenceLayer(Module):
     def begin(
         self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
     ) -> tuple[Params, Array, State, Span]:
-        """Check the arguments of a call, and return them, x (T, B, D), the initial state and the span for inference."""
+        """Check the arguments of a call, and return them, x (T, B, D), the initial state and the
+        span for inference.
+        """
         where = type(self).__name__
         xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x)
@@ -190,7 +213,9 @@ class SequenceLayer(Module):
         span = Span(xp, Packing.of(where, lengths, T, B), None, False, groups, state is None)
         return params, x, complete(where, xp, "state", state, self.states, B, params), span
 
-    def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Array, State]:
+    def backward(
+        self, params: Params, saved: Any, dy: Array | None, dstate: Any = None
+    ) -> tuple[Params, Array, State]:
         """Backpropagate through time.
 
         Parameters
@@ -216,8 +241,8 @@ class SequenceLayer(Module):
         Raises
         ------
         ValueError, TypeError
-            `saved` is None, comes from another layer, or is on another device than `params`; a gradient has another
-            shape, library, device or dtype.
+            `saved` is None, comes from another layer, or is on another device than `params`; a
+            gradient has another shape, library, device or dtype.
         """
         if type(dy) is not np.ndarray and (views := self._views(params, dy, dstate)) is not None:
             return views.run(self.backward, params, saved, dy, dstate)  # type: ignore[no-any-return]
@@ -237,7 +262,8 @@ class SequenceLayer(Module):
         return {name: grads[name] for name in params}, self._swap(xp, dx), start
 
     def step(self, params: Params, x: Array, state: Any = None) -> tuple[Array, State]:
-        """Run one time step, for streaming: return y (B, O) and the state after it, from x (B, D) and that before it.
+        """Run one time step, for streaming: return y (B, O) and the state after it, from x (B, D)
+        and that before it.
 
         Raises
         ------
@@ -248,7 +274,10 @@ class SequenceLayer(Module):
             return views.run(self.step, params, x, state)  # type: ignore[no-any-return]
         where = type(self).__name__
         if self.directions != ("",):
-            raise ValueError(f"{where}: step goes forward in time, the reverse direction needs the whole sequence")
+            raise ValueError(
+                f"{where}: step goes forward in time, the reverse direction needs the whole"
+                " sequence"
+            )
         xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x, step=True)
         start = complete(where, xp, "state", state, self.states, x.shape[0], params)
@@ -258,8 +287,11 @@ class SequenceLayer(Module):
     def _sizes(self) -> dict[str, tuple[int | None, ...]]:
         return {name: tuple(dims.values()) for name, dims in self.shapes.items()}
 
-    def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> tuple[Namespace, Params, Any, Any]:
-        """Check the parameters, and return the namespace of all these arrays, and the arrays as it has them.
+    def _agree(
+        self, params: Params, x: Array | None, what: str, state: Any
+    ) -> tuple[Namespace, Params, Any, Any]:
+        """Check the parameters, and return the namespace of all these arrays, and the arrays as it
+        has them.
 
         x is the input, or dy.
         """
@@ -269,14 +301,29 @@ class SequenceLayer(Module):
         where = type(self).__name__
         params, x, state = from_foreign(where, (params, x, state))
         arrays = {} if x is None else {"x" if what == "state" else "dy": x}
-        parts = [(n, leaf, part) for n, leaf, part in flat(where, what, state, self.states) if part is not None]
+        parts = [
+            (n, leaf, part)
+            for n, leaf, part in flat(where, what, state, self.states)
+            if part is not None
+        ]
         arrays |= {name: part for name, _, part in parts}
-        return self.namespace(params, arrays, [name for name, leaf, _ in parts if leaf.wide]), params, x, state
+        return (
+            self.namespace(params, arrays, [name for name, leaf, _ in parts if leaf.wide]),
+            params,
+            x,
+            state,
+        )
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""
         if x is None or x.ndim != 3 - step or x.shape[-1] != self.input_size:
-            outer = {"B": None} if step else {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
+            outer = (
+                {"B": None}
+                if step
+                else {"B": None, "T": None}
+                if self.batch_first
+                else {"T": None, "B": None}
+            )
             checks.shape(type(self).__name__, "x", x, {**outer, "D": self.input_size})
         if step:
             return x
@@ -292,7 +339,9 @@ class SequenceLayer(Module):
         return {**outer, self._output_symbol: self.output_size}
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
-        """Change an array from the user's order of time and batch to (T, B, ...), or back; None stays."""
+        """Change an array from the user's order of time and batch to (T, B, ...), or back; None
+        stays.
+        """
         if array is None or not self.batch_first:
             return array
         return xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
@@ -316,7 +365,8 @@ def complete(
     where, what : str
         The names of the layer and of the argument, for errors.
     state : tuple or None
-        The state that is given; None in place of it, or of any part, means the value before the first step.
+        The state that is given; None in place of it, or of any part, means the value before the
+        first step.
     leaves : tuple
         The `Leaf` of every array, nested as the state is.
     params : dict
@@ -324,7 +374,8 @@ def complete(
     zero : bool
         Whether missing arrays are zero, as those of gradients are.
     filled : iterator, optional
-        With a part of a state the missing arrays of the whole, in order, where each fill is a launch.
+        With a part of a state the missing arrays of the whole, in order, where each fill is a
+        launch.
     """
     if state is not None:
         _check_container(where, what, state, leaves)
@@ -352,8 +403,12 @@ def complete(
     return tuple(parts)
 
 
-def _filled(xp: Namespace, like: Array, parts: Iterator[Any], B: int, zero: bool) -> Iterator[Array]:
-    """Yield the arrays before the first step that are missing, as parts of one array for each value and dtype."""
+def _filled(
+    xp: Namespace, like: Array, parts: Iterator[Any], B: int, zero: bool
+) -> Iterator[Array]:
+    """Yield the arrays before the first step that are missing, as parts of one array for each value
+    and dtype.
+    """
     ends: dict[Any, int] = {}  # elements of all arrays of a value and dtype
     places = []
     for leaf in [leaf for _, leaf, part in parts if part is None]:
@@ -370,12 +425,17 @@ def _filled(xp: Namespace, like: Array, parts: Iterator[Any], B: int, zero: bool
 
 
 def nested(like: State, arrays: Iterator[Any]) -> State:
-    """Return arrays as a state that is nested as another one is, or as the leaves of a layer are."""
+    """Return arrays as a state that is nested as another one is, or as the leaves of a layer
+    are.
+    """
     return tuple(nested(part, arrays) if type(part) is tuple else next(arrays) for part in like)
 
 
-def flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array | None]]:
-    """Yield the name of each array of a state, as errors have it, its leaf, and the array, None where it is missing.
+def flat(
+    where: str, what: str, state: Any, leaves: State
+) -> Iterator[tuple[str, Leaf, Array | None]]:
+    """Yield the name of each array of a state, as errors have it, its leaf, and the array, None
+    where it is missing.
 
     Raises
     ------

@@ -1,4 +1,6 @@
-"""Exponential smoothing: level, trend and seasons of a series, and forecasts from them after every step."""
+"""Exponential smoothing: level, trend and seasons of a series, and forecasts from them after every
+step.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,19 @@ from xlstm.recurrence.packing import Packing, Span
 TRENDS = ("none", "linear", "damped")
 CYCLES = 3  # seasons that an initial state is fitted to
 LEAST = 10  # values that an initial state is fitted to, at least, where there are so many
-SHARES = {"alpha": 0.3, "beta": 0.1, "phi": 0.9, "gamma": 0.2}  # sigmoids of the parameters before training
+# sigmoids of the parameters before training
+SHARES = {"alpha": 0.3, "beta": 0.1, "phi": 0.9, "gamma": 0.2}
 
 
 class Smoothed(NamedTuple):
     """The values that smoothing keeps.
 
-    Row t of a state is the one before step t. Row t of a season is what it adds to the value of step t, so a season of
-    m steps has m rows more than there are steps.
+    Row t of a state is the one before step t. Row t of a season is what it adds to the value of
+    step t, so a season of m steps has m rows more than there are steps.
     """
 
-    states: tuple[Array, ...]  # level and trend (T + 1, B), and for each period m a season (T + m, B)
+    # level and trend (T + 1, B), and for each period m a season (T + m, B)
+    states: tuple[Array, ...]
     errors: Array  # (T, B), those of forecasts by one step
     coefficients: tuple[Array, ...]  # (1,) each: gamma of each season, alpha, beta, phi
     x: Array  # (T, B)
@@ -43,16 +47,20 @@ class Smoothed(NamedTuple):
 
 def _periods(where: str, name: str, value: Any) -> tuple[int, ...]:
     """Return the lengths of seasons, two at most, as a tuple of whole numbers from 2 up."""
-    return tuple(checks.several(where, name, value, "a tuple of whole numbers", checks.whole(2, checks.LARGEST), 2))
+    return tuple(
+        checks.several(
+            where, name, value, "a tuple of whole numbers", checks.whole(2, checks.LARGEST), 2
+        )
+    )
 
 
 @dataclass(frozen=True)
 class ExponentialSmoothing(SequenceLayer):
     """Exponential smoothing (Holt-Winters) of a series, whose coefficients are learned.
 
-    After each step it forecasts the next `horizon` values from a level l, a trend b and seasons s, which it corrects by
-    its error e of one step (Hyndman & Athanasopoulos, "Forecasting: principles and practice", ch. 8; two seasons as in
-    Taylor 2003)::
+    After each step it forecasts the next `horizon` values from a level l, a trend b and seasons s,
+    which it corrects by its error e of one step (Hyndman & Athanasopoulos, "Forecasting: principles
+    and practice", ch. 8; two seasons as in Taylor 2003)::
 
         e = x - (l0 + phi b0 + s0)
         l = l0 + phi b0 + alpha e
@@ -60,11 +68,12 @@ class ExponentialSmoothing(SequenceLayer):
         s = s0 + gamma e
         y_h = l + (phi + ... + phi^h) b + s_h
 
-    Parameters of a layer are `alpha`, `beta`, `phi` (1,) and `gamma` (S,) for S seasons. Sigmoids of them are alpha and
-    phi, beta as a share of alpha, and gamma as a share of 1 - alpha.
+    Parameters of a layer are `alpha`, `beta`, `phi` (1,) and `gamma` (S,) for S seasons. Sigmoids
+    of them are alpha and phi, beta as a share of alpha, and gamma as a share of 1 - alpha.
 
-    The state is (l, b, s, ...): level and trend (1, B), and (m, B) for each season of m steps, whose first row is that
-    of the next step. A missing state is zero; `initial_state` makes one from the beginning of a series.
+    The state is (l, b, s, ...): level and trend (1, B), and (m, B) for each season of m steps,
+    whose first row is that of the next step. A missing state is zero; `initial_state` makes one
+    from the beginning of a series.
 
     Parameters
     ----------
@@ -75,7 +84,8 @@ class ExponentialSmoothing(SequenceLayer):
     periods : tuple of int
         Steps of a season, or of two, such as (12,) or (24, 168).
     multiplicative : bool
-        Smooth the logarithm of the series, whose values are above 0, so that trend and seasons are factors.
+        Smooth the logarithm of the series, whose values are above 0, so that trend and seasons are
+        factors.
 
     Examples
     --------
@@ -114,7 +124,12 @@ class ExponentialSmoothing(SequenceLayer):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        sizes = {"alpha": 1, "beta": self.trend != "none", "phi": self.trend == "damped", "gamma": len(self.periods)}
+        sizes = {
+            "alpha": 1,
+            "beta": self.trend != "none",
+            "phi": self.trend == "damped",
+            "gamma": len(self.periods),
+        }
         logits = {name: float(np.log(share / (1 - share))) for name, share in SHARES.items()}
         return {name: ({"S": int(n)}, constant(logits[name])) for name, n in sizes.items() if n}
 
@@ -135,9 +150,11 @@ class ExponentialSmoothing(SequenceLayer):
         return max(LEAST, CYCLES * max(self.periods, default=0))
 
     def initial_state(self, x: Array, lengths: Any = None) -> State:
-        """Return a state before the first step, from three seasons at the beginning of each series, 10 values at least.
+        """Return a state before the first step, from three seasons at the beginning of each series,
+        10 values at least.
 
-        Level, trend and seasons, which add up to 0, are a least-squares fit. No gradient goes through it.
+        Level, trend and seasons, which add up to 0, are a least-squares fit. No gradient goes
+        through it.
 
         Parameters
         ----------
@@ -152,12 +169,15 @@ class ExponentialSmoothing(SequenceLayer):
         Raises
         ------
         ValueError, TypeError
-            A value is not finite, or is 0 or less with `multiplicative`; `x` or `lengths` is none that `forward` takes.
+            A value is not finite, or is 0 or less with `multiplicative`; `x` or `lengths` is none
+            that `forward` takes.
         """
         return self.initial_state_of(self, x, lengths)
 
     def initial_state_of(self, layer: SequenceLayer, x: Array, lengths: Any) -> State:
-        """Return `initial_state` for a layer whose x (T, B, D) has the series first and which errors name."""
+        """Return `initial_state` for a layer whose x (T, B, D) has the series first and which
+        errors name.
+        """
         where = type(layer).__name__
         x = from_foreign(where, x)
         layer._inner(namespace(where, {"x": x}), x)
@@ -170,14 +190,22 @@ class ExponentialSmoothing(SequenceLayer):
         return tuple(like(part, x) for part in np.split(state, np.cumsum(self.lags)[:-1]))
 
     def _check(self, values: np.ndarray[Any, Any]) -> None:
-        """Raise unless values of a series are finite, and above 0 where their logarithm is taken."""
+        """Raise unless values of a series are finite, and above 0 where their logarithm is
+        taken.
+        """
         bad = ~np.isfinite(values) | (values <= 0 if self.multiplicative else False)
         if np.any(bad):
-            expected = "finite values above 0, as multiplicative is True" if self.multiplicative else "finite values"
+            expected = (
+                "finite values above 0, as multiplicative is True"
+                if self.multiplicative
+                else "finite values"
+            )
             raise ValueError(f"{type(self).__name__}: x has {values[bad][0]}, expected {expected}")
 
     def _fitted(self, series: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return level, trend and seasons before the first value of a series, fitted to all of it."""
+        """Return level, trend and seasons before the first value of a series, fitted to all of
+        it.
+        """
         steps = np.arange(len(series))[:, None]
         columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]
         columns += [(steps % m == np.arange(m)) - 1 / m for m in self.periods]
@@ -190,9 +218,13 @@ class ExponentialSmoothing(SequenceLayer):
         y = self.in_units(span.xp, self.ahead(span.xp, kept))
         return y, self.final_state(kept, span), kept._replace(y=y)
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> Derivatives:
         dstates, dphi = self.ahead_bwd(span.xp, kept, self.in_units_bwd(dy, kept.y))
-        return self.smooth_bwd(p, kept, dstates, span.xp.zeros_like(kept.errors), dphi, dstate, span)
+        return self.smooth_bwd(
+            p, kept, dstates, span.xp.zeros_like(kept.errors), dphi, dstate, span
+        )
 
     def in_units(self, xp: Namespace, y: Array) -> Array:
         """Return forecasts in the units of the series."""
@@ -227,7 +259,8 @@ class ExponentialSmoothing(SequenceLayer):
 
     def smooth(self, p: Params, x: Array, state: State, span: Span) -> Smoothed:
         """Return the states before and after every step of x (T, B, 1)."""
-        xp, numbers = span.xp, self.coefficients(span.xp, p)
+        xp = span.xp
+        numbers = self.coefficients(span.xp, p)
         x = span.mask(x, 1.0)[..., 0]  # whose logarithm is finite past the end, too
         if self.multiplicative and xp is np:
             self._check(x)
@@ -242,7 +275,8 @@ class ExponentialSmoothing(SequenceLayer):
     ) -> Derivatives:  # fmt: skip
         """Return gradients of the parameters, of x and of the initial state.
 
-        Gradients of all states, of the errors and of phi come from what uses them; those of the states are used up.
+        Gradients of all states, of the errors and of phi come from what uses them; those of the
+        states are used up.
         """
         xp = span.xp
         if dstate is not None:
@@ -250,7 +284,9 @@ class ExponentialSmoothing(SequenceLayer):
                 _add_at_end(span, d, end)
         given = (derrors,), dstates, kept.coefficients
         dstates, (dx, ddamped) = walk(xp, step_bwd, given, self.lags, 2, reverse=True)
-        found = (_total(xp, d[lag:, ...], kept.errors) for d, lag in zip(dstates, self.lags, strict=True))
+        found = (
+            _total(xp, d[lag:, ...], kept.errors) for d, lag in zip(dstates, self.lags, strict=True)
+        )
         dalpha, dbeta, *dgammas = found  # (8) (9) (10)
         dphi = dphi + _total(xp, ddamped, kept.states[1][:-1, ...])  # (6)
         grads = self.coefficients_bwd(xp, p, (*dgammas, dalpha, dbeta, dphi))
@@ -263,7 +299,8 @@ class ExponentialSmoothing(SequenceLayer):
 
     def ahead(self, xp: Namespace, kept: Smoothed) -> Array:
         """Return forecasts (T, B, H) after every step, of the logarithm where that is smoothed."""
-        found, phi = [], kept.coefficients[-1]
+        found = []
+        phi = kept.coefficients[-1]
         slope = xp.zeros_like(phi)
         for h in range(self.horizon):
             slope = phi * (1 + slope)  # (11)
@@ -271,9 +308,12 @@ class ExponentialSmoothing(SequenceLayer):
             found.append(sum(seasons, level + slope * trend)[..., None])  # (12)
         return xp.concat(found, axis=-1)
 
-    def ahead_bwd(self, xp: Namespace, kept: Smoothed, dy: Array) -> tuple[tuple[Array, ...], Array]:
+    def ahead_bwd(
+        self, xp: Namespace, kept: Smoothed, dy: Array
+    ) -> tuple[tuple[Array, ...], Array]:
         """Differentiate `ahead`: gradients of all states, and of phi."""
-        dstates, phi = tuple(map(xp.zeros_like, kept.states)), kept.coefficients[-1]
+        dstates = tuple(map(xp.zeros_like, kept.states))
+        phi = kept.coefficients[-1]
         slope = by_phi = dphi = xp.zeros_like(phi)
         for h in range(self.horizon):
             by_phi = 1 + slope + phi * by_phi  # (11)
@@ -287,14 +327,18 @@ class ExponentialSmoothing(SequenceLayer):
         return dstates, dphi
 
     def _used(self, states: tuple[Array, ...], h: int) -> list[Array]:
-        """Return the rows (T, B) of every state, as views, that forecasts of h + 1 steps ahead use."""
+        """Return the rows (T, B) of every state, as views, that forecasts of h + 1 steps ahead
+        use.
+        """
         firsts = (1 + h % lag for lag in self.lags)
         lags = zip(states, self.lags, firsts, strict=True)
         return [rows[first : first + rows.shape[0] - lag, ...] for rows, lag, first in lags]
 
 
 def step(xp: Namespace, x: Array, level0: Array, trend0: Array, *more: Array) -> tuple[Array, ...]:
-    """Return the error of a step and the new states; `more` is all seasons, all gammas, alpha, beta and phi."""
+    """Return the error of a step and the new states; `more` is all seasons, all gammas, alpha, beta
+    and phi.
+    """
     *seasonal, alpha, beta, phi = more
     seasons, gammas = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
     damped = phi * trend0  # (6)
@@ -302,18 +346,29 @@ def step(xp: Namespace, x: Array, level0: Array, trend0: Array, *more: Array) ->
     error = x - sum(seasons, expected)  # (7)
     level = expected + alpha * error  # (8)
     trend = damped + beta * error  # (9)
-    return error, level, trend, *(s + gamma * error for s, gamma in zip(seasons, gammas, strict=True))  # (10)
+    # (10)
+    return (
+        error,
+        level,
+        trend,
+        *(s + gamma * error for s, gamma in zip(seasons, gammas, strict=True)),
+    )
 
 
-def step_bwd(xp: Namespace, derror: Array, dlevel: Array, dtrend: Array, *more: Array) -> tuple[Array, ...]:
-    """Differentiate `step`: gradients of x, of the damped trend and of the states before the step."""
+def step_bwd(
+    xp: Namespace, derror: Array, dlevel: Array, dtrend: Array, *more: Array
+) -> tuple[Array, ...]:
+    """Differentiate `step`: gradients of x, of the damped trend and of the states before the
+    step.
+    """
     *seasonal, alpha, beta, phi = more
     dseasons, gammas = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
     derror = derror + alpha * dlevel + beta * dtrend  # (8) (9)
     derror = sum((gamma * d for gamma, d in zip(gammas, dseasons, strict=True)), derror)  # (10)
     dexpected = dlevel - derror  # (8) (7)
     ddamped = dtrend + dexpected  # (9) (6)
-    return derror, ddamped, dexpected, phi * ddamped, *(d - derror for d in dseasons)  # (6) (10) (7)
+    # (6) (10) (7)
+    return derror, ddamped, dexpected, phi * ddamped, *(d - derror for d in dseasons)
 
 
 def _total(xp: Namespace, a: Array, b: Array) -> Array:
@@ -322,10 +377,15 @@ def _total(xp: Namespace, a: Array, b: Array) -> Array:
 
 
 def _at_end(span: Span, rows: Array) -> Array:
-    """Return the rows, of (T + lag, B), that come after the last step of each sequence, (lag, B)."""
+    """Return the rows, of (T + lag, B), that come after the last step of each sequence, (lag,
+    B).
+    """
     if span.full:
         return span.xp.asarray(rows[span.T :, ...], copy=True)
-    return reshape(span.xp.take(reshape(rows, (-1,)), span.after(rows), axis=0), (rows.shape[0] - span.T, span.B))
+    return reshape(
+        span.xp.take(reshape(rows, (-1,)), span.after(rows), axis=0),
+        (rows.shape[0] - span.T, span.B),
+    )
 
 
 def _add_at_end(span: Span, drows: Array, dend: Array) -> None:
@@ -335,4 +395,6 @@ def _add_at_end(span: Span, drows: Array, dend: Array) -> None:
         end += dend
     else:
         size = drows.shape[0] * span.B
-        drows += reshape(add_rows(span.xp, span.after(drows), reshape(dend, (-1, 1)), size), tuple(drows.shape))
+        drows += reshape(
+            add_rows(span.xp, span.after(drows), reshape(dend, (-1, 1)), size), tuple(drows.shape)
+        )

@@ -1,4 +1,6 @@
-"""A table of the parts of a model: their kinds, the shapes of their outputs, their parameters and bytes."""
+"""A table of the parts of a model: their kinds, the shapes of their outputs, their parameters and
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,11 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
     Parameters
     ----------
     model : Module or estimator
-        A layer, a block, a stack or a model; or an estimator that is fitted, whose network it is of.
+        A layer, a block, a stack or a model; or an estimator that is fitted, whose network it is
+        of.
     input_shape : tuple of int, optional
-        The shape of x, such as (T, B, D), or (B, T, D) with `batch_first`; it makes T and B numbers in the outputs.
+        The shape of x, such as (T, B, D), or (B, T, D) with `batch_first`; it makes T and B numbers
+        in the outputs.
 
     Returns
     -------
@@ -61,7 +65,8 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
     Raises
     ------
     TypeError, ValueError
-        `model` is neither a module nor an estimator, or not fitted; `input_shape` does not go with the model.
+        `model` is neither a module nor an estimator, or not fitted; `input_shape` does not go with
+        the model.
 
     Examples
     --------
@@ -82,7 +87,10 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
         D = getattr(model, "input_size", "(any)")
         sizes = checks.several("summary", "input_shape", input_shape, "(T, B, D)", checks.size)
         if len(sizes) < 2 or (len(sizes) > 2 and sizes[2] != D):
-            raise ValueError(f"summary: input_shape is {checks.shown(input_shape)}, expected (T, B, D) with D = {D}")
+            raise ValueError(
+                f"summary: input_shape is {checks.shown(input_shape)}, expected (T, B, D) with D"
+                f" = {D}"
+            )
         outer = tuple(sizes[1::-1] if getattr(model, "batch_first", False) else sizes[:2])
     return Summary(_parts("", model, outer, itemsize))
 
@@ -90,8 +98,11 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
 def _parts(name: str, module: Any, outer: Any, itemsize: int) -> Iterator[Part]:
     """Yield a module, and all parts of it."""
     count = sum(math.prod(n for n in dims.values() if n) for dims in module.shapes.values())
-    width = getattr(module, "output_size", None) or module.size  # the second is that of an Embedding
-    output = module.output_dims(*outer).values() if hasattr(module, "output_dims") else ("...", width)
+    # the second is that of an Embedding
+    width = getattr(module, "output_size", None) or module.size
+    output = (
+        module.output_dims(*outer).values() if hasattr(module, "output_dims") else ("...", width)
+    )
     yield Part(name, type(module).__name__, tuple(output), count, count * itemsize)
     for prefix, part in module.parts.items():
         yield from _parts(f"{name}.{prefix}".lstrip("."), part, outer, itemsize)

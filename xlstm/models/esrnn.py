@@ -20,27 +20,27 @@ from xlstm.recurrence.packing import Span
 class ESRNN(SequenceLayer):
     """Exponential smoothing and a recurrent network that learn together (after Smyl 2020).
 
-    The network sees the errors of smoothing by one step and its trends, in units of `scale`, and covariates. Its head
-    adds a correction to each forecast of smoothing, which is zero before training: the untrained model is
-    Holt-Winters. A loss of the forecasts has gradients by the coefficients of smoothing in two ways, by its forecasts
-    and by what the network sees.
+    The network sees the errors of smoothing by one step and its trends, in units of `scale`, and
+    covariates. Its head adds a correction to each forecast of smoothing, which is zero before
+    training: the untrained model is Holt-Winters. A loss of the forecasts has gradients by the
+    coefficients of smoothing in two ways, by its forecasts and by what the network sees.
 
-    Parameters are those of `ExponentialSmoothing` under `smoothing.` and those of the network, a `SequenceModel`, under
-    `network.`. The state is (that of smoothing, that of the network); `initial_state` makes one from the beginning of a
-    series.
+    Parameters are those of `ExponentialSmoothing` under `smoothing.` and those of the network, a
+    `SequenceModel`, under `network.`. The state is (that of smoothing, that of the network);
+    `initial_state` makes one from the beginning of a series.
 
     Parameters
     ----------
     horizon : int
-        Number H of values ahead that are forecast after every step. x is (T, B, 1 + C), the series first and then
-        covariates, and y is (T, B, H).
+        Number H of values ahead that are forecast after every step. x is (T, B, 1 + C), the series
+        first and then covariates, and y is (T, B, H).
     hidden_size : int
         Width of the layers; 0 leaves out the network.
     trend, periods, multiplicative
         As of `ExponentialSmoothing`.
     scale : float
-        The unit of the errors and of corrections, such as the mean absolute difference between successive values; of
-        their logarithms with `multiplicative`.
+        The unit of the errors and of corrections, such as the mean absolute difference between
+        successive values; of their logarithms with `multiplicative`.
     covariates : int
         Number C of covariates.
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}
@@ -84,7 +84,8 @@ class ESRNN(SequenceLayer):
         super().__post_init__()
         if self.covariates and not self.hidden_size:
             raise ValueError(
-                f"ESRNN: covariates is {self.covariates}, but hidden_size is 0, and only a network has them"
+                f"ESRNN: covariates is {self.covariates}, but hidden_size is 0, and only a network"
+                " has them"
             )
         _ = self.parts  # which check their own options
 
@@ -107,11 +108,15 @@ class ESRNN(SequenceLayer):
     def network(self) -> SequenceModel:
         """The network that corrects forecasts."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "dropout")}
-        return sequence_model("ESRNN", self.cell, 2 + self.covariates, self.horizon, last=False, **sizes)
+        return sequence_model(
+            "ESRNN", self.cell, 2 + self.covariates, self.horizon, last=False, **sizes
+        )
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        return {"smoothing": self.smoothing} | ({"network": self.network} if self.hidden_size else {})
+        return {"smoothing": self.smoothing} | (
+            {"network": self.network} if self.hidden_size else {}
+        )
 
     @cached_property
     def states(self) -> State:
@@ -121,10 +126,14 @@ class ESRNN(SequenceLayer):
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Draw initial parameters, with zeros in the head."""
         found = super().draw(rng)
-        return {name: 0 * values if name.startswith("network.head.") else values for name, values in found.items()}
+        return {
+            name: 0 * values if name.startswith("network.head.") else values
+            for name, values in found.items()
+        }
 
     def initial_state(self, x: Array, lengths: Any = None) -> State:
-        """Return a state before the first step, as that of `ExponentialSmoothing`; that of the network is None.
+        """Return a state before the first step, as that of `ExponentialSmoothing`; that of the
+        network is None.
 
         Parameters
         ----------
@@ -143,35 +152,55 @@ class ESRNN(SequenceLayer):
         return self.smoothing.initial_state_of(self, x, lengths), *[None] * (len(self.parts) - 1)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        xp, smoothing = span.xp, self.smoothing
+        xp = span.xp
+        smoothing = self.smoothing
         smoothed = smoothing.smooth(self.below("smoothing", p), x[..., :1], state[0], span)
-        y, ends, kept = smoothing.ahead(xp, smoothed), [smoothing.final_state(smoothed, span)], {"smoothing": smoothed}
+        y = smoothing.ahead(xp, smoothed)
+        ends = [smoothing.final_state(smoothed, span)]
+        kept = {"smoothing": smoothed}
         if self.hidden_size:
-            errors, trends = (a[..., None] / self.scale for a in (smoothed.errors, smoothed.states[1][1:, ...]))
+            errors, trends = (
+                a[..., None] / self.scale for a in (smoothed.errors, smoothed.states[1][1:, ...])
+            )
             seen = xp.concat((errors, trends, x[..., 1:]), axis=-1)  # (1)
-            correction, end, kept["network"] = self.network.run(self.below("network", p), seen, state[1], span)  # (2)
+            # (2)
+            correction, end, kept["network"] = self.network.run(
+                self.below("network", p), seen, state[1], span
+            )
             y = y + self.scale * correction  # (3)
             ends.append(end)
         y = smoothing.in_units(xp, y)  # (4)
         return y, tuple(ends), kept | {"y": y}
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        xp, smoothing, smoothed = span.xp, self.smoothing, kept["smoothing"]
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> Derivatives:
+        xp = span.xp
+        smoothing = self.smoothing
+        smoothed = kept["smoothing"]
         dends = (None,) * len(self.parts) if dstate is None else dstate
         grads: Params = {}
-        starts, dx = [], []
+        starts = []
+        dx = []
         dy = smoothing.in_units_bwd(dy, kept["y"])  # (4)
         dstates, dphi = smoothing.ahead_bwd(xp, smoothed, dy)  # (3)
         derrors = xp.zeros_like(smoothed.errors)
         if self.hidden_size:
-            dcorrection, net = self.scale * dy, self.below("network", p)  # (3)
-            found, dseen, start = self.network.run_bwd(net, kept["network"], dcorrection, dends[1], span)  # (2)
-            derrors, dtrend = dseen[..., 0] / self.scale, dstates[1][1:, ...]  # (1)
+            dcorrection = self.scale * dy
+            net = self.below("network", p)  # (3)
+            # (2)
+            found, dseen, start = self.network.run_bwd(
+                net, kept["network"], dcorrection, dends[1], span
+            )
+            derrors = dseen[..., 0] / self.scale
+            dtrend = dstates[1][1:, ...]  # (1)
             dtrend += dseen[..., 1] / self.scale  # (1)
             grads |= {f"network.{name}": g for name, g in found.items()}
             starts.append(start)
             dx.append(dseen[..., 2:])
         p = self.below("smoothing", p)
-        found, dseries, start = smoothing.smooth_bwd(p, smoothed, dstates, derrors, dphi, dends[0], span)
+        found, dseries, start = smoothing.smooth_bwd(
+            p, smoothed, dstates, derrors, dphi, dends[0], span
+        )
         grads |= {f"smoothing.{name}": g for name, g in found.items()}
         return grads, xp.concat((dseries, *dx), axis=-1), (start, *starts)

@@ -33,13 +33,15 @@ PROMPT = 1024  # tokens of a prompt that are read at once
 class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     """An embedding, a backbone, and a linear head without bias.
 
-    The input of `forward` are tokens, whole numbers (B, T), of `step` (B,); y are logits (B, T, V) of the token after
-    each. Tokens have no gradient: `backward` returns None in its place. A token that is not from 0 to V - 1 is a
-    ValueError where looking for it costs no wait for a GPU; past the end of a sequence any will do.
+    The input of `forward` are tokens, whole numbers (B, T), of `step` (B,); y are logits (B, T, V)
+    of the token after each. Tokens have no gradient: `backward` returns None in its place. A token
+    that is not from 0 to V - 1 is a ValueError where looking for it costs no wait for a GPU; past
+    the end of a sequence any will do.
 
-    Parameters are `embedding.W` (V, D), those of the backbone under `backbone.`, and unless `tied` `head.W` (V, D).
-    The state is that of the backbone. Initial embeddings are N(0, 1), as of `torch.nn.Embedding`; where the backbone
-    begins with a norm, or the embedding is `tied`, they are N(0, 2 / (5 D)).
+    Parameters are `embedding.W` (V, D), those of the backbone under `backbone.`, and unless `tied`
+    `head.W` (V, D). The state is that of the backbone. Initial embeddings are N(0, 1), as of
+    `torch.nn.Embedding`; where the backbone begins with a norm, or the embedding is `tied`, they
+    are N(0, 2 / (5 D)).
 
     Parameters
     ----------
@@ -86,10 +88,14 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         if self.backbone.batch_first:
             raise ValueError(f"{where}: the backbone has batch_first=True, expected time first")
         if self.backbone.directions != ("",):
-            raise ValueError(f"{where}: the backbone goes in reverse, and so would see what it is to predict")
+            raise ValueError(
+                f"{where}: the backbone goes in reverse, and so would see what it is to predict"
+            )
         if self.tied and self.backbone.output_size != self.backbone.input_size:
             sizes = f"{self.backbone.input_size} to {self.backbone.output_size}"
-            raise ValueError(f"{where}: the backbone goes from width {sizes}, which a tied head cannot undo")
+            raise ValueError(
+                f"{where}: the backbone goes from width {sizes}, which a tied head cannot undo"
+            )
 
     @cached_property
     def parts(self) -> dict[str, Any]:
@@ -117,7 +123,8 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks, but for the values of tokens x (T, B)."""
-        xp, run = span.xp, Forward(self, span.xp, p, span)
+        xp = span.xp
+        run = Forward(self, span.xp, p, span)
         x = span.mask(x)
         within("xLSTMLanguageModel", "tokens", self._swap(xp, x), self.vocab_size)
         e = run.dropped("mask", run("embedding", x), self.embedding_dropout)  # (1) (2)
@@ -126,16 +133,24 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         run.keep(backbone=backbone, head=head, logits=None if self.logit_cap is None else logits)
         return logits, end, run.kept
 
-    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
-        xp, run = span.xp, Backward(self, span.xp, p, kept, span)
+    def run_bwd(
+        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
+    ) -> Derivatives:
+        xp = span.xp
+        run = Backward(self, span.xp, p, kept, span)
         dy = span.zeros(self.vocab_size, p) if dy is None else span.mask(dy)
         if self.logit_cap is not None:
             capped = kept["logits"]  # in the place of its argument, too, which is not used
             dy = fuse(xp, soft_cap_bwd, dy, capped, capped, cap=self.logit_cap)
         head, dy = self.head.apply_bwd(xp, self._head_weights(p), kept["head"], dy)  # (4)
-        grads, dx, start = self.backbone.run_bwd(self.below("backbone", p), kept["backbone"], dy, dstate, span)  # (3)
+        # (3)
+        grads, dx, start = self.backbone.run_bwd(
+            self.below("backbone", p), kept["backbone"], dy, dstate, span
+        )
         run("embedding", run.dropped("mask", dx))  # (2) (1)
-        found = run.grads | {f"backbone.{name}": g for name, g in grads.items()} | {"head.W": head["W"]}
+        found = (
+            run.grads | {f"backbone.{name}": g for name, g in grads.items()} | {"head.W": head["W"]}
+        )
         if self.tied:
             found["embedding.W"] = found["embedding.W"] + head["W"]
         return found, None, start
@@ -222,11 +237,13 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         top_k : int, optional
             Draw from the k likeliest tokens only.
         top_p : float, optional
-            Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020).
+            Draw from the likeliest tokens that together have this probability (Holtzman et al.
+            2020).
         seed : int or numpy.random.Generator
             Seed of the draws.
         stop : int, optional
-            A token after which a sequence ends: it is then repeated, and all ends when every sequence has.
+            A token after which a sequence ends: it is then repeated, and all ends when every
+            sequence has.
 
         Yields
         ------
@@ -249,9 +266,12 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return self._go_on(params, logits, state, max_tokens, sampler, stop, backend)
 
     def _read(self, params: Params, tokens: Array, state: Any) -> tuple[Host, Any]:
-        """Return logits after a prompt (B, P), on the host, and the state; a piece at a time, to save memory."""
+        """Return logits after a prompt (B, P), on the host, and the state; a piece at a time, to
+        save memory.
+        """
         xp, params, tokens, state = self._agree(params, tokens, "state", state)
-        embedding, below = self.parts["embedding"], self.below("backbone", params)
+        embedding = self.parts["embedding"]
+        below = self.below("backbone", params)
         for first in range(0, tokens.shape[1], PROMPT):
             some = tokens[:, first : min(first + PROMPT, tokens.shape[1])].T
             x, _ = embedding.apply(xp, self.below("embedding", params), some)
@@ -259,7 +279,14 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return to_numpy(self._head(xp, params, y[-1, ...])[0]), state
 
     def _go_on(
-        self, params: Params, logits: Any, state: Any, most: int, sampler: Sampler, stop: int | None, backend: Any
+        self,
+        params: Params,
+        logits: Any,
+        state: Any,
+        most: int,
+        sampler: Sampler,
+        stop: int | None,
+        backend: Any,
     ) -> Iterator[tuple[Host, Any]]:
         over = np.zeros(logits.shape[0], dtype=bool)
         for k in range(most):
@@ -274,28 +301,44 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             logits = to_numpy(found)
 
     def _prompt(self, prompt: Any) -> Host:
-        given = hasattr(prompt, "shape") and not isinstance(prompt, type | np.ndarray)  # an array of another library
-        host = to_numpy(prompt) if given else checks.host("generate", "the prompt", prompt, "shape (B, P)")
+        # an array of another library
+        given = hasattr(prompt, "shape") and not isinstance(prompt, type | np.ndarray)
+        host = (
+            to_numpy(prompt)
+            if given
+            else checks.host("generate", "the prompt", prompt, "shape (B, P)")
+        )
         if host.ndim != 2 or 0 in host.shape:
-            raise ValueError(f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more")
+            raise ValueError(
+                f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more"
+            )
         if host.dtype.kind not in "iu":  # Python's own may be too large for any
-            raise TypeError(f"generate: the prompt has dtype {host.dtype}, expected whole numbers of at most 64 bits")
+            raise TypeError(
+                f"generate: the prompt has dtype {host.dtype}, expected whole numbers of at most 64"
+                " bits"
+            )
         within("xLSTMLanguageModel", "the prompt", host, self.vocab_size)
         return host.astype(np.int64)
 
-    def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> tuple[Namespace, Params, Any, Any]:
+    def _agree(
+        self, params: Params, x: Array | None, what: str, state: Any
+    ) -> tuple[Namespace, Params, Any, Any]:
         """Leave out tokens, which have a dtype of their own; `_inner` checks them."""
         xp, params, dy, state = super()._agree(params, x if what == "dstate" else None, what, state)
         return xp, params, dy if what == "dstate" else from_foreign(type(self).__name__, x), state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
-        """Return tokens as int64, (T, B), or (B,) of one step, once they are checked but for values."""
+        """Return tokens as int64, (T, B), or (B,) of one step, once they are checked but for
+        values.
+        """
         where = "xLSTMLanguageModel"
         check_library(where, "tokens", xp, x)
         tokens = tokens_of(where, "tokens", xp, x)
         if tokens.ndim != 2 - step:
             expected = "(B,)" if step else "(B, T)" if self.batch_first else "(T, B)"
-            raise ValueError(f"{where}: tokens has shape {tuple(tokens.shape)}, expected {expected}")
+            raise ValueError(
+                f"{where}: tokens has shape {tuple(tokens.shape)}, expected {expected}"
+            )
         if step:
             return tokens
         tokens = self._swap(xp, tokens)
@@ -309,7 +352,9 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def _head(self, xp: Namespace, params: Params, y: Array) -> tuple[Array, Any]:
         """Return logits of y, and what the head keeps."""
         logits, kept = self.head.apply(xp, self._head_weights(params), y)
-        return (logits if self.logit_cap is None else fuse(xp, soft_cap, logits, cap=self.logit_cap)), kept
+        return (
+            logits if self.logit_cap is None else fuse(xp, soft_cap, logits, cap=self.logit_cap)
+        ), kept
 
 
 class Sampler:
@@ -321,15 +366,21 @@ class Sampler:
         An option is out of range.
     """
 
-    def __init__(self, temperature: float, top_k: int | None, top_p: float | None, seed: Seed) -> None:
+    def __init__(
+        self, temperature: float, top_k: int | None, top_p: float | None, seed: Seed
+    ) -> None:
         temperature = checks.non_negative("generate", "temperature", temperature)
         top_k = checks.optional(checks.size)("generate", "top_k", top_k)
         top_p = checks.optional(checks.above_0)("generate", "top_p", top_p)
         if top_p is not None and top_p > 1:
             raise ValueError(f"generate: top_p is {top_p}, expected at most 1")
         if temperature == 0 and (top_k is not None or top_p is not None):
-            raise ValueError("generate: temperature 0 takes the likeliest token, top_k and top_p exclude it")
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+            raise ValueError(
+                "generate: temperature 0 takes the likeliest token, top_k and top_p exclude it"
+            )
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
         self.rng = generator(seed, where="generate")
 
     def draw(self, logits: Host) -> Host:

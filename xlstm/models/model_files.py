@@ -37,13 +37,15 @@ Layer = (
     | ExponentialSmoothing
     | ESRNN
 )
-LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}  # beside the gated ones
+# beside the gated ones
+LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}
 Model = SequenceModel | xLSTMLanguageModel | Layer
 ARRAYS = 8  # a block has so many, at least
 
 
 def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
-    """Write a model or a layer, its description and its parameters, to a safetensors file, whole or not at all.
+    """Write a model or a layer, its description and its parameters, to a safetensors file, whole or
+    not at all.
 
     Parameters
     ----------
@@ -97,14 +99,17 @@ def load(
         raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
     dtypes = {str(array.dtype) for array in arrays.values()}
     if len(dtypes) != 1:
-        raise ValueError(f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one")
+        raise ValueError(
+            f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one"
+        )
     chosen = backend_of(backend, dtypes.pop() if dtype is None else dtype)
     checkpoint.finite(path, arrays, chosen.dtype)
     return model, {name: chosen.asarray(array) for name, array in arrays.items()}
 
 
 def config_of(where: str, model: Any) -> dict[str, Any]:
-    """Return the configuration of a model or a layer, from which `from_config` makes it: anything JSON can hold.
+    """Return the configuration of a model or a layer, from which `from_config` makes it: anything
+    JSON can hold.
 
     Raises
     ------
@@ -115,11 +120,12 @@ def config_of(where: str, model: Any) -> dict[str, Any]:
     head: dict[str, Any] | None = None
     if isinstance(model, SequenceModel | xLSTMLanguageModel):
         first, *others = fields(model)
-        layer, head = getattr(model, first.name), {field.name: getattr(model, field.name) for field in others}
+        layer = getattr(model, first.name)
+        head = {field.name: getattr(model, field.name) for field in others}
     if type(layer) is not _layers().get(type(layer).__name__):
         raise TypeError(
-            f"{where}: model is a {type(model).__name__}, expected a SequenceModel, an xLSTMLanguageModel, "
-            f"or one of {', '.join(_layers())}"
+            f"{where}: model is a {type(model).__name__}, expected a SequenceModel, an"
+            f" xLSTMLanguageModel, or one of {', '.join(_layers())}"
         )
     return {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
 
@@ -130,7 +136,8 @@ def _layers() -> dict[str, Any]:
 
 
 def from_config(config: dict[str, Any], count: int | None = None) -> Model:
-    """Return the model or layer of a configuration; `count` is the number of arrays of a file, which bounds its depth.
+    """Return the model or layer of a configuration; `count` is the number of arrays of a file,
+    which bounds its depth.
 
     Raises
     ------
@@ -141,14 +148,19 @@ def from_config(config: dict[str, Any], count: int | None = None) -> Model:
     if not isinstance(name, str) or name not in _layers():
         raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(_layers())}")
     # Before their names are listed, however many are declared.
-    depth, least = ("num_blocks", ARRAYS) if issubclass(_layers()[name], Backbone) else ("num_layers", 1)
+    depth, least = (
+        ("num_blocks", ARRAYS) if issubclass(_layers()[name], Backbone) else ("num_layers", 1)
+    )
     declared = options.get(depth, options.get("recipe")) if isinstance(options, dict) else None
     if isinstance(declared, list):
-        depth, declared = "blocks of recipe", len(declared)
+        depth = "blocks of recipe"
+        declared = len(declared)
     if count is not None and isinstance(declared, int) and declared * least > count:
         raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
     layer: Any = reading.made("options", _layers()[name], options)
     if head is None:
         return layer  # type: ignore[no-any-return]
-    kind: Any = xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel
+    kind: Any = (
+        xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel
+    )
     return reading.made("head", kind, head, layer)  # type: ignore[no-any-return]

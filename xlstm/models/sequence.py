@@ -23,7 +23,9 @@ CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
 
 
 def layer(where: str, name: str, value: Any) -> Any:
-    """Return a layer or a stack that a model can be made of; a model, which has a head, is refused."""
+    """Return a layer or a stack that a model can be made of; a model, which has a head, is
+    refused.
+    """
     if not isinstance(value, SequenceLayer) or hasattr(value, "head"):
         expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
         raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
@@ -34,8 +36,8 @@ def layer(where: str, name: str, value: Any) -> Any:
 class SequenceModel(SequenceLayer):
     """A recurrent layer with a linear head.
 
-    Parameters are those of the layer under `recurrent.` and of the head under `head.`. State and arguments are those of
-    the layer; y is the prediction, (T, B, O), or (B, O) with `last`.
+    Parameters are those of the layer under `recurrent.` and of the head under `head.`. State and
+    arguments are those of the layer; y is the prediction, (T, B, O), or (B, O) with `last`.
 
     Parameters
     ----------
@@ -44,9 +46,9 @@ class SequenceModel(SequenceLayer):
     output_size : int
         Width O of the prediction.
     last : bool
-        Predict once, at the end of the sequence, instead of at every step: from the last layer's final hidden state (of
-        both directions) in LSTM, GRU, RNN and sLSTM, and from y of the last step in the others. With these a sequence
-        of length 0 gives the head's bias.
+        Predict once, at the end of the sequence, instead of at every step: from the last layer's
+        final hidden state (of both directions) in LSTM, GRU, RNN and sLSTM, and from y of the last
+        step in the others. With these a sequence of length 0 gives the head's bias.
     inputs : int, optional
         Width D of x, where a linear layer under `input.` is to bring it to the width of the layer.
     """
@@ -79,7 +81,9 @@ class SequenceModel(SequenceLayer):
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        first = {} if self.inputs is None else {"input": Linear(self.inputs, self.recurrent.input_size)}
+        first = (
+            {} if self.inputs is None else {"input": Linear(self.inputs, self.recurrent.input_size)}
+        )
         return {**first, "recurrent": self.recurrent, "head": self.head}
 
     @property
@@ -100,8 +104,11 @@ class SequenceModel(SequenceLayer):
         y = run("head", y)
         return y if self.last else span.mask(y), end, run.kept
 
-    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
-        xp, run = span.xp, Backward(self, span.xp, p, kept, span)
+    def run_bwd(
+        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
+    ) -> Derivatives:
+        xp = span.xp
+        run = Backward(self, span.xp, p, kept, span)
         if dy is None:
             dy = span.zeros(self.output_size, p)
             dy = dy[0, ...] if self.last else dy
@@ -111,10 +118,13 @@ class SequenceModel(SequenceLayer):
         if self.last and isinstance(self.recurrent, Recurrent):
             if dstate is None:
                 dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
-            dstate, dh = (dstate[0] + self._final_bwd(xp, dh), *dstate[1:]), None
+            dstate = (dstate[0] + self._final_bwd(xp, dh), *dstate[1:])
+            dh = None
         elif self.last:
             dh = _at_end_bwd(dh, span)
-        found, dx, start = self.recurrent.run_bwd(self.below("recurrent", p), kept["recurrent"], dh, dstate, span)
+        found, dx, start = self.recurrent.run_bwd(
+            self.below("recurrent", p), kept["recurrent"], dh, dstate, span
+        )
         if self.inputs is not None:
             dx = span.mask(run("input", dx))
         return run.grads | {f"recurrent.{name}": g for name, g in found.items()}, dx, start
@@ -142,17 +152,24 @@ class SequenceModel(SequenceLayer):
 
     def _final_bwd(self, xp: Namespace, d: Array) -> Array:
         """Return the gradient of all final hidden states (L, B, P) from that of `_final`."""
-        directions, B = len(self.directions), d.shape[0]
+        directions = len(self.directions)
+        B = d.shape[0]
         last = xp.permute_dims(xp.reshape(d, (B, directions, d.shape[1] // directions)), (1, 0, 2))
         rest = (self.recurrent.num_layers - 1) * directions
-        return xp.concat((xp.zeros((rest, *last.shape[1:]), dtype=d.dtype, device=device_of(d)), last))
+        return xp.concat(
+            (xp.zeros((rest, *last.shape[1:]), dtype=d.dtype, device=device_of(d)), last)
+        )
 
 
 def _at_end(y: Array, span: Span) -> Array:
     """Return y (T, B, H) at the last step of each sequence, (B, H); zero where it has none."""
-    xp, T, B = span.xp, y.shape[0], y.shape[1]
+    xp = span.xp
+    T = y.shape[0]
+    B = y.shape[1]
     rows = np.maximum(span.lengths - 1, 0) * B + np.arange(B)
-    found = xp.take(xp.reshape(y, (T * B, y.shape[2])), constants.copied(xp, rows, device_of(y)), axis=0)
+    found = xp.take(
+        xp.reshape(y, (T * B, y.shape[2])), constants.copied(xp, rows, device_of(y)), axis=0
+    )
     if np.all(span.lengths > 0):
         return found
     there = constants.copied(xp, span.lengths[:, None] > 0, device_of(y))
@@ -176,14 +193,16 @@ def layer_of(
     dropout: float = 0.0,
     **options: Any,
 ) -> SequenceLayer:
-    """Return the recurrent layers of a cell; those of "xlstm" are as wide as `hidden_size`, before and after.
+    """Return the recurrent layers of a cell; those of "xlstm" are as wide as `hidden_size`, before
+    and after.
 
     Parameters
     ----------
     where : str
         The caller, with whose name an error begins.
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
-        "xlstm" is a stack of `num_layers` blocks, of which the second is an sLSTM block and the others mLSTM blocks.
+        "xlstm" is a stack of `num_layers` blocks, of which the second is an sLSTM block and the
+        others mLSTM blocks.
     input_size, hidden_size, num_layers : int
     bidirectional : bool
         Not for "mlstm" and "xlstm".
@@ -203,7 +222,9 @@ def layer_of(
     gated = {name.lower() if name.lower() in CELLS else name: kind for name, kind in LAYERS.items()}
     checks.choice([*CELLS, *(name for name in gated if name not in CELLS)])(where, "cell", cell)
     if bidirectional and cell not in gated:
-        raise ValueError(f"{where}: bidirectional is True, but cell {cell!r} goes forward in time only")
+        raise ValueError(
+            f"{where}: bidirectional is True, but cell {cell!r} goes forward in time only"
+        )
     try:
         if cell in gated:
             both: dict[str, Any] = {"bidirectional": bidirectional, "dropout": dropout}
@@ -216,7 +237,9 @@ def layer_of(
         raise type(error)(f"{where}: cell {cell!r} cannot be made: {error}") from error
 
 
-def sequence_model(where: str, cell: str, input_size: int, output_size: int, last: bool, **sizes: Any) -> SequenceModel:
+def sequence_model(
+    where: str, cell: str, input_size: int, output_size: int, last: bool, **sizes: Any
+) -> SequenceModel:
     """Return layers with a linear head.
 
     Parameters

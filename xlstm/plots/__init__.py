@@ -1,11 +1,18 @@
 """Pictures of models and of their training, and the numbers behind them.
 
-Every function that draws returns a figure of matplotlib (`pip install '.[plot]'`), and none of them shows it or writes
-a file: `save` does. Functions whose names end in `_table`, and `gradient_norms`, `course` and `confusion_counts`,
-return numbers and need no matplotlib.
+Every function that draws returns a figure of matplotlib (`pip install '.[plot]'`), and none of them
+shows it or writes a file: `save` does. Functions whose names end in `_table`, and `gradient_norms`,
+`course` and `confusion_counts`, return numbers and need no matplotlib.
 """
 
-from xlstm.plots.activity import gates, layers_of, memory, memory_table, saturation, saturation_table
+from xlstm.plots.activity import (
+    gates,
+    layers_of,
+    memory,
+    memory_table,
+    saturation,
+    saturation_table,
+)
 from xlstm.plots.figures import save
 from xlstm.plots.networks import gradient_norms, gradients, parameter_table, parameters
 from xlstm.plots.results import (

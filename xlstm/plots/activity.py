@@ -1,4 +1,6 @@
-"""The work of gates that forward kept: their values over time, how often they saturate, how long a layer remembers."""
+"""The work of gates that forward kept: their values over time, how often they saturate, how long a
+layer remembers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from xlstm.layers.module import Saved
 from xlstm.plots import figures
 
 Host = np.ndarray[Any, Any]
-LOW, HIGH = 0.05, 0.95  # a gate below the one or above the other is saturated
+LOW = 0.05
+HIGH = 0.95  # a gate below the one or above the other is saturated
 BINS = 30
 
 
@@ -33,7 +36,8 @@ class Trace:
     shares : tuple of str
         Names of the gates whose values are shares, from 0 to 1.
     retained : array (T, B, H) or None
-        The share of the old state that each unit keeps at a step; None where there is no such share.
+        The share of the old state that each unit keeps at a step; None where there is no such
+        share.
     lengths : whole numbers (B,)
         Lengths of the sequences.
     """
@@ -78,10 +82,15 @@ def traces(where: str, saved: Any) -> list[Trace]:
         `saved` is not what forward keeps, or has no such layer.
     """
     if not isinstance(saved, Saved) or saved.span is None:
-        raise TypeError(f"{where}: saved is {checks.shown(saved)}, expected what forward of a recurrent layer keeps")
+        raise TypeError(
+            f"{where}: saved is {checks.shown(saved)}, expected what forward of a recurrent layer"
+            " keeps"
+        )
     every = list(_each_layer(saved))
     if not every:
-        raise ValueError(f"{where}: {checks.shown(saved.layer)} keeps no gates, expected a recurrent layer")
+        raise ValueError(
+            f"{where}: {checks.shown(saved.layer)} keeps no gates, expected a recurrent layer"
+        )
     return every
 
 
@@ -93,7 +102,11 @@ def _each_layer(saved: Saved) -> Iterator[Trace]:
         kept = part.kept if isinstance(part, Saved) else part
         if isinstance(kept, Pass):
             yield _gated(name, kept, lengths)
-        elif (memory := kept.get("memory") if isinstance(kept, dict) else getattr(kept, "memory", None)) is not None:
+        elif (
+            memory := (
+                kept.get("memory") if isinstance(kept, dict) else getattr(kept, "memory", None)
+            )
+        ) is not None:
             yield _matrix(name, kept, memory, lengths)
 
 
@@ -104,14 +117,19 @@ def _gated(name: str, kept: Pass, lengths: Host) -> Trace:
     gates = {gate: values[:, k] for k, gate in enumerate(cell.GATES) if gate not in cell.STATES}
     states = {state: to_numpy(getattr(kept, state)) for state in cell.STATES}
     retained = kept.retained
-    return Trace(name, gates, states, cell.SHARES, None if retained is None else to_numpy(retained), lengths)
+    return Trace(
+        name, gates, states, cell.SHARES, None if retained is None else to_numpy(retained), lengths
+    )
 
 
 def _matrix(name: str, kept: Any, memory: Any, lengths: Host) -> Trace:
-    log_i, log_f = (np.moveaxis(to_numpy(a), -1, 0) for a in (memory.inputs[3], memory.logf))  # (T, B, N)
-    gates, states = {"log i": log_i, "f": np.exp(log_f)}, {}
+    # (T, B, N)
+    log_i, log_f = (np.moveaxis(to_numpy(a), -1, 0) for a in (memory.inputs[3], memory.logf))
+    gates = {"log i": log_i, "f": np.exp(log_f)}
+    states = {}
     shares = ["f"] if np.all(log_f <= 0) else []  # the exponential of a gate may be more than 1
-    if not isinstance(kept, dict):  # an mLSTM layer, and no block, has an output gate, and h before it, as wide as y
+    # an mLSTM layer, and no block, has an output gate, and h before it, as wide as y
+    if not isinstance(kept, dict):
         gates["o"], states["h"] = to_numpy(kept.o), to_numpy(kept.h)
         shares.append("o")
     return Trace(name, gates, states, tuple(shares), gates["f"], lengths)
@@ -129,8 +147,9 @@ class Saturation(NamedTuple):
 class Memory(NamedTuple):
     """The mean share of its old state that a unit keeps at a step, and its time constant in steps.
 
-    The time constant is -1 / log(forget), after which exp(-1) of a value is left. It is infinite where everything is
-    kept, or the state grows, with an exponential forget gate above 1 on average.
+    The time constant is -1 / log(forget), after which exp(-1) of a value is left. It is infinite
+    where everything is kept, or the state grows, with an exponential forget gate above 1 on
+    average.
     """
 
     layer: str
@@ -147,7 +166,8 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     saved : Saved
         As `forward` of a recurrent layer, a block, a stack or a model returned it.
     layer : str, optional
-        One of `layers_of(saved)`, such as "0", "1.reverse" or "recurrent.0"; by default the only one.
+        One of `layers_of(saved)`, such as "0", "1.reverse" or "recurrent.0"; by default the only
+        one.
     sequence : int
         The sequence of the batch.
 
@@ -164,17 +184,24 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     if layer is None and len(by_name) == 1:
         (layer,) = by_name
     if layer not in by_name:
-        raise ValueError(f"gates: layer is {checks.shown(layer)}, expected one of {checks.few(by_name)}")
+        raise ValueError(
+            f"gates: layer is {checks.shown(layer)}, expected one of {checks.few(by_name)}"
+        )
     trace = by_name[layer]
     b = checks.whole(0, len(trace.lengths) - 1)("gates", "sequence", sequence)
     T = int(trace.lengths[b])
     if T == 0:
         raise ValueError(f"gates: sequence {b} has no steps")
-    every = [("gate", *item) for item in trace.gates.items()] + [("state", *item) for item in trace.states.items()]
+    every = [("gate", *item) for item in trace.gates.items()] + [
+        ("state", *item) for item in trace.states.items()
+    ]
     figure, panels = figures.panels(len(every), 2, 1.6, sharex=True)
     for k, (axes, (kind, name, values)) in enumerate(zip(panels, every, strict=True)):
-        limits = (0, 1) if name in trace.shares else (None, None)  # without limits, those of the values
-        figures.heat_map(axes, values[:T, b].T, limits, aspect="auto", origin="lower", interpolation="nearest")
+        # without limits, those of the values
+        limits = (0, 1) if name in trace.shares else (None, None)
+        figures.heat_map(
+            axes, values[:T, b].T, limits, aspect="auto", origin="lower", interpolation="nearest"
+        )
         figures.whole_numbers(axes.xaxis, axes.yaxis)
         figures.label(axes, f"{kind} {name}", "time step" if k + 2 >= len(every) else "", "unit")
     return figure
@@ -183,7 +210,8 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
 def saturation_table(saved: Any) -> list[Saturation]:
     """Return how often the gates of every layer are nearly closed or nearly open.
 
-    Only gates whose values are shares from 0 to 1 are listed. Exponential gates have no such bounds and are left out.
+    Only gates whose values are shares from 0 to 1 are listed. Exponential gates have no such bounds
+    and are left out.
 
     Parameters
     ----------
@@ -206,7 +234,9 @@ def saturation_table(saved: Any) -> list[Saturation]:
         if (values := trace.within(trace.gates[gate])).size
     ]
     if not rows:
-        raise ValueError(f"saturation: {checks.shown(saved.layer)} has no gate with values from 0 to 1")
+        raise ValueError(
+            f"saturation: {checks.shown(saved.layer)} has no gate with values from 0 to 1"
+        )
     return rows
 
 
@@ -244,8 +274,8 @@ def saturation(saved: Any) -> Any:
 def memory_table(saved: Any) -> list[Memory]:
     """Return for how long each unit of every layer remembers.
 
-    An LSTM forgets by f (a coupled one by 1 - i), a GRU by z, an sLSTM and an mLSTM by f before it is stabilised. A
-    plain RNN has no such gate and is left out.
+    An LSTM forgets by f (a coupled one by 1 - i), a GRU by z, an sLSTM and an mLSTM by f before it
+    is stabilised. A plain RNN has no such gate and is left out.
 
     Parameters
     ----------
@@ -267,7 +297,10 @@ def memory_table(saved: Any) -> list[Memory]:
         values = None if trace.retained is None else trace.within(trace.retained)
         if values is not None and len(values):
             means = values.mean(axis=0, dtype=np.float64)
-            rows += [Memory(trace.name, k, float(f), _time_constant(float(f))) for k, f in enumerate(means)]
+            rows += [
+                Memory(trace.name, k, float(f), _time_constant(float(f)))
+                for k, f in enumerate(means)
+            ]
     if not rows:
         expected = "expected a layer with one, or a cell of your own with `retained`"
         raise ValueError(f"memory: {checks.shown(saved.layer)} has no forget gate, {expected}")
@@ -277,8 +310,8 @@ def memory_table(saved: Any) -> list[Memory]:
 def memory(saved: Any) -> Any:
     """Draw histograms of the time constants of every layer, on a logarithmic axis.
 
-    A dashed line marks the length of the longest sequence that was run: a longer time constant says how slowly a unit
-    forgets, and was not seen at work.
+    A dashed line marks the length of the longest sequence that was run: a longer time constant says
+    how slowly a unit forgets, and was not seen at work.
 
     Parameters
     ----------
@@ -294,7 +327,8 @@ def memory(saved: Any) -> Any:
     ValueError, TypeError
         As `memory_table` does.
     """
-    rows, T = memory_table(saved), int(np.max(saved.span.lengths))
+    rows = memory_table(saved)
+    T = int(np.max(saved.span.lengths))
     layers = list(dict.fromkeys(row.layer for row in rows))
     finite = [row.steps for row in rows if 0 < row.steps < math.inf]
     bins = np.geomspace(min(T, *finite) / 1.2, max(T, *finite) * 1.2, BINS)
@@ -302,12 +336,17 @@ def memory(saved: Any) -> Any:
     for k, (axes, name) in enumerate(zip(panels, layers, strict=True)):
         steps = np.array([row.steps for row in rows if row.layer == name])
         axes.hist(steps[np.isfinite(steps)], bins, color=figures.DARK)
-        axes.axvline(T, color="0.2", linestyle="--", linewidth=1, label=f"longest sequence, {T} steps")
+        axes.axvline(
+            T, color="0.2", linestyle="--", linewidth=1, label=f"longest sequence, {T} steps"
+        )
         axes.set_xscale("log")
         figures.whole_numbers(axes.yaxis)
         left = np.count_nonzero(np.isinf(steps))
-        title = f"{name}\nmedian {np.median(steps):.3g} steps" + (f", {left} of {len(steps)} infinite" if left else "")
-        x, y = "time constant (steps)" if k + 2 >= len(layers) else "", "units" if k % 2 == 0 else ""
+        title = f"{name}\nmedian {np.median(steps):.3g} steps" + (
+            f", {left} of {len(steps)} infinite" if left else ""
+        )
+        x = "time constant (steps)" if k + 2 >= len(layers) else ""
+        y = "units" if k % 2 == 0 else ""
         figures.label(axes, title, x, y)
     figures.legend(figure, panels[0], loc="outside upper right")
     return figure

@@ -12,10 +12,14 @@ from xlstm.arrays import checks
 from xlstm.data import writing
 
 WIDTH = 7.0  # inches, the width of a page of text
-TITLE, TEXT, SMALL = 9, 9, 8  # sizes of type
+TITLE = 9
+TEXT = 9
+SMALL = 8  # sizes of type
 DPI = 150
-COLOURS = "viridis"  # of heat maps: its lightness grows with the value, so that it can be printed in grey
-DARK, LIGHT = "#31507a", "#e3b23c"
+# of heat maps: its lightness grows with the value, so that it can be printed in grey
+COLOURS = "viridis"
+DARK = "#31507a"
+LIGHT = "#e3b23c"
 
 
 # Looks of lines, of which no two are alike in lightness, and none in dashes and markers.
@@ -46,13 +50,17 @@ def require(where: object) -> None:
 
 
 def check(path: Path) -> None:
-    """Raise unless a picture can be written to a path: ImportError, or ValueError or OSError about the path."""
+    """Raise unless a picture can be written to a path: ImportError, or ValueError or OSError about
+    the path.
+    """
     require(path)
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in formats:
-        raise ValueError(f"{path}: ends in {path.suffix!r}, expected one of .{', .'.join(sorted(formats))}")
+        raise ValueError(
+            f"{path}: ends in {path.suffix!r}, expected one of .{', .'.join(sorted(formats))}"
+        )
     writing.check(path)
 
 
@@ -77,7 +85,8 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
     check(target)
     import matplotlib
 
-    kind, dates = target.suffix.removeprefix("."), {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    kind = target.suffix.removeprefix(".")
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with writing.whole(target) as temporary, matplotlib.rc_context({"svg.hashsalt": "xlstm"}):
         figure.savefig(temporary, dpi=DPI, format=kind, metadata=dates.get(kind))
 
@@ -129,7 +138,14 @@ def legend(target: Any, axes: Any = None, **options: Any) -> None:
 
 def legend_above(axes: Any) -> None:
     """Add a legend to the right of the title of a panel, where it covers nothing."""
-    legend(axes, loc="lower right", bbox_to_anchor=(1.0, 0.97), ncols=5, columnspacing=1.2, handlelength=1.6)
+    legend(
+        axes,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.97),
+        ncols=5,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
 
 
 def dates(axes: Any, time: Any) -> None:
@@ -150,7 +166,9 @@ def tint(colour: str, share: float) -> Any:
     return tuple(1 - share * (1 - part) for part in to_rgb(colour))
 
 
-def heat_map(axes: Any, values: Any, limits: tuple[float | None, float | None], text: str = "", **look: Any) -> None:
+def heat_map(
+    axes: Any, values: Any, limits: tuple[float | None, float | None], text: str = "", **look: Any
+) -> None:
     """Draw an array as colours, with a labelled bar that shows their values."""
     image = axes.imshow(values, cmap=COLOURS, vmin=limits[0], vmax=limits[1], **look)
     bar = axes.figure.colorbar(image, ax=axes)

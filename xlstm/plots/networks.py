@@ -1,4 +1,6 @@
-"""Networks: the distributions of their parameters, and the gradient on its way back through time."""
+"""Networks: the distributions of their parameters, and the gradient on its way back through
+time.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ LAYER = checks.instance(SequenceLayer, "a recurrent layer, a stack, or a model o
 
 
 class Parameter(NamedTuple):
-    """A parameter: its name, shape, L2 norm, and the mean, deviation, least and greatest of its values."""
+    """A parameter: its name, shape, L2 norm, and the mean, deviation, least and greatest of its
+    values.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -58,7 +62,9 @@ def parameter_table(params: Params) -> list[Parameter]:
     for name, array in checks.mapping("parameters", params).items():
         values = np.asarray(to_numpy(array))
         if values.dtype.kind not in "fiu" or values.size == 0 or not np.all(np.isfinite(values)):
-            raise ValueError(f"parameters: {name} is {checks.shown(values)}, expected finite numbers")
+            raise ValueError(
+                f"parameters: {name} is {checks.shown(values)}, expected finite numbers"
+            )
         wide = values.astype(np.float64)
         numbers = (np.linalg.norm(wide), wide.mean(), wide.std(), wide.min(), wide.max())
         rows.append(Parameter(name, tuple(values.shape), *map(float, numbers)))
@@ -84,7 +90,10 @@ def parameters(params: Params) -> Any:
     """
     rows = parameter_table(params)
     if len(rows) > MOST:
-        raise ValueError(f"parameters: there are {len(rows)} parameters, expected at most {MOST}; draw some at a time")
+        raise ValueError(
+            f"parameters: there are {len(rows)} parameters, expected at most {MOST}; draw some at a"
+            " time"
+        )
     figure, panels = figures.panels(len(rows), 3, 1.35)
     for k, (axes, row) in enumerate(zip(panels, rows, strict=True)):
         axes.hist(to_numpy(params[row.name]).reshape(-1), BINS, color=figures.DARK)
@@ -92,7 +101,13 @@ def parameters(params: Params) -> Any:
         axes.locator_params(nbins=4)
         shape = " x ".join(map(str, row.shape)) or "a number"
         title = f"{textwrap.fill(row.name, LETTERS)}\n{shape}, norm {row.norm:.3g}"
-        figures.label(axes, title, "value" if k + 3 >= len(rows) else "", "count" if k % 3 == 0 else "", figures.SMALL)
+        figures.label(
+            axes,
+            title,
+            "value" if k + 3 >= len(rows) else "",
+            "count" if k % 3 == 0 else "",
+            figures.SMALL,
+        )
     return figure
 
 
@@ -106,9 +121,11 @@ class GradientNorm(NamedTuple):
     layer : str
         The number of the layer or block of a state, or nothing.
     norms : array (T,) or (T - 1,)
-        Step by step; that of y of the last step is where the gradient comes from, so states end before it.
+        Step by step; that of y of the last step is where the gradient comes from, so states end
+        before it.
     factor : float
-        The mean factor by which the norm changes with each step back: below 1 the gradient vanishes, above 1 it grows.
+        The mean factor by which the norm changes with each step back: below 1 the gradient
+        vanishes, above 1 it grows.
     """
 
     of: str
@@ -122,8 +139,9 @@ def gradient_norms(
 ) -> list[GradientNorm]:
     """Put a gradient at y of the last step, and return how much of it reaches each step before.
 
-    The layer runs step by step, and `layer.backward` hands the gradient of the state from step to step, so these are
-    the exact gradients of backpropagation through time. Dropout and zoneout draw no masks.
+    The layer runs step by step, and `layer.backward` hands the gradient of the state from step to
+    step, so these are the exact gradients of backpropagation through time. Dropout and zoneout draw
+    no masks.
 
     Parameters
     ----------
@@ -146,21 +164,26 @@ def gradient_norms(
     Raises
     ------
     ValueError, TypeError
-        An argument is misshapen, the layer has a reverse direction, which knows the last step from the beginning, x has
-        fewer than three steps, or the gradient is not finite.
+        An argument is misshapen, the layer has a reverse direction, which knows the last step from
+        the beginning, x has fewer than three steps, or the gradient is not finite.
     """
     LAYER("gradients", "layer", layer)
     if layer.directions != ("",):
-        raise ValueError(f"gradients: {checks.shown(layer)} has a reverse direction, expected a layer without one")
+        raise ValueError(
+            f"gradients: {checks.shown(layer)} has a reverse direction, expected a layer"
+            " without one"
+        )
     axis = int(layer.batch_first)
     if getattr(x, "ndim", 0) < 2 or x.shape[axis] < LEAST:
         raise ValueError(f"gradients: x is {checks.shown(x)}, expected {LEAST} time steps or more")
-    T, kept = x.shape[axis], []
+    T = x.shape[axis]
+    kept = []
     for t in range(T):
         one = x[:, t : t + 1, ...] if axis else x[t : t + 1, ...]
         y, state, saved = layer.forward(params, one, state, train=False, keep=True)
         kept.append(saved)
-    dstate, d = None, _upstream(y, dy, seed)
+    dstate = None
+    d = _upstream(y, dy, seed)
     by_name: dict[tuple[str, str], Host] = {}
     for t in range(T - 1, -1, -1):
         _, dx, dstate = layer.backward(params, kept[t], d, dstate)
@@ -172,7 +195,9 @@ def gradient_norms(
                 by_name.setdefault((of, name), np.zeros(T - 1))[t - 1] = _norm(array)
     for (of, name), norms in by_name.items():
         if not np.all(np.isfinite(norms)):
-            raise ValueError(f"gradients: that of {of} is not finite{f' in layer {name}' if name else ''}")
+            raise ValueError(
+                f"gradients: that of {of} is not finite{f' in layer {name}' if name else ''}"
+            )
     return [GradientNorm(of, name, norms, _factor(norms)) for (of, name), norms in by_name.items()]
 
 
@@ -196,28 +221,50 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
     runs = norms if isinstance(norms, Mapping) else {"": norms}
     lines = [(str(name), one) for name, several in runs.items() for one in several]
     if not lines or not all(isinstance(one, GradientNorm) for _, one in lines):
-        raise ValueError(f"gradients: norms is {checks.shown(norms)}, expected what gradient_norms returns")
+        raise ValueError(
+            f"gradients: norms is {checks.shown(norms)}, expected what gradient_norms returns"
+        )
     kinds = sorted({one.of for _, one in lines}, key=("h", "c", "C", "x").index)
     figure, panels = figures.panels(len(kinds), 1, 2.2, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for k, (name, one) in enumerate((name, one) for name, one in lines if one.of == kind):
-            words = " ".join(part for part in (name, f"layer {one.layer}" if one.layer else "") if part)
+            words = " ".join(
+                part for part in (name, f"layer {one.layer}" if one.layer else "") if part
+            )
             text = f"{words}: {one.factor:.3g}" if words else f"{one.factor:.3g}"
-            look = {"markevery": max(1, len(one.norms) // 8), "markersize": 4, "linewidth": 1.4, **figures.line(k)}
+            look = {
+                "markevery": max(1, len(one.norms) // 8),
+                "markersize": 4,
+                "linewidth": 1.4,
+                **figures.line(k),
+            }
             axes.plot(np.where(one.norms > 0, one.norms, np.nan), label=text, **look)
         axes.set_yscale("log")
         figures.whole_numbers(axes.xaxis)
-        figures.label(axes, x="time step t; the gradient comes from the last one" if kind == kinds[-1] else "")
-        axes.set_ylabel(rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT, parse_math=True)
-        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "title_fontsize": figures.SMALL}
+        figures.label(
+            axes, x="time step t; the gradient comes from the last one" if kind == kinds[-1] else ""
+        )
+        axes.set_ylabel(
+            rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT, parse_math=True
+        )
+        place = {
+            "loc": "center left",
+            "bbox_to_anchor": (1.0, 0.5),
+            "title_fontsize": figures.SMALL,
+        }
         figures.legend(axes, title="mean factor\na step back", **place)
     return figure
 
 
 def _upstream(y: Array, dy: Any, seed: int) -> Array:
     """Return the gradient at y of the last step, in its shape."""
-    B, size = math.prod(y.shape[:-1]), int(y.shape[-1])  # one step of B sequences
-    given = generator(seed, where="gradients").standard_normal((B, size)) if dy is None else to_numpy(dy)
+    B = math.prod(y.shape[:-1])
+    size = int(y.shape[-1])  # one step of B sequences
+    given = (
+        generator(seed, where="gradients").standard_normal((B, size))
+        if dy is None
+        else to_numpy(dy)
+    )
     if given.shape != (B, size):
         raise ValueError(f"gradients: dy has shape {given.shape}, expected (B, O) = ({B}, {size})")
     norm = np.linalg.norm(given) if dy is None else 1.0
@@ -240,5 +287,7 @@ def _norm(array: Array) -> float:
 
 
 def _factor(norms: Host) -> float:
-    """Return the mean factor a step back, between the first and the last norm; NaN if the last one is 0."""
+    """Return the mean factor a step back, between the first and the last norm; NaN if the last one
+    is 0.
+    """
     return float((norms[0] / norms[-1]) ** (1 / (len(norms) - 1))) if norms[-1] else math.nan

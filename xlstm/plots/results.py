@@ -25,13 +25,17 @@ WRITTEN = 12  # labels, up to which counts are written into the matrix
 NAMED = 40  # labels, up to which the axes have their names
 LATEST = 200  # forecasts of a test part that are drawn
 MEASURES = ("RMSE", "MAE", "MASE", "sMAPE")  # of `Errors`
-QUANTILE = re.compile(r"(.*) (0\.\d+|[\d.]+e-\d+)")  # a column of quantiles: its target and its level
-TRUTH, FAN = "0.45", "#3b7d5b"
+# a column of quantiles: its target and its level
+QUANTILE = re.compile(r"(.*) (0\.\d+|[\d.]+e-\d+)")
+TRUTH = "0.45"
+FAN = "#3b7d5b"
 LEADS = "#e0457b", "#5b3fa0"  # of forecasts one step and a whole horizon ahead
 
 
 class Course(NamedTuple):
-    """The finite numbers of a run, each with the batches that were done: arrays (n, 2) of batches and values."""
+    """The finite numbers of a run, each with the batches that were done: arrays (n, 2) of batches
+    and values.
+    """
 
     loss: Host
     validation: Host
@@ -44,7 +48,8 @@ def course(run: Any, where: str = "course") -> Course:
     Parameters
     ----------
     run : path, Trained or fitted estimator
-        The folder of a run, its history.jsonl, the result of `training.train`, or an estimator with such a result.
+        The folder of a run, its history.jsonl, the result of `training.train`, or an estimator with
+        such a result.
     where : str
         The caller, for errors.
 
@@ -62,23 +67,29 @@ def course(run: Any, where: str = "course") -> Course:
     if isinstance(run, Trained):
         every = len(run.losses) / max(1, len(run.validations))
         lines = [{"total": k, "loss": loss} for k, loss in enumerate(run.losses, 1)]
-        lines += [{"total": round(k * every), "validation": v} for k, v in enumerate(run.validations, 1)]
+        lines += [
+            {"total": round(k * every), "validation": v} for k, v in enumerate(run.validations, 1)
+        ]
         name = "the run"
     else:
         path = checks.path(where, "run", run)
         path = path / folder.HISTORY if path.is_dir() else path
-        lines, name = folder.read_history(path), str(path)
+        lines = folder.read_history(path)
+        name = str(path)
     result = Course(*(_column(lines, key) for key in Course._fields))
     if len(result.loss) == 0:
-        raise ValueError(f"{where}: {name} has no losses, expected the history of a run that made a step")
+        raise ValueError(
+            f"{where}: {name} has no losses, expected the history of a run that made a step"
+        )
     return result
 
 
 def curves(runs: Any) -> Any:
-    """Draw the losses, validation losses and norms of gradients of one run, or of several over each other.
+    """Draw the losses, validation losses and norms of gradients of one run, or of several over each
+    other.
 
-    Losses and norms are drawn as they are in a pale shade, and as the mean of the batches around each one, a twentieth
-    of the run.
+    Losses and norms are drawn as they are in a pale shade, and as the mean of the batches around
+    each one, a twentieth of the run.
 
     Parameters
     ----------
@@ -96,7 +107,11 @@ def curves(runs: Any) -> Any:
     """
     by_name = checks.mapping("curves", runs, "runs") if isinstance(runs, Mapping) else {"": runs}
     courses = {str(name): course(run, "curves") for name, run in by_name.items()}
-    titles = {"loss": "training loss", "validation": "validation loss", "norm": "norm of the gradient"}
+    titles = {
+        "loss": "training loss",
+        "validation": "validation loss",
+        "norm": "norm of the gradient",
+    }
     kinds = [kind for kind in titles if any(len(getattr(one, kind)) for one in courses.values())]
     figure, panels = figures.panels(len(kinds), 1, 1.9, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
@@ -110,9 +125,12 @@ def curves(runs: Any) -> Any:
 
 
 def smoothed(values: Host, window: int) -> Host:
-    """Return the mean of the values around each one, at most `window` of them and fewer at the ends (n,)."""
+    """Return the mean of the values around each one, at most `window` of them and fewer at the ends
+    (n,).
+    """
     sums = np.concatenate(([0.0], np.cumsum(values)))
-    at, half = np.arange(len(values)), window // 2
+    at = np.arange(len(values))
+    half = window // 2
     reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))  # the same on both sides
     means: Host = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
     return means
@@ -123,9 +141,17 @@ def _draw(axes: Any, kind: str, points: Host, look: dict[str, Any], name: str) -
     if kind == "validation":
         axes.plot(at, values, label=name, markersize=4, linewidth=1.2, **look)
         return
-    few, means = slice(None, None, max(1, len(at) // POINTS)), smoothed(values, len(values) // 20)
+    few = slice(None, None, max(1, len(at) // POINTS))
+    means = smoothed(values, len(values) // 20)
     axes.plot(at[few], values[few], color=look["color"], alpha=0.25, linewidth=0.7)
-    axes.plot(at[few], means[few], label=name, color=look["color"], linestyle=look["linestyle"], linewidth=1.4)
+    axes.plot(
+        at[few],
+        means[few],
+        label=name,
+        color=look["color"],
+        linestyle=look["linestyle"],
+        linewidth=1.4,
+    )
 
 
 def _column(lines: Iterable[Mapping[str, Any]], key: str) -> Host:
@@ -134,7 +160,9 @@ def _column(lines: Iterable[Mapping[str, Any]], key: str) -> Host:
     return np.array([row for row in rows if math.isfinite(row[1])], dtype=np.float64).reshape(-1, 2)
 
 
-def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -> tuple[list[Any], Host]:
+def confusion_counts(
+    truth: Any, predicted: Any, labels: Sequence[Any] | None = None
+) -> tuple[list[Any], Host]:
     """Count how often each label is taken for each.
 
     Parameters
@@ -153,7 +181,8 @@ def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = 
     Raises
     ------
     ValueError, TypeError
-        The arrays differ in length, are empty, or have a label that is not listed or labels that cannot be sorted.
+        The arrays differ in length, are empty, or have a label that is not listed or labels that
+        cannot be sorted.
     """
     rows, columns = (
         checks.host("confusion", name, given, "labels (N,)")
@@ -161,7 +190,9 @@ def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = 
     )
     if rows.ndim != 1 or rows.shape != columns.shape or rows.size == 0:
         shapes = f"{rows.shape} and {columns.shape}"
-        raise ValueError(f"confusion: truth and predicted have shapes {shapes}, expected (N,) twice")
+        raise ValueError(
+            f"confusion: truth and predicted have shapes {shapes}, expected (N,) twice"
+        )
     pairs = list(zip(rows.tolist(), columns.tolist(), strict=True))
     if labels is not None:
         labels = checks.several("confusion", "labels", labels, "a list of labels")
@@ -169,9 +200,14 @@ def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = 
         known = sorted(set(itertools.chain(*pairs))) if labels is None else list(labels)
         place = {label: k for k, label in enumerate(known)}
     except TypeError as error:
-        raise TypeError(f"confusion: labels are whole numbers or text, all of one kind ({error})") from None
+        raise TypeError(
+            f"confusion: labels are whole numbers or text, all of one kind ({error})"
+        ) from None
     if unknown := [label for pair in pairs for label in pair if label not in place]:
-        problem = f"the label {checks.shown(unknown[0])} is unknown, expected one of {checks.few(map(str, known))}"
+        problem = (
+            f"the label {checks.shown(unknown[0])} is unknown, expected one of"
+            f" {checks.few(map(str, known))}"
+        )
         raise ValueError(f"confusion: {problem}")
     counts = np.zeros((len(known), len(known)), dtype=np.int64)
     for label, other in pairs:
@@ -200,7 +236,8 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
     known, counts = confusion_counts(truth, predicted, labels)
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.maximum(totals, 1)
-    C, names = len(known), [str(label) for label in known]
+    C = len(known)
+    names = [str(label) for label in known]
     height = min(figures.WIDTH, 2.2 + 0.45 * C)
     figure, (axes,) = figures.panels(1, 1, height)
     figure.set_size_inches(min(figures.WIDTH, height + 1 + 0.06 * max(map(len, names))), height)
@@ -209,13 +246,24 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
         for row, column in np.ndindex(C, C):
             colour = "black" if shares[row, column] > 55 else "white"
             text = f"{counts[row, column]}\n{shares[row, column]:.0f} %"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=figures.SMALL)
+            axes.text(
+                column, row, text, ha="center", va="center", color=colour, fontsize=figures.SMALL
+            )
     if C <= NAMED:
-        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
+        slanted = (
+            {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+            if max(map(len, names)) > 3
+            else {}
+        )
         figures.tick_names(axes.xaxis, names, **slanted)
         figures.tick_names(axes.yaxis, names)
     axes.spines[:].set_visible(False)
-    figures.label(axes, f"{int(np.trace(counts))} of {int(counts.sum())} right", "predicted label", "true label")
+    figures.label(
+        axes,
+        f"{int(np.trace(counts))} of {int(counts.sum())} right",
+        "predicted label",
+        "true label",
+    )
     return figure
 
 
@@ -234,9 +282,14 @@ class Fan(NamedTuple):
 
 
 def forecast(
-    series: Series, at: Host, forecasts: Values, ahead: Fan | None = None, errors: Mapping[str, Any] | None = None
+    series: Series,
+    at: Host,
+    forecasts: Values,
+    ahead: Fan | None = None,
+    errors: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Draw forecasts over the test part against the truth, their errors, and what comes after the end of the series.
+    """Draw forecasts over the test part against the truth, their errors, and what comes after the
+    end of the series.
 
     The latest 200 forecasts of a long test part are drawn, one step ahead and as many as there are.
 
@@ -263,7 +316,13 @@ def forecast(
     for h, colour in zip(sorted({1, forecasts.shape[1]}), LEADS, strict=False):
         there = shown[shown + h <= len(time)] + h - 1
         named = f"{h} {series.step}{'s' if h > 1 else ''} ahead"
-        test.plot(time[there], forecasts[-len(shown) :][: len(there), h - 1], color=colour, linewidth=1.0, label=named)
+        test.plot(
+            time[there],
+            forecasts[-len(shown) :][: len(there), h - 1],
+            color=colour,
+            linewidth=1.0,
+            label=named,
+        )
     part = "test part" if len(shown) == len(at) else f"test part, the last {len(shown)} forecasts"
     figures.label(test, part, y=series.name)
     figures.dates(test, time)
@@ -307,7 +366,9 @@ def fans(series: Any, ahead: Any) -> Any:
 
 
 def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
-    """Return each target of each series of a table, and its quantiles, which are columns of another table."""
+    """Return each target of each series of a table, and its quantiles, which are columns of another
+    table.
+    """
     levels: dict[str, dict[str, float]] = {}  # of each target, by column
     others = []
     for column in frames.names_of("fans", ahead):
@@ -316,15 +377,21 @@ def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
         else:
             others.append(column)
     if not levels:
-        raise ValueError(f"fans: ahead has columns {checks.few(others)}, expected those of predict_quantiles")
+        raise ValueError(
+            f"fans: ahead has columns {checks.few(others)}, expected those of predict_quantiles"
+        )
     columns = [*itertools.chain(*levels.values())]
     dates = frames.table_of("fans", ahead, columns).index_name
     roles = Roles(series_id=[name for name in others if name != dates]).checked("fans")
     known = by_series("fans", table, roles, [*levels])
-    series, found = [], []
+    series = []
+    found = []
     for label, later in by_series("fans", ahead, roles, columns).items():
         if label not in known:
-            raise ValueError(f"fans: ahead has a series {checks.shown(label)}, expected {checks.few(map(str, known))}")
+            raise ValueError(
+                f"fans: ahead has a series {checks.shown(label)}, expected"
+                f" {checks.few(map(str, known))}"
+            )
         for target, each in levels.items():
             one = series_of(target, known[label], f"fans: series {label}: row {{}}".format)
             series.append(replace(one, name=f"{target} of {label}") if roles.id_name else one)
@@ -332,14 +399,16 @@ def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
     return series, found
 
 
-def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step", measure: str = "RMSE") -> Any:
+def forecast_errors(
+    errors: Mapping[str, Any], unit: str = "", step: str = "step", measure: str = "RMSE"
+) -> Any:
     """Draw errors of forecasts by steps ahead, the model's beside those of baselines.
 
     Parameters
     ----------
     errors : dict of str to array (horizon,) or (horizon, C), or to Errors
-        Errors by the names of methods, such as `Score.errors`, or `Score.model` and others. Each of several targets has
-        a panel. One that is NaN is left out.
+        Errors by the names of methods, such as `Score.errors`, or `Score.model` and others. Each of
+        several targets has a panel. One that is NaN is left out.
     unit : str
         The unit of the series.
     step : str
@@ -359,7 +428,10 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
     by_name = _measured(checks.mapping("forecast_errors", errors, "errors"), measure)
     C, *others = {values.shape[1] for values in by_name.values()}
     if others:
-        raise ValueError(f"forecast_errors: errors are of {C} and {others[0]} targets, expected (H, C) with one C")
+        raise ValueError(
+            f"forecast_errors: errors are of {C} and {others[0]} targets, expected (H, C) with"
+            " one C"
+        )
     figure, panels = figures.panels(C, 1, 3.0)
     for c, axes in enumerate(panels):
         of_target = {name: values[:, c] for name, values in by_name.items()}
@@ -373,15 +445,24 @@ def _measured(errors: Mapping[str, Any], measure: str) -> dict[str, Host]:
     found = {}
     for name, one in errors.items():
         if hasattr(one, "rmse"):
-            one = getattr(one, checks.choice(MEASURES)("forecast_errors", "measure", measure).lower())
+            one = getattr(
+                one, checks.choice(MEASURES)("forecast_errors", "measure", measure).lower()
+            )
         found[str(name)] = host.columns("forecast_errors", str(name), one)
     return found
 
 
-def _draw_errors(axes: Any, errors: Mapping[str, Host], unit: str, step: str, measure: str, title: str = "") -> None:
+def _draw_errors(
+    axes: Any, errors: Mapping[str, Host], unit: str, step: str, measure: str, title: str = ""
+) -> None:
     """Draw errors (H,) of each method by steps ahead."""
     for k, (name, values) in enumerate(errors.items()):
-        look = {"linewidth": 1.4, "markersize": 4, "markevery": max(1, len(values) // 12), **figures.line(k)}
+        look = {
+            "linewidth": 1.4,
+            "markersize": 4,
+            "markevery": max(1, len(values) // 12),
+            **figures.line(k),
+        }
         axes.plot(np.arange(1, len(values) + 1), values, label=name, **look)
     axes.set_ylim(bottom=0)
     figures.whole_numbers(axes.xaxis)
@@ -390,25 +471,35 @@ def _draw_errors(axes: Any, errors: Mapping[str, Host], unit: str, step: str, me
 
 def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
     """Draw the end of a series and quantiles of what comes after it, each interval in a shade."""
-    H, levels = len(ahead.quantiles), ahead.levels
+    H = len(ahead.quantiles)
+    levels = ahead.levels
     shown = min(len(series.values), max(3 * H, 24))
     known = series.values[-shown:]
     if series.calendar is None:
-        past, future = np.arange(-shown + 1, 1), np.arange(1, H + 1)
+        past = np.arange(-shown + 1, 1)
+        future = np.arange(1, H + 1)
     else:
-        past, calendar = series.index[-shown:], series.calendar
+        past = series.index[-shown:]
+        calendar = series.calendar
         future = past[-1] + (calendars.next_dates(calendar, H) - calendar.dates[-1])
     axes.plot(past, known, color=TRUTH, linewidth=1.2)
     last = np.flatnonzero(~np.isnan(known))[-1]
-    quantiles = np.concatenate((np.full((1, len(levels)), known[last]), ahead.quantiles))  # (1 + H, Q)
+    # (1 + H, Q)
+    quantiles = np.concatenate((np.full((1, len(levels)), known[last]), ahead.quantiles))
     time = np.concatenate((past[last : last + 1], future))
     half = len(levels) // 2
     for k in range(half):  # opaque, the widest first, so that each has the shade of the legend
-        low, high, shade = quantiles[:, k], quantiles[:, -1 - k], figures.tint(FAN, 0.15 + 0.55 * k / half)
-        label = f"{100 * (levels[-1 - k] - levels[k]):.0f} %" if k % max(1, half // 4) == 0 else None
+        low = quantiles[:, k]
+        high = quantiles[:, -1 - k]
+        shade = figures.tint(FAN, 0.15 + 0.55 * k / half)
+        label = (
+            f"{100 * (levels[-1 - k] - levels[k]):.0f} %" if k % max(1, half // 4) == 0 else None
+        )
         axes.fill_between(time, low, high, color=shade, linewidth=0, label=label)
     if len(levels) % 2:
-        axes.plot(time, quantiles[:, half], color=figures.tint(FAN, 1.0), linewidth=1.4, label="median")
+        axes.plot(
+            time, quantiles[:, half], color=figures.tint(FAN, 1.0), linewidth=1.4, label="median"
+        )
     x = "steps after the end" if series.calendar is None else ""
     figures.label(axes, title, x, series.name)
     figures.dates(axes, time)

@@ -1,5 +1,5 @@
-"""Backpropagation through time over one layer and direction: an engine differentiates all steps, and the gradients of
-the weights are products over all of them.
+"""Backpropagation through time over one layer and direction: an engine differentiates all steps,
+and the gradients of the weights are products over all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from xlstm.arrays.rows import column_sums
 from xlstm.engines.tape import Gradients, Tape, swap
 
 
-def run_bwd(tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Params, Array, Sequence[Array]]:
+def run_bwd(
+    tape: Tape, dy: Array | None, dstate: Sequence[Array]
+) -> tuple[Params, Array, Sequence[Array]]:
     """Differentiate a layer in one direction.
 
     Parameters
@@ -33,7 +35,8 @@ def run_bwd(tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Para
     dstate : arrays as `dstate`
         The gradient of the initial state.
     """
-    step, x = tape.step, tape.x
+    step = tape.step
+    x = tape.x
     if x.shape[0] == 0:
         grads = {name: step.xp.zeros_like(p) for name, p in step.w.items()}
         return step.cell.weights_bwd(step.xp, step.layer_w, grads), step.xp.zeros_like(x), dstate
@@ -45,10 +48,14 @@ def run_bwd(tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Para
 def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     """Return the gradients of the weights and of x, each a product over all steps.
 
-    Those by the product of h come first: where its gradients are arrays of their own, these then make room.
+    Those by the product of h come first: where its gradients are arrays of their own, these then
+    make room.
     """
-    step, x = tape.step, tape.x
-    xp, w, rows = step.xp, step.w, step.G * step.H
+    step = tape.step
+    x = tape.x
+    xp = step.xp
+    w = step.w
+    rows = step.G * step.H
     every = found.arrays["zx"]  # with rows that the cell's own parameters alone need
     dzx = every if every.shape[0] == rows else every[:rows, :]
     dzh: Array = found.arrays.pop("zh", dzx)
@@ -83,8 +90,12 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     return {name: reshape(grads[name], tuple(p.shape)) for name, p in w.items()}, dx
 
 
-def _bias(tape: Tape, name: str, d: Array, grads: Params, products: dict[str, tuple[Array, Array]]) -> None:
-    """Add the gradient of a bias, the sum of d (R, N) over all steps, to `grads`, or to `products` as one of these."""
+def _bias(
+    tape: Tape, name: str, d: Array, grads: Params, products: dict[str, tuple[Array, Array]]
+) -> None:
+    """Add the gradient of a bias, the sum of d (R, N) over all steps, to `grads`, or to `products`
+    as one of these.
+    """
     xp = tape.step.xp
     if name not in tape.step.w:
         return
@@ -105,14 +116,17 @@ def _own(tape: Tape, dzx: Array) -> Params:
     grads: Params = {}
     for kept in tape.segments:
         segment = kept.segment
-        k, n = segment.k, segment.n
+        k = segment.k
+        n = segment.n
         dz = reshape(segment.steps(dzx.T, 0, k), (k, n, -1, step.H))
         dz = xp.permute_dims(dz, (2, 0, 3, 1))  # (rows, k, H, n)
         saved = kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
         own = step.own
         if "drop" in step.cell.OWN and step.masks.drop is not None:
             own = {**own, "drop": step.masks.drop[:, :n]}
-        for name, d in step.cell.own_bwd(xp, dz, saved, *(c[:-1, ...] for c in kept.carry), **own).items():
+        for name, d in step.cell.own_bwd(
+            xp, dz, saved, *(c[:-1, ...] for c in kept.carry), **own
+        ).items():
             d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
             grads[name] = grads[name] + d if name in grads else d
     return grads

@@ -1,8 +1,9 @@
 """Packing: a batch of sequences of different lengths, without the steps past their ends.
 
-The sequences are sorted, the longest first. The packed batch is a matrix with a row for each step of each sequence: the
-rows of the first step come first, one for each sequence, then those of the second step, one for each sequence that has
-it, and so on. Successive steps that equally many sequences have are a segment.
+The sequences are sorted, the longest first. The packed batch is a matrix with a row for each step
+of each sequence: the rows of the first step come first, one for each sequence, then those of the
+second step, one for each sequence that has it, and so on. Successive steps that equally many
+sequences have are a segment.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class _Indices(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """The way in which a batch is packed. Where every sequence has T steps, packing changes only the shape.
+    """The way in which a batch is packed. Where every sequence has T steps, packing changes only
+    the shape.
 
     Attributes
     ----------
@@ -70,7 +72,8 @@ class Packing:
 
     @classmethod
     def of(cls, where: str, lengths: Any, T: int, B: int) -> Packing:
-        """Return the packing of B sequences in T steps with these `lengths` (B,); None means that all are T.
+        """Return the packing of B sequences in T steps with these `lengths` (B,); None means that
+        all are T.
 
         Raises
         ------
@@ -89,7 +92,9 @@ class Packing:
     def pack(self, xp: Namespace, array: Array) -> Array:
         """Pack (T, B, F) into (N, F)."""
         rows = reshape(array, (self.T * self.B, array.shape[2]))
-        return rows if self.order is None else gather(xp, [rows], [self._indices(xp, array).pack])[0]
+        return (
+            rows if self.order is None else gather(xp, [rows], [self._indices(xp, array).pack])[0]
+        )
 
     def unpack(self, xp: Namespace, rows: Array) -> Array:
         """Unpack (N, ...) into (T, B, ...), zero past the end of a sequence."""
@@ -112,13 +117,18 @@ class Packing:
     def restore(
         self, xp: Namespace, rows: Array, columns: Sequence[Sequence[Array]]
     ) -> tuple[Array, Sequence[Sequence[Array]]]:
-        """Unpack rows, and return the states of several layers with their columns in the order of the batch."""
+        """Unpack rows, and return the states of several layers with their columns in the order of
+        the batch.
+        """
         shape = (self.T, self.B, *rows.shape[1:])
         if self.order is None:
             return reshape(rows, shape), columns
         at = self._indices(xp, rows)
-        if not compiles(xp):  # a kernel needs no row of zeros for the steps past the end of a sequence
-            rows = xp.concat((rows, xp.zeros((1, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))))
+        # a kernel needs no row of zeros for the steps past the end of a sequence
+        if not compiles(xp):
+            rows = xp.concat(
+                (rows, xp.zeros((1, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows)))
+            )
         given = [s.T for states in columns for s in states]
         steps, *found = gather(xp, [rows, *given], [at.unpack, *[at.unsort] * len(given)])
         left = iter(found)
@@ -129,7 +139,9 @@ class Packing:
         return _recent.copied(xp, self, home(device_of(like)))
 
     def inside(self, xp: Namespace, like: Array) -> Array:
-        """Return whether steps are within their sequences, (T, B), on the device of an array: one copy, once."""
+        """Return whether steps are within their sequences, (T, B), on the device of an array: one
+        copy, once.
+        """
         return _recent.inside(xp, self, home(device_of(like)))
 
     @cached_property
@@ -196,9 +208,13 @@ class Span(Portable):
         return self.packing.ends
 
     def after(self, like: Array) -> Array:
-        """Return where the n rows after the last step of all sequences are among rows (T + n, B, ...) as one axis."""
+        """Return where the n rows after the last step of all sequences are among rows (T + n, B,
+        ...) as one axis.
+        """
         steps = self.lengths + np.arange(like.shape[0] - self.T)[:, None]  # (n, B)
-        return constants.copied(self.xp, (steps * self.B + np.arange(self.B)).ravel(), device_of(like))
+        return constants.copied(
+            self.xp, (steps * self.B + np.arange(self.B)).ravel(), device_of(like)
+        )
 
     def mask(self, x: Array, value: float = 0.0) -> Array:
         """Return x (T, B, ...) with `value` past the end of each sequence."""
@@ -215,7 +231,9 @@ class Span(Portable):
 
 
 def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
-    """Return lengths (B,) on the host; raise TypeError or ValueError unless they are whole numbers from 0 to T."""
+    """Return lengths (B,) on the host; raise TypeError or ValueError unless they are whole numbers
+    from 0 to T.
+    """
     if not hasattr(lengths, "shape") or isinstance(lengths, type | np.ndarray):
         lengths = checks.host(where, "lengths", lengths, f"shape (B,) = ({B},)")
     found = to_numpy(lengths)
@@ -230,7 +248,9 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
 
 
 def _packing(lengths: bytes, T: int, B: int) -> Packing:
-    """Return the packing of B sequences with these lengths; it keeps its indices on the device for the next call."""
+    """Return the packing of B sequences with these lengths; it keeps its indices on the device for
+    the next call.
+    """
     found = np.frombuffer(lengths, np.int64)
     if np.all(found == T):
         return _even(T, B)
@@ -254,7 +274,9 @@ def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:
 
 
 class _Recent(threading.local):
-    """The caches of a thread for its last lengths: they hold whole numbers for every step of every sequence."""
+    """The caches of a thread for its last lengths: they hold whole numbers for every step of every
+    sequence.
+    """
 
     def __init__(self) -> None:
         self.packing = functools.lru_cache(maxsize=4)(_packing)

@@ -1,4 +1,6 @@
-"""Functions with sums, means and maxima along a row, which they keep as an axis: traced, and written as loops."""
+"""Functions with sums, means and maxima along a row, which they keep as an axis: traced, and
+written as loops.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ class SingleRows(Rows):
 class Units(Rows):
     """A namespace in which a row are the units of a cell, whose arrays are (gates, H, B) or (H, B).
 
-    Sums, means and maxima are along the axis H of each array, or along those of gates and of H together.
+    Sums, means and maxima are along the axis H of each array, or along those of gates and of H
+    together.
     """
 
     __name__ = "units"
@@ -67,8 +70,8 @@ class Units(Rows):
 class RowWriter:
     """Writes a trace for one row of `columns` units.
 
-    A reduction needs the whole row before whatever depends on it, so the trace is divided into stages, and each is a
-    loop over the row.
+    A reduction needs the whole row before whatever depends on it, so the trace is divided into
+    stages, and each is a loop over the row.
 
     Parameters
     ----------
@@ -85,7 +88,8 @@ class RowWriter:
     """
 
     def __init__(self, writer: Writer, single: Collection[str], everywhere: bool = False) -> None:
-        self.writer, self.single = writer, set(single)
+        self.writer = writer
+        self.single = set(single)
         self.stores = [line for line in writer.lines if line.op == "store"]
         self.lines = {line.to: line for line in writer.lines if line.op != "store"}
         self.stage: dict[str, int] = {}  # the number of reductions that a variable has to wait for
@@ -97,28 +101,46 @@ class RowWriter:
             if line.op == "input":
                 self.varies[to] = line.args[0] not in single
             elif line.op in REDUCTIONS:
-                self.stage[to], self.varies[to] = self.stage[to] + 1, False
+                self.stage[to] = self.stage[to] + 1
+                self.varies[to] = False
         if not everywhere:
             self.single |= {line.to for line in self.stores if not self.varies[line.args[0]]}
 
     def body(self) -> list[str]:
         """Return the statements."""
-        writer, found, last = self.writer, list[str](), max(self.stage.values())
+        writer = self.writer
+        found = list[str]()
+        last = max(self.stage.values())
         reductions = [line for line in self.lines.values() if line.op in REDUCTIONS]
         for stage in range(last + 1):
             alone = [v for v, n in self.stage.items() if n == stage and not self.varies[v]]
-            found += writer.statements(self.lines[v] for v in alone if self.lines[v].op not in REDUCTIONS)
+            found += writer.statements(
+                self.lines[v] for v in alone if self.lines[v].op not in REDUCTIONS
+            )
             now = [line for line in reductions if self.stage[line.to] == stage + 1]
-            stores = [line for line in self.stores if line.to not in self.single] if stage == last else []
+            stores = (
+                [line for line in self.stores if line.to not in self.single]
+                if stage == last
+                else []
+            )
             inner = writer.statements(self._needed([line.args[0] for line in (*now, *stores)]))
             parts = [writer.reduction(line) for line in now]
             inner += [gather for _, gather, _ in parts] + writer.statements(stores)
-            found += [begin for begin, _, _ in parts] + _within(writer.LOOP, inner) + [end for _, _, end in parts]
-        return found + _within(writer.ONCE, writer.statements(line for line in self.stores if line.to in self.single))
+            found += (
+                [begin for begin, _, _ in parts]
+                + _within(writer.LOOP, inner)
+                + [end for _, _, end in parts]
+            )
+        return found + _within(
+            writer.ONCE, writer.statements(line for line in self.stores if line.to in self.single)
+        )
 
     def _needed(self, roots: Sequence[str]) -> list[Line]:
-        """Return the lines that change along a row and on which variables depend, in the order of the trace."""
-        todo, found = list(roots), set()
+        """Return the lines that change along a row and on which variables depend, in the order of
+        the trace.
+        """
+        todo = list(roots)
+        found = set()
         while todo:
             v = todo.pop()
             if self.varies[v] and v not in found:

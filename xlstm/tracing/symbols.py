@@ -1,8 +1,9 @@
 """The trace of a pointwise function: a list of assignments, from a run of the function on symbols.
 
-A cell's functions take their namespace and work element by element except on the leading axis of gates. Given
-`Symbols` in the place of arrays, and `SymbolicNamespace` in that of the namespace, they unroll that axis. The trace is
-a list of scalar operations, each there once, from which compiled loops are made without writing a formula again.
+A cell's functions take their namespace and work element by element except on the leading axis of
+gates. Given `Symbols` in the place of arrays, and `SymbolicNamespace` in that of the namespace,
+they unroll that axis. The trace is a list of scalar operations, each there once, from which
+compiled loops are made without writing a formula again.
 """
 
 from __future__ import annotations
@@ -23,15 +24,21 @@ class UntraceableError(TypeError):
 
 
 class Node(NamedTuple):
-    """An operation; its arguments are numbers of nodes, but a name and a row of "input", and a value of "number"."""
+    """An operation; its arguments are numbers of nodes, but a name and a row of "input", and a
+    value of "number".
+    """
 
     op: str
     args: tuple[Any, ...]
 
 
 def _operator(op: str, swapped: bool = False) -> Callable[..., Symbols]:
-    """Return the method that applies an operation; operands are swapped in reflected operators and in > and >=."""
-    return lambda self, *other: self.graph.apply(op, *((*other, self) if swapped else (self, *other)))
+    """Return the method that applies an operation; operands are swapped in reflected operators and
+    in > and >=.
+    """
+    return lambda self, *other: self.graph.apply(
+        op, *((*other, self) if swapped else (self, *other))
+    )
 
 
 class Symbols:
@@ -41,10 +48,16 @@ class Symbols:
     shape = property(lambda self: _refuse("shape"))
 
     def __init__(self, graph: Graph, nodes: Sequence[int], scalar: bool = False) -> None:
-        self.graph, self.nodes, self.scalar = graph, list(nodes), scalar
+        self.graph = graph
+        self.nodes = list(nodes)
+        self.scalar = scalar
 
     def __getitem__(self, key: Any) -> Symbols:
-        first = key[0] if isinstance(key, tuple) and key[1:] == (Ellipsis,) else _refuse(f"the index {key!r}")
+        first = (
+            key[0]
+            if isinstance(key, tuple) and key[1:] == (Ellipsis,)
+            else _refuse(f"the index {key!r}")
+        )
         if first is None and self.scalar:
             return Symbols(self.graph, self.nodes)
         if isinstance(first, slice):
@@ -60,11 +73,16 @@ class Symbols:
 
     __add__ = __radd__ = _operator("add")
     __mul__ = __rmul__ = _operator("multiply")
-    __sub__, __rsub__ = _operator("subtract"), _operator("subtract", swapped=True)
-    __truediv__, __rtruediv__ = _operator("divide"), _operator("divide", swapped=True)
-    __lt__, __gt__ = _operator("less"), _operator("less", swapped=True)
-    __le__, __ge__ = _operator("less_equal"), _operator("less_equal", swapped=True)
-    __and__, __neg__ = _operator("and"), _operator("negative")
+    __sub__ = _operator("subtract")
+    __rsub__ = _operator("subtract", swapped=True)
+    __truediv__ = _operator("divide")
+    __rtruediv__ = _operator("divide", swapped=True)
+    __lt__ = _operator("less")
+    __gt__ = _operator("less", swapped=True)
+    __le__ = _operator("less_equal")
+    __ge__ = _operator("less_equal", swapped=True)
+    __and__ = _operator("and")
+    __neg__ = _operator("negative")
 
     def __matmul__(self, other: Operand) -> Symbols:
         return _refuse("a matrix product")  # type: ignore[no-any-return]
@@ -93,14 +111,18 @@ class Graph:
     def input(self, name: str, rows: int | None) -> Symbols:
         """Return an input of so many rows; None means one without that axis."""
         numbers = [None] if rows is None else range(rows)
-        return Symbols(self, [self.number("input", name, row) for row in numbers], scalar=rows is None)
+        return Symbols(
+            self, [self.number("input", name, row) for row in numbers], scalar=rows is None
+        )
 
     def apply(self, op: str, *operands: Operand) -> Symbols:
         """Apply an operation row by row; an operand of one row serves for all rows."""
         symbols = [a for a in operands if isinstance(a, Symbols)]
         rows = max(len(a.nodes) for a in symbols)
         if any(len(a.nodes) not in (1, rows) for a in symbols):
-            raise UntraceableError(f"tracing: {op} of {' and '.join(str(len(a.nodes)) for a in symbols)} rows")
+            raise UntraceableError(
+                f"tracing: {op} of {' and '.join(str(len(a.nodes)) for a in symbols)} rows"
+            )
         nodes = [self.number(op, *(self.node(a, row) for a in operands)) for row in range(rows)]
         return Symbols(self, nodes, scalar=all(a.scalar for a in symbols))
 
@@ -112,10 +134,13 @@ class Graph:
 
 
 class SymbolicNamespace:
-    """A stand-in for an array library, with what a pointwise function may use; anything else is refused by name."""
+    """A stand-in for an array library, with what a pointwise function may use; anything else is
+    refused by name.
+    """
 
     __name__ = "symbols"
-    float32, float64 = "float32", "float64"
+    float32 = "float32"
+    float64 = "float64"
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -132,10 +157,14 @@ class SymbolicNamespace:
         return self.full_like(x, 1.0)
 
     def full_like(self, x: Symbols, value: Operand) -> Symbols:
-        return Symbols(self._graph, [self._graph.node(value, row) for row in range(len(x.nodes))], x.scalar)
+        return Symbols(
+            self._graph, [self._graph.node(value, row) for row in range(len(x.nodes))], x.scalar
+        )
 
     def stack(self, arrays: Sequence[Symbols]) -> Symbols:
-        return Symbols(self._graph, [a.nodes[0] if a.scalar else _refuse("stack of rows") for a in arrays])
+        return Symbols(
+            self._graph, [a.nodes[0] if a.scalar else _refuse("stack of rows") for a in arrays]
+        )
 
     def concat(self, arrays: Sequence[Symbols]) -> Symbols:
         rows = [_refuse("concat of scalars") if a.scalar else a.nodes for a in arrays]
@@ -145,7 +174,9 @@ class SymbolicNamespace:
         return Symbols(self._graph, x.nodes, x.scalar)
 
     def astype(self, x: Symbols, dtype: Any) -> Symbols:
-        """Return conditions as 1 and 0, and numbers that change their width by the operation "double" or "single"."""
+        """Return conditions as 1 and 0, and numbers that change their width by the operation
+        "double" or "single".
+        """
         if all(self._graph.nodes[node].op in CONDITIONS for node in x.nodes):
             return self._graph.apply("where", x, 1.0, 0.0)
         if dtype == Symbols.dtype:
@@ -154,7 +185,9 @@ class SymbolicNamespace:
 
 
 class Line(NamedTuple):
-    """An assignment: `to` is the name of a new variable, or an output and its row (None without that axis)."""
+    """An assignment: `to` is the name of a new variable, or an output and its row (None without
+    that axis).
+    """
 
     to: str
     row: int | None
@@ -181,8 +214,9 @@ def trace(
     Returns
     -------
     lines : list of Line
-        Assignments in an order in which they can be made: loads ("input", with the args name and row), operations on
-        variables, and stores ("store") to outputs, after all loads. Those that no output needs are left out.
+        Assignments in an order in which they can be made: loads ("input", with the args name and
+        row), operations on variables, and stores ("store") to outputs, after all loads. Those that
+        no output needs are left out.
     outputs : dict of str to int or None
         The rows of each output, as in `inputs`.
 
@@ -192,7 +226,9 @@ def trace(
         The function is not element by element, or uses something that cannot be traced.
     """
     graph = Graph()
-    found = function(library(graph), **{name: graph.input(name, rows) for name, rows in inputs.items()})
+    found = function(
+        library(graph), **{name: graph.input(name, rows) for name, rows in inputs.items()}
+    )
     needed = {n for symbols in found.values() for n in symbols.nodes}
     for number in range(len(graph.nodes) - 1, -1, -1):  # arguments have lower numbers
         op, args = graph.nodes[number]

@@ -1,4 +1,5 @@
-"""Traces written as C for CUDA or as Python for Numba: each operation once, in the widest kind of its operands.
+"""Traces written as C for CUDA or as Python for Numba: each operation once, in the widest kind of
+its operands.
 
 The kinds of numbers are "float" and "double"; a number of the trace itself widens none.
 """
@@ -15,7 +16,13 @@ CASTS = {"single": "float", "double": "double"}
 LIBM = ("expm1", "log")  # functions of libm in Python: a loop with one makes no vectors
 
 ARITHMETIC = {
-    **{"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "negative": "-{}"},
+    **{
+        "add": "{} + {}",
+        "subtract": "{} - {}",
+        "multiply": "{} * {}",
+        "divide": "{} / {}",
+        "negative": "-{}",
+    },
     **{"less": "{} < {}", "less_equal": "{} <= {}", "single": "{}", "double": "{}"},
 }
 
@@ -28,7 +35,8 @@ class Writer:
     lines
         As from `trace`.
     load, store
-        `load(name, row)` is the expression of an input, `store(name, row, value)` the statement that takes an output.
+        `load(name, row)` is the expression of an input, `store(name, row, value)` the statement
+        that takes an output.
     kinds : {"float", "double"} or dict of str to str
         The kind that all is computed in, or that of each input by name.
     default : {"float", "double"}
@@ -57,11 +65,13 @@ class Writer:
         self.lines, self.load, self.store, self.forms = lines, load, store, self.FORMS
         of_all = kinds if isinstance(kinds, str) else None
         self.default = of_all or default
-        self.kinds: dict[str, str | None] = {}  # of variables, None where only numbers of the trace are in them
+        # of variables, None where only numbers of the trace are in them
+        self.kinds: dict[str, str | None] = {}
         self.numbers: dict[str, float] = {}
         for to, _, op, args in lines:
             if op == "number":
-                self.numbers[to], self.kinds[to] = args[0], of_all
+                self.numbers[to] = args[0]
+                self.kinds[to] = of_all
             elif op == "input":
                 self.kinds[to] = of_all or kinds[args[0]]
             elif op != "store":
@@ -79,7 +89,11 @@ class Writer:
         """Return a variable or a number in a kind."""
         if v in self.numbers:
             return self.number(self.numbers[v], kind)
-        return v if self.kinds[v] in (kind, "bool") else self.CAST.format(v=v, kind=kind, k=self.SUFFIXES[kind])
+        return (
+            v
+            if self.kinds[v] in (kind, "bool")
+            else self.CAST.format(v=v, kind=kind, k=self.SUFFIXES[kind])
+        )
 
     def value(self, line: Line) -> str:
         """Return the expression of an operation or an input."""
@@ -105,7 +119,9 @@ class Writer:
                 v = line.args[0]
                 found.append(self.store(line.to, line.row, self.operand(v, self.kind(v))))
             elif line.op != "number":
-                found.append(self.ASSIGN.format(kind=self.kind(line.to), to=line.to, value=self.value(line)))
+                found.append(
+                    self.ASSIGN.format(kind=self.kind(line.to), to=line.to, value=self.value(line))
+                )
         return found
 
     def number(self, value: float, kind: str) -> str:
@@ -116,19 +132,30 @@ class Writer:
         return f"({text})" if text.startswith("-") else text
 
     def reduction(self, line: Line) -> tuple[str, str, str]:
-        """Return the statements of a reduction along a row: before a loop over it, for each unit, and after it."""
+        """Return the statements of a reduction along a row: before a loop over it, for each unit,
+        and after it.
+        """
         kind = self.kind(line.to)
-        names = {"to": line.to, "kind": kind, "k": self.SUFFIXES[kind], "value": self.operand(line.args[0], kind)}
+        names = {
+            "to": line.to,
+            "kind": kind,
+            "k": self.SUFFIXES[kind],
+            "value": self.operand(line.args[0], kind),
+        }
         begin, gather, end = (form.format(**names) for form in self.REDUCTIONS[line.op])
         return begin, gather, end
 
 
 class C(Writer):
-    """Writes C. Maximum and minimum keep NaN, as NumPy's do; a row is that of a block, which `sync_row` adds up."""
+    """Writes C. Maximum and minimum keep NaN, as NumPy's do; a row is that of a block, which
+    `sync_row` adds up.
+    """
 
     LANGUAGE = "C"
     SUFFIXES: ClassVar = {"float": "f", "double": ""}
-    LITERAL, CAST, ASSIGN = "{!r}{k}", "({kind}){v}", "const {kind} {to} = {value};"
+    LITERAL = "{!r}{k}"
+    CAST = "({kind}){v}"
+    ASSIGN = "const {kind} {to} = {value};"
     FORMS: ClassVar = {
         **ARITHMETIC,
         **{"and": "{} && {}", "where": "{} ? {} : {}", "abs": "fabs{k}({})"},
@@ -149,18 +176,25 @@ class C(Writer):
     }
     # Blocks along y share a row without reductions.
     LOOP = (
-        "for (int unit = blockIdx.y * blockDim.x + threadIdx.x; unit < columns; unit += gridDim.y * blockDim.x) {",
+        (
+            "for (int unit = blockIdx.y * blockDim.x + threadIdx.x; unit < columns; unit +="
+            " gridDim.y * blockDim.x) {"
+        ),
         "}",
     )
     ONCE = "if (threadIdx.x == 0) {", "}"
 
 
 class Python(Writer):
-    """Writes Python for Numba; F4, tanh4, exp8 and so on are the types and functions of numbers of 4 and of 8 bytes."""
+    """Writes Python for Numba; F4, tanh4, exp8 and so on are the types and functions of numbers of
+    4 and of 8 bytes.
+    """
 
     LANGUAGE = "Python"
     SUFFIXES: ClassVar = {"float": "4", "double": "8"}
-    LITERAL, CAST, ASSIGN = "F{k}({!r})", "F{k}({v})", "{to} = {value}"
+    LITERAL = "F{k}({!r})"
+    CAST = "F{k}({v})"
+    ASSIGN = "{to} = {value}"
     FORMS: ClassVar = {
         **ARITHMETIC,
         **{"and": "{} & {}", "where": "{1} if {0} else {2}", "abs": "abs({})"},

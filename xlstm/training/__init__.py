@@ -1,4 +1,6 @@
-"""The training loop, losses, optimisers with gradient clipping, schedules, precision and checkpoints."""
+"""The training loop, losses, optimisers with gradient clipping, schedules, precision and
+checkpoints.
+"""
 
 from xlstm.data.batches import Batches
 from xlstm.training.adapters import LowRank

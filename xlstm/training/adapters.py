@@ -1,4 +1,6 @@
-"""Low-rank adapters: small changes of large matrices are trained, and the matrices stay (Hu et al. 2021)."""
+"""Low-rank adapters: small changes of large matrices are trained, and the matrices stay (Hu et al.
+2021).
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ SEQUENCE = checks.instance(SequenceLayer, "a layer or a model that goes through 
 
 
 class LowRank:
-    """A model in which each chosen matrix W (..., O, I) is W + scale B A, with A (..., rank, I) and B (..., O, rank).
+    """A model in which each chosen matrix W (..., O, I) is W + scale B A, with A (..., rank, I) and
+    B (..., O, rank).
 
-    The parameters of this object are the A and B, `{name}.A` and `{name}.B`; the others, which it holds, stay as they
-    are. It can be trained as any model, and `merged` gives the parameters of the model itself. At first B is 0.
+    The parameters of this object are the A and B, `{name}.A` and `{name}.B`; the others, which it
+    holds, stay as they are. It can be trained as any model, and `merged` gives the parameters of
+    the model itself. At first B is 0.
 
     Parameters
     ----------
@@ -55,18 +59,26 @@ class LowRank:
     """
 
     def __init__(
-        self, model: Any, params: Params, rank: int = 8, scale: float = 1.0, names: Sequence[str] = MATRICES
+        self,
+        model: Any,
+        params: Params,
+        rank: int = 8,
+        scale: float = 1.0,
+        names: Sequence[str] = MATRICES,
     ) -> None:
         where = "LowRank"
         self.model = SEQUENCE(where, "model", model)
         model.namespace(params, {})  # checks them
-        self.params, self.rank = params, checks.size(where, "rank", rank)
+        self.params = params
+        self.rank = checks.size(where, "rank", rank)
         self.scale = checks.above_0(where, "scale", scale)
         patterns = checks.several(where, "names", names, "a list of patterns of names", checks.text)
         self.names = [
             name
             for name, p in params.items()
-            if p.ndim >= 2 and min(p.shape[-2:]) > rank and any(fnmatch.fnmatchcase(name, one) for one in patterns)
+            if p.ndim >= 2
+            and min(p.shape[-2:]) > rank
+            and any(fnmatch.fnmatchcase(name, one) for one in patterns)
         ]
         if not self.names:
             chosen = f"rank {rank} and names {checks.shown(names)}"
@@ -93,7 +105,11 @@ class LowRank:
         params: Params = {}
         for name, dims in self.shapes.items():
             shape = tuple(dims.values())
-            values = rng.standard_normal(shape) / math.sqrt(dims["I"]) if "I" in dims else np.zeros(shape)
+            values = (
+                rng.standard_normal(shape) / math.sqrt(dims["I"])
+                if "I" in dims
+                else np.zeros(shape)
+            )
             params[name] = like(values, self.params[name.rpartition(".")[0]])
         return params
 
@@ -113,7 +129,10 @@ class LowRank:
         merged = dict(self.params)
         xp = namespace_of(merged[self.names[0]])
         for name in self.names:
-            merged[name] = merged[name] + self.scale * product(xp, params[f"{name}.B"], params[f"{name}.A"])  # (1)
+            # (1)
+            merged[name] = merged[name] + self.scale * product(
+                xp, params[f"{name}.B"], params[f"{name}.A"]
+            )
         return merged
 
     @property
@@ -135,13 +154,23 @@ class LowRank:
         y, end, saved = self.model.forward(used, x, state, train, **options)
         return y, end, None if saved is None else (used, saved)
 
-    def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Any, Any]:
-        """Return the gradients of the A and B, of x and of the initial state; see `LSTM.backward`."""
+    def backward(
+        self, params: Params, saved: Any, dy: Array | None, dstate: Any = None
+    ) -> tuple[Params, Any, Any]:
+        """Return the gradients of the A and B, of x and of the initial state; see
+        `LSTM.backward`.
+        """
         used, kept = saved
         full, dx, start = self.model.backward(used, kept, dy, dstate)
         xp = namespace_of(params[f"{self.names[0]}.A"])
         grads: Params = {}
         for name in self.names:
-            grads[f"{name}.A"] = self.scale * product(xp, xp.matrix_transpose(params[f"{name}.B"]), full[name])  # (1)
-            grads[f"{name}.B"] = self.scale * product(xp, full[name], xp.matrix_transpose(params[f"{name}.A"]))  # (1)
+            # (1)
+            grads[f"{name}.A"] = self.scale * product(
+                xp, xp.matrix_transpose(params[f"{name}.B"]), full[name]
+            )
+            # (1)
+            grads[f"{name}.B"] = self.scale * product(
+                xp, full[name], xp.matrix_transpose(params[f"{name}.A"])
+            )
         return grads, dx, start

@@ -1,6 +1,8 @@
-"""Callbacks: what training does beside its steps, such as stopping early, averaging weights, clipping and logging.
+"""Callbacks: what training does beside its steps, such as stopping early, averaging weights,
+clipping and logging.
 
-A callback of your own is a subclass of `Callback`, or a function of a `Progress` that is called after every step.
+A callback of your own is a subclass of `Callback`, or a function of a `Progress` that is called
+after every step.
 """
 
 from __future__ import annotations
@@ -69,11 +71,11 @@ class Progress:
 class Callback:
     """The base of callbacks: training calls these methods, and here they change nothing.
 
-    A callback that remembers something is to give it in `state`, so that a run goes on as if it had not been
-    interrupted.
+    A callback that remembers something is to give it in `state`, so that a run goes on as if it had
+    not been interrupted.
 
-    With a group it runs on every rank, unless its `everywhere` is False: then on rank 0 alone, and it changes neither
-    gradients nor weights.
+    With a group it runs on every rank, unless its `everywhere` is False: then on rank 0 alone, and
+    it changes neither gradients nor weights.
 
     Attributes
     ----------
@@ -94,7 +96,9 @@ class Callback:
         return grads
 
     def weights(self, params: Params, updates: int) -> Params:
-        """Return the weights to judge and to return, after an update; `updates` is its number, from 1."""
+        """Return the weights to judge and to return, after an update; `updates` is its number, from
+        1.
+        """
         return params
 
     def step(self, now: Progress) -> bool | None:
@@ -113,7 +117,9 @@ class Callback:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave in an earlier process; its arrays are on the device of the weights."""
+        """Take what `state` gave in an earlier process; its arrays are on the device of the
+        weights.
+        """
 
 
 def has(callback: Callback, *names: str) -> bool:
@@ -155,7 +161,9 @@ class Clip(Callback):
     value: float | None = None
 
     def __post_init__(self) -> None:
-        checks.fields(self, norm=checks.optional(checks.above_0), value=checks.optional(checks.above_0))
+        checks.fields(
+            self, norm=checks.optional(checks.above_0), value=checks.optional(checks.above_0)
+        )
         if self.norm is None and self.value is None:
             raise ValueError("Clip: norm and value are None, expected a limit")
 
@@ -163,7 +171,11 @@ class Clip(Callback):
         if self.value is not None:
             grads = optimizers.clip_value(grads, self.value)
             norm = optimizers.global_norm(grads)
-        return grads if self.norm is None else optimizers.clip_global_norm(grads, self.norm, norm, in_place=True)
+        return (
+            grads
+            if self.norm is None
+            else optimizers.clip_global_norm(grads, self.norm, norm, in_place=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -224,7 +236,11 @@ class MovingAverage(Callback):
 
     def weights(self, params: Params, updates: int) -> Params:
         decay = min(self.decay, 1 - 1 / updates)
-        self.mean = {name: decay * self.mean[name] + (1 - decay) * p for name, p in params.items()} if decay else params
+        self.mean = (
+            {name: decay * self.mean[name] + (1 - decay) * p for name, p in params.items()}
+            if decay
+            else params
+        )
         return self.mean
 
     def state(self) -> dict[str, Any]:
@@ -239,9 +255,10 @@ class MovingAverage(Callback):
 class ReduceOnPlateau(Callback):
     """A learning rate that shrinks when the validation loss stops improving.
 
-    It is a schedule and a callback: `plateau = ReduceOnPlateau(1e-3)`, then `optim.adam(plateau)` and
-    `train(..., callbacks=[plateau])`. One without the other is a ValueError in the first epoch. It does as
-    `torch.optim.lr_scheduler.ReduceLROnPlateau`. A loop of your own calls its `begin` and `epoch`.
+    It is a schedule and a callback: `plateau = ReduceOnPlateau(1e-3)`, then `optim.adam(plateau)`
+    and `train(..., callbacks=[plateau])`. One without the other is a ValueError in the first epoch.
+    It does as `torch.optim.lr_scheduler.ReduceLROnPlateau`. A loop of your own calls its `begin`
+    and `epoch`.
 
     Parameters
     ----------
@@ -271,7 +288,11 @@ class ReduceOnPlateau(Callback):
     needs_validation = True
 
     def __post_init__(self) -> None:
-        ranges = {"factor": checks.real(0, 1, strict=True), "threshold": checks.rate, "floor": checks.real(0, 1)}
+        ranges = {
+            "factor": checks.real(0, 1, strict=True),
+            "threshold": checks.rate,
+            "floor": checks.real(0, 1),
+        }
         checks.fields(self, lr=schedule, patience=checks.size_or_0, **ranges)
         self.begin({})
         self.is_rate = False  # of an optimiser, which asked for it
@@ -279,26 +300,35 @@ class ReduceOnPlateau(Callback):
     def __call__(self, step: int) -> float:
         """Return the learning rate after so many updates."""
         if step and not self.is_callback:
-            raise ValueError("ReduceOnPlateau: it is a learning rate, expected it in callbacks of train, too")
+            raise ValueError(
+                "ReduceOnPlateau: it is a learning rate, expected it in callbacks of train, too"
+            )
         self.is_rate = True
         rate: float = self.lr(step)
         return self.scale * rate
 
     def begin(self, params: Params) -> None:
-        self.scale, self.best, self.bad = 1.0, math.inf, 0
+        self.scale = 1.0
+        self.best = math.inf
+        self.bad = 0
         self.is_callback = bool(params)
 
     def epoch(self, now: Progress) -> bool | None:
         assert now.validation is not None
         if not self.is_rate:
-            expected = "expected it as the learning rate of the optimizer, too, such as optim.adam(plateau)"
+            expected = (
+                "expected it as the learning rate of the optimizer, too, such as"
+                " optim.adam(plateau)"
+            )
             raise ValueError(f"ReduceOnPlateau: it is in callbacks, {expected}")
         if now.validation < self.best * (1 - self.threshold):
-            self.best, self.bad = now.validation, 0
+            self.best = now.validation
+            self.bad = 0
         else:
             self.bad += 1
         if self.bad > self.patience:
-            self.scale, self.bad = max(self.scale * self.factor, self.floor), 0
+            self.scale = max(self.scale * self.factor, self.floor)
+            self.bad = 0
         return None
 
     def state(self) -> dict[str, Any]:
@@ -312,9 +342,11 @@ class ReduceOnPlateau(Callback):
 
 
 class ProgressBar(Callback):
-    """Shows how training goes: a bar on a terminal or in a notebook, elsewhere a line every half a minute.
+    """Shows how training goes: a bar on a terminal or in a notebook, elsewhere a line every half a
+    minute.
 
-    `train(progress=True)` makes one. Between `begin` and `end` its `step` can follow several runs. It needs rich.
+    `train(progress=True)` makes one. Between `begin` and `end` its `step` can follow several runs.
+    It needs rich.
 
     Parameters
     ----------
@@ -330,29 +362,44 @@ class ProgressBar(Callback):
     everywhere = False
 
     def __init__(self, console: Any = None) -> None:
-        is_console = checks.having("is_terminal", "is_jupyter", "print", expected="a rich.console.Console")
+        is_console = checks.having(
+            "is_terminal", "is_jupyter", "print", expected="a rich.console.Console"
+        )
         self.console = checks.optional(is_console)("ProgressBar", "console", console)
         self._bar: Any = None
 
     def begin(self, params: Params) -> None:
-        """Make the bar, which appears with the first step; raises ImportError where rich is not installed."""
+        """Make the bar, which appears with the first step; raises ImportError where rich is not
+        installed.
+        """
         try:
             from rich import console, progress
         except ImportError as error:
             raise ImportError("ProgressBar: rich is not installed; pip install rich") from error
 
-        columns = progress.BarColumn(16), progress.TextColumn("{task.description}"), progress.TimeRemainingColumn()
-        self._bar = progress.Progress(*columns, console=self.console or console.Console(stderr=True))
+        columns = (
+            progress.BarColumn(16),
+            progress.TextColumn("{task.description}"),
+            progress.TimeRemainingColumn(),
+        )
+        self._bar = progress.Progress(
+            *columns, console=self.console or console.Console(stderr=True)
+        )
         self._bar.add_task("", total=None)
         self._due = time.monotonic() + EVERY
 
     def step(self, now: Progress) -> bool | None:
         judged = {} if now.validation is None else {"validation": now.validation}
         losses = {"loss": now.loss, **judged, **now.metrics}
-        words = f"epoch {now.epoch}/{now.epochs}" + "".join(f"  {name} {one:.4f}" for name, one in losses.items())
+        words = f"epoch {now.epoch}/{now.epochs}" + "".join(
+            f"  {name} {one:.4f}" for name, one in losses.items()
+        )
         if self._bar.console.is_terminal or self._bar.console.is_jupyter:
             # Training may stop early: the time left is at most that which is shown.
-            done = {"total": now.epochs * now.steps, "completed": (now.epoch - 1) * now.steps + now.step}
+            done = {
+                "total": now.epochs * now.steps,
+                "completed": (now.epoch - 1) * now.steps + now.step,
+            }
             self._bar.update(self._bar.task_ids[0], description=f"{words}  left", **done)
             self._bar.start()
         elif time.monotonic() >= self._due:
@@ -368,12 +415,14 @@ class ProgressBar(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes loss, norm of the gradient and validation loss for TensorBoard (`pip install tensorboard`).
+    """Writes loss, norm of the gradient and validation loss for TensorBoard (`pip install
+    tensorboard`).
 
     Parameters
     ----------
     folder : path
-        The folder for its files; TensorBoard shows the runs of a folder by the names of its folders.
+        The folder for its files; TensorBoard shows the runs of a folder by the names of its
+        folders.
     every : int
         Batches between two entries.
 
@@ -395,7 +444,9 @@ class TensorBoard(Callback):
         try:
             from tensorboard.summary import Writer
         except ModuleNotFoundError as error:
-            raise ImportError("TensorBoard: pip install tensorboard, whose package writes its files") from error
+            raise ImportError(
+                "TensorBoard: pip install tensorboard, whose package writes its files"
+            ) from error
         self._writer = Writer(str(self.folder))
 
     def step(self, now: Progress) -> bool | None:

@@ -1,4 +1,6 @@
-"""Batches on their way to a model: of any iterable, checked on the host, put on its device, with axes in its order."""
+"""Batches on their way to a model: of any iterable, checked on the host, put on its device, with
+axes in its order.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import EXPECTED, Batch, Batches, is_input, mask_of_steps, time_first, within_lengths
+from xlstm.data.batches import (
+    EXPECTED,
+    Batch,
+    Batches,
+    is_input,
+    mask_of_steps,
+    time_first,
+    within_lengths,
+)
 from xlstm.data.host import finite, numbers
 from xlstm.data.shards import Shard
 from xlstm.losses import mse
@@ -26,7 +36,9 @@ from xlstm.training.parallel import added
 
 Loss = Callable[..., tuple[Array, Array]]
 Metric = Callable[[Array, Array], Any]
-ITERABLE = checks.accepted(lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping), EXPECTED)
+ITERABLE = checks.accepted(
+    lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping), EXPECTED
+)
 MODEL = checks.having("forward", "backward", expected="a model or a layer")
 
 
@@ -44,22 +56,32 @@ class Inputs(NamedTuple):
 
 
 def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
-    """Return the loss to train a model with: `loss`, else the model's own, else the mean squared error."""
-    chosen: Loss = checks.function(where, "loss", getattr(model, "loss", mse) if loss is None else loss)
+    """Return the loss to train a model with: `loss`, else the model's own, else the mean squared
+    error.
+    """
+    chosen: Loss = checks.function(
+        where, "loss", getattr(model, "loss", mse) if loss is None else loss
+    )
     return chosen
 
 
 def metrics_of(where: str, metrics: Any) -> Mapping[str, Metric]:
-    """Return the metrics that are given, or a dict without any; TypeError unless they are functions by their names."""
+    """Return the metrics that are given, or a dict without any; TypeError unless they are functions
+    by their names.
+    """
     given = {} if metrics is None else metrics
-    found: Mapping[str, Metric] = checks.instance(Mapping, "a dict of name to function")(where, "metrics", given)
+    found: Mapping[str, Metric] = checks.instance(Mapping, "a dict of name to function")(
+        where, "metrics", given
+    )
     for name, metric in found.items():
         checks.function(where, f"metrics[{name!r}]", metric)
     return found
 
 
 def batches_of(where: str, name: str, model: Any, data: Any) -> Batches:
-    """Return data as they are, or an iterable of batches or pairs as data for a model; TypeError for all else."""
+    """Return data as they are, or an iterable of batches or pairs as data for a model; TypeError
+    for all else.
+    """
     if hasattr(data, "batches") and hasattr(data, "__len__") and not isinstance(data, type):
         return data  # type: ignore[no-any-return]
     return Iterated(ITERABLE(where, name, data), every_step=not getattr(model, "last", False))
@@ -67,12 +89,13 @@ def batches_of(where: str, name: str, model: Any, data: Any) -> Batches:
 
 @dataclass(frozen=True)
 class Iterated:
-    """The batches of an iterable, such as a list or a `DataLoader` of PyTorch, whose entries are pairs or a `Batch`.
+    """The batches of an iterable, such as a list or a `DataLoader` of PyTorch, whose entries are
+    pairs or a `Batch`.
 
-    The arrays or tensors of a pair (x, target) have the sequences first, as in `Windows`: x is (B, T, D), or tokens (B,
-    T). A pair begins from the initial state. With a generator of random numbers a list of independent batches is
-    shuffled, and so are the examples of a `DataLoader` whose sampler draws them, which gets a generator for each epoch;
-    all else keeps its order.
+    The arrays or tensors of a pair (x, target) have the sequences first, as in `Windows`: x is (B,
+    T, D), or tokens (B, T). A pair begins from the initial state. With a generator of random
+    numbers a list of independent batches is shuffled, and so are the examples of a `DataLoader`
+    whose sampler draws them, which gets a generator for each epoch; all else keeps its order.
 
     Parameters
     ----------
@@ -84,7 +107,8 @@ class Iterated:
     Raises
     ------
     TypeError
-        The data are not iterable; or, once it is its turn, an entry is neither a pair nor a `Batch`.
+        The data are not iterable; or, once it is its turn, an entry is neither a pair nor a
+        `Batch`.
     ValueError
         Once it is its turn: the shapes of a pair do not go together.
     """
@@ -101,10 +125,13 @@ class Iterated:
         return isinstance(self.data, Iterator)
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch, or the largest number there is where the data do not tell."""
+        """Return the number of batches in an epoch, or the largest number there is where the data
+        do not tell.
+        """
         try:
             return len(self.data)  # type: ignore[arg-type]
-        except TypeError:  # a DataLoader has a method for its length, which says so if there is none
+        except TypeError:
+            # a DataLoader has a method for its length, which says so if there is none
             return checks.COUNTED
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
@@ -115,23 +142,31 @@ class Iterated:
                 data = [data[k] for k in rng.permutation(len(data))]
         elif hasattr(getattr(data, "sampler", None), "generator"):
             drawn: Any = sys.modules["torch"].Generator()
-            data.sampler.generator = drawn.manual_seed(0 if rng is None else int(rng.integers(2**63)))
+            data.sampler.generator = drawn.manual_seed(
+                0 if rng is None else int(rng.integers(2**63))
+            )
         for number, one in enumerate(data, 1):
             yield one if isinstance(one, Batch) else self._batch(f"batch {number}", one)
 
     def _batch(self, where: str, pair: Any) -> Batch:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise TypeError(
-                f"train: {where} is {checks.shown(pair)}, expected a pair (x, target) or an xlstm.data.Batch"
+                f"train: {where} is {checks.shown(pair)}, expected a pair (x, target) or an"
+                " xlstm.data.Batch"
             )
-        x, target = (numbers(f"train: {where}", name, one) for name, one in zip(("x", "target"), pair, strict=True))
+        x, target = (
+            numbers(f"train: {where}", name, one)
+            for name, one in zip(("x", "target"), pair, strict=True)
+        )
         if x.ndim == 2 and x.dtype.kind == "f":  # examples without time
             return Batch(x, target, None, True)
         axes = 2 if self.every_step else 1
         if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
             leading = "(B, T, ...)" if self.every_step else "(B, ...)"
             shapes = f"x of shape {x.shape} and target of shape {target.shape}"
-            raise ValueError(f"train: {where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}")
+            raise ValueError(
+                f"train: {where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}"
+            )
         return Batch(time_first(x), time_first(target) if self.every_step else target, None, True)
 
 
@@ -161,16 +196,24 @@ class Feed:
         return cls(model, backend, backend if precision is None else precision.below(backend))
 
     def batches(
-        self, data: Batches, where: str, each: str, rng: np.random.Generator | None = None, skip: int = 0
+        self,
+        data: Batches,
+        where: str,
+        each: str,
+        rng: np.random.Generator | None = None,
+        skip: int = 0,
     ) -> Iterator[Inputs]:
-        """Yield one epoch without its first `skip` batches; errors call it `where`, and a batch `each` and its number.
+        """Yield one epoch without its first `skip` batches; errors call it `where`, and a batch
+        `each` and its number.
 
         Raises
         ------
         ValueError
-            There is no batch or none with a target that counts, or numbers are not finite or do not fit the dtype.
+            There is no batch or none with a target that counts, or numbers are not finite or do not
+            fit the dtype.
         """
-        number, counted = 0, float(skip)
+        number = 0
+        counted = float(skip)
         for number, batch in enumerate(data.batches(rng), 1):
             if number <= skip:
                 continue
@@ -181,28 +224,37 @@ class Feed:
         if number == 0:
             raise ValueError(f"{where}: the data yield no batches")
         if counted == 0:
-            raise ValueError(f"{where}: the data have no target that counts; masks leave out all, or lengths are all 0")
+            raise ValueError(
+                f"{where}: the data have no target that counts; masks leave out all, or lengths are"
+                " all 0"
+            )
 
     def check(self, where: str, batch: Batch, everything: bool = False) -> None:
         """Raise ValueError unless x and the targets that count are finite on their backends.
 
-        Arrays on a device are left alone, since reading them would wait for it, and so are targets that a mask leaves
-        out, unless `everything` is to be checked.
+        Arrays on a device are left alone, since reading them would wait for it, and so are targets
+        that a mask leaves out, unless `everything` is to be checked.
         """
-        counts = None if batch.lengths is None else within_lengths(batch.lengths, *batch.x.shape[:2])
+        counts = (
+            None if batch.lengths is None else within_lengths(batch.lengths, *batch.x.shape[:2])
+        )
         if everything or isinstance(batch.x, np.ndarray):
             finite(where, "x", to_numpy(batch.x), self.low.dtype, counts)
         if everything or isinstance(batch.target, np.ndarray):
             counts = None if everything or batch.mask is None else to_numpy(batch.mask) != 0
             finite(where, "target", to_numpy(batch.target), self.home.dtype, counts)
 
-    def forward(self, params: Params, inputs: Inputs, state: Any, train: bool, **masks: Any) -> tuple[Array, Any, Any]:
+    def forward(
+        self, params: Params, inputs: Inputs, state: Any, train: bool, **masks: Any
+    ) -> tuple[Array, Any, Any]:
         """Run the model: y, the final state, and what it keeps for `backward`."""
         if not self._goes_through_time:
             y, saved = self.model.forward(params, inputs.x)
             return y, None, saved
         start = None if inputs.fresh else state
-        y, state, saved = self.model.forward(params, inputs.x, start, train=train, **inputs.options, **masks)
+        y, state, saved = self.model.forward(
+            params, inputs.x, start, train=train, **inputs.options, **masks
+        )
         return y, state, saved
 
     @cached_property
@@ -215,24 +267,36 @@ class Feed:
         return True
 
     def inputs(self, batch: Batch, where: str) -> Inputs:
-        """Return a batch as the model takes it; raises TypeError if it is none, and ValueError as `check` does."""
+        """Return a batch as the model takes it; raises TypeError if it is none, and ValueError as
+        `check` does.
+        """
         if not isinstance(batch, Batch):
-            raise TypeError(f"{where}: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
+            raise TypeError(
+                f"{where}: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch"
+            )
         for name in ("x", "target", "mask", "lengths"):
             checks.unmasked(where, name, getattr(batch, name))
         batch = batch._replace(mask=self._mask(batch))
         self.check(where, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that do not count may overflow
-            x, target = self.low.asarray(batch.x), self.home.asarray(batch.target)
-        weight, mask = math.prod(target.shape), None
+            x = self.low.asarray(batch.x)
+            target = self.home.asarray(batch.target)
+        weight = math.prod(target.shape)
+        mask = None
         if batch.mask is not None:
-            weight = float(np.sum(to_numpy(batch.mask))) * math.prod(target.shape[batch.mask.ndim :])
+            weight = float(np.sum(to_numpy(batch.mask))) * math.prod(
+                target.shape[batch.mask.ndim :]
+            )
             mask = self.home.asarray(batch.mask)
         if getattr(self.model, "batch_first", False):
             x = self._swapped(x)
             if not getattr(self.model, "last", False):  # whose targets have no time axis
-                target, mask = self._swapped(target), None if mask is None else self._swapped(mask)
-        options = {**(batch.options or {}), **({} if batch.lengths is None else {"lengths": batch.lengths})}
+                target = self._swapped(target)
+                mask = None if mask is None else self._swapped(mask)
+        options = {
+            **(batch.options or {}),
+            **({} if batch.lengths is None else {"lengths": batch.lengths}),
+        }
         total = float(weight) if batch.part is None else batch.part.total
         return Inputs(x, target, mask, batch.fresh, options, float(weight), batch, total)
 
@@ -270,7 +334,8 @@ def evaluate(
     loss : callable, optional
         As for `train`.
     stopped : callable, optional
-        `stopped() -> bool` says after a batch whether nobody needs the result any more, which is NaN then.
+        `stopped() -> bool` says after a batch whether nobody needs the result any more, which is
+        NaN then.
     group : Group, optional
         The ranks that share each batch; all of them return the same.
     metrics : dict of str to callable, optional
@@ -284,8 +349,8 @@ def evaluate(
     Raises
     ------
     ValueError
-        `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
-        into the dtype.
+        `data` yields no batch or none with a target that counts, or numbers in a batch are not
+        finite or do not fit into the dtype.
     TypeError
         `metrics` is no dict of functions, or a metric returns no numbers.
     """
@@ -310,12 +375,20 @@ def evaluate(
 
 
 def _sums(
-    feed: Feed, params: Params, data: Batches, loss: Loss, metrics: Mapping[str, Metric], stopped: Callable[[], bool]
+    feed: Feed,
+    params: Params,
+    data: Batches,
+    loss: Loss,
+    metrics: Mapping[str, Metric],
+    stopped: Callable[[], bool],
 ) -> Iterator[tuple[float, ...]]:
-    """Yield of each batch whether nobody needs the result, its weight, its loss times that, and `_measured`."""
+    """Yield of each batch whether nobody needs the result, its weight, its loss times that, and
+    `_measured`.
+    """
     state = None
     for batch in feed.batches(data, "evaluate", ": batch"):
-        value, measured = 0.0, [0.0] * (1 + len(metrics))
+        value = 0.0
+        measured = [0.0] * (1 + len(metrics))
         if batch.host.x.shape[1]:  # a rank may have no sequence
             with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
                 y, state, _ = feed.forward(params, batch, state, train=False)
@@ -325,17 +398,23 @@ def _sums(
 
 
 def _measured(metrics: Mapping[str, Metric], y: Array, batch: Inputs) -> list[float]:
-    """Return the number of targets that count, and the mean of each metric over them, times that number."""
+    """Return the number of targets that count, and the mean of each metric over them, times that
+    number.
+    """
     target = batch.target
     if batch.mask is not None:
         xp = namespace("evaluate", {"y": y})
         there = xp.astype(batch.mask, xp.bool)
-        y, target = y[there], target[there]
+        y = y[there]
+        target = target[there]
     found = [float(math.prod(target.shape))]
     for name, metric in metrics.items():
         made = metric(y, target) if found[0] else 0.0
-        values = to_numpy(made[0] if isinstance(made, tuple) and made else made)  # a loss also returns its gradient
+        # a loss also returns its gradient
+        values = to_numpy(made[0] if isinstance(made, tuple) and made else made)
         if values.dtype.kind not in "biuf" or not values.size:
-            raise TypeError(f"evaluate: metrics[{name!r}] returned {checks.shown(made)}, expected numbers")
+            raise TypeError(
+                f"evaluate: metrics[{name!r}] returned {checks.shown(made)}, expected numbers"
+            )
         found.append(found[0] * float(np.mean(values)))
     return found

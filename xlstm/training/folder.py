@@ -1,8 +1,9 @@
-"""The folder of a run: its checkpoints, and its history, a line of JSON for every step and every epoch.
+"""The folder of a run: its checkpoints, and its history, a line of JSON for every step and every
+epoch.
 
-A checkpoint is one safetensors file with all that training needs to go on: weights, the state of the optimiser and of
-callbacks, random states, the position in the data, the losses so far, and a description of the run. Files are written
-whole or not at all.
+A checkpoint is one safetensors file with all that training needs to go on: weights, the state of
+the optimiser and of callbacks, random states, the position in the data, the losses so far, and a
+description of the run. Files are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from xlstm.arrays import checks
 from xlstm.data import reading, writing
 
 KIND = "training"
-BEST, HISTORY = "best.safetensors", "history.jsonl"
+BEST = "best.safetensors"
+HISTORY = "history.jsonl"
 NAME = re.compile(r"step-\d+\.safetensors")
 EVERY = 1.0  # seconds between two writes of the history
 COUNT = checks.whole(0, checks.COUNTED)
@@ -32,7 +34,9 @@ PLACE = ("epoch", "done", "ended")  # by which checkpoints of a run differ
 # The numbers of a checkpoint's description: where a run is, and the state of a step.
 RULES: dict[str, checks.Kind] = {
     **{"epoch": checks.count, "ended": checks.flag, "scale": checks.above_0},
-    **dict.fromkeys(("done", "total", "updates", "skipped", "best_epoch", "good", "batches"), COUNT),
+    **dict.fromkeys(
+        ("done", "total", "updates", "skipped", "best_epoch", "good", "batches"), COUNT
+    ),
     **dict.fromkeys(("seconds", "weight"), checks.non_negative),
 }
 # Those of a line of the history.
@@ -43,7 +47,9 @@ ENTRY: dict[str, checks.Kind] = {
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read: its path, its description, the tree of its values, and its arrays by name."""
+    """A checkpoint that was read: its path, its description, the tree of its values, and its arrays
+    by name.
+    """
 
     path: Path
     about: dict[str, Any]
@@ -54,8 +60,9 @@ class Checkpoint(NamedTuple):
 class Folder:
     """Where a run keeps its checkpoints and its history.
 
-    Where one of them cannot be written, since the disk is full or the folder went away, training goes on: there is one
-    warning, the next checkpoint tries again, and `problem` and `history_problem` say at the end what is not on disk.
+    Where one of them cannot be written, since the disk is full or the folder went away, training
+    goes on: there is one warning, the next checkpoint tries again, and `problem` and
+    `history_problem` say at the end what is not on disk.
 
     Parameters
     ----------
@@ -65,7 +72,8 @@ class Folder:
     """
 
     def __init__(self, path: Path | None, keep: int) -> None:
-        self.path, self.keep = path, keep
+        self.path = path
+        self.keep = keep
         self.saved: dict[str, Any] = {}  # the description of the newest checkpoint on the disk
         self.problem = self.history_problem = ""  # which files are not on the disk, and why
         self._lock: int | None = None
@@ -73,9 +81,11 @@ class Folder:
         self._next = 0.0
 
     def begin(self) -> None:
-        """Make the folder, try whether files can be written there, and keep others from training there.
+        """Make the folder, try whether files can be written there, and keep others from training
+        there.
 
-        Raises OSError where the folder cannot be written to, and ValueError where another process trains there.
+        Raises OSError where the folder cannot be written to, and ValueError where another process
+        trains there.
         """
         if self.path is None:
             return
@@ -85,7 +95,9 @@ class Folder:
             self._lock = os.open(self.path, os.O_RDONLY)
         if self._lock is not None and not writing.locked(self._lock):
             self.close()
-            raise ValueError(f"train: another run is going on in {self.path}; choose another folder")
+            raise ValueError(
+                f"train: another run is going on in {self.path}; choose another folder"
+            )
 
     def close(self) -> None:
         """Let others train in the folder."""
@@ -94,14 +106,20 @@ class Folder:
             self._lock = None
 
     def check(self, origin: Checkpoint | None) -> None:
-        """Raise ValueError unless `origin` is the newest checkpoint in the folder, or there is none."""
+        """Raise ValueError unless `origin` is the newest checkpoint in the folder, or there is
+        none.
+        """
         for path in self.checkpoints()[-1:]:
             if origin is None or origin.path != path:
-                how = "resume=True goes on with it where it can be read, and another folder begins a new one"
+                how = (
+                    "resume=True goes on with it where it can be read, and another folder begins a"
+                    " new one"
+                )
                 raise ValueError(f"train: {self.path} holds a run already ({path.name}); {how}")
 
     def save(self, about: dict[str, Any], tree: Any, validated: bool) -> None:
-        """Write a checkpoint, and delete those that are not to be kept, unless the newest one is of the same place.
+        """Write a checkpoint, and delete those that are not to be kept, unless the newest one is of
+        the same place.
 
         Parameters
         ----------
@@ -111,7 +129,9 @@ class Folder:
         validated : bool
             There is a best epoch, whose checkpoint is written, too, where it is not on the disk.
         """
-        if self.path is None or (self.saved and all(self.saved[name] == about[name] for name in PLACE)):
+        if self.path is None or (
+            self.saved and all(self.saved[name] == about[name] for name in PLACE)
+        ):
             return
         self.flush()
         value, arrays = checkpoint.pack(tree)
@@ -127,10 +147,15 @@ class Folder:
             if not self.problem:
                 text = f"train: {error}; training goes on, and the next checkpoint tries again"
                 warnings.warn(text, RuntimeWarning, stacklevel=4)
-            newest = f"its newest checkpoint is that of step {self.saved['total']}" if self.saved else "none was saved"
+            newest = (
+                f"its newest checkpoint is that of step {self.saved['total']}"
+                if self.saved
+                else "none was saved"
+            )
             self.problem = f"step {about['total']} is not on disk ({error}); {newest}"
             return
-        self.saved, self.problem = about, ""
+        self.saved = about
+        self.problem = ""
         for old in self.checkpoints()[: -self.keep]:
             old.unlink(missing_ok=True)
 
@@ -142,8 +167,8 @@ class Folder:
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that can be read, or None where there is none at all.
 
-        A damaged one gives a warning and another name, and the one before it is taken. Where none of them can be read,
-        the error of the oldest is raised.
+        A damaged one gives a warning and another name, and the one before it is taken. Where none
+        of them can be read, the error of the oldest is raised.
         """
         paths = self.checkpoints()
         while paths:
@@ -153,27 +178,35 @@ class Folder:
             except (ValueError, OSError) as error:
                 if not paths:
                     raise
-                warnings.warn(f"train: {error}; an older checkpoint is taken", RuntimeWarning, stacklevel=4)
-                if self._lock is not None and isinstance(error, ValueError):  # it is not in the way of later ones
+                warnings.warn(
+                    f"train: {error}; an older checkpoint is taken", RuntimeWarning, stacklevel=4
+                )
+                # it is not in the way of later ones
+                if self._lock is not None and isinstance(error, ValueError):
                     with contextlib.suppress(OSError):
                         path.rename(path.with_suffix(".damaged"))
         return None
 
     def rewind(self, total: int, epoch: int) -> None:
-        """Drop lines of the history after the `total`-th step, and of validations from `epoch` on, which come again.
+        """Drop lines of the history after the `total`-th step, and of validations from `epoch` on,
+        which come again.
 
-        So does what a killed process or a power cut may have left half written; a checkpoint is all that a run needs.
+        So does what a killed process or a power cut may have left half written; a checkpoint is all
+        that a run needs.
         """
         if self.path is None:
             return
         writing.clean(self.path)
         if not reading.regular(path := self.path / HISTORY).exists():
             return
-        kept, blob = "", path.read_bytes()
+        kept = ""
+        blob = path.read_bytes()
         for line in blob.split(b"\n"):
             with contextlib.suppress(TypeError, ValueError):
                 entry = _entry(line)
-                if entry["total"] <= total and ("validation" not in entry or entry["epoch"] < epoch):
+                if entry["total"] <= total and (
+                    "validation" not in entry or entry["epoch"] < epoch
+                ):
                     kept += json.dumps(entry) + "\n"
         if kept.encode() != blob:
             writing.write(path, kept.encode())
@@ -182,13 +215,18 @@ class Folder:
         """Add a line to the history; NaN and infinity, which JSON does not have, become null."""
         if self.path is None:
             return
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        plain = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in entry.items()
+        }
         self._lines.append(json.dumps(plain) + "\n")
         if time.monotonic() >= self._next:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines of the history that wait; those that cannot be written wait for the next time."""
+        """Write the lines of the history that wait; those that cannot be written wait for the next
+        time.
+        """
         self._next = time.monotonic() + EVERY
         try:
             if self._lines and self.path is not None:
@@ -196,14 +234,16 @@ class Folder:
         except OSError as error:
             self.history_problem = f"the history is not on disk ({error})"
         else:
-            self._lines, self.history_problem = [], ""
+            self._lines = []
+            self.history_problem = ""
 
 
 @reading.brief()
 def read(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint; raises OSError or ValueError where there is none, or it is not sound."""
     arrays, config = checkpoint.load(path, KIND)
-    about, value = config.get("about"), config.get("value")
+    about = config.get("about")
+    value = config.get("value")
     if not isinstance(about, dict) or not isinstance(value, dict):
         raise ValueError(f"{path}: not a sound checkpoint, it has no description or no values")
     try:
@@ -214,7 +254,10 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     epoch, done, total = (about[name] for name in ("epoch", "done", "total"))
     most = max(about["updates"], about["skipped"], epoch - 1 + done)  # an epoch has a batch or more
     if most > total or about["best_epoch"] > epoch or (about["ended"] and done):
-        raise ValueError(f"{path}: not a sound checkpoint, epoch {epoch}, step {done} does not go with the rest of it")
+        raise ValueError(
+            f"{path}: not a sound checkpoint, epoch {epoch}, step {done} does not go with the rest"
+            " of it"
+        )
     return Checkpoint(Path(path), about, value, arrays)
 
 
@@ -228,8 +271,9 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Each has "total", the number of batches so far, "epoch" and "seconds"; that of a step has "loss" and "norm",
-        and that of an epoch "validation" and the metrics of `train`, as "metrics.NAME".
+        Each has "total", the number of batches so far, "epoch" and "seconds"; that of a step has
+        "loss" and "norm", and that of an epoch "validation" and the metrics of `train`, as
+        "metrics.NAME".
 
     Raises
     ------
@@ -238,7 +282,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """
     entries = []
     lines = reading.regular(path).read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last end of a line is not whole
+    # what follows the last end of a line is not whole
+    for number, line in enumerate(lines[:-1], 1):
         try:
             entries.append(_entry(line))
         except (TypeError, ValueError) as error:
@@ -247,7 +292,9 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def _entry(line: bytes) -> dict[str, Any]:
-    """Return what a line of a history says; ValueError or TypeError if it is none. NaN comes as None."""
+    """Return what a line of a history says; ValueError or TypeError if it is none. NaN comes as
+    None.
+    """
     entry = reading.from_json("entry", line, unlimited=True)
     if not isinstance(entry, dict):
         raise ValueError(f"it is {checks.shown(entry)}, expected an object with a total")

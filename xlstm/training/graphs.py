@@ -1,8 +1,9 @@
-"""Steps of training on a GPU: decisions that the host need not wait for, and CUDA graphs, one for each shape.
+"""Steps of training on a GPU: decisions that the host need not wait for, and CUDA graphs, one for
+each shape.
 
-The GPU decides whether a step counts, and whether all steps so far could be taken. The state of a device is a float64
-array there with the numbers of `Decided`; a step makes a new one from the last, and from the numbers that the host
-gives it.
+The GPU decides whether a step counts, and whether all steps so far could be taken. The state of a
+device is a float64 array there with the numbers of `Decided`; a step makes a new one from the last,
+and from the numbers that the host gives it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ MOST = 8  # graphs of a run; batches of other shapes go without
 SEEN = 64  # shapes of which it is known that they came before
 MASKS = 1024  # that a step draws at most
 
-Take = Callable[["StepState", Inputs, Array], "StepState"]  # the array has the numbers of `Given` and others
+# the array has the numbers of `Given` and others
+Take = Callable[["StepState", Inputs, Array], "StepState"]
 
 
 def choice(where: str, name: str, value: Any) -> bool | str:
@@ -49,7 +51,9 @@ def is_ours(value: Any) -> bool:
     if not str(getattr(made, "__module__", "")).startswith(f"{__name__.partition('.')[0]}."):
         return False
     held = getattr(made, "model", None)  # that of `LowRank`
-    return (held is None or is_ours(held)) and all(map(is_ours, getattr(made, "parts", {}).values()))
+    return (held is None or is_ours(held)) and all(
+        map(is_ours, getattr(made, "parts", {}).values())
+    )
 
 
 class Decided(NamedTuple):
@@ -107,8 +111,11 @@ def decision(device_state: Array, name: str) -> Array:
 
 
 def decide(xp: Namespace, device_state: Array, loss: Array, norm: Array, given: Given) -> Array:
-    """Return the state of the device after a step with this loss and norm of its gradients, from one launch."""
-    after, failed = xp.empty_like(device_state), decision(device_state, "failed")
+    """Return the state of the device after a step with this loss and norm of its gradients, from
+    one launch.
+    """
+    after = xp.empty_like(device_state)
+    failed = decision(device_state, "failed")
     places = tuple(after[k] for k in range(len(after)))
     fuse(xp, _decisions, loss, norm, given.number, given.forgiven, failed, out=places)
     return after
@@ -118,7 +125,8 @@ def _decisions(
     xp: Namespace, loss: Array, norm: Array, number: Array, forgiven: Array, failed: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Return the numbers of `Decided`, in its order."""
-    loss, norm = xp.astype(loss, xp.float64), xp.astype(norm, xp.float64)
+    loss = xp.astype(loss, xp.float64)
+    norm = xp.astype(norm, xp.float64)
     finite = _finite(xp, norm)
     sound = _finite(xp, loss) * xp.maximum(finite, forgiven)
     failed = xp.where(failed > 0, failed, (1 - sound) * number)
@@ -143,13 +151,16 @@ class _Captured:
 class Graphs:
     """The arrays of a run that lie where graphs read and write them, and the graphs.
 
-    A shape that comes for the first time is not captured; when it comes again, it is captured after that step, whose
-    kernels are compiled then.
+    A shape that comes for the first time is not captured; when it comes again, it is captured after
+    that step, whose kernels are compiled then.
     """
 
     def __init__(self, owner: Step, state: StepState) -> None:
-        self.owner = owner  # of the steps that are captured, with all that they read, such as frozen weights
-        xp, self.home, masks = state.feed.home.xp, state.feed.home, state.masks
+        # of the steps that are captured, with all that they read, such as frozen weights
+        self.owner = owner
+        xp = state.feed.home.xp
+        self.home = state.feed.home
+        masks = state.masks
         self.params = _copies(xp, state.params)
         self.slots = {slot: _copies(xp, moments) for slot, moments in state.moments.slots.items()}
         self.sums = None if state.sums is None else _copies(xp, state.sums)
@@ -159,7 +170,9 @@ class Graphs:
         if masks is not None:
             if not isinstance(masks.bit_generator, np.random.PCG64):
                 kind = type(masks.bit_generator).__name__
-                raise ValueError(f"Step: graph is True and seed a generator with {kind}, expected one with PCG64")
+                raise ValueError(
+                    f"Step: graph is True and seed a generator with {kind}, expected one with PCG64"
+                )
             self.states = self.home.asarray(np.zeros((MASKS, random.STATE), np.uint64))
         self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
         self.captured: dict[Hashable, _Captured] = {}
@@ -174,11 +187,15 @@ class Graphs:
             self._refused(error)
 
     def hold(self, owner: Step, state: StepState) -> bool:
-        """Return whether the arrays of a state are those of this object, and the steps those of its owner."""
+        """Return whether the arrays of a state are those of this object, and the steps those of its
+        owner.
+        """
         same = state.params is self.params and state.moments.slots is self.slots
         return same and owner is self.owner and (state.sums is None or state.sums is self.sums)
 
-    def take(self, step: Take, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
+    def take(
+        self, step: Take, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]
+    ) -> StepState:
         """Return the state after a step, whose arrays are those of this object.
 
         There is one warning where a step cannot be captured; steps go on without graphs then.
@@ -186,8 +203,8 @@ class Graphs:
         Parameters
         ----------
         step : callable
-            `step(state, inputs, given) -> state` changes the arrays of the state in their places, but for
-            `device_state` and the state of the model.
+            `step(state, inputs, given) -> state` changes the arrays of the state in their places,
+            but for `device_state` and the state of the model.
         state : StepState
         inputs : Inputs
         given : array
@@ -200,10 +217,15 @@ class Graphs:
             self.given = self.home.asarray(np.zeros(given.shape), "float64")
         start = None if inputs.fresh else state.carried
         batch = (inputs.x, inputs.target, inputs.mask)
-        place = (state.batches == 0, state.batches + 1 == self.owner.accumulate)  # first, last of an update
-        lengths = tuple((name, np.asarray(value).tobytes()) for name, value in inputs.options.items())
+        # first, last of an update
+        place = (state.batches == 0, state.batches + 1 == self.owner.accumulate)
+        lengths = tuple(
+            (name, np.asarray(value).tobytes()) for name, value in inputs.options.items()
+        )
         # A graph has this number of the generator of masks.
-        increment = None if state.masks is None else state.masks.bit_generator.state["state"].get("inc")
+        increment = (
+            None if state.masks is None else state.masks.bit_generator.state["state"].get("inc")
+        )
         part = None if inputs.host.part is None else inputs.host.part.key
         key = (_kinds(batch), inputs.fresh, lengths, _kinds(start), increment, place, part)
         if key in self.captured:
@@ -221,16 +243,24 @@ class Graphs:
         return after
 
     def _refused(self, error: Exception) -> None:
-        """Say why steps go on without graphs, and give back the memory of all that were captured."""
-        problem = f"graph is {self.owner.graph}, but a step cannot be captured ({probe.first_line(error)})"
+        """Say why steps go on without graphs, and give back the memory of all that were
+        captured.
+        """
+        problem = (
+            f"graph is {self.owner.graph}, but a step cannot be captured"
+            f" ({probe.first_line(error)})"
+        )
         warnings.warn(f"Step: {problem}; steps go on without", RuntimeWarning, stacklevel=5)
-        self.recorder, self.most = None, 0
+        self.recorder = None
+        self.most = 0
         self.captured.clear()
 
     def _with_arrays(self, state: StepState) -> StepState:
         """Return a state with the arrays of this object."""
         moments = state.moments._replace(slots=self.slots)
-        return state._replace(params=self.params, moments=moments, device_state=self.device_state, sums=self.sums)
+        return state._replace(
+            params=self.params, moments=moments, device_state=self.device_state, sums=self.sums
+        )
 
     def _done(self, step: Take, state: StepState, inputs: Inputs, given: Array) -> StepState:
         """Take a step in place, with the device_state in its place too."""
@@ -245,29 +275,53 @@ class Graphs:
         if _kinds(end) not in self.places:
             self.places[_kinds(end)] = _copied(end)
         place = self.places[_kinds(end)]
-        fixed = inputs._replace(x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask))
-        later = None if state.masks is None else random.Later(state.masks.bit_generator, self.states, fixed.host.part)
-        state = self._with_arrays(state)._replace(masks=later, carried=None if state.carried is None else place)
+        fixed = inputs._replace(
+            x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask)
+        )
+        later = (
+            None
+            if state.masks is None
+            else random.Later(state.masks.bit_generator, self.states, fixed.host.part)
+        )
+        state = self._with_arrays(state)._replace(
+            masks=later, carried=None if state.carried is None else place
+        )
         self._leave(place, end)  # its kernels are to be compiled, too
         assert self.recorder is not None
-        graph = self.recorder.capture(lambda: self._leave(place, self._done(step, state, fixed, self.given).carried))
+        graph = self.recorder.capture(
+            lambda: self._leave(place, self._done(step, state, fixed, self.given).carried)
+        )
         return _Captured(graph, fixed, place, [] if later is None else later.sizes)
 
     def _leave(self, place: Any, end: Any) -> None:
-        """Put the state of the model after a step into its place, unless the step could not be taken."""
+        """Put the state of the model after a step into its place, unless the step could not be
+        taken.
+        """
         for old, new in zip(leaves(place), leaves(end), strict=True):
-            fuse(self.home.xp, _unless_failed, old, new, decision(self.device_state, "failed"), out=old)
+            fuse(
+                self.home.xp,
+                _unless_failed,
+                old,
+                new,
+                decision(self.device_state, "failed"),
+                out=old,
+            )
 
-    def _launched(self, known: _Captured, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
+    def _launched(
+        self, known: _Captured, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]
+    ) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
-        namespace("Step", dict([next(iter(state.params.items()))]))  # raises where another device is current
+        # raises where another device is current
+        namespace("Step", dict([next(iter(state.params.items()))]))
         for name in ("x", "target", "mask"):
             if getattr(inputs, name) is not None:
                 getattr(known.inputs, name)[...] = getattr(inputs, name)
         self.given[...] = self.home.asarray(given, "float64")
         if known.sizes:
             assert state.masks is not None
-            self.states[: len(known.sizes)] = self.home.asarray(random.states(state.masks, known.sizes))
+            self.states[: len(known.sizes)] = self.home.asarray(
+                random.states(state.masks, known.sizes)
+            )
         if not inputs.fresh and state.carried is not None and state.carried is not known.start:
             for old, new in zip(leaves(known.start), leaves(state.carried), strict=True):
                 old[...] = new

@@ -31,7 +31,16 @@ from xlstm.data.batches import Batches
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed, Scaling
 from xlstm.training import optimizers
-from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ProgressBar, has
+from xlstm.training.callbacks import (
+    Callback,
+    Clip,
+    Each,
+    EarlyStopping,
+    MovingAverage,
+    Progress,
+    ProgressBar,
+    has,
+)
 from xlstm.training.feed import Inputs, Iterated, Loss, Metric, batches_of, evaluate, metrics_of
 from xlstm.training.folder import Checkpoint, Folder
 from xlstm.training.parallel import different, together
@@ -111,98 +120,108 @@ def train(
 ) -> Trained:
     """Fit a model.
 
-    Within an epoch the state is carried from batch to batch unless a batch is `fresh`, and gradients stop at the border
-    of a batch: truncated backpropagation through time. The same seed, data and starting weights give the same result,
-    also where a run was stopped and resumed.
+    Within an epoch the state is carried from batch to batch unless a batch is `fresh`, and
+    gradients stop at the border of a batch: truncated backpropagation through time. The same seed,
+    data and starting weights give the same result, also where a run was stopped and resumed.
 
     Parameters
     ----------
     model : object
-        Any model or layer of this library, or another object that has `forward(params, x, state, train) -> (y, state,
-        saved)` and `backward(params, saved, dy) -> (grads, dx, dstate)`. `forward` is also given `lengths` where the
-        batches have them, and a `seed` where the model says that it is `random`. A model with `batch_first` is given
-        batches in that order.
+        Any model or layer of this library, or another object that has `forward(params, x, state,
+        train) -> (y, state, saved)` and `backward(params, saved, dy) -> (grads, dx, dstate)`.
+        `forward` is also given `lengths` where the batches have them, and a `seed` where the model
+        says that it is `random`. A model with `batch_first` is given batches in that order.
     params : dict of str to array
         Starting weights; they are not changed. Their library and device are used.
     data, validation : Batches, or an iterable of batches or pairs
-        The data to fit, and those to judge by: those of `xlstm.data`, or any iterable, such as a list or a `DataLoader`
-        of PyTorch, of `Batch` or of pairs (x, target) with the sequences first, x (B, T, D) and target (B, T, ...), or
-        (B, ...) for a model that predicts once. Lists of independent batches, and the sampler of a `DataLoader`, are
-        shuffled by the seed. An iterator is gone through once: it is no `validation`, and does not go with `resume`.
+        The data to fit, and those to judge by: those of `xlstm.data`, or any iterable, such as a
+        list or a `DataLoader` of PyTorch, of `Batch` or of pairs (x, target) with the sequences
+        first, x (B, T, D) and target (B, T, ...), or (B, ...) for a model that predicts once. Lists
+        of independent batches, and the sampler of a `DataLoader`, are shuffled by the seed. An
+        iterator is gone through once: it is no `validation`, and does not go with `resume`.
     optimizer : Optimizer
     epochs : int, optional
         Most passes over `data`.
     steps : int, optional
-        Most batches in all; the last epoch ends with them, and a run that is given more begins a new epoch. One of
-        `epochs` and `steps` is needed.
+        Most batches in all; the last epoch ends with them, and a run that is given more begins a
+        new epoch. One of `epochs` and `steps` is needed.
     loss : callable, optional
-        `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else `losses.mse`.
+        `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else
+        `losses.mse`.
     seed : int
         Decides the order of the batches, and the masks of dropout and zoneout.
     precision : Mixed, optional
-        Run forward and backward in float16 or bfloat16, on a GPU. The weights stay in the dtype that they have, which
-        validation and the optimiser use and which is returned; so do the loss and the sums over gradients. A step
-        whose scaled gradients overflow is left out.
+        Run forward and backward in float16 or bfloat16, on a GPU. The weights stay in the dtype
+        that they have, which validation and the optimiser use and which is returned; so do the loss
+        and the sums over gradients. A step whose scaled gradients overflow is left out.
     accumulate : int
         Update the weights after so many batches, by the mean gradient over all their targets.
     callbacks : list of Callback or callable
-        All else that is done: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your own. A function is
-        called with a `Progress` after every step, and where it returns True training stops.
+        All else that is done: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your
+        own. A function is called with a `Progress` after every step, and where it returns True
+        training stops.
     checkpoints : path, optional
-        The folder of the run, for checkpoints and the history. Without it nothing is written. With a group that of rank
-        0 counts, and so does its `resume`.
+        The folder of the run, for checkpoints and the history. Without it nothing is written. With
+        a group that of rank 0 counts, and so does its `resume`.
     every : int, optional
-        Batches between two checkpoints; by default there is one after each epoch. There is always one at the end.
+        Batches between two checkpoints; by default there is one after each epoch. There is always
+        one at the end.
     keep : int
         The number of checkpoints that are kept, beside `best.safetensors`, that of the best epoch.
     resume : bool
-        Go on from the newest checkpoint in `checkpoints`, if there is one. Arguments that decide the numbers are to be
-        those of the run, and the error names one that is not: the model, the first batch of the data, the optimiser,
-        the loss, the seed, the precision, `accumulate`, and callbacks that change gradients or weights or have a state.
-        `epochs` and `steps` may be more, with them the steps of a `cosine`, and `patience`, functions, and how often
+        Go on from the newest checkpoint in `checkpoints`, if there is one. Arguments that decide
+        the numbers are to be those of the run, and the error names one that is not: the model, the
+        first batch of the data, the optimiser, the loss, the seed, the precision, `accumulate`, and
+        callbacks that change gradients or weights or have a state. `epochs` and `steps` may be
+        more, with them the steps of a `cosine`, and `patience`, functions, and how often
         checkpoints are written may change.
     graph : bool or "auto"
-        Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a step is one launch,
-        with the same result to the bit. Nothing of the forward and backward passes, of the loss and of a callback's
-        `gradients` runs on the host then, so those that change by themselves from step to step do not go with it.
-        "auto" captures on CuPy where model, loss and callbacks are of this library, and takes steps one by one
-        elsewhere; True says that yours may be captured, and is refused where graphs are not possible.
+        Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a
+        step is one launch, with the same result to the bit. Nothing of the forward and backward
+        passes, of the loss and of a callback's `gradients` runs on the host then, so those that
+        change by themselves from step to step do not go with it. "auto" captures on CuPy where
+        model, loss and callbacks are of this library, and takes steps one by one elsewhere; True
+        says that yours may be captured, and is refused where graphs are not possible.
     patience, clip, averaging, progress : optional
-        They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function;
-        `progress=True` for a `ProgressBar()`.
+        They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`,
+        `MovingAverage(averaging)` and a function; `progress=True` for a `ProgressBar()`.
     group : Group, optional
-        The ranks that train together, as `distributed.group()` returns them; all call this with the same arguments. A
-        batch is shared by all, so the result is that of one process up to rounding, where the loss is a mean over
-        targets. Rank 0 alone writes files and calls functions; a signal, or a callback that asks to stop, ends training
-        one step later on all ranks.
+        The ranks that train together, as `distributed.group()` returns them; all call this with the
+        same arguments. A batch is shared by all, so the result is that of one process up to
+        rounding, where the loss is a mean over targets. Rank 0 alone writes files and calls
+        functions; a signal, or a callback that asks to stop, ends training one step later on all
+        ranks.
     metrics : dict of str to callable, optional
-        Functions of `(y, target)` that are computed on the validation data after each epoch, by name, such as
-        `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for each batch, with the outputs and
-        the targets that count, in the library of the weights: where there is a mask, its axes become one, (M, ...).
-        They return numbers, or one number, the mean. The result is the mean over batches, weighted by their targets.
-        The losses of `xlstm.losses` are metrics, too.
+        Functions of `(y, target)` that are computed on the validation data after each epoch, by
+        name, such as `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for
+        each batch, with the outputs and the targets that count, in the library of the weights:
+        where there is a mask, its axes become one, (M, ...). They return numbers, or one number,
+        the mean. The result is the mean over batches, weighted by their targets. The losses of
+        `xlstm.losses` are metrics, too.
 
     Returns
     -------
     Trained
-        Its weights are those of the epoch with the lowest validation loss, or the last ones without `validation`.
+        Its weights are those of the epoch with the lowest validation loss, or the last ones without
+        `validation`.
 
     Raises
     ------
     FloatingPointError
-        The loss, a parameter or a gradient is not finite, with `precision` at the least scale too; names the step and
-        the parameter.
+        The loss, a parameter or a gradient is not finite, with `precision` at the least scale too;
+        names the step and the parameter.
     ValueError
-        `data` or `validation` yields no batch or none with a target that counts, or numbers in a batch are not finite
-        or do not fit into the dtype. The folder holds another run.
+        `data` or `validation` yields no batch or none with a target that counts, or numbers in a
+        batch are not finite or do not fit into the dtype. The folder holds another run.
     TypeError, ValueError, BackendError
-        A `precision` that does not go with the weights, or a device that does not have it. `graph` where the weights
-        are not on CuPy.
+        A `precision` that does not go with the weights, or a device that does not have it. `graph`
+        where the weights are not on CuPy.
     OSError
         The folder cannot be written to, or a checkpoint cannot be read, before training begins.
     Interrupted, Terminated
-        Ctrl-C, or SIGTERM or SIGHUP, after the step was finished and saved; a second signal acts at once. These are a
-        KeyboardInterrupt and a SystemExit, whose `trained` is what was best so far.
+        Ctrl-C, or SIGTERM or SIGHUP, after the step was finished and saved; a second signal acts at
+        once. These are a KeyboardInterrupt and a SystemExit, whose `trained` is what was best so
+        far.
     OtherRankError
         Another rank of the group could not go on; this one stopped before the same step.
     """
@@ -213,17 +232,24 @@ def train(
         chosen += [ProgressBar()] if progress else []
     elif progress is not None:
         chosen.append(Each(checks.function("train", "progress", progress)))
-    for callback in checks.several("train", "callbacks", callbacks, "a list of callbacks", CALLBACK):
+    for callback in checks.several(
+        "train", "callbacks", callbacks, "a list of callbacks", CALLBACK
+    ):
         chosen.append(callback if isinstance(callback, Callback) else Each(callback))
     how: dict[str, Any] = {"loss": loss, "precision": precision, "accumulate": accumulate}
     step = Step(model, optimizer, **how, callbacks=chosen, graph=graph, group=group)
     if validation is None and any(callback.needs_validation for callback in chosen):
-        raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
+        raise ValueError(
+            "train: patience needs validation data, and so does each callback that looks at its"
+            " loss"
+        )
     measures = metrics_of("train", metrics)
     if validation is None and measures:
         raise ValueError("train: metrics are computed on validation data, but there are none")
     data = batches_of("train", "data", model, data)
-    validation = None if validation is None else batches_of("train", "validation", model, validation)
+    validation = (
+        None if validation is None else batches_of("train", "validation", model, validation)
+    )
     for name, batches in {"data": data, "validation": validation}.items():
         if batches is not None and len(batches) == 0:
             raise ValueError(f"train: {name} has no batches")
@@ -231,7 +257,9 @@ def train(
         epochs = _single_pass(data, epochs, resume)
     if isinstance(validation, Iterated) and validation.once:
         expected = "expected data that can begin anew after every epoch"
-        raise ValueError(f"train: validation is an iterator, {checks.shown(validation.data)}, {expected}")
+        raise ValueError(
+            f"train: validation is an iterator, {checks.shown(validation.data)}, {expected}"
+        )
     if epochs is None and steps is None:
         raise ValueError("train: epochs and steps are None, expected one of them")
     count = checks.optional(checks.count)
@@ -244,8 +272,21 @@ def train(
     path = checks.optional(checks.path)("train", "checkpoints", checkpoints)
     folder = Folder(path if first else None, checks.count("train", "keep", keep))
     if group is not None:
-        data, validation = Shard(data, group), None if validation is None else Shard(validation, group)
-    run = Run(step, params, seed, data, validation, epochs, steps, every, folder, path is not None, measures)
+        data = Shard(data, group)
+        validation = None if validation is None else Shard(validation, group)
+    run = Run(
+        step,
+        params,
+        seed,
+        data,
+        validation,
+        epochs,
+        steps,
+        every,
+        folder,
+        path is not None,
+        measures,
+    )
     try:
         run.begin(resume)
         return run.train()
@@ -256,7 +297,9 @@ def train(
 
 
 def _single_pass(data: Iterated, epochs: int | None, resume: bool) -> int:
-    """Return the one epoch of data that are gone through once; ValueError where more is asked of them."""
+    """Return the one epoch of data that are gone through once; ValueError where more is asked of
+    them.
+    """
     problem = f"train: data is an iterator, {checks.shown(data.data)}, which cannot begin anew"
     if resume is True:
         raise ValueError(f"{problem}, and so does not go with resume=True")
@@ -288,28 +331,38 @@ class Run:
     norm: float = math.nan
     losses: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
-    start: float = field(default_factory=time.perf_counter)  # earlier by the seconds before a checkpoint
+    # earlier by the seconds before a checkpoint
+    start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self, start_params: Params) -> None:
         self.state: StepState = self.step.init(start_params, self.seed)
         joint = self.state.joint
         self.ranks = Ranks(joint, self.step.model, self.step._local)
         self.all_callbacks = list(self.step.callbacks)
-        self.callbacks = [callback for callback in self.all_callbacks if self.ranks.first or callback.everywhere]
-        self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)  # the weights of each step
+        self.callbacks = [
+            callback for callback in self.all_callbacks if self.ranks.first or callback.everywhere
+        ]
+        # the weights of each step
+        self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
         self.remembering = [callback for callback in self.all_callbacks if has(callback, "state")]
         for callback in self.all_callbacks:
             if not callback.everywhere and has(callback, "gradients", "weights"):
                 kind = type(callback).__name__
-                raise ValueError(f"train: {kind}.everywhere is False, expected True as it changes gradients or weights")
+                raise ValueError(
+                    f"train: {kind}.everywhere is False, expected True as it changes gradients or"
+                    " weights"
+                )
         steps = min(self.epochs * len(self.data), self.steps)
         if self.step.accumulate > steps:
-            raise ValueError(f"train: accumulate is {self.step.accumulate}, but there are {steps} batches in all")
+            raise ValueError(
+                f"train: accumulate is {self.step.accumulate}, but there are {steps} batches in all"
+            )
         self.order = generator(self.seed, stream=1, where="train")  # stream 0 drew the weights
         self.order_before: Any = None  # its state when the epoch began
         start_params = start_params if joint is None else self.state.params  # those of rank 0
         self.best = self.judged = start_params
-        self.measured: dict[str, list[float]] = {name: [] for name in self.metrics}  # the metrics, one value an epoch
+        # the metrics, one value an epoch
+        self.measured: dict[str, list[float]] = {name: [] for name in self.metrics}
         for callback in self.callbacks:
             self.ranks.tried(functools.partial(callback.begin, start_params))
 
@@ -329,7 +382,9 @@ class Run:
         return time.perf_counter() - self.start
 
     def begin(self, resume: bool) -> None:
-        """Make the folder, and go on from the newest checkpoint, where that is asked for and there is one."""
+        """Make the folder, and go on from the newest checkpoint, where that is asked for and there
+        is one.
+        """
         if self.step.group is not None:
             limits = {"epochs": self.epochs, "most steps": self.steps, "every": self.every}
             settings = self.ranks.tried(lambda: {**self.settings, **limits})
@@ -341,7 +396,10 @@ class Run:
         if origin is not None:
             _restore(self, origin)
             if self.ended:
-                log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
+                log.info(
+                    f"train: {origin.path} is the end of a run that a callback ended; it does not"
+                    " go on"
+                )
         self.ranks.of_first(lambda: self.folder.rewind(self.total, self.epoch))
 
     def _check_saving(self) -> None:
@@ -362,7 +420,11 @@ class Run:
         with deferred() as received:
             try:
                 # A run that was stopped after its last step has that epoch's validation before it.
-                while self.epoch <= self.epochs and (self.total < self.steps or self.done) and not self.ended:
+                while (
+                    self.epoch <= self.epochs
+                    and (self.total < self.steps or self.done)
+                    and not self.ended
+                ):
                     if self._epoch(received):
                         break
                 self._save()
@@ -378,7 +440,11 @@ class Run:
         if number is None:
             return trained
         at = f"epoch {self.epoch}, step {self.done}" if self.done else f"epoch {self.epoch - 1}"
-        how = "it keeps no checkpoints" if self.folder.path is None else f"resume=True goes on from {self.folder.path}"
+        how = (
+            "it keeps no checkpoints"
+            if self.folder.path is None
+            else f"resume=True goes on from {self.folder.path}"
+        )
         message = f"train: stopped after {at} by signal {number}; {trained.unsaved or how}"
         if self.ranks.first:
             log.warning(message)
@@ -413,8 +479,11 @@ class Run:
             return True
         if self.validation is None:
             self.best_epoch = self.epoch
-        self.ended = self.ranks.ends(self.state.params, self.total, self.ranks.tried(lambda: self._asks("epoch")))
-        self.epoch, self.done = self.epoch + 1, 0
+        self.ended = self.ranks.ends(
+            self.state.params, self.total, self.ranks.tried(lambda: self._asks("epoch"))
+        )
+        self.epoch = self.epoch + 1
+        self.done = 0
         if improved or self.every is None:
             self._save()
         return False
@@ -428,19 +497,30 @@ class Run:
             self.judged = self._copied(self.state.params) if self.watched else self.state.params
             for callback in self.callbacks:
                 self.judged = callback.weights(self.judged, self.state.updates)
-        self.folder.log(total=self.total, epoch=self.epoch, loss=taken.loss, norm=taken.norm, seconds=self.seconds)
+        self.folder.log(
+            total=self.total,
+            epoch=self.epoch,
+            loss=taken.loss,
+            norm=taken.norm,
+            seconds=self.seconds,
+        )
         return self._asks("step")
 
     def _copied(self, params: Params) -> Params:
-        """Return weights that the next step leaves alone, which it changes where steps are captured."""
+        """Return weights that the next step leaves alone, which it changes where steps are
+        captured.
+        """
         if self.state.graphs is None:
             return params
         arrays = foreach.copies(self.state.feed.home.xp, list(params.values()))
         return dict(zip(params, arrays, strict=True))
 
     def _validate(self, data: Batches, where: str, received: list[int]) -> bool:
-        """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
-        group, stopped = self.step.group, functools.partial(bool, received)
+        """Judge the weights; return whether they are the best so far. A signal ends it at once,
+        without a result.
+        """
+        group = self.step.group
+        stopped = functools.partial(bool, received)
         how: dict[str, Any] = {"stopped": stopped, "group": group, "metrics": self.metrics}
         with together(self.state.joint):
             found = evaluate(self.step.model, self.judged, data, self.step.loss, **how)
@@ -455,11 +535,15 @@ class Run:
         self.validations.append(loss)
         self.measured = {name: [*self.measured[name], value] for name, value in measured.items()}
         more = {f"metrics.{name}": value for name, value in measured.items()}
-        self.folder.log(total=self.total, epoch=self.epoch, validation=loss, seconds=self.seconds, **more)
+        self.folder.log(
+            total=self.total, epoch=self.epoch, validation=loss, seconds=self.seconds, **more
+        )
         return improved
 
     def _asks(self, event: str) -> bool:
-        """Tell all callbacks of the end of a step or epoch; return whether one says, by True or NumPy's, to stop."""
+        """Tell all callbacks of the end of a step or epoch; return whether one says, by True or
+        NumPy's, to stop.
+        """
         if not self.callbacks:
             return False
         epochs = min(self.epochs, -(-self.steps // max(1, len(self.data))))
@@ -467,7 +551,16 @@ class Run:
         validation, best = (self.validations[-1], self.lowest) if self.validations else (None, None)
         losses = (self.losses[-1], validation, best)
         metrics = {name: values[-1] for name, values in self.measured.items() if values}
-        now = Progress(*place, *losses, self.seconds, self.best_epoch, self.norm, self.total, self.judged, metrics)
+        now = Progress(
+            *place,
+            *losses,
+            self.seconds,
+            self.best_epoch,
+            self.norm,
+            self.total,
+            self.judged,
+            metrics,
+        )
         answers = [getattr(callback, event)(now) for callback in self.callbacks]
         return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
 
@@ -510,7 +603,9 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings that decide the numbers of a run, apart from the arrays; a run that goes on shares them."""
+        """The settings that decide the numbers of a run, apart from the arrays; a run that goes on
+        shares them.
+        """
         data = {"first batch": self.data, "first batch of validation": self.validation}
         return {
             **self.step._settings,
@@ -526,13 +621,19 @@ class Run:
 
 def _restore(run: Run, origin: Checkpoint) -> None:
     """Let a run go on from a checkpoint; ValueError if it is one of another run, or damaged."""
-    about, home = origin.about, run.state.feed.home
+    about = origin.about
+    home = run.state.feed.home
     for name, expected in run.settings.items():
         there = about.get(name)
         if there != expected:
-            raise ValueError(f"train: {origin.path} is of another run: {different(f'its {name}', there, expected)}")
+            raise ValueError(
+                f"train: {origin.path} is of another run:"
+                f" {different(f'its {name}', there, expected)}"
+            )
     try:
-        held = checkpoint.unpack(origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
+        held = checkpoint.unpack(
+            origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a)
+        )
         params = run.state.params
         alike: dict[str, Any] = dict.fromkeys(("params", "best", "judged"), params)
         alike["slots"] = run.ranks.slots(run.state)
@@ -563,18 +664,28 @@ def _restore(run: Run, origin: Checkpoint) -> None:
                 callback.restore(state)
         run.state = run.ranks.part(run.state)
         run.start -= about["seconds"]
-    except Exception as error:  # whatever it is, it comes from the file, or from what a callback makes of it
-        raise ValueError(f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
+    except Exception as error:
+        # whatever it is, it comes from the file, or from what a callback makes of it
+        raise ValueError(
+            f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})"
+        ) from error
     run.folder.saved = about
 
 
 def first_batch(data: Batches) -> str:
-    """Return a number that tells data apart: it is made of their first batch in order, if they can begin anew."""
+    """Return a number that tells data apart: it is made of their first batch in order, if they can
+    begin anew.
+    """
     whole = data.data if isinstance(data, Shard) else data
     if isinstance(whole, Iterated) and whole.once:
         return "unknown"
-    first, crc = next(iter(whole.batches()), None), 0
-    for array in () if first is None else (first.x, first.target, first.lengths, *(first.options or {}).values()):
+    first = next(iter(whole.batches()), None)
+    crc = 0
+    for array in (
+        ()
+        if first is None
+        else (first.x, first.target, first.lengths, *(first.options or {}).values())
+    ):
         if array is not None:
             crc = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), crc)
     return f"{crc:08x}"

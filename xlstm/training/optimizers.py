@@ -1,4 +1,5 @@
-"""Optimisers as pairs of pure functions over a state, learning rates as schedules, and clipping of gradients.
+"""Optimisers as pairs of pure functions over a state, learning rates as schedules, and clipping of
+gradients.
 
 >>> import numpy as np
 >>> params, grads = {"W": np.ones(2)}, {"W": np.ones(2)}
@@ -8,9 +9,10 @@
 >>> params["W"].tolist()
 [0.5, 0.5]
 
-Parameters and gradients are flat dicts of name to array, and nothing is changed in place. The equations are those of
-`torch.optim`, which the tests follow step by step. A learning rate is a number or a schedule, a function of the number
-of updates done. Optimisers and their states can be pickled and copied where their schedule can.
+Parameters and gradients are flat dicts of name to array, and nothing is changed in place. The
+equations are those of `torch.optim`, which the tests follow step by step. A learning rate is a
+number or a schedule, a function of the number of updates done. Optimisers and their states can be
+pickled and copied where their schedule can.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ class OptimState(NamedTuple):
 class Optimizer:
     """An optimiser: two pure functions, and the parameters that they leave alone.
 
-    One of your own is a subclass. Its steps of training wait for a GPU, unlike those of the optimisers here.
+    One of your own is a subclass. Its steps of training wait for a GPU, unlike those of the
+    optimisers here.
     """
 
     def init(self, params: Params) -> OptimState:
@@ -85,8 +88,11 @@ class Optimizer:
         return False
 
 
-def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
-    """Make gradient descent, p -= lr g, with heavy-ball or Nesterov momentum (Sutskever et al. 2013).
+def sgd(
+    lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+) -> Optimizer:
+    """Make gradient descent, p -= lr g, with heavy-ball or Nesterov momentum (Sutskever et al.
+    2013).
 
     Parameters
     ----------
@@ -107,7 +113,8 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
     ValueError
         A setting is out of range, or `nesterov` has no momentum.
     """
-    momentum, nesterov = checks.rate("sgd", "momentum", momentum), checks.flag("sgd", "nesterov", nesterov)
+    momentum = checks.rate("sgd", "momentum", momentum)
+    nesterov = checks.flag("sgd", "nesterov", nesterov)
     decay = checks.squared("sgd", "weight_decay", weight_decay)
     if nesterov and momentum == 0:
         raise ValueError("sgd: nesterov needs a momentum above 0")
@@ -116,9 +123,14 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
 
 
 def rmsprop(
-    lr: float | Schedule, alpha: float = 0.99, eps: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0
+    lr: float | Schedule,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Make RMSprop, which divides g by the root of its running mean square plus eps (Tieleman & Hinton 2012).
+    """Make RMSprop, which divides g by the root of its running mean square plus eps (Tieleman &
+    Hinton 2012).
 
     Parameters
     ----------
@@ -139,7 +151,8 @@ def rmsprop(
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    alpha, eps = checks.rate("rmsprop", "alpha", alpha), checks.non_negative("rmsprop", "eps", eps)
+    alpha = checks.rate("rmsprop", "alpha", alpha)
+    eps = checks.non_negative("rmsprop", "eps", eps)
     momentum = checks.rate("rmsprop", "momentum", momentum)
     decay = checks.squared("rmsprop", "weight_decay", weight_decay)
     options = {"decay": decay, "alpha": alpha, "eps": eps, "momentum": momentum}
@@ -147,7 +160,10 @@ def rmsprop(
 
 
 def adam(
-    lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+    lr: float | Schedule,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
 ) -> Optimizer:
     """Make Adam (Kingma & Ba 2015); weight decay is added to the gradient.
 
@@ -173,7 +189,10 @@ def adam(
 
 
 def adamw(
-    lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
+    lr: float | Schedule,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
 ) -> Optimizer:
     """Make Adam with decoupled weight decay, `p *= 1 - lr weight_decay` (Loshchilov & Hutter 2019).
 
@@ -199,13 +218,15 @@ def adamw(
 
 
 def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Optimizer:
-    """Make an optimiser that treats parameters by their names: some at rates of their own, some not at all.
+    """Make an optimiser that treats parameters by their names: some at rates of their own, some not
+    at all.
 
     Parameters
     ----------
     rules : dict of str to Optimizer or None
-        Patterns of names, such as `"embedding.*"`, as of `fnmatch`; the first one that matches a name decides. None
-        freezes parameters: they stay as they are, and their gradients do not count in the norm that is clipped.
+        Patterns of names, such as `"embedding.*"`, as of `fnmatch`; the first one that matches a
+        name decides. None freezes parameters: they stay as they are, and their gradients do not
+        count in the norm that is clipped.
     otherwise : Optimizer
         For all other parameters.
 
@@ -235,7 +256,10 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
             chosen.append(None)
         else:
             expected = "an optimiser such as adam(1e-3), or None to freeze parameters"
-            raise TypeError(f"by_name: {checks.shown(pattern)} has {checks.shown(optimizer)}, expected {expected}")
+            raise TypeError(
+                f"by_name: {checks.shown(pattern)} has {checks.shown(optimizer)}, expected"
+                f" {expected}"
+            )
     return ByRules("by_name", (*rules, "*"), tuple(chosen))
 
 
@@ -262,8 +286,11 @@ def global_norm(grads: Params) -> Array:
 
 
 @accepts_foreign
-def clip_global_norm(grads: Params, limit: float, norm: Array | None = None, *, in_place: bool = False) -> Params:
-    """Scale all gradients together so that their global norm is at most `limit` (Pascanu et al. 2013).
+def clip_global_norm(
+    grads: Params, limit: float, norm: Array | None = None, *, in_place: bool = False
+) -> Params:
+    """Scale all gradients together so that their global norm is at most `limit` (Pascanu et al.
+    2013).
 
     Parameters
     ----------
@@ -326,26 +353,40 @@ def _scaled(xp: Namespace, g: Array, norm: Array, limit: Any) -> Array:
 
 
 def _make_adam(
-    where: str, lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool
+    where: str,
+    lr: float | Schedule,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
 ) -> Optimizer:
     rates = checks.several(where, "betas", betas, "two rates", checks.rate, most=2)
     if len(rates) != 2:
         raise ValueError(f"{where}: betas has {len(rates)} entries, expected two rates")
     b1, b2 = rates
-    eps, decay = checks.non_negative(where, "eps", eps), checks.squared(where, "weight_decay", weight_decay)
+    eps = checks.non_negative(where, "eps", eps)
+    decay = checks.squared(where, "weight_decay", weight_decay)
     options = {"b1": b1, "b2": b2, "eps": eps, "decay": decay, "decoupled": decoupled}
     return _optimizer(where, lr, ("m", "v"), _adam, options)
 
 
 def _optimizer(
-    where: str, lr: float | Schedule, slots: tuple[str, ...], formula: Callable[..., Any], options: dict[str, Any]
+    where: str,
+    lr: float | Schedule,
+    slots: tuple[str, ...],
+    formula: Callable[..., Any],
+    options: dict[str, Any],
 ) -> ByRules:
-    return ByRules(where, ("*",), (_Rule(where, schedule(where, "lr", lr), slots, formula, options),))
+    return ByRules(
+        where, ("*",), (_Rule(where, schedule(where, "lr", lr), slots, formula, options),)
+    )
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """The update of one parameter: `formula(xp, p, g, *moments, *numbers, **options) -> p and moments`."""
+    """The update of one parameter: `formula(xp, p, g, *moments, *numbers, **options) -> p and
+    moments`.
+    """
 
     where: str
     lr: Schedule
@@ -364,7 +405,9 @@ class _Rule:
         return lr
 
     def numbers(self, step: int) -> tuple[float, ...]:
-        """Return the numbers of the formula that change from update to update, after `step` updates."""
+        """Return the numbers of the formula that change from update to update, after `step`
+        updates.
+        """
         lr = self.rate(step)
         return _adam_numbers(lr, step + 1, **self.options) if self.formula is _adam else (lr,)
 
@@ -383,7 +426,8 @@ def _groups(patterns: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[st
 
 @dataclass(frozen=True)
 class ByRules(Optimizer):
-    """Rules for the parameters whose names their patterns match first; a rule that is None freezes them.
+    """Rules for the parameters whose names their patterns match first; a rule that is None freezes
+    them.
 
     An update is in two parts: the host makes `numbers`, and the rest need not wait for a GPU.
     """
@@ -399,52 +443,88 @@ class ByRules(Optimizer):
         params = from_foreign(self.where, params)
         checks.mapping(self.where, params)
         xp = namespace(self.where, params)
-        for pattern, names in zip(self.patterns[:-1], _groups(self.patterns, tuple(params)), strict=False):
+        for pattern, names in zip(
+            self.patterns[:-1], _groups(self.patterns, tuple(params)), strict=False
+        ):
             if not names:
                 expected = f"expected names among {checks.few(params)}"
-                raise ValueError(f"{self.where}: no parameter matches {checks.shown(pattern)} first, {expected}")
+                raise ValueError(
+                    f"{self.where}: no parameter matches {checks.shown(pattern)} first, {expected}"
+                )
         moments = self._by_slot(params)
-        return OptimState(0, {slot: {n: xp.zeros_like(p) for n, p in some.items()} for slot, some in moments.items()})
+        return OptimState(
+            0,
+            {
+                slot: {n: xp.zeros_like(p) for n, p in some.items()}
+                for slot, some in moments.items()
+            },
+        )
 
     def numbers(self, step: int) -> tuple[float, ...]:
-        """Return all that depends on the number of updates done, such as the learning rate, rule by rule."""
-        return tuple(number for rule in self.rules if rule is not None for number in rule.numbers(step))
+        """Return all that depends on the number of updates done, such as the learning rate, rule by
+        rule.
+        """
+        return tuple(
+            number for rule in self.rules if rule is not None for number in rule.numbers(step)
+        )
 
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         params, grads = from_foreign(self.where, (params, grads))
         if not isinstance(state, OptimState):
-            raise TypeError(f"{self.where}: state is {checks.shown(state)}, expected what init or update gave")
+            raise TypeError(
+                f"{self.where}: state is {checks.shown(state)}, expected what init or update gave"
+            )
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")
         return self.apply(params, grads, state, self.numbers(state.step))
 
     def apply(
-        self, params: Params, grads: Params, state: OptimState, numbers: Any, counts: Any = None, in_place: bool = False
+        self,
+        params: Params,
+        grads: Params,
+        state: OptimState,
+        numbers: Any,
+        counts: Any = None,
+        in_place: bool = False,
     ) -> tuple[Params, OptimState]:
-        """Return the parameters and the state after an update, of which `numbers` may be on the device.
+        """Return the parameters and the state after an update, of which `numbers` may be on the
+        device.
 
-        `counts` is a 0-d array there: where it is 0 no array changes. With `in_place` new values take the places of the
-        old ones.
+        `counts` is a 0-d array there: where it is 0 no array changes. With `in_place` new values
+        take the places of the old ones.
         """
         namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
         slots = state.slots
         if None in self.rules:
-            grads, moving = ({n: a for n, a in arrays.items() if not self.frozen(n)} for arrays in (grads, params))
+            grads, moving = (
+                {n: a for n, a in arrays.items() if not self.frozen(n)}
+                for arrays in (grads, params)
+            )
         else:
             moving = params
         check_alike(f"{self.where}: gradients", grads, moving)
         check_alike(f"{self.where}: moments", slots, self._by_slot(params))
-        new, after, first = dict(params), {slot: Params() for slot in slots}, 0
+        new = dict(params)
+        after = {slot: Params() for slot in slots}
+        first = 0
         for rule, names in zip(self.rules, _groups(self.patterns, tuple(params)), strict=True):
             width = 0 if rule is None else rule.width
-            its_numbers, first = tuple(numbers[first : first + width]), first + width
+            its_numbers = tuple(numbers[first : first + width])
+            first = first + width
             if rule is None or not names:
                 continue
-            columns = [[arrays[n] for n in names] for arrays in (params, grads, *(slots[slot] for slot in rule.slots))]
-            formula, into = rule.formula, (0, *range(2, len(columns))) if in_place else ()
+            columns = [
+                [arrays[n] for n in names]
+                for arrays in (params, grads, *(slots[slot] for slot in rule.slots))
+            ]
+            formula = rule.formula
+            into = (0, *range(2, len(columns))) if in_place else ()
             if counts is not None:
-                formula, its_numbers = _unless_0(formula), (*its_numbers, counts)
-            results = foreach.apply(namespace_of(columns[0][0]), formula, columns, its_numbers, into, **rule.options)
+                formula = _unless_0(formula)
+                its_numbers = (*its_numbers, counts)
+            results = foreach.apply(
+                namespace_of(columns[0][0]), formula, columns, its_numbers, into, **rule.options
+            )
             targets = (new, *(after[slot] for slot in rule.slots))
             for target, arrays in zip(targets, zip(*results, strict=True), strict=True):
                 target.update(zip(names, arrays, strict=True))
@@ -467,12 +547,16 @@ def _unless_0(function: Callable[..., Any]) -> Callable[..., Any]:
     def update(xp: Namespace, p: Array, g: Array, *rest: Any, **options: Any) -> tuple[Array, ...]:
         *others, done = rest
         results = listed(function(xp, p, g, *others, **options))
-        return tuple(xp.where(done > 0, new, old) for new, old in zip(results, (p, *others), strict=False))
+        return tuple(
+            xp.where(done > 0, new, old) for new, old in zip(results, (p, *others), strict=False)
+        )
 
     return update
 
 
-def _sgd(xp: Namespace, p: Array, g: Array, *rest: Any, decay: float, momentum: float, nesterov: bool) -> Any:
+def _sgd(
+    xp: Namespace, p: Array, g: Array, *rest: Any, decay: float, momentum: float, nesterov: bool
+) -> Any:
     *moments, lr = rest
     if decay:
         g = g + decay * p
@@ -483,7 +567,15 @@ def _sgd(xp: Namespace, p: Array, g: Array, *rest: Any, decay: float, momentum: 
 
 
 def _rmsprop(
-    xp: Namespace, p: Array, g: Array, s: Array, *rest: Any, decay: float, alpha: float, eps: float, momentum: float
+    xp: Namespace,
+    p: Array,
+    g: Array,
+    s: Array,
+    *rest: Any,
+    decay: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
 ) -> Any:
     *moments, lr = rest
     if decay:
@@ -496,8 +588,12 @@ def _rmsprop(
     return p - lr * v, s, v
 
 
-def _adam_numbers(lr: float, step: int, *, b1: float, b2: float, decay: float, **_: Any) -> tuple[float, ...]:
-    """Return the rate and the factor that correct for moments that begin at zero, and the share that decays."""
+def _adam_numbers(
+    lr: float, step: int, *, b1: float, b2: float, decay: float, **_: Any
+) -> tuple[float, ...]:
+    """Return the rate and the factor that correct for moments that begin at zero, and the share
+    that decays.
+    """
     return lr / (1 - b1**step), 1 / math.sqrt(1 - b2**step), lr * decay
 
 

@@ -1,8 +1,10 @@
-"""Steps on several ranks: the loss and the gradients of all ranks are one sum, and all that follows is on that sum.
+"""Steps on several ranks: the loss and the gradients of all ranks are one sum, and all that follows
+is on that sum.
 
-Each rank has its own columns of a batch, and its share of the targets. It writes its loss and its gradients, times that
-share, into a flat buffer, which begins with a head of few numbers. The sum of the buffers is the loss and the gradient
-of the whole batch, with the same bits on every rank, so that all ranks do the same with it.
+Each rank has its own columns of a batch, and its share of the targets. It writes its loss and its
+gradients, times that share, into a flat buffer, which begins with a head of few numbers. The sum of
+the buffers is the loss and the gradient of the whole batch, with the same bits on every rank, so
+that all ranks do the same with it.
 """
 
 from __future__ import annotations
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
     from xlstm.training.steps import StepState
 
 Update = Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
-LEAST = 1 << 20  # parameters from which on an optimiser is shared; with fewer its time does not matter
-BITS = {"float16": 10, "bfloat16": 7}  # of whole numbers that sums in a dtype leave exact, where they are less than 23
-SHARES = 0.01  # by which the shares of all ranks may differ from 1, which they are together, up to rounding
+# parameters from which on an optimiser is shared; with fewer its time does not matter
+LEAST = 1 << 20
+# of whole numbers that sums in a dtype leave exact, where they are less than 23
+BITS = {"float16": 10, "bfloat16": 7}
+# by which the shares of all ranks may differ from 1, which they are together, up to rounding
+SHARES = 0.01
 ROOM = 16  # numbers before the gradients, so that these begin where a line of the cache does
 
 
@@ -47,13 +52,15 @@ class Head(NamedTuple):
     squares : float
         The sum of the squares of the rank's gradients, where these are not summed with the head.
     status : float
-        0 from a rank that takes the step, 1 where its data have ended, more than there are ranks where it has failed.
+        0 from a rank that takes the step, 1 where its data have ended, more than there are ranks
+        where it has failed.
     share : float
         The share of the rank in the targets of the batch; all shares are 1 together.
     signal, stop : float
         Above 0 where a rank has received a signal, or has been asked to stop by a callback.
     check : float
-        A number of the rank's batches and learning rates so far; the sum of all is 0 where these are the same.
+        A number of the rank's batches and learning rates so far; the sum of all is 0 where these
+        are the same.
     """
 
     loss: Any
@@ -71,7 +78,8 @@ class Joint:
     Attributes
     ----------
     error : Exception or None
-        An error of this rank, which makes the next sum fail on all ranks, or one that all have raised together.
+        An error of this rank, which makes the next sum fail on all ranks, or one that all have
+        raised together.
     where : str
         The name of the step.
     ended : bool
@@ -86,12 +94,16 @@ class Joint:
 
     def __init__(self, group: Group, home: Backend, params: Params) -> None:
         if home.name not in ("numpy", "cupy"):
-            raise BackendError(f"Step: group is given, which needs arrays of NumPy or CuPy, the backend is {home}")
-        self.group, self.home = group, home
+            raise BackendError(
+                f"Step: group is given, which needs arrays of NumPy or CuPy, the backend is {home}"
+            )
+        self.group = group
+        self.home = home
         self.error: Exception | None = None
         self.signal = self.stop = False
         self.shapes = {name: p.shape for name, p in params.items()}
-        self.each = -(-sum(p.size for p in params.values()) // group.size)  # numbers of a rank, with equal parts
+        # numbers of a rank, with equal parts
+        self.each = -(-sum(p.size for p in params.values()) // group.size)
         self.buffer: Array = home.asarray(np.zeros(ROOM + self.each * group.size))
         self.head, self.grads = self.buffer[:ROOM], self.named(self.buffer[ROOM:])
         self.agreed = Head(*[0.0] * len(Head._fields))
@@ -101,8 +113,11 @@ class Joint:
         self.ended = False
 
     def named(self, flat: Array) -> Params:
-        """Return the arrays that lie behind each other in a flat one, by the names of parameters."""
-        arrays, at = Params(), 0
+        """Return the arrays that lie behind each other in a flat one, by the names of
+        parameters.
+        """
+        arrays = Params()
+        at = 0
         for name, shape in self.shapes.items():
             size = math.prod(shape)
             arrays[name] = flat[at : at + size].reshape(shape)
@@ -110,9 +125,16 @@ class Joint:
         return arrays
 
     def summed(
-        self, gradients: Callable[[], Any], state: StepState, inputs: Inputs, given: Given, local: bool, early: bool
+        self,
+        gradients: Callable[[], Any],
+        state: StepState,
+        inputs: Inputs,
+        given: Given,
+        local: bool,
+        early: bool,
     ) -> tuple[Array, Any, Params, Params, Array]:
-        """Return the loss of the whole batch, the state of the model, the weights it was run with, gradients and norm.
+        """Return the loss of the whole batch, the state of the model, the weights it was run with,
+        gradients and norm.
 
         Parameters
         ----------
@@ -123,12 +145,13 @@ class Joint:
         given : Given
             The numbers that it has for the head, its last ones, are used.
         local : bool
-            Sum the head alone. The gradients are those of the own part then, and the square of the norm is the sum of
-            the squares of all parts.
+            Sum the head alone. The gradients are those of the own part then, and the square of the
+            norm is the sum of the squares of all parts.
         early : bool
             The gradients that `gradients` returns are the share of this rank already.
         """
-        xp, share = self.home.xp, given.share
+        xp = self.home.xp
+        share = given.share
         if compiles(xp) and isinstance(share, float):
             share = self.home.asarray(np.array(share), "float64")
         value, carried, used, grads = self._own(gradients, state, inputs)
@@ -149,11 +172,15 @@ class Joint:
         return self.head[0], carried, used, grads, norm
 
     def mean(self, sums: Params, total: Any) -> tuple[Params, Array]:
-        """Return the sums of gradients of all ranks, divided by the total number of targets, and their norm."""
+        """Return the sums of gradients of all ranks, divided by the total number of targets, and
+        their norm.
+        """
         self._fill(sums, 1 / total)
         return self._summed(ROOM)
 
-    def updated(self, update: Update, params: Params, grads: Params, moments: OptimState) -> tuple[Params, OptimState]:
+    def updated(
+        self, update: Update, params: Params, grads: Params, moments: OptimState
+    ) -> tuple[Params, OptimState]:
         """Return the parameters and the state of the optimiser after an update."""
         return update(params, grads, moments)
 
@@ -171,14 +198,17 @@ class Joint:
         return self.grads, global_norm(self.grads)
 
     def note(self, part: Part, rates: tuple[float, ...]) -> None:
-        """Note what ranks are to have in common in a step: its batch and the learning rates of its update."""
+        """Note what ranks are to have in common in a step: its batch and the learning rates of its
+        update.
+        """
         self.noted = {
             "number of sequences": part.B,
             "number of targets": part.total,
             "checksum of order and targets": part.checksum,
             "learning rate": rates,
         }
-        self.checksum = hash((self.checksum, *self.noted.values()))  # of numbers, which is the same in all processes
+        # of numbers, which is the same in all processes
+        self.checksum = hash((self.checksum, *self.noted.values()))
 
     @property
     def check(self) -> float:
@@ -200,34 +230,53 @@ class Joint:
             return told(self.group, place, self.error, what)
 
     def look(self) -> None:
-        """Wait for the last sum, and see what has been agreed; raises the error of a rank on all of them."""
+        """Wait for the last sum, and see what has been agreed; raises the error of a rank on all of
+        them.
+        """
         self.agreed = agreed = Head(*to_numpy(self.head)[: len(Head._fields)].tolist())
         if agreed.status not in (0, self.group.size):
             if self.error is None and self.ended:
-                self.error = ValueError(f"{self.where}: its data have ended, those of other ranks have not")
+                self.error = ValueError(
+                    f"{self.where}: its data have ended, those of other ranks have not"
+                )
             self.told("a step")
-        elif agreed.status == 0 and (agreed.check or (agreed.share and abs(agreed.share - 1) > SHARES)):
+        elif agreed.status == 0 and (
+            agreed.check or (agreed.share and abs(agreed.share - 1) > SHARES)
+        ):
             with together(self):
                 self._differ()
 
     def _differ(self) -> NoReturn:
-        """Raise ValueError, which names the rank that has had another batch or learning rate than most."""
+        """Raise ValueError, which names the rank that has had another batch or learning rate than
+        most.
+        """
         same(self.group, self.where, self.noted)
         shares = f"the shares of ranks in its targets sum to {self.agreed.share:g}, expected 1"
-        raise ValueError(f"{self.where}: {shares}; do all ranks have the same data, in the same order?")
+        raise ValueError(
+            f"{self.where}: {shares}; do all ranks have the same data, in the same order?"
+        )
 
     def same_masks(self, masks: np.random.Generator, inputs: Inputs) -> None:
-        """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of the last rank."""
+        """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of
+        the last rank.
+        """
         part = inputs.host.part
         if part is not None and self.group.size > part.B:
             masks.bit_generator.state = self.group.tell(masks.bit_generator.state)[-1]
 
     def _own(self, gradients: Callable[[], Any], state: StepState, inputs: Inputs) -> Any:
-        """Return what `gradients` does; without gradients where this rank has no sequence, or cannot take the step."""
+        """Return what `gradients` does; without gradients where this rank has no sequence, or
+        cannot take the step.
+        """
         if self.error is None and inputs.host.x.shape[1]:
             with held(self):
                 return gradients()
-        return self.home.xp.zeros_like(self.head[0]), None if self.error is None else state.carried, state.params, {}
+        return (
+            self.home.xp.zeros_like(self.head[0]),
+            None if self.error is None else state.carried,
+            state.params,
+            {},
+        )
 
     def _refuse(self, local: bool) -> None:
         """Put zeros into the buffer, and a failure into its head."""
@@ -236,8 +285,11 @@ class Joint:
         self.head[2] = 1.0 + self.group.size * (self.error is not None)
 
     def _fill(self, grads: Params, share: Any) -> None:
-        """Put the share of gradients into the buffer, on CuPy by one launch; zeros where there are none."""
-        names, xp = list(self.grads), self.home.xp
+        """Put the share of gradients into the buffer, on CuPy by one launch; zeros where there are
+        none.
+        """
+        names = list(self.grads)
+        xp = self.home.xp
         if not grads:
             self.buffer[ROOM:] = 0.0
         elif compiles(xp):
@@ -249,35 +301,48 @@ class Joint:
 
 
 class Sharded(Joint):
-    """The sums of ranks of which each updates a part of the weights and keeps its moments alone (ZeRO-1).
+    """The sums of ranks of which each updates a part of the weights and keeps its moments alone
+    (ZeRO-1).
 
-    After Rajbhandari et al. 2020. The buffer of gradients is cut into equal parts, of which each rank gets the sum of
-    one; the new weights are put together again. This sends as many bytes as one sum of the whole, and takes a rank's
-    share of the time and of the memory of the optimiser. Rules work element by element, so a part of an array is as
-    good as a whole.
+    After Rajbhandari et al. 2020. The buffer of gradients is cut into equal parts, of which each
+    rank gets the sum of one; the new weights are put together again. This sends as many bytes as
+    one sum of the whole, and takes a rank's share of the time and of the memory of the optimiser.
+    Rules work element by element, so a part of an array is as good as a whole.
     """
 
     def __init__(self, group: Group, home: Backend, params: Params) -> None:
         super().__init__(group, home, params)
-        self.part: Array = np.empty(self.each, self.buffer.dtype)  # of the gradients, and then of the new weights
+        # of the gradients, and then of the new weights
+        self.part: Array = np.empty(self.each, self.buffer.dtype)
         self.slots: dict[str, list[str]] = {}  # the parameters that have a moment, by slot
-        self.places: dict[str, tuple[slice, slice]] = {}  # of what is in it: where it is in an array, and in the part
-        first, at = group.rank * self.each, 0
+        # of what is in it: where it is in an array, and in the part
+        self.places: dict[str, tuple[slice, slice]] = {}
+        first = group.rank * self.each
+        at = 0
         for name, p in params.items():
-            start, end = max(at, first), min(at + p.size, first + self.each)
+            start = max(at, first)
+            end = min(at + p.size, first + self.each)
             if start < end:
                 self.places[name] = slice(start - at, end - at), slice(start - first, end - first)
             at += p.size
 
     def cut(self, arrays: Params) -> Params:
         """Return the parts of arrays that this rank has, flat."""
-        return {name: arrays[name].reshape(-1)[there] for name, (there, _) in self.places.items() if name in arrays}
+        return {
+            name: arrays[name].reshape(-1)[there]
+            for name, (there, _) in self.places.items()
+            if name in arrays
+        }
 
     def part_of(self, moments: OptimState) -> OptimState:
         """Return copies of the parts of moments that this rank has, in the slots that have one."""
         self.slots = {slot: list(arrays) for slot, arrays in moments.slots.items()}
         parts = {slot: self.cut(arrays) for slot, arrays in moments.slots.items()}
-        copies = {slot: {name: a.copy() for name, a in some.items()} for slot, some in parts.items() if some}
+        copies = {
+            slot: {name: a.copy() for name, a in some.items()}
+            for slot, some in parts.items()
+            if some
+        }
         return moments._replace(slots=copies)
 
     def gathered(self, parts: Params) -> Params:
@@ -290,10 +355,14 @@ class Sharded(Joint):
 
     def whole_of(self, moments: OptimState) -> OptimState:
         found = {slot: self.gathered(moments.slots.get(slot, {})) for slot in self.slots}
-        whole = {slot: {name: found[slot][name] for name in names} for slot, names in self.slots.items()}
+        whole = {
+            slot: {name: found[slot][name] for name in names} for slot, names in self.slots.items()
+        }
         return moments._replace(slots=whole)
 
-    def updated(self, update: Update, params: Params, grads: Params, moments: OptimState) -> tuple[Params, OptimState]:
+    def updated(
+        self, update: Update, params: Params, grads: Params, moments: OptimState
+    ) -> tuple[Params, OptimState]:
         new, after = update(self.cut(params), grads, moments)
         return params | self.gathered(new), after
 
@@ -312,8 +381,11 @@ class Sharded(Joint):
         return grads, np.sqrt(squares[0]).astype(self.part.dtype)
 
 
-def joint_of(group: Group, home: Backend, params: Params, optimizer: Optimizer, callbacks: Iterable[Callback]) -> Joint:
-    """Return the sums over ranks: `Sharded` for many weights on a CPU where nobody needs whole gradients, else `Joint`.
+def joint_of(
+    group: Group, home: Backend, params: Params, optimizer: Optimizer, callbacks: Iterable[Callback]
+) -> Joint:
+    """Return the sums over ranks: `Sharded` for many weights on a CPU where nobody needs whole
+    gradients, else `Joint`.
 
     Parameters
     ----------
@@ -324,15 +396,25 @@ def joint_of(group: Group, home: Backend, params: Params, optimizer: Optimizer, 
     callbacks : list of Callback
     """
     moving = {name: p for name, p in params.items() if not optimizer.frozen(name)}
-    whole = any(has(one, "gradients") and not (isinstance(one, Clip) and one.value is None) for one in callbacks)
+    whole = any(
+        has(one, "gradients") and not (isinstance(one, Clip) and one.value is None)
+        for one in callbacks
+    )
     many = sum(p.size for p in moving.values()) >= max(LEAST, group.size)
-    if many and group.size > 1 and home.name == "numpy" and isinstance(optimizer, ByRules) and not whole:
+    if (
+        many
+        and group.size > 1
+        and home.name == "numpy"
+        and isinstance(optimizer, ByRules)
+        and not whole
+    ):
         return Sharded(group, home, moving)
     return Joint(group, home, moving)
 
 
 def _shared(xp: Namespace, g: Array, place: Array, share: Any) -> Array:
-    return xp.where(share > 0, share * g, xp.zeros_like(g))  # what has no target that counts may be NaN
+    # what has no target that counts may be NaN
+    return xp.where(share > 0, share * g, xp.zeros_like(g))
 
 
 def _own_share(xp: Namespace, value: Array, share: Any) -> Any:
@@ -355,7 +437,9 @@ def together(joint: Joint | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(joint: Joint | None) -> Iterator[None]:
-    """Keep an error of this rank until all come together; raise it without others, and while a graph is captured."""
+    """Keep an error of this rank until all come together; raise it without others, and while a
+    graph is captured.
+    """
     try:
         yield
     except Exception as error:
@@ -369,7 +453,9 @@ class ApartError(RuntimeError):
 
 
 class Said(NamedTuple):
-    """The words of a rank where all come together: the place in words, its error, and what else it tells."""
+    """The words of a rank where all come together: the place in words, its error, and what else it
+    tells.
+    """
 
     place: str
     problem: str | None
@@ -377,8 +463,12 @@ class Said(NamedTuple):
 
 
 def told(group: Group, place: str, error: Exception | None, what: Any = None) -> list[Any]:
-    """Return what all ranks tell at a place; raise the error of this rank, or name another rank that has one."""
-    said = group.tell(Said(place, None if error is None else f"{type(error).__name__}: {error}", what))
+    """Return what all ranks tell at a place; raise the error of this rank, or name another rank
+    that has one.
+    """
+    said = group.tell(
+        Said(place, None if error is None else f"{type(error).__name__}: {error}", what)
+    )
     for rank, one in enumerate(said):
         there = one.place if isinstance(one, Said) else "`tell`"
         if there != place:
@@ -393,9 +483,15 @@ def told(group: Group, place: str, error: Exception | None, what: Any = None) ->
 
 
 def same(
-    group: Group, where: str, settings: dict[str, Any] | None, beside: Any = None, error: Exception | None = None
+    group: Group,
+    where: str,
+    settings: dict[str, Any] | None,
+    beside: Any = None,
+    error: Exception | None = None,
 ) -> Any:
-    """Return what rank 0 tells beside its settings; ValueError where a rank has other settings than most ranks."""
+    """Return what rank 0 tells beside its settings; ValueError where a rank has other settings than
+    most ranks.
+    """
     several = told(group, "the comparison of settings", error, (settings, beside))
     for name in several[0][0]:
         values = [one.get(name) for one, _ in several]
@@ -407,15 +503,20 @@ def same(
 
 
 def different(name: str, there: Any, expected: Any, of: str = "") -> str:
-    """Return in words how a setting differs: a dict by its first such entry, texts from shortly before the place on."""
+    """Return in words how a setting differs: a dict by its first such entry, texts from shortly
+    before the place on.
+    """
     if isinstance(there, dict) and isinstance(expected, dict):
         for key in {**expected, **there}:
             if there.get(key) != expected.get(key):
                 return different(f"{name}[{key!r}]", there.get(key), expected.get(key), of)
     if isinstance(there, str) and isinstance(expected, str):
-        same_to = next((k for k, (a, b) in enumerate(zip(there, expected, strict=False)) if a != b), 32)
+        same_to = next(
+            (k for k, (a, b) in enumerate(zip(there, expected, strict=False)) if a != b), 32
+        )
         start = max(0, same_to - 32)
-        there, expected = there[start:], expected[start:]
+        there = there[start:]
+        expected = expected[start:]
     return f"{name}{of} is {checks.shown(there)}, expected {checks.shown(expected)}"
 
 
@@ -428,7 +529,9 @@ def checksum(params: Params) -> int:
 
 
 def added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:
-    """Yield the sums over all ranks of the numbers that each yields; an error of one is raised on all of them."""
+    """Yield the sums over all ranks of the numbers that each yields; an error of one is raised on
+    all of them.
+    """
     while True:
         error = mine = None
         try:
@@ -440,7 +543,9 @@ def added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[fl
             return
         for rank, one in enumerate(several):
             if one is None:
-                raise ValueError(f"evaluate: the data of rank {rank} have ended, those of other ranks have not")
+                raise ValueError(
+                    f"evaluate: the data of rank {rank} have ended, those of other ranks have not"
+                )
         yield tuple(map(sum, zip(*several, strict=True)))
 
 

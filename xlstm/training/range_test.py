@@ -29,8 +29,8 @@ class RangeTest(NamedTuple):
     losses : array (N,)
         The loss after each, smoothed.
     suggestion : float
-        A tenth of the rate at which the loss, smoothed, had fallen most below that of the starting weights on the same
-        batches, since a little beyond that training diverges; at least `low`.
+        A tenth of the rate at which the loss, smoothed, had fallen most below that of the starting
+        weights on the same batches, since a little beyond that training diverges; at least `low`.
     """
 
     rates: np.ndarray[Any, Any]
@@ -52,8 +52,8 @@ def find_learning_rate(
 ) -> RangeTest:
     """Train for some steps while the learning rate grows from `low` to `high` (Smith 2017).
 
-    The same batches also go through the starting weights, so that it does not matter which of them are easy. The
-    weights that result are thrown away.
+    The same batches also go through the starting weights, so that it does not matter which of them
+    are easy. The weights that result are thrown away.
 
     Parameters
     ----------
@@ -67,7 +67,8 @@ def find_learning_rate(
     low, high : float
         The first and the last learning rate.
     steps : int
-        At least 10; the test ends earlier where the loss is four times that of the starting weights.
+        At least 10; the test ends earlier where the loss is four times that of the starting
+        weights.
     loss : callable, optional
         As for `train`.
     seed : int
@@ -83,14 +84,17 @@ def find_learning_rate(
         An argument is out of range or of the wrong kind; or the loss diverges at once.
     """
     where = "find_learning_rate"
-    low, high = checks.above_0(where, "low", low), checks.above_0(where, "high", high)
+    low = checks.above_0(where, "low", low)
+    high = checks.above_0(where, "high", high)
     steps = checks.whole(10, checks.COUNTED)(where, "steps", steps)
     if high <= low:
         raise ValueError(f"{where}: high is {high:g}, expected more than low, which is {low:g}")
     checks.function(where, "optimizer", optimizer)
     run: dict[str, Any] = {"steps": steps, "loss": loss, "seed": seed}
-    smoothed: list[Any] = []  # the loss after each step, and that of the starting weights on the same batches
-    mean, smooth = np.zeros(2), 0.9
+    # the loss after each step, and that of the starting weights on the same batches
+    smoothed: list[Any] = []
+    mean = np.zeros(2)
+    smooth = 0.9
 
     def rate(done: Any) -> Any:
         return low * (high / low) ** (done / (steps - 1))
@@ -107,7 +111,9 @@ def find_learning_rate(
         train(model, params, data, growing, progress=diverges, **run)
     if len(smoothed) < 3:
         done = len(smoothed)
-        raise ValueError(f"{where}: the loss diverges after {done} steps, at a rate of {rate(done):g}; lower low")
+        raise ValueError(
+            f"{where}: the loss diverges after {done} steps, at a rate of {rate(done):g}; lower low"
+        )
     losses, before = np.array(smoothed).T
     rates = rate(np.arange(len(losses)))
     best = float(rates[int(np.argmin(losses - before))])

@@ -1,4 +1,6 @@
-"""A run asks this of the ranks of its group between steps: one folder, one checkpoint, and the same decisions."""
+"""A run asks this of the ranks of its group between steps: one folder, one checkpoint, and the same
+decisions.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from xlstm.training.steps import StepState
 class Ranks:
     """The ranks of a run; a process without a group is alone.
 
-    Errors, signals and what callbacks ask for are kept until all ranks come together: in the sum of the next step, or
-    in `meets`. So all of them raise, or stop, at the same place.
+    Errors, signals and what callbacks ask for are kept until all ranks come together: in the sum of
+    the next step, or in `meets`. So all of them raise, or stop, at the same place.
 
     Parameters
     ----------
@@ -33,25 +35,33 @@ class Ranks:
     """
 
     def __init__(self, joint: Joint | None, model: Any, local: bool) -> None:
-        self.joint, self.model, self.local = joint, model, local
+        self.joint = joint
+        self.model = model
+        self.local = local
         self.group: Group = Alone() if joint is None else joint.group
         self.first = self.group.rank == 0  # which alone writes and speaks
         self.compared = 0  # steps after which the weights of all ranks were found to be the same
 
     def guarded(self, batches: Iterable[Inputs]) -> Iterator[Any]:
-        """Yield batches; with other ranks then None, at their end or for one that failed, which the next sum tells."""
+        """Yield batches; with other ranks then None, at their end or for one that failed, which the
+        next sum tells.
+        """
         with held(self.joint):
             yield from batches
         if self.joint is not None:
             yield None
 
     def tried(self, function: Callable[[], Any]) -> Any:
-        """Return what a function does, or None where it fails, which all ranks hear when they come together."""
+        """Return what a function does, or None where it fails, which all ranks hear when they come
+        together.
+        """
         with held(self.joint):
             return function()
 
     def stops(self, asked: bool, received: list[int]) -> bool:
-        """Return whether to stop after a step; what is asked of a group now, the next sum tells all ranks."""
+        """Return whether to stop after a step; what is asked of a group now, the next sum tells all
+        ranks.
+        """
         if self.joint is None:
             return asked or bool(received)
         self.joint.stop |= bool(asked)
@@ -65,11 +75,17 @@ class Ranks:
 
     def signal(self, received: list[int]) -> int | None:
         """Return the number of the signal that has stopped the run, if any."""
-        return next((numbers[0] for numbers in self._told("the end of training", received) if numbers), None)
+        return next(
+            (numbers[0] for numbers in self._told("the end of training", received) if numbers), None
+        )
 
     def saves(self, error: Exception) -> bool:
-        """Return whether all ranks have raised this error, so that they come together for a checkpoint."""
-        return self.joint is None or isinstance(error, FloatingPointError) or error is self.joint.error
+        """Return whether all ranks have raised this error, so that they come together for a
+        checkpoint.
+        """
+        return (
+            self.joint is None or isinstance(error, FloatingPointError) or error is self.joint.error
+        )
 
     def of_first(self, value: Callable[[], Any]) -> Any:
         """Return a value that rank 0 makes."""
@@ -82,23 +98,35 @@ class Ranks:
     def read(self, newest: Callable[[], Checkpoint | None]) -> Checkpoint | None:
         """Return the checkpoint that rank 0 reads; files of the others are not looked at."""
         origin = self.tried(newest) if self.first else None
-        about = None if origin is None else (*origin[:3], {n: (a.shape, a.dtype) for n, a in origin.arrays.items()})
+        about = (
+            None
+            if origin is None
+            else (*origin[:3], {n: (a.shape, a.dtype) for n, a in origin.arrays.items()})
+        )
         read = self._told("the checkpoint", about)[0]
         if read is None:
             return None
         path, description, value, kinds = read
-        arrays = {name: np.empty(*kind) for name, kind in kinds.items()} if origin is None else origin.arrays
+        arrays = (
+            {name: np.empty(*kind) for name, kind in kinds.items()}
+            if origin is None
+            else origin.arrays
+        )
         self.group.share(list(arrays.values()))
         return Checkpoint(path, description, value, arrays)
 
     def same(self, settings: dict[str, Any] | None, beside: Any) -> Any:
-        """Return what rank 0 tells beside its settings; ValueError unless all ranks have the same ones."""
+        """Return what rank 0 tells beside its settings; ValueError unless all ranks have the same
+        ones.
+        """
         assert self.joint is not None
         with together(self.joint):
             return same(self.group, "train", settings, beside, self.joint.error)
 
     def ends(self, params: Params, total: int, asked: bool) -> bool:
-        """Return whether any rank asks for the end after an epoch; RuntimeError where their weights differ."""
+        """Return whether any rank asks for the end after an epoch; RuntimeError where their weights
+        differ.
+        """
         if self.joint is None:
             return asked
         several = self._told("the end of an epoch", (checksum(params), asked))
@@ -106,39 +134,57 @@ class Ranks:
         return any(one for _, one in several)
 
     def _compare(self, checksums: list[int], total: int) -> None:
-        """Raise RuntimeError where the checksums of the weights of all ranks differ after a step."""
+        """Raise RuntimeError where the checksums of the weights of all ranks differ after a
+        step.
+        """
         _, odd = odd_ranks(checksums)
         if odd:
-            problem = f"the weights of rank {', '.join(map(str, odd))} differ from those of the other ranks"
-            raise RuntimeError(f"train: after step {total} {problem}; is its memory sound, and its code the same?")
+            problem = (
+                f"the weights of rank {', '.join(map(str, odd))} differ from those of the other"
+                " ranks"
+            )
+            raise RuntimeError(
+                f"train: after step {total} {problem}; is its memory sound, and its code the same?"
+            )
         self.compared = total
 
     def whole(self, state: StepState, total: int) -> StepState:
-        """Return the state of one process, from all ranks; RuntimeError where their weights differ."""
+        """Return the state of one process, from all ranks; RuntimeError where their weights
+        differ.
+        """
         if self.joint is None:
             return state
         if self.compared != total:
             self._compare(told(self.group, "a checkpoint", None, checksum(state.params)), total)
         sums = state.sums
-        if sums is not None and self.local:  # those of each rank: their sum would be rounded in another order
+        # those of each rank: their sum would be rounded in another order
+        if sums is not None and self.local:
             sums = {name: self._side_by_side(a) for name, a in sums.items()}
-        carried, moments = self._gathered(self.joint.home.xp, state.carried), self.joint.whole_of(state.moments)
+        carried = self._gathered(self.joint.home.xp, state.carried)
+        moments = self.joint.whole_of(state.moments)
         return state._replace(carried=carried, sums=sums, moments=moments)
 
     def slots(self, state: StepState) -> Slots:
         """Return arrays with the names, shapes and dtypes of the moments of all ranks together."""
         if not isinstance(self.joint, Sharded):
             return state.moments.slots
-        return {slot: {name: state.params[name] for name in names} for slot, names in self.joint.slots.items()}
+        return {
+            slot: {name: state.params[name] for name in names}
+            for slot, names in self.joint.slots.items()
+        }
 
     def part(self, state: StepState) -> StepState:
         """Return the part of this rank of such a state."""
         if self.joint is None:
             return state
-        return state._replace(carried=self._cut(state.carried), moments=self.joint.part_of(state.moments))
+        return state._replace(
+            carried=self._cut(state.carried), moments=self.joint.part_of(state.moments)
+        )
 
     def own_sums(self, sums: Params, params: Params) -> Params:
-        """Return the sums of gradients of this rank; a checkpoint has those of each rank, or of all together."""
+        """Return the sums of gradients of this rank; a checkpoint has those of each rank, or of all
+        together.
+        """
         found = {}
         for name, a in sums.items():
             every = a if a.ndim > params[name].ndim else a[None]
@@ -167,7 +213,8 @@ class Ranks:
         ends = np.cumsum([0, *(kinds[0][0][axes[0]] if kinds else 0 for kinds in several)]).tolist()
         own = slice(*ends[self.group.rank : self.group.rank + 2])
         every = [
-            xp.zeros((*s[:k], ends[-1], *s[k + 1 :]), dtype=dtype) for k, (s, dtype) in zip(axes, known, strict=True)
+            xp.zeros((*s[:k], ends[-1], *s[k + 1 :]), dtype=dtype)
+            for k, (s, dtype) in zip(axes, known, strict=True)
         ]
         for axis, whole, part in zip(axes, every, mine or every, strict=True):
             if mine:
@@ -181,7 +228,9 @@ class Ranks:
             return None
         parts = []
         for axis, a in zip(self._axes, leaves(carried), strict=True):
-            parts.append(a.swapaxes(0, axis)[columns(a.shape[axis], self.group)].swapaxes(0, axis).copy())
+            parts.append(
+                a.swapaxes(0, axis)[columns(a.shape[axis], self.group)].swapaxes(0, axis).copy()
+            )
         return nested(self.model.states, iter(parts)) if all(part.size for part in parts) else None
 
     @property
@@ -190,5 +239,8 @@ class Ranks:
         states = getattr(self.model, "states", None)
         if states is None:
             kind = type(self.model).__name__
-            raise ValueError(f"train: {kind} has no `states`, expected Leaf objects that say where sequences lie in it")
+            raise ValueError(
+                f"train: {kind} has no `states`, expected Leaf objects that say where sequences lie"
+                " in it"
+            )
         return [len(leaf.before) for leaf in leaves(states, Leaf)]

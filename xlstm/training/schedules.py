@@ -1,4 +1,6 @@
-"""Learning rates as schedules: functions of the number of updates done, which can be pickled and copied."""
+"""Learning rates as schedules: functions of the number of updates done, which can be pickled and
+copied.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    rate, every = checks.above_0("step_decay", "lr", lr), checks.count("step_decay", "every", every)
+    rate = checks.above_0("step_decay", "lr", lr)
+    every = checks.count("step_decay", "every", every)
     factor = checks.non_negative("step_decay", "factor", factor)
     if factor > 1:
         raise ValueError(f"step_decay: factor is {factor}, expected at most 1")
@@ -57,7 +60,8 @@ def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
 
 
 def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
-    """Go down from lr to `floor` along half a cosine in `steps` updates, and stay there (Loshchilov & Hutter 2017).
+    """Go down from lr to `floor` along half a cosine in `steps` updates, and stay there (Loshchilov
+    & Hutter 2017).
 
     Parameters
     ----------
@@ -76,12 +80,16 @@ def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    rate, steps = checks.above_0("cosine", "lr", lr), checks.count("cosine", "steps", steps)
-    return functools.partial(_cosine, steps=steps, rate=rate, floor=checks.non_negative("cosine", "floor", floor))
+    rate = checks.above_0("cosine", "lr", lr)
+    steps = checks.count("cosine", "steps", steps)
+    return functools.partial(
+        _cosine, steps=steps, rate=rate, floor=checks.non_negative("cosine", "floor", floor)
+    )
 
 
 def warmup(steps: int, then: Schedule) -> Schedule:
-    """Rise in a straight line to `then(0)` over `steps` updates, and follow `then` from its beginning.
+    """Rise in a straight line to `then(0)` over `steps` updates, and follow `then` from its
+    beginning.
 
     Parameters
     ----------
@@ -97,18 +105,23 @@ def warmup(steps: int, then: Schedule) -> Schedule:
     TypeError, ValueError
         `steps` is no count, or `then` no schedule.
     """
-    steps, then = checks.count("warmup", "steps", steps), schedule("warmup", "then", then)
+    steps = checks.count("warmup", "steps", steps)
+    then = schedule("warmup", "then", then)
     return functools.partial(_warmup, steps=steps, then=then)
 
 
 def schedule(where: str, name: str, value: float | Schedule) -> Schedule:
-    """Return a schedule as it is, once it has given a rate for no updates, and a number as a constant one."""
+    """Return a schedule as it is, once it has given a rate for no updates, and a number as a
+    constant one.
+    """
     if not callable(value):
         return functools.partial(_constant, rate=checks.above_0(where, name, value))
     try:
         first = checks.function(where, name, value)(0)
     except Exception as error:
-        raise TypeError(f"{where}: {name} is no schedule ({checks.shown(value)}: {error})") from error
+        raise TypeError(
+            f"{where}: {name} is no schedule ({checks.shown(value)}: {error})"
+        ) from error
     checks.finite(where, f"{name}(0)", first)
     return value
 

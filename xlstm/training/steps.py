@@ -98,7 +98,8 @@ class Taken(NamedTuple):
     loss : float, or 0-d array
         That of its batch; on the GPU where the step did not wait.
     norm : float, or 0-d array
-        The norm of the gradient; with a group and `accumulate` the root of the sum of the squares of all ranks' parts.
+        The norm of the gradient; with a group and `accumulate` the root of the sum of the squares
+        of all ranks' parts.
     updated : bool, or 0-d array
         Whether the step changed the parameters.
     """
@@ -112,8 +113,8 @@ class Taken(NamedTuple):
 class Step:
     """One step of training, for a loop of your own; `training.train` is made of it.
 
-    The state of a recurrent model is carried from batch to batch unless a batch is `fresh`, and gradients stop at the
-    border of a batch: truncated backpropagation through time.
+    The state of a recurrent model is carried from batch to batch unless a batch is `fresh`, and
+    gradients stop at the border of a batch: truncated backpropagation through time.
 
     Parameters
     ----------
@@ -121,7 +122,8 @@ class Step:
         Any model or layer; `training.train` says what it needs.
     optimizer : Optimizer
     loss : callable, optional
-        `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else `losses.mse`.
+        `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else
+        `losses.mse`.
     precision : Mixed, optional
         Arithmetic of forward and backward.
     callbacks : list of Callback
@@ -129,21 +131,23 @@ class Step:
     accumulate : int
         Update the parameters after so many batches, by the mean gradient over all their targets.
     wait : bool
-        Wait for the loss and the norm of each step. Without that a step on CuPy is only asked for: `loss`, `norm` and
-        `updated` are arrays on the GPU, and whether a step could be taken shows in `settle`, or 32 steps later.
-        Nothing changes after a step that could not be taken. Steps wait all the same with other libraries, with an
-        optimiser of your own, and where gradients are scaled, as in float16.
+        Wait for the loss and the norm of each step. Without that a step on CuPy is only asked for:
+        `loss`, `norm` and `updated` are arrays on the GPU, and whether a step could be taken shows
+        in `settle`, or 32 steps later. Nothing changes after a step that could not be taken. Steps
+        wait all the same with other libraries, with an optimiser of your own, and where gradients
+        are scaled, as in float16.
     graph : bool or "auto"
-        Capture steps in CUDA graphs on CuPy: a step is one launch, with the same bits, from the third time on that a
-        batch comes with the same shapes, lengths, options, kind of start (fresh or not) and place in an update (see
-        `accumulate`). The arrays of a state are changed by the step after it, so copy those that you keep. A loss, a
-        model or a callback's `gradients` does not run on the host then: the numbers that it made there when the step
-        was captured stay. "auto" captures where that is possible, and nothing of it is code of your own, and takes
-        steps one by one elsewhere.
+        Capture steps in CUDA graphs on CuPy: a step is one launch, with the same bits, from the
+        third time on that a batch comes with the same shapes, lengths, options, kind of start
+        (fresh or not) and place in an update (see `accumulate`). The arrays of a state are changed
+        by the step after it, so copy those that you keep. A loss, a model or a callback's
+        `gradients` does not run on the host then: the numbers that it made there when the step was
+        captured stay. "auto" captures where that is possible, and nothing of it is code of your
+        own, and takes steps one by one elsewhere.
     group : Group, optional
-        The ranks that train together, as `distributed.group()` returns them. Each is given its part of every batch, by
-        `distributed.Shard`; loss and gradients are those of the whole batch, and so is all that follows. `init` takes
-        the weights of rank 0.
+        The ranks that train together, as `distributed.group()` returns them. Each is given its part
+        of every batch, by `distributed.Shard`; loss and gradients are those of the whole batch, and
+        so is all that follows. `init` takes the weights of rank 0.
 
     Raises
     ------
@@ -177,7 +181,14 @@ class Step:
 
     def __post_init__(self) -> None:
         flags = {"wait": checks.flag, "graph": choice}
-        checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count, group=RANKS, **flags)
+        checks.fields(
+            self,
+            optimizer=OPTIMIZER,
+            precision=MIXED,
+            accumulate=checks.count,
+            group=RANKS,
+            **flags,
+        )
         if self.graph is True and not isinstance(self.optimizer, ByRules):
             raise ValueError("Step: graph is True, which needs an optimizer of xlstm.optim")
         object.__setattr__(self, "loss", loss_of("Step", self.model, self.loss))
@@ -208,18 +219,24 @@ class Step:
         scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.graph is True and not compiles(feed.home.xp):
-            raise BackendError(f"Step: graph is True, which needs arrays of CuPy on CUDA, the backend is {feed.home}")
+            raise BackendError(
+                "Step: graph is True, which needs arrays of CuPy on CUDA, the backend is"
+                f" {feed.home}"
+            )
         joint = None
         if self.group is not None:
             kinds = {name: f"{p.dtype} {p.shape}" for name, p in params.items()}
-            kept = self.model.params if isinstance(self.model, LowRank) else {}  # no rank sends these
+            # no rank sends these
+            kept = self.model.params if isinstance(self.model, LowRank) else {}
             settings = {
                 **self._settings,
                 "backend": feed.home.name,
                 "parameters": kinds,
                 "checksum of the weights that stay": checksum(kept),
             }
-            drawn_by = same(self.group, "train", settings, None if masks is None else masks.bit_generator.state)
+            drawn_by = same(
+                self.group, "train", settings, None if masks is None else masks.bit_generator.state
+            )
             if masks is not None:  # each rank may have been given another generator
                 masks.bit_generator.state = drawn_by
             params = shared(self.group, feed.home, params)
@@ -228,7 +245,9 @@ class Step:
         moments = moments if joint is None else joint.part_of(moments)
         return StepState(params, moments, None, scaling, None, 0.0, 0, 0, masks, feed, joint=joint)
 
-    def __call__(self, state: StepState, batch: Batch | Inputs, where: str = "step") -> tuple[StepState, Taken]:
+    def __call__(
+        self, state: StepState, batch: Batch | Inputs, where: str = "step"
+    ) -> tuple[StepState, Taken]:
         """Take a step.
 
         Parameters
@@ -246,10 +265,11 @@ class Step:
         Raises
         ------
         FloatingPointError
-            The loss, a parameter or a gradient is not finite, with `precision` at the least scale too.
+            The loss, a parameter or a gradient is not finite, with `precision` at the least scale
+            too.
         ValueError
-            Numbers of the batch are not finite or do not fit into the dtype. The batch is a part of a larger one and
-            there is no group, or the reverse.
+            Numbers of the batch are not finite or do not fit into the dtype. The batch is a part of
+            a larger one and there is no group, or the reverse.
         OtherRankError
             Another rank of the group could not take the step.
         """
@@ -290,7 +310,8 @@ class Step:
         return after_it, Taken(loss, norm, counts if after_it.batches == 0 else False)
 
     def settle(self, state: StepState) -> StepState:
-        """Wait for all steps that were asked for, and return the state with the numbers that are known then.
+        """Wait for all steps that were asked for, and return the state with the numbers that are
+        known then.
 
         Parameters
         ----------
@@ -311,7 +332,9 @@ class Step:
             state.joint.look()
         failed = int(Decided(*to_numpy(state.device_state).tolist()).failed)
         if failed:
-            raise FloatingPointError(f"{state.pending[failed - 1]}: {NOT_FINITE}; where steps wait, the error says why")
+            raise FloatingPointError(
+                f"{state.pending[failed - 1]}: {NOT_FINITE}; where steps wait, the error says why"
+            )
         return state._replace(pending=())
 
     @property
@@ -330,22 +353,33 @@ class Step:
 
     @property
     def _local(self) -> bool:
-        """Whether gradients are summed over ranks once an update; scaled ones may overflow in any batch."""
+        """Whether gradients are summed over ranks once an update; scaled ones may overflow in any
+        batch.
+        """
         return self.group is not None and self.accumulate > 1 and not self._scales
 
     @property
     def _settings(self) -> dict[str, Any]:
         """The settings of a step that decide its numbers."""
         return {
-            "model": text_of(self.model) if dataclasses.is_dataclass(self.model) else type(self.model).__name__,
+            "model": (
+                text_of(self.model)
+                if dataclasses.is_dataclass(self.model)
+                else type(self.model).__name__
+            ),
             "precision": None if self.precision is None else repr(self.precision),
             "accumulate": self.accumulate,
             "optimizer": text_of(self.optimizer),
             "loss function": text_of(getattr(self.loss, "__func__", self.loss)),
             "callbacks": [
-                text_of(callback) if type(callback).__module__ == Callback.__module__ else type(callback).__name__
+                (
+                    text_of(callback)
+                    if type(callback).__module__ == Callback.__module__
+                    else type(callback).__name__
+                )
                 for callback in self.callbacks
-                if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
+                # the repr of a user's callback may change
+                if has(callback, "gradients", "weights", "state")
             ],
         }
 
@@ -355,25 +389,36 @@ class Step:
             return batch
         inputs = state.feed.inputs(batch, where)
         if (batch.part is None) != (self.group is None):
-            expected = "expected batches of distributed.Shard where the Step has a group, and only there"
-            raise ValueError(f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}")
+            expected = (
+                "expected batches of distributed.Shard where the Step has a group, and only there"
+            )
+            raise ValueError(
+                f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}"
+            )
         return inputs
 
     def _refused(self, state: StepState, where: str) -> tuple[StepState, Taken]:
-        """Tell all ranks that this one cannot take the step; raises its error, at once or when steps are settled."""
+        """Tell all ranks that this one cannot take the step; raises its error, at once or when
+        steps are settled.
+        """
         assert state.joint is not None
         if len(state.pending) == AHEAD:
             self.settle(state)
         batches = (state.batches + 1) % self.accumulate
-        state.joint.fail(self._local, self._local and batches == 0 and self._asks(state))  # a GPU sums before it looks
+        # a GPU sums before it looks
+        state.joint.fail(self._local, self._local and batches == 0 and self._asks(state))
         if self.wait or self._scales or not self._asks(state):
             state.joint.look()
-        return state._replace(pending=(*state.pending, where), batches=batches), Taken(math.nan, math.nan, False)
+        return state._replace(pending=(*state.pending, where), batches=batches), Taken(
+            math.nan, math.nan, False
+        )
 
     def _captures(self, masks: np.random.Generator | None) -> bool:
         """Return whether steps on a GPU are captured."""
         if self.graph == "auto":
-            return self._ours and (masks is None or isinstance(masks.bit_generator, np.random.PCG64))
+            return self._ours and (
+                masks is None or isinstance(masks.bit_generator, np.random.PCG64)
+            )
         return bool(self.graph)
 
     @cached_property
@@ -384,7 +429,8 @@ class Step:
 
     def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step whose decisions the host makes."""
-        feed, scaling = state.feed, state.scaling
+        feed = state.feed
+        scaling = state.scaling
         given = self._given(state, inputs)
         value, carried, used, grads, norm = self._summed(state, inputs, scaling.scale, given)
         loss, size = map(float, to_numpy(feed.home.xp.stack((value, norm))))
@@ -397,12 +443,16 @@ class Step:
             if state.joint is not None:
                 state.joint.told("a step")
             low = feed.low.dtype
-            narrow = "" if self.precision is None else f" in {low} at a loss scale of {scaling.scale:g}"
+            narrow = (
+                "" if self.precision is None else f" in {low} at a loss scale of {scaling.scale:g}"
+            )
             raise FloatingPointError(f"{where}: {_diagnosis(loss, used, grads, narrow)}")
         state = state._replace(carried=carried, scaling=next_scaling)
         if not math.isfinite(size):
             return state, Taken(loss, size, False)
-        state = self._updated(state, grads, norm, (given.total, given.targets), self.optimizer.update)
+        state = self._updated(
+            state, grads, norm, (given.total, given.targets), self.optimizer.update
+        )
         state = self._counted(state, inputs)
         return state, Taken(loss, size, state.batches == 0)
 
@@ -428,17 +478,28 @@ class Step:
         return state._replace(updates=state.updates + 1, sums=None, weight=0.0, batches=0)
 
     def _updated(
-        self, state: StepState, grads: Params, norm: Array, numbers: Any, update: Any, in_place: bool = False
+        self,
+        state: StepState,
+        grads: Params,
+        norm: Array,
+        numbers: Any,
+        update: Any,
+        in_place: bool = False,
     ) -> StepState:
-        """Return the state after an update by the gradients, or with them in its sums where more are to come.
+        """Return the state after an update by the gradients, or with them in its sums where more
+        are to come.
 
-        The numbers are that of all targets of the update, that of this batch, and whether it counts.
+        The numbers are that of all targets of the update, that of this batch, and whether it
+        counts.
         """
         total, *weights = numbers
         if self.accumulate > 1:
-            sums = grads if state.sums is None else state.sums  # the first batch of an update does not look at them
+            # the first batch of an update does not look at them
+            sums = grads if state.sums is None else state.sums
             into = (1,) if in_place and state.sums is not None else ()
-            state = state._replace(sums=_each(_weighted, [grads, sums], tuple(weights), into, first=state.batches == 0))
+            state = state._replace(
+                sums=_each(_weighted, [grads, sums], tuple(weights), into, first=state.batches == 0)
+            )
             if state.batches + 1 < self.accumulate:
                 return state
             if state.joint is not None and self._local:
@@ -449,17 +510,22 @@ class Step:
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
         arrays = (state.params, grads, state.moments)
-        params, moments = update(*arrays) if state.joint is None else state.joint.updated(update, *arrays)
+        params, moments = (
+            update(*arrays) if state.joint is None else state.joint.updated(update, *arrays)
+        )
         return state._replace(params=params, moments=moments)
 
     def _awaited(
         self, state: StepState, enqueued: StepState, inputs: Inputs, where: str, masks: Any
     ) -> tuple[StepState, Taken]:
-        """Wait for a step, from `state` to `enqueued`; `masks` are the state of their generator before it."""
+        """Wait for a step, from `state` to `enqueued`; `masks` are the state of their generator
+        before it.
+        """
         decided = Decided(*to_numpy(enqueued.device_state).tolist())
         if state.joint is not None:
             state.joint.look()
-        if decided.failed:  # no array of the state before has changed: the step is taken again to see why
+        # no array of the state before has changed: the step is taken again to see why
+        if decided.failed:
             if enqueued.graphs is not None:
                 enqueued.device_state[...] = 0.0  # type: ignore[index]
             if state.masks is not None:
@@ -471,43 +537,62 @@ class Step:
         enqueued = enqueued._replace(scaling=scaling)
         if not decided.counts:
             moments = enqueued.moments._replace(step=state.moments.step)
-            return enqueued._replace(moments=moments, sums=state.sums), Taken(decided.loss, decided.norm, False)
+            return enqueued._replace(moments=moments, sums=state.sums), Taken(
+                decided.loss, decided.norm, False
+            )
         enqueued = self._counted(enqueued, inputs)
         return enqueued, Taken(decided.loss, decided.norm, enqueued.batches == 0)
 
-    def _arrays(self, state: StepState, inputs: Inputs, given: Array, in_place: bool = False) -> StepState:
-        """Return the state with its arrays after a step; nothing here waits, and a graph can capture it.
+    def _arrays(
+        self, state: StepState, inputs: Inputs, given: Array, in_place: bool = False
+    ) -> StepState:
+        """Return the state with its arrays after a step; nothing here waits, and a graph can
+        capture it.
 
         With `in_place` parameters, moments and sums of gradients are changed where they are.
         """
         assert isinstance(self.optimizer, ByRules)
-        first, numbers = Given(*given[: len(Given._fields)]), list(given[len(Given._fields) :])
-        loss, carried, _, grads, norm = self._summed(state, inputs, first.scale if self._scales else 1.0, first)
+        first = Given(*given[: len(Given._fields)])
+        numbers = list(given[len(Given._fields) :])
+        loss, carried, _, grads, norm = self._summed(
+            state, inputs, first.scale if self._scales else 1.0, first
+        )
         device_state = decide(state.feed.home.xp, state.device_state, loss, norm, first)
         counts = decision(device_state, "counts")
         state = state._replace(carried=carried, device_state=device_state)
-        update = functools.partial(self.optimizer.apply, numbers=numbers, counts=counts, in_place=in_place)
-        return self._updated(state, grads, norm, (first.total, first.targets, counts), update, in_place)
+        update = functools.partial(
+            self.optimizer.apply, numbers=numbers, counts=counts, in_place=in_place
+        )
+        return self._updated(
+            state, grads, norm, (first.total, first.targets, counts), update, in_place
+        )
 
     def _given(self, state: StepState, inputs: Inputs) -> Given:
         """Return the numbers that the host gives a step."""
         forgiven = after(self.precision, state.scaling, False) is not None
         numbers = (len(state.pending) + 1, state.scaling.scale, forgiven)
-        targets, total = inputs.weight if self._local else inputs.total, state.weight + inputs.total or 1.0
+        targets = inputs.weight if self._local else inputs.total
+        total = state.weight + inputs.total or 1.0
         if state.joint is None:
             return Given(*numbers, targets, total)
         joint = state.joint
         share = inputs.weight / (inputs.total or 1.0)
-        return Given(*numbers, targets, total, share, float(joint.signal), float(joint.stop), joint.check)
+        return Given(
+            *numbers, targets, total, share, float(joint.signal), float(joint.stop), joint.check
+        )
 
     def _summed(
         self, state: StepState, inputs: Inputs, scale: float | Array, given: Given
     ) -> tuple[Array, Any, Params, Params, Array]:
-        """Return what `_gradients` does, with a group that of the whole batch, and the norm of the gradient."""
+        """Return what `_gradients` does, with a group that of the whole batch, and the norm of the
+        gradient.
+        """
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
             if state.joint is not None:
                 early = self._scales  # so that the same gradients overflow as in the whole batch
-                own = functools.partial(self._gradients, state, inputs, scale, given.share if early else 1.0)
+                own = functools.partial(
+                    self._gradients, state, inputs, scale, given.share if early else 1.0
+                )
                 return state.joint.summed(own, state, inputs, given, self._local, early)
             found = self._gradients(state, inputs, scale)
             return *found, optimizers.global_norm(found[-1])
@@ -515,8 +600,12 @@ class Step:
     def _gradients(
         self, state: StepState, inputs: Inputs, scale: float | Array, share: float | Array = 1.0
     ) -> tuple[Array, Any, Params, Params]:
-        """Return the loss, the state of the model at the end, the weights it was run with, and a share of gradients."""
-        feed, dtype, low = state.feed, state.feed.home.dtype, state.feed.low.dtype
+        """Return the loss, the state of the model at the end, the weights it was run with, and a
+        share of gradients.
+        """
+        feed = state.feed
+        dtype = state.feed.home.dtype
+        low = state.feed.low.dtype
         masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
         used = lowered(state.params, low)  # copies in a lower precision, where there is one
         y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
@@ -527,7 +616,9 @@ class Step:
 
 
 def text_of(value: Any) -> str:
-    """Return the repr of a setting without what may differ: addresses in memory, and the length of a cosine."""
+    """Return the repr of a setting without what may differ: addresses in memory, and the length of
+    a cosine.
+    """
     return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
 
 
@@ -537,15 +628,27 @@ def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
         for name, array in arrays.items():
             if not np.all(np.isfinite(to_numpy(array))):
                 wider = ", clipping, or float32" if narrow else " or clipping"
-                problem = f"{what} {name} is not finite{narrow}; a smaller learning rate{wider} may help"
+                problem = (
+                    f"{what} {name} is not finite{narrow}; a smaller learning rate{wider} may help"
+                )
                 return f"loss is {loss:g}, {problem}"
     if math.isfinite(loss):
-        return f"loss is {loss:g}, the norm of the gradient overflows; clipping values or a wider dtype may help"
-    return f"loss is {loss:g} though every parameter and gradient is finite: are there targets out of range?"
+        return (
+            f"loss is {loss:g}, the norm of the gradient overflows; clipping values or a wider"
+            " dtype may help"
+        )
+    return (
+        f"loss is {loss:g} though every parameter and gradient is finite: are there targets out of"
+        " range?"
+    )
 
 
 def _each(
-    function: Any, columns: list[Any], numbers: tuple[Any, ...], into: tuple[int, ...] = (), **options: Any
+    function: Any,
+    columns: list[Any],
+    numbers: tuple[Any, ...],
+    into: tuple[int, ...] = (),
+    **options: Any,
 ) -> Params:
     """Return a function of arrays by name and of numbers, for each name."""
     names = list(columns[0])
@@ -554,7 +657,9 @@ def _each(
     return {name: listed(result)[0] for name, result in zip(names, results, strict=True)}
 
 
-def _weighted(xp: Namespace, g: Array, sums: Array, weight: Any, *counts: Array, first: bool) -> Array:
+def _weighted(
+    xp: Namespace, g: Array, sums: Array, weight: Any, *counts: Array, first: bool
+) -> Array:
     added = weight * g if first else sums + weight * g
     if not counts:
         return added

@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+NUMBERS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class _Stopped(BaseException):
     def __init__(self, message: str, trained: Any, signal: int) -> None:
         super().__init__(message, trained, signal)
-        self.trained, self.signal = trained, signal
+        self.trained = trained
+        self.signal = signal
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -34,7 +37,8 @@ class Interrupted(_Stopped, KeyboardInterrupt):
 
 
 class Terminated(_Stopped, SystemExit):
-    """SIGTERM or SIGHUP ended training after a step; if nobody catches it, the process ends with 128 + the signal.
+    """SIGTERM or SIGHUP ended training after a step; if nobody catches it, the process ends with
+    128 + the signal.
 
     Attributes
     ----------
@@ -51,10 +55,11 @@ class Terminated(_Stopped, SystemExit):
 
 @contextlib.contextmanager
 def deferred() -> Iterator[list[int]]:
-    """Note the first signal in a list instead of acting on it; the second one does what it would do outside.
+    """Note the first signal in a list instead of acting on it; the second one does what it would do
+    outside.
 
-    Signals are left alone in other threads than the main one, which Python does not let handle them, and where they are
-    ignored or handled outside of Python.
+    Signals are left alone in other threads than the main one, which Python does not let handle
+    them, and where they are ignored or handled outside of Python.
     """
     received: list[int] = []
     before: dict[int, Any] = {}

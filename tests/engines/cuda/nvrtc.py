@@ -23,7 +23,8 @@ class Compiled(NamedTuple):
 
 def compile_for(capability: int, text: str, options: tuple[str, ...] = OPTIONS) -> Compiled:
     """Compile to machine code; an error of the compiler is raised as a RuntimeError."""
-    nvrtc, program = library(), ctypes.c_void_p()
+    nvrtc = library()
+    program = ctypes.c_void_p()
     if nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None):
         raise RuntimeError("NVRTC takes no program")
     given = [f"-arch=sm_{capability}".encode(), *(option.encode() for option in options)]

@@ -37,15 +37,23 @@ def by_head(a, N):
 
 
 def both(rng, sizes, dtype="float32", chunk=16, final=True, change=None, **options):
-    """Results of the kernels and, from the same numbers in float64, of the cell; and what the kernels keep."""
+    """Results of the kernels and, from the same numbers in float64, of the cell; and what the
+    kernels keep.
+    """
     steps, state = inputs_of(rng, *sizes)
     if change is not None:
         change(steps, state)
-    low, high = xlstm.backend("cupy", dtype=dtype), xlstm.backend("cupy", dtype="float32")
+    low = xlstm.backend("cupy", dtype=dtype)
+    high = xlstm.backend("cupy", dtype="float32")
     given = [low.asarray(a) for a in steps] + [high.asarray(a) for a in state]
     N = sizes[2]
-    exact = [*(by_head(a, N) for a in given[:5]), *(to_numpy(a).astype("float64") for a in given[5:])]
-    made = passes.kernels(low.xp, *given[:3], N, chunk, options.get("forget", "sigmoid"), options.get("eps", 0.0))
+    exact = [
+        *(by_head(a, N) for a in given[:5]),
+        *(to_numpy(a).astype("float64") for a in given[5:]),
+    ]
+    made = passes.kernels(
+        low.xp, *given[:3], N, chunk, options.get("forget", "sigmoid"), options.get("eps", 0.0)
+    )
     long = next(L for L in (16, 32, 64) if min(chunk, sizes[0]) <= L)
     assert long == made.shape.L
     most = 16 // given[0].itemsize
@@ -58,7 +66,10 @@ def both(rng, sizes, dtype="float32", chunk=16, final=True, change=None, **optio
     found += passes.chunkwise_bwd(low.xp, dh, *dend, saved)
     expected += mlstm.chunkwise_bwd(np, by_head(dh, N), *d[1:], kept, **options)
     found = [by_head(a, N) if k in (0, *range(4, 9)) else a for k, a in enumerate(found)]
-    return ({name: a for name, a in zip(NAMES, made, strict=True) if a is not None} for made in (found, expected))
+    return (
+        {name: a for name, a in zip(NAMES, made, strict=True) if a is not None}
+        for made in (found, expected)
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"eps": 0.1}, {"forget": "exponential"}], ids=str)
@@ -72,11 +83,13 @@ def test_passes(rng, T, chunk, final, options):
 @pytest.mark.parametrize(
     ("dtype", "sizes", "options"),
     [
-        # Widths beyond those of all tiles, and a part of the last one; read by pairs, and by 16 bytes.
+        # Widths beyond those of all tiles, and a part of the last one; read by pairs, and by 16
+        # bytes.
         *((dtype, (19, 1, 2, 82, 146), {}) for dtype in ("float32", "float16")),
         *((dtype, (19, 1, 4, 88, 136), {}) for dtype in ("tf32", "bfloat16")),
         ("bfloat16", (70, 1, 1, 24, 40), {"chunk": 64}),  # the largest chunk
-        ("float32", (257 * 16 + 3, 1, 1, 2, 2), {"eps": 0.1}),  # more chunks than a block has threads
+        # more chunks than a block has threads
+        ("float32", (257 * 16 + 3, 1, 1, 2, 2), {"eps": 0.1}),
     ],
 )
 def test_large_sizes(rng, dtype, sizes, options):
@@ -116,8 +129,10 @@ def test_digits_survive_a_strong_forget(rng, low):
 
 def test_what_is_kept_can_be_copied_and_results_are_no_views_of_it(rng):
     """The caller may change the final state before the backward pass."""
-    layer, be = xlstm.mLSTM(4, 8, num_heads=2, chunk_size=16), xlstm.backend("cupy")
-    params, x = layer.init(0, be), be.asarray(rng.standard_normal((21, 1, 4)))
+    layer = xlstm.mLSTM(4, 8, num_heads=2, chunk_size=16)
+    be = xlstm.backend("cupy")
+    params = layer.init(0, be)
+    x = be.asarray(rng.standard_normal((21, 1, 4)))
     y, state, saved = layer.forward(params, x)
     expected = layer.backward(params, copy.deepcopy(saved), y)[0]
     for s in state:
@@ -126,10 +141,13 @@ def test_what_is_kept_can_be_copied_and_results_are_no_views_of_it(rng):
 
 
 @pytest.mark.parametrize(
-    ("width", "options"), [(8, {"chunk_size": 128}), (6, {}), (8, {"qk_size": 6})], ids=["long chunks", "heads", "keys"]
+    ("width", "options"),
+    [(8, {"chunk_size": 128}), (6, {}), (8, {"qk_size": 6})],
+    ids=["long chunks", "heads", "keys"],
 )
 def test_what_has_no_kernels(width, options, rng):
-    layer, be = xlstm.mLSTM(4, width, num_heads=2, **options), xlstm.backend("cupy")
+    layer = xlstm.mLSTM(4, width, num_heads=2, **options)
+    be = xlstm.backend("cupy")
     with gpu.counted() as counts:
         layer.forward(layer.init(0, be), be.asarray(rng.standard_normal((70, 1, 4))))
     assert "xlstm_chunk" not in counts.places()
@@ -138,10 +156,18 @@ def test_what_has_no_kernels(width, options, rng):
 def test_cards(monkeypatch):
     """Tensor cores take float16 from sm_75 on, bfloat16 and so float32 from sm_80 on."""
     found = {}
-    for capability, dtype in ((70, "float16"), (75, "float16"), (75, "float32"), (80, "bfloat16"), (80, "float32")):
+    for capability, dtype in (
+        (70, "float16"),
+        (75, "float16"),
+        (75, "float32"),
+        (80, "bfloat16"),
+        (80, "float32"),
+    ):
         card = Device("a card", capability, 40, 101376)
         monkeypatch.setattr(passes.launch, "device", lambda xp, like, card=card: card)
         be = xlstm.backend("cupy", dtype=dtype)
         q = be.asarray(np.ones((20, 1, 16)))
-        found[capability, dtype] = passes.kernels(be.xp, q, q, q, 2, mlstm.CHUNK, "sigmoid", 0.0) is not None
+        found[capability, dtype] = (
+            passes.kernels(be.xp, q, q, q, 2, mlstm.CHUNK, "sigmoid", 0.0) is not None
+        )
     assert [*found.values()] == [False, True, False, True, True]

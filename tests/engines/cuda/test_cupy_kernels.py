@@ -1,6 +1,8 @@
-"""Kernels of recurrent layers: whole layers by every path beside NumPy, options, cells of users, and cards.
+"""Kernels of recurrent layers: whole layers by every path beside NumPy, options, cells of users,
+and cards.
 
-Where CuPy runs on a CPU, threads also run in orders that seeds draw, in which a missing barrier shows.
+Where CuPy runs on a CPU, threads also run in orders that seeds draw, in which a missing barrier
+shows.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from xlstm.engines.cuda import cell_source, launch
 
 cupy = gpu.needed()
 
-# Largest difference relative to the largest value: that of the dtype, or of the factors of products.
+# Largest difference relative to the largest value: that of the dtype, or of the factors of
+# products.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "tf32": 4e-3, "float16": 6e-3, "bfloat16": 5e-2}
 EXACT = [("pointwise", "float64", None), ("pointwise", "float32", None), ("plain", "float64", None)]
 WAYS = [
@@ -45,18 +48,24 @@ asked = launch._device.__wrapped__  # anew at every call
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Let layers be divided as on a card of 8 multiprocessors, so that groups wait for one another."""
+    """Let layers be divided as on a card of 8 multiprocessors, so that groups wait for one
+    another.
+    """
     found = launch._device(0)._replace(sms=8)
     monkeypatch.setattr(launch, "_device", lambda number: found)
 
 
 def results(layer, dtype="float64", backend="cupy", T=5, B=9, **options):
-    """Run a layer forward and backward with the same numbers for every dtype; return all that it gives and keeps."""
+    """Run a layer forward and backward with the same numbers for every dtype; return all that it
+    gives and keeps.
+    """
     be = xlstm.backend(backend, dtype=dtype)
     params, x, state = registry.inputs_of(layer, be, generator(3), T, B, 0.3)
     if "n" in layer.STATES:
         state = (*state[:2], be.xp.abs(state[2]) + 1, state[3])
-    return registry.run(layer, params, x, state, kept=True, seed=5 if layer.random else None, **options)
+    return registry.run(
+        layer, params, x, state, kept=True, seed=5 if layer.random else None, **options
+    )
 
 
 def beside_numpy(layer, dtype="float32", precision=None, **options):
@@ -72,7 +81,8 @@ def beside_numpy(layer, dtype="float32", precision=None, **options):
 class Apart(xlstm.Cell):
     """A cell as a user writes it, with a parameter of its own.
 
-    Its products have gradients of their own, with a row of dzx more than gates, which `own_bwd` needs.
+    Its products have gradients of their own, with a row of dzx more than gates, which `own_bwd`
+    needs.
     """
 
     K: float = 1.5  # K and M are names in the templates, too
@@ -119,26 +129,42 @@ LOOPS = {
 LAYER_NORM = {"layer_norm": True, "recurrent_dropout": 0.4}
 STEPS = {
     "LSTM, other numbers": xlstm.LSTM(
-        3, 20, activations=("hard_sigmoid(0.3, 0.4)", "tanh", "scaled_tanh(2, 0.5)"), clip=0.5, cell_clip=0.3
+        3,
+        20,
+        activations=("hard_sigmoid(0.3, 0.4)", "tanh", "scaled_tanh(2, 0.5)"),
+        clip=0.5,
+        cell_clip=0.3,
     ),
-    "layer_norm": xlstm.LSTM(3, 20, **LAYER_NORM, peepholes=True, zoneout=0.2, cell_clip=0.5, **BOTH),
+    "layer_norm": xlstm.LSTM(
+        3, 20, **LAYER_NORM, peepholes=True, zoneout=0.2, cell_clip=0.5, **BOTH
+    ),
     "layer_norm of a GRU": xlstm.GRU(3, 20, layer_norm=True, recurrent_bias=True, **BOTH),
     "projection": xlstm.LSTM(3, 20, proj_size=7, **LAYER_NORM, zoneout=(0.0, 0.2), **BOTH),
-    "reset before": xlstm.GRU(3, 20, reset_after=False, recurrent_dropout=0.4, clip=0.5, recurrent_bias=True, **BOTH),
+    "reset before": xlstm.GRU(
+        3, 20, reset_after=False, recurrent_dropout=0.4, clip=0.5, recurrent_bias=True, **BOTH
+    ),
 }
-CASES = [(name, way) for name in LOOPS for way in WAYS] + [(name, way) for name in STEPS for way in EXACT[:2]]
+CASES = [(name, way) for name in LOOPS for way in WAYS] + [
+    (name, way) for name in STEPS for way in EXACT[:2]
+]
 
 
-@pytest.mark.parametrize("options", [{}, {"lengths": LENGTHS}, {"lengths": LENGTHS, "train": False, "keep": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"lengths": LENGTHS}, {"lengths": LENGTHS, "train": False, "keep": True}]
+)
 @pytest.mark.parametrize(("name", "way"), CASES)
 def test_layers_by_every_path(monkeypatch, name, way, options):
-    (path, dtype, precision), launched, whole = way, set(), launch.launch
-    monkeypatch.setattr(launch, "launch", lambda made, *rest: launched.add(made.name) or whole(made, *rest))
+    path, dtype, precision = way
+    launched = set()
+    whole = launch.launch
+    monkeypatch.setattr(
+        launch, "launch", lambda made, *rest: launched.add(made.name) or whole(made, *rest)
+    )
     with cuda.use(path, precision):
         beside_numpy((LOOPS | STEPS)[name], dtype, precision, **options)
-    assert {entry.endswith("_step") for entry in launched - {cell_source.ARRANGE, "xlstm_again_step"}} == {
-        path == "pointwise"
-    }
+    assert {
+        entry.endswith("_step") for entry in launched - {cell_source.ARRANGE, "xlstm_again_step"}
+    } == {path == "pointwise"}
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -149,7 +175,9 @@ def test_options_without_kernels_of_their_own(name):
 
 @pytest.mark.parametrize(("cell", "path"), [("LSTM", "plain"), ("GRU", "plain"), ("LSTM", "grid")])
 def test_gradients_of_blocks_that_are_no_multiple_of_the_shares(cell, path):
-    """Where a share of the sum over blocks begins after the last block, it adds nothing: 6 blocks, 5 shares of 2."""
+    """Where a share of the sum over blocks begins after the last block, it adds nothing: 6 blocks,
+    5 shares of 2.
+    """
     with cuda.use(path):
         beside_numpy(getattr(xlstm, cell)(3, 130), lengths=LENGTHS)
 
@@ -157,13 +185,19 @@ def test_gradients_of_blocks_that_are_no_multiple_of_the_shares(cell, path):
 @pytest.mark.parametrize("path", ["plain", "grid", "cluster"])
 @pytest.mark.parametrize("smaller", [1.0, 1e-6, 1e-12])
 def test_float32_as_two_halves_has_its_digits(path, smaller):
-    """Also where numbers are beyond the range of float16, and where each sequence is a tenth of the one before it."""
-    layer, rng, B = xlstm.LSTM(3, 40), generator(2), 8
+    """Also where numbers are beyond the range of float16, and where each sequence is a tenth of the
+    one before it.
+    """
+    layer = xlstm.LSTM(3, 40)
+    rng = generator(2)
+    B = 8
     params = {n: (0.3 * rng.standard_normal(p.shape)) for n, p in layer.draw(generator(0)).items()}
     params |= {n: 0 * p for n, p in params.items() if n.endswith((".b", ".bh"))}
     each = smaller * 10.0 ** -np.arange(B)[:, None]
-    x, dy = each * rng.standard_normal((5, B, 3)), each * rng.standard_normal((5, B, 40))
-    expected, be = registry.run(layer, params, x, dy=dy), xlstm.backend("cupy")
+    x = each * rng.standard_normal((5, B, 3))
+    dy = each * rng.standard_normal((5, B, 40))
+    expected = registry.run(layer, params, x, dy=dy)
+    be = xlstm.backend("cupy")
     with cuda.use(path):
         there = {n: be.asarray(p) for n, p in params.items()}
         found = registry.run(layer, there, be.asarray(x), dy=be.asarray(dy))
@@ -175,13 +209,23 @@ def test_float32_as_two_halves_has_its_digits(path, smaller):
 
 @pytest.mark.parametrize("path", ["pointwise", "plain"])
 def test_arrays_that_do_not_lie_in_order(path):
-    layer, rng = xlstm.LSTM(3, 1, bidirectional=True), generator(0)
-    x, dy = rng.standard_normal((4, 6, 3)), rng.standard_normal((4, 6, 4))[..., ::2]
-    params = {n: rng.standard_normal((*p.shape[:-1], 2 * p.shape[-1]))[..., ::2] for n, p in layer.draw(rng).items()}
+    layer = xlstm.LSTM(3, 1, bidirectional=True)
+    rng = generator(0)
+    x = rng.standard_normal((4, 6, 3))
+    dy = rng.standard_normal((4, 6, 4))[..., ::2]
+    params = {
+        n: rng.standard_normal((*p.shape[:-1], 2 * p.shape[-1]))[..., ::2]
+        for n, p in layer.draw(rng).items()
+    }
     expected = registry.run(layer, params, x, dy=dy)
     there = {n: gpu.as_it_lies(p) for n, p in params.items()}
     with cuda.use(path):
-        agree(registry.run(layer, there, cupy.asarray(x), dy=gpu.as_it_lies(dy)), expected, 1e-12, largest)
+        agree(
+            registry.run(layer, there, cupy.asarray(x), dy=gpu.as_it_lies(dy)),
+            expected,
+            1e-12,
+            largest,
+        )
 
 
 @pytest.mark.parametrize("path", ["plain", "grid", "cluster"])
@@ -204,7 +248,8 @@ def test_a_weight_that_is_not_a_number_counts(path, precision):
     Wh = np.array(to_numpy(params["0.Wh"]))
     Wh.view("uint32")[:, 5] = 0x7FFFFFFF
     params["0.Wh"] = be.asarray(Wh)
-    x, h0 = be.asarray(np.ones((1, 2, 3))), be.asarray(np.ones((1, 2, 8)))
+    x = be.asarray(np.ones((1, 2, 3)))
+    h0 = be.asarray(np.ones((1, 2, 8)))
     with cuda.use(path, precision):
         y, _, saved = layer.forward(params, x, (h0, h0))
         assert np.isnan(to_numpy(y)).all()
@@ -220,5 +265,6 @@ def test_clusters_are_those_that_have_room_for_a_kernel(monkeypatch):
     monkeypatch.setattr(launch, "_device", asked)
     with cuda_on_cpu.configured(cluster=8), cuda.use("cluster"):
         assert launch.current().cluster == 8
-        be, layer = xlstm.backend("cupy", dtype="bfloat16"), xlstm.LSTM(3, 160)
+        be = xlstm.backend("cupy", dtype="bfloat16")
+        layer = xlstm.LSTM(3, 160)
         layer.forward(layer.init(0, be), be.asarray(np.ones((2, 2, 3))))

@@ -21,7 +21,9 @@ from xlstm.training.callbacks import Clip
 
 cupy = gpu.needed()
 
-B, D, H = 4, 8, 8
+B = 4
+D = 8
+H = 8
 LENGTHS = [25, 3, 5, 1]
 
 
@@ -41,16 +43,23 @@ def counts(call):
 def within(found, operations, to_device=0, to_host=0):
     """Each copy to the host waits, and nothing else."""
     assert found.operations <= operations, found.places()
-    assert (found.to_device, found.to_host, found.waits) == (to_device, to_host, to_host), found.places()
+    assert (found.to_device, found.to_host, found.waits) == (to_device, to_host, to_host), (
+        found.places()
+    )
     assert found.compiled == 0
 
 
 def passes(backend, layer, lengths=None, T=25):
     """Counts of a forward and of a backward pass."""
     rng = np.random.default_rng(0)
-    params, x = layer.init(0, backend), backend.asarray(rng.standard_normal((T, B, layer.input_size)))
+    params = layer.init(0, backend)
+    x = backend.asarray(rng.standard_normal((T, B, layer.input_size)))
     made = []  # a backward pass has values of its own, as in training
-    forward = counts(lambda: made.append(layer.forward(params, x, lengths=lengths, seed=0 if layer.random else None)))
+    forward = counts(
+        lambda: made.append(
+            layer.forward(params, x, lengths=lengths, seed=0 if layer.random else None)
+        )
+    )
 
     def back():
         y, _, saved = made.pop()
@@ -88,14 +97,20 @@ class Peak(cupy.cuda.MemoryHook):
 
 
 def peaks(layer, T=64, B=16):
-    """The most memory beside parameters and x during forward and backward, in units of an array (T, B, H)."""
+    """The most memory beside parameters and x during forward and backward, in units of an array (T,
+    B, H).
+    """
     gpu.on_cpu()
-    backend, rng = xlstm.backend("cupy"), np.random.default_rng(0)
-    params, x = layer.init(0, backend), backend.asarray(rng.standard_normal((T, B, layer.input_size)))
+    backend = xlstm.backend("cupy")
+    rng = np.random.default_rng(0)
+    params = layer.init(0, backend)
+    x = backend.asarray(rng.standard_normal((T, B, layer.input_size)))
     with cuda_on_cpu.configured(idle=1):  # memory is the same where kernels do nothing
         for _ in range(2):  # constants are made in the first call
             gc.collect()
-            before, forward, backward = cupy.get_default_memory_pool().used_bytes(), Peak(), Peak()
+            before = cupy.get_default_memory_pool().used_bytes()
+            forward = Peak()
+            backward = Peak()
             with forward:
                 y, end, saved = layer.forward(params, x)
             with backward:
@@ -126,7 +141,9 @@ TOKENS = np.arange(201) % 11
 SERIES = np.random.default_rng(0).standard_normal((8, 25, 7))
 
 
-@pytest.mark.parametrize(("model", "operations"), [(xlstm.LSTM(D, H), 3), (TEXT, 64)], ids=["LSTM", "a token"])
+@pytest.mark.parametrize(
+    ("model", "operations"), [(xlstm.LSTM(D, H), 3), (TEXT, 64)], ids=["LSTM", "a token"]
+)
 def test_a_step_of_a_stream(backend, model, operations):
     x = backend.asarray(np.array([1, 2, 3, 4]) if model is TEXT else np.ones((B, D)))
     params = model.init(0, backend)
@@ -136,7 +153,8 @@ def test_a_step_of_a_stream(backend, model, operations):
 
 def repeated(backend, made, data, begun=0):
     """Counts of a step of training after some others, and the state after it."""
-    state, batch = made.init(made.model.init(0, backend)), next(iter(data.batches()))
+    state = made.init(made.model.init(0, backend))
+    batch = next(iter(data.batches()))
     now = [state, None]
 
     def take():
@@ -157,13 +175,18 @@ def repeated(backend, made, data, begun=0):
     ids=["LSTM", "LSTM, dropout", "text"],
 )
 def test_a_step_of_training(backend, layer, operations, to_device):
-    """It waits once, for how it went; or not, until somebody asks. A replay is one launch beside the copies."""
+    """It waits once, for how it went; or not, until somebody asks. A replay is one launch beside
+    the copies.
+    """
     model = TEXT if layer is TEXT else SequenceModel(layer, 3)
     windows = Windows(SERIES[..., :4], SERIES[..., 4:], every_step=True, batch_size=8)
     data = Streams(TOKENS[:-1], TOKENS[1:], B, 25) if layer is TEXT else windows
     optimizer = optimizers.adamw(1e-3)
     for wait in (True, False):
-        made, graph = (Step(model, optimizer, callbacks=[Clip(1.0)], wait=wait, graph=graph) for graph in (False, True))
+        made, graph = (
+            Step(model, optimizer, callbacks=[Clip(1.0)], wait=wait, graph=graph)
+            for graph in (False, True)
+        )
         found, state, how = repeated(backend, made, data)
         assert found.waits == found.to_host == wait
         assert operations is None or found.operations <= operations + (not wait), found.places()
@@ -171,8 +194,11 @@ def test_a_step_of_training(backend, layer, operations, to_device):
         found, *_ = repeated(backend, graph, data, 2)
         within(found, 2 * to_device + 2, to_device, wait)
         assert found.products == 0
-    params, moments = state.params, state.moments
-    within(counts(lambda: optimizers.clip_global_norm(params, 1.0, optimizers.global_norm(params))), 3)
+    params = state.params
+    moments = state.moments
+    within(
+        counts(lambda: optimizers.clip_global_norm(params, 1.0, optimizers.global_norm(params))), 3
+    )
     within(counts(lambda: optimizer.update(params, params, moments)), 1)
 
 

@@ -1,4 +1,6 @@
-"""Kernels as NVRTC makes them for sm_80 and sm_90: they compile, keep to registers, and fit shared memory."""
+"""Kernels as NVRTC makes them for sm_80 and sm_90: they compile, keep to registers, and fit shared
+memory.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,10 @@ def within(capability, made, card=None):
 @pytest.mark.parametrize("size", FEW)
 def test_with_tensor_cores(cell, name, capability, cluster, size):
     """Only the widest layer may not fit."""
-    assert fits(capability, CELLS[cell], name, size, cluster=cluster) == list(tiling.PASSES) or size == FEW[-1]
+    assert (
+        fits(capability, CELLS[cell], name, size, cluster=cluster) == list(tiling.PASSES)
+        or size == FEW[-1]
+    )
 
 
 @pytest.mark.parametrize("step", [*DROPPED, *(CELLS[name] for name in ("lstm", "gru", "slstm"))])
@@ -81,7 +86,15 @@ def test_with_tensor_cores(cell, name, capability, cluster, size):
 @pytest.mark.parametrize("size", FEW)
 def test_kernels_that_keep_h(step, name, cluster, size):
     """Before every step, for recurrent dropout and for steps of different widths."""
-    fits(90, step, name, size, tiling.PASSES if step in DROPPED else ("forward",), cluster, keep_h=True)
+    fits(
+        90,
+        step,
+        name,
+        size,
+        tiling.PASSES if step in DROPPED else ("forward",),
+        cluster,
+        keep_h=True,
+    )
 
 
 @pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
@@ -95,14 +108,20 @@ def test_kernels_that_keep_h(step, name, cluster, size):
 def test_options_in_kernels_of_one_step(options, name, kind):
     step = {
         "layer_norm": pointwise(
-            lstm_options.Cell(), (("gc", None), ("bc", None)), ("b",), (), Around(drop=True, normal=True, units=True)
+            lstm_options.Cell(),
+            (("gc", None), ("bc", None)),
+            ("b",),
+            (),
+            Around(drop=True, normal=True, units=True),
         ),
         "projection": pointwise(lstm.Cell(), (), ("b",), (), Around(projected=True)),
         "reset before": pointwise(
             gru.ResetBefore(), (("Wn", None),), ("b",), (), Around(drop=True, matrix="Wn", rows=2)
         ),
     }[options]
-    made = cell_source.pointwise(step, kind, ARITHMETIC[name], 1, 40, keep_h=options != "projection")
+    made = cell_source.pointwise(
+        step, kind, ARITHMETIC[name], 1, 40, keep_h=options != "projection"
+    )
     for capability in DEVICES:
         assert compile_for(capability, made.text).spilled == 0
 
@@ -112,7 +131,11 @@ def test_options_in_kernels_of_one_step(options, name, kind):
     ("capability", "dtype", "precision"),
     [
         *((75, dtype, "float32") for dtype in ("float32", "float16")),
-        *((card, "float32", precision) for card in CARDS.keys() - {75} for precision in ("float32", "tf32")),
+        *(
+            (card, "float32", precision)
+            for card in CARDS.keys() - {75}
+            for precision in ("float32", "tf32")
+        ),
         *((card, "bfloat16", "float32") for card in CARDS.keys() - {75}),
     ],
 )
@@ -140,7 +163,9 @@ def test_older_devices(capability):
     older = {capability: Device("an older one", capability, 40, 65536)}
     for kind in tiling.PASSES:
         for name in ("float32", "float16"):
-            compile_for(capability, cell_source.pointwise(CELLS["gru"], kind, ARITHMETIC[name], 1, 50).text)
+            compile_for(
+                capability, cell_source.pointwise(CELLS["gru"], kind, ARITHMETIC[name], 1, 50).text
+            )
     if capability >= LOOPS:
         assert len(fits(capability, CELLS["gru"], "float32", (50, 1, 32), cards=older)) == 2
 
@@ -186,7 +211,9 @@ HEADS = [(8, 256, 512, 64), (4, 64, 64, 64)]
 def test_an_mlstm_on_every_card(kind, capability, way, shape):
     if capability < 80 and way[0] != "float16":
         pytest.skip("sm_75 has tensor cores in float16 alone")
-    made, _ = chunk_source(kind, WAYS[way], Shape(*shape, 4 if way[0] == "float32" else 8), "sigmoid", 1e-6)
+    made, _ = chunk_source(
+        kind, WAYS[way], Shape(*shape, 4 if way[0] == "float32" else 8), "sigmoid", 1e-6
+    )
     assert made.shared <= CARDS[capability].shared
     done = compile_for(capability, made.text)
     assert (done.stack, done.spilled) == (0, 0), done.log

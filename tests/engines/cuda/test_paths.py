@@ -17,7 +17,9 @@ H100, A100, T4 = (CARDS[capability] for capability in (90, 80, 75))
 
 
 def choose(dtype="float32", width=512, heads=1, B=64, device=H100, cell="lstm", why=""):
-    return choice.choose(choice.told(), None if why else CELLS[cell], why, dtype, width, heads, B, device)
+    return choice.choose(
+        choice.told(), None if why else CELLS[cell], why, dtype, width, heads, B, device
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,11 @@ def test_the_path_follows_shape_dtype_and_device(arguments, path):
         ("grid", {"dtype": "float64"}, "tensor cores"),
         ("cluster", {"width": 4096}, "no way to divide 1 x 4096 units"),
         ("plain", {"why": "no kernel does zoneout"}, "no kernel does zoneout; loop can do it"),
-        ("pointwise", {"dtype": "bfloat16", "device": Device("V100", 70, 80, 98304)}, "bfloat16 needs sm_80"),
+        (
+            "pointwise",
+            {"dtype": "bfloat16", "device": Device("V100", 70, 80, 98304)},
+            "bfloat16 needs sm_80",
+        ),
     ],
 )
 def test_a_path_that_was_asked_for_is_taken_or_refused(path, arguments, message):
@@ -79,12 +85,18 @@ def test_paths_and_precisions_can_be_asked_for(monkeypatch):
 def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     monkeypatch.setattr(launch, "device", lambda xp, like: H100)
-    weights = {"Wh": np.zeros((8, 2), dtype=ml_dtypes.bfloat16), "b": np.zeros(8, dtype=ml_dtypes.bfloat16)}
+    weights = {
+        "Wh": np.zeros((8, 2), dtype=ml_dtypes.bfloat16),
+        "b": np.zeros(8, dtype=ml_dtypes.bfloat16),
+    }
     step = Step(np, lstm.Cell(), weights, Masks())
     assert Cuda().refuses(step, [(3, 4)]) == ""
     projected = {**weights, "Whr": np.zeros((2, 2), dtype=ml_dtypes.bfloat16)}
     with pytest.raises(
-        TypeError, match="path 'loop' has no bfloat16, no kernel does zoneout of a projection; expected float16"
+        TypeError,
+        match=(
+            "path 'loop' has no bfloat16, no kernel does zoneout of a projection; expected float16"
+        ),
     ):
         Cuda().refuses(Step(np, lstm.Cell(), projected, Masks(None, (0.1, None))), [(3, 4)])
     with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):

@@ -1,14 +1,16 @@
-"""Guard pages around every array of compiled functions: reading or writing past one ends the process.
+"""Guard pages around every array of compiled functions: reading or writing past one ends the
+process.
 
-`python -m tests.engines.numba.guards 32-float32` runs layers, products and chunks of an mLSTM for vectors of so many
-bytes in this way and compares their results with the reference. A process of its own does so, since a violation is a
-SIGSEGV. Each array that a compiled function is given, and each that it makes itself, lies once flush with the end of
-its pages and once with their beginning; the pages behind and before them may not be touched. The rest of its pages is
-filled with NaN: numbers that are read there reach a result, and numbers that are written there are seen afterwards.
-Memory without contents is filled with NaN as well.
+`python -m tests.engines.numba.guards 32-float32` runs layers, products and chunks of an mLSTM for
+vectors of so many bytes in this way and compares their results with the reference. A process of its
+own does so, since a violation is a SIGSEGV. Each array that a compiled function is given, and each
+that it makes itself, lies once flush with the end of its pages and once with their beginning; the
+pages behind and before them may not be touched. The rest of its pages is filled with NaN: numbers
+that are read there reach a result, and numbers that are written there are seen afterwards. Memory
+without contents is filled with NaN as well.
 
-Tasks of several threads run one after the other, so that one copy of an array serves each call. The first of them does
-all the work that threads share.
+Tasks of several threads run one after the other, so that one copy of an array serves each call. The
+first of them does all the work that threads share.
 """
 
 from __future__ import annotations
@@ -57,12 +59,17 @@ class Block(NamedTuple):
 
     def array(self, like: Any) -> Any:
         """Return the array here that has the shape and dtype of another one."""
-        return np.frombuffer(self.memory, like.dtype, like.size, PAGE + self.offset).reshape(like.shape)
+        return np.frombuffer(self.memory, like.dtype, like.size, PAGE + self.offset).reshape(
+            like.shape
+        )
 
     def intact(self) -> bool:
         """Whether the pages before and after the bytes have nothing but poison."""
         found = self._all()
-        return bool((found[: self.offset] == POISON).all() and (found[self.offset + self.size :] == POISON).all())
+        return bool(
+            (found[: self.offset] == POISON).all()
+            and (found[self.offset + self.size :] == POISON).all()
+        )
 
 
 class Guards:
@@ -111,7 +118,9 @@ class Compiled:
         self._inside: list[Block] = []
 
     def allocate(self) -> None:
-        """Let compiled functions make arrays between guard pages: those that are linked from now on."""
+        """Let compiled functions make arrays between guard pages: those that are linked from now
+        on.
+        """
         from llvmlite import binding
         from numba.core.registry import cpu_target
         from numba.core.runtime import _nrt_python, rtsys
@@ -126,7 +135,9 @@ class Compiled:
             found = usual(size, align)
             self._inside.append(self.guards.take(size))
             self.made += 1
-            ctypes.c_void_p.from_address(found + DATA * ctypes.sizeof(ctypes.c_void_p)).value = self._inside[-1].address
+            ctypes.c_void_p.from_address(
+                found + DATA * ctypes.sizeof(ctypes.c_void_p)
+            ).value = self._inside[-1].address
             return found
 
         self._kept = usual, kind(instead)  # as long as code calls it
@@ -148,13 +159,18 @@ class Compiled:
         return types.SimpleNamespace(**{**found, **guarded})
 
     def enter(self, function: Callable[..., Any], arrays: list[Any], rows: Any) -> Any:
-        """Return the table of the arrays of a step, and keep these: a call with the table takes one of copies."""
-        self.table, self.entered = function(arrays, rows), arrays
+        """Return the table of the arrays of a step, and keep these: a call with the table takes one
+        of copies.
+        """
+        self.table = function(arrays, rows)
+        self.entered = arrays
         self.write = lambda copies: function(copies, rows)
         return self.table
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function with copies of its arrays, and copy them back; the same array is the same copy."""
+        """Call a function with copies of its arrays, and copy them back; the same array is the same
+        copy.
+        """
         copies: dict[tuple[int, int], tuple[Any, Block]] = {}
 
         def copied(argument: Any) -> Any:
@@ -164,7 +180,9 @@ class Compiled:
                 return argument
             if argument is self.table:
                 return self.write([copied(array) for array in self.entered])
-            assert argument.flags.c_contiguous, f"{name}: {argument.shape} with strides {argument.strides}"
+            assert argument.flags.c_contiguous, (
+                f"{name}: {argument.shape} with strides {argument.strides}"
+            )
             key = (argument.ctypes.data, argument.nbytes)
             if key not in copies:
                 copies[key] = argument, self.guards.take(argument.nbytes)
@@ -173,7 +191,9 @@ class Compiled:
 
         given = [copied(argument) for argument in arguments]
         spans = sorted((at, at + size) for at, size in copies if size)
-        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans)), f"{name}: arrays overlap"
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans)), (
+            f"{name}: arrays overlap"
+        )
         with EMPTY:
             result = function(*given)
         self.calls[name] += 1
@@ -186,12 +206,15 @@ class Compiled:
 
     def drain(self) -> list[Block]:
         """Return the arrays that compiled functions have made, which are nobody's any more."""
-        found, self._inside[:] = self._inside[:], []
+        found = self._inside[:]
+        self._inside[:] = []
         return found
 
 
 class Empty:
-    """np.empty and np.empty_like with poison, but for what happens in its context: Numba knows the usual ones alone."""
+    """np.empty and np.empty_like with poison, but for what happens in its context: Numba knows the
+    usual ones alone.
+    """
 
     def __init__(self) -> None:
         self._usual = {name: getattr(np, name) for name in ("empty", "empty_like")}
@@ -218,14 +241,16 @@ class Empty:
 EMPTY = Empty()
 
 
-# The layers of a process, by its vectors. Tests of lengths of vectors and of chunks share their code.
+# The layers of a process, by its vectors. Tests of lengths of vectors and of chunks share their
+# code.
 KINDS = {
     "32-float32": {"GRU": {}},
     "64-float32": {"LSTM": {}},
     "16-float64": {"sLSTM": {}, "RNN": {"recurrent_bias": True}},
 }
-# D, H, heads of an sLSTM, T, B, and whether lengths differ. H is less and more than vectors, tiles and pieces of a loop
-# have; 680 rows are more than one block of those over which gradients of weights are summed.
+# D, H, heads of an sLSTM, T, B, and whether lengths differ. H is less and more than vectors, tiles
+# and pieces of a loop have; 680 rows are more than one block of those over which gradients of
+# weights are summed.
 SIZES = (
     (1, 1, 1, 5, 13, False),
     (3, 5, 5, 40, 17, False),
@@ -234,12 +259,14 @@ SIZES = (
     (5, 127, 1, 4, 17, True),
     (33, 129, 3, 3, 13, True),
 )
-# M, K and N of products: rows of every tile and less, columns of slivers, and more of K than is multiplied at once.
+# M, K and N of products: rows of every tile and less, columns of slivers, and more of K than is
+# multiplied at once.
 PRODUCTS = (
     *((1, 1, 1), (3, 40, 2), (13, 17, 33), (32, 65, 64), (64, 32, 65), (12, 300, 35)),
     *((50, 600, 3), (8, 16, 31), (11, 20, 40), (5, 9, 70), (3, 33, 70), (7, 5, 130)),
 )
-# The same of products with few rows, which fill their slivers, and with one: one block of K, and two.
+# The same of products with few rows, which fill their slivers, and with one: one block of K, and
+# two.
 FEW_ROWS = ((1, 41, 70), (2, 20, 70), (31, 6, 70), (32, 41, 33), (63, 1100, 129))
 CHUNKS = ((5, 1, 1), (21, 3, 17), (40, 33, 65))  # T, K and V of an mLSTM
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -247,22 +274,29 @@ CHUNKED = ("32-float32", "64-float32", "16-float64")
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))
 
 
-def run_case(compiled: Compiled, rng: np.random.Generator, layer: Any, dtype: str, case: Any) -> None:
-    """Run training, inference and a step in every plan, once with arrays at the end of pages, once at their start."""
+def run_case(
+    compiled: Compiled, rng: np.random.Generator, layer: Any, dtype: str, case: Any
+) -> None:
+    """Run training, inference and a step in every plan, once with arrays at the end of pages, once
+    at their start.
+    """
     from tests import registry
     from tests.conftest import force, make_backend
     from xlstm.engines import engine
 
     T, B, ragged = case
     params, x, state = registry.inputs_of(layer, make_backend("numpy", dtype), rng, T, B, scale=0.3)
-    state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM
+    # the normaliser of an sLSTM
+    state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))
     lengths = [T, *rng.integers(0, T + 1, B - 1)] if ragged else None
 
     def results(name: str) -> dict[str, Any]:
         with engine.use(name):
             y, end, _ = layer.forward(params, x, state, lengths=lengths, train=False)
             y1, after = layer.step(params, x[0, :1], tuple(s[:, :1] for s in state))
-            others = {"inference": y, "step": y1} | {f"{k}": s for k, s in enumerate((*end, *after))}
+            others = {"inference": y, "step": y1} | {
+                f"{k}": s for k, s in enumerate((*end, *after))
+            }
             return registry.run(layer, params, x, state, lengths) | others
 
     expected = results("array_api")
@@ -276,21 +310,34 @@ def run_case(compiled: Compiled, rng: np.random.Generator, layer: Any, dtype: st
 
 
 def run_products(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
-    """Multiply matrices in all ways: the left factor or its transposed, with right ones by rows or by columns."""
+    """Multiply matrices in all ways: the left factor or its transposed, with right ones by rows or
+    by columns.
+    """
     from tests import registry
     from xlstm.engines.numba import jit, packed_products
 
     guarded = compiled.functions(jit.shared, dtype)
     for (M, K, N), compiled.guards.flush in itertools.product((*PRODUCTS, *FEW_ROWS), FLUSH):
         a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (K, N)))
-        by_columns, transposed = np.asfortranarray(b), np.ascontiguousarray(a.T).T
+        by_columns = np.asfortranarray(b)
+        transposed = np.ascontiguousarray(a.T).T
         pairs = [(a, b), (a, by_columns), (transposed, b), (transposed, b[:, :1])]
-        for (left, right), found in zip(pairs, packed_products.products(guarded, pairs), strict=True):
-            registry.agree({(M, K, N): found}, {(M, K, N): left @ right}, TOLERANCE[dtype], registry.largest, 1.0)
+        for (left, right), found in zip(
+            pairs, packed_products.products(guarded, pairs), strict=True
+        ):
+            registry.agree(
+                {(M, K, N): found},
+                {(M, K, N): left @ right},
+                TOLERANCE[dtype],
+                registry.largest,
+                1.0,
+            )
 
 
 def run_chunks(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
-    """Run an mLSTM in chunks, of which the last is not full, forward and backward, and without backward."""
+    """Run an mLSTM in chunks, of which the last is not full, forward and backward, and without
+    backward.
+    """
     from tests import registry
     from xlstm.cells import mlstm
     from xlstm.engines.numba import chunks
@@ -299,7 +346,8 @@ def run_chunks(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None
     for (T, K, V), guards.flush in itertools.product(CHUNKS, FLUSH):
         sizes = ((T, K), (T, K), (T, V), (T,), (T,), (K, V), (K,), (), (T, V), (K, V), (K,), ())
         values = [rng.standard_normal((2, 3, *size)).astype(dtype) for size in sizes]
-        values[0], values[1], values[6] = (abs(values[n]) for n in (0, 1, 6))  # h is a quotient: none is by about 0
+        # h is a quotient: none is by about 0
+        values[0], values[1], values[6] = (abs(values[n]) for n in (0, 1, 6))
         blocks = [guards.take(value.nbytes) for value in values]
         arrays = [block.array(value) for block, value in zip(blocks, values, strict=True)]
         for place, value in zip(arrays, values, strict=True):
@@ -318,7 +366,9 @@ def run_chunks(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None
 
 
 def in_turn(calls: list[Any], work: int) -> None:
-    """Do calls that threads would share in parts, of which two end within the numbers that stay together."""
+    """Do calls that threads would share in parts, of which two end within the numbers that stay
+    together.
+    """
     for n, function, given, _ in calls:
         for first, last in itertools.pairwise([0, n // 3, n * 2 // 3, n] if work else [0, n]):
             function(*given, first, last)
@@ -333,7 +383,9 @@ def one_by_one(guards: Guards, jobs: list[Any], size: int) -> None:
 
 
 def main(vectors: str) -> None:
-    """Run all cases of a length and dtype; the last lines have the functions that were called, and the arrays made."""
+    """Run all cases of a length and dtype; the last lines have the functions that were called, and
+    the arrays made.
+    """
     import xlstm
     from xlstm.engines.numba import chains, chunks, jit, numba_engine, packed_products
 
@@ -348,7 +400,9 @@ def main(vectors: str) -> None:
     EMPTY.begin()
     _, dtype = vectors.split("-")
     for (kind, options), (D, H, heads, *case) in itertools.product(KINDS[vectors].items(), SIZES):
-        layer = getattr(xlstm, kind)(D, H, **options, **({"num_heads": heads} if kind == "sLSTM" else {}))
+        layer = getattr(xlstm, kind)(
+            D, H, **options, **({"num_heads": heads} if kind == "sLSTM" else {})
+        )
         sys.stdout.write(f"{layer} {case}\n")
         sys.stdout.flush()  # read where the process ends
         run_case(compiled, rng, layer, dtype, case)

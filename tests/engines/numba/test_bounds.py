@@ -1,4 +1,6 @@
-"""Compiled functions read and write nothing past an array: `guards.py` has what ends a process that does."""
+"""Compiled functions read and write nothing past an array: `guards.py` has what ends a process that
+does.
+"""
 
 import os
 import signal
@@ -30,17 +32,22 @@ def python(*arguments, **environment):
     """Run Python in the folder of the project."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, **environment}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=ROOT
+    )
 
 
 @pytest.mark.parametrize("vectors", KINDS)
 def test_nothing_past_an_array_is_read_or_written(vectors):
     length, _ = vectors.split("-")
-    done = python("-m", "tests.engines.numba.guards", vectors, XLSTM_VECTOR_BYTES=length, XLSTM_COMPILE="1")
+    done = python(
+        "-m", "tests.engines.numba.guards", vectors, XLSTM_VECTOR_BYTES=length, XLSTM_COMPILE="1"
+    )
     assert done.returncode == 0, done.stdout[-300:] + done.stderr
     calls, made = done.stdout.splitlines()[-2:]
     assert set(calls.split()) > FUNCTIONS | {"forward_step"}
-    assert int(made.removeprefix("made ")) > 500  # arrays that compiled functions make are guarded as well
+    # arrays that compiled functions make are guarded as well
+    assert int(made.removeprefix("made ")) > 500
 
 
 CODE = """
@@ -91,7 +98,9 @@ print("outside")
     ],
 )
 def test_the_guards_themselves(flush, name, i, ends):
-    """A number on the flush side of an array ends the process, and one that is written on its other side is found."""
+    """A number on the flush side of an array ends the process, and one that is written on its other
+    side is found.
+    """
     done = python("-c", CODE, flush, name, str(i))
     assert done.stdout.splitlines() == ["within"], done.stderr
     if ends:

@@ -1,4 +1,6 @@
-"""Chains of operations as compiled loops: values, shapes, dtypes and memory as NumPy's; products on several threads."""
+"""Chains of operations as compiled loops: values, shapes, dtypes and memory as NumPy's; products on
+several threads.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from xlstm.cells.normalization import normalize, normalize_bwd, normalize_root, 
 from xlstm.engines.numba import chains, jit
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
-SINGLE, DOUBLE = np.dtype("f4"), np.dtype("f8")
+SINGLE = np.dtype("f4")
+DOUBLE = np.dtype("f8")
 TOLERANCE = {SINGLE: 2e-6, DOUBLE: 1e-13}
 
 
@@ -67,7 +70,11 @@ def mixed(xp, a, b, c, scale, dtype):
     """Numbers that float32 does not have, conditions, and float64 made narrower."""
     d = xp.minimum(xp.exp(-xp.abs(a)) * scale + 1, xp.full_like(a, 0.1) * b)
     d *= 3
-    return xp.astype(d, dtype), xp.astype(d * xp.astype(a < b, dtype), dtype) + xp.tanh(c), xp.where(a > b, a, b)
+    return (
+        xp.astype(d, dtype),
+        xp.astype(d * xp.astype(a < b, dtype), dtype) + xp.tanh(c),
+        xp.where(a > b, a, b),
+    )
 
 
 def product(xp, a, b):
@@ -75,7 +82,8 @@ def product(xp, a, b):
 
 
 def close(found, expected):
-    found, expected = elementwise.listed(found), elementwise.listed(expected)
+    found = elementwise.listed(found)
+    expected = elementwise.listed(expected)
     assert len(found) == len(expected)
     for x, y in zip(found, expected, strict=True):
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
@@ -103,18 +111,23 @@ def test_values_are_those_of_numpy(size, ran, rng, dtypes, shapes):
     shapes = SHAPES[shapes]
     arrays = [rng.standard_normal(shape).astype(d) for shape, d in zip(shapes, dtypes, strict=True)]
     expected = np.broadcast_shapes(*shapes)
-    arrays[0] = arrays[0] + np.zeros(expected if shapes[0] != (50, 9, 1, 31) else shapes[0], dtypes[0])
+    arrays[0] = arrays[0] + np.zeros(
+        expected if shapes[0] != (50, 9, 1, 31) else shapes[0], dtypes[0]
+    )
     given = [np.asarray(a) for a in arrays]
     close(fuse(np, mixed, *given, scale=0.3, dtype=SINGLE), mixed(np, *given, 0.3, SINGLE))
     assert ran == [True]
 
 
 def test_arrays_in_any_order_of_memory(size, ran, rng):
-    a, b = rng.standard_normal((40, 60, 50)).transpose(1, 2, 0), rng.standard_normal((60, 50, 80))[..., ::2]
+    a = rng.standard_normal((40, 60, 50)).transpose(1, 2, 0)
+    b = rng.standard_normal((60, 50, 80))[..., ::2]
     found = fuse(np, product, a, np.ascontiguousarray(b))  # columns of a are not those of b
     np.testing.assert_array_equal(found, a * b)
     wide = rng.standard_normal((300, 2, 64))
-    np.testing.assert_array_equal(fuse(np, product, wide[..., 32:], wide[..., :32]), wide[..., 32:] * wide[..., :32])
+    np.testing.assert_array_equal(
+        fuse(np, product, wide[..., 32:], wide[..., :32]), wide[..., 32:] * wide[..., :32]
+    )
     assert ran == [False, True]
     np.testing.assert_array_equal(fuse(np, product, wide[::-1], wide), wide[::-1] * wide)
     assert ran[-1] is False
@@ -159,7 +172,9 @@ def test_activations(ran, rng, dtype, name):
 
 def test_nan_stays(ran):
     x = np.full(40000, np.nan, "f4")
-    assert np.isnan(fuse(np, lambda xp, a: xp.maximum(xp.minimum(a, xp.zeros_like(a)), -xp.ones_like(a)), x)).all()
+    assert np.isnan(
+        fuse(np, lambda xp, a: xp.maximum(xp.minimum(a, xp.zeros_like(a)), -xp.ones_like(a)), x)
+    ).all()
     assert ran == [True]
 
 

@@ -10,8 +10,15 @@ from xlstm.cells import mlstm as cell
 from xlstm.engines.numba import chunks, jit, team
 
 # Another forget gate takes seconds to compile, so it has one dtype.
-OPTIONS = [("f4", {}), ("f8", {}), ("f4", {"eps": 0.1}), ("f8", {"eps": 0.1}), ("f8", {"forget": "exponential"})]
-# Numbers in a vector: those of `guards.py`, whose code these tests share. AVX-512 has the vectors of 64 bytes.
+OPTIONS = [
+    ("f4", {}),
+    ("f8", {}),
+    ("f4", {"eps": 0.1}),
+    ("f8", {"eps": 0.1}),
+    ("f8", {"forget": "exponential"}),
+]
+# Numbers in a vector: those of `guards.py`, whose code these tests share. AVX-512 has the vectors
+# of 64 bytes.
 LANES = {"float32": 8, "float64": 2}
 WIDE = {"float32": 16, "float64": 2}
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
@@ -29,7 +36,9 @@ def vectors_of(monkeypatch, lanes):
     """Vectors of so many numbers; those of 64 bytes come with more registers."""
     from xlstm.engines.numba import llvm
 
-    shapes = {dtype: llvm.Shape(n, llvm.WIDE if n == 16 else llvm.NARROW) for dtype, n in lanes.items()}
+    shapes = {
+        dtype: llvm.Shape(n, llvm.WIDE if n == 16 else llvm.NARROW) for dtype, n in lanes.items()
+    }
     monkeypatch.setattr(jit, "shape", shapes.get)
 
 
@@ -49,7 +58,9 @@ def close(found, expected, dtype, rtol=1e-5):
         assert a.shape == b.shape
         assert a.dtype == b.dtype == dtype
         scale = np.max(np.abs(b[np.isfinite(b)]), initial=1e-3)
-        np.testing.assert_allclose(a, b, rtol=0, atol=(1e-12 if dtype == "f8" else rtol) * scale, err_msg=str(k))
+        np.testing.assert_allclose(
+            a, b, rtol=0, atol=(1e-12 if dtype == "f8" else rtol) * scale, err_msg=str(k)
+        )
 
 
 def run(inputs, chunk=64, eps=0.0, forget="sigmoid", keep=False):
@@ -66,17 +77,23 @@ def both(rng, inputs, chunk, final=True, **options):
     """Results and gradients of the loops, and those of the cell on arrays."""
     *outputs, saved = cell.chunkwise(np, *inputs, chunk=chunk, **options)
     dh, *dstate = (rng.standard_normal(a.shape).astype(a.dtype) for a in outputs)
-    expected = cell.chunkwise_bwd(np, dh, *(dstate if final else (None, None, None)), saved, **options)
+    expected = cell.chunkwise_bwd(
+        np, dh, *(dstate if final else (None, None, None)), saved, **options
+    )
     found, kept = run(inputs, chunk, keep=True, **options)
     return [*found, *run_bwd(kept, dh, dstate if final else None, **options)], [*outputs, *expected]
 
 
 @pytest.mark.parametrize(("dtype", "options"), OPTIONS, ids=str)
 @pytest.mark.parametrize(("T", "chunk"), [(12, 4), (11, 4), (5, 64), (1, 4), (70, 64)])
-@pytest.mark.parametrize("sizes", [{}, {"N": 1, "K": 1, "V": 1}, {"B": 1, "K": 40, "V": 33}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [{}, {"N": 1, "K": 1, "V": 1}, {"B": 1, "K": 40, "V": 33}], ids=str
+)
 @pytest.mark.parametrize("final", [False, True])
 def test_chunkwise(rng, T, chunk, options, dtype, sizes, final):
-    """Results and gradients, the logarithms that are kept, and inference with the bits of training."""
+    """Results and gradients, the logarithms that are kept, and inference with the bits of
+    training.
+    """
     inputs = inputs_of(rng, dtype, T, gates=2.0, **sizes)
     if dtype == "f4":  # no sum of h's denominator is near 0, which would make much of rounding
         inputs = [abs(a) if k in (0, 1, 6) else a for k, a in enumerate(inputs)]
@@ -92,7 +109,9 @@ def test_chunkwise(rng, T, chunk, options, dtype, sizes, final):
 def test_vectors_of_64_bytes(rng, monkeypatch, sizes):
     """Fewer than they hold, and more."""
     vectors_of(monkeypatch, WIDE)
-    inputs = [abs(a) if k in (0, 1, 6) else a for k, a in enumerate(inputs_of(rng, "f4", 70, **sizes))]
+    inputs = [
+        abs(a) if k in (0, 1, 6) else a for k, a in enumerate(inputs_of(rng, "f4", 70, **sizes))
+    ]
     close(*both(rng, inputs, 64), "f4", 1e-4)
 
 
@@ -106,7 +125,9 @@ def first():
 def test_steps_that_write_nothing_or_forget_everything_or_nothing(rng, first, eps):
     inputs = [*inputs_of(rng, "f8", 11)[:5], *first]
     inputs[3] = np.where(np.arange(11) < 6, -np.inf, inputs[3])
-    inputs[4] = np.where(np.arange(11) == 8, -np.inf, np.where(np.arange(11) == 3, np.inf, inputs[4]))
+    inputs[4] = np.where(
+        np.arange(11) == 8, -np.inf, np.where(np.arange(11) == 3, np.inf, inputs[4])
+    )
     found, expected = both(rng, inputs, 4, eps=eps)
     close(found, expected, "f8")
     assert all(np.all(np.isfinite(a)) for a in found)
@@ -143,7 +164,8 @@ def test_nothing_is_made_of_nan(rng):
 
 
 def test_equal_bits_however_threads_share_the_work(monkeypatch, rng):
-    inputs, found = inputs_of(rng, "f4", 30, B=3), []
+    inputs = inputs_of(rng, "f4", 30, B=3)
+    found = []
     monkeypatch.setattr(team, "LARGE", 0)
     monkeypatch.setattr(team, "WORTH", 1)
     for count in ("1", "2", "3"):
@@ -169,11 +191,15 @@ def test_steps_heads_and_sequences_backwards_in_memory(rng, k):
 def test_layer(monkeypatch, rng, lengths, batch_first):
     """Forward, backward and inference."""
     layer = xlstm.mLSTM(3, 8, 2, num_heads=2, qk_size=4, chunk_size=4, batch_first=batch_first)
-    be, found = xlstm.backend("numpy", dtype="float64"), []
-    params, x = layer.init(0, be), registry.input_of(layer, be, rng, 11, 3)
+    be = xlstm.backend("numpy", dtype="float64")
+    found = []
+    params = layer.init(0, be)
+    x = registry.input_of(layer, be, rng, 11, 3)
     for compiled in "10":
         monkeypatch.setenv("XLSTM_COMPILE", compiled)
         y, state, saved = layer.forward(params, x, lengths=lengths)
         grads, dx, dstate = layer.backward(params, saved, y, tuple(np.ones_like(s) for s in state))
-        found.append([y, *state, *grads.values(), dx, *dstate[:2], layer(params, x, lengths=lengths)[0]])
+        found.append(
+            [y, *state, *grads.values(), dx, *dstate[:2], layer(params, x, lengths=lengths)[0]]
+        )
     close(*found, "f8")

@@ -1,4 +1,6 @@
-"""Compiled loops: when they are taken, streams, and code that is kept. `test_batch_sizes.py` has every option."""
+"""Compiled loops: when they are taken, streams, and code that is kept. `test_batch_sizes.py` has
+every option.
+"""
 
 import copy
 import gc
@@ -22,20 +24,29 @@ KINDS = ("LSTM", "GRU", "RNN")
 @needs_numba
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_of_a_stream_take_other_arrays(monkeypatch, rng, kind):
-    """A layer keeps how its steps run, but no arrays: later ones count, in either dtype, read-only, and in place."""
+    """A layer keeps how its steps run, but no arrays: later ones count, in either dtype, read-only,
+    and in place.
+    """
     layer = make(kind, {"num_layers": 2}, 3, 5)
-    given = [inputs_of(layer, make_backend("numpy", dtype), rng, 2, 1) for dtype in ("float64", "float32", "float64")]
+    given = [
+        inputs_of(layer, make_backend("numpy", dtype), rng, 2, 1)
+        for dtype in ("float64", "float32", "float64")
+    ]
     given.append(copy.deepcopy(given[0]))  # which can be written
     results = {}
     for compiled in "101":
         monkeypatch.setenv("XLSTM_COMPILE", compiled)
         results[compiled] = [layer.step(params, x[0], state) for params, x, state in given]
-    for (params, x, state), (y, after), (y0, after0) in zip(given, results["1"], results["0"], strict=True):
+    for (params, x, state), (y, after), (y0, after0) in zip(
+        given, results["1"], results["0"], strict=True
+    ):
         tolerance = 1e-11 if x.dtype == "float64" else 1e-5
         for a, b in zip((y, *after), (y0, *after0), strict=True):
             assert a.dtype == x.dtype
             np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-        assert not any(np.shares_memory(a, b) for a in (y, *after) for b in (*params.values(), x, *state))
+        assert not any(
+            np.shares_memory(a, b) for a in (y, *after) for b in (*params.values(), x, *state)
+        )
         assert not any(np.shares_memory(y, a) for a in after)
     params, x, state = given[3]
     params["0.b"] += 1.0
@@ -54,7 +65,9 @@ def test_the_variable_decides(monkeypatch):
         jit.enabled()
     monkeypatch.setattr(jit, "failure", lambda: "numba is not installed; pip install numba")
     monkeypatch.setenv("XLSTM_COMPILE", "1")
-    with pytest.raises(ImportError, match="XLSTM_COMPILE=1, but numba is not installed; pip install numba"):
+    with pytest.raises(
+        ImportError, match="XLSTM_COMPILE=1, but numba is not installed; pip install numba"
+    ):
         jit.enabled()
     monkeypatch.delenv("XLSTM_COMPILE")
     assert not jit.enabled()
@@ -63,8 +76,14 @@ def test_the_variable_decides(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (ModuleNotFoundError("no", name="numba"), "numba is not installed; pip install numba platformdirs"),
-        (ImportError("Numba needs NumPy 2.2 or less"), r"Numba does not import \(ImportError: Numba needs NumPy"),
+        (
+            ModuleNotFoundError("no", name="numba"),
+            "numba is not installed; pip install numba platformdirs",
+        ),
+        (
+            ImportError("Numba needs NumPy 2.2 or less"),
+            r"Numba does not import \(ImportError: Numba needs NumPy",
+        ),
     ],
 )
 def test_numba_that_is_missing_or_broken_is_said_so(monkeypatch, error, reason):
@@ -107,7 +126,8 @@ def cache(tmp_path, monkeypatch):
 @needs_numba
 def test_compiled_code_is_kept_for_the_next_process(cache):
     """In files of this user alone; the next process has the same bits, and makes none."""
-    printed, kept = [], []
+    printed = []
+    kept = []
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, umask=0)
         assert done.returncode == 0, done.stderr

@@ -63,7 +63,8 @@ def until(true):
 
 
 def call(n, unit=1):
-    seen, rows = np.zeros(n, np.int64), np.zeros((n, 3))
+    seen = np.zeros(n, np.int64)
+    rows = np.zeros((n, 3))
     return (n, count, (seen, (np.zeros(0), rows), True), unit), seen, rows
 
 
@@ -93,8 +94,11 @@ def test_arrays_of_a_subclass():
 
 @pytest.mark.parametrize("asleep", [False, True])
 def test_a_worker_takes_part(asleep):
-    """Two calls wait for each other, so that one thread alone would not end well; a worker may be late."""
-    counts, deadline = np.zeros(2, np.int64), time.monotonic() + SECONDS
+    """Two calls wait for each other, so that one thread alone would not end well; a worker may be
+    late.
+    """
+    counts = np.zeros(2, np.int64)
+    deadline = time.monotonic() + SECONDS
     while not counts[1] and time.monotonic() < deadline:
         if asleep:
             one, _, _ = call(9)
@@ -118,8 +122,11 @@ def test_a_call_without_memory_is_an_error(monkeypatch, cores_usable):
 
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeypatch, error, started):
-    start, helped = threading.Thread.start, threading.Semaphore(0)
+def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(
+    monkeypatch, error, started
+):
+    start = threading.Thread.start
+    helped = threading.Semaphore(0)
 
     def interrupted(thread):
         if started:

@@ -1,4 +1,5 @@
-"""The compiled engine for every length of vectors and number of threads, beside the reference; the largest arrays.
+"""The compiled engine for every length of vectors and number of threads, beside the reference; the
+largest arrays.
 
 `test_batch_sizes.py` has every option, for the vectors that the processor has.
 """
@@ -24,17 +25,32 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 THREADS = (1, 2, 3, 5)
 SIZES = (5, 21)  # D and H: 21 is no multiple of any vector
 
-# Vectors, kind and options. All but the last share the code of `guards.py`: each other step takes time to compile.
+# Vectors, kind and options. All but the last share the code of `guards.py`: each other step takes
+# time to compile.
 CASES = [
     ((64, "float32"), "LSTM", {"num_layers": 2, "dropout": 0.4}),
-    ((32, "float32"), "GRU", {"num_layers": 2, "dropout": 0.4, "batch_first": True, "recompute": True}),
+    (
+        (32, "float32"),
+        "GRU",
+        {"num_layers": 2, "dropout": 0.4, "batch_first": True, "recompute": True},
+    ),
     ((16, "float64"), "sLSTM", {"num_heads": 3, "batch_first": True}),
-    ((16, "float64"), "RNN", {"recurrent_bias": True, "direction": "bidirectional", "recompute": True}),
+    (
+        (16, "float64"),
+        "RNN",
+        {"recurrent_bias": True, "direction": "bidirectional", "recompute": True},
+    ),
     (
         (32, "float64"),
         "LSTM",
         {
-            **{"peepholes": True, "cell_clip": 0.7, "clip": 0.8, "bias": False, "direction": "reverse"},
+            **{
+                "peepholes": True,
+                "cell_clip": 0.7,
+                "clip": 0.8,
+                "bias": False,
+                "direction": "reverse",
+            },
             "activations": ("hard_sigmoid(0.3, 0.5)", "softsign", "elu"),
         },
     ),
@@ -48,13 +64,17 @@ CASES = [
     ids=[f"{length}-{dtype}-{kind}" for (length, dtype), kind, options in CASES],
 )
 def test_plans_and_threads(rng, vectors, kind, options):
-    """Every plan and number of threads, more than there are cores too, gives the reference's numbers but for rounding.
+    """Every plan and number of threads, more than there are cores too, gives the reference's
+    numbers but for rounding.
 
-    Equal settings give equal bits; where threads share the products of each step, their number changes none.
+    Equal settings give equal bits; where threads share the products of each step, their number
+    changes none.
     """
-    (_, dtype), layer = vectors, make(kind, options, *SIZES)
+    _, dtype = vectors
+    layer = make(kind, options, *SIZES)
     params, x, state = inputs_of(layer, make_backend("numpy", dtype), rng, 7, 14, scale=0.3)
-    state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM
+    # the normaliser of an sLSTM
+    state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))
     for lengths in (None, [7, 0, 5, 7, 1, 2, 6, 4, 4, 3, 6, 1, 0, 2]):
         with engine.use("array_api"):
             expected = run(layer, params, x, state, lengths, seed=4)
@@ -75,7 +95,9 @@ def test_plans_and_threads(rng, vectors, kind, options):
 
 
 def untouched(shape, dtype):
-    """An array of zeros that takes no memory but for the pages that are used; it may be larger than the memory."""
+    """An array of zeros that takes no memory but for the pages that are used; it may be larger than
+    the memory.
+    """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
     try:
@@ -84,17 +106,25 @@ def untouched(shape, dtype):
         pytest.skip(f"the system gives no memory that is not used: {error}")
 
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="memory that is not used is asked for as Linux has it")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="memory that is not used is asked for as Linux has it"
+)
 
 
 @linux
 @pytest.mark.parametrize("kind", ["LSTM", "sLSTM"])
 def test_steps_beyond_two_to_the_31(monkeypatch, rng, kind):
-    """Steps before which x, each state and each gate have more than 2^31 numbers; nothing is computed of those."""
-    D, H, B, T = 65, 66, 3, 4
+    """Steps before which x, each state and each gate have more than 2^31 numbers; nothing is
+    computed of those.
+    """
+    D = 65
+    H = 66
+    B = 3
+    T = 4
     layer = xlstm.sLSTM(D, H, num_heads=2) if kind == "sLSTM" else xlstm.LSTM(D, H)
     params, x, _ = inputs_of(layer, make_backend("numpy", "float32"), rng, T, B, scale=0.2)
-    x, dy = x.reshape(T * B, D), rng.standard_normal((T * B, H), "float32")
+    x = x.reshape(T * B, D)
+    dy = rng.standard_normal((T * B, H), "float32")
     state = [1 + rng.random((H, B), "float32") for _ in layer.state_sizes]
     ((_, cell),) = layer.cells.items()
     step = Step(np, cell, {name.removeprefix("0."): p for name, p in params.items()}, Masks())
@@ -128,7 +158,9 @@ def test_steps_beyond_two_to_the_31(monkeypatch, rng, kind):
     }
     results = [beyond.y[rows], found.arrays["zx"].T[rows], *found_end, *found_start]
     for (name, array), result in zip(expected.items(), results, strict=True):
-        np.testing.assert_allclose(result, array, rtol=1e-5, atol=1e-5 * np.max(np.abs(array)), err_msg=name)
+        np.testing.assert_allclose(
+            result, array, rtol=1e-5, atol=1e-5 * np.max(np.abs(array)), err_msg=name
+        )
     for array in (beyond.y, found.arrays["zx"].T, *(c[B:] for c in beyond.carry.values())):
         assert not array[: 2 * T * B].any()
 
@@ -138,10 +170,13 @@ def test_steps_beyond_two_to_the_31(monkeypatch, rng, kind):
 def test_products_beyond_two_to_the_31(rng, kind):
     """The last rows of products of matrices whose rows before have more than 2^31 numbers."""
     functions = jit.shared("float32")
-    n, K, width = 2**31 // 5 + 100, 7, 1 if kind == "one column" else 6
+    n = 2**31 // 5 + 100
+    K = 7
+    width = 1 if kind == "one column" else 6
     a = untouched((n, K), "float32") if kind == "rows" else untouched((K, n), "float32").T
     a[-50:] = rng.standard_normal((50, K))
-    b, out = rng.standard_normal((K, width), "float32"), untouched((n, width), "float32")
+    b = rng.standard_normal((K, width), "float32")
+    out = untouched((n, width), "float32")
     for first, last in ((n - 50, n - 20), (n - 20, n)):
         if kind == "rows":
             packed = np.zeros((1, 1, K, functions.COLUMNS), "float32")

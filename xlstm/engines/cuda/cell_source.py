@@ -1,9 +1,11 @@
-"""The text of a kernel: a template of this folder, the sizes it is made for, and the cell as C made from its trace.
+"""The text of a kernel: a template of this folder, the sizes it is made for, and the cell as C made
+from its trace.
 
-The templates have the schedule, the exchange and the memory, and no formula. Into a kernel of all steps the cell comes
-as structs and functions for one unit of one sequence: State goes from step to step, Constant is the same at all steps,
-Fetched is read and Result is written at each step. The function `step` is the trace of the cell; the other functions
-move numbers. A kernel of one step has one function, for all units of a sequence.
+The templates have the schedule, the exchange and the memory, and no formula. Into a kernel of all
+steps the cell comes as structs and functions for one unit of one sequence: State goes from step to
+step, Constant is the same at all steps, Fetched is read and Result is written at each step. The
+function `step` is the trace of the cell; the other functions move numbers. A kernel of one step has
+one function, for all units of a sequence.
 """
 
 from __future__ import annotations
@@ -22,30 +24,45 @@ from xlstm.tracing.reductions import RowWriter
 from xlstm.tracing.symbols import trace
 from xlstm.tracing.writers import C
 
-# "forward" keeps what backward needs, "slim" keeps the carried states alone, and "lean" nothing. "again" makes what the
-# cell saves from what slim kept, for all steps at once. Where a cell makes a product itself, "factor" and "factor_bwd"
-# make the other factor of its matrix.
+# "forward" keeps what backward needs, "slim" keeps the carried states alone, and "lean" nothing.
+# "again" makes what the cell saves from what slim kept, for all steps at once. Where a cell makes a
+# product itself, "factor" and "factor_bwd" make the other factor of its matrix.
 KINDS = ("forward", "slim", "lean", "again", "backward")
 FACTORS = ("factor", "factor_bwd")
 BACK = ("backward", "factor_bwd")
 ARRANGE = "xlstm_arrange"  # the kernel in every loop's text that lays weights out for it
 MOST = 256  # threads at most of a block of a kernel without a loop
 LOOP = (
-    "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const void* arranged, "
-    "unsigned* late, unsigned number"
+    "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const"
+    " void* arranged, unsigned* late, unsigned number"
 )
 STEP = "long long row0, int count"
 
 
 @functools.cache
 def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> Source:
-    """Return the kernel of a whole pass, of any kind but "again"; `keep_h` says to keep h before every step, too."""
+    """Return the kernel of a whole pass, of any kind but "again"; `keep_h` says to keep h before
+    every step, too.
+    """
     sizes = {
-        **{"WIDTH": tiling.width, "HEADS": tiling.heads, "UNITS": tiling.units, "BLOCKS": tiling.blocks},
+        **{
+            "WIDTH": tiling.width,
+            "HEADS": tiling.heads,
+            "UNITS": tiling.units,
+            "BLOCKS": tiling.blocks,
+        },
         **{"NB": tiling.columns, "M": tiling.M, "K": tiling.K, "THREADS": tiling.threads},
         "GATES": step.before["zx"],
-        **{"WARPS_M": tiling.warps_m, "CHUNKS_KEPT": tiling.kept, "SCALE_CHUNKS": tiling.same_scale},
-        **{"CLUSTER": int(tiling.cluster), "MMA": tiling.arithmetic.mma, "TF32": int(tiling.arithmetic.tf32)},
+        **{
+            "WARPS_M": tiling.warps_m,
+            "CHUNKS_KEPT": tiling.kept,
+            "SCALE_CHUNKS": tiling.same_scale,
+        },
+        **{
+            "CLUSTER": int(tiling.cluster),
+            "MMA": tiling.arithmetic.mma,
+            "TF32": int(tiling.arithmetic.tf32),
+        },
         "ARRANGE": ARRANGE,
         "CLUSTER_DIMENSIONS": f"__cluster_dims__({tiling.blocks}, 1, 1)" if tiling.cluster else "",
         "SHARED_PLANNED": tiling.shared,
@@ -62,7 +79,12 @@ def pointwise(
     step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int, keep_h: bool = False
 ) -> Source:
     """Return the kernel of one step without the product of h; each block has one sequence."""
-    sizes = {"WIDTH": width, "HEADS": heads, "THREADS": threads_of(heads * width), "ROWS": step.before["zh"]}
+    sizes = {
+        "WIDTH": width,
+        "HEADS": heads,
+        "THREADS": threads_of(heads * width),
+        "ROWS": step.before["zh"],
+    }
     cell = _Step(step, kind, arithmetic.real, keep_h)
     return _source(cell, f"xlstm_{kind}_step", STEP, arithmetic, sizes, ("step.cu",))
 
@@ -73,7 +95,12 @@ def threads_of(units: int) -> int:
 
 
 def _source(
-    cell: _Loop | _Step, name: str, schedule: str, a: Arithmetic, sizes: Mapping[str, object], files: tuple[str, ...]
+    cell: _Loop | _Step,
+    name: str,
+    schedule: str,
+    a: Arithmetic,
+    sizes: Mapping[str, object],
+    files: tuple[str, ...],
 ) -> Source:
     names = [array for _, array in cell.arrays]
     arguments = ", ".join([schedule, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
@@ -98,43 +125,75 @@ def file(name: str) -> str:
 class _Cell:
     """A cell in a kernel of one kind: the arrays of the kernel, and what is C of them.
 
-    Arrays are named as in `engines/pointwise.py`, the cell's own parameters, biases and numbers with the prefix `p_`. A
-    kernel reads the states, backward their gradients, from `before_` + name and leaves them in `after_` + name. Where
-    each step has a kernel of its own, both are one array, in the type that is computed in, and `product` is what the
-    array library made of h or of dz. `drop` and `inner` have a row for each sequence of the step.
+    Arrays are named as in `engines/pointwise.py`, the cell's own parameters, biases and numbers
+    with the prefix `p_`. A kernel reads the states, backward their gradients, from `before_` + name
+    and leaves them in `after_` + name. Where each step has a kernel of its own, both are one array,
+    in the type that is computed in, and `product` is what the array library made of h or of dz.
+    `drop` and `inner` have a row for each sequence of the step.
     """
 
     loop: ClassVar[bool]
 
     def __init__(self, step: Pointwise, kind: str, real: str, keep_h: bool) -> None:
-        self.kind, self.real, self.back = kind, real, kind in BACK
-        inputs, around = step.after if self.back else step.before, step.around
+        self.kind = kind
+        self.real = real
+        self.back = kind in BACK
+        inputs = step.after if self.back else step.before
+        around = step.around
         lean = step.lean if kind in ("slim", "lean") else step.forward
-        function = {"backward": step.backward, "factor": step.factor, "factor_bwd": step.factor_bwd}.get(kind, lean)
+        function = {
+            "backward": step.backward,
+            "factor": step.factor,
+            "factor_bwd": step.factor_bwd,
+        }.get(kind, lean)
         self.lines, outputs = trace(function, inputs, step.library)
         used = {line.args[0] for line in self.lines if line.op == "input"}
         self.inside = ("h", *step.carried)
         self.states = step.carried if around.projected else self.inside  # that the kernel is given
-        drop = around.drop and not around.projected  # the mask of a projection is not of these units
-        self.beside = tuple(name for name in ("drop", "inner") if name in used or (name == "drop" and drop))
-        self.passed_on = next(name for name in ("da", "dzh", "dz") if name in step.gradients)  # by the product of h
+        # the mask of a projection is not of these units
+        drop = around.drop and not around.projected
+        self.beside = tuple(
+            name for name in ("drop", "inner") if name in used or (name == "drop" and drop)
+        )
+        # by the product of h
+        self.passed_on = next(name for name in ("da", "dzh", "dz") if name in step.gradients)
         dy = () if around.projected else ("dy",)
         each = (*((*dy, *step.carried, *step.saved) if self.back else ("zx",)), *step.shares)
-        self.fetched: Rows = {name: inputs.get(name) for name in each if name in used or name == "dy"}
-        constant = used & (step.before.keys() - {"zx", "zh", "drop", "inner", *self.inside, *step.shares})
-        self.constant: Rows = {f"p_{name}": step.before[name] for name in step.before if name in constant}
+        self.fetched: Rows = {
+            name: inputs.get(name) for name in each if name in used or name == "dy"
+        }
+        constant = used & (
+            step.before.keys() - {"zx", "zh", "drop", "inner", *self.inside, *step.shares}
+        )
+        self.constant: Rows = {
+            f"p_{name}": step.before[name] for name in step.before if name in constant
+        }
         self.numbers = [f"p_{name}" for name in step.numbers if name in used]
         self.y = "out" if around.projected else "y"  # what is kept of h after the step
-        kept = {"forward": (self.y, *step.carried), "slim": (self.y, *step.carried), "lean": (self.y,)}.get(kind, ())
+        kept = {
+            "forward": (self.y, *step.carried),
+            "slim": (self.y, *step.carried),
+            "lean": (self.y,),
+        }.get(kind, ())
         kept += ("h",) if keep_h and kind in ("forward", "slim") else ()
         made = ("dz", "dzh", "da") if self.back else step.saved
-        self.results: Rows = dict.fromkeys(kept) | {name: outputs[name] for name in made if name in outputs}
+        self.results: Rows = dict.fromkeys(kept) | {
+            name: outputs[name] for name in made if name in outputs
+        }
         io = "IO" if self.loop or kind == "again" else "REAL"
         self.factor = ("factor",) if "factor" in outputs else ()
-        self.ends = () if kind == "again" or self.factor else self.states  # the states that the kernel leaves
-        read = [*self.fetched, *(name for name in self.constant if name not in self.numbers), *self.beside]
+        # the states that the kernel leaves
+        self.ends = () if kind == "again" or self.factor else self.states
+        read = [
+            *self.fetched,
+            *(name for name in self.constant if name not in self.numbers),
+            *self.beside,
+        ]
         self.arrays = [  # types and names
-            *(("const IO* __restrict__", name) for name in (*read, *(() if self.loop else ("product",)))),
+            *(
+                ("const IO* __restrict__", name)
+                for name in (*read, *(() if self.loop else ("product",)))
+            ),
             *((f"const {io}*", f"before_{name}") for name in self.states),
             *(("IO*", name) for name in self.results),
             *((f"{io}*", f"after_{name}") for name in self.ends),
@@ -143,7 +202,10 @@ class _Cell:
         ]
 
     def struct_of_arrays(self) -> str:
-        return _struct("Arrays", (f"{type_.removesuffix(' __restrict__')} {name}" for type_, name in self.arrays))
+        return _struct(
+            "Arrays",
+            (f"{type_.removesuffix(' __restrict__')} {name}" for type_, name in self.arrays),
+        )
 
 
 class _Loop(_Cell):
@@ -153,7 +215,9 @@ class _Loop(_Cell):
 
     def text(self) -> str:
         """Return the structs and functions."""
-        arrays, row, sequence = "const Arrays& a", "const Arrays& a, long long row, int unit", "long long at, int unit"
+        arrays = "const Arrays& a"
+        row = "const Arrays& a, long long row, int unit"
+        sequence = "long long at, int unit"
         product = "REAL dh, REAL (&dz)[GATES]" if self.back else "const REAL (&zh)[GATES]"
         given = {name: rows for name, rows in self.constant.items() if name not in self.numbers}
         constants = _each(given, "k.{name}[{row}] = widen(a.{name}[{row} * ALL + unit]);")
@@ -161,7 +225,10 @@ class _Loop(_Cell):
         start = [f"s.{name} = widen(a.before_{name}[at * ALL + unit]);" for name in self.states]
         start += [f"s.{name} = widen(a.{name}[at * ALL + unit]);" for name in self.beside]
         finish = [f"narrow(a.after_{name}[at * ALL + unit], s.{name});" for name in self.ends]
-        first = f"return widen(a.before_h[at]){' * widen(a.drop[at])' if 'drop' in self.beside else ''};"
+        first = (
+            "return"
+            f" widen(a.before_h[at]){' * widen(a.drop[at])' if 'drop' in self.beside else ''};"
+        )
         return "\n".join(
             [
                 self.struct_of_arrays(),
@@ -171,24 +238,40 @@ class _Loop(_Cell):
                 _struct("Result", _fields("IO", self.results)),
                 _function(f"constants(Constant& k, {arrays}, int unit)", constants),
                 # Numbers stay in the type of memory here: then nothing waits for them yet.
-                _function(f"fetch(Fetched& f, {row})", _each(self.fetched, "f.{name}[{row}] = a.{name}[{at}];")),
+                _function(
+                    f"fetch(Fetched& f, {row})",
+                    _each(self.fetched, "f.{name}[{row}] = a.{name}[{at}];"),
+                ),
                 # The mask of recurrent dropout is between h and its product.
-                _function("masked(const State& s, REAL h)", [f"return {self._masked('h')};"], "REAL"),
+                _function(
+                    "masked(const State& s, REAL h)", [f"return {self._masked('h')};"], "REAL"
+                ),
                 _function("first_h(const Arrays& a, long long at)", [first], "REAL"),
-                _function(f"step(State& s, const Constant& k, const Fetched& f, {product}, Result& r)", self._step()),
-                _function(f"keep(const Result& r, {row})", _each(self.results, "a.{name}[{at}] = r.{name}[{row}];")),
+                _function(
+                    f"step(State& s, const Constant& k, const Fetched& f, {product}, Result& r)",
+                    self._step(),
+                ),
+                _function(
+                    f"keep(const Result& r, {row})",
+                    _each(self.results, "a.{name}[{at}] = r.{name}[{row}];"),
+                ),
                 _function(f"start(State& s, {arrays}, {sequence})", start),
                 _function(f"finish(const State& s, {arrays}, {sequence})", finish),
             ]
         )
 
     def _step(self) -> list[str]:
-        before, after = ["State after = s;"], ["s = after;"]
+        before = ["State after = s;"]
+        after = ["s = after;"]
         if self.back:  # s.h is the gradient of h that does not pass through the product
             before += [f"dh = {self._masked('dh')} + s.h + widen(f.dy[0]);", "after.h = 0;"]
         else:
             kept = {"h": self._masked("s.h")}
-            before += [f"narrow(r.{n}[0], {kept.get(n, f's.{n}')});" for n in self.inside if n in self.results]
+            before += [
+                f"narrow(r.{n}[0], {kept.get(n, f's.{n}')});"
+                for n in self.inside
+                if n in self.results
+            ]
             after += [f"narrow(r.{self.y}[0], s.h);"] if self.y in self.results else []
         return [*before, *C(self.lines, self._load, self._store, self.real).statements(), *after]
 
@@ -217,7 +300,9 @@ class _Loop(_Cell):
 
 
 class _Step(_Cell):
-    """A cell in a kernel of one step: a block has one sequence, so that means along units can be taken."""
+    """A cell in a kernel of one step: a block has one sequence, so that means along units can be
+    taken.
+    """
 
     loop = False
 
@@ -225,9 +310,13 @@ class _Step(_Cell):
         """Return the structs, and the function of a sequence."""
         inputs = {str(line.args[0]) for line in self.lines if line.op == "input"}
         single = {name for name in inputs if f"p_{name}" in self.numbers}
-        body = RowWriter(C(self.lines, self._load, self._store, self.real), single, everywhere=True).body()
+        body = RowWriter(
+            C(self.lines, self._load, self._store, self.real), single, everywhere=True
+        ).body()
         head = "sync_units(const Arrays& a, long long row, long long column, double* memory)"
-        return "\n".join([SYNC, self.struct_of_arrays(), _function(head, ["const int columns = ALL;", *body])])
+        return "\n".join(
+            [SYNC, self.struct_of_arrays(), _function(head, ["const int columns = ALL;", *body])]
+        )
 
     def _load(self, name: str, row: int | None) -> str:
         at = "column * ALL + unit"
@@ -245,22 +334,32 @@ class _Step(_Cell):
             product = f"widen(a.product[{at}])"
             if "h" not in self.states:  # before its projection
                 return product
-            return f"{self._masked(product)} + widen(a.before_h[{at}]) + widen(a.dy[{_place(None, None)}])"
+            return (
+                f"{self._masked(product)} + widen(a.before_h[{at}]) +"
+                f" widen(a.dy[{_place(None, None)}])"
+            )
         return f"widen(a.before_{name[1:] if self.back else name}[{at}])"
 
     def _masked(self, h: str) -> str:
         return f"{h} * widen(a.drop[column * ALL + unit])" if "drop" in self.beside else h
 
     def _store(self, name: str, row: int | None, value: str) -> str:
-        at, first = "column * ALL + unit", _place(None, None)
+        at = "column * ALL + unit"
+        first = _place(None, None)
         if name == "factor":
             return f"narrow(a.after_factor[{at}], {value});"
         if name in self.results and name not in self.inside:
             found = f"narrow(a.{name}[{_place(self.results[name], row)}], {value});"
-            if name == "dz" and not row and "h" in self.ends and not any(line.to == "dh0" for line in self.lines):
+            if (
+                name == "dz"
+                and not row
+                and "h" in self.ends
+                and not any(line.to == "dh0" for line in self.lines)
+            ):
                 found += f" narrow(a.after_h[{at}], REAL(0));"
             return found
-        to, found = "h" if name == "dh0" else name[1:] if self.back else name, ""
+        to = "h" if name == "dh0" else name[1:] if self.back else name
+        found = ""
         if to in self.results:  # before the step
             before = f"widen(a.before_{to}[{at}])"
             found += f"narrow(a.{to}[{first}], {self._masked(before) if to == 'h' else before}); "
@@ -275,7 +374,9 @@ def _place(rows: int | None, row: int | None) -> str:
 
 
 def _each(arrays: Rows, form: str) -> list[str]:
-    """Return a statement for each row of each array; `at` is the place of a unit in an array (N, rows, H)."""
+    """Return a statement for each row of each array; `at` is the place of a unit in an array (N,
+    rows, H).
+    """
     return [
         form.format(name=name, row=row, at=_place(rows, row))
         for name, rows in arrays.items()

@@ -1,8 +1,9 @@
 """A comparison of every kind of kernel with NumPy in float64, on the card that is there.
 
-The kernels that do many steps at once are not used before they were checked, which the first training does in a process
-of its own. A kind whose values are wrong is not used again. Which are wrong is kept in the folder of CuPy's compiled
-kernels, by dtype, card, driver and versions, and a process that finds it there goes by it.
+The kernels that do many steps at once are not used before they were checked, which the first
+training does in a process of its own. A kind whose values are wrong is not used again. Which are
+wrong is kept in the folder of CuPy's compiled kernels, by dtype, card, driver and versions, and a
+process that finds it there goes by it.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import pointwise
 
 VARIABLE = "XLSTM_CUDA_CHECK"
-# Numbers are rounded some ten times on the way of a gradient: the products, gates and states of three steps. Halves are
-# rounded where they are stored, float32 and float64 also in some 40 sums, and in exp and tanh. The bounds are wide, as
-# a wrong index, barrier or scale changes values by as much as they are themselves.
+# Numbers are rounded some ten times on the way of a gradient: the products, gates and states of
+# three steps. Halves are rounded where they are stored, float32 and float64 also in some 40 sums,
+# and in exp and tanh. The bounds are wide, as a wrong index, barrier or scale changes values by as
+# much as they are themselves.
 ALLOWED = {
     "float64": 200 * 2.0**-53,
     "float32": 200 * 2.0**-24,
@@ -60,13 +62,18 @@ ALLOWED = {
 DTYPES = tuple(device.TYPES)
 CELLS = {"LSTM": lstm.Cell(), "GRU": gru.Cell(), "RNN": rnn.Cell(), "sLSTM": slstm.Cell()}
 WIDTHS = [(2, 9), (1, 5)]  # steps and sequences
-D, H = 3, 40
+D = 3
+H = 40
 STEP = "step"  # in the place of a path, for a single step
 LEAST = 1e-3  # a smaller array counts as one of this size
-WRONG, OTHER = "wrong values", "other bits in a second run"
-UNCHECKED = "its kernels are not checked on this card yet: the first training does it, and `xlstm check`"
-# A kind takes some kernels, each of which NVRTC compiles in a few seconds, and they run for less than one. So one that
-# takes a minute hangs, and costs no more than that; a limit for all kinds would be reached by a slow compiler, too.
+WRONG = "wrong values"
+OTHER = "other bits in a second run"
+UNCHECKED = (
+    "its kernels are not checked on this card yet: the first training does it, and `xlstm check`"
+)
+# A kind takes some kernels, each of which NVRTC compiles in a few seconds, and they run for less
+# than one. So one that takes a minute hangs, and costs no more than that; a limit for all kinds
+# would be reached by a slow compiler, too.
 SECONDS = 60
 HUNG = "Timeout ("  # what faulthandler says then
 MARK = "xlstm check: "  # before the lines of the process
@@ -84,7 +91,8 @@ class Row(NamedTuple):
     ----------
     kernel, dtype : str
     difference : float or None
-        The largest one from NumPy, relative to the largest value of an array; None where there is no number.
+        The largest one from NumPy, relative to the largest value of an array; None where there is
+        no number.
     problem : str
         "" where all is well.
     name : str
@@ -115,12 +123,14 @@ class Checked(list[Row]):
 
 
 def check() -> Checked:
-    """Compare the values of every kind of kernel on the current GPU with NumPy's, print a table, and keep the result.
+    """Compare the values of every kind of kernel on the current GPU with NumPy's, print a table,
+    and keep the result.
 
-    The kernels are compiled where they were not before, which takes some minutes. Kernels with wrong values, or that
-    do not run, are not used again: slower ways do their work. Each kind runs twice, and has to give the same bits.
-    This process runs the kernels, so it ends with one that does not; `xlstm check` has a process of its own for them,
-    and so has the check that the first training on a card makes by itself.
+    The kernels are compiled where they were not before, which takes some minutes. Kernels with
+    wrong values, or that do not run, are not used again: slower ways do their work. Each kind runs
+    twice, and has to give the same bits. This process runs the kernels, so it ends with one that
+    does not; `xlstm check` has a process of its own for them, and so has the check that the first
+    training on a card makes by itself.
 
     Returns
     -------
@@ -146,13 +156,17 @@ def check() -> Checked:
 
 
 def apart() -> Checked:
-    """Do as `check` in a process of its own, without a table; where a kernel hangs, the rows end with it."""
+    """Do as `check` in a process of its own, without a table; where a kernel hangs, the rows end
+    with it.
+    """
     _usable()
     return Checked(row for dtype in DTYPES for row in _apart(dtype)[0])
 
 
 def first_use() -> None:
-    """Go by the results that are kept for the current card, and hold the kernels of which there is none."""
+    """Go by the results that are kept for the current card, and hold the kernels of which there is
+    none.
+    """
     if (card := broken.current()) in _begun:
         return
     _begun.add(card)
@@ -166,7 +180,8 @@ def first_use() -> None:
 def first_training(*dtypes: str) -> None:
     """Check the kernels for arrays of these dtypes on the current card, unless there is a result.
 
-    It is kept where a folder can be written to. Of several processes one checks, and the others wait for its result.
+    It is kept where a folder can be written to. Of several processes one checks, and the others
+    wait for its result.
     """
     launch.current()
     if _asked() != "0" and told()[0] != "loop":
@@ -181,12 +196,14 @@ def _prove(card: str, dtype: str) -> None:
 
 
 def child() -> None:
-    """Check the kernels for a dtype on a device, the arguments of this process, which ends where one of them hangs.
+    """Check the kernels for a dtype on a device, the arguments of this process, which ends where
+    one of them hangs.
 
     A line on standard output says which kind is next, and another one how it went.
     """
     dtype, number = sys.argv[1:]
-    faulthandler.dump_traceback_later(SECONDS, exit=True)  # also while a call of CUDA does not come back
+    # also while a call of CUDA does not come back
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
     backend("cupy")
     cupy = probe.cupy()
     cupy.cuda.Device(int(number)).use()
@@ -194,7 +211,8 @@ def child() -> None:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         _say((kernel, kind, name))
         row = _row(kernel, kind, name, *how)
-        cupy.cuda.Device().synchronize()  # raises where the card answers nothing more after this kernel
+        # raises where the card answers nothing more after this kernel
+        cupy.cuda.Device().synchronize()
         _say(row)
     _say(END)
 
@@ -211,29 +229,44 @@ def _usable() -> None:
 
 
 def _asked() -> str:
-    """Return what the environment asks for: "" is a check at the first training, "0" none, "1" one in any case."""
+    """Return what the environment asks for: "" is a check at the first training, "0" none, "1" one
+    in any case.
+    """
     return str(checks.choice(("", "0", "1"))("cuda", VARIABLE, os.environ.get(VARIABLE, "")))
 
 
 def _names(dtype: str) -> set[str]:
-    """Return the names of the kinds of kernels for a dtype that are not used before they are checked.
+    """Return the names of the kinds of kernels for a dtype that are not used before they are
+    checked.
 
     They do many steps at once, and most of them have blocks that wait for one another.
     """
     arithmetics = {dtype, *(TENSOR.get((dtype, precision), dtype) for precision in PRECISIONS)}
     loops = {f"{path} {name} " for path in PATHS if path not in LAUNCHES for name in arithmetics}
-    return loops | {f"chunks {way.io} {way.planes} " for (of, _), way in WAYS.items() if of == dtype}
+    return loops | {
+        f"chunks {way.io} {way.planes} " for (of, _), way in WAYS.items() if of == dtype
+    }
 
 
 def _apart(dtype: str) -> tuple[Checked, bool]:
-    """Check the kernels for a dtype in a process of its own, and keep the result; also return whether it stopped."""
+    """Check the kernels for a dtype in a process of its own, and keep the result; also return
+    whether it stopped.
+    """
     device = probe.cupy().cuda.runtime.getDevice()
-    log.info("checking the %s kernels of %s, once for this card, driver and versions", dtype, broken.current())
+    log.info(
+        "checking the %s kernels of %s, once for this card, driver and versions",
+        dtype,
+        broken.current(),
+    )
     environment = {**os.environ, VARIABLE: "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [*COMMAND, dtype, str(device)]
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        command, env=environment, check=False, capture_output=True, text=True, errors="replace"
+    )
     words = done.stderr or f"it ended with {done.returncode}"
-    lines = [json.loads(text) for line in done.stdout.splitlines() if (text := line.partition(MARK)[2])]
+    lines = [
+        json.loads(text) for line in done.stdout.splitlines() if (text := line.partition(MARK)[2])
+    ]
     found = Checked(Row(*line) for line in lines if len(line) == len(Row._fields))
     stopped = lines[-1:] != [END]
     if stopped:
@@ -246,7 +279,9 @@ def _apart(dtype: str) -> tuple[Checked, bool]:
 
 
 def _go_by(dtype: str, found: Checked, stopped: bool) -> None:
-    """Use the kernels for a dtype that a check found right; none that are to be checked first where it stopped."""
+    """Use the kernels for a dtype that a check found right; none that are to be checked first where
+    it stopped.
+    """
     broken.forget(_names(dtype))
     _mark(found)
     if stopped and _asked() != "0":
@@ -264,7 +299,9 @@ def _one_at_a_time() -> Iterator[None]:
     """Wait until no other process checks."""
     try:
         fcntl: Any = importlib.import_module("fcntl")
-        handle = os.open(private.folder(_place("")[0]) / "check.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(
+            private.folder(_place("")[0]) / "check.lock", os.O_RDWR | os.O_CREAT, 0o600
+        )
     except (ImportError, OSError):  # Windows, or a folder that is not ours
         yield
         return
@@ -277,7 +314,8 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _kept(dtype: str) -> tuple[Checked, bool] | None:
-    """Return the rows with a problem of the result that is kept for a dtype, and whether the check stopped there.
+    """Return the rows with a problem of the result that is kept for a dtype, and whether the check
+    stopped there.
 
     It is None where there is none, or where the environment asks for a new one.
     """
@@ -289,7 +327,8 @@ def _kept(dtype: str) -> tuple[Checked, bool] | None:
 
 
 def _keep(dtype: str, found: Checked, stopped: bool) -> None:
-    # A kernel that was refused may run elsewhere, and else is refused again: MPS gives a process a part of a card.
+    # A kernel that was refused may run elsewhere, and else is refused again: MPS gives a process a
+    # part of a card.
     lasting = [row for row in found if row.problem.endswith((WRONG, OTHER, waits.GAVE_UP))]
     rows = lasting + found[-1:] * stopped
     try:
@@ -301,9 +340,19 @@ def _keep(dtype: str, found: Checked, stopped: bool) -> None:
 
 def _place(dtype: str) -> tuple[Path, str]:
     """Return the folder and the name of the file that keeps a result."""
-    cupy, package = probe.cupy(), sys.modules["xlstm"]  # an import of it would go upwards
-    runtime, versions = cupy.cuda.runtime, (cupy.__version__, package.__version__, dtype)
-    key = repr((Row._fields, broken.current(), runtime.driverGetVersion(), runtime.runtimeGetVersion(), *versions))
+    cupy = probe.cupy()
+    package = sys.modules["xlstm"]  # an import of it would go upwards
+    runtime = cupy.cuda.runtime
+    versions = (cupy.__version__, package.__version__, dtype)
+    key = repr(
+        (
+            Row._fields,
+            broken.current(),
+            runtime.driverGetVersion(),
+            runtime.runtimeGetVersion(),
+            *versions,
+        )
+    )
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy/kernel_cache", "xlstm")
     return folder, f"check-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
@@ -323,34 +372,52 @@ def _calls(dtype: str) -> Iterator[Call]:
 def _calls_of_layers(dtype: str, precision: str, card: Device) -> Iterator[Call]:
     kind = "tf32" if precision == "tf32" else dtype
     for of, cell in CELLS.items():
-        rows, biases = len(cell.GATES) * H, ("b", "bh") if of == "GRU" else ("b",)
+        rows = len(cell.GATES) * H
+        biases = ("b", "bh") if of == "GRU" else ("b",)
         shapes = (rows, D), (rows, H), *[(rows,)] * len(biases), (sum(k * n for k, n in WIDTHS), D)
         step = pointwise(cell, (), biases)
         names = {} if kind == "tf32" else {STEP: f"{STEP} "}
         for path in PATHS[1:]:
             with contextlib.suppress(ValueError):  # a path that the card has not
-                name = choose((path, precision), step, "", dtype, H, 1, WIDTHS[0][1], card).arithmetic.name
+                name = choose(
+                    (path, precision), step, "", dtype, H, 1, WIDTHS[0][1], card
+                ).arithmetic.name
                 names |= {path: f"{path} {name} "} if kind in (dtype, name) else {}
         for path, name in names.items():
-            yield f"{path} {of}", kind, name, functools.partial(_passes, cell, path, precision), *shapes
+            yield (
+                f"{path} {of}",
+                kind,
+                name,
+                functools.partial(_passes, cell, path, precision),
+                *shapes,
+            )
     if way := chunk_passes.way_of(dtype, precision, card):
-        run, shapes = functools.partial(_chunks, precision), (*[(40, 2, 32)] * 3, *[(40, 2, 2)] * 2)
+        run = functools.partial(_chunks, precision)
+        shapes = (*[(40, 2, 32)] * 3, *[(40, 2, 2)] * 2)
         yield "chunks mLSTM", kind, f"chunks {way.io} {way.planes} ", run, *shapes
 
 
-def _row(kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]], *shapes: tuple[int, ...]) -> Row:
+def _row(
+    kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]], *shapes: tuple[int, ...]
+) -> Row:
     """Run a function of arrays twice on CuPy, and on NumPy in float64."""
-    dtype, rng = "float32" if kind == "tf32" else kind, np.random.default_rng(0)
+    dtype = "float32" if kind == "tf32" else kind
+    rng = np.random.default_rng(0)
     be = backend("cupy", dtype=dtype)
     if kind == "float32" and probe.cupy()._core.get_compute_type(np.dtype(kind)) == CUBLAS_TF32:
         kind = "tf32"
     given = [be.asarray(0.3 * rng.standard_normal(shape)) for shape in shapes]
     try:
-        found, again = ([to_numpy(a).astype("float64").ravel() for a in run(be.xp, *given)] for _ in range(2))
+        found, again = (
+            [to_numpy(a).astype("float64").ravel() for a in run(be.xp, *given)] for _ in range(2)
+        )
     except broken.CudaError as error:
         return Row(kernel, kind, None, broken.reason(error), name)
     expected = [a.ravel() for a in run(np, *(to_numpy(a).astype("float64") for a in given))]
-    gaps = [np.abs(a - b).max() / max(np.abs(b).max(), LEAST) for a, b in zip(found, expected, strict=True)]
+    gaps = [
+        np.abs(a - b).max() / max(np.abs(b).max(), LEAST)
+        for a, b in zip(found, expected, strict=True)
+    ]
     gap = float(np.max(gaps))  # NaN counts
     problem = broken.why(name, broken.current()) or ("" if gap <= ALLOWED[kind] else WRONG)
     if not problem and not all(map(np.array_equal, found, again)):
@@ -359,7 +426,9 @@ def _row(kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]],
 
 
 def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array) -> list[Array]:
-    """Return what a pass forward and one backward give, or a single step, by kernels or by NumPy."""
+    """Return what a pass forward and one backward give, or a single step, by kernels or by
+    NumPy.
+    """
     *weights, x = arrays
     engine: Any = ARRAY_API if xp is np else CUDA
     step = Step(xp, cell, dict(zip(("Wx", "Wh", "b", "bh"), weights, strict=False)), Masks())
@@ -378,9 +447,11 @@ def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array)
 
 def _chunks(precision: str, xp: Namespace, *arrays: Array) -> list[Array]:
     """Return what the passes of an mLSTM give in chunks of 16 steps."""
-    cell, kernels = typing.cast(Any, mlstm_chunks), typing.cast(Any, chunk_passes)
+    cell = typing.cast(Any, mlstm_chunks)
+    kernels = typing.cast(Any, chunk_passes)
     _, B, N = arrays[3].shape
-    K, heads = arrays[0].shape[2] // N, functools.partial(chunk_passes.by_head, heads=N)
+    K = arrays[0].shape[2] // N
+    heads = functools.partial(chunk_passes.by_head, heads=N)
     state = [xp.zeros((B, N, K, K)[:axes], dtype=xp.float32) for axes in (4, 3, 2)]
     if xp is np:
         given = [*map(heads, arrays[:3]), *(heads(a)[..., 0] for a in arrays[3:]), *state]
@@ -409,7 +480,9 @@ def _sigmoid(xp: Namespace, a: Array) -> Array:
 # Calls of two arrays (4, 40) that launch the kernels of these names.
 ARRAYS: dict[str, Callable[..., Sequence[Array]]] = {
     "xlstm_concat": lambda xp, a, b: [concat(xp, [a, Filled(0.5, 2), b], 1)],
-    "xlstm_gather": lambda xp, a, b: gather(xp, [a, b], [xp.asarray([1, 3, 0]), xp.asarray([2, 2])]),
+    "xlstm_gather": lambda xp, a, b: gather(
+        xp, [a, b], [xp.asarray([1, 3, 0]), xp.asarray([2, 2])]
+    ),
     "xlstm_rows_": lambda xp, a, b: [
         *by_rows(xp, _softmax, a, b),
         *summed(xp, _moved, a, b, rate=0.3),
@@ -424,5 +497,7 @@ ARRAYS: dict[str, Callable[..., Sequence[Array]]] = {
         *foreach.apply(xp, _moved, [[a + 0], [b + 0]], [0.3], into=(0, 1))[0],
     ],
     "xlstm_squares": lambda xp, a, b: [foreach.norm(xp, [30 * a, b])],
-    "xlstm_bernoulli": lambda xp, a, b: [bernoulli(np.random.default_rng(1), 0.4, (9, 3), a, dropout=True)],
+    "xlstm_bernoulli": lambda xp, a, b: [
+        bernoulli(np.random.default_rng(1), 0.4, (9, 3), a, dropout=True)
+    ],
 }

@@ -15,19 +15,27 @@ from xlstm.engines.cuda import tiling
 from xlstm.engines.cuda.tiling import ARITHMETIC, Arithmetic, Device, Tiling
 from xlstm.engines.pointwise import Pointwise
 
-# "loop" is the array library alone; "pointwise" is one kernel a step beside the product of h. The others are one kernel
-# for all steps: "plain" with ordinary arithmetic, "grid" with tensor cores and blocks that meet in global memory,
-# "cluster" with tensor cores and clusters of blocks.
+# "loop" is the array library alone; "pointwise" is one kernel a step beside the product of h. The
+# others are one kernel for all steps: "plain" with ordinary arithmetic, "grid" with tensor cores
+# and blocks that meet in global memory, "cluster" with tensor cores and clusters of blocks.
 PATHS = ("loop", "pointwise", "plain", "grid", "cluster")
 PRECISIONS = ("float32", "tf32")
-TENSOR = {("float32", "float32"): "3xfp16", ("float32", "tf32"): "tf32"}  # arithmetic of tensor cores
-PATH, PRECISION = "XLSTM_CUDA_PATH", "XLSTM_CUDA_PRECISION"
-# Microseconds that the host takes to ask for a product and a kernel, of which "loop" has five a step: estimates.
+# arithmetic of tensor cores
+TENSOR = {("float32", "float32"): "3xfp16", ("float32", "tf32"): "tf32"}
+PATH = "XLSTM_CUDA_PATH"
+PRECISION = "XLSTM_CUDA_PRECISION"
+# Microseconds that the host takes to ask for a product and a kernel, of which "loop" has five a
+# step: estimates.
 LAUNCHES = {"loop": 75.0, "pointwise": 15.0}
-# The first sm with the instructions of loops through global memory; with tensor cores in float16; in TF32 and bfloat16.
-LOOPS, MMA, TF32 = 70, 75, 80
+# The first sm with the instructions of loops through global memory; with tensor cores in float16;
+# in TF32 and bfloat16.
+LOOPS = 70
+MMA = 75
+TF32 = 80
 
-_told: contextvars.ContextVar[tuple[str | None, str | None]] = contextvars.ContextVar("told", default=(None, None))
+_told: contextvars.ContextVar[tuple[str | None, str | None]] = contextvars.ContextVar(
+    "told", default=(None, None)
+)
 
 
 class Choice(NamedTuple):
@@ -69,12 +77,12 @@ def use(path: str | None = None, precision: str | None = None) -> Iterator[None]
     Parameters
     ----------
     path : {"auto", "loop", "pointwise", "plain", "grid", "cluster"}, optional
-        "auto", the default, takes the path that should be quickest; another name is taken or refused. The environment
-        variable XLSTM_CUDA_PATH does the same for the process.
+        "auto", the default, takes the path that should be quickest; another name is taken or
+        refused. The environment variable XLSTM_CUDA_PATH does the same for the process.
     precision : {"float32", "tf32"}, optional
-        The precision of products of float32 arrays in the loops. "float32", the default, has its digits, on tensor
-        cores as three products of two float16, or by ordinary arithmetic where that should be quicker; "tf32" is one
-        product, with 11 bits of each factor.
+        The precision of products of float32 arrays in the loops. "float32", the default, has its
+        digits, on tensor cores as three products of two float16, or by ordinary arithmetic where
+        that should be quicker; "tf32" is one product, with 11 bits of each factor.
         XLSTM_CUDA_PRECISION does the same.
 
     Raises
@@ -103,15 +111,27 @@ def told() -> tuple[str, str]:
     path, precision = _told.get()
     path = path or os.environ.get(PATH) or "auto"
     precision = precision or os.environ.get(PRECISION) or "float32"
-    for variable, value, allowed in ((PATH, path, ("auto", *PATHS)), (PRECISION, precision, PRECISIONS)):
+    for variable, value, allowed in (
+        (PATH, path, ("auto", *PATHS)),
+        (PRECISION, precision, PRECISIONS),
+    ):
         if value not in allowed:
-            raise ValueError(f"{variable} is {checks.shown(value)}, expected one of {', '.join(allowed)}")
+            raise ValueError(
+                f"{variable} is {checks.shown(value)}, expected one of {', '.join(allowed)}"
+            )
     return path, precision
 
 
 @functools.cache
 def choose(
-    asked: tuple[str, str], step: Pointwise | None, why: str, dtype: str, width: int, heads: int, B: int, device: Device
+    asked: tuple[str, str],
+    step: Pointwise | None,
+    why: str,
+    dtype: str,
+    width: int,
+    heads: int,
+    B: int,
+    device: Device,
 ) -> Choice:
     """Return the way in which a layer of `heads` with `width` units runs a batch of B sequences.
 
@@ -128,9 +148,14 @@ def choose(
         The path that was asked for cannot do it.
     """
     path, precision = asked
-    found, others = {}, {}
+    found = {}
+    others = {}
     for name in PATHS:
-        made = why if step is None and name != "loop" else _way(name, precision, step, dtype, width, heads, B, device)
+        made = (
+            why
+            if step is None and name != "loop"
+            else _way(name, precision, step, dtype, width, heads, B, device)
+        )
         if path == "auto" and isinstance(made, Choice):
             made = broken.why(made.name, device.name) or made
         if isinstance(made, str):
@@ -145,7 +170,8 @@ def choose(
         others |= {name: f"{path} was asked for" for name in found if name != path}
     else:
         raise ValueError(
-            f"cuda: path {path!r} was asked for, but {others[path]}; {', '.join(found)} can do it, auto chooses"
+            f"cuda: path {path!r} was asked for, but {others[path]}; {', '.join(found)} can do it,"
+            " auto chooses"
         )
     return found[path]._replace(others=others)
 
@@ -154,27 +180,40 @@ broken.changed.append(choose.cache_clear)
 
 
 def _way(
-    path: str, precision: str, step: Pointwise | None, dtype: str, width: int, heads: int, B: int, device: Device
+    path: str,
+    precision: str,
+    step: Pointwise | None,
+    dtype: str,
+    width: int,
+    heads: int,
+    B: int,
+    device: Device,
 ) -> Choice | str:
     """Return how a path runs a layer, or why it does not."""
     if step is None or path == "loop":
         return Choice(path, ARITHMETIC[dtype])
     if refused := _refuses(path, dtype, device):
         return refused
-    a, forward, backward = ARITHMETIC[dtype], None, None
+    a = ARITHMETIC[dtype]
+    forward = None
+    backward = None
     if path not in LAUNCHES:
         if step.obstacle:
             return f"no kernel does several steps with {step.obstacle}"
-        exact = precision if device.capability >= TF32 else "float32"  # more digits than were asked for
+        # more digits than were asked for
+        exact = precision if device.capability >= TF32 else "float32"
         a = ARITHMETIC[dtype if path == "plain" else TENSOR.get((dtype, exact), dtype)]
         given = step, width, heads, B, a, device, path == "cluster"
         forward, backward = (tiling.best(kind, *given) for kind in tiling.PASSES)
         if forward is None or backward is None:
             return (
-                f"no way to divide {heads} x {width} units, {B} sequences and {a.name} fits {device.sms} SMs with "
-                f"{device.shared} bytes, {'forward' if forward is None else 'backward'}"
+                f"no way to divide {heads} x {width} units, {B} sequences and {a.name} fits"
+                f" {device.sms} SMs with {device.shared} bytes,"
+                f" {'forward' if forward is None else 'backward'}"
             )
-    return Choice(path, a, f"{path} {a.name} {step.before['zx']} x {heads} x {width}", forward, backward)
+    return Choice(
+        path, a, f"{path} {a.name} {step.before['zx']} x {heads} x {width}", forward, backward
+    )
 
 
 def _refuses(path: str, dtype: str, device: Device) -> str:

@@ -1,7 +1,8 @@
 """The passes of a chunkwise mLSTM in kernels: what is asked of the device, forward and backward.
 
-They compute what `chunkwise` and `chunkwise_bwd` in `cells/mlstm_chunks.py` do, from arrays as layers have them: q and
-k (T, B, N K), v (T, B, N V), i~ and f~ (T, B, N), for N heads. Arrays that only kernels read lie in one room.
+They compute what `chunkwise` and `chunkwise_bwd` in `cells/mlstm_chunks.py` do, from arrays as
+layers have them: q and k (T, B, N K), v (T, B, N V), i~ and f~ (T, B, N), for N heads. Arrays that
+only kernels read lie in one room.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from xlstm.engines.cuda.tiling import Device
 
 VIEWS = ("q", "k", "v", "i", "f", "dh")  # arrays (T, B, N F) with any strides
 NAMES = (
-    "C0 n0 m0 logf read write keep b w most r m C n end_C end_n end_m s den h dh_h ds dend_C dend_n dC dn dC0 dn0 dm0 "
-    "inner dq dk dv dw dend_m dm more_w more_b more_m di df"
+    "C0 n0 m0 logf read write keep b w most r m C n end_C end_n end_m s den h dh_h ds dend_C dend_n"
+    " dC dn dC0 dn0 dm0 inner dq dk dv dw dend_m dm more_w more_b more_m di df"
 )
 POINTERS = tuple(NAMES.split())
 NUMBERS = ("T", "groups", "chunks")
-FORWARD = ("b", "w", "most", "r", "m", "logf", "s", "den", "read", "write", "keep", "C", "n")  # kept for backward
+# kept for backward
+FORWARD = ("b", "w", "most", "r", "m", "logf", "s", "den", "read", "write", "keep", "C", "n")
 BACKWARD = ("inner", "dC", "dn", "dw")
 MAXIMUM = ("more_w", "more_b", "more_m", "dm")  # those of the gradients through the maximum
 ALIGNED = 256  # bytes
@@ -59,7 +61,9 @@ class Kernels(NamedTuple):
         return f"chunks {self.way.io} {self.way.planes} {self.shape.K} x {self.shape.V}"
 
     def run(self, blocks: dict[str, int], arrays: dict[str, Any]) -> None:
-        """Run kernels on arrays, addresses and numbers by name, each in so many times the blocks that its tiles are."""
+        """Run kernels on arrays, addresses and numbers by name, each in so many times the blocks
+        that its tiles are.
+        """
         numbers: list[int] = []
         for name in VIEWS:
             numbers += _view(arrays.get(name), self.shape.heads)
@@ -71,7 +75,9 @@ class Kernels(NamedTuple):
             kernel, tiles = source(kind, *self)
             launch.launch(kernel, (count * tiles, 1), THREADS, table)
 
-    def made_room(self, xp: Namespace, q: Array, names: tuple[str, ...]) -> tuple[Array, dict[str, int]]:
+    def made_room(
+        self, xp: Namespace, q: Array, names: tuple[str, ...]
+    ) -> tuple[Array, dict[str, int]]:
         """Return room for arrays that only kernels read, and the address of each."""
         places, size = _places(self, *q.shape[:2], q.itemsize, names)
         found = room(xp, q, (size,), np.uint8)
@@ -79,38 +85,53 @@ class Kernels(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _places(made: Kernels, T: int, B: int, itemsize: int, names: tuple[str, ...]) -> tuple[dict[str, int], int]:
+def _places(
+    made: Kernels, T: int, B: int, itemsize: int, names: tuple[str, ...]
+) -> tuple[dict[str, int], int]:
     """Return where each array begins in a room, and the bytes of all."""
     N, K, V, L, _ = made.shape
-    outer, chunks = B * N, B * N * -(-T // L)
+    outer = B * N
+    chunks = B * N * -(-T // L)
     sizes = {
         **dict.fromkeys(("b", "w", "most", "r"), 8 * chunks * L),
-        **dict.fromkeys(("logf", "s", "den", "read", "write", "dw", "more_w", "more_b"), 4 * chunks * L),
+        **dict.fromkeys(
+            ("logf", "s", "den", "read", "write", "dw", "more_w", "more_b"), 4 * chunks * L
+        ),
         **{"m": 8 * chunks, "keep": 4 * chunks, "dm": 4 * chunks, "more_m": 4 * outer},
         **{"C": itemsize * (chunks + outer) * K * V, "n": 4 * (chunks + outer) * K},
         **{"dC": itemsize * chunks * K * V, "dn": 4 * chunks * K},
         "inner": 4 * source("states_bwd", *made)[1] * (chunks + outer),
     }
-    places, end = {}, 0
+    places = {}
+    end = 0
     for name in names:
-        places[name], end = end, end + -(-sizes[name] // ALIGNED) * ALIGNED
+        places[name] = end
+        end = end + -(-sizes[name] // ALIGNED) * ALIGNED
     return places, end
 
 
 def way_of(dtype: str, precision: str, card: Device) -> Way | None:
     """Return how a card multiplies numbers of a dtype, or None where it has no kernels for them."""
     least = MMA if dtype == "float16" else TF32
-    return WAYS.get((dtype, precision if dtype == "float32" else "float32")) if card.capability >= least else None
+    return (
+        WAYS.get((dtype, precision if dtype == "float32" else "float32"))
+        if card.capability >= least
+        else None
+    )
 
 
 def kernels(
     xp: Namespace, q: Array, k: Array, v: Array, heads: int, chunk: int, forget: str, eps: float
 ) -> Kernels | None:
-    """Return the kernels for an mLSTM with these queries, keys and values, or None where there are none."""
+    """Return the kernels for an mLSTM with these queries, keys and values, or None where there are
+    none.
+    """
     card = launch.device(xp, q)
     if card is None:
         return None
-    (path, precision), (T, _, K), V = told(), q.shape, v.shape[2] // heads
+    path, precision = told()
+    T, _, K = q.shape
+    V = v.shape[2] // heads
     K //= heads
     way = way_of(dtype_name(q.dtype), precision, card)
     if way is None or path == "loop" or chunk > LARGEST or K % 2 or V % 2 or q.size == 0:
@@ -122,7 +143,8 @@ def kernels(
 
 
 def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, Saved] | None:
-    """Compute all steps from q, k, v, i~, f~, C0, n0, m0 and `Kernels`, or return None where these are None or fail.
+    """Compute all steps from q, k, v, i~, f~, C0, n0, m0 and `Kernels`, or return None where these
+    are None or fail.
 
     Returns
     -------
@@ -145,16 +167,42 @@ def chunkwise_bwd(
 
 
 def forward(
-    xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array, C0: Array, n0: Array, m0: Array, made: Kernels
+    xp: Namespace,
+    q: Array,
+    k: Array,
+    v: Array,
+    i: Array,
+    f: Array,
+    C0: Array,
+    n0: Array,
+    m0: Array,
+    made: Kernels,
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    (T, B, _), (N, _, _, L, _) = q.shape, made.shape
+    T, B, _ = q.shape
+    N, _, _, L, _ = made.shape
     q, k, v = (_packed(a, made.shape) for a in (q, k, v))
     C0, n0, m0 = start = tuple(contiguous(astype(xp, a, SINGLE)) for a in (C0, n0, m0))
     whole, arrays = made.made_room(xp, q, FORWARD)
     h, *end = room(xp, v, v.shape), *(room(xp, a, a.shape) for a in start)
-    chunks, groups = -(-T // L), B * N
-    arrays |= {"q": q, "k": k, "v": v, "i": i, "f": f, "T": T, "groups": groups, "chunks": chunks, "h": h}
-    arrays |= {"C0": C0, "n0": n0, "m0": m0, **dict(zip(("end_C", "end_n", "end_m"), end, strict=True))}
+    chunks = -(-T // L)
+    groups = B * N
+    arrays |= {
+        "q": q,
+        "k": k,
+        "v": v,
+        "i": i,
+        "f": f,
+        "T": T,
+        "groups": groups,
+        "chunks": chunks,
+        "h": h,
+    }
+    arrays |= {
+        "C0": C0,
+        "n0": n0,
+        "m0": m0,
+        **dict(zip(("end_C", "end_n", "end_m"), end, strict=True)),
+    }
     made.run({"gates": groups, "states": groups, "within": groups * chunks}, arrays)
     return h, end[0], end[1], end[2], Saved((q, k, v, i, f), start, h, whole, made)
 
@@ -163,22 +211,34 @@ def backward(
     xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
 ) -> tuple[Array, ...]:
     (q, k, v, _, f), start, h, whole, made = saved
-    (T, B, _), (N, _, _, L, _) = q.shape, made.shape
-    chunks, groups, through_maximum = -(-T // L), B * N, dm is not None or bool(made.eps)
+    T, B, _ = q.shape
+    N, _, _, L, _ = made.shape
+    chunks = -(-T // L)
+    groups = B * N
+    through_maximum = dm is not None or bool(made.eps)
     dh = _packed(dh, made.shape)
     kept = _places(made, T, B, q.itemsize, FORWARD)[0]
     far = N * chunks * L, chunks * L, 1, 1  # of the numbers of steps, as (B, N, T, 1)
     of_steps = [
-        probe.cupy().ndarray((B, N, T, 1), dtype, whole.data + kept[name], [n * dtype.itemsize for n in far])
+        probe.cupy().ndarray(
+            (B, N, T, 1), dtype, whole.data + kept[name], [n * dtype.itemsize for n in far]
+        )
         for name, dtype in (("den", SINGLE), ("s", SINGLE), ("b", DOUBLE), ("r", DOUBLE))
     ]
     options = {"limit": limit_of(xp, SINGLE), "dtype": SINGLE}
     dh_h, ds = by_rows(xp, _rows_bwd, by_head(dh, N), by_head(h, N), *of_steps, **options)
     _room, arrays = made.made_room(xp, q, BACKWARD + MAXIMUM if through_maximum else BACKWARD)
-    grads = {name: room(xp, a, a.shape) for name, a in zip(("dq", "dk", "dv", "di", "df"), saved.inputs, strict=True)}
-    starts = {name: room(xp, a, a.shape) for name, a in zip(("dC0", "dn0", "dm0"), start, strict=True)}
+    grads = {
+        name: room(xp, a, a.shape)
+        for name, a in zip(("dq", "dk", "dv", "di", "df"), saved.inputs, strict=True)
+    }
+    starts = {
+        name: room(xp, a, a.shape) for name, a in zip(("dC0", "dn0", "dm0"), start, strict=True)
+    }
     dC, dn, dm = (None if a is None else contiguous(astype(xp, a, SINGLE)) for a in (dC, dn, dm))
-    ends = {name: a for name, a in (("dend_C", dC), ("dend_n", dn), ("dend_m", dm)) if a is not None}
+    ends = {
+        name: a for name, a in (("dend_C", dC), ("dend_n", dn), ("dend_m", dm)) if a is not None
+    }
     arrays |= {name: whole.data.ptr + place for name, place in kept.items()} | grads | starts | ends
     arrays |= {"q": q, "k": k, "v": v, "f": f, "dh": dh, "T": T, "groups": groups, "chunks": chunks}
     arrays |= {"dh_h": dh_h, "ds": ds}
@@ -190,9 +250,19 @@ def backward(
 
 
 def _rows_bwd(
-    xp: Namespace, dh: Array, h: Array, den: Array, s: Array, b: Array, r: Array, limit: float, dtype: Any
+    xp: Namespace,
+    dh: Array,
+    h: Array,
+    den: Array,
+    s: Array,
+    b: Array,
+    r: Array,
+    limit: float,
+    dtype: Any,
 ) -> tuple[Array, Array]:
-    """Return -den times the gradient of den, and the gradient of s, as `chunkwise_bwd` of the cell finds them."""
+    """Return -den times the gradient of den, and the gradient of s, as `chunkwise_bwd` of the cell
+    finds them.
+    """
     dh_h = xp.sum(astype(xp, dh, dtype) * astype(xp, h, dtype), axis=-1, keepdims=True)  # (8)
     return dh_h, formulas.den_bwd(xp, dh_h, den, s, b, r, limit=limit, dtype=dtype)  # (7)
 
@@ -203,18 +273,29 @@ def by_head(a: Array, heads: int) -> Array:
 
 
 def _view(a: Array | None, heads: int) -> tuple[int, ...]:
-    """Return the address of an array (T, B, N F), and the steps in elements along time, sequences and heads."""
+    """Return the address of an array (T, B, N F), and the steps in elements along time, sequences
+    and heads.
+    """
     if a is None:
         return 0, 0, 0, 0
-    size, (t, b, one) = a.itemsize, a.strides
+    size = a.itemsize
+    t, b, one = a.strides
     return a.data.ptr, t // size, b // size, a.shape[2] // heads * one // size
 
 
 def _fits(a: Array, heads: int, pack: int) -> bool:
-    """Return whether the rows of heads in (T, B, N F) are `pack` neighbours each, which begin where that many may."""
-    size, F = pack * a.itemsize, a.shape[2] // heads
-    starts = [*(step for n, step in zip(a.shape[:2], a.strides[:2], strict=True) if n > 1), a.data.ptr]
-    return a.strides[2] == a.itemsize and F % pack == 0 and all(start % size == 0 for start in starts)
+    """Return whether the rows of heads in (T, B, N F) are `pack` neighbours each, which begin where
+    that many may.
+    """
+    size = pack * a.itemsize
+    F = a.shape[2] // heads
+    starts = [
+        *(step for n, step in zip(a.shape[:2], a.strides[:2], strict=True) if n > 1),
+        a.data.ptr,
+    ]
+    return (
+        a.strides[2] == a.itemsize and F % pack == 0 and all(start % size == 0 for start in starts)
+    )
 
 
 def _packed(a: Array, shape: Shape) -> Array:

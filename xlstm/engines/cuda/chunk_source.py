@@ -1,6 +1,8 @@
-"""The texts of the kernels of a chunkwise mLSTM: templates of the folder `chunks`, with the formulas of the cell as C.
+"""The texts of the kernels of a chunkwise mLSTM: templates of the folder `chunks`, with the
+formulas of the cell as C.
 
-The formulas are those of `cells/mlstm_formulas.py`, traced; a template moves numbers and multiplies matrices.
+The formulas are those of `cells/mlstm_formulas.py`, traced; a template moves numbers and multiplies
+matrices.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ TILED = ("states", "within", "states_bwd", "within_bwd")  # those with products 
 
 
 class Way(NamedTuple):
-    """How a layer's numbers are multiplied: the type of elements in memory, and of the parts of a number."""
+    """How a layer's numbers are multiplied: the type of elements in memory, and of the parts of a
+    number.
+    """
 
     io: str
     operand: str
@@ -67,12 +71,15 @@ def steps(chunk: int) -> int:
 
 @functools.cache
 def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> tuple[Source, int]:
-    """Return a kernel, and the tiles of a chunk's work, or of a state, each of which has a block of its own."""
+    """Return a kernel, and the tiles of a chunk's work, or of a state, each of which has a block of
+    its own.
+    """
     heads, K, V, L, pack = shape
     name = f"xlstm_chunk_{kind}"
     wide = way.planes == 1
     slab = min(64 if wide else 32, max(_tile(K), _tile(V)))
-    state_k, state_v = min(64, _tile(K)), min(128, _tile(V))
+    state_k = min(64, _tile(K))
+    state_v = min(128, _tile(V))
     within_v = min(128, _tile(V))
     columns = min(64 if way.planes > 2 else 128, max(_tile(K), _tile(V)))
 
@@ -80,7 +87,9 @@ def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> tuple[
         return 2 * way.planes * rows * (columns + 8)
 
     base = kind.removesuffix("_bwd")
-    tiles = [tile(slab, within_v)] if kind == "within" else [tile(columns, slab), tile(slab, columns)]
+    tiles = (
+        [tile(slab, within_v)] if kind == "within" else [tile(columns, slab), tile(slab, columns)]
+    )
     room = max(tile(L, slab), *tiles)  # of tiles that take turns
     beside = THREADS // 32 // (L // 16) * 4  # threads with numbers of a row
     shared = {
@@ -96,17 +105,37 @@ def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> tuple[
     template = base if base == "states" else kind
     planned = shared[template]
     blocks = {"states": states, "within": -(-V // within_v)}.get(template, 1)
-    defines = {"IO": way.io, "operand_t": way.operand, "KERNEL": name, "BACKWARD": int(base != kind)}
+    defines = {
+        "IO": way.io,
+        "operand_t": way.operand,
+        "KERNEL": name,
+        "BACKWARD": int(base != kind),
+    }
     defines["HALVES"] = int(wide)
     defines["THROUGH_MAXIMUM"] = int(kind in ("maximum_bwd", "shares_bwd"))
     sizes = {
-        **{"HEADS": heads, "K": K, "V": V, "L": L, "THREADS": THREADS, "PLANES": way.planes, "PACK": pack},
+        **{
+            "HEADS": heads,
+            "K": K,
+            "V": V,
+            "L": L,
+            "THREADS": THREADS,
+            "PLANES": way.planes,
+            "PACK": pack,
+        },
         **{"SHARED_PLANNED": planned, "ROOM": room, "SLAB": slab, "DEPTH": min(L, slab)},
-        **{"STATE_K": state_k, "STATE_V": state_v, "WITHIN_V": within_v, "COLUMNS": columns, "TILES": states},
+        **{
+            "STATE_K": state_k,
+            "STATE_V": state_v,
+            "WITHIN_V": within_v,
+            "COLUMNS": columns,
+            "TILES": states,
+        },
     }
     parts = [device.TEXT, *(f"#define {key} {value}" for key, value in defines.items())]
     parts += [f"constexpr int {key} = {value};" for key, value in sizes.items()]
-    found, options = by_name(forget), {"root": K**-0.5, "eps": eps, **options_of(np.dtype("float32"))}
+    found = by_name(forget)
+    options = {"root": K**-0.5, "eps": eps, **options_of(np.dtype("float32"))}
     parts += [_file("arrays.cuh"), *(_function(one, found[one], options) for one in FORMULAS[kind])]
     parts += [SYNC, _file("tiles.cuh" if kind in TILED else "gates.cuh"), _file(f"{template}.cu")]
     return Source(name, "\n".join(parts), shared=planned), blocks
@@ -124,7 +153,9 @@ def _function(name: str, formula: Formula, options: dict[str, Any]) -> str:
     kinds = {f"x{k}": kind for k, kind in enumerate(inputs.values())}
     writer = C(lines, lambda x, _: x, lambda y, _, value: f"{y} = {value};", kinds, default="float")
     parameters = [f"{kind} {x}" for x, kind in kinds.items()]
-    parameters += [f"{writer.kind(line.args[0])}& {line.to}" for line in lines if line.op == "store"]
+    parameters += [
+        f"{writer.kind(line.args[0])}& {line.to}" for line in lines if line.op == "store"
+    ]
     body = "".join(f"    {line}\n" for line in writer.statements())
     return f"DEVICE void {name}({', '.join(parameters)}) {{\n{body}}}"
 

@@ -1,4 +1,6 @@
-"""The engine for CuPy arrays on an NVIDIA GPU: the cell, traced, in kernels for all steps; no formula stands here."""
+"""The engine for CuPy arrays on an NVIDIA GPU: the cell, traced, in kernels for all steps; no
+formula stands here.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from xlstm.engines.cuda.launch import Source
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
-GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}  # the names that `Gradients` has for those of kernels
+# the names that `Gradients` has for those of kernels
+GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}
 AGAIN = "xlstm_again_step"  # the kernel that makes what was not kept
 BLOCKS = 4  # of rows; this kernel runs once for each
 KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept
@@ -52,8 +55,12 @@ class Cuda:
         if choice.path != "loop":
             return ""
         if dtype_name(step.Wh.dtype) == "bfloat16":
-            reason = why or ("and it was asked for" if told()[0] == "loop" else "and no kernel works")
-            raise TypeError(f"cuda: path 'loop' has no bfloat16, {reason}; expected float16 or float32")
+            reason = why or (
+                "and it was asked for" if told()[0] == "loop" else "and no kernel works"
+            )
+            raise TypeError(
+                f"cuda: path 'loop' has no bfloat16, {reason}; expected float16 or float32"
+            )
         return why or "path 'loop' was asked for"
 
     def forward(
@@ -68,7 +75,9 @@ class Cuda:
         return tape.y, end, tape
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array] | None:
-        """Run one step: return h and the state after it in new arrays, or None where there is no kernel for it."""
+        """Run one step: return h and the state after it in new arrays, or None where there is no
+        kernel for it.
+        """
         device = launch.device(step.xp, step.Wh)
         if device is None or told()[0] == "loop":
             return None
@@ -79,10 +88,14 @@ class Cuda:
         found = _attempt(f"step {choice.name}", Single(step, x).run, state)
         if found is not None:
             return found
-        y, end, _ = self._next(step, widths).forward(step, x, [s.T for s in state], widths, "nothing")
+        y, end, _ = self._next(step, widths).forward(
+            step, x, [s.T for s in state], widths, "nothing"
+        )
         return [y, *(s.T for s in end)]
 
-    def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+    def backward(
+        self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
+    ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
         found = _attempt(tape.choice.name, tape.backward, dy, dstate)
@@ -103,7 +116,8 @@ def _attempt(name: str, run: Callable[..., Result], *args: Any) -> Result | None
 
 
 class CudaTape(Kernels, Tape):
-    """A pass over one layer and direction: it makes the arrays, launches the kernels, and keeps what they wrote.
+    """A pass over one layer and direction: it makes the arrays, launches the kernels, and keeps
+    what they wrote.
 
     Attributes
     ----------
@@ -113,12 +127,18 @@ class CudaTape(Kernels, Tape):
         The carried states before every step, and what the cell saved.
     """
 
-    def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array, state: Sequence[Array], keep: str) -> None:
-        self.step, self.x, self.initial = step, x, state
+    def __init__(
+        self, engine: Cuda, step: Step, widths: Widths, x: Array, state: Sequence[Array], keep: str
+    ) -> None:
+        self.step = step
+        self.x = x
+        self.initial = state
         self.prepare(widths)
-        # Where steps differ in width, the rows of h before every step are no part of `hs`, so kernels keep them.
+        # Where steps differ in width, the rows of h before every step are no part of `hs`, so
+        # kernels keep them.
         projected = self.function.around.projected
-        self.uneven, self.keep_h = len(widths) > 1, len(widths) > 1 and not projected
+        self.uneven = len(widths) > 1
+        self.keep_h = len(widths) > 1 and not projected
         apart = (self.uneven or keep == "nothing") and self.choice.forward is not None
         super().__init__(engine, step, widths, x, None if apart else state[0])
         self.rows_kept: dict[str, Array] = {}
@@ -126,13 +146,20 @@ class CudaTape(Kernels, Tape):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle it without what belongs to the device and to the process."""
-        return {name: a for name, a in super().__getstate__().items() if name not in ("device", "function")}
+        return {
+            name: a
+            for name, a in super().__getstate__().items()
+            if name not in ("device", "function")
+        }
 
     def forward(self, keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence at its own end."""
-        zx = self.project(self.x)  # before the arrays that are kept, as a norm takes room that is free again then
+        # before the arrays that are kept, as a norm takes room that is free again then
+        zx = self.project(self.x)
         if keep != "nothing":
-            self.rows_kept = self.empty(dict.fromkeys((*["h"] * self.keep_h, *self.function.carried)))
+            self.rows_kept = self.empty(
+                dict.fromkeys((*["h"] * self.keep_h, *self.function.carried))
+            )
         if keep == "all":
             self.rows_kept |= self.empty(self.function.saved)
         if self.function.around.projected:
@@ -142,8 +169,12 @@ class CudaTape(Kernels, Tape):
         return self.end
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps; return the gradients of every step, and those of the initial state."""
-        found, rows, whole = Gradients(self), self.function.gradients, self._whole()
+        """Differentiate all steps; return the gradients of every step, and those of the initial
+        state.
+        """
+        found = Gradients(self)
+        rows = self.function.gradients
+        whole = self._whole()
         made = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
         dy = self.step.xp.zeros_like(self.y) if dy is None else self.given(dy)
         if self.function.around.projected:
@@ -151,7 +182,9 @@ class CudaTape(Kernels, Tape):
             found.arrays["out"] = dy.T
         arrays = {"dy": dy, **made, **whole, **self.constants}
         start = self._run("backward", arrays, dstate)
-        found.arrays |= {GRADIENTS[name]: reshape(a, (a.shape[0], -1)).T for name, a in made.items()}
+        found.arrays |= {
+            GRADIENTS[name]: reshape(a, (a.shape[0], -1)).T for name, a in made.items()
+        }
         return found, start
 
     @property
@@ -177,16 +210,23 @@ class CudaTape(Kernels, Tape):
     @property
     def segments(self) -> list[Kept]:
         """The kept arrays, by segments; saved ones that were not kept are made again."""
-        xp, found = self.step.xp, []
+        xp = self.step.xp
+        found = []
         made = broken.attempt(AGAIN, self._whole) or self.rows_kept
         following = [*(n for _, n in self.widths[1:]), 0]
         for segment, more in zip(segments(tuple(self.widths)), following, strict=True):
-            k, n, last = segment.k, segment.n, segment.at + segment.k * segment.n
-            steps = {name: segment.steps(a, 0, k) for name, a in made.items()}  # (k, n, rows, H) or (k, n, H)
-            arrays = {name: xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for name, a in steps.items()}
+            k = segment.k
+            n = segment.n
+            last = segment.at + segment.k * segment.n
+            # (k, n, rows, H) or (k, n, H)
+            steps = {name: segment.steps(a, 0, k) for name, a in made.items()}
+            arrays = {
+                name: xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for name, a in steps.items()
+            }
             carry = []
             for name, end in zip(self.function.carried, self.end[1:], strict=True):
-                # The state after the last step is that before the next one, or at the end of a sequence.
+                # The state after the last step is that before the next one, or at the end of a
+                # sequence.
                 after = xp.concat((made[name][last : last + more, :].T, end[:, more:n]), axis=1)
                 carry.append(xp.concat((arrays[name], after[None, ...])))
             whole = made.keys() >= self.function.saved.keys()
@@ -194,14 +234,19 @@ class CudaTape(Kernels, Tape):
         return [self.complete(kept) for kept in found]
 
     def _whole(self) -> dict[str, Array]:
-        """Return the arrays that backward needs; saved ones that were not kept are made again from the states.
+        """Return the arrays that backward needs; saved ones that were not kept are made again from
+        the states.
 
-        They are made in blocks of rows, so that the products take less room than the gradients do later.
+        They are made in blocks of rows, so that the products take less room than the gradients do
+        later.
         """
-        missing = {name: rows for name, rows in self.function.saved.items() if name not in self.rows_kept}
+        missing = {
+            name: rows for name, rows in self.function.saved.items() if name not in self.rows_kept
+        }
         if not missing:
             return self.rows_kept
-        h0, made = self.h0, self.empty(missing)
+        h0 = self.h0
+        made = self.empty(missing)
         before = {f"before_{name}": a for name, a in {"h": h0, **self.rows_kept}.items()}
         N = h0.shape[0]
         block = -(-N // BLOCKS)
@@ -209,17 +254,25 @@ class CudaTape(Kernels, Tape):
             rows = slice(at, at + block)
             some = {name: a[rows, ...] for name, a in (before | made).items()}
             products = {"zx": self.project(self.x[rows, :]), "product": self.through(h0[rows, :])}
-            self.launch_step("again", products | some | self.constants, 0, some["before_h"].shape[0])
+            self.launch_step(
+                "again", products | some | self.constants, 0, some["before_h"].shape[0]
+            )
         return self.rows_kept | made
 
     def _run(self, kind: str, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
-        """Run all steps of a kind of kernel from states (H, B), and return the states after the last of them."""
-        xp, names, first = self.step.xp, ("h", *self.function.carried), self.first
+        """Run all steps of a kind of kernel from states (H, B), and return the states after the
+        last of them.
+        """
+        xp = self.step.xp
+        names = ("h", *self.function.carried)
+        first = self.first
         tiling = self.choice.backward if kind == "backward" else self.choice.forward
         before = [s[:, :first].T for s in states]
         if tiling is not None:
             after = list(self.empty(dict.fromkeys(names), first).values())
-            arrays |= {f"before_{name}": self.given(s) for name, s in zip(names, before, strict=True)}
+            arrays |= {
+                f"before_{name}": self.given(s) for name, s in zip(names, before, strict=True)
+            }
             arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
             self._loop(kind, arrays, tiling)
         elif kind == "backward":
@@ -230,16 +283,27 @@ class CudaTape(Kernels, Tape):
         return with_idle(xp, [a.T for a in after], states, first)
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
-        """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
-        source, xp, Wh = cell_source.loop(self.function, kind, tiling, self.keep_h), self.step.xp, self.Wh
+        """Launch one kernel for all steps; where not all groups fit the device, one after the
+        other.
+        """
+        source = cell_source.loop(self.function, kind, tiling, self.keep_h)
+        xp = self.step.xp
+        Wh = self.Wh
         arranged = room(xp, Wh, (tiling.arranged // 4,), np.uint32)
         most = min(self.device.sms, launch.resident(source, tiling.threads)) // tiling.blocks
-        launch.launch(Source(ARRANGE, source.text, shared=32), (tiling.arrangers, 1), ARRANGERS, [Wh, arranged])
+        launch.launch(
+            Source(ARRANGE, source.text, shared=32),
+            (tiling.arrangers, 1),
+            ARRANGERS,
+            [Wh, arranged],
+        )
         groups = -(-self.first // tiling.columns) * tiling.heads
         at_once = groups if tiling.cluster else min(groups, most)
         offsets = flags = exchange = None
         if self.uneven:  # the first row of every step, where steps differ in width
-            offsets = constants.copied(xp, starts_of(tuple(self.widths)).astype(np.int32), device_of(Wh))
+            offsets = constants.copied(
+                xp, starts_of(tuple(self.widths)).astype(np.int32), device_of(Wh)
+            )
         if not tiling.cluster:
             exchange = room(xp, Wh, (tiling.exchange * at_once,), np.uint8)
         waiting = waits.arguments(source.name, self.choice.name)
@@ -248,11 +312,19 @@ class CudaTape(Kernels, Tape):
             if not tiling.cluster:
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=device_of(Wh))
             numbers = [np.int32(len(self.starts) - 1), np.int32(self.first), np.int32(group)]
-            given = [offsets, *numbers, flags, exchange, arranged, *waiting, *[arrays[name] for name in source.arrays]]
+            given = [
+                offsets,
+                *numbers,
+                flags,
+                exchange,
+                arranged,
+                *waiting,
+                *[arrays[name] for name in source.arrays],
+            ]
             launch.launch(source, (tiling.blocks, count), tiling.threads, given)
 
-    # A pass with kernels of its own for every step, and with what the array library multiplies between them. States are
-    # (B, H), and those of h (B, P).
+    # A pass with kernels of its own for every step, and with what the array library multiplies
+    # between them. States are (B, H), and those of h (B, P).
 
     @cached_property
     def starts(self) -> list[int]:
@@ -260,7 +332,9 @@ class CudaTape(Kernels, Tape):
         found: list[int] = starts_of(tuple(self.widths)).tolist()
         return found
 
-    def steps_forward(self, kind: str, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
+    def steps_forward(
+        self, kind: str, arrays: dict[str, Any], states: Sequence[Array]
+    ) -> list[Array]:
         """Run all steps forward; return the state of each sequence at its own end."""
         projected = self.function.around.projected
         after = self._states(arrays, states)
@@ -270,19 +344,29 @@ class CudaTape(Kernels, Tape):
         for at, end in itertools.pairwise(self.starts):
             self.ask(kind, arrays, self.hs[before : before + end - at, :], at, self.keep_h)
             if projected:
-                matmul(self.step.xp, arrays["out"][at:end, :], self.step.w["Whr"].T, add=self.y[at:end, :])
+                matmul(
+                    self.step.xp,
+                    arrays["out"][at:end, :],
+                    self.step.w["Whr"].T,
+                    add=self.y[at:end, :],
+                )
             before = self.first + at
         return [self._last(), *after] if projected else after
 
     def steps_backward(self, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
-        """Run all steps backward from the gradient of the final state; return that of the initial state."""
+        """Run all steps backward from the gradient of the final state; return that of the initial
+        state.
+        """
         after = self._states(arrays, states)
         if self.function.around.projected:
             return [self._back_through_projection(arrays, states[0]), *after]
-        xp, have = self.step.xp, 0
+        xp = self.step.xp
+        have = 0
         for at, end in reversed(list(itertools.pairwise(self.starts))):
             if end - at > have:  # sequences whose last step this is
-                zeros = xp.zeros((end - at - have, self.step.H), dtype=self.Wh.dtype, device=device_of(self.Wh))
+                zeros = xp.zeros(
+                    (end - at - have, self.step.H), dtype=self.Wh.dtype, device=device_of(self.Wh)
+                )
                 arrays["product"] = xp.concat((arrays["product"], zeros)) if have else zeros
             have = end - at
             self.ask_bwd(arrays, at, have)
@@ -291,9 +375,12 @@ class CudaTape(Kernels, Tape):
 
     def _back_through_projection(self, arrays: dict[str, Any], dend: Array) -> Array:
         """Run all steps backward; the gradient of y, (N, P), becomes that of h of every step."""
-        dh, have = arrays["dy"], 0
+        dh = arrays["dy"]
+        have = 0
         d0 = dh[:0, :]
-        for start, (at, end) in reversed(list(zip([0, *self.starts], itertools.pairwise(self.starts), strict=False))):
+        for start, (at, end) in reversed(
+            list(zip([0, *self.starts], itertools.pairwise(self.starts), strict=False))
+        ):
             n = end - at
             if n > have:  # sequences whose last step this is
                 dh[at + have : end, :] += self.given(dend[have:n, :])
@@ -305,14 +392,21 @@ class CudaTape(Kernels, Tape):
             elif "drop" in self.constants:
                 dh[start : start + n, :] += self._masked(self._by_h(arrays, at, end))
             else:
-                matmul(self.step.xp, self._passed_on(arrays, at, end), self.matrix, add=dh[start : start + n, :])
+                matmul(
+                    self.step.xp,
+                    self._passed_on(arrays, at, end),
+                    self.matrix,
+                    add=dh[start : start + n, :],
+                )
         return d0
 
     def _states(self, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
         """Return copies of the states that kernels have, which each step overwrites."""
-        xp, names = self.step.xp, ("h", *self.function.carried)
+        xp = self.step.xp
+        names = ("h", *self.function.carried)
         if self.function.around.projected:
-            names, states = names[1:], states[1:]
+            names = names[1:]
+            states = states[1:]
         found = [contiguous(xp.astype(s, self.real, copy=True)) for s in states]
         for name, s in zip(names, found, strict=True):
             arrays[f"before_{name}"] = arrays[f"after_{name}"] = s

@@ -1,4 +1,6 @@
-"""One step of a layer in kernels: its weights and constants as they take them, and the products beside them."""
+"""One step of a layer in kernels: its weights and constants as they take them, and the products
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ REAL: dict[str, Any] = {"float": np.float32, "double": np.float64}
 
 
 class Kernels:
-    """The kernels of a step, for some rows of x; a whole pass and a single step have these in common.
+    """The kernels of a step, for some rows of x; a whole pass and a single step have these in
+    common.
 
-    Arrays of kernels are rows: products of x (N, R), h (N, H), saved arrays (N, rows, H), states (B, H).
+    Arrays of kernels are rows: products of x (N, R), h (N, H), saved arrays (N, rows, H), states
+    (B, H).
 
     Attributes
     ----------
@@ -45,9 +49,15 @@ class Kernels:
         self.real = REAL[self.choice.arithmetic.real]
         self.Wh = contiguous(step.Wh)
         names = (*step.own, *step.added, *(["gh"] if "gh" in step.w else []))
-        given = {name: step.own.get(name, step.w[name]) for name in names if name != self.function.around.matrix}
+        given = {
+            name: step.own.get(name, step.w[name])
+            for name in names
+            if name != self.function.around.matrix
+        }
         self.constants: dict[str, Any] = {f"p_{name}": self.given(p) for name, p in given.items()}
-        self.constants |= {f"p_{name}": self.real(value) for name, value in step.cell.numbers.items()}
+        self.constants |= {
+            f"p_{name}": self.real(value) for name, value in step.cell.numbers.items()
+        }
         for name, share in zip(step.cell.STATES, step.masks.zoneout, strict=False):
             if isinstance(share, float):
                 self.constants[f"p_zone_{name}"] = self.real(share)
@@ -70,15 +80,20 @@ class Kernels:
         assert found is not None
         return found
 
-    def ask(self, kind: str, arrays: dict[str, Any], h: Array, row0: int, keep_h: bool = False) -> None:
+    def ask(
+        self, kind: str, arrays: dict[str, Any], h: Array, row0: int, keep_h: bool = False
+    ) -> None:
         """Ask for one step forward of the rows that begin at `row0`, from h (n, P) before it."""
-        count, drop = h.shape[0], self.constants.get("drop")
+        count = h.shape[0]
+        drop = self.constants.get("drop")
         arrays["product"] = self.through(h if drop is None else h * drop[:count, :])
         self.multiply_inside("factor", arrays, row0, count)
         self.launch_step(kind, arrays, row0, count, keep_h)
 
     def ask_bwd(self, arrays: dict[str, Any], row0: int, count: int) -> None:
-        """Ask for one step backward, from `product`, the gradient (n, H) of h by its product or its projection."""
+        """Ask for one step backward, from `product`, the gradient (n, H) of h by its product or its
+        projection.
+        """
         self.multiply_inside("factor_bwd", arrays, row0, count)
         self.launch_step("backward", arrays, row0, count)
 
@@ -89,12 +104,18 @@ class Kernels:
             arrays["after_factor"] = self.empty({"": None}, count)[""]
             self.launch_step(kind, arrays, row0, count)
             W = self.step.own[matrix]
-            arrays["inner"] = self.given(matmul(self.step.xp, arrays["after_factor"], W.T if kind == "factor" else W))
+            arrays["inner"] = self.given(
+                matmul(self.step.xp, arrays["after_factor"], W.T if kind == "factor" else W)
+            )
 
-    def launch_step(self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False) -> None:
+    def launch_step(
+        self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False
+    ) -> None:
         if count == 0:  # CuPy launches one block where there is to be none
             return
-        source = cell_source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
+        source = cell_source.pointwise(
+            self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h
+        )
         given = [np.int64(row0), np.int32(count), *(arrays[name] for name in source.arrays)]
         threads = cell_source.threads_of(self.step.H)
         blocks = count, 1 if self.function.reduces else -(-self.step.H // threads)
@@ -113,8 +134,13 @@ class Kernels:
         """Return the products Wh h of rows (n, P): (n, R)."""
         if self.heads == 1:
             return self.given(matmul(self.step.xp, h, self.matrix.T))
-        xp, n, N, K, G = self.step.xp, h.shape[0], self.heads, self.width, self.step.G
-        z = matmul(xp, xp.permute_dims(reshape(h, (n, N, K)), (1, 0, 2)), self.by_head)  # (N, n, G K)
+        xp = self.step.xp
+        n = h.shape[0]
+        N = self.heads
+        K = self.width
+        G = self.step.G
+        # (N, n, G K)
+        z = matmul(xp, xp.permute_dims(reshape(h, (n, N, K)), (1, 0, 2)), self.by_head)
         z = xp.permute_dims(reshape(z, (N, n, G, K)), (1, 2, 0, 3))
         return self.given(reshape(z, (n, self.step.R)))
 
@@ -122,7 +148,11 @@ class Kernels:
         """Return the products Wh^T dz of rows (n, R): (n, P)."""
         if self.heads == 1:
             return self.given(matmul(self.step.xp, dz, self.matrix))
-        xp, n, N, K, G = self.step.xp, dz.shape[0], self.heads, self.width, self.step.G
+        xp = self.step.xp
+        n = dz.shape[0]
+        N = self.heads
+        K = self.width
+        G = self.step.G
         dz = xp.permute_dims(reshape(dz, (n, G, N, K)), (2, 0, 1, 3))
         dh = matmul(xp, reshape(dz, (N, n, G * K)), xp.matrix_transpose(self.by_head))
         return self.given(reshape(xp.permute_dims(dh, (1, 0, 2)), (n, self.step.H)))
@@ -140,16 +170,25 @@ class Kernels:
 
     @property
     def kept_of_h(self) -> Rows:
-        """The array in which every kind of kernel keeps h after the step, or before its projection."""
+        """The array in which every kind of kernel keeps h after the step, or before its
+        projection.
+        """
         return {"out" if self.function.around.projected else "y": None}
 
     def empty(self, arrays: Rows, n: int | None = None) -> dict[str, Array]:
         """Return arrays (n, rows, H), or (n, H) without rows, by name; n is N by default."""
-        xp, n, H = self.step.xp, self.x.shape[0] if n is None else n, self.step.H
-        return {name: room(xp, self.Wh, (n, H) if rows is None else (n, rows, H)) for name, rows in arrays.items()}
+        xp = self.step.xp
+        n = self.x.shape[0] if n is None else n
+        H = self.step.H
+        return {
+            name: room(xp, self.Wh, (n, H) if rows is None else (n, rows, H))
+            for name, rows in arrays.items()
+        }
 
     def given(self, a: Array) -> Array:
-        """Return an array as kernels read it: contiguous, and of the weights' dtype, which CuPy may not keep."""
+        """Return an array as kernels read it: contiguous, and of the weights' dtype, which CuPy may
+        not keep.
+        """
         return contiguous(astype(self.step.xp, a, self.Wh.dtype))
 
 
@@ -157,16 +196,22 @@ class Single(Kernels):
     """A single step, as for streaming, from x (B, D) and the state (B, H), ...."""
 
     def __init__(self, step: Step, x: Array) -> None:
-        self.step, self.x = step, x
+        self.step = step
+        self.x = x
         self.prepare([(1, x.shape[0])])
 
     def run(self, state: Sequence[Array]) -> list[Array]:
         """Return h after the step, and the state after it; all are new arrays."""
-        xp, projected = self.step.xp, self.function.around.projected
+        xp = self.step.xp
+        projected = self.function.around.projected
         names = self.function.carried if projected else ("h", *self.function.carried)
         before = [contiguous(astype(xp, s, self.real)) for s in state[-len(names) :]]
         after = [room(xp, s, s.shape) for s in before]
-        arrays: dict[str, Any] = {"zx": self.project(self.x), **self.constants, **self.empty(self.kept_of_h)}
+        arrays: dict[str, Any] = {
+            "zx": self.project(self.x),
+            **self.constants,
+            **self.empty(self.kept_of_h),
+        }
         arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
         arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
         self.ask("lean", arrays, self.given(state[0]), 0)
@@ -178,10 +223,13 @@ class Single(Kernels):
 
 
 def plan(step: Step, widths: Widths, device: Device) -> tuple[Pointwise | None, Choice, str]:
-    """Return the functions of a step, or None; the path that it takes; and why it has no functions."""
+    """Return the functions of a step, or None; the path that it takes; and why it has no
+    functions.
+    """
     found = function_of(step)
     why = "" if found is not None else f"no kernel does {_obstacle(step) or 'this cell'}"
-    (heads, width), dtype = heads_of(step), dtype_name(step.Wh.dtype)
+    heads, width = heads_of(step)
+    dtype = dtype_name(step.Wh.dtype)
     return found, choose(told(), found, why, dtype, width, heads, widths[0][1], device), why
 
 
@@ -198,7 +246,9 @@ def _function_of(step: Step) -> Pointwise | None:
         return None
     matrix = next((name for name, p in step.own.items() if p.ndim == 2 and p.shape[1] > 1), "")
     rows = None if step.R == step.G * step.H else step.R // step.H
-    around = Around(step.masks.drop is not None, "gh" in step.w, step.Whr is not None, matrix, rows, units=True)
+    around = Around(
+        step.masks.drop is not None, "gh" in step.w, step.Whr is not None, matrix, rows, units=True
+    )
     return pointwise(step.cell, step.own_rows, step.added, step.zones, around)
 
 

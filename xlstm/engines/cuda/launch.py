@@ -18,7 +18,8 @@ from xlstm.engines.cuda.tiling import Device
 
 OPTIONS = ("-std=c++17", "-default-device")
 NONPORTABLE = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-OPTIN, SMS = 97, 16  # cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount
+OPTIN = 97
+SMS = 16  # cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
@@ -27,7 +28,8 @@ class Source(NamedTuple):
 
     name: str
     text: str
-    arrays: tuple[str, ...] = ()  # its arguments after those of the schedule, in order; the cell's numbers come last
+    # its arguments after those of the schedule, in order; the cell's numbers come last
+    arrays: tuple[str, ...] = ()
     shared: int = 0  # bytes of dynamic shared memory
     blocks: int = 0  # that wait for one another
     cluster: bool = False  # whether they are a cluster
@@ -51,10 +53,16 @@ def launch(source: Source, blocks: tuple[int, int], threads: int, args: Sequence
     CudaError
         The kernel does not compile or is not launched.
     """
-    cupy, nothing = probe.cupy(), np.uintp(0)
+    cupy = probe.cupy()
+    nothing = np.uintp(0)
     try:
         kernel = _kernel(source, cupy.cuda.runtime.getDevice())
-        kernel(blocks, (threads,), tuple([nothing if a is None else a for a in args]), shared_mem=source.shared)
+        kernel(
+            blocks,
+            (threads,),
+            tuple([nothing if a is None else a for a in args]),
+            shared_mem=source.shared,
+        )
     except Exception as error:
         raise _refused(source, error, f"{blocks[0]} x {blocks[1]}", threads) from error
 
@@ -72,7 +80,10 @@ def resident(source: Source, threads: int) -> int:
     except Exception as error:
         raise _refused(source, error, str(source.blocks), threads) from error
     if found < source.blocks:
-        problem = f"{source.name} has {source.blocks} blocks that wait for one another, and {found} run at once"
+        problem = (
+            f"{source.name} has {source.blocks} blocks that wait for one another, and {found} run"
+            " at once"
+        )
         raise CudaError(f"cuda: on {broken.current()} {problem}")
     return found
 
@@ -80,12 +91,16 @@ def resident(source: Source, threads: int) -> int:
 @functools.cache
 def _resident(source: Source, threads: int, number: int) -> int:
     """Ask CUDA, which knows how much of the device this process may use, with MPS for example."""
-    cuda, function = probe.cupy().cuda, _kernel(source, number).kernel.ptr
+    cuda = probe.cupy().cuda
+    function = _kernel(source, number).kernel.ptr
     if not source.cluster:
-        each = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, source.shared)
+        each = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+            function, threads, source.shared
+        )
         return int(each * cuda.runtime.deviceGetAttribute(SMS, number))
     found = ctypes.c_int()
-    # The type CUlaunchConfig: sizes of the grid and of a block, shared memory, stream, attributes, and how many.
+    # The type CUlaunchConfig: sizes of the grid and of a block, shared memory, stream, attributes,
+    # and how many.
     config = struct.pack("@7I2PI", source.blocks, 1, 1, threads, 1, 1, source.shared, 0, 0, 0)
     try:
         ask = ctypes.CDLL(DRIVER).cuOccupancyMaxActiveClusters
@@ -98,18 +113,25 @@ def _resident(source: Source, threads: int, number: int) -> int:
 def _refused(source: Source, error: Exception, blocks: str, threads: int) -> CudaError:
     if broken.no_memory(error):
         raise error
-    log, size = "", f": {blocks} blocks of {threads} threads with {source.shared} bytes"
+    log = ""
+    size = f": {blocks} blocks of {threads} threads with {source.shared} bytes"
     if isinstance(error, probe.cupy().cuda.compiler.CompileException):
-        log, size = f" NVRTC says:\n{error.get_message()}", ""
+        log = f" NVRTC says:\n{error.get_message()}"
+        size = ""
     why = f"on {broken.current()} {source.name} {broken.reason(error)}{size}"
     return CudaError(f"cuda: {why}\nXLSTM_CUDA_PATH=loop goes without own kernels.{log}")
 
 
 @functools.cache
 def _kernel(source: Source, number: int) -> Any:
-    """Return a kernel for the current device, which has this number; blocks that wait for others run at once."""
-    cupy, together = probe.cupy(), source.blocks > 1 and not source.cluster
-    kernel = cupy.RawKernel(source.text, source.name, OPTIONS, backend="nvrtc", enable_cooperative_groups=together)
+    """Return a kernel for the current device, which has this number; blocks that wait for others
+    run at once.
+    """
+    cupy = probe.cupy()
+    together = source.blocks > 1 and not source.cluster
+    kernel = cupy.RawKernel(
+        source.text, source.name, OPTIONS, backend="nvrtc", enable_cooperative_groups=together
+    )
     if source.shared:
         kernel.max_dynamic_shared_size_bytes = source.shared
     if source.cluster and source.blocks > 8:
@@ -136,18 +158,24 @@ def _device(number: int) -> Device:
     from xlstm.engines.cuda import check  # which launches by this file
 
     with probe.cupy().cuda.Device(number):
-        largest = next((blocks for blocks in (16, 8) if capability >= 90 and _clusters(blocks, shared)), 0)
+        largest = next(
+            (blocks for blocks in (16, 8) if capability >= 90 and _clusters(blocks, shared)), 0
+        )
         check.first_use()
-    return Device(properties["name"].decode(), capability, properties["multiProcessorCount"], shared, largest)
+    return Device(
+        properties["name"].decode(), capability, properties["multiProcessorCount"], shared, largest
+    )
 
 
 def _clusters(blocks: int, shared: int) -> bool:
     """Return whether clusters of so many blocks run: not every chip has SMs enough together.
 
-    Each block has as much shared memory as one may have, and so an SM of its own, as blocks of large layers have.
+    Each block has as much shared memory as one may have, and so an SM of its own, as blocks of
+    large layers have.
     """
     text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
-    source, number = Source("xlstm_probe", text, (), shared, blocks, True), probe.cupy().cuda.runtime.getDevice()
+    source = Source("xlstm_probe", text, (), shared, blocks, True)
+    number = probe.cupy().cuda.runtime.getDevice()
     try:
         _kernel(source, number)((blocks,), (32,), (), shared_mem=shared)
     except Exception:  # CUDA or NVRTC refuses them

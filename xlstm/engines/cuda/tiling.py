@@ -1,6 +1,8 @@
-"""How a recurrent product is divided among blocks, warps and memories, and an estimate of what a step then costs.
+"""How a recurrent product is divided among blocks, warps and memories, and an estimate of what a
+step then costs.
 
-A number that is called an estimate is only good for ranking the ways to divide a product on one device.
+A number that is called an estimate is only good for ranking the ways to divide a product on one
+device.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ PASSES = ("forward", "backward")
 
 
 class Peaks(NamedTuple):
-    """Operations per microsecond and SM at most, a product and its sum counted as two, from data sheets.
+    """Operations per microsecond and SM at most, a product and its sum counted as two, from data
+    sheets.
 
-    Products are without sparsity, and sums in float32. The peaks of sm_100 are taken to be those of sm_90, since its
-    own tensor cores want another instruction.
+    Products are without sparsity, and sums in float32. The peaks of sm_100 are taken to be those of
+    sm_90, since its own tensor cores want another instruction.
     """
 
     float64: float
@@ -29,7 +32,8 @@ class Peaks(NamedTuple):
     half: float  # float16, and bfloat16 from sm_80 on
 
 
-# By compute capability, in a million; 0 where there is none. Peak of the chip, in TFLOP/s, over its SMs.
+# By compute capability, in a million; 0 where there is none. Peak of the chip, in TFLOP/s, over its
+# SMs.
 PEAKS = {
     60: Peaks(0.095, 0.189, 0, 0),  # P100: 5.3 and 10.6 over 56
     70: Peaks(0.098, 0.196, 0, 1.56),  # V100: 7.8, 15.7 and 125 over 80
@@ -42,17 +46,22 @@ PEAKS = {
     120: Peaks(0.010, 0.665, 1.33, 2.68),  # RTX PRO 6000: 125, 251 and 504 over 188
 }
 
-# The share of the peak of tensor cores that `mma.sync` reaches, estimates; sm_90 and sm_100 have a quicker instruction.
-MMA, MMA_HOPPER = 0.85, 0.62
+# The share of the peak of tensor cores that `mma.sync` reaches, estimates; sm_90 and sm_100 have a
+# quicker instruction.
+MMA = 0.85
+MMA_HOPPER = 0.62
 
 
 def reached(capability: int) -> float:
-    """Return the share of the peak of tensor cores that the kernels' instruction reaches, an estimate."""
+    """Return the share of the peak of tensor cores that the kernels' instruction reaches, an
+    estimate.
+    """
     return MMA_HOPPER if 90 <= capability < 120 else MMA
 
 
 def peaks(name: str, capability: int) -> Peaks:
-    """Return the peaks of a card; tensor cores of a GeForce sum in float32 at half the rate of its chip.
+    """Return the peaks of a card; tensor cores of a GeForce sum in float32 at half the rate of its
+    chip.
 
     Parameters
     ----------
@@ -105,7 +114,8 @@ ARITHMETIC = {
         Arithmetic("bfloat16", "bf16_t", "float", 2, 1, False, "half", 1.0),
     )
 }
-SYNC = {True: 0.6, False: 1.2}  # microseconds of a step, in a cluster and through global memory: estimates
+# microseconds of a step, in a cluster and through global memory: estimates
+SYNC = {True: 0.6, False: 1.2}
 MEMORY = 0.22e6  # bytes per microsecond and SM from shared memory, an estimate
 BETWEEN = 0.1e6  # bytes per microsecond from one SM to others, an estimate
 CELL = 0.06  # microseconds of one cell of each thread, an estimate
@@ -113,14 +123,16 @@ WARPS = 8
 ARRANGERS = 256  # threads of a block that arranges weights
 CELLS = 4  # cells of a thread at most, beside tensor cores
 COLUMNS = (8, 16, 24, 32, 48, 64, 96, 128)  # sequences of a block
-# Registers of a thread for weights, sums and what it keeps of its cells, by the products of a pair. None of the kernels
-# that the tests compile spills with these.
+# Registers of a thread for weights, sums and what it keeps of its cells, by the products of a pair.
+# None of the kernels that the tests compile spills with these.
 REGISTERS = {1: 206, 2: 163}
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one pass is divided: a block multiplies M rows of weights of length K with the values of some sequences."""
+    """How one pass is divided: a block multiplies M rows of weights of length K with the values of
+    some sequences.
+    """
 
     kind: str  # forward or backward
     arithmetic: Arithmetic
@@ -145,12 +157,17 @@ class Tiling:
         size = self.arithmetic.size
         if not self.arithmetic.mma:
             return self.M * (self.K * size + 16)
-        return self.M * self.K * size - self.threads // 32 * (self.M // 16 // self.warps_m) * self.kept * KB
+        return (
+            self.M * self.K * size
+            - self.threads // 32 * (self.M // 16 // self.warps_m) * self.kept * KB
+        )
 
     @property
     def shared(self) -> int:
         """Bytes of shared memory; the kernels assert that it is what they need."""
-        row, real, arrivals = self.K * self.arithmetic.size, self.arithmetic.real_size, 16 * self.cluster
+        row = self.K * self.arithmetic.size
+        real = self.arithmetic.real_size
+        arrivals = 16 * self.cluster
         V = self.columns * (row if row // 64 % 2 else row + 64) + self._scales * self.K
         if self.kind == "forward":
             Z = self._parts * (self.M + 4) * self.columns * real
@@ -163,7 +180,9 @@ class Tiling:
     def exchange(self) -> int:
         """Bytes through which a group exchanges, twice; those of a grid are in global memory."""
         if self.kind == "forward":
-            return 2 * self.blocks * self.units * (self.columns * self.arithmetic.size + self._scales)
+            return (
+                2 * self.blocks * self.units * (self.columns * self.arithmetic.size + self._scales)
+            )
         # A block of a cluster has what the others give it, in rows that are read without conflicts.
         parts = self.blocks * (self.units + 4) if self.cluster else self.blocks**2 * self.units
         return 2 * parts * self.columns * self.arithmetic.real_size
@@ -171,7 +190,10 @@ class Tiling:
     @property
     def time(self) -> float:
         """Microseconds of a step of the whole batch, an estimate."""
-        a, M, K, columns = self.arithmetic, self.M, self.K, self.columns
+        a = self.arithmetic
+        M = self.M
+        K = self.K
+        columns = self.columns
         near = M * columns * K * a.size * 1.25  # bytes from shared memory
         if a.mma:
             near = float(self.weights * (columns // 8) + self.warps_m * K * a.size * columns)
@@ -181,7 +203,12 @@ class Tiling:
         else:
             between = 2 * M * columns * a.real_size
         cells = -(-self.units * columns // self.threads) * CELL
-        cost = SYNC[self.cluster] + max(2 * M * K * columns / self.rate, near / MEMORY) + between / BETWEEN + cells
+        cost = (
+            SYNC[self.cluster]
+            + max(2 * M * K * columns / self.rate, near / MEMORY)
+            + between / BETWEEN
+            + cells
+        )
         return cost * self.waves
 
     @property
@@ -203,7 +230,9 @@ class Tiling:
 
     @property
     def same_scale(self) -> int:
-        """Chunks of K that have the same scale, where a float32 is two float16: see `factors.cuh`."""
+        """Chunks of K that have the same scale, where a float32 is two float16: see
+        `factors.cuh`.
+        """
         lanes = 16 if self.units % 32 else 32
         return self.K // 16 if self.kind == "backward" and self.units == lanes else lanes // 16
 
@@ -215,7 +244,8 @@ class Tiling:
     @property
     def _shares(self) -> int:
         """Threads that share the sum of partial dh of a cell in a grid."""
-        pieces = self.columns * self.units * self.arithmetic.real_size // 16  # that a thread reads at once
+        # that a thread reads at once
+        pieces = self.columns * self.units * self.arithmetic.real_size // 16
         return max(1, min(self.blocks, self.threads // pieces))
 
     @property
@@ -225,7 +255,14 @@ class Tiling:
 
 
 def best(
-    kind: str, step: Pointwise, width: int, heads: int, B: int, a: Arithmetic, device: Device, cluster: bool
+    kind: str,
+    step: Pointwise,
+    width: int,
+    heads: int,
+    B: int,
+    a: Arithmetic,
+    device: Device,
+    cluster: bool,
 ) -> Tiling | None:
     """Return the tiling of the least cost by the estimate, or None where none fits the device.
 
@@ -240,7 +277,8 @@ def best(
     cluster : bool
         Blocks are clusters; otherwise they are a grid.
     """
-    found, rate = [], a.share * getattr(peaks(device.name, device.capability), a.peak)
+    found = []
+    rate = a.share * getattr(peaks(device.name, device.capability), a.peak)
     if a.mma:
         rate *= reached(device.capability)
     for (units, blocks), columns in itertools.product(_blocks(width, a, device, cluster), COLUMNS):
@@ -248,8 +286,22 @@ def best(
         room = int(device.sms * 0.97) // blocks if cluster else device.sms // blocks
         if columns <= _up(min(B, 128), 8) and room > 0:
             groups = -(-B // columns) * heads
-            block = (kind, a, width, heads, units, blocks, columns, cluster, groups, -(-groups // room), rate)
-            found += [Tiling(*block, *ways) for ways in _divisions(kind, step, a, units, blocks, columns)]
+            block = (
+                kind,
+                a,
+                width,
+                heads,
+                units,
+                blocks,
+                columns,
+                cluster,
+                groups,
+                -(-groups // room),
+                rate,
+            )
+            found += [
+                Tiling(*block, *ways) for ways in _divisions(kind, step, a, units, blocks, columns)
+            ]
     found = [tiling for tiling in found if tiling.shared <= device.shared]
     return min(found, key=lambda tiling: (tiling.time, tiling.shared), default=None)
 
@@ -257,11 +309,23 @@ def best(
 def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tuple[int, int]]:
     """Return the ways to divide a head: units of a block, and blocks."""
     if cluster:
-        ways = [(_up(-(-width // blocks), 16), blocks) for blocks in (1, 2, 4, 8, 16) if blocks <= device.cluster]
-        return [(units, blocks) for units, blocks in ways if units * (blocks - 1) < width]  # the last one has work
-    choices = (4, 8, 12, 16, 24, 32, 48, 64) if not a.mma else (8, 16, 32, 48, 64) if a.mma == 1 else (16, 32, 48, 64)
+        ways = [
+            (_up(-(-width // blocks), 16), blocks)
+            for blocks in (1, 2, 4, 8, 16)
+            if blocks <= device.cluster
+        ]
+        # the last one has work
+        return [(units, blocks) for units, blocks in ways if units * (blocks - 1) < width]
+    choices = (
+        (4, 8, 12, 16, 24, 32, 48, 64)
+        if not a.mma
+        else (8, 16, 32, 48, 64)
+        if a.mma == 1
+        else (16, 32, 48, 64)
+    )
     ways = [(units, -(-width // units)) for units in choices]
-    if a.mma:  # where there are many blocks, there are as many as give every warp the same number of tiles
+    # where there are many blocks, there are as many as give every warp the same number of tiles
+    if a.mma:
         ways = [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
     return ways
 
@@ -269,9 +333,13 @@ def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tu
 def _divisions(
     kind: str, step: Pointwise, a: Arithmetic, units: int, blocks: int, columns: int
 ) -> Iterator[tuple[int, ...]]:
-    """Yield the ways to divide the work of a block for which there are registers, from M on as `Tiling` has them."""
-    chunk, gates = 64 // a.size, int(step.before["zx"] or 1)
-    M, K = gates * units, blocks * units
+    """Yield the ways to divide the work of a block for which there are registers, from M on as
+    `Tiling` has them.
+    """
+    chunk = 64 // a.size
+    gates = int(step.before["zx"] or 1)
+    M = gates * units
+    K = blocks * units
     if kind == "backward":
         M, K = K, M
     if not a.mma:
@@ -279,19 +347,23 @@ def _divisions(
         return
     inputs = step.after if kind == "backward" else step.before
     read = [rows or 1 for name, rows in inputs.items() if name not in ("zh", "drop", *step.numbers)]
-    values = sum(read) + len(step.carried) + 1 + step.around.drop  # that a thread keeps for each of its cells
+    # that a thread keeps for each of its cells
+    values = sum(read) + len(step.carried) + 1 + step.around.drop
     tiles, rest = divmod(M, 16)
     if rest:  # eight units of one or three gates
         return
     if kind == "forward":
-        # With one tile the compiler begins so many chunks of three products that it finds no registers.
+        # With one tile the compiler begins so many chunks of three products that it finds no
+        # registers.
         least = 2 if a.mma == 2 and tiles > 1 else 1
         ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0 and tiles // m >= least]
     else:
         ways = [(max(m for m in range(1, WARPS + 1) if tiles % m == 0), 1)]
     for warps_m, warps_k in ways:
-        deep, warps = _up(K, chunk * warps_k), warps_m * warps_k
-        own, chunks = tiles // warps_m, deep // chunk // warps_k
+        deep = _up(K, chunk * warps_k)
+        warps = warps_m * warps_k
+        own = tiles // warps_m
+        chunks = deep // chunk // warps_k
         cells = -(-units * columns // (32 * warps))
         sums = 2 if a.mma == 2 or own <= 2 else 1
         # Beside its values a cell takes room for what it writes and where the next one lies.

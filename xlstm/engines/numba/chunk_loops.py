@@ -1,7 +1,8 @@
-"""The loops of a chunkwise mLSTM, as plain Python that Numba compiles; numbers are those of `cells/mlstm_chunks.py`.
+"""The loops of a chunkwise mLSTM, as plain Python that Numba compiles; numbers are those of
+`cells/mlstm_chunks.py`.
 
-The formulas are those of `cells/mlstm_formulas.py`, traced, and products are those of `products.py`. `chunks.py` binds
-the names below.
+The formulas are those of `cells/mlstm_formulas.py`, traced, and products are those of
+`products.py`. `chunks.py` binds the names below.
 """
 
 from __future__ import annotations
@@ -25,17 +26,27 @@ room = packed_in = call_product = rows_times_vector = stand_in
 
 
 def chunks(
-    where: int, sizes: Any, far: Any, views: Any, logs: Any, arrays: Any, numbers: Any, first: int, last: int
+    where: int,
+    sizes: Any,
+    far: Any,
+    views: Any,
+    logs: Any,
+    arrays: Any,
+    numbers: Any,
+    first: int,
+    last: int,
 ) -> None:
-    """Compute all steps of the matrices from `first` to `last` of a batch, each a head of a sequence.
+    """Compute all steps of the matrices from `first` to `last` of a batch, each a head of a
+    sequence.
 
     Parameters
     ----------
     where : int
         The address of `products.product`.
     sizes : tuple of int
-        N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each; and how many
-        numbers lie between the states before and after a chunk, 0 where only the last ones are kept.
+        N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each;
+        and how many numbers lie between the states before and after a chunk, 0 where only the last
+        ones are kept.
     far : int64 array (6, 3)
         How far the sequences, heads and steps of `views` are apart, in numbers.
     views : tuple of array (1,)
@@ -47,15 +58,37 @@ def chunks(
     numbers : float64 array
         1 / sqrt(K), and eps.
     """
-    (N, T, K, V, count, L, next_state), (q, k, v, i, f, h) = sizes, views
-    (b, w, most, m, r), (m0, logf, states, s, den, end_m) = logs, arrays
-    W, root, eps = V + 1, F(numbers[0]), F(numbers[1])
-    by_step, by_value = (L + COLUMNS - 1) // COLUMNS, (V + COLUMNS - 1) // COLUMNS
-    right, values, new = room(max(by_step, by_value) * K * COLUMNS), room(by_value * L * COLUMNS), room(K * V)
-    weights, num, weighted = room(L * L), room(L * V), room(L * K)
-    n, written_n, sums, more = np.empty(K, F), np.empty(K, F), np.empty(L, F), np.empty(L, F)
-    read, write, steps, ones = np.empty(L, F), np.empty(L, F), np.empty(L, F), np.empty(L, F)
-    q_step, k_step, v_step, i_step, f_step, h_step = far[0, 2], far[1, 2], far[2, 2], far[3, 2], far[4, 2], far[5, 2]
+    N, T, K, V, count, L, next_state = sizes
+    q, k, v, i, f, h = views
+    b, w, most, m, r = logs
+    m0, logf, states, s, den, end_m = arrays
+    W = V + 1
+    root = F(numbers[0])
+    eps = F(numbers[1])
+    by_step = (L + COLUMNS - 1) // COLUMNS
+    by_value = (V + COLUMNS - 1) // COLUMNS
+    right = room(max(by_step, by_value) * K * COLUMNS)
+    values = room(by_value * L * COLUMNS)
+    new = room(K * V)
+    weights = room(L * L)
+    num = room(L * V)
+    weighted = room(L * K)
+    n = np.empty(K, F)
+    written_n = np.empty(K, F)
+    sums = np.empty(L, F)
+    more = np.empty(L, F)
+    read = np.empty(L, F)
+    write = np.empty(L, F)
+    steps = np.empty(L, F)
+    ones = np.empty(L, F)
+    q_step, k_step, v_step, i_step, f_step, h_step = (
+        far[0, 2],
+        far[1, 2],
+        far[2, 2],
+        far[3, 2],
+        far[4, 2],
+        far[5, 2],
+    )
     place = np.empty(len(far), np.int64)
     for t in range(L):
         steps[t], ones[t] = F(t), F(1)
@@ -65,7 +98,8 @@ def chunks(
         for j in range(K):
             n[j] = states[C + j * W + V]
         for chunk in range(count):
-            start, at = chunk * L, (matrix * count + chunk) * L
+            start = chunk * L
+            at = (matrix * count + chunk) * L
             some = min(L, T - start)
             for x in range(len(far)):
                 place[x] = matrix // N * far[x, 0] + matrix % N * far[x, 1] + start * far[x, 2]
@@ -73,7 +107,8 @@ def chunks(
             # The gates (1) (2) (3).
             for t in range(some):
                 logf[at + t] = forget(f[f0 + t * f_step])
-            decayed, largest = 0.0, -np.inf
+            decayed = 0.0
+            largest = -np.inf
             for t in range(some):
                 given = i[i0 + t * i_step]
                 decayed, largest = accumulate(decayed, largest, given, logf[at + t])
@@ -87,9 +122,19 @@ def chunks(
             before = m_after(before, decayed, largest)
             # P (4) (5), and its sums.
             packed = packed_in(right, k, k0, True, k_step, some, K)
-            call_product(where, q, (q0, q_step, 1, some), packed, (0, len(packed)), weights, (0, some, 0, some), False)
+            call_product(
+                where,
+                q,
+                (q0, q_step, 1, some),
+                packed,
+                (0, len(packed)),
+                weights,
+                (0, some, 0, some),
+                False,
+            )
             for t in range(some):
-                row, rt = U(t * some), r[at + t]
+                row = U(t * some)
+                rt = r[at + t]
                 for u in range(U(t + 1)):
                     weights[row + u] *= decay(w[U(at) + u], rt, steps[u], steps[t], root)
                 for u in range(U(t + 1), U(some)):
@@ -98,25 +143,41 @@ def chunks(
             rows_times_vector(square, ones[:some], sums[:some])
             # num and s (6).
             written_v = packed_in(values, v, v0, False, v_step, V, some)
-            call_product(where, weights, (0, some, 1, some), written_v, (0, by_value), num, (0, V, 0, V), False)
+            call_product(
+                where,
+                weights,
+                (0, some, 1, some),
+                written_v,
+                (0, by_value),
+                num,
+                (0, V, 0, V),
+                False,
+            )
             scaled(q, q0, q_step, read, some, K, weighted)
             packed = packed_in(right, states, C, False, W, V, K)
-            call_product(where, weighted, (0, K, 1, some), packed, (0, by_value), num, (0, V, 0, V), True)
+            call_product(
+                where, weighted, (0, K, 1, some), packed, (0, by_value), num, (0, V, 0, V), True
+            )
             rows_times_vector(weighted[: some * K].reshape(some, K), n, more[:some])
             # h (7) (8).
             for t in range(some):
                 s[at + t] = sums[t] + more[t]
                 den[at + t] = divisor = denominator(s[at + t], b[at + t], r[at + t], eps)
-                from_row, to_row = U(t * V), U(h0 + t * h_step)
+                from_row = U(t * V)
+                to_row = U(h0 + t * h_step)
                 for j in range(U(V)):
                     h[to_row + j] = quotient(num[from_row + j], divisor)
             # The state (9).
             scaled(k, k0, k_step, write, some, K, weighted)
             sum_of_rows(weighted, ones, some, K, written_n)
-            call_product(where, weighted, (0, 1, K, K), written_v, (0, by_value), new, (0, V, 0, V), False)
+            call_product(
+                where, weighted, (0, 1, K, K), written_v, (0, by_value), new, (0, V, 0, V), False
+            )
             after = C + next_state
             for x in range(K):
-                old, to, added = U(C + x * W), U(after + x * W), U(x * V)
+                old = U(C + x * W)
+                to = U(after + x * W)
+                added = U(x * V)
                 for j in range(U(V)):
                     states[to + j] = state(states[old + j], kept, new[added + j])
                 n[x] = state(n[x], kept, written_n[x])
@@ -128,7 +189,9 @@ def chunks(
 def scaled(a: Any, at: int, lead: int, factors: Any, rows: int, width: int, out: Any) -> None:
     """Set the rows of `out` to those of a matrix, which are `lead` apart, each times its factor."""
     for t in range(rows):
-        row, to, factor = U(at + t * lead), U(t * width), factors[t]
+        row = U(at + t * lead)
+        to = U(t * width)
+        factor = factors[t]
         for j in range(U(width)):
             out[to + j] = factor * a[row + j]
 
@@ -138,23 +201,33 @@ def sum_of_rows(a: Any, factors: Any, rows: int, width: int, out: Any) -> None:
     for j in range(U(width)):
         out[j] = F(0)
     for t in range(rows):
-        row, factor = U(t * width), factors[t]
+        row = U(t * width)
+        factor = factors[t]
         for j in range(U(width)):
             out[j] += factor * a[row + j]
 
 
 def chunks_bwd(
-    where: int, sizes: Any, far: Any, views: Any, logs: Any, arrays: Any, numbers: Any, first: int, last: int
+    where: int,
+    sizes: Any,
+    far: Any,
+    views: Any,
+    logs: Any,
+    arrays: Any,
+    numbers: Any,
+    first: int,
+    last: int,
 ) -> None:
-    """Compute the gradients of all steps of the matrices from `first` to `last` of a batch, from the last chunk on.
+    """Compute the gradients of all steps of the matrices from `first` to `last` of a batch, from
+    the last chunk on.
 
     Parameters
     ----------
     where : int
         The address of `products.product`.
     sizes : tuple of int
-        N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each; and whether there
-        are gradients through the maximum (3).
+        N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each;
+        and whether there are gradients through the maximum (3).
     far : int64 array (11, 3)
         How far the sequences, heads and steps of `views` are apart, in numbers.
     views : tuple of array (1,)
@@ -162,28 +235,59 @@ def chunks_bwd(
     logs : tuple of float64 array
         b, w, most, m and r, as `Logs` has them.
     arrays : tuple of array
-        logf, states (matrices, chunks + 1, K, V + 1), s, den, and the gradients of the final state, which become those
-        of the initial one: dC (matrices, K, V + 1) and dm. Each is flat.
+        logf, states (matrices, chunks + 1, K, V + 1), s, den, and the gradients of the final state,
+        which become those of the initial one: dC (matrices, K, V + 1) and dm. Each is flat.
     numbers : float64 array
         1 / sqrt(K), and eps.
     """
-    (N, T, K, V, count, L, through_maximum), (of_q, of_k, of_v, f, h, dh, to_q, to_k, to_v, di, df) = sizes, views
-    (b, w, most, m, r), (logf, states, s, den, dC, dm) = logs, arrays
-    W, root, eps, zero = V + 1, F(numbers[0]), F(numbers[1]), INT(0)  # Numba compiles a function anew for a literal 0
-    f_step, h_step, dh_step, di_step, df_step = far[3, 2], far[4, 2], far[5, 2], far[9, 2], far[10, 2]
+    N, T, K, V, count, L, through_maximum = sizes
+    of_q, of_k, of_v, f, h, dh, to_q, to_k, to_v, di, df = views
+    b, w, most, m, r = logs
+    logf, states, s, den, dC, dm = arrays
+    W = V + 1
+    root = F(numbers[0])
+    eps = F(numbers[1])
+    zero = INT(0)  # Numba compiles a function anew for a literal 0
+    f_step, h_step, dh_step, di_step, df_step = (
+        far[3, 2],
+        far[4, 2],
+        far[5, 2],
+        far[9, 2],
+        far[10, 2],
+    )
     widest = max(K, V, L) + COLUMNS - 1
-    right, place = room(max(K, V, L) * (widest - widest % COLUMNS)), np.empty(len(far), np.int64)
-    P, dS, dnum, weighted, new = room(L * L), room(L * L), room(L * V), room(L * K), room(K * W)
-    q, k, v, dq, dk, dv = room(L * K), room(L * K), room(L * V), room(L * K), room(L * K), room(L * V)
-    n, dn, read, write = np.empty(K, F), np.empty(K, F), np.empty(L, F), np.empty(L, F)
-    dh_h, ds, dw, db, steps = np.empty(L, F), np.empty(L, F), np.empty(L, F), np.empty(L, F), np.empty(L, F)
+    right = room(max(K, V, L) * (widest - widest % COLUMNS))
+    place = np.empty(len(far), np.int64)
+    P = room(L * L)
+    dS = room(L * L)
+    dnum = room(L * V)
+    weighted = room(L * K)
+    new = room(K * W)
+    q = room(L * K)
+    k = room(L * K)
+    v = room(L * V)
+    dq = room(L * K)
+    dk = room(L * K)
+    dv = room(L * V)
+    n = np.empty(K, F)
+    dn = np.empty(K, F)
+    read = np.empty(L, F)
+    write = np.empty(L, F)
+    dh_h = np.empty(L, F)
+    ds = np.empty(L, F)
+    dw = np.empty(L, F)
+    db = np.empty(L, F)
+    steps = np.empty(L, F)
     for t in range(L):
         steps[t] = F(t)
     for matrix in range(first, last):
-        d0, dend = matrix * K * W, dm[matrix]
+        d0 = matrix * K * W
+        dend = dm[matrix]
         for back in range(count):
             chunk = count - 1 - back
-            start, at, C = chunk * L, (matrix * count + chunk) * L, (matrix * (count + 1) + chunk) * K * W
+            start = chunk * L
+            at = (matrix * count + chunk) * L
+            C = (matrix * (count + 1) + chunk) * K * W
             some = min(L, T - start)
             for x in range(len(far)):
                 place[x] = matrix // N * far[x, 0] + matrix % N * far[x, 1] + start * far[x, 2]
@@ -196,11 +300,14 @@ def chunks_bwd(
             if back == 0:
                 dend -= forgotten
             for x in range(K):
-                n[x], dn[x] = states[C + x * W + V], dC[d0 + x * W + V]
+                n[x] = states[C + x * W + V]
+                dn[x] = dC[d0 + x * W + V]
             # [dnum, ds] (7) (8), and the weights of (6) and (9).
-            m0, end = m[matrix * count + chunk], r[at + some - 1]
+            m0 = m[matrix * count + chunk]
+            end = r[at + some - 1]
             for t in range(some):
-                from_row, to_row = U(dh1 + t * dh_step), U(t * V)
+                from_row = U(dh1 + t * dh_step)
+                to_row = U(t * V)
                 for j in range(U(V)):
                     dnum[to_row + j] = quotient(dh[from_row + j], den[at + t])
                 dh_h[t] = inner(dh, dh1 + t * dh_step, h, h1 + t * h_step, V)
@@ -208,11 +315,24 @@ def chunks_bwd(
                 read[t], write[t] = read_write(w[at + t], r[at + t], m0, end, root)
             # P and dS, the gradient of Q K^T (4) (5) (6).
             packed = packed_in(right, k, zero, True, K, some, K)
-            call_product(where, q, (0, K, 1, some), packed, (0, len(packed)), P, (0, some, 0, some), False)
+            call_product(
+                where, q, (0, K, 1, some), packed, (0, len(packed)), P, (0, some, 0, some), False
+            )
             packed = packed_in(right, v, zero, True, V, some, V)
-            call_product(where, dnum, (0, V, 1, some), packed, (0, len(packed)), dS, (0, some, 0, some), False)
+            call_product(
+                where,
+                dnum,
+                (0, V, 1, some),
+                packed,
+                (0, len(packed)),
+                dS,
+                (0, some, 0, some),
+                False,
+            )
             for t in range(some):
-                row, rt, dst = U(t * some), r[at + t], ds[t]
+                row = U(t * some)
+                rt = r[at + t]
+                dst = ds[t]
                 for u in range(U(t + 1)):
                     D = decay(w[U(at) + u], rt, steps[u], steps[t], root)
                     P[row + u] *= D
@@ -221,30 +341,47 @@ def chunks_bwd(
                     P[row + u] = dS[row + u] = F(0)
             # dQ (6) (5).
             packed = packed_in(right, states, C, True, W, K, V)
-            call_product(where, dnum, (0, V, 1, some), packed, (0, len(packed)), dq, (0, K, 0, K), False)
+            call_product(
+                where, dnum, (0, V, 1, some), packed, (0, len(packed)), dq, (0, K, 0, K), False
+            )
             for t in range(some):
-                row, factor, dst = U(t * K), read[t], ds[t]
+                row = U(t * K)
+                factor = read[t]
+                dst = ds[t]
                 for j in range(U(K)):
                     dq[row + j] = scale_add(dq[row + j] + dst * n[j], factor, F(0))
             packed = packed_in(right, k, zero, False, K, K, some)
-            call_product(where, dS, (0, some, 1, some), packed, (0, len(packed)), dq, (0, K, 0, K), True)
+            call_product(
+                where, dS, (0, some, 1, some), packed, (0, len(packed)), dq, (0, K, 0, K), True
+            )
             # dK (9) (5).
             packed = packed_in(right, dC, d0, True, W, K, V)
-            call_product(where, v, (0, V, 1, some), packed, (0, len(packed)), dk, (0, K, 0, K), False)
+            call_product(
+                where, v, (0, V, 1, some), packed, (0, len(packed)), dk, (0, K, 0, K), False
+            )
             for t in range(some):
-                row, factor = U(t * K), write[t]
+                row = U(t * K)
+                factor = write[t]
                 for j in range(U(K)):
                     dk[row + j] = scale_add(dk[row + j] + dn[j], factor, F(0))
             packed = packed_in(right, q, zero, False, K, K, some)
-            call_product(where, dS, (0, 1, some, some), packed, (0, len(packed)), dk, (0, K, 0, K), True)
+            call_product(
+                where, dS, (0, 1, some, some), packed, (0, len(packed)), dk, (0, K, 0, K), True
+            )
             # dV (9) (6), and what the chunk reads of the state before it (6).
             scaled(k, zero, K, write, some, K, weighted)
             packed = packed_in(right, dC, d0, False, W, V, K)
-            call_product(where, weighted, (0, K, 1, some), packed, (0, len(packed)), dv, (0, V, 0, V), False)
+            call_product(
+                where, weighted, (0, K, 1, some), packed, (0, len(packed)), dv, (0, V, 0, V), False
+            )
             scaled(q, zero, K, read, some, K, weighted)
             packed = packed_in(right, dnum, zero, False, V, V, some)
-            call_product(where, P, (0, 1, some, some), packed, (0, len(packed)), dv, (0, V, 0, V), True)
-            call_product(where, weighted, (0, 1, K, K), packed, (0, len(packed)), new, (0, W, 0, V), False)
+            call_product(
+                where, P, (0, 1, some, some), packed, (0, len(packed)), dv, (0, V, 0, V), True
+            )
+            call_product(
+                where, weighted, (0, 1, K, K), packed, (0, len(packed)), new, (0, W, 0, V), False
+            )
             sum_of_rows(weighted, ds, some, K, dn)
             for x in range(K):
                 new[x * W + V] = dn[x]
@@ -255,7 +392,8 @@ def chunks_bwd(
             copy_rows(dq, zero, K, to_q, place[6], far[6, 2], some, K)
             copy_rows(dk, zero, K, to_k, place[7], far[7, 2], some, K)
             copy_rows(dv, zero, V, to_v, place[8], far[8, 2], some, V)
-            # w_s enters everything that step s writes, b_t everything that step t reads (4) (6) (9).
+            # w_s enters everything that step s writes, b_t everything that step t reads (4) (6)
+            # (9).
             for t in range(some):
                 dw[t] = inner(k, t * K, dk, t * K, K)
                 db[t] = b_bwd(dh_h[t], ds[t], s[at + t], dw[t])
@@ -266,20 +404,35 @@ def chunks_bwd(
                 forgotten = add(forgotten, db[t])
                 di[di1 + t * di_step] = dw[t]
                 df[df1 + t * df_step] = forget_bwd(forgotten, f[f1 + t * f_step], logf[at + t])
-        dm[matrix] = inner(states, matrix * (count + 1) * K * W, dC, d0, K * W) + (dend if through_maximum else F(0))
+        dm[matrix] = inner(states, matrix * (count + 1) * K * W, dC, d0, K * W) + (
+            dend if through_maximum else F(0)
+        )
 
 
 def maximum_bwd(
-    w: Any, most: Any, den: Any, at: int, m0: Any, dh_h: Any, eps: Any, steps: Any, dend: Any, dw: Any, db: Any
+    w: Any,
+    most: Any,
+    den: Any,
+    at: int,
+    m0: Any,
+    dh_h: Any,
+    eps: Any,
+    steps: Any,
+    dend: Any,
+    dw: Any,
+    db: Any,
 ) -> Any:
-    """Add to the gradients of w and b of a chunk those through m (3); return the gradient of m before it.
+    """Add to the gradients of w and b of a chunk those through m (3); return the gradient of m
+    before it.
 
-    `dend` is that of m after it. The choice of the maximum cancels out of h, C and n, except for how much eps weighs;
-    it also changes the final m.
+    `dend` is that of m after it. The choice of the maximum cancels out of h, C and n, except for
+    how much eps weighs; it also changes the final m.
     """
-    L, total = len(steps), F(0)
+    L = len(steps)
+    total = F(0)
     for t in range(L):
-        old, dm = from_before(m0, most[at + t]), m_bwd(dh_h[t], den[at + t], eps)
+        old = from_before(m0, most[at + t])
+        dm = m_bwd(dh_h[t], den[at + t], eps)
         total += old * dm
         dm = add_to_last(dm, dend, steps[t], steps[L - 1])
         count = F(0)
@@ -295,16 +448,21 @@ def maximum_bwd(
 
 
 def inner(a: Any, at: int, b: Any, place: int, size: int) -> Any:
-    """Return the inner product of `size` numbers of two arrays; the sum is in the order that is quickest."""
+    """Return the inner product of `size` numbers of two arrays; the sum is in the order that is
+    quickest.
+    """
     found = F(0)
     for j in range(U(size)):
         found += a[U(at) + j] * b[U(place) + j]
     return found
 
 
-def copy_rows(a: Any, at: int, lead: int, to: Any, place: int, line: int, rows: int, width: int) -> None:
+def copy_rows(
+    a: Any, at: int, lead: int, to: Any, place: int, line: int, rows: int, width: int
+) -> None:
     """Copy the rows of a matrix, which are `lead` apart, to where they are `line` apart."""
     for t in range(rows):
-        row, into = U(at + t * lead), U(place + t * line)
+        row = U(at + t * lead)
+        into = U(place + t * line)
         for j in range(U(width)):
             to[into + j] = a[row + j]

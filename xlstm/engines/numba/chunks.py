@@ -1,4 +1,6 @@
-"""The chunkwise mLSTM over NumPy arrays in one compiled call, whose heads and sequences threads share."""
+"""The chunkwise mLSTM over NumPy arrays in one compiled call, whose heads and sequences threads
+share.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to c
 
 
 class Saved(NamedTuple):
-    """The arrays that `chunkwise` keeps: some as they came, the rest of all chunks, which begin one after the other."""
+    """The arrays that `chunkwise` keeps: some as they came, the rest of all chunks, which begin one
+    after the other.
+    """
 
     inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
     logf: Array  # (B, N, T), of T rounded up to chunks
@@ -41,7 +45,8 @@ class Saved(NamedTuple):
 def chunkwise(
     given: Sequence[Array], eps: float, forget: str, chunk: int, keep: bool
 ) -> tuple[list[Array], Saved | None] | None:
-    """Compute all steps, as `chunkwise` in `cells/mlstm_chunks.py`, or return None where this is no work for the loops.
+    """Compute all steps, as `chunkwise` in `cells/mlstm_chunks.py`, or return None where this is no
+    work for the loops.
 
     Parameters
     ----------
@@ -59,20 +64,30 @@ def chunkwise(
     kept : Saved or None
     """
     q, k, v, i, f, C0, n0, m0 = given
-    (B, N, T, K), V = q.shape, v.shape[-1]
+    B, N, T, K = q.shape
+    V = v.shape[-1]
     L = min(chunk, T)
-    if _work(B, N, T, L, K, V) < SMALL or q.dtype not in DTYPES or any(a.dtype != q.dtype for a in given):
+    if (
+        _work(B, N, T, L, K, V) < SMALL
+        or q.dtype not in DTYPES
+        or any(a.dtype != q.dtype for a in given)
+    ):
         return None
     if not jit.enabled():
         return None
     q, k, v, i, f = inputs = tuple(map(_forwards, (q, k, v, i, f)))
-    count, W, dtype = -(-T // L), V + 1, q.dtype
-    each, some = (B, N, count, L), count + 1 if keep else 1
+    count = -(-T // L)
+    W = V + 1
+    dtype = q.dtype
+    each = (B, N, count, L)
+    some = count + 1 if keep else 1
     states = np.empty((B, N, some, K, W), dtype)
-    states[..., 0, :, :V], states[..., 0, :, V] = C0, n0
+    states[..., 0, :, :V] = C0
+    states[..., 0, :, V] = n0
     logf, s, den = (np.empty(each, dtype) for _ in range(3))
     logs = Logs(*(np.empty(each[:-1] if name == "m" else each) for name in Logs._fields))
-    h, m = _steps_first(B, N, T, V, dtype), np.empty((B, N), dtype)
+    h = _steps_first(B, N, T, V, dtype)
+    m = np.empty((B, N), dtype)
     m0 = np.ascontiguousarray(m0)
     compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
     sizes = N, T, K, V, count, L, K * W if keep else 0
@@ -80,18 +95,30 @@ def chunkwise(
     arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
     share([(B * N, compiled.chunks, arguments, 1)], _work(B, N, T, L, K, V))
     end = states[:, :, -1]
-    saved = Saved(inputs, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den) if keep else None
+    saved = (
+        Saved(inputs, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den)
+        if keep
+        else None
+    )
     return [h, end[..., :V].copy(), end[..., V].copy(), m], saved
 
 
-def chunkwise_bwd(dh: Array, dstate: Sequence[Array] | None, saved: Saved, eps: float, forget: str) -> list[Array]:
-    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0, as `chunkwise_bwd` in `cells/mlstm_chunks.py` does.
+def chunkwise_bwd(
+    dh: Array, dstate: Sequence[Array] | None, saved: Saved, eps: float, forget: str
+) -> list[Array]:
+    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0, as `chunkwise_bwd` in
+    `cells/mlstm_chunks.py` does.
 
-    `dh` is (B, N, T, V), and `dstate` has the gradients of the final C, n and m, or is None, which means 0.
+    `dh` is (B, N, T, V), and `dstate` has the gradients of the final C, n and m, or is None, which
+    means 0.
     """
     (q, k, v, i, f), logf, h, logs, states, s, den = saved
-    (B, N, T, K), V, (count, L), dtype = q.shape, v.shape[-1], s.shape[2:], q.dtype
-    dC, dm = np.zeros((B, N, K, V + 1), dtype), np.zeros((B, N), dtype)  # from the final state to the initial one
+    B, N, T, K = q.shape
+    V = v.shape[-1]
+    count, L = s.shape[2:]
+    dtype = q.dtype
+    dC = np.zeros((B, N, K, V + 1), dtype)
+    dm = np.zeros((B, N), dtype)  # from the final state to the initial one
     if dstate is not None:
         dC[..., :V], dC[..., V], dm[...] = dstate
     dh = _forwards(dh.astype(dtype, copy=False))
@@ -99,7 +126,11 @@ def chunkwise_bwd(dh: Array, dstate: Sequence[Array] | None, saved: Saved, eps: 
     grads += [_steps_first(B, N, T, 1, dtype)[..., 0] for _ in (i, f)]
     compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
     sizes = N, T, K, V, count, L, int(dstate is not None or eps != 0)
-    tables = *_views((q, k, v, f, h, dh, *grads)), _flat(logs), _flat((logf, states, s, den, dC, dm))
+    tables = (
+        *_views((q, k, v, f, h, dh, *grads)),
+        _flat(logs),
+        _flat((logf, states, s, den, dC, dm)),
+    )
     arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
     share([(B * N, compiled.chunks_bwd, arguments, 1)], 2 * _work(B, N, T, L, K, V))
     return [*grads, dC[..., :V], dC[..., V], dm]
@@ -111,13 +142,17 @@ def _work(B: int, N: int, T: int, L: int, K: int, V: int) -> int:
 
 
 def _forwards(a: Array) -> Array:
-    """Return an array with numbers one after the other: the loops count from its first number forwards."""
+    """Return an array with numbers one after the other: the loops count from its first number
+    forwards.
+    """
     rows = a.ndim == 3 or a.strides[-1] == a.itemsize
     return a if rows and min(a.strides) >= 0 else np.ascontiguousarray(a)
 
 
 def _steps_first(B: int, N: int, T: int, width: int, dtype: Any) -> Array:
-    """Return room for an array (B, N, T, width), in memory with steps first, as the layer has them."""
+    """Return room for an array (B, N, T, width), in memory with steps first, as the layer has
+    them.
+    """
     return np.empty((T, B, N, width), dtype).transpose(1, 2, 0, 3)
 
 
@@ -147,18 +182,31 @@ def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
 
 
 def _formulas(dtype: str, forget: str) -> dict[str, str]:
-    """Return the formulas of the cell by name, each as the source of a function of single numbers."""
+    """Return the formulas of the cell by name, each as the source of a function of single
+    numbers.
+    """
     real = np.dtype(dtype)
-    return {name: _function(name, one, fuse.real(real), options_of(real)) for name, one in by_name(forget).items()}
+    return {
+        name: _function(name, one, fuse.real(real), options_of(real))
+        for name, one in by_name(forget).items()
+    }
 
 
 def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -> str:
-    """Return a formula as the source of a function of single numbers, with those of NUMBERS that it has last."""
+    """Return a formula as the source of a function of single numbers, with those of NUMBERS that it
+    has last.
+    """
     numbers = dict.fromkeys(formula.taken(dict.fromkeys(NUMBERS)), kind)
     given = formula.kinds(kind, "double") | numbers
     lines = fuse.traced(formula.function, len(given), tuple(formula.taken(options).items()))
     kinds = dict(zip((f"x{k}" for k in range(len(given))), given.values(), strict=True))
-    writer = Python(lines, lambda x, _: x, lambda y, _, value: f"{y} = {value}", kinds, default=kind)
+    writer = Python(
+        lines, lambda x, _: x, lambda y, _, value: f"{y} = {value}", kinds, default=kind
+    )
     results = [line.to for line in lines if line.op == "store"]
-    text = [f"def {name}({', '.join(kinds)}):", *writer.statements(), f"return {', '.join(results)}"]
+    text = [
+        f"def {name}({', '.join(kinds)}):",
+        *writer.statements(),
+        f"return {', '.join(results)}",
+    ]
     return "\n    ".join(text) + "\n"

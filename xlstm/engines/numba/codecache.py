@@ -1,10 +1,11 @@
 """Compiled code that is kept for later processes.
 
-The files lie in the folder `xlstm` of the user's cache folder (of NUMBA_CACHE_DIR, where that is set), which nobody but
-this user may read or write; where that cannot be (see `private.folder`), nothing is kept and each process compiles
-for itself. Numba's own cache is not used: it loads whatever lies in its folder, damaged or not. A file is named after
-all that its code depends on, the text of the module, the types of the arguments, the processor and the versions of
-Python, NumPy, Numba and llvmlite, so that code of other versions is never loaded. Together the files have at most
+The files lie in the folder `xlstm` of the user's cache folder (of NUMBA_CACHE_DIR, where that is
+set), which nobody but this user may read or write; where that cannot be (see `private.folder`),
+nothing is kept and each process compiles for itself. Numba's own cache is not used: it loads
+whatever lies in its folder, damaged or not. A file is named after all that its code depends on, the
+text of the module, the types of the arguments, the processor and the versions of Python, NumPy,
+Numba and llvmlite, so that code of other versions is never loaded. Together the files have at most
 `LIMIT` bytes: writing removes the oldest, among them those of other versions.
 """
 
@@ -84,7 +85,9 @@ class Cache(NullCache):  # type: ignore[misc]
             folder = _folder()
             private.write(folder, self._name(sig, result.codegen), data)
             left = LIMIT
-            for path in sorted(folder.glob(f"{PREFIX}*"), key=lambda path: path.lstat().st_mtime, reverse=True):
+            for path in sorted(
+                folder.glob(f"{PREFIX}*"), key=lambda path: path.lstat().st_mtime, reverse=True
+            ):
                 left -= path.lstat().st_size
                 if left < 0:
                     path.unlink()
@@ -98,8 +101,8 @@ class Cache(NullCache):  # type: ignore[misc]
 def _link_runtime() -> None:
     """Let kept code find the functions of Numba's runtime, which count the references to arrays.
 
-    `target_context.refresh()` would do so, too. But it loads all that Numba can compile, and SciPy, which takes 45 MB
-    and 0.2 s.
+    `target_context.refresh()` would do so, too. But it loads all that Numba can compile, and SciPy,
+    which takes 45 MB and 0.2 s.
     """
     for name, address in c_helpers.items():
         binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
@@ -108,7 +111,9 @@ def _link_runtime() -> None:
 @functools.cache
 def _say() -> None:
     """Log once that something is compiled."""
-    logging.getLogger("xlstm").info("compiling loops for this processor, which takes some seconds once")
+    logging.getLogger("xlstm").info(
+        "compiling loops for this processor, which takes some seconds once"
+    )
 
 
 def _folder() -> Path:

@@ -1,7 +1,8 @@
 """The step of a cell as Python source, made from its trace: one loop over all units for Numba.
 
-NumPy makes a pass over memory for every operation; the loop here makes one for all of them, in vector registers and
-without the interpreter. Its operations are those of the trace, so no formula stands here.
+NumPy makes a pass over memory for every operation; the loop here makes one for all of them, in
+vector registers and without the interpreter. Its operations are those of the trace, so no formula
+stands here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from xlstm.engines.pointwise import Pointwise, pointwise
 from xlstm.tracing.symbols import Symbols, trace
 from xlstm.tracing.writers import Python
 
-# Arguments of a step: where its numbers begin in arrays over all steps. No parameter of a cell has such a name.
+# Arguments of a step: where its numbers begin in arrays over all steps. No parameter of a cell has
+# such a name.
 PLACES = ("_zx", "_h", "_new_h", "_carry", "_new_carry", "_saved")
 
 
@@ -39,22 +41,31 @@ class Kernels(NamedTuple):
     backward: Kernel
 
 
-def kernels(cell: Cell, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]) -> Kernels | None:
+def kernels(
+    cell: Cell, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]
+) -> Kernels | None:
     """Return the loops of a cell, or None where there are none: it is not element by element.
 
-    `own` has the cell's own parameters and their rows, `added` the biases that there are among b and bh.
+    `own` has the cell's own parameters and their rows, `added` the biases that there are among b
+    and bh.
     """
     return _kernels(cell.form, dtype, own, added, jit.shape(dtype))
 
 
 @functools.cache
 def _kernels(
-    form: Any, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...], shape: Any
+    form: Any,
+    dtype: str,
+    own: tuple[tuple[str, int | None], ...],
+    added: tuple[str, ...],
+    shape: Any,
 ) -> Kernels | None:
     step = pointwise(form, own, added)
-    if step is None or step.gradients["dz"] != len(form.GATES):  # rows for `own_bwd` have no place in the loop
+    # rows for `own_bwd` have no place in the loop
+    if step is None or step.gradients["dz"] != len(form.GATES):
         return None
-    saved, carried = dict.fromkeys(step.saved, "_saved"), step.carried
+    saved = dict.fromkeys(step.saved, "_saved")
+    carried = step.carried
     at = {"zx": "_zx", "h": "_h", **saved, **dict.fromkeys(carried, "_carry")}
     after = {"h": "_new_h", **saved, **dict.fromkeys(carried, "_new_carry")}
     later = {**saved, **dict.fromkeys(carried, "_carry")}
@@ -63,7 +74,9 @@ def _kernels(
         step,
         kernel(dtype, step.forward, step.before, given, at, after, step.numbers),
         kernel(dtype, step.lean, step.before, given, at, after, step.numbers),
-        kernel(dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), later, {}, step.numbers),
+        kernel(
+            dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), later, {}, step.numbers
+        ),
     )
 
 
@@ -79,8 +92,9 @@ def kernel(
     """Write a traced function as the source of a step, and return the loops around it.
 
     The source has the step twice. `step` takes arrays, those of `given` first, and then numbers.
-    `step_at` takes a table with the address of each array and the length of its rows, and a float64 array of the
-    numbers. So it has the same arguments for all cells, and the loops that call it by its address are compiled once.
+    `step_at` takes a table with the address of each array and the length of its rows, and a float64
+    array of the numbers. So it has the same arguments for all cells, and the loops that call it by
+    its address are compiled once.
 
     Parameters
     ----------
@@ -97,7 +111,9 @@ def kernel(
         Inputs that are scalars, the same for all units.
     """
     lines, outputs = trace(function, inputs)
-    arrays = tuple(name for name in dict.fromkeys((*given, *inputs, *outputs)) if name not in numbers)
+    arrays = tuple(
+        name for name in dict.fromkeys((*given, *inputs, *outputs)) if name not in numbers
+    )
     scalars = tuple(name for name in inputs if name in numbers)
     real = {"float32": "float", "float64": "double"}[dtype]
 
@@ -107,11 +123,19 @@ def kernel(
     body = Python(
         lines, load, lambda name, row, value: f"{name}{_index(stores, name, row)} = {value}", real
     ).statements()
-    rows = dict(line.args if line.op == "input" else line[:2] for line in lines if line.op in ("input", "store"))
+    rows = dict(
+        line.args if line.op == "input" else line[:2]
+        for line in lines
+        if line.op in ("input", "store")
+    )
     loop = [f"    {place} = U({place})" for place in PLACES]
     loop += ["    for unit in range(U(_first), U(_last)):", *(f"        {line}" for line in body)]
     places = ", ".join((*PLACES, "_first", "_last"))
-    text = [f"def step({', '.join((places, *arrays, *scalars))}):", *loop, f"def step_at({places}, _table, _numbers):"]
+    text = [
+        f"def step({', '.join((places, *arrays, *scalars))}):",
+        *loop,
+        f"def step_at({places}, _table, _numbers):",
+    ]
     for k, name in enumerate(arrays):
         if name in rows:
             shape = f"({'' if rows[name] is None else '1, '}_table[{k}, 1],)"

@@ -1,4 +1,6 @@
-"""Signals while Numba is imported or compiles, neither of which works again once an exception has cut it short."""
+"""Signals while Numba is imported or compiles, neither of which works again once an exception has
+cut it short.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ from typing import Any
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Let handlers of signals wait until the end, as where one call of C lasts that long: each is then called once.
+    """Let handlers of signals wait until the end, as where one call of C lasts that long: each is
+    then called once.
 
-    These are handlers in Python, which run in the main thread alone. A signal that ends the process does so at once.
+    These are handlers in Python, which run in the main thread alone. A signal that ends the process
+    does so at once.
     """
     handlers: dict[int, Any] = {}
     received: dict[int, FrameType | None] = {}

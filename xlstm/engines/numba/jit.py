@@ -1,7 +1,8 @@
-"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a dtype and a cell.
+"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a dtype and a
+cell.
 
-XLSTM_COMPILE=0 in the environment goes without Numba, XLSTM_COMPILE=1 insists on it; by default it is used where it is
-installed.
+XLSTM_COMPILE=0 in the environment goes without Numba, XLSTM_COMPILE=1 insists on it; by default it
+is used where it is installed.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def enabled() -> bool:
 
 @functools.cache
 def failure() -> str | None:
-    """Import what compiling needs, once per process: None if it works, else what failed and how to fix it."""
+    """Import what compiling needs, once per process: None if it works, else what failed and how to
+    fix it.
+    """
     try:
         with held_signals.held():
             for name in (*PACKAGES, "xlstm.engines.numba.codecache"):
@@ -55,18 +58,23 @@ def failure() -> str | None:
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed; pip install {' '.join(PACKAGES)}"
     except Exception as error:  # Numba refuses versions of NumPy that it does not know
-        return f"Numba does not import ({first_line(error)}); pip install --upgrade {' '.join(PACKAGES)}"
+        return (
+            f"Numba does not import ({first_line(error)}); pip install --upgrade"
+            f" {' '.join(PACKAGES)}"
+        )
     return "NUMBA_DISABLE_JIT is set" if sys.modules["numba"].config.DISABLE_JIT else None
 
 
 def functions(dtype: str, step: str) -> ModuleType:
-    """Return a module with the functions of `loops.py` for a dtype and a step, compiled when each is called first.
+    """Return a module with the functions of `loops.py` for a dtype and a step, compiled when each
+    is called first.
 
     Parameters
     ----------
     dtype : {"float32", "float64"}
     step : str
-        The source of functions `step` and `step_at`, which may call F, the module math, and what `formulas` has.
+        The source of functions `step` and `step_at`, which may call F, the module math, and what
+        `formulas` has.
     """
     with lock:
         return _functions(dtype, step, shape(dtype))
@@ -85,7 +93,8 @@ def shared(dtype: str) -> ModuleType:
         return _shared(dtype, shape(dtype))
 
 
-# Functions of `products.py` and `loops.py` that make arrays, and those whose sums are in the order that is quickest.
+# Functions of `products.py` and `loops.py` that make arrays, and those whose sums are in the order
+# that is quickest.
 COUNTED = ("room", "packed_in", "products_over_rows", "product_of_few_rows")
 SUMS = ("rows_times_vector",)
 FLAGS = {"contract", "nsz"}
@@ -99,7 +108,9 @@ def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
     found = new_module(common.__name__, vars(common), step)
     bind(found, (found.step,), counted=True, inline=True)
     bind(found, (found.step_at, loops.forward_step), counted=True)
-    found.__dict__["step_address"] = functools.cache(lambda: llvm.address(found.step_at, llvm.step_type()))
+    found.__dict__["step_address"] = functools.cache(
+        lambda: llvm.address(found.step_at, llvm.step_type())
+    )
     return found
 
 
@@ -108,13 +119,25 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     from xlstm.engines.numba import llvm
 
     sources = [vars(products), vars(loops)]
-    names = {name: value for source in sources for name, value in source.items() if isinstance(value, int)}
+    names = {
+        name: value
+        for source in sources
+        for name, value in source.items()
+        if isinstance(value, int)
+    }
     maths = vars(formulas())
     size = 4 if dtype == "float32" else 8
-    names |= {**maths, **llvm.tiles(dtype, shape), "F": maths[f"F{size}"], "pointer": maths[f"at{size}"]}
+    names |= {
+        **maths,
+        **llvm.tiles(dtype, shape),
+        "F": maths[f"F{size}"],
+        "pointer": maths[f"at{size}"],
+    }
     text = "".join(inspect.getsource(module) for module in (products, loops))
     found = new_module(f"{formulas().__name__} {dtype} {shape}{text}", names)
-    own = {name: f for source in sources for name, f in source.items() if isinstance(f, FunctionType)}
+    own = {
+        name: f for source in sources for name, f in source.items() if isinstance(f, FunctionType)
+    }
     bind(found, [f for name, f in own.items() if name not in (*COUNTED, *SUMS, "forward_step")])
     bind(found, [own[name] for name in SUMS], FLAGS | {"reassoc"})
     bind(found, [own[name] for name in COUNTED], counted=True)
@@ -124,26 +147,34 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
 
 @functools.cache
 def formulas() -> ModuleType:
-    """Return a module with exp, tanh and log1p, and F, which makes a number of a dtype, as traces are written.
+    """Return a module with exp, tanh and log1p, and F, which makes a number of a dtype, as traces
+    are written.
 
     Their names end with the bytes of a number: F4, tanh4 and so on, or F8.
     """
-    text, names = inspect.getsource(maths), dict[str, Any]()
+    text = inspect.getsource(maths)
+    names = dict[str, Any]()
     for dtype, bits in (("float32", "single"), ("float64", "double")):
         own = new_module(f"{text}{dtype}", maths.constants(dtype))
         for name in ("series", "atanh"):
             bind(own, (getattr(maths, f"{name}_{bits}"),))
             setattr(own, name, getattr(own, f"{name}_{bits}"))
         bind(own, (maths.tanh, maths.exp, maths.log1p))
-        names |= {f"{name}{own.F().itemsize}": getattr(own, name) for name in ("F", "tanh", "exp", "log1p")}
+        names |= {
+            f"{name}{own.F().itemsize}": getattr(own, name)
+            for name in ("F", "tanh", "exp", "log1p")
+        }
     return new_module(text, names)
 
 
-def new_module(text: str, names: Mapping[str, Any] = MappingProxyType({}), source: str = "") -> ModuleType:
-    """Return a module, which Numba looks for among the imported ones, with the functions of a source, not yet compiled.
+def new_module(
+    text: str, names: Mapping[str, Any] = MappingProxyType({}), source: str = ""
+) -> ModuleType:
+    """Return a module, which Numba looks for among the imported ones, with the functions of a
+    source, not yet compiled.
 
-    It has other names and those that all have, and is named after all that its functions depend on: a text, the source,
-    and this file, which compiles them.
+    It has other names and those that all have, and is named after all that its functions depend on:
+    a text, the source, and this file, which compiles them.
     """
     import math
 
@@ -152,13 +183,22 @@ def new_module(text: str, names: Mapping[str, Any] = MappingProxyType({}), sourc
 
     from xlstm.engines.numba import llvm
 
-    whole = "".join(inspect.getsource(module) for module in (sys.modules[__name__], llvm)) + text + source
+    whole = (
+        "".join(inspect.getsource(module) for module in (sys.modules[__name__], llvm))
+        + text
+        + source
+    )
     found = ModuleType(f"xlstm_{hashlib.sha256(whole.encode()).hexdigest()[:32]}")
     sys.modules[found.__name__] = found
-    found.__dict__.update(np=np, math=math, U=np.uintp, INT=np.int64, carray=numba.carray, **llvm.INTRINSICS)
-    found.__dict__.update({name: value for name, value in names.items() if not name.startswith("__")})
+    found.__dict__.update(
+        np=np, math=math, U=np.uintp, INT=np.int64, carray=numba.carray, **llvm.INTRINSICS
+    )
+    found.__dict__.update(
+        {name: value for name, value in names.items() if not name.startswith("__")}
+    )
     name = f"<{found.__name__}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(True), name)  # for what Numba says
+    # for what Numba says
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
     exec(compile(source, name, "exec"), found.__dict__)
     return found
 
@@ -172,20 +212,28 @@ def bind(
 ) -> None:
     """Compile functions with the names of a module for their globals.
 
-    Functions that make arrays have to be `counted`: Numba counts the references to their arrays. It does so in atomic
-    operations around every call and every view, which took a fifth to a third of the time of a small step.
+    Functions that make arrays have to be `counted`: Numba counts the references to their arrays. It
+    does so in atomic operations around every call and every view, which took a fifth to a third of
+    the time of a small step.
 
-    Each caller's code has a copy of a function that is not put `inline`, rounded as LLVM arranged that one, and a
-    process runs the copy that it has loaded first: one where it compiles, another where it finds the code in the cache.
+    Each caller's code has a copy of a function that is not put `inline`, rounded as LLVM arranged
+    that one, and a process runs the copy that it has loaded first: one where it compiles, another
+    where it finds the code in the cache.
     """
     from xlstm.engines.numba.codecache import cached
 
     for function in given:
         assert isinstance(function, FunctionType)
         bound = FunctionType(function.__code__, module.__dict__, function.__name__)
-        bound.__module__, bound.__qualname__ = module.__name__, function.__name__
+        bound.__module__ = module.__name__
+        bound.__qualname__ = function.__name__
         # Nobody calls them from C, so code for that would be compiled in vain.
-        options = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": counted, "forceinline": inline}
+        options = {
+            "error_model": "numpy",
+            "no_cfunc_wrapper": True,
+            "_nrt": counted,
+            "forceinline": inline,
+        }
         compiled = cached(bound, nogil=True, fastmath=set(flags), **options)
         setattr(module, function.__name__, compiled)
 

@@ -1,8 +1,9 @@
-"""Instructions that Numba does not make of Python, written with llvmlite, which it brings, for all compiled code.
+"""Instructions that Numba does not make of Python, written with llvmlite, which it brings, for all
+compiled code.
 
-They are the innermost loop of a matrix product, a tile of whose result is held in registers, as LLVM vectorises no loop
-by itself; calls by address; and pointers to numbers by their address and operations of threads that share an array, in
-one order for all of them (sequentially consistent).
+They are the innermost loop of a matrix product, a tile of whose result is held in registers, as
+LLVM vectorises no loop by itself; calls by address; and pointers to numbers by their address and
+operations of threads that share an array, in one order for all of them (sequentially consistent).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from numba.extending import intrinsic
 VARIABLE = "XLSTM_VECTOR_BYTES"
 BYTES = (16, 32, 64)
 ORDER = "seq_cst"
-# Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that none waits for the last.
-# AVX-512 and NEON have 32 registers, AVX2 has 16. Fewer rows than 12 are for batches of few sequences.
+# Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that none
+# waits for the last. AVX-512 and NEON have 32 registers, AVX2 has 16. Fewer rows than 12 are for
+# batches of few sequences.
 WIDE = ((1, 8), (2, 8), (4, 4), (8, 2), (12, 2))
 NARROW = ((1, 8), (2, 4), (4, 2), (6, 2))
 
@@ -36,7 +38,8 @@ class Shape(NamedTuple):
 
 @functools.cache
 def shape(dtype: str) -> Shape:
-    """Return the vectors of this processor for a dtype, or those that XLSTM_VECTOR_BYTES asks for; it is read once.
+    """Return the vectors of this processor for a dtype, or those that XLSTM_VECTOR_BYTES asks for;
+    it is read once.
 
     Raises
     ------
@@ -47,16 +50,26 @@ def shape(dtype: str) -> Shape:
     if given and given not in map(str, BYTES):
         raise ValueError(f"{VARIABLE}: {given!r}, expected one of {', '.join(map(str, BYTES))}")
     features = binding.get_host_cpu_features()
-    size = 64 if features.get("avx512f") else 32 if features.get("avx2") and features.get("fma") else 16
+    size = (
+        64
+        if features.get("avx512f")
+        else 32
+        if features.get("avx2") and features.get("fma")
+        else 16
+    )
     size = int(given or size)
     registers = WIDE if size == 64 or platform.machine().lower() in ("aarch64", "arm64") else NARROW
     return Shape(size // (4 if dtype == "float32" else 8), registers)
 
 
 def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
-    """Return what `products.py` needs to know of the vectors of a processor, under its names there."""
+    """Return what `products.py` needs to know of the vectors of a processor, under its names
+    there.
+    """
     most = shape.tiles[-1][0]
-    found = {f"tile{rows}": tile(dtype, shape.lanes, rows, vectors) for rows, vectors in shape.tiles}
+    found = {
+        f"tile{rows}": tile(dtype, shape.lanes, rows, vectors) for rows, vectors in shape.tiles
+    }
     found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
     found["tile"] = found[f"tile{most}"]
     found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
@@ -71,15 +84,18 @@ def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
 def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     """Return a function for compiled code that computes a tile of a matrix product.
 
-    The function is `tile(a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add)`. It sets, or
-    adds to where `add` is true, for each row i and column j of the slivers q, q + 1, ... of b:
+    The function is `tile(a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per,
+    add)`. It sets, or adds to where `add` is true, for each row i and column j of the slivers q, q
+    + 1, ... of b:
 
-        out[place + g * gate + i * line + j] = sum over k of a[at + i * row + k * pace] * b[sliver, k, column]
+        out[place + g * gate + i * line + j] = sum over k of a[at + i * row + k * pace] * b[sliver,
+        k, column]
 
-    A sliver has two vectors of columns, and `per` slivers make the `width` columns of a gate g; the last of them may be
-    partly empty. All indices count numbers from the first one of an array. Rows from `count` on, and slivers after the
-    last one of b, are the last of them once more: they are computed again instead of a tile of another size. Meanwhile
-    as many numbers as half a sliver of b has are prefetched, from `ahead` numbers past the start of this one.
+    A sliver has two vectors of columns, and `per` slivers make the `width` columns of a gate g; the
+    last of them may be partly empty. All indices count numbers from the first one of an array. Rows
+    from `count` on, and slivers after the last one of b, are the last of them once more: they are
+    computed again instead of a tile of another size. Meanwhile as many numbers as half a sliver of
+    b has are prefetched, from `ahead` numbers past the start of this one.
 
     Parameters
     ----------
@@ -100,9 +116,11 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
 
 
 def turner(count: int) -> Any:
-    """Return a function for compiled code that transposes `count` rows of as many numbers, a power of two.
+    """Return a function for compiled code that transposes `count` rows of as many numbers, a power
+    of two.
 
-    The function is `turn(a, at, lead, out, place, line)`: out[place + k line + j] = a[at + j lead + k].
+    The function is `turn(a, at, lead, out, place, line)`: out[place + k line + j] = a[at + j lead +
+    k].
     """
 
     @intrinsic
@@ -114,9 +132,13 @@ def turner(count: int) -> Any:
 
 
 def _generate_turn(count: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """Write the instructions of `turner`: each round shuffles rows whose numbers differ in one bit together."""
+    """Write the instructions of `turner`: each round shuffles rows whose numbers differ in one bit
+    together.
+    """
     _, at, lead, _, place, line = arguments
-    (source, size), (target, _) = (_numbers(context, builder, signature, arguments, k) for k in (0, 3))
+    (source, size), (target, _) = (
+        _numbers(context, builder, signature, arguments, k) for k in (0, 3)
+    )
     vector = ir.VectorType(source.type.pointee, count)
 
     def pointer(data: Any, start: Any, far: Any, k: int) -> Any:
@@ -126,32 +148,52 @@ def _generate_turn(count: int, context: Any, builder: Any, signature: Any, argum
     rows = [builder.load(pointer(source, at, lead, k)) for k in range(count)]
     for one in rows:
         one.align = size
-    half, places = count // 2, ir.VectorType(ir.IntType(32), count)
+    half = count // 2
+    places = ir.VectorType(ir.IntType(32), count)
     halves = [[first + k // 2 + k % 2 * count for k in range(count)] for first in (0, half)]
     for _ in range(count.bit_length() - 1):
         pairs = zip(rows[:half], rows[half:], strict=True)
-        rows = [builder.shuffle_vector(x, y, ir.Constant(places, one)) for x, y in pairs for one in halves]
+        rows = [
+            builder.shuffle_vector(x, y, ir.Constant(places, one))
+            for x, y in pairs
+            for one in halves
+        ]
     for k, one in enumerate(rows):
         builder.store(one, pointer(target, place, line, k)).align = size
     return context.get_dummy_value()
 
 
 def _numbers(context: Any, builder: Any, signature: Any, arguments: Any, k: int) -> tuple[Any, int]:
-    """Return the pointer to the numbers of the array that is argument k, and the bytes of a number."""
+    """Return the pointer to the numbers of the array that is argument k, and the bytes of a
+    number.
+    """
     data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
     return data, data.type.pointee.get_abi_alignment(context.target_data)
 
 
 def _generate(
-    dtype: str, lanes: int, rows: int, vectors: int, context: Any, builder: Any, signature: Any, arguments: Any
+    dtype: str,
+    lanes: int,
+    rows: int,
+    vectors: int,
+    context: Any,
+    builder: Any,
+    signature: Any,
+    arguments: Any,
 ) -> Any:
     """Write the instructions of `tile`."""
     a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add = arguments
-    i64, i32 = ir.IntType(64), ir.IntType(32)
+    i64 = ir.IntType(64)
+    i32 = ir.IntType(32)
     real = ir.FloatType() if dtype == "float32" else ir.DoubleType()
-    vector, sliver = ir.VectorType(real, lanes), 2 * lanes
-    (a, size), (b_data, _), (out, _) = (_numbers(context, builder, signature, arguments, k) for k in (0, 5, 8))
-    slivers, K = cgutils.unpack_tuple(builder, context.make_array(signature.args[5])(context, builder, b).shape, 3)[:2]
+    vector = ir.VectorType(real, lanes)
+    sliver = 2 * lanes
+    (a, size), (b_data, _), (out, _) = (
+        _numbers(context, builder, signature, arguments, k) for k in (0, 5, 8)
+    )
+    slivers, K = cgutils.unpack_tuple(
+        builder, context.make_array(signature.args[5])(context, builder, b).shape, 3
+    )[:2]
 
     def number(value: int) -> Any:
         return ir.Constant(i64, value)
@@ -165,16 +207,21 @@ def _generate(
     # Where rows of a and of the result begin, and slivers of b and of the result.
     last = builder.sub(count, number(1))
     chosen = [least(number(i), last) for i in range(rows)]
-    # Opaque, or LLVM computes each address from the one before, which takes units from the arithmetic.
+    # Opaque, or LLVM computes each address from the one before, which takes units from the
+    # arithmetic.
     inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in chosen]
     lines = [builder.add(place, times(i, line)) for i in chosen]
     taken = range(vectors // 2)
     numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in taken]
     weights = [builder.gep(b_data, [times(times(j, K), number(sliver))]) for j in numbers]
     gates = [builder.sdiv(j, per) for j in numbers]
-    firsts = [times(builder.sub(j, times(g, per)), number(sliver)) for j, g in zip(numbers, gates, strict=True)]
+    firsts = [
+        times(builder.sub(j, times(g, per)), number(sliver))
+        for j, g in zip(numbers, gates, strict=True)
+    ]
     columns = [builder.add(times(g, gate), c) for g, c in zip(gates, firsts, strict=True)]
-    rests = [builder.sub(width, c) for c in firsts]  # columns that there are from the first of a sliver on
+    # columns that there are from the first of a sliver on
+    rests = [builder.sub(width, c) for c in firsts]
     cells = [(i, v) for i in range(rows) for v in range(vectors)]
 
     def pointer(i: int, v: int) -> Any:
@@ -191,7 +238,9 @@ def _generate(
         for v in range(vectors):
             rest = builder.trunc(builder.sub(rests[v // 2], number(v % 2 * lanes)), i32)
             found.append(
-                builder.icmp_signed("<", ir.Constant(places, list(range(lanes))), _splat(builder, rest, places))
+                builder.icmp_signed(
+                    "<", ir.Constant(places, list(range(lanes))), _splat(builder, rest, places)
+                )
             )
         return found
 
@@ -200,7 +249,9 @@ def _generate(
     mask = ir.VectorType(ir.IntType(1), lanes)
 
     def intrinsic_of(kind: str, returns: Any, *given: Any) -> Any:
-        return cgutils.get_or_insert_function(builder.module, ir.FunctionType(returns, given), f"llvm.{kind}")
+        return cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(returns, given), f"llvm.{kind}"
+        )
 
     def read(spot: Any, allowed: Any) -> Any:
         if allowed is None:
@@ -214,20 +265,25 @@ def _generate(
         if allowed is None:
             builder.store(value, spot).align = size
             return
-        store = intrinsic_of(f"masked.store.{masked}", ir.VoidType(), vector, vector.as_pointer(), i32, mask)
+        store = intrinsic_of(
+            f"masked.store.{masked}", ir.VoidType(), vector, vector.as_pointer(), i32, mask
+        )
         builder.call(store, [value, spot, ir.Constant(i32, size), allowed])
 
     zero = ir.Constant(vector, [0.0] * lanes)
     rooms = [cgutils.alloca_once(builder, vector) for _ in cells]  # LLVM makes registers of them
     for room in rooms:
         builder.store(zero, room)
-    fma = intrinsic_of(f"fmuladd.{name}", vector, vector, vector, vector)  # two instructions where there is no such one
+    # two instructions where there is no such one
+    fma = intrinsic_of(f"fmuladd.{name}", vector, vector, vector, vector)
     byte = ir.IntType(8).as_pointer()
     fetch = intrinsic_of("prefetch.p0i8", ir.VoidType(), byte, i32, i32, i32)
     with cgutils.for_range(builder, K, intp=i64) as loop:
         if vectors == 2:
             spot = builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)])
-            builder.call(fetch, [builder.bitcast(spot, byte), *(ir.Constant(i32, x) for x in (0, 2, 1))])
+            builder.call(
+                fetch, [builder.bitcast(spot, byte), *(ir.Constant(i32, x) for x in (0, 2, 1))]
+            )
         near = times(loop.index, number(sliver))
         values = []
         for v in range(vectors):
@@ -235,7 +291,9 @@ def _generate(
             values.append(builder.load(builder.bitcast(spot, vector.as_pointer())))
             values[-1].align = size
         for i in range(rows):
-            factor = _splat(builder, builder.load(builder.gep(inputs[i], [times(loop.index, pace)])), vector)
+            factor = _splat(
+                builder, builder.load(builder.gep(inputs[i], [times(loop.index, pace)])), vector
+            )
             for v in range(vectors):
                 room = rooms[i * vectors + v]
                 builder.store(builder.call(fma, [factor, values[v], builder.load(room)]), room)
@@ -253,7 +311,9 @@ def _generate(
 
 
 def address(function: Any, signature: Any) -> int:
-    """Return where the code of a compiled function lies, for arguments of given types; the function must be kept."""
+    """Return where the code of a compiled function lies, for arguments of given types; the function
+    must be kept.
+    """
     function.compile(signature)
     (found,) = (one for one in function.overloads.values() if one.signature.args == signature.args)
     return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
@@ -270,31 +330,38 @@ def product_type(dtype: str) -> Any:
 def call_product(context, where, a, rows, b, slivers, out, to, add):  # type: ignore[no-untyped-def]
     """Call `products.product` by its address.
 
-    If others called it by its name, Numba would compile it again in each of them, a second each time.
+    If others called it by its name, Numba would compile it again in each of them, a second each
+    time.
     """
     return _call_by_address(product_type(str(a.dtype)))
 
 
 def step_type() -> Any:
     """Return the types of the arguments of a step that takes addresses, `loops.call_step`."""
-    table, numbers = types.Array(types.int64, 2, "C"), types.Array(types.float64, 1, "C")
+    table = types.Array(types.int64, 2, "C")
+    numbers = types.Array(types.float64, 1, "C")
     return types.void(*[types.int64] * 8, table, numbers)
 
 
 @intrinsic
 def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last, table, numbers):  # type: ignore[no-untyped-def]
-    """Call the step of a cell by its address, so that the loops around it are compiled once for all cells."""
+    """Call the step of a cell by its address, so that the loops around it are compiled once for all
+    cells.
+    """
     return _call_by_address(step_type())
 
 
 @intrinsic
 def call_part(context, where, given, first, last):  # type: ignore[no-untyped-def]
-    """Call a function that takes the address of its arguments, as `team.py` makes it; return 1 where it failed."""
+    """Call a function that takes the address of its arguments, as `team.py` makes it; return 1
+    where it failed.
+    """
     return _call_by_address(types.void(*[types.int64] * 3), types.int64)
 
 
 def _call_by_address(signature: Any, failed: Any = types.void) -> Any:
-    """Return what an intrinsic returns that calls the function at its first argument with all others.
+    """Return what an intrinsic returns that calls the function at its first argument with all
+    others.
 
     With an integer type for `failed`, the intrinsic returns whether the function raised an error.
     """
@@ -303,7 +370,9 @@ def _call_by_address(signature: Any, failed: Any = types.void) -> Any:
         kind = context.call_conv.get_function_type(signature.return_type, signature.args)
         function = builder.inttoptr(arguments[0], kind.as_pointer())
         convention = context.call_conv
-        status, _ = convention.call_function(builder, function, signature.return_type, signature.args, arguments[1:])
+        status, _ = convention.call_function(
+            builder, function, signature.return_type, signature.args, arguments[1:]
+        )
         if failed is types.void:
             return context.get_dummy_value()
         return builder.zext(status.is_error, context.get_value_type(failed))
@@ -344,29 +413,43 @@ at_integer = pointer_to(types.int64, ir.IntType(64))
 
 @intrinsic
 def count_up(context, counts, index):  # type: ignore[no-untyped-def]
-    """Add 1 to counts[index] in one operation that no other thread comes between; return the number before."""
+    """Add 1 to counts[index] in one operation that no other thread comes between; return the number
+    before.
+    """
     one = ir.Constant(ir.IntType(64), 1)
-    return types.int64(counts, types.int64), _at(lambda builder, place: builder.atomic_rmw("add", place, one, ORDER))
+    return types.int64(counts, types.int64), _at(
+        lambda builder, place: builder.atomic_rmw("add", place, one, ORDER)
+    )
 
 
 @intrinsic
 def count_of(context, counts, index):  # type: ignore[no-untyped-def]
     """Return counts[index]; what others wrote before they set it can be read afterwards."""
-    return types.int64(counts, types.int64), _at(lambda builder, place: builder.load_atomic(place, ORDER, 8))
+    return types.int64(counts, types.int64), _at(
+        lambda builder, place: builder.load_atomic(place, ORDER, 8)
+    )
 
 
 @intrinsic
 def put(context, counts, index, value):  # type: ignore[no-untyped-def]
-    """Set counts[index]; whatever this thread wrote before can be read by those that see the new number."""
+    """Set counts[index]; whatever this thread wrote before can be read by those that see the new
+    number.
+    """
     signature = types.void(counts, types.int64, types.int64)
-    return signature, _at(lambda builder, place, value: builder.store_atomic(value, place, ORDER, 8))
+    return signature, _at(
+        lambda builder, place, value: builder.store_atomic(value, place, ORDER, 8)
+    )
 
 
 @intrinsic
 def swap(context, counts, index, old, new):  # type: ignore[no-untyped-def]
-    """Set counts[index] to a number where it is `old`, in one operation, and return whether it was."""
+    """Set counts[index] to a number where it is `old`, in one operation, and return whether it
+    was.
+    """
     signature = types.boolean(counts, types.int64, types.int64, types.int64)
-    return signature, _at(lambda builder, *given: builder.extract_value(builder.cmpxchg(*given, ORDER, ORDER), 1))
+    return signature, _at(
+        lambda builder, *given: builder.extract_value(builder.cmpxchg(*given, ORDER, ORDER), 1)
+    )
 
 
 def _at(operate: Callable[..., Any]) -> Any:

@@ -1,15 +1,18 @@
 """The time loops of a cell, as plain Python that Numba compiles, and how threads share each step.
 
-`jit.functions` binds F to the dtype, and compiles the loops over all steps once for each dtype. They call the step of a
-cell, which is made from its trace, by its address, with a table of the addresses of its arrays.
+`jit.functions` binds F to the dtype, and compiles the loops over all steps once for each dtype.
+They call the step of a cell, which is made from its trace, by its address, with a table of the
+addresses of its arrays.
 
-Arrays of a step are flat: n sequences of H units, one after the other, for each gate. Arrays over all steps have the
-rows of the packed batch one after the other; `starts` has the first row of each step, and the end.
+Arrays of a step are flat: n sequences of H units, one after the other, for each gate. Arrays over
+all steps have the rows of the packed batch one after the other; `starts` has the first row of each
+step, and the end.
 
-Every thread runs the whole loop. The work of a step has two parts, products and then the cell, and each of them is cut
-into pieces which threads take one by one (`take`), until none is left; then they wait until the last piece is done.
-So nobody waits for a thread that has not begun or that the system holds up, but for the piece that it has; and the bits
-of a result do not depend on who does a piece. Weights are packed as `products.py` says.
+Every thread runs the whole loop. The work of a step has two parts, products and then the cell, and
+each of them is cut into pieces which threads take one by one (`take`), until none is left; then
+they wait until the last piece is done. So nobody waits for a thread that has not begun or that the
+system holds up, but for the piece that it has; and the bits of a result do not depend on who does a
+piece. Weights are packed as `products.py` says.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp  # an unsigned index never counts from the end
-INT: Any = np.int64  # Numba compiles a function for a literal number apart from that for other integers
+# Numba compiles a function for a literal number apart from that for other integers
+INT: Any = np.int64
 MOST = 12  # rows of the largest tile
 SLIVERS1 = 4  # slivers of the widest one
 UNITS = 1024  # of the cell in a piece
@@ -29,10 +33,10 @@ UNITS = 1024  # of the cell in a piece
 stand_in: Any = None
 rows_times_vector = pack = stand_in  # of `products.py`
 call_product = count_up = count_of = let_others_run = stand_in  # of `llvm.py`
-# The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry, saved, first, last,
-# *arrays)`. In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other
-# states at `carry` and `new_carry`, and what is saved at `saved`. `call_step` calls it by its address, with a table of
-# the arrays and with the numbers.
+# The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry,
+# saved, first, last, *arrays)`. In their arrays the products of x begin at `zx`, h before and after
+# the step at `h` and `new_h`, the other states at `carry` and `new_carry`, and what is saved at
+# `saved`. `call_step` calls it by its address, with a table of the arrays and with the numbers.
 step = call_step = stand_in
 
 
@@ -59,147 +63,210 @@ def wait(counts: Any, at: int, size: int, pieces: int) -> None:
         let_others_run()
 
 
-def pack_together(W: Any, turned: bool, far: int, width: int, packed: Any, k: int, size: int, counts: Any) -> None:
-    """Pack matrices as thread k of `size`, which share the work; rows or columns of a matrix follow each other.
+def pack_together(
+    W: Any, turned: bool, far: int, width: int, packed: Any, k: int, size: int, counts: Any
+) -> None:
+    """Pack matrices as thread k of `size`, which share the work; rows or columns of a matrix follow
+    each other.
 
     `counts` is that of the last parts of a loop, one for each array that is packed.
     """
-    flat, lead = W.reshape(W.size), W.shape[-1]
+    flat = W.reshape(W.size)
+    lead = W.shape[-1]
     pieces = 4 * size
     while True:
         piece = take(counts, 0, k, size, pieces)
         if piece < 0:
             break
         slivers = packed.shape[0]
-        pack(flat, INT(0), turned, far, lead, width, packed, slivers * piece // pieces, slivers * (piece + 1) // pieces)
+        pack(
+            flat,
+            INT(0),
+            turned,
+            far,
+            lead,
+            width,
+            packed,
+            slivers * piece // pieces,
+            slivers * (piece + 1) // pieces,
+        )
         count_up(counts, size)
     wait(counts, 0, size, pieces)
 
 
 def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
-    """Return the slivers and the rows of a piece of a product with n rows, and the number of pieces of a head.
+    """Return the slivers and the rows of a piece of a product with n rows, and the number of pieces
+    of a head.
 
     A piece has whole tiles, and all rows unless there would be too few pieces for all threads.
     """
     least = (heads * slivers + 4 * size - 1) // (4 * size)
     group = (least + SLIVERS1 - 1) // SLIVERS1 * SLIVERS1
-    across, rows = (slivers + group - 1) // group, max(n, 1)
+    across = (slivers + group - 1) // group
+    rows = max(n, 1)
     if heads * across < size:
         rows = ((n + size - 1) // size + MOST - 1) // MOST * MOST
     return group, rows, across * ((n + rows - 1) // rows)
 
 
-def product_piece(where: int, piece: int, cuts: Any, rows: Any, n: int, b: Any, out: Any, add: bool) -> None:
+def product_piece(
+    where: int, piece: int, cuts: Any, rows: Any, n: int, b: Any, out: Any, add: bool
+) -> None:
     """Do a piece of a product of n rows, as `product` in `products.py`, whose address is `where`.
 
-    `cuts` has the slivers and the rows of a piece; `rows` the array a, where its rows begin, and how far they are
-    apart; and `out` the array, place, line, gate and width of the result.
+    `cuts` has the slivers and the rows of a piece; `rows` the array a, where its rows begin, and
+    how far they are apart; and `out` the array, place, line, gate and width of the result.
     """
-    (group, height), (a, at, row), (out, place, line, gate, width) = cuts, rows, out
+    group, height = cuts
+    a, at, row = rows
+    out, place, line, gate, width = out
     slivers = b.shape[0]
     across = (slivers + group - 1) // group
-    q, i = piece % across * group, piece // across * height
-    some, stop = min(height, n - i), min(q + group, slivers)
-    call_product(where, a, (at + i * row, row, 1, some), b, (q, stop), out, (place + i * line, line, gate, width), add)
+    q = piece % across * group
+    i = piece // across * height
+    some = min(height, n - i)
+    stop = min(q + group, slivers)
+    call_product(
+        where,
+        a,
+        (at + i * row, row, 1, some),
+        b,
+        (q, stop),
+        out,
+        (place + i * line, line, gate, width),
+        add,
+    )
 
 
-def forward(step: Any, team: Any, arrays: Any, weights: Any, lean: bool, first: int, last: int) -> None:
+def forward(
+    step: Any, team: Any, arrays: Any, weights: Any, lean: bool, first: int, last: int
+) -> None:
     """Run all steps of the sequences from `first` to `last`.
 
     Parameters
     ----------
     step : tuple
-        The addresses of `products.product` and of the step of the cell, and the table and the numbers that the latter
-        takes, as `codegen.kernel` says.
+        The addresses of `products.product` and of the step of the cell, and the table and the
+        numbers that the latter takes, as `codegen.kernel` says.
     team : tuple
         The number of this thread among so many, and the counts that they share.
     arrays : tuple
-        x; hs, which has h of the sequences of the first step, and then takes that after every step; starts; and room
-        for the products of x, (G, rows * H) for as many steps as that holds, and of h.
+        x; hs, which has h of the sequences of the first step, and then takes that after every step;
+        starts; and room for the products of x, (G, rows * H) for as many steps as that holds, and
+        of h.
     weights : tuple
-        Vx (1, G, H, D) and V (heads, G, K, K), and room for them packed, Wx (slivers, D, columns) and Wh (heads,
-        slivers, K, columns). Without weights of x, x has the products already.
+        Vx (1, G, H, D) and V (heads, G, K, K), and room for them packed, Wx (slivers, D, columns)
+        and Wh (heads, slivers, K, columns). Without weights of x, x has the products already.
     lean : bool
-        The states but h have two places, of which a step reads one and writes the other: with one place a step would
-        overwrite what it reads, and LLVM would make no vectors.
+        The states but h have two places, of which a step reads one and writes the other: with one
+        place a step would overwrite what it reads, and LLVM would make no vectors.
     """
-    (where, cell, table, numbers), (k, size, counts), (x, hs, starts, zx, zh) = step, team, arrays
+    where, cell, table, numbers = step
+    k, size, counts = team
+    x, hs, starts, zx, zh = arrays
     Vx, V, Wx, Wh = weights
-    (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
-    (heads, slivers, K, columns), steps, only = Wh.shape, starts.size - 1, Wh[0]
+    H, D = (hs.shape[1], x.shape[1])
+    flat = hs.reshape(hs.size)
+    n0 = starts[1] - starts[0]
+    heads, slivers, K, columns = Wh.shape
+    steps = starts.size - 1
+    only = Wh[0]
     line = 0 if size == 1 else counts.size // (2 * steps + 2)
     if size > 1 and count_of(counts, (2 * steps - 1) * line + size) > 0:
         return  # the others are at the last part
     pack_together(Vx, True, H * D, H, Wx, k, size, counts[2 * steps * line :])
     every = Wh.reshape(heads * slivers, K, columns)
     pack_together(V, True, K * K, K, every, k, size, counts[(2 * steps + 1) * line :])
-    xs, zxs, zhs = x.reshape(x.size), zx.reshape(zx.size), zh.reshape(zh.size)
+    xs = x.reshape(x.size)
+    zxs = zx.reshape(zx.size)
+    zhs = zh.reshape(zh.size)
     until = origin = rows = group = height = some = wide = tall = 0
     for t in range(steps):
-        n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
+        n = min(last, starts[t + 1] - starts[t]) - first
+        before = starts[t - 1] + n0 if t else 0
         if n <= 0:
             break
         fresh = 0
         if t == until:
-            origin, until, fresh = starts[t], t + 1, n
-            while last - first == n0 and until < steps and (starts[until + 1] - origin) * H <= zx.shape[1]:
+            origin = starts[t]
+            until = t + 1
+            fresh = n
+            while (
+                last - first == n0
+                and until < steps
+                and (starts[until + 1] - origin) * H <= zx.shape[1]
+            ):
                 until += 1
                 fresh = starts[until] - origin
         if n != rows:
-            rows, (group, height, some) = n, cut(n, slivers, heads, size)
+            rows = n
+            group, height, some = cut(n, slivers, heads, size)
         few = 0
         if fresh > 0:
             wide, tall, few = cut(fresh, Wx.shape[0], INT(1), size)
             if Wx.shape[0] == 0:
                 few = 1
-        pieces, at = few + heads * some, 2 * t * line
+        pieces = few + heads * some
+        at = 2 * t * line
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
             if piece >= few:
-                head, piece = (piece - few) // some, (piece - few) % some
-                place, W = first * H + head * K, only if heads == 1 else Wh[head]
-                rows_h, to = (flat, before * H + place, H), (zhs, place, H, zh.shape[1], K)
+                head = (piece - few) // some
+                piece = (piece - few) % some
+                place = first * H + head * K
+                W = only if heads == 1 else Wh[head]
+                rows_h = (flat, before * H + place, H)
+                to = (zhs, place, H, zh.shape[1], K)
                 product_piece(where, piece, (group, height), rows_h, n, W, to, False)
             elif Wx.shape[0]:
-                rows_x, to = (xs, (origin + first) * D, D), (zxs, first * H, H, zx.shape[1], H)
+                rows_x = (xs, (origin + first) * D, D)
+                to = (zxs, first * H, H, zx.shape[1], H)
                 product_piece(where, piece, (wide, tall), rows_x, fresh, Wx, to, False)
             else:
                 for g in range(zh.shape[0]):
                     for s in range(first, first + fresh):
-                        at_x, place = U((origin + s) * D + g * H), U(g * zx.shape[1] + s * H)
+                        at_x = U((origin + s) * D + g * H)
+                        place = U(g * zx.shape[1] + s * H)
                         for j in range(U(H)):
                             zxs[place + j] = xs[at_x + j]
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
-        pieces, at = (n * H + UNITS - 1) // UNITS, (2 * t + 1) * line
+        pieces = (n * H + UNITS - 1) // UNITS
+        at = (2 * t + 1) * line
         p, q = (t % 2 * n0, (t + 1) % 2 * n0) if lean else (before, starts[t] + n0)
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            begin, end = first * H + piece * UNITS, first * H + min(n * H, (piece + 1) * UNITS)
-            j, r = (starts[t] - origin) * H, starts[t] * H
+            begin = first * H + piece * UNITS
+            end = first * H + min(n * H, (piece + 1) * UNITS)
+            j = (starts[t] - origin) * H
+            r = starts[t] * H
             call_step(cell, j, before * H, r + n0 * H, p * H, q * H, r, begin, end, table, numbers)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
 
 
 def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
-    """Run one step of one sequence from x (1, D), with the weights as they are; `step` is put inline.
+    """Run one step of one sequence from x (1, D), with the weights as they are; `step` is put
+    inline.
 
     Every state is (2 H,): the one before the step, and room for the one after it.
     """
     H = h.size // 2
     G = Wx.shape[0] // H
-    zx, zh = np.empty((G, H), F), np.empty((G, H), F)
+    zx = np.empty((G, H), F)
+    zh = np.empty((G, H), F)
     rows_times_vector(Wx, x[0], zx.reshape(zx.size))
     rows_times_vector(Wh, h[:H], zh.reshape(zh.size))
     step(0, 0, H, 0, H, 0, 0, H, zx, zh, h, *arrays)
 
 
-def backward(step: Any, team: Any, arrays: Any, weights: Any, direct: bool, first: int, last: int) -> None:
+def backward(
+    step: Any, team: Any, arrays: Any, weights: Any, direct: bool, first: int, last: int
+) -> None:
     """Differentiate all steps of the sequences from `first` to `last`.
 
     Parameters
@@ -207,19 +274,25 @@ def backward(step: Any, team: Any, arrays: Any, weights: Any, direct: bool, firs
     step, team
         As of `forward`.
     arrays : tuple
-        dy, which may be empty; starts; dZ for the gradients of the products of x; dQ for those of the products of h, or
-        empty where these are the same; room for both of one step; and dh, the gradient of the final h, which becomes
-        that of the initial one, as those of the other states do.
+        dy, which may be empty; starts; dZ for the gradients of the products of x; dQ for those of
+        the products of h, or empty where these are the same; room for both of one step; and dh, the
+        gradient of the final h, which becomes that of the initial one, as those of the other states
+        do.
     weights : tuple
-        V, the weights of h, and Wh (heads, parts, ...), room for them, for products with the gradients of all gates, or
-        with those of one after the other where there are several heads.
+        V, the weights of h, and Wh (heads, parts, ...), room for them, for products with the
+        gradients of all gates, or with those of one after the other where there are several heads.
     direct : bool
         The cell has a gradient of h before the step, which it writes to dh.
     """
-    (where, cell, table, numbers), (k, size, counts), (dy, starts, dZ, dQ, dz, dzh, dh) = step, team, arrays
+    where, cell, table, numbers = step
+    k, size, counts = team
+    dy, starts, dZ, dQ, dz, dzh, dh = arrays
     V, Wh = weights
-    (heads, parts, slivers, depth, columns), (G, R) = Wh.shape, (dz.shape[0], dZ.shape[1])
-    H, n0, steps = R // G, starts[1] - starts[0], starts.size - 1
+    heads, parts, slivers, depth, columns = Wh.shape
+    G, R = (dz.shape[0], dZ.shape[1])
+    H = R // G
+    n0 = starts[1] - starts[0]
+    steps = starts.size - 1
     K = H // heads
     line = 0 if size == 1 else counts.size // (2 * steps + 2)
     if size > 1 and count_of(counts, line + size) > 0:
@@ -229,15 +302,19 @@ def backward(step: Any, team: Any, arrays: Any, weights: Any, direct: bool, firs
     rows = group = height = some = 0
     rows_h = dQ.reshape(dQ.size) if dQ.size else dZ.reshape(dZ.size)
     for t in range(steps - 1, -1, -1):
-        n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
+        n = min(last, starts[t + 1] - starts[t]) - first
+        before = starts[t - 1] + n0 if t else 0
         if n <= 0:
             continue
-        pieces, r, at = (n * H + UNITS - 1) // UNITS, starts[t] * H, 2 * t * line
+        pieces = (n * H + UNITS - 1) // UNITS
+        r = starts[t] * H
+        at = 2 * t * line
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            begin, end = first * H + piece * UNITS, first * H + min(n * H, (piece + 1) * UNITS)
+            begin = first * H + piece * UNITS
+            end = first * H + min(n * H, (piece + 1) * UNITS)
             if dy.size:
                 add(dy, r, dh, begin, end)
             call_step(cell, 0, 0, 0, before * H, 0, r, begin, end, table, numbers)
@@ -248,17 +325,21 @@ def backward(step: Any, team: Any, arrays: Any, weights: Any, direct: bool, firs
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
         if n != rows:
-            rows, (group, height, some) = n, cut(n, slivers, heads, size)
-        pieces, at = heads * some, (2 * t + 1) * line
+            rows = n
+            group, height, some = cut(n, slivers, heads, size)
+        pieces = heads * some
+        at = (2 * t + 1) * line
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            head, piece = piece // some, piece % some
+            head = piece // some
+            piece = piece % some
             place = first * H + head * K
             for part in range(parts):
                 rows_d = rows_h, (starts[t] + first) * R + part * H + head * K, R
-                to, more = (dh, place, H, INT(0), K), part > 0 or direct
+                to = (dh, place, H, INT(0), K)
+                more = part > 0 or direct
                 product_piece(where, piece, (group, height), rows_d, n, Wh[head, part], to, more)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
@@ -266,7 +347,8 @@ def backward(step: Any, team: Any, arrays: Any, weights: Any, direct: bool, firs
 
 def add(rows: Any, at: int, to: Any, first: int, last: int) -> None:
     """Add numbers of rows, from the place `at` on, to those of an array from `first` to `last`."""
-    flat, at = rows.reshape(rows.size), U(at)
+    flat = rows.reshape(rows.size)
+    at = U(at)
     for i in range(U(first), U(last)):
         to[i] += flat[at + i]
 
@@ -277,7 +359,9 @@ def to_rows(units: Any, rows: Any, at: int, column: int, H: int, first: int, las
     while i < last:
         s = i // H
         end = min(last, (s + 1) * H)
-        row, begin, to = U(at + s), U(s * H), U(column)
+        row = U(at + s)
+        begin = U(s * H)
+        to = U(column)
         for unit in range(U(i), U(end)):
             rows[row, to + (unit - begin)] = units[unit]
         i = end

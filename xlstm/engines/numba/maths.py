@@ -1,4 +1,5 @@
-"""tanh, exp and log1p in arithmetic alone, so that LLVM makes vectors of them: libm's functions make none.
+"""tanh, exp and log1p in arithmetic alone, so that LLVM makes vectors of them: libm's functions
+make none.
 
 These functions are compiled by `jit.functions`, which binds the names below to a dtype's own.
 """
@@ -19,16 +20,27 @@ MANTISSA = BIAS = MIDDLE = 0
 def constants(dtype: str) -> dict[str, Any]:
     """Return what the functions here need to know of a dtype.
 
-    MANTISSA is the number of bits of the mantissa, BIAS that of the exponent, tanh(LIMIT) is 1, exp(x) is neither 0 nor
-    infinite from LOWEST to HIGHEST, HIGH + LOW is ln 2, and MIDDLE are the bits of sqrt(1/2).
+    MANTISSA is the number of bits of the mantissa, BIAS that of the exponent, tanh(LIMIT) is 1,
+    exp(x) is neither 0 nor infinite from LOWEST to HIGHEST, HIGH + LOW is ln 2, and MIDDLE are the
+    bits of sqrt(1/2).
     """
     single = dtype == "float32"
     real, integer = (np.float32, np.int32) if single else (np.float64, np.int64)
     mantissa, bias, limit, lowest, highest = (
         (23, 127, 10.0, -104.0, 89.0) if single else (52, 1023, 20.0, -746.0, 710.0)
     )
-    high, low = (0.693359375, -2.12194440e-4) if single else (6.93147180369123816490e-01, 1.90821492927058770002e-10)
-    numbers = {"LOG2E": 1 / math.log(2), "MAGIC": 1.5 * 2.0**mantissa, "HIGH": high, "LOW": low, "LIMIT": limit}
+    high, low = (
+        (0.693359375, -2.12194440e-4)
+        if single
+        else (6.93147180369123816490e-01, 1.90821492927058770002e-10)
+    )
+    numbers = {
+        "LOG2E": 1 / math.log(2),
+        "MAGIC": 1.5 * 2.0**mantissa,
+        "HIGH": high,
+        "LOW": low,
+        "LIMIT": limit,
+    }
     numbers |= {"LOWEST": lowest, "HIGHEST": highest}
     found: dict[str, Any] = {name: real(value) for name, value in numbers.items()}
     middle = real(math.sqrt(0.5)).view(integer)
@@ -61,7 +73,11 @@ def atanh_single(z: Any) -> Any:
 def atanh_double(z: Any) -> Any:
     """Return 2 (atanh(s) / s - 1) for z = s^2 <= 0.03 in float64, by its series."""
     p = F(2 / 15) + z * (F(2 / 17) + z * (F(2 / 19) + z * (F(2 / 21) + z * F(2 / 23))))
-    return z * (F(2 / 3) + z * (F(2 / 5) + z * (F(2 / 7) + z * (F(2 / 9) + z * (F(2 / 11) + z * (F(2 / 13) + z * p))))))
+    return z * (
+        F(2 / 3)
+        + z
+        * (F(2 / 5) + z * (F(2 / 7) + z * (F(2 / 9) + z * (F(2 / 11) + z * (F(2 / 13) + z * p)))))
+    )
 
 
 atanh: Any = atanh_single
@@ -81,7 +97,9 @@ def tanh(x: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """Return 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is made of two factors, for one has too few exponents."""
+    """Return 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is made of two factors, for one has too few
+    exponents.
+    """
     a = HIGHEST if x > HIGHEST else x
     a = LOWEST if a < LOWEST else a
     w = a * LOG2E + MAGIC  # leaves k in the last bits
@@ -93,9 +111,11 @@ def exp(x: Any) -> Any:
 
 
 def log1p(x: Any) -> Any:
-    """Return k ln 2 + log(1 + f) with 1 + x = 2^k (1 + f), and log(1 + f) = 2 atanh(s) with s = f / (2 + f).
+    """Return k ln 2 + log(1 + f) with 1 + x = 2^k (1 + f), and log(1 + f) = 2 atanh(s) with s = f /
+    (2 + f).
 
-    The part of x that is lost in 1 + x is added at last. As libm has it, log1p(-1) is -inf, and below there is NaN.
+    The part of x that is lost in 1 + x is added at last. As libm has it, log1p(-1) is -inf, and
+    below there is NaN.
     """
     u = F(1) + x
     lost = (x - (u - F(1))) / u

@@ -1,4 +1,6 @@
-"""The engine for NumPy arrays: the time loop of a cell, compiled; how threads share a pass, and what it keeps."""
+"""The engine for NumPy arrays: the time loop of a cell, compiled; how threads share a pass, and
+what it keeps.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,32 @@ from xlstm.arrays.namespace import Array, Params
 from xlstm.engines.cell_step import Step
 from xlstm.engines.numba import chains, codegen, jit, packed_products
 from xlstm.engines.numba.codegen import Kernel, Kernels
-from xlstm.engines.numba.packed_products import DTYPES, contiguous, for_gradients, for_states, products
+from xlstm.engines.numba.packed_products import (
+    DTYPES,
+    contiguous,
+    for_gradients,
+    for_states,
+    products,
+)
 from xlstm.engines.numba.team import address, together
 from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
 # Rows of x whose products are made at once: of several steps, where a step has few.
 ROWS = 48
-# A thread has at least so many multiplications at a step, some 2 us, beside which waiting for the others is little.
+# A thread has at least so many multiplications at a step, some 2 us, beside which waiting for the
+# others is little.
 STEP = 1 << 17
-# Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay in the cache of a
-# core, and nothing goes from one to another. With more of them they share the products of each step.
-NEAR, COLUMNS = 1 << 20, 8
-# Multiplications of a pass from which on threads share it: to wake one costs as much as some millions.
+# Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay
+# in the cache of a core, and nothing goes from one to another. With more of them they share the
+# products of each step.
+NEAR = 1 << 20
+COLUMNS = 8
+# Multiplications of a pass from which on threads share it: to wake one costs as much as some
+# millions.
 LARGE = 10**7
 LINE = 8  # numbers of a cache line: threads that count in one wait for each other
-# Up to so many recurrent weights a step of one sequence runs in a compiled call; BLAS has the products of a larger one
-# on all cores.
+# Up to so many recurrent weights a step of one sequence runs in a compiled call; BLAS has the
+# products of a larger one on all cores.
 SMALL = 10**6
 NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in DTYPES}
 
@@ -65,13 +77,16 @@ class Numba:
         tape = NumbaTape(self, step, widths, x, state[0])
         return tape.y, with_idle(np, tape.forward(state, keep), state, tape.first), tape
 
-    def backward(self, tape: Any, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+    def backward(
+        self, tape: Any, dy: Array | None, dstate: Sequence[Array]
+    ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         found, start = tape.backward(dy, dstate)
         return found, with_idle(np, start, dstate, tape.first)
 
     def stream(self, step: Step) -> Stream | None:
-        """Return the compiled single step of a layer, whose first step this is, or None where the reference is to run.
+        """Return the compiled single step of a layer, whose first step this is, or None where the
+        reference is to run.
 
         In a large layer a step is little but products, which BLAS computes on all cores.
         """
@@ -80,7 +95,8 @@ class Numba:
 
 
 class NumbaTape(Tape):
-    """A pass over one layer and direction: it makes the arrays, runs the loops, and keeps what they wrote.
+    """A pass over one layer and direction: it makes the arrays, runs the loops, and keeps what they
+    wrote.
 
     Attributes
     ----------
@@ -108,27 +124,43 @@ class NumbaTape(Tape):
 
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence of the first step at its own end."""
-        step, lean = self.step, keep == "nothing"
-        compiled: Kernels = step.compiled or kernels(step)  # as the property gives them, without its call
+        step = self.step
+        lean = keep == "nothing"
+        # as the property gives them, without its call
+        compiled: Kernels = step.compiled or kernels(step)
         kernel = compiled.forward if keep == "all" else compiled.lean
-        H, G, first, N, dtype = step.H, step.G, self.first, self.x.shape[0], self.x.dtype
+        H = step.H
+        G = step.G
+        first = self.first
+        N = self.x.shape[0]
+        dtype = self.x.dtype
         for name, start in zip(compiled.step.carried, state[1:], strict=True):
             self.carry[name] = room = np.empty((2 * first if lean else first + N, H), dtype)
             room[:first] = start[:, :first].T
         if keep == "all":
             for name, rows in compiled.step.saved.items():
                 self.saved[name] = np.empty((N, H) if rows is None else (rows, N, H), dtype)
-        zx, zh = np.empty((G, max(first, min(N, ROWS)) * H), dtype), np.empty((G, first * H), dtype)
+        zx = np.empty((G, max(first, min(N, ROWS)) * H), dtype)
+        zh = np.empty((G, first * H), dtype)
         weights = for_states(step, kernel.loops.COLUMNS, self.shares[0])
         arrays = {"zx": zx, "zh": zh, "h": self.hs, **self.carry, **self.saved}
-        self._run(kernel, kernel.loops.forward, arrays, (self.x, self.hs, self.starts, zx, zh), weights, lean)
-        if len(self.widths) == 1:  # the rows of `hs` and `carry` with the state of each sequence at its own end
+        self._run(
+            kernel,
+            kernel.loops.forward,
+            arrays,
+            (self.x, self.hs, self.starts, zx, zh),
+            weights,
+            lean,
+        )
+        # the rows of `hs` and `carry` with the state of each sequence at its own end
+        if len(self.widths) == 1:
             at = N
             place = (self.starts.size - 1) % 2 * first if lean else at
             ends: Any = slice(at, at + first)
             places: Any = slice(place, place + first)
         else:
-            sequences, n = np.arange(first), np.diff(self.starts)
+            sequences = np.arange(first)
+            n = np.diff(self.starts)
             last = n.size - 1 - np.searchsorted(n[::-1], sequences, side="right")
             ends = first + self.starts[last] + sequences
             places = (last + 1) % 2 * first + sequences if lean else ends
@@ -138,15 +170,23 @@ class NumbaTape(Tape):
         return after
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps; return the gradients of every step, and those of the initial state."""
-        step, first, gradients, kernels = self.step, self.first, Gradients(self), self.kernels
-        N, dtype = self.x.shape[0], self.x.dtype
+        """Differentiate all steps; return the gradients of every step, and those of the initial
+        state.
+        """
+        step = self.step
+        first = self.first
+        gradients = Gradients(self)
+        kernels = self.kernels
+        N = self.x.shape[0]
+        dtype = self.x.dtype
         dh, *dcarry = [np.array(d[:, :first].T, order="C") for d in dstate]
         dZ = np.empty((N, step.R), dtype)
-        gradients.arrays["zx"], dQ = dZ.T, NO_ROWS[dtype]
+        gradients.arrays["zx"] = dZ.T
+        dQ = NO_ROWS[dtype]
         dz = dzh = np.empty((step.G, first * step.H), dtype)
         if "dzh" in kernels.step.gradients:
-            dQ, dzh = np.empty_like(dZ), np.empty_like(dz)
+            dQ = np.empty_like(dZ)
+            dzh = np.empty_like(dz)
             gradients.arrays["zh"] = dQ.T
         dy = NO_ROWS[dtype] if dy is None else contiguous(dy)
         arrays = {"dz": dz, "dzh": dzh, "dh0": dh, "dh": dh, **self.carry, **self._whole()}
@@ -154,32 +194,48 @@ class NumbaTape(Tape):
         kernel = kernels.backward
         weights = for_gradients(step, kernel.loops.COLUMNS, self.shares[0])
         own = dy, self.starts, dZ, dQ, dz, dzh, dh.reshape(-1)
-        self._run(kernel, kernel.loops.backward, arrays, own, weights, "dh0" in kernels.step.gradients)
+        self._run(
+            kernel, kernel.loops.backward, arrays, own, weights, "dh0" in kernels.step.gradients
+        )
         return gradients, [d.T for d in (dh, *dcarry)]
 
     def _run(
-        self, kernel: Kernel, loop: Any, named: dict[str, Array], arrays: tuple[Array, ...], weights: Any, flag: bool
+        self,
+        kernel: Kernel,
+        loop: Any,
+        named: dict[str, Array],
+        arrays: tuple[Array, ...],
+        weights: Any,
+        flag: bool,
     ) -> None:
         """Run a loop on as many threads as its steps are worth; `named` has the arrays of the step.
 
         `weights` has those of each part of the batch.
         """
-        steps, first, (parts, size) = self.starts.size - 1, self.first, self.shares
+        steps = self.starts.size - 1
+        first = self.first
+        parts, size = self.shares
         if steps == 0:
             return
         named.update(constants(self.step, first))
         table = entered(list(map(named.__getitem__, kernel.arrays)), kernel.rows)
-        numbers = np.array(list(map(self.step.cell.numbers.__getitem__, kernel.numbers)), np.float64)
+        numbers = np.array(
+            list(map(self.step.cell.numbers.__getitem__, kernel.numbers)), np.float64
+        )
         step = kernel.loops.PRODUCT, kernel.loops.step_address(), table, numbers
-        if parts == size == 1:  # without the calls that divide the work, which take as long as a small pass
+        # without the calls that divide the work, which take as long as a small pass
+        if parts == size == 1:
             loop(step, (0, 1, np.zeros(2, np.int64)), arrays, weights[0], flag, 0, first)
             return
-        # Counts of both parts of every step, and of the packing of two arrays; a thread alone has no others to count.
+        # Counts of both parts of every step, and of the packing of two arrays; a thread alone has
+        # no others to count.
         room = 2 if size == 1 else 2 * (steps + 1) * -(-(size + 1) // LINE) * LINE
         pieces = []
         for packed, span in zip(weights, spans(self.widths, parts), strict=False):
             counts = np.zeros(room, np.int64)
-            pieces += [((step, (k, size, counts), arrays, packed, flag), *span) for k in range(size)]
+            pieces += [
+                ((step, (k, size, counts), arrays, packed, flag), *span) for k in range(size)
+            ]
         together([(loop, pieces)], len(pieces))
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
@@ -188,8 +244,13 @@ class NumbaTape(Tape):
 
     @property
     def segments(self) -> list[Kept]:
-        """The kept values by segments; those of the cell are made again where they were not kept."""
-        first, H, saved, found = self.first, self.step.H, self._whole(), []
+        """The kept values by segments; those of the cell are made again where they were not
+        kept.
+        """
+        first = self.first
+        H = self.step.H
+        saved = self._whole()
+        found = []
         for segment in segments(tuple(self.widths)):
             k, n, at = segment
             before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
@@ -197,7 +258,10 @@ class NumbaTape(Tape):
             for c in self.carry.values():
                 rows = np.concatenate((c[before : before + n], c[first + at : first + at + k * n]))
                 carry.append(rows.reshape(k + 1, n, H).swapaxes(1, 2))
-            steps = {name: a[..., at : at + k * n, :].reshape(*a.shape[:-2], k, n, H) for name, a in saved.items()}
+            steps = {
+                name: a[..., at : at + k * n, :].reshape(*a.shape[:-2], k, n, H)
+                for name, a in saved.items()
+            }
             by_steps = {name: np.moveaxis(a, -3, 0).swapaxes(-1, -2) for name, a in steps.items()}
             found.append(Kept(segment, carry, self.kernels.step.restore(by_steps)))
         return found
@@ -207,17 +271,22 @@ class NumbaTape(Tape):
         if self.saved or not self.kernels.step.saved:
             return self.saved
         again = copy.copy(self)
-        again.hs, again.carry, again.saved = self.hs.copy(), {}, {}
+        again.hs = self.hs.copy()
+        again.carry = {}
+        again.saved = {}
         again.forward([a[: self.first].T for a in (self.hs, *self.carry.values())], "all")
         return again.saved
 
 
 def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
-    """Return into how many parts threads divide the batch of a layer with so many recurrent weights.
+    """Return into how many parts threads divide the batch of a layer with so many recurrent
+    weights.
 
-    The second number is that of the threads which share each step, where they do not divide the batch.
+    The second number is that of the threads which share each step, where they do not divide the
+    batch.
     """
-    most, work = cores.given(), weights * sequences  # raises an error of the setting, however small the work is
+    most = cores.given()
+    work = weights * sequences  # raises an error of the setting, however small the work is
     if work * steps <= LARGE:
         return 1, 1
     most = most or cores.threads()
@@ -226,7 +295,9 @@ def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
 
 
 def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
-    """Divide the sequences into at most `parts` ranges of about equal work; return the first and the end of each."""
+    """Divide the sequences into at most `parts` ranges of about equal work; return the first and
+    the end of each.
+    """
     B = widths[0][1]
     if len(widths) == 1 or parts == 1:
         cuts = [B * part // parts for part in range(parts + 1)]
@@ -241,7 +312,9 @@ def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
 
 
 def entered(arrays: Sequence[Array], rows: Sequence[int]) -> Array:
-    """Return the table of a step, (arrays, 2): the address of each array, which must outlive it, and a row's length."""
+    """Return the table of a step, (arrays, 2): the address of each array, which must outlive it,
+    and a row's length.
+    """
     table = np.empty((len(arrays), 2), np.int64)
     for k, (a, count) in enumerate(zip(arrays, rows, strict=True)):
         try:  # as `address` does, whose calls, one an array, were a fifth of those of a small pass
@@ -252,7 +325,9 @@ def entered(arrays: Sequence[Array], rows: Sequence[int]) -> Array:
 
 
 def constants(step: Step, n: int) -> dict[str, Any]:
-    """Return the parameters that a cell uses beside its units, once for each of n sequences: (rows, n, H) or (n, H)."""
+    """Return the parameters that a cell uses beside its units, once for each of n sequences: (rows,
+    n, H) or (n, H).
+    """
     given = {}
     for name in (*step.added, *step.own):
         p = step.w[name].reshape(step.G, step.H) if name in step.added else step.own[name][..., 0]
@@ -269,8 +344,9 @@ def kernels(step: Step) -> Any:
 class Stream:
     """The compiled step of one sequence in a layer in one direction, as in a stream.
 
-    A small step takes as long as some twenty calls of Python functions around it. So what does not depend on the arrays
-    is looked up once for a layer and dtype: the compiled code, the order of its arguments, and their shapes.
+    A small step takes as long as some twenty calls of Python functions around it. So what does not
+    depend on the arrays is looked up once for a layer and dtype: the compiled code, the order of
+    its arguments, and their shapes.
 
     Parameters
     ----------
@@ -279,17 +355,24 @@ class Stream:
     """
 
     def __init__(self, step: Step) -> None:
-        found, given = step.compiled or kernels(step), constants(step, 1)
-        self.cell, self.H, self.Wh = step.cell, step.H, step.Wh.shape
+        found = step.compiled or kernels(step)
+        given = constants(step, 1)
+        self.cell = step.cell
+        self.H = step.H
+        self.Wh = step.Wh.shape
         self.loop = found.lean.loops.forward_step
-        # The loop takes the products and the states, then vectors of units such as biases, then numbers.
+        # The loop takes the products and the states, then vectors of units such as biases, then
+        # numbers.
         names = found.lean.arrays[3 + len(found.step.carried) :]
         self.vectors = [(name, (*given[name].shape[:-2], self.H)) for name in names]
         self.numbers = [step.cell.numbers[name] for name in found.lean.numbers]
 
     def __call__(self, w: Params, x: Array, state: Sequence[Array]) -> list[Array]:
-        """Return the state (1, H) after a step, from weights by their last names, x (1, D) and the state before it."""
-        w, H = self.cell.weights(np, w), self.H
+        """Return the state (1, H) after a step, from weights by their last names, x (1, D) and the
+        state before it.
+        """
+        w = self.cell.weights(np, w)
+        H = self.H
         rooms = []  # each has a state before the step, and then the one after it
         for s in state:
             room = np.empty(2 * H, x.dtype)

@@ -1,4 +1,6 @@
-"""Products of packed matrices: the weights of a pass, products over all steps, and those outside of loops."""
+"""Products of packed matrices: the weights of a pass, products over all steps, and those outside of
+loops.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,35 @@ from xlstm.engines.numba.team import Call, share
 
 DTYPES = {np.dtype(name): name for name in ("float32", "float64")}
 NONE = {dtype: np.empty((1, 0, 0, 0), dtype) for dtype in (SINGLE, DOUBLE)}
-DEEP = 1024  # rows of the second factor of a product for which rows of the first one stay in the cache of a core
+# rows of the second factor of a product for which rows of the first one stay in the cache of a core
+DEEP = 1024
 FEW = 128  # rows of the left factor of a product up to which it is packed, and not the right one
 LINE = 64  # bytes of a cache line, with which packed weights begin, so that no vector lies in two
-NARROW = 8  # rows or columns below which a tile is mostly empty, and a product takes as long as one of so many
+# rows or columns below which a tile is mostly empty, and a product takes as long as one of so many
+NARROW = 8
 COPY = 32  # multiplications that take as long as to copy a number
 SMALL = 1 << 16  # multiplications below which NumPy's call costs less
-# Numbers of a matrix from which on tiles are quicker than BLAS though they are mostly empty, since it comes from far
-# memory; and the rows (or columns, where it is the right factor) below which BLAS is quicker all the same.
-FAR, LONG = 1 << 18, 512
-ROWS, SLIVERS = 24, 4  # so many rows or slivers stay together where threads share them
+# Numbers of a matrix from which on tiles are quicker than BLAS though they are mostly empty, since
+# it comes from far memory; and the rows (or columns, where it is the right factor) below which BLAS
+# is quicker all the same.
+FAR = 1 << 18
+LONG = 512
+ROWS = 24
+SLIVERS = 4  # so many rows or slivers stay together where threads share them
 
 
 def for_states(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
-    """Return the weights of `loops.forward`, for each part of the batch; there may be no weights of x."""
-    V, x, H = recurrent(step), step.w.get("Wx"), step.H
+    """Return the weights of `loops.forward`, for each part of the batch; there may be no weights of
+    x.
+    """
+    V = recurrent(step)
+    x = step.w.get("Wx")
+    H = step.H
     Vx = NONE[V.dtype] if x is None else contiguous(x).reshape(1, step.G, H, -1)
     of_x = 0 if x is None else step.G * -(-H // columns), Vx.shape[3]
     N, G, K, _ = V.shape
-    of_h, weights = (N, G * -(-K // columns), K), []
+    of_h = (N, G * -(-K // columns), K)
+    weights = []
     for _ in range(parts):
         packed = aligned(V.dtype, *of_x, columns), aligned(V.dtype, *of_h, columns)
         weights.append((Vx, V, *packed))
@@ -53,7 +65,11 @@ def for_gradients(step: Step, columns: int, parts: int) -> list[tuple[Array, ...
 
 def recurrent(step: Step) -> Array:
     """Return the weights of h, (heads, G, K, K)."""
-    return contiguous(step.Wh.swapaxes(0, 1)) if step.heads else contiguous(step.Wh).reshape(1, step.G, step.H, step.H)
+    return (
+        contiguous(step.Wh.swapaxes(0, 1))
+        if step.heads
+        else contiguous(step.Wh).reshape(1, step.G, step.H, step.H)
+    )
 
 
 def aligned(dtype: np.dtype[Any], *shape: int) -> Array:
@@ -65,15 +81,31 @@ def aligned(dtype: np.dtype[Any], *shape: int) -> Array:
 def matmul(a: Array, b: Array) -> Array | None:
     """Return a @ b of two matrices, or None where this is no work for compiled tiles.
 
-    BLAS's threads ask for work for 0.1 s after each product, on cores that whatever comes next needs.
+    BLAS's threads ask for work for 0.1 s after each product, on cores that whatever comes next
+    needs.
     """
-    dtype, flags, others = DTYPES.get(a.dtype), a.flags, b.flags
-    if dtype is None or a.dtype != b.dtype or a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+    dtype = DTYPES.get(a.dtype)
+    flags = a.flags
+    others = b.flags
+    if (
+        dtype is None
+        or a.dtype != b.dtype
+        or a.ndim != 2
+        or b.ndim != 2
+        or a.shape[1] != b.shape[0]
+    ):
         return None
-    (M, K), N, least = a.shape, b.shape[1], NARROW
+    M, K = a.shape
+    N = b.shape[1]
+    least = NARROW
     if flags.c_contiguous and others.f_contiguous and max(M, N) >= LONG and K * max(M, N) >= FAR:
         least = 2
-    if M * K * N < SMALL or min(M, N) < least or not (flags.c_contiguous or flags.f_contiguous) or not jit.enabled():
+    if (
+        M * K * N < SMALL
+        or min(M, N) < least
+        or not (flags.c_contiguous or flags.f_contiguous)
+        or not jit.enabled()
+    ):
         return None
     return products(jit.shared(dtype), [(a, b)])[0]
 
@@ -81,7 +113,8 @@ def matmul(a: Array, b: Array) -> Array | None:
 def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
     """Return a @ b of every pair.
 
-    In each pair a is contiguous, or its transposed. Products with the same transposed a are computed together.
+    In each pair a is contiguous, or its transposed. Products with the same transposed a are
+    computed together.
     """
     outs: list[Array] = []
     calls: list[Call] = []
@@ -93,21 +126,34 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
         if a.flags.c_contiguous:
             calls.append(_of_rows(compiled, a, b, out))
         elif b.shape[1] == 1:
-            calls.append((a.shape[0], compiled.vector_over_rows, (contiguous(a.T), contiguous(b), out), ROWS))
+            calls.append(
+                (a.shape[0], compiled.vector_over_rows, (contiguous(a.T), contiguous(b), out), ROWS)
+            )
         else:
             _, bs, results = together.setdefault(id(a), (a, [], []))
             bs.append(contiguous(b))
             results.append(out)
     for a, bs, results in together.values():
         # Every part packs all of the right factors, so each thread has one.
-        calls.append((a.shape[0], compiled.products_over_rows, (contiguous(a.T), tuple(bs), tuple(results)), 0))
+        calls.append(
+            (
+                a.shape[0],
+                compiled.products_over_rows,
+                (contiguous(a.T), tuple(bs), tuple(results)),
+                0,
+            )
+        )
     share(calls, work)
     return outs
 
 
 def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
-    """Return the call of a product with contiguous a: b is packed by blocks of its rows, or a if it is small."""
-    a, turned, (K, width) = contiguous(a), b.flags.f_contiguous and not b.flags.c_contiguous, b.shape
+    """Return the call of a product with contiguous a: b is packed by blocks of its rows, or a if it
+    is small.
+    """
+    a = contiguous(a)
+    turned = b.flags.f_contiguous and not b.flags.c_contiguous
+    K, width = b.shape
     least = -(-K // DEEP)  # equal blocks, of at most DEEP rows each unless K has no such divisor
     blocks = 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
     b = contiguous(b.T if turned else b)
@@ -122,6 +168,8 @@ def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
 
 
 def contiguous(a: Array) -> Array:
-    """Return an array as compiled loops take it, contiguous and not read-only: one compilation serves all."""
+    """Return an array as compiled loops take it, contiguous and not read-only: one compilation
+    serves all.
+    """
     flags = a.flags
     return a if flags.c_contiguous and flags.writeable else np.array(a, order="C")

@@ -1,8 +1,10 @@
-"""Matrix products for compiled loops, as plain Python that Numba compiles; `llvm.py` has the innermost loop.
+"""Matrix products for compiled loops, as plain Python that Numba compiles; `llvm.py` has the
+innermost loop.
 
-The factor on the right is packed: `slivers` of `columns` columns, two vectors of the processor, each with all its rows
-one after the other, (slivers, K, columns). Packed once, it serves all steps of a loop, where BLAS packs at every call.
-Sums run over k in order, so the bits of a result do not depend on how the work is divided.
+The factor on the right is packed: `slivers` of `columns` columns, two vectors of the processor,
+each with all its rows one after the other, (slivers, K, columns). Packed once, it serves all steps
+of a loop, where BLAS packs at every call. Sums run over k in order, so the bits of a result do not
+depend on how the work is divided.
 
 `jit` binds the names below to a dtype's own functions.
 """
@@ -15,8 +17,11 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp
-INT: Any = np.int64  # Numba compiles a function for a literal number apart from that for other integers
-MOST, COLUMNS, LANES = 12, 32, 16  # rows of the largest tile, columns of a sliver, and numbers of a vector
+# Numba compiles a function for a literal number apart from that for other integers
+INT: Any = np.int64
+MOST = 12
+COLUMNS = 32
+LANES = 16  # rows of the largest tile, columns of a sliver, and numbers of a vector
 SLIVERS1 = SLIVERS2 = SLIVERS4 = 1  # slivers that a tile of so many rows takes
 
 DEPTH = 256  # so many rows of both factors of `products_over_rows` stay in the cache
@@ -27,19 +32,32 @@ LINE = 16  # numbers of a cache line, or of two
 
 
 stand_in: Any = None
-tile = tile1 = tile2 = tile4 = tile8 = stand_in  # of `llvm.py`: tile has MOST rows, the others as their names say
+# of `llvm.py`: tile has MOST rows, the others as their names say
+tile = tile1 = tile2 = tile4 = tile8 = stand_in
 copy_turned = call_product = stand_in
 
 
-def pack(W: Any, start: int, turned: bool, far: int, lead: int, width: int, packed: Any, first: int, last: int) -> None:
+def pack(
+    W: Any,
+    start: int,
+    turned: bool,
+    far: int,
+    lead: int,
+    width: int,
+    packed: Any,
+    first: int,
+    last: int,
+) -> None:
     """Pack matrices (K, width): the slivers from `first` to `last` of all of them.
 
-    The first of them begins at W[start], the others `far` apart. Their rows are `lead` apart, or their columns where
-    they are `turned`.
+    The first of them begins at W[start], the others `far` apart. Their rows are `lead` apart, or
+    their columns where they are `turned`.
     """
-    K, per = packed.shape[1], (width + COLUMNS - 1) // COLUMNS
+    K = packed.shape[1]
+    per = (width + COLUMNS - 1) // COLUMNS
     while first < last:
-        at, q = start + first // per * far, first % per
+        at = start + first // per * far
+        q = first % per
         stop = min(per, q + last - first)
         if turned:
             pack_columns(W, at, lead, width, K, q, stop, packed, first)
@@ -56,8 +74,11 @@ def packed_in(place: Any, W: Any, start: int, turned: bool, lead: int, width: in
     return packed
 
 
-def pack_rows(W: Any, at: int, lead: int, width: int, K: int, first: int, last: int, packed: Any, to: int) -> None:
-    """Copy the slivers from `first` to `last` of a matrix (K, width) to those of `packed` from `to` on.
+def pack_rows(
+    W: Any, at: int, lead: int, width: int, K: int, first: int, last: int, packed: Any, to: int
+) -> None:
+    """Copy the slivers from `first` to `last` of a matrix (K, width) to those of `packed` from `to`
+    on.
 
     Its numbers are W[at + k lead + j]. Each sliver has K rows, and zeros after the last column.
     """
@@ -66,31 +87,43 @@ def pack_rows(W: Any, at: int, lead: int, width: int, K: int, first: int, last: 
         stop = min(K, row + TOGETHER)
         for q in range(first, whole):
             for k in range(row, stop):
-                start, sliver = U(at + k * lead + q * COLUMNS), packed[to + q - first]
+                start = U(at + k * lead + q * COLUMNS)
+                sliver = packed[to + q - first]
                 for j in range(U(COLUMNS)):
                     sliver[k, j] = W[start + j]
     if max(first, whole) < last:
-        sliver, column = packed[to + whole - first], whole * COLUMNS
+        sliver = packed[to + whole - first]
+        column = whole * COLUMNS
         for k in range(U(K)):
             start = U(at + column) + k * U(lead)
             for j in range(U(COLUMNS)):
                 sliver[k, j] = W[start + j] if j < U(width - column) else F(0)
 
 
-def pack_columns(W: Any, at: int, lead: int, width: int, K: int, first: int, last: int, packed: Any, to: int) -> None:
-    """Do what `pack_rows` does for a matrix whose columns are contiguous: its numbers are W[at + j lead + k]."""
+def pack_columns(
+    W: Any, at: int, lead: int, width: int, K: int, first: int, last: int, packed: Any, to: int
+) -> None:
+    """Do what `pack_rows` does for a matrix whose columns are contiguous: its numbers are W[at + j
+    lead + k].
+    """
     flat = packed.reshape(packed.size)
     for q in range(first, last):
-        place, wide = (to + q - first) * K * COLUMNS, min(COLUMNS, width - q * COLUMNS)
+        place = (to + q - first) * K * COLUMNS
+        wide = min(COLUMNS, width - q * COLUMNS)
         turn(W, at + q * COLUMNS * lead, lead, wide, K, flat, place, COLUMNS)
         for k in range(U(K)):
             for j in range(U(wide), U(COLUMNS)):
                 flat[U(place) + k * U(COLUMNS) + j] = F(0)
 
 
-def turn(rows: Any, at: int, lead: int, height: int, width: int, to: Any, place: int, line: int) -> None:
-    """Copy a matrix (height, width), its rows `lead` apart, to its transposed, whose rows are `line` apart."""
-    high, wide = height // LANES * LANES, width // LANES * LANES
+def turn(
+    rows: Any, at: int, lead: int, height: int, width: int, to: Any, place: int, line: int
+) -> None:
+    """Copy a matrix (height, width), its rows `lead` apart, to its transposed, whose rows are
+    `line` apart.
+    """
+    high = height // LANES * LANES
+    wide = width // LANES * LANES
     for i in range(0, high, LANES):
         for k in range(0, wide, LANES):
             copy_turned(rows, at + i * lead + k, lead, to, place + k * line + i, line)
@@ -100,37 +133,113 @@ def turn(rows: Any, at: int, lead: int, height: int, width: int, to: Any, place:
 
 
 def product(a: Any, rows: Any, b: Any, slivers: Any, out: Any, to: Any, add: bool) -> None:
-    """Multiply n rows by slivers from `first` to `stop` of packed matrices, one for each gate g, of `width` columns:
+    """Multiply n rows by slivers from `first` to `stop` of packed matrices, one for each gate g, of
+    `width` columns:
 
         out[place + g gate + i line + j] = sum over k of a[at + i row + k pace] * b[k, g, j]
 
-    or add this to it. Here `rows` is (at, row, pace, n), `slivers` is (first, stop), and `to` is (place, line, gate,
-    width). Indices count numbers from the first of an array. Each sliver comes from far memory once, for all rows,
-    and the next one is asked for meanwhile. `first`, and `stop` where it is not the end of b, is a multiple of the
-    number of slivers that the tile of the remaining n % MOST rows takes (`loops.cut` sees to it).
+    or add this to it. Here `rows` is (at, row, pace, n), `slivers` is (first, stop), and `to` is
+    (place, line, gate, width). Indices count numbers from the first of an array. Each sliver comes
+    from far memory once, for all rows, and the next one is asked for meanwhile. `first`, and `stop`
+    where it is not the end of b, is a multiple of the number of slivers that the tile of the
+    remaining n % MOST rows takes (`loops.cut` sees to it).
     """
-    (at, row, pace, n), (first, stop), (place, line, gate, width) = rows, slivers, to
-    K, per, whole = b.shape[1], (width + COLUMNS - 1) // COLUMNS, n // MOST * MOST
-    left, last, end = n - whole, at + whole * row, place + whole * line
+    at, row, pace, n = rows
+    first, stop = slivers
+    place, line, gate, width = to
+    K = b.shape[1]
+    per = (width + COLUMNS - 1) // COLUMNS
+    whole = n // MOST * MOST
+    left = n - whole
+    last = at + whole * row
+    end = place + whole * line
     for q in range(first, stop):
         for i in range(0, whole, MOST):
-            ahead, to_row = (COLUMNS + i // MOST * LANES) * K, place + i * line
-            tile(a, at + i * row, row, pace, MOST, b, q, ahead, out, to_row, line, gate, width, per, add)
+            ahead = (COLUMNS + i // MOST * LANES) * K
+            to_row = place + i * line
+            tile(
+                a,
+                at + i * row,
+                row,
+                pace,
+                MOST,
+                b,
+                q,
+                ahead,
+                out,
+                to_row,
+                line,
+                gate,
+                width,
+                per,
+                add,
+            )
         # The tiles of few rows take several slivers, when the last of these is reached.
-        q1, final = q + 1, q + 1 == stop
+        q1 = q + 1
+        final = q + 1 == stop
         if left == 0:
             pass
         elif left == 1:
             if final or q1 % SLIVERS1 == 0:
-                tile1(a, last, row, pace, left, b, q - q % SLIVERS1, 0, out, end, line, gate, width, per, add)
+                tile1(
+                    a,
+                    last,
+                    row,
+                    pace,
+                    left,
+                    b,
+                    q - q % SLIVERS1,
+                    0,
+                    out,
+                    end,
+                    line,
+                    gate,
+                    width,
+                    per,
+                    add,
+                )
         elif left == 2:
             if final or q1 % SLIVERS2 == 0:
-                tile2(a, last, row, pace, left, b, q - q % SLIVERS2, 0, out, end, line, gate, width, per, add)
+                tile2(
+                    a,
+                    last,
+                    row,
+                    pace,
+                    left,
+                    b,
+                    q - q % SLIVERS2,
+                    0,
+                    out,
+                    end,
+                    line,
+                    gate,
+                    width,
+                    per,
+                    add,
+                )
         elif left <= 4:
             if final or q1 % SLIVERS4 == 0:
-                tile4(a, last, row, pace, left, b, q - q % SLIVERS4, 0, out, end, line, gate, width, per, add)
+                tile4(
+                    a,
+                    last,
+                    row,
+                    pace,
+                    left,
+                    b,
+                    q - q % SLIVERS4,
+                    0,
+                    out,
+                    end,
+                    line,
+                    gate,
+                    width,
+                    per,
+                    add,
+                )
         elif left <= 8:
-            tile8(a, last, row, pace, left, b, q, COLUMNS * K, out, end, line, gate, width, per, add)
+            tile8(
+                a, last, row, pace, left, b, q, COLUMNS * K, out, end, line, gate, width, per, add
+            )
         else:
             tile(a, last, row, pace, left, b, q, COLUMNS * K, out, end, line, gate, width, per, add)
 
@@ -138,62 +247,113 @@ def product(a: Any, rows: Any, b: Any, slivers: Any, out: Any, to: Any, add: boo
 def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
 
-    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns). `where` is the address of `product`.
+    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns). `where` is the
+    address of `product`.
     """
-    (K, width), flat, to = (a.shape[1], out.shape[1]), a.reshape(a.size), out.reshape(out.size)
+    K, width = (a.shape[1], out.shape[1])
+    flat = a.reshape(a.size)
+    to = out.reshape(out.size)
     blocks, slivers, deep = b.shape[:3]
     for start in range(first, last, BLOCK):
         n = min(BLOCK, last - start)
         for block in range(blocks):
-            at, place = start * K + block * deep, start * width
-            call_product(where, flat, (at, K, 1, n), b[block], (0, slivers), to, (place, width, 0, width), block > 0)
+            at = start * K + block * deep
+            place = start * width
+            call_product(
+                where,
+                flat,
+                (at, K, 1, n),
+                b[block],
+                (0, slivers),
+                to,
+                (place, width, 0, width),
+                block > 0,
+            )
 
 
-def product_of_few_rows(where: int, W: Any, a: Any, blocks: int, out: Any, first: int, last: int) -> None:
-    """Set the columns from `first` to `last` of out (n, width) = a (n, K) @ W^T, for few rows and a large W (width, K).
+def product_of_few_rows(
+    where: int, W: Any, a: Any, blocks: int, out: Any, first: int, last: int
+) -> None:
+    """Set the columns from `first` to `last` of out (n, width) = a (n, K) @ W^T, for few rows and a
+    large W (width, K).
 
-    W is the left factor of the transposed product, as it lies: it comes from far memory, and packed it would go there
-    and come back. Every part packs a^T, by equal blocks of its rows. `where` is the address of `product`.
+    W is the left factor of the transposed product, as it lies: it comes from far memory, and packed
+    it would go there and come back. Every part packs a^T, by equal blocks of its rows. `where` is
+    the address of `product`.
     """
-    (n, width), K = out.shape, W.shape[1]
-    flat, to, turned = W.reshape(W.size), out.reshape(out.size), room(BLOCK * n)
-    slivers, deep = (n + COLUMNS - 1) // COLUMNS, K // blocks
+    n, width = out.shape
+    K = W.shape[1]
+    flat = W.reshape(W.size)
+    to = out.reshape(out.size)
+    turned = room(BLOCK * n)
+    slivers = (n + COLUMNS - 1) // COLUMNS
+    deep = K // blocks
     packed = room(blocks * slivers * deep * COLUMNS).reshape(blocks * slivers, deep, COLUMNS)
     pack(a.reshape(a.size), INT(0), True, deep, K, n, packed, INT(0), blocks * slivers)
     for start in range(first, last, BLOCK):
         some = min(BLOCK, last - start)
         for k in range(blocks):
-            at, b = start * K + k * deep, packed[k * slivers : (k + 1) * slivers]
-            call_product(where, flat, (at, K, 1, some), b, (0, slivers), turned, (0, n, 0, n), k > 0)
+            at = start * K + k * deep
+            b = packed[k * slivers : (k + 1) * slivers]
+            call_product(
+                where, flat, (at, K, 1, some), b, (0, slivers), turned, (0, n, 0, n), k > 0
+            )
         turn(turned, 0, n, some, n, to, start, width)
 
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
-    """Set the rows from `first` to `last` of each out (M, width) = a^T b, from rows a (N, M) and b (N, width)."""
+    """Set the rows from `first` to `last` of each out (M, width) = a^T b, from rows a (N, M) and b
+    (N, width).
+    """
     if first == last:
         return
-    N, most, slivers = a.shape[0], min(PANELS, (last - first + MOST - 1) // MOST), 0
+    N = a.shape[0]
+    most = min(PANELS, (last - first + MOST - 1) // MOST)
+    slivers = 0
     for b in bs:
         slivers += (b.shape[1] + COLUMNS - 1) // COLUMNS
-    left, right = room(most * DEPTH * MOST).reshape(most, DEPTH, MOST), room(slivers * DEPTH * COLUMNS)
+    left = room(most * DEPTH * MOST).reshape(most, DEPTH, MOST)
+    right = room(slivers * DEPTH * COLUMNS)
     for start in range(0, N, DEPTH):
-        some, q = min(DEPTH, N - start), INT(0)
+        some = min(DEPTH, N - start)
+        q = INT(0)
         packed = right[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
         for b in bs:
             every = (b.shape[1] + COLUMNS - 1) // COLUMNS
             width = b.shape[1]
-            pack_rows(b.reshape(b.size), start * width, width, width, some, INT(0), every, packed, q)
+            pack_rows(
+                b.reshape(b.size), start * width, width, width, some, INT(0), every, packed, q
+            )
             q += every
         for row in range(first, last, PANELS * MOST):
-            stop, q = min(last, row + PANELS * MOST), 0
+            stop = min(last, row + PANELS * MOST)
+            q = 0
             pack_panels(a, start, some, row, stop, left)
             for b, out in zip(bs, outs):  # noqa: B905
                 width = b.shape[1]
                 for column in range(0, width, COLUMNS):
                     for i in range(row, stop, MOST):
-                        n, rest, place = min(MOST, stop - i), width - column, i * width + column
+                        n = min(MOST, stop - i)
+                        rest = width - column
+                        place = i * width + column
                         at = (i - row) * DEPTH
-                        tile(left, at, 1, MOST, n, packed, q, 0, out, place, width, 0, rest, 1, start > 0)
+                        tile(
+                            left,
+                            at,
+                            1,
+                            MOST,
+                            n,
+                            packed,
+                            q,
+                            0,
+                            out,
+                            place,
+                            width,
+                            0,
+                            rest,
+                            1,
+                            start > 0,
+                        )
                     q += 1
 
 
@@ -205,8 +365,11 @@ def room(size: int) -> Any:
 
 
 def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
-    """Set the rows from `first` to `last` of out (M, 1) = a^T b, from rows a (N, M) and b (N, 1)."""
-    first, last = U(first), U(last)
+    """Set the rows from `first` to `last` of out (M, 1) = a^T b, from rows a (N, M) and b (N,
+    1).
+    """
+    first = U(first)
+    last = U(last)
     for i in range(first, last):
         out[i, 0] = F(0)
     for k in range(U(a.shape[0])):
@@ -215,8 +378,11 @@ def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
 
 
 def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) -> None:
-    """Copy K rows of the columns from `first` to `last` of a matrix, MOST columns to a panel (K, MOST)."""
-    whole, rest = (last - first) // MOST, (last - first) % MOST
+    """Copy K rows of the columns from `first` to `last` of a matrix, MOST columns to a panel (K,
+    MOST).
+    """
+    whole = (last - first) // MOST
+    rest = (last - first) % MOST
     for row in range(0, K, TOGETHER):
         stop = min(K, row + TOGETHER)
         for p in range(whole):
@@ -231,15 +397,23 @@ def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) 
 
 def rows_times_vector(W: Any, x: Any, y: Any) -> None:
     """Set y = W @ x, four rows at a time; sums are in the order that is quickest."""
-    whole, high, wide = U(y.shape[0] // 4 * 4), U(y.shape[0]), U(x.shape[0])
+    whole = U(y.shape[0] // 4 * 4)
+    high = U(y.shape[0])
+    wide = U(x.shape[0])
     for i in range(U(0), whole, U(4)):
-        a, b, c, d = F(0), F(0), F(0), F(0)
+        a = F(0)
+        b = F(0)
+        c = F(0)
+        d = F(0)
         for k in range(wide):
             a += W[i, k] * x[k]
             b += W[i + U(1), k] * x[k]
             c += W[i + U(2), k] * x[k]
             d += W[i + U(3), k] * x[k]
-        y[i], y[i + U(1)], y[i + U(2)], y[i + U(3)] = a, b, c, d
+        y[i] = a
+        y[i + U(1)] = b
+        y[i + U(2)] = c
+        y[i + U(3)] = d
     for i in range(whole, high):
         a = F(0)
         for k in range(wide):

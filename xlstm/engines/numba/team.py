@@ -1,11 +1,12 @@
-"""Calls of compiled functions on several cores, with worker threads that begin within a microsecond while they wait.
+"""Calls of compiled functions on several cores, with worker threads that begin within a microsecond
+while they wait.
 
-The interpreter can run in one thread alone. To hand it from one thread to the next takes some 100 us where a thread has
-to be woken, as long as many a product takes. So functions, with their arguments in memory, are handed over by
-`work_queue`.
+The interpreter can run in one thread alone. To hand it from one thread to the next takes some 100
+us where a thread has to be woken, as long as many a product takes. So functions, with their
+arguments in memory, are handed over by `work_queue`.
 
-Signal handlers may run layers and raise errors at any moment, so nothing here holds a lock. A fork needs no
-preparation: the child begins without workers.
+Signal handlers may run layers and raise errors at any moment, so nothing here holds a lock. A fork
+needs no preparation: the child begins without workers.
 """
 
 from __future__ import annotations
@@ -33,18 +34,20 @@ from xlstm.engines.numba import jit, work_queue
 
 PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
-LARGE = 1 << 22  # multiplications from which on a job is shared, 40 us: a worker that sleeps costs 5 us to wake
+# multiplications from which on a job is shared, 40 us: a worker that sleeps costs 5 us to wake
+LARGE = 1 << 22
 
-# The numbers that threads share work by (`work_queue.py`), in cache lines of their own. They are never given back: a
-# worker may look at them until the process ends.
+# The numbers that threads share work by (`work_queue.py`), in cache lines of their own. They are
+# never given back: a worker may look at them until the process ends.
 queue = np.zeros(40, np.int64)
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(queue))
 
-# The number n of what a call does, its compiled function, which is called as `function(*arguments, first, last)`, the
-# arguments (numbers, contiguous arrays, and tuples of them), and how many of the n stay together, or 0 for a part a
-# thread.
+# The number n of what a call does, its compiled function, which is called as `function(*arguments,
+# first, last)`, the arguments (numbers, contiguous arrays, and tuples of them), and how many of the
+# n stay together, or 0 for a part a thread.
 Call = tuple[int, Callable[..., None], tuple[Any, ...], int]
-# Arguments, and then `first` and `last`. A function that takes the address of integers is given them in an array.
+# Arguments, and then `first` and `last`. A function that takes the address of integers is given
+# them in an array.
 Piece = tuple["tuple[Any, ...] | array.array[int]", int, int]
 
 
@@ -68,12 +71,15 @@ def share(calls: Sequence[Call], work: int) -> None:
         units = -(-n // unit)
         pieces = max(1, min(units, most))
         cuts = [min(n, units * k // pieces * unit) for k in range(pieces + 1)]
-        jobs.append((function, [(arguments, first, last) for first, last in itertools.pairwise(cuts)]))
+        jobs.append(
+            (function, [(arguments, first, last) for first, last in itertools.pairwise(cuts)])
+        )
     together(jobs, size)
 
 
 def together(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], size: int) -> None:
-    """Call compiled functions, each for several pieces of its work, on as many threads as `size` says.
+    """Call compiled functions, each for several pieces of its work, on as many threads as `size`
+    says.
 
     Raises
     ------
@@ -84,10 +90,15 @@ def together(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], size: 
     if not helpers:
         for function, pieces in jobs:
             for arguments, first, last in pieces:
-                given = (arguments.buffer_info()[0],) if isinstance(arguments, array.array) else arguments
+                given = (
+                    (arguments.buffer_info()[0],)
+                    if isinstance(arguments, array.array)
+                    else arguments
+                )
                 function(*given, first, last)
         return
-    rows, tables = array.array("q"), {}
+    rows = array.array("q")
+    tables = {}
     for function, pieces in jobs:
         for arguments, first, last in pieces:
             key = id(function), id(arguments)
@@ -151,21 +162,27 @@ def _expression(kind: Any, places: Iterator[int]) -> str:
 
 @functools.cache
 def _entry(function: Any, kind: tuple[Any, ...]) -> int:
-    """Return the address of a function that takes the address of its arguments, and calls another one with them."""
+    """Return the address of a function that takes the address of its arguments, and calls another
+    one with them.
+    """
     places = itertools.count()
     arguments = "".join(_expression(one, places) + ", " for one in kind)
     source = f"""def entry(at, first, last):
     table = carray(at_integer(at), ({next(places)},))
     function({arguments}first, last)
 """
-    found = jit.new_module(f"{function.__module__}.{function.__name__}", {"function": function}, source)
+    found = jit.new_module(
+        f"{function.__module__}.{function.__name__}", {"function": function}, source
+    )
     jit.bind(found, (found.entry,), counted=True)
     return _address(found.entry)
 
 
 @functools.cache
 def _address(function: Any) -> int:
-    """Return the address of a function that takes the address of its arguments, `first` and `last`."""
+    """Return the address of a function that takes the address of its arguments, `first` and
+    `last`.
+    """
     from numba import types
 
     from xlstm.engines.numba import llvm
@@ -178,17 +195,23 @@ def _compiled() -> ModuleType:
     """Return the functions of `work_queue.py`, compiled."""
     names = {name: value for name, value in vars(work_queue).items() if isinstance(value, int)}
     found = jit.new_module(inspect.getsource(work_queue), names)
-    jit.bind(found, [f for f in vars(work_queue).values() if isinstance(f, FunctionType)], counted=True)
+    jit.bind(
+        found, [f for f in vars(work_queue).values() if isinstance(f, FunctionType)], counted=True
+    )
     found.help_others(queue)  # compiled here, and not by a worker
     return found
 
 
 class Worker(threading.Thread):
-    """A daemon thread that helps with calls, and sleeps at a bell when there were none for a while."""
+    """A daemon thread that helps with calls, and sleeps at a bell when there were none for a
+    while.
+    """
 
     def __init__(self, help_others: Callable[..., None]) -> None:
         super().__init__(name="xlstm", daemon=True)
-        self.help_others, self.bell, self.asleep = help_others, SimpleQueue[None](), False
+        self.help_others = help_others
+        self.bell = SimpleQueue[None]()
+        self.asleep = False
 
     def run(self) -> None:
         """Help until the process ends."""
@@ -204,10 +227,12 @@ workers: list[Worker] = []
 
 
 def employ(wanted: int, help_others: Callable[..., None]) -> int:
-    """Return the number of workers, which are awake: at most as many as are wanted, and one less than there are cores.
+    """Return the number of workers, which are awake: at most as many as are wanted, and one less
+    than there are cores.
 
-    They are started when they are needed first, and run a function of `work_queue.py` again and again. An interrupt may
-    leave one that is never asked again. When the process ends, threads stand still and none can be started.
+    They are started when they are needed first, and run a function of `work_queue.py` again and
+    again. An interrupt may leave one that is never asked again. When the process ends, threads
+    stand still and none can be started.
     """
     if wanted <= 0 or sys.is_finalizing():
         return 0

@@ -1,8 +1,10 @@
-"""How threads of compiled code share work, as plain Python that Numba compiles: nobody needs the interpreter for it.
+"""How threads of compiled code share work, as plain Python that Numba compiles: nobody needs the
+interpreter for it.
 
-A thread that leads writes what is to be done to the queue, an array of integers that all threads see, and takes pieces
-of it one by one, as do the workers that look at the queue meanwhile. Nobody waits for a worker that takes nothing, but
-the leader for the pieces that others have taken. `team.py` binds the names below.
+A thread that leads writes what is to be done to the queue, an array of integers that all threads
+see, and takes pieces of it one by one, as do the workers that look at the queue meanwhile. Nobody
+waits for a worker that takes nothing, but the leader for the pieces that others have taken.
+`team.py` binds the names below.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ from typing import Any
 
 # Places of the queue. Those that several threads write lie in different cache lines.
 LED = 0  # 1 while a thread leads
-OPEN = 8  # how many more workers may help, how many pieces there are, and how many are taken, in one number
+# how many more workers may help, how many pieces there are, and how many are taken, in one number
+OPEN = 8
 DONE = 16  # pieces that are done
-JOB, FAILED = 24, 25  # the address of the pieces; how many of them failed
-SHIFT, MASK = 24, (1 << 24) - 1
+JOB = 24
+FAILED = 25  # the address of the pieces; how many of them failed
+SHIFT = 24
+MASK = (1 << 24) - 1
 TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 
 
@@ -26,15 +31,17 @@ carray = at_integer = call_part = stand_in
 def lead(queue: Any, job: int, helpers: int, pieces: int) -> int:
     """Do all pieces of a job with the workers that look at the queue, and return how many failed.
 
-    Row k of the job (pieces, 4) has the address of a function, that of its arguments, and from where to where it is to
-    work.
+    Row k of the job (pieces, 4) has the address of a function, that of its arguments, and from
+    where to where it is to work.
     """
     failed = 0
     if not swap(queue, LED, 0, 1):  # another thread leads
         for k in range(pieces):
             failed += do(job, k)
         return failed
-    queue[JOB], queue[FAILED], queue[DONE] = job, 0, 0
+    queue[JOB] = job
+    queue[FAILED] = 0
+    queue[DONE] = 0
     put(queue, OPEN, (helpers << 2 * SHIFT) | (pieces << SHIFT))
     while take(queue):
         pass
@@ -56,7 +63,8 @@ def join(queue: Any) -> bool:
 def take(queue: Any) -> bool:
     """Do a piece that nobody has taken, and return whether there may be more."""
     state = count_of(queue, OPEN)
-    pieces, k = (state >> SHIFT) & MASK, state & MASK
+    pieces = (state >> SHIFT) & MASK
+    k = state & MASK
     if k >= pieces:
         return False
     if swap(queue, OPEN, state, state + 1):

@@ -1,8 +1,8 @@
 """Arrays that write ONNX: a namespace of the array API whose functions add nodes to a graph.
 
-A layer that runs on these arrays writes what it computes, so that no formula stands here. The batch may have any size,
-and so may the number of steps of a recurrent layer: in shapes `BATCH` and `TIME` stand for them, prime numbers that
-divide no other size.
+A layer that runs on these arrays writes what it computes, so that no formula stands here. The batch
+may have any size, and so may the number of steps of a recurrent layer: in shapes `BATCH` and `TIME`
+stand for them, prime numbers that divide no other size.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ import numpy as np
 from xlstm.interop.common import Host
 from xlstm.interop.onnx.onnx_files import library
 
-BATCH, TIME = 2**31 - 1, 2**31 - 19
+BATCH = 2**31 - 1
+TIME = 2**31 - 19
 OPEN = {"batch": BATCH, "time": TIME}  # by the names that values and axes have in the graph
 AXES_GIVEN = 18  # the opset from which on the axes of means and of maxima are inputs
 CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And")
 
-float32, float64, int64 = np.dtype("float32"), np.dtype("float64"), np.dtype("int64")
+float32 = np.dtype("float32")
+float64 = np.dtype("float64")
+int64 = np.dtype("int64")
 finfo = np.finfo
 
 
 class Graph:
-    """Nodes and constants in the making; a graph within a node shares the constants of the graph around it.
+    """Nodes and constants in the making; a graph within a node shares the constants of the graph
+    around it.
 
-    A node that depends on constants alone stands in the outermost graph, so that a loop does not repeat it.
+    A node that depends on constants alone stands in the outermost graph, so that a loop does not
+    repeat it.
     """
 
     def __init__(self, opset: int, outer: Graph | None = None) -> None:
@@ -42,7 +47,8 @@ class Graph:
         self.nodes: list[Any] = []
         self.outermost: Graph = self if outer is None else outer.outermost
         self.constants: dict[str, Host] = {} if outer is None else outer.constants
-        self.fixed: set[str] = set() if outer is None else outer.fixed  # names of what is the same in all steps
+        # names of what is the same in all steps
+        self.fixed: set[str] = set() if outer is None else outer.fixed
         self.device: Any = object() if outer is None else outer.device
         self._count: list[int] = [0] if outer is None else outer._count
 
@@ -60,14 +66,18 @@ class Graph:
         self._count[0] += 1
         return f"v{self._count[0]}"
 
-    def node(self, op_type: str, inputs: Sequence[str], outputs: int | list[str] = 1, **attributes: Any) -> list[str]:
+    def node(
+        self, op_type: str, inputs: Sequence[str], outputs: int | list[str] = 1, **attributes: Any
+    ) -> list[str]:
         """Add a node with outputs of these names, or so many outputs, and return their names."""
         names = outputs if isinstance(outputs, list) else [self.name() for _ in range(outputs)]
         graph = self
         if self.fixed.issuperset(inputs):
             graph = self.outermost
             self.fixed.update(names)
-        graph.nodes.append(library().helper.make_node(op_type, list(inputs), names, name=names[0], **attributes))
+        graph.nodes.append(
+            library().helper.make_node(op_type, list(inputs), names, name=names[0], **attributes)
+        )
         return names
 
     def enter(self, values: Any, dtype: Any = None, name: str = "") -> str:
@@ -82,25 +92,39 @@ class Graph:
         onnx = library()
         for output, array in outputs.items():
             self.node("Identity", [array.name], [output])
-        proto = self.part(inputs, [Array(output, array.shape, array.dtype) for output, array in outputs.items()], name)
+        proto = self.part(
+            inputs,
+            [Array(output, array.shape, array.dtype) for output, array in outputs.items()],
+            name,
+        )
         used = {name for node in proto.node for name in names_into(node)}
-        constants = [onnx.numpy_helper.from_array(a, name) for name, a in self.constants.items() if name in used]
+        constants = [
+            onnx.numpy_helper.from_array(a, name)
+            for name, a in self.constants.items()
+            if name in used
+        ]
         proto.initializer.extend(constants)
         versions = [onnx.helper.make_opsetid("", self.opset)]
         ir_version = onnx.helper.find_min_ir_version_for(versions)
-        model = onnx.helper.make_model(proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
+        model = onnx.helper.make_model(
+            proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version
+        )
         onnx.checker.check_model(model, full_check=True)
         return model
 
     def part(self, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
-        """Return a graph of those nodes that the outputs need; one that is there twice gets a name of its own."""
-        helper, named = library().helper, [a.name for a in outputs]
+        """Return a graph of those nodes that the outputs need; one that is there twice gets a name
+        of its own.
+        """
+        helper = library().helper
+        named = [a.name for a in outputs]
         made = {output for node in self.nodes for output in node.output}
         for k, one in enumerate(named):
             if one in named[:k] or one not in made:
                 named[k] = self.name()
                 self.nodes.append(helper.make_node("Identity", [one], [named[k]]))
-        needed, nodes = set(named), []
+        needed = set(named)
+        nodes = []
         for node in reversed(self.nodes):
             if needed & set(node.output):
                 nodes.append(node)
@@ -130,7 +154,9 @@ class NoOperatorError(AttributeError, ValueError):
 
 def __getattr__(name: str) -> Any:
     """Raise NoOperatorError for a function that is not here."""
-    raise NoOperatorError(f"to_onnx: the formula uses {name}, a function of arrays that is not written as ONNX")
+    raise NoOperatorError(
+        f"to_onnx: the formula uses {name}, a function of arrays that is not written as ONNX"
+    )
 
 
 _current: contextvars.ContextVar[Graph] = contextvars.ContextVar("graph")
@@ -157,14 +183,17 @@ class Array:
 
     def __init__(self, name: str, shape: Sequence[int], dtype: Any) -> None:
         self.name = name
-        self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
+        self.shape = tuple(int(n) for n in shape)
+        self.dtype = np.dtype(dtype)
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return sys.modules[__name__]
 
     @property
     def device(self) -> Any:
-        """The mark that tells graphs apart: arrays that are kept from call to call are kept for each device."""
+        """The mark that tells graphs apart: arrays that are kept from call to call are kept for
+        each device.
+        """
         return current().device
 
     @property
@@ -182,7 +211,10 @@ class Array:
         existing = [k for k in keys if k is not None and k is not Ellipsis]
         spread: list[Any] = [slice(None)] * (self.ndim - len(existing))
         at = next((n for n, k in enumerate(keys) if k is Ellipsis), len(keys))
-        cuts, sizes, shape, axis = [], [], [], 0
+        cuts = []
+        sizes = []
+        shape = []
+        axis = 0
         for k in [*keys[:at], *spread, *keys[at + 1 :]]:
             if k is None:
                 shape.append(1)
@@ -199,12 +231,18 @@ class Array:
         bounds = [current().enter(numbers, int64) for numbers in zip(*cuts, strict=True)]
         return reshape(_node("Slice", [self, *bounds], sizes, self.dtype), shape)
 
-    __add__, __radd__ = _operator("Add"), _operator("Add", swapped=True)
-    __mul__, __rmul__ = _operator("Mul"), _operator("Mul", swapped=True)
-    __sub__, __rsub__ = _operator("Sub"), _operator("Sub", swapped=True)
-    __truediv__, __rtruediv__ = _operator("Div"), _operator("Div", swapped=True)
-    __lt__, __le__ = _operator("Less"), _operator("LessOrEqual")
-    __gt__, __ge__ = _operator("Greater"), _operator("GreaterOrEqual")
+    __add__ = _operator("Add")
+    __radd__ = _operator("Add", swapped=True)
+    __mul__ = _operator("Mul")
+    __rmul__ = _operator("Mul", swapped=True)
+    __sub__ = _operator("Sub")
+    __rsub__ = _operator("Sub", swapped=True)
+    __truediv__ = _operator("Div")
+    __rtruediv__ = _operator("Div", swapped=True)
+    __lt__ = _operator("Less")
+    __le__ = _operator("LessOrEqual")
+    __gt__ = _operator("Greater")
+    __ge__ = _operator("GreaterOrEqual")
     __and__ = _operator("And")
 
     def __neg__(self) -> Array:
@@ -230,7 +268,9 @@ class Buffer(Array):
             self.name = concat([self.steps[k] for k in range(self.shape[axis])], axis).name
 
 
-def _node(op_type: str, inputs: Sequence[Any], shape: Sequence[int], dtype: Any, **attributes: Any) -> Array:
+def _node(
+    op_type: str, inputs: Sequence[Any], shape: Sequence[int], dtype: Any, **attributes: Any
+) -> Array:
     """Add a node of arrays and names, and return its result."""
     names = [a.name if isinstance(a, Array) else a for a in inputs]
     return Array(current().node(op_type, names, **attributes)[0], shape, dtype)
@@ -241,7 +281,11 @@ def _pointwise(op_type: str, *operands: Any) -> Array:
     numeric = [a.dtype for a in operands if isinstance(a, Array) and a.dtype != bool]
     wide = np.result_type(*numeric) if numeric else np.dtype(bool)
     arrays = [
-        constant(a, wide) if not isinstance(a, Array) else a if a.dtype in (wide, bool) else astype(a, wide)
+        constant(a, wide)
+        if not isinstance(a, Array)
+        else a
+        if a.dtype in (wide, bool)
+        else astype(a, wide)
         for a in operands
     ]
     dtype = bool if op_type in CONDITIONS else wide
@@ -249,7 +293,9 @@ def _pointwise(op_type: str, *operands: Any) -> Array:
 
 
 def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that shapes which go together have; NumPy's function takes no sizes as large as open ones."""
+    """Return the shape that shapes which go together have; NumPy's function takes no sizes as large
+    as open ones.
+    """
     sizes = itertools.zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1)
     return tuple(next((n for n in some if n != 1), 1) for some in sizes)[::-1]
 
@@ -258,7 +304,8 @@ def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 exp, log, tanh, sqrt, abs, maximum, minimum, where = (
-    functools.partial(_pointwise, op_type) for op_type in ("Exp", "Log", "Tanh", "Sqrt", "Abs", "Max", "Min", "Where")
+    functools.partial(_pointwise, op_type)
+    for op_type in ("Exp", "Log", "Tanh", "Sqrt", "Abs", "Max", "Min", "Where")
 )
 
 
@@ -284,7 +331,9 @@ def asarray(x: Any, dtype: Any = None, device: Any = None, copy: Any = None) -> 
 
 
 def reshape(x: Array, shape: Sequence[int]) -> Array:
-    """Return x in another shape; an open size stays in its place (0), or is what the other sizes leave (-1)."""
+    """Return x in another shape; an open size stays in its place (0), or is what the other sizes
+    leave (-1).
+    """
     left = math.prod(x.shape) // builtins.abs(math.prod(int(n) for n in shape) or 1)
     shape = tuple(left if n == -1 else int(n) for n in shape)
     if shape == x.shape:
@@ -304,7 +353,9 @@ def _sizes(shape: Sequence[int]) -> Array:
     for n in shape:
         factors = [name for name, size in OPEN.items() if n and n % size == 0]
         known = constant([n // math.prod(OPEN[name] for name in factors)], int64)
-        sizes.append(functools.reduce(lambda a, name: _pointwise("Mul", a, open_size(name)), factors, known))
+        sizes.append(
+            functools.reduce(lambda a, name: _pointwise("Mul", a, open_size(name)), factors, known)
+        )
     return concat(sizes)
 
 
@@ -322,9 +373,16 @@ def matrix_transpose(x: Array) -> Array:
 
 
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
-    first, axis = arrays[0], axis % arrays[0].ndim
+    first = arrays[0]
+    axis = axis % arrays[0].ndim
     total = builtins.sum(a.shape[axis] for a in arrays)
-    return _node("Concat", arrays, (*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype, axis=axis)
+    return _node(
+        "Concat",
+        arrays,
+        (*first.shape[:axis], total, *first.shape[axis + 1 :]),
+        first.dtype,
+        axis=axis,
+    )
 
 
 def stack(arrays: Sequence[Array]) -> Array:
@@ -332,7 +390,13 @@ def stack(arrays: Sequence[Array]) -> Array:
 
 
 def take(x: Array, indices: Array, axis: int = 0) -> Array:
-    return _node("Gather", [x, indices], (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype, axis=axis)
+    return _node(
+        "Gather",
+        [x, indices],
+        (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]),
+        x.dtype,
+        axis=axis,
+    )
 
 
 # Along axes:
@@ -360,12 +424,16 @@ def max(x: Array, axis: Any, keepdims: bool = False) -> Array:
 
 def argmax(x: Array, axis: int) -> Array:
     axis %= x.ndim
-    return _node("ArgMax", [x], (*x.shape[:axis], *x.shape[axis + 1 :]), int64, axis=axis, keepdims=0)
+    return _node(
+        "ArgMax", [x], (*x.shape[:axis], *x.shape[axis + 1 :]), int64, axis=axis, keepdims=0
+    )
 
 
 def sort(x: Array, axis: int = -1) -> Array:
     count = current().enter([x.shape[axis]], int64)
-    return Array(current().node("TopK", [x.name, count], 2, axis=axis, largest=0)[0], x.shape, x.dtype)
+    return Array(
+        current().node("TopK", [x.name, count], 2, axis=axis, largest=0)[0], x.shape, x.dtype
+    )
 
 
 # New arrays:

@@ -1,6 +1,7 @@
 """Layers, models and estimators as ONNX: LSTM, GRU and RNN as ONNX's own nodes, all else by Scan.
 
-A network runs on arrays that write nodes. Over time it becomes a Scan, in whose body one step of it is written.
+A network runs on arrays that write nodes. Over time it becomes a Scan, in whose body one step of it
+is written.
 """
 
 from __future__ import annotations
@@ -39,11 +40,21 @@ from xlstm.recurrence.packing import Packing, Span
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
-# ONNX's name of each of our activations, such as LeakyRelu. Both take their parameters in the same order, alpha, beta.
+# ONNX's name of each of our activations, such as LeakyRelu. Both take their parameters in the same
+# order, alpha, beta.
 FUNCTIONS = {
     name: name.title().replace("_", "")
     for name in (
-        *("sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid"),
+        *(
+            "sigmoid",
+            "tanh",
+            "relu",
+            "affine",
+            "leaky_relu",
+            "thresholded_relu",
+            "scaled_tanh",
+            "hard_sigmoid",
+        ),
         *("elu", "softsign", "softplus"),
     )
 }
@@ -64,41 +75,46 @@ def to_onnx(
 ) -> Any:
     """Write a layer, a model or an estimator as ONNX.
 
-    The file computes what `layer.forward(params, x, train=False)` does, in float32 and in the same layouts, for any
-    batch size B and any number T of time steps. A layer that an operator of ONNX expresses becomes that operator; all
-    else becomes a Scan, whose body is one step.
+    The file computes what `layer.forward(params, x, train=False)` does, in float32 and in the same
+    layouts, for any batch size B and any number T of time steps. A layer that an operator of ONNX
+    expresses becomes that operator; all else becomes a Scan, whose body is one step.
 
-    Its inputs are `x` (T, B, D), or (B, T, D) with `batch_first`, then the initial state and the lengths of the
-    sequences. A language model has `tokens` in the place of `x`, of int64. Its outputs are `y` and the final state.
-    A part of the state has the name of our state with a 0 as an input, such as `h0` and `c0`, and without it as an
-    output (`x1` in a `CausalConv`); where states are nested, the places of a part stand before its name, such as
-    `0.1.C0` in a stack. A layer without time takes `x` (T, B, D) and has no state.
+    Its inputs are `x` (T, B, D), or (B, T, D) with `batch_first`, then the initial state and the
+    lengths of the sequences. A language model has `tokens` in the place of `x`, of int64. Its
+    outputs are `y` and the final state. A part of the state has the name of our state with a 0 as
+    an input, such as `h0` and `c0`, and without it as an output (`x1` in a `CausalConv`); where
+    states are nested, the places of a part stand before its name, such as `0.1.C0` in a stack. A
+    layer without time takes `x` (T, B, D) and has no state.
 
-    A TiRex or TiRex2 is written as its univariate network, for the T tokens of its context and horizon: its input is
-    `tokens` (B, T, 2P), its output `y` (B, T, Q, P).
+    A TiRex or TiRex2 is written as its univariate network, for the T tokens of its context and
+    horizon: its input is `tokens` (B, T, 2P), its output `y` (B, T, Q, P).
 
-    An estimator is written with its scaling, without a state, and with its labels, its kind and what else `fit` found
-    as metadata. A classifier and a regressor take `x` of float64, (B, T, D) or a table (B, T), and return `label` (B,)
-    and `probabilities` (B, C), or `y` (B,) or (B, O). A classifier of steps returns (B, T) and (B, T, C), which mean
-    nothing past the end of a sequence, and one of several labels (B, L) both times. A `Forecaster` takes what its
-    `export_inputs` returns, and returns `mean` (B, H, C) and `quantiles` (B, H, C, Q). A `TextModel` is its language
-    model, with the vocabulary as metadata, and a `ZeroShotForecaster` its network.
+    An estimator is written with its scaling, without a state, and with its labels, its kind and
+    what else `fit` found as metadata. A classifier and a regressor take `x` of float64, (B, T, D)
+    or a table (B, T), and return `label` (B,) and `probabilities` (B, C), or `y` (B,) or (B, O). A
+    classifier of steps returns (B, T) and (B, T, C), which mean nothing past the end of a sequence,
+    and one of several labels (B, L) both times. A `Forecaster` takes what its `export_inputs`
+    returns, and returns `mean` (B, H, C) and `quantiles` (B, H, C, Q). A `TextModel` is its
+    language model, with the vocabulary as metadata, and a `ZeroShotForecaster` its network.
 
     Parameters
     ----------
     layer : Module or estimator
         A layer, a block, a stack or a model; or an estimator that is fitted.
     params : dict of str to array
-        The parameters of a layer or model, on any backend; float64 is rounded to float32. An estimator has its own.
+        The parameters of a layer or model, on any backend; float64 is rounded to float32. An
+        estimator has its own.
     path : path, optional
         Where to write the file, whole or not at all.
     lengths : bool
-        Whether there is the input `lengths` (B,) of int32: past the end of a sequence `y` is zero, and the final state
-        is that at the end.
+        Whether there is the input `lengths` (B,) of int32: past the end of a sequence `y` is zero,
+        and the final state is that at the end.
     state : bool
-        Whether the state is an input; without it each sequence starts from the state before the first step.
+        Whether the state is an input; without it each sequence starts from the state before the
+        first step.
     step : bool
-        Write one step in the place of all, for streaming: `x` is (B, D), or `tokens` (B,), and `y` (B, O).
+        Write one step in the place of all, for streaming: `x` is (B, D), or `tokens` (B,), and `y`
+        (B, O).
     opset : int
         Version of ONNX's operators, 14 or newer.
 
@@ -109,8 +125,9 @@ def to_onnx(
     Raises
     ------
     ValueError
-        A cell of your own uses a function that is not written as ONNX, parameters are missing, surplus or misshapen, an
-        option does not go with the layer, or the installed onnx does not know the opset.
+        A cell of your own uses a function that is not written as ONNX, parameters are missing,
+        surplus or misshapen, an option does not go with the layer, or the installed onnx does not
+        know the opset.
     TypeError
         The layer is neither a layer nor a model, nor an estimator that is kept in files.
     OSError
@@ -131,13 +148,18 @@ def to_onnx(
     """
     newest = library().defs.onnx_opset_version()
     if not OLDEST <= opset <= newest:
-        raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
-    about, given, formula = {}, {}, None
+        raise ValueError(
+            f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest"
+        )
+    about = {}
+    given = {}
+    formula = None
     if hasattr(layer, "for_export"):
         if params is not None or step:
             raise ValueError(
-                "to_onnx: params and step are for layers and models, not for an estimator, expected neither; "
-                "to_onnx(estimator.model_, estimator.params_, step=True) writes a step of its network alone"
+                "to_onnx: params and step are for layers and models, not for an estimator, expected"
+                " neither; to_onnx(estimator.model_, estimator.params_, step=True) writes a step of"
+                " its network alone"
             )
         about, given, formula = layer.for_export(lengths)
         layer, params = layer.model_, layer.params_
@@ -151,7 +173,9 @@ def to_onnx(
         inputs, outputs = _of_model(layer, state, lengths, step)
     graph = Graph(opset)
     with _writing(graph, inputs):
-        found = outputs({name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()})
+        found = outputs(
+            {name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()}
+        )
     model = graph.model(inputs, found, type(layer).__name__)
     library().helper.set_model_props(model, about)
     if path is not None:
@@ -159,9 +183,14 @@ def to_onnx(
     return model
 
 
-def _of_estimator(model: Any, given: Mapping[str, Any], formula: Callable[..., dict[str, Array]]) -> Exporting:
+def _of_estimator(
+    model: Any, given: Mapping[str, Any], formula: Callable[..., dict[str, Array]]
+) -> Exporting:
     """Return the inputs of an estimator, and the function that writes it around its network."""
-    inputs = [Array(name, [arrays.OPEN.get(n, n) for n in dims], dtype) for name, (dims, dtype) in given.items()]
+    inputs = [
+        Array(name, [arrays.OPEN.get(n, n) for n in dims], dtype)
+        for name, (dims, dtype) in given.items()
+    ]
 
     def outputs(p: Params) -> dict[str, Array]:
         def run(x: Array, lengths: Array | None = None) -> Array:
@@ -178,7 +207,9 @@ def _of_tirex(model: TiRex | TiRex2, lengths: bool) -> Exporting:
     """Return the input of a network with the batch first, and the function that writes it."""
     if lengths:
         kind = type(model).__name__
-        raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
+        raise ValueError(
+            f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed"
+        )
     T = (model.context + getattr(model, "horizon", 0)) // model.patch_size
     x = Array("tokens", (BATCH, T, model.input_size), np.float32)
 
@@ -192,51 +223,84 @@ def _of_tirex(model: TiRex | TiRex2, lengths: bool) -> Exporting:
 
 
 def _of_model(layer: Any, state: bool, lengths: bool, step: bool) -> Exporting:
-    """Return the inputs of a layer or model over all steps, or for one of them, and the function that writes it."""
+    """Return the inputs of a layer or model over all steps, or for one of them, and the function
+    that writes it.
+    """
     through_time = isinstance(layer, SequenceLayer)
     if (step or lengths) and not through_time:
-        raise ValueError(f"to_onnx: step and lengths are not for a {type(layer).__name__}, which has no time")
+        raise ValueError(
+            f"to_onnx: step and lengths are not for a {type(layer).__name__}, which has no time"
+        )
     if step and (lengths or layer.directions != ("",)):
         name = "lengths" if lengths else "a reverse direction"
         raise ValueError(f"to_onnx: step is True, which does not go with {name}")
-    outer = (BATCH,) if step else (BATCH, TIME) if getattr(layer, "batch_first", False) else (TIME, BATCH)
+    outer = (
+        (BATCH,)
+        if step
+        else (BATCH, TIME)
+        if getattr(layer, "batch_first", False)
+        else (TIME, BATCH)
+    )
     is_text = isinstance(layer, xLSTMLanguageModel | Embedding)
-    x = Array("tokens", outer, np.int64) if is_text else Array("x", (*outer, layer.input_size), np.float32)
+    x = (
+        Array("tokens", outer, np.int64)
+        if is_text
+        else Array("x", (*outer, layer.input_size), np.float32)
+    )
     begin = _named(layer.states) if through_time else ()
     ends = Array("lengths", (BATCH,), np.int32) if lengths else None
 
     def outputs(p: Params) -> dict[str, Array]:
         if not through_time:
             return {"y": layer.apply(arrays, p, x)[0]}
-        start = complete("to_onnx", arrays, "state", begin if state else None, layer.states, BATCH, p)
+        start = complete(
+            "to_onnx", arrays, "state", begin if state else None, layer.states, BATCH, p
+        )
         if step:
             y, end = layer.run_step(arrays, p, x, start)
         else:
             y, end = _over_time(layer, p, layer._swap(arrays, x), start, ends)
             y = layer._swap(arrays, y)
-        return {"y": y, **{_end(a.name, x.name): b for a, b in zip(leaves(begin), leaves(end), strict=True)}}
+        return {
+            "y": y,
+            **{_end(a.name, x.name): b for a, b in zip(leaves(begin), leaves(end), strict=True)},
+        }
 
     return [x, *(leaves(begin) if state else ()), *([] if ends is None else [ends])], outputs
 
 
 def _named(states: State, prefix: str = "") -> State:
-    """Return the inputs of a state: `h0`, or the places of its parts before that, such as `0.1.C0`."""
+    """Return the inputs of a state: `h0`, or the places of its parts before that, such as
+    `0.1.C0`.
+    """
     return tuple(
-        Array(f"{prefix}{leaf.name}0", (*leaf.before.values(), BATCH, *leaf.after.values()), np.float32)
-        if isinstance(leaf, Leaf)
-        else _named(leaf, f"{prefix}{k}.")
+        (
+            Array(
+                f"{prefix}{leaf.name}0",
+                (*leaf.before.values(), BATCH, *leaf.after.values()),
+                np.float32,
+            )
+            if isinstance(leaf, Leaf)
+            else _named(leaf, f"{prefix}{k}.")
+        )
         for k, leaf in enumerate(states)
     )
 
 
 def _end(begin: str, x: str) -> str:
-    """Return the name of a part of the final state: `h` for `h0`, and `x1` where the input has the name."""
+    """Return the name of a part of the final state: `h` for `h0`, and `x1` where the input has the
+    name.
+    """
     name = begin.removesuffix("0")
     return f"{name}1" if name == x else name
 
 
-def _over_time(layer: Any, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
-    """Write a layer or model over x (T, B, ...): return y, zero past the end of a sequence, and the final state."""
+def _over_time(
+    layer: Any, p: Params, x: Array, start: State, lengths: Array | None
+) -> tuple[Array, State]:
+    """Write a layer or model over x (T, B, ...): return y, zero past the end of a sequence, and the
+    final state.
+    """
     has_head = isinstance(layer, SequenceModel)
     native = _is_native(layer.recurrent if has_head else layer)
     if has_head and (layer.last or native or layer.directions != ("",)):
@@ -244,7 +308,9 @@ def _over_time(layer: Any, p: Params, x: Array, start: State, lengths: Array | N
         x = x if layer.inputs is None else run("input", x)
         y, end = _body(layer, layer.below("recurrent", p), x, start, lengths)
         y = run("head", y)
-        return y if layer.last or lengths is None else _where(_steps()[:, None] < lengths, y, 0.0), end
+        return (
+            y if layer.last or lengths is None else _where(_steps()[:, None] < lengths, y, 0.0)
+        ), end
     if native:
         return _native(layer, p, x, start, lengths)
     if layer.directions == ("",):
@@ -255,7 +321,9 @@ def _over_time(layer: Any, p: Params, x: Array, start: State, lengths: Array | N
         for direction, cell in layer.cells.items():
             own = {"num_layers": 1, "bidirectional": False, "reverse": False, "dropout": 0.0}
             one = replace(layer, input_size=x.shape[2], activations=cell.activations or None, **own)
-            weights = {f"0.{last}": p[name] for last, name in layer.names[f"{k}.{direction}"[:-1]].items()}
+            weights = {
+                f"0.{last}": p[name] for last, name in layer.names[f"{k}.{direction}"[:-1]].items()
+            }
             begin = tuple(s[len(ends) : len(ends) + 1] for s in start)
             step = functools.partial(one.run_step, arrays, weights)
             y, end = _scan(step, x, begin, lengths, reverse=bool(direction))
@@ -265,8 +333,12 @@ def _over_time(layer: Any, p: Params, x: Array, start: State, lengths: Array | N
     return x, tuple(arrays.concat(some) for some in zip(*ends, strict=True))
 
 
-def _body(model: SequenceModel, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
-    """Write what is below the head of a model: return its input, for all steps or for the last, and the final state."""
+def _body(
+    model: SequenceModel, p: Params, x: Array, start: State, lengths: Array | None
+) -> tuple[Array, State]:
+    """Write what is below the head of a model: return its input, for all steps or for the last, and
+    the final state.
+    """
     layer = model.recurrent
     if not model.last or isinstance(layer, Recurrent):
         y, end = _over_time(layer, p, x, start, lengths)
@@ -282,22 +354,32 @@ def _body(model: SequenceModel, p: Params, x: Array, start: State, lengths: Arra
 
 def _is_native(layer: Any) -> bool:
     """Return whether an operator of ONNX does what a layer does."""
-    if type(layer) not in (LSTM, GRU, RNN) or layer._used("layer_norm", "cell_clip", "zoneout", "proj_size"):
+    if type(layer) not in (LSTM, GRU, RNN) or layer._used(
+        "layer_norm", "cell_clip", "zoneout", "proj_size"
+    ):
         return False
     names = [activations.parse(text)[0] for text in layer.activations or ()]
     return all(name in FUNCTIONS or name == "linear" for name in names)
 
 
-def _native(layer: Layer, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
+def _native(
+    layer: Layer, p: Params, x: Array, start: State, lengths: Array | None
+) -> tuple[Array, State]:
     """Write a layer as ONNX's own nodes, one for both directions; see `_over_time`."""
-    graph, n, H = arrays.current(), len(layer.directions), layer.hidden_size
+    graph = arrays.current()
+    n = len(layer.directions)
+    H = layer.hidden_size
     exported = Exported(layer, {name: graph.constants[a.name] for name, a in p.items()}, None)
     ends: list[list[Array]] = []
     for k in range(layer.num_layers):
         begin = [s[k * n : (k + 1) * n] for s in start]
-        named = {name: graph.enter(a, np.float32, f"{k}.{name}") for name, a in _packed(exported, k).items()}
+        named = {
+            name: graph.enter(a, np.float32, f"{k}.{name}")
+            for name, a in _packed(exported, k).items()
+        }
         named["X"] = x.name
-        if start[0].name not in graph.fixed:  # a constant one is zero, which is the operators' default
+        # a constant one is zero, which is the operators' default
+        if start[0].name not in graph.fixed:
             named |= {f"initial_{s}": a.name for s, a in zip(layer.STATES, begin, strict=True)}
         if lengths is not None:
             named["sequence_lens"] = lengths.name
@@ -308,7 +390,8 @@ def _native(layer: Layer, p: Params, x: Array, start: State, lengths: Array | No
         x = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (T, BATCH, n * H))
         after = [Array(name, (n, BATCH, H), np.float32) for name in outputs[1:]]
         if lengths is not None:
-            # A sequence without steps ends in the state it began with; onnxruntime says 0, or what is in memory.
+            # A sequence without steps ends in the state it began with; onnxruntime says 0, or what
+            # is in memory.
             after = [_where(lengths > 0, a, b) for a, b in zip(after, begin, strict=True)]
         ends.append(after)
     return x, tuple(arrays.concat(some) for some in zip(*ends, strict=True))
@@ -321,20 +404,30 @@ def _scan(
     lengths: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, State]:
-    """Write a Scan of `step(x, state) -> (y, state)` over x (T, B, ...); return y (T, B, ...) and the final state.
+    """Write a Scan of `step(x, state) -> (y, state)` over x (T, B, ...); return y (T, B, ...) and
+    the final state.
 
-    Past the end of a sequence y is zero and the state stays, so that the reverse direction begins at that end.
+    Past the end of a sequence y is zero and the state stays, so that the reverse direction begins
+    at that end.
     """
-    outer, flat = arrays.current(), [*leaves(start)]
-    body, over = Graph(outer.opset, outer), [x] if lengths is None else [x, _steps()]
+    outer = arrays.current()
+    flat = [*leaves(start)]
+    body = Graph(outer.opset, outer)
+    over = [x] if lengths is None else [x, _steps()]
     with body.open():
-        before, now = ([Array(body.name(), a.shape[k:], a.dtype) for a in some] for k, some in ((0, flat), (1, over)))
+        before, now = (
+            [Array(body.name(), a.shape[k:], a.dtype) for a in some]
+            for k, some in ((0, flat), (1, over))
+        )
         y, end = step(now[0], nested(start, iter(before)))
         after = [arrays.reshape(a, b.shape) for a, b in zip(leaves(end), before, strict=True)]
         if lengths is not None:
             after = [_where(now[1] < lengths, a, b) for a, b in zip(after, before, strict=True)]
             y = _where(now[1] < lengths, y, 0.0)
-    options: dict[str, Any] = {"body": body.part([*before, *now], [*after, y]), "num_scan_inputs": len(over)}
+    options: dict[str, Any] = {
+        "body": body.part([*before, *now], [*after, y]),
+        "num_scan_inputs": len(over),
+    }
     if reverse:
         options |= {"scan_input_directions": [1] * len(over), "scan_output_directions": [1]}
     *ends, ys = outer.node("Scan", [a.name for a in (*flat, *over)], len(flat) + 1, **options)
@@ -343,7 +436,9 @@ def _scan(
 
 
 def _where(there: Array, new: Array, old: Any) -> Array:
-    """Return `new` in the sequences, or also the steps, that are `there` (B,) or (T, B), else `old`."""
+    """Return `new` in the sequences, or also the steps, that are `there` (B,) or (T, B), else
+    `old`.
+    """
     axis = new.shape.index(BATCH)
     shape = (*(1,) * (axis + 1 - there.ndim), *there.shape, *(1,) * (new.ndim - axis - 1))
     key = tuple(None if n == 1 else slice(None) for n in shape)
@@ -353,13 +448,16 @@ def _where(there: Array, new: Array, old: Any) -> Array:
 
 def _steps() -> Array:
     """Return the numbers of the steps, (T,)."""
-    graph, T = arrays.current(), arrays.reshape(arrays.open_size("time"), ())
+    graph = arrays.current()
+    T = arrays.reshape(arrays.open_size("time"), ())
     (steps,) = graph.node("Range", [graph.enter(0, np.int64), T.name, graph.enter(1, np.int64)])
     return Array(steps, (TIME,), np.int64)
 
 
 def _inputs(named: Mapping[str, str]) -> list[str]:
-    """Return the names of a node's inputs in their order, without those behind the last one that is there."""
+    """Return the names of a node's inputs in their order, without those behind the last one that is
+    there.
+    """
     last = max(INPUTS.index(name) for name in named)
     return [named.get(name, "") for name in INPUTS[: last + 1]]
 
@@ -373,10 +471,14 @@ def _packed(exported: Exported, k: int) -> dict[str, list[Host]]:
         if isinstance(layer, LSTM) and layer.coupled_input_forget:
             # ONNX's coupled LSTM has rows of the forget gate, the third, and does not look at them.
             H = layer.hidden_size
-            weights = {name: np.insert(array, [2 * H] * H, 0, axis=0) for name, array in weights.items()}
+            weights = {
+                name: np.insert(array, [2 * H] * H, 0, axis=0) for name, array in weights.items()
+            }
         theirs = {"W": weights["Wx"], "R": weights["Wh"]}
         if "b" in weights:
-            theirs["B"] = np.concatenate([weights["b"], weights.get("bh", np.zeros_like(weights["b"]))])
+            theirs["B"] = np.concatenate(
+                [weights["b"], weights.get("bh", np.zeros_like(weights["b"]))]
+            )
         if "p" in weights:
             theirs["P"] = weights["p"]
         for name, array in theirs.items():
@@ -387,7 +489,10 @@ def _packed(exported: Exported, k: int) -> dict[str, list[Host]]:
 def _attributes(layer: Layer) -> dict[str, Any]:
     """Return the attributes of a node."""
     directions = {ours: theirs for theirs, ours in DIRECTIONS.items()}
-    attributes: dict[str, Any] = {"hidden_size": layer.hidden_size, "direction": directions[layer.directions]}
+    attributes: dict[str, Any] = {
+        "hidden_size": layer.hidden_size,
+        "direction": directions[layer.directions],
+    }
     if layer.clip is not None:
         attributes["clip"] = float(layer.clip)
     if layer.activations is not None:
@@ -401,14 +506,21 @@ def _attributes(layer: Layer) -> dict[str, Any]:
 
 def _activations(functions: Sequence[str]) -> dict[str, Any]:
     """Return activations of ours as attributes of a node."""
-    attributes: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
+    attributes: dict[str, list[Any]] = {
+        "activations": [],
+        "activation_alpha": [],
+        "activation_beta": [],
+    }
     for text in functions:
         name, values = activations.parse(text)
         if name == "linear":
-            name, values = "affine", (1.0, 0.0)
+            name = "affine"
+            values = (1.0, 0.0)
         if name not in FUNCTIONS:
             known = ", ".join(["linear", *FUNCTIONS])
-            raise ValueError(f"to_onnx: activation {text!r} is none that ONNX has, which are {known}")
+            raise ValueError(
+                f"to_onnx: activation {text!r} is none that ONNX has, which are {known}"
+            )
         for key, value in zip(attributes, (FUNCTIONS[name], *values), strict=False):
             attributes[key].append(value)
     return {key: values for key, values in attributes.items() if values}
@@ -451,8 +563,11 @@ def _writing(graph: Graph, inputs: Sequence[Array]) -> Iterator[None]:
     for name, size in arrays.OPEN.items():
         x = next((one for one in inputs if size in one.shape), None)
         if x is not None:
-            axis, (shape,) = x.shape.index(size), graph.node("Shape", [x.name])
-            graph.node("Slice", [shape, *(graph.enter([k], np.int64) for k in (axis, axis + 1))], [name])
+            axis = x.shape.index(size)
+            (shape,) = graph.node("Shape", [x.name])
+            graph.node(
+                "Slice", [shape, *(graph.enter([k], np.int64) for k in (axis, axis + 1))], [name]
+            )
             graph.fixed.add(name)
     scan: Any = _Scan()
     engine.ENGINES.insert(0, scan)

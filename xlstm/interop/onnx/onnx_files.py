@@ -1,7 +1,8 @@
 """Reading ONNX files that may be wrong or malicious: the model, and the values of its constants.
 
-Two bytes of a file can be an empty message, which takes hundreds of bytes in memory. So the fields of a file are
-counted before protobuf reads it. The package's checker refuses what is no sound model.
+Two bytes of a file can be an empty message, which takes hundreds of bytes in memory. So the fields
+of a file are counted before protobuf reads it. The package's checker refuses what is no sound
+model.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from xlstm.data import reading
 from xlstm.interop.common import Host, package
 
 LARGEST = 2**31 - 1  # bytes of a protobuf message
-FIELDS, SPACING = 200_000, 100  # a file may have so many fields, or one for so many of its bytes
-LONGEST = 1 << 18  # bytes of the name or the value of an entry, such as the path of a file with external data
+FIELDS = 200_000
+SPACING = 100  # a file may have so many fields, or one for so many of its bytes
+# bytes of the name or the value of an entry, such as the path of a file with external data
+LONGEST = 1 << 18
 
 
 def library() -> Any:
@@ -24,10 +27,15 @@ def library() -> Any:
 
 
 def parsed(path: Path) -> Any:
-    """Return the model in a file; raise ValueError if it is none, or has too many fields for its size."""
+    """Return the model in a file; raise ValueError if it is none, or has too many fields for its
+    size.
+    """
     if reading.regular(path).stat().st_size > LARGEST:
-        raise ValueError(f"{path}: has {path.stat().st_size} bytes, ONNX files have at most {LARGEST}")
-    model, data = library().ModelProto(), path.read_bytes()
+        raise ValueError(
+            f"{path}: has {path.stat().st_size} bytes, ONNX files have at most {LARGEST}"
+        )
+    model = library().ModelProto()
+    data = path.read_bytes()
     try:
         _count_fields(data, model.DESCRIPTOR)
         model.ParseFromString(data)
@@ -38,7 +46,9 @@ def parsed(path: Path) -> Any:
 
 
 def check(where: str, model: Any) -> None:
-    """Raise ValueError unless a model, or the one at a path, is sound: its nodes in order, its names unique."""
+    """Raise ValueError unless a model, or the one at a path, is sound: its nodes in order, its
+    names unique.
+    """
     try:
         library().checker.check_model(model)
     except Exception as error:  # that of the checker, or those of a text that is no UTF-8
@@ -46,19 +56,24 @@ def check(where: str, model: Any) -> None:
 
 
 def _count_fields(data: bytes, descriptor: Any) -> None:
-    """Raise ValueError if a message has too many fields, those of messages in it among them, or too long an entry.
+    """Raise ValueError if a message has too many fields, those of messages in it among them, or too
+    long an entry.
 
     Whatever is malformed is left to protobuf, which stops there.
     """
-    most, count, position = max(FIELDS, len(data) // SPACING), 0, 0
-    messages = [(descriptor, len(data))]  # the message at `position` and those around it, each with its end
+    most = max(FIELDS, len(data) // SPACING)
+    count = 0
+    position = 0
+    # the message at `position` and those around it, each with its end
+    messages = [(descriptor, len(data))]
     while messages:
         descriptor, end = messages[-1]
         if position >= end:
             messages.pop()
             continue
         tag, position = _varint(data, position)
-        wire, field = tag & 7, descriptor.fields_by_number.get(tag >> 3)
+        wire = tag & 7
+        field = descriptor.fields_by_number.get(tag >> 3)
         if wire in (1, 5):
             position += 8 if wire == 1 else 4
         else:
@@ -71,7 +86,9 @@ def _count_fields(data: bytes, descriptor: Any) -> None:
                     raise ValueError(f"an entry has {length} bytes, expected at most {LONGEST}")
         count += 1
         if count > most:
-            raise ValueError(f"it has more than {most} fields, out of proportion to its {len(data)} bytes")
+            raise ValueError(
+                f"it has more than {most} fields, out of proportion to its {len(data)} bytes"
+            )
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
@@ -93,7 +110,9 @@ def values(what: str, tensor: Any, folder: Path | None) -> Host:
     """
     locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
     if locations and folder is None:
-        raise ValueError(f"{what} is external data in {shown(locations[0])}, expected a model with its path")
+        raise ValueError(
+            f"{what} is external data in {shown(locations[0])}, expected a model with its path"
+        )
     try:
         array: Host = library().numpy_helper.to_array(tensor, str(folder or ""))
     except Exception as error:  # the package onnx has a dozen for what may be wrong

@@ -31,20 +31,23 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 @reading.brief()
-def from_onnx(path_or_model: str | os.PathLike[str] | Any, node: str | None = None) -> tuple[Layer, Params]:
+def from_onnx(
+    path_or_model: str | os.PathLike[str] | Any, node: str | None = None
+) -> tuple[Layer, Params]:
     """Read one recurrent node of an ONNX model, with its weights.
 
-    Nodes of other operators are not read. Initial states and `sequence_lens` are not read either: give them to
-    `layer.forward`, as `state` and `lengths`. The rows of the forget gate, which `input_forget` makes unused, are left
-    out. FLOAT16 becomes float32.
+    Nodes of other operators are not read. Initial states and `sequence_lens` are not read either:
+    give them to `layer.forward`, as `state` and `lengths`. The rows of the forget gate, which
+    `input_forget` makes unused, are left out. FLOAT16 becomes float32.
 
     Parameters
     ----------
     path_or_model : path or onnx.ModelProto
         The model, or its file.
     node : str, optional
-        Name of the node, or that of its first output, where it has none. By default it is the only recurrent node of
-        the model; then an input that is transposed from batch first gives `batch_first=True`.
+        Name of the node, or that of its first output, where it has none. By default it is the only
+        recurrent node of the model; then an input that is transposed from batch first gives
+        `batch_first=True`.
 
     Returns
     -------
@@ -58,9 +61,10 @@ def from_onnx(path_or_model: str | os.PathLike[str] | Any, node: str | None = No
     OSError
         There is no such file, or none with the external data it names.
     ValueError
-        It is no ONNX model; there is no such node, or there are several and none is named; an attribute is unknown or
-        has an unknown value; an initial state is a constant other than 0; a weight is no constant, damaged or
-        misshapen, or it is external data outside the folder of the model.
+        It is no ONNX model; there is no such node, or there are several and none is named; an
+        attribute is unknown or has an unknown value; an initial state is a constant other than 0; a
+        weight is no constant, damaged or misshapen, or it is external data outside the folder of
+        the model.
     ImportError
         The package onnx is not installed.
 
@@ -73,7 +77,9 @@ def from_onnx(path_or_model: str | os.PathLike[str] | Any, node: str | None = No
     >>> layer.bidirectional, params["0.Wx"].shape
     (True, (24, 3))
     """
-    where, model, folder = "from_onnx", path_or_model, None
+    where = "from_onnx"
+    model = path_or_model
+    folder = None
     if isinstance(model, library().ModelProto):
         check(where, model)
     else:
@@ -82,9 +88,13 @@ def from_onnx(path_or_model: str | os.PathLike[str] | Any, node: str | None = No
     if opset < OLDEST:
         raise ValueError(f"{where}: opset is {opset}, expected {OLDEST} or newer")
     proto = _chosen(where, model.graph, node)
-    layer, params = _read(f"{where}: {proto.op_type} {shown(_name(proto))}", proto, _constants(model.graph), folder)
+    layer, params = _read(
+        f"{where}: {proto.op_type} {shown(_name(proto))}", proto, _constants(model.graph), folder
+    )
     if node is None:
-        turned = any(proto.input[0] in one.output and _swaps_batch_and_time(one) for one in model.graph.node)
+        turned = any(
+            proto.input[0] in one.output and _swaps_batch_and_time(one) for one in model.graph.node
+        )
         layer = replace(layer, batch_first=layer.batch_first or turned)
     return layer, {name: params[name] for name in layer.shapes}
 
@@ -99,7 +109,8 @@ def _chosen(where: str, graph: Any, node: str | None) -> Any:
     if node is None:
         if len(nodes) > 1:
             raise ValueError(
-                f"{where}: there are {len(nodes)} recurrent nodes, expected node=... to choose from {few(names)}"
+                f"{where}: there are {len(nodes)} recurrent nodes, expected node=... to choose from"
+                f" {few(names)}"
             )
         return nodes[0]
     if names.count(node) != 1:
@@ -108,7 +119,9 @@ def _chosen(where: str, graph: Any, node: str | None) -> Any:
 
 
 def _constants(graph: Any) -> dict[str, Any]:
-    """Return the tensors that do not depend on inputs by name: initializers, and what Constant nodes hold."""
+    """Return the tensors that do not depend on inputs by name: initializers, and what Constant
+    nodes hold.
+    """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -119,7 +132,9 @@ def _constants(graph: Any) -> dict[str, Any]:
 
 
 def _swaps_batch_and_time(node: Any) -> bool:
-    return node.op_type == "Transpose" and [1, 0, 2] in [list(entry.ints) for entry in node.attribute]
+    return node.op_type == "Transpose" and [1, 0, 2] in [
+        list(entry.ints) for entry in node.attribute
+    ]
 
 
 def _name(node: Any) -> str:
@@ -127,7 +142,9 @@ def _name(node: Any) -> str:
     return str(node.name or next(filter(None, node.output), ""))
 
 
-def _read(where: str, proto: Any, constants: dict[str, Any], folder: Path | None) -> tuple[Layer, Params]:
+def _read(
+    where: str, proto: Any, constants: dict[str, Any], folder: Path | None
+) -> tuple[Layer, Params]:
     """Read a node; raise ValueError or TypeError if attributes, inputs or shapes are wrong."""
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
     attributes = _attributes(where, proto)
@@ -135,39 +152,61 @@ def _read(where: str, proto: Any, constants: dict[str, Any], folder: Path | None
     for name in (name for name in "WRBP" if name in inputs):
         if inputs[name] not in constants:
             raise ValueError(
-                f"{where}: {name} is {shown(inputs[name])}, which is no constant, expected an initializer or a Constant"
+                f"{where}: {name} is {shown(inputs[name])}, which is no constant, expected an"
+                " initializer or a Constant"
             )
-        arrays[name] = floating(where, name, values(f"{where}: {name}", constants[inputs[name]], folder))
+        arrays[name] = floating(
+            where, name, values(f"{where}: {name}", constants[inputs[name]], folder)
+        )
     one_dtype(where, arrays, ValueError)
     D, H = (arrays[name].shape[-1] if arrays[name].ndim else 0 for name in "WR")
     H = checks.size(where, "hidden_size", attributes.get("hidden_size", H))
-    G, directions = GATE_COUNTS[proto.op_type], DIRECTIONS[attributes["direction"]]
+    G = GATE_COUNTS[proto.op_type]
+    directions = DIRECTIONS[attributes["direction"]]
     rows = {f"{G}H": G * H}
-    expected = {"W": {**rows, "D": D}, "R": {**rows, "H": H}, "B": {f"{2 * G}H": 2 * G * H}, "P": {"3H": 3 * H}}
+    expected = {
+        "W": {**rows, "D": D},
+        "R": {**rows, "H": H},
+        "B": {f"{2 * G}H": 2 * G * H},
+        "P": {"3H": 3 * H},
+    }
     for name, array in arrays.items():
         checks.shape(where, name, array, {"directions": len(directions), **expected[name]})
     for name in ("initial_h", "initial_c"):
         state = constants.get(inputs.get(name, ""))
         if state is not None and np.any(values(f"{where}: {name}", state, folder)):
             raise ValueError(
-                f"{where}: {name} is a constant other than 0, which a layer cannot hold, expected 0 or an input"
+                f"{where}: {name} is a constant other than 0, which a layer cannot hold, expected 0"
+                " or an input"
             )
     return _layer(where, proto.op_type.lower(), attributes, arrays, directions)
 
 
 def _layer(
-    where: str, kind: str, attributes: dict[str, Any], arrays: dict[str, Host], directions: tuple[str, ...]
+    where: str,
+    kind: str,
+    attributes: dict[str, Any],
+    arrays: dict[str, Host],
+    directions: tuple[str, ...],
 ) -> tuple[Layer, Params]:
     """Return one layer and its parameters."""
-    options: dict[str, Any] = {"reverse": directions == ("reverse.",), "batch_first": attributes["layout"] == 1}
+    options: dict[str, Any] = {
+        "reverse": directions == ("reverse.",),
+        "batch_first": attributes["layout"] == 1,
+    }
     if kind == "lstm":
-        options |= {"peepholes": "P" in arrays, "coupled_input_forget": attributes["input_forget"] == 1}
+        options |= {
+            "peepholes": "P" in arrays,
+            "coupled_input_forget": attributes["input_forget"] == 1,
+        }
     elif kind == "gru":
         options["reset_after"] = attributes["linear_before_reset"] == 1
     if "clip" in attributes:
         options["clip"] = shortest(attributes["clip"])
     if attributes.get("activations"):
-        options["activations"] = _activations(where, attributes, len(KINDS[kind].CELL.activations), len(directions))
+        options["activations"] = _activations(
+            where, attributes, len(KINDS[kind].CELL.activations), len(directions)
+        )
     params = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
     if "B" in arrays:
         params["b"], params["bh"] = np.split(arrays["B"], 2, axis=1)
@@ -175,8 +214,12 @@ def _layer(
         params["p"] = arrays["P"]
     if attributes["input_forget"] == 1:  # the rows of the forget gate, the third, are not used
         H = arrays["R"].shape[-1]
-        params = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()}
-    parts = [{name: array[d].copy() for name, array in params.items()} for d in range(len(directions))]
+        params = {
+            name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()
+        }
+    parts = [
+        {name: array[d].copy() for name, array in params.items()} for d in range(len(directions))
+    ]
     return single(kind, parts, **options)
 
 
@@ -186,44 +229,62 @@ def _attributes(where: str, proto: Any) -> dict[str, Any]:
     for entry in proto.attribute:
         value = library().helper.get_attribute_value(entry)
         if isinstance(value, list):
-            value = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in value]
+            value = [
+                text.decode(errors="replace") if isinstance(text, bytes) else text for text in value
+            ]
         elif isinstance(value, bytes):
             value = value.decode(errors="replace")
         if value not in CHOICES.get(entry.name, [value]):
             choices = " or ".join(map(repr, CHOICES[entry.name]))
-            raise ValueError(f"{where}: attribute {entry.name} is {shown(value)}, expected {choices}")
+            raise ValueError(
+                f"{where}: attribute {entry.name} is {shown(value)}, expected {choices}"
+            )
         attributes[entry.name] = value
     return attributes
 
 
-def _activations(where: str, attributes: dict[str, Any], count: int, directions: int) -> tuple[str, ...]:
-    """Return the activations that the attributes of a node name: `count` for each direction, or for both alike.
+def _activations(
+    where: str, attributes: dict[str, Any], count: int, directions: int
+) -> tuple[str, ...]:
+    """Return the activations that the attributes of a node name: `count` for each direction, or for
+    both alike.
 
-    The values of alpha and beta belong, in their order, to those functions that take one. Where there are too few
-    values, functions have ONNX's defaults.
+    The values of alpha and beta belong, in their order, to those functions that take one. Where
+    there are too few values, functions have ONNX's defaults.
     """
     names = attributes["activations"]
-    if len(names) not in (count, count * directions):  # counted before any is read, as a file may name very many
-        raise ValueError(f"{where}: activations has {len(names)} names, expected {count * directions}")
+    # counted before any is read, as a file may name very many
+    if len(names) not in (count, count * directions):
+        raise ValueError(
+            f"{where}: activations has {len(names)} names, expected {count * directions}"
+        )
     rest = {key: list(attributes.get(key, ())) for key in ("activation_alpha", "activation_beta")}
     functions = []
     for theirs in names:
         if theirs.lower() not in BY_THEIRS:
             known = ", ".join(FUNCTIONS.values())
-            raise ValueError(f"{where}: activation {shown(theirs)} is unknown, expected one of {known}")
+            raise ValueError(
+                f"{where}: activation {shown(theirs)} is unknown, expected one of {known}"
+            )
         name, defaults = activations.parse(BY_THEIRS[theirs.lower()])
         values = tuple(
-            shortest(some.pop(0)) if some else default for some, default in zip(rest.values(), defaults, strict=False)
+            shortest(some.pop(0)) if some else default
+            for some, default in zip(rest.values(), defaults, strict=False)
         )
         if name == "affine" and values == (1.0, 0.0):
-            name, values = "linear", ()
+            name = "linear"
+            values = ()
         functions.append(activations.canonical(f"{name}({', '.join(map(repr, values))})"))
     for key, surplus in rest.items():
         if surplus:  # which function they belong to would be a guess
-            raise ValueError(f"{where}: {key} has {len(surplus)} values more than {', '.join(names)} take")
+            raise ValueError(
+                f"{where}: {key} has {len(surplus)} values more than {', '.join(names)} take"
+            )
     return tuple(functions)
 
 
 def shortest(value: float) -> float:
-    """Return the shortest decimal that is `value` in float32, the type of attributes: 0.2, not 0.20000000298."""
+    """Return the shortest decimal that is `value` in float32, the type of attributes: 0.2, not
+    0.20000000298.
+    """
     return float(str(np.float32(value)))

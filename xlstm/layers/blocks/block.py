@@ -1,5 +1,7 @@
-"""The bases of residual blocks and of stacks, and feed-forward layers: gated ones, y = (act(x G^T) * (x U^T)) D^T
-(Dauphin et al. 2017; Shazeer 2020), and residual ones, y = act(x H^T) O^T + x R^T (Das et al. 2023)."""
+"""The bases of residual blocks and of stacks, and feed-forward layers: gated ones, y = (act(x G^T)
+* (x U^T)) D^T (Dauphin et al. 2017; Shazeer 2020), and residual ones, y = act(x H^T) O^T + x R^T
+(Das et al. 2023).
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ MULTIPLE = 64  # inner widths are multiples of this
 class Block(SameWidth, SequenceLayer):
     """The base of the blocks of a stack: x' = x + mix(norm(x)); y = x' + ffn(ffn_norm(x')).
 
-    A subclass gives `mix` and `mix_bwd`, and the parts `norm`, `ffn_norm` and `ffn`; the last two may be missing. A
-    block knows how many there are, and which of them it is.
+    A subclass gives `mix` and `mix_bwd`, and the parts `norm`, `ffn_norm` and `ffn`; the last two
+    may be missing. A block knows how many there are, and which of them it is.
     """
 
     size: int
@@ -42,7 +44,9 @@ class Block(SameWidth, SequenceLayer):
         super().__post_init__()
         if self.index >= self.num_blocks:
             where = type(self).__name__
-            raise ValueError(f"{where}: index is {self.index}, expected less than num_blocks, {self.num_blocks}")
+            raise ValueError(
+                f"{where}: index is {self.index}, expected less than num_blocks, {self.num_blocks}"
+            )
 
     @property
     def ffn_rate(self) -> float:
@@ -67,7 +71,9 @@ class Block(SameWidth, SequenceLayer):
         x, end = self.over_time(run, x, state)
         return self.at_each_step(run, x), end, run.kept
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> Derivatives:
         run = Backward(self, span.xp, p, kept, span)
         dy = self.at_each_step_bwd(run, dy)
         du, start = self.mix_bwd(run, dy, dstate)  # (2)
@@ -120,14 +126,18 @@ class Backbone(SameWidth, SequenceLayer):
         return tuple(block.states for block in self.blocks)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        run, ends = Forward(self, span.xp, p, span), []
+        run = Forward(self, span.xp, p, span)
+        ends = []
         for k, start in enumerate(state):
             x, end = run(f"blocks.{k}", x, start)
             ends.append(end)
         return run("norm", x) if "norm" in self.parts else x, tuple(ends), run.kept
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        run, starts = Backward(self, span.xp, p, kept, span), []
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> Derivatives:
+        run = Backward(self, span.xp, p, kept, span)
+        starts = []
         if "norm" in self.parts:
             dy = run("norm", dy)
         for k in range(self.num_blocks - 1, -1, -1):
@@ -137,7 +147,8 @@ class Backbone(SameWidth, SequenceLayer):
 
 
 class GatesOfHeads(Linear):
-    """The pre-activations of the input and the forget gates of N heads, by `W` (2N, I) and `b` (2N,) in this order.
+    """The pre-activations of the input and the forget gates of N heads, by `W` (2N, I) and `b`
+    (2N,) in this order.
 
     At first W is 0, and b is drawn by `initializers.mlstm_bias`.
     """
@@ -153,7 +164,8 @@ class GatesOfHeads(Linear):
 
 
 def widened(where: str, name: str, factor: float, size: int) -> int:
-    """Return an inner width, `factor` times `size` rounded up to a multiple of 64; `name` is that of the factor.
+    """Return an inner width, `factor` times `size` rounded up to a multiple of 64; `name` is that
+    of the factor.
 
     Raises
     ------
@@ -161,8 +173,12 @@ def widened(where: str, name: str, factor: float, size: int) -> int:
         The width is larger than any size may be.
     """
     if factor * size > checks.LARGEST:
-        raise ValueError(f"{where}: {name} is {factor}, expected at most {checks.LARGEST / size:g} for size {size}")
-    return max(MULTIPLE, round_up(factor * size, MULTIPLE))  # for a tiny factor the product rounds to 0
+        raise ValueError(
+            f"{where}: {name} is {factor}, expected at most {checks.LARGEST / size:g} for size"
+            f" {size}"
+        )
+    # for a tiny factor the product rounds to 0
+    return max(MULTIPLE, round_up(factor * size, MULTIPLE))
 
 
 def round_up(size: float, multiple: int) -> int:
@@ -174,15 +190,16 @@ def round_up(size: float, multiple: int) -> int:
 class GatedFeedForward(SameWidth, Module):
     """A gated feed-forward layer: GEGLU with "gelu", SwiGLU with "silu".
 
-    Two products of x are multiplied, which overflows where both are beyond the square root of the dtype's largest
-    number.
+    Two products of x are multiplied, which overflows where both are beyond the square root of the
+    dtype's largest number.
 
     Parameters
     ----------
     size : int
         Width D of x and y.
     hidden_size : int
-        Width U in between. Parameters are `up.W` (2U, D), rows of the gate first, and `down.W` (D, U).
+        Width U in between. Parameters are `up.W` (2U, D), rows of the gate first, and `down.W` (D,
+        U).
     activation : {"gelu", "silu", "relu", "square_relu", "sigmoid", "selu"}
         Activation of the gate.
     bias : bool
@@ -200,7 +217,8 @@ class GatedFeedForward(SameWidth, Module):
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        D, U = self.size, self.hidden_size
+        D = self.size
+        U = self.hidden_size
         narrow = 2 / (self.num_blocks * math.sqrt(D))
         return {
             "up": Linear(D, 2 * U, bias=self.bias, std=math.sqrt(2 / (5 * D))),
@@ -217,20 +235,24 @@ class GatedFeedForward(SameWidth, Module):
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         run = Backward(self, xp, p, kept)
         du = run("down", dy)  # (3)
-        dz, U = xp.empty((*du.shape[:-1], 2 * self.hidden_size), dtype=du.dtype, device=device_of(du)), self.hidden_size
-        arrays, out = (du, kept["gate"], kept["value"], kept["a"]), (dz[..., :U], dz[..., U:])
+        dz = xp.empty((*du.shape[:-1], 2 * self.hidden_size), dtype=du.dtype, device=device_of(du))
+        U = self.hidden_size
+        arrays = (du, kept["gate"], kept["value"], kept["a"])
+        out = (dz[..., :U], dz[..., U:])
         summed(xp, _gated_bwd, *arrays, sums=0, out=out, activation=self.activation)  # (2)
         return run.grads, run("up", dz)  # (1)
 
 
 @dataclass(frozen=True)
 class ResidualFeedForward(Module):
-    """A feed-forward layer beside a linear one: y = output(act(hidden(x))) + residual(x), all three with biases.
+    """A feed-forward layer beside a linear one: y = output(act(hidden(x))) + residual(x), all three
+    with biases.
 
     Parameters
     ----------
     input_size, hidden_size, output_size : int
-        Widths I, U and O. Parameters are `hidden.W` (U, I), `output.W` (O, U), `residual.W` (O, I), and as many `b`.
+        Widths I, U and O. Parameters are `hidden.W` (U, I), `output.W` (O, U), `residual.W` (O, I),
+        and as many `b`.
     activation : {"gelu", "silu", "relu", "square_relu", "sigmoid", "selu"}
     """
 
@@ -242,7 +264,9 @@ class ResidualFeedForward(Module):
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        I, U, O = self.input_size, self.hidden_size, self.output_size  # noqa: E741
+        I = self.input_size  # noqa: E741
+        U = self.hidden_size
+        O = self.output_size  # noqa: E741
         return {"hidden": Linear(I, U), "output": Linear(U, O), "residual": Linear(I, O)}
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
@@ -267,6 +291,8 @@ def _gated(xp: Namespace, gate: Array, value: Array, activation: str) -> tuple[A
     return a, a * value
 
 
-def _gated_bwd(xp: Namespace, du: Array, gate: Array, value: Array, a: Array, activation: str) -> tuple[Array, Array]:
+def _gated_bwd(
+    xp: Namespace, du: Array, gate: Array, value: Array, a: Array, activation: str
+) -> tuple[Array, Array]:
     """Return the gradients of the gate and of the value."""
     return FEED_FORWARD[activation].bwd(xp, du * value, gate, a), du * a

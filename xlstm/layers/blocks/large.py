@@ -12,7 +12,14 @@ from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array
 from xlstm.cells.activations import soft_cap, soft_cap_bwd
-from xlstm.layers.blocks.block import MULTIPLE, Backbone, Block, GatedFeedForward, GatesOfHeads, round_up
+from xlstm.layers.blocks.block import (
+    MULTIPLE,
+    Backbone,
+    Block,
+    GatedFeedForward,
+    GatesOfHeads,
+    round_up,
+)
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import Memory, gated, gated_bwd
 from xlstm.layers.module import Backward, Forward
@@ -24,8 +31,8 @@ from xlstm.layers.sequence import State
 class LargeBlock(Block):
     """An mLSTM and a feed-forward layer, each added to x; `xLSTMLarge` describes the options.
 
-    u = RMSNorm(x); q, k, v, o~, i~ and f~ are maps of u; x' = x + down(sigmoid(o~) norm(mLSTM(q, k, v, cap(i~),
-    cap(f~)))); y = x' + feedforward(RMSNorm(x')). The state is (C, n, m).
+    u = RMSNorm(x); q, k, v, o~, i~ and f~ are maps of u; x' = x + down(sigmoid(o~) norm(mLSTM(q, k,
+    v, cap(i~), cap(f~)))); y = x' + feedforward(RMSNorm(x')). The state is (C, n, m).
     """
 
     _: KW_ONLY
@@ -48,7 +55,9 @@ class LargeBlock(Block):
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        D, N, bias = self.size, self.num_heads, self.bias
+        D = self.size
+        N = self.num_heads
+        bias = self.bias
         norm = RMSNorm(D, eps=self.norm_eps, bias=bias)
         return {
             "norm": norm,
@@ -57,7 +66,9 @@ class LargeBlock(Block):
             "outnorm": MultiHeadNorm(self.v_size, num_heads=N, eps=self.norm_eps, bias=bias),
             "down": Linear(self.v_size, D, bias=bias, std=2 / (self.num_blocks * math.sqrt(D))),
             "ffn_norm": norm,
-            "ffn": GatedFeedForward(D, self.ffn_size, activation="silu", bias=bias, num_blocks=self.num_blocks),
+            "ffn": GatedFeedForward(
+                D, self.ffn_size, activation="silu", bias=bias, num_blocks=self.num_blocks
+            ),
         }
 
     @cached_property
@@ -65,23 +76,35 @@ class LargeBlock(Block):
         return self.memory.states
 
     def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
-        xp, N, K, V = run.xp, self.num_heads, self.qk_size, self.v_size
-        qkvo, gates = run("qkvo", u), run("gates", u)  # (1) (2)
-        q, k, v, o = qkvo[..., :K], qkvo[..., K : 2 * K], qkvo[..., 2 * K : 2 * K + V], qkvo[..., 2 * K + V :]
+        xp = run.xp
+        N = self.num_heads
+        K = self.qk_size
+        V = self.v_size
+        qkvo = run("qkvo", u)
+        gates = run("gates", u)  # (1) (2)
+        q, k, v, o = (
+            qkvo[..., :K],
+            qkvo[..., K : 2 * K],
+            qkvo[..., 2 * K : 2 * K + V],
+            qkvo[..., 2 * K + V :],
+        )
         if self.gate_cap is not None:
             gates = fuse(xp, soft_cap, gates, cap=self.gate_cap)  # (3)
-        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state, run.span)  # (4)
+        # (4)
+        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state, run.span)
         n = run("outnorm", h)  # (5)
         s, sn = fuse(xp, gated, o, n)  # (6)
         run.keep(capped=gates, memory=memory, n=n, s=s)
         return run("down", sn), end  # (7)
 
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
-        xp, kept = run.xp, run.kept
+        xp = run.xp
+        kept = run.kept
         dsn = run("down", dy)  # (7)
         do, dn = fuse(xp, gated_bwd, dsn, kept["s"], kept["n"])  # (6)
         dh = run("outnorm", dn)  # (5)
-        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, run.span)  # (4)
+        # (4)
+        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, run.span)
         dgates = concat(xp, (di, df), -1)
         if self.gate_cap is not None:
             capped = kept["capped"]  # in the place of its argument, too, which is not used
@@ -93,7 +116,8 @@ class LargeBlock(Block):
 
 @dataclass(frozen=True)
 class xLSTMLarge(Backbone):  # noqa: N801
-    """mLSTM blocks with feed-forward layers, as in the 7B model (Beck et al. 2025, xLSTM 7B), then an RMSNorm.
+    """mLSTM blocks with feed-forward layers, as in the 7B model (Beck et al. 2025, xLSTM 7B), then
+    an RMSNorm.
 
     Parameters
     ----------
@@ -108,7 +132,8 @@ class xLSTMLarge(Backbone):  # noqa: N801
     ffn_size : int, optional
         Width of the feed-forward layers, by default 2.6667 D rounded up to a multiple of 64.
     gate_cap : float or None
-        Soft bound of the pre-activations of gates, which become cap tanh(x / cap); None for no bound.
+        Soft bound of the pre-activations of gates, which become cap tanh(x / cap); None for no
+        bound.
     bias : bool
         Whether projections and norms have biases.
     norm_eps : float
@@ -116,8 +141,8 @@ class xLSTMLarge(Backbone):  # noqa: N801
     eps : float
         Number that is added to the denominator of h; the published package has 1e-6.
     chunk_size : int, optional
-        Number of steps that are computed together; the default follows the width of heads. It changes the speed, and
-        results only by rounding.
+        Number of steps that are computed together; the default follows the width of heads. It
+        changes the speed, and results only by rounding.
     post_norm : bool
         Whether there is a norm after the last block.
     post_norm_bias : bool, optional
@@ -142,11 +167,19 @@ class xLSTMLarge(Backbone):  # noqa: N801
     def __post_init__(self) -> None:
         super().__post_init__()
         D = self.size
-        usual = {"qk_size": D // 2, "v_size": D, "ffn_size": round_up(math.floor(2.6667 * D), MULTIPLE)}
+        usual = {
+            "qk_size": D // 2,
+            "v_size": D,
+            "ffn_size": round_up(math.floor(2.6667 * D), MULTIPLE),
+        }
         for name, size in usual.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, checks.size("xLSTMLarge", name, size))
-        checks.heads("xLSTMLarge", self.num_heads, **{name: getattr(self, name) for name in ("qk_size", "v_size")})
+        checks.heads(
+            "xLSTMLarge",
+            self.num_heads,
+            **{name: getattr(self, name) for name in ("qk_size", "v_size")},
+        )
 
     @cached_property
     def blocks(self) -> list[Any]:

@@ -32,11 +32,12 @@ from xlstm.recurrence.packing import Span
 
 @dataclass(frozen=True)
 class mLSTMBlock(Block):  # noqa: N801
-    """A block that projects up, convolves, remembers in matrices, projects down, and adds the result to x.
+    """A block that projects up, convolves, remembers in matrices, projects down, and adds the
+    result to x.
 
-    (a, z) = up(LayerNorm(x)); c = silu(conv(a)); q and k are maps of c and v of a, by blocks; i~ and f~ are maps of
-    [q, k, v]; h = mLSTM(q, k, v, i~, f~); y = x + down((norm(h) + skip c) silu(z)). The state is ((x,), (C, n, m)):
-    that of the convolution, then that of the memories.
+    (a, z) = up(LayerNorm(x)); c = silu(conv(a)); q and k are maps of c and v of a, by blocks; i~
+    and f~ are maps of [q, k, v]; h = mLSTM(q, k, v, i~, f~); y = x + down((norm(h) + skip c)
+    silu(z)). The state is ((x,), (C, n, m)): that of the convolution, then that of the memories.
 
     Parameters
     ----------
@@ -55,12 +56,13 @@ class mLSTMBlock(Block):  # noqa: N801
     eps : float
         Number that is added to the denominator of h; the published package has 1e-6.
     chunk_size : int, optional
-        Number of steps that are computed together; the default follows the width of heads. It changes the speed, and
-        results only by rounding.
+        Number of steps that are computed together; the default follows the width of heads. It
+        changes the speed, and results only by rounding.
     dropout : float
         Rate of dropout of what is added to x.
     num_blocks, index : int
-        The number of blocks in the stack, on which initial weights depend, and the place of this one.
+        The number of blocks in the stack, on which initial weights depend, and the place of this
+        one.
     """
 
     _: KW_ONLY
@@ -90,7 +92,10 @@ class mLSTMBlock(Block):  # noqa: N801
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        D, F, N, std = self.size, self.inner, self.num_heads, self._small
+        D = self.size
+        F = self.inner
+        N = self.num_heads
+        std = self._small
         heads = HeadwiseLinear(F, F // self.qkv_block_size, bias=self.bias, std=std)
         return {
             "norm": LayerNorm(D, residual=True),
@@ -114,27 +119,37 @@ class mLSTMBlock(Block):  # noqa: N801
         return self.parts["conv"].states, self.memory.states
 
     def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
-        xp, F, N = run.xp, self.inner, self.num_heads
+        xp = run.xp
+        F = self.inner
+        N = self.num_heads
         az = run("up", u)  # (2)
         a, z = az[..., :F], az[..., F:]
         c, conv_end = run("conv", a, state[0])  # (3) (4)
         qkv = run.beside("qkv", (c, c, a))
         q, k, v = (qkv[..., j * F : (j + 1) * F] for j in range(3))  # (5)
         gates = run("gates", qkv)  # (6)
-        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state[1], run.span)  # (7)
+        # (7)
+        h, end, memory = self.memory.run(
+            q, k, v, gates[..., :N], gates[..., N:], state[1], run.span
+        )
         n = run("outnorm", h)
-        # On CuPy the backward pass computes s and g again, since to write and read them takes longer.
-        *again, sg = listed(fuse(xp, _skipped, n, run.p["skip"], c, z, keep=not compiles(xp)))  # (8) (9)
+        # On CuPy the backward pass computes s and g again, since to write and read them takes
+        # longer. (8) (9)
+        *again, sg = listed(fuse(xp, _skipped, n, run.p["skip"], c, z, keep=not compiles(xp)))
         run.keep(z=z, c=c, memory=memory, sg=again or [n])
         return run.dropped("mask", run("down", sg), self.dropout), (conv_end, end)  # (10) (11)
 
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
-        xp, F, kept, skip = run.xp, self.inner, run.kept, run.p["skip"]
+        xp = run.xp
+        F = self.inner
+        kept = run.kept
+        skip = run.p["skip"]
         conv_end, end = (None, None) if dstate is None else dstate
         dsg = run("down", run.dropped("mask", dy))  # (11) (10)
         daz = xp.empty((*dy.shape[:-1], 2 * F), dtype=dy.dtype, device=device_of(dy))
         arrays = (dsg, kept["z"], skip, kept["c"], *kept["sg"])
-        _, ds, dc, run.grads["skip"] = summed(xp, _skipped_bwd, *arrays, out=[daz[..., F:]])  # (9) (8)
+        # (9) (8)
+        _, ds, dc, run.grads["skip"] = summed(xp, _skipped_bwd, *arrays, out=[daz[..., F:]])
         dh = run("outnorm", ds)
         (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, end, run.span)  # (7)
         dqkv = run("gates", concat(xp, (di, df), -1))  # (6)
@@ -145,14 +160,17 @@ class mLSTMBlock(Block):  # noqa: N801
 
 
 def _skipped(xp: Namespace, n: Array, skip: Array, c: Array, z: Array, keep: bool = True) -> Any:
-    s, g = n + skip * c, silu(xp, z)  # (8) (9)
+    s = n + skip * c
+    g = silu(xp, z)  # (8) (9)
     return (s, g, s * g) if keep else s * g
 
 
 def _skipped_bwd(
     xp: Namespace, dsg: Array, z: Array, skip: Array, c: Array, *kept: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Return the gradients of z, n, c and the skip weights, the last row by row, from s and g, or else from n."""
+    """Return the gradients of z, n, c and the skip weights, the last row by row, from s and g, or
+    else from n.
+    """
     s, g = kept if len(kept) > 1 else _skipped(xp, kept[0], skip, c, z)[:2]
     ds = dsg * g
     return silu_bwd(xp, dsg * s, z, g), ds, ds * skip, ds * c  # (9) (8)
@@ -162,9 +180,9 @@ def _skipped_bwd(
 class sLSTMBlock(Block):  # noqa: N801
     """A convolution and an sLSTM, then a feed-forward layer; the result of either is added to x.
 
-    u = LayerNorm(x); c = silu(conv(u)); i~ and f~ are maps of c, z~ and o~ of u, by heads; x' = x + norm(sLSTM(i~, f~,
-    z~, o~)); y = x' + feedforward(LayerNorm(x')). The state is ((x,), (h, c, n, m)): that of the convolution, then that
-    of the sLSTM, in which each array is (B, D).
+    u = LayerNorm(x); c = silu(conv(u)); i~ and f~ are maps of c, z~ and o~ of u, by heads; x' = x +
+    norm(sLSTM(i~, f~, z~, o~)); y = x' + feedforward(LayerNorm(x')). The state is ((x,), (h, c, n,
+    m)): that of the convolution, then that of the sLSTM, in which each array is (B, D).
 
     Parameters
     ----------
@@ -173,9 +191,11 @@ class sLSTMBlock(Block):  # noqa: N801
     num_heads : int
         Number N of heads.
     conv_kernel_size : int
-        Number of steps that the convolution sees; with 0 there is none, and i~ and f~ are maps of u.
+        Number of steps that the convolution sees; with 0 there is none, and i~ and f~ are maps of
+        u.
     ffn_proj_factor : float
-        The width of the feed-forward layer is this times D, rounded up to a multiple of 64; with 0 there is none.
+        The width of the feed-forward layer is this times D, rounded up to a multiple of 64; with 0
+        there is none.
     ffn_activation : str
         Activation of the `GatedFeedForward`.
     recurrent_init : {"zeros", "uniform"}
@@ -185,7 +205,8 @@ class sLSTMBlock(Block):  # noqa: N801
     ffn_dropout : float, optional
         Rate of dropout of what the feed-forward layer adds, by default `dropout`.
     num_blocks, index : int
-        The number of blocks in the stack and the place of this one, on which initial forget biases depend.
+        The number of blocks in the stack and the place of this one, on which initial forget biases
+        depend.
     """
 
     _: KW_ONLY
@@ -211,17 +232,22 @@ class sLSTMBlock(Block):  # noqa: N801
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        D, N = self.size, self.num_heads
+        D = self.size
+        N = self.num_heads
         heads = HeadwiseLinear(D, N, std=self._small)
         found: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
         if self.conv_kernel_size:
             found["conv"] = CausalConv(D, self.conv_kernel_size, silu=True)
         found |= dict.fromkeys("ifzo", heads)
-        found["cell"] = Recurrence(D, N, self.recurrent_init, self.index / max(1, self.num_blocks - 1))
+        found["cell"] = Recurrence(
+            D, N, self.recurrent_init, self.index / max(1, self.num_blocks - 1)
+        )
         found["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
         if self.ffn_proj_factor:
             found["ffn_norm"] = LayerNorm(D, residual=True)
-            found["ffn"] = GatedFeedForward(D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks)
+            found["ffn"] = GatedFeedForward(
+                D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks
+            )
         return found
 
     @cached_property
@@ -230,7 +256,8 @@ class sLSTMBlock(Block):  # noqa: N801
         return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
 
     def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
-        c, conv_end = u, ()
+        c = u
+        conv_end = ()
         if self.conv_kernel_size:
             c, conv_end = run("conv", u, state[0])  # (1) (2)
         gates = run.beside("ifzo", (c, c, u, u))  # (3)
@@ -252,7 +279,8 @@ class sLSTMBlock(Block):  # noqa: N801
 
 @dataclass(frozen=True)
 class Recurrence(SequenceLayer):
-    """The sLSTM from the products of x, i f z o, (T, B, 4D); parameters are `Wh` (4, N, K, K) and `b` (4D,).
+    """The sLSTM from the products of x, i f z o, (T, B, 4D); parameters are `Wh` (4, N, K, K) and
+    `b` (4D,).
 
     With `rounded` the products, `Wh` and all states are rounded to bfloat16, which takes float32.
     """
@@ -280,11 +308,15 @@ class Recurrence(SequenceLayer):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        N, K = self.num_heads, self.size // self.num_heads
+        N = self.num_heads
+        K = self.size // self.num_heads
         Wh = {"4": 4, "N": N, "K": K, "K ": K}
         bound = 0.0 if self.recurrent_init == "zeros" else self.size**-0.5
         b = initializers.slstm_bias(N, K, initializers.powerlaw(K, self.depth))
-        return {"Wh": (Wh, initializers.uniform(bound)), "b": ({"4D": 4 * self.size}, lambda rng, shape: b)}
+        return {
+            "Wh": (Wh, initializers.uniform(bound)),
+            "b": ({"4D": 4 * self.size}, lambda rng, shape: b),
+        }
 
     @cached_property
     def states(self) -> State:
@@ -297,11 +329,16 @@ class Recurrence(SequenceLayer):
         return {}
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        xp, packing = span.xp, span.packing
+        xp = span.xp
+        packing = span.packing
         if self.rounded:
             if x.dtype != xp.float32:
-                raise TypeError(f"rounding: arrays are {x.dtype}, expected float32, which is rounded to bfloat16")
-            x, p = slstm.to_bfloat16(xp, x), {**p, "Wh": slstm.to_bfloat16(xp, p["Wh"])}
+                raise TypeError(
+                    f"rounding: arrays are {x.dtype}, expected float32, which is rounded to"
+                    " bfloat16"
+                )
+            x = slstm.to_bfloat16(xp, x)
+            p = {**p, "Wh": slstm.to_bfloat16(xp, p["Wh"])}
         start = packing.sort(xp, [s.T for s in state])
         kept = "all" if span.keep else "nothing"
         step = Step(xp, self.cell, p, Masks())
@@ -312,8 +349,11 @@ class Recurrence(SequenceLayer):
         copies = foreach.copies(xp, ends) if span.keep or not compiles(xp) else ends
         return y, tuple(copies), Pass(packing, False, tape) if span.keep else None
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        xp, packing = span.xp, span.packing
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> Derivatives:
+        xp = span.xp
+        packing = span.packing
         if dstate is None:
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
         ends = packing.sort(xp, [d.T for d in dstate])
@@ -338,7 +378,8 @@ class xLSTMStack(Backbone):  # noqa: N801
         Number of heads of every block.
     conv_kernel_size, proj_factor, qkv_block_size, bias, eps, chunk_size
         Options of `mLSTMBlock`.
-    slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init, ffn_dropout
+    slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init, \
+ffn_dropout
         Options of `sLSTMBlock`; the first two are by default those of mLSTM blocks.
     dropout : float
         Rate of dropout of every block.
@@ -370,7 +411,14 @@ class xLSTMStack(Backbone):  # noqa: N801
         super().__post_init__()
         inside = checks.whole(0, self.num_blocks - 1)
         numbers = set(
-            checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", inside, self.num_blocks)
+            checks.several(
+                "xLSTMStack",
+                "slstm_at",
+                self.slstm_at,
+                "numbers of blocks",
+                inside,
+                self.num_blocks,
+            )
         )
         object.__setattr__(self, "slstm_at", tuple(sorted(numbers)))
         if numbers and self.slstm_num_heads is not None:
@@ -388,7 +436,11 @@ class xLSTMStack(Backbone):  # noqa: N801
         if not is_slstm:
             return self._made(mLSTMBlock, index=k)
         heads = self.num_heads if self.slstm_num_heads is None else self.slstm_num_heads
-        width = self.conv_kernel_size if self.slstm_conv_kernel_size is None else self.slstm_conv_kernel_size
+        width = (
+            self.conv_kernel_size
+            if self.slstm_conv_kernel_size is None
+            else self.slstm_conv_kernel_size
+        )
         return self._made(sLSTMBlock, index=k, num_heads=heads, conv_kernel_size=width)
 
     @property

@@ -1,4 +1,6 @@
-"""Windows over series, for the training of a TiRex: each token of one is to predict the next patch."""
+"""Windows over series, for the training of a TiRex: each token of one is to predict the next
+patch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from xlstm.models.tirex import items, transforms
 from xlstm.models.tirex.items import Item, Rows
 
 Numbers = np.ndarray[Any, Any]
-MODEL = checks.having("patch_size", "context", "scaler", "COVARIATES", expected="a TiRex or a TiRex2")
+MODEL = checks.having(
+    "patch_size", "context", "scaler", "COVARIATES", expected="a TiRex or a TiRex2"
+)
 SIZES = dict.fromkeys(("stride", "horizon"), checks.optional(checks.size))
 
 
@@ -22,19 +26,21 @@ SIZES = dict.fromkeys(("stride", "horizon"), checks.optional(checks.size))
 class PatchWindows:
     """Windows over series, as a TiRex sees them, with the patch after each token as its target.
 
-    A window is measured in units of its own, as for a forecast, and so are its targets. Values that are missing have no
-    target. To teach a horizon of several patches, of some windows the last patches are hidden, as many as chance says;
-    without chance, to judge a model, as many as the horizon has after its first patch.
+    A window is measured in units of its own, as for a forecast, and so are its targets. Values that
+    are missing have no target. To teach a horizon of several patches, of some windows the last
+    patches are hidden, as many as chance says; without chance, to judge a model, as many as the
+    horizon has after its first patch.
 
-    A window of TiRex-2 has all targets and covariates of an item, which see each other as in a forecast. Covariates
-    have no targets. Those that are known in advance are there for the patches that are hidden, and for the one after.
+    A window of TiRex-2 has all targets and covariates of an item, which see each other as in a
+    forecast. Covariates have no targets. Those that are known in advance are there for the patches
+    that are hidden, and for the one after.
 
     Parameters
     ----------
     model : TiRex or TiRex2
     series : array (L,) or (S, L), or list of arrays (L,), or list of Item
-        Each of two values or more; NaN is a missing value. For TiRex-2 also (S, V, L), and (V, L) in a list: items of V
-        targets.
+        Each of two values or more; NaN is a missing value. For TiRex-2 also (S, V, L), and (V, L)
+        in a list: items of V targets.
     horizon : int, optional
         Steps to learn to forecast, by default a patch; less than the context.
     stride : int, optional
@@ -49,7 +55,8 @@ class PatchWindows:
     Raises
     ------
     TypeError, ValueError
-        The series are none, no value may be a target, covariates do not fit, or an argument is out of range.
+        The series are none, no value may be a target, covariates do not fit, or an argument is out
+        of range.
     """
 
     model: Any
@@ -61,7 +68,8 @@ class PatchWindows:
     past: Any = field(default=None, repr=False)
     future: Any = field(default=None, repr=False)
     _items: list[Item] = field(init=False, repr=False, compare=False)
-    _ends: Numbers = field(init=False, repr=False, compare=False)  # (N, 2): a series, and the values before its target
+    # (N, 2): a series, and the values before its target
+    _ends: Numbers = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         where = "PatchWindows"
@@ -70,21 +78,37 @@ class PatchWindows:
         if not (isinstance(series, list) and all(isinstance(one, Item) for one in series)):
             _, series = items.read_items(where, self.model, series, self.past, self.future)
         numbers = [0] * len(series) if self.since is None else self.since
-        since = checks.several(where, "since", numbers, "one number for each series", checks.size_or_0)
+        since = checks.several(
+            where, "since", numbers, "one number for each series", checks.size_or_0
+        )
         if len(since) != len(series):
-            raise ValueError(f"{where}: since has {len(since)} numbers, expected one for each of {len(series)} series")
+            raise ValueError(
+                f"{where}: since has {len(since)} numbers, expected one for each of {len(series)}"
+                " series"
+            )
         if (self.horizon or self.model.patch_size) >= self.model.context:
             expected = f"expected less than {self.model.context}, the context"
             raise ValueError(f"{where}: horizon is {self.horizon}, {expected}")
-        if not any(np.any(~np.isnan(one.target[:, max(1, n) :])) for one, n in zip(series, since, strict=True)):
-            raise ValueError(f"{where}: no series has a value after its first one that may be a target")
-        ends = [(k, end) for k, one in enumerate(series) for end in self._places(one.target.shape[1], since[k])]
+        if not any(
+            np.any(~np.isnan(one.target[:, max(1, n) :]))
+            for one, n in zip(series, since, strict=True)
+        ):
+            raise ValueError(
+                f"{where}: no series has a value after its first one that may be a target"
+            )
+        ends = [
+            (k, end)
+            for k, one in enumerate(series)
+            for end in self._places(one.target.shape[1], since[k])
+        ]
         object.__setattr__(self, "since", since)
         object.__setattr__(self, "_items", series)
         object.__setattr__(self, "_ends", np.array(ends, dtype=np.int64).reshape(-1, 2))
 
     def _places(self, L: int, since: int) -> Sequence[int]:
-        """Return how many values lie before the last patch of each window of a series, the latest first."""
+        """Return how many values lie before the last patch of each window of a series, the latest
+        first.
+        """
         P = self.model.patch_size
         if L < 2:
             return []
@@ -100,29 +124,41 @@ class PatchWindows:
         most = -(-(self.horizon or 1) // self.model.patch_size) - 1
         for start in range(0, len(ends), self.batch_size):
             some = ends[start : start + self.batch_size]
-            hidden = np.full(len(some), most) if rng is None else rng.integers(0, most + 1, len(some))
+            hidden = (
+                np.full(len(some), most) if rng is None else rng.integers(0, most + 1, len(some))
+            )
             yield self._batch(some, hidden)
 
     def _batch(self, ends: Numbers, hidden: Numbers) -> Batch:
-        model, since = self.model, self.since or ()
-        P, width = model.patch_size, model.context + model.patch_size  # with the patch after the last one that is seen
-        parts, later = [], []
+        model = self.model
+        since = self.since or ()
+        P = model.patch_size
+        width = model.context + model.patch_size  # with the patch after the last one that is seen
+        parts = []
+        later = []
         for (k, end), n in zip(ends, hidden, strict=True):
-            item, visible = self._items[k], max(1, end - n * P)
+            item = self._items[k]
+            visible = max(1, end - n * P)
             ahead = end + P - visible
             parts.append(Rows.of(item.until(visible, model.context), ahead, ahead, width - ahead))
             y = np.full(parts[-1].x.shape, np.nan)
-            for row, target in zip(y, item.target, strict=False):  # rows of covariates have no targets
+            # rows of covariates have no targets
+            for row, target in zip(y, item.target, strict=False):
                 row[:] = transforms.last(target[: end + P], width, max(0, end + P - len(target)))
             y[:, : max(0, since[k] - end + model.context)] = np.nan
             later.append(y)
-        rows, y = Rows.joined(parts), np.concatenate(later)
+        rows = Rows.joined(parts)
+        y = np.concatenate(later)
         units = model.scaler.units(rows.x)
         tokens = transforms.tokens(model.scaler.scaled(rows.x, units), P)  # (R, T + 1, 2P)
         target = model.scaler.scaled(y, units).reshape(len(y), -1, P)
-        target = np.concatenate((target[:, 1:], np.full_like(target[:, :1], np.nan)), axis=1)  # that after each token
+        # that after each token
+        target = np.concatenate((target[:, 1:], np.full_like(target[:, :1], np.nan)), axis=1)
         if not np.any(rows.known):  # nothing is to be seen in the last token
-            tokens, target = tokens[:, :-1], target[:, :-1]
+            tokens = tokens[:, :-1]
+            target = target[:, :-1]
         counted = ~np.isnan(target)
-        x, target, mask = (a.swapaxes(0, 1) for a in (tokens, np.where(counted, target, 0.0), counted))
+        x, target, mask = (
+            a.swapaxes(0, 1) for a in (tokens, np.where(counted, target, 0.0), counted)
+        )
         return Batch(x, target, mask, True, options=rows.marks if len(rows.x) > len(ends) else None)

@@ -1,4 +1,6 @@
-"""Series as users give them, arrays or tables, as the rows that a TiRex sees, and forecasts in the same kind."""
+"""Series as users give them, arrays or tables, as the rows that a TiRex sees, and forecasts in the
+same kind.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,18 @@ from xlstm.data.panels import Covariates, Given, Roles, TimeSeries, read_series
 from xlstm.models.tirex import transforms
 from xlstm.models.tirex.transforms import Mask
 
-FORMS = {1: "(L,), (B, L), or a list of (L,)", 2: "(L,), (B, L), (B, V, L), or a list of (L,) or (V, L)"}
+FORMS = {
+    1: "(L,), (B, L), or a list of (L,)",
+    2: "(L,), (B, L), (B, V, L), or a list of (L,) or (V, L)",
+}
 MEDIAN = (0.5,)
 COPIED = 1 << 23  # values of series that are copied at once
 
 
 class HorizonWarning(RuntimeWarning):
-    """A forecast reaches further than the model was trained for, or than it sees values of the series."""
+    """A forecast reaches further than the model was trained for, or than it sees values of the
+    series.
+    """
 
 
 class Forecast(NamedTuple):
@@ -34,8 +41,8 @@ class Forecast(NamedTuple):
     Attributes
     ----------
     quantiles : array (..., H, Q), list of arrays, or table
-        The axes are those of the series, with those of the forecast in the place of the time. It is a list where series
-        of several targets differ in their number.
+        The axes are those of the series, with those of the forecast in the place of the time. It is
+        a list where series of several targets differ in their number.
     mean : array (..., H), list of arrays, or table
         The median, which the published packages call so.
     levels : tuple of Q floats
@@ -48,27 +55,42 @@ class Forecast(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Series of one call as rows (V, L), the axes that each came with, and whether one came without a list."""
+    """Series of one call as rows (V, L), the axes that each came with, and whether one came without
+    a list.
+    """
 
     rows: list[Values]
     axes: list[int]
     single: bool
 
-    def forecast(self, q: Sequence[Values], trained: Sequence[float], levels: tuple[float, ...]) -> Forecast:
-        """Return quantiles (V, H, Q) of trained levels for each series as a forecast of other levels."""
+    def forecast(
+        self, q: Sequence[Values], trained: Sequence[float], levels: tuple[float, ...]
+    ) -> Forecast:
+        """Return quantiles (V, H, Q) of trained levels for each series as a forecast of other
+        levels.
+        """
         median = [transforms.between(one, trained, MEDIAN)[..., 0] for one in q]
-        return Forecast(self._like([transforms.between(one, trained, levels) for one in q]), self._like(median), levels)
+        return Forecast(
+            self._like([transforms.between(one, trained, levels) for one in q]),
+            self._like(median),
+            levels,
+        )
 
     def _like(self, results: Sequence[Values]) -> Any:
-        """Return results (V, ...) of each series in the layout of the series: an array, or a list where they differ."""
-        shaped = [one[0] if axes == 1 else one for one, axes in zip(results, self.axes, strict=True)]
+        """Return results (V, ...) of each series in the layout of the series: an array, or a list
+        where they differ.
+        """
+        shaped = [
+            one[0] if axes == 1 else one for one, axes in zip(results, self.axes, strict=True)
+        ]
         if self.single:
             return shaped[0]
         return np.stack(shaped) if len({one.shape for one in shaped}) == 1 else shaped
 
 
 def read_arrays(where: str, series: Any, most: int, name: str = "series") -> Series:
-    """Return one series, or several, each of at most so many axes, 1 or 2; `name` is that of the argument.
+    """Return one series, or several, each of at most so many axes, 1 or 2; `name` is that of the
+    argument.
 
     Raises
     ------
@@ -93,13 +115,17 @@ def read_arrays(where: str, series: Any, most: int, name: str = "series") -> Ser
 
 
 def _numbers(where: str, name: str, given: Any, expected: str) -> Values:
-    """Return numbers of any kind as float64 on the host, NaN for those that are missing or masked."""
+    """Return numbers of any kind as float64 on the host, NaN for those that are missing or
+    masked.
+    """
     if frames.has_columns(given):
         advice = "forecast takes one table, with series_id for several series"
         raise TypeError(f"{where}: {name} is a table, expected {expected}; {advice}")
     if checks.is_masked(given):
         given = np.where(np.ma.getmaskarray(given), np.nan, np.ma.getdata(given))
-    elsewhere = not isinstance(given, np.ndarray) and (hasattr(given, "__dlpack__") or is_foreign(given))
+    elsewhere = not isinstance(given, np.ndarray) and (
+        hasattr(given, "__dlpack__") or is_foreign(given)
+    )
     array = checks.host(where, name, to_numpy(given) if elsewhere else given, expected)
     try:
         if array.dtype.kind not in "fiubO" or not array.ndim:
@@ -108,14 +134,18 @@ def _numbers(where: str, name: str, given: Any, expected: str) -> Values:
     except (TypeError, ValueError, OverflowError):
         if frames.is_table(given):  # a column with missing values of its library's own kind
             return frames.table_of(f"{where}: {name}", given).values[:, 0]
-        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected numbers {expected}") from None
+        raise TypeError(
+            f"{where}: {name} is {checks.shown(given)}, expected numbers {expected}"
+        ) from None
 
 
 def _row(where: str, name: str, array: Values, most: int) -> Values:
     """Return a series as (V, L), with NaN for infinity."""
     if array.ndim > most or 0 in array.shape:
         expected = "(L,)" if most == 1 else "(L,) or (V, L)"
-        raise ValueError(f"{where}: {name} has shape {array.shape}, expected {expected}, of one value or more")
+        raise ValueError(
+            f"{where}: {name} has shape {array.shape}, expected {expected}, of one value or more"
+        )
     array = np.where(np.isinf(array), np.nan, array)
     beyond = np.argwhere(np.abs(array) > LARGEST)
     if len(beyond):
@@ -126,14 +156,18 @@ def _row(where: str, name: str, array: Values, most: int) -> Values:
 
 
 class Item(NamedTuple):
-    """Series that are forecast together: targets (V, L), past covariates (P, L), and those known later (F, L + H)."""
+    """Series that are forecast together: targets (V, L), past covariates (P, L), and those known
+    later (F, L + H).
+    """
 
     target: Values
     past: Values
     future: Values
 
     def until(self, end: int, most: int | None = None) -> Item:
-        """Return the last `most` steps of the item, or all, as it was before step `end`, with what is known later."""
+        """Return the last `most` steps of the item, or all, as it was before step `end`, with what
+        is known later.
+        """
         start = 0 if most is None else max(0, end - most)
         return Item(self.target[:, start:end], self.past[:, start:end], self.future[:, start:])
 
@@ -141,28 +175,37 @@ class Item(NamedTuple):
 def read_items(
     where: str, model: Any, series: Any, past: Any = None, future: Any = None, horizon: int = 0
 ) -> tuple[Series, list[Item]]:
-    """Return targets as they were given, and each with its covariates; those of TiRex-1 are single series.
+    """Return targets as they were given, and each with its covariates; those of TiRex-1 are single
+    series.
 
     Raises
     ------
     TypeError, ValueError
-        The series are none, or covariates are not as long as they have to be, or the model takes none.
+        The series are none, or covariates are not as long as they have to be, or the model takes
+        none.
     """
     read = read_arrays(where, series, 2 if model.COVARIATES else 1)
     for name, given in (("past", past), ("future", future)):
         if given is not None and not model.COVARIATES:
             expected = "expected None: TiRex takes no covariates, TiRex2 does"
             raise ValueError(f"{where}: {name} is {checks.shown(given)}, {expected}")
-    before, later = _covariates(where, "past", past, read), _covariates(where, "future", future, read)
+    before = _covariates(where, "past", past, read)
+    later = _covariates(where, "future", future, read)
     items = [Item(*parts) for parts in zip(read.rows, before, later, strict=True)]
     for k, item in enumerate(items):
-        L, entry = item.target.shape[1], "" if read.single else f"[{k}]"
-        steps, known = item.past.shape[1], item.future.shape[1]
+        L = item.target.shape[1]
+        entry = "" if read.single else f"[{k}]"
+        steps = item.past.shape[1]
+        known = item.future.shape[1]
         if steps != L:
-            raise ValueError(f"{where}: past{entry} has {steps} steps, expected {L}, as many as the series")
+            raise ValueError(
+                f"{where}: past{entry} has {steps} steps, expected {L}, as many as the series"
+            )
         if len(item.future) and known < L + horizon:
             those = "those of the series and of the horizon" if horizon else "those of the series"
-            raise ValueError(f"{where}: future{entry} has {known} steps, expected {L + horizon} or more, {those}")
+            raise ValueError(
+                f"{where}: future{entry} has {known} steps, expected {L + horizon} or more, {those}"
+            )
     return read, items
 
 
@@ -171,19 +214,29 @@ def _covariates(where: str, name: str, given: Any, series: Series) -> list[Value
     count = len(series.rows)
     each: Any = [given] * count if given is None or series.single else given
     if not isinstance(each, list | tuple) and not (hasattr(each, "shape") and len(each.shape) > 1):
-        raise TypeError(f"{where}: {name} is {checks.shown(each)}, expected one entry for each of {count} series")
+        raise TypeError(
+            f"{where}: {name} is {checks.shown(each)}, expected one entry for each of {count}"
+            " series"
+        )
     if len(each) != count:
-        raise ValueError(f"{where}: {name} has {len(each)} entries, expected one for each of {count} series")
+        raise ValueError(
+            f"{where}: {name} has {len(each)} entries, expected one for each of {count} series"
+        )
     found = []
     for k, (one, row) in enumerate(zip(each, series.rows, strict=True)):
         entry = name if series.single else f"{name}[{k}]"
         none = np.empty((0, row.shape[1]))
-        found.append(none if one is None else _row(where, entry, _numbers(where, entry, one, "(N,) or (K, N)"), 2))
+        found.append(
+            none
+            if one is None
+            else _row(where, entry, _numbers(where, entry, one, "(N,) or (K, N)"), 2)
+        )
     return found
 
 
 class Rows(NamedTuple):
-    """The rows of items: targets, past and future covariates of the first, then those of the second, and so on.
+    """The rows of items: targets, past and future covariates of the first, then those of the
+    second, and so on.
 
     Attributes
     ----------
@@ -219,8 +272,12 @@ class Rows(NamedTuple):
         width = context + ahead
         x = [transforms.last(row, width, ahead) for row in (*item.target, *item.past)]
         end = item.target.shape[1] + horizon
-        x += [transforms.last(row[:end], width, ahead - horizon + max(0, end - len(row))) for row in item.future]
-        windows, targets = np.stack(x), np.arange(len(x)) < len(item.target)
+        x += [
+            transforms.last(row[:end], width, ahead - horizon + max(0, end - len(row)))
+            for row in item.future
+        ]
+        windows = np.stack(x)
+        targets = np.arange(len(x)) < len(item.target)
         known = ~targets & np.any(~np.isnan(windows[:, context:]), axis=1)
         return cls(windows, targets, known, np.zeros(len(x), np.int64))
 
@@ -228,7 +285,9 @@ class Rows(NamedTuple):
     def joined(cls, parts: Sequence[Rows]) -> Rows:
         """Return the rows of several items, each in a group of its own."""
         whole = cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        return whole._replace(groups=np.repeat(np.arange(len(parts)), [len(part.x) for part in parts]))
+        return whole._replace(
+            groups=np.repeat(np.arange(len(parts)), [len(part.x) for part in parts])
+        )
 
     @property
     def marks(self) -> dict[str, Any]:
@@ -237,12 +296,16 @@ class Rows(NamedTuple):
 
 
 def is_table(where: str, name: str, series: Any, **names: Any) -> bool:
-    """Return whether an argument is a table; raise ValueError where it is not, and one of `names` is there for it."""
+    """Return whether an argument is a table; raise ValueError where it is not, and one of `names`
+    is there for it.
+    """
     if frames.has_columns(series):
         return True
     for other, given in names.items():
         if given is not None:
-            raise ValueError(f"{where}: {other} is {checks.shown(given)}, expected None, as {name} is no table")
+            raise ValueError(
+                f"{where}: {other} is {checks.shown(given)}, expected None, as {name} is no table"
+            )
     return False
 
 
@@ -256,12 +319,14 @@ def read_table(
     fitted: Sequence[str] = (),
     later: str = "future",
 ) -> tuple[Given, list[TimeSeries]]:
-    """Return series as they were given and as time series, with `steps` rows ahead; see `data.panels.given`.
+    """Return series as they were given and as time series, with `steps` rows ahead; see
+    `data.panels.given`.
 
     Raises
     ------
     ValueError, TypeError
-        As of `data.panels.given` and `data.panels.read_series`, or covariates are not those that the model takes.
+        As of `data.panels.given` and `data.panels.read_series`, or covariates are not those that
+        the model takes.
     """
     given = panels.given(where, table, covariates, roles, fitted, later)
     series = read_series(where, given.values, given.covariates, steps, False, gaps=True)
@@ -271,7 +336,9 @@ def read_table(
         columns = one.past.shape[1] + one.future.shape[1]
         if columns and not model.COVARIATES:
             problem = f"past and future have {columns} columns"
-            raise ValueError(f"{where}: {problem}, expected none: TiRex takes no covariates, TiRex2 does")
+            raise ValueError(
+                f"{where}: {problem}, expected none: TiRex takes no covariates, TiRex2 does"
+            )
         more = len(one.future) - len(one.values)
         if one.future.shape[1] and more < steps:
             owner = f"series {checks.shown(given.labels[k])}" if given.id_name else "the series"
@@ -280,7 +347,8 @@ def read_table(
 
 
 def arguments(model: Any, ends: Sequence[tuple[TimeSeries, int]], steps: int = 0) -> dict[str, Any]:
-    """Return series, past and future, as `forecast` takes them, of the first rows of each and `steps` later ones.
+    """Return series, past and future, as `forecast` takes them, of the first rows of each and
+    `steps` later ones.
 
     Those of a model without covariates are the targets, each by itself.
     """
@@ -291,14 +359,20 @@ def arguments(model: Any, ends: Sequence[tuple[TimeSeries, int]], steps: int = 0
         "series": [one.values[:end].T for one, end in ends],
         "past": [one.past[:end].T if one.past.size else None for one, end in ends],
         "future": [
-            np.pad(one.future.T, ((0, 0), (0, n)), constant_values=np.nan) if one.future.size else None
+            (
+                np.pad(one.future.T, ((0, 0), (0, n)), constant_values=np.nan)
+                if one.future.size
+                else None
+            )
             for (one, _), n in zip(ends, more, strict=True)
         ],
     }
 
 
 class Pretrained(NamedTuple):
-    """A TiRex with its parameters, and the keywords of its forecasts of tables and of time series."""
+    """A TiRex with its parameters, and the keywords of its forecasts of tables and of time
+    series.
+    """
 
     model: Any
     params: Params
@@ -311,30 +385,53 @@ class Pretrained(NamedTuple):
         named = given.like(list(q), series, [f" {level:g}" for level in levels])
         return Forecast(named, given.like(list(median), series), levels)
 
-    def forecast(self, series: TimeSeries, origins: Sequence[int], steps: int) -> tuple[Values, Values]:
-        """Return the median (M, H, C) and quantiles (M, H, C, Q) after the rows before each origin."""
+    def forecast(
+        self, series: TimeSeries, origins: Sequence[int], steps: int
+    ) -> tuple[Values, Values]:
+        """Return the median (M, H, C) and quantiles (M, H, C, Q) after the rows before each
+        origin.
+        """
         n = max(1, COPIED // series.values.size)
-        parts = [self._at([(series, end) for end in origins[k : k + n]], steps) for k in range(0, len(origins), n)]
+        parts = [
+            self._at([(series, end) for end in origins[k : k + n]], steps)
+            for k in range(0, len(origins), n)
+        ]
         median, q = (np.concatenate(part) for part in zip(*parts, strict=True))
         return median, q
 
     def _at(self, ends: Sequence[tuple[TimeSeries, int]], steps: int) -> tuple[Values, Values]:
-        """Return the median (M, H, C) and quantiles (M, H, C, Q) after the first rows of each series."""
-        found = self.model.forecast(self.params, horizon=steps, **arguments(self.model, ends, steps), **self.options)
+        """Return the median (M, H, C) and quantiles (M, H, C, Q) after the first rows of each
+        series.
+        """
+        found = self.model.forecast(
+            self.params, horizon=steps, **arguments(self.model, ends, steps), **self.options
+        )
         shape = (len(ends), -1, steps, len(found.levels))
-        return found.mean.reshape(shape[:3]).swapaxes(1, 2), found.quantiles.reshape(shape).swapaxes(1, 2)
+        return found.mean.reshape(shape[:3]).swapaxes(1, 2), found.quantiles.reshape(
+            shape
+        ).swapaxes(1, 2)
 
 
 def forecast_table(
-    model: Any, params: Params, table: Any, horizon: int, roles: Roles, later: Any, quantiles: Any, **options: Any
+    model: Any,
+    params: Params,
+    table: Any,
+    horizon: int,
+    roles: Roles,
+    later: Any,
+    quantiles: Any,
+    **options: Any,
 ) -> Forecast:
     """Run `forecast` of a model, which describes the arguments, on a table."""
     where = type(model).__name__
-    horizon, roles = checks.size(where, "horizon", horizon), roles.checked(where)
+    horizon = checks.size(where, "horizon", horizon)
+    roles = roles.checked(where)
     levels = transforms.levels_of(where, quantiles, model.quantiles)
     if not (frames.has_columns(later) if roles.future else later is None):
         ahead = f"a table with the {horizon} rows ahead of the columns of future"
         expected = ahead if roles.future else "None, as future names no column"
         raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
-    given, series = read_table(where, model, table, Covariates(future=later), roles, horizon, later="later")
+    given, series = read_table(
+        where, model, table, Covariates(future=later), roles, horizon, later="later"
+    )
     return Pretrained(model, params, {**options, "quantiles": levels}).after(given, series, horizon)

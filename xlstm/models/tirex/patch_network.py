@@ -1,4 +1,6 @@
-"""The network that both versions of TiRex share: patches of a series in, quantiles of the next patch out."""
+"""The network that both versions of TiRex share: patches of a series in, quantiles of the next
+patch out.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 class PatchNetwork(Backbone):
     """The base of both models: a residual layer, blocks, an RMSNorm and a residual layer.
 
-    A token is a patch of P values, zero where one is missing, and P marks, 1 where a value is present and 0 where not.
-    y of token t are Q quantiles of each value of patch t + 1.
+    A token is a patch of P values, zero where one is missing, and P marks, 1 where a value is
+    present and 0 where not. y of token t are Q quantiles of each value of patch t + 1.
     """
 
     if TYPE_CHECKING:
@@ -42,7 +44,9 @@ class PatchNetwork(Backbone):
         ffn_proj_factor: float
 
     CHECKS: ClassVar[dict[str, Any]] = {
-        **dict.fromkeys(("patch_size", "input_ff_size", "output_ff_size", "context", "horizon"), checks.size),
+        **dict.fromkeys(
+            ("patch_size", "input_ff_size", "output_ff_size", "context", "horizon"), checks.size
+        ),
         "quantiles": checks.rising(1),
         "ffn_proj_factor": checks.above_0,
         "rounding": checks.optional(checks.choice(["bfloat16"])),
@@ -79,15 +83,21 @@ class PatchNetwork(Backbone):
 
     @property
     def _ffn_size(self) -> int:
-        """Width of the feed-forward layers of the blocks; it raises ValueError where it is 0 or too large."""
+        """Width of the feed-forward layers of the blocks; it raises ValueError where it is 0 or too
+        large.
+        """
         size = round_up(math.floor(self.ffn_proj_factor * self.size), MULTIPLE)
         return int(checks.size(type(self).__name__, "ffn_proj_factor * size", size))
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        D, U, options = self.size, self.input_ff_size, {"activation": getattr(self, "activation", "relu")}
+        D = self.size
+        U = self.input_ff_size
+        options = {"activation": getattr(self, "activation", "relu")}
         first = ResidualFeedForward(self.input_size, U, D, **options)
-        last = ResidualFeedForward(D, getattr(self, "output_ff_size", U), self.output_size, **options)
+        last = ResidualFeedForward(
+            D, getattr(self, "output_ff_size", U), self.output_size, **options
+        )
         return {"input": first, **super().parts, "output": last}
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
@@ -95,15 +105,20 @@ class PatchNetwork(Backbone):
         h, end, kept = super().scan(p, run("input", x), state, span)
         return self._parted(span.xp, run("output", h)), end, run.kept | kept
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> Derivatives:
         run = Backward(self, span.xp, p, kept, span)
         dh = run("output", span.xp.reshape(dy, (span.T, span.B, self.output_size)))
         found, dh, start = super().scan_bwd(p, kept, dh, dstate, span)
         dx = run("input", dh)
         return found | run.grads, dx, start
 
-    def hidden(self, params: Params, tokens: Array, state: Any = None, **rows: Any) -> tuple[list[Array], State]:
-        """Run for inference without the layers after the last block, and return the output of every block.
+    def hidden(
+        self, params: Params, tokens: Array, state: Any = None, **rows: Any
+    ) -> tuple[list[Array], State]:
+        """Run for inference without the layers after the last block, and return the output of every
+        block.
 
         Parameters
         ----------
@@ -119,8 +134,11 @@ class PatchNetwork(Backbone):
             The input of the first block, and the output of each block.
         state : tuple
         """
-        params, x, start, span = self.begin(params, tokens, state, groups=self._groups(tokens, **rows))
-        run, ends = Forward(self, span.xp, params, span), []
+        params, x, start, span = self.begin(
+            params, tokens, state, groups=self._groups(tokens, **rows)
+        )
+        run = Forward(self, span.xp, params, span)
+        ends = []
         levels = [run("input", x)]
         for k in range(self.num_blocks):
             h, end = run(f"blocks.{k}", levels[-1], start[k])
@@ -143,15 +161,17 @@ class PatchNetwork(Backbone):
     def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
         """Return the embeddings of series, as features for other models.
 
-        The outputs of each block, after the tokens that hold values of a series, are averaged over these tokens and
-        divided by their norm; all blocks and variates of a series lie side by side, with mean 0 and variance 1. So the
-        published package of TiRex-1 makes the features of its classifiers.
+        The outputs of each block, after the tokens that hold values of a series, are averaged over
+        these tokens and divided by their norm; all blocks and variates of a series lie side by
+        side, with mean 0 and variance 1. So the published package of TiRex-1 makes the features of
+        its classifiers.
 
         Parameters
         ----------
         params : dict of str to array
         series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L)
-            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count.
+            Each variate is by itself. NaN is a missing value; of a longer series the last `context`
+            values count.
         batch_size : int
             Rows that the network sees at once, at most.
 
@@ -221,14 +241,16 @@ class PatchNetwork(Backbone):
         params : dict of str to array
             They are not changed.
         series : array (L,) or (S, L), or list of arrays (L,)
-            As for `forecast`, also of items (V, L) of several targets for TiRex-2. Each series or item is by itself.
+            As for `forecast`, also of items (V, L) of several targets for TiRex-2. Each series or
+            item is by itself.
         past, future : array, or list, optional
-            Covariates of TiRex-2, as for its `forecast`; `future` may end with the series. The targets and covariates
-            of an item see each other as in a forecast.
+            Covariates of TiRex-2, as for its `forecast`; `future` may end with the series. The
+            targets and covariates of an item see each other as in a forecast.
         weights : {"all", "head", "adapters"}
-            Which are trained: all parameters, the layer after the last block, or low-rank changes of all matrices,
-            which are `training.LowRank`. Those of TiRex-2 that these data do not use have no gradient and stay: variate
-            mixers without an item of two rows or more, and `combination` without covariates that are known in advance.
+            Which are trained: all parameters, the layer after the last block, or low-rank changes
+            of all matrices, which are `training.LowRank`. Those of TiRex-2 that these data do not
+            use have no gradient and stay: variate mixers without an item of two rows or more, and
+            `combination` without covariates that are known in advance.
         horizon : int, optional
             Steps to learn to forecast, by default a patch; see `PatchWindows`.
         rank : int
@@ -242,11 +264,12 @@ class PatchNetwork(Backbone):
         stride : int, optional
             Values from the end of a window to that of the next, by default a patch.
         validation_fraction : float
-            The share of each series, at its end, that is not trained on: the parameters are those of the epoch with the
-            least loss there. With 0 they are the last ones.
+            The share of each series, at its end, that is not trained on: the parameters are those
+            of the epoch with the least loss there. With 0 they are the last ones.
         seed : int
         **options
-            Further arguments of `training.train`, such as `patience`, `clip`, `callbacks` and `checkpoints`.
+            Further arguments of `training.train`, such as `patience`, `clip`, `callbacks` and
+            `checkpoints`.
 
         Returns
         -------
@@ -277,12 +300,16 @@ class PatchNetwork(Backbone):
         options |= {"epochs": epochs, "validation": later, "seed": seed}
         if weights != "adapters":
             return train(self, params, data, optimizer, **options)
-        adapters = LowRank(self, params, rank, names=[name for name in params if name.endswith((".W", ".Wh"))])
+        adapters = LowRank(
+            self, params, rank, names=[name for name in params if name.endswith((".W", ".Wh"))]
+        )
         trained = train(adapters, adapters.init(seed), data, optimizer, **options)
         return dataclasses.replace(trained, params=adapters.merged(trained.params))
 
     def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
-        """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
+        """Return an object that takes new values of series and forecasts after any of them; see
+        `Stream`.
+        """
         return Stream(self, params, series, renew)
 
     def _groups(self, x: Array) -> Groups | None:
@@ -321,7 +348,8 @@ class PatchNetwork(Backbone):
             As for `forward`.
         """
         params, x, start, span = self.begin(params, x, state, groups=groups)
-        run, top = Forward(self, span.xp, params, span), self.num_blocks - 1
+        run = Forward(self, span.xp, params, span)
+        top = self.num_blocks - 1
         h = run("input", x)
         for k in range(top):
             h, _ = run(f"blocks.{k}", h, start[k])

@@ -1,7 +1,8 @@
-"""The network of a TiRex over windows of many series: in batches, from states that are computed once, where it matters.
+"""The network of a TiRex over windows of many series: in batches, from states that are computed
+once, where it matters.
 
-Tokens without any value lead every series to the same states. So the network need not see them again: a batch starts
-from the state after as many of them as all of its rows begin with.
+Tokens without any value lead every series to the same states. So the network need not see them
+again: a batch starts from the state after as many of them as all of its rows begin with.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from xlstm.models.tirex import transforms
 from xlstm.models.tirex.items import Item, Rows
 from xlstm.models.tirex.variates import Groups
 
-# Rows at once by default: with 4 a CPU takes 1.2 times as long, and 30 to 45 MB less; with 32 hardly less time.
-FEW, MANY = 16, 512
-# A call takes the time of its steps of rows, and of so many more: measured at the published sizes, 44 and 63.
+# Rows at once by default: with 4 a CPU takes 1.2 times as long, and 30 to 45 MB less; with 32
+# hardly less time.
+FEW = 16
+MANY = 512
+# A call takes the time of its steps of rows, and of so many more: measured at the published sizes,
+# 44 and 63.
 CALL = 50
 TINY = 1e-30  # a block's vector of zeros is divided by it
 
@@ -31,14 +35,16 @@ TINY = 1e-30  # a block's vector of zeros is divided by it
 class PrefixStateCache:
     """States of a network after tokens without any value, each computed once.
 
-    They hold as long as the parameters do: one object is for parameters that nobody changes in place.
+    They hold as long as the parameters do: one object is for parameters that nobody changes in
+    place.
 
     Parameters
     ----------
     model : TiRex or TiRex2
     params : dict of str to array
     kept : bool
-        Whether the object is there for several calls, so that it pays to compute states for a few rows, too.
+        Whether the object is there for several calls, so that it pays to compute states for a few
+        rows, too.
 
     Attributes
     ----------
@@ -48,13 +54,19 @@ class PrefixStateCache:
 
     def __init__(self, model: Any, params: Params, kept: bool = True) -> None:
         model.namespace(params, {})  # checks them
-        self.model, self.params, self.kept = model, params, kept
+        self.model = model
+        self.params = params
+        self.kept = kept
         self.like = next(iter(params.values()))
         self._states: dict[bool, dict[int, State]] = {False: {}, True: {}}
 
     @classmethod
-    def of(cls, where: str, model: Any, params: Params, cache: PrefixStateCache | None) -> PrefixStateCache:
-        """Return the given object, if there is one for this model and these parameters, or a new one."""
+    def of(
+        cls, where: str, model: Any, params: Params, cache: PrefixStateCache | None
+    ) -> PrefixStateCache:
+        """Return the given object, if there is one for this model and these parameters, or a new
+        one.
+        """
         if cache is None:
             return cls(model, params, kept=False)
         checks.instance(cls, "a PrefixStateCache")(where, "starts", cache)
@@ -68,10 +80,13 @@ class PrefixStateCache:
         return FEW if "cpu" in str(device_of(self.like)).lower() else MANY
 
     def after(self, count: int, rows: int, grouped: bool = False) -> State | None:
-        """Return the state of `rows` rows after `count` tokens; `grouped` ones are rows of groups of two or more."""
+        """Return the state of `rows` rows after `count` tokens; `grouped` ones are rows of groups
+        of two or more.
+        """
         if count == 0:
             return None
-        states, R = self._states[grouped], 1 + grouped
+        states = self._states[grouped]
+        R = 1 + grouped
         if count not in states:
             before = max((n for n in states if n < count), default=0)
             tokens = like(np.zeros((R, count - before, self.model.input_size)), self.like)
@@ -83,7 +98,8 @@ class PrefixStateCache:
     def batches(
         self, leads: Sequence[int], sizes: Sequence[int], batch_size: int, grouped: bool = False
     ) -> Iterator[tuple[list[int], int]]:
-        """Yield the numbers of entries to run together, and the tokens that are left out at their beginning.
+        """Yield the numbers of entries to run together, and the tokens that are left out at their
+        beginning.
 
         Parameters
         ----------
@@ -103,7 +119,8 @@ class PrefixStateCache:
             batches[-1].append(k)
             room -= sizes[k]
         for batch in batches:
-            lead, rows = int(leads[batch[0]]), sum(sizes[k] for k in batch)
+            lead = int(leads[batch[0]])
+            rows = sum(sizes[k] for k in batch)
             pays = self.kept or lead in self._states[grouped] or lead * rows > CALL + lead
             yield batch, lead if pays else 0
 
@@ -146,8 +163,12 @@ def predict(
         Patches that are predicted from one window, at most; a later window has so many values less.
     """
     model: Any = cache.model
-    P, scaler = model.patch_size, model.scaler
-    batch_size = checks.optional(checks.size)(type(model).__name__, "batch_size", batch_size) or cache.batch_size
+    P = model.patch_size
+    scaler = model.scaler
+    batch_size = (
+        checks.optional(checks.size)(type(model).__name__, "batch_size", batch_size)
+        or cache.batch_size
+    )
     context += -context % P
     first = context // P - 1  # the token whose output is the first of the patches
     counts = [-(-n // P) for n in steps]
@@ -159,7 +180,8 @@ def predict(
         k, done = windows[window]
         return Rows.of(given[k], steps[k], ahead + done * P, context - done * P)
 
-    kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}  # of each its number, its lead and its rows
+    # of each its number, its lead and its rows
+    kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}
     for k in range(len(windows)):
         rows = rows_of(k)
         known = bool(np.any(rows.known))  # rows that are read backwards need all tokens
@@ -180,7 +202,9 @@ def predict(
                 cache.after(lead, len(tokens), grouped),
                 slice(first - lead, first + patches - lead),
                 np.flatnonzero(rows.targets),
-                Groups.of(type(model).__name__, len(tokens), **rows.marks) if known or grouped else None,
+                Groups.of(type(model).__name__, len(tokens), **rows.marks)
+                if known or grouped
+                else None,
             )
             y = scaler.restored(on_host(y), units.of(rows.targets))
             ends = np.cumsum([np.count_nonzero(part.targets) for part in parts])
@@ -196,14 +220,23 @@ def on_host(y: Any) -> Values:
     return to_numpy(y).astype(np.float64).swapaxes(2, 3)
 
 
-def features(where: str, model: Any, params: Params, series: Sequence[Values], batch_size: int) -> Values:
+def features(
+    where: str, model: Any, params: Params, series: Sequence[Values], batch_size: int
+) -> Values:
     """Return the features of series (V, L), (S, blocks * V * D)."""
     counts = {len(rows) for rows in series}
     if len(counts) > 1:
-        raise ValueError(f"{where}: series have {sorted(counts)} variates, expected one number of them")
-    means = _means(PrefixStateCache(model, params, kept=False), [row for rows in series for row in rows], batch_size)
+        raise ValueError(
+            f"{where}: series have {sorted(counts)} variates, expected one number of them"
+        )
+    means = _means(
+        PrefixStateCache(model, params, kept=False),
+        [row for rows in series for row in rows],
+        batch_size,
+    )
     norms = np.linalg.norm(means, axis=-1, keepdims=True)
-    unit = (means / np.maximum(norms, TINY)).reshape(len(series), *counts, *means.shape[1:])  # (S, V, blocks, D)
+    # (S, V, blocks, D)
+    unit = (means / np.maximum(norms, TINY)).reshape(len(series), *counts, *means.shape[1:])
     vectors: Values = normalize(np, unit.swapaxes(1, 2).reshape(len(series), -1), -1)[0]
     return vectors
 
@@ -211,10 +244,13 @@ def features(where: str, model: Any, params: Params, series: Sequence[Values], b
 def _means(cache: PrefixStateCache, rows: list[Values], batch_size: int) -> Values:
     """Return the mean of the output of each block over the tokens of each row, (R, blocks, D)."""
     model: Any = cache.model
-    P, T = model.patch_size, model.context // model.patch_size
+    P = model.patch_size
+    T = model.context // model.patch_size
     counts = [min(T, -(-len(row) // P)) for row in rows]  # of tokens that hold values of each row
     x = np.stack([transforms.last(row, model.context) for row in rows])
-    leads = [min(transforms.leading(row, P, T - 1), T - n) for row, n in zip(x, counts, strict=True)]
+    leads = [
+        min(transforms.leading(row, P, T - 1), T - n) for row, n in zip(x, counts, strict=True)
+    ]
     means = np.empty((len(rows), model.num_blocks, model.size))
     for batch, lead in cache.batches(leads, [1] * len(rows), batch_size):
         scaled = model.scaler.scaled(x[batch], model.scaler.units(x[batch]))
@@ -222,5 +258,7 @@ def _means(cache: PrefixStateCache, rows: list[Values], batch_size: int) -> Valu
         levels, _ = model.hidden(cache.params, tokens, cache.after(lead, len(batch)))
         for k, level in enumerate(levels[1:]):
             host = to_numpy(level).astype(np.float64)
-            means[batch, k] = [row[-counts[n] :].mean(axis=0) for row, n in zip(host, batch, strict=True)]
+            means[batch, k] = [
+                row[-counts[n] :].mean(axis=0) for row, n in zip(host, batch, strict=True)
+            ]
     return means

@@ -1,4 +1,6 @@
-"""Forecasts of series that grow: states are kept, and new values cost a token each instead of a whole window."""
+"""Forecasts of series that grow: states are kept, and new values cost a token each instead of a
+whole window.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ RENEWED = 8  # by default a window is read again after this share of the context
 
 
 class Phase(NamedTuple):
-    """The network after patches that end with some value; the next ones end P, 2P, ... values later."""
+    """The network after patches that end with some value; the next ones end P, 2P, ... values
+    later.
+    """
 
     units: Units
     began: int  # number of values that there were when the first window was read
@@ -32,14 +36,15 @@ class Phase(NamedTuple):
 class Stream:
     """One series or several that get new values at the same times, and forecasts after any of them.
 
-    A forecast needs patches that end with the last value. There are P ways to cut a series into patches, of which each
-    has a state of its own: a forecast goes on from that one whose patches end with the last value, which costs a token
-    for each patch that has come since, and one for each patch of the horizon after the first. The first forecast of
-    each way reads a whole window.
+    A forecast needs patches that end with the last value. There are P ways to cut a series into
+    patches, of which each has a state of its own: a forecast goes on from that one whose patches
+    end with the last value, which costs a token for each patch that has come since, and one for
+    each patch of the horizon after the first. The first forecast of each way reads a whole window.
 
-    Forecasts are those of `TiRex.forecast` with a `rollout` as long as the horizon, and of `TiRex2.forecast` without
-    differences and flips, but for two things: a series is measured in the units that it had when its window was read,
-    and states remember values before the last `context` ones. `renew` bounds both.
+    Forecasts are those of `TiRex.forecast` with a `rollout` as long as the horizon, and of
+    `TiRex2.forecast` without differences and flips, but for two things: a series is measured in the
+    units that it had when its window was read, and states remember values before the last `context`
+    ones. `renew` bounds both.
 
     Parameters
     ----------
@@ -49,8 +54,8 @@ class Stream:
     series : array (L,), (B, L), or list of arrays (L,)
         The values so far; NaN is a missing value.
     renew : int, optional
-        After so many new values a window is read again, with units of its own; by default after an eighth of `context`.
-        With 0 that is never done, while there are forecasts often enough.
+        After so many new values a window is read again, with units of its own; by default after an
+        eighth of `context`. With 0 that is never done, while there are forecasts often enough.
 
     Raises
     ------
@@ -59,12 +64,16 @@ class Stream:
     """
 
     def __init__(self, model: Any, params: Params, series: Any, renew: int | None = None) -> None:
-        self.model, self._where = model, f"{type(model).__name__}.stream"
-        self.renew = checks.size_or_0(self._where, "renew", model.context // RENEWED if renew is None else renew)
+        self.model = model
+        self._where = f"{type(model).__name__}.stream"
+        self.renew = checks.size_or_0(
+            self._where, "renew", model.context // RENEWED if renew is None else renew
+        )
         self._cache = PrefixStateCache(model, params)
         read = items.read_arrays(self._where, series, 1)
         self._single = read.single
-        self._seen = np.stack([transforms.last(row[0], model.context) for row in read.rows])  # (B, C)
+        # (B, C)
+        self._seen = np.stack([transforms.last(row[0], model.context) for row in read.rows])
         self._phases: dict[int, Phase] = {}
         self.count = 0
 
@@ -81,7 +90,8 @@ class Stream:
         TypeError, ValueError
             There are not as many rows as series, or these are no numbers.
         """
-        where, B = self._where, len(self._seen)
+        where = self._where
+        B = len(self._seen)
         expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
         host = checks.host(where, "values", values, expected)
         outer = () if self._single else (B,)
@@ -126,7 +136,9 @@ class Stream:
         ahead = [phase.y]
         more = -(-horizon // model.patch_size) - 1
         if more:
-            ahead.append(self._run(np.zeros((len(self._seen), more, model.input_size)), phase.state)[0])
+            ahead.append(
+                self._run(np.zeros((len(self._seen), more, model.input_size)), phase.state)[0]
+            )
         y = model.scaler.restored(np.concatenate(ahead, axis=1), phase.units)
         q = model.calibrated(y.reshape(len(y), -1, y.shape[-1])[:, :horizon])
         return Series([], [1] * len(q), self._single).forecast(q[:, None], model.quantiles, levels)
@@ -137,12 +149,17 @@ class Stream:
         phase = self._phases.get(self.count % P)
         old = phase is not None and 0 < self.renew <= self.count - phase.began
         if phase is None or old or self.count - phase.at > self.model.context:
-            units, T = self.model.scaler.units(self._seen), self.model.context // P
+            units = self.model.scaler.units(self._seen)
+            T = self.model.context // P
             lead = min(transforms.leading(row, P, T - 1) for row in self._seen)
-            y, state = self._run(self._tokens(units, T)[:, lead:], self._cache.after(lead, len(self._seen)))
+            y, state = self._run(
+                self._tokens(units, T)[:, lead:], self._cache.after(lead, len(self._seen))
+            )
             phase = Phase(units, self.count, self.count, state, y[:, -1:])
         elif self.count > phase.at:
-            y, state = self._run(self._tokens(phase.units, (self.count - phase.at) // P), phase.state)
+            y, state = self._run(
+                self._tokens(phase.units, (self.count - phase.at) // P), phase.state
+            )
             phase = phase._replace(at=self.count, state=state, y=y[:, -1:])
         self._phases[self.count % P] = phase
         return phase
@@ -154,5 +171,7 @@ class Stream:
 
     def _run(self, tokens: Values, state: State | None) -> tuple[Values, State]:
         """Return y (B, T, P, Q) and the state after tokens."""
-        y, end, _ = self.model.forward(self._cache.params, like(tokens, self._cache.like), state, False)
+        y, end, _ = self.model.forward(
+            self._cache.params, like(tokens, self._cache.like), state, False
+        )
         return on_host(y), end

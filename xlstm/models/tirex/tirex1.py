@@ -26,10 +26,10 @@ FORGET_LIMIT = 15.0  # bound of the pre-activation of the forget gate
 class TiRex(PatchNetwork):
     """TiRex-1: sLSTM blocks with feed-forward layers over patches of a series (Auer et al. 2025).
 
-    Parameters are `input.` (`hidden`, `output`, `residual`, with `W` and `b` each), `blocks.{k}.`, `norm.w` and
-    `output.`; within a block `norm.w`, `i.W f.W z.W o.W` (N, K, K), `cell.Wh` (4, N, K, K), `cell.b` (4D,),
-    `outnorm.w`, `ffn_norm.w`, `ffn.up.W` (2U, D) and `ffn.down.W` (D, U). The state is a tuple of those of the blocks,
-    ((), (h, c, n, m)), each array (B, D).
+    Parameters are `input.` (`hidden`, `output`, `residual`, with `W` and `b` each), `blocks.{k}.`,
+    `norm.w` and `output.`; within a block `norm.w`, `i.W f.W z.W o.W` (N, K, K), `cell.Wh` (4, N,
+    K, K), `cell.b` (4D,), `outnorm.w`, `ffn_norm.w`, `ffn.up.W` (2U, D) and `ffn.down.W` (D, U).
+    The state is a tuple of those of the blocks, ((), (h, c, n, m)), each array (B, D).
 
     Parameters
     ----------
@@ -46,12 +46,13 @@ class TiRex(PatchNetwork):
     input_ff_size : int
         Width of the hidden layers at the input and at the output.
     ffn_proj_factor : float
-        The width U of the feed-forward layers is this times D, rounded down, and up to a multiple of 64.
+        The width U of the feed-forward layers is this times D, rounded down, and up to a multiple
+        of 64.
     context : int
         Number of values that the network is given for a forecast, a multiple of `patch_size`.
     rounding : {"bfloat16"}, optional
-        Round within the sLSTM as the published package does on a CPU; this takes float32. Gradients are those without
-        rounding.
+        Round within the sLSTM as the published package does on a CPU; this takes float32. Gradients
+        are those without rounding.
 
     Examples
     --------
@@ -79,11 +80,17 @@ class TiRex(PatchNetwork):
     def __post_init__(self) -> None:
         super().__post_init__()
         if 0.5 not in self.quantiles:
-            raise ValueError(f"TiRex: quantiles is {checks.shown(self.quantiles)}, expected 0.5 among them")
+            raise ValueError(
+                f"TiRex: quantiles is {checks.shown(self.quantiles)}, expected 0.5 among them"
+            )
 
     @cached_property
     def blocks(self) -> list[Any]:
-        options: dict[str, Any] = {"ffn_size": self._ffn_size, "head_eps": 1e-5, "head_residual": True}
+        options: dict[str, Any] = {
+            "ffn_size": self._ffn_size,
+            "head_eps": 1e-5,
+            "head_residual": True,
+        }
         options |= {"forget_limit": FORGET_LIMIT, "rounded": self.rounding is not None}
         return [self._made(TiRexBlock, index=k, **options) for k in range(self.num_blocks)]
 
@@ -107,31 +114,33 @@ class TiRex(PatchNetwork):
     ) -> Forecast:
         """Forecast series without any training on them.
 
-        The network sees the last `context` values of a series, in units of their mean and standard deviation, and
-        predicts a patch. Later patches follow from the same values and missing ones after them: a forecast is never fed
-        back. Beyond a horizon of `context` steps the network sees no value any more, and there is a `HorizonWarning`.
+        The network sees the last `context` values of a series, in units of their mean and standard
+        deviation, and predicts a patch. Later patches follow from the same values and missing ones
+        after them: a forecast is never fed back. Beyond a horizon of `context` steps the network
+        sees no value any more, and there is a `HorizonWarning`.
 
         Parameters
         ----------
         params : dict
         series : array (L,) or (B, L), or list of arrays (L,), or table
-            Numbers of any kind; NaN, None and infinity are missing values. In a list the lengths may differ. In a table
-            of pandas, Polars or PyArrow each column of numbers is a series, or several with `series_id`. Rows that are
-            missing between dates are missing values.
+            Numbers of any kind; NaN, None and infinity are missing values. In a list the lengths
+            may differ. In a table of pandas, Polars or PyArrow each column of numbers is a series,
+            or several with `series_id`. Rows that are missing between dates are missing values.
         horizon : int
             Number H of steps to forecast.
         quantiles : list of float, optional
-            Levels, by default those that the model was trained for. Others are interpolated linearly between two of
-            those, and may not lie outside of them.
+            Levels, by default those that the model was trained for. Others are interpolated
+            linearly between two of those, and may not lie outside of them.
         batch_size : int, optional
-            Windows that the network sees at once, at most: by default 16 on a CPU and 512 on a GPU. With 4 a CPU takes
-            30 MB less at the published size, and a fifth more time.
+            Windows that the network sees at once, at most: by default 16 on a CPU and 512 on a GPU.
+            With 4 a CPU takes 30 MB less at the published size, and a fifth more time.
         rollout : int
-            Patches that are predicted from one window at most. More than 1 is quicker for long horizons and less exact;
-            the published package has it as `max_accelerated_rollout_steps`.
+            Patches that are predicted from one window at most. More than 1 is quicker for long
+            horizons and less exact; the published package has it as
+            `max_accelerated_rollout_steps`.
         resample : {"frequency"}, optional
-            Forecast a series of 2000 values or more with a period of more than 64 steps at a lower rate, where the
-            horizon is 100 or more, as the published package does.
+            Forecast a series of 2000 values or more with a period of more than 64 steps at a lower
+            rate, where the horizon is 100 or more, as the published package does.
         starts : PrefixStateCache, optional
             States that earlier calls with the same parameters have computed.
         targets : list of str, optional
@@ -142,15 +151,16 @@ class TiRex(PatchNetwork):
         Returns
         -------
         Forecast
-            `quantiles` (H, Q) or (B, H, Q), `mean` (H,) or (B, H), in float64 on the host. Quantiles may cross.
-            For a table they are tables of its library with the dates that follow, and columns of quantiles have the
-            level at the end of their names.
+            `quantiles` (H, Q) or (B, H, Q), `mean` (H,) or (B, H), in float64 on the host.
+            Quantiles may cross. For a table they are tables of its library with the dates that
+            follow, and columns of quantiles have the level at the end of their names.
 
         Raises
         ------
         ValueError, TypeError
-            A series is empty or has values beyond 1e150, an option is out of range, or parameters are not those of the
-            model; a column is not in the table, has two roles or is no numbers, or dates have no common step.
+            A series is empty or has values beyond 1e150, an option is out of range, or parameters
+            are not those of the model; a column is not in the table, has two roles or is no
+            numbers, or dates have no common step.
         ImportError
             There is a table, and the package narwhals is not installed.
 
@@ -166,14 +176,24 @@ class TiRex(PatchNetwork):
         where = "TiRex"
         if items.is_table(where, "series", series, targets=targets, series_id=series_id):
             roles = Roles(targets, series_id=series_id)
-            options = {"batch_size": batch_size, "rollout": rollout, "resample": resample, "starts": starts}
-            return items.forecast_table(self, params, series, horizon, roles, None, quantiles, **options)
-        horizon, rollout = checks.size(where, "horizon", horizon), checks.size(where, "rollout", rollout)
+            options = {
+                "batch_size": batch_size,
+                "rollout": rollout,
+                "resample": resample,
+                "starts": starts,
+            }
+            return items.forecast_table(
+                self, params, series, horizon, roles, None, quantiles, **options
+            )
+        horizon = checks.size(where, "horizon", horizon)
+        rollout = checks.size(where, "rollout", rollout)
         resample = checks.optional(checks.choice(("frequency",)))(where, "resample", resample)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, given = items.read_items(where, self, series)
         cache = PrefixStateCache.of(where, self, params, starts)
-        rates = [1.0 if resample is None else transforms.rate_of(one.target[0], horizon) for one in given]
+        rates = [
+            1.0 if resample is None else transforms.rate_of(one.target[0], horizon) for one in given
+        ]
         slow = [
             one._replace(target=transforms.downsampled(one.target[0], r)[None])
             for one, r in zip(given, rates, strict=True)
@@ -181,8 +201,18 @@ class TiRex(PatchNetwork):
         steps = [math.ceil(horizon * rate) for rate in rates]
         last = -(-max(steps) // self.patch_size) - 1
         if (last - last % rollout) * self.patch_size >= self.context:
-            problem = f"the last steps come from windows of {self.context} values that hold none of the series"
-            warnings.warn(f"TiRex: {problem}, and know neither its level nor its scale", HorizonWarning, stacklevel=2)
+            problem = (
+                f"the last steps come from windows of {self.context} values that hold none of the"
+                " series"
+            )
+            warnings.warn(
+                f"TiRex: {problem}, and know neither its level nor its scale",
+                HorizonWarning,
+                stacklevel=2,
+            )
         predicted = prediction.predict(cache, slow, steps, self.context, batch_size, rollout)
-        q = [transforms.upsampled(one[0], rate, horizon)[None] for one, rate in zip(predicted, rates, strict=True)]
+        q = [
+            transforms.upsampled(one[0], rate, horizon)[None]
+            for one, rate in zip(predicted, rates, strict=True)
+        ]
         return read.forecast(q, self.quantiles, levels)

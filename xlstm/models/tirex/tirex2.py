@@ -1,4 +1,6 @@
-"""TiRex-2, whose blocks have sLSTMs or mLSTMs, and let series that belong together see each other."""
+"""TiRex-2, whose blocks have sLSTMs or mLSTMs, and let series that belong together see each
+other.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,14 @@ class Mixers(NamedTuple):
 
 @dataclass(frozen=True)
 class TiRex2(PatchNetwork):
-    """TiRex-2: sLSTM and mLSTM blocks over patches of one series, or of several that belong together (2026).
+    """TiRex-2: sLSTM and mLSTM blocks over patches of one series, or of several that belong
+    together (2026).
 
-    Parameters are those of `TiRex` with, in each block, `combination.W` (D, 2D) and the `VariateMixer` under `mixer.`;
-    a block with an mLSTM has `qkvo.W`, `gates.W`, `gates.b`, `outnorm.w` and `down.W` in the place of the sLSTM's. The
-    state is a tuple of those of the blocks, ((), (h, c, n, m)) of an sLSTM and (C, n, m) of an mLSTM, whose m is 0
-    before the first step.
+    Parameters are those of `TiRex` with, in each block, `combination.W` (D, 2D) and the
+    `VariateMixer` under `mixer.`; a block with an mLSTM has `qkvo.W`, `gates.W`, `gates.b`,
+    `outnorm.w` and `down.W` in the place of the sLSTM's. The state is a tuple of those of the
+    blocks, ((), (h, c, n, m)) of an sLSTM and (C, n, m) of an mLSTM, whose m is 0 before the first
+    step.
 
     Parameters
     ----------
@@ -68,22 +72,25 @@ class TiRex2(PatchNetwork):
     activation : {"silu", "relu", "gelu", "square_relu", "sigmoid", "selu"}
         Activation of these layers and of the variate mixers.
     ffn_proj_factor : float
-        The width of the feed-forward layers of blocks is this times D, rounded down, and up to a multiple of 64.
+        The width of the feed-forward layers of blocks is this times D, rounded down, and up to a
+        multiple of 64.
     context, horizon : int
-        Numbers of values that the network is given for a forecast: those of the past, and missing ones after them,
-        which are the longest horizon that it was trained for. Multiples of `patch_size`.
+        Numbers of values that the network is given for a forecast: those of the past, and missing
+        ones after them, which are the longest horizon that it was trained for. Multiples of
+        `patch_size`.
     norm_eps : float, optional
-        Number that the norm after the last block adds to the mean square; with None there is no such norm.
+        Number that the norm after the last block adds to the mean square; with None there is no
+        such norm.
     qk_norm : bool
         Whether the variate mixers normalise queries and keys.
     arcsinh, binary : bool
-        Whether a forecast gives the network the arcsinh of scaled values, and leaves rows of zeros and ones as they
-        are.
+        Whether a forecast gives the network the arcsinh of scaled values, and leaves rows of zeros
+        and ones as they are.
     scale_eps : float
         The least scale of a row.
     sign_flip, differencing : bool
-        Whether a forecast is by default averaged with that of the negated series, and that of a series with a trend
-        made from its differences.
+        Whether a forecast is by default averaged with that of the negated series, and that of a
+        series with a trend made from its differences.
     """
 
     size: int
@@ -111,18 +118,27 @@ class TiRex2(PatchNetwork):
     def __post_init__(self) -> None:
         where = "TiRex2"
         super().__post_init__()
-        given = checks.several(where, "recipe", self.recipe, "a (cell, num_heads, variate_heads) per block", most=2**16)
+        given = checks.several(
+            where, "recipe", self.recipe, "a (cell, num_heads, variate_heads) per block", most=2**16
+        )
         if not given:
             raise ValueError(f"{where}: recipe is empty, expected a block or more")
         recipe = []
         for k, one in enumerate(given):
             if not isinstance(one, tuple | list) or not 1 <= len(one) <= len(Mixers._fields):
-                raise ValueError(f"{where}: recipe[{k}] is {checks.shown(one)}, expected ({', '.join(Mixers._fields)})")
+                raise ValueError(
+                    f"{where}: recipe[{k}] is {checks.shown(one)}, expected"
+                    f" ({', '.join(Mixers._fields)})"
+                )
             cell, *heads = Mixers(*one)
             checks.choice(CELLS)(where, f"recipe[{k}].cell", cell)
             for name, n in zip(Mixers._fields[1:], heads, strict=True):
                 n = checks.size(where, f"recipe[{k}].{name}", n)
-                half = {"half of size": self.size // 2} if cell == "mlstm" and name == "num_heads" else {}
+                half = (
+                    {"half of size": self.size // 2}
+                    if cell == "mlstm" and name == "num_heads"
+                    else {}
+                )
                 checks.heads(where, n, f"recipe[{k}].{name}", size=self.size, **half)
             recipe.append(Mixers(cell, *heads))
         object.__setattr__(self, "recipe", tuple(recipe))
@@ -137,11 +153,21 @@ class TiRex2(PatchNetwork):
         return [self._block(k, *one) for k, one in enumerate(self.recipe)]
 
     def _block(self, k: int, cell: str, num_heads: int, variate_heads: int) -> Any:
-        own: dict[str, Any] = {"index": k, "num_blocks": self.num_blocks, "ffn_size": self._ffn_size}
+        own: dict[str, Any] = {
+            "index": k,
+            "num_blocks": self.num_blocks,
+            "ffn_size": self._ffn_size,
+        }
         own |= {"num_heads": num_heads, "variate_heads": variate_heads}
         if cell == "slstm":
             return self._made(sLSTMVariates, head_eps=NORM_EPS, head_residual=False, **own)
-        own |= {"qk_size": self.size // 2, "v_size": self.size, "gate_cap": 15.0, "bias": False, "chunk_size": None}
+        own |= {
+            "qk_size": self.size // 2,
+            "v_size": self.size,
+            "gate_cap": 15.0,
+            "bias": False,
+            "chunk_size": None,
+        }
         return self._made(mLSTMVariates, norm_eps=NORM_EPS, eps=1e-6, rest=0.0, **own)
 
     @property
@@ -153,8 +179,12 @@ class TiRex2(PatchNetwork):
 
     def warn(self, where: str, horizon: int) -> None:
         if horizon > self.horizon:
-            trained = f"horizon is {horizon}, and the model was trained for {self.horizon} steps at most"
-            warnings.warn(f"{where}: {trained}; those after them may be poor", HorizonWarning, stacklevel=3)
+            trained = (
+                f"horizon is {horizon}, and the model was trained for {self.horizon} steps at most"
+            )
+            warnings.warn(
+                f"{where}: {trained}; those after them may be poor", HorizonWarning, stacklevel=3
+            )
 
     @property
     def norm(self) -> Any:
@@ -184,11 +214,14 @@ class TiRex2(PatchNetwork):
         state, train, lengths, seed, keep
             As of `LSTM.forward`.
         groups : whole numbers (B,), optional
-            The group of each row: rows with the same number see each other. By default each row is alone.
+            The group of each row: rows with the same number see each other. By default each row is
+            alone.
         targets : bool (B,), optional
-            Rows that are targets; the others are covariates, which do not see targets. By default all are targets.
+            Rows that are targets; the others are covariates, which do not see targets. By default
+            all are targets.
         known : bool (B,), optional
-            Rows whose future is known, which are also read from the end to the beginning; by default none is.
+            Rows whose future is known, which are also read from the end to the beginning; by
+            default none is.
 
         Returns
         -------
@@ -199,14 +232,19 @@ class TiRex2(PatchNetwork):
         Raises
         ------
         ValueError, TypeError
-            As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with `lengths`.
+            As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with
+            `lengths`.
         """
         together = self._groups(x, groups, targets, known)
         if together is not None and lengths is not None:
             raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
-        return super().forward(params, x, state, train, lengths=lengths, seed=seed, keep=keep, groups=together)
+        return super().forward(
+            params, x, state, train, lengths=lengths, seed=seed, keep=keep, groups=together
+        )
 
-    def _groups(self, x: Array, groups: Any = None, targets: Any = None, known: Any = None) -> Groups | None:
+    def _groups(
+        self, x: Array, groups: Any = None, targets: Any = None, known: Any = None
+    ) -> Groups | None:
         if groups is None and targets is None and known is None:
             return None
         if not getattr(x, "shape", ()):  # forward refuses it
@@ -231,43 +269,46 @@ class TiRex2(PatchNetwork):
         series_id: str | None = None,
         later: Any = None,
     ) -> Forecast:
-        """Forecast series, of one target or of several with covariates, without any training on them.
+        """Forecast series, of one target or of several with covariates, without any training on
+        them.
 
-        The network sees the last `context` values of each row, in units of their mean and standard deviation, and
-        predicts all steps at once. The targets and covariates of one item see each other, but a covariate sees no
-        target. Items do not influence each other.
+        The network sees the last `context` values of each row, in units of their mean and standard
+        deviation, and predicts all steps at once. The targets and covariates of one item see each
+        other, but a covariate sees no target. Items do not influence each other.
 
         Parameters
         ----------
         params : dict
         series : array (L,), (B, L) or (B, V, L), or list of arrays (L,) or (V, L), or table
-            Numbers of any kind; NaN, None and infinity are missing values. (V, L) is an item of V targets. In a list
-            the lengths and the numbers of targets may differ. A table of pandas, Polars or PyArrow is one item, whose
-            columns of numbers are its targets, or several with `series_id`. Rows that are missing between dates are
-            missing values.
+            Numbers of any kind; NaN, None and infinity are missing values. (V, L) is an item of V
+            targets. In a list the lengths and the numbers of targets may differ. A table of pandas,
+            Polars or PyArrow is one item, whose columns of numbers are its targets, or several with
+            `series_id`. Rows that are missing between dates are missing values.
         horizon : int
-            Number H of steps to forecast. Beyond the model's `horizon`, for which it was trained, there is a
-            `HorizonWarning`.
+            Number H of steps to forecast. Beyond the model's `horizon`, for which it was trained,
+            there is a `HorizonWarning`.
         past : array (L,) or (P, L), or list, optional
-            Covariates that are known as far as the series: one array for one series, a list with an array or None for
-            each of several. With a table names of columns.
+            Covariates that are known as far as the series: one array for one series, a list with an
+            array or None for each of several. With a table names of columns.
         future : array (N,) or (F, N), or list, optional
-            Covariates that are known in advance, N of L + H or more; those after L + H are not looked at.
-            With a table names of columns.
+            Covariates that are known in advance, N of L + H or more; those after L + H are not
+            looked at. With a table names of columns.
         quantiles : list of float, optional
-            Levels, by default those that the model was trained for. Others are interpolated linearly between two of
-            those, and may not lie outside of them.
+            Levels, by default those that the model was trained for. Others are interpolated
+            linearly between two of those, and may not lie outside of them.
         batch_size : int, optional
-            Rows that the network sees at once, at most, unless one item has more: by default 16 on a CPU and 512 on a
-            GPU. With 4 a CPU takes 45 MB less at the published size, and a quarter more time.
+            Rows that the network sees at once, at most, unless one item has more: by default 16 on
+            a CPU and 512 on a GPU. With 4 a CPU takes 45 MB less at the published size, and a
+            quarter more time.
         sign_flip : bool, optional
-            Return the mean of this forecast and of that of the negated series, which takes twice the time. By default
-            as the model says.
+            Return the mean of this forecast and of that of the negated series, which takes twice
+            the time. By default as the model says.
         differencing : bool, optional
-            Forecast the changes of targets with a trend, and sum them up. By default as the model says.
+            Forecast the changes of targets with a trend, and sum them up. By default as the model
+            says.
         pad_context : bool
-            Give the network windows of full width. With False they are only as wide as the longest series of the call
-            needs, on which all forecasts then depend a little.
+            Give the network windows of full width. With False they are only as wide as the longest
+            series of the call needs, on which all forecasts then depend a little.
         starts : PrefixStateCache, optional
             States that earlier calls with the same parameters have computed.
         targets : list of str, optional
@@ -280,17 +321,18 @@ class TiRex2(PatchNetwork):
         Returns
         -------
         Forecast
-            `quantiles` and `mean` have the axes of the series, with (H, Q) and (H,) in the place of L: (V, H, Q) for
-            an item of V targets. A list of items whose numbers of targets differ gives lists. They are in float64 on
-            the host. Quantiles may cross. For a table they are tables of its library with the dates that follow, and
-            columns of quantiles have the level at the end of their names.
+            `quantiles` and `mean` have the axes of the series, with (H, Q) and (H,) in the place of
+            L: (V, H, Q) for an item of V targets. A list of items whose numbers of targets differ
+            gives lists. They are in float64 on the host. Quantiles may cross. For a table they are
+            tables of its library with the dates that follow, and columns of quantiles have the
+            level at the end of their names.
 
         Raises
         ------
         ValueError, TypeError
-            A series is empty or has values beyond 1e150, covariates are not as long as they have to be, an option is
-            out of range, or parameters are not those of the model; a column is not in the table, has two roles or is
-            no numbers, or dates have no common step.
+            A series is empty or has values beyond 1e150, covariates are not as long as they have to
+            be, an option is out of range, or parameters are not those of the model; a column is not
+            in the table, has two roles or is no numbers, or dates have no common step.
         ImportError
             There is a table, and the package narwhals is not installed.
 
@@ -308,30 +350,50 @@ class TiRex2(PatchNetwork):
         (1, 2, 6, 9)
         """
         where = "TiRex2"
-        if items.is_table(where, "series", series, targets=targets, series_id=series_id, later=later):
-            options: dict[str, Any] = {"batch_size": batch_size, "sign_flip": sign_flip, "starts": starts}
+        if items.is_table(
+            where, "series", series, targets=targets, series_id=series_id, later=later
+        ):
+            options: dict[str, Any] = {
+                "batch_size": batch_size,
+                "sign_flip": sign_flip,
+                "starts": starts,
+            }
             options |= {"differencing": differencing, "pad_context": pad_context}
             roles = Roles(targets, past, future, None, series_id)
-            return items.forecast_table(self, params, series, horizon, roles, later, quantiles, **options)
+            return items.forecast_table(
+                self, params, series, horizon, roles, later, quantiles, **options
+            )
         horizon = checks.size(where, "horizon", horizon)
         flip = checks.flag(where, "sign_flip", self.sign_flip if sign_flip is None else sign_flip)
-        differencing = checks.flag(where, "differencing", self.differencing if differencing is None else differencing)
+        differencing = checks.flag(
+            where, "differencing", self.differencing if differencing is None else differencing
+        )
         checks.flag(where, "pad_context", pad_context)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, given = items.read_items(where, self, series, past, future, horizon)
         opposite = transforms.opposite(self.quantiles) if flip else None
         cache = PrefixStateCache.of(where, self, params, starts)
         self.warn(where, horizon)
-        context = self.context if pad_context else min(self.context, max(row.shape[1] for row in read.rows))
-        trends = [np.array([differencing and transforms.has_trend(row) for row in item.target]) for item in given]
+        context = (
+            self.context
+            if pad_context
+            else min(self.context, max(row.shape[1] for row in read.rows))
+        )
+        trends = [
+            np.array([differencing and transforms.has_trend(row) for row in item.target])
+            for item in given
+        ]
 
         def run(sign: int) -> list[Values]:
             signed = [Item(*(sign * rows for rows in item)) for item in given]
             seen = [
-                item._replace(target=np.where(trend[:, None], transforms.changes(item.target), item.target))
+                item._replace(
+                    target=np.where(trend[:, None], transforms.changes(item.target), item.target)
+                )
                 for item, trend in zip(signed, trends, strict=True)
             ]
-            predicted, results = prediction.predict(cache, seen, [horizon] * len(given), context, batch_size), []
+            predicted = prediction.predict(cache, seen, [horizon] * len(given), context, batch_size)
+            results = []
             for q, item, trend in zip(predicted, signed, trends, strict=True):
                 results.append(self.calibrated(q))
                 results[-1][trend] = transforms.summed(q[trend], item.target[trend])

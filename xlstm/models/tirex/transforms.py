@@ -1,7 +1,8 @@
-"""The numbers around a TiRex: windows of series, their scale and their tokens, and quantiles brought back from them.
+"""The numbers around a TiRex: windows of series, their scale and their tokens, and quantiles
+brought back from them.
 
-All of it is float64 on the host whatever the dtype of the network is, so that a large level costs no digits. NaN is a
-missing value.
+All of it is float64 on the host whatever the dtype of the network is, so that a large level costs
+no digits. NaN is a missing value.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def last(row: Values, width: int, ahead: int = 0) -> Values:
-    """Return the last `width` values of a row (N,) that `ahead` missing ones follow; before its beginning all miss."""
-    seen, after = row[max(0, len(row) + ahead - width) :], min(ahead, width)
+    """Return the last `width` values of a row (N,) that `ahead` missing ones follow; before its
+    beginning all miss.
+    """
+    seen = row[max(0, len(row) + ahead - width) :]
+    after = min(ahead, width)
     window = np.full(width, np.nan)
     window[width - after - len(seen) : width - after] = seen
     return window
@@ -38,7 +42,8 @@ def leading(row: Values, patch_size: int, most: int) -> int:
 def tokens(scaled: Values, patch_size: int) -> Values:
     """Return the tokens (R, T, 2P) of scaled rows (R, T P).
 
-    They are the values of each patch with 0 for missing ones, then 1 for each value that is present and 0 for others.
+    They are the values of each patch with 0 for missing ones, then 1 for each value that is present
+    and 0 for others.
     """
     patches = scaled.reshape(len(scaled), -1, patch_size)
     present = ~np.isnan(patches)
@@ -84,21 +89,27 @@ class Scaler:
     def units(self, rows: Values) -> Units:
         """Return the units of rows (R, N); those without any value have mean 0 and scale 1.
 
-        Values are taken relative to the first one, so that rounding leaves a constant row its exact mean and no
-        deviation.
+        Values are taken relative to the first one, so that rounding leaves a constant row its exact
+        mean and no deviation.
         """
         present = ~np.isnan(rows)
         count = np.count_nonzero(present, axis=1, keepdims=True)
         first = np.take_along_axis(rows, np.argmax(present, axis=1)[:, None], axis=1)
-        first, number = np.where(count > 0, first, 0.0), np.maximum(count, 1)
+        first = np.where(count > 0, first, 0.0)
+        number = np.maximum(count, 1)
         change = np.where(present, rows - first, 0.0)
         mean = np.sum(change, axis=1, keepdims=True) / number
         squares = np.where(present, change - mean, 0.0) ** 2
         scale = np.where(count > 0, np.sqrt(np.sum(squares, axis=1, keepdims=True) / number), 1.0)
-        loc, binary = first + mean, np.zeros(count.shape, dtype=bool)
+        loc = first + mean
+        binary = np.zeros(count.shape, dtype=bool)
         if self.binary:
             binary = np.all(~present | (rows == 0) | (rows == 1), axis=1, keepdims=True)
-        scale = np.where(scale == 0, np.abs(loc) + FLAT, scale) if self.eps is None else np.maximum(scale, self.eps)
+        scale = (
+            np.where(scale == 0, np.abs(loc) + FLAT, scale)
+            if self.eps is None
+            else np.maximum(scale, self.eps)
+        )
         return Units(np.where(binary, 0.0, loc), np.where(binary, 1.0, scale), binary)
 
     def scaled(self, rows: Values, units: Units) -> Values:
@@ -114,18 +125,25 @@ class Scaler:
         return y * scale + loc
 
 
-# Trends, and the calibration of TiRex-2. Its constants are in the published package's code, not in a configuration.
+# Trends, and the calibration of TiRex-2. Its constants are in the published package's code, not in
+# a configuration.
 
 FEWEST = 4  # values that make a trend
 STILL = 1e-12  # a standard deviation that counts as none
-RISE, SHARE = 1.5, 0.87  # least rise over the row in standard deviations, and least share that the line explains
-SPREAD, GROWTH = math.sqrt(0.90), 0.52 - 0.5  # width of intervals at the first step, and how it grows with the steps
-SUMMED_SPREAD, SUMMED_GROWTH = math.sqrt(1.68), 0.51 - 0.5  # the same for sums of changes
+# least rise over the row in standard deviations, and least share that the line explains
+RISE = 1.5
+SHARE = 0.87
+SPREAD = math.sqrt(0.90)
+GROWTH = 0.52 - 0.5  # width of intervals at the first step, and how it grows with the steps
+SUMMED_SPREAD = math.sqrt(1.68)
+SUMMED_GROWTH = 0.51 - 0.5  # the same for sums of changes
 NEAR = 1e-6  # two levels of quantiles that differ by less are the same
 
 
 def has_trend(row: Values) -> bool:
-    """Return whether a straight line explains most of a row (N,), and rises or falls far enough over it."""
+    """Return whether a straight line explains most of a row (N,), and rises or falls far enough
+    over it.
+    """
     at = np.flatnonzero(~np.isnan(row))
     if len(at) < FEWEST or np.std(row[at], ddof=1) < STILL:
         return False
@@ -145,7 +163,9 @@ def changes(rows: Values) -> Values:
 
 
 def summed(q: Values, rows: Values) -> Values:
-    """Return quantiles (R, H, Q) of rows (R, N) from those of their changes; they go on from the last value, or 0."""
+    """Return quantiles (R, H, Q) of rows (R, N) from those of their changes; they go on from the
+    last value, or 0.
+    """
     middle, off, steps = _parts(q)
     latest = [row[~np.isnan(row)][-1:].sum() for row in rows]
     level = np.reshape(latest, (-1, 1, 1)) + np.cumsum(middle, axis=-2)
@@ -155,7 +175,9 @@ def summed(q: Values, rows: Values) -> Values:
 
 
 def _parts(q: Values) -> tuple[Values, Values, Values]:
-    """Return the middle quantile (..., H, 1), the distance of each from it, and the number of each step (H, 1)."""
+    """Return the middle quantile (..., H, 1), the distance of each from it, and the number of each
+    step (H, 1).
+    """
     middle = q[..., q.shape[-1] // 2 :][..., :1]
     return middle, q - middle, np.arange(1.0, q.shape[-2] + 1)[:, None]
 
@@ -166,11 +188,16 @@ MOST = 10_000  # levels at most
 
 
 def opposite(levels: Sequence[float]) -> np.ndarray[Any, Any]:
-    """Return the place of quantile 1 - q for each quantile q, (Q,); raise ValueError where one is missing."""
+    """Return the place of quantile 1 - q for each quantile q, (Q,); raise ValueError where one is
+    missing.
+    """
     distance = np.abs(np.add.outer(levels, levels) - 1)  # (Q, Q)
     for level, least in zip(levels, np.min(distance, axis=1), strict=True):
         if least > NEAR:
-            raise ValueError(f"TiRex2: sign_flip needs quantile {1 - level:g} beside {level:g}, the model has not")
+            raise ValueError(
+                f"TiRex2: sign_flip needs quantile {1 - level:g} beside {level:g}, the model"
+                " has not"
+            )
     return np.asarray(np.argmin(distance, axis=1))
 
 
@@ -185,10 +212,15 @@ def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float,
     if levels is None:
         return tuple(trained)
     flat = levels.tolist() if isinstance(levels, np.ndarray) else levels
-    numbers = checks.several(where, "quantiles", flat, "a list of numbers between 0 and 1", checks.any_number, MOST)
+    numbers = checks.several(
+        where, "quantiles", flat, "a list of numbers between 0 and 1", checks.any_number, MOST
+    )
     for k, level in enumerate(numbers):
         if not trained[0] <= level <= trained[-1]:
-            problem = f"expected {trained[0]:g} to {trained[-1]:g}, the range that the model was trained for"
+            problem = (
+                f"expected {trained[0]:g} to {trained[-1]:g}, the range that the model was"
+                " trained for"
+            )
             raise ValueError(f"{where}: quantiles[{k}] is {numbers[k]:g}, {problem}")
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"{where}: quantiles is {checks.shown(levels)}, expected each level once")
@@ -196,21 +228,26 @@ def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float,
 
 
 def between(q: Values, trained: Sequence[float], levels: Sequence[float]) -> Values:
-    """Return quantiles (..., W) of some levels from those of trained ones (..., Q), linearly between two."""
+    """Return quantiles (..., W) of some levels from those of trained ones (..., Q), linearly
+    between two.
+    """
     if tuple(levels) == tuple(trained):
         return q
-    weights = np.array([np.interp(levels, trained, unit) for unit in np.eye(len(trained))])  # (Q, W)
+    # (Q, W)
+    weights = np.array([np.interp(levels, trained, unit) for unit in np.eye(len(trained))])
     return np.asarray(q @ weights)
 
 
 # Long series with a long period at a lower rate: the `resample="frequency"` of TiRex-1.
 
-HORIZON, LENGTH = 100, 2000  # shorter horizons and shorter series are left as they are
+HORIZON = 100
+LENGTH = 2000  # shorter horizons and shorter series are left as they are
 STEPS = 64  # steps of a period to come near to
 LONGEST = 1000  # steps of the longest period that is looked for
 PEAK = 0.1  # least height of a peak, as a share of the highest
 OCTAVE = (1.5, 2.5)  # a frequency that is so many times another one is taken for its overtone
-# In single precision, as the published package has them: they decide how numbers of steps are rounded.
+# In single precision, as the published package has them: they decide how numbers of steps are
+# rounded.
 FACTORS = (np.float32(1) / np.arange(1, 13, dtype=np.float32)).astype(np.float64)
 
 
@@ -232,7 +269,9 @@ def rate_of(row: Values, horizon: int) -> float:
 
 
 def downsampled(row: Values, rate: float) -> Values:
-    """Return a series (N,) at a lower rate, each value the mean of those around it that are present."""
+    """Return a series (N,) at a lower rate, each value the mean of those around it that are
+    present.
+    """
     if rate == 1:
         return row
     N = len(row)
@@ -244,7 +283,9 @@ def downsampled(row: Values, rate: float) -> Values:
 
 
 def upsampled(forecast: Values, rate: float, horizon: int) -> Values:
-    """Return a forecast (n, Q) of the lower rate at that of the series, (horizon, Q), linearly between its steps."""
+    """Return a forecast (n, Q) of the lower rate at that of the series, (horizon, Q), linearly
+    between its steps.
+    """
     if rate == 1:
         return forecast
     n = len(forecast)
@@ -253,9 +294,12 @@ def upsampled(forecast: Values, rate: float, horizon: int) -> Values:
 
 
 def _spectrum(row: Values) -> Values:
-    """Return the amplitude of each frequency k / N as a share of the largest; 0 below that of the longest period."""
+    """Return the amplitude of each frequency k / N as a share of the largest; 0 below that of the
+    longest period.
+    """
     N = len(row)
-    at, present = np.arange(N), np.flatnonzero(~np.isnan(row))
+    at = np.arange(N)
+    present = np.flatnonzero(~np.isnan(row))
     if len(present) == 0:
         return np.zeros(N // 2 + 1)
     filled = np.interp(at, present, row[present])

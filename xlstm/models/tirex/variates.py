@@ -1,4 +1,6 @@
-"""The blocks of TiRex-1 and TiRex-2. In those of TiRex-2 rows of a batch that belong together see each other."""
+"""The blocks of TiRex-1 and TiRex-2. In those of TiRex-2 rows of a batch that belong together see
+each other.
+"""
 
 from __future__ import annotations
 
@@ -49,13 +51,18 @@ class Groups(NamedTuple):
         target = _by_row(where, "targets", targets, np.ones(B, bool), "b")
         _, group, count = np.unique(number, return_inverse=True, return_counts=True)
         order = np.argsort(group, kind="stable")
-        rows, sizes = [], []
+        rows = []
+        sizes = []
         for n in np.unique(count[count > 1]):
             some = order[(count == n)[group[order]]].reshape(-1, n)
             rows.append(some.ravel())
             sizes.append(target[some][:, :, None] | ~target[some][:, None, :])
         found = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        return cls(found, tuple(sizes), np.flatnonzero(_by_row(where, "known", known, np.zeros(B, bool), "b")))
+        return cls(
+            found,
+            tuple(sizes),
+            np.flatnonzero(_by_row(where, "known", known, np.zeros(B, bool), "b")),
+        )
 
 
 def _by_row(where: str, name: str, given: Any, usual: Host, kinds: str) -> Host:
@@ -83,10 +90,11 @@ def put(xp: Namespace, x: Array, some: Array, rows: Host) -> Array:
 
 
 def attention(xp: Namespace, q: Array, k: Array, v: Array, seen: Array) -> tuple[Array, Any]:
-    """Return softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017, eq. 1), and what `attention_bwd` needs.
+    """Return softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017, eq. 1), and what `attention_bwd`
+    needs.
 
-    Queries q, keys k and values v are (..., n, K); `seen` (..., n, n) is true where the member of a row sees that of a
-    column. Each sees at least one.
+    Queries q, keys k and values v are (..., n, K); `seen` (..., n, n) is true where the member of a
+    row sees that of a column. Each sees at least one.
     """
     s = matmul(xp, q, xp.matrix_transpose(k)) / math.sqrt(q.shape[-1])  # (1)
     a = softmax(xp, xp.where(seen, s, xp.full_like(s, -math.inf)))  # (2)
@@ -98,24 +106,26 @@ def attention_bwd(xp: Namespace, dy: Array, kept: Any) -> tuple[Array, Array, Ar
     q, k, v, a = kept
     dv = matmul(xp, xp.matrix_transpose(a), dy)  # (3)
     da = matmul(xp, dy, xp.matrix_transpose(v))
-    ds = softmax_bwd(xp, da, None, a) / math.sqrt(q.shape[-1])  # (2) (1), zero where nothing is seen, as a is
+    # (2) (1), zero where nothing is seen, as a is
+    ds = softmax_bwd(xp, da, None, a) / math.sqrt(q.shape[-1])
     return matmul(xp, ds, k), matmul(xp, xp.matrix_transpose(ds), q), dv  # (1)
 
 
 @dataclass(frozen=True)
 class VariateMixer(SameWidth, SequenceLayer):
-    """Attention between the rows of a group, and a feed-forward layer, each after an RMSNorm and added to x.
+    """Attention between the rows of a group, and a feed-forward layer, each after an RMSNorm and
+    added to x.
 
-    Each token is by itself: there is no state. Rows that are alone in their group, which all are where a call has no
-    groups, pass as they are.
+    Each token is by itself: there is no state. Rows that are alone in their group, which all are
+    where a call has no groups, pass as they are.
 
     Parameters
     ----------
     size : int
         Width D of x and y.
     num_heads : int
-        Number N of heads. Parameters are `q.W`, `k.W`, `v.W` and `o.W` (D, D), `up.W` (4D, D), `down.W` (D, 4D), and
-        the gains `norm.w` and `ffn_norm.w` (D,).
+        Number N of heads. Parameters are `q.W`, `k.W`, `v.W` and `o.W` (D, D), `up.W` (4D, D),
+        `down.W` (D, 4D), and the gains `norm.w` and `ffn_norm.w` (D,).
     activation : str
         Activation of the feed-forward layer.
     qk_norm : bool
@@ -132,10 +142,12 @@ class VariateMixer(SameWidth, SequenceLayer):
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        D, std = self.size, math.sqrt(2 / (5 * self.size))
+        D = self.size
+        std = math.sqrt(2 / (5 * self.size))
         norm = RMSNorm(D, eps=NORM_EPS)
         maps = dict.fromkeys("qkvo", Linear(D, D, bias=False, std=std))
-        up, down = Linear(D, 4 * D, bias=False, std=std), Linear(4 * D, D, bias=False, std=std / 2)
+        up = Linear(D, 4 * D, bias=False, std=std)
+        down = Linear(4 * D, D, bias=False, std=std / 2)
         return {"norm": norm, **maps, "ffn_norm": norm, "up": up, "down": down}
 
     @property
@@ -143,7 +155,9 @@ class VariateMixer(SameWidth, SequenceLayer):
         return ()
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        xp, groups, run = span.xp, span.groups, Forward(self, span.xp, p, span)
+        xp = span.xp
+        groups = span.groups
+        run = Forward(self, span.xp, p, span)
         if groups is None or not len(groups.rows):
             return x, (), None
         a = take(xp, x, groups.rows)  # (1)
@@ -153,7 +167,8 @@ class VariateMixer(SameWidth, SequenceLayer):
             eps = float(finfo(xp, x.dtype).eps)
             (q, qr), (k, kr) = (normalize_root(xp, h, -1, eps) for h in (q, k))  # (4)
             run.keep(qk=(q, qr, k, kr))
-        heads, sets = [], []
+        heads = []
+        sets = []
         for some, seen in self._sets(xp, groups, x):
             parts = [self._by_set(xp, b[:, some, ...], seen) for b in (q, k, v)]
             h, kept = attention(xp, parts[0], parts[1], parts[2], seen)  # (5)
@@ -166,8 +181,11 @@ class VariateMixer(SameWidth, SequenceLayer):
         run.keep(sets=sets, z=z, s=s)
         return put(xp, x, a, groups.rows), (), run.kept  # (10)
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        xp, groups = span.xp, span.groups
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> Derivatives:
+        xp = span.xp
+        groups = span.groups
         if kept is None:
             return {name: xp.zeros_like(a) for name, a in p.items()}, dy, ()
         run = Backward(self, xp, p, kept, span)
@@ -196,7 +214,9 @@ class VariateMixer(SameWidth, SequenceLayer):
         return xp.reshape(a, (*a.shape[:2], self.num_heads, self.size // self.num_heads))
 
     def _sets(self, xp: Namespace, groups: Groups, like: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield the places of all groups of a size among their rows, and who sees whom, (G, 1, n, n)."""
+        """Yield the places of all groups of a size among their rows, and who sees whom, (G, 1, n,
+        n).
+        """
         start = 0
         for seen in groups.sizes:
             G, n, _ = seen.shape
@@ -206,7 +226,9 @@ class VariateMixer(SameWidth, SequenceLayer):
     def _by_set(self, xp: Namespace, a: Array, seen: Array) -> Array:
         """Return rows (T, G n, N, K) as (T, G, N, n, K)."""
         T, _, N, K = a.shape
-        return xp.permute_dims(xp.reshape(a, (T, seen.shape[0], seen.shape[-1], N, K)), (0, 1, 3, 2, 4))
+        return xp.permute_dims(
+            xp.reshape(a, (T, seen.shape[0], seen.shape[-1], N, K)), (0, 1, 3, 2, 4)
+        )
 
     def _by_row(self, xp: Namespace, a: Array) -> Array:
         """Return (T, G, N, n, K) as rows (T, G n, D)."""
@@ -216,7 +238,8 @@ class VariateMixer(SameWidth, SequenceLayer):
 
 @dataclass(frozen=True)
 class TiRexBlock(sLSTMBlock):
-    """An sLSTM without a convolution, and a feed-forward layer (SwiGLU), each after an RMSNorm and added to x.
+    """An sLSTM without a convolution, and a feed-forward layer (SwiGLU), each after an RMSNorm and
+    added to x.
 
     Parameters
     ----------
@@ -242,24 +265,31 @@ class TiRexBlock(sLSTMBlock):
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        D, N = self.size, self.num_heads
+        D = self.size
+        N = self.num_heads
         norm = RMSNorm(D, eps=NORM_EPS)
         depth = self.index / max(1, self.num_blocks - 1)
-        cell = Recurrence(D, N, self.recurrent_init, depth, forget_limit=self.forget_limit, rounded=self.rounded)
+        cell = Recurrence(
+            D, N, self.recurrent_init, depth, forget_limit=self.forget_limit, rounded=self.rounded
+        )
         return {
             **super().parts,
             "norm": norm,
             "cell": cell,
-            "outnorm": MultiHeadNorm(D, num_heads=N, eps=self.head_eps, residual=self.head_residual),
+            "outnorm": MultiHeadNorm(
+                D, num_heads=N, eps=self.head_eps, residual=self.head_residual
+            ),
             "ffn_norm": norm,
-            "ffn": GatedFeedForward(D, self.ffn_size, activation="silu", num_blocks=self.num_blocks),
+            "ffn": GatedFeedForward(
+                D, self.ffn_size, activation="silu", num_blocks=self.num_blocks
+            ),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
-    """A mixin for the blocks of TiRex-2: rows whose future is known are mixed in both directions of time, and rows that
-    belong together by a `VariateMixer` after the feed-forward layer.
+    """A mixin for the blocks of TiRex-2: rows whose future is known are mixed in both directions of
+    time, and rows that belong together by a `VariateMixer` after the feed-forward layer.
 
     In the reverse direction the same layer runs, from rest, and `combination.W` (D, 2D) joins both.
     """
@@ -271,7 +301,9 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
     @cached_property
     def parts(self) -> dict[str, Any]:
         D = self.size
-        mixer = VariateMixer(D, self.variate_heads, activation=self.activation, qk_norm=self.qk_norm)
+        mixer = VariateMixer(
+            D, self.variate_heads, activation=self.activation, qk_norm=self.qk_norm
+        )
         both = Linear(2 * D, D, bias=False, std=self._small)
         return {**super().parts, "combination": both, "mixer": mixer}
 
@@ -283,10 +315,12 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
 
     def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
         y, end = super().mix(run, u, state)
-        xp, groups = run.xp, run.span.groups
+        xp = run.xp
+        groups = run.span.groups
         if groups is None or not len(groups.known):
             return y, end
-        known, back = groups.known, Forward(self, xp, run.p, self._reverse(run.span))
+        known = groups.known
+        back = Forward(self, xp, run.p, self._reverse(run.span))
         rest = complete("", xp, "state", None, self.states, back.span.B, run.p)
         r, _ = super().mix(back, xp.flip(take(xp, u, known), axis=0), rest)  # (1)
         run.keep(reverse=back.kept)
