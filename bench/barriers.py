@@ -23,7 +23,7 @@ import numpy as np
 
 import xlstm
 from bench import rows
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import Backend
 from xlstm.engines import cuda
 from xlstm.engines.cuda import launch
@@ -158,7 +158,7 @@ def _zeros(be: Backend) -> Callable[[int], Any]:
 
 def _seconds(be: Backend, call: Callable[[], object]) -> float:
     """Between two events on the device."""
-    Event = probe.cupy().cuda.Event
+    Event = optional_imports.cupy().cuda.Event
     start = Event()
     end = Event()
     be.synchronize()
@@ -166,7 +166,7 @@ def _seconds(be: Backend, call: Callable[[], object]) -> float:
     call()
     end.record()
     end.synchronize()
-    return float(probe.cupy().cuda.get_elapsed_time(start, end)) / 1e3
+    return float(optional_imports.cupy().cuda.get_elapsed_time(start, end)) / 1e3
 
 
 def main() -> int:

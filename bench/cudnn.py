@@ -24,9 +24,9 @@ from bench.events import Clock, Side, side_by_side
 from bench.peers import MissingError, module
 from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agreement
 from xlstm import precision
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.cuda_graph import Recorder
+from xlstm.arrays.cuda.cuda_graph import Recorder
 from xlstm.engines import cuda
 from xlstm.engines.cuda.cuda_engine import CudaTape
 from xlstm.interop.torch import to_torch
@@ -145,7 +145,7 @@ class Torch:
                 graph.replay()
                 cuda_.synchronize()
         except RuntimeError as error:
-            raise MissingError(f"no graph of it: {probe.first_line(error)}") from error
+            raise MissingError(f"no graph of it: {optional_imports.first_line(error)}") from error
         return graph.replay  # type: ignore[no-any-return]
 
     def results(self) -> dict[str, np.ndarray]:
@@ -201,7 +201,7 @@ class Ours:
                 self.call()
                 return recorder.capture(self.call).launch
         except (RuntimeError, NotImplementedError) as error:
-            raise MissingError(f"no graph of it: {probe.first_line(error)}") from error
+            raise MissingError(f"no graph of it: {optional_imports.first_line(error)}") from error
 
     def choice(self) -> dict[str, Any]:
         """The path that is chosen, how it divides the work, and why others are not taken."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.engines.cuda.cell_source import file
 
 ROUNDS = 5
@@ -75,7 +75,7 @@ class CupyClock:
     """The clock of CuPy's current device and stream, which must be the one that is measured."""
 
     def __init__(self) -> None:
-        self.cupy = probe.cupy()
+        self.cupy = optional_imports.cupy()
         self._spin = self.cupy.RawKernel(SPIN, "bench_spin", backend="nvrtc")
 
     def now(self) -> float:

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import xlstm
 from bench import gpu_table, rows
 from bench.budget import Budget, Part
-from xlstm.arrays import cores, probe
+from xlstm.arrays import cores, optional_imports
 from xlstm.cli import info
 from xlstm.engines.cuda import launch
 
@@ -207,7 +207,9 @@ def check(
                 outcome = Outcome(part.name, OUT, 0.0, str(reason))
             except Exception as error:  # the parts after it are run
                 traceback.print_exc()
-                outcome = Outcome(part.name, FAILED, budget.spent - begun, probe.first_line(error))
+                outcome = Outcome(
+                    part.name, FAILED, budget.spent - begun, optional_imports.first_line(error)
+                )
         outcomes.append(outcome)
         done(outcomes)
     return outcomes
@@ -240,7 +242,7 @@ def attempt(call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:  # what is measured matters more
         traceback.print_exc()
-        return probe.first_line(error)
+        return optional_imports.first_line(error)
 
 
 def slug(card: str) -> str:

@@ -27,7 +27,7 @@ from bench.events import Clock, Side, side_by_side
 from bench.peers import MissingError, module
 from bench.rows import OURS, PRECISIONS
 from xlstm import precision
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.layers.matrix_memory import Memory
@@ -199,7 +199,7 @@ def _peer(
     except MissingError:
         raise
     except Exception as error:  # Triton has errors of its own
-        raise MissingError(f"it failed: {probe.first_line(error)}") from error
+        raise MissingError(f"it failed: {optional_imports.first_line(error)}") from error
 
 
 def main() -> int:

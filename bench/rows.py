@@ -22,7 +22,7 @@ import numpy as np
 import xlstm
 from bench.events import Clock, CupyClock
 from bench.peers import MissingError
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import Backend
 from xlstm.cli.bench import home_of
 
@@ -113,7 +113,7 @@ def run(
             row = measured(case, start + seconds)
         except Exception as error:  # whatever it is, the other cases are measured
             traceback.print_exc()
-            row = {**head(case), "error": probe.first_line(error)}
+            row = {**head(case), "error": optional_imports.first_line(error)}
         record["rows"].append(row)
         record["left out"].remove(str(case))
         slowest = max(slowest, now() - begun)
@@ -192,6 +192,6 @@ def main(
 
 def _free() -> None:
     """Return to the device the memory that neither library uses."""
-    probe.cupy().get_default_memory_pool().free_all_blocks()
+    optional_imports.cupy().get_default_memory_pool().free_all_blocks()
     if (torch := sys.modules.get("torch")) is not None:
         torch.cuda.empty_cache()

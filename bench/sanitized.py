@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import xlstm
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
 from xlstm.engines import cuda
@@ -140,7 +140,9 @@ def main() -> int:
         be = xlstm.backend("cupy")
     except BackendError as reason:
         raise SystemExit(f"sanitized: {reason}") from None
-    probe.cupy().cuda.set_allocator(None)  # no pool: the sanitizer sees where each array ends
+    optional_imports.cupy().cuda.set_allocator(
+        None
+    )  # no pool: the sanitizer sees where each array ends
     count = 0
     for line in run(be, options.paths, options.widths):
         print(line, flush=True)

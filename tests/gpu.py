@@ -17,7 +17,8 @@ import pytest
 
 import cuda_on_cpu
 from tests.conftest import BACKENDS, make_backend
-from xlstm.arrays import broken, probe
+from xlstm.arrays import optional_imports
+from xlstm.arrays.cuda import kernel_fallback
 from xlstm.engines.cuda import launch
 
 
@@ -29,7 +30,7 @@ def needed() -> Any:
         make_backend("cupy")
     except pytest.skip.Exception as reason:
         pytest.skip(str(reason), allow_module_level=True)
-    return probe.cupy()
+    return optional_imports.cupy()
 
 
 def half(name: str) -> np.dtype:
@@ -42,12 +43,14 @@ def as_it_lies(a: np.ndarray) -> Any:
     as well.
     """
     if a.size == 0:
-        return probe.cupy().asarray(a)
+        return optional_imports.cupy().asarray(a)
     low, high = np.lib.array_utils.byte_bounds(a)
-    raw = probe.cupy().asarray(
+    raw = optional_imports.cupy().asarray(
         np.frombuffer((ctypes.c_char * (high - low)).from_address(low), np.uint8)
     )
-    return probe.cupy().ndarray(a.shape, a.dtype, raw.data + (a.ctypes.data - low), a.strides)
+    return optional_imports.cupy().ndarray(
+        a.shape, a.dtype, raw.data + (a.ctypes.data - low), a.strides
+    )
 
 
 class Counts:
@@ -103,7 +106,7 @@ def timed_as_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def two_devices() -> None:
     """Skip a test where there is one device."""
-    if probe.cupy().cuda.runtime.getDeviceCount() < 2:
+    if optional_imports.cupy().cuda.runtime.getDeviceCount() < 2:
         pytest.skip("there is one device")
 
 
@@ -115,7 +118,7 @@ def refusing(stage: str, part: str) -> Iterator[None]:
     not launched.
     """
     on_cpu()
-    cupy = probe.cupy()
+    cupy = optional_imports.cupy()
     compiler = importlib.import_module("cupy.cuda.compiler")
     whole = compiler._compile_module_with_cache
 
@@ -140,7 +143,7 @@ def refusing(stage: str, part: str) -> Iterator[None]:
 
 def first_contact() -> None:
     """Forget all kernels, and what is known against them."""
-    probe.cupy().clear_memo()
+    optional_imports.cupy().clear_memo()
     for module in [
         made
         for name, made in sys.modules.items()
@@ -149,4 +152,4 @@ def first_contact() -> None:
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
-    broken.forget()
+    kernel_fallback.forget()

@@ -1,8 +1,8 @@
 """Training on several processes and machines: the processes that `mpiexec` started, as a group."""
 
 from xlstm import __version__
-from xlstm.arrays import mpi
-from xlstm.arrays.groups import Group, OtherRankError
+from xlstm.arrays.ranks import mpi
+from xlstm.arrays.ranks.groups import Group, OtherRankError
 from xlstm.data.shards import Shard
 
 __all__ = ["Group", "OtherRankError", "Shard", "group"]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, foreach, probe
+from xlstm.arrays import checks, foreach, optional_imports
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import BackendError, dtype_of, dtype_text
 from xlstm.arrays.fuse import compiles
@@ -207,10 +207,10 @@ def tf32(on: bool = True) -> Iterator[None]:
     BackendError
         CuPy does not work here, or the GPU has no TF32, which came with compute capability 8.0.
     """
-    failure = probe.cupy_failure()
+    failure = optional_imports.cupy_failure()
     if failure is not None:
         raise BackendError(f"tf32: CuPy is not usable here: {failure}")
-    cupy = probe.cupy()
+    cupy = optional_imports.cupy()
     capability = int(cupy.cuda.Device().compute_capability)
     if on and capability < 80:  # CuPy would warn and go on in float32
         raise BackendError(

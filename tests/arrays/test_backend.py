@@ -11,7 +11,7 @@ import pytest
 
 import xlstm
 from xlstm import BackendError
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import namespace
@@ -21,9 +21,9 @@ from xlstm.arrays.random import generator
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.delenv("XLSTM_BACKEND", raising=False)
-    probe.cupy_failure.cache_clear()
+    optional_imports.cupy_failure.cache_clear()
     yield
-    probe.cupy_failure.cache_clear()
+    optional_imports.cupy_failure.cache_clear()
 
 
 class FakeArray:
@@ -82,7 +82,7 @@ def fake_cupy(devices=1, driver=None, kernel=None, product=None):
     ],
 )
 def test_cupy_that_does_not_work_says_what_failed(monkeypatch, stage, words):
-    monkeypatch.setattr(probe, "cupy", lambda: fake_cupy(**stage))
+    monkeypatch.setattr(optional_imports, "cupy", lambda: fake_cupy(**stage))
     with pytest.raises(BackendError, match=f"cupy: .*{words}"):
         xlstm.backend("cupy")
     auto = xlstm.backend("auto")
@@ -105,7 +105,7 @@ def test_environment_decides_auto(monkeypatch):
     with pytest.raises(ValueError, match="XLSTM_BACKEND: 'abacus' is not a backend"):
         xlstm.backend()
     monkeypatch.setenv("XLSTM_BACKEND", "cupy")
-    monkeypatch.setattr(probe, "cupy", lambda: fake_cupy(devices=0))
+    monkeypatch.setattr(optional_imports, "cupy", lambda: fake_cupy(devices=0))
     with pytest.raises(BackendError, match="cupy"):
         xlstm.backend()
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.conftest import make_backend
 from xlstm.arrays import concat as concats
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
 
@@ -42,7 +42,7 @@ def test_many_parts_and_nothing(be):
 def test_an_empty_part_may_begin_in_the_memory_of_another_array_on_cupy():
     """That array went back to its pool, and the kernel is not given its address."""
     xp = make_backend("cupy").xp
-    cp = probe.cupy()
+    cp = optional_imports.cupy()
     with cp.cuda.using_allocator(cp.cuda.MemoryPool().malloc):
         whole = cp.ones(128)
         del whole

@@ -9,9 +9,10 @@ import pytest
 
 import xlstm
 from tests import gpu
-from xlstm.arrays import constants, random
+from xlstm.arrays import random
 from xlstm.arrays.convert import BackendError, to_numpy
-from xlstm.arrays.cuda_graph import Recorder, capturing
+from xlstm.arrays.cuda import constants
+from xlstm.arrays.cuda.cuda_graph import Recorder, capturing
 from xlstm.data import Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers, train

@@ -20,14 +20,14 @@ from tests import gpu, registry
 from tests.engines.cuda.test_cupy_kernels import LENGTHS, TOLERANCE, results
 from tests.registry import agree, largest
 from xlstm import optim, training
-from xlstm.arrays import broken, waits
 from xlstm.arrays import concat as concats
-from xlstm.arrays.broken import CudaError
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.cuda import kernel_fallback, waits
+from xlstm.arrays.cuda.kernel_fallback import CudaError
 from xlstm.cells import lstm
 from xlstm.data import Windows
-from xlstm.engines import cuda, private
+from xlstm.engines import cuda, secure_cache
 from xlstm.engines.cuda import cell_source, check, chunk_passes, launch
 from xlstm.engines.cuda.check import ARRAYS
 from xlstm.engines.cuda.choice import choose
@@ -67,7 +67,7 @@ def alone(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for other in {"cluster", "grid", "plain"} - {path}:
-            broken.note(f"{other} ", "it is not tried")
+            kernel_fallback.note(f"{other} ", "it is not tried")
 
 
 # A path, and what the text of its kernels of passes has.
@@ -229,7 +229,7 @@ def test_missing_memory_is_no_fault_of_a_kernel(monkeypatch):
         monkeypatch.setattr(launch, "_kernel", Mock(side_effect=error))
         with pytest.raises(type(error)):
             results(layer, "float32")
-        assert not broken._reasons
+        assert not kernel_fallback._reasons
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def test_the_check_of_a_card(kept, capsys):
     kinds = {"cluster", "grid", "plain", "pointwise", "step", "chunks", "rows"}
     assert {row.kernel.split()[0] for row in found} >= kinds
     new_process()
-    assert not broken._reasons
+    assert not kernel_fallback._reasons
 
 
 def test_kernels_are_checked_before_training_takes_them(kept, caplog):
@@ -350,7 +350,7 @@ def test_what_is_no_result_of_ours_proves_nothing(kept, tmp_path, file):
     if file == "damaged":
         path.write_bytes(path.read_bytes()[:-1] + b"!")
     else:
-        kept.setattr(private.os, "geteuid", lambda: me + 1)
+        kept.setattr(secure_cache.os, "geteuid", lambda: me + 1)
     new_process()
     assert chosen() == SAFE
     kept.setenv(check.VARIABLE, "0")
@@ -383,7 +383,7 @@ def test_a_check_that_does_not_end_is_not_waited_for_again(kept, seconds, does, 
         new_process()
     begin_training()
     assert (len(checks), chosen()) == (1, SAFE)
-    assert "the check stopped at gather, float32" in broken._reasons.values()
+    assert "the check stopped at gather, float32" in kernel_fallback._reasons.values()
 
 
 @pytest.mark.parametrize(

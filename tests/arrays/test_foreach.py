@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import make_backend
 from tests.engines.cuda import nvrtc
-from xlstm.arrays import foreach, probe
+from xlstm.arrays import foreach, optional_imports
 from xlstm.arrays.convert import to_numpy
 
 # Empty or not, less than a chunk, just one, and more; more arrays than one kernel takes.
@@ -103,7 +103,7 @@ def test_kernels_compile(monkeypatch, capability, dtype):
     acted = SimpleNamespace(
         RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None
     )
-    monkeypatch.setattr(probe, "cupy", lambda: acted)
+    monkeypatch.setattr(optional_imports, "cupy", lambda: acted)
     foreach._each_kernel.__wrapped__(moved, (dtype, dtype), (None, "float"), (), (("power", 2),))
     foreach._each_kernel.__wrapped__(
         moved, (dtype, dtype), ("double", "half_t"), (0, 1), (("power", 2),)

@@ -20,7 +20,7 @@ from tests import gpu as on_gpu
 from tests.conftest import make_backend
 from tests.registry import flat, input_of
 from xlstm import losses
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.arrays.tensor_views import views_of_tensors
@@ -222,7 +222,7 @@ def test_cuda_tensors_run_on_the_stream_of_pytorch(xp, monkeypatch):
         from_dlpack=OnCuda, cuda=SimpleNamespace(current_stream=lambda device: theirs)
     )
     theirs = SimpleNamespace(cuda_stream=stream.ptr)
-    monkeypatch.setattr(probe, "torch", lambda: torch)
+    monkeypatch.setattr(optional_imports, "torch", lambda: torch)
     monkeypatch.setattr(array_api_compat, "is_torch_array", lambda a: isinstance(a, OnCuda))
     layer = xlstm.LSTM(D, H)
     be = make_backend("cupy")
@@ -418,14 +418,14 @@ def test_what_cannot_be_taken_is_refused(gpu, monkeypatch):
     ):
         with pytest.raises(TypeError, match=f"^LSTM: {words}"):
             layer(params, x)
-    monkeypatch.setattr(probe, "cupy_failure", lambda: "no driver")
+    monkeypatch.setattr(optional_imports, "cupy_failure", lambda: "no driver")
     with pytest.raises(TypeError, match="needs CuPy: no driver"):
         layer(params, Described(a))
 
 
 def test_arrays_on_a_device_that_is_not_the_current_one_are_refused(gpu):
     on_gpu.two_devices()
-    cupy = probe.cupy()
+    cupy = optional_imports.cupy()
     layer = xlstm.LSTM(D, H)
     here = gpu.asarray(np.ones((T, B, D)))
     params = layer.init(0, gpu)

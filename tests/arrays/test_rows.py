@@ -10,9 +10,9 @@ import cuda_on_cpu
 from tests import gpu
 from tests.conftest import make_backend
 from tests.engines.cuda import nvrtc
-from xlstm.arrays import narrow
+from xlstm.arrays import block_diagonal
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.row_source import Source
+from xlstm.arrays.cuda.row_kernel_text import Source
 from xlstm.arrays.rows import by_rows, summed
 
 
@@ -80,14 +80,14 @@ def test_the_kernels_compile(capability, dtype):
 )
 def test_products_of_narrow_blocks_fit_registers(capability, dtype):
     """The gradients of the maps of an sLSTM block, which are most."""
-    K = narrow.WIDEST
+    K = block_diagonal.WIDEST
     counts = (1, 1, 1, 1)
     dtype = gpu.half(dtype)
     options = {"K": K, "of": (0, 0, 1, 1), "counts": counts, "add": (True, True)}
     arrays = 8
     Ws = len(counts)
     given = (dtype,) * (arrays + Ws), tuple(options.items()), (False,) * (arrays + Ws)
-    made = Source(narrow._products_bwd, *given, (K,) * arrays + (K * K,) * Ws, Ws)
+    made = Source(block_diagonal._products_bwd, *given, (K,) * arrays + (K * K,) * Ws, Ws)
     assert (
         nvrtc.compile_for(capability, made.text(1, frozenset(range(arrays, arrays + Ws)))).spilled
         == 0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.attacks.bounds import examples
 from xlstm.cli import info
-from xlstm.engines import private
+from xlstm.engines import secure_cache
 from xlstm.engines.numba import jit
 
 pytestmark = [
@@ -129,19 +129,19 @@ def test_code_of_other_versions_is_not_loaded(cache, monkeypatch):
 
 
 def test_a_full_disk_leaves_nothing(cache, monkeypatch):
-    private.folder(cache)
-    private.write(cache, "name", b"old")
+    secure_cache.folder(cache)
+    secure_cache.write(cache, "name", b"old")
 
     def full(*_):
         (cache / "made.tmp").touch()
         return os.open("/dev/full", os.O_WRONLY), str(cache / "made.tmp")
 
-    monkeypatch.setattr(private.tempfile, "mkstemp", full)
+    monkeypatch.setattr(secure_cache.tempfile, "mkstemp", full)
     assert call() == (3.0, False)
     with pytest.raises(OSError, match="No space left"):
-        private.write(cache, "name", b"new")
+        secure_cache.write(cache, "name", b"new")
     assert [path.name for path in cache.iterdir()] == ["name"]
-    assert private.read(cache, "name", 100) == b"old"
+    assert secure_cache.read(cache, "name", 100) == b"old"
 
 
 def test_a_folder_that_others_may_write_to_is_left_alone(cache):
@@ -170,15 +170,15 @@ def test_a_user_without_a_home(cache, monkeypatch):
 @settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_damage_is_seen(tmp_path, data):
-    folder = private.folder(tmp_path / "a")
+    folder = secure_cache.folder(tmp_path / "a")
     content = data.draw(st.binary(max_size=200))
-    private.write(folder, "name", content)
+    secure_cache.write(folder, "name", content)
     whole = (folder / "name").read_bytes()
     start = data.draw(st.integers(0, len(whole)))
     end = data.draw(st.integers(start, len(whole)))
     damaged = whole[:start] + data.draw(st.binary(max_size=50)) + whole[end:]
     (folder / "name").write_bytes(damaged)
-    assert private.read(folder, "name", 1000) == (content if damaged == whole else None)
+    assert secure_cache.read(folder, "name", 1000) == (content if damaged == whole else None)
 
 
 CODE = f"""

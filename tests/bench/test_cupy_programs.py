@@ -18,7 +18,7 @@ from bench import gpu as bench_gpu
 from bench.rows import OURS
 from bench.workers import Worker
 from tests import gpu, parity
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 
 gpu.needed()
 
@@ -149,9 +149,9 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
 @contextlib.contextmanager
 def allocator_kept():
     """Give the allocator of CuPy back, which a program takes away for the rest of its process."""
-    allocator = probe.cupy().cuda.get_allocator()
+    allocator = optional_imports.cupy().cuda.get_allocator()
     yield
-    probe.cupy().cuda.set_allocator(allocator)
+    optional_imports.cupy().cuda.set_allocator(allocator)
 
 
 def test_what_the_sanitizer_runs(monkeypatch, capsys):

@@ -14,7 +14,7 @@ from bench.cudnn import CAPTURED, EAGER, Case
 from bench.rows import OURS
 from tests import gpu as on_gpu
 from tests.engines.cuda import nvrtc
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.cli.info import CARDS
 
 
@@ -249,9 +249,9 @@ def test_what_the_sanitizer_says(code, text, errors, status):
 
 @pytest.mark.parametrize("name", ["gpu", "barriers", "cudnn", "mlstm", "language", "sanitize"])
 def test_without_a_card_they_say_so_and_time_nothing_where_cupy_runs_on_the_cpu(name, monkeypatch):
-    if probe.cupy_failure() is None:
+    if optional_imports.cupy_failure() is None:
         on_gpu.on_cpu()
-    words = "" if probe.cupy_failure() else ".*CPU.*, whose times are not those of a GPU"
+    words = "" if optional_imports.cupy_failure() else ".*CPU.*, whose times are not those of a GPU"
     monkeypatch.setattr(sys, "argv", [name])
     monkeypatch.setattr(sanitize, "find", lambda: "compute-sanitizer")
     with pytest.raises(SystemExit, match=f"^{name}: cupy: {words}"):

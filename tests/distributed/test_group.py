@@ -15,7 +15,8 @@ import pytest
 
 from tests.distributed.launcher import START, Job, needed
 from xlstm import BackendError, distributed
-from xlstm.arrays import mpi, probe, watch
+from xlstm.arrays import optional_imports
+from xlstm.arrays.ranks import mpi, watchdog
 
 # Seconds in which a job ends once a rank fails: it takes one to three. One that waits for anything
 # else takes 600.
@@ -44,7 +45,7 @@ def fresh(monkeypatch):
 
 
 def test_a_process_without_a_launcher_is_alone(fresh):
-    fresh.setattr(probe, "mpi", None)
+    fresh.setattr(optional_imports, "mpi", None)
     fresh.setenv("SLURM_NTASKS", "4")  # a batch script has it, too
     fresh.setenv("WORLD_SIZE", "4")
     fresh.setenv("PMI_SIZE", "1")
@@ -71,12 +72,12 @@ def test_a_launcher_whose_mpi_is_not_there_is_refused(fresh, name):
     started = (
         rf"^group: a launcher started 3{' or more' * (name in mpi.NUMBERS)} processes \({name}\), "
     )
-    fresh.setattr(probe, "mpi", seeing_itself)
+    fresh.setattr(optional_imports, "mpi", seeing_itself)
     with pytest.raises(
         BackendError, match=started + r".*that of another MPI than mpi4py's \(MPICH Version: 5.0\)"
     ):
         distributed.group()
-    fresh.setattr(probe, "mpi", lambda: importlib.import_module("mpi4py.missing"))
+    fresh.setattr(optional_imports, "mpi", lambda: importlib.import_module("mpi4py.missing"))
     with pytest.raises(
         BackendError,
         match=started + r"which needs mpi4py and an MPI \(.*\); pip install 'xlstm-xp\[mpi\]'",
@@ -86,14 +87,14 @@ def test_a_launcher_whose_mpi_is_not_there_is_refused(fresh, name):
 
 def test_the_only_process_of_a_launcher_that_tells_no_size_is_alone(fresh):
     fresh.setenv("PMIX_RANK", "0")
-    fresh.setattr(probe, "mpi", lambda: seeing_itself("Open MPI v5.0.8"))
+    fresh.setattr(optional_imports, "mpi", lambda: seeing_itself("Open MPI v5.0.8"))
     assert distributed.group().size == 1
 
 
 def test_an_mpich_that_would_abort_is_not_started(fresh):
     """It cannot speak PMIx, and the launcher nothing else."""
     fresh.setenv("PMIX_RANK", "0")
-    fresh.setattr(probe, "mpi", lambda: seeing_itself(initialized=False))
+    fresh.setattr(optional_imports, "mpi", lambda: seeing_itself(initialized=False))
     with pytest.raises(
         BackendError,
         match=r"^group: a launcher started 1 or more processes \(PMIX_RANK\), but each",
@@ -111,7 +112,7 @@ def test_signals_end_a_process_while_mpi_starts(fresh):
 
     module = seeing_itself(initialized=False)
     module.Init_thread = start
-    fresh.setattr(probe, "mpi", lambda: module)
+    fresh.setattr(optional_imports, "mpi", lambda: module)
     fresh.setenv("PMI_SIZE", "2")
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
@@ -126,11 +127,11 @@ def test_signals_end_a_process_while_mpi_starts(fresh):
 
 def test_the_time_that_a_rank_waits(monkeypatch):
     for text, seconds in {"": 600.0, "1.5": 1.5, "0": float("inf")}.items():
-        monkeypatch.setenv(watch.VARIABLE, text)
-        assert watch.limit() == seconds
-    monkeypatch.setenv(watch.VARIABLE, "soon")
+        monkeypatch.setenv(watchdog.VARIABLE, text)
+        assert watchdog.limit() == seconds
+    monkeypatch.setenv(watchdog.VARIABLE, "soon")
     with pytest.raises(ValueError, match="XLSTM_GROUP_TIMEOUT is 'soon'"):
-        watch.limit()
+        watchdog.limit()
 
 
 # The arrays are those of `xp`; the larger ones go in several pieces.
@@ -257,7 +258,7 @@ def test_ranks_that_wait_at_different_places_do_not_wait_long():
 
 def test_a_clock_shows_the_number_and_the_kind_of_the_same_thing():
     """The watch looks at it from another thread, at any time."""
-    clock = watch.Clock()
+    clock = watchdog.Clock()
     seen = []
 
     class Counts(np.ndarray):

@@ -19,7 +19,7 @@ import xlstm
 from tests import gpu
 from tests.interop.test_nxai import NXAI
 from tests.registry import PATCHES, agree, flat, input_of
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.namespace import HALVES, dtype_name
 from xlstm.data import Windows
@@ -289,7 +289,7 @@ def test_a_checkpoint_in_bfloat16(tmp_path):
 
 def as_on_rocm():
     """Run layers and steps of training on the CuPy of ROCm, as far as this package sees."""
-    probe.rocm = lambda: True
+    optional_imports.rocm = lambda: True
     cupy.RawKernel = None
     for layer in LAYERS[::3]:
         test_passes(

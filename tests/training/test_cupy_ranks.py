@@ -14,7 +14,7 @@ from tests.distributed.launcher import START, Job, needed
 from tests.distributed.test_group import ABORTED, SOON, WHOLE
 from tests.ranks import together
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.groups import OtherRankError
+from xlstm.arrays.ranks.groups import OtherRankError
 from xlstm.data import Shard, Windows
 from xlstm.precision import Mixed
 from xlstm.training import Clip, Step, optimizers
@@ -123,7 +123,8 @@ def test_an_error_of_one_rank_is_raised_on_all(where, accumulate, wait):
 # Processes
 
 GPU = (
-    START + "import cupy as xp\nimport cuda_on_cpu\nfrom xlstm.arrays.cuda_graph import Recorder\n"
+    START
+    + "import cupy as xp\nimport cuda_on_cpu\nfrom xlstm.arrays.cuda.cuda_graph import Recorder\n"
 )
 CAPTURED = """
 assert xlstm.backend("cupy").device.id == group.rank  # the GPU of a rank is that of its number

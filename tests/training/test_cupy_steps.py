@@ -15,8 +15,8 @@ import xlstm
 from tests import gpu
 from tests.registry import agree
 from xlstm import losses
-from xlstm.arrays import constants, cuda_graph
 from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.cuda import constants, cuda_graph
 from xlstm.data import Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.precision import Mixed

@@ -12,8 +12,8 @@ from tests.ranks import together
 from tests.training import runs
 from tests.training.runs import Changed
 from xlstm import LSTM, losses, optim, training, xLSTMStack
-from xlstm.arrays.groups import OtherRankError
 from xlstm.arrays.random import generator
+from xlstm.arrays.ranks.groups import OtherRankError
 from xlstm.data import Prefetch, Sequences, Shard, Streams, Windows
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.layers.blocks.large import xLSTMLarge

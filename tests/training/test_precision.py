@@ -15,7 +15,7 @@ import pytest
 import xlstm
 from tests.conftest import make_backend
 from xlstm import losses, precision
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import namespace
@@ -223,7 +223,7 @@ def test_a_forecaster_saves_its_masters(halves, tmp_path):
 
 def test_tf32_holds_within_its_block_on_cupy():
     home = make_backend("cupy", "float32")
-    core = probe.cupy()._core
+    core = optional_imports.cupy()._core
     kinds = core._routines_linalg
     before = core.get_compute_type(np.float32)
     for context in (tf32(), named("tf32", home)[1]):

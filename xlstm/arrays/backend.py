@@ -15,7 +15,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import checks, probe
+from xlstm.arrays import checks, optional_imports
 from xlstm.arrays.convert import BackendError, dtype_of, dtype_text, to_numpy
 from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.arrays.namespace import (
@@ -104,7 +104,7 @@ class Backend(Portable):
         if self.name == "cupy":
             self.device.synchronize()
         elif self.name == "torch" and self.device.type == "cuda":
-            probe.torch().cuda.synchronize(self.device)
+            optional_imports.torch().cuda.synchronize(self.device)
 
     def __str__(self) -> str:
         return f"{self.name} on {device_name(self)}"
@@ -154,7 +154,7 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
             raise ValueError(
                 f"backend: device {checks.shown(device)} goes with a named backend, not with auto"
             )
-        failure = probe.cupy_failure()
+        failure = optional_imports.cupy_failure()
         if failure is None:
             name = "cupy"
             reason = "a kernel and a matrix product ran on the GPU"
@@ -201,12 +201,10 @@ def available_backends() -> dict[str, Backend | str]:
 def device_name(chosen: Backend) -> str:
     """Return the device in words, with the card's name where it is a GPU."""
     if chosen.name == "cupy":
-        properties = probe.cupy().cuda.runtime.getDeviceProperties(chosen.device.id)
+        properties = optional_imports.cupy().cuda.runtime.getDeviceProperties(chosen.device.id)
         return f"GPU {chosen.device.id} ({properties['name'].decode()})"
     if chosen.name == "torch" and chosen.device.type == "cuda":
-        return (
-            f"GPU {chosen.device.index or 0} ({probe.torch().cuda.get_device_name(chosen.device)})"
-        )
+        return f"GPU {chosen.device.index or 0} ({optional_imports.torch().cuda.get_device_name(chosen.device)})"
     return "CPU" if str(chosen.device) == "cpu" else str(chosen.device)
 
 
@@ -220,12 +218,12 @@ def _with_dtype(chosen: Backend, given: DType) -> Backend:
     if dtype in HALVES and (chosen.name == "numpy" or str(chosen.device) == "cpu"):
         raise TypeError(f"backend: {dtype} on a CPU is slow and inexact; use float32, or a GPU")
     if dtype == "bfloat16" and chosen.name == "cupy":
-        version = probe.cupy().__version__
+        version = optional_imports.cupy().__version__
         if int(version.split(".")[0]) < 14:
             raise BackendError(
-                f"cupy: bfloat16 needs CuPy 14 or newer, this is {version}; {probe.CUPY}"
+                f"cupy: bfloat16 needs CuPy 14 or newer, this is {version}; {optional_imports.CUPY}"
             )
-        if probe.rocm():
+        if optional_imports.rocm():
             raise BackendError(
                 "cupy: bfloat16 needs CUDA, this is CuPy for ROCm; use float16 or float32"
             )
@@ -240,13 +238,17 @@ def _numpy(device: Any) -> Backend:
 
 
 def _cupy(device: Any) -> Backend:
-    current = int(probe.cupy().cuda.runtime.getDevice()) if probe.cupy_failure() is None else 0
+    current = (
+        int(optional_imports.cupy().cuda.runtime.getDevice())
+        if optional_imports.cupy_failure() is None
+        else 0
+    )
     number = getattr(device, "id", current if device is None else device)
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= checks.LARGEST:
         raise ValueError(
             f"backend: a cupy device is a number from 0 up, got {checks.shown(device)}"
         )
-    failure = probe.cupy_failure(None if number == current else number)
+    failure = optional_imports.cupy_failure(None if number == current else number)
     if failure is not None:
         raise BackendError(f"cupy: {failure}")
     if number != current:  # new arrays go to the current device whatever `device=` says
@@ -256,12 +258,12 @@ def _cupy(device: Any) -> Backend:
         )
     import array_api_compat.cupy as xp
 
-    return Backend("cupy", xp, probe.cupy().cuda.Device(number))
+    return Backend("cupy", xp, optional_imports.cupy().cuda.Device(number))
 
 
 def _torch(device: Any) -> Backend:
     try:
-        torch = probe.torch()
+        torch = optional_imports.torch()
     except ImportError as error:
         raise BackendError("torch: PyTorch is not installed; pip install torch") from error
     import array_api_compat.torch as xp
@@ -270,12 +272,12 @@ def _torch(device: Any) -> Backend:
         chosen = torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"backend: {checks.shown(device)} is not a torch device: {probe.first_line(error)}"
+            f"backend: {checks.shown(device)} is not a torch device: {optional_imports.first_line(error)}"
         ) from error
     try:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BackendError(
-            f"torch: device {checks.shown(device)} is not usable: {probe.first_line(error)}"
+            f"torch: device {checks.shown(device)} is not usable: {optional_imports.first_line(error)}"
         ) from error
     return Backend("torch", xp, chosen)

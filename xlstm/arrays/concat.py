@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse, probe
+from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 AXES = 6
@@ -91,7 +92,11 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
             ]
         )
         made = _layout(lie, axis)
-        found = None if made is None else broken.attempt("xlstm_concat", _launched, parts, *made)
+        found = (
+            None
+            if made is None
+            else kernel_fallback.attempt("xlstm_concat", _launched, parts, *made)
+        )
         if found is not None:
             return found
     like: Array = next(part for part in parts if not isinstance(part, Filled))
@@ -102,7 +107,7 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
 def _launched(
     parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any
 ) -> Array:
-    result = probe.cupy().ndarray(*kind)
+    result = optional_imports.cupy().ndarray(*kind)
     # An empty part may begin where its array ends, which is memory of another one.
     addresses = [
         0 if isinstance(part, Filled) or part.size == 0 else part.data.ptr for part in parts

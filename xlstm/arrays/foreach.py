@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse, probe
+from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays.cuda import device, kernel_fallback
+from xlstm.arrays.cuda.row_kernel_text import SYNC
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.arrays.row_source import SYNC
 from xlstm.tracing.writers import C
 
 CHUNK = 2048
@@ -133,7 +134,9 @@ def apply(
         real(number) if kind is None else number
         for number, kind in zip(numbers, kinds, strict=True)
     ]
-    found = broken.attempt(kernel.name, _applied, kernel, columns, shapes, results, into, given)
+    found = kernel_fallback.attempt(
+        kernel.name, _applied, kernel, columns, shapes, results, into, given
+    )
     if found is not None:
         return found
     given = [number if isinstance(number, real) else xp.astype(number, real) for number in given]
@@ -160,7 +163,7 @@ def _applied(
 ) -> list[tuple[Array, ...]]:
     """Return the results from one launch."""
     plan = _plan(shapes, tuple([column[0].itemsize for column in columns]))
-    cp = probe.cupy()
+    cp = optional_imports.cupy()
     flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
     _launch(kernel, plan, columns, *flat, *given)
     if into:
@@ -170,7 +173,7 @@ def _applied(
 
 def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
     """Return the arrays of CuPy that begin in these places of a longer one."""
-    cp = probe.cupy()
+    cp = optional_imports.cupy()
     dtype = flat.dtype
     start = flat.data
     return [
@@ -201,7 +204,7 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """
     if not _takes(xp, [arrays]):
         return _norm(xp, arrays)
-    found = broken.attempt("xlstm_squares", _launched_norm, arrays)
+    found = kernel_fallback.attempt("xlstm_squares", _launched_norm, arrays)
     if found is not None:
         return found
     dtype = arrays[0].dtype
@@ -217,7 +220,7 @@ def _launched_norm(arrays: Sequence[Array]) -> Array:
     dtype = arrays[0].dtype
     plan = _plan(tuple([a.shape for a in arrays]), (arrays[0].itemsize,))
     kernel, root = _squares_kernels(dtype)
-    sums = probe.cupy().ndarray((plan.chunks,), REAL[fuse.real(dtype)])
+    sums = optional_imports.cupy().ndarray((plan.chunks,), REAL[fuse.real(dtype)])
     _launch(kernel, plan, [arrays], sums)
     return root(sums, axis=0)
 
@@ -343,7 +346,9 @@ def _squares_kernels(dtype: Any) -> tuple[Any, Any]:
     name = {"float": "float32", "double": "float64"}[real]
     end = f"y0 = {fuse.converted('sqrt(a)', dtype)}"
     parts = (f"{name} x0", f"{fuse.name(dtype)} y0", "x0", "a + b", end, "0", "xlstm_norm", real)
-    return _kernel(SQUARES, "xlstm_squares", (dtype,)), probe.cupy().ReductionKernel(*parts)
+    return _kernel(SQUARES, "xlstm_squares", (dtype,)), optional_imports.cupy().ReductionKernel(
+        *parts
+    )
 
 
 def _kernel(text: str, name: str, dtypes: Sequence[Any], **parts: Sequence[str]) -> Any:

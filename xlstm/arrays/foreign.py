@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,10 +120,10 @@ def cupy_for(where: str, what: str) -> Any:
     """Return CuPy's module; raise TypeError, which names what is on a GPU, where CuPy does not
     work.
     """
-    failure = probe.cupy_failure()
+    failure = optional_imports.cupy_failure()
     if failure is not None:
         raise TypeError(f"{where}: {what} is on a GPU, which needs CuPy: {failure}")
-    return probe.cupy()
+    return optional_imports.cupy()
 
 
 def taken(where: str, value: Any, take: Callable[[Any], Any]) -> Any:
@@ -132,7 +132,7 @@ def taken(where: str, value: Any, take: Callable[[Any], Any]) -> Any:
         return take(value)
     except Exception as error:  # of the library that made it, or of the one that takes it
         raise TypeError(
-            f"{where}: {_kind(value)} cannot be taken as it is ({probe.first_line(error)})"
+            f"{where}: {_kind(value)} cannot be taken as it is ({optional_imports.first_line(error)})"
         ) from error
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import broken, probe
+from xlstm.arrays import optional_imports
+from xlstm.arrays.cuda import kernel_fallback
 from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of
 from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 from xlstm.tracing.writers import C
@@ -40,7 +41,7 @@ def compiles(xp: Namespace) -> bool:
     """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy on
     CUDA are.
     """
-    return bool(xp.__name__ == CUPY) and not probe.rocm()
+    return bool(xp.__name__ == CUPY) and not optional_imports.rocm()
 
 
 def fuse(
@@ -91,7 +92,9 @@ def fuse(
             out[...] = found  # type: ignore[index]  # a tuple is for CuPy
         return out
     kernel = _kernel(function, tuple(a.dtype for a in arrays), tuple(options.items()))
-    found = broken.attempt(kernel.name, kernel, *arrays, *(() if out is None else listed(out)))
+    found = kernel_fallback.attempt(
+        kernel.name, kernel, *arrays, *(() if out is None else listed(out))
+    )
     if found is None:
         found = plain(xp, function, arrays, options)
         for room, a in zip(() if out is None else listed(out), listed(found), strict=False):
@@ -175,7 +178,7 @@ def total(
             b = b.reshape(flat)
         return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes, dtype=dtype)
     to = a.dtype if dtype is None else dtype
-    found = broken.attempt("xlstm_total", lambda: _total(a.dtype, to)(a, b, axis=axes))
+    found = kernel_fallback.attempt("xlstm_total", lambda: _total(a.dtype, to)(a, b, axis=axes))
     if found is not None:
         return found
     wide = xp.float32 if name(a.dtype) in HALVES else a.dtype
@@ -300,7 +303,7 @@ def windows(a: Array, width: int) -> Array:
     """
     shape = (width, a.shape[0] - width + 1, *a.shape[1:])
     steps = (a.strides[0], *a.strides)
-    return probe.cupy().ndarray(shape, a.dtype, a.data, steps)
+    return optional_imports.cupy().ndarray(shape, a.dtype, a.data, steps)
 
 
 def real(dtype: Any) -> str:
@@ -396,7 +399,7 @@ def _kernel(
         {x: real(dtype) for x, dtype in inputs.items()},
     ).statements()
     name = f"xlstm_fuse_{function.__name__.strip('_')}"
-    return probe.cupy().ElementwiseKernel(
+    return optional_imports.cupy().ElementwiseKernel(
         parameters(inputs), parameters(outputs), "\n".join(body), name
     )
 
@@ -406,7 +409,7 @@ def _total(dtype: Any, to: Any) -> Any:
     x, y = (converted(x, dtype) for x in ("x0", "x1"))
     types = parameters({"x0": dtype, "x1": dtype}), parameters({"y0": to})
     end = f"y0 = {converted('a', to)}"
-    return probe.cupy().ReductionKernel(
+    return optional_imports.cupy().ReductionKernel(
         *types, f"{x} * {y}", "a + b", end, "0", "xlstm_total", real(dtype)
     )
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse, probe
+from xlstm.arrays import fuse, optional_imports
 from xlstm.arrays.concat import concat
+from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
@@ -70,7 +71,7 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
     """
     if fuse.compiles(xp):
         found = (
-            broken.attempt("xlstm_gather", _gathered, arrays, places)
+            kernel_fallback.attempt("xlstm_gather", _gathered, arrays, places)
             if arrays[0].itemsize > 1
             else None
         )
@@ -94,7 +95,7 @@ def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
     """Return the rows of at most `ARRAYS` arrays."""
     inputs = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays]
     outputs = [
-        probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype)
+        optional_imports.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype)
         for a, at in zip(inputs, places, strict=True)
     ]
     most = max(a.size for a in outputs)
@@ -163,7 +164,7 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
         np.add.at(total, places, rows)
         return total
     if fuse.compiles(xp) and device.known(rows.dtype) and rows.size > 0 and rows.shape[0] < 2**31:
-        found = broken.attempt("xlstm_add_rows", _added, places, rows, count)
+        found = kernel_fallback.attempt("xlstm_add_rows", _added, places, rows, count)
         if found is not None:
             return found
     # A product with a matrix of ones and zeros does it, some rows of the result at a time.
@@ -181,7 +182,7 @@ def _added(keys: Array, rows: Array, count: int) -> Array:
     """Return (count, D) with each of rows (N, D) added at its key, from 0 to count - 1; others are
     left out.
     """
-    cp = probe.cupy()
+    cp = optional_imports.cupy()
     N, D = rows.shape
     text = add_text(rows.dtype)
     keys = cp.ascontiguousarray(keys)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import cuda_graph, fuse, probe
+from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays.cuda import cuda_graph
 from xlstm.arrays.namespace import Array, Namespace, astype, reshape
 
 KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
@@ -94,7 +95,7 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
     to = add.dtype if add is not None and fits else A.dtype if dtype is None else dtype
     call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, to)
     if add is None:
-        return _multiply(call, A, B, probe.cupy().ndarray(call.shape, to), call.zero)
+        return _multiply(call, A, B, optional_imports.cupy().ndarray(call.shape, to), call.zero)
     if not fits or add.shape != call.shape:
         add += matmul(xp, A, B)
         return add
@@ -131,7 +132,7 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
     """Return `out`, which is set to A @ B, or to which this is added; `beta` is the address of 0 or
     1.
     """
-    cp = probe.cupy()
+    cp = optional_imports.cupy()
     if call.empty:
         if beta == call.zero:
             out[...] = 0
@@ -164,7 +165,7 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
 
 
 def _copy(a: Array, batch: tuple[int, ...]) -> Array:
-    cp = probe.cupy()
+    cp = optional_imports.cupy()
     return cp.ascontiguousarray(a if a.ndim == 2 else cp.broadcast_to(a, (*batch, *a.shape[-2:])))
 
 
@@ -177,7 +178,7 @@ def packed(xp: Namespace, a: Array) -> Array:
     """Return `a`, which on CuPy is copied once where each product would have to copy it."""
     if not fuse.compiles(xp) or _operand(a.shape, strides(a), a.shape[:-2]):
         return a
-    return probe.cupy().ascontiguousarray(a)
+    return optional_imports.cupy().ascontiguousarray(a)
 
 
 def strides(a: Array) -> tuple[int, ...]:
@@ -298,7 +299,7 @@ def _compute(dtype: Any, chosen: int) -> tuple[int, int]:
     """Return the type to multiply and sum up in, as CuPy's own products of two axes choose it, and
     the algorithm.
     """
-    cublas = probe.cupy().cuda.cublas
+    cublas = optional_imports.cupy().cuda.cublas
     kind = "64F" if fuse.name(dtype) == "float64" else "32F"
     if chosen == PEDANTIC:
         kind += "_PEDANTIC"

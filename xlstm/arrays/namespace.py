@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import checks, probe
+from xlstm.arrays import checks, optional_imports
 
 Array = Any  # an array of whichever library is in use
 Namespace = Any  # the array API namespace of that library
@@ -95,7 +95,7 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
                 f"xlstm.interop.torch.module(layer), or pass {name}.detach()"
             )
     if array_api_compat.is_cupy_array(first):
-        current = int(probe.cupy().cuda.runtime.getDevice())
+        current = int(optional_imports.cupy().cuda.runtime.getDevice())
         if home.id != current:
             raise ValueError(
                 f"{where}: {first_name} is on CUDA device {home.id}, which is not the current one,"
@@ -275,7 +275,7 @@ def plain_namespace(
             return None
     if x is not None and (type(x) is not kind or x.dtype is not dtype):
         return None
-    current = None if kind is np.ndarray else probe.cupy().cuda.runtime.getDevice()
+    current = None if kind is np.ndarray else optional_imports.cupy().cuda.runtime.getDevice()
     if state is not None and not _all_plain(state, kind, dtype, current):
         return None
     if current is not None and not _all_plain((*params.values(), x), kind, dtype, current):

@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import broken, checks, device, fuse
-from xlstm.arrays.constants import Home, from_host, home, kept
+from xlstm.arrays import checks, fuse
 from xlstm.arrays.convert import like
-from xlstm.arrays.groups import Part, rows
+from xlstm.arrays.cuda import device, kernel_fallback
+from xlstm.arrays.cuda.constants import Home, from_host, home, kept
 from xlstm.arrays.namespace import Array, Namespace, device_of, namespace_of
+from xlstm.arrays.ranks.groups import Part, rows
 
 Seed: TypeAlias = "int | np.random.Generator"
 State = Any  # of a PCG64, a dict
@@ -178,7 +179,9 @@ def bernoulli(
         return _launched(rng, rate, shape, array, (low, high))
     if fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64):
         before = rng.bit_generator.state
-        mask = broken.attempt("xlstm_bernoulli", _launched, rng, rate, shape, array, (low, high))
+        mask = kernel_fallback.attempt(
+            "xlstm_bernoulli", _launched, rng, rate, shape, array, (low, high)
+        )
         if mask is not None:
             return mask
         rng.bit_generator.state = before

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, constants, device, fuse, probe
+from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays.cuda import constants, device, kernel_fallback
+from xlstm.arrays.cuda.row_kernel_text import FAN, MOST, Source
 from xlstm.arrays.namespace import Array, Namespace, device_of
-from xlstm.arrays.row_source import FAN, MOST, Source
 from xlstm.tracing.symbols import UntraceableError
 
 OUTER = 3  # axes of rows at most
@@ -90,7 +91,9 @@ def summed(
         room = tuple([(a.dtype, a.shape, a.strides) for a in out])
         plan = _plan(function, given, tuple(options.items()), sums, keep, leading, last, room)
         found = (
-            None if plan is None else broken.attempt(plan.kernel.name, _run, xp, plan, arrays, out)
+            None
+            if plan is None
+            else kernel_fallback.attempt(plan.kernel.name, _run, xp, plan, arrays, out)
         )
         if found is not None:
             return found
@@ -133,7 +136,7 @@ def _same(xp: Namespace, a: Array) -> Array:
 
 
 def _run(xp: Namespace, plan: Plan, arrays: Sequence[Array], out: Sequence[Array]) -> Any:
-    made = probe.cupy().ndarray
+    made = optional_imports.cupy().ndarray
     found = (*out, *[made(shape, dtype) for shape, dtype in plan.results[len(out) :]])
     more = (
         [made(*plan.parts), constants.counters(xp, COUNTERS, device_of(arrays[0]))]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import foreign, probe
+from xlstm.arrays import foreign, optional_imports
 from xlstm.arrays.namespace import HALVES, Array, dtype_name, leaves
 
 Tensor = Any  # of PyTorch
@@ -28,7 +28,7 @@ def to_tensor(array: Array) -> Tensor:
     It has a copy where nobody may write to the array, as to one of JAX, or the array goes
     backwards.
     """
-    torch = probe.torch()
+    torch = optional_imports.torch()
     if not isinstance(array, np.ndarray):
         if not array_api_compat.is_jax_array(array):
             return torch.from_dlpack(array)
@@ -116,7 +116,7 @@ def views_of_tensors(where: str, like: Tensor) -> Views:
 @contextlib.contextmanager
 def _stream_of(cupy: Any, number: int) -> Iterator[None]:
     """Let CuPy work on a device, in the current stream of PyTorch."""
-    stream = _Stream(probe.torch().cuda.current_stream(number).cuda_stream)
+    stream = _Stream(optional_imports.torch().cuda.current_stream(number).cuda_stream)
     with cupy.cuda.Device(number), cupy.cuda.Stream.from_external(stream):
         yield
 

@@ -25,7 +25,7 @@ import typer
 from typer import Argument, Option
 
 from xlstm import plots
-from xlstm.arrays import cores, probe
+from xlstm.arrays import cores, optional_imports
 from xlstm.arrays.backend import Backend, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.arrays.random import generator
@@ -312,7 +312,7 @@ def prepared(name: str, case: Case) -> tuple[Callable[[], None], Backend]:
     """
     home = home_of(name, case.dtype)
     if home.name == "torch":
-        probe.torch().set_num_threads(cores.threads())
+        optional_imports.torch().set_num_threads(cores.threads())
     rng = generator(0)
     T, B, D, H = case.size
     x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
@@ -384,7 +384,9 @@ def torch_call(case: Case, home: Backend, x: Any, dy: Any) -> Callable[[], None]
     """
     if case.layer not in TORCH_LAYERS:
         raise TypeError(f"{TORCH}: has no {case.layer}")
-    layer = getattr(probe.torch().nn, TORCH_LAYERS[case.layer])(case.size.D, case.size.H).to(x)
+    layer = getattr(optional_imports.torch().nn, TORCH_LAYERS[case.layer])(
+        case.size.D, case.size.H
+    ).to(x)
     x.requires_grad_()
 
     def work() -> None:

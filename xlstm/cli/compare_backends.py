@@ -17,7 +17,7 @@ from typer import Option
 
 import xlstm
 from xlstm import losses, plots
-from xlstm.arrays import checks, cores, probe
+from xlstm.arrays import checks, cores, optional_imports
 from xlstm.arrays.backend import Backend, backend
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.random import generator
@@ -296,7 +296,7 @@ def _usable(required: Sequence[str]) -> dict[str, Backend]:
                 f"{name}: {row.words}: {home}{', counted, not timed' if simulated(home) else ''}"
             )
     if "torch" in usable:
-        probe.torch().set_num_threads(cores.threads())
+        optional_imports.torch().set_num_threads(cores.threads())
     return usable
 
 

@@ -14,7 +14,7 @@ import typer
 from typer import Option
 
 import xlstm
-from xlstm.arrays import checks, cores, probe
+from xlstm.arrays import checks, cores, optional_imports
 from xlstm.arrays.backend import available_backends, backend
 from xlstm.arrays.namespace import DTYPES
 from xlstm.cli.console import out
@@ -122,14 +122,14 @@ def describe() -> dict[str, Any]:
     }
     for name, one in available_backends().items():
         about[f"backend {name}"] = f"not usable: {one}" if isinstance(one, str) else str(one)
-    if probe.cupy_failure() is None:
-        runtime = probe.cupy().cuda.runtime
+    if optional_imports.cupy_failure() is None:
+        runtime = optional_imports.cupy().cuda.runtime
         about |= {
             "cuda driver": runtime.driverGetVersion(),
             "cuda runtime": runtime.runtimeGetVersion(),
         }
-        about |= {"rocm": probe.ROCM} if probe.rocm() else {}
-    if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
+        about |= {"rocm": optional_imports.ROCM} if optional_imports.rocm() else {}
+    if "torch" in sys.modules and (torch := optional_imports.torch()).cuda.is_available():
         about |= {
             "torch's cuda": torch.version.cuda,
             "torch's cudnn": torch.backends.cudnn.version(),
@@ -190,7 +190,10 @@ def explain(
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
     failure = (
-        None if card is not None else probe.cupy_failure() or (probe.ROCM if probe.rocm() else None)
+        None
+        if card is not None
+        else optional_imports.cupy_failure()
+        or (optional_imports.ROCM if optional_imports.rocm() else None)
     )
     device = launch.current() if card is None and failure is None else CARDS[card or "h100"]
     choice = choose(told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)

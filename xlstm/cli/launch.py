@@ -21,7 +21,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from xlstm.arrays import mpi
+from xlstm.arrays.ranks import mpi
 from xlstm.cli import process_signals
 from xlstm.cli.console import tell
 

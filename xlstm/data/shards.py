@@ -15,7 +15,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.groups import GROUP, Group, Part, columns
+from xlstm.arrays.ranks.groups import GROUP, Group, Part, columns
 from xlstm.data.batches import BATCHES, Batch, Batches, ByRows, Prefetch, mask_of_steps
 from xlstm.data.host import Host
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from xlstm.arrays import checks
 from xlstm.data import reading
-from xlstm.engines.numba.held_signals import held
+from xlstm.engines.numba.deferred_signals import held
 
 PATIENCE = 1.0  # seconds to wait for others who write several files into a folder
 AnyPath = str | os.PathLike[str]

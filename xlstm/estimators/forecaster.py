@@ -13,8 +13,8 @@ from xlstm import precision as precisions
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
+from xlstm.arrays.ranks.groups import Group
 from xlstm.data import panels
 from xlstm.data.calendars import calendar_of
 from xlstm.data.host import Values, check_reach

@@ -331,7 +331,7 @@ class Recurrent(SequenceLayer):
                     passes[name] = Pass(packing, bool(direction), tape, mask)
             rows = outputs[0] if len(outputs) == 1 else concat(xp, outputs, 1)
         y, columns = packing.restore(xp, rows, ends)
-        return y, _together(xp, columns, packing), passes
+        return y, stack_states(xp, columns, packing), passes
 
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
@@ -366,7 +366,7 @@ class Recurrent(SequenceLayer):
                 dx = below if dx is None else dx + below
             rows = dropped(dx, one.mask)
         dx, columns = packing.restore(xp, rows, starts)
-        return grads, dx, _together(xp, columns, packing)
+        return grads, dx, stack_states(xp, columns, packing)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         """Run `step` without checks; zoneout takes its expectation."""
@@ -424,7 +424,7 @@ class Recurrent(SequenceLayer):
         return Masks(None if drop is None else packing.sort(xp, [drop[0, ...].T])[0], tuple(shares))
 
 
-def _together(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
+def stack_states(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
     """Return copies, (L, B, H), of the states (H, B) of each layer and direction, to which what is
     kept refers too.
     """

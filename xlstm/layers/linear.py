@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import constants, fuse, narrow
+from xlstm.arrays import block_diagonal, fuse
 from xlstm.arrays.cached import cached_property
+from xlstm.arrays.cuda import constants
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import add_rows
@@ -132,9 +133,9 @@ class HeadwiseLinear(SameWidth, Module):
         """
         like = maps[0][1]
         Ws = [p["W"] for p, _ in maps]
-        if narrow.takes(xp, Ws[0]):
+        if block_diagonal.takes(xp, Ws[0]):
             heads = [x for _, x in maps]
-            y = narrow.products(xp, heads, Ws)
+            y = block_diagonal.products(xp, heads, Ws)
         else:
             if self._together > 1 and not compiles(xp):
                 Ws = [self._joined(xp, W) for W in Ws]
@@ -172,11 +173,11 @@ class HeadwiseLinear(SameWidth, Module):
         """
         grads = list[Params]()
         found = list(add)
-        if narrow.takes(xp, maps[0][0]["W"]):
+        if block_diagonal.takes(xp, maps[0][0]["W"]):
             xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
             more = [dys for _, _, dys in maps]
             Ws = [p["W"] for p, _, _ in maps]
-            found, dWs = narrow.products_bwd(
+            found, dWs = block_diagonal.products_bwd(
                 xp, more, [xs[k] for k in range(len(add))], Ws, of, add
             )
             grads = [{"W": dW} for dW in dWs]

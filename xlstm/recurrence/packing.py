@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, constants, fuse
+from xlstm.arrays import checks, fuse
 from xlstm.arrays.backend import Portable
 from xlstm.arrays.cached import cached_property
-from xlstm.arrays.constants import Home, from_host, home, kept
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.cuda import constants
+from xlstm.arrays.cuda.constants import Home, from_host, home, kept
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape

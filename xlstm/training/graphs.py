@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, foreach, probe, random
-from xlstm.arrays.cuda_graph import Graph, Recorder
+from xlstm.arrays import checks, foreach, optional_imports, random
+from xlstm.arrays.cuda.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, leaves, namespace
 from xlstm.training.feed import Inputs
@@ -248,7 +248,7 @@ class Graphs:
         """
         problem = (
             f"graph is {self.owner.graph}, but a step cannot be captured"
-            f" ({probe.first_line(error)})"
+            f" ({optional_imports.first_line(error)})"
         )
         warnings.warn(f"Step: {problem}; steps go on without", RuntimeWarning, stacklevel=5)
         self.recorder = None

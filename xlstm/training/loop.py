@@ -24,9 +24,9 @@ from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import backend_of
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
+from xlstm.arrays.ranks.groups import Group
 from xlstm.data.batches import Batches
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed, Scaling

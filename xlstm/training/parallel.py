@@ -20,10 +20,10 @@ import numpy as np
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
-from xlstm.arrays.cuda_graph import capturing
+from xlstm.arrays.cuda.cuda_graph import capturing
 from xlstm.arrays.fuse import compiles, fuse
-from xlstm.arrays.groups import Group, OtherRankError, Part, odd_ranks
 from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.ranks.groups import Group, OtherRankError, Part, odd_ranks
 from xlstm.training.callbacks import Callback, Clip, has
 from xlstm.training.optimizers import ByRules, Optimizer, OptimState, global_norm
 

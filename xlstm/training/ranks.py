@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.groups import Alone, Group, columns, odd_ranks
 from xlstm.arrays.namespace import Array, Namespace, Params, leaves
+from xlstm.arrays.ranks.groups import Alone, Group, columns, odd_ranks
 from xlstm.layers.sequence import Leaf, nested
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint

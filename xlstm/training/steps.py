@@ -18,9 +18,9 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles, listed
-from xlstm.arrays.groups import GROUP, Group
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator, of_part
+from xlstm.arrays.ranks.groups import GROUP, Group
 from xlstm.data.batches import Batch
 from xlstm.engines.cuda.check import first_training
 from xlstm.layers.module import STREAM

@@ -106,7 +106,7 @@ def test_a_worker_takes_part(asleep):
             until(lambda: team.workers[0].asleep)
             time.sleep(0.01)  # it looks once more
         counts[:] = 0
-        team.together([(wait_for_the_other, [((counts,), 0, 0)] * 2)], 2)
+        team.run_parallel([(wait_for_the_other, [((counts,), 0, 0)] * 2)], 2)
     assert counts[1], "no worker took a call"
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from xlstm.arrays import device
-from xlstm.arrays.row_source import SYNC
+from xlstm.arrays.cuda import device
+from xlstm.arrays.cuda.row_kernel_text import SYNC
 from xlstm.engines.cuda.launch import Source
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows

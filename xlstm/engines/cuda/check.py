@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, checks, device, foreach, narrow, probe, waits
+from xlstm.arrays import block_diagonal, checks, foreach, optional_imports
 from xlstm.arrays.backend import backend
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.cuda import device, kernel_fallback, waits
 from xlstm.arrays.fuse import fuse, total
 from xlstm.arrays.gather import add_rows, gather
 from xlstm.arrays.matmul import TF32 as CUBLAS_TF32
@@ -37,7 +38,7 @@ from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.random import bernoulli
 from xlstm.arrays.rows import by_rows, summed
 from xlstm.cells import gru, lstm, mlstm_chunks, rnn, slstm
-from xlstm.engines import private
+from xlstm.engines import secure_cache
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.cuda import chunk_passes, launch
@@ -96,7 +97,7 @@ class Row(NamedTuple):
     problem : str
         "" where all is well.
     name : str
-        That of the kernels that are not used where there is a problem, as `broken.note` takes it.
+        That of the kernels that are not used where there is a problem, as `kernel_fallback.note` takes it.
     """
 
     kernel: str
@@ -143,8 +144,8 @@ def check() -> Checked:
         CuPy is not usable, or is the one for ROCm; the message says why.
     """
     _usable()
-    _begun.add(broken.current())
-    broken.forget()
+    _begun.add(kernel_fallback.current())
+    kernel_fallback.forget()
     found = Checked()
     for dtype in DTYPES:
         rows = Checked(_row(*call) for call in _calls(dtype))
@@ -167,14 +168,14 @@ def first_use() -> None:
     """Go by the results that are kept for the current card, and hold the kernels of which there is
     none.
     """
-    if (card := broken.current()) in _begun:
+    if (card := kernel_fallback.current()) in _begun:
         return
     _begun.add(card)
     for dtype in DTYPES:
         if kept := _kept(dtype):
             _go_by(dtype, *kept)
         elif _asked() != "0":
-            broken.hold(_names(dtype), UNCHECKED)
+            kernel_fallback.hold(_names(dtype), UNCHECKED)
 
 
 def first_training(*dtypes: str) -> None:
@@ -186,7 +187,7 @@ def first_training(*dtypes: str) -> None:
     launch.current()
     if _asked() != "0" and told()[0] != "loop":
         for dtype in dtypes:
-            _prove(broken.current(), dtype)
+            _prove(kernel_fallback.current(), dtype)
 
 
 @functools.cache
@@ -205,7 +206,7 @@ def child() -> None:
     # also while a call of CUDA does not come back
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     backend("cupy")
-    cupy = probe.cupy()
+    cupy = optional_imports.cupy()
     cupy.cuda.Device(int(number)).use()
     for kernel, kind, name, *how in _calls(dtype):
         faulthandler.dump_traceback_later(SECONDS, exit=True)
@@ -224,8 +225,8 @@ def _say(line: Sequence[Any]) -> None:
 
 def _usable() -> None:
     backend("cupy")
-    if probe.rocm():
-        raise BackendError(f"cuda.check: {probe.ROCM}")
+    if optional_imports.rocm():
+        raise BackendError(f"cuda.check: {optional_imports.ROCM}")
 
 
 def _asked() -> str:
@@ -252,11 +253,11 @@ def _apart(dtype: str) -> tuple[Checked, bool]:
     """Check the kernels for a dtype in a process of its own, and keep the result; also return
     whether it stopped.
     """
-    device = probe.cupy().cuda.runtime.getDevice()
+    device = optional_imports.cupy().cuda.runtime.getDevice()
     log.info(
         "checking the %s kernels of %s, once for this card, driver and versions",
         dtype,
-        broken.current(),
+        kernel_fallback.current(),
     )
     environment = {**os.environ, VARIABLE: "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [*COMMAND, dtype, str(device)]
@@ -282,16 +283,18 @@ def _go_by(dtype: str, found: Checked, stopped: bool) -> None:
     """Use the kernels for a dtype that a check found right; none that are to be checked first where
     it stopped.
     """
-    broken.forget(_names(dtype))
+    kernel_fallback.forget(_names(dtype))
     _mark(found)
     if stopped and _asked() != "0":
-        broken.hold(_names(dtype), f"the check stopped at {found[-1].kernel}, {found[-1].dtype}")
+        kernel_fallback.hold(
+            _names(dtype), f"the check stopped at {found[-1].kernel}, {found[-1].dtype}"
+        )
 
 
 def _mark(found: Checked) -> None:
     for row in found.wrong:
-        if not broken.why(row.name, broken.current()):
-            broken.note(row.name, f"{row.problem}, {row.dtype}")
+        if not kernel_fallback.why(row.name, kernel_fallback.current()):
+            kernel_fallback.note(row.name, f"{row.problem}, {row.dtype}")
 
 
 @contextlib.contextmanager
@@ -300,7 +303,7 @@ def _one_at_a_time() -> Iterator[None]:
     try:
         fcntl: Any = importlib.import_module("fcntl")
         handle = os.open(
-            private.folder(_place("")[0]) / "check.lock", os.O_RDWR | os.O_CREAT, 0o600
+            secure_cache.folder(_place("")[0]) / "check.lock", os.O_RDWR | os.O_CREAT, 0o600
         )
     except (ImportError, OSError):  # Windows, or a folder that is not ours
         yield
@@ -319,7 +322,7 @@ def _kept(dtype: str) -> tuple[Checked, bool] | None:
 
     It is None where there is none, or where the environment asks for a new one.
     """
-    text = None if _asked() == "1" else private.read(*_place(dtype), 1 << 20)
+    text = None if _asked() == "1" else secure_cache.read(*_place(dtype), 1 << 20)
     if text is None:
         return None
     rows, stopped = json.loads(text)
@@ -333,21 +336,21 @@ def _keep(dtype: str, found: Checked, stopped: bool) -> None:
     rows = lasting + found[-1:] * stopped
     try:
         folder, name = _place(dtype)
-        private.write(private.folder(folder), name, json.dumps((rows, stopped)).encode())
+        secure_cache.write(secure_cache.folder(folder), name, json.dumps((rows, stopped)).encode())
     except OSError:  # nobody else may write there, and so nothing is kept
         pass
 
 
 def _place(dtype: str) -> tuple[Path, str]:
     """Return the folder and the name of the file that keeps a result."""
-    cupy = probe.cupy()
+    cupy = optional_imports.cupy()
     package = sys.modules["xlstm"]  # an import of it would go upwards
     runtime = cupy.cuda.runtime
     versions = (cupy.__version__, package.__version__, dtype)
     key = repr(
         (
             Row._fields,
-            broken.current(),
+            kernel_fallback.current(),
             runtime.driverGetVersion(),
             runtime.runtimeGetVersion(),
             *versions,
@@ -404,22 +407,27 @@ def _row(
     dtype = "float32" if kind == "tf32" else kind
     rng = np.random.default_rng(0)
     be = backend("cupy", dtype=dtype)
-    if kind == "float32" and probe.cupy()._core.get_compute_type(np.dtype(kind)) == CUBLAS_TF32:
+    if (
+        kind == "float32"
+        and optional_imports.cupy()._core.get_compute_type(np.dtype(kind)) == CUBLAS_TF32
+    ):
         kind = "tf32"
     given = [be.asarray(0.3 * rng.standard_normal(shape)) for shape in shapes]
     try:
         found, again = (
             [to_numpy(a).astype("float64").ravel() for a in run(be.xp, *given)] for _ in range(2)
         )
-    except broken.CudaError as error:
-        return Row(kernel, kind, None, broken.reason(error), name)
+    except kernel_fallback.CudaError as error:
+        return Row(kernel, kind, None, kernel_fallback.reason(error), name)
     expected = [a.ravel() for a in run(np, *(to_numpy(a).astype("float64") for a in given))]
     gaps = [
         np.abs(a - b).max() / max(np.abs(b).max(), LEAST)
         for a, b in zip(found, expected, strict=True)
     ]
     gap = float(np.max(gaps))  # NaN counts
-    problem = broken.why(name, broken.current()) or ("" if gap <= ALLOWED[kind] else WRONG)
+    problem = kernel_fallback.why(name, kernel_fallback.current()) or (
+        "" if gap <= ALLOWED[kind] else WRONG
+    )
     if not problem and not all(map(np.array_equal, found, again)):
         problem = OTHER
     return Row(kernel, kind, gap if np.isfinite(gap) else None, problem, name)
@@ -486,7 +494,7 @@ ARRAYS: dict[str, Callable[..., Sequence[Array]]] = {
     "xlstm_rows_": lambda xp, a, b: [
         *by_rows(xp, _softmax, a, b),
         *summed(xp, _moved, a, b, rate=0.3),
-        narrow.products(xp, [a, b], [xp.reshape(w, (10, 4, 4)) for w in (b, a)]),
+        block_diagonal.products(xp, [a, b], [xp.reshape(w, (10, 4, 4)) for w in (b, a)]),
     ],
     "xlstm_add_rows": lambda xp, a, b: [add_rows(xp, xp.asarray([1, 3, 1, 0]), a, 5)],
     "xlstm_fuse_": lambda xp, a, b: [fuse(xp, _sigmoid, a), fuse(xp, _sigmoid, b, out=b + 0)],

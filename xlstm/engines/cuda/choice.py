@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from xlstm.arrays import broken, checks
+from xlstm.arrays import checks
+from xlstm.arrays.cuda import kernel_fallback
 from xlstm.arrays.namespace import HALVES
 from xlstm.engines.cuda import tiling
 from xlstm.engines.cuda.tiling import ARITHMETIC, Arithmetic, Device, Tiling
@@ -157,7 +158,7 @@ def choose(
             else _way(name, precision, step, dtype, width, heads, B, device)
         )
         if path == "auto" and isinstance(made, Choice):
-            made = broken.why(made.name, device.name) or made
+            made = kernel_fallback.why(made.name, device.name) or made
         if isinstance(made, str):
             others[name] = made
         else:
@@ -176,7 +177,7 @@ def choose(
     return found[path]._replace(others=others)
 
 
-broken.changed.append(choose.cache_clear)
+kernel_fallback.changed.append(choose.cache_clear)
 
 
 def _way(

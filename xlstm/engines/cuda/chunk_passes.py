@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, device, probe
+from xlstm.arrays import optional_imports
+from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, astype, dtype_name, room
 from xlstm.arrays.rows import by_rows
 from xlstm.cells import mlstm_formulas as formulas
@@ -139,7 +140,9 @@ def kernels(
     most = 16 // q.itemsize
     pack = most if all(_fits(a, heads, most) for a in (q, k, v)) else 2
     found = Kernels(way, Shape(heads, K, V, steps(min(chunk, T)), pack), forget, eps)
-    return found if _most_shared(found) <= card.shared and broken.works(found.name) else None
+    return (
+        found if _most_shared(found) <= card.shared and kernel_fallback.works(found.name) else None
+    )
 
 
 def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, Saved] | None:
@@ -153,7 +156,9 @@ def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, S
         The state after the last step.
     saved : Saved
     """
-    return None if given[-1] is None else broken.attempt(given[-1].name, forward, xp, *given)
+    return (
+        None if given[-1] is None else kernel_fallback.attempt(given[-1].name, forward, xp, *given)
+    )
 
 
 def chunkwise_bwd(
@@ -163,7 +168,7 @@ def chunkwise_bwd(
 
     dC, dn and dm may all be None, which means 0.
     """
-    return broken.attempt(saved.made.name, backward, xp, dh, dC, dn, dm, saved)
+    return kernel_fallback.attempt(saved.made.name, backward, xp, dh, dC, dn, dm, saved)
 
 
 def forward(
@@ -220,7 +225,7 @@ def backward(
     kept = _places(made, T, B, q.itemsize, FORWARD)[0]
     far = N * chunks * L, chunks * L, 1, 1  # of the numbers of steps, as (B, N, T, 1)
     of_steps = [
-        probe.cupy().ndarray(
+        optional_imports.cupy().ndarray(
             (B, N, T, 1), dtype, whole.data + kept[name], [n * dtype.itemsize for n in far]
         )
         for name, dtype in (("den", SINGLE), ("s", SINGLE), ("b", DOUBLE), ("r", DOUBLE))

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import device
+from xlstm.arrays.cuda import device
+from xlstm.arrays.cuda.row_kernel_text import SYNC
 from xlstm.arrays.fuse import traced
-from xlstm.arrays.row_source import SYNC
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
 from xlstm.engines.cuda.launch import Source
 from xlstm.tracing.writers import C

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import broken, constants, waits
-from xlstm.arrays.broken import Result
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
+from xlstm.arrays.cuda import constants, kernel_fallback, waits
+from xlstm.arrays.cuda.kernel_fallback import Result
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, reshape, room
 from xlstm.engines.array_api import ARRAY_API, ArrayApi
@@ -68,7 +68,7 @@ class Cuda:
     ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
         tape = CudaTape(self, step, widths, x, state, keep)
-        keep = "all" if keep == "states" and not broken.works(AGAIN) else keep
+        keep = "all" if keep == "states" and not kernel_fallback.works(AGAIN) else keep
         end = _attempt(tape.choice.name, tape.forward, keep)
         if end is None:
             return self._next(step, widths).forward(step, x, state, widths, keep)
@@ -111,8 +111,8 @@ class Cuda:
 
 
 def _attempt(name: str, run: Callable[..., Result], *args: Any) -> Result | None:
-    """Do as `broken.attempt`, but raise the error where a path was asked for."""
-    return broken.attempt(name, run, *args) if told()[0] == "auto" else run(*args)
+    """Do as `kernel_fallback.attempt`, but raise the error where a path was asked for."""
+    return kernel_fallback.attempt(name, run, *args) if told()[0] == "auto" else run(*args)
 
 
 class CudaTape(Kernels, Tape):
@@ -212,7 +212,7 @@ class CudaTape(Kernels, Tape):
         """The kept arrays, by segments; saved ones that were not kept are made again."""
         xp = self.step.xp
         found = []
-        made = broken.attempt(AGAIN, self._whole) or self.rows_kept
+        made = kernel_fallback.attempt(AGAIN, self._whole) or self.rows_kept
         following = [*(n for _, n in self.widths[1:]), 0]
         for segment, more in zip(segments(tuple(self.widths)), following, strict=True):
             k = segment.k

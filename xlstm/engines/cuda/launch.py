@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, fuse, probe
-from xlstm.arrays.broken import CudaError
+from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays.cuda import kernel_fallback
+from xlstm.arrays.cuda.kernel_fallback import CudaError
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.engines.cuda.tiling import Device
 
@@ -53,7 +54,7 @@ def launch(source: Source, blocks: tuple[int, int], threads: int, args: Sequence
     CudaError
         The kernel does not compile or is not launched.
     """
-    cupy = probe.cupy()
+    cupy = optional_imports.cupy()
     nothing = np.uintp(0)
     try:
         kernel = _kernel(source, cupy.cuda.runtime.getDevice())
@@ -76,7 +77,7 @@ def resident(source: Source, threads: int) -> int:
         Some that wait for one another do not, or the kernel does not compile.
     """
     try:
-        found = _resident(source, threads, probe.cupy().cuda.runtime.getDevice())
+        found = _resident(source, threads, optional_imports.cupy().cuda.runtime.getDevice())
     except Exception as error:
         raise _refused(source, error, str(source.blocks), threads) from error
     if found < source.blocks:
@@ -84,14 +85,14 @@ def resident(source: Source, threads: int) -> int:
             f"{source.name} has {source.blocks} blocks that wait for one another, and {found} run"
             " at once"
         )
-        raise CudaError(f"cuda: on {broken.current()} {problem}")
+        raise CudaError(f"cuda: on {kernel_fallback.current()} {problem}")
     return found
 
 
 @functools.cache
 def _resident(source: Source, threads: int, number: int) -> int:
     """Ask CUDA, which knows how much of the device this process may use, with MPS for example."""
-    cuda = probe.cupy().cuda
+    cuda = optional_imports.cupy().cuda
     function = _kernel(source, number).kernel.ptr
     if not source.cluster:
         each = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
@@ -111,14 +112,14 @@ def _resident(source: Source, threads: int, number: int) -> int:
 
 
 def _refused(source: Source, error: Exception, blocks: str, threads: int) -> CudaError:
-    if broken.no_memory(error):
+    if kernel_fallback.no_memory(error):
         raise error
     log = ""
     size = f": {blocks} blocks of {threads} threads with {source.shared} bytes"
-    if isinstance(error, probe.cupy().cuda.compiler.CompileException):
+    if isinstance(error, optional_imports.cupy().cuda.compiler.CompileException):
         log = f" NVRTC says:\n{error.get_message()}"
         size = ""
-    why = f"on {broken.current()} {source.name} {broken.reason(error)}{size}"
+    why = f"on {kernel_fallback.current()} {source.name} {kernel_fallback.reason(error)}{size}"
     return CudaError(f"cuda: {why}\nXLSTM_CUDA_PATH=loop goes without own kernels.{log}")
 
 
@@ -127,7 +128,7 @@ def _kernel(source: Source, number: int) -> Any:
     """Return a kernel for the current device, which has this number; blocks that wait for others
     run at once.
     """
-    cupy = probe.cupy()
+    cupy = optional_imports.cupy()
     together = source.blocks > 1 and not source.cluster
     kernel = cupy.RawKernel(
         source.text, source.name, OPTIONS, backend="nvrtc", enable_cooperative_groups=together
@@ -146,18 +147,18 @@ def device(xp: Namespace, like: Array) -> Device | None:
 
 def current() -> Device:
     """Return CuPy's current device."""
-    return _device(int(probe.cupy().cuda.runtime.getDevice()))
+    return _device(int(optional_imports.cupy().cuda.runtime.getDevice()))
 
 
 @functools.cache
 def _device(number: int) -> Device:
-    runtime = probe.cupy().cuda.runtime
+    runtime = optional_imports.cupy().cuda.runtime
     properties = runtime.getDeviceProperties(number)
     capability = 10 * properties["major"] + properties["minor"]
     shared = runtime.deviceGetAttribute(OPTIN, number)
     from xlstm.engines.cuda import check  # which launches by this file
 
-    with probe.cupy().cuda.Device(number):
+    with optional_imports.cupy().cuda.Device(number):
         largest = next(
             (blocks for blocks in (16, 8) if capability >= 90 and _clusters(blocks, shared)), 0
         )
@@ -175,7 +176,7 @@ def _clusters(blocks: int, shared: int) -> bool:
     """
     text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
     source = Source("xlstm_probe", text, (), shared, blocks, True)
-    number = probe.cupy().cuda.runtime.getDevice()
+    number = optional_imports.cupy().cuda.runtime.getDevice()
     try:
         _kernel(source, number)((blocks,), (32,), (), shared_mem=shared)
     except Exception:  # CUDA or NVRTC refuses them

@@ -22,7 +22,7 @@ import numpy as np
 from xlstm.arrays import cores, fuse
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.team import address, together
+from xlstm.engines.numba.team import address, run_parallel
 from xlstm.tracing.reductions import Rows, RowWriter, SingleRows
 from xlstm.tracing.symbols import Line, UntraceableError
 from xlstm.tracing.writers import LIBM, Python
@@ -93,7 +93,7 @@ def run(
         for room in rooms:
             numbers += (address(room[k]) + (first * room.itemsize if flat else 0), 0, 0)
         pieces.append((array.array("q", numbers), 0, 1 if flat else last - first))
-    together([(plan.chain, pieces)], threads)
+    run_parallel([(plan.chain, pieces)], threads)
     results += [room.sum(axis=0) for room in rooms]
     return results[0] if len(results) == 1 else tuple(results)
 

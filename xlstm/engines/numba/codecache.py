@@ -1,7 +1,7 @@
 """Compiled code that is kept for later processes.
 
 The files lie in the folder `xlstm` of the user's cache folder (of NUMBA_CACHE_DIR, where that is
-set), which nobody but this user may read or write; where that cannot be (see `private.folder`),
+set), which nobody but this user may read or write; where that cannot be (see `secure_cache.folder`),
 nothing is kept and each process compiles for itself. Numba's own cache is not used: it loads
 whatever lies in its folder, damaged or not. A file is named after all that its code depends on, the
 text of the module, the types of the arguments, the processor and the versions of Python, NumPy,
@@ -31,8 +31,8 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime._nrt_python import c_helpers
 from numba.core.serialize import dumps
 
-from xlstm.engines import private
-from xlstm.engines.numba import held_signals
+from xlstm.engines import secure_cache
+from xlstm.engines.numba import deferred_signals
 
 LIMIT = 1 << 27  # the code of the loops of a dtype has about 1 MB, and that of a cell 0.2 MB
 PREFIX = "xlstm_"  # of the names of modules, and so of files
@@ -46,7 +46,7 @@ def cached(function: Callable[..., Any], **options: Any) -> Any:
     """
     compiled = numba.njit(function, **options)
     compiled._cache = Cache(f"{function.__module__}.{function.__qualname__}")
-    compiled.compile = held_signals.held()(compiled.compile)
+    compiled.compile = deferred_signals.held()(compiled.compile)
     return compiled
 
 
@@ -67,7 +67,7 @@ class Cache(NullCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the kept code for arguments of these types, or None where there is none."""
         try:
-            data = private.read(_folder(), self._name(sig, target_context.codegen()), LIMIT)
+            data = secure_cache.read(_folder(), self._name(sig, target_context.codegen()), LIMIT)
         except OSError:  # there is no folder of our own
             data = None
         if data is None:
@@ -83,7 +83,7 @@ class Cache(NullCache):  # type: ignore[misc]
         data = dumps(result._reduce())
         with contextlib.suppress(OSError):
             folder = _folder()
-            private.write(folder, self._name(sig, result.codegen), data)
+            secure_cache.write(folder, self._name(sig, result.codegen), data)
             left = LIMIT
             for path in sorted(
                 folder.glob(f"{PREFIX}*"), key=lambda path: path.lstat().st_mtime, reverse=True
@@ -118,9 +118,9 @@ def _say() -> None:
 
 def _folder() -> Path:
     if numba.config.CACHE_DIR:
-        return private.folder(Path(numba.config.CACHE_DIR, "xlstm"))
+        return secure_cache.folder(Path(numba.config.CACHE_DIR, "xlstm"))
     try:
         path = platformdirs.user_cache_path("xlstm", appauthor=False)
     except RuntimeError as error:  # the user has no home, as in many containers
         raise OSError(str(error)) from None
-    return private.folder(path)
+    return secure_cache.folder(path)

@@ -19,8 +19,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
-from xlstm.arrays.probe import first_line
-from xlstm.engines.numba import held_signals, loops, maths, products
+from xlstm.arrays.optional_imports import first_line
+from xlstm.engines.numba import deferred_signals, loops, maths, products
 
 VARIABLE = "XLSTM_COMPILE"
 PACKAGES = ("numba", "platformdirs")
@@ -52,7 +52,7 @@ def failure() -> str | None:
     fix it.
     """
     try:
-        with held_signals.held():
+        with deferred_signals.held():
             for name in (*PACKAGES, "xlstm.engines.numba.codecache"):
                 importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -25,7 +25,7 @@ from xlstm.engines.numba.packed_products import (
     for_states,
     products,
 )
-from xlstm.engines.numba.team import address, together
+from xlstm.engines.numba.team import address, run_parallel
 from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
 # Rows of x whose products are made at once: of several steps, where a step has few.
@@ -218,7 +218,7 @@ class NumbaTape(Tape):
         if steps == 0:
             return
         named.update(constants(self.step, first))
-        table = entered(list(map(named.__getitem__, kernel.arrays)), kernel.rows)
+        table = address_table(list(map(named.__getitem__, kernel.arrays)), kernel.rows)
         numbers = np.array(
             list(map(self.step.cell.numbers.__getitem__, kernel.numbers)), np.float64
         )
@@ -236,7 +236,7 @@ class NumbaTape(Tape):
             pieces += [
                 ((step, (k, size, counts), arrays, packed, flag), *span) for k in range(size)
             ]
-        together([(loop, pieces)], len(pieces))
+        run_parallel([(loop, pieces)], len(pieces))
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps."""
@@ -311,7 +311,7 @@ def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(sorted(set(cuts))))
 
 
-def entered(arrays: Sequence[Array], rows: Sequence[int]) -> Array:
+def address_table(arrays: Sequence[Array], rows: Sequence[int]) -> Array:
     """Return the table of a step, (arrays, 2): the address of each array, which must outlive it,
     and a row's length.
     """

@@ -74,10 +74,10 @@ def share(calls: Sequence[Call], work: int) -> None:
         jobs.append(
             (function, [(arguments, first, last) for first, last in itertools.pairwise(cuts)])
         )
-    together(jobs, size)
+    run_parallel(jobs, size)
 
 
-def together(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], size: int) -> None:
+def run_parallel(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], size: int) -> None:
     """Call compiled functions, each for several pieces of its work, on as many threads as `size`
     says.
 

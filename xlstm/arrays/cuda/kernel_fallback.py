@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from xlstm.arrays import cuda_graph, probe
+from xlstm.arrays import optional_imports
+from xlstm.arrays.cuda import cuda_graph
 
 Result = TypeVar("Result")
 
@@ -46,15 +47,13 @@ def attempt(name: str, launch: Callable[..., Result], *args: Any) -> Result | No
         return None
     try:
         return launch(*args)
-    except (RuntimeError, probe.cupy().cuda.compiler.CompileException) as error:
+    except (RuntimeError, optional_imports.cupy().cuda.compiler.CompileException) as error:
         if no_memory(error) or cuda_graph.capturing() is not None:
             raise
         try:
-            probe.cupy().cuda.get_current_stream().synchronize()
+            optional_imports.cupy().cuda.get_current_stream().synchronize()
         except RuntimeError:
-            problem = (
-                f"{name}, or a kernel before it, failed while it ran ({probe.first_line(error)})"
-            )
+            problem = f"{name}, or a kernel before it, failed while it ran ({optional_imports.first_line(error)})"
             raise CudaError(
                 f"cuda: {problem}; {current()} answers nothing more to this process"
             ) from error
@@ -140,16 +139,16 @@ def reason(error: BaseException) -> str:
     if isinstance(error, CudaError):
         return str(error).partition("\n")[0].removeprefix(f"cuda: on {current()} ")
     if isinstance(error, RuntimeError):
-        return f"is not loaded or launched ({probe.first_line(error)})"
+        return f"is not loaded or launched ({optional_imports.first_line(error)})"
     found = (line[line.index("error") :] for line in str(error).splitlines() if "error" in line)
     return f"does not compile ({next(found, 'NVRTC says nothing')})"
 
 
 def current() -> str:
     """Return the name of the current card."""
-    return _card(probe.cupy().cuda.runtime.getDevice())
+    return _card(optional_imports.cupy().cuda.runtime.getDevice())
 
 
 @functools.cache
 def _card(number: int) -> str:
-    return str(probe.cupy().cuda.runtime.getDeviceProperties(number)["name"].decode())
+    return str(optional_imports.cupy().cuda.runtime.getDeviceProperties(number)["name"].decode())

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import fuse, probe
+from xlstm.arrays import fuse, optional_imports
 
 TEXT = Path(__file__).with_name("device.cuh").read_text(encoding="utf-8")
 # C types of elements in memory, by dtype; `widen` makes of one what is computed in, and `narrow`
@@ -33,7 +33,7 @@ def type_of(dtype: Any) -> str:
 @functools.cache
 def kernel(text: str, name: str, options: tuple[str, ...] = ()) -> Any:
     """Return the kernel of a text, which is compiled once."""
-    return probe.cupy().RawKernel(text, name, options, backend="nvrtc")
+    return optional_imports.cupy().RawKernel(text, name, options, backend="nvrtc")
 
 
 def struct(numbers: Sequence[Any], rest: bytes = b"", form: str = "") -> np.ndarray[Any, Any]:

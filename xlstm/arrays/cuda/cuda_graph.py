@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from ctypes import byref, c_int, c_longlong, c_size_t, c_void_p
 from typing import Any
 
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.convert import BackendError
 from xlstm.arrays.namespace import Array
 
@@ -58,7 +58,7 @@ class _Source:
     """
 
     def __init__(self) -> None:
-        cuda = probe.cupy().cuda
+        cuda = optional_imports.cupy().cuda
         self._take = cuda.get_allocator()
         self._stream = cuda.get_current_stream()
         self._chunks = list[Any]()
@@ -79,13 +79,13 @@ class _Memory:
     """
 
     def __init__(self) -> None:
-        cuda = probe.cupy().cuda
+        cuda = optional_imports.cupy().cuda
         source = _Source()
         self.pool = cuda.MemoryPool(cuda.PythonFunctionAllocator(source.malloc, source.free).malloc)
         weakref.finalize(self, _emptied, self.pool, cuda.Device()).atexit = False
 
     def malloc(self, size: int) -> Any:
-        cuda = probe.cupy().cuda
+        cuda = optional_imports.cupy().cuda
         found = self.pool.malloc(size)
         return cuda.MemoryPointer(
             cuda.UnownedMemory(found.ptr, size, (self, found), found.device_id), 0
@@ -110,7 +110,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._memory = _Memory()
-        self._stream = probe.cupy().cuda.Stream(non_blocking=True)
+        self._stream = optional_imports.cupy().cuda.Stream(non_blocking=True)
         self._cublas = Handle()
         self.stream = stream()
 
@@ -127,7 +127,7 @@ class Recorder:
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Multiply as captures do, so that all that cuBLAS needs is loaded before."""
-        self._cublas.use(probe.cupy().cuda.get_current_stream().ptr)
+        self._cublas.use(optional_imports.cupy().cuda.get_current_stream().ptr)
         token = _handle.set(self._cublas)
         try:
             yield
@@ -143,7 +143,7 @@ class Recorder:
         token = _capturing.set(graph)
         try:
             with (
-                probe.cupy().cuda.using_allocator(self._memory.malloc),
+                optional_imports.cupy().cuda.using_allocator(self._memory.malloc),
                 self._stream,
                 self.rehearsal(),
             ):
@@ -173,7 +173,7 @@ def stream() -> StreamKey:
     """Return the stream that work is done on: within a capture, that of the graph's launches."""
     if (graph := _capturing.get()) is not None:
         return graph.recorder.stream
-    address = int(probe.cupy().cuda.get_current_stream().ptr)
+    address = int(optional_imports.cupy().cuda.get_current_stream().ptr)
     return address, threading.get_ident() if address == PER_THREAD else 0
 
 
@@ -201,7 +201,7 @@ class Handle:
     """
 
     def __init__(self) -> None:
-        cp = probe.cupy()
+        cp = optional_imports.cupy()
         made = c_void_p()
         capability = int(cp.cuda.Device().compute_capability)
         self.workspace: Array = cp.empty(
@@ -239,14 +239,14 @@ def _function(name: str, types: tuple[Any, ...]) -> Any:
     """Return a function of the cuBLAS that CuPy has loaded: systems find a library that is there by
     its name.
     """
-    cuda = probe.cupy().cuda
+    cuda = optional_imports.cupy().cuda
     cuda.get_cublas_handle()  # loads it
     library = library_name(sys.platform, cuda.runtime.runtimeGetVersion())
     try:
         found = getattr(ctypes.CDLL(library), name)
     except (OSError, AttributeError) as error:
         raise BackendError(
-            f"cuBLAS: {name} is not found in {library} ({probe.first_line(error)})"
+            f"cuBLAS: {name} is not found in {library} ({optional_imports.first_line(error)})"
         ) from error
     found.argtypes = types
     found.restype = c_int

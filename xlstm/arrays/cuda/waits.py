@@ -12,7 +12,8 @@ import zlib
 
 import numpy as np
 
-from xlstm.arrays import broken, convert, probe
+from xlstm.arrays import convert, optional_imports
+from xlstm.arrays.cuda import kernel_fallback
 from xlstm.arrays.namespace import Array
 
 GAVE_UP = "its blocks waited for one another for 2 s"
@@ -32,7 +33,7 @@ def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
         The name under which it is known where it is broken.
     """
     if not _word:
-        word = np.frombuffer(probe.cupy().cuda.alloc_pinned_memory(4), np.uint32, 1)
+        word = np.frombuffer(optional_imports.cupy().cuda.alloc_pinned_memory(4), np.uint32, 1)
         word[0] = 0
         _word.append(word)
         convert.copied.append(look)
@@ -45,12 +46,12 @@ def look() -> None:
     """Raise CudaError where a kernel gave up, and have its way not be taken again."""
     number = int(_word[0][0])
     if number:
-        probe.cupy().cuda.Device().synchronize()  # kernels that are under way give up, too
+        optional_imports.cupy().cuda.Device().synchronize()  # kernels that are under way give up, too
         _word[0][0] = 0
         kernel, way = _kernels[number]
-        broken.hold([way], GAVE_UP)
-        problem = f"{broken.current()} {kernel} of {way}: {GAVE_UP}"
-        raise broken.CudaError(
+        kernel_fallback.hold([way], GAVE_UP)
+        problem = f"{kernel_fallback.current()} {kernel} of {way}: {GAVE_UP}"
+        raise kernel_fallback.CudaError(
             f"cuda: on {problem}\nWhat it made is not used; XLSTM_CUDA_PATH=pointwise goes"
             " without it."
         )

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from xlstm.arrays import cuda_graph, probe
+from xlstm.arrays import optional_imports
 from xlstm.arrays.convert import BackendError
+from xlstm.arrays.cuda import cuda_graph
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace
 
@@ -53,7 +54,7 @@ def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
                 if graph is not None:
                     return arrays
                 on_cupy = len(arguments[-1]) > 1
-                held[:] = arrays, on_cupy and probe.cupy().cuda.get_allocator()
+                held[:] = arrays, on_cupy and optional_imports.cupy().cuda.get_allocator()
             if graph is not None:
                 graph.kept.append(held)
             return held[0]  # type: ignore[no-any-return]

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xlstm.arrays import device, fuse
+from xlstm.arrays import fuse
+from xlstm.arrays.cuda import device
 from xlstm.arrays.namespace import SINGLE
 from xlstm.tracing.reductions import REDUCTIONS, Rows, RowWriter, SingleRows
 from xlstm.tracing.writers import C

@@ -24,11 +24,11 @@ from typing import Any, NoReturn
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import cores, probe
+from xlstm.arrays import cores, optional_imports
 from xlstm.arrays.convert import BackendError, like, to_numpy
-from xlstm.arrays.groups import Alone, Group, OtherRankError, odd_ranks
 from xlstm.arrays.namespace import Array, dtype_name
-from xlstm.arrays.watch import SILENT, Clock, Watch
+from xlstm.arrays.ranks.groups import Alone, Group, OtherRankError, odd_ranks
+from xlstm.arrays.ranks.watchdog import SILENT, Clock, Watch
 
 # bytes that are summed at once: they stay in the cache, and 55 MB take half the time
 PIECE = 1 << 20
@@ -65,7 +65,7 @@ def group(version: str) -> Group:
         f" ({name})"
     )
     try:
-        mpi = probe.mpi()
+        mpi = optional_imports.mpi()
         library = mpi.Get_library_version()
         # An MPICH without PMIx ends the process where the launcher speaks nothing else.
         speaks = "PMI_SIZE" in os.environ or "PMIX_RANK" not in os.environ
@@ -75,7 +75,7 @@ def group(version: str) -> Group:
                 mpi.Init_thread(mpi.THREAD_MULTIPLE)
     except (ImportError, RuntimeError) as error:
         needs = (
-            f"mpi4py and an MPI ({probe.first_line(error)}); {INSTALL}, or load the MPI of the"
+            f"mpi4py and an MPI ({optional_imports.first_line(error)}); {INSTALL}, or load the MPI of the"
             " cluster"
         )
         raise BackendError(f"{launched}, which needs {needs}") from error
@@ -232,7 +232,7 @@ class Ranks:
             with self._clock.during("start of NCCL"):
                 self._nccl = Nccl(self, number, self._gpu)
             self._watch.check = self._nccl.check
-        whole = probe.cupy().ascontiguousarray(a)
+        whole = optional_imports.cupy().ascontiguousarray(a)
         self._nccl.sum(whole)
         if whole is not a:
             a[...] = whole.reshape(a.shape)
@@ -259,7 +259,11 @@ class Ranks:
             return
         if isinstance(error, OtherRankError):
             time.sleep(SILENT / 2)  # that rank speaks
-        self._end([self.rank], probe.first_line(error), lambda: self._before(kind, error, trace))
+        self._end(
+            [self.rank],
+            optional_imports.first_line(error),
+            lambda: self._before(kind, error, trace),
+        )
 
     def _leave(self) -> None:
         """Wait at the end of the program for the other ranks; Ctrl-C ends it at once."""
@@ -296,23 +300,23 @@ def _pieces(host: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
 def _choose_gpu(local_rank: int) -> None:
     """Make the GPU of a rank the current one, where there are GPUs and CuPy."""
     try:
-        count = probe.cupy().cuda.runtime.getDeviceCount()
+        count = optional_imports.cupy().cuda.runtime.getDeviceCount()
     except Exception:  # without CuPy or a driver all arrays are on the host
         return
     if count:
-        probe.cupy().cuda.Device(local_rank % count).use()
+        optional_imports.cupy().cuda.Device(local_rank % count).use()
 
 
 def _agreed(group: Group) -> Any:
     """Return the number of a new communicator; BackendError without NCCL, or where two ranks have
     the same GPU.
     """
-    library = probe.nccl()
+    library = optional_imports.nccl()
     if not library.available:
         raise BackendError(f"group: CuPy finds no NCCL, which sums on GPUs need; {INSTALL_NCCL}")
     owners = defaultdict[Any, list[int]](list)
     for rank, gpu in enumerate(
-        group.tell((probe.cupy().cuda.Device().pci_bus_id, platform.node()))
+        group.tell((optional_imports.cupy().cuda.Device().pci_bus_id, platform.node()))
     ):
         owners[gpu].append(rank)
     for (bus, host), ranks in owners.items():
@@ -337,8 +341,8 @@ class Nccl:
     """
 
     def __init__(self, group: Group, number: Any, clock: Clock) -> None:
-        cp = probe.cupy()
-        self._library = probe.nccl()
+        cp = optional_imports.cupy()
+        self._library = optional_imports.nccl()
         self._made = self._library.NcclCommunicator(group.size, number, group.rank)
         memory = cp.cuda.alloc_pinned_memory(clock.counts.nbytes)
         clock.counts = np.frombuffer(memory, np.int64, 2)
@@ -349,7 +353,7 @@ class Nccl:
     def sum(self, a: Array) -> None:
         """Add up the arrays of all ranks in place."""
         kind = getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}")
-        stream = probe.cupy().cuda.get_current_stream().ptr
+        stream = optional_imports.cupy().cuda.get_current_stream().ptr
         self._counts[0] += 1
         self._made.allReduce(a.data.ptr, a.data.ptr, a.size, kind, self._library.NCCL_SUM, stream)
         self._counts[1] += 1
