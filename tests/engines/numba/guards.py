@@ -395,7 +395,7 @@ def main(vectors: str) -> None:
     jit.functions = functools.partial(compiled.functions, jit.functions)
     packed_products.share = chunks.share = in_turn
     numba_engine.address_table = functools.partial(compiled.enter, numba_engine.address_table)
-    numba_engine.together = chains.together = functools.partial(one_by_one, compiled.guards)
+    numba_engine.run_parallel = chains.run_parallel = functools.partial(one_by_one, compiled.guards)
     rng = np.random.default_rng(0)
     EMPTY.begin()
     _, dtype = vectors.split("-")
