@@ -33,7 +33,7 @@ def test_the_linear_baseline_is_ridge_regression(rng):
     forecaster = Forecaster(**{**QUICK, "linear_baseline": 5, "horizon": 2, "refit": False}).fit(
         values
     )
-    line = forecaster.test_predictor_.combination.parts["linear"]
+    line = forecaster.test_predictor_.combination.candidates["linear"]
     unit = forecaster.scaling_.units[0][0]
     assert (line.order, forecaster.linear_baseline_) == (5, 5)
     at = np.arange(5, 120)
@@ -42,7 +42,7 @@ def test_the_linear_baseline_is_ridge_regression(rng):
     for h in range(2):
         there = at + h < 120
         target = (values[np.minimum(at + h, 199)] - values[at - 1])[there] / unit
-        weights = np.full(5, line.light)
+        weights = np.full(5, line.covariate_ridge)
         weights[:4] = line.ridge * np.mean(lags**2)
         rows = np.diag(np.sqrt(there.sum() * weights))
         expected, *_ = np.linalg.lstsq(
@@ -124,13 +124,13 @@ def monthly(n, seed=0):
     return np.exp(4 + 0.01 * time + 0.2 * np.sin(time * np.pi / 6) + 0.03 * rng.standard_normal(n))
 
 
-def test_candidates_are_judged_and_averaged(tmp_path):
+def test_candidates_are_validated_and_averaged(tmp_path):
     values = monthly(92)
     # too few windows for a network
     forecaster = Forecaster(horizon=8, backend="numpy").fit(values[:84])
     assert {*forecaster.chosen_} <= {"linear", "smoothing"} == {*forecaster.candidate_errors_}
     assert "trained_" not in vars(forecaster)
-    assert forecaster.predictor_.combination.parts["smoothing"].layer.periods == (12,)
+    assert forecaster.predictor_.combination.candidates["smoothing"].layer.periods == (12,)
     found = forecaster.predict(values[:84])
     assert np.mean((found - values[84:]) ** 2) < 0.3 * np.mean((values[72:80] - values[84:]) ** 2)
     forecaster.save(tmp_path / "one")

@@ -57,24 +57,25 @@ def _class_weight(where: str, name: str, value: Any) -> Any:
     if value is None or (isinstance(value, str) and value == "balanced"):
         return value
     is_pairs = isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 for pair in value
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
     )
     if not (isinstance(value, dict) or is_pairs):
         expected = "expected None, 'balanced' or a dict of label to weight"
         raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
     pairs = value.items() if isinstance(value, dict) else value
     return {
-        _plain(label): checks.non_negative(where, f"{name}[{label!r}]", one) for label, one in pairs
+        _plain(label): checks.non_negative(where, f"{name}[{label!r}]", weight)
+        for label, weight in pairs
     }
 
 
 def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
     """Check names of candidates of a forecaster."""
     expected = f"some of {', '.join(CANDIDATES)}"
-    found = tuple(checks.several(where, name, value, expected, checks.choice(CANDIDATES)))
-    if not found:
+    names = tuple(checks.several(where, name, value, expected, checks.choice(CANDIDATES)))
+    if not names:
         raise ValueError(f"{where}: {name} is empty, expected {expected}")
-    return found
+    return names
 
 
 # The checks of parameters. A name means the same in every estimator; those that are not here are
@@ -185,9 +186,9 @@ class Estimator:
         ValueError
             There is no such parameter.
         """
-        known = self.get_params()
-        for name in params.keys() - known.keys():
-            expected = f"expected some of {', '.join(known)}"
+        names = self.get_params()
+        for name in params.keys() - names.keys():
+            expected = f"expected some of {', '.join(names)}"
             raise ValueError(
                 f"{type(self).__name__}: {checks.shown(name)} is no parameter, {expected}"
             )
@@ -274,17 +275,16 @@ class FiledEstimator(Estimator):
         OSError
             The file cannot be written.
         """
-        arrays = self._content()
+        fitted = self._fitted()
         where = type(self).__name__
         settings = {name: value for name, value in self._settings().items() if name not in RUN}
         facts = {
-            name: kind(where, name, _plain(getattr(self, name, None)))
+            name: _plain(kind(where, name, _plain(getattr(self, name, None))))
             for name, kind in self._facts.items()
         }
-        plain = {name: _plain(value) for name, value in facts.items()}
-        checkpoint.save(
-            path, arrays, self.KIND, {"settings": settings, "facts": plain, "data": self.data_}
-        )
+        tree = {"settings": settings, "facts": facts, "data": self.data_, "fitted": fitted}
+        content, arrays = checkpoint.pack(tree)
+        checkpoint.save(path, arrays, self.KIND, {"tree": content})
 
     @classmethod
     @reading.brief()
@@ -308,10 +308,11 @@ class FiledEstimator(Estimator):
         """
         arrays, config = checkpoint.load(path, cls.KIND)
         try:
-            facts = checks.instance(dict, "an object")("file", "facts", config.get("facts"))
             checkpoint.finite(cls.KIND, arrays)
-            estimator = reading.made("settings", cls, config.get("settings"))
-            for name in config["settings"].keys() & set(RUN):
+            tree = _unpacked(arrays, config)
+            facts = subtree(tree, "facts")
+            estimator = reading.made("settings", cls, tree.get("settings"))
+            for name in tree["settings"].keys() & set(RUN):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
             estimator.set_params(**estimator.checked())
             estimator.backend = backend
@@ -319,10 +320,11 @@ class FiledEstimator(Estimator):
                 value = kind("facts", name, facts.get(name))
                 if value is not None:
                     setattr(estimator, name, value)
+            fitted = subtree(tree, "fitted")
             for name in cls._arrays:
-                setattr(estimator, name, pop_array(arrays, name))
-            estimator.params_ = estimator._restore(arrays)  # makes the model, and checks all else
-            estimator.data_ = checks.optional(checks.text)("file", "data", config.get("data"))
+                setattr(estimator, name, array_of(fitted, name))
+            estimator.params_ = estimator._restore(fitted)  # makes the model, and checks all else
+            estimator.data_ = checks.optional(checks.text)("file", "data", tree.get("data"))
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})"
@@ -356,18 +358,22 @@ class FiledEstimator(Estimator):
         """Return the parameters that a file keeps, and those of `RUN`."""
         return self.checked()
 
-    def _content(self) -> dict[str, Any]:
-        """Return the arrays that a file keeps."""
-        return self.params_ | {
-            name: np.asarray(getattr(self, name), np.float64) for name in self._arrays
-        }
+    def _fitted(self) -> dict[str, Any]:
+        """Return the arrays that a file keeps, as a tree."""
+        arrays = {name: np.asarray(getattr(self, name), np.float64) for name in self._arrays}
+        return {"params": self.params_, **arrays}
 
-    def _weights(self, arrays: Mapping[str, Host]) -> Params:
+    def _restore(self, fitted: dict[str, Any]) -> Params:
+        """Take what `_fitted` returned from a file, make the model, and return its weights."""
+        raise NotImplementedError
+
+    def _weights(self, fitted: Mapping[str, Any]) -> Params:
         """Return the weights of a file on the backend; raise unless they are those of the model."""
-        self.model_.check(arrays)
+        params = subtree(fitted, "params")
+        self.model_.check(params)
         home = backend_of(self.backend, self.dtype)
-        checkpoint.finite(self.KIND, dict(arrays), home.dtype)
-        return {name: home.asarray(array) for name, array in arrays.items()}
+        checkpoint.finite(self.KIND, params, home.dtype)
+        return {name: home.asarray(array) for name, array in params.items()}
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -484,26 +490,52 @@ def column_names(where: str, name: str, value: Any) -> Host | None:
 
 def errors_by_name(where: str, name: str, value: Any) -> dict[str, float] | None:
     """Check errors of candidates by their names, or None where there are none."""
-    given = checks.optional(checks.instance(dict, "an object of names to numbers"))(
-        where, name, value
-    )
-    return given and {
-        str(key): checks.finite(where, f"{name}.{key}", error) for key, error in given.items()
+    expected = "an object of names to numbers"
+    errors = checks.optional(checks.instance(dict, expected))(where, name, value)
+    return errors and {
+        str(key): checks.finite(where, f"{name}.{key}", error) for key, error in errors.items()
     }
 
 
-def pop_array(arrays: dict[str, Host], name: str, shape: checks.Dims | None = None) -> Host:
-    """Take an array of float64 of a file out of `arrays`; raise unless it is there in this
-    shape.
-    """
-    if name not in arrays:
+def subtree(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of the tree of a file that has names; raise unless it is there."""
+    part: dict[str, Any] = checks.instance(dict, "an object")("file", name, tree.get(name))
+    return part
+
+
+def array_of(tree: Mapping[str, Any], name: str, shape: checks.Dims | None = None) -> Host:
+    """Return an array of float64 of the tree of a file; raise unless it is there in this shape."""
+    if name not in tree:
         raise ValueError(f"{name} is missing")
-    array = arrays.pop(name)
-    if array.dtype != np.float64:
-        raise TypeError(f"{name} has dtype {array.dtype}, expected float64")
+    array = tree[name]
+    if getattr(array, "dtype", None) != np.float64:
+        raise TypeError(f"{name} is {checks.shown(array)}, expected an array of float64")
     if shape is not None:
         checks.shape("file", name, array, shape)
-    return array
+    return np.asarray(array)
+
+
+def _unpacked(arrays: dict[str, Host], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree of a file, also of one whose arrays lie under their names without a tree."""
+    if "tree" not in config:
+        return config | {"fitted": _by_names(arrays)}
+    return subtree({"tree": checkpoint.unpack(config["tree"], arrays, lambda a, dtype: a)}, "tree")
+
+
+def _by_names(arrays: Mapping[str, Host]) -> dict[str, Any]:
+    """Return the tree of arrays by names such as "scaling.units" and "test.spread"; others with a
+    dot are those of weights.
+    """
+    params: dict[str, Host] = {}
+    test: dict[str, Host] = {}
+    tree: dict[str, Any] = {"params": params}
+    for name, array in arrays.items():
+        group, dot, rest = name.partition(".")
+        if group == "test":
+            test[rest] = array
+        else:
+            (params if dot and group != "scaling" else tree)[name] = array
+    return tree | ({"test": _by_names(test)} if test else {})
 
 
 def _plain(value: Any) -> Any:
@@ -511,7 +543,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _same(one: Any, other: Any) -> bool:
-    return one is other or (
-        type(one) is type(other) and isinstance(one, (bool, int, float, str)) and one == other
+def _same(value: Any, other: Any) -> bool:
+    return value is other or (
+        type(value) is type(other)
+        and isinstance(value, bool | int | float | str)
+        and value == other
     )

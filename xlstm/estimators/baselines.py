@@ -17,7 +17,7 @@ import numpy as np
 from xlstm.arrays import cores
 from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
-from xlstm.estimators.series_scaling import FAR, Origins, Scaling, standard
+from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
 
 BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
 CHUNK = 4096  # windows that are looked at at once
@@ -121,21 +121,21 @@ class LinearBaseline:
     coefficients : array (C, H, K)
         Those of `order` - 1 differences, a constant, static numbers, and covariates known for the
         step to predict.
-    ridge, light : float
+    ridge, covariate_ridge : float
         The penalty of the differences, and that of the others.
     """
 
     order: int
     coefficients: Host
     ridge: float = 0.0
-    light: float = 0.0
+    covariate_ridge: float = 0.0
 
     def repeated(self, n: int) -> LinearBaseline:
         """Return the baseline of n times the targets."""
         return replace(self, coefficients=np.tile(self.coefficients, (n, 1, 1)))
 
     def apply(
-        self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins
+        self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
     ) -> Values:
         """Return by how much the targets after each origin differ from the last value, (M, H, C),
         in `units`.
@@ -156,7 +156,7 @@ class LinearBaseline:
         return changes_ahead
 
 
-def repeating(scaling: Scaling, horizon: int) -> LinearBaseline:
+def repeating(scaling: SeriesScaling, horizon: int) -> LinearBaseline:
     """Return the linear baseline that repeats the last value."""
     C = scaling.units.shape[1]
     K = 1 + scaling.static.shape[1] + scaling.future.shape[1]
@@ -165,7 +165,7 @@ def repeating(scaling: Scaling, horizon: int) -> LinearBaseline:
 
 def fit(
     several: Sequence[TimeSeries],
-    scaling: Scaling,
+    scaling: SeriesScaling,
     origins: Sequence[Origins],
     stops: Sequence[int],
     horizon: int,
@@ -220,9 +220,9 @@ def _solved(
         b = y[there, h]
         gram = A.T @ A
         right = A.T @ b
-        for k, (ridge, light) in enumerate(penalties):
+        for k, (ridge, covariate_ridge) in enumerate(penalties):
             penalty[: order - 1] = ridge * lags
-            penalty[order - 1 :] = light
+            penalty[order - 1 :] = covariate_ridge
             weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
     return weights
 
@@ -249,7 +249,7 @@ def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units
 
 
 def _design(
-    series: TimeSeries, scaling: Scaling, units: Values, origins: Origins, order: int, c: int
+    series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins, order: int, c: int
 ) -> Values:
     """Return lags of a target, a constant and static numbers; before its beginning a series is as
     at its beginning.
@@ -266,7 +266,7 @@ def _design(
     )
 
 
-def _ahead(series: TimeSeries, scaling: Scaling, origins: Origins, horizon: int) -> Values:
+def _ahead(series: TimeSeries, scaling: SeriesScaling, origins: Origins, horizon: int) -> Values:
     """Return covariates (M, H, F) of the steps that are predicted; the last row stands for those
     that are missing.
     """

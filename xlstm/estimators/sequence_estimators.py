@@ -325,7 +325,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         )
         return Sequences(rows, target, weights, batch_size=self.batch_size, every_step=every_step)
 
-    def _restore(self, arrays: dict[str, Host]) -> Params:
+    def _restore(self, fitted: dict[str, Any]) -> Params:
         steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
         for name in ("mean_", "std_"):
             if getattr(self, name).shape not in ((1,), (width,), (steps, width)):
@@ -335,7 +335,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         self.model_ = self.network(
             width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
         )
-        return self._weights(arrays)
+        return self._weights(fitted)
 
     def network(self, width: int, outputs: int, last: bool = True) -> Any:
         """Return the model for sequences of a width D that gives so many numbers at the end, or at
@@ -665,10 +665,10 @@ checkpoints, resume
         results = {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}
         return results, (columns - mean) / std, weights
 
-    def _restore(self, arrays: dict[str, Host]) -> Params:
+    def _restore(self, fitted: dict[str, Any]) -> Params:
         for name in ("target_mean_", "target_std_"):
             checks.shape("file", name, getattr(self, name), {"O": len(self.target_mean_)})
-        return super()._restore(arrays)
+        return super()._restore(fitted)
 
 
 def _scaled(rows: Any, mean: Host, std: Host) -> Any:

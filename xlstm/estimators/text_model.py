@@ -16,7 +16,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data import text
 from xlstm.data.batches import Streams
-from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator
+from xlstm.estimators.base import AnyPath, NetworkEstimator, TrainedEstimator
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
 from xlstm.training import Trained, evaluate
@@ -160,7 +160,7 @@ class TextModel(TrainedEstimator, NetworkEstimator):
             raise ValueError(f"{where}: {problem}")
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
-        fitted, held_out = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
+        fitted, held_out = np.split(numbers, [len(numbers) - held])
         data = Streams(fitted[:-1], fitted[1:], self.batch_size, self.length)
         model = self._model(codec.size)
         home = backend_of(self.backend, self.dtype)
@@ -246,16 +246,17 @@ class TextModel(TrainedEstimator, NetworkEstimator):
             None,
         )
 
-    def _content(self) -> dict[str, Any]:
-        return super()._content() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
+    def _fitted(self) -> dict[str, Any]:
+        return super()._fitted() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
 
-    def _restore(self, arrays: dict[str, Host]) -> Params:
-        if VOCABULARY not in arrays:
-            raise ValueError(f"{VOCABULARY} is missing")
-        self.codec_ = CODECS[self.codec_kind_](arrays.pop(VOCABULARY).astype(np.uint8).tobytes())
+    def _restore(self, fitted: dict[str, Any]) -> Params:
+        content: Any = fitted.get(VOCABULARY)
+        if getattr(content, "dtype", None) != np.uint8:
+            raise ValueError(f"{VOCABULARY} is {checks.shown(content)}, expected an array of bytes")
+        self.codec_ = CODECS[self.codec_kind_](content.tobytes())
         self.tokens = self.codec_kind_
         self.model_ = self._model(self.codec_.size)
-        return self._weights(arrays)
+        return self._weights(fitted)
 
     def _nats(self, numbers: np.ndarray[Any, Any]) -> float:
         if len(numbers) < LEAST:
@@ -293,7 +294,7 @@ class TextModel(TrainedEstimator, NetworkEstimator):
 def _text(where: str, X: Any) -> str:
     """Return X as one text, which UTF-8 can hold."""
     texts = [X] if isinstance(X, str) or not isinstance(X, Iterable) else [*X]
-    if not texts or not all(isinstance(one, str) for one in texts):
+    if not texts or not all(isinstance(part, str) for part in texts):
         raise TypeError(f"{where}: X is {checks.shown(X)}, expected a text or a list of texts")
     whole = "".join(texts)
     whole.encode()  # raises where it has half of a surrogate pair
