@@ -196,12 +196,10 @@ class Estimator:
         return self
 
     def __repr__(self) -> str:
-        changed = [
-            field.name
-            for field in fields(self)
-            if not _same(getattr(self, field.name), field.default)
-        ]
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
+        defaults = {field.name: repr(field.default) for field in fields(self)}
+        values = {name: repr(value) for name, value in self.get_params().items()}
+        changed = [f"{name}={value}" for name, value in values.items() if value != defaults[name]]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __getattr__(self, name: str) -> Any:
         """Raise NotFittedError for a result of `fit` that is not there."""
@@ -399,54 +397,29 @@ class SeriesEstimator(Estimator):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class TrainedEstimator(Estimator):
-    """The parameters of training that every estimator of one network has."""
-
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    averaging: float = 0.0
-    seed: int = 0
-    precision: str | None = None
-    backend: str | Backend | None = None
-    dtype: DType = "float32"
-    callbacks: Iterable[Callback] = ()
-    checkpoints: AnyPath | None = None
-    resume: bool = False
-    graph: bool | str = "auto"
-
-    def _train(
-        self,
-        model: Any,
-        params: Params,
-        data: Batches,
-        home: Backend,
-        keep: Callable[[Trained], None],
-        **options: Any,
-    ) -> Self:
-        """Train, and give the result to `keep`, also where a signal ends training."""
-        run = {name: getattr(self, name) for name in OF_TRAIN}
-        try:
-            trained = learn(self, model, params, data, home, **run, **options)
-        except (Interrupted, Terminated) as error:
-            keep(error.trained)
-            raise
-        keep(trained)
-        return self
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
 class NetworkEstimator(FiledEstimator):
-    """The parameters of estimators whose network is of a cell that is named."""
+    """The parameters of estimators that are one network, of a cell that is named."""
 
     cell: str = "lstm"
     hidden_size: int = 96
     num_layers: int = 1
     dropout: float = 0.0
     options: dict[str, Any] | None = None
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    averaging: float = 0.0
     validation_fraction: float = 0.1
+    seed: int = 0
+    precision: str | None = None
+    backend: str | Backend | None = None
+    dtype: DType = "float32"
     warm_start: bool = False
+    callbacks: Iterable[Callback] = ()
+    checkpoints: AnyPath | None = None
+    resume: bool = False
+    graph: bool | str = "auto"
 
     def _check_warm_start(self, before: Any, layer: Any) -> None:
         """Raise ValueError unless `layer`, which the parameters make now, can go on from the
@@ -462,30 +435,38 @@ class NetworkEstimator(FiledEstimator):
 
 def learn(
     settings: Any, model: Any, params: Params, data: Batches, home: Backend, **options: Any
-) -> Trained:
+) -> tuple[Trained, Interrupted | Terminated | None]:
     """Train with AdamW by the parameters learning_rate, weight_decay, clip, averaging, seed and
-    precision.
+    precision; return the result, and the signal that ended training, which the caller raises once
+    it has stored the result.
 
     With a `schedule` of "cosine" the learning rate goes down to a tenth in `settings.steps` steps.
-    The further options are those of `training.train`.
+    The further options are those of `training.train`; those of `OF_TRAIN` are parameters, too.
     """
     mixed, context = precisions.named(settings.precision, home)
     rate: Any = settings.learning_rate
     if getattr(settings, "schedule", "constant") == "cosine":
         rate = cosine(rate, settings.steps, rate / 10)
     adamw = optimizers.adamw(rate, weight_decay=settings.weight_decay)
-    named = {name: getattr(settings, name) for name in ("seed", "clip", "averaging")}
-    with context:
-        return loop.train(model, params, data, adamw, precision=mixed, **named, **options)
+    named = ("seed", "clip", "averaging", *OF_TRAIN)
+    options = {name: getattr(settings, name) for name in named if hasattr(settings, name)} | options
+    try:
+        with context:
+            return loop.train(model, params, data, adamw, precision=mixed, **options), None
+    except (Interrupted, Terminated) as error:
+        return error.trained, error
+
+
+def names_array(names: Sequence[str] | None) -> Host | None:
+    """Return names as an array, as scikit-learn has them; None where there are none."""
+    return np.array(names, dtype=object) if names else None
 
 
 def column_names(where: str, name: str, value: Any) -> Host | None:
     """Check names of columns, or None where there was no table."""
     if value is None:
         return None
-    return np.array(
-        checks.several(where, name, value, "names of columns", checks.text), dtype=object
-    )
+    return names_array(checks.several(where, name, value, "names of columns", checks.text))
 
 
 def errors_by_name(where: str, name: str, value: Any) -> dict[str, float] | None:
@@ -541,11 +522,3 @@ def _by_names(arrays: Mapping[str, Host]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Return a value as JSON can hold it, if it can."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def _same(value: Any, other: Any) -> bool:
-    return value is other or (
-        type(value) is type(other)
-        and isinstance(value, bool | int | float | str)
-        and value == other
-    )

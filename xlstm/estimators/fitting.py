@@ -14,14 +14,14 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.data.host import Values, check_reach
+from xlstm.data.host import check_reach
 from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
 from xlstm.estimators import base, baselines, predictor, selection
 from xlstm.estimators.predictor import Examples, Predictor, Settings
 from xlstm.estimators.selection import Combination, RollingOrigins
 from xlstm.estimators.series_scaling import SeriesScaling, names_of
-from xlstm.training import Trained
+from xlstm.training import Interrupted, Terminated, Trained
 
 ENOUGH = 64  # windows to train on from which on a network is tried
 GAIN = 0.99  # greatest error with the network, as a share of that without, at which it is used
@@ -130,11 +130,11 @@ def _variant(
     return Variant(several, parts, scaling, replace(combination, candidates=fitted))
 
 
-def train(data: Examples, start: Params | None, **options: Any) -> Trained:
-    """Train the network of examples; it begins with `start` where those weights have the shapes of
-    the network's.
-
-    The options are those of `training.train`.
+def train(
+    data: Examples, start: Params | None, **options: Any
+) -> tuple[Trained, Interrupted | Terminated | None]:
+    """Train the network of examples, as `base.learn` does; it begins with `start` where those
+    weights have the shapes of the network's.
     """
     fitted = data.predictor
     params = predictor.first_weights(fitted, data)
@@ -164,21 +164,20 @@ def network_errors(fitted: Predictor, data: Examples) -> dict[str, float]:
 
     They are root mean squares, relative to that of repeating the last value.
     """
-    squares: dict[str, list[Values]] = {"naive": [], "average": [], "network": []}
+    squares = []  # (3, M, H, C): those of the last value, of the average and with the network
     for k, (series, units) in enumerate(zip(data.several, fitted.scaling.units, strict=True)):
         every = data.origins[data.series == k]
         for origins in np.split(every, range(baselines.CHUNK, len(every), baselines.CHUNK)):
             truth = baselines.targets(series, origins, fitted.settings.horizon, int(every[-1]) + 1)
             x, average, scale = fitted.before(series, units, origins)
             network, _, _ = fitted.finished(x, average, scale)
-            naive = series.known[origins - 1, None]
-            for name, ahead in zip(squares, (naive, average, network), strict=True):
-                squares[name].append(((ahead - truth) / scale[:, None]) ** 2)
-    errors = {
-        name: float(np.sqrt(np.nanmean(np.concatenate(parts)))) for name, parts in squares.items()
+            last = np.broadcast_to(series.known[origins - 1, None], average.shape)
+            squares.append(((np.stack((last, average, network)) - truth) / scale[:, None]) ** 2)
+    naive, *errors = (float(np.sqrt(np.nanmean(part))) for part in np.concatenate(squares, axis=1))
+    return {
+        name: error / max(naive, 1e-12)
+        for name, error in zip(("average", "network"), errors, strict=True)
     }
-    naive_error = max(errors.pop("naive"), 1e-12)
-    return {name: error / naive_error for name, error in errors.items()}
 
 
 def alone(fitted: Predictor, data: Examples) -> Predictor:

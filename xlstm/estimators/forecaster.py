@@ -29,6 +29,7 @@ from xlstm.estimators.base import (
     array_of,
     column_names,
     errors_by_name,
+    names_array,
     subtree,
 )
 from xlstm.estimators.evaluation import Forecasts, Score
@@ -662,14 +663,19 @@ quantiles, linear_baseline, season, calendar, least, refit
                 epochs = max(1, trained.best_epoch)
         final = test
         if s.refit and stop is None:
-            try:
-                final = self._refitted(train, start, epochs, run)
-            except (Interrupted, Terminated) as error:
+            rows = fitting.refitted(train)
+            final = fitting.alone(rows.predictor, rows)
+            if epochs:
+                options = run | {"epochs": epochs, "graph": self.graph}
+                again, stop = fitting.train(rows, start, **options)
+                final = replace(final, params=again.params)
+            if stop is not None:
+                final = test
                 problem = (
                     f"the training on all rows; the forecaster has the network of epoch {epochs}"
                 )
-                stop = type(error)(
-                    f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal
+                stop = type(stop)(
+                    f"Forecaster: signal {stop.signal} stopped {problem}", trained, stop.signal
                 )
         self._keep_fit(test, final, train.several, panel, errors, epochs, trained)
         if stop is not None:
@@ -687,21 +693,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         s = train.predictor.settings
         options = run | {name: getattr(self, name) for name in OF_TRAIN}
         options |= {"validation": data["validation"], "epochs": s.epochs, "patience": s.patience}
-        try:
-            return fitting.train(train, start, **options), None
-        except (Interrupted, Terminated) as error:
-            return error.trained, error
-
-    def _refitted(
-        self, train: predictor.Examples, start: Params | None, epochs: int, run: dict[str, Any]
-    ) -> Predictor:
-        """Return the predictor that is fitted to all rows, its network for so many epochs."""
-        rows = fitting.refitted(train)
-        final = fitting.alone(rows.predictor, rows)
-        if not epochs:
-            return final
-        trained = fitting.train(rows, start, epochs=epochs, graph=self.graph, **run)
-        return replace(final, params=trained.params)
+        return fitting.train(train, start, **options)
 
     def _keep_fit(
         self,
@@ -733,8 +725,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             ranks_=sampling.ranks(test, several),
             season_=fitting.season_of(several, s.season),
             calendar_=several[0].marks > 0,
-            feature_names_in_=_names_array(panel.names),
-            series_names_=_names_array(panel.ids),
+            feature_names_in_=names_array(panel.names),
+            series_names_=names_array(panel.ids),
         )
 
     def _read(
@@ -863,7 +855,3 @@ quantiles, linear_baseline, season, calendar, least, refit
 def _arrays_of(fitted: Predictor) -> dict[str, Any]:
     """Return the arrays of one network for a file."""
     return {"params": fitted.params, "spread": fitted.spread, **fitted.combination.arrays()}
-
-
-def _names_array(names: Sequence[str]) -> Host | None:
-    return np.array(names, dtype=object) if names else None

@@ -22,7 +22,7 @@ MANY = (
 )
 
 
-class Sequences(NamedTuple):
+class InputSequences(NamedTuple):
     """Sequences (T_i, D) of float64, and how they were given.
 
     Attributes
@@ -42,7 +42,7 @@ class Sequences(NamedTuple):
     names: list[str] | None = None
 
 
-def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
+def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
     """Return X as sequences.
 
     Parameters
@@ -56,7 +56,7 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
 
     Returns
     -------
-    Sequences
+    InputSequences
 
     Raises
     ------
@@ -83,7 +83,7 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
                     f"{where}: {problem}, expected (T, D) with one D, and a step at least"
                 )
             _finite(where, f"X[{k}]", row)
-        return Sequences(rows, False, rows[0].shape[1])
+        return InputSequences(rows, False, rows[0].shape[1])
     array = _numbers(where, "X", X)
     if array.ndim and len(array) == 0:
         raise ValueError(
@@ -98,8 +98,8 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
         )
     _finite(where, "X", array)
     if array.ndim == 2:
-        return Sequences(list(array[:, :, None]), True, array.shape[1], _names(X))
-    return Sequences(list(array), False, array.shape[2])
+        return InputSequences(list(array[:, :, None]), True, array.shape[1], _names(X))
+    return InputSequences(list(array), False, array.shape[2])
 
 
 def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) -> tuple[str, Host]:
@@ -186,22 +186,25 @@ def targets(where: str, y: Any, count: int) -> Host:
     return array
 
 
-def weights(where: str, given: Any, count: int, lengths: list[int] | None = None) -> Host | None:
+def weights(
+    where: str, sample_weight: Any, count: int, lengths: list[int] | None = None
+) -> Host | None:
     """Return the weights of samples (N,), or None; raises ValueError unless they are numbers from 0
     up.
 
     With the `lengths` of sequences a sample is a step, (sum of T_i,); each may have its own weight,
     or all those of a sequence one.
     """
-    if given is None:
+    if sample_weight is None:
         return None
     if lengths is not None:
-        rows = _rows(where, given)
+        rows = _rows(where, sample_weight)
         if [len(row) for row in rows] != lengths:
-            return np.repeat(weights(where, given, count), lengths)  # type: ignore[arg-type]
-        given = np.concatenate([_host(where, "sample_weight", row) for row in rows])
+            of_sequences: Any = weights(where, sample_weight, count)
+            return np.repeat(of_sequences, lengths)
+        sample_weight = np.concatenate([_host(where, "sample_weight", row) for row in rows])
         count = sum(lengths)
-    numbers = _numbers(where, "sample_weight", given)
+    numbers = _numbers(where, "sample_weight", sample_weight)
     if numbers.shape != (count,):
         raise ValueError(
             f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)"
@@ -230,18 +233,14 @@ def _is_regular(X: Any) -> bool:
     ) == 1 and not hasattr(X[0], "shape")
 
 
-def _rows(where: str, given: Any) -> list[Any]:
+def _rows(where: str, values: Any) -> list[Any]:
     """Return the rows of an array or of a list, none where its entries are no rows."""
-    listed = (
-        [*given] if isinstance(given, list | tuple) else [*np.atleast_1d(_host(where, "y", given))]
+    is_list = isinstance(values, list | tuple)
+    rows = [*(values if is_list else np.atleast_1d(_host(where, "y", values)))]
+    are_rows = all(
+        hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in rows
     )
-    return (
-        listed
-        if all(
-            hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in listed
-        )
-        else []
-    )
+    return rows if are_rows else []
 
 
 def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> Host:
@@ -252,8 +251,8 @@ def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> H
     if array.ndim == 2 and array.shape[1] == 1 and not columns:
         words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
         # whose warning it is where scikit-learn is in use
-        known = sys.modules.get("sklearn.exceptions")
-        warnings.warn(words, getattr(known, "DataConversionWarning", UserWarning), stacklevel=6)
+        sklearn = sys.modules.get("sklearn.exceptions")
+        warnings.warn(words, getattr(sklearn, "DataConversionWarning", UserWarning), stacklevel=6)
         array = array[:, 0]
     if array.ndim != 1 and not (columns and array.ndim == 2):
         raise ValueError(
@@ -267,20 +266,20 @@ def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> H
     return array
 
 
-def _host(where: str, name: str, given: Any) -> Host:
+def _host(where: str, name: str, values: Any) -> Host:
     """Return an array on the host."""
-    checks.unmasked(where, name, given)
+    checks.unmasked(where, name, values)
     try:
-        return np.asarray(to_numpy(given) if is_foreign(given) else given)
+        return np.asarray(to_numpy(values) if is_foreign(values) else values)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{where}: {name} is {checks.shown(given)}, expected an array ({error})"
+            f"{where}: {name} is {checks.shown(values)}, expected an array ({error})"
         ) from error
 
 
-def _numbers(where: str, name: str, given: Any) -> Host:
+def _numbers(where: str, name: str, values: Any) -> Host:
     """Return float64 numbers on the host."""
-    array = _host(where, name, given)
+    array = _host(where, name, values)
     if array.dtype.kind == "c":
         raise ValueError(f"{where}: {name}: Complex data not supported")
     try:

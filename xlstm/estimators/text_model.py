@@ -16,10 +16,10 @@ from xlstm.arrays.namespace import Params
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data import text
 from xlstm.data.batches import Streams
-from xlstm.estimators.base import AnyPath, NetworkEstimator, TrainedEstimator
+from xlstm.estimators.base import AnyPath, NetworkEstimator, learn
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
-from xlstm.training import Trained, evaluate
+from xlstm.training import evaluate
 
 VOCABULARY = "vocabulary"  # the array of a model file with the content of the codec
 # Codecs by their kinds, from their content.
@@ -32,7 +32,7 @@ LEAST = 2  # tokens of a text that can be learnt from or evaluated
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class TextModel(TrainedEstimator, NetworkEstimator):
+class TextModel(NetworkEstimator):
     """A language model that learns from a text, and writes more of it.
 
     The text is read as parallel streams whose state is carried on (truncated backpropagation
@@ -166,21 +166,22 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         home = backend_of(self.backend, self.dtype)
         if again:
             self._check_warm_start(self.model_.backbone, model.backbone)
-
-        def keep(trained: Trained) -> None:
-            results = {
-                "params_": trained.params,
-                "trained_": trained,
-                "n_iter_": len(trained.losses),
-            }
-            self._become(codec_=codec, codec_kind_=kind, model_=model, **results)
-            self.vocab_size_ = model.vocab_size
-            self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
-
         start = self.params_ if again else model.init(self.seed, home)
-        return self._train(
-            model, start, data, home, keep, steps=self.steps, every=self.every, group=group
+        options = {"steps": self.steps, "every": self.every, "group": group}
+        trained, stop = learn(self, model, start, data, home, **options)
+        self._become(
+            codec_=codec,
+            codec_kind_=kind,
+            model_=model,
+            params_=trained.params,
+            trained_=trained,
+            n_iter_=len(trained.losses),
         )
+        self.vocab_size_ = model.vocab_size
+        self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
+        if stop is not None:
+            raise stop
+        return self
 
     def nats(self, X: Any) -> float:
         """Return the mean of -log p of a token given those before it, in nats; `X` as for `fit`.

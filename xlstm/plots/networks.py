@@ -230,8 +230,8 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
         for k, (name, line) in enumerate(pair for pair in lines if pair[1].of == kind):
             words = f"{name} layer {line.layer}" if line.layer else name
             text = f"{words.strip()}: {line.factor:.3g}" if words else f"{line.factor:.3g}"
-            norms = np.where(line.norms > 0, line.norms, np.nan)
-            axes.plot(norms, label=text, **figures.line(k, len(norms) // 8))
+            look = figures.line(k, len(line.norms) // 8)
+            axes.plot(np.where(line.norms > 0, line.norms, np.nan), label=text, **look)
         axes.set_yscale("log")
         figures.whole_numbers(axes.xaxis)
         figures.label(
