@@ -195,7 +195,6 @@ def forecaster(tmp_path_factory):
         ('"settings": {', '"settings": [], "now": {', "settings: is [], expected an object"),
         ('"tree": {', '"tree": [], "now": {', "tree is [], expected an object"),
         ('"array": "fitted.ranks"', '"array": "fitted.rank"', "is not one of the values"),
-        ('"ranks": {"array"', '"rank": {"array"', "ranks is missing"),
         ('"params": {"dict": {', '"params": {"tuple": [], "other": {', "file: params is "),
         ('"season_": 6', '"season_": -1', "season_ is -1"),
         ('"horizon": 1', '"horizon": 2', "adjustment has shape"),

@@ -35,15 +35,13 @@ def driven(n=300, seed=0):
 
 
 def rewrite(path, kind, place, change):
-    """Change a part of the tree of a file, at a place such as "fitted.params"; None is left out."""
+    """Change a part of the tree of a file, at a place such as "fitted.params"."""
     arrays, config = checkpoint.load(path, kind)
     tree = checkpoint.unpack(config["tree"], arrays, lambda array, dtype: array)
     part = tree
     for name in place.split("."):
         part = part[name]
     part |= change
-    for name in [name for name, value in change.items() if value is None]:
-        del part[name]
     content, arrays = checkpoint.pack(tree)
     checkpoint.save(path, arrays, kind, {"tree": content})
 

@@ -13,7 +13,6 @@ import pytest
 
 from tests.conftest import DATA
 from tests.estimators.conftest import QUICK, driven, rewrite
-from xlstm import checkpoint
 from xlstm.estimators import (
     Forecaster,
     NotFittedError,
@@ -170,27 +169,26 @@ def test_it_says_that_it_is_not_fitted(kind, tmp_path):
 
 
 # tests/attacks/test_hostile_files.py damages descriptions of forecasters; None is left out.
-ANY = [
-    ("settings", {"units": 3}, "units"),
-    ("settings", {"hidden_size": 5}, ""),
-]
 DAMAGE = {
     "forecaster": [
-        ("fitted", {"adjustment": None}, "adjustment is missing"),
+        ("fitted", {"adjustment": None}, "adjustment is None, expected an array"),
         ("fitted", {"test": 3}, "test is 3, expected an object"),
-        ("fitted.test", {"spread": None}, "spread is missing"),
+        ("fitted.test", {"spread": None}, "spread is None, expected an array"),
         ("fitted.params", {"head.b": np.zeros(7, "float32")}, "has shape"),
         ("fitted.params", {"head.b": np.full(60, np.nan, "float32")}, "is not finite"),
         ("fitted", {"scaling.units": np.zeros((1, 1))}, "scaling.units has 0"),
         ("fitted", {"spread": np.ones((6, 1), "float32")}, "spread is an array of float32 "),
     ],
-    "sequence classifier": ANY,
+    "sequence classifier": [("settings", {"units": 3}, "units")],
     "sequence regressor": [
         ("facts", {"table_": 1}, "table_ is 1"),
         ("facts", {"feature_names_in_": 3}, "feature_names_in_ is 3"),
         ("fitted", {"mean_": np.ones((2, 1))}, "mean_ has shape"),
     ],
-    "text model": [*ANY, ("fitted", {"vocabulary": "ab"}, "vocabulary is 'ab'")],
+    "text model": [
+        ("settings", {"hidden_size": 5}, "has shape"),
+        ("fitted", {"vocabulary": "ab"}, "vocabulary is 'ab'"),
+    ],
 }
 
 
@@ -203,9 +201,6 @@ def test_files_that_are_refused(kind, trained, tmp_path):
         rewrite(path, name, place, change)
         with pytest.raises(ValueError, match=f"not a sound {name} .*{words}"):
             type(trained).load(path)
-    checkpoint.save(path, {}, "model", {})
-    with pytest.raises(ValueError, match=f"kind is 'model', expected '{name}'"):
-        type(trained).load(path)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -486,9 +486,7 @@ def subtree(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def array_of(tree: Mapping[str, Any], name: str, shape: checks.Dims | None = None) -> Host:
     """Return an array of float64 of the tree of a file; raise unless it is there in this shape."""
-    if name not in tree:
-        raise ValueError(f"{name} is missing")
-    array = tree[name]
+    array = tree.get(name)
     if getattr(array, "dtype", None) != np.float64:
         raise TypeError(f"{name} is {checks.shown(array)}, expected an array of float64")
     if shape is not None:
