@@ -33,7 +33,7 @@ def test_the_linear_baseline_is_ridge_regression(rng):
     forecaster = Forecaster(**{**QUICK, "linear_baseline": 5, "horizon": 2, "refit": False}).fit(
         values
     )
-    line = forecaster.test_predictor_.combination.candidates["linear"]
+    line = forecaster.test_predictor_.combination.candidates["linear"].candidate
     unit = forecaster.scaling_.units[0][0]
     assert (line.order, forecaster.linear_baseline_) == (5, 5)
     at = np.arange(5, 120)
@@ -103,9 +103,11 @@ def test_weights_follow_the_latest_errors(rng):
     series = panels.TimeSeries(values, values, *[np.empty((20, 0))] * 2, np.empty(0), None)
     rows = np.arange(5, 17)
     usual = np.array([[1.0], [2.0], [3.0]])
-    parts = dict.fromkeys(("smoothing", "linear"))
-    found = selection.Combination(parts, np.array([0.5, 0.8]), np.array([1.0, 1.6]), usual)
-    weights = found.weights(series, np.ones(1), rows, ahead)
+    candidates = {
+        "smoothing": selection.Validated(None, 0.5, 1.0),
+        "linear": selection.Validated(None, 0.8, 1.6),
+    }
+    weights = selection.Combination(candidates, usual).weights(series, np.ones(1), rows, ahead)
     level = np.array([0.5, 0.5])
     for r, row in enumerate(rows):
         known = [h for h in range(3) if r - h - 1 >= 0]
@@ -130,7 +132,9 @@ def test_candidates_are_validated_and_averaged():
     forecaster = Forecaster(horizon=8, backend="numpy").fit(values[:84])
     assert {*forecaster.chosen_} <= {"linear", "smoothing"} == {*forecaster.candidate_errors_}
     assert "trained_" not in vars(forecaster)
-    assert forecaster.predictor_.combination.candidates["smoothing"].layer.periods == (12,)
+    assert forecaster.predictor_.combination.candidates["smoothing"].candidate.layer.periods == (
+        12,
+    )
     found = forecaster.predict(values[:84])
     assert np.mean((found - values[84:]) ** 2) < 0.3 * np.mean((values[72:80] - values[84:]) ** 2)
 

@@ -80,7 +80,7 @@ def prepared(
         half = split(max(3, shortest)).train.stop // 2
         settings = replace(settings, window=min(WINDOW, max(2, half)))
     tried = [_variant(several, ids, settings, backend.dtype) for several in variants]
-    best = min(tried, key=lambda variant: float(np.min(variant.combination.errors)))
+    best = min(tried, key=lambda variant: min(variant.combination.every_error.values()))
     model = predictor.network(settings, best.scaling)
     predicts = Predictor(settings, backend, best.scaling, best.combination, None, model, {})
     data: dict[str, Examples] = {}
@@ -124,8 +124,8 @@ def _variant(
     combination = selection.combined(RollingOrigins(several, scaling, test_begins, s.horizon), s)
     training = RollingOrigins(several, scaling, stops, s.horizon)
     fitted = {
-        name: selection.refit(training, candidate)
-        for name, candidate in combination.candidates.items()
+        name: validated._replace(candidate=selection.refit(training, validated.candidate))
+        for name, validated in combination.candidates.items()
     }
     return Variant(several, parts, scaling, replace(combination, candidates=fitted))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -74,6 +74,11 @@ class Smoothing:
     layer: ExponentialSmoothing
     coefficients: Values
     steps: int
+    order: ClassVar[int] = 0  # it looks back as far as there is something
+
+    def repeated(self, n: int) -> Smoothing:
+        """Return the smoothing of n times the targets, which is the same."""
+        return self
 
     def apply(
         self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
@@ -92,35 +97,45 @@ class Smoothing:
 Candidate = LinearBaseline | Smoothing
 
 
+class Validated(NamedTuple):
+    """A fitted candidate and its validation error.
+
+    Attributes
+    ----------
+    candidate : LinearBaseline or Smoothing
+    error : float
+        The mean square error from rolling origins, relative to that of repeating the last value.
+    optimism : float
+        That error, divided by the one for values that the candidate is fitted to.
+    """
+
+    candidate: Candidate
+    error: float
+    optimism: float
+
+
 @dataclass(frozen=True)
 class Combination:
     """The weighted average of candidates.
 
     Attributes
     ----------
-    candidates : dict of str to LinearBaseline or Smoothing
+    candidates : dict of str to Validated
         K of them.
-    errors : array (K,)
-        Mean square validation errors from rolling origins, relative to those of repeating the last
-        value.
-    optimism : array (K,)
-        Validation errors divided by the errors for values that the candidates are fitted to.
     naive_squares : array (H, C)
         The mean square error of repeating the last value, in units.
     rejected : dict of str to float
         Validation errors of candidates that are clearly worse; no file keeps them.
     """
 
-    candidates: dict[str, Candidate]
-    errors: Values
-    optimism: Values
+    candidates: dict[str, Validated]
     naive_squares: Values
-    rejected: Mapping[str, float] = field(default_factory=dict)
+    rejected: dict[str, float] = field(default_factory=dict)
 
     @property
     def every_error(self) -> dict[str, float]:
         """The validation errors of all candidates, also of rejected ones, as root mean squares."""
-        squares = dict(zip(self.candidates, self.errors, strict=True)) | dict(self.rejected)
+        squares = {name: each.error for name, each in self.candidates.items()} | self.rejected
         return {name: float(np.sqrt(square)) for name, square in squares.items()}
 
     def apply(
@@ -129,12 +144,14 @@ class Combination:
         """Return by how much the targets after each origin differ from the last value, (M, H, C),
         in `units`.
         """
-        candidates = list(self.candidates.values())
+        candidates = [each.candidate for each in self.candidates.values()]
         if len(candidates) == 1:
             return np.asarray(candidates[0].apply(series, scaling, units, origins))
         rows = np.arange(max(1, int(np.min(origins)) - self.before), int(np.max(origins)) + 1)
         # (K, R, H, C)
-        ahead = np.stack([each.apply(series, scaling, units, rows) for each in candidates])
+        ahead = np.stack(
+            [candidate.apply(series, scaling, units, rows) for candidate in candidates]
+        )
         average = np.einsum("krc,krhc->rhc", self.weights(series, units, rows, ahead), ahead)
         return np.asarray(average[origins - rows[0]])
 
@@ -151,7 +168,7 @@ class Combination:
     def repeated(self, n: int) -> Combination:
         """Return the combination of n times the targets."""
         candidates = {
-            name: each.repeated(n) if isinstance(each, LinearBaseline) else each
+            name: each._replace(candidate=each.candidate.repeated(n))
             for name, each in self.candidates.items()
         }
         return replace(self, candidates=candidates, naive_squares=np.tile(self.naive_squares, n))
@@ -159,16 +176,15 @@ class Combination:
     @property
     def order(self) -> int:
         """Values that the linear autoregression looks back to; 0 where there is none."""
-        line = self.candidates.get("linear")
-        return line.order if isinstance(line, LinearBaseline) else 0
+        return max(each.candidate.order for each in self.candidates.values())
 
     def arrays(self) -> dict[str, Values]:
         """Return the arrays of a file."""
         arrays = {
-            "candidates": np.stack((self.errors, self.optimism)),
+            "candidates": self._errors,
             "usual": self.naive_squares,
         }
-        for candidate in self.candidates.values():
+        for candidate, _, _ in self.candidates.values():
             if isinstance(candidate, Smoothing):
                 layer = candidate.layer
                 season = max(layer.periods, default=0)
@@ -204,16 +220,21 @@ class Combination:
                     " at its end"
                 )
             candidates["linear"] = LinearBaseline(order, coefficients)
-        errors, optimism = array_of(arrays, "candidates", {"2": 2, "K": len(candidates)})
+        errors = array_of(arrays, "candidates", {"2": 2, "K": len(candidates)})
         naive_squares = array_of(arrays, "usual", {"H": H, "C": C})
-        for name, array in (
-            ("candidates", errors),
-            ("candidates", optimism),
-            ("usual", naive_squares),
-        ):
+        for name, array in (("candidates", errors), ("usual", naive_squares)):
             if not np.all(array > 0):
                 raise ValueError(f"{name} has {np.min(array):g}, expected errors above 0")
-        return cls(candidates, errors, optimism, naive_squares)
+        validated = {
+            name: Validated(candidate, *pair.tolist())
+            for (name, candidate), pair in zip(candidates.items(), errors.T, strict=True)
+        }
+        return cls(validated, naive_squares)
+
+    @property
+    def _errors(self) -> Values:
+        """Errors and optimism, (2, K)."""
+        return np.array([each[1:] for each in self.candidates.values()]).T
 
     def weights(self, series: TimeSeries, units: Values, rows: Origins, ahead: Values) -> Values:
         """Return the weights (K, R, C) of forecasts (K, R, H, C) from successive rows, by what is
@@ -226,8 +247,9 @@ class Combination:
         squares *= squares  # in place, as there may be many rows
         squares /= self.naive_squares
         latest = errors_of_rows(np.moveaxis(squares, (0, 2), (1, 3)))  # (R, K, C)
-        recent = np.swapaxes(averages(latest, (self.errors / self.optimism)[:, None], H), 0, 1)
-        weights = np.maximum(recent * self.optimism[:, None, None], 1e-12) ** -2.0
+        errors, optimism = self._errors[..., None]
+        recent = np.swapaxes(averages(latest, errors / optimism, H), 0, 1)
+        weights = np.maximum(recent * optimism[..., None], 1e-12) ** -2.0
         return np.asarray(weights / np.sum(weights, axis=0))
 
 
@@ -292,16 +314,6 @@ def smoothed(
     if layer.multiplicative:
         ahead = np.minimum(ahead, np.max(x) + MOST_ABOVE)
     return np.asarray(layer.in_units(np, ahead))
-
-
-class Validated(NamedTuple):
-    """A candidate that is fitted to all rows, its validation error, and that divided by its error
-    for the values that it is fitted to.
-    """
-
-    candidate: Candidate
-    error: float
-    optimism: float
 
 
 @dataclass(frozen=True)
@@ -576,15 +588,12 @@ def combined(rolling: RollingOrigins, settings: Any) -> Combination:
         validated["linear"] = linear(rolling, _orders(rolling, settings, m), penalties)
     most = rolling.tolerance * min(each.error for each in validated.values())
     rejected = {name: each.error for name, each in validated.items() if each.error > most}
-    averaged = {name: each for name, each in validated.items() if name not in rejected}
-    candidates, errors, optimism = zip(*averaged.values(), strict=True)
-    return Combination(
-        dict(zip(averaged, candidates, strict=True)),
-        np.maximum(errors, 1e-12),
-        np.array(optimism),
-        rolling.naive_squares,
-        rejected,
-    )
+    averaged = {
+        name: each._replace(error=max(each.error, 1e-12))
+        for name, each in validated.items()
+        if name not in rejected
+    }
+    return Combination(averaged, rolling.naive_squares, rejected)
 
 
 def _orders(rolling: RollingOrigins, settings: Any, season: int) -> list[int]:
