@@ -60,8 +60,10 @@ def _class_weight(where: str, name: str, value: Any) -> Any:
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
     )
     if not (isinstance(value, dict) or is_pairs):
-        expected = "expected None, 'balanced' or a dict of label to weight"
-        raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
+        raise ValueError(
+            f"{where}: {name} is {checks.shown(value)}, expected None, 'balanced' or a dict of"
+            " label to weight"
+        )
     pairs = value.items() if isinstance(value, dict) else value
     return {
         _plain(label): checks.non_negative(where, f"{name}[{label!r}]", weight)
@@ -188,9 +190,9 @@ class Estimator:
         """
         names = self.get_params()
         for name in params.keys() - names.keys():
-            expected = f"expected some of {', '.join(names)}"
             raise ValueError(
-                f"{type(self).__name__}: {checks.shown(name)} is no parameter, {expected}"
+                f"{type(self).__name__}: {checks.shown(name)} is no parameter, expected some of"
+                f" {', '.join(names)}"
             )
         vars(self).update(params)
         return self
@@ -426,11 +428,10 @@ class NetworkEstimator(FiledEstimator):
         weights of `before`.
         """
         if type(before) is not type(layer) or before.shapes != layer.shapes:
-            problem = (
-                f"warm_start goes on from {before}, expected its cell and sizes, but there is"
-                f" {layer}"
+            raise ValueError(
+                f"{type(self).__name__}: warm_start goes on from {before}, expected its cell and"
+                f" sizes, but there is {layer}"
             )
-            raise ValueError(f"{type(self).__name__}: {problem}")
 
 
 def learn(

@@ -180,9 +180,9 @@ def compare(
     N = len(target.values)
     cut = split(N).test.start
     if N - cut < horizon:
-        rows = f"the last fifth of the series has {N - cut} rows"
         raise ValueError(
-            f"compare: {rows}, expected at least horizon={horizon}; take a shorter horizon"
+            f"compare: the last fifth of the series has {N - cut} rows, expected at least"
+            f" horizon={horizon}; take a shorter horizon"
         )
     at = np.unique(np.linspace(cut, N - horizon, ORIGINS).round().astype(int))
     season = (baselines.season(target.known[:cut, 0]) if isinstance(season, str) else season) or 1
@@ -235,19 +235,19 @@ def _model(name: str, model: Any, horizon: int, season: int) -> Any:
         try:
             from statsforecast import models
         except ImportError as error:
-            needed = "needs the package statsforecast; pip install statsforecast"
-            raise ImportError(f"compare: the model {model!r} {needed}") from error
+            raise ImportError(
+                f"compare: the model {model!r} needs the package statsforecast; pip install"
+                " statsforecast"
+            ) from error
         fits = season <= LONGEST_SEASON.get(model, season)
         return getattr(models, STATISTICAL[model])(season_length=season if fits else 1)
     if isinstance(model, str) and model == LINEAR:
         return Forecaster(horizon=horizon, backend="numpy", candidates=[LINEAR])
     if hasattr(model, "fit") and hasattr(model, "forward"):
         return copy.deepcopy(model)
-    expected = (
-        f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model with fit and forward"
-    )
     raise ValueError(
-        f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected {expected}"
+        f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected one of"
+        f" {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model with fit and forward"
     )
 
 

@@ -55,10 +55,10 @@ def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
         least = max(rows + 1, 5 * horizon - 3, 5 * (window + horizon) // 3 - 3)
         need = next(n for n in itertools.count(least) if longest(n, horizon) >= window)
         advice = f"a window of at most {fits}" if fits >= 2 else "a shorter horizon"
-        problem = (
-            f"a window of {window} and a horizon of {horizon} need {need} rows, {name} has {rows}"
+        raise ValueError(
+            f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows, {name}"
+            f" has {rows}; expected more rows, or {advice}"
         )
-        raise ValueError(f"Forecaster: {problem}; expected more rows, or {advice}")
     return {
         part: range(max(window, span.start), span.stop)
         for part, span in split(rows)._asdict().items()

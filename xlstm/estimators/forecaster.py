@@ -629,8 +629,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         if (country := self.holidays) is not None:
             for k, beside in enumerate(covariates):
                 if beside.dates is None:
-                    needs = f"holidays={country!r} needs dates, the series has none"
-                    raise ValueError(f"Forecaster: {needs}; expected a column of dates, or dates=")
+                    raise ValueError(
+                        f"Forecaster: holidays={country!r} needs dates, the series has none;"
+                        " expected a column of dates, or dates="
+                    )
                 calendar = calendar_of("Forecaster", beside.dates)
                 covariates[k] = beside._replace(dates=calendar._replace(holidays=country))
         return read_series("Forecaster", panel.values, covariates, more, look)
@@ -746,9 +748,9 @@ quantiles, linear_baseline, season, calendar, least, refit
             parts = (series.values, series.past, series.future, series.static)
             widths = [part.shape[-1] for part in parts]
             if widths != fitted:
-                names = "values, past, future (with what dates give) and static"
                 raise ValueError(
-                    f"Forecaster: {names} have {widths} columns, expected {fitted}, as in fit"
+                    "Forecaster: values, past, future (with what dates give) and static have"
+                    f" {widths} columns, expected {fitted}, as in fit"
                 )
             if s.window > N:
                 raise ValueError(

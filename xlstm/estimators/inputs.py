@@ -78,9 +78,9 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
         rows = [row[:, None] if row.ndim == 1 else row for row in rows]
         for k, row in enumerate(rows):
             if row.ndim != 2 or row.shape[1] != rows[0].shape[-1] or 0 in row.shape:
-                problem = f"X[{k}] has shape {row.shape} and X[0] {rows[0].shape}"
                 raise ValueError(
-                    f"{where}: {problem}, expected (T, D) with one D, and a step at least"
+                    f"{where}: X[{k}] has shape {row.shape} and X[0] {rows[0].shape}, expected (T,"
+                    " D) with one D, and a step at least"
                 )
             _finite(where, f"X[{k}]", row)
         return InputSequences(rows, False, rows[0].shape[1])
@@ -145,9 +145,9 @@ def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) 
     array = _column(where, y, len(lengths), True)
     other = array[~np.isin(array, (0, 1))] if array.dtype.kind in "biuf" else array
     if other.size:
-        expected = "expected (N,), or (N, L) of 0 and 1, or (N, T) with a label for each step"
         raise ValueError(
-            f"{where}: y has shape {array.shape} and holds {other.flat[0]!s:.80}, {expected}"
+            f"{where}: y has shape {array.shape} and holds {other.flat[0]!s:.80}, expected (N,), or"
+            " (N, L) of 0 and 1, or (N, T) with a label for each step"
         )
     return "multilabel", array.astype(np.float64)
 
@@ -168,10 +168,10 @@ def labels(where: str, y: Any, count: int, name: str = "y") -> Host:
                 f"{where}: y contains NaN or None: {name}[{k}] is {label}, expected a label"
             )
         if isinstance(label, str) != isinstance(listed[0], str):
-            problem = (
-                f"{name}[{k}] is {checks.shown(label)} and {name}[0] {checks.shown(listed[0])}"
+            raise ValueError(
+                f"{where}: {name}[{k}] is {checks.shown(label)} and {name}[0]"
+                f" {checks.shown(listed[0])}, expected labels of one kind: text or numbers"
             )
-            raise ValueError(f"{where}: {problem}, expected labels of one kind: text or numbers")
     if array.dtype.kind == "f":
         _finite(where, name, array)
     return array
@@ -210,8 +210,10 @@ def weights(
             f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)"
         )
     if not (np.all(numbers >= 0) and np.any(numbers)):
-        expected = "expected weights from 0 up, and some above zero"
-        raise ValueError(f"{where}: sample_weight has {numbers.min():g}, {expected}")
+        raise ValueError(
+            f"{where}: sample_weight has {numbers.min():g}, expected weights from 0 up, and some"
+            " above zero"
+        )
     return numbers
 
 
@@ -259,10 +261,10 @@ def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> H
             f"{where}: {name} has shape {array.shape}, expected (N,){' or (N, O)' * columns}"
         )
     if len(array) != count:
-        problem = (
-            f"Found input variables with inconsistent numbers of samples: [{count}, {len(array)}]"
+        raise ValueError(
+            f"{where}: Found input variables with inconsistent numbers of samples: [{count},"
+            f" {len(array)}]"
         )
-        raise ValueError(f"{where}: {problem}")
     return array
 
 

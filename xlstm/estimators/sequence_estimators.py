@@ -193,12 +193,9 @@ class SequenceEstimator(NetworkEstimator):
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
-                problem = (
-                    f"X[{k}] is {np.max(np.abs(row)):.3g} from the mean once scaled, whose square"
-                    " overflows"
-                )
                 raise ValueError(
-                    f"{where}: {problem}; expected less than {most:.3g} for {self.dtype}"
+                    f"{where}: X[{k}] is {np.max(np.abs(row)):.3g} from the mean once scaled, whose"
+                    f" square overflows; expected less than {most:.3g} for {self.dtype}"
                 )
         return rows
 
@@ -274,10 +271,9 @@ class SequenceEstimator(NetworkEstimator):
             )
         names = list(getattr(self, "feature_names_in_", ()))
         if names and data.names and names != data.names:
-            problem = f"they are {checks.shown(data.names)}, expected {checks.shown(names)}"
             raise ValueError(
-                f"{where}: The feature names should match those that were passed during fit:"
-                f" {problem}"
+                f"{where}: The feature names should match those that were passed during fit: they"
+                f" are {checks.shown(data.names)}, expected {checks.shown(names)}"
             )
 
     def _backend(self, X: Any) -> Backend:
@@ -524,12 +520,10 @@ class SequenceClassifier(SequenceEstimator):
             (np.arange(truth.shape[1]), truth) if truth.ndim == 2 else self._numbered(truth)
         )
         if again and not (kind == self.target_kind_ and np.array_equal(classes, self.classes_)):
-            expected = (
-                f"expected those of before, {self.target_kind_} classes"
-                f" {checks.shown(self.classes_.tolist())}"
-            )
             raise ValueError(
-                f"{where}: y holds the {kind} classes {checks.shown(classes.tolist())}, {expected}"
+                f"{where}: y holds the {kind} classes {checks.shown(classes.tolist())}, expected"
+                f" those of before, {self.target_kind_} classes"
+                f" {checks.shown(self.classes_.tolist())}"
             )
         weights = inputs.weights(
             where, sample_weight, len(lengths), lengths if kind == "step" else None
@@ -577,11 +571,10 @@ class SequenceClassifier(SequenceEstimator):
             counts = np.bincount(target, minlength=len(classes))
             return (len(target) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[target]
         if set(weights) - set(labels) and set(labels) - set(weights):
-            problem = (
-                f"class_weight has the labels {checks.shown([*weights])}, expected some of"
-                f" {checks.shown(labels)}"
+            raise ValueError(
+                f"{type(self).__name__}: class_weight has the labels {checks.shown([*weights])},"
+                f" expected some of {checks.shown(labels)}"
             )
-            raise ValueError(f"{type(self).__name__}: {problem}")
         return np.array([weights.get(label, 1.0) for label in labels], dtype=np.float64)[target]
 
     def _settings(self) -> dict[str, Any]:
@@ -664,8 +657,10 @@ checkpoints, resume
             mean = self.target_mean_
             std = self.target_std_
             if columns.shape[1] != len(mean):
-                problem = f"y has {columns.shape[1]} targets, expected those of before, {len(mean)}"
-                raise ValueError(f"{where}: {problem}, or warm_start=False")
+                raise ValueError(
+                    f"{where}: y has {columns.shape[1]} targets, expected those of before,"
+                    f" {len(mean)}, or warm_start=False"
+                )
         else:
             mean = columns.mean(axis=0)
             std = columns.std(axis=0)

@@ -83,8 +83,10 @@ def units_of(series: TimeSeries, window: int, stop: int, name: str) -> Values:
     if np.any(constant := np.ptp(values, axis=0) == 0):
         c = int(np.argmax(constant))
         where = f" in column {c}" if values.shape[1] > 1 else ""
-        problem = f"is constant at {values[0, c]:g}{where}, there is nothing to learn"
-        raise ValueError(f"Forecaster: the training part of {name} {problem}")
+        raise ValueError(
+            f"Forecaster: the training part of {name} is constant at {values[0, c]:g}{where}, there"
+            " is nothing to learn"
+        )
     return _typical_change(series, stop, window)
 
 
@@ -93,10 +95,10 @@ def check_changes(where: str, values: Values, name: str) -> None:
     spreads = np.ptp(values, axis=0)
     for c in np.flatnonzero((spreads > 0) & (spreads < 1 / LARGEST)):
         column = f" in column {c}" if values.shape[1] > 1 else ""
-        problem = (
-            f"changes by no more than {spreads[c]:g}{column}, expected {1 / LARGEST:g} or more"
+        raise ValueError(
+            f"{where}: {name} changes by no more than {spreads[c]:g}{column}, expected"
+            f" {1 / LARGEST:g} or more, as squares are taken; multiply its values"
         )
-        raise ValueError(f"{where}: {name} {problem}, as squares are taken; multiply its values")
 
 
 def own_units(series: TimeSeries, window: int) -> Values:

@@ -153,11 +153,10 @@ class TextModel(NetworkEstimator):
         again = self.warm_start and self.__sklearn_is_fitted__()
         kind, codec = (self.codec_kind_, self.codec_) if again else self._codec(whole)
         if self.tokens in CODECS and self.tokens != kind:
-            problem = (
-                f"tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
+            raise ValueError(
+                f"{where}: tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
                 " warm_start=False"
             )
-            raise ValueError(f"{where}: {problem}")
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
         fitted, held_out = np.split(numbers, [len(numbers) - held])

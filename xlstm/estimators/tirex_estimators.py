@@ -301,8 +301,10 @@ class ZeroShotForecaster(SeriesEstimator):
             N = len(series.values)
             at = origins(N, H)
             if at[0] < FEWEST:
-                problem = f"a series of {N} rows has {max(0, at[0])} before the first forecast"
-                raise ValueError(f"{FORECASTER}: {problem}, expected {FEWEST}")
+                raise ValueError(
+                    f"{FORECASTER}: a series of {N} rows has {max(0, at[0])} before the first"
+                    f" forecast, expected {FEWEST}"
+                )
             truth = baselines.targets(series, at, H, N)
             forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
         season = fitting.season_of(several, season)

@@ -299,8 +299,10 @@ def memory_table(saved: Any) -> list[Retention]:
                 for k, f in enumerate(means)
             ]
     if not rows:
-        expected = "expected a layer with one, or a cell of your own with `retained`"
-        raise ValueError(f"memory: {checks.shown(saved.layer)} has no forget gate, {expected}")
+        raise ValueError(
+            f"memory: {checks.shown(saved.layer)} has no forget gate, expected a layer with one, or"
+            " a cell of your own with `retained`"
+        )
     return rows
 
 

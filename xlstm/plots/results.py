@@ -191,9 +191,9 @@ def confusion_counts(
         for name, values in (("truth", truth), ("predicted", predicted))
     )
     if rows.ndim != 1 or rows.shape != columns.shape or rows.size == 0:
-        shapes = f"{rows.shape} and {columns.shape}"
         raise ValueError(
-            f"confusion: truth and predicted have shapes {shapes}, expected (N,) twice"
+            f"confusion: truth and predicted have shapes {rows.shape} and {columns.shape}, expected"
+            " (N,) twice"
         )
     pairs = list(zip(rows.tolist(), columns.tolist(), strict=True))
     if labels is not None:
@@ -206,11 +206,10 @@ def confusion_counts(
             f"confusion: labels are whole numbers or text, all of one kind ({error})"
         ) from None
     if unknown := [label for pair in pairs for label in pair if label not in place]:
-        problem = (
-            f"the label {checks.shown(unknown[0])} is unknown, expected one of"
+        raise ValueError(
+            f"confusion: the label {checks.shown(unknown[0])} is unknown, expected one of"
             f" {checks.few(map(str, names))}"
         )
-        raise ValueError(f"confusion: {problem}")
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
     for label, other in pairs:
         counts[place[label], place[other]] += 1
