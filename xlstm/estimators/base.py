@@ -243,13 +243,16 @@ class Estimator:
             if name in CHECKS
         }
 
-    def _become(self, **results: Any) -> None:
-        """Take the results of a fit, None for those that are not there; a fit that fails takes none
-        of them.
+    def _become(self, stop: BaseException | None = None, **results: Any) -> Self:
+        """Take the results of a fit, None for those that are not there, and raise the signal that
+        ended it, if one did; a fit that fails takes none of them.
         """
         for name in ("data_", *results):
             vars(self).pop(name, None)
         vars(self).update({name: value for name, value in results.items() if value is not None})
+        if stop is not None:
+            raise stop
+        return self
 
 
 class FiledEstimator(Estimator):

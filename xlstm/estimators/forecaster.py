@@ -199,8 +199,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
         backend, panel, variants = self._to_fit(values, covariates)
-        self._fit(variants, panel, backend, progress, group)
-        return self
+        return self._fit(variants, panel, backend, progress, group)
 
     def examples(
         self, values: Any, **covariates: Unpack[CovariateArguments]
@@ -644,7 +643,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         backend: Backend,
         progress: Callable[[Progress], None] | None,
         group: Group | None = None,
-    ) -> None:
+    ) -> Self:
         """Train on series and store the result, also where a signal ends it."""
         is_warm = self.warm_start and self.__sklearn_is_fitted__()
         start = self.test_predictor_.params if is_warm else None
@@ -680,8 +679,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                     f"Forecaster: signal {stop.signal} stopped {problem}", trained, stop.signal
                 )
         self._keep_fit(test, final, train.several, panel, errors, epochs, trained)
-        if stop is not None:
-            raise stop
+        return self._become(stop)
 
     def _train_network(
         self, data: dict[str, predictor.Examples], start: Params | None, run: dict[str, Any]

@@ -70,20 +70,7 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
         X = X.to_numpy()
     is_held = isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
     if is_held or (isinstance(X, list | tuple) and not (tables and _is_regular(X))):
-        rows = [_numbers(where, f"X[{k}]", row) for k, row in enumerate(X)]
-        if not rows:
-            raise ValueError(
-                f"{where}: X is empty, found 0 sample(s) while a minimum of 1 is required."
-            )
-        rows = [row[:, None] if row.ndim == 1 else row for row in rows]
-        for k, row in enumerate(rows):
-            if row.ndim != 2 or row.shape[1] != rows[0].shape[-1] or 0 in row.shape:
-                raise ValueError(
-                    f"{where}: X[{k}] has shape {row.shape} and X[0] {rows[0].shape}, expected (T,"
-                    " D) with one D, and a step at least"
-                )
-            _finite(where, f"X[{k}]", row)
-        return InputSequences(rows, False, rows[0].shape[1])
+        return _of_list(where, X)
     array = _numbers(where, "X", X)
     if array.ndim and len(array) == 0:
         raise ValueError(
@@ -100,6 +87,24 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
     if array.ndim == 2:
         return InputSequences(list(array[:, :, None]), True, array.shape[1], _names(X))
     return InputSequences(list(array), False, array.shape[2])
+
+
+def _of_list(where: str, X: Any) -> InputSequences:
+    """Return a list of arrays as sequences."""
+    rows = [_numbers(where, f"X[{k}]", row) for k, row in enumerate(X)]
+    if not rows:
+        raise ValueError(
+            f"{where}: X is empty, found 0 sample(s) while a minimum of 1 is required."
+        )
+    rows = [row[:, None] if row.ndim == 1 else row for row in rows]
+    for k, row in enumerate(rows):
+        if row.ndim != 2 or row.shape[1] != rows[0].shape[-1] or 0 in row.shape:
+            raise ValueError(
+                f"{where}: X[{k}] has shape {row.shape} and X[0] {rows[0].shape}, expected (T, D)"
+                " with one D, and a step at least"
+            )
+        _finite(where, f"X[{k}]", row)
+    return InputSequences(rows, False, rows[0].shape[1])
 
 
 def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) -> tuple[str, Host]:

@@ -122,19 +122,13 @@ class SequenceEstimator(NetworkEstimator):
             self._batches(rows, target, weights, part, kind == "step")
             for part in self._parts(len(rows), weights)
         )
-        trained, stop = learn(
-            self,
-            model,
-            self.params_ if again else model.init(self.seed, home),
-            training,
-            home,
-            epochs=self.epochs,
-            patience=None if validation is None else self.patience,
-            validation=validation,
-            loss=self._losses[kind],
-            group=group,
-        )
-        self._become(
+        start = self.params_ if again else model.init(self.seed, home)
+        patience = None if validation is None else self.patience
+        options = {"epochs": self.epochs, "patience": patience, "validation": validation}
+        loss = self._losses[kind]
+        trained, stop = learn(self, model, start, training, home, loss=loss, group=group, **options)
+        return self._become(
+            stop,
             model_=model,
             params_=trained.params,
             trained_=trained,
@@ -146,9 +140,6 @@ class SequenceEstimator(NetworkEstimator):
             std_=std,
             **results,
         )
-        if stop is not None:
-            raise stop
-        return self
 
     def save(self, path: AnyPath, note: dict[str, Any] | None = None) -> None:
         """Write weights, scaling, labels and parameters to a safetensors file, whole or not at all.

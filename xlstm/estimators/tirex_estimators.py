@@ -147,8 +147,7 @@ class ZeroShotForecaster(SeriesEstimator):
         columns = None
         if values is not None:
             columns = names_array(self._read(network, values, covariates, 0, [])[0].names)
-        self._become(model_=network.model, params_=network.params, feature_names_in_=columns)
-        return self
+        return self._become(model_=network.model, params_=network.params, feature_names_in_=columns)
 
     def predict(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -434,8 +433,7 @@ class TiRexFeatures(Estimator):
             The checkpoint or the series are none.
         """
         model, params = load_model(FEATURES, self.checkpoint, self.backend, self.dtype)
-        self._become(model_=model, n_variates_=_variates(_rows(X)), params_=params)
-        return self
+        return self._become(model_=model, n_variates_=_variates(_rows(X)), params_=params)
 
     def transform(self, X: Any) -> Values:
         """Return the features of series.
