@@ -206,11 +206,10 @@ def test_files_that_are_refused(kind, trained, tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_files_of_arrays_under_their_names(name):
     """Files without a tree, as version 0.1.0 wrote them, give the same predictions."""
-    folder = DATA / "estimators"
-    path = folder / f"{name.replace(' ', '_')}.safetensors"
-    estimator = type(KINDS[name].estimator).load(path, "numpy")
-    with np.load(folder / "predictions.npz") as recorded:
-        found = KINDS[name].found(estimator, *KINDS[name].data)
+    estimator, data, find = KINDS[name]
+    path = DATA / f"estimators/{name.replace(' ', '_')}.safetensors"
+    found = find(type(estimator).load(path, "numpy"), *data)
+    with np.load(path.with_name("predictions.npz")) as recorded:
         np.testing.assert_allclose(found, recorded[name], rtol=1e-4, atol=1e-6)
 
 
