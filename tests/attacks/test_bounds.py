@@ -145,10 +145,10 @@ def test_training_and_scores_take_half_a_kilobyte_a_row(monkeypatch):
     for module, name, most in (
         (baselines, "MOST", 1000),
         (baselines, "CHUNK", 1000),
-        (selection, "MOST", 100),
+        (selection, "ORIGINS", 100),
     ):
         monkeypatch.setattr(module, name, most)
-    monkeypatch.setattr(selection, "ROOM", 100_000)
+    monkeypatch.setattr(selection, "FORECASTS", 100_000)
     N = 40_000
     values = np.sin(np.arange(N) / 7) + np.random.default_rng(0).normal(size=N)
     model = Forecaster(epochs=1, hidden_size=2, batch_size=1024, horizon=12, backend="numpy")

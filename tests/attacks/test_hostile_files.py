@@ -181,7 +181,11 @@ def forecaster(tmp_path_factory):
     [
         ('"hidden_size": 3', '"hidden_size": 300000', "has shape"),
         ('"name": ""', '"name": [[]]', "not a sound forecaster"),
-        ('"settings": {', '"settings": {"x": 1, ', "unexpected keyword argument 'x'"),
+        (
+            '"settings": {"dict": {',
+            '"settings": {"dict": {"x": 1, ',
+            "unexpected keyword argument 'x'",
+        ),
         (
             '"series_names_": null',
             '"series_names_": [null]',
@@ -189,6 +193,9 @@ def forecaster(tmp_path_factory):
         ),
         ('"series_names_": null', '"series_names_": ["a", "b"]', "scaling.units has shape"),
         ('"settings": {', '"settings": [], "now": {', "settings: is [], expected an object"),
+        ('"tree": {', '"tree": [], "now": {', "tree is [], expected an object"),
+        ('"array": "fitted.ranks"', '"array": "fitted.rank"', "is not one of the values"),
+        ('"params": {"dict": {', '"params": {"tuple": [], "other": {', "file: params is "),
         ('"season_": 6', '"season_": -1', "season_ is -1"),
         ('"horizon": 1', '"horizon": 2', "adjustment has shape"),
     ],

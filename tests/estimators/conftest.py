@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from xlstm import checkpoint
 from xlstm.estimators import Forecaster
 
 LEARNS = {
@@ -31,6 +32,18 @@ def driven(n=300, seed=0):
     price = rng.normal(size=n + 20)
     values = 10 + np.sin(np.arange(n + 20) / 3.0) + price + 0.05 * rng.normal(size=n + 20)
     return values[:n], price
+
+
+def rewrite(path, kind, place, change):
+    """Change a part of the tree of a file, at a place such as "fitted.params"."""
+    arrays, config = checkpoint.load(path, kind)
+    tree = checkpoint.unpack(config["tree"], arrays, lambda array, dtype: array)
+    part = tree
+    for name in place.split("."):
+        part = part[name]
+    part |= change
+    content, arrays = checkpoint.pack(tree)
+    checkpoint.save(path, arrays, kind, {"tree": content})
 
 
 @pytest.fixture

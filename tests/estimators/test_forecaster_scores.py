@@ -111,11 +111,8 @@ class Odd(Mean):
         self.change = change
 
     def forward(self, y, h, level):
-        return {
-            name: one
-            for name, one in (super().forward(y, h, level) | self.change).items()
-            if one is not None
-        }
+        result = super().forward(y, h, level) | self.change
+        return {name: values for name, values in result.items() if values is not None}
 
 
 WAVE = np.sin(np.arange(300.0))

@@ -33,7 +33,7 @@ def test_the_linear_baseline_is_ridge_regression(rng):
     forecaster = Forecaster(**{**QUICK, "linear_baseline": 5, "horizon": 2, "refit": False}).fit(
         values
     )
-    line = forecaster.test_predictor_.combination.parts["linear"]
+    line = forecaster.test_predictor_.combination.candidates["linear"].candidate
     unit = forecaster.scaling_.units[0][0]
     assert (line.order, forecaster.linear_baseline_) == (5, 5)
     at = np.arange(5, 120)
@@ -42,7 +42,7 @@ def test_the_linear_baseline_is_ridge_regression(rng):
     for h in range(2):
         there = at + h < 120
         target = (values[np.minimum(at + h, 199)] - values[at - 1])[there] / unit
-        weights = np.full(5, line.light)
+        weights = np.full(5, line.covariate_ridge)
         weights[:4] = line.ridge * np.mean(lags**2)
         rows = np.diag(np.sqrt(there.sum() * weights))
         expected, *_ = np.linalg.lstsq(
@@ -103,9 +103,11 @@ def test_weights_follow_the_latest_errors(rng):
     series = panels.TimeSeries(values, values, *[np.empty((20, 0))] * 2, np.empty(0), None)
     rows = np.arange(5, 17)
     usual = np.array([[1.0], [2.0], [3.0]])
-    parts = dict.fromkeys(("smoothing", "linear"))
-    found = selection.Combination(parts, np.array([0.5, 0.8]), np.array([1.0, 1.6]), usual)
-    weights = found.weights(series, np.ones(1), rows, ahead)
+    candidates = {
+        "smoothing": selection.Validated(None, 0.5, 1.0),
+        "linear": selection.Validated(None, 0.8, 1.6),
+    }
+    weights = selection.Combination(candidates, usual).weights(series, np.ones(1), rows, ahead)
     level = np.array([0.5, 0.5])
     for r, row in enumerate(rows):
         known = [h for h in range(3) if r - h - 1 >= 0]
@@ -124,34 +126,30 @@ def monthly(n, seed=0):
     return np.exp(4 + 0.01 * time + 0.2 * np.sin(time * np.pi / 6) + 0.03 * rng.standard_normal(n))
 
 
-def test_candidates_are_judged_and_averaged(tmp_path):
+def test_candidates_are_validated_and_averaged():
     values = monthly(92)
     # too few windows for a network
     forecaster = Forecaster(horizon=8, backend="numpy").fit(values[:84])
     assert {*forecaster.chosen_} <= {"linear", "smoothing"} == {*forecaster.candidate_errors_}
     assert "trained_" not in vars(forecaster)
-    assert forecaster.predictor_.combination.parts["smoothing"].layer.periods == (12,)
+    assert forecaster.predictor_.combination.candidates["smoothing"].candidate.layer.periods == (
+        12,
+    )
     found = forecaster.predict(values[:84])
     assert np.mean((found - values[84:]) ** 2) < 0.3 * np.mean((values[72:80] - values[84:]) ** 2)
-    forecaster.save(tmp_path / "one")
-    loaded = Forecaster.load(tmp_path / "one", "numpy")
-    np.testing.assert_array_equal(loaded.predict(values[:84]), found)
-    assert loaded.candidate_errors_ == forecaster.candidate_errors_
 
 
 @pytest.mark.parametrize("name", ["smoothing", "linear", "network"])
 def test_one_candidate_alone(tmp_path, name):
     values = monthly(92)
-    one = Forecaster(horizon=2, epochs=1, hidden_size=4, backend="numpy", candidates=[name]).fit(
-        values
-    )
-    one.save(tmp_path / "two")
-    np.testing.assert_array_equal(
-        Forecaster.load(tmp_path / "two", "numpy").predict(values, 5), one.predict(values, 5)
-    )
-    assert "trained_" in vars(one) or name != "network"
-    assert one.sample(values, 3, steps=4).shape == (3, 4)
-    assert [*one.chosen_] == [name]
+    forecaster = Forecaster(horizon=2, epochs=1, hidden_size=4, backend="numpy", candidates=[name])
+    forecaster.fit(values).save(tmp_path / "m")
+    loaded = Forecaster.load(tmp_path / "m", "numpy")
+    np.testing.assert_array_equal(loaded.predict(values, 5), forecaster.predict(values, 5))
+    assert loaded.candidate_errors_ == forecaster.candidate_errors_
+    assert "trained_" in vars(forecaster) or name != "network"
+    assert forecaster.sample(values, 3, steps=4).shape == (3, 4)
+    assert [*forecaster.chosen_] == [name]
 
 
 def test_a_forecast_does_not_depend_on_others(rng):

@@ -169,10 +169,8 @@ def test_memory_is_drawn_by_layer(x):
     rows = plots.memory_table(saved)
     assert rows[0] == ("0", 0, 1.0, math.inf)
     first, second = plots.memory(saved).axes
-    assert [sum(patch.get_height() for patch in axes.patches) for axes in (first, second)] == [
-        H - 1,
-        H,
-    ]
+    heights = [sum(patch.get_height() for patch in axes.patches) for axes in (first, second)]
+    assert heights == [H - 1, H]
     assert "1 of 4 infinite" in first.get_title(loc="left")
     median = np.median([row.steps for row in rows if row.layer == "1"])
     assert f"median {median:.3g} steps" in second.get_title(loc="left")

@@ -57,24 +57,27 @@ def _class_weight(where: str, name: str, value: Any) -> Any:
     if value is None or (isinstance(value, str) and value == "balanced"):
         return value
     is_pairs = isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 for pair in value
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
     )
     if not (isinstance(value, dict) or is_pairs):
-        expected = "expected None, 'balanced' or a dict of label to weight"
-        raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
+        raise ValueError(
+            f"{where}: {name} is {checks.shown(value)}, expected None, 'balanced' or a dict of"
+            " label to weight"
+        )
     pairs = value.items() if isinstance(value, dict) else value
     return {
-        _plain(label): checks.non_negative(where, f"{name}[{label!r}]", one) for label, one in pairs
+        _plain(label): checks.non_negative(where, f"{name}[{label!r}]", weight)
+        for label, weight in pairs
     }
 
 
 def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
     """Check names of candidates of a forecaster."""
     expected = f"some of {', '.join(CANDIDATES)}"
-    found = tuple(checks.several(where, name, value, expected, checks.choice(CANDIDATES)))
-    if not found:
+    names = tuple(checks.several(where, name, value, expected, checks.choice(CANDIDATES)))
+    if not names:
         raise ValueError(f"{where}: {name} is empty, expected {expected}")
-    return found
+    return names
 
 
 # The checks of parameters. A name means the same in every estimator; those that are not here are
@@ -185,22 +188,20 @@ class Estimator:
         ValueError
             There is no such parameter.
         """
-        known = self.get_params()
-        for name in params.keys() - known.keys():
-            expected = f"expected some of {', '.join(known)}"
+        names = self.get_params()
+        for name in params.keys() - names.keys():
             raise ValueError(
-                f"{type(self).__name__}: {checks.shown(name)} is no parameter, {expected}"
+                f"{type(self).__name__}: {checks.shown(name)} is no parameter, expected some of"
+                f" {', '.join(names)}"
             )
         vars(self).update(params)
         return self
 
     def __repr__(self) -> str:
-        changed = [
-            field.name
-            for field in fields(self)
-            if not _same(getattr(self, field.name), field.default)
-        ]
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
+        defaults = {field.name: repr(field.default) for field in fields(self)}
+        values = {name: repr(value) for name, value in self.get_params().items()}
+        changed = [f"{name}={value}" for name, value in values.items() if value != defaults[name]]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __getattr__(self, name: str) -> Any:
         """Raise NotFittedError for a result of `fit` that is not there."""
@@ -242,13 +243,16 @@ class Estimator:
             if name in CHECKS
         }
 
-    def _become(self, **results: Any) -> None:
-        """Take the results of a fit, None for those that are not there; a fit that fails takes none
-        of them.
+    def _become(self, stop: BaseException | None = None, **results: Any) -> Self:
+        """Take the results of a fit, None for those that are not there, and raise the signal that
+        ended it, if one did; a fit that fails takes none of them.
         """
         for name in ("data_", *results):
             vars(self).pop(name, None)
         vars(self).update({name: value for name, value in results.items() if value is not None})
+        if stop is not None:
+            raise stop
+        return self
 
 
 class FiledEstimator(Estimator):
@@ -274,17 +278,16 @@ class FiledEstimator(Estimator):
         OSError
             The file cannot be written.
         """
-        arrays = self._content()
+        fitted = self._fitted()
         where = type(self).__name__
         settings = {name: value for name, value in self._settings().items() if name not in RUN}
         facts = {
-            name: kind(where, name, _plain(getattr(self, name, None)))
+            name: _plain(kind(where, name, _plain(getattr(self, name, None))))
             for name, kind in self._facts.items()
         }
-        plain = {name: _plain(value) for name, value in facts.items()}
-        checkpoint.save(
-            path, arrays, self.KIND, {"settings": settings, "facts": plain, "data": self.data_}
-        )
+        tree = {"settings": settings, "facts": facts, "data": self.data_, "fitted": fitted}
+        content, arrays = checkpoint.pack(tree)
+        checkpoint.save(path, arrays, self.KIND, {"tree": content})
 
     @classmethod
     @reading.brief()
@@ -308,10 +311,11 @@ class FiledEstimator(Estimator):
         """
         arrays, config = checkpoint.load(path, cls.KIND)
         try:
-            facts = checks.instance(dict, "an object")("file", "facts", config.get("facts"))
             checkpoint.finite(cls.KIND, arrays)
-            estimator = reading.made("settings", cls, config.get("settings"))
-            for name in config["settings"].keys() & set(RUN):
+            tree = _unpacked(arrays, config)
+            facts = subtree(tree, "facts")
+            estimator = reading.made("settings", cls, tree.get("settings"))
+            for name in tree["settings"].keys() & set(RUN):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
             estimator.set_params(**estimator.checked())
             estimator.backend = backend
@@ -319,10 +323,11 @@ class FiledEstimator(Estimator):
                 value = kind("facts", name, facts.get(name))
                 if value is not None:
                     setattr(estimator, name, value)
+            fitted = subtree(tree, "fitted")
             for name in cls._arrays:
-                setattr(estimator, name, pop_array(arrays, name))
-            estimator.params_ = estimator._restore(arrays)  # makes the model, and checks all else
-            estimator.data_ = checks.optional(checks.text)("file", "data", config.get("data"))
+                setattr(estimator, name, array_of(fitted, name))
+            estimator.params_ = estimator._restore(fitted)  # makes the model, and checks all else
+            estimator.data_ = checks.optional(checks.text)("file", "data", tree.get("data"))
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})"
@@ -356,18 +361,22 @@ class FiledEstimator(Estimator):
         """Return the parameters that a file keeps, and those of `RUN`."""
         return self.checked()
 
-    def _content(self) -> dict[str, Any]:
-        """Return the arrays that a file keeps."""
-        return self.params_ | {
-            name: np.asarray(getattr(self, name), np.float64) for name in self._arrays
-        }
+    def _fitted(self) -> dict[str, Any]:
+        """Return the arrays that a file keeps, as a tree."""
+        arrays = {name: np.asarray(getattr(self, name), np.float64) for name in self._arrays}
+        return {"params": self.params_, **arrays}
 
-    def _weights(self, arrays: Mapping[str, Host]) -> Params:
+    def _restore(self, fitted: dict[str, Any]) -> Params:
+        """Take what `_fitted` returned from a file, make the model, and return its weights."""
+        raise NotImplementedError
+
+    def _weights(self, fitted: Mapping[str, Any]) -> Params:
         """Return the weights of a file on the backend; raise unless they are those of the model."""
-        self.model_.check(arrays)
+        params = subtree(fitted, "params")
+        self.model_.check(params)
         home = backend_of(self.backend, self.dtype)
-        checkpoint.finite(self.KIND, dict(arrays), home.dtype)
-        return {name: home.asarray(array) for name, array in arrays.items()}
+        checkpoint.finite(self.KIND, params, home.dtype)
+        return {name: home.asarray(array) for name, array in params.items()}
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -393,125 +402,125 @@ class SeriesEstimator(Estimator):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class TrainedEstimator(Estimator):
-    """The parameters of training that every estimator of one network has."""
-
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    averaging: float = 0.0
-    seed: int = 0
-    precision: str | None = None
-    backend: str | Backend | None = None
-    dtype: DType = "float32"
-    callbacks: Iterable[Callback] = ()
-    checkpoints: AnyPath | None = None
-    resume: bool = False
-    graph: bool | str = "auto"
-
-    def _train(
-        self,
-        model: Any,
-        params: Params,
-        data: Batches,
-        home: Backend,
-        keep: Callable[[Trained], None],
-        **options: Any,
-    ) -> Self:
-        """Train, and give the result to `keep`, also where a signal ends training."""
-        run = {name: getattr(self, name) for name in OF_TRAIN}
-        try:
-            trained = learn(self, model, params, data, home, **run, **options)
-        except (Interrupted, Terminated) as error:
-            keep(error.trained)
-            raise
-        keep(trained)
-        return self
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
 class NetworkEstimator(FiledEstimator):
-    """The parameters of estimators whose network is of a cell that is named."""
+    """The parameters of estimators that are one network, of a cell that is named."""
 
     cell: str = "lstm"
     hidden_size: int = 96
     num_layers: int = 1
     dropout: float = 0.0
     options: dict[str, Any] | None = None
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    averaging: float = 0.0
     validation_fraction: float = 0.1
+    seed: int = 0
+    precision: str | None = None
+    backend: str | Backend | None = None
+    dtype: DType = "float32"
     warm_start: bool = False
+    callbacks: Iterable[Callback] = ()
+    checkpoints: AnyPath | None = None
+    resume: bool = False
+    graph: bool | str = "auto"
 
     def _check_warm_start(self, before: Any, layer: Any) -> None:
         """Raise ValueError unless `layer`, which the parameters make now, can go on from the
         weights of `before`.
         """
         if type(before) is not type(layer) or before.shapes != layer.shapes:
-            problem = (
-                f"warm_start goes on from {before}, expected its cell and sizes, but there is"
-                f" {layer}"
+            raise ValueError(
+                f"{type(self).__name__}: warm_start goes on from {before}, expected its cell and"
+                f" sizes, but there is {layer}"
             )
-            raise ValueError(f"{type(self).__name__}: {problem}")
 
 
 def learn(
     settings: Any, model: Any, params: Params, data: Batches, home: Backend, **options: Any
-) -> Trained:
+) -> tuple[Trained, Interrupted | Terminated | None]:
     """Train with AdamW by the parameters learning_rate, weight_decay, clip, averaging, seed and
-    precision.
+    precision; return the result, and the signal that ended training, which the caller raises once
+    it has stored the result.
 
     With a `schedule` of "cosine" the learning rate goes down to a tenth in `settings.steps` steps.
-    The further options are those of `training.train`.
+    The further options are those of `training.train`; those of `OF_TRAIN` are parameters, too.
     """
     mixed, context = precisions.named(settings.precision, home)
     rate: Any = settings.learning_rate
     if getattr(settings, "schedule", "constant") == "cosine":
         rate = cosine(rate, settings.steps, rate / 10)
     adamw = optimizers.adamw(rate, weight_decay=settings.weight_decay)
-    named = {name: getattr(settings, name) for name in ("seed", "clip", "averaging")}
-    with context:
-        return loop.train(model, params, data, adamw, precision=mixed, **named, **options)
+    named = ("seed", "clip", "averaging", *OF_TRAIN)
+    options = {name: getattr(settings, name) for name in named if hasattr(settings, name)} | options
+    try:
+        with context:
+            return loop.train(model, params, data, adamw, precision=mixed, **options), None
+    except (Interrupted, Terminated) as error:
+        return error.trained, error
+
+
+def names_array(names: Sequence[str] | None) -> Host | None:
+    """Return names as an array, as scikit-learn has them; None where there are none."""
+    return np.array(names, dtype=object) if names else None
 
 
 def column_names(where: str, name: str, value: Any) -> Host | None:
     """Check names of columns, or None where there was no table."""
     if value is None:
         return None
-    return np.array(
-        checks.several(where, name, value, "names of columns", checks.text), dtype=object
-    )
+    return names_array(checks.several(where, name, value, "names of columns", checks.text))
 
 
 def errors_by_name(where: str, name: str, value: Any) -> dict[str, float] | None:
     """Check errors of candidates by their names, or None where there are none."""
-    given = checks.optional(checks.instance(dict, "an object of names to numbers"))(
-        where, name, value
-    )
-    return given and {
-        str(key): checks.finite(where, f"{name}.{key}", error) for key, error in given.items()
+    expected = "an object of names to numbers"
+    errors = checks.optional(checks.instance(dict, expected))(where, name, value)
+    return errors and {
+        str(key): checks.finite(where, f"{name}.{key}", error) for key, error in errors.items()
     }
 
 
-def pop_array(arrays: dict[str, Host], name: str, shape: checks.Dims | None = None) -> Host:
-    """Take an array of float64 of a file out of `arrays`; raise unless it is there in this
-    shape.
-    """
-    if name not in arrays:
-        raise ValueError(f"{name} is missing")
-    array = arrays.pop(name)
-    if array.dtype != np.float64:
-        raise TypeError(f"{name} has dtype {array.dtype}, expected float64")
+def subtree(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of the tree of a file that has names; raise unless it is there."""
+    part: dict[str, Any] = checks.instance(dict, "an object")("file", name, tree.get(name))
+    return part
+
+
+def array_of(tree: Mapping[str, Any], name: str, shape: checks.Dims | None = None) -> Host:
+    """Return an array of float64 of the tree of a file; raise unless it is there in this shape."""
+    array = tree.get(name)
+    if getattr(array, "dtype", None) != np.float64:
+        raise TypeError(f"{name} is {checks.shown(array)}, expected an array of float64")
     if shape is not None:
         checks.shape("file", name, array, shape)
-    return array
+    return np.asarray(array)
+
+
+def _unpacked(arrays: dict[str, Host], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree of a file, also of one whose arrays lie under their names without a tree."""
+    if "tree" not in config:
+        return config | {"fitted": _by_names(arrays)}
+    return subtree({"tree": checkpoint.unpack(config["tree"], arrays, lambda a, dtype: a)}, "tree")
+
+
+def _by_names(arrays: Mapping[str, Host]) -> dict[str, Any]:
+    """Return the tree of arrays by names such as "scaling.units" and "test.spread"; others with a
+    dot are those of weights.
+    """
+    params: dict[str, Host] = {}
+    test: dict[str, Host] = {}
+    tree: dict[str, Any] = {"params": params}
+    for name, array in arrays.items():
+        group, dot, rest = name.partition(".")
+        if group == "test":
+            test[rest] = array
+        else:
+            (params if dot and group != "scaling" else tree)[name] = array
+    return tree | ({"test": _by_names(test)} if test else {})
 
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON can hold it, if it can."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def _same(one: Any, other: Any) -> bool:
-    return one is other or (
-        type(one) is type(other) and isinstance(one, (bool, int, float, str)) and one == other
-    )

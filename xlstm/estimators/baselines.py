@@ -17,7 +17,7 @@ import numpy as np
 from xlstm.arrays import cores
 from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
-from xlstm.estimators.series_scaling import FAR, Origins, Scaling, standard
+from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
 
 BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
 CHUNK = 4096  # windows that are looked at at once
@@ -40,31 +40,30 @@ def mean(values: Values) -> Values:
     )
 
 
-def persistence(known: Values, horizon: int, at: Origins) -> Values:
-    """Repeat the last value before each position: (N, horizon, C)."""
-    return np.repeat(known[at - 1, None], horizon, axis=1)
-
-
-def seasonal(known: Values, season: int, horizon: int, at: Origins) -> Values:
-    """Repeat the values of the last season before each position: (N, horizon, C)."""
+def seasonal(values: Values, season: int, horizon: int, at: Origins) -> Values:
+    """Repeat the values of the last season before each position, (N, horizon, C); with a season of
+    1 it is the last value.
+    """
     ahead = np.arange(horizon)
-    return known[np.maximum(at[:, None] - season + ahead % season, 0)]
+    return values[np.maximum(at[:, None] - season + ahead % season, 0)]
 
 
 # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have
 # other work.
 @cores.one_thread()
-def autoregression(known: Values, values: Values, order: int, horizon: int, at: Origins) -> Values:
+def autoregression(
+    bridged: Values, values: Values, order: int, horizon: int, at: Origins
+) -> Values:
     """Forecast (N, horizon, C) from the `order` values before each position and a constant, by
     least squares.
 
     Each column and each step ahead has coefficients of its own, from `numpy.linalg.lstsq` on all
     that comes before the first position, in the triangular form that QR decompositions of blocks of
-    rows bring it to. `known` are the values without gaps; a gap (NaN) in `values` is no target.
+    rows bring it to. `bridged` are the values without gaps; a gap (NaN) in `values` is no target.
     """
-    forecast = np.empty((len(at), horizon, known.shape[1]))
+    forecast = np.empty((len(at), horizon, bridged.shape[1]))
     for h, c in np.ndindex(forecast.shape[1:]):
-        x = np.lib.stride_tricks.sliding_window_view(known[:, c], order)
+        x = np.lib.stride_tricks.sliding_window_view(bridged[:, c], order)
         target = values[order + h : at[0], c]
         there = np.flatnonzero(~np.isnan(target))
         R = np.empty((0, order + 2))
@@ -121,42 +120,39 @@ class LinearBaseline:
     coefficients : array (C, H, K)
         Those of `order` - 1 differences, a constant, static numbers, and covariates known for the
         step to predict.
-    ridge, light : float
+    ridge, covariate_ridge : float
         The penalty of the differences, and that of the others.
     """
 
     order: int
     coefficients: Host
     ridge: float = 0.0
-    light: float = 0.0
+    covariate_ridge: float = 0.0
 
     def repeated(self, n: int) -> LinearBaseline:
         """Return the baseline of n times the targets."""
         return replace(self, coefficients=np.tile(self.coefficients, (n, 1, 1)))
 
     def apply(
-        self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins
+        self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
     ) -> Values:
         """Return by how much the targets after each origin differ from the last value, (M, H, C),
         in `units`.
         """
         C, H, _ = self.coefficients.shape
         changes_ahead = np.empty((len(origins), H, C))
-        if len(origins) > CHUNK:
-            for k in range(0, len(origins), CHUNK):
-                changes_ahead[k : k + CHUNK] = self.apply(
-                    series, scaling, units, origins[k : k + CHUNK]
-                )
-            return changes_ahead
-        ahead = _ahead(series, scaling, origins, H)
-        for c in range(C):
-            design = _design(series, scaling, units, origins, self.order, c)  # (M, K - F)
-            own, known = np.split(self.coefficients[c], [design.shape[1]], axis=1)
-            changes_ahead[:, :, c] = design @ own.T + np.einsum("mhf,hf->mh", ahead, known)
+        for k in range(0, len(origins), CHUNK):
+            at = origins[k : k + CHUNK]
+            ahead = _ahead(series, scaling, at, H)
+            for c in range(C):
+                design = _design(series, scaling, units, at, self.order, c)  # (M, K - F)
+                own, others = np.split(self.coefficients[c], [design.shape[1]], axis=1)
+                covariates = np.einsum("mhf,hf->mh", ahead, others)
+                changes_ahead[k : k + CHUNK, :, c] = design @ own.T + covariates
         return changes_ahead
 
 
-def repeating(scaling: Scaling, horizon: int) -> LinearBaseline:
+def repeating(scaling: SeriesScaling, horizon: int) -> LinearBaseline:
     """Return the linear baseline that repeats the last value."""
     C = scaling.units.shape[1]
     K = 1 + scaling.static.shape[1] + scaling.future.shape[1]
@@ -165,7 +161,7 @@ def repeating(scaling: Scaling, horizon: int) -> LinearBaseline:
 
 def fit(
     several: Sequence[TimeSeries],
-    scaling: Scaling,
+    scaling: SeriesScaling,
     origins: Sequence[Origins],
     stops: Sequence[int],
     horizon: int,
@@ -177,32 +173,35 @@ def fit(
     Windows that reach back before the beginning of their series do not count, if there are enough
     others.
     """
-    whole = [o[o >= order] for o in origins]
-    chosen = whole if sum(map(len, whole)) >= 2 * order else list(origins)
-    every = -(-sum(map(len, chosen)) // MOST)
-    chosen = [o[::every] for o in chosen]
-    ahead = np.concatenate(
-        [_ahead(one, scaling, o, horizon) for one, o in zip(several, chosen, strict=True)]
+    whole = [at[at >= order] for at in origins]
+    if sum(map(len, whole)) >= 2 * order:
+        origins = whole
+    every = -(-sum(map(len, origins)) // MOST)
+    parts = [
+        (series, units, at[::every], stop)
+        for series, units, at, stop in zip(several, scaling.units, origins, stops, strict=True)
+    ]
+    ahead = np.concatenate([_ahead(series, scaling, at, horizon) for series, _, at, _ in parts])
+    # (M, H, C)
+    change = np.concatenate(
+        [changes(series, at, horizon, stop, units) for series, units, at, stop in parts]
     )
-    fitted: list[Host] = []
-    for c in range(scaling.units.shape[1]):
-        design = []
-        change = []
-        for series, unit, at, stop in zip(several, scaling.units, chosen, stops, strict=True):
-            design.append(_design(series, scaling, unit, at, order, c))
-            change.append(changes(series, at, horizon, stop, unit)[:, :, c])
-        x = np.concatenate(design)
-        y = np.concatenate(change)
-        # The systems are small: threads of BLAS would mostly wait for each other, long where the
-        # cores have other work.
-        with cores.one_thread():
-            fitted.append(_solved(x, ahead, y, order, penalties))
+    by_target = []
+    for c in range(change.shape[2]):
+        x = np.concatenate(
+            [_design(series, scaling, units, at, order, c) for series, units, at, _ in parts]
+        )
+        by_target.append(_solved(x, ahead, np.ascontiguousarray(change[..., c]), order, penalties))
+    coefficients = np.stack(by_target, axis=1)  # (penalties, C, H, K)
     return [
-        LinearBaseline(order, np.stack([weights[k] for weights in fitted]), *penalties[k])
-        for k in range(len(penalties))
+        LinearBaseline(order, *fitted)
+        for fitted in zip(coefficients, *zip(*penalties, strict=True), strict=True)
     ]
 
 
+# The systems are small: threads of BLAS would mostly wait for each other, long where the cores have
+# other work.
+@cores.one_thread()
 def _solved(
     x: Values, ahead: Values, y: Values, order: int, penalties: Sequence[tuple[float, float]]
 ) -> Host:
@@ -220,9 +219,9 @@ def _solved(
         b = y[there, h]
         gram = A.T @ A
         right = A.T @ b
-        for k, (ridge, light) in enumerate(penalties):
+        for k, (ridge, covariate_ridge) in enumerate(penalties):
             penalty[: order - 1] = ridge * lags
-            penalty[order - 1 :] = light
+            penalty[order - 1 :] = covariate_ridge
             weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
     return weights
 
@@ -249,24 +248,20 @@ def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units
 
 
 def _design(
-    series: TimeSeries, scaling: Scaling, units: Values, origins: Origins, order: int, c: int
+    series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins, order: int, c: int
 ) -> Values:
     """Return lags of a target, a constant and static numbers; before its beginning a series is as
     at its beginning.
     """
     column = series.known[:, c]
-    lags = (
-        column[np.maximum(origins[:, None] - np.arange(order, 1, -1), 0)]
-        - column[origins - 1, None]
-    )
-    static = standard(series.static[None], scaling.static)
-    lags = np.clip(lags / units[c], -FAR, FAR)
-    return np.concatenate(
-        (lags, np.ones((len(origins), 1)), np.repeat(static, len(origins), axis=0)), axis=1
-    )
+    rows = np.maximum(origins[:, None] - np.arange(order, 1, -1), 0)
+    lags = np.clip((column[rows] - column[origins - 1, None]) / units[c], -FAR, FAR)
+    static = standard(series.static, scaling.static)
+    others = np.broadcast_to((1.0, *static), (len(origins), 1 + len(static)))
+    return np.concatenate((lags, others), axis=1)
 
 
-def _ahead(series: TimeSeries, scaling: Scaling, origins: Origins, horizon: int) -> Values:
+def _ahead(series: TimeSeries, scaling: SeriesScaling, origins: Origins, horizon: int) -> Values:
     """Return covariates (M, H, F) of the steps that are predicted; the last row stands for those
     that are missing.
     """

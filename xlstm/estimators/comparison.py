@@ -37,7 +37,7 @@ BUILT_IN = (LINEAR, *STATISTICAL)
 HEADS = ("model", "RMSE", "MAE", "MASE", "80 % covers", "width", "seconds")
 
 # seconds of the fit, means (M, H) and the bounds of 80 % intervals
-Made = tuple[float, Values, Values, Values]
+Forecast = tuple[float, Values, Values, Values]
 
 
 class ModelScore(NamedTuple):
@@ -97,13 +97,12 @@ class Comparison:
             )
         ]
         rows = [HEADS]
-        for name, one in sorted(self.scores.items(), key=lambda pair: pair[1].rmse):
+        for name, score in sorted(self.scores.items(), key=lambda pair: pair[1].rmse):
             rmse, mae, mase, width = (
-                f"{number:.4g}" for number in (one.rmse, one.mae, one.mase, one.width)
+                f"{number:.4g}" for number in (score.rmse, score.mae, score.mase, score.width)
             )
-            rows.append(
-                (name, rmse, mae, mase, f"{100 * one.coverage:.0f} %", width, f"{one.seconds:.1f}")
-            )
+            covered = f"{100 * score.coverage:.0f} %"
+            rows.append((name, rmse, mae, mase, covered, width, f"{score.seconds:.1f}"))
         longest = max(len(row[0]) for row in rows)
         lines += [
             f"{row[0]:<{longest}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows
@@ -116,8 +115,8 @@ class Comparison:
         draws them.
         """
         return {
-            name: np.sqrt(baselines.mean((one.forecasts - self.truth) ** 2))
-            for name, one in self.scores.items()
+            name: np.sqrt(baselines.mean((score.forecasts - self.truth) ** 2))
+            for name, score in self.scores.items()
         }
 
 
@@ -177,23 +176,23 @@ def compare(
     """
     horizon = checks.size("compare", "horizon", horizon)
     season = CHECKS["season"]("compare", "season", season)
-    one = _one_series(series, dates)
-    N = len(one.values)
-    cut = split(len(one.values)).test.start
+    target = _one_series(series, dates)
+    N = len(target.values)
+    cut = split(N).test.start
     if N - cut < horizon:
-        rows = f"the last fifth of the series has {N - cut} rows"
         raise ValueError(
-            f"compare: {rows}, expected at least horizon={horizon}; take a shorter horizon"
+            f"compare: the last fifth of the series has {N - cut} rows, expected at least"
+            f" horizon={horizon}; take a shorter horizon"
         )
     at = np.unique(np.linspace(cut, N - horizon, ORIGINS).round().astype(int))
-    season = (baselines.season(one.known[:cut, 0]) if isinstance(season, str) else season) or 1
-    truth = baselines.targets(one, at, horizon, N)[..., 0]
+    season = (baselines.season(target.known[:cut, 0]) if isinstance(season, str) else season) or 1
+    truth = baselines.targets(target, at, horizon, N)[..., 0]
     if np.all(np.isnan(truth)):
         raise ValueError(
             "compare: the last fifth of the series has no values, expected some to compare"
             " forecasts with"
         )
-    scale = float(evaluation.naive_error(one.values[:cut], season)[0])
+    scale = float(evaluation.naive_error(target.values[:cut], season)[0])
     if not isinstance(models, Mapping):
         expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
         models = {
@@ -202,13 +201,12 @@ def compare(
         }
     if not models:
         raise ValueError("compare: models is empty, expected one or more")
-    made = {str(name): _model(name, model, horizon, season) for name, model in models.items()}
+    new = {str(name): _model(name, model, horizon, season) for name, model in models.items()}
     scores = {}
-    for name, model in made.items():
+    for name, model in new.items():
         forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
         try:
-            found = forecast(model, one, at, horizon)
-            scores[name] = _score(found, truth, scale)
+            scores[name] = _score(forecast(model, target, at, horizon), truth, scale)
         except Exception as error:
             error.add_note(f"in the model {name!r}")
             raise
@@ -219,8 +217,8 @@ def _one_series(series: Any, dates: Any) -> TimeSeries:
     """Return a series of one target, with the calendar of its dates, if it has some."""
     if isinstance(series, Series):
         series, dates = series.values, series.calendar
-    given = panels.given("compare", series, Covariates(dates=dates), Roles().checked("compare"))
-    read = panels.read_series("compare", given.values, given.covariates, 0, False)
+    panel = panels.given("compare", series, Covariates(dates=dates), Roles().checked("compare"))
+    read = panels.read_series("compare", panel.values, panel.covariates, 0, False)
     if len(read) != 1 or read[0].values.shape[1] != 1:
         raise ValueError(
             f"compare: series is {len(read)} of {read[0].values.shape[1]} targets, expected 1 of 1"
@@ -237,57 +235,59 @@ def _model(name: str, model: Any, horizon: int, season: int) -> Any:
         try:
             from statsforecast import models
         except ImportError as error:
-            needed = "needs the package statsforecast; pip install statsforecast"
-            raise ImportError(f"compare: the model {model!r} {needed}") from error
+            raise ImportError(
+                f"compare: the model {model!r} needs the package statsforecast; pip install"
+                " statsforecast"
+            ) from error
         fits = season <= LONGEST_SEASON.get(model, season)
         return getattr(models, STATISTICAL[model])(season_length=season if fits else 1)
     if isinstance(model, str) and model == LINEAR:
         return Forecaster(horizon=horizon, backend="numpy", candidates=[LINEAR])
     if hasattr(model, "fit") and hasattr(model, "forward"):
         return copy.deepcopy(model)
-    expected = (
-        f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model with fit and forward"
-    )
     raise ValueError(
-        f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected {expected}"
+        f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected one of"
+        f" {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model with fit and forward"
     )
 
 
-def _of_estimator(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made:
+def _of_estimator(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Forecast:
     """Fit an estimator and forecast."""
-    known = [series.values[:end, 0] for end in at]
+    values = [series.values[:end, 0] for end in at]
     dates = {}
     if series.calendar is not None:
         dates["dates"] = [series.calendar.dates[series.begin :][:end] for end in at]
     begin = time.perf_counter()
-    model.fit(known[:1], **{name: some[:1] for name, some in dates.items()})
+    model.fit(values[:1], **{name: some[:1] for name, some in dates.items()})
     seconds = time.perf_counter() - begin
-    mean = np.stack(model.predict(known, **dates))
+    mean = np.stack(model.predict(values, **dates))
     levels = model.model_.quantiles if model.quantiles is None else model.quantiles
     places = [k for level in LEVELS for k, other in enumerate(levels) if math.isclose(level, other)]
     if len(places) < 2:
         return seconds, mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    low, high = np.moveaxis(np.stack(model.predict_quantiles(known, **dates))[..., places], -1, 0)
+    low, high = np.moveaxis(np.stack(model.predict_quantiles(values, **dates))[..., places], -1, 0)
     return seconds, mean, low, high
 
 
-def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made:
+def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Forecast:
     """Fit a model of statsforecast and forecast; its parameters stay those of the fit."""
     begin = time.perf_counter()
     model.fit(series.known[: at[0], 0])
     seconds = time.perf_counter() - begin
-    found = [model.forward(y=series.known[:end, 0], h=horizon, level=[80]) for end in at]
-    mean, low, high = (np.stack([_row(one, key, horizon) for one in found]) for key in RETURNED)
+    results = [model.forward(y=series.known[:end, 0], h=horizon, level=[80]) for end in at]
+    mean, low, high = (
+        np.stack([_row(result, key, horizon) for result in results]) for key in RETURNED
+    )
     return seconds, mean, low, high
 
 
-def _row(found: Any, key: str, horizon: int) -> Values:
+def _row(result: Any, key: str, horizon: int) -> Values:
     """Return one array (H,) of those that the method forward of a model returned; raise where it is
     not there.
     """
-    returned = found if isinstance(found, Mapping) else {}
+    returned = result if isinstance(result, Mapping) else {}
     if key not in returned:
-        names = checks.few(map(str, returned)) or checks.shown(found)
+        names = checks.few(map(str, returned)) or checks.shown(result)
         raise TypeError(
             f"compare: forward returned {names}, expected a dict with {', '.join(RETURNED)}"
         )
@@ -296,8 +296,8 @@ def _row(found: Any, key: str, horizon: int) -> Values:
     return row
 
 
-def _score(made: Made, truth: Values, scale: float) -> ModelScore:
-    seconds, mean, low, high = made
+def _score(forecast: Forecast, truth: Values, scale: float) -> ModelScore:
+    seconds, mean, low, high = forecast
     there = ~np.isnan(truth)
     error = np.abs(mean - truth)
     rmse = float(np.sqrt(np.mean(error[there] ** 2)))

@@ -29,7 +29,7 @@ from xlstm.estimators.selection import averages, errors_of_rows
 RECENT = 100  # forecasts whose errors decide about intervals, at least, where there are so many
 HORIZONS = 10  # horizons of such forecasts, at least
 MOST = 2.0  # by how much recent errors widen or narrow intervals at most
-FAR = 4.0  # usual errors beyond which an error counts as no larger
+FAR = 4.0  # expected errors beyond which an error counts as no larger
 NORMAL = NormalDist().inv_cdf
 ROWS = 12  # of a score that is printed, at most
 AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with
@@ -113,9 +113,8 @@ class Score:
         """Return a table by steps ahead: root mean square errors, and the share of values in the
         widest interval.
         """
-        columns = {name: one.rmse for name, one in self.errors.items()} | {
-            "coverage": self.coverage
-        }
+        columns = {name: of_method.rmse for name, of_method in self.errors.items()}
+        columns["coverage"] = self.coverage
         places = list(np.ndindex(self.model.shape))
         lines = [("step", *columns)]
         for h, *targets in places if len(places) <= ROWS else [*places[: ROWS - 1], places[-1]]:
@@ -157,56 +156,59 @@ def score(
     forecasts: Sequence[Forecasts],
     levels: Sequence[float],
     season: int,
-    given: Given,
+    panel: Given,
 ) -> Score:
-    """Return the score of forecasts of series; where all were given flat, there is one target
-    without an axis.
+    """Return the score of forecasts of series; where all came flat, there is one target without an
+    axis.
     """
-    flat = all(given.flat)
-    truth = _joined([one.truth for one in forecasts])
-    H = truth.shape[1]
-    order = min(AR_ORDER, *(int(one.at[0]) // 3 for one in forecasts))
-    methods: dict[str, list[Values]] = {"model": [one.mean for one in forecasts]}
-    methods |= {"persistence": [], "autoregression": [], "seasonal": []}
-    naive = []  # errors that the mean absolute scaled error is measured by
-    for series, one in zip(several, forecasts, strict=True):
-        methods["persistence"].append(baselines.persistence(series.known, H, one.at))
-        methods["autoregression"].append(
-            baselines.autoregression(series.known, series.values, order, H, one.at)
-        )
-        methods["seasonal"].append(baselines.seasonal(series.known, season or 1, H, one.at))
-        before = naive_error(series.values[: one.at[0]], season or 1)
-        naive.append(np.broadcast_to(before, (len(one.at), len(before))))
-    base = _joined(naive)[:, None]
-    errors = {name: _errors(_joined(parts), truth, base) for name, parts in methods.items()}
-    quantiles = _joined([one.quantiles for one in forecasts])
+    pairs = list(zip(several, forecasts, strict=True))
+    order = min(AR_ORDER, *(int(ahead.at[0]) // 3 for ahead in forecasts))
+    errors = _errors_of_methods(pairs, order, season or 1)
+    quantiles = _joined([ahead.quantiles for ahead in forecasts])
+    truth = _joined([ahead.truth for ahead in forecasts])
     crps, coverage = _probabilistic(quantiles, truth, levels)
 
     # by steps ahead and targets, (..., C), or those of the one target
     def shaped(values: Values) -> Values:
-        return values[..., 0] if flat else values
+        return values[..., 0] if all(panel.flat) else values
 
-    errors = {name: Errors(*map(shaped, one)) for name, one in errors.items()}
+    errors = {name: Errors(*map(shaped, of_method)) for name, of_method in errors.items()}
     return Score(
-        model=errors["model"].rmse,
-        persistence=errors["persistence"].rmse,
-        autoregression=errors["autoregression"].rmse,
+        **{name: of_method.rmse for name, of_method in errors.items()},
         order=order,
         points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
-        at=np.concatenate(
-            [one.at + series.begin for series, one in zip(several, forecasts, strict=True)]
-        ),
-        forecasts=shaped(_joined(methods["model"])),
-        seasonal=errors["seasonal"].rmse,
+        at=np.concatenate([ahead.at + series.begin for series, ahead in pairs]),
+        forecasts=shaped(_joined([ahead.mean for ahead in forecasts])),
         season=season,
         errors=errors,
-        quantiles=quantiles[:, :, 0] if flat else quantiles,
+        quantiles=quantiles[:, :, 0] if all(panel.flat) else quantiles,
         crps=shaped(crps),
         coverage=shaped(coverage),
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
-        series=np.repeat(np.arange(len(forecasts)), [len(one.at) for one in forecasts]),
-        targets=given.names,
+        series=np.repeat(np.arange(len(forecasts)), [len(ahead.at) for ahead in forecasts]),
+        targets=panel.names,
     )
+
+
+def _errors_of_methods(
+    pairs: Sequence[tuple[TimeSeries, Forecasts]], order: int, season: int
+) -> dict[str, Errors]:
+    """Return the errors (H, C) of the model and of each baseline."""
+    truth = _joined([ahead.truth for _, ahead in pairs])
+    H = truth.shape[1]
+    before = [(series.known, ahead.at) for series, ahead in pairs]
+    methods = {
+        "model": [ahead.mean for _, ahead in pairs],
+        "persistence": [baselines.seasonal(values, 1, H, at) for values, at in before],
+        "autoregression": [
+            baselines.autoregression(series.known, series.values, order, H, ahead.at)
+            for series, ahead in pairs
+        ],
+        "seasonal": [baselines.seasonal(values, season, H, at) for values, at in before],
+    }
+    scales = [naive_error(series.values[: ahead.at[0]], season) for series, ahead in pairs]
+    base = np.repeat(scales, [len(ahead.at) for _, ahead in pairs], axis=0)[:, None]
+    return {name: _errors(_joined(parts), truth, base) for name, parts in methods.items()}
 
 
 def naive_error(values: Values, season: int) -> Values:
@@ -252,9 +254,10 @@ def _probabilistic(
 
 def pairs(quantiles: Sequence[float]) -> list[tuple[int, int]]:
     """Return the positions of quantiles q and 1 - q, the widest interval first."""
-    both = itertools.combinations(range(len(quantiles)), 2)
     return [
-        (low, high) for low, high in both if math.isclose(quantiles[low] + quantiles[high], 1.0)
+        (low, high)
+        for low, high in itertools.combinations(range(len(quantiles)), 2)
+        if math.isclose(quantiles[low] + quantiles[high], 1.0)
     ]
 
 
@@ -276,7 +279,7 @@ def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:
     """Return by how much to widen intervals after the last forecasts of several series, (H, C,
     P).
     """
-    recent = np.concatenate([one[-_recent(one.shape[1]) :] for one in outside])
+    recent = np.concatenate([errors[-_recent(errors.shape[1]) :] for errors in outside])
     by: Values = _limit(np.moveaxis(recent, 0, -1), quantiles)
     return by
 
@@ -331,9 +334,8 @@ def width(mean: Values, levels: Values, truth: Values, quantiles: Sequence[float
     errors = np.abs(truth - mean)
     errors = errors / np.maximum(np.maximum(expected, errors / FAR), 1e-300)  # (M, H, C)
     latest = errors_of_rows(np.swapaxes(errors**2, 1, 2))
-    return np.asarray(
-        np.clip(np.sqrt(averages(latest, np.ones(1), mean.shape[1])[-1:]), 1 / MOST, MOST)
-    )
+    recent = np.sqrt(averages(latest, np.ones(1), mean.shape[1])[-1:])
+    return np.clip(recent, 1 / MOST, MOST)
 
 
 def _limit(recent: Values, quantiles: Sequence[float]) -> Any:
@@ -360,11 +362,8 @@ def _chunk(
     origins = np.arange(first, min(start + baselines.CHUNK, N))
     mean, quantiles, scale = predictor.forecast(series, units, origins)
     truth = baselines.targets(series, origins, s.horizon, N)
-    return (
-        Forecasts(origins, mean, quantiles, truth),
-        scale,
-        errors(quantiles, truth, scale, s.quantiles),
-    )
+    outside = errors(quantiles, truth, scale, s.quantiles)
+    return Forecasts(origins, mean, quantiles, truth), scale, outside
 
 
 def last_errors(predictor: Predictor, series: TimeSeries, units: Values) -> Values:
@@ -382,9 +381,8 @@ def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> For
     for start in range(parts_of(N, predictor.settings)["test"].start, N, baselines.CHUNK):
         chunk, scale, outside = _chunk(predictor, series, units, start)
         before = start - int(chunk.at[0])
-        at, mean, quantiles, truth = (part[before:] for part in chunk)
-        quantiles = widen(np, quantiles, scale[before:], rolling(outside, before, levels), levels)
-        parts.append(Forecasts(at, mean, predictor.limited(np, quantiles), truth))
-    return (
-        parts[0] if len(parts) == 1 else Forecasts(*map(np.concatenate, zip(*parts, strict=True)))
-    )
+        chunk = Forecasts(*(part[before:] for part in chunk))
+        wider = rolling(outside, before, levels)
+        quantiles = widen(np, chunk.quantiles, scale[before:], wider, levels)
+        parts.append(chunk._replace(quantiles=predictor.limited(np, quantiles)))
+    return Forecasts(*map(_joined, zip(*parts, strict=True)))

@@ -8,20 +8,20 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.data.host import Values, check_reach
+from xlstm.data.host import check_reach
 from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
 from xlstm.estimators import base, baselines, predictor, selection
 from xlstm.estimators.predictor import Examples, Predictor, Settings
-from xlstm.estimators.selection import Combination, Trial
-from xlstm.estimators.series_scaling import Scaling, names_of
-from xlstm.training import Trained
+from xlstm.estimators.selection import Combination, RollingOrigins
+from xlstm.estimators.series_scaling import SeriesScaling, names_of
+from xlstm.training import Interrupted, Terminated, Trained
 
 ENOUGH = 64  # windows to train on from which on a network is tried
 GAIN = 0.99  # greatest error with the network, as a share of that without, at which it is used
@@ -36,11 +36,9 @@ def longest(rows: int, horizon: int) -> int:
     if rows < 3:
         return 0
     train, validation, test = split(rows)
-    return (
-        train.stop - horizon
-        if horizon <= min(test.start - validation.start, rows - test.start)
-        else 0
-    )
+    if horizon > min(test.start - validation.start, rows - test.start):
+        return 0
+    return int(train.stop) - horizon
 
 
 def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
@@ -57,10 +55,10 @@ def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
         least = max(rows + 1, 5 * horizon - 3, 5 * (window + horizon) // 3 - 3)
         need = next(n for n in itertools.count(least) if longest(n, horizon) >= window)
         advice = f"a window of at most {fits}" if fits >= 2 else "a shorter horizon"
-        problem = (
-            f"a window of {window} and a horizon of {horizon} need {need} rows, {name} has {rows}"
+        raise ValueError(
+            f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows, {name}"
+            f" has {rows}; expected more rows, or {advice}"
         )
-        raise ValueError(f"Forecaster: {problem}; expected more rows, or {advice}")
     return {
         part: range(max(window, span.start), span.stop)
         for part, span in split(rows)._asdict().items()
@@ -79,131 +77,135 @@ def prepared(
     """
     if settings.window is None:
         shortest = min(len(series.values) for series in variants[0])
-        settings = replace(
-            settings, window=min(WINDOW, max(2, split(max(3, shortest)).train.stop // 2))
-        )
-    tried = [_candidate(several, ids, settings, backend.dtype) for several in variants]
-    _, several, parts, scaling, combination = min(tried, key=lambda one: one[0])
-    predicts = Predictor(
-        settings, backend, scaling, combination, None, predictor.network(settings, scaling), {}
-    )
+        half = split(max(3, shortest)).train.stop // 2
+        settings = replace(settings, window=min(WINDOW, max(2, half)))
+    tried = [_variant(several, ids, settings, backend.dtype) for several in variants]
+    best = min(tried, key=lambda variant: min(variant.combination.every_error.values()))
+    model = predictor.network(settings, best.scaling)
+    predicts = Predictor(settings, backend, best.scaling, best.combination, None, model, {})
     data: dict[str, Examples] = {}
     for name in ("train", "validation"):
-        origins, stops = zip(
-            *((np.array(part[name]), part[name].stop) for part in parts), strict=True
-        )
-        data[name] = predictor.examples(predicts, several, origins, stops)
+        origins = [np.array(part[name]) for part in best.parts]
+        stops = [part[name].stop for part in best.parts]
+        data[name] = predictor.examples(predicts, best.several, origins, stops)
         predicts = data[name].predictor
     return data
 
 
-def _candidate(
-    several: list[TimeSeries], ids: Sequence[str], settings: Settings, dtype: str
-) -> tuple[float, list[TimeSeries], list[Parts], Scaling, Combination]:
-    """Return the error of the best candidate before the test part, series after checks, their
-    parts, scaling, and all.
-
-    The candidates are fitted to the training part.
+class Variant(NamedTuple):
+    """Series with or without features of the calendar, their parts and scaling, and the average of
+    candidates that are fitted to the training part.
     """
+
+    several: list[TimeSeries]
+    parts: list[Parts]
+    scaling: SeriesScaling
+    combination: Combination
+
+
+def _variant(
+    several: list[TimeSeries], ids: Sequence[str], settings: Settings, dtype: str
+) -> Variant:
+    """Return series after checks, and candidates with their errors before the test part."""
     s = settings
-    named = names_of(ids, len(several))
+    names = names_of(ids, len(several))
     parts = [
-        parts_of(len(series.values), s, name) for series, name in zip(several, named, strict=True)
+        parts_of(len(series.values), s, name) for series, name in zip(several, names, strict=True)
     ]
     stops = [part["train"].stop for part in parts]
-    scaling = Scaling.fit(several, ids, s.window, stops)
-    for series, unit, part, name in zip(several, scaling.units, parts, named, strict=True):
+    scaling = SeriesScaling.fit(several, ids, s.window, stops)
+    for series, unit, part, name in zip(several, scaling.units, parts, names, strict=True):
         check_reach("Forecaster", series.known, unit, dtype, series.begin)
         for kind, rows in part.items():
             there = ~np.isnan(baselines.targets(series, np.array(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
-    known = Trial(several, scaling, [part["validation"].stop for part in parts], s.horizon)
-    found = selection.combined(known, s)
-    before = Trial(several, scaling, stops, s.horizon)
-    fitted = {name: selection.refit(before, part) for name, part in found.parts.items()}
-    return float(np.min(found.errors)), several, parts, scaling, replace(found, parts=fitted)
+    test_begins = [part["validation"].stop for part in parts]
+    combination = selection.combined(RollingOrigins(several, scaling, test_begins, s.horizon), s)
+    training = RollingOrigins(several, scaling, stops, s.horizon)
+    fitted = {
+        name: validated._replace(candidate=selection.refit(training, validated.candidate))
+        for name, validated in combination.candidates.items()
+    }
+    return Variant(several, parts, scaling, replace(combination, candidates=fitted))
 
 
-def train(data: Examples, start: Params | None, **options: Any) -> Trained:
-    """Train the network of examples; it begins with `start` where those weights have the shapes of
-    the network's.
-
-    The options are those of `training.train`.
+def train(
+    data: Examples, start: Params | None, **options: Any
+) -> tuple[Trained, Interrupted | Terminated | None]:
+    """Train the network of examples, as `base.learn` does; it begins with `start` where those
+    weights have the shapes of the network's.
     """
-    one = data.predictor
-    params = predictor.first_weights(one, data)
-    if start is not None and {n: p.shape for n, p in start.items()} == {
-        n: p.shape for n, p in params.items()
-    }:
-        params = {name: one.backend.asarray(p) for name, p in start.items()}
-    loss = functools.partial(predictor.loss, one.settings.quantiles)
-    return base.learn(one.settings, one.model, params, data, one.backend, loss=loss, **options)
+    fitted = data.predictor
+    params = predictor.first_weights(fitted, data)
+    if start is not None and _shapes(start) == _shapes(params):
+        params = {name: fitted.backend.asarray(array) for name, array in start.items()}
+    loss = functools.partial(predictor.loss, fitted.settings.quantiles)
+    return base.learn(
+        fitted.settings, fitted.model, params, data, fitted.backend, loss=loss, **options
+    )
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in params.items()}
 
 
 def tries_network(data: Examples) -> bool:
     """Return whether a network is to be trained: where it is named, or where there are enough
     windows to choose it.
     """
-    named = data.predictor.settings.candidates
-    return len(data.origins) >= ENOUGH if isinstance(named, str) else "network" in named
+    candidates = data.predictor.settings.candidates
+    return len(data.origins) >= ENOUGH if isinstance(candidates, str) else "network" in candidates
 
 
-def network_errors(one: Predictor, data: Examples) -> dict[str, float]:
-    """Return the errors of the average of the other candidates, and of what the network makes of
-    it, on examples.
+def network_errors(fitted: Predictor, data: Examples) -> dict[str, float]:
+    """Return the errors of the "average" of the other candidates, and of what the "network" makes
+    of it, on examples.
 
     They are root mean squares, relative to that of repeating the last value.
     """
-    squares: dict[str, list[Values]] = {"repeated": [], "average": [], "network": []}
-    for k, (series, units) in enumerate(zip(data.several, one.scaling.units, strict=True)):
+    squares = []  # (3, M, H, C): those of the last value, of the average and with the network
+    for k, (series, units) in enumerate(zip(data.several, fitted.scaling.units, strict=True)):
         every = data.origins[data.series == k]
         for origins in np.split(every, range(baselines.CHUNK, len(every), baselines.CHUNK)):
-            truth = baselines.targets(series, origins, one.settings.horizon, int(every[-1]) + 1)
-            x, average, scale = one.before(series, units, origins)
-            network, _, _ = one.finished(x, average, scale)
-            found = {
-                "repeated": series.known[origins - 1, None],
-                "average": average,
-                "network": network,
-            }
-            for name, ahead in found.items():
-                squares[name].append(((ahead - truth) / scale[:, None]) ** 2)
-    repeated, *errors = (
-        float(np.sqrt(np.nanmean(np.concatenate(parts)))) for parts in squares.values()
-    )
-    return dict(
-        zip(("average", "network"), np.divide(errors, max(repeated, 1e-12)).tolist(), strict=True)
-    )
+            truth = baselines.targets(series, origins, fitted.settings.horizon, int(every[-1]) + 1)
+            x, average, scale = fitted.before(series, units, origins)
+            network, _, _ = fitted.finished(x, average, scale)
+            last = np.broadcast_to(series.known[origins - 1, None], average.shape)
+            squares.append(((np.stack((last, average, network)) - truth) / scale[:, None]) ** 2)
+    naive, *errors = (float(np.sqrt(np.nanmean(part))) for part in np.concatenate(squares, axis=1))
+    return {
+        name: error / max(naive, 1e-12)
+        for name, error in zip(("average", "network"), errors, strict=True)
+    }
 
 
-def alone(one: Predictor, data: Examples) -> Predictor:
+def alone(fitted: Predictor, data: Examples) -> Predictor:
     """Return a predictor whose network adds nothing, but knows the quantiles of the targets of
     examples.
     """
-    params = predictor.first_weights(one, data)
-    return replace(one, params=params | {"head.W": 0 * params["head.W"]})
+    params = predictor.first_weights(fitted, data)
+    return replace(fitted, params=params | {"head.W": 0 * params["head.W"]})
 
 
 def refitted(data: Examples) -> Examples:
-    """Return examples of all rows of the series of other examples, with candidates that are judged
-    anew by them.
+    """Return examples of all rows of the series of other examples, with candidates that are
+    validated anew by them.
     """
-    one = data.predictor
-    s = data.predictor.settings
-    several = data.several
-    stops = [len(series.values) for series in several]
-    trial = Trial(several, one.scaling, stops, s.horizon)
-    found = selection.combined(trial, s)
+    fitted = data.predictor
+    s = fitted.settings
+    stops = [len(series.values) for series in data.several]
+    rolling = RollingOrigins(data.several, fitted.scaling, stops, s.horizon)
     origins = [np.arange(s.window, stop) for stop in stops]
-    return predictor.examples(replace(one, combination=found, spread=None), several, origins, stops)
+    fitted = replace(fitted, combination=selection.combined(rolling, s), spread=None)
+    return predictor.examples(fitted, data.several, origins, stops)
 
 
 def season_of(several: Sequence[TimeSeries], season: int | str) -> int:
-    """Return a season that is given, or that of the first target in the training part of the
-    longest series.
+    """Return a season that is set, or that of the first target in the training part of the longest
+    series.
     """
     if not isinstance(season, str):
         return season
-    series = max(several, key=lambda one: len(one.values))
-    return baselines.season(series.known[split(len(series.values)).train, 0])
+    longest = max(several, key=lambda series: len(series.values))
+    return baselines.season(longest.known[split(len(longest.values)).train, 0])

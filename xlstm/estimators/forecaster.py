@@ -26,24 +26,24 @@ from xlstm.estimators.base import (
     FiledEstimator,
     Host,
     SeriesEstimator,
+    array_of,
     column_names,
     errors_by_name,
-    pop_array,
+    names_array,
+    subtree,
 )
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
-from xlstm.estimators.series_scaling import Scaling, names_of
-from xlstm.training import Callback, Interrupted, Progress, Terminated
-
-TEST = "test."  # before the names of arrays of the network that has not seen the test part
+from xlstm.estimators.series_scaling import SeriesScaling, names_of
+from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Forecaster(SeriesEstimator, FiledEstimator, Settings):
     """Forecast series with a linear autoregression, exponential smoothing and a recurrent network.
 
-    `fit` judges these candidates by forecasts from rolling origins. It takes the average of the
+    `fit` validates these candidates by forecasts from rolling origins. It takes the average of the
     linear autoregression and of exponential smoothing, weighted at each step by their latest
     errors, or only one of them where the other one is clearly worse. A network predicts what these
     leave of the mean and quantiles of the next `horizon` values at once (LSTNet, Lai et al. 2018;
@@ -96,7 +96,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         trained.
     params_ : dict of str to array
         Weights of the network that `predict` has.
-    scaling_ : Scaling
+    scaling_ : SeriesScaling
         Units of values and covariates.
     chosen_ : array of str
         Names of the candidates that forecast.
@@ -198,9 +198,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             so far.
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
-        backend, given, variants = self._to_fit(values, covariates)
-        self._fit(variants, given, backend, progress, group)
-        return self
+        backend, panel, variants = self._to_fit(values, covariates)
+        return self._fit(variants, panel, backend, progress, group)
 
     def examples(
         self, values: Any, **covariates: Unpack[CovariateArguments]
@@ -221,8 +220,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         ValueError, TypeError, BackendError
             As `fit` does.
         """
-        backend, given, variants = self._to_fit(values, covariates)
-        return fitting.prepared(variants, given.ids, self.settings, backend)
+        backend, panel, variants = self._to_fit(values, covariates)
+        return fitting.prepared(variants, panel.ids, self.settings, backend)
 
     def predict(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -257,15 +256,9 @@ quantiles, linear_baseline, season, calendar, least, refit
         FloatingPointError
             The forecast is not finite.
         """
-        steps = (
-            self.predictor_.settings.horizon
-            if steps is None
-            else checks.size("Forecaster", "steps", steps)
-        )
-        given, several, units = self._read(values, covariates, steps)
-        return given.like(
-            [self._ahead(*one, steps) for one in zip(several, units, strict=True)], several
-        )
+        steps = self._steps(steps)
+        panel, several, pairs = self._read(values, covariates, steps)
+        return panel.like([self._ahead(*pair, steps) for pair in pairs], several)
 
     def predict_quantiles(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -299,22 +292,18 @@ quantiles, linear_baseline, season, calendar, least, refit
                 "Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or"
                 " others"
             )
-        steps = s.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        given, several, units = self._read(values, covariates, steps)
-        found = [self._next(*one) for one in zip(several, units, strict=True)]
-        ahead = [quantiles[:steps] for quantiles, _ in found]
-        if steps > s.horizon:
-            each = zip(several, units, found, strict=True)
-            drawn = [
-                self._paths(one, u, sampling.PATHS, steps, [s.seed], width)
-                for one, u, (_, width) in each
-            ]
-            later = [np.quantile(paths[:, s.horizon :], s.quantiles, axis=0) for paths in drawn]
-            ahead = [
-                np.concatenate((one, np.moveaxis(q, 0, -1)))
-                for one, q in zip(ahead, later, strict=True)
-            ]
-        return given.like(ahead, several, [f" {q:g}" for q in s.quantiles])
+        steps = self._steps(steps)
+        panel, several, pairs = self._read(values, covariates, steps)
+        ahead = []
+        for series, units in pairs:
+            quantiles, width = self._next(series, units)
+            quantiles = quantiles[:steps]
+            if steps > s.horizon:
+                paths = self._paths(series, units, sampling.PATHS, steps, [s.seed], width)
+                later = np.quantile(paths[:, s.horizon :], s.quantiles, axis=0)
+                quantiles = np.concatenate((quantiles, np.moveaxis(later, 0, -1)))
+            ahead.append(quantiles)
+        return panel.like(ahead, several, [f" {q:g}" for q in s.quantiles])
 
     def sample(
         self,
@@ -329,7 +318,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         Each step of the horizon has the distribution that the quantiles of `predict_quantiles`
         describe, between and beyond which it goes on as a normal one does. Errors of the steps of
         one forecast go together, and so do those of several targets: the steps of a path have the
-        levels that the truth had in one of the forecasts that `fit` judges, drawn at random, so
+        levels that the truth had in one of the forecasts that `fit` made of the past, drawn at random, so
         that sums and maxima over a path have the right spread, too (Schefzik et al. 2013). Beyond
         the horizon a path is fed back as if it had been observed, and past covariates stay as they
         are. Paths of several series are drawn independently of each other.
@@ -356,19 +345,16 @@ quantiles, linear_baseline, season, calendar, least, refit
         FloatingPointError
             A forecast is not finite.
         """
-        s = self.predictor_.settings
         n = checks.size("Forecaster", "n", n)
-        steps = s.horizon if steps is None else checks.size("Forecaster", "steps", steps)
+        steps = self._steps(steps)
         seed = checks.seed_number("Forecaster", "seed", seed)
-        given, several, units = self._read(values, covariates, steps)
-        drawn = [
-            self._paths(*one, n, steps, [seed, k])
-            for k, one in enumerate(zip(several, units, strict=True))
+        panel, _, pairs = self._read(values, covariates, steps)
+        drawn = [self._paths(*pair, n, steps, [seed, k]) for k, pair in enumerate(pairs)]
+        shaped = [
+            paths[..., 0] if flat else paths for paths, flat in zip(drawn, panel.flat, strict=True)
         ]
-        shaped = [one[..., 0] if flat else one for one, flat in zip(drawn, given.flat, strict=True)]
-        return (
-            shaped[0] if given.single or (given.table is not None and not given.id_name) else shaped
-        )
+        is_table = panel.table is not None and not panel.id_name
+        return shaped[0] if panel.single or is_table else shaped
 
     def windows(
         self, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]
@@ -395,11 +381,11 @@ quantiles, linear_baseline, season, calendar, least, refit
         """
         s = self.predictor_.settings
         count = checks.size("Forecaster", "count", count)
-        _, several, units = self._read(values, covariates, s.horizon)
-        N = len(several[0].values)
-        return self.predictor_.windows(
-            several[0], units[0], np.arange(max(s.window, N - count + 1), N + 1)
-        )[0]
+        _, _, pairs = self._read(values, covariates, s.horizon)
+        series, units = pairs[0]
+        N = len(series.values)
+        origins = np.arange(max(s.window, N - count + 1), N + 1)
+        return self.predictor_.windows(series, units, origins)[0]
 
     def score(self, values: Any, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on the test part beside those of baselines, by the network that has not
@@ -418,12 +404,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         -------
         Score
         """
-        given, several, units = self._read(values, covariates, 0)
-        judge = self.test_predictor_
-        forecasts = [
-            evaluation.of_test_part(judge, *one) for one in zip(several, units, strict=True)
-        ]
-        return evaluation.score(several, forecasts, judge.settings.quantiles, self.season_, given)
+        panel, several, pairs = self._read(values, covariates, 0)
+        p = self.test_predictor_
+        forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
+        return evaluation.score(several, forecasts, p.settings.quantiles, self.season_, panel)
 
     def backtest(
         self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]
@@ -450,7 +434,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             As for `fit` and `predict`; there is not enough room for the folds.
         """
         folds = checks.count("Forecaster", "folds", folds)
-        backend, given, variants = self._to_fit(values, covariates)
+        backend, panel, variants = self._to_fit(values, covariates)
         s = self.settings
         rounds = []
         for back in range(folds, 0, -1):
@@ -461,27 +445,26 @@ quantiles, linear_baseline, season, calendar, least, refit
                     " fit to"
                 )
             cut = [
-                [series.until(end) for series, end in zip(some, ends, strict=True)]
-                for some in variants
+                [series.until(end) for series, end in zip(several, ends, strict=True)]
+                for several in variants
             ]
-            one = type(self)(**{**self.get_params(), "checkpoints": None, "resume": False})
-            one._fit(cut, given, backend, None)
-            chosen = cut[-1] if one.calendar_ else cut[0]
-            units = one.scaling_.of(chosen, given.ids, one.window_)
-            parts = zip(ends, chosen, units, strict=True)
+            fitted = type(self)(**self.get_params() | {"checkpoints": None, "resume": False})
+            fitted._fit(cut, panel, backend, None)
+            several = cut[-1] if fitted.calendar_ else cut[0]
+            units = fitted.scaling_.of(several, panel.ids, fitted.window_)
             rounds.append(
                 [
-                    (end, one._ahead(part, u, s.horizon), one._next(part, u)[0])
-                    for end, part, u in parts
+                    (end, fitted._ahead(series, u, s.horizon), fitted._next(series, u)[0])
+                    for end, series, u in zip(ends, several, units, strict=True)
                 ]
             )
         forecasts = []
-        for series, each in zip(variants[0], zip(*rounds, strict=True), strict=True):
-            at, mean, quantiles = (np.array(part) for part in zip(*each, strict=True))
+        for series, parts in zip(variants[0], zip(*rounds, strict=True), strict=True):
+            at, mean, quantiles = (np.array(part) for part in zip(*parts, strict=True))
             truth = baselines.targets(series, at, s.horizon, len(series.values))
             forecasts.append(Forecasts(at, mean, quantiles, truth))
         season = fitting.season_of(variants[0], s.season)
-        return evaluation.score(variants[0], forecasts, s.quantiles, season, given)
+        return evaluation.score(variants[0], forecasts, s.quantiles, season, panel)
 
     def export_inputs(
         self, values: Any, **covariates: Unpack[CovariateArguments]
@@ -507,19 +490,17 @@ quantiles, linear_baseline, season, calendar, least, refit
             As `predict` does.
         """
         p = self.predictor_
-        _, several, units = self._read(values, covariates, p.settings.horizon)
-        pairs = zip(several, units, strict=True)
-        x, base, scale = zip(
-            *(p.before(one, u, np.array([len(one.values)])) for one, u in pairs), strict=True
-        )
-        found = {"x": np.concatenate([to_numpy(one) for one in x], axis=1, dtype=np.float32)}
-        found |= {"base": np.concatenate(base), "scale": np.concatenate(scale)}
-        widths = (
-            [self._next(*one)[1] for one in zip(several, units, strict=True)]
-            if p.settings.quantiles
-            else []
-        )
-        return found | ({"width": np.concatenate(widths)} if widths else {})
+        _, _, pairs = self._read(values, covariates, p.settings.horizon)
+        parts = [p.before(series, units, np.array([len(series.values)])) for series, units in pairs]
+        x, base, scale = zip(*parts, strict=True)
+        inputs = {
+            "x": np.concatenate([to_numpy(windows) for windows in x], axis=1, dtype=np.float32),
+            "base": np.concatenate(base),
+            "scale": np.concatenate(scale),
+        }
+        if p.settings.quantiles:
+            inputs["width"] = np.concatenate([self._next(*pair)[1] for pair in pairs])
+        return inputs
 
     def for_export(
         self, lengths: bool
@@ -530,17 +511,16 @@ quantiles, linear_baseline, season, calendar, least, refit
                 f"Forecaster: lengths is True, expected False: windows have {p.settings.window}"
                 " steps"
             )
-        given: dict[str, Any] = {
-            "x": ((p.settings.window, "batch", p.model.input_size), np.float32)
+        inputs: dict[str, Any] = {
+            "x": ((p.settings.window, "batch", p.model.input_size), np.float32),
+            "base": (("batch", *p.spread.shape), np.float64),
+            "scale": (("batch", self.n_targets_), np.float64),
         }
-        given["base"] = ("batch", *p.spread.shape), np.float64
-        given["scale"] = ("batch", self.n_targets_), np.float64
         if p.settings.quantiles:
-            given["width"] = given["scale"]
-        about = super().for_export(lengths)[0] | {
-            "quantiles": json.dumps(list(p.settings.quantiles))
-        }
-        return about, given, self._exported
+            inputs["width"] = inputs["scale"]
+        about = super().for_export(lengths)[0]
+        about["quantiles"] = json.dumps(list(p.settings.quantiles))
+        return about, inputs, self._exported
 
     def _exported(
         self,
@@ -561,70 +541,54 @@ quantiles, linear_baseline, season, calendar, least, refit
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
         return self.checked() | fitted | self._roles().given()
 
-    def _content(self) -> dict[str, Any]:
+    def _fitted(self) -> dict[str, Any]:
         """Return the arrays of both networks, once if they are the same."""
-        networks = {"": self.predictor_}
+        scaling = self.scaling_._asdict()
+        del scaling["ids"]
+        arrays = _arrays_of(self.predictor_)
         if self.test_predictor_ is not self.predictor_:
-            networks[TEST] = self.test_predictor_
-        scaling = {
-            f"scaling.{name}": array
-            for name, array in self.scaling_._asdict().items()
-            if name != "ids"
-        }
-        arrays: dict[str, Any] = {"adjustment": self.adjustment_, "ranks": self.ranks_, **scaling}
-        for prefix, one in networks.items():
-            own = one.params | one.combination.arrays() | {"spread": one.spread}
-            arrays |= {f"{prefix}{name}": array for name, array in own.items()}
-        return arrays
+            arrays["test"] = _arrays_of(self.test_predictor_)
+        arrays |= {f"scaling.{name}": array for name, array in scaling.items()}
+        return arrays | {"adjustment": self.adjustment_, "ranks": self.ranks_}
 
-    def _restore(self, arrays: dict[str, Host]) -> Params:
+    def _restore(self, fitted: dict[str, Any]) -> Params:
         checks.size("settings", "window", self.window)
+        self._roles()
         s = self.settings
-        names = self._names()
+        scaling = self._scaling(fitted)
+        self.model_ = predictor.network(s, scaling)
+        H = s.horizon
+        C = scaling.units.shape[1]
+        P = len(evaluation.pairs(s.quantiles))
+        adjustment = array_of(fitted, "adjustment", {"H": H, "C": C, "P": P})
+        ranks = array_of(fitted, "ranks", {"K": None, "H": H, "C": C})
+        final = self._predictor(fitted, scaling)
+        test = self._predictor(subtree(fitted, "test"), scaling) if "test" in fitted else final
+        self._keep(test, final, adjustment, ranks_=ranks)
+        return final.params
+
+    def _scaling(self, arrays: dict[str, Any]) -> SeriesScaling:
+        """Return the scaling of a file; raise where scales are not above 0."""
         ids = [*vars(self).get("series_names_", ())]
-        parts = {
-            "units": pop_array(
-                arrays, "scaling.units", {"S": len(ids) or None, "C": len(names) or None}
-            )
-        }
+        sizes = {"S": len(ids) or None, "C": len(self._names()) or None}
+        parts = {"units": array_of(arrays, "scaling.units", sizes)}
         for name in ("past", "future", "static"):
-            parts[name] = pop_array(arrays, f"scaling.{name}", {"2": 2, "K": None})
+            parts[name] = array_of(arrays, f"scaling.{name}", {"2": 2, "K": None})
         for name, part in parts.items():
             if not np.all((part if name == "units" else part[1]) > 0):
                 raise ValueError(f"scaling.{name} has {np.min(part):g}, expected scales above 0")
-        scaling = Scaling(**parts, ids=ids)
-        self._roles()
-        self.model_ = predictor.network(s, scaling)
-        sizes = {
-            "H": s.horizon,
-            "C": scaling.units.shape[1],
-            "P": len(evaluation.pairs(s.quantiles)),
-        }
-        adjustment = pop_array(arrays, "adjustment", sizes)
-        ranks = pop_array(arrays, "ranks", {"K": None, "H": sizes["H"], "C": sizes["C"]})
-        test = {
-            name.removeprefix(TEST): arrays.pop(name)
-            for name in list(arrays)
-            if name.startswith(TEST)
-        }
-        final = self._restored(arrays, scaling)
-        self._keep(
-            self._restored(test, scaling) if test else final, final, adjustment, ranks_=ranks
-        )
-        return final.params
+        return SeriesScaling(**parts, ids=ids)
 
-    def _restored(self, arrays: dict[str, Host], scaling: Scaling) -> Predictor:
-        """Return the predictor of one network of a file; all arrays that are no weights are taken
-        out of `arrays`.
-        """
+    def _predictor(self, arrays: dict[str, Any], scaling: SeriesScaling) -> Predictor:
+        """Return the predictor of one network of a file."""
         s = self.settings
         C = scaling.units.shape[1]
-        H = s.horizon
         others = scaling.static.shape[1] + scaling.future.shape[1]
-        spread = pop_array(arrays, "spread", {"H": H, "C": C})
+        spread = array_of(arrays, "spread", {"H": s.horizon, "C": C})
         backend = backend_of(self.backend, self.dtype)
-        found = Combination.of_arrays(arrays, C, H, others)
-        return Predictor(s, backend, scaling, found, spread, self.model_, self._weights(arrays))
+        combination = Combination.of_arrays(arrays, C, s.horizon, others)
+        params = self._weights(arrays)
+        return Predictor(s, backend, scaling, combination, spread, self.model_, params)
 
     def _keep(self, test: Predictor, final: Predictor, adjustment: Values, **facts: Any) -> None:
         """Store what was fitted."""
@@ -652,144 +616,139 @@ quantiles, linear_baseline, season, calendar, least, refit
         self.checked()
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises where the backend does not have it
-        given = panels.given(
+        panel = panels.given(
             "Forecaster", values, Covariates.of("Forecaster", covariates), self._roles()
         )
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
-        variants = [self._series(given, self.horizon, look) for look in looks]
-        return backend, given, variants if variants[-1][0].marks else variants[:1]
+        variants = [self._series(panel, self.horizon, look) for look in looks]
+        return backend, panel, variants if variants[-1][0].marks else variants[:1]
 
-    def _series(self, given: Given, more: int, look: bool) -> list[TimeSeries]:
-        beside = given.covariates
+    def _series(self, panel: Given, more: int, look: bool) -> list[TimeSeries]:
+        covariates = list(panel.covariates)
         if (country := self.holidays) is not None:
-            if any(one.dates is None for one in beside):
-                needs = f"holidays={country!r} needs dates, the series has none"
-                raise ValueError(f"Forecaster: {needs}; expected a column of dates, or dates=")
-            found = [
-                calendar_of("Forecaster", one.dates)._replace(holidays=country) for one in beside
-            ]
-            beside = [
-                one._replace(dates=calendar) for one, calendar in zip(beside, found, strict=True)
-            ]
-        return read_series("Forecaster", given.values, beside, more, look)
+            for k, beside in enumerate(covariates):
+                if beside.dates is None:
+                    raise ValueError(
+                        f"Forecaster: holidays={country!r} needs dates, the series has none;"
+                        " expected a column of dates, or dates="
+                    )
+                calendar = calendar_of("Forecaster", beside.dates)
+                covariates[k] = beside._replace(dates=calendar._replace(holidays=country))
+        return read_series("Forecaster", panel.values, covariates, more, look)
 
     def _fit(
         self,
         variants: list[list[TimeSeries]],
-        given: Given,
+        panel: Given,
         backend: Backend,
         progress: Callable[[Progress], None] | None,
         group: Group | None = None,
-    ) -> None:
+    ) -> Self:
         """Train on series and store the result, also where a signal ends it."""
-        start = (
-            self.test_predictor_.params
-            if self.warm_start and self.__sklearn_is_fitted__()
-            else None
-        )
-        data = fitting.prepared(variants, given.ids, self.settings, backend)
+        is_warm = self.warm_start and self.__sklearn_is_fitted__()
+        start = self.test_predictor_.params if is_warm else None
+        data = fitting.prepared(variants, panel.ids, self.settings, backend)
         train = data["train"]
-        several = data["train"].several
-        s = data["train"].predictor.settings
-        stop: BaseException | None = None
-        trained = None
-        epochs = 0
+        s = train.predictor.settings
+        run = {"progress": progress, "group": group}
+        trained, stop = self._train_network(data, start, run)
+        test = fitting.alone(data["validation"].predictor, train)
         errors = dict[str, float]()
-        test = final = fitting.alone(data["validation"].predictor, train)
-        run: dict[str, Any] = {"progress": progress, "group": group}
-        if fitting.tries_network(train):
-            more = {name: getattr(self, name) for name in OF_TRAIN} | {
-                "epochs": s.epochs,
-                "patience": s.patience,
-            }
-            try:
-                trained = fitting.train(train, start, validation=data["validation"], **more, **run)
-            except (Interrupted, Terminated) as error:
-                stop = error
-                trained = error.trained
-            beside = replace(test, params=trained.params)
-            errors = fitting.network_errors(beside, data["validation"])
-            if (
-                not isinstance(s.candidates, str)
-                or errors["network"] < fitting.GAIN * errors["average"]
-            ):
-                test = beside
-                final = beside
+        epochs = 0  # of the network, if it forecasts
+        if trained is not None:
+            network = replace(test, params=trained.params)
+            errors = fitting.network_errors(network, data["validation"])
+            is_better = errors["network"] < fitting.GAIN * errors["average"]
+            if is_better or not isinstance(s.candidates, str):
+                test = network
                 epochs = max(1, trained.best_epoch)
+        final = test
         if s.refit and stop is None:
             rows = fitting.refitted(train)
             final = fitting.alone(rows.predictor, rows)
-            try:
-                if epochs:
-                    params = fitting.train(
-                        rows, start, epochs=epochs, graph=self.graph, **run
-                    ).params
-                    final = replace(final, params=params)
-            except (Interrupted, Terminated) as error:
+            if epochs:
+                options = run | {"epochs": epochs, "graph": self.graph}
+                again, stop = fitting.train(rows, start, **options)
+                final = replace(final, params=again.params)
+            if stop is not None:
                 final = test
                 problem = (
                     f"the training on all rows; the forecaster has the network of epoch {epochs}"
                 )
-                stop = type(error)(
-                    f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal
+                stop = type(stop)(
+                    f"Forecaster: signal {stop.signal} stopped {problem}", trained, stop.signal
                 )
-        outside = [
-            evaluation.last_errors(test, *one)
-            for one in zip(several, test.scaling.units, strict=True)
-        ]
-        adjustment = evaluation.adjustment(outside, s.quantiles)
-        season = fitting.season_of(several, s.season)
-        names, ids = (
-            np.array(some, dtype=object) if some else None for some in (given.names, given.ids)
-        )
+        self._keep_fit(test, final, train.several, panel, errors, epochs, trained)
+        return self._become(stop)
+
+    def _train_network(
+        self, data: dict[str, predictor.Examples], start: Params | None, run: dict[str, Any]
+    ) -> tuple[Trained | None, Interrupted | Terminated | None]:
+        """Train the network until validation ends it, where one is tried; return the result, and
+        the signal that ended it.
+        """
+        train = data["train"]
+        if not fitting.tries_network(train):
+            return None, None
+        s = train.predictor.settings
+        options = run | {name: getattr(self, name) for name in OF_TRAIN}
+        options |= {"validation": data["validation"], "epochs": s.epochs, "patience": s.patience}
+        return fitting.train(train, start, **options)
+
+    def _keep_fit(
+        self,
+        test: Predictor,
+        final: Predictor,
+        several: Sequence[TimeSeries],
+        panel: Given,
+        errors: dict[str, float],
+        epochs: int,
+        trained: Trained | None,
+    ) -> None:
+        """Store what was fitted, and all that is made of it."""
+        s = test.settings
+        pairs = zip(several, test.scaling.units, strict=True)
+        outside = [evaluation.last_errors(test, *pair) for pair in pairs]
         allowed = {
-            name: e
-            for name, e in final.combination.every_error.items()
+            name: error
+            for name, error in final.combination.every_error.items()
             if selection.allows(s, name)
         }
-        used = [name for name in final.combination.parts if name in allowed]
-        chosen = np.array([*used, *["network"] * bool(epochs)], dtype=object)
-        facts: dict[str, Any] = {
-            "chosen_": chosen,
-            "candidate_errors_": errors | allowed,
-            "ranks_": sampling.ranks(test, several),
-            "season_": season,
-            "calendar_": several[0].marks > 0,
-            "feature_names_in_": names,
-            "series_names_": ids,
-        }
-        self._keep(test, final, adjustment, trained_=trained, **facts)
-        if stop is not None:
-            raise stop
+        used = [name for name in final.combination.candidates if name in allowed]
+        self._keep(
+            test,
+            final,
+            evaluation.adjustment(outside, s.quantiles),
+            trained_=trained,
+            chosen_=np.array([*used, *["network"] * bool(epochs)], dtype=object),
+            candidate_errors_=errors | allowed,
+            ranks_=sampling.ranks(test, several),
+            season_=fitting.season_of(several, s.season),
+            calendar_=several[0].marks > 0,
+            feature_names_in_=names_array(panel.names),
+            series_names_=names_array(panel.ids),
+        )
 
     def _read(
         self, values: Any, covariates: CovariateArguments, steps: int
-    ) -> tuple[Given, list[TimeSeries], list[Values]]:
-        """Return series to predict after, with `steps` rows ahead, and their units; raise unless
-        they go with `fit`.
+    ) -> tuple[Given, list[TimeSeries], list[tuple[TimeSeries, Values]]]:
+        """Return series to predict after, with `steps` rows ahead, and each with its units; raise
+        unless they go with `fit`.
         """
         s = self.test_predictor_.settings
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
-        given = panels.given("Forecaster", values, beside, self._roles(), self._names())
-        ahead = max(steps, s.horizon)
-        several = self._series(given, ahead, self.calendar_)
-        fitted = [
-            scaling.units.shape[1],
-            *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static)),
-        ]
-        for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
+        panel = panels.given("Forecaster", values, beside, self._roles(), self._names())
+        several = self._series(panel, max(steps, s.horizon), self.calendar_)
+        fitted = [part.shape[1] for part in scaling[:4]]
+        for series, name in zip(several, names_of(panel.ids, len(several)), strict=True):
             N = len(series.values)
-            widths = [
-                series.values.shape[1],
-                series.past.shape[1],
-                series.future.shape[1],
-                len(series.static),
-            ]
+            parts = (series.values, series.past, series.future, series.static)
+            widths = [part.shape[-1] for part in parts]
             if widths != fitted:
-                names = "values, past, future (with what dates give) and static"
                 raise ValueError(
-                    f"Forecaster: {names} have {widths} columns, expected {fitted}, as in fit"
+                    "Forecaster: values, past, future (with what dates give) and static have"
+                    f" {widths} columns, expected {fitted}, as in fit"
                 )
             if s.window > N:
                 raise ValueError(
@@ -801,12 +760,16 @@ quantiles, linear_baseline, season, calendar, least, refit
                 raise ValueError(
                     f"Forecaster: future has {rows} rows after {name}, expected {steps}"
                 )
-        units = scaling.of(several, given.ids, s.window)
-        for series, unit in zip(several, units, strict=True):
-            check_reach(
-                "Forecaster", series.known, unit, self.predictor_.backend.dtype, series.begin
-            )
-        return given, several, units
+        pairs = list(zip(several, scaling.of(several, panel.ids, s.window), strict=True))
+        dtype = self.predictor_.backend.dtype
+        for series, units in pairs:
+            check_reach("Forecaster", series.known, units, dtype, series.begin)
+        return panel, several, pairs
+
+    def _steps(self, steps: int | None) -> int:
+        """Return how many steps to forecast; by default as many as the horizon."""
+        horizon: int = self.predictor_.settings.horizon
+        return horizon if steps is None else checks.size("Forecaster", "steps", steps)
 
     def _next(self, series: TimeSeries, units: Values) -> tuple[Values, Values]:
         """Return calibrated quantiles (H, C, Q) after the end of a series, and their width (1, C).
@@ -815,16 +778,13 @@ quantiles, linear_baseline, season, calendar, least, refit
         """
         s = self.predictor_.settings
         N = len(series.values)
-        rows = np.arange(max(s.window, N - selection.memory(s.horizon)), N + 1)
+        rows = np.arange(max(s.window, N - selection.error_rows(s.horizon)), N + 1)
         mean, quantiles, scale = self.predictor_.forecast(series, units, rows)
         levels = self._calibrated(np, mean, quantiles, scale, np.ones((1, 1)))
-        width = evaluation.width(
-            mean, levels, baselines.targets(series, rows, s.horizon, N), s.quantiles
-        )
-        return (
-            predictor.finite(self._calibrated(np, mean[-1:], quantiles[-1:], scale[-1:], width)[0]),
-            width,
-        )
+        truth = baselines.targets(series, rows, s.horizon, N)
+        width = evaluation.width(mean, levels, truth, s.quantiles)
+        latest = self._calibrated(np, mean[-1:], quantiles[-1:], scale[-1:], width)
+        return predictor.finite(latest[0]), width
 
     def _paths(
         self,
@@ -867,11 +827,11 @@ quantiles, linear_baseline, season, calendar, least, refit
         forecast of it.
         """
         p = self.predictor_
-        H = self.predictor_.settings.horizon
+        H = p.settings.horizon
         ahead: Values = np.empty((n, -(-steps // H) * H, self.n_targets_))
         for t in sampling.announced(steps, H):
-            known = ahead[: n if t else 1, :t]
-            ahead[:, t : t + H] = values(*p.finished(*sampling.before(p, series, units, known)))
+            past = ahead[: n if t else 1, :t]
+            ahead[:, t : t + H] = values(*p.finished(*sampling.before(p, series, units, past)))
         return ahead[:, :steps]
 
     def _calibrated(
@@ -880,15 +840,18 @@ quantiles, linear_baseline, season, calendar, least, refit
         """Return calibrated quantiles (M, H, C, Q), of which recent errors change the distances
         from the mean.
         """
-        wide = evaluation.widen(
-            xp, quantiles, scale, self.adjustment_, self.predictor_.settings.quantiles
-        )
-        return self.predictor_.limited(
-            xp, mean[..., None] + (wide - mean[..., None]) * width[:, None, :, None]
-        )
+        p = self.predictor_
+        mean = mean[..., None]
+        wide = evaluation.widen(xp, quantiles, scale, self.adjustment_, p.settings.quantiles)
+        return p.limited(xp, mean + (wide - mean) * width[:, None, :, None])
 
     def _ahead(self, series: TimeSeries, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
         return np.asarray(
             self._fed_back(series, units, 1, steps, lambda mean, quantiles, scale: mean)[0]
         )
+
+
+def _arrays_of(fitted: Predictor) -> dict[str, Any]:
+    """Return the arrays of one network for a file."""
+    return {"params": fitted.params, "spread": fitted.spread, **fitted.combination.arrays()}

@@ -22,7 +22,7 @@ MANY = (
 )
 
 
-class Sequences(NamedTuple):
+class InputSequences(NamedTuple):
     """Sequences (T_i, D) of float64, and how they were given.
 
     Attributes
@@ -42,7 +42,7 @@ class Sequences(NamedTuple):
     names: list[str] | None = None
 
 
-def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
+def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
     """Return X as sequences.
 
     Parameters
@@ -56,7 +56,7 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
 
     Returns
     -------
-    Sequences
+    InputSequences
 
     Raises
     ------
@@ -70,20 +70,7 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
         X = X.to_numpy()
     is_held = isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
     if is_held or (isinstance(X, list | tuple) and not (tables and _is_regular(X))):
-        rows = [_numbers(where, f"X[{k}]", row) for k, row in enumerate(X)]
-        if not rows:
-            raise ValueError(
-                f"{where}: X is empty, found 0 sample(s) while a minimum of 1 is required."
-            )
-        rows = [row[:, None] if row.ndim == 1 else row for row in rows]
-        for k, row in enumerate(rows):
-            if row.ndim != 2 or row.shape[1] != rows[0].shape[-1] or 0 in row.shape:
-                problem = f"X[{k}] has shape {row.shape} and X[0] {rows[0].shape}"
-                raise ValueError(
-                    f"{where}: {problem}, expected (T, D) with one D, and a step at least"
-                )
-            _finite(where, f"X[{k}]", row)
-        return Sequences(rows, False, rows[0].shape[1])
+        return _of_list(where, X)
     array = _numbers(where, "X", X)
     if array.ndim and len(array) == 0:
         raise ValueError(
@@ -98,8 +85,26 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
         )
     _finite(where, "X", array)
     if array.ndim == 2:
-        return Sequences(list(array[:, :, None]), True, array.shape[1], _names(X))
-    return Sequences(list(array), False, array.shape[2])
+        return InputSequences(list(array[:, :, None]), True, array.shape[1], _names(X))
+    return InputSequences(list(array), False, array.shape[2])
+
+
+def _of_list(where: str, X: Any) -> InputSequences:
+    """Return a list of arrays as sequences."""
+    rows = [_numbers(where, f"X[{k}]", row) for k, row in enumerate(X)]
+    if not rows:
+        raise ValueError(
+            f"{where}: X is empty, found 0 sample(s) while a minimum of 1 is required."
+        )
+    rows = [row[:, None] if row.ndim == 1 else row for row in rows]
+    for k, row in enumerate(rows):
+        if row.ndim != 2 or row.shape[1] != rows[0].shape[-1] or 0 in row.shape:
+            raise ValueError(
+                f"{where}: X[{k}] has shape {row.shape} and X[0] {rows[0].shape}, expected (T, D)"
+                " with one D, and a step at least"
+            )
+        _finite(where, f"X[{k}]", row)
+    return InputSequences(rows, False, rows[0].shape[1])
 
 
 def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) -> tuple[str, Host]:
@@ -145,9 +150,9 @@ def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) 
     array = _column(where, y, len(lengths), True)
     other = array[~np.isin(array, (0, 1))] if array.dtype.kind in "biuf" else array
     if other.size:
-        expected = "expected (N,), or (N, L) of 0 and 1, or (N, T) with a label for each step"
         raise ValueError(
-            f"{where}: y has shape {array.shape} and holds {other.flat[0]!s:.80}, {expected}"
+            f"{where}: y has shape {array.shape} and holds {other.flat[0]!s:.80}, expected (N,), or"
+            " (N, L) of 0 and 1, or (N, T) with a label for each step"
         )
     return "multilabel", array.astype(np.float64)
 
@@ -168,10 +173,10 @@ def labels(where: str, y: Any, count: int, name: str = "y") -> Host:
                 f"{where}: y contains NaN or None: {name}[{k}] is {label}, expected a label"
             )
         if isinstance(label, str) != isinstance(listed[0], str):
-            problem = (
-                f"{name}[{k}] is {checks.shown(label)} and {name}[0] {checks.shown(listed[0])}"
+            raise ValueError(
+                f"{where}: {name}[{k}] is {checks.shown(label)} and {name}[0]"
+                f" {checks.shown(listed[0])}, expected labels of one kind: text or numbers"
             )
-            raise ValueError(f"{where}: {problem}, expected labels of one kind: text or numbers")
     if array.dtype.kind == "f":
         _finite(where, name, array)
     return array
@@ -186,29 +191,34 @@ def targets(where: str, y: Any, count: int) -> Host:
     return array
 
 
-def weights(where: str, given: Any, count: int, lengths: list[int] | None = None) -> Host | None:
+def weights(
+    where: str, sample_weight: Any, count: int, lengths: list[int] | None = None
+) -> Host | None:
     """Return the weights of samples (N,), or None; raises ValueError unless they are numbers from 0
     up.
 
     With the `lengths` of sequences a sample is a step, (sum of T_i,); each may have its own weight,
     or all those of a sequence one.
     """
-    if given is None:
+    if sample_weight is None:
         return None
     if lengths is not None:
-        rows = _rows(where, given)
+        rows = _rows(where, sample_weight)
         if [len(row) for row in rows] != lengths:
-            return np.repeat(weights(where, given, count), lengths)  # type: ignore[arg-type]
-        given = np.concatenate([_host(where, "sample_weight", row) for row in rows])
+            of_sequences: Any = weights(where, sample_weight, count)
+            return np.repeat(of_sequences, lengths)
+        sample_weight = np.concatenate([_host(where, "sample_weight", row) for row in rows])
         count = sum(lengths)
-    numbers = _numbers(where, "sample_weight", given)
+    numbers = _numbers(where, "sample_weight", sample_weight)
     if numbers.shape != (count,):
         raise ValueError(
             f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)"
         )
     if not (np.all(numbers >= 0) and np.any(numbers)):
-        expected = "expected weights from 0 up, and some above zero"
-        raise ValueError(f"{where}: sample_weight has {numbers.min():g}, {expected}")
+        raise ValueError(
+            f"{where}: sample_weight has {numbers.min():g}, expected weights from 0 up, and some"
+            " above zero"
+        )
     return numbers
 
 
@@ -230,18 +240,14 @@ def _is_regular(X: Any) -> bool:
     ) == 1 and not hasattr(X[0], "shape")
 
 
-def _rows(where: str, given: Any) -> list[Any]:
+def _rows(where: str, values: Any) -> list[Any]:
     """Return the rows of an array or of a list, none where its entries are no rows."""
-    listed = (
-        [*given] if isinstance(given, list | tuple) else [*np.atleast_1d(_host(where, "y", given))]
+    is_list = isinstance(values, list | tuple)
+    rows = [*(values if is_list else np.atleast_1d(_host(where, "y", values)))]
+    are_rows = all(
+        hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in rows
     )
-    return (
-        listed
-        if all(
-            hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in listed
-        )
-        else []
-    )
+    return rows if are_rows else []
 
 
 def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> Host:
@@ -252,35 +258,35 @@ def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> H
     if array.ndim == 2 and array.shape[1] == 1 and not columns:
         words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
         # whose warning it is where scikit-learn is in use
-        known = sys.modules.get("sklearn.exceptions")
-        warnings.warn(words, getattr(known, "DataConversionWarning", UserWarning), stacklevel=6)
+        sklearn = sys.modules.get("sklearn.exceptions")
+        warnings.warn(words, getattr(sklearn, "DataConversionWarning", UserWarning), stacklevel=6)
         array = array[:, 0]
     if array.ndim != 1 and not (columns and array.ndim == 2):
         raise ValueError(
             f"{where}: {name} has shape {array.shape}, expected (N,){' or (N, O)' * columns}"
         )
     if len(array) != count:
-        problem = (
-            f"Found input variables with inconsistent numbers of samples: [{count}, {len(array)}]"
+        raise ValueError(
+            f"{where}: Found input variables with inconsistent numbers of samples: [{count},"
+            f" {len(array)}]"
         )
-        raise ValueError(f"{where}: {problem}")
     return array
 
 
-def _host(where: str, name: str, given: Any) -> Host:
+def _host(where: str, name: str, values: Any) -> Host:
     """Return an array on the host."""
-    checks.unmasked(where, name, given)
+    checks.unmasked(where, name, values)
     try:
-        return np.asarray(to_numpy(given) if is_foreign(given) else given)
+        return np.asarray(to_numpy(values) if is_foreign(values) else values)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{where}: {name} is {checks.shown(given)}, expected an array ({error})"
+            f"{where}: {name} is {checks.shown(values)}, expected an array ({error})"
         ) from error
 
 
-def _numbers(where: str, name: str, given: Any) -> Host:
+def _numbers(where: str, name: str, values: Any) -> Host:
     """Return float64 numbers on the host."""
-    array = _host(where, name, given)
+    array = _host(where, name, values)
     if array.dtype.kind == "c":
         raise ValueError(f"{where}: {name}: Complex data not supported")
     try:

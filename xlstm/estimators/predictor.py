@@ -18,7 +18,7 @@ from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import CHECKS, Host
 from xlstm.estimators.selection import Combination
-from xlstm.estimators.series_scaling import Origins, Scaling, scales, standard
+from xlstm.estimators.series_scaling import Origins, SeriesScaling, scales, standard
 from xlstm.models.sequence import SequenceModel, sequence_model
 
 # the network's first weights of its head, as a share of the usual: it begins near the average
@@ -134,7 +134,7 @@ class Predictor:
     ----------
     settings : Settings
     backend : Backend
-    scaling : Scaling
+    scaling : SeriesScaling
     combination : Combination
         The average of the other candidates, to which the network adds.
     spread : array (H, C), or None before it is known
@@ -147,7 +147,7 @@ class Predictor:
 
     settings: Settings
     backend: Backend
-    scaling: Scaling
+    scaling: SeriesScaling
     combination: Combination
     spread: Any
     model: SequenceModel
@@ -159,7 +159,7 @@ class Predictor:
         """Return the mean (M, H, C), quantiles (M, H, C, Q) and the scale (M, C) after the windows
         of a series.
 
-        Its units (C,) are those of `Scaling.of`. A forecast that is not finite raises
+        Its units (C,) are those of `SeriesScaling.of`. A forecast that is not finite raises
         FloatingPointError.
         """
         return self.finished(*self.before(series, units, origins))
@@ -306,13 +306,13 @@ def examples(
     return Examples(predictor, several, numbers, rows, scale, target, mask)
 
 
-def width(scaling: Scaling) -> int:
+def width(scaling: SeriesScaling) -> int:
     """Return the number of columns that a network sees."""
     units, past, future, static = (part.shape[1] for part in scaling[:4])
     return int(units + past + 2 * future + static)
 
 
-def network(settings: Settings, scaling: Scaling) -> SequenceModel:
+def network(settings: Settings, scaling: SeriesScaling) -> SequenceModel:
     """Return the network of a forecaster: recurrent layers and a head for each step ahead, target
     and quantile.
     """

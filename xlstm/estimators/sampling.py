@@ -26,7 +26,7 @@ from xlstm.estimators.fitting import parts_of
 from xlstm.estimators.predictor import Predictor
 
 log = logging.getLogger("xlstm")
-KEPT = 500  # forecasts whose ranks are kept, of all series
+RANKED = 500  # forecasts whose ranks are stored, of all series
 FARTHEST = 1e-9  # least level that is drawn, and least distance from 1
 LONG = 10.0  # seconds from which on a forecast says how long it takes
 PATHS = 1000  # that quantiles beyond the horizon are taken of
@@ -36,11 +36,11 @@ def ranks(predictor: Predictor, several: Sequence[TimeSeries]) -> Values:
     """Return the ranks of errors among those of the same step and target, from 0 on, (K, H, C).
 
     They are those of forecasts into the validation part and the test part, evenly spaced where
-    these have more than KEPT. A step without a truth counts as one without an error.
+    these have more than RANKED. A step without a truth counts as one without an error.
     """
     s = predictor.settings
     parts = []
-    most = -(-KEPT // len(several))
+    most = -(-RANKED // len(several))
     for series, units in zip(several, predictor.scaling.units, strict=True):
         N = len(series.values)
         origins = np.arange(parts_of(N, s)["validation"].start, N - s.horizon + 1)
@@ -66,15 +66,15 @@ def draw(
     scores = np.vectorize(NORMAL, otypes=[np.float64])
     drawn = (ranked[rng.integers(len(ranked), size=n)] + rng.random((n, 1, 1))) / len(ranked)
     z = scores(np.clip(drawn, FARTHEST, 1 - FARTHEST))[..., None]
-    known = scores(levels)
+    inner = scores(levels)
     low = len(levels) // 2
     high = (len(levels) - 1) // 2  # the tails are as wide as the sides of the middle say
     first = quantiles[..., :1]
     last = quantiles[..., -1:]
     end = scores(1 - FARTHEST)
-    below = first - (end + known[0]) / (known[low] - known[0]) * (quantiles[..., [low]] - first)
-    above = last + (end - known[-1]) / (known[-1] - known[high]) * (last - quantiles[..., [high]])
-    knots = np.array([-end, *known, end])
+    below = first - (end + inner[0]) / (inner[low] - inner[0]) * (quantiles[..., [low]] - first)
+    above = last + (end - inner[-1]) / (inner[-1] - inner[high]) * (last - quantiles[..., [high]])
+    knots = np.array([-end, *inner, end])
     values = np.concatenate((below, quantiles, above), axis=-1)
     left = np.clip(np.searchsorted(knots, z, side="right") - 1, 0, len(knots) - 2)  # (n, H, C, 1)
     values = np.broadcast_to(values, (n, *values.shape[1:]))
@@ -119,16 +119,16 @@ def before(
     begin = max(0, N + t - max(s.window, combination.reach))
     past = series.past[min(begin, N - 1) :]
     future = series.future[begin:]
-    known = np.broadcast_to(series.known[begin:], (n, max(0, N - begin), C))
-    known = np.concatenate((known, ahead[:, max(0, begin - N) :]), axis=1)  # (n, L, C)
-    L = known.shape[1]
-    side = known.swapaxes(0, 1).reshape(L, n * C)
+    observed = np.broadcast_to(series.known[begin:], (n, max(0, N - begin), C))
+    values = np.concatenate((observed, ahead[:, max(0, begin - N) :]), axis=1)  # (n, L, C)
+    L = values.shape[1]
+    side = values.swapaxes(0, 1).reshape(L, n * C)
     beside = replace(predictor, combination=combination.repeated(n))
     base = beside.base(
         series._replace(values=side, known=side, future=future), np.tile(units, n), np.array([L])
     )
     rows = np.arange(L - s.window, L + s.horizon)
-    behind = known[:, np.minimum(rows, L - 1)].reshape(-1, C)
+    behind = values[:, np.minimum(rows, L - 1)].reshape(-1, C)
     past, future = (
         np.tile(part[np.minimum(rows, len(part) - 1)], (n, 1)) for part in (past, future)
     )

@@ -20,9 +20,15 @@ from xlstm.arrays.ranks.groups import Group
 from xlstm.cells.activations import sigmoid, softmax
 from xlstm.data import Sequences
 from xlstm.estimators import inputs
-from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator, column_names
+from xlstm.estimators.base import (
+    AnyPath,
+    Host,
+    NetworkEstimator,
+    column_names,
+    learn,
+    names_array,
+)
 from xlstm.models.sequence import sequence_model
-from xlstm.training import Trained
 
 LEAST = 10  # sequences to validate with; with fewer the validation loss says little
 CHUNK = 256  # sequences predicted at once
@@ -38,20 +44,15 @@ def _labels(where: str, name: str, value: Any) -> Host:
     """Check the labels of classes as a file holds them."""
     expected = "text or numbers of one kind"
     labels = checks.several(where, name, value, expected)
-    if (
-        not labels
-        or not isinstance(labels[0], str | int | float)
-        or len({type(label) for label in labels}) > 1
-    ):
-        raise ValueError(
-            f"{where}: {name} holds {checks.shown(labels[0] if labels else labels)}, expected"
-            f" {expected}"
-        )
+    kinds = {type(label) for label in labels}
+    if len(kinds) != 1 or not isinstance(labels[0], str | int | float):
+        label = checks.shown(labels[0] if labels else labels)
+        raise ValueError(f"{where}: {name} holds {label}, expected {expected}")
     return np.array(labels)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class SequenceEstimator(TrainedEstimator, NetworkEstimator):
+class SequenceEstimator(NetworkEstimator):
     """The base of `SequenceClassifier` and `SequenceRegressor`."""
 
     _arrays: ClassVar[tuple[str, ...]] = ("mean_", "std_")
@@ -105,56 +106,39 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         self.checked()
         again = self.warm_start and self.__sklearn_is_fitted__()
         data = inputs.sequences(where, X, tables=not again or self.table_)
-        count = len(data.rows)
         if again:
             self._check_features(where, data)
-        results, target, weights = self._targets(
-            y, sample_weight, [len(row) for row in data.rows], again
-        )
+        lengths = [len(row) for row in data.rows]
+        results, target, weights = self._targets(y, sample_weight, lengths, again)
         kind = results.get("target_kind_", "sequence")
         mean, std = (self.mean_, self.std_) if again else self._scale(data)
-        model = self.network(
-            data.rows[0].shape[1], len(results[self._each_output]), last=kind != "step"
-        )
+        outputs = len(results[self._each_output])
+        model = self.network(data.rows[0].shape[1], outputs, last=kind != "step")
         home = self._backend(X)
         if again:
             self._check_warm_start(self.model_.recurrent, model.recurrent)
-        order = generator(self.seed, stream=3, where=where).permutation(count)
-        held = int(self.validation_fraction * count)
-        counts = (
-            np.ones(count) if weights is None else np.array([np.any(weights[k]) for k in order])
-        )
-        if held < LEAST or not (np.any(counts[:held]) and np.any(counts[held:])):
-            held = 0
         rows = [_scaled(row, mean, std) for row in data.rows]
-        parts = (rows, target, weights)
-        fitted, held_out = (
-            self._batches(parts, part, kind == "step") for part in (order[held:], order[:held])
+        training, validation = (
+            self._batches(rows, target, weights, part, kind == "step")
+            for part in self._parts(len(rows), weights)
         )
-        results |= {
-            "table_": data.is_table,
-            "n_features_in_": data.features,
-            "mean_": mean,
-            "std_": std,
-        }
-        results["feature_names_in_"] = (
-            None if data.names is None else np.array(data.names, dtype=object)
-        )
-
-        def keep(trained: Trained) -> None:
-            epochs = max(1, len(trained.validations) or trained.best_epoch)
-            self._become(
-                model_=model, params_=trained.params, trained_=trained, n_iter_=epochs, **results
-            )
-
         start = self.params_ if again else model.init(self.seed, home)
-        options = {
-            "epochs": self.epochs,
-            "patience": self.patience if held else None,
-            "validation": held_out,
-        }
-        return self._train(
-            model, start, fitted, home, keep, loss=self._losses[kind], group=group, **options
+        patience = None if validation is None else self.patience
+        options = {"epochs": self.epochs, "patience": patience, "validation": validation}
+        loss = self._losses[kind]
+        trained, stop = learn(self, model, start, training, home, loss=loss, group=group, **options)
+        return self._become(
+            stop,
+            model_=model,
+            params_=trained.params,
+            trained_=trained,
+            n_iter_=max(1, len(trained.validations) or trained.best_epoch),
+            table_=data.is_table,
+            n_features_in_=data.features,
+            feature_names_in_=names_array(data.names),
+            mean_=mean,
+            std_=std,
+            **results,
         )
 
     def save(self, path: AnyPath, note: dict[str, Any] | None = None) -> None:
@@ -200,12 +184,9 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
-                problem = (
-                    f"X[{k}] is {np.max(np.abs(row)):.3g} from the mean once scaled, whose square"
-                    " overflows"
-                )
                 raise ValueError(
-                    f"{where}: {problem}; expected less than {most:.3g} for {self.dtype}"
+                    f"{where}: X[{k}] is {np.max(np.abs(row)):.3g} from the mean once scaled, whose"
+                    f" square overflows; expected less than {most:.3g} for {self.dtype}"
                 )
         return rows
 
@@ -219,9 +200,12 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
                 f"{where}: lengths is True, expected False: it takes tables, whose rows have {N}"
                 " steps"
             )
-        given = {"x": (("batch", N) if self.table_ else ("batch", "time", N), np.float64)}
-        more = {"lengths": (("batch",), np.int32)} if lengths else {}
-        return super().for_export(lengths)[0], given | more, self._exported
+        inputs: dict[str, Any] = {
+            "x": (("batch", N) if self.table_ else ("batch", "time", N), np.float64)
+        }
+        if lengths:
+            inputs["lengths"] = ("batch",), np.int32
+        return super().for_export(lengths)[0], inputs, self._exported
 
     def _exported(
         self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
@@ -241,7 +225,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         """Return the answers of a name for X; those of steps are a list where X is one."""
         y = self._outputs(X)
         if self.target_kind_ == "step" and len(getattr(X, "shape", ())) < 2:
-            return [self._answers(np, one)[name] for one in y]
+            return [self._answers(np, of_sequence)[name] for of_sequence in y]
         return self._answers(np, np.stack(y))[name]
 
     def _outputs(self, X: Any) -> list[Host]:
@@ -250,62 +234,49 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         home = backend_like(next(iter(self.params_.values())))
         # sorted by length, they need little padding
         order = np.argsort([len(row) for row in rows], kind="stable")
+        data = Sequences([rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK)
         outputs: list[Host] = []
-        for batch in Sequences(
-            [rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK
-        ).batches():
+        for batch in data.batches():
             lengths: Any = batch.lengths
-            y, *_ = self.model_(
-                self.params_, home.asarray(batch.x), lengths=None if self.table_ else lengths
-            )
+            x = home.asarray(batch.x)
+            y, *_ = self.model_(self.params_, x, lengths=None if self.table_ else lengths)
             y = to_numpy(y).astype(np.float64)
-            outputs.extend(
-                (y[:T, k] for k, T in enumerate(lengths)) if self.target_kind_ == "step" else y
-            )
+            is_step = self.target_kind_ == "step"
+            outputs.extend((y[:T, k] for k, T in enumerate(lengths)) if is_step else y)
         return [outputs[k] for k in np.argsort(order)]
 
-    def _check_features(self, where: str, data: inputs.Sequences) -> None:
+    def _check_features(self, where: str, data: inputs.InputSequences) -> None:
         count = data.features
-        known = self.n_features_in_
+        fitted = self.n_features_in_
+        kinds = "a list of sequences (T, D) with D = {}", "a table (N, T) with T = {} columns"
         if data.is_table != self.table_:
-            kinds = (
-                f"a list of sequences (T, D) with D = {known}",
-                f"a table (N, T) with T = {known} columns",
-            )
-            came = (
-                f"a table with {count} columns"
-                if data.is_table
-                else f"sequences (T, D) with D = {count}"
-            )
+            came = kinds[data.is_table].format(count)
+            expected = kinds[self.table_].format(fitted)
             raise ValueError(
-                f"{where}: X is {came}, expected {kinds[self.table_]}; [X] is a list of one"
-                " sequence"
+                f"{where}: X is {came}, expected {expected}; [X] is a list of one sequence"
             )
-        if count != known:
+        if count != fitted:
             raise ValueError(
-                f"{where}: X has {count} features, but {where} is expecting {known} features as"
+                f"{where}: X has {count} features, but {where} is expecting {fitted} features as"
                 " input"
             )
-        names = getattr(self, "feature_names_in_", None)
-        if names is not None and data.names is not None and list(names) != data.names:
-            problem = f"they are {checks.shown(data.names)}, expected {checks.shown(list(names))}"
+        names = list(getattr(self, "feature_names_in_", ()))
+        if names and data.names and names != data.names:
             raise ValueError(
-                f"{where}: The feature names should match those that were passed during fit:"
-                f" {problem}"
+                f"{where}: The feature names should match those that were passed during fit: they"
+                f" are {checks.shown(data.names)}, expected {checks.shown(names)}"
             )
 
     def _backend(self, X: Any) -> Backend:
         """Return the backend that is asked for, or that of X where it is an array of a library
         other than NumPy.
         """
-        chosen = (
-            backend_like(from_foreign("fit", X))
-            if self.backend is None and inputs.is_foreign(X)
-            else self.backend
-        )
-        return backend_of(chosen, self.dtype)
+        backend = self.backend
+        if backend is None and inputs.is_foreign(X):
+            backend = backend_like(from_foreign("fit", X))
+        return backend_of(backend, self.dtype)
 
-    def _scale(self, data: inputs.Sequences) -> tuple[Host, Host]:
+    def _scale(self, data: inputs.InputSequences) -> tuple[Host, Host]:
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
         if not self.standardize:
             return np.zeros(1), np.ones(1)
@@ -314,18 +285,35 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         std = steps.std(axis=0)
         return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
-    def _batches(self, parts: tuple[Any, ...], part: Host, every_step: bool) -> Any:
-        """Return batches of some of the sequences, of their targets and of their weights, which may
-        be None.
+    def _parts(self, count: int, weights: Any) -> tuple[Host, Host]:
+        """Return which sequences to train on, and which to validate with, if any."""
+        order = generator(self.seed, stream=3, where=type(self).__name__).permutation(count)
+        training, validation = np.split(order, [int(self.validation_fraction * count)])[::-1]
+        both_count = all(
+            any(weights is None or np.any(weights[k]) for k in part)
+            for part in (training, validation)
+        )
+        if len(validation) < LEAST or not both_count:
+            return order, order[:0]
+        return training, validation
+
+    def _batches(
+        self, rows: list[Host], target: Any, weights: Any, part: Host, every_step: bool
+    ) -> Any:
+        """Return batches of some of the sequences, of their targets and of their weights, if there
+        are some.
         """
         if len(part) == 0:
             return None
-        rows, target, weights = (
-            None if values is None else [values[k] for k in part] for values in parts
+        return Sequences(
+            [rows[k] for k in part],
+            [target[k] for k in part],
+            None if weights is None else [weights[k] for k in part],
+            batch_size=self.batch_size,
+            every_step=every_step,
         )
-        return Sequences(rows, target, weights, batch_size=self.batch_size, every_step=every_step)
 
-    def _restore(self, arrays: dict[str, Host]) -> Params:
+    def _restore(self, fitted: dict[str, Any]) -> Params:
         steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
         for name in ("mean_", "std_"):
             if getattr(self, name).shape not in ((1,), (width,), (steps, width)):
@@ -335,18 +323,24 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         self.model_ = self.network(
             width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
         )
-        return self._weights(arrays)
+        return self._weights(fitted)
 
     def network(self, width: int, outputs: int, last: bool = True) -> Any:
         """Return the model for sequences of a width D that gives so many numbers at the end, or at
         each step.
         """
-        sizes = {
-            name: getattr(self, name)
-            for name in ("hidden_size", "num_layers", "bidirectional", "dropout")
-        }
-        sizes |= {"input_size": width, "output_size": outputs, "last": last}
-        return sequence_model(type(self).__name__, self.cell, **sizes, **(self.options or {}))
+        return sequence_model(
+            type(self).__name__,
+            self.cell,
+            input_size=width,
+            output_size=outputs,
+            last=last,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            **(self.options or {}),
+        )
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -488,7 +482,7 @@ class SequenceClassifier(SequenceEstimator):
         labels = self.predict(X)
         where = type(self).__name__
         each_step = self.target_kind_ == "step"
-        lengths = [len(one) if each_step else 1 for one in labels]
+        lengths = [len(label) if each_step else 1 for label in labels]
         predicted = np.concatenate([*labels]) if each_step else labels
         _, truth = inputs.classified(where, y, lengths, each_step)
         if truth.shape != predicted.shape:
@@ -517,12 +511,10 @@ class SequenceClassifier(SequenceEstimator):
             (np.arange(truth.shape[1]), truth) if truth.ndim == 2 else self._numbered(truth)
         )
         if again and not (kind == self.target_kind_ and np.array_equal(classes, self.classes_)):
-            expected = (
-                f"expected those of before, {self.target_kind_} classes"
-                f" {checks.shown(self.classes_.tolist())}"
-            )
             raise ValueError(
-                f"{where}: y holds the {kind} classes {checks.shown(classes.tolist())}, {expected}"
+                f"{where}: y holds the {kind} classes {checks.shown(classes.tolist())}, expected"
+                f" those of before, {self.target_kind_} classes"
+                f" {checks.shown(self.classes_.tolist())}"
             )
         weights = inputs.weights(
             where, sample_weight, len(lengths), lengths if kind == "step" else None
@@ -561,28 +553,28 @@ class SequenceClassifier(SequenceEstimator):
         """
         if target.ndim == 2:
             return np.stack(
-                [self._class_weights(np.arange(2), one) for one in target.astype(np.int64).T],
+                [self._class_weights(np.arange(2), column) for column in target.astype(np.int64).T],
                 axis=1,
             )
-        given = self.class_weight
+        weights = self.class_weight
         labels = classes.tolist()
-        if not isinstance(given, Mapping):  # "balanced": all classes that are there count alike
+        if not isinstance(weights, Mapping):  # "balanced": all classes that are there count alike
             counts = np.bincount(target, minlength=len(classes))
             return (len(target) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[target]
-        missing = [label for label in labels if label not in given]
-        if missing and len(labels) - len(missing) != len(given):
-            problem = (
-                f"class_weight has the labels {checks.shown([*given])}, expected some of"
-                f" {checks.shown(labels)}"
+        if set(weights) - set(labels) and set(labels) - set(weights):
+            raise ValueError(
+                f"{type(self).__name__}: class_weight has the labels {checks.shown([*weights])},"
+                f" expected some of {checks.shown(labels)}"
             )
-            raise ValueError(f"{type(self).__name__}: {problem}")
-        return np.array([given.get(label, 1.0) for label in labels], dtype=np.float64)[target]
+        return np.array([weights.get(label, 1.0) for label in labels], dtype=np.float64)[target]
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that a file keeps; JSON has only text as keys."""
         settings = super()._settings()
-        given = settings["class_weight"]
-        return settings | {"class_weight": [*given.items()] if isinstance(given, dict) else given}
+        weights = settings["class_weight"]
+        if isinstance(weights, dict):
+            settings["class_weight"] = [*weights.items()]
+        return settings
 
 
 class SequenceRegressor(SequenceEstimator):
@@ -656,8 +648,10 @@ checkpoints, resume
             mean = self.target_mean_
             std = self.target_std_
             if columns.shape[1] != len(mean):
-                problem = f"y has {columns.shape[1]} targets, expected those of before, {len(mean)}"
-                raise ValueError(f"{where}: {problem}, or warm_start=False")
+                raise ValueError(
+                    f"{where}: y has {columns.shape[1]} targets, expected those of before,"
+                    f" {len(mean)}, or warm_start=False"
+                )
         else:
             mean = columns.mean(axis=0)
             std = columns.std(axis=0)
@@ -665,10 +659,10 @@ checkpoints, resume
         results = {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}
         return results, (columns - mean) / std, weights
 
-    def _restore(self, arrays: dict[str, Host]) -> Params:
+    def _restore(self, fitted: dict[str, Any]) -> Params:
         for name in ("target_mean_", "target_std_"):
             checks.shape("file", name, getattr(self, name), {"O": len(self.target_mean_)})
-        return super()._restore(arrays)
+        return super()._restore(fitted)
 
 
 def _scaled(rows: Any, mean: Host, std: Host) -> Any:

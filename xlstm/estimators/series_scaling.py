@@ -13,23 +13,23 @@ from xlstm.data.host import LARGEST, Values
 from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
 
-# usual changes beyond which a change counts as no larger, so that one outlier does not decide all
+# typical changes beyond which a change counts as no larger, so that one outlier does not decide all
 FAR = 1e3
 FARTHEST = 1e100  # the same for scales, whose squares are to be finite
 # unit of a constant series: a share of its value, and the least one
 FLAT = (float(np.finfo(np.float64).eps), 1e-200)
-LEAST = 0.05  # least scale of a window, as a share of the usual change of its series
+LEAST = 0.05  # least scale of a window, as a share of the typical change of its series
 
 Origins = np.ndarray[Any, Any]  # rows of the first values to predict, (M,)
 
 
-class Scaling(NamedTuple):
+class SeriesScaling(NamedTuple):
     """Units of values and of covariates, from the training part.
 
     Attributes
     ----------
     units : array (S, C)
-        The usual change within a window, of each series and target: a root mean square.
+        The typical change within a window, of each series and target: a root mean square.
     past, future, static : array (2, K)
         Means and standard deviations of covariates.
     ids : list of S str
@@ -45,20 +45,17 @@ class Scaling(NamedTuple):
     @classmethod
     def fit(
         cls, several: Sequence[TimeSeries], ids: Sequence[str], window: int, stops: Sequence[int]
-    ) -> Scaling:
+    ) -> SeriesScaling:
         """Return the units of series, each up to a row of `stops`; raise where one cannot be
         measured.
         """
-        named = zip(several, stops, names_of(ids, len(several)), strict=True)
-        units = np.stack([units_of(series, window, stop, name) for series, stop, name in named])
-        past, future = (
-            np.concatenate(
-                [getattr(one, name)[:stop] for one, stop in zip(several, stops, strict=True)]
-            )
-            for name in ("past", "future")
-        )
-        static = np.stack([one.static for one in several])
-        return cls(units, _moments(past), _moments(future), _moments(static), ids)
+        until = list(zip(several, stops, strict=True))
+        named = zip(until, names_of(ids, len(several)), strict=True)
+        units = np.stack([units_of(series, window, stop, name) for (series, stop), name in named])
+        past = _moments(np.concatenate([series.past[:stop] for series, stop in until]))
+        future = _moments(np.concatenate([series.future[:stop] for series, stop in until]))
+        static = _moments(np.stack([series.static for series in several]))
+        return cls(units, past, future, static, ids)
 
     def of(self, several: Sequence[TimeSeries], ids: Sequence[str], window: int) -> list[Values]:
         """Return the units (C,) of series: those of the fitted series of the same name, else their
@@ -72,36 +69,36 @@ class Scaling(NamedTuple):
 
 def names_of(ids: Sequence[str], count: int) -> list[str]:
     """Return the names of so many series for errors, by their `ids` if they have some."""
-    return (
-        ["the series"]
-        if count == 1 and not ids
-        else [f"series {checks.shown(one)}" for one in ids or range(count)]
-    )
+    if count == 1 and not ids:
+        return ["the series"]
+    return [f"series {checks.shown(name)}" for name in ids or range(count)]
 
 
 def units_of(series: TimeSeries, window: int, stop: int, name: str) -> Values:
     """Return the root mean square by which values within a window differ from the last one,
     (C,).
     """
-    known = series.known[:stop]
-    check_changes("Forecaster", known, name)
-    if np.any(constant := np.ptp(known, axis=0) == 0):
+    values = series.known[:stop]
+    check_changes("Forecaster", values, name)
+    if np.any(constant := np.ptp(values, axis=0) == 0):
         c = int(np.argmax(constant))
-        where = f" in column {c}" if known.shape[1] > 1 else ""
-        problem = f"is constant at {known[0, c]:g}{where}, there is nothing to learn"
-        raise ValueError(f"Forecaster: the training part of {name} {problem}")
-    return _usual(series, stop, window)
-
-
-def check_changes(where: str, known: Values, name: str) -> None:
-    """Raise ValueError if a column changes, but so little that squares of its changes are 0."""
-    spreads = np.ptp(known, axis=0)
-    for c in np.flatnonzero((spreads > 0) & (spreads < 1 / LARGEST)):
-        column = f" in column {c}" if known.shape[1] > 1 else ""
-        problem = (
-            f"changes by no more than {spreads[c]:g}{column}, expected {1 / LARGEST:g} or more"
+        where = f" in column {c}" if values.shape[1] > 1 else ""
+        raise ValueError(
+            f"Forecaster: the training part of {name} is constant at {values[0, c]:g}{where}, there"
+            " is nothing to learn"
         )
-        raise ValueError(f"{where}: {name} {problem}, as squares are taken; multiply its values")
+    return _typical_change(series, stop, window)
+
+
+def check_changes(where: str, values: Values, name: str) -> None:
+    """Raise ValueError if a column changes, but so little that squares of its changes are 0."""
+    spreads = np.ptp(values, axis=0)
+    for c in np.flatnonzero((spreads > 0) & (spreads < 1 / LARGEST)):
+        column = f" in column {c}" if values.shape[1] > 1 else ""
+        raise ValueError(
+            f"{where}: {name} changes by no more than {spreads[c]:g}{column}, expected"
+            f" {1 / LARGEST:g} or more, as squares are taken; multiply its values"
+        )
 
 
 def own_units(series: TimeSeries, window: int) -> Values:
@@ -111,38 +108,34 @@ def own_units(series: TimeSeries, window: int) -> Values:
     A series that does not change there is measured as a whole; one that never changes has a unit of
     next to nothing.
     """
-    known = series.known
-    whole = np.maximum(
-        _usual(series, len(known), window), np.maximum(FLAT[0] * np.abs(known[-1]), FLAT[1])
-    )
+    values = series.known
+    least = np.maximum(FLAT[0] * np.abs(values[-1]), FLAT[1])
+    whole = np.maximum(_typical_change(series, len(values), window), least)
     # fewer than 3 rows have no parts
-    part = _usual(series, split(max(len(known), 3)).train.stop, window)
+    part = _typical_change(series, split(max(len(values), 3)).train.stop, window)
     return np.where(part > 0, part, whole)
 
 
-def _usual(series: TimeSeries, stop: int, window: int) -> Values:
+def _typical_change(series: TimeSeries, stop: int, window: int) -> Values:
     """Return the root mean square of changes within a window, (C,), since each target began; 0 for
     a single row.
     """
-    usual = np.zeros(series.known.shape[1])
+    changes = np.zeros(series.known.shape[1])
     for c, begin in enumerate(np.argmax(~np.isnan(series.values[:stop]), axis=0)):
-        known = series.known[begin:stop, c : c + 1]
+        values = series.known[begin:stop, c : c + 1]
+        lags = range(1, min(window, len(values)))
         with np.errstate(over="ignore"):
-            squares = [
-                np.mean((known[lag:] - known[:-lag]) ** 2)
-                for lag in range(1, min(window, len(known)))
-            ]
-        usual[c] = np.sqrt(np.mean(squares)) if squares else 0.0
-    return usual
+            squares = [np.mean((values[lag:] - values[:-lag]) ** 2) for lag in lags]
+        changes[c] = np.sqrt(np.mean(squares)) if squares else 0.0
+    return changes
 
 
-def scales(known: Values, origins: Origins, window: int, units: Values) -> Values:
+def scales(values: Values, origins: Origins, window: int, units: Values) -> Values:
     """Return the scale (M, C) of the windows before each origin."""
-    total = np.zeros((len(origins), known.shape[1]))
+    total = np.zeros((len(origins), values.shape[1]))
     for lag in range(2, window + 1):
-        total += (
-            np.minimum(np.abs(known[origins - lag] - known[origins - 1]) / units, FARTHEST) ** 2
-        )
+        changes = np.abs(values[origins - lag] - values[origins - 1]) / units
+        total += np.minimum(changes, FARTHEST) ** 2
     return np.asarray(units * np.maximum(np.sqrt(total / (window - 1)), LEAST))
 
 

@@ -16,10 +16,10 @@ from xlstm.arrays.namespace import Params
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data import text
 from xlstm.data.batches import Streams
-from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator
+from xlstm.estimators.base import AnyPath, NetworkEstimator, learn
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
-from xlstm.training import Trained, evaluate
+from xlstm.training import evaluate
 
 VOCABULARY = "vocabulary"  # the array of a model file with the content of the codec
 # Codecs by their kinds, from their content.
@@ -32,7 +32,7 @@ LEAST = 2  # tokens of a text that can be learnt from or evaluated
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class TextModel(TrainedEstimator, NetworkEstimator):
+class TextModel(NetworkEstimator):
     """A language model that learns from a text, and writes more of it.
 
     The text is read as parallel streams whose state is carried on (truncated backpropagation
@@ -153,34 +153,34 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         again = self.warm_start and self.__sklearn_is_fitted__()
         kind, codec = (self.codec_kind_, self.codec_) if again else self._codec(whole)
         if self.tokens in CODECS and self.tokens != kind:
-            problem = (
-                f"tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
+            raise ValueError(
+                f"{where}: tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
                 " warm_start=False"
             )
-            raise ValueError(f"{where}: {problem}")
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
-        fitted, held_out = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
+        fitted, held_out = np.split(numbers, [len(numbers) - held])
         data = Streams(fitted[:-1], fitted[1:], self.batch_size, self.length)
         model = self._model(codec.size)
         home = backend_of(self.backend, self.dtype)
         if again:
             self._check_warm_start(self.model_.backbone, model.backbone)
-
-        def keep(trained: Trained) -> None:
-            results = {
-                "params_": trained.params,
-                "trained_": trained,
-                "n_iter_": len(trained.losses),
-            }
-            self._become(codec_=codec, codec_kind_=kind, model_=model, **results)
-            self.vocab_size_ = model.vocab_size
-            self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
-
         start = self.params_ if again else model.init(self.seed, home)
-        return self._train(
-            model, start, data, home, keep, steps=self.steps, every=self.every, group=group
+        options = {"steps": self.steps, "every": self.every, "group": group}
+        trained, stop = learn(self, model, start, data, home, **options)
+        self._become(
+            codec_=codec,
+            codec_kind_=kind,
+            model_=model,
+            params_=trained.params,
+            trained_=trained,
+            n_iter_=len(trained.losses),
         )
+        self.vocab_size_ = model.vocab_size
+        self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
+        if stop is not None:
+            raise stop
+        return self
 
     def nats(self, X: Any) -> float:
         """Return the mean of -log p of a token given those before it, in nats; `X` as for `fit`.
@@ -246,16 +246,17 @@ class TextModel(TrainedEstimator, NetworkEstimator):
             None,
         )
 
-    def _content(self) -> dict[str, Any]:
-        return super()._content() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
+    def _fitted(self) -> dict[str, Any]:
+        return super()._fitted() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
 
-    def _restore(self, arrays: dict[str, Host]) -> Params:
-        if VOCABULARY not in arrays:
-            raise ValueError(f"{VOCABULARY} is missing")
-        self.codec_ = CODECS[self.codec_kind_](arrays.pop(VOCABULARY).astype(np.uint8).tobytes())
+    def _restore(self, fitted: dict[str, Any]) -> Params:
+        content: Any = fitted.get(VOCABULARY)
+        if getattr(content, "dtype", None) != np.uint8:
+            raise ValueError(f"{VOCABULARY} is {checks.shown(content)}, expected an array of bytes")
+        self.codec_ = CODECS[self.codec_kind_](content.tobytes())
         self.tokens = self.codec_kind_
         self.model_ = self._model(self.codec_.size)
-        return self._weights(arrays)
+        return self._weights(fitted)
 
     def _nats(self, numbers: np.ndarray[Any, Any]) -> float:
         if len(numbers) < LEAST:
@@ -293,7 +294,7 @@ class TextModel(TrainedEstimator, NetworkEstimator):
 def _text(where: str, X: Any) -> str:
     """Return X as one text, which UTF-8 can hold."""
     texts = [X] if isinstance(X, str) or not isinstance(X, Iterable) else [*X]
-    if not texts or not all(isinstance(one, str) for one in texts):
+    if not texts or not all(isinstance(part, str) for part in texts):
         raise TypeError(f"{where}: X is {checks.shown(X)}, expected a text or a list of texts")
     whole = "".join(texts)
     whole.encode()  # raises where it has half of a surrogate pair

@@ -17,7 +17,7 @@ from xlstm.data.host import Values
 from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries
 from xlstm.data.series_windows import split
 from xlstm.estimators import baselines, evaluation, fitting
-from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator
+from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, names_array
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.series_scaling import check_changes, names_of
 from xlstm.interop import tirex
@@ -144,12 +144,10 @@ class ZeroShotForecaster(SeriesEstimator):
             As for `predict`.
         """
         network = self._network()
-        names: Sequence[Any] = []
+        columns = None
         if values is not None:
-            names = self._read(network, values, covariates, 0, [])[0].names
-        columns = np.array(names, dtype=object) if names else None
-        self._become(model_=network.model, params_=network.params, feature_names_in_=columns)
-        return self
+            columns = names_array(self._read(network, values, covariates, 0, [])[0].names)
+        return self._become(model_=network.model, params_=network.params, feature_names_in_=columns)
 
     def predict(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -296,18 +294,20 @@ class ZeroShotForecaster(SeriesEstimator):
         network = self._network()
         H = self._horizon(network)
         season = CHECKS["season"](FORECASTER, "season", self.season)
-        given, several = self._read(network, values, covariates, 0)
+        panel, several = self._read(network, values, covariates, 0)
         forecasts = []
         for series in several:
             N = len(series.values)
             at = origins(N, H)
             if at[0] < FEWEST:
-                problem = f"a series of {N} rows has {max(0, at[0])} before the first forecast"
-                raise ValueError(f"{FORECASTER}: {problem}, expected {FEWEST}")
+                raise ValueError(
+                    f"{FORECASTER}: a series of {N} rows has {max(0, at[0])} before the first"
+                    f" forecast, expected {FEWEST}"
+                )
             truth = baselines.targets(series, at, H, N)
             forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
         season = fitting.season_of(several, season)
-        return evaluation.score(several, forecasts, network.options["quantiles"], season, given)
+        return evaluation.score(several, forecasts, network.options["quantiles"], season, panel)
 
     def _read(
         self,
@@ -319,18 +319,18 @@ class ZeroShotForecaster(SeriesEstimator):
     ) -> tuple[Given, list[TimeSeries]]:
         """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(FORECASTER, "name", self.name)
-        known = Covariates.of(FORECASTER, covariates)
+        beside = Covariates.of(FORECASTER, covariates)
         fitted = self._names() if fitted is None else fitted
-        given, several = items.read_table(
-            FORECASTER, network.model, values, known, self._roles(), steps, fitted
+        panel, several = items.read_table(
+            FORECASTER, network.model, values, beside, self._roles(), steps, fitted
         )
-        for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
+        for series, name in zip(several, names_of(panel.ids, len(several)), strict=True):
             check_changes(FORECASTER, series.known, name)
-        return given, several
+        return panel, several
 
     def _horizon(self, network: Pretrained) -> int:
-        given = network.model.patch_size if self.horizon is None else self.horizon
-        return int(checks.size(FORECASTER, "horizon", given))
+        horizon = network.model.patch_size if self.horizon is None else self.horizon
+        return int(checks.size(FORECASTER, "horizon", horizon))
 
     def _network(self) -> Pretrained:
         """Return the model with its parameters and options; a checkpoint is read once."""
@@ -433,8 +433,7 @@ class TiRexFeatures(Estimator):
             The checkpoint or the series are none.
         """
         model, params = load_model(FEATURES, self.checkpoint, self.backend, self.dtype)
-        self._become(model_=model, n_variates_=_variates(_rows(X)), params_=params)
-        return self
+        return self._become(model_=model, n_variates_=_variates(_rows(X)), params_=params)
 
     def transform(self, X: Any) -> Values:
         """Return the features of series.

@@ -51,11 +51,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backend", default="auto", help="auto, numpy, cupy or torch")
-    options = parser.parse_args()
-    try:
-        home = xlstm.backend(options.backend, dtype="float64")
-    except (ValueError, xlstm.BackendError) as error:
-        parser.error(str(error))
+    home = xlstm.backend(parser.parse_args().backend, dtype="float64")
     with RECORDED.open("rb") as file, np.load(file) as recorded:
         history, _ = train(recorded, home)
         for k, (loss, expected) in enumerate(zip(history, recorded["sgd_losses"], strict=True), 1):

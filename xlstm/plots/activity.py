@@ -86,12 +86,12 @@ def traces(where: str, saved: Any) -> list[Trace]:
             f"{where}: saved is {checks.shown(saved)}, expected what forward of a recurrent layer"
             " keeps"
         )
-    every = list(_each_layer(saved))
-    if not every:
+    layers = list(_each_layer(saved))
+    if not layers:
         raise ValueError(
             f"{where}: {checks.shown(saved.layer)} keeps no gates, expected a recurrent layer"
         )
-    return every
+    return layers
 
 
 def _each_layer(saved: Saved) -> Iterator[Trace]:
@@ -99,38 +99,35 @@ def _each_layer(saved: Saved) -> Iterator[Trace]:
     lengths = saved.span.lengths
     parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}
     for name, part in parts.items():
-        kept = part.kept if isinstance(part, Saved) else part
-        if isinstance(kept, Pass):
-            yield _gated(name, kept, lengths)
-        elif (
-            memory := (
-                kept.get("memory") if isinstance(kept, dict) else getattr(kept, "memory", None)
-            )
-        ) is not None:
-            yield _matrix(name, kept, memory, lengths)
+        content = part.kept if isinstance(part, Saved) else part
+        if isinstance(content, Pass):
+            yield _gated(name, content, lengths)
+            continue
+        layer = content if isinstance(content, dict) else getattr(content, "_asdict", dict)()
+        if layer.get("memory") is not None:
+            yield _matrix(name, content, layer["memory"], lengths)
 
 
-def _gated(name: str, kept: Pass, lengths: Host) -> Trace:
-    cell = kept.tape.step.cell
-    values = to_numpy(kept.gates)  # (T, G, B, H)
+def _gated(name: str, passed: Pass, lengths: Host) -> Trace:
+    cell = passed.tape.step.cell
+    values = to_numpy(passed.gates)  # (T, G, B, H)
     # The one gate of a plain RNN is its state.
     gates = {gate: values[:, k] for k, gate in enumerate(cell.GATES) if gate not in cell.STATES}
-    states = {state: to_numpy(getattr(kept, state)) for state in cell.STATES}
-    retained = kept.retained
-    return Trace(
-        name, gates, states, cell.SHARES, None if retained is None else to_numpy(retained), lengths
-    )
+    states = {state: to_numpy(getattr(passed, state)) for state in cell.STATES}
+    retained = None if passed.retained is None else to_numpy(passed.retained)
+    return Trace(name, gates, states, cell.SHARES, retained, lengths)
 
 
-def _matrix(name: str, kept: Any, memory: Any, lengths: Host) -> Trace:
+def _matrix(name: str, content: Any, memory: Any, lengths: Host) -> Trace:
     # (T, B, N)
     log_i, log_f = (np.moveaxis(to_numpy(a), -1, 0) for a in (memory.inputs[3], memory.logf))
     gates = {"log i": log_i, "f": np.exp(log_f)}
     states = {}
     shares = ["f"] if np.all(log_f <= 0) else []  # the exponential of a gate may be more than 1
     # an mLSTM layer, and no block, has an output gate, and h before it, as wide as y
-    if not isinstance(kept, dict):
-        gates["o"], states["h"] = to_numpy(kept.o), to_numpy(kept.h)
+    if not isinstance(content, dict):
+        gates["o"] = to_numpy(content.o)
+        states["h"] = to_numpy(content.h)
         shares.append("o")
     return Trace(name, gates, states, tuple(shares), gates["f"], lengths)
 
@@ -144,7 +141,7 @@ class Saturation(NamedTuple):
     above: float
 
 
-class Memory(NamedTuple):
+class Retention(NamedTuple):
     """The mean share of its old state that a unit keeps at a step, and its time constant in steps.
 
     The time constant is -1 / log(forget), after which exp(-1) of a value is left. It is infinite
@@ -192,18 +189,18 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     T = int(trace.lengths[b])
     if T == 0:
         raise ValueError(f"gates: sequence {b} has no steps")
-    every = [("gate", *item) for item in trace.gates.items()] + [
-        ("state", *item) for item in trace.states.items()
-    ]
-    figure, panels = figures.panels(len(every), 2, 1.6, sharex=True)
-    for k, (axes, (kind, name, values)) in enumerate(zip(panels, every, strict=True)):
+    arrays = {f"gate {name}": values for name, values in trace.gates.items()}
+    arrays |= {f"state {name}": values for name, values in trace.states.items()}
+    shares = [f"gate {name}" for name in trace.shares]
+    figure, panels = figures.panels(len(arrays), 2, 1.6, sharex=True)
+    for k, (axes, (title, values)) in enumerate(zip(panels, arrays.items(), strict=True)):
         # without limits, those of the values
-        limits = (0, 1) if name in trace.shares else (None, None)
+        limits = (0, 1) if title in shares else (None, None)
         figures.heat_map(
             axes, values[:T, b].T, limits, aspect="auto", origin="lower", interpolation="nearest"
         )
         figures.whole_numbers(axes.xaxis, axes.yaxis)
-        figures.label(axes, f"{kind} {name}", "time step" if k + 2 >= len(every) else "", "unit")
+        figures.label(axes, title, "time step" if k + 2 >= len(arrays) else "", "unit")
     return figure
 
 
@@ -271,7 +268,7 @@ def saturation(saved: Any) -> Any:
     return figure
 
 
-def memory_table(saved: Any) -> list[Memory]:
+def memory_table(saved: Any) -> list[Retention]:
     """Return for how long each unit of every layer remembers.
 
     An LSTM forgets by f (a coupled one by 1 - i), a GRU by z, an sLSTM and an mLSTM by f before it
@@ -284,7 +281,7 @@ def memory_table(saved: Any) -> list[Memory]:
 
     Returns
     -------
-    list of Memory
+    list of Retention
         In an mLSTM a unit is a head.
 
     Raises
@@ -298,12 +295,14 @@ def memory_table(saved: Any) -> list[Memory]:
         if values is not None and len(values):
             means = values.mean(axis=0, dtype=np.float64)
             rows += [
-                Memory(trace.name, k, float(f), _time_constant(float(f)))
+                Retention(trace.name, k, float(f), _time_constant(float(f)))
                 for k, f in enumerate(means)
             ]
     if not rows:
-        expected = "expected a layer with one, or a cell of your own with `retained`"
-        raise ValueError(f"memory: {checks.shown(saved.layer)} has no forget gate, {expected}")
+        raise ValueError(
+            f"memory: {checks.shown(saved.layer)} has no forget gate, expected a layer with one, or"
+            " a cell of your own with `retained`"
+        )
     return rows
 
 

@@ -33,9 +33,12 @@ LINES: tuple[dict[str, Any], ...] = (
 )
 
 
-def line(k: int) -> dict[str, Any]:
-    """Return the look of the k-th line; after the last one they begin again."""
-    return LINES[k % len(LINES)]
+def line(k: int, every: int = 1) -> dict[str, Any]:
+    """Return the look of the k-th line, with a marker at so many points; after the last one they
+    begin again.
+    """
+    look = {"markevery": max(1, every), "markersize": 4, "linewidth": 1.4}
+    return look | LINES[k % len(LINES)]
 
 
 def available() -> bool:
@@ -178,8 +181,8 @@ def heat_map(
 
 def whole_numbers(*axes: Any) -> None:
     """Put ticks at whole numbers only, along each axis given."""
-    for one in axes:
-        one.get_major_locator().set_params(integer=True)
+    for axis in axes:
+        axis.get_major_locator().set_params(integer=True)
 
 
 def tick_names(axis: Any, names: Iterable[str], **options: Any) -> None:

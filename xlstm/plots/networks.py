@@ -177,16 +177,16 @@ def gradient_norms(
     if getattr(x, "ndim", 0) < 2 or x.shape[axis] < LEAST:
         raise ValueError(f"gradients: x is {checks.shown(x)}, expected {LEAST} time steps or more")
     T = x.shape[axis]
-    kept = []
+    saved = []
     for t in range(T):
-        one = x[:, t : t + 1, ...] if axis else x[t : t + 1, ...]
-        y, state, saved = layer.forward(params, one, state, train=False, keep=True)
-        kept.append(saved)
+        step = x[:, t : t + 1, ...] if axis else x[t : t + 1, ...]
+        y, state, of_step = layer.forward(params, step, state, train=False, keep=True)
+        saved.append(of_step)
     dstate = None
     d = _upstream(y, dy, seed)
     by_name: dict[tuple[str, str], Host] = {}
     for t in range(T - 1, -1, -1):
-        _, dx, dstate = layer.backward(params, kept[t], d, dstate)
+        _, dx, dstate = layer.backward(params, saved[t], d, dstate)
         d = None
         if dx is not None:
             by_name.setdefault(("x", ""), np.zeros(T))[t] = _norm(dx)
@@ -219,26 +219,19 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
         There are no norms.
     """
     runs = norms if isinstance(norms, Mapping) else {"": norms}
-    lines = [(str(name), one) for name, several in runs.items() for one in several]
-    if not lines or not all(isinstance(one, GradientNorm) for _, one in lines):
+    lines = [(str(name), line) for name, several in runs.items() for line in several]
+    if not lines or not all(isinstance(line, GradientNorm) for _, line in lines):
         raise ValueError(
             f"gradients: norms is {checks.shown(norms)}, expected what gradient_norms returns"
         )
-    kinds = sorted({one.of for _, one in lines}, key=("h", "c", "C", "x").index)
+    kinds = sorted({line.of for _, line in lines}, key=("h", "c", "C", "x").index)
     figure, panels = figures.panels(len(kinds), 1, 2.2, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
-        for k, (name, one) in enumerate((name, one) for name, one in lines if one.of == kind):
-            words = " ".join(
-                part for part in (name, f"layer {one.layer}" if one.layer else "") if part
-            )
-            text = f"{words}: {one.factor:.3g}" if words else f"{one.factor:.3g}"
-            look = {
-                "markevery": max(1, len(one.norms) // 8),
-                "markersize": 4,
-                "linewidth": 1.4,
-                **figures.line(k),
-            }
-            axes.plot(np.where(one.norms > 0, one.norms, np.nan), label=text, **look)
+        for k, (name, line) in enumerate(pair for pair in lines if pair[1].of == kind):
+            words = f"{name} layer {line.layer}" if line.layer else name
+            text = f"{words.strip()}: {line.factor:.3g}" if words else f"{line.factor:.3g}"
+            look = figures.line(k, len(line.norms) // 8)
+            axes.plot(np.where(line.norms > 0, line.norms, np.nan), label=text, **look)
         axes.set_yscale("log")
         figures.whole_numbers(axes.xaxis)
         figures.label(
@@ -260,15 +253,13 @@ def _upstream(y: Array, dy: Any, seed: int) -> Array:
     """Return the gradient at y of the last step, in its shape."""
     B = math.prod(y.shape[:-1])
     size = int(y.shape[-1])  # one step of B sequences
-    given = (
-        generator(seed, where="gradients").standard_normal((B, size))
-        if dy is None
-        else to_numpy(dy)
-    )
-    if given.shape != (B, size):
-        raise ValueError(f"gradients: dy has shape {given.shape}, expected (B, O) = ({B}, {size})")
-    norm = np.linalg.norm(given) if dy is None else 1.0
-    return like((given / norm).reshape(y.shape), y)
+    if dy is None:
+        values = generator(seed, where="gradients").standard_normal((B, size))
+        values /= np.linalg.norm(values)
+    else:
+        values = to_numpy(dy)
+        checks.shape("gradients", "dy", values, {"B": B, "O": size})
+    return like(values.reshape(y.shape), y)
 
 
 def _leaves(leaves: Any, state: Any, block: str = "") -> Iterator[tuple[str, str, Array]]:

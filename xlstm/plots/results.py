@@ -112,11 +112,13 @@ def curves(runs: Any) -> Any:
         "validation": "validation loss",
         "norm": "norm of the gradient",
     }
-    kinds = [kind for kind in titles if any(len(getattr(one, kind)) for one in courses.values())]
+    kinds = [
+        kind for kind in titles if any(len(getattr(of_run, kind)) for of_run in courses.values())
+    ]
     figure, panels = figures.panels(len(kinds), 1, 1.9, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
-        for k, (name, one) in enumerate(courses.items()):
-            _draw(axes, kind, getattr(one, kind), figures.line(k), name)
+        for k, (name, of_run) in enumerate(courses.items()):
+            _draw(axes, kind, getattr(of_run, kind), figures.line(k), name)
         if kind == "norm":
             axes.set_yscale("log")
         figures.label(axes, x="batches" if kind == kinds[-1] else "", y=titles[kind])
@@ -139,7 +141,7 @@ def smoothed(values: Host, window: int) -> Host:
 def _draw(axes: Any, kind: str, points: Host, look: dict[str, Any], name: str) -> None:
     at, values = points.T
     if kind == "validation":
-        axes.plot(at, values, label=name, markersize=4, linewidth=1.2, **look)
+        axes.plot(at, values, label=name, **look)
         return
     few = slice(None, None, max(1, len(at) // POINTS))
     means = smoothed(values, len(values) // 20)
@@ -185,34 +187,33 @@ def confusion_counts(
         cannot be sorted.
     """
     rows, columns = (
-        checks.host("confusion", name, given, "labels (N,)")
-        for name, given in (("truth", truth), ("predicted", predicted))
+        checks.host("confusion", name, values, "labels (N,)")
+        for name, values in (("truth", truth), ("predicted", predicted))
     )
     if rows.ndim != 1 or rows.shape != columns.shape or rows.size == 0:
-        shapes = f"{rows.shape} and {columns.shape}"
         raise ValueError(
-            f"confusion: truth and predicted have shapes {shapes}, expected (N,) twice"
+            f"confusion: truth and predicted have shapes {rows.shape} and {columns.shape}, expected"
+            " (N,) twice"
         )
     pairs = list(zip(rows.tolist(), columns.tolist(), strict=True))
     if labels is not None:
         labels = checks.several("confusion", "labels", labels, "a list of labels")
     try:
-        known = sorted(set(itertools.chain(*pairs))) if labels is None else list(labels)
-        place = {label: k for k, label in enumerate(known)}
+        names = sorted({*rows.tolist(), *columns.tolist()}) if labels is None else list(labels)
+        place = {label: k for k, label in enumerate(names)}
     except TypeError as error:
         raise TypeError(
             f"confusion: labels are whole numbers or text, all of one kind ({error})"
         ) from None
     if unknown := [label for pair in pairs for label in pair if label not in place]:
-        problem = (
-            f"the label {checks.shown(unknown[0])} is unknown, expected one of"
-            f" {checks.few(map(str, known))}"
+        raise ValueError(
+            f"confusion: the label {checks.shown(unknown[0])} is unknown, expected one of"
+            f" {checks.few(map(str, names))}"
         )
-        raise ValueError(f"confusion: {problem}")
-    counts = np.zeros((len(known), len(known)), dtype=np.int64)
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
     for label, other in pairs:
         counts[place[label], place[other]] += 1
-    return known, counts
+    return names, counts
 
 
 def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -> Any:
@@ -233,11 +234,11 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
     ValueError, TypeError
         As `confusion_counts` does.
     """
-    known, counts = confusion_counts(truth, predicted, labels)
+    every_label, counts = confusion_counts(truth, predicted, labels)
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.maximum(totals, 1)
-    C = len(known)
-    names = [str(label) for label in known]
+    C = len(every_label)
+    names = [str(label) for label in every_label]
     height = min(figures.WIDTH, 2.2 + 0.45 * C)
     figure, (axes,) = figures.panels(1, 1, height)
     figure.set_size_inches(min(figures.WIDTH, height + 1 + 0.06 * max(map(len, names))), height)
@@ -359,8 +360,8 @@ def fans(series: Any, ahead: Any) -> Any:
     if frames.is_table(series):
         series, ahead = _of_tables(series, ahead)
     figure, panels = figures.panels(len(series), 1, 2.2)
-    for axes, one, fan in zip(panels, series, ahead, strict=True):
-        _draw_fan(axes, one, fan, f"{one.name}: beyond the end of the data")
+    for axes, past, fan in zip(panels, series, ahead, strict=True):
+        _draw_fan(axes, past, fan, f"{past.name}: beyond the end of the data")
     figures.legend(figure, panels[0], loc="outside upper right", ncols=5)
     return figure
 
@@ -383,20 +384,20 @@ def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
     columns = [*itertools.chain(*levels.values())]
     dates = frames.table_of("fans", ahead, columns).index_name
     roles = Roles(series_id=[name for name in others if name != dates]).checked("fans")
-    known = by_series("fans", table, roles, [*levels])
+    observed = by_series("fans", table, roles, [*levels])
     series = []
-    found = []
+    quantiles = []
     for label, later in by_series("fans", ahead, roles, columns).items():
-        if label not in known:
+        if label not in observed:
             raise ValueError(
                 f"fans: ahead has a series {checks.shown(label)}, expected"
-                f" {checks.few(map(str, known))}"
+                f" {checks.few(map(str, observed))}"
             )
         for target, each in levels.items():
-            one = series_of(target, known[label], f"fans: series {label}: row {{}}".format)
-            series.append(replace(one, name=f"{target} of {label}") if roles.id_name else one)
-            found.append(Fan(numbers_of("fans", later, [*each]), [*each.values()]))
-    return series, found
+            past = series_of(target, observed[label], f"fans: series {label}: row {{}}".format)
+            series.append(replace(past, name=f"{target} of {label}") if roles.id_name else past)
+            quantiles.append(Fan(numbers_of("fans", later, [*each]), [*each.values()]))
+    return series, quantiles
 
 
 def forecast_errors(
@@ -442,14 +443,13 @@ def forecast_errors(
 
 def _measured(errors: Mapping[str, Any], measure: str) -> dict[str, Host]:
     """Return errors (H, C) by steps ahead and targets, of `Errors` those of a measure."""
-    found = {}
-    for name, one in errors.items():
-        if hasattr(one, "rmse"):
-            one = getattr(
-                one, checks.choice(MEASURES)("forecast_errors", "measure", measure).lower()
-            )
-        found[str(name)] = host.columns("forecast_errors", str(name), one)
-    return found
+    by_name = {}
+    for name, values in errors.items():
+        if hasattr(values, "rmse"):
+            checks.choice(MEASURES)("forecast_errors", "measure", measure)
+            values = getattr(values, measure.lower())
+        by_name[str(name)] = host.columns("forecast_errors", str(name), values)
+    return by_name
 
 
 def _draw_errors(
@@ -457,12 +457,7 @@ def _draw_errors(
 ) -> None:
     """Draw errors (H,) of each method by steps ahead."""
     for k, (name, values) in enumerate(errors.items()):
-        look = {
-            "linewidth": 1.4,
-            "markersize": 4,
-            "markevery": max(1, len(values) // 12),
-            **figures.line(k),
-        }
+        look = figures.line(k, len(values) // 12)
         axes.plot(np.arange(1, len(values) + 1), values, label=name, **look)
     axes.set_ylim(bottom=0)
     figures.whole_numbers(axes.xaxis)
@@ -474,7 +469,7 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
     H = len(ahead.quantiles)
     levels = ahead.levels
     shown = min(len(series.values), max(3 * H, 24))
-    known = series.values[-shown:]
+    values = series.values[-shown:]
     if series.calendar is None:
         past = np.arange(-shown + 1, 1)
         future = np.arange(1, H + 1)
@@ -482,10 +477,10 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
         past = series.index[-shown:]
         calendar = series.calendar
         future = past[-1] + (calendars.next_dates(calendar, H) - calendar.dates[-1])
-    axes.plot(past, known, color=TRUTH, linewidth=1.2)
-    last = np.flatnonzero(~np.isnan(known))[-1]
+    axes.plot(past, values, color=TRUTH, linewidth=1.2)
+    last = np.flatnonzero(~np.isnan(values))[-1]
     # (1 + H, Q)
-    quantiles = np.concatenate((np.full((1, len(levels)), known[last]), ahead.quantiles))
+    quantiles = np.concatenate((np.full((1, len(levels)), values[last]), ahead.quantiles))
     time = np.concatenate((past[last : last + 1], future))
     half = len(levels) // 2
     for k in range(half):  # opaque, the widest first, so that each has the shade of the legend
