@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from bench import run
-from xlstm.cli.bench import Timing, interleave
+from xlstm.cli.timing import Timing, interleave
 
 PACKAGES = {"xlstm": "xlstm", "NumPy": "numpy", "torch": "torch", "JAX": "jax", "Keras": "keras"}
 

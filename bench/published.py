@@ -25,7 +25,7 @@ import xlstm
 from bench import mlstm, run
 from bench.peak import peak_memory
 from bench.workers import Theirs
-from xlstm.cli.bench import interleave
+from xlstm.cli.timing import interleave
 from xlstm.training import optimizers
 
 MLSTM = [(4, 4, 1024, 64), (1, 4, 4096, 64)]  # B, heads, T, K

@@ -13,7 +13,7 @@ from bench import cases, peers
 from bench.cases import Case
 from xlstm.arrays import cores
 from xlstm.cli import info
-from xlstm.cli.bench import Timing, interleave
+from xlstm.cli.timing import Timing, interleave
 from xlstm.engines.numba import jit
 
 

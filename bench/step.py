@@ -12,7 +12,7 @@ from bench import run
 from bench.cases import without_compiling
 from bench.peers import MissingError, module
 from xlstm.arrays import cores
-from xlstm.cli.bench import interleave
+from xlstm.cli.timing import interleave
 from xlstm.engines.numba import jit
 
 B = 1

@@ -37,7 +37,7 @@ from bench import run
 from bench.peak import resident
 from bench.workers import Theirs
 from xlstm.arrays import cores
-from xlstm.cli.bench import Timing, interleave
+from xlstm.cli.timing import Timing, interleave
 from xlstm.interop import tirex
 from xlstm.models import TiRex, TiRex2
 

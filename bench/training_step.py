@@ -13,7 +13,7 @@ from bench.cases import without_compiling
 from bench.peers import MissingError, module
 from xlstm import losses
 from xlstm.arrays import cores
-from xlstm.cli.bench import interleave
+from xlstm.cli.timing import interleave
 from xlstm.engines.numba import jit
 from xlstm.examples import gate_by_gate
 from xlstm.training import optimizers

@@ -15,7 +15,7 @@ import pytest
 from bench import tasks
 from bench.tasks_data import TASKS
 from tests.conftest import ROOT
-from xlstm.cli.bench import interleave
+from xlstm.cli.timing import interleave
 from xlstm.models import TiRex, TiRex2
 
 SHAPES = [(3, 2, 4, 5)]
