@@ -176,7 +176,7 @@ def rows_of(case: Case, homes: dict[str, Backend], rounds: int) -> list[Measurem
     """Return the rows of a case, without those that have no such layer and those that fail; their
     results are the speeds of a large product, measured in the same run.
     """
-    rows = measure(case, homes, WORDS, case.call, rounds, lambda result, home: product_speed(home))
+    rows = measure(case, homes, case.call, rounds, lambda result, home: product_speed(home))
     return [row for row in rows if row.timing is not None]
 
 
@@ -187,7 +187,7 @@ def as_dict(row: Measurement) -> dict[str, Any]:
         **case._asdict(),
         "size": case.size._asdict(),
         "backend": row.name,
-        "name": row.words,
+        "name": WORDS[row.name],
         "sequences_per_second": sequences(row),
         "gflops": row.speed / 1e9,
         "product_gflops": row.result / 1e9,
@@ -253,11 +253,13 @@ def product_speed(home: Backend) -> float:
 def _print_rows(rows: Sequence[Measurement]) -> None:
     """Print times, a table for each layer and dtype with a row for each size and backend."""
     for kind in dict.fromkeys(row.case.kind for row in rows):
-        title = f"{kind}, forward and backward: median time of a call, ratio to {rows[0].words}"
+        title = (
+            f"{kind}, forward and backward: median time of a call, ratio to {WORDS[rows[0].name]}"
+        )
         cells = [
             (
                 str(row.case.size),
-                row.words,
+                WORDS[row.name],
                 *row.cells,
                 f"{sequences(row):.4g}",
                 f"{row.speed / row.result:.0%}",
@@ -280,9 +282,9 @@ def crossover(rows: Sequence[Measurement]) -> list[str]:
     larger one wins only from beyond that.
     """
     lines = []
-    first = rows[0].words
-    for kind, words in dict.fromkeys((r.case.kind, r.words) for r in rows if r.words != first):
-        others = [r for r in rows if (r.case.kind, r.words) == (kind, words)]
+    first = rows[0].name
+    for kind, name in dict.fromkeys((r.case.kind, r.name) for r in rows if r.name != first):
+        others = [r for r in rows if (r.case.kind, r.name) == (kind, name)]
         others.sort(key=lambda r: r.case.operations)
         faster = [r.ratio < 0.95 for r in others]  # type: ignore[operator]
         since = next((k for k in range(len(others)) if all(faster[k:])), None)
@@ -295,5 +297,5 @@ def crossover(rows: Sequence[Measurement]) -> list[str]:
             where = f"at T,B,D,H = {' and '.join(sizes)}, but not at the largest size"
         else:
             where = "at no size measured"
-        lines.append(f"{kind}: {words} is faster than {first} {where}")
+        lines.append(f"{kind}: {WORDS[name]} is faster than {WORDS[first]} {where}")
     return lines

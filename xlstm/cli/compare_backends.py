@@ -43,6 +43,9 @@ from xlstm.models.sequence import SequenceModel
 from xlstm.training import optimizers
 
 RATE = 0.05
+# A training step returns a function that returns its arrays on the host.
+Arrays = Callable[[], dict[str, Any]]
+Step = Callable[[], Arrays]
 PAGES = (".html", ".txt")  # endings of a report
 # of differences relative to the largest magnitude of an array
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
@@ -71,25 +74,17 @@ VARIANTS = {
 WORDS = {name: variant.words for name, variant in VARIANTS.items()}
 
 
-class StepArrays(NamedTuple):
-    """The arrays that a training step computes; `gates` makes a dict of gates (T, B, H)."""
-
-    y: Any
-    gates: Callable[[], Mapping[str, Any]]
-    dx: Any
-    grads: dict[str, Any]
-    after: dict[str, Any]
-
-    def on_host(self) -> dict[str, Any]:
-        """Return all arrays on the host, by the headings of their columns."""
-        of_notebook = "Uf" in self.grads  # whose weights are apart for each gate
-        grads = gate_by_gate.stacked(self.grads) if of_notebook else self.grads
-        after = gate_by_gate.stacked(self.after) if of_notebook else self.after
-        short = {name: name.removeprefix("recurrent.").removeprefix("0.") for name in grads}
-        arrays = {"y": self.y, **self.gates(), "dx": self.dx}
-        arrays |= {f"d{short[name]}": grad for name, grad in grads.items()}
-        arrays |= {short[name]: p for name, p in after.items()}
-        return {name: to_numpy(a) for name, a in arrays.items()}
+def arrays_of(
+    y: Any, gates: Mapping[str, Any], dx: Any, grads: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arrays of a training step on the host, by the headings of their columns; gates are
+    (T, B, H).
+    """
+    arrays = {"y": y, **gates, "dx": dx}
+    for prefix, by_name in (("d", grads), ("", params)):
+        for name, array in by_name.items():
+            arrays[prefix + name.removeprefix("recurrent.").removeprefix("0.")] = array
+    return {name: to_numpy(array) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class Program:
     dtype: str
     is_model: bool = False
 
-    def step(self, name: str, home: Backend) -> Callable[[], StepArrays] | None:
+    def step(self, name: str, home: Backend) -> Step | None:
         """Return the step of a variant, finished when it returns; None where the notebook has no
         such program.
         """
@@ -140,35 +135,39 @@ PROGRAMS = (
 )
 
 
-def _notebook_step(params: dict[str, Any], x: Any, target: Any) -> Callable[[], StepArrays]:
+def _notebook_step(params: dict[str, Any], x: Any, target: Any) -> Step:
     p = gate_by_gate.by_gate(params)
 
-    def step() -> StepArrays:
+    def step() -> Arrays:
         h, c, gates = gate_by_gate.forward(p, x)
         y = h[1:, 0]
         grads, dx = gate_by_gate.backward(p, x, h, c, gates, 2 * (y - target) / y.size)
         after = gate_by_gate.update(p, grads, RATE)
-        return StepArrays(y, lambda: {k: gates[k] for k in Cell.GATES}, dx, grads, after)
+        return lambda: arrays_of(
+            y,
+            {name: gates[name] for name in Cell.GATES},
+            dx,
+            gate_by_gate.stacked(grads),
+            gate_by_gate.stacked(after),
+        )
 
     return step
 
 
-def _step(
-    model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend
-) -> Callable[[], StepArrays]:
+def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend) -> Step:
     is_layer = isinstance(model, xlstm.LSTM)
     optimizer = optimizers.sgd(RATE) if is_layer else optimizers.adam(1e-3)
     state = optimizer.init(params)
+    names = Cell.GATES if is_layer else ()
 
-    def step() -> StepArrays:
+    def step() -> Arrays:
         y, _, saved = model.forward(params, x, train=True)
         _, dy = losses.mse(y, target)
         grads, dx, _ = model.backward(params, saved, dy)
         after, _ = optimizer.update(params, grads, state)
         home.synchronize()
-        gates = Cell.GATES if is_layer else ()
-        return StepArrays(
-            y, lambda: {k: saved.gates[:, n, ...] for n, k in enumerate(gates)}, dx, grads, after
+        return lambda: arrays_of(
+            y, {name: saved.gates[:, n, ...] for n, name in enumerate(names)}, dx, grads, after
         )
 
     return step
@@ -239,14 +238,13 @@ def rows_of(program: Program, homes: Mapping[str, Backend], rounds: int) -> list
     """
     reference = program.step(REFERENCE, replace(homes[REFERENCE], dtype="float64"))
     assert reference is not None
-    expected = reference().on_host()
+    expected = reference()()
     rows = measure(
         program,
         {name: replace(home, dtype=program.dtype) for name, home in homes.items()},
-        WORDS,
         program.step,
         rounds,
-        lambda arrays, home: differences(arrays.on_host(), expected),
+        lambda arrays, home: differences(arrays(), expected),
     )
     failed = dict.fromkeys(expected, float("inf"))
     return [row._replace(result=row.result or failed) for row in rows]
@@ -265,7 +263,7 @@ def agrees(row: Measurement) -> bool:
 
 def as_dict(row: Measurement) -> dict[str, Any]:
     """Return a row as a line of results has it."""
-    about = {"program": str(row.case), "row": row.name, "words": row.words}
+    about = {"program": str(row.case), "row": row.name, "words": WORDS[row.name]}
     return {**about, "differences": row.result, "agrees": agrees(row), **row.as_dict()}
 
 

@@ -35,7 +35,7 @@ LETTERS = 32  # of a text that are read for a token; a number with its gap has f
 
 
 @command()
-def inspect(
+def inspect_model(
     model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
     data: Annotated[
         Path | None, Argument(help="Series of a forecaster, a text, or a table.")

@@ -101,7 +101,6 @@ class Measurement(NamedTuple):
 
     case: Any  # with `operations`, the floating-point operations of a call
     name: str
-    words: str
     device: str
     timing: Timing | None = None
     ratio: float | None = None  # its median time over that of the first call that was timed
@@ -135,7 +134,6 @@ class Measurement(NamedTuple):
 def measure(
     case: Any,
     homes: Mapping[str, Backend],
-    words: Mapping[str, str],
     prepare: Callable[[str, Backend], Call | None],
     rounds: int,
     inspect: Callable[[Any, Backend], Any],
@@ -147,8 +145,6 @@ def measure(
     case : object
         The work; a line that begins with it says why a call failed.
     homes : dict of str to Backend
-    words : dict of str to str
-        What runs, by the names of `homes`.
     prepare : callable
         Returns the call of a name on its backend, finished when it returns; None if there is none.
     rounds : int
@@ -158,7 +154,7 @@ def measure(
     measured: dict[str, Measurement] = {}
     calls: dict[str, Call] = {}
     for name, home in homes.items():
-        row = Measurement(case, name, words[name], str(home))
+        row = Measurement(case, name, str(home))
         try:
             if (call := prepare(name, home)) is None:
                 continue
