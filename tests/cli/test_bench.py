@@ -54,17 +54,15 @@ def row(H, backend, ratio):
 @pytest.mark.parametrize(
     ("ratios", "said"),
     [
-        ((0.9, 1.2, 0.2), "from T,B,D,H = 8,2,256,256 on"),
-        ((0.5, 0.9, 0.2), "at every size measured"),
-        ((0.5, 0.9, 1.2), "at T,B,D,H = 8,2,16,16 and 8,2,64,64, but not at the largest size"),
+        ((0.5, 0.9, 1.2), "at T,B,D,H = 8,2,16,16 and 8,2,64,64"),
         ((1.5, 0.99, 1.0), "at no size measured"),
     ],
 )
-def test_from_which_size_on_a_backend_wins(ratios, said):
+def test_sizes_at_which_a_backend_is_faster(ratios, said):
     by_size = zip((16, 64, 256), ratios, strict=True)
     rows = [one for H, ratio in by_size for one in (row(H, "numpy", 1), row(H, "cupy", ratio))]
     numpy, cupy = timed.WORDS["numpy"], timed.WORDS["cupy"]
-    assert timed.crossover(rows) == [f"lstm float32: {cupy} is faster than {numpy} {said}"]
+    assert timed.faster(rows) == [f"lstm float32: {cupy} is faster than {numpy} {said}"]
 
 
 def test_peak_memory_is_that_of_the_call():

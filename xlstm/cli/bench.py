@@ -2,8 +2,7 @@
 side by side.
 
 Time, sequences and floating-point operations a second, the share of the speed that a large matrix
-product of the same library reaches, peak memory, and the size at which another backend becomes
-faster.
+product of the same library reaches, peak memory, and the sizes at which another backend is faster.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from xlstm.cli.timing import (
 )
 from xlstm.models.sequence import layer_of
 
+FASTER = 0.95  # the ratio below which times are not equal
 TORCH = "torch.nn"
 TORCH_LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 # Rows are named for what runs in them.
@@ -118,8 +118,8 @@ def bench(
     """Compare backends and torch.nn on this machine: time, speed and memory of layers forward and
     backward.
 
-    They run side by side, in turn. The size at which another backend becomes faster than the first
-    is said at the end. Options for layers, sizes, dtypes, backends and files may be repeated.
+    They run side by side, in turn. The sizes at which another backend is faster than the first are
+    said at the end. Options for layers, sizes, dtypes, backends and files may be repeated.
     """
     for file in files or ():
         load(file)
@@ -145,7 +145,7 @@ def bench(
         _print_rows(rows)
     if not rows:
         raise MemoryError("nothing could be measured")
-    for line in crossover(rows):
+    for line in faster(rows):
         out.print(line)
     outputs.draw(rows)
 
@@ -275,27 +275,18 @@ def _print_rows(rows: Sequence[Measurement]) -> None:
         out.print(f"share is that of the speed of a large matrix product: {each}")
 
 
-def crossover(rows: Sequence[Measurement]) -> list[str]:
-    """Say at which size each other row becomes faster than the first one.
-
-    Times within 5 % of each other are equal. A backend that wins at some size and does not at a
-    larger one wins only from beyond that.
-    """
+def faster(rows: Sequence[Measurement]) -> list[str]:
+    """Say at which sizes each other row is faster than the first one, by more than 5 %."""
     lines = []
     first = rows[0].name
-    for kind, name in dict.fromkeys((r.case.kind, r.name) for r in rows if r.name != first):
-        others = [r for r in rows if (r.case.kind, r.name) == (kind, name)]
-        others.sort(key=lambda r: r.case.operations)
-        faster = [r.ratio < 0.95 for r in others]  # type: ignore[operator]
-        since = next((k for k in range(len(others)) if all(faster[k:])), None)
-        sizes = [str(r.case.size) for r, wins in zip(others, faster, strict=True) if wins]
-        if since == 0:
-            where = "at every size measured"
-        elif since is not None:
-            where = f"from T,B,D,H = {others[since].case.size} on"
-        elif sizes:
-            where = f"at T,B,D,H = {' and '.join(sizes)}, but not at the largest size"
-        else:
-            where = "at no size measured"
+    for kind, name in dict.fromkeys((row.case.kind, row.name) for row in rows):
+        if name == first:
+            continue
+        sizes = [
+            str(row.case.size)
+            for row in rows
+            if (row.case.kind, row.name) == (kind, name) and (row.ratio or 1) < FASTER
+        ]
+        where = f"at T,B,D,H = {' and '.join(sizes)}" if sizes else "at no size measured"
         lines.append(f"{kind}: {WORDS[name]} is faster than {WORDS[first]} {where}")
     return lines
