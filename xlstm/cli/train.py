@@ -253,12 +253,12 @@ def train_forecast(
     # no --column: there may be another in its place
     settings |= by_role.roles().given() | {"holidays": holidays}
     model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.name, **settings)
-    with panel.named() as given:
-        model.examples(given)  # raises where the series cannot be trained on
+    with panel.named() as series:
+        model.examples(series)  # raises where the series cannot be trained on
     narrow = "" if model.precision is None else f", training in {model.precision}"
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     run.print(f"series: {panel}")
-    run.fit(model, given, file=file)
+    run.fit(model, series, file=file)
     score, values = of_forecasts(run, model, panel)
     if figures.available():
         _picture(run.output / PICTURE, model, panel, score)
@@ -282,8 +282,8 @@ def candidates(model: Forecaster) -> str:
         data = "on the validation part" if validated else "from rolling origins"
         errors[data].append(f"{name} {error:.3g}")
     parts = "; ".join(f"{', '.join(names)} {data}" for data, names in errors.items() if names)
-    chosen = ", ".join(model.chosen_)
-    return f"candidates: {parts} (repeating the last value has 1); chosen: {chosen}"
+    methods = ", ".join(model.chosen_)
+    return f"candidates: {parts} (repeating the last value has 1); chosen: {methods}"
 
 
 def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:

@@ -140,7 +140,7 @@ def _repeated(state: State, leaves: State, rows: int) -> State:
 
 def predict(
     cache: PrefixStateCache,
-    given: Sequence[Item],
+    series: Sequence[Item],
     steps: Sequence[int],
     context: int,
     batch_size: int | None,
@@ -152,7 +152,7 @@ def predict(
     ----------
     cache : PrefixStateCache
         It has the model and the parameters.
-    given : sequence of Item
+    series : sequence of Item
     steps : sequence of int
         Steps to forecast of each item.
     context : int
@@ -178,23 +178,23 @@ def predict(
 
     def rows_of(window: int) -> Rows:
         k, done = windows[window]
-        return Rows.of(given[k], steps[k], ahead + done * P, context - done * P)
+        return Rows.of(series[k], steps[k], ahead + done * P, context - done * P)
 
     # of each its number, its lead and its rows
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}
     for k in range(len(windows)):
         rows = rows_of(k)
-        known = bool(np.any(rows.known))  # rows that are read backwards need all tokens
-        lead = 0 if known else min(transforms.leading(row, P, first) for row in rows.x)
-        kinds.setdefault((known, len(rows.x) > 1), []).append((k, lead, len(rows.x)))
+        backwards = bool(np.any(rows.known))  # these need all tokens
+        lead = 0 if backwards else min(transforms.leading(row, P, first) for row in rows.x)
+        kinds.setdefault((backwards, len(rows.x) > 1), []).append((k, lead, len(rows.x)))
     outputs: dict[int, Values] = {}  # quantiles (V, patches P, Q) of each window
-    for (known, grouped), entries in sorted(kinds.items()):
+    for (backwards, grouped), entries in sorted(kinds.items()):
         numbers, leads, sizes = zip(*entries, strict=True)
         for batch, lead in cache.batches(leads, sizes, batch_size, grouped):
             parts = [rows_of(numbers[k]) for k in batch]
             rows = Rows.joined(parts)
             units = scaler.units(rows.x)
-            end = None if known else first + patches  # nothing later is looked at
+            end = None if backwards else first + patches  # nothing later is looked at
             tokens = transforms.tokens(scaler.scaled(rows.x, units), P)[:, lead:end]
             y = model.read(
                 cache.params,
@@ -203,7 +203,7 @@ def predict(
                 slice(first - lead, first + patches - lead),
                 np.flatnonzero(rows.targets),
                 Groups.of(type(model).__name__, len(tokens), **rows.marks)
-                if known or grouped
+                if backwards or grouped
                 else None,
             )
             y = scaler.restored(on_host(y), units.of(rows.targets))

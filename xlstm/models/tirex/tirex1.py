@@ -189,14 +189,15 @@ class TiRex(PatchNetwork):
         rollout = checks.size(where, "rollout", rollout)
         resample = checks.optional(checks.choice(("frequency",)))(where, "resample", resample)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
-        read, given = items.read_items(where, self, series)
+        read, whole = items.read_items(where, self, series)
         cache = PrefixStateCache.of(where, self, params, starts)
         rates = [
-            1.0 if resample is None else transforms.rate_of(one.target[0], horizon) for one in given
+            1.0 if resample is None else transforms.rate_of(item.target[0], horizon)
+            for item in whole
         ]
         slow = [
-            one._replace(target=transforms.downsampled(one.target[0], r)[None])
-            for one, r in zip(given, rates, strict=True)
+            item._replace(target=transforms.downsampled(item.target[0], rate)[None])
+            for item, rate in zip(whole, rates, strict=True)
         ]
         steps = [math.ceil(horizon * rate) for rate in rates]
         last = -(-max(steps) // self.patch_size) - 1
@@ -212,7 +213,7 @@ class TiRex(PatchNetwork):
             )
         predicted = prediction.predict(cache, slow, steps, self.context, batch_size, rollout)
         q = [
-            transforms.upsampled(one[0], rate, horizon)[None]
-            for one, rate in zip(predicted, rates, strict=True)
+            transforms.upsampled(forecast[0], rate, horizon)[None]
+            for forecast, rate in zip(predicted, rates, strict=True)
         ]
         return read.forecast(q, self.quantiles, levels)
