@@ -377,35 +377,40 @@ class TiRex2(PatchNetwork):
         opposite = transforms.opposite(self.quantiles) if flip else None
         cache = PrefixStateCache.of(where, self, params, starts)
         self.warn(where, horizon)
-        context = (
-            self.context
-            if pad_context
-            else min(self.context, max(row.shape[1] for row in read.rows))
-        )
+        context = self.context
+        if not pad_context:
+            context = min(context, max(row.shape[1] for row in read.rows))
         trends = [
             np.array([differencing and transforms.has_trend(row) for row in item.target])
             for item in whole
         ]
-
-        def run(sign: int) -> list[Values]:
-            signed = [Item(*(sign * rows for rows in item)) for item in whole]
-            seen = [
-                item._replace(
-                    target=np.where(trend[:, None], transforms.changes(item.target), item.target)
-                )
-                for item, trend in zip(signed, trends, strict=True)
-            ]
-            predicted = prediction.predict(cache, seen, [horizon] * len(whole), context, batch_size)
-            results = []
-            for q, item, trend in zip(predicted, signed, trends, strict=True):
-                results.append(self.calibrated(q))
-                results[-1][trend] = transforms.summed(q[trend], item.target[trend])
-            return results
-
-        q = run(1)
+        sizes = (horizon, context, batch_size)
+        q = self._quantiles(cache, whole, trends, *sizes)
         if opposite is not None:
-            q = [
-                (ours - flipped[..., opposite]) / 2
-                for ours, flipped in zip(q, run(-1), strict=True)
-            ]
+            negated = [Item(*(-rows for rows in item)) for item in whole]
+            flipped = self._quantiles(cache, negated, trends, *sizes)
+            q = [(a - b[..., opposite]) / 2 for a, b in zip(q, flipped, strict=True)]
         return read.forecast(q, self.quantiles, levels)
+
+    def _quantiles(
+        self,
+        cache: PrefixStateCache,
+        series: Sequence[Item],
+        trends: Sequence[Any],
+        horizon: int,
+        context: int,
+        batch_size: int | None,
+    ) -> list[Values]:
+        """Return quantiles (V, H, Q) of each item; those of targets with a trend, which `trends`
+        marks, are made of their changes.
+        """
+        seen = []
+        for item, trend in zip(series, trends, strict=True):
+            target = np.where(trend[:, None], transforms.changes(item.target), item.target)
+            seen.append(item._replace(target=target))
+        predicted = prediction.predict(cache, seen, [horizon] * len(seen), context, batch_size)
+        results = []
+        for q, item, trend in zip(predicted, series, trends, strict=True):
+            results.append(self.calibrated(q))
+            results[-1][trend] = transforms.summed(q[trend], item.target[trend])
+        return results
