@@ -29,6 +29,7 @@ from xlstm.cli.timing import (
     Call,
     Measurement,
     Outputs,
+    RoundsOption,
     Size,
     interleave,
     measure,
@@ -109,9 +110,7 @@ def bench(
     files: Annotated[
         list[Path] | None, Option("--import", help="Python file that registers cells.")
     ] = None,
-    rounds: Annotated[
-        int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")
-    ] = 9,
+    rounds: RoundsOption = 9,
     *,
     outputs: Outputs,
 ) -> None:

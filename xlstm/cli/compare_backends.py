@@ -30,6 +30,7 @@ from xlstm.cli.timing import (
     HEADS,
     Measurement,
     Outputs,
+    RoundsOption,
     Size,
     measure,
     opened,
@@ -178,9 +179,7 @@ def compare(
     require: Annotated[
         list[str] | None, Option(help="Row that must run, such as cupy; repeatable.")
     ] = None,
-    rounds: Annotated[
-        int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")
-    ] = 5,
+    rounds: RoundsOption = 5,
     report: Annotated[
         Path | None, Option(help="Page to write, .html or .txt: what is printed, and this machine.")
     ] = None,

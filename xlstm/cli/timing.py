@@ -28,6 +28,9 @@ from xlstm.plots import figures
 WARM = 0.02  # seconds of a block that are not counted
 HEADS = ("ms", "ratio", "GFLOP/s", "peak MB")
 Call = Callable[[], Any]
+RoundsOption = Annotated[
+    int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")
+]
 
 
 @dataclass(frozen=True)

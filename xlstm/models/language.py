@@ -307,13 +307,8 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             raise ValueError(
                 f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more"
             )
-        if host.dtype.kind not in "iu":  # Python's own may be too large for any
-            raise TypeError(
-                f"generate: the prompt has dtype {host.dtype}, expected whole numbers of at most 64"
-                " bits"
-            )
-        within("xLSTMLanguageModel", "the prompt", host, self.vocab_size)
-        return host.astype(np.int64)
+        tokens: Host = tokens_of("generate", "the prompt", np, host, self.vocab_size)
+        return tokens
 
     def _agree(
         self, params: Params, x: Array | None, what: str, state: Any
