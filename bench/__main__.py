@@ -10,13 +10,13 @@ replaced when all is done.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from bench.options import parser_of
 from xlstm.arrays import cores
 from xlstm.cli import info
 
@@ -33,9 +33,7 @@ MODULES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--output", type=Path, default=Path("bench/results") / f"{name_of_machine()}.json"
     )
