@@ -68,11 +68,11 @@ def inspect_model(
     tables: dict[str, list[Any]] = {"parameters": plots.parameter_table(params)}
     saved = None
     if x is not None:
-        saved = loaded.network.forward(loaded.params, x, train=False, keep=True)[2]
+        saved = loaded.network.forward(params, x, train=False, keep=True)[2]
         for name, numbers in (
             ("saturation", lambda: plots.saturation_table(saved)),
             ("memory", lambda: plots.memory_table(saved)),
-            ("gradients", lambda: plots.gradient_norms(loaded.network, loaded.params, x)),
+            ("gradients", lambda: plots.gradient_norms(loaded.network, params, x)),
         ):
             try:
                 tables[name] = numbers()

@@ -140,27 +140,25 @@ class _Job:
             return 128 + self.signal
         if ended:
             return self.codes[0] or max(self.codes.values())
-        if any(self.codes.values()):  # that rank has said why
-            return 1
+        if not any(self.codes.values()):  # else that rank has said why
+            self._explain(code, printed)
+        return 1
+
+    def _explain(self, code: int, printed: str) -> None:
         if printed.strip():
             tell(printed.strip())
         named = BANNER.search(printed)
         if code < 0:
             tell(f"xlstm: mpiexec was ended by {signal.Signals(-code).name}, and so was the job")
         elif named is not None and (rank := self.processes.get(int(named[1]))) is not None:
-            how = (
-                f"was killed by {signal.Signals(int(named[2])).name}"
-                if named[2]
-                else f"ended with exit code {code}"
-            )
-            tell(
-                f"xlstm: rank {rank} of {self.ranks} (host {socket.gethostname()}) {how}, the job"
-                " ends"
-            )
+            how = f"ended with exit code {code}"
+            if named[2]:
+                how = f"was killed by {signal.Signals(int(named[2])).name}"
+            place = f"rank {rank} of {self.ranks} (host {socket.gethostname()})"
+            tell(f"xlstm: {place} {how}, the job ends")
         elif code == 0:
             left = ", ".join(str(rank) for rank in range(self.ranks) if rank not in self.codes)
             tell(f"xlstm: the job ended, and rank {left} of {self.ranks} did not come to its end")
-        return 1
 
 
 def attach() -> None:
