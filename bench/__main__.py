@@ -1,4 +1,4 @@
-"""Every usable backend side by side, the notebook's size first; then eight benchmarks beside
+"""Every usable backend side by side, the notebook's size first; then six benchmarks beside
 others, and a report.
 
 python -m bench [--output FILE] [--rounds N]
@@ -24,8 +24,6 @@ MODULES = (
     "training_step",
     "step",
     "layers",
-    "lengths",
-    "inference",
     "memory",
     "imports",
     "published",
