@@ -31,9 +31,9 @@ from xlstm.cli.timing import (
     Outputs,
     RoundsOption,
     Size,
+    backend_to_time,
     interleave,
     measure,
-    opened,
     simulated,
     usable,
 )
@@ -171,7 +171,7 @@ def load(path: Path) -> None:
 
 def home_of(name: str, dtype: str) -> Backend:
     """Return the backend of a row; raises as `backend` does, and where CuPy has no card to time."""
-    home = opened("torch" if name == TORCH else name, dtype)
+    home = backend_to_time("torch" if name == TORCH else name, dtype)
     if simulated(home):
         raise BackendError(f"cupy: {home}, whose times are not those of a GPU")
     return home

@@ -32,8 +32,8 @@ from xlstm.cli.timing import (
     Outputs,
     RoundsOption,
     Size,
+    backend_to_time,
     measure,
-    opened,
     usable,
 )
 from xlstm.data import writing
@@ -201,7 +201,7 @@ def compare(
         writing.check(report)
         out.record = True
         info.show(info.describe())
-    homes = usable(WORDS, _opened, require or ())
+    homes = usable(WORDS, _backend_of, require or ())
     rows: list[Measurement] = []
     for program in PROGRAMS:
         compared = rows_of(program, homes, rounds)
@@ -223,12 +223,12 @@ def compare(
     raise typer.Exit(bool(wrong))
 
 
-def _opened(name: str) -> Backend:
+def _backend_of(name: str) -> Backend:
     """Return the backend of a variant; BackendError where it does not run here."""
     variant = VARIANTS[name]
     if variant.compile == "1" and jit.failure():
         raise BackendError(f"{name}: {jit.failure()}")
-    return opened(variant.backend, *TOLERANCE)
+    return backend_to_time(variant.backend, *TOLERANCE)
 
 
 def rows_of(program: Program, homes: Mapping[str, Backend], rounds: int) -> list[Measurement]:

@@ -180,7 +180,7 @@ def simulated(home: Backend) -> bool:
     return home.name == "cupy" and "CPU" in str(home)
 
 
-def opened(name: str, *dtypes: str) -> Backend:
+def backend_to_time(name: str, *dtypes: str) -> Backend:
     """Return a backend of the first dtype that is ready to be timed: the kernels of a card are
     checked for all dtypes, and PyTorch has as many threads as xlstm. Raises as `backend` does.
     """
