@@ -1,4 +1,4 @@
-"""Every usable backend side by side, the notebook's size first; then eight benchmarks beside
+"""Every usable backend side by side, the notebook's size first; then six benchmarks beside
 others, and a report.
 
 python -m bench [--output FILE] [--rounds N]
@@ -10,13 +10,13 @@ replaced when all is done.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from bench.options import parser_of
 from xlstm.arrays import cores
 from xlstm.cli import info
 
@@ -24,8 +24,6 @@ MODULES = (
     "training_step",
     "step",
     "layers",
-    "lengths",
-    "inference",
     "memory",
     "imports",
     "published",
@@ -33,9 +31,7 @@ MODULES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--output", type=Path, default=Path("bench/results") / f"{name_of_machine()}.json"
     )

@@ -62,41 +62,41 @@ def cases() -> dict[str, Callable[[], Any]]:
     def layer(
         name: str, T: int, B: int, D: int, H: int, train: bool = True, **options: Any
     ) -> Callable[[], Any]:
-        made = getattr(xlstm, name)(D, H, **options)
-        params = made.init(0, "numpy")
+        module = getattr(xlstm, name)(D, H, **options)
+        params = module.init(0, "numpy")
         x = rng.standard_normal((T, B, D)).astype("float32")
-        dy = np.ones_like(made(params, x)[0])
+        dy = np.ones_like(module(params, x)[0])
 
         def both() -> None:
-            _, _, saved = made.forward(params, x)
-            made.backward(params, saved, dy)
+            _, _, saved = module.forward(params, x)
+            module.backward(params, saved, dy)
 
-        return both if train else lambda: made(params, x)
+        return both if train else lambda: module(params, x)
 
     def step(B: int) -> Callable[[], Any]:
-        made = xlstm.LSTM(64, 64)
-        params = made.init(0, "numpy")
+        lstm = xlstm.LSTM(64, 64)
+        params = lstm.init(0, "numpy")
         x = rng.standard_normal((B, 64)).astype("float32")
-        state = made.step(params, x)[1]
-        return lambda: [made.step(params, x, state) for _ in range(50)]
+        state = lstm.step(params, x)[1]
+        return lambda: [lstm.step(params, x, state) for _ in range(50)]
 
-    found: dict[str, Callable[[], Any]] = {}
+    table: dict[str, Callable[[], Any]] = {}
     for name in ("LSTM", "GRU", "RNN"):
         for shape in SHAPES:
             label = f"{name} {','.join(map(str, shape))}"
-            found[f"{label} train"] = lambda name=name, shape=shape: layer(name, *shape)
-            found[f"{label} inference"] = lambda name=name, shape=shape: layer(
+            table[f"{label} train"] = lambda name=name, shape=shape: layer(name, *shape)
+            table[f"{label} inference"] = lambda name=name, shape=shape: layer(
                 name, *shape, train=False
             )
     for shape in SHAPES[:4]:
         label = f"LSTM {','.join(map(str, shape))} train{WITHOUT}"
-        found[label] = lambda shape=shape: layer("LSTM", *shape)
-    found["sLSTM 64,16,64,64 train"] = lambda: layer("sLSTM", 64, 16, 64, 64)
-    found["mLSTM 256,8,128,128 train"] = lambda: layer("mLSTM", 256, 8, 128, 128, num_heads=4)
-    found["LSTM, 50 steps of B = 1"] = lambda: step(1)
-    found["LSTM, 50 steps of B = 8"] = lambda: step(8)
-    found[f"LSTM, 50 steps of B = 1{WITHOUT}"] = lambda: step(1)
-    return found
+        table[label] = lambda shape=shape: layer("LSTM", *shape)
+    table["sLSTM 64,16,64,64 train"] = lambda: layer("sLSTM", 64, 16, 64, 64)
+    table["mLSTM 256,8,128,128 train"] = lambda: layer("mLSTM", 256, 8, 128, 128, num_heads=4)
+    table["LSTM, 50 steps of B = 1"] = lambda: step(1)
+    table["LSTM, 50 steps of B = 8"] = lambda: step(8)
+    table[f"LSTM, 50 steps of B = 1{WITHOUT}"] = lambda: step(1)
+    return table
 
 
 def calls_of_a_pass() -> dict[str, int]:
@@ -107,10 +107,10 @@ def calls_of_a_pass() -> dict[str, int]:
 
     import xlstm
 
-    made = xlstm.LSTM(3, 8)
-    params = made.init(0, "numpy")
+    lstm = xlstm.LSTM(3, 8)
+    params = lstm.init(0, "numpy")
     x = np.ones((5, 2, 3), np.float32)
-    made.forward(params, x)  # what is kept for the next call is there
+    lstm.forward(params, x)  # what is kept for the next call is there
     root = str(Path(xlstm.__file__).parent)
     files = set()
     count = 0
@@ -122,7 +122,7 @@ def calls_of_a_pass() -> dict[str, int]:
             files.add(frame.f_code.co_filename)
 
     sys.setprofile(seen)
-    made.forward(params, x)
+    lstm.forward(params, x)
     sys.setprofile(None)
     return {"calls": count, "files": len(files)}
 
@@ -229,7 +229,7 @@ def in_turn(old: Worker, new: Worker, name: str, rounds: int) -> Iterator[tuple[
     begun = time.monotonic()
     for k in range(rounds):
         order = (old, new) if k % 2 else (new, old)
-        seconds = {one: one.ask(name) for one in order}
+        seconds = {worker: worker.ask(name) for worker in order}
         yield seconds[old], seconds[new]
         if time.monotonic() - begun > 30:
             return

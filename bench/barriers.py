@@ -11,7 +11,6 @@ number wait for others to end.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 
 import xlstm
 from bench import rows
+from bench.options import parser_of
 from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import Backend
 from xlstm.engines import cuda
@@ -65,22 +65,22 @@ def wait(
     flags = zeros(groups * blocks)
     met = zeros(groups * blocks)
     late = zeros(1)
-    made = source(blocks, cluster, shared=16 + 32 * blocks)
-    launch.launch(made, (blocks, groups), THREADS, [np.int32(steps), flags, met, late])
+    kernel = source(blocks, cluster, shared=16 + 32 * blocks)
+    launch.launch(kernel, (blocks, groups), THREADS, [np.int32(steps), flags, met, late])
     return met
 
 
 def latency(be: Backend, blocks: int, cluster: bool) -> float:
     """Microseconds of a barrier, the median of many differences."""
     zeros = _zeros(be)
-    found = []
+    microseconds = []
     for _ in range(ROUNDS + 1):
         few, many = (_seconds(be, lambda n=n: wait(zeros, blocks, cluster, n)) for n in (FEW, MANY))
-        found.append((many - few) / (MANY - FEW) * 1e6)
+        microseconds.append((many - few) / (MANY - FEW) * 1e6)
     met = be.xp.min(wait(zeros, blocks, cluster, FEW))
     if int(met) != FEW:
         raise RuntimeError(f"barriers: a block of {blocks} passed {int(met)} barriers of {FEW}")
-    return statistics.median(found[1:])
+    return statistics.median(microseconds[1:])
 
 
 def at_once(be: Backend, blocks: int) -> int:
@@ -88,8 +88,8 @@ def at_once(be: Backend, blocks: int) -> int:
     its own.
     """
     counts = _zeros(be)(2)
-    made = source(blocks, True, "resident", launch.current().shared)
-    launch.launch(made, (blocks, MANY_CLUSTERS), THREADS, [np.int64(STAY), counts])
+    kernel = source(blocks, True, "resident", launch.current().shared)
+    launch.launch(kernel, (blocks, MANY_CLUSTERS), THREADS, [np.int64(STAY), counts])
     be.synchronize()
     return int(counts[1])
 
@@ -103,12 +103,12 @@ def copy_rate(be: Backend) -> float:
         for _ in range(COPIES):
             b[...] = a
 
-    found = [_seconds(be, copy) for _ in range(ROUNDS + 1)]
-    return 2 * COPIED * COPIES / max(statistics.median(found[1:]), 1e-9)
+    seconds = [_seconds(be, copy) for _ in range(ROUNDS + 1)]
+    return 2 * COPIED * COPIES / max(statistics.median(seconds[1:]), 1e-9)
 
 
 def measure(
-    be: Backend, done: Callable[[dict[str, Any]], object] = lambda found: None
+    be: Backend, done: Callable[[dict[str, Any]], object] = lambda record: None
 ) -> dict[str, Any]:
     """Measure everything, fit for JSON: microseconds by number of blocks, clusters at once, and
     bytes a second.
@@ -118,37 +118,39 @@ def measure(
     device = launch.device(be.xp, be.asarray([0.0]))
     if device is None:
         raise RuntimeError(f"barriers: {be} has no kernels")
-    found: dict[str, Any] = {"threads": THREADS, "copied": copy_rate(be), "grid": {}}
-    done(found)
+    record: dict[str, Any] = {"threads": THREADS, "copied": copy_rate(be), "grid": {}}
+    done(record)
     for n in dict.fromkeys([*(n for n in GRIDS if n <= device.sms), device.sms]):
-        found["grid"][str(n)] = latency(be, n, False)
-        done(found)
+        record["grid"][str(n)] = latency(be, n, False)
+        done(record)
     if device.cluster:
-        found["cluster"] = {}
-        found["clusters at once"] = {}
-        found["failed"] = {}
+        record["cluster"] = {}
+        record["clusters at once"] = {}
+        record["failed"] = {}
         for n in CLUSTERS:
             try:
-                found["cluster"][str(n)] = latency(be, n, True)
-                found["clusters at once"][str(n)] = at_once(be, n)
+                record["cluster"][str(n)] = latency(be, n, True)
+                record["clusters at once"][str(n)] = at_once(be, n)
             except cuda.CudaError as error:
-                found["failed"][str(n)] = str(error)
-            done(found)
-    return found
+                record["failed"][str(n)] = str(error)
+            done(record)
+    return record
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def table(record: dict[str, Any]) -> list[str]:
     """In words, a line each."""
-    lines = [f"copies read and write {found['copied'] / 1e9:.0f} GB/s"] if "copied" in found else []
+    lines = (
+        [f"copies read and write {record['copied'] / 1e9:.0f} GB/s"] if "copied" in record else []
+    )
     lines += [f"{'blocks that meet':24s} {'us a barrier':>14s} {'at once':>8s}"]
-    lines += [f"{f'{n}, across the grid':24s} {us:14.2f}" for n, us in found["grid"].items()]
-    many = found.get("clusters at once", {})
-    clusters = found.get("cluster", {})
+    lines += [f"{f'{n}, across the grid':24s} {us:14.2f}" for n, us in record["grid"].items()]
+    many = record.get("clusters at once", {})
+    clusters = record.get("cluster", {})
     lines += [
         f"{f'{n}, in a cluster':24s} {us:14.2f} {many.get(n, ''):>8}" for n, us in clusters.items()
     ]
     return lines + [
-        f"cluster of {n} blocks: {reason}" for n, reason in found.get("failed", {}).items()
+        f"cluster of {n} blocks: {reason}" for n, reason in record.get("failed", {}).items()
     ]
 
 
@@ -170,9 +172,7 @@ def _seconds(be: Backend, call: Callable[[], object]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     options = parser.parse_args()
     try:
@@ -180,8 +180,8 @@ def main() -> int:
     except xlstm.BackendError as reason:
         raise SystemExit(f"barriers: {reason}") from None
 
-    def done(found: dict[str, Any]) -> None:
-        rows.keep(options.json, found)
+    def done(record: dict[str, Any]) -> None:
+        rows.keep(options.json, record)
 
     print("\n".join(table(measure(be, done))))
     return 0

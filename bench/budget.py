@@ -47,5 +47,5 @@ class Budget:
         """Seconds that a part may take now, so that those after it get their least; 0 if it should
         not be begun.
         """
-        found = min(part.most, self.left - sum(p.least for p in later))
-        return found if found >= part.least else 0.0
+        seconds = min(part.most, self.left - sum(p.least for p in later))
+        return seconds if seconds >= part.least else 0.0

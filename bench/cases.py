@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 
@@ -45,20 +45,16 @@ class Case:
     @property
     def lengths(self) -> np.ndarray | None:
         """Whole numbers from T/4 to T, or None."""
-        return (
-            np.random.default_rng(1).integers(self.T // 4, self.T + 1, self.B)
-            if self.ragged
-            else None
-        )
+        if not self.ragged:
+            return None
+        return np.random.default_rng(1).integers(self.T // 4, self.T + 1, self.B)
 
     @property
     def options(self) -> dict[str, object]:
         """Options of the layer."""
-        return (
-            {"num_layers": self.num_layers, "bidirectional": self.bidirectional}
-            if self.num_layers > 1
-            else {}
-        )
+        if self.num_layers == 1:
+            return {}
+        return {"num_layers": self.num_layers, "bidirectional": self.bidirectional}
 
     def layer_of(self) -> xlstm.LSTM | xlstm.GRU | xlstm.RNN:
         """xlstm's layer."""
@@ -91,21 +87,7 @@ def without_compiling(call: Callable[[], None]) -> Callable[[], None]:
     """The same with NumPy alone."""
 
     def run() -> None:
-        with variable(jit.VARIABLE, "0"):
+        with mock.patch.dict(os.environ, {jit.VARIABLE: "0"}):
             call()
 
     return run
-
-
-@contextlib.contextmanager
-def variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable meanwhile."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -20,7 +20,7 @@ import numpy as np
 
 import xlstm
 from bench import rows
-from bench.events import Clock, Side, side_by_side
+from bench.events import Clock, Side
 from bench.peers import MissingError, module
 from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agreement
 from xlstm import precision
@@ -150,13 +150,13 @@ class Torch:
 
     def results(self) -> dict[str, np.ndarray]:
         """Return the results of the last call, on the host."""
-        found = {"y": self.y}
+        results = {"y": self.y}
         if self.case.train:
-            found |= {
+            results |= {
                 "dx": self.x.grad,
                 **{f"d{name}": p.grad for name, p in self.layer.named_parameters()},
             }
-        return {name: a.detach().float().cpu().numpy() for name, a in found.items()}
+        return {name: a.detach().float().cpu().numpy() for name, a in results.items()}
 
 
 class Ours:
@@ -209,23 +209,21 @@ class Ours:
         tape = next(iter(saved.kept.values())).tape
         if not isinstance(tape, CudaTape):
             return {"path": "loop"}
-        chosen = tape.choice
-        found = {"path": chosen.path, "arithmetic": chosen.arithmetic.name, "others": chosen.others}
-        for name, tiling in (("forward", chosen.forward), ("backward", chosen.backward)):
-            found[name] = (
-                None
-                if tiling is None
-                else {**asdict(tiling), "shared": tiling.shared, "time": tiling.time}
-            )
-        return found
+        choice = tape.choice
+        row = {"path": choice.path, "arithmetic": choice.arithmetic.name, "others": choice.others}
+        for name, tiling in (("forward", choice.forward), ("backward", choice.backward)):
+            row[name] = None
+            if tiling is not None:
+                row[name] = {**asdict(tiling), "shared": tiling.shared, "time": tiling.time}
+        return row
 
     def results(self) -> dict[str, np.ndarray]:
         """Return the results of the last call, under PyTorch's names."""
-        found = {"y": self.y}
+        results = {"y": self.y}
         if self.case.train:
             grads = to_torch(self.layer, {name: to_numpy(g) for name, g in self.grads.items()})
-            found |= {"dx": self.dx, **{f"d{name}": g for name, g in grads.items()}}
-        return {name: to_numpy(a).astype("float32") for name, a in found.items()}
+            results |= {"dx": self.dx, **{f"d{name}": g for name, g in grads.items()}}
+        return {name: to_numpy(a).astype("float32") for name, a in results.items()}
 
 
 def arrays(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -270,9 +268,7 @@ def measure(
             row["missing"][f"{OURS} {path}"] = str(reason)
         else:
             sides[f"{OURS} {path}"] = Side(ours.call, lambda path=path: ours.around(path))
-    found = side_by_side(sides, clock, until=min(until, clock.now() + rows.LONGEST))
-    row["seconds"] = {name: asdict(times) for name, times in found.items()}
-    return row
+    return {**row, "seconds": rows.seconds_of(sides, clock, until)}
 
 
 def peer_is_there() -> None:

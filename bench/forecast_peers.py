@@ -28,7 +28,8 @@ class Ridge:
 
         self.lags = min(max(2 * self.season, 24), max(2, (len(y) - self.horizon) // 3))
         windows = np.lib.stride_tricks.sliding_window_view(y, self.lags + self.horizon)
-        x, target = windows[:, : self.lags], windows[:, self.lags :]
+        x = windows[:, : self.lags]
+        target = windows[:, self.lags :]
         self.model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 3, 13))).fit(x, target)
         self.low, self.high = np.quantile(target - self.model.predict(x), (0.1, 0.9), axis=0)
 
@@ -56,23 +57,23 @@ class NHITS:
         for library in ("pytorch_lightning", "lightning_fabric"):
             logging.getLogger(library).setLevel(logging.ERROR)
         outputs = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-        given = {
+        options = {
             "max_steps": 100,
             "random_seed": 1,
             "accelerator": "cpu",
             **dict.fromkeys(outputs, False),
         }
         self.forecaster = NeuralForecast(
-            [NHITS(horizon, 2 * horizon, loss=MQLoss(level=[80]), **given)], freq=1
+            [NHITS(horizon, 2 * horizon, loss=MQLoss(level=[80]), **options)], freq=1
         )
 
     def fit(self, y: np.ndarray) -> None:
         self.forecaster.fit(self.table(y))
 
     def forward(self, y: np.ndarray, h: int, level: Any) -> dict[str, np.ndarray]:
-        found = self.forecaster.predict(self.table(y))
+        forecasts = self.forecaster.predict(self.table(y))
         columns = {"mean": "NHITS-median", "lo-80": "NHITS-lo-80", "hi-80": "NHITS-hi-80"}
-        return {key: found[column].to_numpy() for key, column in columns.items()}
+        return {key: forecasts[column].to_numpy() for key, column in columns.items()}
 
     def table(self, y: np.ndarray) -> Any:
         """Return a series as a table of neuralforecast."""

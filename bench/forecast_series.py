@@ -47,12 +47,12 @@ class Series(NamedTuple):
 
 def folder(package: str) -> Path:
     """Return the folder of an installed package."""
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         raise SystemExit(
             f"{package} is not installed, but series are read from it: nox -s forecasts installs it"
         )
-    return Path(found.origin).parent
+    return Path(spec.origin).parent
 
 
 def of_r() -> Iterator[tuple[str, str, np.ndarray]]:
@@ -148,9 +148,9 @@ def load(*, final: bool = False) -> list[Series]:
 
     Some peers take no gaps.
     """
-    found = []
+    series = []
     for source in (kept,) if final else SOURCES:
         for name, frequency, values in source():
             whole = pd.Series(np.asarray(values, float)).interpolate(limit_area="inside").dropna()
-            found.append(Series(name, frequency, whole.to_numpy()[-LONGEST:]))
-    return found
+            series.append(Series(name, frequency, whole.to_numpy()[-LONGEST:]))
+    return series

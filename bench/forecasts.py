@@ -19,7 +19,6 @@ peer, with N-HITS 1.05, 0.98 of ETS, 0.91 of ARIMA, 0.83 of N-HITS, 1.28 at most
 
 from __future__ import annotations
 
-import argparse
 import json
 import warnings
 from collections.abc import Iterable, Sequence
@@ -35,6 +34,7 @@ from rich.table import Table
 from bench.__main__ import name_of_machine
 from bench.forecast_peers import NHITS, Ridge
 from bench.forecast_series import Series, load
+from bench.options import parser_of
 from xlstm.arrays import cores
 from xlstm.cli import info
 from xlstm.estimators import Forecaster, compare
@@ -45,9 +45,7 @@ NEURAL = "N-HITS"  # the peer that --neural adds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of series")
     parser.add_argument(
         "--final",
@@ -66,25 +64,26 @@ def main() -> None:
     file = f"forecasts-{'final-' if options.final else ''}{name_of_machine()}.json"
     path = options.json or Path("bench/results") / file
     series = load(final=options.final)
-    if unknown := set(options.only or ()) - {one.name for one in series}:
+    if unknown := set(options.only or ()) - {item.name for item in series}:
         parser.error(
             f"no series {', '.join(sorted(unknown))}; there are"
-            f" {', '.join(one.name for one in series)}"
+            f" {', '.join(item.name for item in series)}"
         )
     methods = (OURS, *PEERS, NEURAL) if options.neural else (OURS, *PEERS)
-    chosen = [one for one in series if not options.only or one.name in options.only]
-    found = [measure(one, methods) for one in track(chosen, "series")]
+    if options.only:
+        series = [item for item in series if item.name in options.only]
+    lines = [measure(item, methods) for item in track(series, "series")]
     console = Console(width=140)
-    console.print(table_of_series(found, methods))
-    console.print(summary(found, methods))
+    console.print(table_of_series(lines, methods))
+    console.print(summary(lines, methods))
     if options.neural:
-        best = ratios(found, OURS, methods[1:])
+        best = ratios(lines, OURS, methods[1:])
         print(
             f"{OURS} over the best peer, {NEURAL} among them: {geometric_mean(best):.3f}, at most"
             f" {best.max():.3f}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(one) + "\n" for one in found))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     print(f"results: {path}")
 
 
@@ -105,15 +104,15 @@ def measure(series: Series, methods: Sequence[str]) -> dict[str, Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = compare(
+                result = compare(
                     series.values, {name: own.get(name, name)}, series.horizon, season=series.season
                 )
         except Exception as error:  # of whatever library
             scores[name] = {"error": f"{type(error).__name__}: {error}"[:200]}
             continue
-        one = found.scores[name]
-        scores[name] = {key: getattr(one, key) for key in ("rmse", "mase", "coverage")}
-        scores[name] |= {"width": one.width / found.scale, "seconds": round(one.seconds, 2)}
+        score = result.scores[name]
+        scores[name] = {key: getattr(score, key) for key in ("rmse", "mase", "coverage")}
+        scores[name] |= {"width": score.width / result.scale, "seconds": round(score.seconds, 2)}
     return {
         "series": series.name,
         "frequency": series.frequency,
@@ -125,36 +124,36 @@ def measure(series: Series, methods: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def ratios(found: list[dict[str, Any]], method: str, peers: Iterable[str] = PEERS) -> np.ndarray:
+def ratios(lines: list[dict[str, Any]], method: str, peers: Iterable[str] = PEERS) -> np.ndarray:
     """Return the RMSE of a method over that of the best of some peers, of each series that both
     forecast.
     """
     quotients = []
-    for one in found:
-        rmse = {name: score["rmse"] for name, score in one["scores"].items() if "rmse" in score}
+    for line in lines:
+        rmse = {name: score["rmse"] for name, score in line["scores"].items() if "rmse" in score}
         others = [rmse[peer] for peer in peers if peer in rmse]
         if method in rmse and others:
             quotients.append(rmse[method] / min(others))
     return np.array(quotients)
 
 
-def table_of_series(found: list[dict[str, Any]], methods: Iterable[str]) -> Table:
+def table_of_series(lines: list[dict[str, Any]], methods: Iterable[str]) -> Table:
     """Return a table of the RMSE of each method on each series, over that of the best peer."""
     table = Table(title="RMSE over that of the best peer of the series", title_justify="left")
     for head in ("series", "values", "ahead", *methods):
         table.add_column(head, justify="left" if head == "series" else "right")
-    for one in found:
+    for line in lines:
         cells = [
-            f"{ratio[0]:.2f}" if len(ratio := ratios([one], method)) else "failed"
+            f"{ratio[0]:.2f}" if len(ratio := ratios([line], method)) else "failed"
             for method in methods
         ]
-        table.add_row(one["series"], str(one["length"]), str(one["horizon"]), *cells)
+        table.add_row(line["series"], str(line["length"]), str(line["horizon"]), *cells)
     return table
 
 
-def summary(found: list[dict[str, Any]], methods: Iterable[str]) -> Table:
+def summary(lines: list[dict[str, Any]], methods: Iterable[str]) -> Table:
     """Return a table of means over all series, a row for each method."""
-    table = Table(title=f"all {len(found)} series", title_justify="left")
+    table = Table(title=f"all {len(lines)} series", title_justify="left")
     heads = (
         "",
         "RMSE over the best peer's",
@@ -168,14 +167,14 @@ def summary(found: list[dict[str, Any]], methods: Iterable[str]) -> Table:
     for head in (*heads, "width", "seconds", "at most"):
         table.add_column(head, justify="right")
     for method in methods:
-        scores = [one["scores"][method] for one in found if "rmse" in one["scores"][method]]
+        scores = [score for line in lines if "rmse" in (score := line["scores"][method])]
         if not scores:
             continue
         mase, coverage, width, seconds = (
             np.array([score[key] for score in scores])
             for key in ("mase", "coverage", "width", "seconds")
         )
-        best = ratios(found, method)
+        best = ratios(lines, method)
         table.add_row(
             method,
             *(
@@ -183,7 +182,7 @@ def summary(found: list[dict[str, Any]], methods: Iterable[str]) -> Table:
                 for x in (
                     geometric_mean(best),
                     best.max(),
-                    geometric_mean(ratios(found, OURS, [method])),
+                    geometric_mean(ratios(lines, OURS, [method])),
                 )
             ),
             f"{mase.mean():.3f}",

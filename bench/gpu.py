@@ -14,7 +14,6 @@ or left out.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import os
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple
 import xlstm
 from bench import gpu_table, rows
 from bench.budget import Budget, Part
+from bench.options import parser_of
 from xlstm.arrays import cores, optional_imports
 from xlstm.cli import info
 from xlstm.engines.cuda import launch
@@ -186,9 +186,9 @@ def check(
     after every one.
     """
     outcomes: list[Outcome] = []
-    chosen = [part for part in PARTS if part.name in names]
-    for k, part in enumerate(chosen):
-        seconds = budget.of(part, chosen[k + 1 :])
+    todo = [part for part in PARTS if part.name in names]
+    for k, part in enumerate(todo):
+        seconds = budget.of(part, todo[k + 1 :])
         begun = budget.spent
         if not seconds:
             outcome = Outcome(
@@ -251,9 +251,7 @@ def slug(card: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     parser.add_argument(
         "--parts", nargs="+", choices=[part.name for part in PARTS], default=[p.name for p in PARTS]
@@ -290,8 +288,8 @@ def main() -> int:
                 shutil.copy(room / "parity.json", path.with_name(f"{path.stem}-parity.json"))
 
         outcomes = check(options.parts, budget, lambda n, s: command(n, s, room), done=done)
-        found = [rows.read(room / "parity.json"), *(record[part] for part in MEASURED)]
-    left_out = any(one and one.get("left out") for one in found)
+        records = [rows.read(room / "parity.json"), *(record[part] for part in MEASURED)]
+    left_out = any(part and part.get("left out") for part in records)
     print(f"\n{attempt(lambda: gpu_table.text(record))}\n\n{budget.spent:.0f} s in all; {path}")
     return status(outcomes, left_out)
 

@@ -96,11 +96,13 @@ def lines(record: Record) -> list[Line]:
 
 
 def _line(row: Record, record: Record) -> Line:
-    case, seconds = row["case"], row["seconds"]
+    case = row["case"]
+    seconds = row["seconds"]
     walls = {name: times["wall"] * 1e3 for name, times in seconds.items()}
     card = record.get("barriers") or {}
     device = _device(record)
-    estimate, measured = (_limit(row, device, given) for given in ({}, card))
+    estimate = _limit(row, device, {})
+    measured = _limit(row, device, card)
     remarks = [
         f"no {name}" for name in row["missing"] if name in (CAPTURED, OURS_CAPTURED, *KERNELS)
     ]
@@ -134,7 +136,9 @@ def _device(record: Record) -> Device | None:
 def _limit(row: Record, device: Device | None, card: Record) -> Limit | None:
     """Return the limit of a row with what was measured of the card, if anything was."""
     case = row["case"]
-    layer, B, T = case["layer"], case["B"], case["T"]
+    layer = case["layer"]
+    B = case["B"]
+    T = case["T"]
     size = 4 if PRECISIONS[case["precision"]] == "float32" else 2
     H = case["H" if layer in LOOPS else "D"] if layer != "mlstm" else 1
     wait = None if device is None else barrier(card, H, device)
@@ -154,28 +158,28 @@ def barrier(card: Record, H: int, device: Device) -> float | None:
     """Seconds of the barrier that the limit of H units is about, the largest one measured; None
     without.
     """
-    found = card.get(limits.way(H, device))
-    return found[max(found, key=int)] * 1e-6 if found else None
+    waits = card.get(limits.way(H, device))
+    return waits[max(waits, key=int)] * 1e-6 if waits else None
 
 
 def table(some: list[Line]) -> list[str]:
     """Return the lines of cases that were not forced to a path."""
     head = ("xlstm", "graph", "device", "peer", "graph", "ratio", "limit", "/ limit", "measured")
     width = 38
-    found = [f"{'ms':{width}s}" + "".join(f"{name:>9s}" for name in head) + "  path"]
+    text_lines = [f"{'ms':{width}s}" + "".join(f"{name:>9s}" for name in head) + "  path"]
     for line in some:
         numbers = [line.xlstm, line.graph, line.device, line.peer, line.captured]
         numbers += [line.ratio, line.limit, line.over_limit, line.measured]
         cells = "".join(f"{_number(n):>9s}" for n in numbers)
-        found.append(
+        text_lines.append(
             f"{line.name:{width}s}{cells}  {line.path}{f'  ({line.remark})' if line.remark else ''}"
         )
-    return found
+    return text_lines
 
 
 def goals(some: list[Line]) -> list[str]:
     """Each goal: how many cases keep to it, whether it is met, and the worst."""
-    found = [f"{'goal, forward + backward':26s}{'first':>26s}{'then':>26s}   worst"]
+    text_lines = [f"{'goal, forward + backward':26s}{'first':>26s}{'then':>26s}   worst"]
     for goal in GOALS:
         values = [
             (value, line)
@@ -186,42 +190,40 @@ def goals(some: list[Line]) -> list[str]:
             and (value := goal.value(line)) is not None
         ]
         if not values:
-            found.append(f"{goal.name:26s}{'not measured':>26s}{'not measured':>26s}")
+            text_lines.append(f"{goal.name:26s}{'not measured':>26s}{'not measured':>26s}")
             continue
         cells = []
         for bound in (goal.first, goal.then):
-            kept = sum(value <= bound and "DIFFER" not in line.remark for value, line in values)
-            verdict = "met" if kept == len(values) else "missed"
-            cells.append(f"{f'<= {bound:g}: {kept} of {len(values)}, {verdict}':>26s}")
+            within = sum(value <= bound and "DIFFER" not in line.remark for value, line in values)
+            verdict = "met" if within == len(values) else "missed"
+            cells.append(f"{f'<= {bound:g}: {within} of {len(values)}, {verdict}':>26s}")
         worst, line = max(values, key=lambda pair: pair[0])
-        found.append(f"{goal.name:26s}{''.join(cells)}   {worst:.3g} at {line.name}")
-    return found
+        text_lines.append(f"{goal.name:26s}{''.join(cells)}   {worst:.3g} at {line.name}")
+    return text_lines
 
 
 def paths(record: Record) -> list[str]:
     """Times by each path, of the cases measured so."""
-    found = []
+    text_lines = []
     for row in rows(record):
         if not row["case"].get("forced") or "seconds" not in row:
             continue
         times = {
             name: t["wall"] * 1e3 for name, t in row["seconds"].items() if name.startswith(OURS)
         }
-        chosen = f"{row['choice']['path']} (chosen)"
-        cells = [
-            f"{name.removeprefix(OURS).strip() or chosen} {t:.3g}" for name, t in times.items()
-        ]
-        found.append(f"{row['name']:48s} {', '.join(cells)}")
-    return found
+        path = f"{row['choice']['path']} (chosen)"
+        cells = [f"{name.removeprefix(OURS).strip() or path} {t:.3g}" for name, t in times.items()]
+        text_lines.append(f"{row['name']:48s} {', '.join(cells)}")
+    return text_lines
 
 
 def parts(record: Record) -> list[str]:
     """Return which parts were run, and how they went."""
-    found = [f"{'part':12s} {'seconds':>8s}  result"]
+    text_lines = [f"{'part':12s} {'seconds':>8s}  result"]
     for part in record.get("parts", []):
         said = f": {part['said']}" if part["said"] else ""
-        found.append(f"{part['name']:12s} {part['seconds']:8.1f}  {part['result']}{said}")
-    return found
+        text_lines.append(f"{part['name']:12s} {part['seconds']:8.1f}  {part['result']}{said}")
+    return text_lines
 
 
 def text(record: Record) -> str:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from bench import run
-from xlstm.cli.bench import Timing, interleave
+from xlstm.cli.timing import Timing, interleave
 
 PACKAGES = {"xlstm": "xlstm", "NumPy": "numpy", "torch": "torch", "JAX": "jax", "Keras": "keras"}
 
@@ -34,11 +34,11 @@ def main() -> None:
     }
     timings = interleave(calls, options.rounds, block=0)
     python = timings.pop("python")
-    found = {
+    imports = {
         n: Timing(t.best - python.best, t.median - python.median, t.calls)
         for n, t in timings.items()
     }
-    run.finish("import", "import", found, options.json, missing)
+    run.record("import", "import", imports, options.json, missing=missing)
 
 
 if __name__ == "__main__":

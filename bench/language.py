@@ -13,14 +13,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import xlstm
 from bench import rows
-from bench.events import Clock, Side, side_by_side
+from bench.events import Clock, Side
 from bench.rows import OURS, OURS_CAPTURED, PRECISIONS
 from xlstm import precision
 from xlstm.arrays.backend import Backend
@@ -60,8 +60,8 @@ class Case:
 
 def cases() -> list[Case]:
     """All, those first that matter most."""
-    found = [Case(*sizes, name) for sizes in reversed(STEPS) for name in PRECISIONS]
-    return found + [Case(B, 1, D, V, name, train=False) for name in WRITTEN for B, D, V in TEXTS]
+    steps = [Case(*sizes, name) for sizes in reversed(STEPS) for name in PRECISIONS]
+    return steps + [Case(B, 1, D, V, name, train=False) for name in WRITTEN for B, D, V in TEXTS]
 
 
 class Model:
@@ -123,20 +123,18 @@ class Model:
 def measure(case: Case, clock: Clock, until: float = float("inf")) -> dict[str, Any]:
     """The row of a case, fit for JSON: times of a step, also as a graph, or of a token."""
     be = xlstm.backend("cupy", dtype="float32" if case.train else PRECISIONS[case.precision])
-    made = Model(case, be)
-    row = {**rows.head(case), "weights": made.weights(), "loops": len(SLSTM)}
-    sides = {OURS: Side(made.step() if case.train else made.text(), made.around)}
+    model = Model(case, be)
+    row = {**rows.head(case), "weights": model.weights(), "loops": len(SLSTM)}
+    sides = {OURS: Side(model.step() if case.train else model.text(), model.around)}
     if case.train:
-        sides[OURS_CAPTURED] = Side(Model(case, be).step(graph=True), made.around)
-    found = side_by_side(sides, clock, until=min(until, clock.now() + rows.LONGEST))
+        sides[OURS_CAPTURED] = Side(Model(case, be).step(graph=True), model.around)
+    seconds = rows.seconds_of(sides, clock, until)
     if not case.train:
-        times = found[OURS]
-        found[OURS] = replace(
-            times, **{name: getattr(times, name) / TOKENS for name in ("wall", "device", "best")}
-        )
-    row["seconds"] = {name: asdict(times) for name, times in found.items()}
-    row["tokens a second"] = case.B * case.T / min(times.wall for times in found.values())
-    row["losses"] = [made.losses[0], made.losses[-1]] if made.losses else []
+        for name in ("wall", "device", "best"):
+            seconds[OURS][name] /= TOKENS
+    row["seconds"] = seconds
+    row["tokens a second"] = case.B * case.T / min(times["wall"] for times in seconds.values())
+    row["losses"] = [model.losses[0], model.losses[-1]] if model.losses else []
     return row
 
 

@@ -1,9 +1,10 @@
-"""LSTM, GRU, RNN and a stack forward + backward, beside other libraries.
+"""Layers beside other libraries: forward + backward, sequences of different lengths, and inference.
 
     python -m bench.layers [CASE ...] [--dtype float32] [--json FILE]
 
-CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both directions); all by
-default. On a GPU, `bench.cudnn` times layers.
+CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both directions), forward
+and backward; lengths, the same of an LSTM over sequences of T/4 to T steps, which PyTorch packs and
+unpacks; and inference, an LSTM forward alone; all by default. On a GPU, `bench.cudnn` times layers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from bench import peers, run
 from bench.cases import LARGE, SHAPES, Case
 
-CASES = ("lstm", "gru", "rnn", "stack")
+CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference")
 
 
 def main() -> None:
@@ -21,19 +22,26 @@ def main() -> None:
     )
     options = parser.parse_args()
     for name in options.cases or CASES:
+        layer = name if name in ("gru", "rnn") else "lstm"
+        title = f"{name} forward + backward"
+        shapes = SHAPES + LARGE
+        others = peers.CPU
+        settings = {}
         if name == "stack":
-            todo = [
-                Case("lstm", *shape, options.dtype, num_layers=2, bidirectional=True)
-                for shape in SHAPES
-            ]
-        else:
-            todo = [Case(name, *shape, options.dtype) for shape in SHAPES + LARGE]
-        run.layers(
-            f"{name} forward + backward",
-            todo,
-            options,
-            ("torch",) if name == "stack" else peers.CPU,
-        )
+            shapes = SHAPES
+            others = ("torch",)
+            settings = {"num_layers": 2, "bidirectional": True}
+        elif name == "lengths":
+            title = "lstm, lengths T/4 to T"
+            shapes = [shape for shape in SHAPES if shape[1] > 1]  # one sequence has one length
+            others = ("torch",)
+            settings = {"ragged": True}
+        elif name == "inference":
+            title = "lstm inference"
+            others = (*peers.CPU, "onnxruntime")
+            settings = {"train": False}
+        todo = [Case(layer, *shape, options.dtype, **settings) for shape in shapes]
+        run.layers(title, todo, options, others)
 
 
 if __name__ == "__main__":

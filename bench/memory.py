@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from bench import cases, peers, run
 from bench.cases import LARGE, SHAPES, Case
 from bench.peak import peak_memory
+from bench.peers import MissingError
 
 
 def prepare(peer: str, case: Case):
@@ -31,17 +32,21 @@ def main() -> None:
         results = {}
         missing = {}
         for peer in ("xlstm", "torch"):
-            if peer != "xlstm" and (reason := peers.calls(replace(case, T=2), (peer,))[1]):
-                missing |= reason
+            try:
+                if peer != "xlstm":
+                    peers.PEERS[peer](replace(case, T=2))
+            except MissingError as reason:
+                missing[peer] = str(reason)
                 continue
-            taken = peak_memory(prepare, peer, case)
-            if taken is None:
+            peak = peak_memory(prepare, peer, case)
+            if peak is None:
                 print(
                     "this system does not say how much memory a process took at most: not measured"
                 )
                 return
-            results[peer] = {"median": taken}
-        run.record("peak memory", str(case), results, "bytes", options.json, missing, asdict(case))
+            results[peer] = peak
+        about = {"missing": missing, "case": asdict(case)}
+        run.record("peak memory", str(case), results, options.json, unit="bytes", **about)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import xlstm
 from bench import rows
-from bench.events import Clock, Side, side_by_side
+from bench.events import Clock, Side
 from bench.peers import MissingError, module
 from bench.rows import OURS, PRECISIONS
 from xlstm import precision
@@ -78,12 +78,12 @@ def arrays(case: Case) -> dict[str, np.ndarray]:
 def _arrays(B: int, N: int, T: int, K: int, V: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     widths = {"q": (K,), "k": (K,), "v": (V,), "i": (), "f": (), "dh": (V,)}
-    found = {
+    drawn = {
         name: rng.standard_normal((B, N, T, *width), dtype=np.float32)
         for name, width in widths.items()
     }
-    found["f"] += FORGET
-    return found
+    drawn["f"] += FORGET
+    return drawn
 
 
 def by_rows(a: np.ndarray) -> np.ndarray:
@@ -95,11 +95,13 @@ def by_rows(a: np.ndarray) -> np.ndarray:
 class Ours:
     """xlstm's heads."""
 
-    def __init__(self, case: Case, given: dict[str, np.ndarray], be: Backend) -> None:
+    def __init__(self, case: Case, inputs: dict[str, np.ndarray], be: Backend) -> None:
         self.case = case
         self.memory = Memory(case.N, case.K, case.V)
-        self.given = {name: be.asarray(by_rows(a)) for name, a in given.items()}
-        self.state = complete("bench", be.xp, "state", None, self.memory.states, case.B, self.given)
+        self.inputs = {name: be.asarray(by_rows(a)) for name, a in inputs.items()}
+        self.state = complete(
+            "bench", be.xp, "state", None, self.memory.states, case.B, self.inputs
+        )
         self.span = Span(be.xp, Packing.of("bench", None, case.T, case.B), keep=case.train)
         self.h: Any = None
         self.grads: tuple[Any, ...] = ()
@@ -111,21 +113,24 @@ class Ours:
     def call(self) -> None:
         """Ask for the work."""
         self.h, _, saved = self.memory.run(
-            *(self.given[name] for name in INPUTS), self.state, self.span
+            *(self.inputs[name] for name in INPUTS), self.state, self.span
         )
         if self.case.train:
-            self.grads, _ = self.memory.run_bwd(saved, self.given["dh"], None, self.span)
+            self.grads, _ = self.memory.run_bwd(saved, self.inputs["dh"], None, self.span)
 
     def results(self) -> dict[str, np.ndarray]:
         """Return the results of the last call that are compared."""
-        found = {"h": self.h, **({"dv": self.grads[INPUTS.index("v")]} if self.case.train else {})}
-        return {name: to_numpy(a).astype("float32") for name, a in found.items()}
+        results = {
+            "h": self.h,
+            **({"dv": self.grads[INPUTS.index("v")]} if self.case.train else {}),
+        }
+        return {name: to_numpy(a).astype("float32") for name, a in results.items()}
 
 
 class Published:
     """A kernel of the published package."""
 
-    def __init__(self, case: Case, given: dict[str, np.ndarray], kernel: str, device: str) -> None:
+    def __init__(self, case: Case, inputs: dict[str, np.ndarray], kernel: str, device: str) -> None:
         """Put the arrays onto the device.
 
         Raises
@@ -142,40 +147,42 @@ class Published:
         self.case = case
         self.kernel = getattr(there, name)
         self.dtype = getattr(torch, PRECISIONS[case.precision])
-        self.given = {name: torch.from_numpy(a).to(device, self.dtype) for name, a in given.items()}
+        self.inputs = {
+            name: torch.from_numpy(a).to(device, self.dtype) for name, a in inputs.items()
+        }
         for name in INPUTS:
-            self.given[name].requires_grad_(case.train)
+            self.inputs[name].requires_grad_(case.train)
         self.h: Any = None
 
     def call(self) -> None:
         """Ask for the work."""
         for name in INPUTS:
-            self.given[name].grad = None
+            self.inputs[name].grad = None
         self.h = self.kernel(
-            *(self.given[name] for name in INPUTS), autocast_kernel_dtype=self.dtype
+            *(self.inputs[name] for name in INPUTS), autocast_kernel_dtype=self.dtype
         )
         if self.case.train:
-            self.h.backward(self.given["dh"])
+            self.h.backward(self.inputs["dh"])
 
     def results(self) -> dict[str, np.ndarray]:
         """Return the same of theirs."""
-        found = {"h": self.h, **({"dv": self.given["v"].grad} if self.case.train else {})}
-        return {name: by_rows(a.detach().float().cpu().numpy()) for name, a in found.items()}
+        results = {"h": self.h, **({"dv": self.inputs["v"].grad} if self.case.train else {})}
+        return {name: by_rows(a.detach().float().cpu().numpy()) for name, a in results.items()}
 
 
 def measure(
     case: Case, clock: Clock, until: float = float("inf"), device: str = "cuda"
 ) -> dict[str, Any]:
     """The row of a case, fit for JSON: times by side, what is missing and why, and agreement."""
-    given = arrays(case)
-    ours = Ours(case, given, xlstm.backend("cupy", dtype=PRECISIONS[case.precision]))
+    inputs = arrays(case)
+    ours = Ours(case, inputs, xlstm.backend("cupy", dtype=PRECISIONS[case.precision]))
     row = rows.head(case)
     sides = {OURS: Side(ours.call, ours.around)}
     with ours.around():
         ours.call()
     for kernel in KERNELS:
         try:
-            call, results = _peer(case, given, kernel, device)
+            call, results = _peer(case, inputs, kernel, device)
         except MissingError as reason:
             row["missing"][kernel] = str(reason)
         else:
@@ -183,17 +190,15 @@ def measure(
             row["difference"] = max(
                 row.get("difference", 0.0), rows.agreement(ours.results(), results)
             )
-    found = side_by_side(sides, clock, until=min(until, clock.now() + rows.LONGEST))
-    row["seconds"] = {name: asdict(times) for name, times in found.items()}
-    return row
+    return {**row, "seconds": rows.seconds_of(sides, clock, until)}
 
 
 def _peer(
-    case: Case, given: dict[str, np.ndarray], kernel: str, device: str
+    case: Case, inputs: dict[str, np.ndarray], kernel: str, device: str
 ) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
     """Return a call of a published kernel, and what it gives; a kernel that fails is missing."""
     try:
-        theirs = Published(case, given, kernel, device)
+        theirs = Published(case, inputs, kernel, device)
         theirs.call()
         return theirs.call, theirs.results()
     except MissingError:

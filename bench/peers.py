@@ -22,18 +22,6 @@ class MissingError(Exception):
     """Why a peer is not there."""
 
 
-def calls(case: Case, names: tuple[str, ...]) -> tuple[dict[str, Call], dict[str, str]]:
-    """Calls of the peers that are there, and why the others are not."""
-    found = {}
-    missing = {}
-    for name in names:
-        try:
-            found[name] = PEERS[name](case)
-        except MissingError as reason:
-            missing[name] = str(reason)
-    return found, missing
-
-
 def module(name: str) -> Any:
     """An optional library."""
     try:

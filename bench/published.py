@@ -25,7 +25,7 @@ import xlstm
 from bench import mlstm, run
 from bench.peak import peak_memory
 from bench.workers import Theirs
-from xlstm.cli.bench import interleave
+from xlstm.cli.timing import interleave
 from xlstm.training import optimizers
 
 MLSTM = [(4, 4, 1024, 64), (1, 4, 4096, 64)]  # B, heads, T, K
@@ -80,22 +80,12 @@ def prepare(sizes: tuple[int, ...]) -> Callable[[], object]:
 
 
 def main() -> None:
-    parser = run.parser(__doc__)
-    parser.add_argument(
-        "--peer",
-        type=Path,
-        default=os.environ.get("XLSTM_BENCH_PEER"),
-        help="where theirs is installed",
-    )
-    options = parser.parse_args()
+    options = run.for_packages(__doc__, "XLSTM_BENCH_PEER").parse_args()
     run.start("beside the published packages")
     missing = {}
     theirs = None
     if options.peer is None:
-        missing = {
-            "published": "--peer is not given; "
-            + " ".join((__doc__ or "").split("\n\n")[3].split())
-        }
+        missing = run.without_packages(__doc__)
     else:
         theirs = Theirs("published_worker.py", Path(options.peer).resolve(), os.path.sep)
         theirs.ask("ready")
@@ -107,29 +97,17 @@ def main() -> None:
                 theirs.ask("make", kind, peer, sizes)
                 calls[peer] = functools.partial(theirs.ask, "run", kind, peer, sizes)
             name = f"{kind} {','.join(map(str, sizes))}"
-            run.finish(
-                "published",
-                name,
-                interleave(calls, options.rounds),
-                options.json,
-                missing,
-                {"sizes": sizes},
-            )
+            timings = interleave(calls, options.rounds)
+            about = {"missing": missing, "case": {"sizes": sizes}}
+            run.record("published", name, timings, options.json, **about)
             if theirs is not None:
                 theirs.ask("forget")
     for T in LENGTHS:
-        taken = peak_memory(prepare, (1, 4, T, 64))
-        if taken is not None:
-            results = {"xlstm": {"median": taken}}
-            run.record(
-                "published memory",
-                f"mlstm 1,4,{T},64",
-                results,
-                "bytes",
-                options.json,
-                {},
-                {"T": T},
-            )
+        peak = peak_memory(prepare, (1, 4, T, 64))
+        if peak is not None:
+            name = f"mlstm 1,4,{T},64"
+            about = {"unit": "bytes", "case": {"T": T}}
+            run.record("published memory", name, {"xlstm": peak}, options.json, **about)
 
 
 if __name__ == "__main__":

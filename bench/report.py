@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
+
+from bench.options import parser_of
 
 START = "<!-- bench -->\n"
 END = "<!-- /bench -->\n"
@@ -106,10 +107,10 @@ def summary(lines: list[Line]) -> str:
     for name, some in groups.items():
         cells = [f"{name} ({len(some)})" if len(some) > 1 else name]
         for mine, peer in compared:
-            found = [r for line in some if (r := ratio(line, peer, mine)) is not None]
-            mean = statistics.geometric_mean(found) if found else None
+            ratios = [r for line in some if (r := ratio(line, peer, mine)) is not None]
+            mean = statistics.geometric_mean(ratios) if ratios else None
             cells.append(
-                f"{mean:.2f} (at most {max(found):.2f})" if len(found) > 1 else number(mean)
+                f"{mean:.2f} (at most {max(ratios):.2f})" if len(ratios) > 1 else number(mean)
             )
         rows.append(cells)
     return table(
@@ -154,9 +155,7 @@ def insert(page: Path, block: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("files", type=Path, nargs="+", help="results, JSON lines")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()

@@ -6,13 +6,12 @@ A case is a frozen dataclass with a `precision`; its `str` is its name.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 
 import xlstm
-from bench.events import Clock, CupyClock
+from bench.events import Clock, CupyClock, Side, side_by_side
+from bench.options import parser_of
 from bench.peers import MissingError
 from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import Backend
@@ -66,6 +66,12 @@ def read(path: Path) -> Record | None:
 def head(case: Any) -> Record:
     """Return the beginning of a row."""
     return {"case": asdict(case), "name": str(case), "missing": {}}
+
+
+def seconds_of(sides: Mapping[str, Side], clock: Clock, until: float) -> dict[str, Any]:
+    """Return the times of the sides of a row, until a time of the clock, fit for JSON."""
+    times = side_by_side(sides, clock, until=min(until, clock.now() + LONGEST))
+    return {name: asdict(side) for name, side in times.items()}
 
 
 def agreement(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
@@ -154,9 +160,7 @@ def main(
     needs : callable
         It raises MissingError for something that has to be there.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(description)
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="when to stop; all cases by default"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,27 +13,48 @@ from typing import Any
 
 from bench import cases, peers
 from bench.cases import Case
+from bench.options import parser_of
+from bench.peers import Call, MissingError
 from xlstm.arrays import cores
 from xlstm.cli import info
-from xlstm.cli.bench import Timing, interleave
+from xlstm.cli.timing import Timing, interleave
 from xlstm.engines.numba import jit
+
+UNITS = {"seconds": (1e3, "ms"), "bytes": (1e-6, "MB")}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Options of all benchmarks."""
-    found = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    found.add_argument("--json", type=Path, help="append results to this file, a line each")
-    found.add_argument("--rounds", type=int, default=9, help="how often each is timed in turn")
-    return found
+    options = parser_of(description)
+    options.add_argument("--json", type=Path, help="append results to this file, a line each")
+    options.add_argument("--rounds", type=int, default=9, help="how often each is timed in turn")
+    return options
 
 
 def for_layers(description: str | None) -> argparse.ArgumentParser:
     """Options of those that time layers."""
-    found = parser(description)
-    found.add_argument("--dtype", default="float32", choices=["float32", "float64"])
-    return found
+    options = parser(description)
+    options.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    return options
+
+
+def for_packages(description: str | None, variable: str) -> argparse.ArgumentParser:
+    """Options of those that time published packages, whose folder an environment variable may
+    name.
+    """
+    options = parser(description)
+    options.add_argument(
+        "--peer", type=Path, default=os.environ.get(variable), help="where theirs is installed"
+    )
+    return options
+
+
+def without_packages(description: str | None) -> dict[str, str]:
+    """Return why the published packages are missing: how the docstring of a program has them
+    installed.
+    """
+    install = (description or "").split("\n\n")[3]
+    return {"published": f"--peer is not given; {' '.join(install.split())}"}
 
 
 def layers(
@@ -40,21 +63,49 @@ def layers(
     """Time xlstm beside the peers of these names, case by case."""
     start(bench)
     for case in todo:
-        call = cases.ours(case)
-        calls: dict[str, Callable[[], object]] = {"xlstm": call}
-        if jit.enabled():
-            calls["xlstm, NumPy alone"] = cases.without_compiling(call)
-        found, missing = peers.calls(case, names)
-        calls |= found
-        finish(
-            bench,
-            str(case),
-            interleave(calls, options.rounds),
-            options.json,
-            missing,
-            asdict(case),
-            case.dtype,
-        )
+        theirs = {name: functools.partial(peers.PEERS[name], case) for name in names}
+        about = {"case": asdict(case), "precision": case.dtype}
+        beside(bench, str(case), cases.ours(case), theirs, options, **about)
+
+
+def beside(
+    bench: str,
+    name: str,
+    ours: Call,
+    theirs: Mapping[str, Callable[[], Call]],
+    options: argparse.Namespace,
+    repeats: int = 1,
+    **about: Any,
+) -> None:
+    """Time xlstm beside peers, each made by a function that raises MissingError where it is not
+    there.
+
+    Times are those of one of `repeats` calls that follow each other. `about` are options of
+    `record`.
+    """
+    calls = {"xlstm": ours}
+    missing = {}
+    if jit.enabled():
+        calls["xlstm, NumPy alone"] = cases.without_compiling(ours)
+    for peer, make in theirs.items():
+        try:
+            calls[peer] = make()
+        except MissingError as reason:
+            missing[peer] = str(reason)
+    timings = interleave(
+        {peer: functools.partial(_repeat, call, repeats) for peer, call in calls.items()},
+        options.rounds,
+    )
+    each = {
+        peer: Timing(t.best / repeats, t.median / repeats, t.calls * repeats)
+        for peer, t in timings.items()
+    }
+    record(bench, name, each, options.json, missing=missing, **about)
+
+
+def _repeat(call: Call, repeats: int) -> None:
+    for _ in range(repeats):
+        call()
 
 
 def start(bench: str) -> None:
@@ -65,60 +116,46 @@ def start(bench: str) -> None:
     )
 
 
-def finish(
-    bench: str,
-    name: str,
-    results: Mapping[str, Timing],
-    path: Path | None,
-    missing: Mapping[str, str] | None = None,
-    case: Mapping[str, object] | None = None,
-    precision: str = "float32",
-) -> None:
-    """Print one case, append it to the file."""
-    record(
-        bench,
-        name,
-        {k: asdict(t) for k, t in results.items()},
-        "seconds",
-        path,
-        missing,
-        case,
-        precision,
-    )
-
-
 def record(
     bench: str,
     name: str,
-    results: Mapping[str, Mapping[str, Any]],
-    unit: str,
+    results: Mapping[str, Timing | float],
     path: Path | None,
+    *,
+    unit: str = "seconds",
     missing: Mapping[str, str] | None = None,
     case: Mapping[str, object] | None = None,
     precision: str = "float32",
 ) -> None:
-    """`finish` for results in any unit, each with its median."""
-    scale, short = {"seconds": (1e3, "ms"), "bytes": (1e-6, "MB")}[unit]
-    mine = results["xlstm"]["median"]
+    """Print one case, and append it to a file: timings, or numbers in another unit."""
+    scale, short = UNITS[unit]
+    numbers: dict[str, dict[str, float]] = {
+        peer: asdict(result) if isinstance(result, Timing) else {"median": result}
+        for peer, result in results.items()
+    }
+    mine = numbers["xlstm"]["median"]
     cells = [
         f"{peer} {r['median'] * scale:.4g} {short}"
         + ("" if peer == "xlstm" else f" ({mine / r['median']:.2f})")
-        for peer, r in results.items()
+        for peer, r in numbers.items()
     ]
     print(f"  {name:52s} {'   '.join(cells)}", flush=True)
     for peer, reason in (missing or {}).items():
         print(f"  {'':52s} without {peer}: {reason}")
-    if path is None:
-        return
     line = {
         "bench": bench,
         "name": name,
         "case": dict(case or {}),
         "precision": precision,
         "unit": unit,
-        "results": results,
+        "results": numbers,
         "missing": dict(missing or {}),
-        "machine": info.describe(),
     }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append(path, line)
+
+
+def append(path: Path | None, line: Mapping[str, Any]) -> None:
+    """Append a line of JSON to a file, if there is one, with what its times depend on."""
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, "machine": info.describe()}) + "\n")

@@ -11,7 +11,6 @@ widths take long, since every access is checked: `--paths` and `--widths` select
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 import xlstm
 from bench import rows, sanitized
+from bench.options import parser_of
 
 PROGRAM = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -60,17 +60,17 @@ def find() -> str:
     places = [Path(os.environ[name]) for name in HOMES if os.environ.get(name)] + [
         Path("/usr/local/cuda")
     ]
-    found = shutil.which(PROGRAM)
+    program = shutil.which(PROGRAM)
     for place in places:
         for folder in (place / "bin", place / PROGRAM, place / "extras" / PROGRAM):
-            found = found or shutil.which(PROGRAM, path=str(folder))
-    if found is None:
+            program = program or shutil.which(PROGRAM, path=str(folder))
+    if program is None:
         raise FileNotFoundError(
             f"{PROGRAM} is neither on PATH nor in {', '.join(str(p) for p in places)}; it comes"
             " with the CUDA toolkit (apt: cuda-sanitizer, conda: cuda-sanitizer-api); CUDA_HOME"
             " says where that is"
         )
-    return found
+    return program
 
 
 def understand(tool: str, code: int, text: str) -> Report:
@@ -129,9 +129,7 @@ def run(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=["memcheck", "racecheck"])
     sanitized.selecting(parser)
     parser.add_argument("--seconds", type=float, default=1800, help="of each tool")

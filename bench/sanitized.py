@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import xlstm
+from bench.options import parser_of
 from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
@@ -49,14 +50,14 @@ PATHS = (*WAYS, MLSTM)
 
 def layers(H: int) -> dict[str, Any]:
     """One of each cell, by name."""
-    found = {
+    cells = {
         "LSTM": xlstm.LSTM(D, H),
         "LSTM, options": xlstm.LSTM(D, H, peepholes=True, clip=2.0, cell_clip=1.5),
         "LSTM, recomputed": xlstm.LSTM(D, H, coupled_input_forget=True, recompute=True),
         "GRU": xlstm.GRU(D, H),
         "RNN": xlstm.RNN(D, H, bidirectional=True),
     }
-    return found | ({"sLSTM": xlstm.sLSTM(D, H, num_heads=2)} if H % 2 == 0 else {})
+    return cells | ({"sLSTM": xlstm.sLSTM(D, H, num_heads=2)} if H % 2 == 0 else {})
 
 
 def work(layer: Any, be: Backend, lengths: list[int] | None) -> None:
@@ -131,9 +132,7 @@ def units(text: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     selecting(parser)
     options = parser.parse_args()
     try:

@@ -5,15 +5,14 @@ python -m bench.step [--json FILE]
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 import xlstm
 from bench import run
-from bench.cases import without_compiling
-from bench.peers import MissingError, module
+from bench.peers import module
 from xlstm.arrays import cores
-from xlstm.cli.bench import interleave
-from xlstm.engines.numba import jit
 
 B = 1
 D = 64
@@ -44,33 +43,14 @@ def theirs(gradient: bool):
     return step
 
 
-def repeated(call):
-    """Many in one, so that the clock does not count."""
-
-    def run():
-        for _ in range(REPEAT):
-            call()
-
-    return run
-
-
 def main() -> None:
     options = run.parser(__doc__).parse_args()
     run.start("one step")
-    mine = repeated(ours())
-    calls = {"xlstm": mine}
-    missing = {}
-    if jit.enabled():
-        calls["xlstm, NumPy alone"] = without_compiling(mine)
-    try:
-        calls |= {"torch": repeated(theirs(False)), "torch with gradient": repeated(theirs(True))}
-    except MissingError as reason:
-        missing["torch"] = str(reason)
-    timings = {
-        name: type(t)(t.best / REPEAT, t.median / REPEAT, t.calls * REPEAT)
-        for name, t in interleave(calls, options.rounds).items()
+    peers = {
+        "torch": functools.partial(theirs, False),
+        "torch with gradient": functools.partial(theirs, True),
     }
-    run.finish("one step", f"1,{B},{D},{H} float32", timings, options.json, missing)
+    run.beside("one step", f"1,{B},{D},{H} float32", ours(), peers, options, REPEAT)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ Every model sees the same batches; training ends early once a task is solved.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -23,11 +21,13 @@ from typing import Any
 import numpy as np
 
 import xlstm
+from bench import run
+from bench.options import parser_of
 from bench.tasks_data import TASKS, Task
+from xlstm.arrays import cores
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
-from xlstm.cli import info
 from xlstm.training import optimizers
 
 MODELS = ("LSTM", "sLSTM", "mLSTM", "mixed")
@@ -180,36 +180,30 @@ def by_length(
     backend: Backend,
 ) -> dict[int, float]:
     """Accuracy at every length tested."""
-    found: dict[int, float] = {}
+    accuracy: dict[int, float] = {}
     for T in task.tests:
         right, count = tested(model, params, task, T, sequences, (seed, TEST), backend)
         if task.prefixes:
-            found |= {
+            accuracy |= {
                 task.shortest + k: float(right[k] / count[k])
                 for k in np.flatnonzero(count).tolist()
             }
         else:
-            found[T] = float(right.sum() / count.sum())
-    return found
+            accuracy[T] = float(right.sum() / count.sum())
+    return accuracy
 
 
 def summary(lengths: dict[int, float], task: Task) -> dict[str, float]:
     """Mean accuracy at trained lengths and at longer ones, and these scaled: 0 for guessing, 1 for
     all right.
     """
-    known = float(
-        np.mean([accuracy for length, accuracy in lengths.items() if length <= task.longest])
-    )
-    longer = float(
-        np.mean([accuracy for length, accuracy in lengths.items() if length > task.longest])
-    )
-    scaled = [(a - task.chance) / (1 - task.chance) for a in (known, longer)]
-    return {
-        "trained": known,
-        "longer": longer,
-        "trained, scaled": scaled[0],
-        "longer, scaled": scaled[1],
+    seen = [accuracy for length, accuracy in lengths.items() if length <= task.longest]
+    unseen = [accuracy for length, accuracy in lengths.items() if length > task.longest]
+    means = {"trained": float(np.mean(seen)), "longer": float(np.mean(unseen))}
+    scaled = {
+        f"{name}, scaled": (mean - task.chance) / (1 - task.chance) for name, mean in means.items()
     }
+    return means | scaled
 
 
 def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend) -> dict[str, Any]:
@@ -249,9 +243,7 @@ def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="tasks, all by default"
     )
@@ -263,17 +255,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="append results to this file, a line each")
     options = parser.parse_args()
     backend = xlstm.backend(options.backend)
-    about = info.describe()
     start = time.perf_counter()
     for task in options.only:
         for name in options.models:
-            line = measure(name, TASKS[task], RECIPES[task], options.seed, backend) | {
-                "machine": about
-            }
-            if options.json:
-                with options.json.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-    print(f"{time.perf_counter() - start:.0f} s in all, {about['threads']} threads")
+            row = measure(name, TASKS[task], RECIPES[task], options.seed, backend)
+            run.append(options.json, row)
+    print(f"{time.perf_counter() - start:.0f} s in all, {cores.threads()} threads")
 
 
 if __name__ == "__main__":

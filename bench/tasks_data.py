@@ -43,7 +43,8 @@ def arithmetic(
     term = x[0]  # terms that are over, and the one that a product may yet extend
     y[0] = term
     for t in range(2, T, 2):
-        operator, digit = x[t - 1], x[t]
+        operator = x[t - 1]
+        digit = x[t]
         total = np.where(operator == TIMES, total, total + term)
         term = (
             np.where(operator == TIMES, term * digit, np.where(operator == PLUS, digit, -digit))
@@ -66,7 +67,8 @@ def recall(
     """
     order = rng.permuted(np.tile(np.arange(KEYS), (B, 1)), axis=1)
     rows = np.arange(B)[:, None]
-    keys, others = order[:, :PAIRS], order[:, PAIRS:]
+    keys = order[:, :PAIRS]
+    others = order[:, PAIRS:]
     values = KEYS + rng.permuted(np.tile(np.arange(KEYS), (B, 1)), axis=1)[:, :PAIRS]
     fillers = np.concatenate((others, np.tile(np.arange(KEYS, 2 * KEYS), (B, 1))), axis=1)
     x = fillers[rows, rng.integers(0, fillers.shape[1], (B, T))]

@@ -37,7 +37,7 @@ from bench import run
 from bench.peak import resident
 from bench.workers import Theirs
 from xlstm.arrays import cores
-from xlstm.cli.bench import Timing, interleave
+from xlstm.cli.timing import Timing, interleave
 from xlstm.interop import tirex
 from xlstm.models import TiRex, TiRex2
 
@@ -101,12 +101,12 @@ def memory(folder: str, model: str, rows: int) -> None:
 
 def processor(call: Callable[[], Any], rounds: int) -> Timing:
     """Seconds of all processors that a call takes, or says that it took."""
-    found = []
+    seconds = []
     for _ in range(rounds):
         before = time.process_time()
         answer = call()
-        found.append(answer if isinstance(answer, float) else time.process_time() - before)
-    return Timing(min(found), float(np.median(found)), rounds)
+        seconds.append(answer if isinstance(answer, float) else time.process_time() - before)
+    return Timing(min(seconds), float(np.median(seconds)), rounds)
 
 
 def loading(peer: Path | None, folder: Path, model: str) -> dict[str, Callable[[], object]]:
@@ -151,13 +151,7 @@ def agree(name: str, mine: Any, theirs: Any) -> None:
 
 
 def main() -> None:
-    parser = run.parser(__doc__)
-    parser.add_argument(
-        "--peer",
-        type=Path,
-        default=os.environ.get("XLSTM_BENCH_TIREX"),
-        help="where theirs are installed",
-    )
+    parser = run.for_packages(__doc__, "XLSTM_BENCH_TIREX")
     parser.add_argument("--threads", type=int, help="of both; by default one for each core")
     parser.add_argument(
         "--series", type=int, nargs="+", default=SERIES, help="how many at once, case by case"
@@ -180,11 +174,7 @@ def measure(options: Any, folder: Path) -> None:
     theirs = None
     peer = None
     if options.peer is None:
-        missing = {
-            "published": (
-                "--peer is not given; " + " ".join((__doc__ or "").split("\n\n")[3].split())
-            )
-        }
+        missing = run.without_packages(__doc__)
     else:
         peer = Path(options.peer).resolve()
         theirs = Theirs("tirex_worker.py", peer, folder)
@@ -203,11 +193,11 @@ def measure(options: Any, folder: Path) -> None:
                     )
                     call = functools.partial(theirs.ask, "run", model, compiled, rows, horizon)
                     calls["package, compiled" if compiled else "package"] = call
-            run.finish(
-                "tirex", name, interleave(calls, options.rounds), options.json, missing, case
-            )
+            timings = interleave(calls, options.rounds)
+            about = {"missing": missing, "case": case}
+            run.record("tirex", name, timings, options.json, **about)
             spent = {who: processor(call, options.rounds) for who, call in calls.items()}
-            run.finish("tirex processors", name, spent, options.json, missing, case)
+            run.record("tirex processors", name, spent, options.json, **about)
         code = f"from bench import tirex; tirex.memory({str(folder)!r}, {model!r}, {rows})"
         used = {"xlstm": json.loads(_python(code, None, dict(os.environ)))}
         if peer is not None:
@@ -215,20 +205,14 @@ def measure(options: Any, folder: Path) -> None:
                 "memory", model, False, rows, horizon
             )
         for what in ("beyond", "peak"):
-            found = {who: {"median": answer[what]} for who, answer in used.items()}
+            taken = {who: answer[what] for who, answer in used.items()}
+            title = f"memory, {what}"
             run.record(
-                f"tirex memory, {what}",
-                f"{name}: memory, {what}",
-                found,
-                "bytes",
-                options.json,
-                missing,
-                case,
+                f"tirex {title}", f"{name}: {title}", taken, options.json, unit="bytes", **about
             )
         timings = interleave(loading(peer, folder, model), options.rounds, block=0)
-        run.finish(
-            "tirex import and load", f"{model} import and load", timings, options.json, missing
-        )
+        name = f"{model} import and load"
+        run.record("tirex import and load", name, timings, options.json, missing=missing)
 
 
 if __name__ == "__main__":

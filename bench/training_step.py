@@ -5,16 +5,15 @@ python -m bench.training_step [--json FILE]
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 import xlstm
 from bench import run
-from bench.cases import without_compiling
-from bench.peers import MissingError, module
+from bench.peers import module
 from xlstm import losses
 from xlstm.arrays import cores
-from xlstm.cli.bench import interleave
-from xlstm.engines.numba import jit
 from xlstm.examples import gate_by_gate
 from xlstm.training import optimizers
 
@@ -75,25 +74,12 @@ def main() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((T, 1, D))
     target = 0.1 * rng.standard_normal((T, 1, H))
-    mine = ours(x, target)
-    calls = {"xlstm": mine}
-    missing = {}
-    if jit.enabled():
-        calls["xlstm, NumPy alone"] = without_compiling(mine)
-    calls["notebook"] = baseline(x, target)
-    try:
-        calls["torch"] = theirs(x, target)
-    except MissingError as reason:
-        missing["torch"] = str(reason)
-    timings = interleave(calls, options.rounds)
-    run.finish(
-        "training step",
-        f"{T},1,{D},{H} float64",
-        timings,
-        options.json,
-        missing,
-        precision="float64",
-    )
+    peers = {
+        "notebook": functools.partial(baseline, x, target),
+        "torch": functools.partial(theirs, x, target),
+    }
+    name = f"{T},1,{D},{H} float64"
+    run.beside("training step", name, ours(x, target), peers, options, precision="float64")
 
 
 if __name__ == "__main__":

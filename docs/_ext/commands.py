@@ -41,7 +41,7 @@ def command(name: str, found: Any) -> Iterator[str]:
     if found.hidden:
         return
     yield f"## {name}\n\n{escaped(found.help)}\n"
-    yield from (entry(p) for p in getattr(found, "usual", found).params if p.name != "help")
+    yield from (entry(p) for p in getattr(found, "default", found).params if p.name != "help")
     for below, one in getattr(found, "commands", {}).items():
         yield from command(f"{name} {below}", one)
 

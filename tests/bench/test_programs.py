@@ -15,7 +15,7 @@ import pytest
 from bench import tasks
 from bench.tasks_data import TASKS
 from tests.conftest import ROOT
-from xlstm.cli.bench import interleave
+from xlstm.cli.timing import interleave
 from xlstm.models import TiRex, TiRex2
 
 SHAPES = [(3, 2, 4, 5)]
@@ -47,8 +47,6 @@ def sizes(monkeypatch, name, **values):
         ("training_step", {}),
         ("step", {"REPEAT": 2}),
         ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
-        ("lengths", {"SHAPES": SHAPES}),
-        ("inference", {"SHAPES": SHAPES, "LARGE": []}),
         ("memory", {"SHAPES": [*SHAPES, *SHAPES, *SHAPES], "LARGE": []}),
     ],
 )
@@ -140,7 +138,7 @@ def test_all_in_turn(run, monkeypatch):
         if command[2] != "bench.report":
             with Path(command[command.index("--json") + 1]).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"bench": command[2]}) + "\n")
-        return SimpleNamespace(returncode=int(command[2] == "bench.lengths" and broken))
+        return SimpleNamespace(returncode=int(command[2] == "bench.memory" and broken))
 
     # whose name Python may ask a process for
     monkeypatch.setattr(__main__, "name_of_machine", lambda: "machine")
@@ -150,7 +148,7 @@ def test_all_in_turn(run, monkeypatch):
         f"bench.{m}" for m in __main__.MODULES
     ]
     broken = True
-    with pytest.raises(SystemExit, match=r"failed: bench\.lengths; what the others measured is in"):
+    with pytest.raises(SystemExit, match=r"failed: bench\.memory; what the others measured is in"):
         run("__main__", where="--output")
 
 

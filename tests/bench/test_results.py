@@ -31,14 +31,16 @@ def test_layers_from_measurement_to_page(tmp_path, monkeypatch):
     monkeypatch.setattr(layers.peers, "CPU", ("torch",))
     results = tmp_path / "results.json"
     page = tmp_path / "speed.md"
-    monkeypatch.setattr(
-        sys, "argv", ["layers", "lstm", "stack", "--rounds", "1", "--json", str(results)]
-    )
+    cases = ("lstm", "stack", "lengths", "inference")
+    argv = ["layers", *cases, "--rounds", "1", "--json", str(results)]
+    monkeypatch.setattr(sys, "argv", argv)
     layers.main()
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert [line["bench"] for line in lines] == [
         "lstm forward + backward",
         "stack forward + backward",
+        "lstm, lengths T/4 to T",
+        "lstm inference",
     ]
     assert all(line["precision"] == "float32" and line["unit"] == "seconds" for line in lines)
     assert {"xlstm", "torch"} <= set(lines[0]["results"])

@@ -11,12 +11,12 @@ import pytest
 from tests.conftest import make_backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import compare_backends as compared
-from xlstm.cli.bench import Size
+from xlstm.cli import timing
 from xlstm.examples import gate_by_gate
 
 PROGRAMS = (
-    compared.Program("the notebook's program", Size(4, 1, 1, 5), "float64"),
-    compared.Program("a model", Size(4, 2, 3, 5), "float32", is_model=True),
+    compared.Program("the notebook's program", timing.Size(4, 1, 1, 5), "float64"),
+    compared.Program("a model", timing.Size(4, 2, 3, 5), "float32", is_model=True),
 )
 
 
@@ -25,12 +25,12 @@ def compare(run, monkeypatch):
     """The command with small programs."""
     monkeypatch.setattr(compared, "PROGRAMS", PROGRAMS)
     monkeypatch.setattr(
-        compared, "interleave", lambda calls, rounds: INTERLEAVE(calls, rounds, block=0.0)
+        timing, "interleave", lambda calls, rounds: INTERLEAVE(calls, rounds, block=0.0)
     )
     return lambda options="", code=0: run(f"compare --rounds 1 {options}", code=code)
 
 
-INTERLEAVE = compared.interleave
+INTERLEAVE = timing.interleave
 
 
 def test_every_row_has_the_numbers_of_float64(compare):
@@ -93,18 +93,18 @@ def test_a_row_that_fails_is_named(compare, monkeypatch):
 
 
 def test_a_row_that_must_run(compare, monkeypatch):
-    def missing(name, *args):
+    def missing(name, dtype):
         if name == "cupy":
             raise BackendError("cupy: no card")
-        return BACKEND(name, *args)
+        return BACKEND(name, dtype=dtype)
 
-    monkeypatch.setattr(compared, "backend", missing)
+    monkeypatch.setattr(timing, "backend", missing)
     assert "without cupy: no card" in compare().output
     assert "error: cupy: no card" in compare("--require cupy", code=2).stderr
     assert "--require is 'jax', expected one of" in compare("--require jax", code=2).stderr
 
 
-BACKEND = compared.backend
+BACKEND = timing.backend
 
 
 def test_a_row_on_cupy(compare):

@@ -98,7 +98,7 @@ def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     [
         (
             ["export", "net.safetensors", "--to", "tflite"],
-            "format 'tflite' is unknown, expected onnx, torch, keras",
+            "export: --to is 'tflite', expected one of onnx, torch, keras",
         ),
         (
             ["export", "net.safetensors", "--to", "torch", "-o", "net.safetensors"],

@@ -252,9 +252,9 @@ def command_of(words):
     command = COMMANDS
     while hasattr(command, "commands"):
         name = words[0] if words and words[0] in command.commands else None
-        assert name or hasattr(command, "usual"), f"there is no command {words[:1]}"
+        assert name or hasattr(command, "default"), f"there is no command {words[:1]}"
         words = words[1:] if name else words
-        command = command.commands[name] if name else command.usual
+        command = command.commands[name] if name else command.default
     known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {
         "-h",
         "--help",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -19,30 +20,18 @@ from xlstm.cli.compare_backends import compare
 from xlstm.cli.console import Log, one_line_errors, out, show, tell
 from xlstm.cli.export_import import export, import_
 from xlstm.cli.info import check_kernels, info
-from xlstm.cli.inspect import inspect
+from xlstm.cli.inspect import inspect_model
 from xlstm.cli.predict import evaluate, forecast, generate, predict
 
-HELP = ("-h", "--help")
+HELP_NAMES = ["-h", "--help"]
+TRAIN = (
+    "Train a model of a series (forecast, unless another is named), a text, or sequences with"
+    " labels."
+)
 
 
-class Group(TyperGroup):
-    """Commands whose help is a whole sentence."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Show the commands; Click would cut each sentence at the end of a line."""
-        shown = [
-            (name, self.commands[name])
-            for name in self.list_commands(ctx)
-            if not self.commands[name].hidden
-        ]
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, command.get_short_help_str(1000)) for name, command in shown]
-            )
-
-
-class Root(Group):
-    """The command line, which says what is wrong in one line, and keeps its words for messages."""
+class Root(TyperGroup):
+    """The command line, which says what is wrong in one line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read what comes before the name of a command."""
@@ -61,70 +50,72 @@ class Root(Group):
             return super().invoke(ctx)
 
 
-class Train(Group):
+class GroupWithDefault(TyperGroup):
     """A group whose first command, which is hidden, is run where none is named."""
 
+    @property
+    def default(self) -> Any:
+        """The command that is run where none is named."""
+        return next(iter(self.commands.values()))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the name of the command, or put that of the first one in its place."""
-        known = [*HELP, *(name for name, command in self.commands.items() if not command.hidden)]
-        named = args[0] in known if args else ctx.resilient_parsing
-        return super().parse_args(ctx, args if named else [next(iter(self.commands)), *args])
+        """Put the name of the default command first, where no other one is there."""
+        names = [name for name, command in self.commands.items() if not command.hidden]
+        named = args[0] in (*HELP_NAMES, *names) if args else ctx.resilient_parsing
+        return super().parse_args(ctx, args if named else [self.default.name, *args])
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Show the options of the first command, and the other commands."""
-        self.usual.format_options(ctx, formatter)
+        """Show the options of the default command, and the other commands."""
+        self.default.format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Return the commands, and the options of the first one, that begin as the last word
-        does.
-        """
-        return [
-            *super().shell_complete(ctx, incomplete),
-            *self.usual.shell_complete(ctx, incomplete),
-        ]
+        """Complete the name of a command, or an option of the default one."""
+        options = self.default.shell_complete(ctx, incomplete)
+        return [*super().shell_complete(ctx, incomplete), *options]
 
-    @property
-    def usual(self) -> Any:
-        """The command that is run where none is named."""
-        return next(iter(self.commands.values()))
+
+def _register(group: typer.Typer, name: str, function: Any, hidden: bool = False) -> None:
+    """Register a command; lists show the first paragraph of its docstring, and not cut."""
+    sentence = str(inspect.getdoc(function)).partition("\n\n")[0]
+    group.command(name, short_help=sentence, hidden=hidden)(function)
 
 
 app = typer.Typer(
     help="The LSTM family with hand-written gradients, on NumPy and CuPy.",
     cls=Root,
     no_args_is_help=True,
-    context_settings={"help_option_names": list(HELP)},
+    context_settings={"help_option_names": HELP_NAMES},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-kinds = typer.Typer(
-    help=(
-        "Train a model of a series (forecast, unless another is named), a text, or sequences with"
-        " labels."
-    ),
-    cls=Train,
+trainers = typer.Typer(
+    help=TRAIN,
+    short_help=TRAIN,
+    cls=GroupWithDefault,
     subcommand_metavar="[forecast|text|classify] ...",
     rich_markup_mode=None,
 )
-app.add_typer(kinds, name="train")
-kinds.command("series", hidden=True)(train.train_forecast)
-for kind in ("forecast", "text", "classify"):
-    kinds.command(kind)(getattr(train, f"train_{kind}"))
-for command in (
-    evaluate,
-    predict,
-    forecast,
-    generate,
-    export,
-    import_,
-    compare,
-    bench,
-    info,
-    inspect,
-):
-    app.command(command.__name__.rstrip("_"))(command)
-app.command("check")(check_kernels)
+app.add_typer(trainers, name="train")
+_register(trainers, "series", train.train_forecast, hidden=True)
+_register(trainers, "forecast", train.train_forecast)
+_register(trainers, "text", train.train_text)
+_register(trainers, "classify", train.train_classify)
+COMMANDS: dict[str, Any] = {
+    "evaluate": evaluate,
+    "predict": predict,
+    "forecast": forecast,
+    "generate": generate,
+    "export": export,
+    "import": import_,
+    "compare": compare,
+    "bench": bench,
+    "info": info,
+    "inspect": inspect_model,
+    "check": check_kernels,
+}
+for name, function in COMMANDS.items():
+    _register(app, name, function)
 
 
 @app.callback(invoke_without_command=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,31 +16,43 @@ import typer
 from typer import Option
 
 import xlstm
-from xlstm import losses, plots
-from xlstm.arrays import checks, cores, optional_imports
-from xlstm.arrays.backend import Backend, backend
+from xlstm import losses
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.random import generator
 from xlstm.cells.lstm import Cell
 from xlstm.cli import info
-from xlstm.cli.bench import Case, Size, Timing, interleave, peak_memory, simulated
-from xlstm.cli.console import OPEN, out, table, to_json
+from xlstm.cli.bench import Case
+from xlstm.cli.console import OPEN, out, table
+from xlstm.cli.options import command
+from xlstm.cli.timing import (
+    HEADS,
+    Measurement,
+    Outputs,
+    RoundsOption,
+    Size,
+    backend_to_time,
+    measure,
+    usable,
+)
 from xlstm.data import writing
-from xlstm.engines.cuda.check import first_training
 from xlstm.engines.engine import use
 from xlstm.engines.numba import jit
 from xlstm.examples import gate_by_gate
 from xlstm.models.sequence import SequenceModel
-from xlstm.plots import figures
 from xlstm.training import optimizers
 
 RATE = 0.05
+# A training step returns a function that returns its arrays on the host.
+Arrays = Callable[[], dict[str, Any]]
+Step = Callable[[], Arrays]
 PAGES = (".html", ".txt")  # endings of a report
 # of differences relative to the largest magnitude of an array
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 
 
-class Row(NamedTuple):
+class Variant(NamedTuple):
     """A way to run a program."""
 
     words: str
@@ -51,36 +63,29 @@ class Row(NamedTuple):
 
 NOTEBOOK = "notebook"
 REFERENCE = "numpy"
-ROWS = {
-    NOTEBOOK: Row("NumPy as the notebook wrote it, gate by gate", "numpy"),
-    REFERENCE: Row("this library on NumPy arrays, with NumPy alone", "numpy", "array_api", "0"),
-    "compiled": Row(
+VARIANTS = {
+    NOTEBOOK: Variant("NumPy as the notebook wrote it, gate by gate", "numpy"),
+    REFERENCE: Variant("this library on NumPy arrays, with NumPy alone", "numpy", "array_api", "0"),
+    "compiled": Variant(
         "this library on NumPy arrays, with loops that Numba compiled", "numpy", compile="1"
     ),
-    "torch": Row("this library on PyTorch tensors", "torch", "array_api"),
-    "cupy": Row("this library on CuPy arrays", "cupy"),
+    "torch": Variant("this library on PyTorch tensors", "torch", "array_api"),
+    "cupy": Variant("this library on CuPy arrays", "cupy"),
 }
+WORDS = {name: variant.words for name, variant in VARIANTS.items()}
 
 
-class Result(NamedTuple):
-    """The arrays that a training step computes; `gates` makes a dict of gates (T, B, H)."""
-
-    y: Any
-    gates: Callable[[], Mapping[str, Any]]
-    dx: Any
-    grads: dict[str, Any]
-    after: dict[str, Any]
-
-    def values(self) -> dict[str, Any]:
-        """Return all arrays on the host, by the headings of their columns."""
-        of_notebook = "Uf" in self.grads  # whose weights are apart for each gate
-        grads = gate_by_gate.stacked(self.grads) if of_notebook else self.grads
-        after = gate_by_gate.stacked(self.after) if of_notebook else self.after
-        short = {name: name.removeprefix("recurrent.").removeprefix("0.") for name in grads}
-        named = {"y": self.y, **self.gates(), "dx": self.dx}
-        named |= {f"d{short[name]}": grad for name, grad in grads.items()}
-        named |= {short[name]: p for name, p in after.items()}
-        return {name: to_numpy(a) for name, a in named.items()}
+def arrays_of(
+    y: Any, gates: Mapping[str, Any], dx: Any, grads: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arrays of a training step on the host, by the headings of their columns; gates are
+    (T, B, H).
+    """
+    arrays = {"y": y, **gates, "dx": dx}
+    for prefix, by_name in (("d", grads), ("", params)):
+        for name, array in by_name.items():
+            arrays[prefix + name.removeprefix("recurrent.").removeprefix("0.")] = array
+    return {name: to_numpy(array) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -92,27 +97,32 @@ class Program:
     dtype: str
     is_model: bool = False
 
-    def step(self, row: str, home: Backend) -> Callable[[], Result] | None:
-        """Return the step of a row, finished when it returns; None where the notebook has no such
-        program.
+    def step(self, name: str, home: Backend) -> Step | None:
+        """Return the step of a variant, finished when it returns; None where the notebook has no
+        such program.
         """
         T, B, D, H = self.size
-        if row == NOTEBOOK and (self.is_model or B > 1):
+        if name == NOTEBOOK and (self.is_model or B > 1):
             return None
         rng = generator(0)
         layer = xlstm.LSTM(D, H, initializer="notebook")
         model: Any = SequenceModel(layer, 1, last=True) if self.is_model else layer
-        drawn = {
+        initial = {
             name: p.astype(self.dtype) for name, p in model.init(rng, "numpy", "float64").items()
         }
         x = rng.standard_normal((T, B, D)).astype(self.dtype)
         target = rng.standard_normal((B, 1) if self.is_model else (T, B, H)).astype(self.dtype)
-        if row == NOTEBOOK:
-            step = _notebook_step(drawn, x[:, 0], target[:, 0])
+        if name == NOTEBOOK:
+            step = _notebook_step(initial, x[:, 0], target[:, 0])
         else:
-            params = {name: home.asarray(p) for name, p in drawn.items()}
+            params = {name: home.asarray(p) for name, p in initial.items()}
             step = _step(model, params, home.asarray(x), home.asarray(target), home)
-        return _in_its_way(ROWS[row])(step)
+        return _running(VARIANTS[name])(step)
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of a step, but for those of a head."""
+        return Case("lstm", self.size).operations
 
     def __str__(self) -> str:
         return f"{self.words}, T,B,D,H = {self.size}, {self.dtype}"
@@ -126,86 +136,55 @@ PROGRAMS = (
 )
 
 
-def _notebook_step(params: dict[str, Any], x: Any, target: Any) -> Callable[[], Result]:
+def _notebook_step(params: dict[str, Any], x: Any, target: Any) -> Step:
     p = gate_by_gate.by_gate(params)
 
-    def step() -> Result:
+    def step() -> Arrays:
         h, c, gates = gate_by_gate.forward(p, x)
         y = h[1:, 0]
         grads, dx = gate_by_gate.backward(p, x, h, c, gates, 2 * (y - target) / y.size)
         after = gate_by_gate.update(p, grads, RATE)
-        return Result(y, lambda: {k: gates[k] for k in Cell.GATES}, dx, grads, after)
-
-    return step
-
-
-def _step(
-    model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend
-) -> Callable[[], Result]:
-    is_layer = isinstance(model, xlstm.LSTM)
-    optimizer = optimizers.sgd(RATE) if is_layer else optimizers.adam(1e-3)
-    state = optimizer.init(params)
-
-    def step() -> Result:
-        y, _, saved = model.forward(params, x, train=True)
-        _, dy = losses.mse(y, target)
-        grads, dx, _ = model.backward(params, saved, dy)
-        after, _ = optimizer.update(params, grads, state)
-        home.synchronize()
-        gates = Cell.GATES if is_layer else ()
-        return Result(
-            y, lambda: {k: saved.gates[:, n, ...] for n, k in enumerate(gates)}, dx, grads, after
+        return lambda: arrays_of(
+            y,
+            {name: gates[name] for name in Cell.GATES},
+            dx,
+            gate_by_gate.stacked(grads),
+            gate_by_gate.stacked(after),
         )
 
     return step
 
 
-class Measured(NamedTuple):
-    """A program in one row; `seconds` is None where CuPy has no card, and `peak_bytes` on PyTorch
-    tensors.
-    """
+def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend) -> Step:
+    is_layer = isinstance(model, xlstm.LSTM)
+    optimizer = optimizers.sgd(RATE) if is_layer else optimizers.adam(1e-3)
+    state = optimizer.init(params)
+    names = Cell.GATES if is_layer else ()
 
-    program: Program
-    row: str
-    device: str
-    differences: dict[str, float]
-    seconds: Timing | None
-    peak_bytes: int | None
+    def step() -> Arrays:
+        y, _, saved = model.forward(params, x, train=True)
+        _, dy = losses.mse(y, target)
+        grads, dx, _ = model.backward(params, saved, dy)
+        after, _ = optimizer.update(params, grads, state)
+        home.synchronize()
+        return lambda: arrays_of(
+            y, {name: saved.gates[:, n, ...] for n, name in enumerate(names)}, dx, grads, after
+        )
 
-    @property
-    def agrees(self) -> bool:
-        """Whether each difference is within the tolerance of the dtype."""
-        return max(self.differences.values()) <= TOLERANCE[self.program.dtype]
-
-    def as_json(self) -> str:
-        """Return a line with everything."""
-        about = {
-            **self._asdict(),
-            "program": str(self.program),
-            "words": ROWS[self.row].words,
-            "agrees": self.agrees,
-            "seconds": None if self.seconds is None else asdict(self.seconds),
-            "machine": info.describe(),
-        }
-        return to_json(about) + "\n"
+    return step
 
 
+@command()
 def compare(
     require: Annotated[
         list[str] | None, Option(help="Row that must run, such as cupy; repeatable.")
     ] = None,
-    rounds: Annotated[
-        int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")
-    ] = 5,
-    results: Annotated[
-        Path | None, Option("--json", help="Append results to this file, a line each.")
-    ] = None,
+    rounds: RoundsOption = 5,
     report: Annotated[
         Path | None, Option(help="Page to write, .html or .txt: what is printed, and this machine.")
     ] = None,
-    plot: Annotated[
-        Path | None, Option("--plot", help="Picture of the times to draw; needs matplotlib.")
-    ] = None,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Run the same programs on every backend here: the differences of all numbers, times and
     memory.
@@ -216,51 +195,27 @@ def compare(
     too large.
     """
     for name in require or ():
-        checks.choice([*ROWS])("compare", "--require", name)
-    if plot is not None:
-        figures.check(plot)
+        checks.choice(VARIANTS)("compare", "--require", name)
     if report is not None:
         checks.choice(PAGES)(str(report), "the ending", report.suffix)
         writing.check(report)
-    if results is not None:
-        writing.append(results, "")  # whether it can be written to, before any work is done
-    out.record = report is not None
-    if out.record:
+        out.record = True
         info.show(info.describe())
-    usable = _usable(require or ())
-    measured: list[Measured] = []
+    homes = usable(WORDS, _backend_of, require or ())
+    rows: list[Measurement] = []
     for program in PROGRAMS:
-        rows = measure(program, usable, rounds)
-        measured += rows
-        if results is not None:
-            writing.append(results, "".join(one.as_json() for one in rows))
-        names = [*rows[0].differences]
-        cells = [
-            (one.row, *(f"{gap:.0e}" if gap else "0" for gap in one.differences.values()))
-            for one in rows
-        ]
-        out.print(table(f"{program}: differences", ("", *names), cells, **OPEN))
-    out.print(
-        table(
-            "Median time of a step",
-            HEADINGS,
-            [_costs(one, measured) for one in measured],
-            left=2,
-            **OPEN,
-        )
-    )
-    wrong = [one for one in measured if not one.agrees]
-    for one in wrong:
-        name = max(one.differences, key=one.differences.__getitem__)
-        out.print(f"wrong: {one.program}, {one.row}: {name} differs by {one.differences[name]:.1e}")
+        compared = rows_of(program, homes, rounds)
+        rows += compared
+        outputs.append(map(as_dict, compared))
+        _print_rows(program, compared)
+    wrong = [row for row in rows if not agrees(row)]
+    for row in wrong:
+        name, gap = largest(row)
+        out.print(f"wrong: {row.case}, {row.name}: {name} differs by {gap:.1e}")
     limits = " and ".join(f"{limit:g} in {dtype}" for dtype, limit in TOLERANCE.items())
-    out.print(
-        f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy, within"
-        f" {limits}"
-    )
-    if plot is not None:
-        plots.save(drawn(measured), plot)
-        out.print(f"picture: {plot}")
+    agreeing = f"{len(rows) - len(wrong)} of {len(rows)} rows agree with float64 NumPy"
+    out.print(f"{agreeing}, within {limits}")
+    outputs.draw(rows)
     if report is not None:
         text = out.export_html() if report.suffix == ".html" else out.export_text()
         out.record = False
@@ -268,87 +223,72 @@ def compare(
     raise typer.Exit(bool(wrong))
 
 
-def _usable(required: Sequence[str]) -> dict[str, Backend]:
-    """Return the rows that run here with their backends, and print the reason of each that does
-    not.
+def _backend_of(name: str) -> Backend:
+    """Return the backend of a variant; BackendError where it does not run here."""
+    variant = VARIANTS[name]
+    if variant.compile == "1" and jit.failure():
+        raise BackendError(f"{name}: {jit.failure()}")
+    return backend_to_time(variant.backend, *TOLERANCE)
 
-    Raises
-    ------
-    BackendError
-        A required one does not run.
+
+def rows_of(program: Program, homes: Mapping[str, Backend], rounds: int) -> list[Measurement]:
+    """Return the rows of a program, timed in turn; their results are differences from float64
+    NumPy, infinite where a row fails.
     """
-    usable: dict[str, Backend] = {}
-    for name, row in ROWS.items():
-        try:
-            if row.compile == "1" and jit.failure():
-                raise BackendError(f"{name}: {jit.failure()}")
-            home = backend(row.backend)
-        except BackendError as error:
-            if name in required:
-                raise
-            out.print(f"without {error}")
-        else:
-            usable[name] = home
-            if name == "cupy" and not simulated(home):
-                # which checks the kernels, where that was not done on this card
-                first_training(*TOLERANCE)
-            out.print(
-                f"{name}: {row.words}: {home}{', counted, not timed' if simulated(home) else ''}"
-            )
-    if "torch" in usable:
-        optional_imports.torch().set_num_threads(cores.threads())
-    return usable
-
-
-def measure(program: Program, usable: Mapping[str, Backend], rounds: int) -> list[Measured]:
-    """Return the rows of a program, timed in turn."""
-    reference = program.step(REFERENCE, replace(usable[REFERENCE], dtype="float64"))
+    reference = program.step(REFERENCE, replace(homes[REFERENCE], dtype="float64"))
     assert reference is not None
-    expected = reference().values()
-    measured: list[Measured] = []
-    timed: dict[str, Callable[[], Result]] = {}
-    for name, home in usable.items():
-        step = program.step(name, replace(home, dtype=program.dtype))
-        if step is None:
-            continue
-        try:
-            gaps = differences(step().values(), expected)
-            peak = peak_memory(step, home)
-        except (MemoryError, RuntimeError) as error:  # those of CUDA
-            out.print(f"{program}: {name} fails: {error}")
-            gaps = dict.fromkeys(expected, float("inf"))
-            peak = None
-        else:
-            if not simulated(home):
-                timed[name] = step
-        measured.append(Measured(program, name, str(home), gaps, None, peak))
-    times = interleave(timed, rounds)
-    return [one._replace(seconds=times.get(one.row)) for one in measured]
+    expected = reference()()
+    rows = measure(
+        program,
+        {name: replace(home, dtype=program.dtype) for name, home in homes.items()},
+        program.step,
+        rounds,
+        lambda arrays, home: differences(arrays(), expected),
+    )
+    failed = dict.fromkeys(expected, float("inf"))
+    return [row._replace(result=row.result or failed) for row in rows]
 
 
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
+def largest(row: Measurement) -> tuple[str, float]:
+    """Return the array of a row that differs most, and its difference."""
+    name = max(row.result, key=row.result.__getitem__)
+    return name, row.result[name]
+
+
+def agrees(row: Measurement) -> bool:
+    """Return whether each difference of a row is within the tolerance of its dtype."""
+    return largest(row)[1] <= TOLERANCE[row.case.dtype]
+
+
+def as_dict(row: Measurement) -> dict[str, Any]:
+    """Return a row as a line of results has it."""
+    about = {"program": str(row.case), "row": row.name, "words": WORDS[row.name]}
+    return {**about, "differences": row.result, "agrees": agrees(row), **row.as_dict()}
+
+
+def differences(arrays: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
     """Return the largest difference of each array, relative to the largest magnitude that is
     expected in it.
     """
     gaps = {}
     for name, a in expected.items():
-        gap = float(np.max(np.abs(found[name].reshape(a.shape) - a)) / np.max(np.abs(a)))
+        gap = float(np.max(np.abs(arrays[name].reshape(a.shape) - a)) / np.max(np.abs(a)))
         gaps[name] = gap if np.isfinite(gap) else float("inf")
     return gaps
 
 
 @contextlib.contextmanager
-def _in_its_way(row: Row) -> Iterator[None]:
-    """Run layers as a row does."""
+def _running(variant: Variant) -> Iterator[None]:
+    """Run layers as a variant does."""
     before = os.environ.get(jit.VARIABLE)
     try:
-        if row.compile is not None:
-            os.environ[jit.VARIABLE] = row.compile
+        if variant.compile is not None:
+            os.environ[jit.VARIABLE] = variant.compile
         # The numbers show which are not finite. BLAS may tell of invalid ones, too, where all are
         # finite.
         with (
             np.errstate(over="ignore", invalid="ignore"),
-            use(row.engine) if row.engine else contextlib.nullcontext(),
+            use(variant.engine) if variant.engine else contextlib.nullcontext(),
         ):
             yield
     finally:
@@ -357,36 +297,11 @@ def _in_its_way(row: Row) -> Iterator[None]:
             os.environ[jit.VARIABLE] = before
 
 
-HEADINGS = ("program", "row", "ms", "ratio", "GFLOP/s", "peak MB")
-
-
-def _costs(one: Measured, measured: list[Measured]) -> tuple[str, ...]:
-    """Return the cells of a row of the table of costs; ratios are those to the first row of the
-    program.
-    """
-    peak = "-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.2f}"
-    times = "-", "-", "-"
-    if one.seconds is not None:
-        first = next(
-            other.seconds
-            for other in measured
-            if other.program == one.program and other.seconds is not None
-        )
-        median = one.seconds.median
-        speed = Case("lstm", one.program.size).operations / median
-        times = f"{median * 1e3:.3f}", f"{median / first.median:.2f}", f"{speed / 1e9:.2f}"
-    return str(one.program), one.row, *times, peak
-
-
-def drawn(measured: list[Measured]) -> Any:
-    """Draw the median times of all rows, a panel for each program."""
-    figure, panels = figures.panels(len(PROGRAMS), 1, 1.4)
-    for program, axes in zip(PROGRAMS, panels, strict=True):
-        some = [one for one in measured if one.program == program]
-        times = {one.row: one.seconds.median * 1e3 for one in some if one.seconds is not None}
-        bars = axes.barh([*times], [*times.values()], color=figures.DARK)
-        axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=figures.SMALL)
-        axes.margins(x=0.1)
-        axes.invert_yaxis()
-        figures.label(axes, str(program), "milliseconds a step", size=figures.SMALL)
-    return figure
+def _print_rows(program: Program, rows: Sequence[Measurement]) -> None:
+    """Print the differences of a program, and its costs."""
+    gaps = [
+        (row.name, *(f"{gap:.0e}" if gap else "0" for gap in row.result.values())) for row in rows
+    ]
+    out.print(table(f"{program}: differences", ("", *rows[0].result), gaps, **OPEN))
+    costs = [(row.name, *row.cells) for row in rows]
+    out.print(table(f"{program}: median time of a step", ("", *HEADS), costs, **OPEN))

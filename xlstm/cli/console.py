@@ -64,7 +64,7 @@ def visible(text: str) -> str:
     """Return a text with escapes for what would change a terminal: control characters, and those
     that turn text.
     """
-    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def put(text: str) -> None:
@@ -80,16 +80,11 @@ def tell(message: str) -> None:
         err.print(message)
 
 
-def join() -> distributed.Group:
-    """Return the ranks that a launcher started for this command; rank 0 alone prints from here
-    on.
-    """
-    group = distributed.group()
-    if group.size > 1:
-        ranks.append(group.rank)
-        out.quiet |= group.rank > 0
-        err.quiet |= group.rank > 0
-    return group
+def be_rank(rank: int) -> None:
+    """Print from here on only where this process is rank 0 of several that train one model."""
+    ranks.append(rank)
+    out.quiet |= rank > 0
+    err.quiet |= rank > 0
 
 
 def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -100,14 +95,14 @@ def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         process_signals.end_of_interrupted(kind, error, trace)
 
 
-def compare(group: distributed.Group) -> None:
+def tell_of_ranks(group: distributed.Group) -> None:
     """Let rank 0 print what other ranks would have said on standard error, where it did not say so
     itself.
     """
-    known = {*said}
-    for rank, lines in enumerate(group.tell(said)):
+    lines_of_ranks = group.tell(said)
+    for rank, lines in enumerate(lines_of_ranks):
         for line in dict.fromkeys(lines):
-            if line not in known:
+            if line not in lines_of_ranks[0]:
                 tell(f"rank {rank}: {line}")
 
 
@@ -206,8 +201,8 @@ def one_line_errors() -> Iterator[None]:
     except (*ERRORS, KeyboardInterrupt, Terminated) as error:
         if ranks and not interrupted(error):
             raise
-        tell("interrupted" if interrupted(error) else f"error: {message_of(error)}")
-        raise typer.Exit(code(error)) from None
+        tell(description(error))
+        raise typer.Exit(exit_code(error)) from None
     except Exception as error:
         # that of a usage error, whose class is not public in every version
         if not hasattr(error, "format_message"):
@@ -230,6 +225,13 @@ def message_of(error: BaseException) -> str:
     return str(error) if isinstance(error, ERRORS) else f"{type(error).__name__}: {error}"
 
 
+def description(error: BaseException) -> str:
+    """Return the line for an error that ends a command."""
+    if not interrupted(error):
+        return f"error: {message_of(error)}"
+    return "terminated" if isinstance(error, Terminated) else "interrupted"
+
+
 def interrupted(error: BaseException) -> bool:
     """Return whether a signal caused an error; some libraries turn it into an error of their
     own.
@@ -239,7 +241,7 @@ def interrupted(error: BaseException) -> bool:
     )
 
 
-def code(error: BaseException) -> int:
+def exit_code(error: BaseException) -> int:
     """Return the exit code for an error: 2 for bad input, or that of the signal which caused it."""
     if (number := getattr(error, "signal", None)) is not None:  # of `Interrupted` and `Terminated`
         return 128 + int(number)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from xlstm.arrays import checks
 from xlstm.cli.console import out
 from xlstm.cli.sources import find_model, load_model
 from xlstm.data import writing
@@ -31,8 +32,7 @@ def export(
     """Write a model for onnxruntime, with an estimator's scaling and labels, or its network for
     PyTorch or Keras.
     """
-    if to not in SUFFIXES:
-        raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
+    checks.choice(SUFFIXES)("export", "--to", to)
     file, _, estimator, network, params = load_model("export", model)
     path = output or file.with_name(file.name.removesuffix(".safetensors") + SUFFIXES[to])
     _check_target(path, file)

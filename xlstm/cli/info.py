@@ -28,18 +28,22 @@ from xlstm.engines.pointwise import pointwise
 from xlstm.layers.recurrent import KINDS, sLSTM
 
 PACKAGES = (
-    *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba", "mpi4py", "mpich"),
-    *(
-        "cupy-cuda12x",
-        "cupy-cuda13x",
-        "torch",
-        "jax",
-        "keras",
-        "onnx",
-        "onnxruntime",
-        "h5py",
-        "matplotlib",
-    ),
+    "numpy",
+    "array-api-compat",
+    "safetensors",
+    "threadpoolctl",
+    "numba",
+    "mpi4py",
+    "mpich",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "torch",
+    "jax",
+    "keras",
+    "onnx",
+    "onnxruntime",
+    "h5py",
+    "matplotlib",
 )
 # Beginnings of environment variables that change how fast something is.
 VARIABLES = ("OPENBLAS", "OMP", "MKL", "BLIS", "CUPY_TF32", "NVIDIA_TF32", "NUMBA", "XLSTM")
@@ -79,8 +83,8 @@ def info(
     elif card is not None:
         raise ValueError("info: --card goes with --explain")
     else:
-        chosen = backend("auto")
-        rows = describe() | {"auto chooses": f"{chosen} ({chosen.reason})"}
+        home = backend("auto")
+        rows = describe() | {"auto chooses": f"{home} ({home.reason})"}
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -90,19 +94,20 @@ def info(
 def show(rows: dict[str, Any]) -> None:
     """Print what `describe` or `explain` returns, a line each."""
     for name, value in rows.items():
-        several = (
-            [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
-        )
-        out.print(f"{name:18s}{', '.join(several) if isinstance(several, list) else several}")
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {entry}" for key, entry in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        out.print(f"{name:18s}{value}")
 
 
 def check_kernels(as_json: JsonOption = False) -> None:
     """Compare the values and bits of every kind of kernel on the GPU with NumPy's, and keep the
     result.
     """
-    found = checking.apart()
-    typer.echo(json.dumps([row._asdict() for row in found]) if as_json else str(found))
-    raise typer.Exit(len(found.wrong) > 0)
+    report = checking.apart()
+    typer.echo(json.dumps([row._asdict() for row in report]) if as_json else str(report))
+    raise typer.Exit(bool(report.wrong))
 
 
 def describe() -> dict[str, Any]:
@@ -120,8 +125,8 @@ def describe() -> dict[str, Any]:
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
         "packages": {package: version for package in PACKAGES if (version := version_of(package))},
     }
-    for name, one in available_backends().items():
-        about[f"backend {name}"] = f"not usable: {one}" if isinstance(one, str) else str(one)
+    for name, home in available_backends().items():
+        about[f"backend {name}"] = f"not usable: {home}" if isinstance(home, str) else str(home)
     if optional_imports.cupy_failure() is None:
         runtime = optional_imports.cupy().cuda.runtime
         about |= {
@@ -189,36 +194,30 @@ def explain(
     layer = LAYERS[kind](H, H)
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
-    failure = (
-        None
-        if card is not None
-        else optional_imports.cupy_failure()
-        or (optional_imports.ROCM if optional_imports.rocm() else None)
-    )
-    device = launch.current() if card is None and failure is None else CARDS[card or "h100"]
+    failure = None if card else optional_imports.cupy_failure() or _rocm()
+    device = CARDS[card or "h100"] if card or failure else launch.current()
     choice = choose(told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
-    shared = f"{device.shared // 1024} KB a block" + (
-        "" if failure is None else f" (what if: {failure})"
-    )
-    speeds = {
-        name: peak * device.sms / 1e6
-        for name, peak in peaks(device.name, device.capability)._asdict().items()
-    }
+    note = f" (what if: {failure})" if failure else ""
+    speeds = peaks(device.name, device.capability)._asdict().items()
+    rates = [f"{name} {v * device.sms / 1e6:.3g}" for name, v in speeds if v]
     rows = {
         "layer": f"{layer!r}, {T} steps of {B} sequences, {dtype}",
-        "device": f"{device.name}, sm_{device.capability}, {device.sms} SMs, {shared}",
-        "peaks": (
-            f"{', '.join(f'{name} {v:.3g}' for name, v in speeds.items() if v)} TFLOP/s, from data"
-            " sheets"
+        "device": (
+            f"{device.name}, sm_{device.capability}, {device.sms} SMs,"
+            f" {device.shared // 1024} KB a block{note}"
         ),
+        "peaks": f"{', '.join(rates)} TFLOP/s, from data sheets",
         "path": choice.path,
     }
-    rows |= {
-        tiling.kind: _words(tiling, T)
-        for tiling in (choice.forward, choice.backward)
-        if tiling is not None
-    }
+    for tiling in (choice.forward, choice.backward):
+        if tiling is not None:
+            rows[tiling.kind] = _words(tiling, T)
     return rows | {f"not {path}": reason for path, reason in choice.others.items()}
+
+
+def _rocm() -> str | None:
+    """Return why a card cannot be asked, where CuPy runs on ROCm."""
+    return optional_imports.ROCM if optional_imports.rocm() else None
 
 
 def _words(t: Tiling, T: int) -> str:

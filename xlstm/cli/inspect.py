@@ -35,7 +35,7 @@ LETTERS = 32  # of a text that are read for a token; a number with its gap has f
 
 
 @command()
-def inspect(
+def inspect_model(
     model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
     data: Annotated[
         Path | None, Argument(help="Series of a forecaster, a text, or a table.")
@@ -57,24 +57,56 @@ def inspect(
     loaded = load_model("inspect", model)
     check_options(loaded.file, loaded.kind, dialect, column=column)
     x = None if data is None else read(loaded, data, column, steps, dialect)
-    folder = FOLDER if output is None and not as_json else output
-    tables, pictures, notes = _look(loaded.network, loaded.params, x, draw=folder is not None)
+    if output is None and not as_json:
+        output = FOLDER
     report = Report(as_json)
     report.print(f"holds: {loaded.network}")
-    parameters = tables["parameters"]
-    report.print(
-        f"parameters: {sum(math.prod(row.shape) for row in parameters)} in {len(parameters)} arrays"
-    )
-    for note in notes:
-        report.print(note)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    # from the input to the output; a file has them in the order of the alphabet
+    params = {name: loaded.params[name] for name in loaded.network.shapes}
+    size = sum(math.prod(param.shape) for param in params.values())
+    report.print(f"parameters: {size} in {len(params)} arrays")
+    tables: dict[str, list[Any]] = {"parameters": plots.parameter_table(params)}
+    saved = None
+    if x is not None:
+        saved = loaded.network.forward(params, x, train=False, keep=True)[2]
+        for name, numbers in (
+            ("saturation", lambda: plots.saturation_table(saved)),
+            ("memory", lambda: plots.memory_table(saved)),
+            ("gradients", lambda: plots.gradient_norms(loaded.network, params, x)),
+        ):
+            try:
+                tables[name] = numbers()
+            except ValueError as error:
+                report.print(f"no {error}")
+    if output is not None:
+        pictures = _pictures(params, saved, tables)
+        output.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures.items():
             for kind in ("png", "svg"):
-                plots.save(figure, folder / f"{name.replace(' of ', '-').replace(' ', '-')}.{kind}")
-        report.print(f"pictures: {len(pictures)}, as PNG and SVG, in {folder}")
+                plots.save(figure, output / f"{name}.{kind}")
+        report.print(f"pictures: {len(pictures)}, as PNG and SVG, in {output}")
     rows = {name: [row._asdict() for row in table] for name, table in tables.items()}
     report.finish(model=str(loaded.network), **rows)
+
+
+def _pictures(params: Params, saved: Any, tables: dict[str, list[Any]]) -> dict[str, Any]:
+    """Return figures by their names: of parameters, of gates, and of the tables over data."""
+    pictures = {}
+    names = list(params)
+    for k in range(0, len(names), MOST):
+        page = f"parameters-{k // MOST + 1}" if k else "parameters"
+        pictures[page] = plots.parameters({name: params[name] for name in names[k : k + MOST]})
+    if saved is None:
+        return pictures
+    for layer in plots.layers_of(saved):
+        pictures[f"gates-{layer}"] = plots.gates(saved, layer)
+    if "saturation" in tables:
+        pictures["saturation"] = plots.saturation(saved)
+    if "memory" in tables:
+        pictures["memory"] = plots.memory(saved)
+    if "gradients" in tables:
+        pictures["gradients"] = plots.gradients(tables["gradients"])
+    return pictures
 
 
 def read(
@@ -91,8 +123,8 @@ def read(
     if isinstance(fitted, Forecaster):
         panel = panel_of(loaded, data, column, dialect)
         panel.check_known(fitted.horizon)
-        with panel.named() as given:
-            return fitted.windows(given)[-steps:]
+        with panel.named() as series:
+            return fitted.windows(series)[-steps:]
     if isinstance(fitted, TextModel):
         return _tokens(fitted.codec_, data, steps)
     if fitted is not None:
@@ -101,45 +133,6 @@ def read(
         tokens = _tokens(text.codec(file), data, steps)
         return tokens if network.batch_first else tokens.T
     return _table(network, params, data, steps, dialect)
-
-
-def _look(
-    network: Any, params: Params, x: Any, draw: bool
-) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
-    """Return rows of numbers and figures of a model by their headings, and the reasons why some are
-    missing.
-    """
-    # from the input to the output; a file has them in the order of the alphabet
-    names = list(network.shapes)
-    tables: dict[str, list[Any]] = {
-        "parameters": plots.parameter_table({name: params[name] for name in names})
-    }
-    pictures = {}
-    notes = []
-    for k in range(0, len(names) if draw else 0, MOST):
-        some = {name: params[name] for name in names[k : k + MOST]}
-        pictures[f"parameters {k // MOST + 1}" if k else "parameters"] = plots.parameters(some)
-    if x is not None:
-        _, _, saved = network.forward(params, x, train=False, keep=True)
-        for layer in plots.layers_of(saved) if draw else ():
-            pictures[f"gates of {layer}"] = plots.gates(saved, layer)
-        for name, numbers, figure in (
-            (
-                "saturation",
-                lambda: plots.saturation_table(saved),
-                lambda rows: plots.saturation(saved),
-            ),
-            ("memory", lambda: plots.memory_table(saved), lambda rows: plots.memory(saved)),
-            ("gradients", lambda: plots.gradient_norms(network, params, x), plots.gradients),
-        ):
-            try:
-                tables[name] = numbers()
-            except ValueError as error:
-                notes.append(f"no {error}")
-                continue
-            if draw:
-                pictures[name] = figure(tables[name])
-    return tables, pictures, notes
 
 
 def _tokens(codec: Any, data: Path, steps: int) -> Any:

@@ -21,8 +21,11 @@ import threading
 from pathlib import Path
 from types import FrameType
 
+import typer
+
+from xlstm import distributed
 from xlstm.arrays.ranks import mpi
-from xlstm.cli import process_signals
+from xlstm.cli import console, process_signals
 from xlstm.cli.console import tell
 
 # in ranks: the descriptors of standard output, of standard error and of the socket
@@ -32,6 +35,23 @@ VARIABLE = "XLSTM_RANKS"
 BANNER = re.compile(r"PID (\d+) RUNNING AT(?:.*EXIT STRING: [^\n]*\(signal (\d+)\))?", re.DOTALL)
 
 _channel: socket.socket | None = None  # from a rank to its launcher
+
+
+def join(ranks: int | None) -> distributed.Group:
+    """Return the ranks that train together: those that a launcher started, or else this process.
+
+    Where `ranks` asks for several and there are none yet, the command line is run on so many, and
+    this process ends as they do.
+    """
+    group = distributed.group()
+    if group.size > 1:
+        console.be_rank(group.rank)
+    report()
+    if ranks not in (None, group.size):
+        if group.size > 1:
+            raise ValueError(f"--ranks is {ranks}, but the launcher started {group.size}")
+        raise typer.Exit(launch(ranks))
+    return group
 
 
 def launch(ranks: int) -> int:
@@ -54,15 +74,15 @@ def launch(ranks: int) -> int:
             " --ranks"
         )
         raise ImportError(f"--ranks needs mpi4py, and {mpiexec} of MPICH: {mpi.INSTALL}, {other}")
-    given = [_copied(1), _copied(2)]
+    descriptors = [_copied(1), _copied(2)]
     ours, theirs = socket.socketpair()
     with ours, tempfile.TemporaryFile() as printed:
         with theirs:
-            given.append(theirs.fileno())
+            descriptors.append(theirs.fileno())
             process = subprocess.Popen(
                 [str(mpiexec), "-n", str(ranks), sys.executable, *sys.orig_argv[1:]],
-                env={**os.environ, VARIABLE: " ".join(map(str, given))},
-                pass_fds=given,
+                env={**os.environ, VARIABLE: " ".join(map(str, descriptors))},
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
@@ -120,27 +140,25 @@ class _Job:
             return 128 + self.signal
         if ended:
             return self.codes[0] or max(self.codes.values())
-        if any(self.codes.values()):  # that rank has said why
-            return 1
+        if not any(self.codes.values()):  # else that rank has said why
+            self._explain(code, printed)
+        return 1
+
+    def _explain(self, code: int, printed: str) -> None:
         if printed.strip():
             tell(printed.strip())
         named = BANNER.search(printed)
         if code < 0:
             tell(f"xlstm: mpiexec was ended by {signal.Signals(-code).name}, and so was the job")
         elif named is not None and (rank := self.processes.get(int(named[1]))) is not None:
-            how = (
-                f"was killed by {signal.Signals(int(named[2])).name}"
-                if named[2]
-                else f"ended with exit code {code}"
-            )
-            tell(
-                f"xlstm: rank {rank} of {self.ranks} (host {socket.gethostname()}) {how}, the job"
-                " ends"
-            )
+            how = f"ended with exit code {code}"
+            if named[2]:
+                how = f"was killed by {signal.Signals(int(named[2])).name}"
+            place = f"rank {rank} of {self.ranks} (host {socket.gethostname()})"
+            tell(f"xlstm: {place} {how}, the job ends")
         elif code == 0:
             left = ", ".join(str(rank) for rank in range(self.ranks) if rank not in self.codes)
             tell(f"xlstm: the job ended, and rank {left} of {self.ranks} did not come to its end")
-        return 1
 
 
 def attach() -> None:
@@ -149,9 +167,9 @@ def attach() -> None:
     if VARIABLE not in os.environ:
         return
     output, error, descriptor = map(int, os.environ.pop(VARIABLE).split())
-    for given, number in ((output, 1), (error, 2)):
-        os.dup2(given, number)
-        os.close(given)
+    for copy, number in ((output, 1), (error, 2)):
+        os.dup2(copy, number)
+        os.close(copy)
     _channel = socket.socket(fileno=descriptor)
     threading.Thread(target=_follow, args=(_channel,), daemon=True).start()
     mpi.told.append(lambda message: report(1))

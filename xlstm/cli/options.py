@@ -18,7 +18,6 @@ from xlstm.cli.console import out
 from xlstm.data.panels import Roles
 
 Command = Callable[..., None]
-KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def _quiet(context: typer.Context, value: bool) -> bool:
@@ -68,7 +67,7 @@ class ByRole:
 
 
 # Parameters of estimators that are no options.
-OTHERS = {
+NO_OPTIONS = {
     "quantiles",
     "calendar",
     "options",
@@ -84,11 +83,11 @@ PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE
 
 
 def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
-    """Give a command options in the place of its `dialect` (those of CSV files), `by_role`, `run`
-    and `**settings`.
+    """Give a command options in the place of its keyword-only parameters and of `**settings`.
 
-    The parameters of the classes of `dialect`, `by_role` and `run` become options, from which these
-    are made. The command runs within `run.accounted()`.
+    A keyword-only parameter is a group of options: the parameters of its class become options, from
+    which an object of the class is made. The command runs within `run.accounted()` where it has a
+    `run`.
 
     Parameters
     ----------
@@ -97,69 +96,67 @@ def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
     """
 
     def decorate(function: Command) -> Command:
-        declared = dict(inspect.signature(function, eval_str=True).parameters)
-        declared.pop("settings", None)
-        makers: dict[str, Any] = {
-            name: declared.pop(name).annotation
-            for name in ("dialect", "by_role", "run")
-            if name in declared
+        signature = inspect.signature(function, eval_str=True).parameters
+        groups = {
+            name: (parameter.annotation, _options_of(parameter.annotation))
+            for name, parameter in signature.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
         }
-        options = {name: _options_of(maker) for name, maker in makers.items()}
-        every = declared | ({} if estimator is None else _options_of(estimator)) | declared
-        for some in options.values():
-            every |= some
+        declared = {
+            name: parameter
+            for name, parameter in signature.items()
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        }
+        # first in their order, and in place of those of the estimator
+        options = declared | ({} if estimator is None else _options_of(estimator)) | declared
+        for _, members in groups.values():
+            options |= members
 
         @functools.wraps(function)
-        def run(**values: Any) -> None:
+        def run_command(**values: Any) -> None:
             arguments = {
-                name: maker(**{key: values.pop(key) for key in options[name]})
-                for name, maker in makers.items()
+                name: kind(**{member: values.pop(member) for member in members})
+                for name, (kind, members) in groups.items()
             }
-            with arguments["run"].accounted() if "run" in arguments else contextlib.nullcontext():
+            run = arguments.get("run")
+            with contextlib.nullcontext() if run is None else run.accounted():
                 function(**arguments, **values)
 
-        parameters = [parameter.replace(kind=KEYWORD) for parameter in every.values()]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {name: parameter.annotation for name, parameter in every.items()}
-        return run
+        run_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [option.replace(kind=option.KEYWORD_ONLY) for option in options.values()]
+        )
+        run_command.__annotations__ = {name: option.annotation for name, option in options.items()}
+        return run_command
 
     return decorate
 
 
-def _options_of(maker: type[Any]) -> dict[str, inspect.Parameter]:
+def _options_of(group: type[Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class as options, which its docstring describes where they are not
     declared.
     """
-    hints = get_type_hints(maker.__init__, include_extras=True)
-    words = _documented(maker)
+    hints = get_type_hints(group.__init__, include_extras=True)
+    documented = {
+        name: " ".join((text or kind).split())
+        for names, kind, text in PARAMETER.findall(f"{inspect.getdoc(group)}\n")
+        for name in names.split(", ")
+    }
     options = {}
-    for name, parameter in inspect.signature(maker).parameters.items():
+    for name, parameter in inspect.signature(group).parameters.items():
         hint = hints[name]
         if get_origin(hint) is not Annotated and hint is not typer.Context:
-            if name in OTHERS:
+            if name in NO_OPTIONS:
                 continue
-            hint = _option(name, hint, parameter.default, words.get(name, ""))
+            hint = _option(name, hint, parameter.default, documented.get(name, ""))
         options[name] = parameter.replace(annotation=hint)
     return options
 
 
-def _documented(estimator: type[Any]) -> dict[str, str]:
-    """Return for the parameters of an estimator the text about each in its docstring, or else its
-    type.
-    """
-    entries = PARAMETER.findall(f"{inspect.getdoc(estimator)}\n")
-    return {
-        name: " ".join((text or kind).split())
-        for names, kind, text in entries
-        for name in names.split(", ")
-    }
-
-
-def _option(name: str, hint: Any, default: Any, words: str) -> Any:
+def _option(name: str, hint: Any, default: Any, text: str) -> Any:
     """Return the option of a parameter, which is text where it may be text and other things."""
-    kinds = get_args(hint) or (hint,)
-    kind = str if str in kinds else kinds[0]
+    types = get_args(hint) or (hint,)
+    kind = str if str in types else types[0]
     long = f"--{name.replace('_', '-')}"
     names = [f"{long}/--no-{long[2:]}"] if default is True else [long]
     names += ["--lr"] * (name == "learning_rate")
-    return Annotated[kind if default is not None else kind | None, Option(*names, help=words)]
+    return Annotated[kind if default is not None else kind | None, Option(*names, help=text)]

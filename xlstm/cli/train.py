@@ -21,8 +21,17 @@ from typer import Argument, Option
 from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
-from xlstm.cli import launch
-from xlstm.cli.console import Report, code, compare, err, interrupted, join, message_of, out, tell
+from xlstm.cli.console import (
+    Report,
+    description,
+    err,
+    exit_code,
+    interrupted,
+    out,
+    tell,
+    tell_of_ranks,
+)
+from xlstm.cli.launch import join
 from xlstm.cli.options import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, command
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, Panel, digest, held_out, read_panel, read_text
@@ -41,7 +50,7 @@ HORIZON = 12
 SHORT = 20  # steps ahead by default, of which a series is to be so many times as long
 
 
-class Run(Report):
+class CommandRun(Report):
     """The training of a model into a folder, and what is printed about it.
 
     `xlstm train` without a kind keeps the model alone. All others keep a run: checkpoints and the
@@ -83,45 +92,42 @@ class Run(Report):
         ] = None,
     ) -> None:
         super().__init__(as_json)
-        self.group = join()
-        launch.report()
-        if ranks not in (None, self.group.size):
-            if self.group.size > 1:
-                raise ValueError(f"--ranks is {ranks}, but the launcher started {self.group.size}")
-            raise typer.Exit(launch.launch(ranks))
+        self.start = time.perf_counter()
+        self.group = join(ranks)
         self.leads = self.group.rank == 0
         self.graph = GRAPHS[checks.choice(GRAPHS)("train", "graph", graph)]
-        self.keeps = not context.command.hidden
-        self.output = output = output or Path(
-            f"xlstm-{context.info_name if self.keeps else 'output'}"
-        )
         self.resume = resume
-        self.start = time.perf_counter()
-        self.file = output / MODEL
+        self.keeps = not context.command.hidden
+        self.output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
+        self.file = self.output / MODEL
         self.saved: list[Path] = []
-        if not self.leads:
-            return
-        if output.exists():
-            writing.check(self.file)
-        if resume and not self.checkpoints:
-            raise ValueError(
-                f"{output}: holds no run to resume; `xlstm train KIND` begins one without --resume"
-            )
-        if not resume and (self.checkpoints or self.file.exists()):
-            held = (
-                "a run already; --resume goes on with it, and"
-                if self.checkpoints
-                else "a model already;"
-            )
-            raise ValueError(f"{output}: holds {held} --output names another folder")
+        self.trained: Any = None
+        if self.leads:
+            self._check_folder()
 
     @property
     def checkpoints(self) -> list[Path]:
         """The checkpoints of the run in the folder."""
         return Folder(self.output, 1).checkpoints() if self.keeps else []
 
+    def _check_folder(self) -> None:
+        if self.output.exists():
+            writing.check(self.file)
+        if self.resume:
+            if not self.checkpoints:
+                raise ValueError(
+                    f"{self.output}: holds no run to resume; `xlstm train KIND` begins one without"
+                    " --resume"
+                )
+            return
+        held = "a model already;" if self.file.exists() else ""
+        if self.checkpoints:
+            held = "a run already; --resume goes on with it, and"
+        if held:
+            raise ValueError(f"{self.output}: holds {held} --output names another folder")
+
     def fit(
-        self, model: Any, *data: Any, file: Path | None = None, note: Any = None, **beside: Any
+        self, model: Any, *data: Any, file: Path | None = None, note: Any = None, **options: Any
     ) -> Any:
         """Train an estimator on data of a file, and save it with a note, also where a signal ends
         training.
@@ -132,38 +138,38 @@ class Run(Report):
         elif self.leads:
             self.output.mkdir(parents=True, exist_ok=True)
         if self.group.size > 1:
-            beside["group"] = self.group
+            options["group"] = self.group
         bar = ProgressBar(Console(quiet=True) if out.quiet else err)
         bar.begin({})
         if isinstance(model, Forecaster):
-            beside["progress"] = bar.step  # which also sees the training on all of the series
+            options["progress"] = bar.step  # which also sees the training on all of the series
         else:
             model.set_params(callbacks=[bar])
         try:
-            model.fit(*data, **beside)
+            model.fit(*data, **options)
         except (Interrupted, Terminated):
             self._save(model, file, note)  # the best so far
             raise
         finally:
             bar.end()
         self._save(model, file, note)  # before anything else can go wrong
-        compare(self.group)
+        tell_of_ranks(self.group)
         self.group.close()
         if not self.leads:
             raise typer.Exit
-        self.trained = trained = vars(model).get("trained_")
+        self.trained = vars(model).get("trained_")
+        self._print_training(model)
+        return model
+
+    def _print_training(self, model: Any) -> None:
         if isinstance(model, Forecaster):
             self.print(candidates(model))
-        if trained is None:
-            return model
-        early = ", stopped early" if trained.stopped_early else ""
-        skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
-        best = f", best after epoch {trained.best_epoch}" if trained.validations else ""
-        self.print(
-            f"trained: {len(trained.losses)} batches in {trained.seconds:.1f}"
-            f" s{best}{early}{skipped}"
-        )
-        return model
+        if (trained := self.trained) is not None:
+            best = f", best after epoch {trained.best_epoch}" if trained.validations else ""
+            early = ", stopped early" if trained.stopped_early else ""
+            skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
+            steps = f"{len(trained.losses)} batches in {trained.seconds:.1f} s"
+            self.print(f"trained: {steps}{best}{early}{skipped}")
 
     def _save(self, model: Any, file: Path | None, note: dict[str, Any] | None) -> None:
         if not self.leads:
@@ -192,23 +198,18 @@ class Run(Report):
             stopped = interrupted(error)
             if isinstance(error, BrokenPipeError) or not (stopped or self.saved):
                 raise
-            signal = "terminated" if isinstance(error, Terminated) else "interrupted"
-            parts = [
-                signal if stopped else f"error: {message_of(error)}",
-                *(f"{path} is saved" for path in self.saved),
-            ]
+            parts = [description(error), *(f"{path} is saved" for path in self.saved)]
             if stopped and self.checkpoints:
                 arguments = [*sys.argv[1:], *["--resume"] * ("--resume" not in sys.argv)]
                 parts.append(f"go on with: {shlex.join(['xlstm', *arguments])}")
             elif not self.saved:
                 parts.append("nothing was saved")
             tell("; ".join(parts))
-            raise typer.Exit(code(error) if stopped else 1) from None
+            raise typer.Exit(exit_code(error) if stopped else 1) from None
 
 
 @command(Settings)
 def train_forecast(
-    run: Run,
     table: Annotated[
         Path | None, Argument(help="CSV or Parquet file; monthly sunspots if left out.")
     ] = None,
@@ -225,6 +226,7 @@ def train_forecast(
         str | None, Option(help="Country whose holidays are looked at, such as DE or DE-BY.")
     ] = None,
     *,
+    run: CommandRun,
     by_role: ByRole,
     dialect: Dialect,
     **settings: Any,
@@ -239,7 +241,7 @@ def train_forecast(
     file = table or bundled("sunspots")
     panel = read_panel(file, by_role.roles(column), dialect)
     if horizon is None:
-        horizon = max(1, min(HORIZON, *(len(one.values) // SHORT for one in panel.shown)))
+        horizon = max(1, min(HORIZON, *(len(series.values) // SHORT for series in panel.shown)))
     for name in ("linear_baseline", "season"):
         if settings[name].isdigit():
             settings[name] = int(settings[name])
@@ -251,12 +253,12 @@ def train_forecast(
     # no --column: there may be another in its place
     settings |= by_role.roles().given() | {"holidays": holidays}
     model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.name, **settings)
-    with panel.named() as given:
-        model.examples(given)  # raises where the series cannot be trained on
+    with panel.named() as series:
+        model.examples(series)  # raises where the series cannot be trained on
     narrow = "" if model.precision is None else f", training in {model.precision}"
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     run.print(f"series: {panel}")
-    run.fit(model, given, file=file)
+    run.fit(model, series, file=file)
     score, values = of_forecasts(run, model, panel)
     if figures.available():
         _picture(run.output / PICTURE, model, panel, score)
@@ -274,16 +276,14 @@ def train_forecast(
 
 def candidates(model: Forecaster) -> str:
     """Return in words which candidates a forecaster judged, on what, and which of them it has."""
-    judged: dict[str, list[str]] = {"from rolling origins": [], "on the validation part": []}
+    errors: dict[str, list[str]] = {"from rolling origins": [], "on the validation part": []}
     for name, error in model.candidate_errors_.items():
-        where = (
-            "on the validation part" if name in ("average", "network") else "from rolling origins"
-        )
-        judged[where].append(f"{name} {error:.3g}")
-    errors = "; ".join(f"{', '.join(some)} {where}" for where, some in judged.items() if some)
-    return (
-        f"candidates: {errors} (repeating the last value has 1); chosen: {', '.join(model.chosen_)}"
-    )
+        validated = name in ("average", "network")
+        data = "on the validation part" if validated else "from rolling origins"
+        errors[data].append(f"{name} {error:.3g}")
+    parts = "; ".join(f"{', '.join(names)} {data}" for data, names in errors.items() if names)
+    methods = ", ".join(model.chosen_)
+    return f"candidates: {parts} (repeating the last value has 1); chosen: {methods}"
 
 
 def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
@@ -304,11 +304,12 @@ def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
 
 @command(TextModel)
 def train_text(
-    run: Run,
     file: Annotated[Path, Argument(help="Text in UTF-8.")],
     sample: Annotated[
         int, Option(min=0, help="Tokens of the sample that is shown at the end.")
     ] = 200,
+    *,
+    run: CommandRun,
     **settings: Any,
 ) -> None:
     """Train a language model on a text, and show the loss on its held-out end and a sample."""
@@ -323,7 +324,6 @@ def train_text(
 
 @command(SequenceClassifier)
 def train_classify(
-    run: Run,
     table: Annotated[Path, Argument(help="CSV or Parquet file.")],
     label: Annotated[str, Option(help="Column of labels.")],
     sequence: Annotated[
@@ -336,6 +336,7 @@ def train_classify(
         float, Option(min=0, max=0.9, help="Share of sequences to hold out.")
     ] = 0.2,
     *,
+    run: CommandRun,
     dialect: Dialect,
     **settings: Any,
 ) -> None:

@@ -125,11 +125,11 @@ class ESRNN(SequenceLayer):
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Draw initial parameters, with zeros in the head."""
-        found = super().draw(rng)
-        return {
-            name: 0 * values if name.startswith("network.head.") else values
-            for name, values in found.items()
-        }
+        params = super().draw(rng)
+        for name, values in params.items():
+            if name.startswith("network.head."):
+                values[:] = 0.0
+        return params
 
     def initial_state(self, x: Array, lengths: Any = None) -> State:
         """Return a state before the first step, as that of `ExponentialSmoothing`; that of the
@@ -157,50 +157,50 @@ class ESRNN(SequenceLayer):
         smoothed = smoothing.smooth(self.below("smoothing", p), x[..., :1], state[0], span)
         y = smoothing.ahead(xp, smoothed)
         ends = [smoothing.final_state(smoothed, span)]
-        kept = {"smoothing": smoothed}
+        saved: dict[str, Any] = {"smoothing": smoothed}
         if self.hidden_size:
             errors, trends = (
                 a[..., None] / self.scale for a in (smoothed.errors, smoothed.states[1][1:, ...])
             )
             seen = xp.concat((errors, trends, x[..., 1:]), axis=-1)  # (1)
             # (2)
-            correction, end, kept["network"] = self.network.run(
+            correction, end, saved["network"] = self.network.run(
                 self.below("network", p), seen, state[1], span
             )
             y = y + self.scale * correction  # (3)
             ends.append(end)
         y = smoothing.in_units(xp, y)  # (4)
-        return y, tuple(ends), kept | {"y": y}
+        return y, tuple(ends), saved | {"y": y}
 
     def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
     ) -> Derivatives:
         xp = span.xp
         smoothing = self.smoothing
-        smoothed = kept["smoothing"]
+        smoothed = saved["smoothing"]
         dends = (None,) * len(self.parts) if dstate is None else dstate
         grads: Params = {}
         starts = []
         dx = []
-        dy = smoothing.in_units_bwd(dy, kept["y"])  # (4)
+        dy = smoothing.in_units_bwd(dy, saved["y"])  # (4)
         dstates, dphi = smoothing.ahead_bwd(xp, smoothed, dy)  # (3)
         derrors = xp.zeros_like(smoothed.errors)
         if self.hidden_size:
             dcorrection = self.scale * dy
             net = self.below("network", p)  # (3)
             # (2)
-            found, dseen, start = self.network.run_bwd(
-                net, kept["network"], dcorrection, dends[1], span
+            dnet, dseen, start = self.network.run_bwd(
+                net, saved["network"], dcorrection, dends[1], span
             )
             derrors = dseen[..., 0] / self.scale
             dtrend = dstates[1][1:, ...]  # (1)
             dtrend += dseen[..., 1] / self.scale  # (1)
-            grads |= {f"network.{name}": g for name, g in found.items()}
+            grads |= {f"network.{name}": g for name, g in dnet.items()}
             starts.append(start)
             dx.append(dseen[..., 2:])
         p = self.below("smoothing", p)
-        found, dseries, start = smoothing.smooth_bwd(
+        dsmoothing, dseries, start = smoothing.smooth_bwd(
             p, smoothed, dstates, derrors, dphi, dends[0], span
         )
-        grads |= {f"smoothing.{name}": g for name, g in found.items()}
+        grads |= {f"smoothing.{name}": g for name, g in dsmoothing.items()}
         return grads, xp.concat((dseries, *dx), axis=-1), (start, *starts)

@@ -102,8 +102,8 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         # Embeddings are small at first where a norm follows them, or they are the head.
         std = None if self.tied or isinstance(self.backbone, Backbone | Block) else 1.0
         embedding = Embedding(self.vocab_size, self.backbone.input_size, std=std)
-        found = {"embedding": embedding, "backbone": self.backbone}
-        return found if self.tied else {**found, "head": self.head}
+        parts = {"embedding": embedding, "backbone": self.backbone}
+        return parts if self.tied else {**parts, "head": self.head}
 
     @cached_property
     def head(self) -> Linear:
@@ -134,26 +134,25 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return logits, end, run.kept
 
     def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
+        self, p: Params, saved: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> Derivatives:
         xp = span.xp
-        run = Backward(self, span.xp, p, kept, span)
+        run = Backward(self, xp, p, saved, span)
         dy = span.zeros(self.vocab_size, p) if dy is None else span.mask(dy)
         if self.logit_cap is not None:
-            capped = kept["logits"]  # in the place of its argument, too, which is not used
+            capped = saved["logits"]  # in the place of its argument, too, which is not used
             dy = fuse(xp, soft_cap_bwd, dy, capped, capped, cap=self.logit_cap)
-        head, dy = self.head.apply_bwd(xp, self._head_weights(p), kept["head"], dy)  # (4)
+        head, dy = self.head.apply_bwd(xp, self._head_weights(p), saved["head"], dy)  # (4)
         # (3)
-        grads, dx, start = self.backbone.run_bwd(
-            self.below("backbone", p), kept["backbone"], dy, dstate, span
+        dbackbone, dx, start = self.backbone.run_bwd(
+            self.below("backbone", p), saved["backbone"], dy, dstate, span
         )
         run("embedding", run.dropped("mask", dx))  # (2) (1)
-        found = (
-            run.grads | {f"backbone.{name}": g for name, g in grads.items()} | {"head.W": head["W"]}
-        )
+        grads = run.grads | {f"backbone.{name}": g for name, g in dbackbone.items()}
+        grads["head.W"] = head["W"]
         if self.tied:
-            found["embedding.W"] = found["embedding.W"] + head["W"]
-        return found, None, start
+            grads["embedding.W"] = grads["embedding.W"] + head["W"]
+        return grads, None, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         within("xLSTMLanguageModel", "tokens", x, self.vocab_size)
@@ -297,28 +296,19 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             yield token, state
             if k + 1 == most or (stop is not None and over.all()):
                 return
-            found, state = self.step(params, backend.asarray(token), state)
-            logits = to_numpy(found)
+            ahead, state = self.step(params, backend.asarray(token), state)
+            logits = to_numpy(ahead)
 
     def _prompt(self, prompt: Any) -> Host:
-        # an array of another library
-        given = hasattr(prompt, "shape") and not isinstance(prompt, type | np.ndarray)
-        host = (
-            to_numpy(prompt)
-            if given
-            else checks.host("generate", "the prompt", prompt, "shape (B, P)")
-        )
+        if hasattr(prompt, "shape") and not isinstance(prompt, type | np.ndarray):
+            prompt = to_numpy(prompt)  # an array of another library
+        host = checks.host("generate", "the prompt", prompt, "shape (B, P)")
         if host.ndim != 2 or 0 in host.shape:
             raise ValueError(
                 f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more"
             )
-        if host.dtype.kind not in "iu":  # Python's own may be too large for any
-            raise TypeError(
-                f"generate: the prompt has dtype {host.dtype}, expected whole numbers of at most 64"
-                " bits"
-            )
-        within("xLSTMLanguageModel", "the prompt", host, self.vocab_size)
-        return host.astype(np.int64)
+        tokens: Host = tokens_of("generate", "the prompt", np, host, self.vocab_size)
+        return tokens
 
     def _agree(
         self, params: Params, x: Array | None, what: str, state: Any
@@ -351,10 +341,10 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     def _head(self, xp: Namespace, params: Params, y: Array) -> tuple[Array, Any]:
         """Return logits of y, and what the head keeps."""
-        logits, kept = self.head.apply(xp, self._head_weights(params), y)
-        return (
-            logits if self.logit_cap is None else fuse(xp, soft_cap, logits, cap=self.logit_cap)
-        ), kept
+        logits, saved = self.head.apply(xp, self._head_weights(params), y)
+        if self.logit_cap is not None:
+            logits = fuse(xp, soft_cap, logits, cap=self.logit_cap)
+        return logits, saved
 
 
 class Sampler:

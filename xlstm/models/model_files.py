@@ -102,9 +102,9 @@ def load(
         raise ValueError(
             f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one"
         )
-    chosen = backend_of(backend, dtypes.pop() if dtype is None else dtype)
-    checkpoint.finite(path, arrays, chosen.dtype)
-    return model, {name: chosen.asarray(array) for name, array in arrays.items()}
+    home = backend_of(backend, dtypes.pop() if dtype is None else dtype)
+    checkpoint.finite(path, arrays, home.dtype)
+    return model, {name: home.asarray(array) for name, array in arrays.items()}
 
 
 def config_of(where: str, model: Any) -> dict[str, Any]:

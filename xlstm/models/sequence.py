@@ -82,10 +82,10 @@ class SequenceModel(SequenceLayer):
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        first = (
-            {} if self.inputs is None else {"input": Linear(self.inputs, self.recurrent.input_size)}
-        )
-        return {**first, "recurrent": self.recurrent, "head": self.head}
+        parts = {"recurrent": self.recurrent, "head": self.head}
+        if self.inputs is None:
+            return parts
+        return {"input": Linear(self.inputs, self.recurrent.input_size), **parts}
 
     @property
     def states(self) -> State:
@@ -96,8 +96,8 @@ class SequenceModel(SequenceLayer):
         run = Forward(self, span.xp, p, span)
         if self.inputs is not None:
             x = run("input", span.mask(x))
-        y, end, kept = self.recurrent.run(self.below("recurrent", p), x, state, span)
-        run.keep(recurrent=kept)
+        y, end, recurrent = self.recurrent.run(self.below("recurrent", p), x, state, span)
+        run.keep(recurrent=recurrent)
         if self.last:
             # The hidden state after the last step is the final state: its gradient goes in there.
             has_final = isinstance(self.recurrent, Recurrent)
@@ -106,10 +106,10 @@ class SequenceModel(SequenceLayer):
         return y if self.last else span.mask(y), end, run.kept
 
     def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
+        self, p: Params, saved: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> Derivatives:
         xp = span.xp
-        run = Backward(self, span.xp, p, kept, span)
+        run = Backward(self, xp, p, saved, span)
         if dy is None:
             dy = span.zeros(self.output_size, p)
             dy = dy[0, ...] if self.last else dy
@@ -123,12 +123,12 @@ class SequenceModel(SequenceLayer):
             dh = None
         elif self.last:
             dh = _at_end_bwd(dh, span)
-        found, dx, start = self.recurrent.run_bwd(
-            self.below("recurrent", p), kept["recurrent"], dh, dstate, span
+        drecurrent, dx, start = self.recurrent.run_bwd(
+            self.below("recurrent", p), saved["recurrent"], dh, dstate, span
         )
         if self.inputs is not None:
             dx = span.mask(run("input", dx))
-        return run.grads | {f"recurrent.{name}": g for name, g in found.items()}, dx, start
+        return run.grads | {f"recurrent.{name}": g for name, g in drecurrent.items()}, dx, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         run = Forward(self, xp, p)
@@ -168,13 +168,12 @@ def _at_end(y: Array, span: Span) -> Array:
     T = y.shape[0]
     B = y.shape[1]
     rows = np.maximum(span.lengths - 1, 0) * B + np.arange(B)
-    found = xp.take(
-        xp.reshape(y, (T * B, y.shape[2])), constants.copied(xp, rows, device_of(y)), axis=0
-    )
+    flat = xp.reshape(y, (T * B, y.shape[2]))
+    end = xp.take(flat, constants.copied(xp, rows, device_of(y)), axis=0)
     if np.all(span.lengths > 0):
-        return found
+        return end
     there = constants.copied(xp, span.lengths[:, None] > 0, device_of(y))
-    return fuse.where(xp, there, found, xp.zeros_like(found))
+    return fuse.where(xp, there, end, xp.zeros_like(end))
 
 
 def _at_end_bwd(d: Array, span: Span) -> Array:

@@ -75,7 +75,7 @@ class PatchWindows:
         where = "PatchWindows"
         checks.fields(self, model=MODEL, batch_size=checks.size, **SIZES)
         series = self.series
-        if not (isinstance(series, list) and all(isinstance(one, Item) for one in series)):
+        if not (isinstance(series, list) and all(isinstance(item, Item) for item in series)):
             _, series = items.read_items(where, self.model, series, self.past, self.future)
         numbers = [0] * len(series) if self.since is None else self.since
         since = checks.several(
@@ -90,16 +90,16 @@ class PatchWindows:
             expected = f"expected less than {self.model.context}, the context"
             raise ValueError(f"{where}: horizon is {self.horizon}, {expected}")
         if not any(
-            np.any(~np.isnan(one.target[:, max(1, n) :]))
-            for one, n in zip(series, since, strict=True)
+            np.any(~np.isnan(item.target[:, max(1, n) :]))
+            for item, n in zip(series, since, strict=True)
         ):
             raise ValueError(
                 f"{where}: no series has a value after its first one that may be a target"
             )
         ends = [
             (k, end)
-            for k, one in enumerate(series)
-            for end in self._places(one.target.shape[1], since[k])
+            for k, item in enumerate(series)
+            for end in self._places(item.target.shape[1], since[k])
         ]
         object.__setattr__(self, "since", since)
         object.__setattr__(self, "_items", series)

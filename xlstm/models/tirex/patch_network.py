@@ -102,17 +102,17 @@ class PatchNetwork(Backbone):
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         run = Forward(self, span.xp, p, span)
-        h, end, kept = super().scan(p, run("input", x), state, span)
-        return self._parted(span.xp, run("output", h)), end, run.kept | kept
+        h, end, saved = super().scan(p, run("input", x), state, span)
+        return self._parted(span.xp, run("output", h)), end, run.kept | saved
 
     def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
     ) -> Derivatives:
-        run = Backward(self, span.xp, p, kept, span)
+        run = Backward(self, span.xp, p, saved, span)
         dh = run("output", span.xp.reshape(dy, (span.T, span.B, self.output_size)))
-        found, dh, start = super().scan_bwd(p, kept, dh, dstate, span)
+        dblocks, dh, start = super().scan_bwd(p, saved, dh, dstate, span)
         dx = run("input", dh)
-        return found | run.grads, dx, start
+        return dblocks | run.grads, dx, start
 
     def hidden(
         self, params: Params, tokens: Array, state: Any = None, **rows: Any
@@ -288,10 +288,10 @@ class PatchNetwork(Backbone):
         checks.choice(WEIGHTS)(where, "weights", weights)
         share = checks.rate(where, "validation_fraction", validation_fraction)
         _, whole = items.read_items(where, self, series, past, future)
-        lengths = [one.target.shape[1] for one in whole]
+        lengths = [item.target.shape[1] for item in whole]
         cuts = [L - int(share * L) for L in lengths]
         sizes: dict[str, Any] = {"horizon": horizon, "stride": stride, "batch_size": batch_size}
-        first = [one.until(cut) for one, cut in zip(whole, cuts, strict=True)]
+        first = [item.until(cut) for item, cut in zip(whole, cuts, strict=True)]
         data = PatchWindows(self, first, **sizes)
         later = PatchWindows(self, whole, since=cuts, **sizes) if share else None
         optimizer = optimizers.adam(learning_rate)

@@ -140,7 +140,7 @@ def _repeated(state: State, leaves: State, rows: int) -> State:
 
 def predict(
     cache: PrefixStateCache,
-    given: Sequence[Item],
+    series: Sequence[Item],
     steps: Sequence[int],
     context: int,
     batch_size: int | None,
@@ -152,7 +152,7 @@ def predict(
     ----------
     cache : PrefixStateCache
         It has the model and the parameters.
-    given : sequence of Item
+    series : sequence of Item
     steps : sequence of int
         Steps to forecast of each item.
     context : int
@@ -164,7 +164,6 @@ def predict(
     """
     model: Any = cache.model
     P = model.patch_size
-    scaler = model.scaler
     batch_size = (
         checks.optional(checks.size)(type(model).__name__, "batch_size", batch_size)
         or cache.batch_size
@@ -178,41 +177,57 @@ def predict(
 
     def rows_of(window: int) -> Rows:
         k, done = windows[window]
-        return Rows.of(given[k], steps[k], ahead + done * P, context - done * P)
+        return Rows.of(series[k], steps[k], ahead + done * P, context - done * P)
 
     # of each its number, its lead and its rows
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}
-    for k in range(len(windows)):
-        rows = rows_of(k)
-        known = bool(np.any(rows.known))  # rows that are read backwards need all tokens
-        lead = 0 if known else min(transforms.leading(row, P, first) for row in rows.x)
-        kinds.setdefault((known, len(rows.x) > 1), []).append((k, lead, len(rows.x)))
-    outputs: dict[int, Values] = {}  # quantiles (V, patches P, Q) of each window
-    for (known, grouped), entries in sorted(kinds.items()):
+    for number in range(len(windows)):
+        rows = rows_of(number)
+        backwards = bool(np.any(rows.known))  # these need all tokens
+        lead = 0 if backwards else min(transforms.leading(row, P, first) for row in rows.x)
+        size = len(rows.x)
+        kinds.setdefault((backwards, size > 1), []).append((number, lead, size))
+    outputs: dict[int, Values] = {}
+    for (_, grouped), entries in sorted(kinds.items()):
         numbers, leads, sizes = zip(*entries, strict=True)
         for batch, lead in cache.batches(leads, sizes, batch_size, grouped):
             parts = [rows_of(numbers[k]) for k in batch]
-            rows = Rows.joined(parts)
-            units = scaler.units(rows.x)
-            end = None if known else first + patches  # nothing later is looked at
-            tokens = transforms.tokens(scaler.scaled(rows.x, units), P)[:, lead:end]
-            y = model.read(
-                cache.params,
-                like(tokens, cache.like),
-                cache.after(lead, len(tokens), grouped),
-                slice(first - lead, first + patches - lead),
-                np.flatnonzero(rows.targets),
-                Groups.of(type(model).__name__, len(tokens), **rows.marks)
-                if known or grouped
-                else None,
-            )
-            y = scaler.restored(on_host(y), units.of(rows.targets))
-            ends = np.cumsum([np.count_nonzero(part.targets) for part in parts])
-            split = np.split(y.reshape(len(y), -1, y.shape[-1]), ends[:-1])
-            outputs |= zip((numbers[k] for k in batch), split, strict=True)
-    left = iter(range(len(windows)))
-    each = [[outputs[next(left)] for _ in range(0, count, patches)] for count in counts]
-    return [np.concatenate(split, axis=1)[:, :n] for split, n in zip(each, steps, strict=True)]
+            run = _run(cache, parts, lead, first, patches)
+            outputs |= zip((numbers[k] for k in batch), run, strict=True)
+    results: list[list[Values]] = [[] for _ in series]
+    for number, (k, _) in enumerate(windows):
+        results[k].append(outputs[number])
+    return [np.concatenate(q, axis=1)[:, :n] for q, n in zip(results, steps, strict=True)]
+
+
+def _run(
+    cache: PrefixStateCache, parts: Sequence[Rows], lead: int, first: int, patches: int
+) -> list[Values]:
+    """Return quantiles (V, patches P, Q) of windows of one kind, without their first `lead` tokens;
+    the output of token `first` is the first patch.
+    """
+    model: Any = cache.model
+    P = model.patch_size
+    rows = Rows.joined(parts)
+    backwards = bool(np.any(rows.known))
+    grouped = len(rows.x) > len(parts)
+    units = model.scaler.units(rows.x)
+    end = None if backwards else first + patches  # nothing later is looked at
+    tokens = transforms.tokens(model.scaler.scaled(rows.x, units), P)[:, lead:end]
+    groups = None
+    if backwards or grouped:
+        groups = Groups.of(type(model).__name__, len(tokens), **rows.marks)
+    y = model.read(
+        cache.params,
+        like(tokens, cache.like),
+        cache.after(lead, len(tokens), grouped),
+        slice(first - lead, first + patches - lead),
+        np.flatnonzero(rows.targets),
+        groups,
+    )
+    y = model.scaler.restored(on_host(y), units.of(rows.targets))
+    ends = np.cumsum([np.count_nonzero(part.targets) for part in parts])
+    return np.split(y.reshape(len(y), -1, y.shape[-1]), ends[:-1])
 
 
 def on_host(y: Any) -> Values:

@@ -16,7 +16,7 @@ from xlstm.layers.sequence import State
 from xlstm.models.tirex import items, transforms
 from xlstm.models.tirex.items import Forecast, Series
 from xlstm.models.tirex.prediction import PrefixStateCache, on_host
-from xlstm.models.tirex.transforms import Units
+from xlstm.models.tirex.transforms import RowUnits
 
 RENEWED = 8  # by default a window is read again after this share of the context
 
@@ -26,7 +26,7 @@ class Phase(NamedTuple):
     later.
     """
 
-    units: Units
+    units: RowUnits
     began: int  # number of values that there were when the first window was read
     at: int  # number of values that there were at the end of the last patch
     state: State  # after it
@@ -164,7 +164,7 @@ class Stream:
         self._phases[self.count % P] = phase
         return phase
 
-    def _tokens(self, units: Units, T: int) -> Values:
+    def _tokens(self, units: RowUnits, T: int) -> Values:
         """Return the last T tokens, (B, T, 2P)."""
         P = self.model.patch_size
         return transforms.tokens(self.model.scaler.scaled(self._seen[:, -T * P :], units), P)

@@ -189,30 +189,32 @@ class TiRex(PatchNetwork):
         rollout = checks.size(where, "rollout", rollout)
         resample = checks.optional(checks.choice(("frequency",)))(where, "resample", resample)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
-        read, given = items.read_items(where, self, series)
+        read, whole = items.read_items(where, self, series)
         cache = PrefixStateCache.of(where, self, params, starts)
         rates = [
-            1.0 if resample is None else transforms.rate_of(one.target[0], horizon) for one in given
+            1.0 if resample is None else transforms.rate_of(item.target[0], horizon)
+            for item in whole
         ]
         slow = [
-            one._replace(target=transforms.downsampled(one.target[0], r)[None])
-            for one, r in zip(given, rates, strict=True)
+            item._replace(target=transforms.downsampled(item.target[0], rate)[None])
+            for item, rate in zip(whole, rates, strict=True)
         ]
         steps = [math.ceil(horizon * rate) for rate in rates]
-        last = -(-max(steps) // self.patch_size) - 1
-        if (last - last % rollout) * self.patch_size >= self.context:
-            problem = (
-                f"the last steps come from windows of {self.context} values that hold none of the"
-                " series"
-            )
-            warnings.warn(
-                f"TiRex: {problem}, and know neither its level nor its scale",
-                HorizonWarning,
-                stacklevel=2,
-            )
+        self._warn_blind(max(steps), rollout)
         predicted = prediction.predict(cache, slow, steps, self.context, batch_size, rollout)
         q = [
-            transforms.upsampled(one[0], rate, horizon)[None]
-            for one, rate in zip(predicted, rates, strict=True)
+            transforms.upsampled(forecast[0], rate, horizon)[None]
+            for forecast, rate in zip(predicted, rates, strict=True)
         ]
         return read.forecast(q, self.quantiles, levels)
+
+    def _warn_blind(self, steps: int, rollout: int) -> None:
+        """Warn where the window of the last patches holds no value of the series."""
+        last = -(-steps // self.patch_size) - 1
+        if (last - last % rollout) * self.patch_size >= self.context:
+            warnings.warn(
+                f"TiRex: the last steps come from windows of {self.context} values that hold none"
+                " of the series, and know neither its level nor its scale",
+                HorizonWarning,
+                stacklevel=3,
+            )

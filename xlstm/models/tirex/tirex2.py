@@ -118,28 +118,26 @@ class TiRex2(PatchNetwork):
     def __post_init__(self) -> None:
         where = "TiRex2"
         super().__post_init__()
-        given = checks.several(
+        entries = checks.several(
             where, "recipe", self.recipe, "a (cell, num_heads, variate_heads) per block", most=2**16
         )
-        if not given:
+        if not entries:
             raise ValueError(f"{where}: recipe is empty, expected a block or more")
         recipe = []
-        for k, one in enumerate(given):
-            if not isinstance(one, tuple | list) or not 1 <= len(one) <= len(Mixers._fields):
+        for k, entry in enumerate(entries):
+            if not isinstance(entry, tuple | list) or not 1 <= len(entry) <= len(Mixers._fields):
                 raise ValueError(
-                    f"{where}: recipe[{k}] is {checks.shown(one)}, expected"
+                    f"{where}: recipe[{k}] is {checks.shown(entry)}, expected"
                     f" ({', '.join(Mixers._fields)})"
                 )
-            cell, *heads = Mixers(*one)
+            cell, *heads = Mixers(*entry)
             checks.choice(CELLS)(where, f"recipe[{k}].cell", cell)
             for name, n in zip(Mixers._fields[1:], heads, strict=True):
                 n = checks.size(where, f"recipe[{k}].{name}", n)
-                half = (
-                    {"half of size": self.size // 2}
-                    if cell == "mlstm" and name == "num_heads"
-                    else {}
-                )
-                checks.heads(where, n, f"recipe[{k}].{name}", size=self.size, **half)
+                divided = {"size": self.size}
+                if cell == "mlstm" and name == "num_heads":
+                    divided["half of size"] = self.size // 2
+                checks.heads(where, n, f"recipe[{k}].{name}", **divided)
             recipe.append(Mixers(cell, *heads))
         object.__setattr__(self, "recipe", tuple(recipe))
 
@@ -150,25 +148,30 @@ class TiRex2(PatchNetwork):
 
     @cached_property
     def blocks(self) -> list[Any]:
-        return [self._block(k, *one) for k, one in enumerate(self.recipe)]
+        return [self._block(k, *mixers) for k, mixers in enumerate(self.recipe)]
 
     def _block(self, k: int, cell: str, num_heads: int, variate_heads: int) -> Any:
         own: dict[str, Any] = {
             "index": k,
             "num_blocks": self.num_blocks,
             "ffn_size": self._ffn_size,
+            "num_heads": num_heads,
+            "variate_heads": variate_heads,
         }
-        own |= {"num_heads": num_heads, "variate_heads": variate_heads}
         if cell == "slstm":
             return self._made(sLSTMVariates, head_eps=NORM_EPS, head_residual=False, **own)
-        own |= {
-            "qk_size": self.size // 2,
-            "v_size": self.size,
-            "gate_cap": 15.0,
-            "bias": False,
-            "chunk_size": None,
-        }
-        return self._made(mLSTMVariates, norm_eps=NORM_EPS, eps=1e-6, rest=0.0, **own)
+        return self._made(
+            mLSTMVariates,
+            qk_size=self.size // 2,
+            v_size=self.size,
+            gate_cap=15.0,
+            bias=False,
+            chunk_size=None,
+            norm_eps=NORM_EPS,
+            eps=1e-6,
+            rest=0.0,
+            **own,
+        )
 
     @property
     def scaler(self) -> Scaler:
@@ -370,36 +373,44 @@ class TiRex2(PatchNetwork):
         )
         checks.flag(where, "pad_context", pad_context)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
-        read, given = items.read_items(where, self, series, past, future, horizon)
+        read, whole = items.read_items(where, self, series, past, future, horizon)
         opposite = transforms.opposite(self.quantiles) if flip else None
         cache = PrefixStateCache.of(where, self, params, starts)
         self.warn(where, horizon)
-        context = (
-            self.context
-            if pad_context
-            else min(self.context, max(row.shape[1] for row in read.rows))
-        )
+        context = self.context
+        if not pad_context:
+            context = min(context, max(row.shape[1] for row in read.rows))
         trends = [
             np.array([differencing and transforms.has_trend(row) for row in item.target])
-            for item in given
+            for item in whole
         ]
-
-        def run(sign: int) -> list[Values]:
-            signed = [Item(*(sign * rows for rows in item)) for item in given]
-            seen = [
-                item._replace(
-                    target=np.where(trend[:, None], transforms.changes(item.target), item.target)
-                )
-                for item, trend in zip(signed, trends, strict=True)
-            ]
-            predicted = prediction.predict(cache, seen, [horizon] * len(given), context, batch_size)
-            results = []
-            for q, item, trend in zip(predicted, signed, trends, strict=True):
-                results.append(self.calibrated(q))
-                results[-1][trend] = transforms.summed(q[trend], item.target[trend])
-            return results
-
-        q = run(1)
+        sizes = (horizon, context, batch_size)
+        q = self._quantiles(cache, whole, trends, *sizes)
         if opposite is not None:
-            q = [(one - other[..., opposite]) / 2 for one, other in zip(q, run(-1), strict=True)]
+            negated = [Item(*(-rows for rows in item)) for item in whole]
+            flipped = self._quantiles(cache, negated, trends, *sizes)
+            q = [(a - b[..., opposite]) / 2 for a, b in zip(q, flipped, strict=True)]
         return read.forecast(q, self.quantiles, levels)
+
+    def _quantiles(
+        self,
+        cache: PrefixStateCache,
+        series: Sequence[Item],
+        trends: Sequence[Any],
+        horizon: int,
+        context: int,
+        batch_size: int | None,
+    ) -> list[Values]:
+        """Return quantiles (V, H, Q) of each item; those of targets with a trend, which `trends`
+        marks, are made of their changes.
+        """
+        seen = []
+        for item, trend in zip(series, trends, strict=True):
+            target = np.where(trend[:, None], transforms.changes(item.target), item.target)
+            seen.append(item._replace(target=target))
+        predicted = prediction.predict(cache, seen, [horizon] * len(seen), context, batch_size)
+        results = []
+        for q, item, trend in zip(predicted, series, trends, strict=True):
+            results.append(self.calibrated(q))
+            results[-1][trend] = transforms.summed(q[trend], item.target[trend])
+        return results

@@ -56,16 +56,16 @@ LARGEST = 20.0  # the largest scaled value whose hyperbolic sine is taken
 FLAT = 1e-5  # TiRex-1 adds it to the level of a constant row, for its scale
 
 
-class Units(NamedTuple):
+class RowUnits(NamedTuple):
     """Location and scale of rows, (R, 1), and which rows are left as they are, bool (R, 1)."""
 
     loc: Values
     scale: Values
     binary: Mask
 
-    def of(self, rows: Mask) -> Units:
+    def of(self, rows: Mask) -> RowUnits:
         """Return the units of some rows."""
-        return Units(self.loc[rows], self.scale[rows], self.binary[rows])
+        return RowUnits(self.loc[rows], self.scale[rows], self.binary[rows])
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Scaler:
     binary: bool = False
     eps: float | None = None
 
-    def units(self, rows: Values) -> Units:
+    def units(self, rows: Values) -> RowUnits:
         """Return the units of rows (R, N); those without any value have mean 0 and scale 1.
 
         Values are taken relative to the first one, so that rounding leaves a constant row its exact
@@ -110,14 +110,14 @@ class Scaler:
             if self.eps is None
             else np.maximum(scale, self.eps)
         )
-        return Units(np.where(binary, 0.0, loc), np.where(binary, 1.0, scale), binary)
+        return RowUnits(np.where(binary, 0.0, loc), np.where(binary, 1.0, scale), binary)
 
-    def scaled(self, rows: Values, units: Units) -> Values:
+    def scaled(self, rows: Values, units: RowUnits) -> Values:
         """Return rows (R, N) in their units."""
         s = (rows - units.loc) / units.scale
         return np.where(units.binary, s, np.arcsinh(s)) if self.arcsinh else s
 
-    def restored(self, y: Values, units: Units) -> Values:
+    def restored(self, y: Values, units: RowUnits) -> Values:
         """Return forecasts (R, ...) of the network in the units of the series."""
         loc, scale, binary = (array.reshape(-1, *(1,) * (y.ndim - 1)) for array in units)
         if self.arcsinh:
@@ -264,8 +264,8 @@ def rate_of(row: Values, horizon: int) -> float:
     at = at[N / at <= LONGEST]
     best = at[np.argsort(-height[at], kind="stable")[:2]]
     overtone = len(best) == 2 and OCTAVE[0] <= np.max(best) / np.min(best) <= OCTAVE[1]
-    chosen = np.min(best) if overtone else best[0]
-    return float(FACTORS[np.argmin(np.abs(FACTORS - round(STEPS * float(chosen) / N, 4)))])
+    peak = np.min(best) if overtone else best[0]
+    return float(FACTORS[np.argmin(np.abs(FACTORS - round(STEPS * float(peak) / N, 4)))])
 
 
 def downsampled(row: Values, rate: float) -> Values:

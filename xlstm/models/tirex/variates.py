@@ -57,20 +57,20 @@ class Groups(NamedTuple):
             some = order[(count == n)[group[order]]].reshape(-1, n)
             rows.append(some.ravel())
             sizes.append(target[some][:, :, None] | ~target[some][:, None, :])
-        found = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        places = np.concatenate(rows) if rows else np.zeros(0, np.int64)
         return cls(
-            found,
+            places,
             tuple(sizes),
             np.flatnonzero(_by_row(where, "known", known, np.zeros(B, bool), "b")),
         )
 
 
-def _by_row(where: str, name: str, given: Any, usual: Host, kinds: str) -> Host:
-    if given is None:
-        return usual
-    expected = f"{'truth values' if kinds == 'b' else 'whole numbers'} (B,) = {usual.shape}"
-    host = checks.host(where, name, given, expected)
-    if host.shape != usual.shape:
+def _by_row(where: str, name: str, values: Any, default: Host, kinds: str) -> Host:
+    if values is None:
+        return default
+    expected = f"{'truth values' if kinds == 'b' else 'whole numbers'} (B,) = {default.shape}"
+    host = checks.host(where, name, values, expected)
+    if host.shape != default.shape:
         raise ValueError(f"{where}: {name} has shape {host.shape}, expected {expected}")
     if host.dtype.kind not in kinds:
         raise TypeError(f"{where}: {name} has dtype {host.dtype}, expected {expected}")
@@ -101,9 +101,9 @@ def attention(xp: Namespace, q: Array, k: Array, v: Array, seen: Array) -> tuple
     return matmul(xp, a, v), (q, k, v, a)  # (3)
 
 
-def attention_bwd(xp: Namespace, dy: Array, kept: Any) -> tuple[Array, Array, Array]:
+def attention_bwd(xp: Namespace, dy: Array, saved: Any) -> tuple[Array, Array, Array]:
     """Return the gradients of q, k and v."""
-    q, k, v, a = kept
+    q, k, v, a = saved
     dv = matmul(xp, xp.matrix_transpose(a), dy)  # (3)
     da = matmul(xp, dy, xp.matrix_transpose(v))
     # (2) (1), zero where nothing is seen, as a is
@@ -171,9 +171,9 @@ class VariateMixer(SameWidth, SequenceLayer):
         sets = []
         for some, seen in self._sets(xp, groups, x):
             parts = [self._by_set(xp, b[:, some, ...], seen) for b in (q, k, v)]
-            h, kept = attention(xp, parts[0], parts[1], parts[2], seen)  # (5)
+            h, saved = attention(xp, parts[0], parts[1], parts[2], seen)  # (5)
             heads.append(self._by_row(xp, h))
-            sets.append(kept)
+            sets.append(saved)
         a = a + run("o", xp.concat(heads, axis=1))  # (6)
         z = run("up", run("ffn_norm", a))  # (7)
         s = fuse(xp, FEED_FORWARD[self.activation].fwd, z)  # (8)
@@ -182,25 +182,25 @@ class VariateMixer(SameWidth, SequenceLayer):
         return put(xp, x, a, groups.rows), (), run.kept  # (10)
 
     def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
     ) -> Derivatives:
         xp = span.xp
         groups = span.groups
-        if kept is None:
+        if saved is None:
             return {name: xp.zeros_like(a) for name, a in p.items()}, dy, ()
-        run = Backward(self, xp, p, kept, span)
+        run = Backward(self, xp, p, saved, span)
         da = take(xp, dy, groups.rows)  # (10)
         ds = run("down", da)  # (9)
-        dz = fuse(xp, FEED_FORWARD[self.activation].bwd, ds, kept["z"], kept["s"])  # (8)
+        dz = fuse(xp, FEED_FORWARD[self.activation].bwd, ds, saved["z"], saved["s"])  # (8)
         da = run("ffn_norm", run("up", dz), add=da)  # (7)
         dh = self._heads(xp, run("o", da))  # (6)
-        found = []
-        for (some, seen), one in zip(self._sets(xp, groups, dy), kept["sets"], strict=True):
-            parts = attention_bwd(xp, self._by_set(xp, dh[:, some, ...], seen), one)  # (5)
-            found.append([self._by_row(xp, d) for d in parts])
-        dq, dk, dv = (xp.concat(d, axis=1) for d in zip(*found, strict=True))
+        sets = []
+        for (some, seen), heads in zip(self._sets(xp, groups, dy), saved["sets"], strict=True):
+            parts = attention_bwd(xp, self._by_set(xp, dh[:, some, ...], seen), heads)  # (5)
+            sets.append([self._by_row(xp, d) for d in parts])
+        dq, dk, dv = (xp.concat(d, axis=1) for d in zip(*sets, strict=True))
         if self.qk_norm:
-            q, qr, k, kr = kept["qk"]
+            q, qr, k, kr = saved["qk"]
             dq, dk = (  # (4)
                 xp.reshape(normalize_root_bwd(xp, self._heads(xp, d), n, r, -1), d.shape)
                 for d, n, r in ((dq, q, qr), (dk, k, kr))
@@ -319,13 +319,13 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
         groups = run.span.groups
         if groups is None or not len(groups.known):
             return y, end
-        known = groups.known
+        rows = groups.known
         back = Forward(self, xp, run.p, self._reverse(run.span))
         rest = complete("", xp, "state", None, self.states, back.span.B, run.p)
-        r, _ = super().mix(back, xp.flip(take(xp, u, known), axis=0), rest)  # (1)
+        r, _ = super().mix(back, xp.flip(take(xp, u, rows), axis=0), rest)  # (1)
         run.keep(reverse=back.kept)
-        both = xp.concat((take(xp, y, known), xp.flip(r, axis=0)), axis=-1)  # (2)
-        return put(xp, y, run("combination", both), known), end  # (3)
+        both = xp.concat((take(xp, y, rows), xp.flip(r, axis=0)), axis=-1)  # (2)
+        return put(xp, y, run("combination", both), rows), end  # (3)
 
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
         xp = run.xp
@@ -333,14 +333,14 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
             run.grads["combination.W"] = xp.zeros_like(run.p["combination.W"])
             du, start = super().mix_bwd(run, dy, dstate)
             return du, start
-        known = run.span.groups.known
-        dboth = run("combination", take(xp, dy, known))  # (3)
-        dy = put(xp, dy, dboth[..., : self.size], known)  # (2)
+        rows = run.span.groups.known
+        dboth = run("combination", take(xp, dy, rows))  # (3)
+        dy = put(xp, dy, dboth[..., : self.size], rows)  # (2)
         du, start = super().mix_bwd(run, dy, dstate)
         back = Backward(self, xp, run.p, run.kept["reverse"], self._reverse(run.span))
         dr, _ = super().mix_bwd(back, xp.flip(dboth[..., self.size :], axis=0), None)  # (2) (1)
         run.grads |= {name: run.grads[name] + g for name, g in back.grads.items()}
-        return put(xp, du, take(xp, du, known) + xp.flip(dr, axis=0), known), start  # (1)
+        return put(xp, du, take(xp, du, rows) + xp.flip(dr, axis=0), rows), start  # (1)
 
     def _reverse(self, span: Span) -> Span:
         """Return the span of the rows whose future is known."""
