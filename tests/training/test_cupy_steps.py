@@ -441,7 +441,7 @@ def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
     )
     params = LSTM.init(0, backend)
     with pytest.warns(
-        RuntimeWarning, match=f"^Step: graph is True, but a step cannot be captured .*{words}"
+        RuntimeWarning, match=f"^TrainStep: graph is True, but a step cannot be captured .*{words}"
     ) as caught:
         found = taken(made, windows(), params)
     assert len(caught) == 1
@@ -508,7 +508,7 @@ def test_a_capture_for_which_there_is_too_little_memory_gives_back_all_that_it_h
     expected = train(LSTM, params, windows(), ADAM, epochs=2, graph=False)
     with (
         cupy.cuda.using_allocator(taken),
-        pytest.warns(RuntimeWarning, match="^Step: graph is auto, but a st") as said,
+        pytest.warns(RuntimeWarning, match="^TrainStep: graph is auto, but a st") as said,
     ):
         found = train(
             LSTM,

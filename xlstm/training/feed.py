@@ -262,7 +262,7 @@ class Feed:
             )
         for name in ("x", "target", "mask", "lengths"):
             values = getattr(batch, name)
-            if type(values) is not np.ndarray:  # which has no mask of its own
+            if values is not None and type(values) is not np.ndarray:  # which has no mask
                 checks.unmasked(where, name, values)
         mask = self._mask(batch)
         if mask is not batch.mask:

@@ -78,7 +78,7 @@ class Graphs:
             if not isinstance(state.masks.bit_generator, np.random.PCG64):
                 kind = type(state.masks.bit_generator).__name__
                 raise ValueError(
-                    f"Step: graph is True and seed a generator with {kind}, expected one with PCG64"
+                    f"TrainStep: graph is True and seed a generator with {kind}, expected one with PCG64"
                 )
             self.states = self.home.asarray(np.zeros((MASKS, random.STATE), np.uint64))
         self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
@@ -165,7 +165,7 @@ class Graphs:
             f"graph is {self.owner.graph}, but a step cannot be captured"
             f" ({optional_imports.first_line(error)})"
         )
-        warnings.warn(f"Step: {problem}; steps go on without", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"TrainStep: {problem}; steps go on without", RuntimeWarning, stacklevel=5)
         self.recorder = None
         self.most = 0
         self.captured.clear()
@@ -219,7 +219,7 @@ class Graphs:
     ) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
         # raises where another device is current
-        namespace("Step", dict([next(iter(state.params.items()))]))
+        namespace("TrainStep", dict([next(iter(state.params.items()))]))
         for name in ("x", "target", "mask"):
             if getattr(inputs, name) is not None:
                 getattr(step.inputs, name)[...] = getattr(inputs, name)

@@ -183,7 +183,7 @@ def train(
         more, with them the steps of a `cosine`, and `patience`, functions, and how often
         checkpoints are written may change.
     graph : bool or "auto"
-        Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a
+        Capture steps in CUDA graphs, on CuPy, as `TrainStep` says: from the third batch of a kind on, a
         step is one launch, with the same result to the bit. Nothing of the forward and backward
         passes, of the loss and of a callback's `gradients` runs on the host then, so those that
         change by themselves from step to step do not go with it. "auto" captures on CuPy where

@@ -537,8 +537,8 @@ class ByRules(Optimizer):
             first += rule.width
             if not names:
                 continue
-            befores = [params, grads, *[state.slots[slot] for slot in rule.slots]]
-            columns = [[arrays[name] for name in names] for arrays in befores]
+            befores = [params, grads, *map(state.slots.__getitem__, rule.slots)]
+            columns = [list(map(arrays.__getitem__, names)) for arrays in befores]
             into = (0, *range(2, len(columns))) if in_place else ()
             formula = rule.formula
             if counts is not None:
@@ -546,7 +546,7 @@ class ByRules(Optimizer):
                 scalars = (*scalars, counts)
             xp = namespace_of(columns[0][0])
             results = foreach.apply(xp, formula, columns, scalars, into, **rule.options)
-            afters = [new, *[slots[slot] for slot in rule.slots]]
+            afters = [new, *map(slots.__getitem__, rule.slots)]
             for after, arrays in zip(afters, zip(*results, strict=True), strict=True):
                 after.update(zip(names, arrays, strict=True))
         return new, OptimState(state.step + 1, slots)

@@ -27,7 +27,7 @@ from xlstm.arrays.ranks.groups import Group, OtherRankError, Part, odd_ranks
 from xlstm.training.callbacks import Callback, Clip, has
 from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, norm_of
 
-Update = Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
+Update = Callable[..., tuple[Params, OptimState]]
 # parameters from which on an optimiser is shared; with fewer its time does not matter
 LEAST = 1 << 20
 # of whole numbers that sums in a dtype leave exact, where they are less than 23
@@ -112,7 +112,7 @@ class AllReduce:
     def __init__(self, group: Group, home: Backend, params: Params) -> None:
         if home.name not in ("numpy", "cupy"):
             raise BackendError(
-                f"Step: group is given, which needs arrays of NumPy or CuPy, the backend is {home}"
+                f"TrainStep: group is given, which needs arrays of NumPy or CuPy, the backend is {home}"
             )
         self.group = group
         self.home = home
@@ -192,10 +192,10 @@ class AllReduce:
         return self._summed(ROOM)
 
     def updated(
-        self, update: Update, params: Params, grads: Params, moments: OptimState
+        self, update: Update, params: Params, grads: Params, moments: OptimState, *how: Any
     ) -> tuple[Params, OptimState]:
         """Return the parameters and the state of the optimiser after an update."""
-        return update(params, grads, moments)
+        return update(params, grads, moments, *how)
 
     def part_of(self, moments: OptimState) -> OptimState:
         """Return the moments that this rank keeps, of all of them."""
@@ -362,9 +362,9 @@ class Sharded(AllReduce):
         return {slot: {name: params[name] for name in names} for slot, names in self.slots.items()}
 
     def updated(
-        self, update: Update, params: Params, grads: Params, moments: OptimState
+        self, update: Update, params: Params, grads: Params, moments: OptimState, *how: Any
     ) -> tuple[Params, OptimState]:
-        new, after = update(self.cut(params), grads, moments)
+        new, after = update(self.cut(params), grads, moments, *how)
         return params | self.gathered(new), after
 
     def fail(self, local: bool, then_all: bool) -> None:

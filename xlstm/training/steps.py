@@ -142,8 +142,8 @@ class TrainStep:
     def __post_init__(self) -> None:
         checks.fields(self, **OPTIONS)
         if self.graph is True and not isinstance(self.optimizer, ByRules):
-            raise ValueError("Step: graph is True, which needs an optimizer of xlstm.optim")
-        object.__setattr__(self, "loss", loss_of("Step", self.model, self.loss))
+            raise ValueError("TrainStep: graph is True, which needs an optimizer of xlstm.optim")
+        object.__setattr__(self, "loss", loss_of("TrainStep", self.model, self.loss))
 
     def init(self, params: Params, seed: Seed = 0) -> StepState:
         """Return the state before the first step.
@@ -171,7 +171,7 @@ class TrainStep:
             first_training(feed.low.dtype, feed.home.dtype)
         elif self.graph is True:
             raise BackendError(
-                "Step: graph is True, which needs arrays of CuPy on CUDA, the backend is"
+                "TrainStep: graph is True, which needs arrays of CuPy on CUDA, the backend is"
                 f" {feed.home}"
             )
         scaling = Scaling() if self.precision is None else self.precision.init()
@@ -316,29 +316,28 @@ class TrainStep:
             if ranks is not None:
                 ranks.look()
             decided = decide(passed.loss, passed.norm, scalars)
-        state = state._replace(carried=passed.carried, decided=decided)
+        changes: dict[str, Any] = {"carried": passed.carried, "decided": decided}
         if not (on_device or decided.counts):
-            return state, passed
+            return state._replace(**changes), passed
         grads = passed.grads
         norm = passed.norm
         if self.accumulate > 1:
-            state = state._replace(sums=_sums(state, grads, scalars.targets, counts, in_place))
+            sums = _sums(state, grads, scalars.targets, counts, in_place)
+            changes["sums"] = sums
             if state.batches + 1 < self.accumulate:
-                return state, passed
+                return state._replace(**changes), passed
             if ranks is not None and self.sums_locally:
-                grads, norm = ranks.mean(state.sums or {}, scalars.total)
+                grads, norm = ranks.mean(sums, scalars.total)
             else:
-                grads = _each(_mean, [state.sums], (scalars.total,))
+                grads = _each(_mean, [sums], (scalars.total,))
                 norm = norm_of(xp, grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
-        old = (state.params, grads, state.moments)
-        if ranks is None:
-            params, moments = self.optimizer.apply(*old, numbers, counts, in_place)
-        else:
-            how = {"numbers": numbers, "counts": counts, "in_place": in_place}
-            params, moments = ranks.updated(functools.partial(self.optimizer.apply, **how), *old)
-        return state._replace(params=params, moments=moments), passed
+        update = self.optimizer.apply
+        if ranks is not None:
+            update = functools.partial(ranks.updated, update)
+        params, moments = update(state.params, grads, state.moments, numbers, counts, in_place)
+        return state._replace(**changes, params=params, moments=moments), passed
 
     def _gradients(
         self,
@@ -454,7 +453,9 @@ class TrainStep:
         went.
         """
         loss, norm, _, counts = decided
-        scaling = after(self.precision, state.scaling, math.isfinite(norm)) or state.scaling
+        scaling = state.scaling
+        if self.scales:
+            scaling = after(self.precision, scaling, math.isfinite(norm)) or scaling
         if counts:
             new = self._counted(new, inputs, scaling=scaling)
             return new, Taken(loss, norm, new.batches == 0)
@@ -493,7 +494,7 @@ class TrainStep:
 
     def _scalars(self, state: StepState, inputs: Inputs) -> HostScalars:
         """Return the numbers that the host gives a step."""
-        forgiven = after(self.precision, state.scaling, False) is not None
+        forgiven = self.scales and after(self.precision, state.scaling, False) is not None
         scalars = HostScalars(
             number=len(state.pending) + 1,
             scale=state.scaling.scale,
@@ -516,7 +517,7 @@ class TrainStep:
         inputs = state.runtime.feed.inputs(batch, where)
         if (batch.part is None) != (self.group is None):
             expected = (
-                "expected batches of distributed.Shard where the Step has a group, and only there"
+                "expected batches of distributed.Shard where the step has a group, and only there"
             )
             raise ValueError(
                 f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}"
