@@ -52,6 +52,14 @@ __all__ = [
 ]
 
 Slots = dict[str, Params]  # moments: slot name -> parameter name -> array
+# The arguments and checks of the options of formulas.
+OPTIONS: dict[str, tuple[str, checks.Kind]] = {
+    "momentum": ("momentum", checks.rate),
+    "nesterov": ("nesterov", checks.flag),
+    "alpha": ("alpha", checks.rate),
+    "eps": ("eps", checks.non_negative),
+    "decay": ("weight_decay", checks.squared),
+}
 
 
 class OptimState(NamedTuple):
@@ -101,13 +109,7 @@ class Optimizer:
         return ()
 
     def apply(
-        self,
-        params: Params,
-        grads: Params,
-        state: OptimState,
-        numbers: Any,
-        counts: Any = None,
-        in_place: bool = False,
+        self, params: Params, grads: Params, state: OptimState, *how: Any
     ) -> tuple[Params, OptimState]:
         """Return what `update` does, of arrays that a step of training has made."""
         return self.update(params, grads, state)
@@ -138,13 +140,11 @@ def sgd(
     ValueError
         A setting is out of range, or `nesterov` has no momentum.
     """
-    momentum = checks.rate("sgd", "momentum", momentum)
-    nesterov = checks.flag("sgd", "nesterov", nesterov)
-    decay = checks.squared("sgd", "weight_decay", weight_decay)
+    options = {"decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+    optimizer = _by_rule("sgd", lr, ("v",), _sgd, options)
     if nesterov and momentum == 0:
         raise ValueError("sgd: nesterov needs a momentum above 0")
-    options = {"decay": decay, "momentum": momentum, "nesterov": nesterov}
-    return _by_rule("sgd", lr, ("v",) if momentum else (), _sgd, options)
+    return optimizer
 
 
 def rmsprop(
@@ -176,12 +176,8 @@ def rmsprop(
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    alpha = checks.rate("rmsprop", "alpha", alpha)
-    eps = checks.non_negative("rmsprop", "eps", eps)
-    momentum = checks.rate("rmsprop", "momentum", momentum)
-    decay = checks.squared("rmsprop", "weight_decay", weight_decay)
-    options = {"decay": decay, "alpha": alpha, "eps": eps, "momentum": momentum}
-    return _by_rule("rmsprop", lr, ("s", "v") if momentum else ("s",), _rmsprop, options)
+    options = {"decay": weight_decay, "alpha": alpha, "eps": eps, "momentum": momentum}
+    return _by_rule("rmsprop", lr, ("s", "v"), _rmsprop, options)
 
 
 def adam(
@@ -395,15 +391,26 @@ def _by_adam(
     if len(rates) != 2:
         raise ValueError(f"{where}: betas has {len(rates)} entries, expected two rates")
     b1, b2 = rates
-    eps = checks.non_negative(where, "eps", eps)
-    decay = checks.squared(where, "weight_decay", weight_decay)
-    options = {"b1": b1, "b2": b2, "eps": eps, "decay": decay, "decoupled": decoupled}
+    options = {"b1": b1, "b2": b2, "eps": eps, "decay": weight_decay, "decoupled": decoupled}
     return _by_rule(where, lr, ("m", "v"), _adam, options, _adam_scalars, 3)
 
 
-def _by_rule(where: str, lr: float | Schedule, *rule: Any) -> ByRules:
-    """Return the optimiser of one rule, of which these are the fields after `lr`."""
-    return ByRules(where, ("*",), (_Rule(where, schedule(where, "lr", lr), *rule),))
+def _by_rule(
+    where: str,
+    lr: float | Schedule,
+    slots: tuple[str, ...],
+    formula: Callable[..., Any],
+    options: dict[str, Any],
+    *scalars: Any,
+) -> ByRules:
+    """Return the optimiser of one rule, whose last slot is that of the momentum, if it has one."""
+    for name, (argument, kind) in OPTIONS.items():
+        if name in options:
+            options[name] = kind(where, argument, options[name])
+    if options.get("momentum") == 0:
+        slots = slots[:-1]
+    rule = _Rule(where, schedule(where, "lr", lr), slots, formula, options, *scalars)
+    return ByRules(where, ("*",), (rule,))
 
 
 def _rate(lr: float, step: int, **_: Any) -> tuple[float, ...]:
@@ -515,7 +522,7 @@ class ByRules(Optimizer):
         params: Params,
         grads: Params,
         state: OptimState,
-        numbers: Any,
+        numbers: Any = (),
         counts: Any = None,
         in_place: bool = False,
     ) -> tuple[Params, OptimState]:

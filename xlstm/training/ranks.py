@@ -196,24 +196,13 @@ class RunRanks:
     def _gathered(self, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""
         assert self.reduce is not None
-        xp = self.reduce.home.xp
         own = [] if carried is None else list(leaves(carried))
-        every = told(self.group, "a checkpoint", None, [(a.shape, str(a.dtype)) for a in own])
-        kinds = next(filter(None, every), None)
-        if kinds is None:
+        every = list(filter(None, told(self.group, "a checkpoint", None, own)))
+        if not every:
             return None
-        axes = self._axes
-        counts = [of_rank[0][0][axes[0]] if of_rank else 0 for of_rank in every]
-        start = sum(counts[: self.group.rank])
-        place = slice(start, start + counts[self.group.rank])
-        states = []
-        for k, (axis, (shape, dtype)) in enumerate(zip(axes, kinds, strict=True)):
-            whole = xp.zeros((*shape[:axis], sum(counts), *shape[axis + 1 :]), dtype=dtype)
-            if own:
-                whole.swapaxes(0, axis)[place] = own[k].swapaxes(0, axis)
-            self.group.sum(whole)
-            states.append(whole)
-        return nested(self.model.states, iter(states))
+        concat = self.reduce.home.xp.concat
+        several = zip(self._axes, zip(*every, strict=True), strict=True)
+        return nested(self.model.states, iter([concat(parts, axis=k) for k, parts in several]))
 
     def _cut(self, carried: Any) -> Any:
         """Return the states of the sequences that this rank has, None where it has none."""
