@@ -178,13 +178,13 @@ def test_a_signal_stops_all_ranks_and_the_run_goes_on_with_another_number_of_the
 
 # Rank 1 does not come to the start of MPI, where rank 0 waits for it.
 STUCK = """
-from xlstm.arrays import probe
+from xlstm.arrays import optional_imports
 def stuck():
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     pathlib.Path("begun").touch()
     time.sleep(600)
 if rank == "1":
-    probe.mpi = stuck
+    optional_imports.mpi = stuck
 """
 
 
