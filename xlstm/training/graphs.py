@@ -190,9 +190,8 @@ class Graphs:
         if _kinds(end) not in self.places:
             self.places[_kinds(end)] = _copied(end)
         place = self.places[_kinds(end)]
-        fixed = inputs._replace(
-            x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask)
-        )
+        x, target, mask = _copied((inputs.x, inputs.target, inputs.mask))
+        fixed = inputs._replace(x=x, target=target, mask=mask)
         later = None
         if state.masks is not None:
             later = random.Later(state.masks.bit_generator, self.states, fixed.host.part)
@@ -246,15 +245,18 @@ def _unless_failed(xp: Namespace, old: Array, new: Array, failed: Any) -> Array:
     return xp.where(failed > 0, old, new)
 
 
+def _mapped(function: Callable[[Array], Any], tree: Any) -> Any:
+    """Return what a function does with each array of a state of a model, in tuples."""
+    if isinstance(tree, tuple | list):
+        return tuple(_mapped(function, part) for part in tree)
+    return None if tree is None else function(tree)
+
+
 def _copied(tree: Any) -> Any:
     """Return a copy of a state of a model."""
-    if isinstance(tree, tuple | list):
-        return tuple(map(_copied, tree))
-    return None if tree is None else tree.copy(order="K")
+    return _mapped(lambda a: a.copy(order="K"), tree)
 
 
 def _kinds(tree: Any) -> Hashable:
     """Return the shapes and dtypes of arrays."""
-    if isinstance(tree, tuple | list):
-        return tuple(map(_kinds, tree))
-    return None if tree is None else (tuple(tree.shape), str(tree.dtype))
+    return _mapped(lambda a: (tuple(a.shape), str(a.dtype)), tree)  # type: ignore[no-any-return]

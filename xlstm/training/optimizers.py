@@ -513,9 +513,8 @@ class ByRules(Optimizer):
             )
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")
-        self._check(params, grads)
         check_alike(f"{self.where}: moments", state.slots, self._by_slot(params))
-        return self.apply(params, grads, state, self.numbers(state.step))
+        return self.apply(params, grads, state, self.numbers(state.step), check=True)
 
     def apply(
         self,
@@ -525,14 +524,15 @@ class ByRules(Optimizer):
         numbers: Any = (),
         counts: Any = None,
         in_place: bool = False,
+        check: bool = False,
     ) -> tuple[Params, OptimState]:
         """Return the parameters and the state after an update, of which `numbers` may be on the
         device.
 
         `counts` is a 0-d array there: where it is 0 no array changes. With `in_place` new values
-        take the places of the old ones. The gradients are checked, and the rest is taken as it is.
+        take the places of the old ones. `check` says whether gradients are to be checked.
         """
-        if not _alike(grads, params):  # as they are not where parameters are frozen
+        if check:
             self._check(params, grads)
         new = dict(params)
         slots: Slots = {slot: {} for slot in state.slots}
@@ -571,21 +571,6 @@ class ByRules(Optimizer):
             for slot in rule.slots if rule is not None and names else ():
                 by_slot.setdefault(slot, {}).update((name, params[name]) for name in names)
         return by_slot
-
-
-def _alike(grads: Params, params: Params) -> bool:
-    """Return whether there is a gradient for each parameter, of its type, shape, dtype and
-    device.
-    """
-    if grads.keys() != params.keys():
-        return False
-    for name, p in params.items():
-        g = grads[name]
-        if type(g) is not type(p) or g.shape != p.shape or g.dtype != p.dtype:
-            return False
-        if getattr(g, "device", None) != getattr(p, "device", None):
-            return False
-    return True
 
 
 @functools.cache

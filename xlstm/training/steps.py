@@ -336,7 +336,8 @@ class TrainStep:
         update = self.optimizer.apply
         if ranks is not None:
             update = functools.partial(ranks.updated, update)
-        params, moments = update(state.params, grads, state.moments, numbers, counts, in_place)
+        how = (numbers, counts, in_place, not self._is_ours)
+        params, moments = update(state.params, grads, state.moments, *how)
         return state._replace(**changes, params=params, moments=moments), passed
 
     def _gradients(
@@ -410,7 +411,12 @@ class TrainStep:
             if decided.failed:
                 if runtime.graphs is not None:  # whose arrays are those of the next step, too
                     new.decided[...] = 0.0
-                raise self._failure(*self._passed_again(state, inputs, where, drawn_by))
+                if state.masks is not None:  # draw the same masks again
+                    state = state._replace(masks=copy.deepcopy(state.masks))
+                    state.masks.bit_generator.state = drawn_by  # type: ignore[union-attr]
+                # no array of the state before has changed: the step shows why on the host
+                _, passed = self._take(state, inputs, self._scalars(state, inputs), numbers)
+                raise self._failure(state, inputs, where, passed)
             return self._settled(state, new, inputs, decided)
         # graphs change the array of decisions
         decided = new.decided if runtime.graphs is None else home.xp.asarray(new.decided, copy=True)
@@ -427,24 +433,6 @@ class TrainStep:
         return self._take(
             state, inputs, HostScalars(*scalars[:width]), numbers, on_device=True, in_place=in_place
         )[0]
-
-    def _passed_again(
-        self, state: StepState, inputs: Inputs, where: str, drawn_by: Any
-    ) -> tuple[StepState, Inputs, str, LossAndGradients]:
-        """Return the arguments of `_failure`, with gradients that are computed a second time, from
-        the state before, of which no array has changed.
-        """
-        if state.masks is not None:
-            state = state._replace(masks=copy.deepcopy(state.masks))
-            state.masks.bit_generator.state = drawn_by  # type: ignore[union-attr]
-        scalars = self._scalars(state, inputs)
-        ranks = state.runtime.ranks
-        with np.errstate(over="ignore", invalid="ignore"):
-            if ranks is None:
-                return state, inputs, where, self._gradients(state, inputs, scalars)
-            passed = self._all_gradients(state, ranks, inputs, scalars)
-        ranks.look()
-        return state, inputs, where, passed
 
     def _settled(
         self, state: StepState, new: StepState, inputs: Inputs, decided: Decided
