@@ -13,7 +13,7 @@ from xlstm import losses
 from xlstm.data import Batch, Streams, Windows
 from xlstm.interop.torch import to_torch
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import Clip, TrainStep, evaluate, loop, optimizers
+from xlstm.training import Clip, Step, TrainStep, evaluate, loop, optimizers
 
 
 class Given:
@@ -90,7 +90,8 @@ def test_a_loop_of_ones_own_is_train():
     model, data, _ = runs.random_masks()
     params = model.init(0, "numpy")
     # there is nothing to wait for
-    step = TrainStep(model, optimizers.adam(0.05), callbacks=[Clip(0.1)], wait=False)
+    step = Step(model, optimizers.adam(0.05), callbacks=[Clip(0.1)], wait=False)
+    assert isinstance(step, TrainStep)  # the other name of the same class
     state = step.init(params, seed=3)
     found = []
     for _ in range(2):

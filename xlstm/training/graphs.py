@@ -23,7 +23,7 @@ SEEN = 64  # shapes that came before and are remembered
 MASKS = 1024  # that a step draws at most
 
 # the array has the numbers of `HostScalars` and those of the optimiser
-Step = Callable[[StepState, Inputs, Array], StepState]
+StepFunction = Callable[[StepState, Inputs, Array], StepState]
 
 
 def choice(where: str, name: str, value: Any) -> bool | str:
@@ -101,7 +101,7 @@ class Graphs:
         return same and owner is self.owner and (state.sums is None or state.sums is self.sums)
 
     def take(
-        self, step: Step, state: StepState, inputs: Inputs, scalars: np.ndarray[Any, Any]
+        self, step: StepFunction, state: StepState, inputs: Inputs, scalars: np.ndarray[Any, Any]
     ) -> StepState:
         """Return the state after a step, whose arrays are those of this object.
 
@@ -177,7 +177,9 @@ class Graphs:
             params=self.params, moments=moments, decided=self.decided, sums=self.sums
         )
 
-    def _done(self, step: Step, state: StepState, inputs: Inputs, scalars: Array) -> StepState:
+    def _done(
+        self, step: StepFunction, state: StepState, inputs: Inputs, scalars: Array
+    ) -> StepState:
         """Take a step in place, with what it decides in its place too."""
         after = step(state, inputs, scalars)
         self.decided[...] = after.decided
@@ -185,7 +187,7 @@ class Graphs:
             self.sums = after.sums
         return self._with_arrays(after)
 
-    def _capture(self, step: Step, state: StepState, inputs: Inputs, end: Any) -> _Captured:
+    def _capture(self, step: StepFunction, state: StepState, inputs: Inputs, end: Any) -> _Captured:
         """Capture a step, which has just been taken and has left the model in the state `end`."""
         if _kinds(end) not in self.places:
             self.places[_kinds(end)] = _copied(end)

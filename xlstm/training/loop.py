@@ -232,40 +232,24 @@ def train(
     OtherRankError
         Another rank of the group could not go on; this one stopped before the same step.
     """
-    all_callbacks = _callbacks(callbacks, clip, averaging, patience, progress)
     how: dict[str, Any] = {"loss": loss, "precision": precision, "accumulate": accumulate}
-    step = TrainStep(model, optimizer, **how, callbacks=all_callbacks, graph=graph, group=group)
+    how |= {"graph": graph, "group": group}
+    every_callback = _callbacks(callbacks, clip, averaging, patience, progress)
+    step = TrainStep(model, optimizer, callbacks=every_callback, **how)
     metrics = metrics_of("train", metrics)
-    if validation is None and any(callback.needs_validation for callback in all_callbacks):
-        raise ValueError(
-            "train: patience needs validation data, and so does each callback that looks at its"
-            " loss"
-        )
-    if validation is None and metrics:
-        raise ValueError("train: metrics are computed on validation data, but there are none")
-    data = _batches("data", model, data)
-    if isinstance(data, Iterated) and data.once:
-        epochs = _single_pass(data, epochs, resume)
+    data = batches_of("train", "data", model, data)
     if validation is not None:
-        validation = _batches("validation", model, validation)
-        if isinstance(validation, Iterated) and validation.once:
-            expected = "expected data that can begin anew after every epoch"
-            raise ValueError(
-                f"train: validation is an iterator, {checks.shown(validation.data)}, {expected}"
-            )
-    if epochs is None and steps is None:
-        raise ValueError("train: epochs and steps are None, expected one of them")
+        validation = batches_of("train", "validation", model, validation)
+    epochs = _epochs(epochs, data, validation, resume)
     limits: dict[str, Any] = {"epochs": epochs, "steps": steps, "every": every, "keep": keep}
     limits |= {"resume": resume, "checkpoints": checkpoints}
     limits = {name: kind("train", name, limits[name]) for name, kind in OPTIONS.items()}
     path = limits.pop("checkpoints")
-    first = group is None or group.rank == 0  # whose folder counts
-    if limits["resume"] and path is None and first:
-        raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
-    folder = Folder(path if first else None, limits.pop("keep"))
     if group is not None:
         data = Shard(data, group)
         validation = None if validation is None else Shard(validation, group)
+    # the folder of rank 0 counts
+    folder = Folder(path if group is None or group.rank == 0 else None, limits.pop("keep"))
     run = TrainingRun(
         step, params, seed, data, validation, metrics, folder, saving=path is not None, **limits
     )
@@ -297,24 +281,46 @@ def _callbacks(
     return every
 
 
-def _batches(name: str, model: Any, data: Any) -> Batches:
-    """Return data for a model; ValueError where there are no batches."""
-    batches = batches_of("train", name, model, data)
-    if len(batches) == 0:
-        raise ValueError(f"train: {name} has no batches")
-    return batches
-
-
-def _single_pass(data: Iterated, epochs: int | None, resume: bool) -> int:
-    """Return the one epoch of data that are gone through once; ValueError where more is asked of
-    them.
+def _epochs(
+    epochs: int | None, data: Batches, validation: Batches | None, resume: bool
+) -> int | None:
+    """Return the number of epochs, one of data that are gone through once; ValueError where more is
+    asked of them.
     """
-    problem = f"train: data is an iterator, {checks.shown(data.data)}, which cannot begin anew"
-    if resume is True:
-        raise ValueError(f"{problem}, and so does not go with resume=True")
-    if epochs not in (None, 1):
-        raise ValueError(f"{problem}, expected epochs=1, got {checks.shown(epochs)}")
-    return 1
+    for name, batches in {"validation": validation, "data": data}.items():
+        if not isinstance(batches, Iterated) or not batches.once:
+            continue
+        problem = f"train: {name} is an iterator, {checks.shown(batches.data)}"
+        if name == "validation":
+            raise ValueError(f"{problem}, expected data that can begin anew after every epoch")
+        problem += ", which cannot begin anew"
+        if resume is True:
+            raise ValueError(f"{problem}, and so does not go with resume=True")
+        if epochs not in (None, 1):
+            raise ValueError(f"{problem}, expected epochs=1, got {checks.shown(epochs)}")
+        return 1
+    return epochs
+
+
+# The combinations of arguments that are refused, in words.
+REFUSED: dict[str, Callable[[TrainingRun], object]] = {
+    "patience needs validation data, and so does each callback that looks at its loss": lambda run: (
+        run.validation is None and any(c.needs_validation for c in run.step.callbacks)
+    ),
+    "metrics are computed on validation data, but there are none": lambda run: (
+        run.validation is None and run.metrics
+    ),
+    "data has no batches": lambda run: len(run.data) == 0,
+    "validation has no batches": lambda run: (
+        run.validation is not None and len(run.validation) == 0
+    ),
+    "epochs and steps are None, expected one of them": lambda run: (
+        run.epochs is None and run.steps is None
+    ),
+    "resume is True, but checkpoints names no folder to resume from": lambda run: (
+        run.resume and not run.saving and (run.step.group is None or run.step.group.rank == 0)
+    ),
+}
 
 
 @dataclass(eq=False)
@@ -345,6 +351,9 @@ class TrainingRun:
     start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self, start_params: Params) -> None:
+        for problem, holds in REFUSED.items():
+            if holds(self):
+                raise ValueError(f"train: {problem}")
         self.most_epochs = self.epochs or checks.COUNTED
         self.most_steps = self.steps or checks.COUNTED
         self.state: StepState = self.step.init(start_params, self.seed)
