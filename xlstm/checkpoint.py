@@ -62,11 +62,11 @@ def save(
 
 def digest(kind: str, config: dict[str, Any], arrays: dict[str, Host]) -> str:
     """Return the SHA-256 of all that a file says, in hexadecimal digits."""
-    found = hashlib.sha256(json.dumps([kind, config]).encode())
+    sha256 = hashlib.sha256(json.dumps([kind, config]).encode())
     for name, array in sorted(arrays.items()):
-        found.update(json.dumps([name, array.dtype.str, array.shape]).encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
+        sha256.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        sha256.update(array.reshape(-1).view(np.uint8).data)
+    return sha256.hexdigest()
 
 
 def _stored(array: Host) -> Host:
@@ -114,9 +114,9 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict
         It is no safetensors file, is damaged or changed, or is of another format, version or kind.
     """
     file = Tensors(path)
-    found, config, expected = _about(file)
-    if found != kind:
-        raise ValueError(f"{path}: kind is {found!r}, expected {kind!r}")
+    its_kind, config, expected = _about(file)
+    if its_kind != kind:
+        raise ValueError(f"{path}: kind is {its_kind!r}, expected {kind!r}")
     arrays = file.read()
     if digest(kind, config, arrays) != expected:
         raise ValueError(
@@ -133,11 +133,10 @@ def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | N
     host = "float32" if dtype == "bfloat16" else dtype
     for name, array in arrays.items():
         with np.errstate(over="ignore"):
-            found = array if host is None else array.astype(host, copy=False)
-        if not np.all(np.isfinite(found)):
-            raise ValueError(
-                f"{path}: {name} is not finite{'' if found is array else f' in {dtype}'}"
-            )
+            values = array if host is None else array.astype(host, copy=False)
+        if not np.all(np.isfinite(values)):
+            there = "" if values is array else f" in {dtype}"
+            raise ValueError(f"{path}: {name} is not finite{there}")
 
 
 def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
@@ -183,11 +182,8 @@ def _packed(value: Any, path: str, arrays: dict[str, Host], names: dict[int, str
     if isinstance(value, str | bool | int | float | None):
         return value
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {
-            "dict": {
-                key: _packed(part, f"{path}.{key}", arrays, names) for key, part in value.items()
-            }
-        }
+        items = value.items()
+        return {"dict": {k: _packed(part, f"{path}.{k}", arrays, names) for k, part in items}}
     if isinstance(value, list | tuple):
         parts = [_packed(part, f"{path}.{k}", arrays, names) for k, part in enumerate(value)]
         return parts if isinstance(value, list) else {"tuple": parts}
@@ -242,17 +238,7 @@ def check_alike(name: str, value: Any, like: Any) -> None:
     if isinstance(like, dict):
         if not isinstance(value, dict) or value.keys() != like.keys():
             raise ValueError(f"{name} is {shown(value)}, expected a dict of {few(like)}")
-        for key, one in like.items():
-            if not _is_alike(value[key], one):
-                check_alike(f"{name} {key}", value[key], one)
-    elif not _is_alike(value, like):
+        for key, part in like.items():
+            check_alike(f"{name} {key}", value[key], part)
+    elif getattr(value, "shape", None) != like.shape or value.dtype != like.dtype:
         raise ValueError(f"{name} is {shown(value)}, expected {shown(like)}")
-
-
-def _is_alike(value: Any, like: Any) -> bool:
-    """Return whether `like` is an array, and `value` one of its shape and dtype."""
-    return (
-        not isinstance(like, dict)
-        and getattr(value, "shape", None) == like.shape
-        and value.dtype == like.dtype
-    )

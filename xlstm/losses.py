@@ -249,32 +249,27 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
             if mask is None
             else weight[..., None]
         )
-        arrays = (
-            logits,
-            xp.astype(labels, kind)[..., None],
-            constants.steps(xp, V, kind, device),
-            share,
-        )
-        error, lost = by_rows(xp, _entropy, *arrays, width=V)
+        label = xp.astype(labels, kind)[..., None]
+        classes = constants.steps(xp, V, kind, device)
+        error, lost = by_rows(xp, _entropy, logits, label, classes, share, width=V)
         return xp.sum(lost), xp.astype(error, logits.dtype, copy=False)
     label = xp.asarray(labels, dtype=xp.int64)
-    known = xp.logical_and(label >= 0, label < V)
-    label = xp.where(known, label, xp.zeros_like(label))
+    valid = xp.logical_and(label >= 0, label < V)
+    label = xp.where(valid, label, xp.zeros_like(label))
     if mask is not None:
         left_out = xp.logical_not(xp.astype(mask, xp.bool))
-        known = xp.logical_or(known, xp.broadcast_to(_leading(xp, left_out, labels), labels.shape))
+        valid = xp.logical_or(valid, xp.broadcast_to(_leading(xp, left_out, labels), labels.shape))
     top = xp.max(logits, axis=-1, keepdims=True)
     share = xp.ones_like(top) * weight if mask is None else weight[..., None]
     classes = xp.arange(V, dtype=kind, device=device)
     error, mean = by_rows(
         xp, _softmax_error, logits, top, xp.astype(label, kind)[..., None], classes, share, width=V
     )
-    rows = xp.arange(math.prod(labels.shape), dtype=xp.int64, device=device) * V + xp.reshape(
-        label, (-1,)
-    )
+    rows = xp.arange(math.prod(labels.shape), dtype=xp.int64, device=device) * V
+    rows = rows + xp.reshape(label, (-1,))
     picked = xp.reshape(xp.take(xp.reshape(logits, (-1,)), rows, axis=0), labels.shape)
     log_p = picked - (top + xp.log(V * mean))[..., 0]  # (5)
-    log_p = xp.where(known, log_p, xp.full_like(log_p, xp.nan))
+    log_p = xp.where(valid, log_p, xp.full_like(log_p, xp.nan))
     return -xp.sum(weight * log_p), xp.astype(error, logits.dtype, copy=False)  # (5)
 
 
@@ -304,11 +299,11 @@ def _entropy(
     error, mean = _softmax_error(xp, z, top, label, classes, weight, width)
     hit = _hit(xp, classes, label)
     below = z - top
-    known = width * xp.mean(hit, axis=-1, keepdims=True)
+    valid = width * xp.mean(hit, axis=-1, keepdims=True)
     picked = width * xp.mean(
         xp.where(hit > 0.5, below, xp.zeros_like(below)), axis=-1, keepdims=True
     )
-    lost = weight * (xp.log(width * mean) - picked) * (known / known)  # (5)
+    lost = weight * (xp.log(width * mean) - picked) * (valid / valid)  # (5)
     return error, xp.where(weight > 0, lost, xp.zeros_like(lost))
 
 
@@ -335,9 +330,9 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
         expected = f"the leading axes of {tuple(target.shape)}"
         raise ValueError(f"{where}: mask has shape {tuple(mask.shape)}, expected {expected}")
     ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
-    chosen = ones * xp.astype(_leading(xp, mask, target), like.dtype)
-    total = xp.sum(chosen)
-    return chosen / xp.where(total > 0, total, xp.ones_like(total))  # (7)
+    weight = ones * xp.astype(_leading(xp, mask, target), like.dtype)
+    total = xp.sum(weight)
+    return weight / xp.where(total > 0, total, xp.ones_like(total))  # (7)
 
 
 def _leading(xp: Namespace, mask: Array, target: Array) -> Array:

@@ -167,7 +167,8 @@ def _cast(arrays: Any, dtype: str, scale: float | Array, function: Callable[...,
         return arrays
     xp = namespace_of(next(iter(parts.values())))
     target = dtype_of(xp, dtype)
-    if isinstance(scale, float) and scale == 1 and all(a.dtype == target for a in parts.values()):
+    others = [a for a in parts.values() if a.dtype != target]
+    if not others and isinstance(scale, float) and scale == 1:
         return arrays
     if compiles(xp):
         rows = foreach.apply(xp, function, [list(parts.values())], (scale,), dtype=np.dtype(target))

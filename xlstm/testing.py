@@ -17,6 +17,7 @@ from xlstm.arrays.random import generator
 
 __all__ = ["GradientError", "gradcheck"]
 
+Host = np.ndarray[Any, Any]
 # The weights of f(x + k step v) / step in the fourth-order central difference.
 STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
 TINY = float(np.finfo(np.float64).tiny)
@@ -122,52 +123,65 @@ def gradcheck(
         along = {name: rng.standard_normal(tuple(x.shape)) for name, x in leaves.items()}
         # forward passes serve all outputs
         moved = functools.cache(functools.partial(_moved, forward, inputs, along))
-        for chosen in [*([name] for name in results if len(results) > 1), list(results)]:
+        for names in [*([name] for name in results if len(results) > 1), list(results)]:
             w = {
-                name: rng.standard_normal(tuple(y.shape)) * (name in chosen)
+                name: rng.standard_normal(tuple(y.shape)) * (name in names)
                 for name, y in results.items()
             }
             cotangent = _replace(outputs, {name: like(w[name], y) for name, y in results.items()})
             dinputs = _gradients(backward(saved, cotangent), leaves)
-            found = {}
-            for name, v in along.items():
-                exact = float(np.sum(dinputs[name] * v))
-                difference = functools.partial(_difference, moved, name, {n: w[n] for n in chosen})
-                numeric, noise = difference(step)
-                usual = float(np.linalg.norm(dinputs[name]) * np.linalg.norm(v)) / max(
-                    1.0, v.size**0.5
-                )
-                found[name] = (
-                    difference,
-                    exact,
-                    numeric,
-                    noise,
-                    max(abs(exact), abs(numeric), usual, TINY),
-                )
-            largest = max(scale for *_, scale in found.values())
-            for name, (difference, exact, numeric, noise, scale) in found.items():
-                pair = f"gradient of output {', '.join(chosen)} by input {name}"
-                if noise > tolerance * largest > tolerance * TINY:
-                    raise GradientError(
-                        f"{pair}: cannot be checked, it drowns in the rounding of the outputs"
-                    )
-                error = _error(exact - numeric, noise, scale)
-                for smaller in (step / 10, step / 100):
-                    if error <= tolerance:
-                        break
-                    # The error of the difference, or of a kink within its reach, goes away; a wrong
-                    # gradient does not.
-                    again, noise = difference(smaller)
-                    if noise > tolerance * largest:
-                        break
-                    error = _error(exact - again, noise, scale)
-                if not error <= tolerance:  # NaN is not
-                    both = f"backward gives {exact:.12g}, finite differences {numeric:.12g}"
-                    raise GradientError(
-                        f"{pair}: {both}, relative error {error:.2g} > {tolerance:.2g}"
-                    )
+            difference = functools.partial(_difference, moved, {n: w[n] for n in names})
+            of_inputs = {name: functools.partial(difference, name) for name in along}
+            derivatives = {
+                name: _derivative(dinputs[name], along[name], of_inputs[name], step)
+                for name in along
+            }
+            largest = max(scale for *_, scale in derivatives.values())
+            for name, derivative in derivatives.items():
+                pair = f"gradient of output {', '.join(names)} by input {name}"
+                error = _checked(pair, derivative, of_inputs[name], step, tolerance, largest)
                 worst = max(worst, error)
     return worst
+
+
+def _derivative(
+    gradient: Host, v: Host, difference: Callable[[float], tuple[float, float]], step: float
+) -> tuple[float, float, float, float]:
+    """Return the derivative along a direction by a backward pass and by differences, the noise of
+    the latter, and the size that errors are relative to.
+    """
+    exact = float(np.sum(gradient * v))
+    numeric, noise = difference(step)
+    typical = float(np.linalg.norm(gradient) * np.linalg.norm(v)) / max(1.0, v.size**0.5)
+    return exact, numeric, noise, max(abs(exact), abs(numeric), typical, TINY)
+
+
+def _checked(
+    pair: str,
+    derivative: tuple[float, float, float, float],
+    difference: Callable[[float], tuple[float, float]],
+    step: float,
+    tolerance: float,
+    largest: float,
+) -> float:
+    """Return the relative error of a derivative; GradientError where it is above the tolerance."""
+    exact, numeric, noise, scale = derivative
+    if noise > tolerance * largest > tolerance * TINY:
+        raise GradientError(f"{pair}: cannot be checked, it drowns in the rounding of the outputs")
+    error = _error(exact - numeric, noise, scale)
+    for smaller in (step / 10, step / 100):
+        if error <= tolerance:
+            break
+        # The error of the difference, or of a kink within its reach, goes away; a wrong gradient
+        # does not.
+        again, noise = difference(smaller)
+        if noise > tolerance * largest:
+            break
+        error = _error(exact - again, noise, scale)
+    if not error <= tolerance:  # NaN is not
+        both = f"backward gives {exact:.12g}, finite differences {numeric:.12g}"
+        raise GradientError(f"{pair}: {both}, relative error {error:.2g} > {tolerance:.2g}")
+    return error
 
 
 def _error(gap: float, noise: float, scale: float) -> float:
@@ -180,7 +194,7 @@ def _moved(
     along: Mapping[str, Any],
     name: str,
     step: float,
-) -> list[dict[str, np.ndarray[Any, Any]]]:
+) -> list[dict[str, Host]]:
     """Return the outputs at the points of the stencil, where one input is moved along its
     direction.
     """
@@ -190,9 +204,9 @@ def _moved(
 
 
 def _difference(
-    moved: Callable[[str, float], list[dict[str, np.ndarray[Any, Any]]]],
+    moved: Callable[[str, float], list[dict[str, Host]]],
+    cotangents: Mapping[str, Host],
     name: str,
-    cotangents: Mapping[str, np.ndarray[Any, Any]],
     step: float,
 ) -> tuple[float, float]:
     """Return the derivative of <outputs, cotangents> by an input along its direction, and its error
@@ -207,30 +221,31 @@ def _difference(
     return numeric, noise
 
 
-def _gradients(dinputs: Any, leaves: dict[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
+def _gradients(dinputs: Any, leaves: dict[str, Array]) -> dict[str, Host]:
     """Return the gradients on the host, after checks of their nesting, shapes and values."""
-    found = {name: to_numpy(leaf) for name, leaf in _leaves(dinputs).items()}
-    if set(found) != set(leaves):
+    gradients = {name: to_numpy(leaf) for name, leaf in _leaves(dinputs).items()}
+    if set(gradients) != set(leaves):
         raise GradientError(
-            f"backward returns gradients {sorted(found)}, expected {sorted(leaves)}"
+            f"backward returns gradients {sorted(gradients)}, expected {sorted(leaves)}"
         )
-    for name, leaf in leaves.items():
-        if found[name].shape != tuple(leaf.shape):
+    for name, gradient in gradients.items():
+        if gradient.shape != tuple(leaves[name].shape):
             raise GradientError(
-                f"gradient of {name} has shape {found[name].shape}, expected {tuple(leaf.shape)}"
+                f"gradient of {name} has shape {gradient.shape}, expected"
+                f" {tuple(leaves[name].shape)}"
             )
-        if not np.all(np.isfinite(found[name])):
+        if not np.all(np.isfinite(gradient)):
             raise GradientError(f"gradient of {name} is not finite")
-    return found
+    return gradients
 
 
 def _leaves(tree: Any) -> dict[str, Array]:
     """Return the arrays of a nesting of tuples, lists and dicts, by their path such as "0.Wx" or
     "1.0".
     """
-    found: dict[str, Array] = {}
-    _mapped(tree, found.setdefault)
-    return found
+    leaves: dict[str, Array] = {}
+    _mapped(tree, leaves.setdefault)
+    return leaves
 
 
 def _replace(tree: Any, new: Mapping[str, Array]) -> Any:

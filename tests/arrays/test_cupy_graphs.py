@@ -156,12 +156,12 @@ def test_a_graph_is_launched_on_its_own_stream(be):
     state = step.init(MODEL.init(0, be))
     for _ in range(3):
         state, _ = step(state, batch)
-    assert state.graphs.captured
-    before = to_numpy(state.graphs.given)
+    assert state.runtime.graphs.captured
+    before = to_numpy(state.runtime.graphs.scalars)
     refused = pytest.raises(ValueError, match=r"expected \(0, 0\)")
     with cupy.cuda.Stream(non_blocking=True), refused:
         step(state, batch)
-    np.testing.assert_array_equal(to_numpy(state.graphs.given), before)
+    np.testing.assert_array_equal(to_numpy(state.runtime.graphs.scalars), before)
 
 
 REFUSED = {

@@ -80,7 +80,7 @@ def train(graph=False):
         state = step.init(model.init(0, xlstm.backend("cupy")), 1)
         for batch in [*data.batches()] * 3:
             state, _ = step(state._replace(carried=None), batch)
-        assert not graph or state.graphs.captured
+        assert not graph or state.runtime.graphs.captured
         found += state.params.values()
         if model is text:
             model.generate(state.params, np.array([[1, 2]]), 3)

@@ -40,7 +40,7 @@ WRONG = {
     "train text binary": "binary: not UTF-8 text (invalid start byte at byte 0)",
     "train text a.txt -o busy": "busy/model.safetensors: not saved, it is not a regular file",
     "train text a.txt --graph yes": "train: graph is 'yes', expected one of auto, on, off",
-    "train text a.txt --graph on": "Step: graph is True, which needs arrays of CuPy",
+    "train text a.txt --graph on": "TrainStep: graph is True, which needs arrays of CuPy",
     "train classify few.csv --label kind": (
         "no class has enough sequences to hold out 20%, the largest"
     ),

@@ -220,7 +220,7 @@ def test_a_rank_that_fails_ends_the_job_with_one_message(fails, message):
             ),
         ),
         (
-            "import os\nfrom xlstm.arrays import mpi\n"
+            "import os\nfrom xlstm.arrays.ranks import mpi\n"
             "mpi._checksum_of_files = lambda: int(os.environ['PMI_RANK'])" + START,
             r"rank 1 has version \S+ \(checksum of its files 00000001\) of xlstm, .* 00000000\)",
         ),

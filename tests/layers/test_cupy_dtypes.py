@@ -239,7 +239,7 @@ def test_steps_of_training(model, lengths, dtype, rng):
     found, _ = run("cupy", wide, precision)
     expected, _ = run("numpy", "float64")
     captured, state = run("cupy", wide, precision, graph=True)
-    assert state.graphs.captured
+    assert state.runtime.graphs.captured
     moved, exact = (
         {"moved": np.concatenate([a.ravel() for a in one[0][0].values()])}
         for one in (found, expected)

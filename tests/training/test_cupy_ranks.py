@@ -17,7 +17,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.ranks.groups import OtherRankError
 from xlstm.data import Shard, Windows
 from xlstm.precision import Mixed
-from xlstm.training import Clip, Step, optimizers
+from xlstm.training import Clip, TrainStep, optimizers
 from xlstm.training.steps import AHEAD
 
 cupy = gpu.needed()
@@ -43,7 +43,7 @@ CASES = {
 
 def taken(group, data=DATA, **options):
     """The state after three epochs, and the losses and whether each step counted."""
-    step = Step(MODEL, optimizers.adam(1e-3), group=group, **options)
+    step = TrainStep(MODEL, optimizers.adam(1e-3), group=group, **options)
     found = []
     dtype = "float32" if "precision" in options else "float64"
     state = step.init(MODEL.init(0, xlstm.backend("cupy", dtype=dtype)), seed=1)
@@ -100,7 +100,9 @@ def test_an_error_of_one_rank_is_raised_on_all(where, accumulate, wait):
     def run(group):
         state, _ = taken(group, wait=wait, accumulate=accumulate)
         batch = next(Shard(DATA, group).batches())
-        step = Step(MODEL, optimizers.adam(1e-3), group=group, wait=wait, accumulate=accumulate)
+        step = TrainStep(
+            MODEL, optimizers.adam(1e-3), group=group, wait=wait, accumulate=accumulate
+        )
         if accumulate > 1:  # the next batch ends an update
             state = step.settle(step(state, batch)[0])
         if group.rank == 1:
@@ -158,7 +160,7 @@ lengths = np.array([5, 2, 3, 1, 4, 5] * 4)
 # Graphs are of each place among the batches of an update; a batch of one sequence leaves rank 0 without any.
 cases = [(data(24, 6, lengths), {"accumulate": 3}, 3), (data(3, 1), {"callbacks": [training.Clip(0.1)]}, 1)]
 def trained(backend, data, **options):
-    step, losses = training.Step(lstm, optim.adam(1e-3), **options), []
+    step, losses = training.TrainStep(lstm, optim.adam(1e-3), **options), []
     state = step.init(lstm.init(seed=1, backend=xlstm.backend(backend, dtype="float64")), seed=3)
     for _ in range(4):
         for batch in data.batches():
@@ -175,7 +177,7 @@ for whole, options, graphs in cases:
         assert state.masks.bit_generator.state == alone.masks.bit_generator.state
         told = group.tell([xp.asnumpy(p).tobytes() for p in state.params.values()])
         assert told[0] == told[1]
-    assert len(state.graphs.captured) == graphs
+    assert len(state.runtime.graphs.captured) == graphs
 now("end")
 """
 

@@ -4,6 +4,7 @@ bits.
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import itertools
@@ -21,7 +22,16 @@ from xlstm.data import Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.precision import Mixed
 from xlstm.recurrence import packing
-from xlstm.training import Callback, Clip, LowRank, ReduceOnPlateau, Step, graphs, optimizers, train
+from xlstm.training import (
+    Callback,
+    Clip,
+    LowRank,
+    ReduceOnPlateau,
+    TrainStep,
+    graphs,
+    optimizers,
+    train,
+)
 
 cupy = gpu.needed()
 
@@ -41,8 +51,8 @@ def lengths(count):
     return windows(2 * count, 4, lengths=np.concatenate(given[:count]))
 
 
-def wave(length=64):
-    return Streams(np.sin(np.arange(length))[:, None], np.zeros((length, 3)), 2, 4)
+def wave():
+    return Streams(np.sin(np.arange(64))[:, None], np.zeros((64, 3)), 2, 4)
 
 
 def cut():
@@ -122,10 +132,6 @@ def taken(made, data, params, epochs=2):
     return made.settle(state), [[float(a) for a in how] for how in found]
 
 
-def masks(state):
-    return state.masks.bit_generator.state
-
-
 def all_steps(made, params, data, seen=lambda k, state: None, seed=0):
     """Take a step with each batch, of which `seen` is told before."""
     state = made.init(params, seed)
@@ -161,20 +167,20 @@ def test_the_device_decides_as_the_host_does(backend, case):
     """
     model, data, optimizer, options, captured = CASES[case]
     params = model.init(0, backend)
-    host = taken(Step(model, Waits(optimizer), **options), data, params)
+    host = taken(TrainStep(model, Waits(optimizer), **options), data, params)
     if case.startswith("float16"):
         assert any(not updated for *_, updated in host[1])  # some steps were left out
     for wait, graph in itertools.product((True, False), repeat=2):
-        found = taken(Step(model, optimizer, wait=wait, graph=graph, **options), data, params)
+        found = taken(TrainStep(model, optimizer, wait=wait, graph=graph, **options), data, params)
         same(found, host)
-        assert len(found[0].graphs.captured if graph else ()) == captured * graph
+        assert len(found[0].runtime.graphs.captured if graph else ()) == captured * graph
     agree(params, model.init(0, backend))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_steps_on_two_devices_in_turn(dtype):
     """Handles, constants and graphs are those of the device that is current."""
-    made = Step(LSTM, ADAM, graph="auto")
+    made = TrainStep(LSTM, ADAM, graph="auto")
     devices = [cupy.cuda.Device(k) for k in (0, 1)]
     states = {}
     for device in devices:
@@ -188,7 +194,7 @@ def test_steps_on_two_devices_in_turn(dtype):
         params = {name: to_numpy(p) for name, p in states[1].params.items()}
     agree(states[0].params, params)
     assert {p.device.id for p in states[1].params.values()} == {1}
-    assert all(state.graphs.captured for state in states.values())
+    assert all(state.runtime.graphs.captured for state in states.values())
     with pytest.raises(ValueError, match="device 1, which is not the current one, 0"):
         made(states[1], batch)
 
@@ -207,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_training_later(backend, options, graph)
                 {name: to_numpy(a) for name, a in arrays(state._replace(sums=None)).items()}
             )
 
-    made = Step(LSTM, ADAM, wait=False, graph=graph, **options)
+    made = TrainStep(LSTM, ADAM, wait=False, graph=graph, **options)
     state = all_steps(made, params, data, seen)
     agree(arrays(state._replace(sums=None)), before)
     with pytest.raises(
@@ -229,7 +235,7 @@ def test_training_goes_on_after_a_batch_that_is_left_out(backend, options, fresh
     ]
     found = []
     for graph in (False, True):
-        made = Step(PLAIN, ADAM, graph=graph, **options)
+        made = TrainStep(PLAIN, ADAM, graph=graph, **options)
         how = []
         errors = []
         state = made.init(made.model.init(0, backend))
@@ -244,17 +250,17 @@ def test_training_goes_on_after_a_batch_that_is_left_out(backend, options, fresh
     assert errors == expected
     assert [error.split(":")[0] for error in errors] == [f"step {k}" for k in (0, 2, 6, 10)]
     same((state, how), (other, others))
-    assert state.graphs.captured
+    assert state.runtime.graphs.captured
 
 
 def test_a_step_that_could_not_be_taken_is_not_forgotten(backend):
     """Without waits the steps after it were not taken either, so that its error comes again."""
-    made = Step(LSTM, ADAM, wait=False, graph=True)
+    made = TrainStep(LSTM, ADAM, wait=False, graph=True)
     batch = next(iter(windows(wrong=0).batches()))
     state, _ = made(made.init(LSTM.init(0, backend)), batch, "step 1")
     for ask in (
         lambda: made.settle(state),
-        lambda: Step(LSTM, ADAM, graph=True)(state, batch, "step 2"),
+        lambda: TrainStep(LSTM, ADAM, graph=True)(state, batch, "step 2"),
     ):
         with pytest.raises(FloatingPointError, match=r"^step 1: "):
             ask()
@@ -265,8 +271,10 @@ def test_steps_of_another_kind_are_captured_anew(backend):
     found = []
     batch = next(iter(windows().batches()))
     for graph in (False, True):
-        first, second = (Step(LSTM, optimizers.adam(rate), graph=graph) for rate in (0.5, 0.01))
-        third = Step(LSTM, optimizers.adam(0.02))
+        first, second = (
+            TrainStep(LSTM, optimizers.adam(rate), graph=graph) for rate in (0.5, 0.01)
+        )
+        third = TrainStep(LSTM, optimizers.adam(0.02))
         state = first.init(LSTM.init(0, backend))
         for made in (first, first, first, second, second, second, third, second):
             state, _ = made(state, batch)
@@ -279,10 +287,10 @@ def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
     monkeypatch.setattr(graphs, "SEEN", 2)
     data = lengths(9)
     params = LSTM.init(0, backend)
-    found = taken(Step(LSTM, ADAM, graph=True), data, params, 1)
-    same(found, taken(Step(LSTM, ADAM), data, params, 1))
-    assert len(found[0].graphs.captured) == 1
-    assert len(found[0].graphs.seen) == 2
+    found = taken(TrainStep(LSTM, ADAM, graph=True), data, params, 1)
+    same(found, taken(TrainStep(LSTM, ADAM), data, params, 1))
+    bounded = found[0].runtime.graphs
+    assert (len(bounded.captured), len(bounded.seen)) == (1, 2)
 
 
 def test_memory_that_others_drop_stays(backend):
@@ -293,7 +301,7 @@ def test_memory_that_others_drop_stays(backend):
     recent = packing._recent
     caches = (recent.packing, recent.copied, recent.inside, constants._made, constants._copied)
     for graph in (True, False):
-        made = Step(LSTM, ADAM, graph=graph)
+        made = TrainStep(LSTM, ADAM, graph=graph)
         state = made.init(params)
         for k in range(5):
             if k == 3:
@@ -308,18 +316,16 @@ def test_a_state_of_before_goes_on(backend):
     """A state with arrays of its own is put where graphs read it, its weights, moments and
     counts.
     """
-    made = Step(LSTM, ADAM, graph=True)
-    data = windows()
+    made = TrainStep(LSTM, ADAM, graph=True)
     params = LSTM.init(0, backend)
-    plain = Step(LSTM, ADAM)
-    batches = list(data.batches())
+    plain = TrainStep(LSTM, ADAM)
+    batches = list(windows().batches())
     state = made.init(params)
     other = plain.init(params)
     for batch in batches[:4]:
         state, _ = made(state, batch)
     other, _ = plain(other, batches[0])
-    state.masks.bit_generator.state = masks(other)
-    state = other._replace(graphs=state.graphs, masks=state.masks)
+    state = other._replace(runtime=state.runtime, masks=copy.deepcopy(other.masks))
     for batch in batches[1:4]:
         state, how = made(state, batch)
         other, expected = plain(other, batch)
@@ -411,7 +417,7 @@ def test_gradients_of_a_callback_that_do_not_fit_are_refused(case):
     batch = next(iter(windows().batches()))
     ways = [("numpy", {}), ("cupy", {}), ("cupy", {"wait": False}), ("cupy", {"graph": True})]
     for name, options in ways:
-        made = Step(LSTM, ADAM, callbacks=[Changes(WRONG[case])], **options)
+        made = TrainStep(LSTM, ADAM, callbacks=[Changes(WRONG[case])], **options)
         state = made.init(LSTM.init(0, name))
         with pytest.raises((TypeError, ValueError), match=r"head\.[Wb]|float64|empty") as found:
             made(state, batch)
@@ -425,10 +431,12 @@ def test_gradients_of_a_callback_that_do_not_fit_are_refused(case):
 )
 def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
     """There is one warning, and steps go on without graphs."""
-    made, plain = (Step(LSTM, ADAM, graph=graph, callbacks=[callback]) for graph in (True, False))
+    made, plain = (
+        TrainStep(LSTM, ADAM, graph=graph, callbacks=[callback]) for graph in (True, False)
+    )
     params = LSTM.init(0, backend)
     with pytest.warns(
-        RuntimeWarning, match=f"^Step: graph is True, but a step cannot be captured .*{words}"
+        RuntimeWarning, match=f"^TrainStep: graph is True, but a step cannot be captured .*{words}"
     ) as caught:
         found = taken(made, windows(), params)
     assert len(caught) == 1
@@ -438,12 +446,12 @@ def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
 
 def test_what_cannot_have_graphs_is_refused(backend):
     with pytest.raises(BackendError, match="the backend is numpy"):
-        Step(LSTM, ADAM, graph=True).init(LSTM.init(0, "numpy"))
+        TrainStep(LSTM, ADAM, graph=True).init(LSTM.init(0, "numpy"))
     with pytest.raises(ValueError, match="optimizer"):
-        Step(LSTM, Waits(ADAM), graph=True)
+        TrainStep(LSTM, Waits(ADAM), graph=True)
     rng = np.random.Generator(np.random.MT19937(0))
     with pytest.raises(ValueError, match="MT19937"):
-        all_steps(Step(LSTM, ADAM, graph=True), LSTM.init(0, backend), windows(), seed=rng)
+        all_steps(TrainStep(LSTM, ADAM, graph=True), LSTM.init(0, backend), windows(), seed=rng)
 
 
 class Own(xlstm.LSTM):
@@ -495,7 +503,7 @@ def test_a_capture_for_which_there_is_too_little_memory_gives_back_all_that_it_h
     expected = train(LSTM, params, windows(), ADAM, epochs=2, graph=False)
     with (
         cupy.cuda.using_allocator(taken),
-        pytest.warns(RuntimeWarning, match="^Step: graph is auto, but a st") as said,
+        pytest.warns(RuntimeWarning, match="^TrainStep: graph is auto, but a st") as said,
     ):
         found = train(
             LSTM,

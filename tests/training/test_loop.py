@@ -13,7 +13,7 @@ from xlstm import losses
 from xlstm.data import Batch, Streams, Windows
 from xlstm.interop.torch import to_torch
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import Clip, Step, evaluate, loop, optimizers
+from xlstm.training import Clip, Step, TrainStep, evaluate, loop, optimizers
 
 
 class Given:
@@ -75,12 +75,12 @@ def test_accumulated_batches_are_one_large_batch(rng):
     y = rng.normal(size=(12, 1))
     mask = 1e-3 * (rng.random((12, 1)) < 0.7)
     small, large = (Windows(x, y, mask, batch_size=size) for size in (4, 12))
-    step = Step(model, optimizers.sgd(0.3), accumulate=3)
+    step = TrainStep(model, optimizers.sgd(0.3), accumulate=3)
     state = step.init(params)
     for k, part in enumerate(small.batches()):
         state, taken = step(state, part)
         assert taken.updated == (k == 2)
-    whole = Step(model, optimizers.sgd(0.3))
+    whole = TrainStep(model, optimizers.sgd(0.3))
     expected, _ = whole(whole.init(params), next(large.batches()))
     for name, p in expected.params.items():
         np.testing.assert_allclose(state.params[name], p, rtol=1e-10, atol=1e-14)
@@ -90,6 +90,7 @@ def test_a_loop_of_ones_own_is_train():
     model, data, _ = runs.random_masks()
     params = model.init(0, "numpy")
     # there is nothing to wait for
+    # `Step` is the other name of `TrainStep`
     step = Step(model, optimizers.adam(0.05), callbacks=[Clip(0.1)], wait=False)
     state = step.init(params, seed=3)
     found = []

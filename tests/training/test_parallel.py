@@ -433,7 +433,7 @@ def test_weights_that_an_adapter_keeps_are_compared():
         with pytest.raises(
             ValueError, match="train: checksum of the weights that stay of rank 1 is "
         ):
-            training.Step(adapters, optim.adam(1e-3), group=group).init(adapters.init())
+            training.TrainStep(adapters, optim.adam(1e-3), group=group).init(adapters.init())
 
     together(2, run)
 
@@ -512,7 +512,9 @@ def test_steps_take_parts_of_their_group_alone():
     params = start(MODEL)
 
     def run(group):
-        step, alone = (training.Step(MODEL, optim.adam(1e-3), group=one) for one in (group, None))
+        step, alone = (
+            training.TrainStep(MODEL, optim.adam(1e-3), group=one) for one in (group, None)
+        )
         part = next(Shard(DATA, group).batches())
         light = part._replace(mask=part.mask * 0.5) if group.rank else part
         for one, given, words in (

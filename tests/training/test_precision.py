@@ -24,7 +24,7 @@ from xlstm.engines.cuda.choice import told
 from xlstm.estimators import Forecaster
 from xlstm.models.sequence import SequenceModel
 from xlstm.precision import Mixed, Scaling, after, lowered, named, raised, tf32
-from xlstm.training import Step, loop, optimizers
+from xlstm.training import TrainStep, loop, optimizers
 
 backends = importlib.import_module("xlstm.arrays.backend")  # xlstm.backend is the function
 
@@ -149,7 +149,7 @@ def overflowing(steps):
 
 def test_an_overflow_leaves_the_step_out(single):
     """Weights, moments and the number of updates are those before it, and the scale is halved."""
-    step = Step(model(), optimizers.adam(0.01), loss=overflowing({1}), precision=single)
+    step = TrainStep(model(), optimizers.adam(0.01), loss=overflowing({1}), precision=single)
     state = step.init(model().init(0, "numpy", "float64"))
     scales = [state.scaling.scale]
     for k, batch in enumerate(stream_data().batches()):

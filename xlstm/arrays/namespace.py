@@ -49,7 +49,8 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
     first_name, first = next((name, array) for name, array in arrays.items() if name not in wide)
     if type(first) is np.ndarray and first.dtype in (np.float32, np.float64):
         dtype = first.dtype
-        if all(type(array) is np.ndarray and array.dtype is dtype for array in arrays.values()):
+        others = [a for a in arrays.values() if type(a) is not np.ndarray or a.dtype is not dtype]
+        if not others:
             return np  # the most frequent case needs no further question
     try:
         xp = namespace_of(first)

@@ -14,11 +14,14 @@ from xlstm.training.callbacks import (
     ReduceOnPlateau,
     TensorBoard,
 )
-from xlstm.training.feed import evaluate
+from xlstm.training.evaluation import evaluate
 from xlstm.training.loop import Trained, train
 from xlstm.training.range_test import RangeTest, find_learning_rate
-from xlstm.training.steps import Step, StepState, Taken
+from xlstm.training.state import StepState, Taken
+from xlstm.training.steps import TrainStep
 from xlstm.training.stop_signals import Interrupted, Terminated
+
+Step = TrainStep  # the name that programs outside may use
 
 __all__ = [
     "Batches",
@@ -37,6 +40,7 @@ __all__ = [
     "Taken",
     "TensorBoard",
     "Terminated",
+    "TrainStep",
     "Trained",
     "evaluate",
     "find_learning_rate",

@@ -78,11 +78,11 @@ class LowRank:
             for name, p in params.items()
             if p.ndim >= 2
             and min(p.shape[-2:]) > rank
-            and any(fnmatch.fnmatchcase(name, one) for one in patterns)
+            and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         ]
         if not self.names:
-            chosen = f"rank {rank} and names {checks.shown(names)}"
-            raise ValueError(f"{where}: no matrix of the model has {chosen}, expected one or more")
+            problem = f"no matrix of the model has rank {rank} and names {checks.shown(names)}"
+            raise ValueError(f"{where}: {problem}, expected one or more")
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the model, such as `batch_first` and its `loss`."""
@@ -160,8 +160,8 @@ class LowRank:
         """Return the gradients of the A and B, of x and of the initial state; see
         `LSTM.backward`.
         """
-        used, kept = saved
-        full, dx, start = self.model.backward(used, kept, dy, dstate)
+        used, inner = saved
+        full, dx, start = self.model.backward(used, inner, dy, dstate)
         xp = namespace_of(params[f"{self.names[0]}.A"])
         grads: Params = {}
         for name in self.names:

@@ -392,7 +392,7 @@ class ProgressBar(Callback):
         judged = {} if now.validation is None else {"validation": now.validation}
         losses = {"loss": now.loss, **judged, **now.metrics}
         words = f"epoch {now.epoch}/{now.epochs}" + "".join(
-            f"  {name} {one:.4f}" for name, one in losses.items()
+            f"  {name} {value:.4f}" for name, value in losses.items()
         )
         if self._bar.console.is_terminal or self._bar.console.is_jupyter:
             # Training may stop early: the time left is at most that which is shown.

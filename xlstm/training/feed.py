@@ -18,7 +18,6 @@ from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.arrays.ranks.groups import Group
 from xlstm.data.batches import (
     EXPECTED,
     Batch,
@@ -29,13 +28,10 @@ from xlstm.data.batches import (
     within_lengths,
 )
 from xlstm.data.host import finite, numbers
-from xlstm.data.shards import Shard
 from xlstm.losses import mse
 from xlstm.precision import Mixed
-from xlstm.training.parallel import added
 
 Loss = Callable[..., tuple[Array, Array]]
-Metric = Callable[[Array, Array], Any]
 ITERABLE = checks.accepted(
     lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping), EXPECTED
 )
@@ -59,23 +55,10 @@ def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
     """Return the loss to train a model with: `loss`, else the model's own, else the mean squared
     error.
     """
-    chosen: Loss = checks.function(
+    function: Loss = checks.function(
         where, "loss", getattr(model, "loss", mse) if loss is None else loss
     )
-    return chosen
-
-
-def metrics_of(where: str, metrics: Any) -> Mapping[str, Metric]:
-    """Return the metrics that are given, or a dict without any; TypeError unless they are functions
-    by their names.
-    """
-    given = {} if metrics is None else metrics
-    found: Mapping[str, Metric] = checks.instance(Mapping, "a dict of name to function")(
-        where, "metrics", given
-    )
-    for name, metric in found.items():
-        checks.function(where, f"metrics[{name!r}]", metric)
-    return found
+    return function
 
 
 def batches_of(where: str, name: str, model: Any, data: Any) -> Batches:
@@ -138,36 +121,39 @@ class Iterated:
         """Yield one epoch, in an order that `rng` decides where it can."""
         data: Any = self.data
         if isinstance(data, list | tuple):
-            if rng is not None and all(not isinstance(one, Batch) or one.fresh for one in data):
+            carries = any(isinstance(entry, Batch) and not entry.fresh for entry in data)
+            if rng is not None and not carries:
                 data = [data[k] for k in rng.permutation(len(data))]
         elif hasattr(getattr(data, "sampler", None), "generator"):
-            drawn: Any = sys.modules["torch"].Generator()
-            data.sampler.generator = drawn.manual_seed(
-                0 if rng is None else int(rng.integers(2**63))
+            torch: Any = sys.modules["torch"]
+            seed = 0 if rng is None else int(rng.integers(2**63))
+            data.sampler.generator = torch.Generator().manual_seed(seed)
+        for number, entry in enumerate(data, 1):
+            yield (
+                entry
+                if isinstance(entry, Batch)
+                else _batch_of(f"train: batch {number}", entry, self.every_step)
             )
-        for number, one in enumerate(data, 1):
-            yield one if isinstance(one, Batch) else self._batch(f"batch {number}", one)
 
-    def _batch(self, where: str, pair: Any) -> Batch:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise TypeError(
-                f"train: {where} is {checks.shown(pair)}, expected a pair (x, target) or an"
-                " xlstm.data.Batch"
-            )
-        x, target = (
-            numbers(f"train: {where}", name, one)
-            for name, one in zip(("x", "target"), pair, strict=True)
+
+def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
+    """Return the batch of a pair (x, target) with the sequences first."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise TypeError(
+            f"{where} is {checks.shown(pair)}, expected a pair (x, target) or an xlstm.data.Batch"
         )
-        if x.ndim == 2 and x.dtype.kind == "f":  # examples without time
-            return Batch(x, target, None, True)
-        axes = 2 if self.every_step else 1
-        if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
-            leading = "(B, T, ...)" if self.every_step else "(B, ...)"
-            shapes = f"x of shape {x.shape} and target of shape {target.shape}"
-            raise ValueError(
-                f"train: {where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}"
-            )
-        return Batch(time_first(x), time_first(target) if self.every_step else target, None, True)
+    x = numbers(where, "x", pair[0])
+    target = numbers(where, "target", pair[1])
+    if x.ndim == 2 and x.dtype.kind == "f":  # examples without time
+        return Batch(x, target, None, True)
+    axes = 2 if every_step else 1
+    if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
+        leading = "(B, T, ...)" if every_step else "(B, ...)"
+        shapes = f"x of shape {x.shape} and target of shape {target.shape}"
+        raise ValueError(
+            f"{where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}"
+        )
+    return Batch(time_first(x), time_first(target) if every_step else target, None, True)
 
 
 @dataclass(frozen=True)
@@ -213,17 +199,17 @@ class Feed:
             fit the dtype.
         """
         number = 0
-        counted = float(skip)
+        has_targets = skip > 0
         for number, batch in enumerate(data.batches(rng), 1):
             if number <= skip:
                 continue
             inputs = self.inputs(batch, f"{where}{each} {number}")
             lengths = batch.lengths if batch.part is None else batch.part.lengths
-            counted += inputs.total * (lengths is None or bool(np.any(lengths)))
+            has_targets |= inputs.total > 0 and (lengths is None or bool(np.any(lengths)))
             yield inputs
         if number == 0:
             raise ValueError(f"{where}: the data yield no batches")
-        if counted == 0:
+        if not has_targets:
             raise ValueError(
                 f"{where}: the data have no target that counts; masks leave out all, or lengths are"
                 " all 0"
@@ -235,14 +221,14 @@ class Feed:
         Arrays on a device are left alone, since reading them would wait for it, and so are targets
         that a mask leaves out, unless `everything` is to be checked.
         """
-        counts = (
-            None if batch.lengths is None else within_lengths(batch.lengths, *batch.x.shape[:2])
-        )
+        steps = None
+        if batch.lengths is not None:
+            steps = within_lengths(batch.lengths, *batch.x.shape[:2])
+        counted = None if everything or batch.mask is None else to_numpy(batch.mask) != 0
         if everything or isinstance(batch.x, np.ndarray):
-            finite(where, "x", to_numpy(batch.x), self.low.dtype, counts)
+            finite(where, "x", to_numpy(batch.x), self.low.dtype, steps)
         if everything or isinstance(batch.target, np.ndarray):
-            counts = None if everything or batch.mask is None else to_numpy(batch.mask) != 0
-            finite(where, "target", to_numpy(batch.target), self.home.dtype, counts)
+            finite(where, "target", to_numpy(batch.target), self.home.dtype, counted)
 
     def forward(
         self, params: Params, inputs: Inputs, state: Any, train: bool, **masks: Any
@@ -275,30 +261,30 @@ class Feed:
                 f"{where}: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch"
             )
         for name in ("x", "target", "mask", "lengths"):
-            checks.unmasked(where, name, getattr(batch, name))
-        batch = batch._replace(mask=self._mask(batch))
+            values = getattr(batch, name)
+            if values is not None and type(values) is not np.ndarray:  # which has no mask
+                checks.unmasked(where, name, values)
+        mask = self._mask(batch)
+        if mask is not batch.mask:
+            batch = batch._replace(mask=mask)
         self.check(where, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that do not count may overflow
             x = self.low.asarray(batch.x)
             target = self.home.asarray(batch.target)
-        weight = math.prod(target.shape)
-        mask = None
-        if batch.mask is not None:
-            weight = float(np.sum(to_numpy(batch.mask))) * math.prod(
-                target.shape[batch.mask.ndim :]
-            )
-            mask = self.home.asarray(batch.mask)
+        weight = float(math.prod(target.shape))
+        if mask is not None:
+            weight = float(np.sum(to_numpy(mask))) * math.prod(target.shape[mask.ndim :])
+            mask = self.home.asarray(mask)
         if getattr(self.model, "batch_first", False):
             x = self._swapped(x)
             if not getattr(self.model, "last", False):  # whose targets have no time axis
                 target = self._swapped(target)
                 mask = None if mask is None else self._swapped(mask)
-        options = {
-            **(batch.options or {}),
-            **({} if batch.lengths is None else {"lengths": batch.lengths}),
-        }
-        total = float(weight) if batch.part is None else batch.part.total
-        return Inputs(x, target, mask, batch.fresh, options, float(weight), batch, total)
+        options = dict(batch.options or {})
+        if batch.lengths is not None:
+            options["lengths"] = batch.lengths
+        total = weight if batch.part is None else batch.part.total
+        return Inputs(x, target, mask, batch.fresh, options, weight, batch, total)
 
     def _mask(self, batch: Batch) -> Any:
         """Return the mask (T, B, ...) without targets past the end of a sequence."""
@@ -310,111 +296,3 @@ class Feed:
     def _swapped(self, array: Array) -> Array:
         """Return (T, B, ...) as (B, T, ...)."""
         return self.home.xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
-
-
-def evaluate(
-    model: Any,
-    params: Params,
-    data: Batches | Iterable[Any],
-    loss: Loss | None = None,
-    *,
-    stopped: Callable[[], bool] = lambda: False,
-    group: Group | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-) -> Any:
-    """Return the mean loss over all of `data`, with the state carried as in training.
-
-    Parameters
-    ----------
-    model : object
-        As for `train`.
-    params : dict of str to array
-    data : Batches, or an iterable of batches or pairs
-        As for `train`.
-    loss : callable, optional
-        As for `train`.
-    stopped : callable, optional
-        `stopped() -> bool` says after a batch whether nobody needs the result any more, which is
-        NaN then.
-    group : Group, optional
-        The ranks that share each batch; all of them return the same.
-    metrics : dict of str to callable, optional
-        As for `train`.
-
-    Returns
-    -------
-    float, or (float, dict of str to float)
-        The loss, and with `metrics` also these.
-
-    Raises
-    ------
-    ValueError
-        `data` yields no batch or none with a target that counts, or numbers in a batch are not
-        finite or do not fit into the dtype.
-    TypeError
-        `metrics` is no dict of functions, or a metric returns no numbers.
-    """
-    measures = metrics_of("evaluate", metrics)
-    checks.function("evaluate", "stopped", stopped)
-    feed = Feed.of("evaluate", model, params)
-    data = batches_of("evaluate", "data", model, data)
-    loss = loss_of("evaluate", model, loss)
-    if group is not None and not isinstance(data, Shard):
-        data = Shard(data, group)
-    totals = np.zeros(3 + len(measures))
-    parts = _sums(feed, params, data, loss, measures, stopped)
-    for ends, *sums in parts if group is None else added(group, parts):
-        totals += sums
-        if ends:
-            return math.nan
-    weight, value, count, *measured = totals.tolist()
-    mean = value / weight
-    if metrics is None:
-        return mean
-    return mean, {name: one / count for name, one in zip(measures, measured, strict=True)}
-
-
-def _sums(
-    feed: Feed,
-    params: Params,
-    data: Batches,
-    loss: Loss,
-    metrics: Mapping[str, Metric],
-    stopped: Callable[[], bool],
-) -> Iterator[tuple[float, ...]]:
-    """Yield of each batch whether nobody needs the result, its weight, its loss times that, and
-    `_measured`.
-    """
-    state = None
-    for batch in feed.batches(data, "evaluate", ": batch"):
-        value = 0.0
-        measured = [0.0] * (1 + len(metrics))
-        if batch.host.x.shape[1]:  # a rank may have no sequence
-            with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
-                y, state, _ = feed.forward(params, batch, state, train=False)
-                value = float(loss(y, batch.target, batch.mask)[0])
-            measured = _measured(metrics, y, batch) if metrics else measured
-        yield stopped(), batch.weight, batch.weight * value if batch.weight else 0.0, *measured
-
-
-def _measured(metrics: Mapping[str, Metric], y: Array, batch: Inputs) -> list[float]:
-    """Return the number of targets that count, and the mean of each metric over them, times that
-    number.
-    """
-    target = batch.target
-    if batch.mask is not None:
-        xp = namespace("evaluate", {"y": y})
-        there = xp.astype(batch.mask, xp.bool)
-        y = y[there]
-        target = target[there]
-    found = [float(math.prod(target.shape))]
-    for name, metric in metrics.items():
-        made = metric(y, target) if found[0] else 0.0
-        # a loss also returns its gradient
-        values = to_numpy(made[0] if isinstance(made, tuple) and made else made)
-        if values.dtype.kind not in "biuf" or not values.size:
-            raise TypeError(
-                f"evaluate: metrics[{name!r}] returned {checks.shown(made)}, expected numbers"
-            )
-        found.append(found[0] * float(np.mean(values)))
-    return found

@@ -199,7 +199,7 @@ class Folder:
         writing.clean(self.path)
         if not reading.regular(path := self.path / HISTORY).exists():
             return
-        kept = ""
+        lines = ""
         blob = path.read_bytes()
         for line in blob.split(b"\n"):
             with contextlib.suppress(TypeError, ValueError):
@@ -207,9 +207,9 @@ class Folder:
                 if entry["total"] <= total and (
                     "validation" not in entry or entry["epoch"] < epoch
                 ):
-                    kept += json.dumps(entry) + "\n"
-        if kept.encode() != blob:
-            writing.write(path, kept.encode())
+                    lines += json.dumps(entry) + "\n"
+        if lines.encode() != blob:
+            writing.write(path, lines.encode())
 
     def log(self, **entry: Any) -> None:
         """Add a line to the history; NaN and infinity, which JSON does not have, become null."""

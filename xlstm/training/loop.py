@@ -29,7 +29,7 @@ from xlstm.arrays.random import Seed, generator
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data.batches import Batches
 from xlstm.data.shards import Shard
-from xlstm.precision import Mixed, Scaling
+from xlstm.precision import Mixed
 from xlstm.training import optimizers
 from xlstm.training.callbacks import (
     Callback,
@@ -41,20 +41,27 @@ from xlstm.training.callbacks import (
     ProgressBar,
     has,
 )
-from xlstm.training.feed import Inputs, Iterated, Loss, Metric, batches_of, evaluate, metrics_of
+from xlstm.training.evaluation import Metric, evaluate, metrics_of
+from xlstm.training.feed import Inputs, Iterated, Loss, batches_of
 from xlstm.training.folder import Checkpoint, Folder
 from xlstm.training.parallel import different, together
-from xlstm.training.ranks import Ranks
-from xlstm.training.steps import Step, StepState, Taken
+from xlstm.training.ranks import RunRanks
+from xlstm.training.state import StepState, Taken, packed, unpacked
+from xlstm.training.steps import TrainStep
 from xlstm.training.stop_signals import Interrupted, Terminated, deferred
 
-ARRAYS = ("params", "carried", "sums")  # of the state of a step, as a checkpoint has them
-COUNTS = ("weight", "batches", "updates")  # of the state of a step
 PLACES = ("epoch", "done", "best_epoch", "skipped", "ended")  # where a run is
 CALLBACK = checks.accepted(
     lambda value: isinstance(value, Callback) or (callable(value) and not isinstance(value, type)),
     "a training.Callback or a function",
 )
+# The checks of the options of a run; those of a step are checked by it.
+OPTIONS: dict[str, checks.Kind] = {
+    **dict.fromkeys(("epochs", "steps", "every"), checks.optional(checks.count)),
+    "keep": checks.count,
+    "resume": checks.flag,
+    "checkpoints": checks.optional(checks.path),
+}
 log = logging.getLogger("xlstm.training")
 
 
@@ -176,7 +183,7 @@ def train(
         more, with them the steps of a `cosine`, and `patience`, functions, and how often
         checkpoints are written may change.
     graph : bool or "auto"
-        Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a
+        Capture steps in CUDA graphs, on CuPy, as `TrainStep` says: from the third batch of a kind on, a
         step is one launch, with the same result to the bit. Nothing of the forward and backward
         passes, of the loss and of a callback's `gradients` runs on the host then, so those that
         change by themselves from step to step do not go with it. "auto" captures on CuPy where
@@ -225,70 +232,29 @@ def train(
     OtherRankError
         Another rank of the group could not go on; this one stopped before the same step.
     """
-    chosen: list[Callback] = [] if clip is None else [Clip(clip)]
-    chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
-    chosen += [] if patience is None else [EarlyStopping(patience)]
-    if isinstance(progress, bool | np.bool_):
-        chosen += [ProgressBar()] if progress else []
-    elif progress is not None:
-        chosen.append(Each(checks.function("train", "progress", progress)))
-    for callback in checks.several(
-        "train", "callbacks", callbacks, "a list of callbacks", CALLBACK
-    ):
-        chosen.append(callback if isinstance(callback, Callback) else Each(callback))
     how: dict[str, Any] = {"loss": loss, "precision": precision, "accumulate": accumulate}
-    step = Step(model, optimizer, **how, callbacks=chosen, graph=graph, group=group)
-    if validation is None and any(callback.needs_validation for callback in chosen):
-        raise ValueError(
-            "train: patience needs validation data, and so does each callback that looks at its"
-            " loss"
-        )
-    measures = metrics_of("train", metrics)
-    if validation is None and measures:
-        raise ValueError("train: metrics are computed on validation data, but there are none")
+    how |= {"graph": graph, "group": group}
+    every_callback = _callbacks(callbacks, clip, averaging, patience, progress)
+    step = TrainStep(model, optimizer, callbacks=every_callback, **how)
+    metrics = metrics_of("train", metrics)
     data = batches_of("train", "data", model, data)
-    validation = (
-        None if validation is None else batches_of("train", "validation", model, validation)
-    )
-    for name, batches in {"data": data, "validation": validation}.items():
-        if batches is not None and len(batches) == 0:
-            raise ValueError(f"train: {name} has no batches")
-    if isinstance(data, Iterated) and data.once:
-        epochs = _single_pass(data, epochs, resume)
-    if isinstance(validation, Iterated) and validation.once:
-        expected = "expected data that can begin anew after every epoch"
-        raise ValueError(
-            f"train: validation is an iterator, {checks.shown(validation.data)}, {expected}"
-        )
-    if epochs is None and steps is None:
-        raise ValueError("train: epochs and steps are None, expected one of them")
-    count = checks.optional(checks.count)
-    epochs = count("train", "epochs", epochs) or checks.COUNTED
-    steps = count("train", "steps", steps) or checks.COUNTED
-    every = count("train", "every", every)
-    first = group is None or group.rank == 0  # whose folder counts
-    if checks.flag("train", "resume", resume) and checkpoints is None and first:
-        raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
-    path = checks.optional(checks.path)("train", "checkpoints", checkpoints)
-    folder = Folder(path if first else None, checks.count("train", "keep", keep))
+    if validation is not None:
+        validation = batches_of("train", "validation", model, validation)
+    epochs = _epochs(epochs, data, validation, resume)
+    limits: dict[str, Any] = {"epochs": epochs, "steps": steps, "every": every, "keep": keep}
+    limits |= {"resume": resume, "checkpoints": checkpoints}
+    limits = {name: kind("train", name, limits[name]) for name, kind in OPTIONS.items()}
+    path = limits.pop("checkpoints")
     if group is not None:
         data = Shard(data, group)
         validation = None if validation is None else Shard(validation, group)
-    run = Run(
-        step,
-        params,
-        seed,
-        data,
-        validation,
-        epochs,
-        steps,
-        every,
-        folder,
-        path is not None,
-        measures,
+    # the folder of rank 0 counts
+    folder = Folder(path if group is None or group.rank == 0 else None, limits.pop("keep"))
+    run = TrainingRun(
+        step, params, seed, data, validation, metrics, folder, saving=path is not None, **limits
     )
     try:
-        run.begin(resume)
+        run.begin()
         return run.train()
     finally:
         folder.close()
@@ -296,33 +262,83 @@ def train(
             callback.end()
 
 
-def _single_pass(data: Iterated, epochs: int | None, resume: bool) -> int:
-    """Return the one epoch of data that are gone through once; ValueError where more is asked of
-    them.
+def _callbacks(
+    callbacks: Any, clip: Any, averaging: Any, patience: Any, progress: Any
+) -> list[Callback]:
+    """Return all callbacks of a run; those that other arguments of `train` stand for come first."""
+    every: list[Callback] = [] if clip is None else [Clip(clip)]
+    if checks.rate("train", "averaging", averaging):
+        every.append(MovingAverage(averaging))
+    if patience is not None:
+        every.append(EarlyStopping(patience))
+    if isinstance(progress, bool | np.bool_):
+        every += [ProgressBar()] if progress else []
+    elif progress is not None:
+        every.append(Each(checks.function("train", "progress", progress)))
+    expected = "a list of callbacks"
+    for callback in checks.several("train", "callbacks", callbacks, expected, CALLBACK):
+        every.append(callback if isinstance(callback, Callback) else Each(callback))
+    return every
+
+
+def _epochs(
+    epochs: int | None, data: Batches, validation: Batches | None, resume: bool
+) -> int | None:
+    """Return the number of epochs, one of data that are gone through once; ValueError where more is
+    asked of them.
     """
-    problem = f"train: data is an iterator, {checks.shown(data.data)}, which cannot begin anew"
-    if resume is True:
-        raise ValueError(f"{problem}, and so does not go with resume=True")
-    if epochs not in (None, 1):
-        raise ValueError(f"{problem}, expected epochs=1, got {checks.shown(epochs)}")
-    return 1
+    for name, batches in {"validation": validation, "data": data}.items():
+        if not isinstance(batches, Iterated) or not batches.once:
+            continue
+        problem = f"train: {name} is an iterator, {checks.shown(batches.data)}"
+        if name == "validation":
+            raise ValueError(f"{problem}, expected data that can begin anew after every epoch")
+        problem += ", which cannot begin anew"
+        if resume is True:
+            raise ValueError(f"{problem}, and so does not go with resume=True")
+        if epochs not in (None, 1):
+            raise ValueError(f"{problem}, expected epochs=1, got {checks.shown(epochs)}")
+        return 1
+    return epochs
+
+
+# The combinations of arguments that are refused, in words.
+REFUSED: dict[str, Callable[[TrainingRun], object]] = {
+    "patience needs validation data, and so does each callback that looks at its loss": lambda run: (
+        run.validation is None and any(c.needs_validation for c in run.step.callbacks)
+    ),
+    "metrics are computed on validation data, but there are none": lambda run: (
+        run.validation is None and run.metrics
+    ),
+    "data has no batches": lambda run: len(run.data) == 0,
+    "validation has no batches": lambda run: (
+        run.validation is not None and len(run.validation) == 0
+    ),
+    "epochs and steps are None, expected one of them": lambda run: (
+        run.epochs is None and run.steps is None
+    ),
+    "resume is True, but checkpoints names no folder to resume from": lambda run: (
+        run.resume and not run.saving and (run.step.group is None or run.step.group.rank == 0)
+    ),
+}
 
 
 @dataclass(eq=False)
-class Run:
+class TrainingRun:
     """A run of training, from its first step or from a checkpoint to its end."""
 
-    step: Step
+    step: TrainStep
     start_params: dataclasses.InitVar[Params]
     seed: Seed
     data: Batches
     validation: Batches | None
-    epochs: int
-    steps: int
-    every: int | None
+    metrics: Mapping[str, Metric]
     folder: Folder
     saving: bool  # whether there are checkpoints, which rank 0 writes
-    metrics: Mapping[str, Metric]
+    epochs: int | None
+    steps: int | None
+    every: int | None
+    resume: bool
     epoch: int = 1  # that is under way
     done: int = 0  # its batches done
     best_epoch: int = 0
@@ -335,36 +351,41 @@ class Run:
     start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self, start_params: Params) -> None:
+        for problem, holds in REFUSED.items():
+            if holds(self):
+                raise ValueError(f"train: {problem}")
+        self.most_epochs = self.epochs or checks.COUNTED
+        self.most_steps = self.steps or checks.COUNTED
         self.state: StepState = self.step.init(start_params, self.seed)
-        joint = self.state.joint
-        self.ranks = Ranks(joint, self.step.model, self.step._local)
-        self.all_callbacks = list(self.step.callbacks)
+        reduce = self.state.runtime.ranks
+        self.ranks = RunRanks(reduce, self.step.model, self.step.sums_locally)
+        all_callbacks = list(self.step.callbacks)
         self.callbacks = [
-            callback for callback in self.all_callbacks if self.ranks.first or callback.everywhere
+            callback for callback in all_callbacks if self.ranks.first or callback.everywhere
         ]
         # the weights of each step
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
-        self.remembering = [callback for callback in self.all_callbacks if has(callback, "state")]
-        for callback in self.all_callbacks:
+        self.remembering = [callback for callback in all_callbacks if has(callback, "state")]
+        for callback in all_callbacks:
             if not callback.everywhere and has(callback, "gradients", "weights"):
                 kind = type(callback).__name__
                 raise ValueError(
                     f"train: {kind}.everywhere is False, expected True as it changes gradients or"
                     " weights"
                 )
-        steps = min(self.epochs * len(self.data), self.steps)
+        steps = min(self.most_epochs * len(self.data), self.most_steps)
         if self.step.accumulate > steps:
             raise ValueError(
                 f"train: accumulate is {self.step.accumulate}, but there are {steps} batches in all"
             )
         self.order = generator(self.seed, stream=1, where="train")  # stream 0 drew the weights
         self.order_before: Any = None  # its state when the epoch began
-        start_params = start_params if joint is None else self.state.params  # those of rank 0
+        start_params = start_params if reduce is None else self.state.params  # those of rank 0
         self.best = self.judged = start_params
         # the metrics, one value an epoch
         self.measured: dict[str, list[float]] = {name: [] for name in self.metrics}
         for callback in self.callbacks:
-            self.ranks.tried(functools.partial(callback.begin, start_params))
+            self.ranks.tried(callback.begin, start_params)
 
     @property
     def total(self) -> int:
@@ -381,7 +402,7 @@ class Run:
         """Seconds since the run began, with those before a checkpoint."""
         return time.perf_counter() - self.start
 
-    def begin(self, resume: bool) -> None:
+    def begin(self) -> None:
         """Make the folder, and go on from the newest checkpoint, where that is asked for and there
         is one.
         """
@@ -392,9 +413,9 @@ class Run:
             self.saving, self.order.bit_generator.state = self.ranks.same(settings, beside)
         if self.saving:
             self.ranks.tried(self._check_saving)
-        origin = self.ranks.read(lambda: self._newest(resume))
+        origin = self.ranks.read(self._newest)
         if origin is not None:
-            _restore(self, origin)
+            self._restore(origin)
             if self.ended:
                 log.info(
                     f"train: {origin.path} is the end of a run that a callback ended; it does not"
@@ -408,10 +429,10 @@ class Run:
         for callback in self.callbacks:
             checkpoint.pack({f"the state of {type(callback).__name__}": callback.state()})
 
-    def _newest(self, resume: bool) -> Checkpoint | None:
+    def _newest(self) -> Checkpoint | None:
         """Make the folder, and return the checkpoint to go on from, if any."""
         self.folder.begin()
-        origin = self.folder.newest() if resume else None
+        origin = self.folder.newest() if self.resume else None
         self.folder.check(origin)
         return origin
 
@@ -421,8 +442,8 @@ class Run:
             try:
                 # A run that was stopped after its last step has that epoch's validation before it.
                 while (
-                    self.epoch <= self.epochs
-                    and (self.total < self.steps or self.done)
+                    self.epoch <= self.most_epochs
+                    and (self.total < self.most_steps or self.done)
                     and not self.ended
                 ):
                     if self._epoch(received):
@@ -440,11 +461,9 @@ class Run:
         if number is None:
             return trained
         at = f"epoch {self.epoch}, step {self.done}" if self.done else f"epoch {self.epoch - 1}"
-        how = (
-            "it keeps no checkpoints"
-            if self.folder.path is None
-            else f"resume=True goes on from {self.folder.path}"
-        )
+        how = "it keeps no checkpoints"
+        if self.folder.path is not None:
+            how = f"resume=True goes on from {self.folder.path}"
         message = f"train: stopped after {at} by signal {number}; {trained.unsaved or how}"
         if self.ranks.first:
             log.warning(message)
@@ -456,88 +475,102 @@ class Run:
         if self.done == 0:
             self.order_before = self.order.bit_generator.state
             self.state = self.state._replace(carried=None)
-        rest: Iterable[Inputs] = ()
-        if self.total < self.steps:
-            rest = self.state.feed.batches(self.data, where, ", step", self.order, self.done)
-        for inputs in self.ranks.guarded(rest):
-            after, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
-            if inputs is None:  # all ranks have found the end of their data
-                break
-            self.state = after
-            if self.ranks.stops(self.ranks.tried(functools.partial(self._count, taken)), received):
-                return True
-            if self.total == self.steps:
-                break
-            if self.every is not None and self.total % self.every == 0:
-                self._save()
+        if self._steps(where, received):
+            return True
         if not self.watched:
             self.judged = self._copied(self.judged)
         if self.ranks.meets(received):
             return True
-        improved = self.validation is not None and self._validate(self.validation, where, received)
-        if self.validation is not None and self.ranks.meets(received):
-            return True
+        improved = False
         if self.validation is None:
             self.best_epoch = self.epoch
-        self.ended = self.ranks.ends(
-            self.state.params, self.total, self.ranks.tried(lambda: self._asks("epoch"))
-        )
+        else:
+            improved = self._validate(self.validation, where, received)
+            if self.ranks.meets(received):
+                return True
+        asked = self.ranks.tried(self._asks, "epoch")
+        self.ended = self.ranks.ends(self.state.params, self.total, asked)
         self.epoch = self.epoch + 1
         self.done = 0
         if improved or self.every is None:
             self._save()
         return False
 
+    def _steps(self, where: str, received: list[int]) -> bool:
+        """Take the rest of the steps of an epoch; return whether training is to stop within it."""
+        rest: Iterable[Inputs] = ()
+        if self.total < self.most_steps:
+            feed = self.state.runtime.feed
+            rest = feed.batches(self.data, where, ", step", self.order, self.done)
+        for inputs in self.ranks.guarded(rest):
+            after, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
+            if inputs is None:  # all ranks have found the end of their data
+                break
+            self.state = after
+            if self.ranks.stops(self.ranks.tried(self._count, taken), received):
+                return True
+            if self.total == self.most_steps:
+                break
+            if self.every is not None and self.total % self.every == 0:
+                self._save()
+        return False
+
     def _count(self, taken: Taken) -> bool:
         """Note a step, and let callbacks see the new weights; return whether one says to stop."""
-        self.losses.append(taken.loss)
-        self.norm, self.done = taken.norm, self.done + 1
-        self.skipped += not math.isfinite(taken.norm)
+        loss: Any = taken.loss
+        norm: Any = taken.norm
+        self.losses.append(loss)
+        self.norm = norm
+        self.done += 1
+        self.skipped += not math.isfinite(norm)
         if taken.updated:
             self.judged = self._copied(self.state.params) if self.watched else self.state.params
             for callback in self.callbacks:
                 self.judged = callback.weights(self.judged, self.state.updates)
-        self.folder.log(
-            total=self.total,
-            epoch=self.epoch,
-            loss=taken.loss,
-            norm=taken.norm,
-            seconds=self.seconds,
-        )
+        self._log(loss=loss, norm=norm)
         return self._asks("step")
+
+    def _log(self, **entry: Any) -> None:
+        """Add a line to the history."""
+        entry["seconds"] = self.seconds
+        self.folder.log(total=self.total, epoch=self.epoch, **entry)
 
     def _copied(self, params: Params) -> Params:
         """Return weights that the next step leaves alone, which it changes where steps are
         captured.
         """
-        if self.state.graphs is None:
+        runtime = self.state.runtime
+        if runtime.graphs is None:
             return params
-        arrays = foreach.copies(self.state.feed.home.xp, list(params.values()))
+        arrays = foreach.copies(runtime.feed.home.xp, list(params.values()))
         return dict(zip(params, arrays, strict=True))
 
     def _validate(self, data: Batches, where: str, received: list[int]) -> bool:
         """Judge the weights; return whether they are the best so far. A signal ends it at once,
         without a result.
         """
-        group = self.step.group
         stopped = functools.partial(bool, received)
-        how: dict[str, Any] = {"stopped": stopped, "group": group, "metrics": self.metrics}
-        with together(self.state.joint):
-            found = evaluate(self.step.model, self.judged, data, self.step.loss, **how)
+        how: dict[str, Any] = {
+            "group": self.step.group,
+            "metrics": self.metrics,
+            "stopped": stopped,
+        }
+        with together(self.ranks.reduce):
+            result = evaluate(self.step.model, self.judged, data, self.step.loss, **how)
         if self.ranks.meets(received):
             return False
-        loss, measured = found
+        loss, measured = result
         if not math.isfinite(loss):
             raise FloatingPointError(f"{where}: the validation loss is {loss:g}")
         improved: bool = loss < self.lowest
         if improved:
-            self.best, self.best_epoch = self.judged, self.epoch
+            self.best = self.judged
+            self.best_epoch = self.epoch
         self.validations.append(loss)
-        self.measured = {name: [*self.measured[name], value] for name, value in measured.items()}
+        for name, value in measured.items():
+            self.measured[name].append(value)
         more = {f"metrics.{name}": value for name, value in measured.items()}
-        self.folder.log(
-            total=self.total, epoch=self.epoch, validation=loss, seconds=self.seconds, **more
-        )
+        self._log(validation=loss, **more)
         return improved
 
     def _asks(self, event: str) -> bool:
@@ -546,20 +579,20 @@ class Run:
         """
         if not self.callbacks:
             return False
-        epochs = min(self.epochs, -(-self.steps // max(1, len(self.data))))
-        place = (self.epoch, epochs, self.done, len(self.data))
-        validation, best = (self.validations[-1], self.lowest) if self.validations else (None, None)
-        losses = (self.losses[-1], validation, best)
-        metrics = {name: values[-1] for name, values in self.measured.items() if values}
         now = Progress(
-            *place,
-            *losses,
-            self.seconds,
-            self.best_epoch,
-            self.norm,
-            self.total,
-            self.judged,
-            metrics,
+            epoch=self.epoch,
+            epochs=min(self.most_epochs, -(-self.most_steps // max(1, len(self.data)))),
+            step=self.done,
+            steps=len(self.data),
+            loss=self.losses[-1],
+            validation=self.validations[-1] if self.validations else None,
+            best=self.lowest if self.validations else None,
+            seconds=self.seconds,
+            best_epoch=self.best_epoch,
+            norm=self.norm,
+            total=self.total,
+            params=self.judged,
+            metrics={name: values[-1] for name, values in self.measured.items() if values},
         )
         answers = [getattr(callback, event)(now) for callback in self.callbacks]
         return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
@@ -569,10 +602,17 @@ class Run:
         unsaved = self.ranks.of_first(lambda: "; ".join(problems))
         if unsaved and self.ranks.first:
             warnings.warn(f"train: {unsaved}", RuntimeWarning, stacklevel=4)
-        best = self.best if self.validations else self.judged
-        stopped = self.epoch <= self.epochs and self.total < self.steps
-        how = (self.best_epoch, stopped, self.seconds, self.skipped, unsaved, self.measured)
-        return Trained(best, self.losses, self.validations, *how)
+        return Trained(
+            params=self.best if self.validations else self.judged,
+            losses=self.losses,
+            validations=self.validations,
+            best_epoch=self.best_epoch,
+            stopped_early=self.epoch <= self.most_epochs and self.total < self.most_steps,
+            seconds=self.seconds,
+            skipped=self.skipped,
+            unsaved=unsaved,
+            metrics=self.measured,
+        )
 
     def _save(self) -> None:
         """Write a checkpoint, where there is a folder and it does not have this one."""
@@ -581,16 +621,10 @@ class Run:
         state = self.ranks.whole(self.state, self.total)
         if not self.ranks.first:
             return
-        about = {
-            **self.settings,
-            **{name: getattr(self, name) for name in (*PLACES, "total", "seconds")},
-            **{name: getattr(state, name) for name in COUNTS},
-            **state.scaling._asdict(),
-        }
-        tree = {
-            **{name: getattr(state, name) for name in ARRAYS},
-            "slots": state.moments.slots,
-            "masks": None if state.masks is None else state.masks.bit_generator.state,
+        numbers, tree = packed(state)
+        place = {name: getattr(self, name) for name in PLACES}
+        about = {**self.settings, **place, "total": self.total, "seconds": self.seconds, **numbers}
+        tree |= {
             "order": self.order_before if self.done else self.order.bit_generator.state,
             "best": self.best,
             "judged": self.judged,
@@ -599,7 +633,58 @@ class Run:
             "metrics": {name: np.array(values) for name, values in self.measured.items()},
             "callbacks": [callback.state() for callback in self.remembering],
         }
-        self.ranks.tried(lambda: self.folder.save(about, tree, bool(self.validations)))
+        self.ranks.tried(self.folder.save, about, tree, bool(self.validations))
+
+    def _restore(self, origin: Checkpoint) -> None:
+        """Go on from a checkpoint; ValueError if it is one of another run, or damaged."""
+        about = origin.about
+        for name, expected in self.settings.items():
+            if about.get(name) != expected:
+                problem = different(f"its {name}", about.get(name), expected)
+                raise ValueError(f"train: {origin.path} is of another run: {problem}")
+        try:
+            self._unpack(about, origin)
+        except Exception as error:
+            # whatever it is, it comes from the file, or from what a callback makes of it
+            raise ValueError(
+                f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})"
+            ) from error
+        self.folder.saved = about
+
+    def _unpack(self, about: dict[str, Any], origin: Checkpoint) -> None:
+        """Take what a checkpoint says; an error where it does not go with the run."""
+        home = self.state.runtime.feed.home
+        tree = checkpoint.unpack(
+            origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a)
+        )
+        params = self.state.params
+        if tree["sums"] is not None:
+            tree["sums"] = self.ranks.own_sums(tree["sums"], params)
+        validations = np.broadcast_to(0.0, len(tree["validations"]))
+        alike: dict[str, Any] = {
+            **dict.fromkeys(("params", "best", "judged"), params),
+            "slots": self.ranks.slots(self.state),
+            "losses": np.broadcast_to(0.0, about["total"]),
+            "validations": validations,
+            "metrics": dict.fromkeys(self.metrics, validations),
+            "sums": tree["sums"] and {name: params[name] for name in tree["sums"]},
+        }
+        for name, like in alike.items():
+            if like is not None:
+                checkpoint.check_alike(name, tree[name], like)
+        self.state = self.ranks.part(unpacked(self.state, about, tree))
+        self.order_before = self.order.bit_generator.state = tree["order"]
+        self.best = tree["best"]
+        self.judged = tree["judged"]
+        self.losses = tree["losses"].tolist()
+        self.validations = tree["validations"].tolist()
+        self.measured = {name: values.tolist() for name, values in tree["metrics"].items()}
+        for name in PLACES:
+            setattr(self, name, about[name])
+        for callback, state in zip(self.remembering, tree["callbacks"], strict=True):
+            if callback in self.callbacks:
+                callback.restore(state)
+        self.start -= about["seconds"]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -608,68 +693,18 @@ class Run:
         """
         data = {"first batch": self.data, "first batch of validation": self.validation}
         return {
-            **self.step._settings,
+            **self.step.settings,
             "parameters": {name: list(p.shape) for name, p in self.state.params.items()},
-            "dtype": self.state.feed.home.dtype,
+            "dtype": self.state.runtime.feed.home.dtype,
             "seed": int(self.seed) if isinstance(self.seed, Integral) else type(self.seed).__name__,
             "moments": sorted(self.ranks.slots(self.state)),
             "steps": len(self.data),
             "metrics": [*self.metrics],
-            **{name: None if one is None else first_batch(one) for name, one in data.items()},
+            **{
+                name: None if batches is None else first_batch(batches)
+                for name, batches in data.items()
+            },
         }
-
-
-def _restore(run: Run, origin: Checkpoint) -> None:
-    """Let a run go on from a checkpoint; ValueError if it is one of another run, or damaged."""
-    about = origin.about
-    home = run.state.feed.home
-    for name, expected in run.settings.items():
-        there = about.get(name)
-        if there != expected:
-            raise ValueError(
-                f"train: {origin.path} is of another run:"
-                f" {different(f'its {name}', there, expected)}"
-            )
-    try:
-        held = checkpoint.unpack(
-            origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a)
-        )
-        params = run.state.params
-        alike: dict[str, Any] = dict.fromkeys(("params", "best", "judged"), params)
-        alike["slots"] = run.ranks.slots(run.state)
-        alike["losses"] = np.broadcast_to(0.0, about["total"])
-        alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
-        alike["metrics"] = dict.fromkeys(run.metrics, alike["validations"])
-        if held["sums"] is not None:
-            held["sums"] = run.ranks.own_sums(held["sums"], params)
-            alike["sums"] = {name: params[name] for name in held["sums"]}
-        for name, like in alike.items():
-            checkpoint.check_alike(name, held[name], like)
-        run.state = run.state._replace(
-            **{name: held[name] for name in ARRAYS},
-            **{name: about[name] for name in COUNTS},
-            moments=optimizers.OptimState(about["updates"], held["slots"]),
-            scaling=Scaling(about["scale"], about["good"]),
-        )
-        if run.state.masks is not None:
-            run.state.masks.bit_generator.state = held["masks"]
-        run.order.bit_generator.state = run.order_before = held["order"]
-        run.best, run.judged = held["best"], held["judged"]
-        run.losses, run.validations = held["losses"].tolist(), held["validations"].tolist()
-        run.measured = {name: values.tolist() for name, values in held["metrics"].items()}
-        for name in PLACES:
-            setattr(run, name, about[name])
-        for callback, state in zip(run.remembering, held["callbacks"], strict=True):
-            if callback in run.callbacks:
-                callback.restore(state)
-        run.state = run.ranks.part(run.state)
-        run.start -= about["seconds"]
-    except Exception as error:
-        # whatever it is, it comes from the file, or from what a callback makes of it
-        raise ValueError(
-            f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})"
-        ) from error
-    run.folder.saved = about
 
 
 def first_batch(data: Batches) -> str:
@@ -680,12 +715,11 @@ def first_batch(data: Batches) -> str:
     if isinstance(whole, Iterated) and whole.once:
         return "unknown"
     first = next(iter(whole.batches()), None)
+    arrays: list[Any] = []
+    if first is not None:
+        arrays = [first.x, first.target, first.lengths, *(first.options or {}).values()]
     crc = 0
-    for array in (
-        ()
-        if first is None
-        else (first.x, first.target, first.lengths, *(first.options or {}).values())
-    ):
+    for array in arrays:
         if array is not None:
             crc = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), crc)
     return f"{crc:08x}"

@@ -21,10 +21,11 @@ import fnmatch
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from xlstm.arrays import checks, foreach
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.foreign import accepts_foreign, from_foreign
 from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace, namespace_of
@@ -51,6 +52,14 @@ __all__ = [
 ]
 
 Slots = dict[str, Params]  # moments: slot name -> parameter name -> array
+# The arguments and checks of the options of formulas.
+OPTIONS: dict[str, tuple[str, checks.Kind]] = {
+    "momentum": ("momentum", checks.rate),
+    "nesterov": ("nesterov", checks.flag),
+    "alpha": ("alpha", checks.rate),
+    "eps": ("eps", checks.non_negative),
+    "decay": ("weight_decay", checks.squared),
+}
 
 
 class OptimState(NamedTuple):
@@ -87,6 +96,24 @@ class Optimizer:
         """Return whether the parameter of this name stays as it is; its gradient is not needed."""
         return False
 
+    def moving(self, grads: Params) -> Params:
+        """Return the gradients of parameters that change."""
+        return {name: g for name, g in grads.items() if not self.frozen(name)}
+
+    def rates(self, step: int) -> tuple[float, ...]:
+        """Return the learning rates after `step` updates, where the optimiser tells them."""
+        return ()
+
+    def numbers(self, step: int) -> tuple[float, ...]:
+        """Return all that depends on the number of updates done, such as the learning rate."""
+        return ()
+
+    def apply(
+        self, params: Params, grads: Params, state: OptimState, *how: Any
+    ) -> tuple[Params, OptimState]:
+        """Return what `update` does, of arrays that a step of training has made."""
+        return self.update(params, grads, state)
+
 
 def sgd(
     lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
@@ -113,13 +140,11 @@ def sgd(
     ValueError
         A setting is out of range, or `nesterov` has no momentum.
     """
-    momentum = checks.rate("sgd", "momentum", momentum)
-    nesterov = checks.flag("sgd", "nesterov", nesterov)
-    decay = checks.squared("sgd", "weight_decay", weight_decay)
+    options = {"decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+    optimizer = _by_rule("sgd", lr, ("v",), _sgd, options)
     if nesterov and momentum == 0:
         raise ValueError("sgd: nesterov needs a momentum above 0")
-    options = {"decay": decay, "momentum": momentum, "nesterov": nesterov}
-    return _optimizer("sgd", lr, ("v",) if momentum else (), _sgd, options)
+    return optimizer
 
 
 def rmsprop(
@@ -151,12 +176,8 @@ def rmsprop(
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    alpha = checks.rate("rmsprop", "alpha", alpha)
-    eps = checks.non_negative("rmsprop", "eps", eps)
-    momentum = checks.rate("rmsprop", "momentum", momentum)
-    decay = checks.squared("rmsprop", "weight_decay", weight_decay)
-    options = {"decay": decay, "alpha": alpha, "eps": eps, "momentum": momentum}
-    return _optimizer("rmsprop", lr, ("s", "v") if momentum else ("s",), _rmsprop, options)
+    options = {"decay": weight_decay, "alpha": alpha, "eps": eps, "momentum": momentum}
+    return _by_rule("rmsprop", lr, ("s", "v"), _rmsprop, options)
 
 
 def adam(
@@ -185,7 +206,7 @@ def adam(
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    return _make_adam("adam", lr, betas, eps, weight_decay, decoupled=False)
+    return _by_adam("adam", lr, betas, eps, weight_decay, decoupled=False)
 
 
 def adamw(
@@ -214,7 +235,7 @@ def adamw(
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    return _make_adam("adamw", lr, betas, eps, weight_decay, decoupled=True)
+    return _by_adam("adamw", lr, betas, eps, weight_decay, decoupled=True)
 
 
 def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Optimizer:
@@ -248,19 +269,19 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
     True
     """
     checks.mapping("by_name", rules, "rules")
-    chosen: list[_Rule | None] = []
+    all_rules: list[_Rule | None] = []
     for pattern, optimizer in [*rules.items(), ("*", otherwise)]:
         if isinstance(optimizer, ByRules) and len(optimizer.rules) == 1:
-            chosen += optimizer.rules
+            all_rules += optimizer.rules
         elif optimizer is None and otherwise is not None:
-            chosen.append(None)
+            all_rules.append(None)
         else:
             expected = "an optimiser such as adam(1e-3), or None to freeze parameters"
             raise TypeError(
                 f"by_name: {checks.shown(pattern)} has {checks.shown(optimizer)}, expected"
                 f" {expected}"
             )
-    return ByRules("by_name", (*rules, "*"), tuple(chosen))
+    return ByRules("by_name", (*rules, "*"), tuple(all_rules))
 
 
 @accepts_foreign
@@ -281,7 +302,13 @@ def global_norm(grads: Params) -> Array:
         `grads` is no dict of arrays, or they do not belong together.
     """
     checks.mapping("global_norm", grads, "gradients")
-    xp = namespace("global_norm", grads)
+    return norm_of(namespace("global_norm", grads), grads)
+
+
+def norm_of(xp: Namespace, grads: Params) -> Array:
+    """Return the Euclidean norm of all gradients together, which belong together."""
+    if not grads:
+        raise ValueError("global_norm: there are no gradients, expected those of parameters")
     return foreach.norm(xp, list(grads.values()))
 
 
@@ -317,9 +344,9 @@ def clip_global_norm(
     if not compiles(xp):
         scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
         return {name: g * scale for name, g in grads.items()}
-    given = list(grads.values())
-    into = (0,) if in_place and all(g.flags.c_contiguous for g in given) else ()
-    results = foreach.apply(xp, _scaled, [given], (norm, limit), into)
+    arrays = list(grads.values())
+    into = (0,) if in_place and all(g.flags.c_contiguous for g in arrays) else ()
+    results = foreach.apply(xp, _scaled, [arrays], (norm, limit), into)
     return {name: g for name, (g,) in zip(grads, results, strict=True)}
 
 
@@ -352,7 +379,7 @@ def _scaled(xp: Namespace, g: Array, norm: Array, limit: Any) -> Array:
     return g * (limit / xp.maximum(norm, xp.full_like(norm, limit)))
 
 
-def _make_adam(
+def _by_adam(
     where: str,
     lr: float | Schedule,
     betas: tuple[float, float],
@@ -364,28 +391,39 @@ def _make_adam(
     if len(rates) != 2:
         raise ValueError(f"{where}: betas has {len(rates)} entries, expected two rates")
     b1, b2 = rates
-    eps = checks.non_negative(where, "eps", eps)
-    decay = checks.squared(where, "weight_decay", weight_decay)
-    options = {"b1": b1, "b2": b2, "eps": eps, "decay": decay, "decoupled": decoupled}
-    return _optimizer(where, lr, ("m", "v"), _adam, options)
+    options = {"b1": b1, "b2": b2, "eps": eps, "decay": weight_decay, "decoupled": decoupled}
+    return _by_rule(where, lr, ("m", "v"), _adam, options, _adam_scalars, 3)
 
 
-def _optimizer(
+def _by_rule(
     where: str,
     lr: float | Schedule,
     slots: tuple[str, ...],
     formula: Callable[..., Any],
     options: dict[str, Any],
+    *scalars: Any,
 ) -> ByRules:
-    return ByRules(
-        where, ("*",), (_Rule(where, schedule(where, "lr", lr), slots, formula, options),)
-    )
+    """Return the optimiser of one rule, whose last slot is that of the momentum, if it has one."""
+    for name, (argument, kind) in OPTIONS.items():
+        if name in options:
+            options[name] = kind(where, argument, options[name])
+    if options.get("momentum") == 0:
+        slots = slots[:-1]
+    rule = _Rule(where, schedule(where, "lr", lr), slots, formula, options, *scalars)
+    return ByRules(where, ("*",), (rule,))
+
+
+def _rate(lr: float, step: int, **_: Any) -> tuple[float, ...]:
+    return (lr,)
 
 
 @dataclass(frozen=True)
 class _Rule:
     """The update of one parameter: `formula(xp, p, g, *moments, *numbers, **options) -> p and
     moments`.
+
+    `scalars(lr, step, **options)` are its numbers in the `step`-th update, of which there are
+    `width`.
     """
 
     where: str
@@ -393,11 +431,9 @@ class _Rule:
     slots: tuple[str, ...]
     formula: Callable[..., Any]
     options: dict[str, Any]
-
-    @property
-    def width(self) -> int:
-        """How many numbers there are."""
-        return 3 if self.formula is _adam else 1
+    # not in the text of an optimiser, by which checkpoints tell whether it is the same
+    scalars: Callable[..., tuple[float, ...]] = field(default=_rate, repr=False)
+    width: int = field(default=1, repr=False)
 
     def rate(self, step: int) -> float:
         """Return the learning rate after `step` updates."""
@@ -405,11 +441,8 @@ class _Rule:
         return lr
 
     def numbers(self, step: int) -> tuple[float, ...]:
-        """Return the numbers of the formula that change from update to update, after `step`
-        updates.
-        """
-        lr = self.rate(step)
-        return _adam_numbers(lr, step + 1, **self.options) if self.formula is _adam else (lr,)
+        """Return the numbers of the formula after `step` updates."""
+        return self.scalars(self.rate(step), step + 1, **self.options)
 
 
 @functools.lru_cache(4096)
@@ -439,34 +472,38 @@ class ByRules(Optimizer):
     def frozen(self, name: str) -> bool:
         return self.rules[_place(self.patterns, name)] is None
 
+    @cached_property
+    def _used(self) -> tuple[_Rule, ...]:
+        """The rules of parameters that change."""
+        return tuple(rule for rule in self.rules if rule is not None)
+
+    def moving(self, grads: Params) -> Params:
+        return grads if len(self._used) == len(self.rules) else super().moving(grads)
+
+    def rates(self, step: int) -> tuple[float, ...]:
+        return tuple(rule.rate(step) for rule in self._used)
+
     def init(self, params: Params) -> OptimState:
         params = from_foreign(self.where, params)
         checks.mapping(self.where, params)
         xp = namespace(self.where, params)
-        for pattern, names in zip(
-            self.patterns[:-1], _groups(self.patterns, tuple(params)), strict=False
-        ):
+        groups = _groups(self.patterns, tuple(params))
+        for pattern, names in zip(self.patterns[:-1], groups, strict=False):
             if not names:
                 expected = f"expected names among {checks.few(params)}"
                 raise ValueError(
                     f"{self.where}: no parameter matches {checks.shown(pattern)} first, {expected}"
                 )
-        moments = self._by_slot(params)
-        return OptimState(
-            0,
-            {
-                slot: {n: xp.zeros_like(p) for n, p in some.items()}
-                for slot, some in moments.items()
-            },
-        )
+        slots: Slots = {}
+        for slot, arrays in self._by_slot(params).items():
+            slots[slot] = {name: xp.zeros_like(p) for name, p in arrays.items()}
+        return OptimState(0, slots)
 
     def numbers(self, step: int) -> tuple[float, ...]:
-        """Return all that depends on the number of updates done, such as the learning rate, rule by
-        rule.
-        """
-        return tuple(
-            number for rule in self.rules if rule is not None for number in rule.numbers(step)
-        )
+        numbers: tuple[float, ...] = ()
+        for rule in self._used:
+            numbers += rule.numbers(step)
+        return numbers
 
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         params, grads = from_foreign(self.where, (params, grads))
@@ -476,59 +513,56 @@ class ByRules(Optimizer):
             )
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")
-        return self.apply(params, grads, state, self.numbers(state.step))
+        check_alike(f"{self.where}: moments", state.slots, self._by_slot(params))
+        return self.apply(params, grads, state, self.numbers(state.step), check=True)
 
     def apply(
         self,
         params: Params,
         grads: Params,
         state: OptimState,
-        numbers: Any,
+        numbers: Any = (),
         counts: Any = None,
         in_place: bool = False,
+        check: bool = False,
     ) -> tuple[Params, OptimState]:
         """Return the parameters and the state after an update, of which `numbers` may be on the
         device.
 
         `counts` is a 0-d array there: where it is 0 no array changes. With `in_place` new values
-        take the places of the old ones.
+        take the places of the old ones. `check` says whether gradients are to be checked.
         """
-        namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
-        slots = state.slots
-        if None in self.rules:
-            grads, moving = (
-                {n: a for n, a in arrays.items() if not self.frozen(n)}
-                for arrays in (grads, params)
-            )
-        else:
-            moving = params
-        check_alike(f"{self.where}: gradients", grads, moving)
-        check_alike(f"{self.where}: moments", slots, self._by_slot(params))
+        if check:
+            self._check(params, grads)
         new = dict(params)
-        after = {slot: Params() for slot in slots}
+        slots: Slots = {slot: {} for slot in state.slots}
         first = 0
         for rule, names in zip(self.rules, _groups(self.patterns, tuple(params)), strict=True):
-            width = 0 if rule is None else rule.width
-            its_numbers = tuple(numbers[first : first + width])
-            first = first + width
-            if rule is None or not names:
+            if rule is None:
                 continue
-            columns = [
-                [arrays[n] for n in names]
-                for arrays in (params, grads, *(slots[slot] for slot in rule.slots))
-            ]
-            formula = rule.formula
+            scalars = (*numbers[first : first + rule.width],)
+            first += rule.width
+            if not names:
+                continue
+            befores = [params, grads, *map(state.slots.__getitem__, rule.slots)]
+            columns = [list(map(arrays.__getitem__, names)) for arrays in befores]
             into = (0, *range(2, len(columns))) if in_place else ()
+            formula = rule.formula
             if counts is not None:
                 formula = _unless_0(formula)
-                its_numbers = (*its_numbers, counts)
-            results = foreach.apply(
-                namespace_of(columns[0][0]), formula, columns, its_numbers, into, **rule.options
-            )
-            targets = (new, *(after[slot] for slot in rule.slots))
-            for target, arrays in zip(targets, zip(*results, strict=True), strict=True):
-                target.update(zip(names, arrays, strict=True))
-        return new, OptimState(state.step + 1, after)
+                scalars = (*scalars, counts)
+            xp = namespace_of(columns[0][0])
+            results = foreach.apply(xp, formula, columns, scalars, into, **rule.options)
+            afters = [new, *map(slots.__getitem__, rule.slots)]
+            for after, arrays in zip(afters, zip(*results, strict=True), strict=True):
+                after.update(zip(names, arrays, strict=True))
+        return new, OptimState(state.step + 1, slots)
+
+    def _check(self, params: Params, grads: Params) -> None:
+        """Raise an error unless gradients go with the parameters that change."""
+        namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
+        where = f"{self.where}: gradients"
+        check_alike(where, self.moving(grads), self.moving(params))
 
     def _by_slot(self, params: Params) -> Slots:
         """Return the parameters that have a moment, by slot."""
@@ -588,7 +622,7 @@ def _rmsprop(
     return p - lr * v, s, v
 
 
-def _adam_numbers(
+def _adam_scalars(
     lr: float, step: int, *, b1: float, b2: float, decay: float, **_: Any
 ) -> tuple[float, ...]:
     """Return the rate and the factor that correct for moments that begin at zero, and the share

@@ -13,7 +13,7 @@ import contextlib
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -21,18 +21,13 @@ from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.cuda.cuda_graph import capturing
-from xlstm.arrays.fuse import compiles, fuse
+from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.ranks.groups import Group, OtherRankError, Part, odd_ranks
 from xlstm.training.callbacks import Callback, Clip, has
-from xlstm.training.optimizers import ByRules, Optimizer, OptimState, global_norm
+from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, norm_of
 
-if TYPE_CHECKING:
-    from xlstm.training.feed import Inputs
-    from xlstm.training.graphs import Given
-    from xlstm.training.steps import StepState
-
-Update = Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
+Update = Callable[..., tuple[Params, OptimState]]
 # parameters from which on an optimiser is shared; with fewer its time does not matter
 LEAST = 1 << 20
 # of whole numbers that sums in a dtype leave exact, where they are less than 23
@@ -40,6 +35,28 @@ BITS = {"float16": 10, "bfloat16": 7}
 # by which the shares of all ranks may differ from 1, which they are together, up to rounding
 SHARES = 0.01
 ROOM = 16  # numbers before the gradients, so that these begin where a line of the cache does
+
+
+class LossAndGradients(NamedTuple):
+    """The result of a forward and a backward pass.
+
+    Attributes
+    ----------
+    loss : 0-d array
+    carried : tuple or None
+        The state of the model at the end of the batch.
+    used : dict of str to array
+        The weights that the model was run with.
+    grads : dict of str to array
+    norm : 0-d array
+        The norm of the gradients.
+    """
+
+    loss: Array
+    carried: Any
+    used: Params
+    grads: Params
+    norm: Array
 
 
 class Head(NamedTuple):
@@ -72,8 +89,8 @@ class Head(NamedTuple):
     check: Any
 
 
-class Joint:
-    """A rank's share of the sums of all ranks, and the numbers that they agreed on in the last one.
+class AllReduce:
+    """A rank's part in the sums of all ranks, and the numbers that they agreed on in the last one.
 
     Attributes
     ----------
@@ -95,7 +112,7 @@ class Joint:
     def __init__(self, group: Group, home: Backend, params: Params) -> None:
         if home.name not in ("numpy", "cupy"):
             raise BackendError(
-                f"Step: group is given, which needs arrays of NumPy or CuPy, the backend is {home}"
+                f"TrainStep: group is given, which needs arrays of NumPy or CuPy, the backend is {home}"
             )
         self.group = group
         self.home = home
@@ -105,7 +122,8 @@ class Joint:
         # numbers of a rank, with equal parts
         self.each = -(-sum(p.size for p in params.values()) // group.size)
         self.buffer: Array = home.asarray(np.zeros(ROOM + self.each * group.size))
-        self.head, self.grads = self.buffer[:ROOM], self.named(self.buffer[ROOM:])
+        self.head = self.buffer[:ROOM]
+        self.grads = self.named(self.buffer[ROOM:])
         self.agreed = Head(*[0.0] * len(Head._fields))
         self.noted: dict[str, Any] = {}
         self.checksum = 0  # of all that was noted so far
@@ -124,52 +142,47 @@ class Joint:
             at += size
         return arrays
 
-    def summed(
-        self,
-        gradients: Callable[[], Any],
-        state: StepState,
-        inputs: Inputs,
-        given: Given,
-        local: bool,
-        early: bool,
-    ) -> tuple[Array, Any, Params, Params, Array]:
-        """Return the loss of the whole batch, the state of the model, the weights it was run with,
-        gradients and norm.
+    def reduce(
+        self, own: LossAndGradients, head: Head, local: bool, share: Any = 1.0
+    ) -> LossAndGradients:
+        """Return the loss, the gradients and the norm of the whole batch.
 
         Parameters
         ----------
-        gradients : callable
-            It returns the first four of them for the own part of the batch.
-        state : StepState
-        inputs : Inputs
-        given : Given
-            The numbers that it has for the head, its last ones, are used.
+        own : LossAndGradients
+            Those of the rank's part.
+        head : Head
+            Its last numbers, from `share` on, are used.
         local : bool
             Sum the head alone. The gradients are those of the own part then, and the square of the
             norm is the sum of the squares of all parts.
-        early : bool
-            The gradients that `gradients` returns are the share of this rank already.
+        share : float or 0-d array
+            The factor of the own gradients.
         """
-        xp = self.home.xp
-        share = given.share
-        if compiles(xp) and isinstance(share, float):
-            share = self.home.asarray(np.array(share), "float64")
-        value, carried, used, grads = self._own(gradients, state, inputs)
         if self.error is not None:
             self._refuse(local)
         else:
-            norm = global_norm(grads) if local and grads else 0.0
-            head = Head(_own_share(xp, value, share), (norm * share) ** 2, 0.0, share, *given[-3:])
-            for k, number in enumerate(head):
+            if not isinstance(head.share, float):
+                loss = fuse(self.home.xp, _shared, own.loss, own.loss, head.share)
+            else:  # the mean may be NaN where no target counts
+                loss = own.loss * head.share if head.share else 0.0
+            squares = (own.norm * head.share) ** 2 if local else 0.0
+            for k, number in enumerate(head._replace(loss=loss, squares=squares)):
                 self.head[k] = number
             if not local:
-                self._fill(grads, 1.0 if early else share)
-        if local:
-            self.group.sum(self.head)
-            none = {name: xp.zeros_like(place) for name, place in self.grads.items()}
-            return self.head[0], carried, used, grads or none, xp.sqrt(self.head[1])
-        grads, norm = self._summed()
-        return self.head[0], carried, used, grads, norm
+                self._fill(own.grads, share)
+        if not local:
+            grads, norm = self._summed()
+            return own._replace(loss=self.head[0], grads=grads, norm=norm)
+        self.group.sum(self.head)
+        xp = self.home.xp
+        grads = own.grads or {name: xp.zeros_like(place) for name, place in self.grads.items()}
+        return own._replace(loss=self.head[0], grads=grads, norm=xp.sqrt(self.head[1]))
+
+    def nothing(self, carried: Any, params: Params) -> LossAndGradients:
+        """Return the part of a rank that has no sequence in a batch, or cannot take the step."""
+        zero = self.home.xp.zeros_like(self.head[0])
+        return LossAndGradients(zero, carried, params, {}, zero)
 
     def mean(self, sums: Params, total: Any) -> tuple[Params, Array]:
         """Return the sums of gradients of all ranks, divided by the total number of targets, and
@@ -179,10 +192,10 @@ class Joint:
         return self._summed(ROOM)
 
     def updated(
-        self, update: Update, params: Params, grads: Params, moments: OptimState
+        self, update: Update, params: Params, grads: Params, moments: OptimState, *how: Any
     ) -> tuple[Params, OptimState]:
         """Return the parameters and the state of the optimiser after an update."""
-        return update(params, grads, moments)
+        return update(params, grads, moments, *how)
 
     def part_of(self, moments: OptimState) -> OptimState:
         """Return the moments that this rank keeps, of all of them."""
@@ -192,10 +205,14 @@ class Joint:
         """Return the moments of all ranks together, of which each has those that it keeps."""
         return moments
 
+    def slots_like(self, moments: OptimState, params: Params) -> Slots:
+        """Return arrays with the names, shapes and dtypes of the moments of all ranks together."""
+        return moments.slots
+
     def _summed(self, start: int = 0) -> tuple[Params, Array]:
         """Sum the buffer from `start` on; return the gradients, and their norm."""
         self.group.sum(self.buffer[start:])
-        return self.grads, global_norm(self.grads)
+        return self.grads, norm_of(self.home.xp, self.grads)
 
     def note(self, part: Part, rates: tuple[float, ...]) -> None:
         """Note what ranks are to have in common in a step: its batch and the learning rates of its
@@ -256,27 +273,12 @@ class Joint:
             f"{self.where}: {shares}; do all ranks have the same data, in the same order?"
         )
 
-    def same_masks(self, masks: np.random.Generator, inputs: Inputs) -> None:
+    def same_masks(self, masks: np.random.Generator, part: Part) -> None:
         """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of
         the last rank.
         """
-        part = inputs.host.part
-        if part is not None and self.group.size > part.B:
+        if self.group.size > part.B:
             masks.bit_generator.state = self.group.tell(masks.bit_generator.state)[-1]
-
-    def _own(self, gradients: Callable[[], Any], state: StepState, inputs: Inputs) -> Any:
-        """Return what `gradients` does; without gradients where this rank has no sequence, or
-        cannot take the step.
-        """
-        if self.error is None and inputs.host.x.shape[1]:
-            with held(self):
-                return gradients()
-        return (
-            self.home.xp.zeros_like(self.head[0]),
-            None if self.error is None else state.carried,
-            state.params,
-            {},
-        )
 
     def _refuse(self, local: bool) -> None:
         """Put zeros into the buffer, and a failure into its head."""
@@ -288,19 +290,17 @@ class Joint:
         """Put the share of gradients into the buffer, on CuPy by one launch; zeros where there are
         none.
         """
-        names = list(self.grads)
-        xp = self.home.xp
         if not grads:
             self.buffer[ROOM:] = 0.0
-        elif compiles(xp):
-            columns = [[part[name] for name in names] for part in (grads, self.grads)]
-            foreach.apply(xp, _shared, columns, (share,), (1,))
+        elif self.home.name == "cupy":
+            columns = [[arrays[name] for name in self.grads] for arrays in (grads, self.grads)]
+            foreach.apply(self.home.xp, _shared, columns, (share,), (1,))
         else:
-            for name in names:
-                np.multiply(grads[name] if share else 0.0, share, out=self.grads[name])
+            for name, place in self.grads.items():
+                np.multiply(grads[name] if share else 0.0, share, out=place)
 
 
-class Sharded(Joint):
+class Sharded(AllReduce):
     """The sums of ranks of which each updates a part of the weights and keeps its moments alone
     (ZeRO-1).
 
@@ -337,12 +337,10 @@ class Sharded(Joint):
     def part_of(self, moments: OptimState) -> OptimState:
         """Return copies of the parts of moments that this rank has, in the slots that have one."""
         self.slots = {slot: list(arrays) for slot, arrays in moments.slots.items()}
-        parts = {slot: self.cut(arrays) for slot, arrays in moments.slots.items()}
-        copies = {
-            slot: {name: a.copy() for name, a in some.items()}
-            for slot, some in parts.items()
-            if some
-        }
+        copies: Slots = {}
+        for slot, arrays in moments.slots.items():
+            if parts := self.cut(arrays):
+                copies[slot] = {name: a.copy() for name, a in parts.items()}
         return moments._replace(slots=copies)
 
     def gathered(self, parts: Params) -> Params:
@@ -354,16 +352,19 @@ class Sharded(Joint):
         return self.named(whole)
 
     def whole_of(self, moments: OptimState) -> OptimState:
-        found = {slot: self.gathered(moments.slots.get(slot, {})) for slot in self.slots}
-        whole = {
-            slot: {name: found[slot][name] for name in names} for slot, names in self.slots.items()
-        }
+        whole: Slots = {}
+        for slot, names in self.slots.items():
+            arrays = self.gathered(moments.slots.get(slot, {}))
+            whole[slot] = {name: arrays[name] for name in names}
         return moments._replace(slots=whole)
 
+    def slots_like(self, moments: OptimState, params: Params) -> Slots:
+        return {slot: {name: params[name] for name in names} for slot, names in self.slots.items()}
+
     def updated(
-        self, update: Update, params: Params, grads: Params, moments: OptimState
+        self, update: Update, params: Params, grads: Params, moments: OptimState, *how: Any
     ) -> tuple[Params, OptimState]:
-        new, after = update(self.cut(params), grads, moments)
+        new, after = update(self.cut(params), grads, moments, *how)
         return params | self.gathered(new), after
 
     def fail(self, local: bool, then_all: bool) -> None:
@@ -376,40 +377,27 @@ class Sharded(Joint):
             self.look()  # before parts are summed, in which a rank that has failed takes no part
         self.group.sum_part(self.buffer[ROOM:], self.part)
         grads = {name: self.part[place] for name, (_, place) in self.places.items()}
-        squares = np.asarray(global_norm(grads), np.float64) ** 2 if grads else np.zeros(())
-        self.group.sum(squares := squares.reshape(1))
+        norm = norm_of(np, grads) if grads else 0.0
+        squares = np.asarray(norm, np.float64).reshape(1) ** 2
+        self.group.sum(squares)
         return grads, np.sqrt(squares[0]).astype(self.part.dtype)
 
 
-def joint_of(
+def all_reduce(
     group: Group, home: Backend, params: Params, optimizer: Optimizer, callbacks: Iterable[Callback]
-) -> Joint:
+) -> AllReduce:
     """Return the sums over ranks: `Sharded` for many weights on a CPU where nobody needs whole
-    gradients, else `Joint`.
-
-    Parameters
-    ----------
-    group : Group
-    home : Backend
-    params : dict of str to array
-    optimizer : Optimizer
-    callbacks : list of Callback
+    gradients, else `AllReduce`.
     """
     moving = {name: p for name, p in params.items() if not optimizer.frozen(name)}
-    whole = any(
-        has(one, "gradients") and not (isinstance(one, Clip) and one.value is None)
-        for one in callbacks
+    needs_whole = any(
+        has(callback, "gradients") and not (isinstance(callback, Clip) and callback.value is None)
+        for callback in callbacks
     )
+    shares = group.size > 1 and home.name == "numpy" and isinstance(optimizer, ByRules)
     many = sum(p.size for p in moving.values()) >= max(LEAST, group.size)
-    if (
-        many
-        and group.size > 1
-        and home.name == "numpy"
-        and isinstance(optimizer, ByRules)
-        and not whole
-    ):
-        return Sharded(group, home, moving)
-    return Joint(group, home, moving)
+    kind = Sharded if shares and many and not needs_whole else AllReduce
+    return kind(group, home, moving)
 
 
 def _shared(xp: Namespace, g: Array, place: Array, share: Any) -> Array:
@@ -417,35 +405,28 @@ def _shared(xp: Namespace, g: Array, place: Array, share: Any) -> Array:
     return xp.where(share > 0, share * g, xp.zeros_like(g))
 
 
-def _own_share(xp: Namespace, value: Array, share: Any) -> Any:
-    """Return the share of a loss; 0 where no target counts, whose mean may be NaN."""
-    if compiles(xp):
-        return fuse(xp, _shared, value, value, share)
-    return value * share if share else 0.0
-
-
 @contextlib.contextmanager
-def together(joint: Joint | None) -> Iterator[None]:
+def together(ranks: AllReduce | None) -> Iterator[None]:
     """Note an error that all ranks raise at the same place, so that they can do more together."""
     try:
         yield
     except Exception as error:
-        if joint is not None and not isinstance(error, ApartError):
-            joint.error = error
+        if ranks is not None and not isinstance(error, ApartError):
+            ranks.error = error
         raise
 
 
 @contextlib.contextmanager
-def held(joint: Joint | None) -> Iterator[None]:
+def held(ranks: AllReduce | None) -> Iterator[None]:
     """Keep an error of this rank until all come together; raise it without others, and while a
     graph is captured.
     """
     try:
         yield
     except Exception as error:
-        if joint is None or capturing() is not None:
+        if ranks is None or capturing() is not None:
             raise
-        joint.error = error
+        ranks.error = error
 
 
 class ApartError(RuntimeError):
@@ -466,20 +447,19 @@ def told(group: Group, place: str, error: Exception | None, what: Any = None) ->
     """Return what all ranks tell at a place; raise the error of this rank, or name another rank
     that has one.
     """
-    said = group.tell(
-        Said(place, None if error is None else f"{type(error).__name__}: {error}", what)
-    )
-    for rank, one in enumerate(said):
-        there = one.place if isinstance(one, Said) else "`tell`"
+    problem = None if error is None else f"{type(error).__name__}: {error}"
+    every = group.tell(Said(place, problem, what))
+    for rank, said in enumerate(every):
+        there = said.place if isinstance(said, Said) else "`tell`"
         if there != place:
             places = f"rank {rank} of {group.size} is at {there}, rank {group.rank} at {place}"
             raise ApartError(f"{places}; all ranks are to go through the same steps") from error
     if error is not None:
         raise error
-    for rank, one in enumerate(said):
-        if one.problem is not None:
-            raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {one.problem}")
-    return [one.what for one in said]
+    for rank, said in enumerate(every):
+        if said.problem is not None:
+            raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {said.problem}")
+    return [said.what for said in every]
 
 
 def same(
@@ -492,14 +472,14 @@ def same(
     """Return what rank 0 tells beside its settings; ValueError where a rank has other settings than
     most ranks.
     """
-    several = told(group, "the comparison of settings", error, (settings, beside))
-    for name in several[0][0]:
-        values = [one.get(name) for one, _ in several]
+    every = told(group, "the comparison of settings", error, (settings, beside))
+    for name in every[0][0]:
+        values = [of_rank.get(name) for of_rank, _ in every]
         common, odd = odd_ranks(values)
         if odd:
             difference = different(name, values[odd[0]], common, f" of rank {odd[0]}")
             raise ValueError(f"{where}: {difference} as on other ranks")
-    return several[0][1]
+    return every[0][1]
 
 
 def different(name: str, there: Any, expected: Any, of: str = "") -> str:
@@ -526,27 +506,6 @@ def checksum(params: Params) -> int:
     for p in params.values():
         number = zlib.crc32(np.ascontiguousarray(to_numpy(p)).data, number)
     return number
-
-
-def added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:
-    """Yield the sums over all ranks of the numbers that each yields; an error of one is raised on
-    all of them.
-    """
-    while True:
-        error = mine = None
-        try:
-            mine = next(parts, None)
-        except Exception as problem:
-            error = problem
-        several = told(group, "evaluation", error, mine)
-        if several.count(None) == group.size:
-            return
-        for rank, one in enumerate(several):
-            if one is None:
-                raise ValueError(
-                    f"evaluate: the data of rank {rank} have ended, those of other ranks have not"
-                )
-        yield tuple(map(sum, zip(*several, strict=True)))
 
 
 def shared(group: Group, home: Backend, params: Params) -> Params:

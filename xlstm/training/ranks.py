@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace, Params, leaves
+from xlstm.arrays.namespace import Array, Params, leaves
 from xlstm.arrays.ranks.groups import Alone, Group, columns, odd_ranks
 from xlstm.layers.sequence import Leaf, nested
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
 from xlstm.training.optimizers import Slots
-from xlstm.training.parallel import Joint, Sharded, checksum, held, same, together, told
-from xlstm.training.steps import StepState
+from xlstm.training.parallel import AllReduce, checksum, held, same, together, told
+from xlstm.training.state import StepState
 
 
-class Ranks:
+class RunRanks:
     """The ranks of a run; a process without a group is alone.
 
     Errors, signals and what callbacks ask for are kept until all ranks come together: in the sum of
@@ -27,18 +27,18 @@ class Ranks:
 
     Parameters
     ----------
-    joint : Joint or None
+    reduce : AllReduce or None
     model : object
         It says where sequences are in its state.
-    local : bool
+    sums_locally : bool
         The sums of gradients that a step has not used yet are those of each rank.
     """
 
-    def __init__(self, joint: Joint | None, model: Any, local: bool) -> None:
-        self.joint = joint
+    def __init__(self, reduce: AllReduce | None, model: Any, sums_locally: bool) -> None:
+        self.reduce = reduce
         self.model = model
-        self.local = local
-        self.group: Group = Alone() if joint is None else joint.group
+        self.sums_locally = sums_locally
+        self.group: Group = Alone() if reduce is None else reduce.group
         self.first = self.group.rank == 0  # which alone writes and speaks
         self.compared = 0  # steps after which the weights of all ranks were found to be the same
 
@@ -46,46 +46,45 @@ class Ranks:
         """Yield batches; with other ranks then None, at their end or for one that failed, which the
         next sum tells.
         """
-        with held(self.joint):
+        with held(self.reduce):
             yield from batches
-        if self.joint is not None:
+        if self.reduce is not None:
             yield None
 
-    def tried(self, function: Callable[[], Any]) -> Any:
+    def tried(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return what a function does, or None where it fails, which all ranks hear when they come
         together.
         """
-        with held(self.joint):
-            return function()
+        with held(self.reduce):
+            return function(*args)
 
     def stops(self, asked: bool, received: list[int]) -> bool:
         """Return whether to stop after a step; what is asked of a group now, the next sum tells all
         ranks.
         """
-        if self.joint is None:
+        if self.reduce is None:
             return asked or bool(received)
-        self.joint.stop |= bool(asked)
-        self.joint.signal = bool(received)
-        return bool(self.joint.agreed.signal or self.joint.agreed.stop)
+        self.reduce.stop |= bool(asked)
+        self.reduce.signal = bool(received)
+        return bool(self.reduce.agreed.signal or self.reduce.agreed.stop)
 
     def meets(self, received: list[int]) -> bool:
         """Return whether to stop between steps; all ranks come here together."""
-        asked = bool(received) or (self.joint is not None and self.joint.stop)
+        asked = bool(received) or (self.reduce is not None and self.reduce.stop)
         return any(self._told("a pause between steps", asked))
 
     def signal(self, received: list[int]) -> int | None:
         """Return the number of the signal that has stopped the run, if any."""
-        return next(
-            (numbers[0] for numbers in self._told("the end of training", received) if numbers), None
-        )
+        every = filter(None, self._told("the end of training", received))
+        return next((numbers[0] for numbers in every), None)
 
     def saves(self, error: Exception) -> bool:
         """Return whether all ranks have raised this error, so that they come together for a
         checkpoint.
         """
-        return (
-            self.joint is None or isinstance(error, FloatingPointError) or error is self.joint.error
-        )
+        if self.reduce is None:
+            return True
+        return isinstance(error, FloatingPointError) or error is self.reduce.error
 
     def of_first(self, value: Callable[[], Any]) -> Any:
         """Return a value that rank 0 makes."""
@@ -93,45 +92,43 @@ class Ranks:
 
     def _told(self, place: str, what: Any) -> list[Any]:
         """Return what all ranks tell; an error that one has kept is raised on all of them."""
-        return [what] if self.joint is None else self.joint.told(place, what)
+        return [what] if self.reduce is None else self.reduce.told(place, what)
 
     def read(self, newest: Callable[[], Checkpoint | None]) -> Checkpoint | None:
         """Return the checkpoint that rank 0 reads; files of the others are not looked at."""
         origin = self.tried(newest) if self.first else None
-        about = (
-            None
-            if origin is None
-            else (*origin[:3], {n: (a.shape, a.dtype) for n, a in origin.arrays.items()})
-        )
-        read = self._told("the checkpoint", about)[0]
-        if read is None:
+        if self.reduce is None:
+            return origin
+        about = None
+        if origin is not None:
+            kinds = {name: (a.shape, a.dtype) for name, a in origin.arrays.items()}
+            about = origin._replace(arrays=kinds)
+        of_first = self._told("the checkpoint", about)[0]
+        if of_first is None:
             return None
-        path, description, value, kinds = read
-        arrays = (
-            {name: np.empty(*kind) for name, kind in kinds.items()}
-            if origin is None
-            else origin.arrays
-        )
-        self.group.share(list(arrays.values()))
-        return Checkpoint(path, description, value, arrays)
+        if origin is None:
+            empty = {name: np.empty(*kind) for name, kind in of_first.arrays.items()}
+            origin = of_first._replace(arrays=empty)
+        self.group.share(list(origin.arrays.values()))
+        return origin  # type: ignore[no-any-return]
 
     def same(self, settings: dict[str, Any] | None, beside: Any) -> Any:
         """Return what rank 0 tells beside its settings; ValueError unless all ranks have the same
         ones.
         """
-        assert self.joint is not None
-        with together(self.joint):
-            return same(self.group, "train", settings, beside, self.joint.error)
+        assert self.reduce is not None
+        with together(self.reduce):
+            return same(self.group, "train", settings, beside, self.reduce.error)
 
     def ends(self, params: Params, total: int, asked: bool) -> bool:
         """Return whether any rank asks for the end after an epoch; RuntimeError where their weights
         differ.
         """
-        if self.joint is None:
+        if self.reduce is None:
             return asked
-        several = self._told("the end of an epoch", (checksum(params), asked))
-        self._compare([number for number, _ in several], total)
-        return any(one for _, one in several)
+        every = self._told("the end of an epoch", (checksum(params), asked))
+        self._compare([number for number, _ in every], total)
+        return any(of_rank for _, of_rank in every)
 
     def _compare(self, checksums: list[int], total: int) -> None:
         """Raise RuntimeError where the checksums of the weights of all ranks differ after a
@@ -139,10 +136,8 @@ class Ranks:
         """
         _, odd = odd_ranks(checksums)
         if odd:
-            problem = (
-                f"the weights of rank {', '.join(map(str, odd))} differ from those of the other"
-                " ranks"
-            )
+            names = ", ".join(map(str, odd))
+            problem = f"the weights of rank {names} differ from those of the other ranks"
             raise RuntimeError(
                 f"train: after step {total} {problem}; is its memory sound, and its code the same?"
             )
@@ -152,75 +147,62 @@ class Ranks:
         """Return the state of one process, from all ranks; RuntimeError where their weights
         differ.
         """
-        if self.joint is None:
+        if self.reduce is None:
             return state
         if self.compared != total:
             self._compare(told(self.group, "a checkpoint", None, checksum(state.params)), total)
         sums = state.sums
         # those of each rank: their sum would be rounded in another order
-        if sums is not None and self.local:
+        if sums is not None and self.sums_locally:
             sums = {name: self._side_by_side(a) for name, a in sums.items()}
-        carried = self._gathered(self.joint.home.xp, state.carried)
-        moments = self.joint.whole_of(state.moments)
+        carried = self._gathered(state.carried)
+        moments = self.reduce.whole_of(state.moments)
         return state._replace(carried=carried, sums=sums, moments=moments)
 
     def slots(self, state: StepState) -> Slots:
         """Return arrays with the names, shapes and dtypes of the moments of all ranks together."""
-        if not isinstance(self.joint, Sharded):
+        if self.reduce is None:
             return state.moments.slots
-        return {
-            slot: {name: state.params[name] for name in names}
-            for slot, names in self.joint.slots.items()
-        }
+        return self.reduce.slots_like(state.moments, state.params)
 
     def part(self, state: StepState) -> StepState:
         """Return the part of this rank of such a state."""
-        if self.joint is None:
+        if self.reduce is None:
             return state
-        return state._replace(
-            carried=self._cut(state.carried), moments=self.joint.part_of(state.moments)
-        )
+        moments = self.reduce.part_of(state.moments)
+        return state._replace(carried=self._cut(state.carried), moments=moments)
 
     def own_sums(self, sums: Params, params: Params) -> Params:
         """Return the sums of gradients of this rank; a checkpoint has those of each rank, or of all
         together.
         """
-        found = {}
+        own = {}
         for name, a in sums.items():
             every = a if a.ndim > params[name].ndim else a[None]
             if every.shape[0] == self.group.size:
-                found[name] = every[self.group.rank]
+                own[name] = every[self.group.rank]
             else:
-                found[name] = every.sum(axis=0) * (self.first or not self.local)
-        return found
+                own[name] = every.sum(axis=0) * (self.first or not self.sums_locally)
+        return own
 
     def _side_by_side(self, a: Array) -> Array:
         """Return the arrays of all ranks, (ranks, ...)."""
-        assert self.joint is not None
-        every: Array = self.joint.home.xp.zeros((self.group.size, *a.shape), dtype=a.dtype)
+        assert self.reduce is not None
+        every: Array = self.reduce.home.xp.zeros((self.group.size, *a.shape), dtype=a.dtype)
         every[self.group.rank] = a
         self.group.sum(every)
         return every
 
-    def _gathered(self, xp: Namespace, carried: Any) -> Any:
+    def _gathered(self, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""
-        mine = [] if carried is None else list(leaves(carried))
-        several = told(self.group, "a checkpoint", None, [(a.shape, str(a.dtype)) for a in mine])
-        known = next(filter(None, several), None)
-        if known is None:
+        assert self.reduce is not None
+        own = [] if carried is None else list(leaves(carried))
+        every = list(filter(None, told(self.group, "a checkpoint", None, own)))
+        if not every:
             return None
-        axes = self._axes
-        ends = np.cumsum([0, *(kinds[0][0][axes[0]] if kinds else 0 for kinds in several)]).tolist()
-        own = slice(*ends[self.group.rank : self.group.rank + 2])
-        every = [
-            xp.zeros((*s[:k], ends[-1], *s[k + 1 :]), dtype=dtype)
-            for k, (s, dtype) in zip(axes, known, strict=True)
-        ]
-        for axis, whole, part in zip(axes, every, mine or every, strict=True):
-            if mine:
-                whole.swapaxes(0, axis)[own] = part.swapaxes(0, axis)
-            self.group.sum(whole)
-        return nested(self.model.states, iter(every))
+        concat = self.reduce.home.xp.concat
+        several = zip(self._axes, zip(*every, strict=True), strict=True)
+        return nested(self.model.states, iter([concat(parts, axis=k) for k, parts in several]))
 
     def _cut(self, carried: Any) -> Any:
         """Return the states of the sequences that this rank has, None where it has none."""
@@ -228,9 +210,8 @@ class Ranks:
             return None
         parts = []
         for axis, a in zip(self._axes, leaves(carried), strict=True):
-            parts.append(
-                a.swapaxes(0, axis)[columns(a.shape[axis], self.group)].swapaxes(0, axis).copy()
-            )
+            own = columns(a.shape[axis], self.group)
+            parts.append(a.swapaxes(0, axis)[own].swapaxes(0, axis).copy())
         return nested(self.model.states, iter(parts)) if all(part.size for part in parts) else None
 
     @property

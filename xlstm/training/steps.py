@@ -1,4 +1,8 @@
-"""One step of training: forward, loss, backward, and an update of the parameters."""
+"""One step of training: forward, loss, backward, and an update of the parameters.
+
+A step is one function of the state, `TrainStep._take`. On CuPy it only asks the GPU for its work,
+and a CUDA graph can capture it; elsewhere the host decides within it whether the step counts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +21,7 @@ from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.fuse import compiles, listed
+from xlstm.arrays.fuse import listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.arrays.ranks.groups import GROUP, Group
@@ -25,92 +29,48 @@ from xlstm.data.batches import Batch
 from xlstm.engines.cuda.check import first_training
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
-from xlstm.training import optimizers
 from xlstm.training.adapters import LowRank
 from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
-from xlstm.training.graphs import Decided, Given, Graphs, choice, decide, decision, is_ours
-from xlstm.training.optimizers import ByRules, Optimizer
-from xlstm.training.parallel import Joint, checksum, held, joint_of, same, shared
+from xlstm.training.graphs import Graphs, choice, is_ours
+from xlstm.training.optimizers import ByRules, Optimizer, norm_of
+from xlstm.training.parallel import (
+    AllReduce,
+    Head,
+    LossAndGradients,
+    all_reduce,
+    checksum,
+    held,
+    same,
+    shared,
+)
+from xlstm.training.state import (
+    Decided,
+    HostScalars,
+    Runtime,
+    StepState,
+    Taken,
+    decide,
+    decide_on_device,
+    decision,
+    read,
+)
 
-OPTIMIZER = checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
-MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
-RANKS = checks.optional(GROUP)
 NOT_FINITE = "the loss or the norm of the gradient is not finite"
 AHEAD = 32  # steps that the host is ahead of a GPU at most, before it looks how they went
-
-
-class StepState(NamedTuple):
-    """All that a step changes.
-
-    Attributes
-    ----------
-    params : dict of str to array
-    moments : OptimState
-        The state of the optimiser.
-    carried : tuple or None
-        The state of the model at the end of the last batch.
-    scaling : Scaling
-        The scale of gradients in mixed precision.
-    sums : dict of str to array, or None
-        The gradients accumulated since the last update, each times its number of targets.
-    weight : float
-        The number of targets that they are of.
-    batches : int
-        The number of batches that they are of.
-    updates : int
-        Updates done.
-    masks : numpy.random.Generator or None
-        Where the masks of dropout and zoneout come from; a step draws from it.
-    feed : Feed
-        The way of batches onto the device of the parameters.
-    device_state : array or None
-        Decisions of the GPU, on CuPy; see `Decided`.
-    pending : tuple of str
-        The names of steps that the host has not looked at yet.
-    graphs : Graphs or None
-        CUDA graphs of steps, which have the arrays of this state and change them.
-    joint : Joint or None
-        The sums of the ranks of a group.
-    """
-
-    params: Params
-    moments: optimizers.OptimState
-    carried: Any
-    scaling: Scaling
-    sums: Params | None
-    weight: float
-    batches: int
-    updates: int
-    masks: np.random.Generator | None
-    feed: Feed
-    device_state: Array | None = None
-    pending: tuple[str, ...] = ()
-    graphs: Graphs | None = None
-    joint: Joint | None = None
-
-
-class Taken(NamedTuple):
-    """How a step went.
-
-    Attributes
-    ----------
-    loss : float, or 0-d array
-        That of its batch; on the GPU where the step did not wait.
-    norm : float, or 0-d array
-        The norm of the gradient; with a group and `accumulate` the root of the sum of the squares
-        of all ranks' parts.
-    updated : bool, or 0-d array
-        Whether the step changed the parameters.
-    """
-
-    loss: float | Array
-    norm: float | Array
-    updated: bool | Array
+# The checks of the options of a step.
+OPTIONS: dict[str, checks.Kind] = {
+    "optimizer": checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)"),
+    "precision": checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed")),
+    "accumulate": checks.count,
+    "wait": checks.flag,
+    "graph": choice,
+    "group": checks.optional(GROUP),
+}
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """One step of training, for a loop of your own; `training.train` is made of it.
 
     The state of a recurrent model is carried from batch to batch unless a batch is `fresh`, and
@@ -160,7 +120,7 @@ class Step:
     >>> from xlstm import optim, training
     >>> from xlstm.data import Windows
     >>> lstm = xlstm.LSTM(1, 4)
-    >>> step = training.Step(lstm, optim.adam(1e-2))
+    >>> step = training.TrainStep(lstm, optim.adam(1e-2))
     >>> state = step.init(lstm.init(backend="numpy"))
     >>> data = Windows(np.ones((8, 5, 1)), np.ones((8, 5, 4)), every_step=True)
     >>> for batch in data.batches():
@@ -180,18 +140,10 @@ class Step:
     group: Group | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        flags = {"wait": checks.flag, "graph": choice}
-        checks.fields(
-            self,
-            optimizer=OPTIMIZER,
-            precision=MIXED,
-            accumulate=checks.count,
-            group=RANKS,
-            **flags,
-        )
+        checks.fields(self, **OPTIONS)
         if self.graph is True and not isinstance(self.optimizer, ByRules):
-            raise ValueError("Step: graph is True, which needs an optimizer of xlstm.optim")
-        object.__setattr__(self, "loss", loss_of("Step", self.model, self.loss))
+            raise ValueError("TrainStep: graph is True, which needs an optimizer of xlstm.optim")
+        object.__setattr__(self, "loss", loss_of("TrainStep", self.model, self.loss))
 
     def init(self, params: Params, seed: Seed = 0) -> StepState:
         """Return the state before the first step.
@@ -213,37 +165,48 @@ class Step:
             These are no parameters of a model, or a `precision` does not go with them.
         """
         params = from_foreign("train", params)
-        feed = Feed.of("train", self.model, params, self.precision)
-        if compiles(feed.home.xp):
+        runtime = Runtime(Feed.of("train", self.model, params, self.precision))
+        feed = runtime.feed
+        if runtime.compiles:
             first_training(feed.low.dtype, feed.home.dtype)
-        scaling = Scaling() if self.precision is None else self.precision.init()
-        masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
-        if self.graph is True and not compiles(feed.home.xp):
+        elif self.graph is True:
             raise BackendError(
-                "Step: graph is True, which needs arrays of CuPy on CUDA, the backend is"
+                "TrainStep: graph is True, which needs arrays of CuPy on CUDA, the backend is"
                 f" {feed.home}"
             )
-        joint = None
+        scaling = Scaling() if self.precision is None else self.precision.init()
+        masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.group is not None:
-            kinds = {name: f"{p.dtype} {p.shape}" for name, p in params.items()}
-            # no rank sends these
-            kept = self.model.params if isinstance(self.model, LowRank) else {}
-            settings = {
-                **self._settings,
-                "backend": feed.home.name,
-                "parameters": kinds,
-                "checksum of the weights that stay": checksum(kept),
-            }
-            drawn_by = same(
-                self.group, "train", settings, None if masks is None else masks.bit_generator.state
-            )
-            if masks is not None:  # each rank may have been given another generator
-                masks.bit_generator.state = drawn_by
+            self._compare(self.group, runtime, params, masks)
             params = shared(self.group, feed.home, params)
-            joint = joint_of(self.group, feed.home, params, self.optimizer, self.callbacks)
+            runtime.ranks = all_reduce(
+                self.group, feed.home, params, self.optimizer, self.callbacks
+            )
         moments = self.optimizer.init(params)
-        moments = moments if joint is None else joint.part_of(moments)
-        return StepState(params, moments, None, scaling, None, 0.0, 0, 0, masks, feed, joint=joint)
+        if runtime.ranks is not None:
+            moments = runtime.ranks.part_of(moments)
+        return StepState(
+            params, moments, None, scaling, None, 0.0, 0, 0, masks, Decided(), (), runtime
+        )
+
+    def _compare(
+        self, group: Group, runtime: Runtime, params: Params, masks: np.random.Generator | None
+    ) -> None:
+        """Raise ValueError unless all ranks have the same settings; all take masks as rank 0
+        does.
+        """
+        # no rank sends these
+        frozen = self.model.params if isinstance(self.model, LowRank) else {}
+        settings = {
+            **self.settings,
+            "backend": runtime.feed.home.name,
+            "parameters": {name: f"{p.dtype} {p.shape}" for name, p in params.items()},
+            "checksum of the weights that stay": checksum(frozen),
+        }
+        drawn_by = None if masks is None else masks.bit_generator.state
+        drawn_by = same(group, "train", settings, drawn_by)
+        if masks is not None:  # each rank may have been given another generator
+            masks.bit_generator.state = drawn_by
 
     def __call__(
         self, state: StepState, batch: Batch | Inputs, where: str = "step"
@@ -273,41 +236,26 @@ class Step:
         OtherRankError
             Another rank of the group could not take the step.
         """
-        joint = state.joint
-        if joint is None:
-            return self._taken(state, self._inputs(state, batch, where), where)
-        joint.where = where
-        joint.ended = batch is None  # as a run gives where the data of this rank have ended
-        if joint.error is None and batch is not None:
-            with held(joint):
-                batch = self._inputs(state, batch, where)
-                assert batch.host.part is not None
-                joint.note(batch.host.part, self._rates(state))
-        if joint.error is not None or batch is None:
-            return self._refused(state, where)
-        assert isinstance(batch, Inputs)
-        found = self._taken(state, batch, where)
-        if state.masks is not None:
-            joint.same_masks(state.masks, batch)
-        return found
-
-    def _taken(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
-        """Take a step, or ask a GPU for it."""
-        if not self._asks(state):
-            return self._watched(state, inputs, where)
-        waits = self.wait or self._scales
-        if waits or len(state.pending) == AHEAD:
-            state = self.settle(state)
-        before = None if state.masks is None else state.masks.bit_generator.state
-        enqueued = self._enqueued(state, inputs)
-        if waits:
-            return self._awaited(state, enqueued, inputs, where, before)
-        device_state = enqueued.device_state
-        if enqueued.graphs is not None:  # which change it
-            device_state = state.feed.home.xp.asarray(device_state, copy=True)
-        loss, norm, counts = (decision(device_state, name) for name in ("loss", "norm", "counts"))
-        after_it = self._counted(enqueued, inputs)._replace(pending=(*state.pending, where))
-        return after_it, Taken(loss, norm, counts if after_it.batches == 0 else False)
+        ranks = state.runtime.ranks
+        if ranks is None:
+            inputs = batch if isinstance(batch, Inputs) else self._inputs(state, batch, where)
+        else:
+            common = self._common_inputs(state, ranks, batch, where)
+            if common is None:
+                return self._refused(state, ranks, where)
+            inputs = common
+        if self._decides_on_device(state):
+            new, taken = self._enqueue(state, inputs, where)
+        else:
+            state = self.settle(state) if state.pending else state
+            numbers = self.optimizer.numbers(state.updates)
+            new, passed = self._take(state, inputs, self._scalars(state, inputs), numbers)
+            if new.decided.failed:
+                raise self._failure(state, inputs, where, passed)
+            new, taken = self._settled(state, new, inputs, new.decided)
+        if ranks is not None and state.masks is not None and inputs.host.part is not None:
+            ranks.same_masks(state.masks, inputs.host.part)
+        return new, taken
 
     def settle(self, state: StepState) -> StepState:
         """Wait for all steps that were asked for, and return the state with the numbers that are
@@ -328,291 +276,320 @@ class Step:
         """
         if not state.pending:
             return state
-        if state.joint is not None:
-            state.joint.look()
-        failed = int(Decided(*to_numpy(state.device_state).tolist()).failed)
+        if state.runtime.ranks is not None:
+            state.runtime.ranks.look()
+        failed = int(read(state.decided).failed)
         if failed:
             raise FloatingPointError(
                 f"{state.pending[failed - 1]}: {NOT_FINITE}; where steps wait, the error says why"
             )
         return state._replace(pending=())
 
-    @property
-    def _scales(self) -> bool:
-        """Whether gradients are scaled, so that a step may be left out."""
-        return self.precision is not None and self.precision.scales
+    def _take(
+        self,
+        state: StepState,
+        inputs: Inputs,
+        scalars: HostScalars,
+        numbers: Any,
+        on_device: bool = False,
+        in_place: bool = False,
+    ) -> tuple[StepState, LossAndGradients]:
+        """Return the state after a step, with its decisions and the counts from before it, and the
+        gradients.
 
-    def _rates(self, state: StepState) -> tuple[float, ...]:
-        """Return the learning rate of each rule of the optimiser, where it has rules."""
-        rules = self.optimizer.rules if isinstance(self.optimizer, ByRules) else ()
-        return tuple(rule.rate(state.updates) for rule in rules if rule is not None)
-
-    def _asks(self, state: StepState) -> bool:
-        """Return whether a GPU makes the decisions of a step."""
-        return compiles(state.feed.home.xp) and isinstance(self.optimizer, ByRules)
-
-    @property
-    def _local(self) -> bool:
-        """Whether gradients are summed over ranks once an update; scaled ones may overflow in any
-        batch.
+        On a device nothing here waits, and a graph can capture it: `scalars` and the `numbers` of
+        the optimiser lie there. With `in_place` parameters, moments and sums of gradients are
+        changed where they are.
         """
-        return self.group is not None and self.accumulate > 1 and not self._scales
+        ranks = state.runtime.ranks
+        xp = state.runtime.feed.home.xp
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
+            if ranks is None:
+                passed = self._gradients(state, inputs, scalars)
+            else:
+                passed = self._all_gradients(state, ranks, inputs, scalars)
+        counts = None
+        if on_device:
+            decided = decide_on_device(xp, state.decided, passed.loss, passed.norm, scalars)
+            counts = decision(decided, "counts")
+        else:
+            if ranks is not None:
+                ranks.look()
+            decided = decide(passed.loss, passed.norm, scalars)
+        changes: dict[str, Any] = {"carried": passed.carried, "decided": decided}
+        if not (on_device or decided.counts):
+            return state._replace(**changes), passed
+        grads = passed.grads
+        norm = passed.norm
+        if self.accumulate > 1:
+            sums = _sums(state, grads, scalars.targets, counts, in_place)
+            changes["sums"] = sums
+            if state.batches + 1 < self.accumulate:
+                return state._replace(**changes), passed
+            if ranks is not None and self.sums_locally:
+                grads, norm = ranks.mean(sums, scalars.total)
+            else:
+                grads = _each(_mean, [sums], (scalars.total,))
+                norm = norm_of(xp, grads)
+        for callback in self.callbacks:
+            grads = callback.gradients(grads, norm)
+        update = self.optimizer.apply
+        if ranks is not None:
+            update = functools.partial(ranks.updated, update)
+        how = (numbers, counts, in_place, not self._is_ours)
+        params, moments = update(state.params, grads, state.moments, *how)
+        return state._replace(**changes, params=params, moments=moments), passed
 
-    @property
-    def _settings(self) -> dict[str, Any]:
-        """The settings of a step that decide its numbers."""
-        return {
-            "model": (
-                text_of(self.model)
-                if dataclasses.is_dataclass(self.model)
-                else type(self.model).__name__
-            ),
-            "precision": None if self.precision is None else repr(self.precision),
-            "accumulate": self.accumulate,
-            "optimizer": text_of(self.optimizer),
-            "loss function": text_of(getattr(self.loss, "__func__", self.loss)),
-            "callbacks": [
-                (
-                    text_of(callback)
-                    if type(callback).__module__ == Callback.__module__
-                    else type(callback).__name__
-                )
-                for callback in self.callbacks
-                # the repr of a user's callback may change
-                if has(callback, "gradients", "weights", "state")
-            ],
-        }
+    def _gradients(
+        self,
+        state: StepState,
+        inputs: Inputs,
+        scalars: HostScalars,
+        share: float | Array = 1.0,
+        normed: bool = True,
+    ) -> LossAndGradients:
+        """Return the loss of a batch and a share of its gradients, with their norm where it is
+        needed.
+        """
+        feed = state.runtime.feed
+        scale = scalars.scale if self.scales else 1.0
+        masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
+        used = state.params
+        if self.precision is not None:
+            used = lowered(used, feed.low.dtype)
+        y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
+        y = raised(y, feed.home.dtype)
+        loss, dy = self.loss(y, inputs.target, inputs.mask)  # type: ignore[misc]
+        dy = lowered(dy, feed.low.dtype, scale * share)
+        grads = self.optimizer.moving(self.model.backward(used, saved, dy)[0])
+        grads = raised(grads, feed.home.dtype, scale)
+        norm = norm_of(feed.home.xp, grads) if normed else None
+        return LossAndGradients(loss, carried, used, grads, norm)
 
-    def _inputs(self, state: StepState, batch: Batch | Inputs, where: str) -> Inputs:
+    def _all_gradients(
+        self, state: StepState, ranks: AllReduce, inputs: Inputs, scalars: HostScalars
+    ) -> LossAndGradients:
+        """Return the loss and the gradients of the batch of all ranks, to which this one adds its
+        part.
+        """
+        share = scalars.share
+        # scaled ones are shared before, so that the same gradients overflow as in the whole batch
+        early, late = (share, 1.0) if self.scales else (1.0, share)
+        own = None
+        if ranks.error is None and inputs.host.x.shape[1]:
+            with held(ranks):
+                own = self._gradients(state, inputs, scalars, early, self.sums_locally)
+        if own is None:
+            own = ranks.nothing(None if ranks.error is None else state.carried, state.params)
+        head = Head(0.0, 0.0, 0.0, share, scalars.signal, scalars.stop, scalars.check)
+        return ranks.reduce(own, head, self.sums_locally, late)
+
+    def _enqueue(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
+        """Ask a GPU for a step, which decides about it, and wait for that where steps wait."""
+        waits = self.wait or self.scales
+        if waits or len(state.pending) == AHEAD:
+            state = self.settle(state)
+        runtime = state.runtime
+        home = runtime.feed.home
+        if isinstance(state.decided, Decided):
+            state = state._replace(decided=home.asarray(np.array(state.decided), "float64"))
+        drawn_by = None if state.masks is None else state.masks.bit_generator.state
+        numbers = self.optimizer.numbers(state.updates)
+        scalars = np.array([*self._scalars(state, inputs), *numbers])
+        if self._captures(state.masks):
+            if runtime.graphs is None or not runtime.graphs.hold(self, state):
+                runtime.graphs = Graphs(self, state)
+            step = functools.partial(self._take_on_device, in_place=True)
+            new = runtime.graphs.take(step, state, inputs, scalars)
+        else:
+            runtime.graphs = None
+            new = self._take_on_device(state, inputs, home.asarray(scalars, "float64"))
+        if waits:
+            decided = read(new.decided)
+            if runtime.ranks is not None:
+                runtime.ranks.look()
+            if decided.failed:
+                if runtime.graphs is not None:  # whose arrays are those of the next step, too
+                    new.decided[...] = 0.0
+                if state.masks is not None:  # draw the same masks again
+                    state = state._replace(masks=copy.deepcopy(state.masks))
+                    state.masks.bit_generator.state = drawn_by  # type: ignore[union-attr]
+                # no array of the state before has changed: the step shows why on the host
+                _, passed = self._take(state, inputs, self._scalars(state, inputs), numbers)
+                raise self._failure(state, inputs, where, passed)
+            return self._settled(state, new, inputs, decided)
+        # graphs change the array of decisions
+        decided = new.decided if runtime.graphs is None else home.xp.asarray(new.decided, copy=True)
+        loss, norm, counts = (decision(decided, name) for name in ("loss", "norm", "counts"))
+        new = self._counted(new, inputs, pending=(*state.pending, where))
+        return new, Taken(loss, norm, counts if new.batches == 0 else False)
+
+    def _take_on_device(
+        self, state: StepState, inputs: Inputs, scalars: Array, in_place: bool = False
+    ) -> StepState:
+        """Return the state after a step whose numbers lie in an array on the device."""
+        width = len(HostScalars._fields)
+        numbers = list(scalars[width:])
+        return self._take(
+            state, inputs, HostScalars(*scalars[:width]), numbers, on_device=True, in_place=in_place
+        )[0]
+
+    def _settled(
+        self, state: StepState, new: StepState, inputs: Inputs, decided: Decided
+    ) -> tuple[StepState, Taken]:
+        """Return the state after a step from `state` to `new`, of which the host knows how it
+        went.
+        """
+        loss, norm, _, counts = decided
+        scaling = state.scaling
+        if self.scales:
+            scaling = after(self.precision, scaling, math.isfinite(norm)) or scaling
+        if counts:
+            new = self._counted(new, inputs, scaling=scaling)
+            return new, Taken(loss, norm, new.batches == 0)
+        moments = new.moments
+        if moments is not state.moments:  # a GPU has changed no array
+            moments = moments._replace(step=state.moments.step)
+        new = new._replace(moments=moments, sums=state.sums, scaling=scaling)
+        return new, Taken(loss, norm, False)
+
+    def _counted(self, state: StepState, inputs: Inputs, **changes: Any) -> StepState:
+        """Return the state with the counts after a step that was taken, and with changes."""
+        if state.batches + 1 < self.accumulate:
+            weight = state.weight + inputs.total
+            return state._replace(weight=weight, batches=state.batches + 1, **changes)
+        return state._replace(
+            updates=state.updates + 1, sums=None, weight=0.0, batches=0, **changes
+        )
+
+    def _failure(
+        self, state: StepState, inputs: Inputs, where: str, passed: LossAndGradients
+    ) -> FloatingPointError:
+        """Return the error of a step that cannot be taken; raise one that is about its batch, or
+        that of another rank.
+        """
+        feed = state.runtime.feed
+        ranks = state.runtime.ranks
+        with held(ranks):
+            feed.check(where, inputs.host, everything=True)
+        if ranks is not None:
+            ranks.told("a step")
+        lower = ""
+        if self.precision is not None:
+            lower = f" in {feed.low.dtype} at a loss scale of {state.scaling.scale:g}"
+        loss = float(passed.loss)
+        return FloatingPointError(f"{where}: {_diagnosis(loss, passed.used, passed.grads, lower)}")
+
+    def _scalars(self, state: StepState, inputs: Inputs) -> HostScalars:
+        """Return the numbers that the host gives a step."""
+        forgiven = self.scales and after(self.precision, state.scaling, False) is not None
+        scalars = HostScalars(
+            number=len(state.pending) + 1,
+            scale=state.scaling.scale,
+            forgiven=forgiven,
+            targets=inputs.weight if self.sums_locally else inputs.total,
+            total=state.weight + inputs.total or 1.0,
+        )
+        ranks = state.runtime.ranks
+        if ranks is None:
+            return scalars
+        return scalars._replace(
+            share=inputs.weight / (inputs.total or 1.0),
+            signal=float(ranks.signal),
+            stop=float(ranks.stop),
+            check=ranks.check,
+        )
+
+    def _inputs(self, state: StepState, batch: Any, where: str) -> Inputs:
         """Return a batch as the model takes it."""
-        if isinstance(batch, Inputs):
-            return batch
-        inputs = state.feed.inputs(batch, where)
+        inputs = state.runtime.feed.inputs(batch, where)
         if (batch.part is None) != (self.group is None):
             expected = (
-                "expected batches of distributed.Shard where the Step has a group, and only there"
+                "expected batches of distributed.Shard where the step has a group, and only there"
             )
             raise ValueError(
                 f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}"
             )
         return inputs
 
-    def _refused(self, state: StepState, where: str) -> tuple[StepState, Taken]:
+    def _common_inputs(
+        self, state: StepState, ranks: AllReduce, batch: Batch | Inputs | None, where: str
+    ) -> Inputs | None:
+        """Return the part of a batch, noted for all ranks, or None where this rank cannot take the
+        step; a run has no batch where the data of this rank have ended.
+        """
+        ranks.where = where
+        ranks.ended = batch is None
+        if ranks.error is None and batch is not None:
+            with held(ranks):
+                inputs = batch if isinstance(batch, Inputs) else self._inputs(state, batch, where)
+                assert inputs.host.part is not None
+                ranks.note(inputs.host.part, self.optimizer.rates(state.updates))
+                return inputs
+        return None
+
+    def _refused(self, state: StepState, ranks: AllReduce, where: str) -> tuple[StepState, Taken]:
         """Tell all ranks that this one cannot take the step; raises its error, at once or when
         steps are settled.
         """
-        assert state.joint is not None
         if len(state.pending) == AHEAD:
             self.settle(state)
+        on_device = self._decides_on_device(state)
         batches = (state.batches + 1) % self.accumulate
         # a GPU sums before it looks
-        state.joint.fail(self._local, self._local and batches == 0 and self._asks(state))
-        if self.wait or self._scales or not self._asks(state):
-            state.joint.look()
-        return state._replace(pending=(*state.pending, where), batches=batches), Taken(
-            math.nan, math.nan, False
-        )
+        ranks.fail(self.sums_locally, self.sums_locally and batches == 0 and on_device)
+        if self.wait or self.scales or not on_device:
+            ranks.look()
+        state = state._replace(pending=(*state.pending, where), batches=batches)
+        return state, Taken(math.nan, math.nan, False)
+
+    def _decides_on_device(self, state: StepState) -> bool:
+        """Return whether a GPU makes the decisions of a step."""
+        return state.runtime.compiles and isinstance(self.optimizer, ByRules)
+
+    @cached_property
+    def scales(self) -> bool:
+        """Whether gradients are scaled, so that a step may be left out."""
+        return self.precision is not None and self.precision.scales
+
+    @cached_property
+    def sums_locally(self) -> bool:
+        """Whether gradients are summed over ranks once an update; scaled ones may overflow in any
+        batch.
+        """
+        return self.group is not None and self.accumulate > 1 and not self.scales
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of a step that decide its numbers."""
+        model = type(self.model).__name__
+        callbacks = []
+        for callback in self.callbacks:
+            if has(callback, "gradients", "weights", "state"):
+                ours = type(callback).__module__ == Callback.__module__
+                # the repr of a user's callback may change
+                callbacks.append(text_of(callback) if ours else type(callback).__name__)
+        return {
+            "model": text_of(self.model) if dataclasses.is_dataclass(self.model) else model,
+            "precision": None if self.precision is None else repr(self.precision),
+            "accumulate": self.accumulate,
+            "optimizer": text_of(self.optimizer),
+            "loss function": text_of(getattr(self.loss, "__func__", self.loss)),
+            "callbacks": callbacks,
+        }
 
     def _captures(self, masks: np.random.Generator | None) -> bool:
         """Return whether steps on a GPU are captured."""
-        if self.graph == "auto":
-            return self._ours and (
-                masks is None or isinstance(masks.bit_generator, np.random.PCG64)
-            )
-        return bool(self.graph)
+        if self.graph != "auto":
+            return bool(self.graph)
+        can_draw = masks is None or isinstance(masks.bit_generator, np.random.PCG64)
+        return can_draw and self._is_ours
 
     @cached_property
-    def _ours(self) -> bool:
+    def _is_ours(self) -> bool:
         """Whether all that a step runs on the host is of this package."""
         callbacks = [callback for callback in self.callbacks if has(callback, "gradients")]
         return all(map(is_ours, (self.model, self.loss, self.optimizer, *callbacks)))
-
-    def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
-        """Take a step whose decisions the host makes."""
-        feed = state.feed
-        scaling = state.scaling
-        given = self._given(state, inputs)
-        value, carried, used, grads, norm = self._summed(state, inputs, scaling.scale, given)
-        loss, size = map(float, to_numpy(feed.home.xp.stack((value, norm))))
-        if state.joint is not None:
-            state.joint.look()
-        next_scaling = after(self.precision, scaling, math.isfinite(size))
-        if next_scaling is None or not math.isfinite(loss):
-            with held(state.joint):
-                feed.check(where, inputs.host, everything=True)
-            if state.joint is not None:
-                state.joint.told("a step")
-            low = feed.low.dtype
-            narrow = (
-                "" if self.precision is None else f" in {low} at a loss scale of {scaling.scale:g}"
-            )
-            raise FloatingPointError(f"{where}: {_diagnosis(loss, used, grads, narrow)}")
-        state = state._replace(carried=carried, scaling=next_scaling)
-        if not math.isfinite(size):
-            return state, Taken(loss, size, False)
-        state = self._updated(
-            state, grads, norm, (given.total, given.targets), self.optimizer.update
-        )
-        state = self._counted(state, inputs)
-        return state, Taken(loss, size, state.batches == 0)
-
-    def _enqueued(self, state: StepState, inputs: Inputs) -> StepState:
-        """Enqueue a step on a GPU; the state after it has the counts from before it."""
-        assert isinstance(self.optimizer, ByRules)
-        home = state.feed.home
-        if state.device_state is None:
-            state = state._replace(device_state=home.asarray(np.array(Decided()), "float64"))
-        given = np.array([*self._given(state, inputs), *self.optimizer.numbers(state.updates)])
-        if not self._captures(state.masks):
-            return self._arrays(state._replace(graphs=None), inputs, home.asarray(given, "float64"))
-        graphs = state.graphs
-        if graphs is None or not graphs.hold(self, state):
-            graphs = Graphs(self, state)
-        step = functools.partial(self._arrays, in_place=True)
-        return graphs.take(step, state, inputs, given)._replace(graphs=graphs)
-
-    def _counted(self, state: StepState, inputs: Inputs) -> StepState:
-        """Return the state with the counts after a step that was taken."""
-        if state.batches + 1 < self.accumulate:
-            return state._replace(weight=state.weight + inputs.total, batches=state.batches + 1)
-        return state._replace(updates=state.updates + 1, sums=None, weight=0.0, batches=0)
-
-    def _updated(
-        self,
-        state: StepState,
-        grads: Params,
-        norm: Array,
-        numbers: Any,
-        update: Any,
-        in_place: bool = False,
-    ) -> StepState:
-        """Return the state after an update by the gradients, or with them in its sums where more
-        are to come.
-
-        The numbers are that of all targets of the update, that of this batch, and whether it
-        counts.
-        """
-        total, *weights = numbers
-        if self.accumulate > 1:
-            # the first batch of an update does not look at them
-            sums = grads if state.sums is None else state.sums
-            into = (1,) if in_place and state.sums is not None else ()
-            state = state._replace(
-                sums=_each(_weighted, [grads, sums], tuple(weights), into, first=state.batches == 0)
-            )
-            if state.batches + 1 < self.accumulate:
-                return state
-            if state.joint is not None and self._local:
-                grads, norm = state.joint.mean(state.sums or {}, total)
-            else:
-                grads = _each(_mean, [state.sums], (total,))
-                norm = optimizers.global_norm(grads)
-        for callback in self.callbacks:
-            grads = callback.gradients(grads, norm)
-        arrays = (state.params, grads, state.moments)
-        params, moments = (
-            update(*arrays) if state.joint is None else state.joint.updated(update, *arrays)
-        )
-        return state._replace(params=params, moments=moments)
-
-    def _awaited(
-        self, state: StepState, enqueued: StepState, inputs: Inputs, where: str, masks: Any
-    ) -> tuple[StepState, Taken]:
-        """Wait for a step, from `state` to `enqueued`; `masks` are the state of their generator
-        before it.
-        """
-        decided = Decided(*to_numpy(enqueued.device_state).tolist())
-        if state.joint is not None:
-            state.joint.look()
-        # no array of the state before has changed: the step is taken again to see why
-        if decided.failed:
-            if enqueued.graphs is not None:
-                enqueued.device_state[...] = 0.0  # type: ignore[index]
-            if state.masks is not None:
-                state = state._replace(masks=copy.deepcopy(state.masks))
-                state.masks.bit_generator.state = masks  # type: ignore[union-attr]
-            self._watched(state, inputs, where)
-            raise FloatingPointError(f"{where}: {NOT_FINITE}")
-        scaling = after(self.precision, state.scaling, math.isfinite(decided.norm)) or state.scaling
-        enqueued = enqueued._replace(scaling=scaling)
-        if not decided.counts:
-            moments = enqueued.moments._replace(step=state.moments.step)
-            return enqueued._replace(moments=moments, sums=state.sums), Taken(
-                decided.loss, decided.norm, False
-            )
-        enqueued = self._counted(enqueued, inputs)
-        return enqueued, Taken(decided.loss, decided.norm, enqueued.batches == 0)
-
-    def _arrays(
-        self, state: StepState, inputs: Inputs, given: Array, in_place: bool = False
-    ) -> StepState:
-        """Return the state with its arrays after a step; nothing here waits, and a graph can
-        capture it.
-
-        With `in_place` parameters, moments and sums of gradients are changed where they are.
-        """
-        assert isinstance(self.optimizer, ByRules)
-        first = Given(*given[: len(Given._fields)])
-        numbers = list(given[len(Given._fields) :])
-        loss, carried, _, grads, norm = self._summed(
-            state, inputs, first.scale if self._scales else 1.0, first
-        )
-        device_state = decide(state.feed.home.xp, state.device_state, loss, norm, first)
-        counts = decision(device_state, "counts")
-        state = state._replace(carried=carried, device_state=device_state)
-        update = functools.partial(
-            self.optimizer.apply, numbers=numbers, counts=counts, in_place=in_place
-        )
-        return self._updated(
-            state, grads, norm, (first.total, first.targets, counts), update, in_place
-        )
-
-    def _given(self, state: StepState, inputs: Inputs) -> Given:
-        """Return the numbers that the host gives a step."""
-        forgiven = after(self.precision, state.scaling, False) is not None
-        numbers = (len(state.pending) + 1, state.scaling.scale, forgiven)
-        targets = inputs.weight if self._local else inputs.total
-        total = state.weight + inputs.total or 1.0
-        if state.joint is None:
-            return Given(*numbers, targets, total)
-        joint = state.joint
-        share = inputs.weight / (inputs.total or 1.0)
-        return Given(
-            *numbers, targets, total, share, float(joint.signal), float(joint.stop), joint.check
-        )
-
-    def _summed(
-        self, state: StepState, inputs: Inputs, scale: float | Array, given: Given
-    ) -> tuple[Array, Any, Params, Params, Array]:
-        """Return what `_gradients` does, with a group that of the whole batch, and the norm of the
-        gradient.
-        """
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
-            if state.joint is not None:
-                early = self._scales  # so that the same gradients overflow as in the whole batch
-                own = functools.partial(
-                    self._gradients, state, inputs, scale, given.share if early else 1.0
-                )
-                return state.joint.summed(own, state, inputs, given, self._local, early)
-            found = self._gradients(state, inputs, scale)
-            return *found, optimizers.global_norm(found[-1])
-
-    def _gradients(
-        self, state: StepState, inputs: Inputs, scale: float | Array, share: float | Array = 1.0
-    ) -> tuple[Array, Any, Params, Params]:
-        """Return the loss, the state of the model at the end, the weights it was run with, and a
-        share of gradients.
-        """
-        feed = state.feed
-        dtype = state.feed.home.dtype
-        low = state.feed.low.dtype
-        masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
-        used = lowered(state.params, low)  # copies in a lower precision, where there is one
-        y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
-        value, dy = self.loss(raised(y, dtype), inputs.target, inputs.mask)  # type: ignore[misc]
-        grads = self.model.backward(used, saved, lowered(dy, low, scale * share))[0]
-        grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
-        return value, carried, used, raised(grads, dtype, scale)
 
 
 def text_of(value: Any) -> str:
@@ -622,14 +599,14 @@ def text_of(value: Any) -> str:
     return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
 
 
-def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
-    """Return why a step cannot be taken; `narrow` names a lower precision."""
+def _diagnosis(loss: float, params: Params, grads: Params, lower: str) -> str:
+    """Return why a step cannot be taken; `lower` names a lower precision."""
     for what, arrays in {"parameter": params, "gradient of": grads}.items():
         for name, array in arrays.items():
             if not np.all(np.isfinite(to_numpy(array))):
-                wider = ", clipping, or float32" if narrow else " or clipping"
+                wider = ", clipping, or float32" if lower else " or clipping"
                 problem = (
-                    f"{what} {name} is not finite{narrow}; a smaller learning rate{wider} may help"
+                    f"{what} {name} is not finite{lower}; a smaller learning rate{wider} may help"
                 )
                 return f"loss is {loss:g}, {problem}"
     if math.isfinite(loss):
@@ -641,6 +618,17 @@ def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
         f"loss is {loss:g} though every parameter and gradient is finite: are there targets out of"
         " range?"
     )
+
+
+def _sums(
+    state: StepState, grads: Params, weight: float | Array, counts: Array | None, in_place: bool
+) -> Params:
+    """Return the sums of gradients of an update with those of a batch, where it counts."""
+    # the first batch of an update does not look at them
+    sums = grads if state.sums is None else state.sums
+    into = (1,) if in_place and state.sums is not None else ()
+    numbers = (weight,) if counts is None else (weight, counts)
+    return _each(_weighted, [grads, sums], numbers, into, first=state.batches == 0)
 
 
 def _each(

@@ -175,16 +175,16 @@ def rows(key: tuple[int, int, int, bytes | None], steps: int, packed: bool) -> n
     packed : bool
         The rows are those of the steps of all sequences, as `recurrence/packing.py` has them.
     """
-    B, start, stop, given = key
-    if packed and given is not None:
-        lengths = np.frombuffer(given, np.int64)
+    B, start, stop, lengths_bytes = key
+    if packed and lengths_bytes is not None:
+        lengths = np.frombuffer(lengths_bytes, np.int64)
         order = np.argsort(-lengths, kind="stable")
         # of the own sequences, the longest first
         places = np.flatnonzero((order >= start) & (order < stop))
         step = np.arange(max(lengths))[:, None]
         # the first row of each step
         firsts = np.cumsum([0, *np.count_nonzero(lengths > step, axis=1)])[:-1, None]
-        found: np.ndarray[Any, Any] = (firsts + places)[lengths[order][places] > step]
-        return found
+        packed_rows: np.ndarray[Any, Any] = (firsts + places)[lengths[order][places] > step]
+        return packed_rows
     T = steps // (stop - start) if packed else steps
     return (np.arange(T)[:, None] * B + np.arange(start, stop)).reshape(-1)

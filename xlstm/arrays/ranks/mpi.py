@@ -95,7 +95,7 @@ def group(version: str) -> Group:
             "group: MPI runs without MPI_THREAD_MULTIPLE, which the watch beside each rank needs"
         )
     with _ended_by_signals():
-        ranks = Ranks(mpi)
+        ranks = MpiGroup(mpi)
         versions = ranks.tell(f"{version} (checksum of its files {_checksum_of_files():08x})")
     common, odd = odd_ranks(versions)
     if odd:
@@ -110,7 +110,7 @@ def group(version: str) -> Group:
 def _checksum_of_files() -> int:
     """Return a number that tells the code of this package apart."""
     checksum = 0
-    for path in sorted(Path(__file__).parents[1].rglob("*")):
+    for path in sorted(Path(__file__).parents[2].rglob("*")):
         if path.suffix in (".py", ".cu", ".cuh"):
             checksum = zlib.crc32(path.read_bytes(), checksum)
     return checksum
@@ -120,15 +120,15 @@ def _started() -> tuple[str, int]:
     """Return how many processes a launcher started, or the least that there can be, after the
     variable that says so.
     """
-    given = {
+    variables = {
         name: int(text)
         for name in (*SIZES, *NUMBERS)
         if (text := os.environ.get(name, "")).isdigit()
     }
     if "RANK" not in os.environ:
-        given.pop("WORLD_SIZE", None)
-    sizes = {name: size for name, size in given.items() if name in SIZES}
-    sizes = sizes or {name: number + 1 for name, number in given.items()}
+        variables.pop("WORLD_SIZE", None)
+    sizes = {name: size for name, size in variables.items() if name in SIZES}
+    sizes = sizes or {name: number + 1 for name, number in variables.items()}
     return max(sizes.items(), key=lambda item: item[1], default=("", 1))
 
 
@@ -140,17 +140,17 @@ def _ended_by_signals() -> Iterator[None]:
     handlers: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for one in (signal.SIGINT, signal.SIGTERM):
-                if callable(handler := signal.getsignal(one)):
-                    handlers[one] = handler
-                    signal.signal(one, signal.SIG_DFL)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    handlers[number] = handler
+                    signal.signal(number, signal.SIG_DFL)
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for changed, handler in handlers.items():
+            signal.signal(changed, handler)
 
 
-class Ranks:
+class MpiGroup:
     """The group of all processes that MPI knows.
 
     From here on a rank ends the job where it fails, or leaves while others wait for it.
@@ -172,7 +172,8 @@ class Ranks:
         self._gpu = Clock("sum on the GPU")
         _choose_gpu(self.local_rank)
         self._watch = Watch(world.Dup(), (self._clock, self._gpu), self._end)
-        self._before, sys.excepthook = sys.excepthook, self._failed
+        self._before = sys.excepthook
+        sys.excepthook = self._failed
         # mpi4py has registered the end of MPI before, which comes after this
         atexit.register(self._leave)
 
@@ -343,7 +344,7 @@ class Nccl:
     def __init__(self, group: Group, number: Any, clock: Clock) -> None:
         cp = optional_imports.cupy()
         self._library = optional_imports.nccl()
-        self._made = self._library.NcclCommunicator(group.size, number, group.rank)
+        self._communicator = self._library.NcclCommunicator(group.size, number, group.rank)
         memory = cp.cuda.alloc_pinned_memory(clock.counts.nbytes)
         clock.counts = np.frombuffer(memory, np.int64, 2)
         clock.counts[:] = 0
@@ -355,9 +356,11 @@ class Nccl:
         kind = getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}")
         stream = optional_imports.cupy().cuda.get_current_stream().ptr
         self._counts[0] += 1
-        self._made.allReduce(a.data.ptr, a.data.ptr, a.size, kind, self._library.NCCL_SUM, stream)
+        self._communicator.allReduce(
+            a.data.ptr, a.data.ptr, a.size, kind, self._library.NCCL_SUM, stream
+        )
         self._counts[1] += 1
 
     def check(self) -> None:
         """Raise the error that NCCL has met meanwhile, if any."""
-        self._made.check_async_error()
+        self._communicator.check_async_error()

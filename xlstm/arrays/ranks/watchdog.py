@@ -118,7 +118,7 @@ class Watch:
         self._limit = limit()
         self._parent = os.getppid()
         self.how = "goes on"
-        self._known: dict[int, Notice] = {}  # the last notice of each other rank
+        self._notices: dict[int, Notice] = {}  # the last notice of each other rank
         self._sent: list[Any] = []  # requests of MPI, whose memory is needed until it has sent them
         self._lock = threading.Lock()
         self._left = threading.Event()
@@ -156,14 +156,17 @@ class Watch:
         with self._lock:  # the thread and the end of the program may both be here
             while (message := self._comm.improbe()) is not None:
                 notice = message.recv()
-                self._known[notice.rank] = notice
+                self._notices[notice.rank] = notice
                 if notice.asks:
                     self._send([notice.rank])
 
     def _failing(self) -> list[int]:
         """Return the other ranks that fail."""
         self._receive()
-        return [rank for rank, notice in self._known.items() if notice.how == "fails"]
+        return self._ranks_that("fails")
+
+    def _ranks_that(self, how: str) -> list[int]:
+        return [rank for rank, notice in self._notices.items() if notice.how == how]
 
     def _run(self) -> None:
         """Look at the clocks until all ranks leave."""
@@ -178,14 +181,8 @@ class Watch:
                 self.check()
             except Exception as error:
                 self._fail([self._comm.rank], str(error))
-            now = next(
-                (
-                    (k, int(c.counts[0]))
-                    for k, c in enumerate(self._clocks)
-                    if c.counts[0] > c.counts[1]
-                ),
-                None,
-            )
+            waiting = [k for k, c in enumerate(self._clocks) if c.counts[0] > c.counts[1]]
+            now = (waiting[0], int(self._clocks[waiting[0]].counts[0])) if waiting else None
             if now != place:
                 place = now
                 since = time.monotonic()
@@ -200,8 +197,8 @@ class Watch:
         last, kind = self._clocks[k].begun
         if last != begun:  # it has just ended
             return asked
-        for rank, known in self._known.items():
-            number, other = known.begun[k]
+        for rank, notice in self._notices.items():
+            number, other = notice.begun[k]
             if number == begun and other != kind:
                 places = (
                     f"rank {rank} came to {other} {begun} and rank {self._comm.rank} to {kind}"
@@ -209,15 +206,14 @@ class Watch:
                 )
                 self._fail(sorted((rank, self._comm.rank)), f"{places}, so neither can end")
         came = [
-            r
-            for r, known in self._known.items()
-            if known.begun[k][0] > begun or known.begun[k] == (begun, kind)
+            rank
+            for rank, notice in self._notices.items()
+            if notice.begun[k][0] > begun or notice.begun[k] == (begun, kind)
         ]
         late = [rank for rank in self._others if rank not in came]
-        if gone := [
-            rank for rank in late if rank in self._known and self._known[rank].how == "leaves"
-        ]:
-            self._fail(gone, f"left before {kind} {begun}")
+        left = [rank for rank in late if rank in self._ranks_that("leaves")]
+        if left:
+            self._fail(left, f"left before {kind} {begun}")
         if waited >= self._limit + ANSWER:
             within = f"within {self._limit:g} s ({VARIABLE})"
             if late:

@@ -1,0 +1,161 @@
+"""The mean loss of a model over data, and metrics of its outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array, Params, namespace
+from xlstm.arrays.ranks.groups import Group
+from xlstm.data.batches import Batches
+from xlstm.data.shards import Shard
+from xlstm.training.feed import Feed, Inputs, Loss, batches_of, loss_of
+from xlstm.training.parallel import told
+
+Metric = Callable[[Array, Array], Any]
+METRICS = checks.instance(Mapping, "a dict of name to function")
+
+
+def metrics_of(where: str, metrics: Any) -> Mapping[str, Metric]:
+    """Return the metrics that are given, or a dict without any; TypeError unless they are functions
+    by their names.
+    """
+    functions: Mapping[str, Metric] = METRICS(where, "metrics", {} if metrics is None else metrics)
+    for name, metric in functions.items():
+        checks.function(where, f"metrics[{name!r}]", metric)
+    return functions
+
+
+def evaluate(
+    model: Any,
+    params: Params,
+    data: Batches | Iterable[Any],
+    loss: Loss | None = None,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    group: Group | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Any:
+    """Return the mean loss over all of `data`, with the state carried as in training.
+
+    Parameters
+    ----------
+    model : object
+        As for `train`.
+    params : dict of str to array
+    data : Batches, or an iterable of batches or pairs
+        As for `train`.
+    loss : callable, optional
+        As for `train`.
+    stopped : callable, optional
+        `stopped() -> bool` says after a batch whether nobody needs the result any more, which is
+        NaN then.
+    group : Group, optional
+        The ranks that share each batch; all of them return the same.
+    metrics : dict of str to callable, optional
+        As for `train`.
+
+    Returns
+    -------
+    float, or (float, dict of str to float)
+        The loss, and with `metrics` also these.
+
+    Raises
+    ------
+    ValueError
+        `data` yields no batch or none with a target that counts, or numbers in a batch are not
+        finite or do not fit into the dtype.
+    TypeError
+        `metrics` is no dict of functions, or a metric returns no numbers.
+    """
+    measures = metrics_of("evaluate", metrics)
+    checks.function("evaluate", "stopped", stopped)
+    feed = Feed.of("evaluate", model, params)
+    data = batches_of("evaluate", "data", model, data)
+    loss = loss_of("evaluate", model, loss)
+    if group is not None and not isinstance(data, Shard):
+        data = Shard(data, group)
+    totals = np.zeros(3 + len(measures))
+    parts = _sums(feed, params, data, loss, measures, stopped)
+    for ends, *sums in parts if group is None else _added(group, parts):
+        totals += sums
+        if ends:
+            return math.nan
+    weight, value, count, *measured = totals.tolist()
+    mean = value / weight
+    if metrics is None:
+        return mean
+    return mean, {name: value / count for name, value in zip(measures, measured, strict=True)}
+
+
+def _added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:
+    """Yield the sums over all ranks of the numbers that each yields; an error of one is raised on
+    all of them.
+    """
+    while True:
+        error = own = None
+        try:
+            own = next(parts, None)
+        except Exception as problem:
+            error = problem
+        every = told(group, "evaluation", error, own)
+        if every.count(None) == group.size:
+            return
+        if None in every:
+            rank = every.index(None)
+            raise ValueError(
+                f"evaluate: the data of rank {rank} have ended, those of other ranks have not"
+            )
+        yield tuple(map(sum, zip(*every, strict=True)))
+
+
+def _sums(
+    feed: Feed,
+    params: Params,
+    data: Batches,
+    loss: Loss,
+    metrics: Mapping[str, Metric],
+    stopped: Callable[[], bool],
+) -> Iterator[tuple[float, ...]]:
+    """Yield of each batch whether nobody needs the result, its weight, its loss times that, and
+    `_measured`.
+    """
+    state = None
+    for batch in feed.batches(data, "evaluate", ": batch"):
+        value = 0.0
+        measured = [0.0] * (1 + len(metrics))
+        if batch.host.x.shape[1]:  # a rank may have no sequence
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
+                y, state, _ = feed.forward(params, batch, state, train=False)
+                value = float(loss(y, batch.target, batch.mask)[0])
+            measured = _measured(metrics, y, batch) if metrics else measured
+        yield stopped(), batch.weight, batch.weight * value if batch.weight else 0.0, *measured
+
+
+def _measured(metrics: Mapping[str, Metric], y: Array, batch: Inputs) -> list[float]:
+    """Return the number of targets that count, and the mean of each metric over them, times that
+    number.
+    """
+    target = batch.target
+    if batch.mask is not None:
+        xp = namespace("evaluate", {"y": y})
+        counts = xp.astype(batch.mask, xp.bool)
+        y = y[counts]
+        target = target[counts]
+    count = float(math.prod(target.shape))
+    sums = [count]
+    for name, metric in metrics.items():
+        result = metric(y, target) if count else 0.0
+        # a loss also returns its gradient
+        values = to_numpy(result[0] if isinstance(result, tuple) and result else result)
+        if values.dtype.kind not in "biuf" or not values.size:
+            raise TypeError(
+                f"evaluate: metrics[{name!r}] returned {checks.shown(result)}, expected numbers"
+            )
+        sums.append(count * float(np.mean(values)))
+    return sums

@@ -1,0 +1,232 @@
+"""The state of a training, which is one tree, and what a step decides.
+
+A step makes a new state from the last. Whatever depends on numbers, such as whether a step counts,
+is decided by the host, or on CuPy by the GPU, so that the host need not wait for it: the decision
+is an array there with the numbers of `Decided`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays.cached import cached_property
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.fuse import compiles, fuse
+from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.precision import Scaling
+from xlstm.training.feed import Feed
+from xlstm.training.optimizers import OptimState
+from xlstm.training.parallel import AllReduce
+
+
+class Decided(NamedTuple):
+    """The decisions of a step.
+
+    Attributes
+    ----------
+    loss, norm : float
+        Those of the last step.
+    failed : float
+        The number of the first step that could not be taken, or 0; nothing changes after it.
+    counts : float
+        Whether the last step's gradients were taken: 1 or 0.
+    """
+
+    loss: float = 0.0
+    norm: float = 0.0
+    failed: float = 0.0
+    counts: float = 0.0
+
+
+class HostScalars(NamedTuple):
+    """The numbers that the host gives a step; those of the optimiser come after them.
+
+    Attributes
+    ----------
+    number : float
+        That of the step among those that the host has not looked at, from 1.
+    scale : float
+        The factor of the gradients.
+    forgiven : float
+        1 where a step whose gradients are not finite is left out, and 0 where it cannot be taken.
+    targets, total : float
+        The number of targets of the batch, and of all batches of an update.
+    share : float
+        The share of a rank in the targets of the batch.
+    signal, stop, check : float
+        Those of a rank's `Head`.
+    """
+
+    number: float
+    scale: float
+    forgiven: float
+    targets: float
+    total: float
+    share: float = 1.0
+    signal: float = 0.0
+    stop: float = 0.0
+    check: float = 0.0
+
+
+@dataclass(eq=False)
+class Runtime:
+    """All that belongs to the process of a training, and not to its state.
+
+    Attributes
+    ----------
+    feed : Feed
+        The way of batches onto the device of the parameters.
+    ranks : AllReduce or None
+        The sums of the ranks of a group.
+    graphs : Graphs or None
+        CUDA graphs of steps, which have the arrays of the state and change them.
+    """
+
+    feed: Feed
+    ranks: AllReduce | None = None
+    graphs: Any = None
+
+    @cached_property
+    def compiles(self) -> bool:
+        """Whether the parameters are on a GPU that can decide about steps."""
+        return compiles(self.feed.home.xp)
+
+
+class StepState(NamedTuple):
+    """All that a step changes.
+
+    Attributes
+    ----------
+    params : dict of str to array
+    moments : OptimState
+        The state of the optimiser.
+    carried : tuple or None
+        The state of the model at the end of the last batch.
+    scaling : Scaling
+        The scale of gradients in mixed precision.
+    sums : dict of str to array, or None
+        The gradients accumulated since the last update, each times its number of targets.
+    weight : float
+        The number of targets that they are of.
+    batches : int
+        The number of batches that they are of.
+    updates : int
+        Updates done.
+    masks : numpy.random.Generator or None
+        Where the masks of dropout and zoneout come from; a step draws from it.
+    decided : Decided, or array
+        The decisions of the last step, on a GPU as an array.
+    pending : tuple of str
+        The names of steps that the host has not looked at yet.
+    runtime : Runtime
+        What belongs to the process.
+    """
+
+    params: Params
+    moments: OptimState
+    carried: Any
+    scaling: Scaling
+    sums: Params | None
+    weight: float
+    batches: int
+    updates: int
+    masks: np.random.Generator | None
+    decided: Decided | Array
+    pending: tuple[str, ...]
+    runtime: Runtime
+
+
+class Taken(NamedTuple):
+    """How a step went.
+
+    Attributes
+    ----------
+    loss : float, or 0-d array
+        That of its batch; on the GPU where the step did not wait.
+    norm : float, or 0-d array
+        The norm of the gradient; with a group and `accumulate` the root of the sum of the squares
+        of all ranks' parts.
+    updated : bool, or 0-d array
+        Whether the step changed the parameters.
+    """
+
+    loss: float | Array
+    norm: float | Array
+    updated: bool | Array
+
+
+def decision(decided: Decided | Array, name: str) -> Any:
+    """Return a decision: a number, or a 0-d array that lies in the array of all."""
+    return decided[Decided._fields.index(name)]
+
+
+def read(decided: Decided | Array) -> Decided:
+    """Return decisions on the host, which waits for those of a GPU."""
+    return decided if isinstance(decided, Decided) else Decided(*to_numpy(decided).tolist())
+
+
+def decide(loss: Array, norm: Array, scalars: HostScalars) -> Decided:
+    """Return the decisions of a step with this loss and norm of its gradients, on the host."""
+    value = float(loss)
+    size = float(norm)
+    finite = math.isfinite(size)
+    sound = math.isfinite(value) and (finite or scalars.forgiven)
+    return Decided(value, size, 0.0 if sound else scalars.number, float(sound and finite))
+
+
+def decide_on_device(
+    xp: Namespace, last: Array, loss: Array, norm: Array, scalars: HostScalars
+) -> Array:
+    """Return the decisions of a step on a GPU, from those of the last, by one launch."""
+    decided = xp.empty_like(last)
+    failed = decision(last, "failed")
+    places = tuple(decided[k] for k in range(len(decided)))
+    fuse(xp, _decisions, loss, norm, scalars.number, scalars.forgiven, failed, out=places)
+    return decided
+
+
+def _decisions(
+    xp: Namespace, loss: Array, norm: Array, number: Array, forgiven: Array, failed: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return the numbers of `Decided`, in its order."""
+    loss = xp.astype(loss, xp.float64)
+    norm = xp.astype(norm, xp.float64)
+    finite = _finite(xp, norm)
+    sound = _finite(xp, loss) * xp.maximum(finite, forgiven)
+    failed = xp.where(failed > 0, failed, (1 - sound) * number)
+    return loss, norm, failed, xp.where(failed > 0, xp.zeros_like(failed), finite)
+
+
+def _finite(xp: Namespace, a: Array) -> Array:
+    """Return 1 where a number is finite, else 0."""
+    return xp.where(xp.abs(a) <= sys.float_info.max, xp.ones_like(a), xp.zeros_like(a))
+
+
+ARRAYS = ("params", "carried", "sums")  # of a state, as a checkpoint has them
+COUNTS = ("weight", "batches", "updates")
+
+
+def packed(state: StepState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the numbers and the rest of a state as a checkpoint has them, by name."""
+    numbers = {name: getattr(state, name) for name in COUNTS} | state.scaling._asdict()
+    tree = {name: getattr(state, name) for name in ARRAYS}
+    tree["slots"] = state.moments.slots
+    tree["masks"] = None if state.masks is None else state.masks.bit_generator.state
+    return numbers, tree
+
+
+def unpacked(state: StepState, numbers: dict[str, Any], tree: dict[str, Any]) -> StepState:
+    """Return the state that `packed` was given, in the process of another one."""
+    if state.masks is not None:
+        state.masks.bit_generator.state = tree["masks"]
+    return state._replace(
+        **{name: tree[name] for name in ARRAYS},
+        **{name: numbers[name] for name in COUNTS},
+        moments=OptimState(numbers["updates"], tree["slots"]),
+        scaling=Scaling(numbers["scale"], numbers["good"]),
+    )
