@@ -161,7 +161,8 @@ def test_a_forecast_does_not_depend_on_others(rng):
         values
     )
     assert len(forecaster.chosen_) == 2
-    (series,) = panels.read_series("test", [values[:, None]], [panels.Covariates()], 6, False)
+    panel = panels.Panel.from_arrays("test", values[:, None], panels.Covariates())
+    (series,) = panel.read("test", 6)
     forecast = forecaster.predictor_.forecast
     units = forecaster.scaling_.units[0]
     rows = np.arange(150, 241)

@@ -95,6 +95,7 @@ class SeriesError(ValueError):
     def __init__(self, where: str, row: int, value: float, problem: str) -> None:
         super().__init__(where, row, value, problem)
         self.row = row
+        self.value = value
 
     def __str__(self) -> str:
         where, row, value, problem = self.args

@@ -1,21 +1,27 @@
-"""Series as forecasters take them, with all that is known beside them, as arrays or in tables;
-forecasts as tables.
+"""Series as forecasters take them, with all that is known beside them, from arrays, tables and
+files; forecasts in the same kind.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, host
 from xlstm.data.calendars import Calendar
+from xlstm.data.csv_file import PLAIN, CsvFile, Dialect
 from xlstm.data.frames import Columns
-from xlstm.data.host import Values
+from xlstm.data.host import SeriesError, Values
+from xlstm.data.series import Series, only_column, series_of
 from xlstm.data.series_windows import carry_forward, first_row
+from xlstm.data.table import ParquetFile, groups_of, opened
 
 # where the last target begins, as a share of the rows: in the middle of those that are trained on
 LATEST = 0.3
@@ -104,51 +110,21 @@ class CovariateArguments(TypedDict, total=False):
     dates: Any
 
 
-def read_series(
+def _one(
     where: str,
-    values: Sequence[Any],
-    covariates: Sequence[Covariates],
+    value: Any,
+    covariates: Covariates,
     more: int,
     look: bool,
-    gaps: bool = False,
-) -> list[TimeSeries]:
-    """Return series with their covariates, with room for `more` rows of the calendar.
-
-    With `look` features of dates are among the covariates that are known in advance, and so are the
-    holidays of a calendar that has some. With `gaps` covariates keep their gaps, and all may begin
-    with some; else rows are left out before the first value of any target, before the first of any
-    covariate, and before those that would leave a target without a value in the first LATEST of
-    them. Errors name the caller, `where`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Series are not sound, or covariates have not as many rows.
-    """
-    read = []
-    for k, (one, beside) in enumerate(zip(values, covariates, strict=True)):
-        try:
-            read.append(_one(where, one, beside, more, look, gaps))
-        except (TypeError, ValueError) as error:
-            error.add_note(f"in series {k}")
-            raise
-    widths = {(t.values.shape[1], t.past.shape[1], t.future.shape[1], len(t.static)) for t in read}
-    if len(widths) > 1:
-        names = "(values, past, future, static)"
-        raise ValueError(f"{where}: the series differ in their columns {names}, {sorted(widths)}")
-    return read
-
-
-def _one(
-    where: str, value: Any, covariates: Covariates, more: int, look: bool, gaps: bool
+    gaps: bool,
+    holidays: str | None,
 ) -> TimeSeries:
+    """Return one series of `Panel.read`, which has the arguments."""
     values = host.series(where, value)
     N = len(values)
     begun = 0 if gaps else first_row(f"{where}: the series", values)
-    past, future = (
-        _covariates(where, name, getattr(covariates, name), N, begun, gaps)
-        for name in ("past", "future")
-    )
+    past = _covariates(where, "past", covariates.past, N, begun, gaps)
+    future = _covariates(where, "future", covariates.future, N, begun, gaps)
     static: Values = np.empty(0)
     if covariates.static is not None:
         numbers = checks.host(where, "static", covariates.static, "real numbers (S,)")
@@ -157,32 +133,30 @@ def _one(
         raise ValueError(
             f"{where}: static has a number that is not finite, expected finite numbers (S,)"
         )
-    calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
-    ahead = max(0, len(future) - N)
-    features = 0
-    if calendar is not None:
+    ahead = max(more, len(future) - N)
+    calendar = None
+    marks = 0
+    if covariates.dates is not None:
+        calendar = calendars.calendar_of(where, covariates.dates)
         if len(calendar.place) != N:
-            raise ValueError(
-                f"{where}: dates has {len(calendar.place)} rows, expected {N}, as many as the"
-                " series"
-            )
+            rows = len(calendar.place)
+            raise ValueError(f"{where}: dates has {rows} rows, expected {N}, as many as the series")
         values = calendar.placed(values)
         past = calendar.placed(past)
         future = np.concatenate((calendar.placed(future[:N]), future[N:]))
+    elif holidays is not None:
+        needs = f"holidays={holidays!r} needs dates, the series has none"
+        raise ValueError(f"{where}: {needs}; expected a column of dates, or dates=")
     if not future.shape[1]:
         future = np.empty((len(values) + more, 0))
-    if calendar is not None:
-        later = calendars.next_dates(calendar, max(more, ahead))
-        dates = calendars.converted(
-            np.concatenate((calendar.dates, later)), calendar.zone, calendar.clocks
-        )
-        if calendar.holidays is not None:
-            shares = calendars.holiday_shares(where, calendar.holidays, calendar, dates)
-            future = np.concatenate((shares[: len(future)], future), axis=1)
-        if look:
-            of_dates = calendars.features(dates, calendar.seconds)
-            features = of_dates.shape[1]
-            future = np.concatenate((of_dates[: len(future)], future), axis=1)
+    if calendar is not None and holidays is not None:
+        shares = calendars.holiday_shares(where, holidays, calendar, ahead)
+        future = np.concatenate((shares[: len(future)], future), axis=1)
+    if calendar is not None and look:
+        dates = calendar.dates.append(calendar.following(ahead))
+        features = calendars.features(calendars.on_clocks(dates), calendar.seconds)
+        marks = features.shape[1]
+        future = np.concatenate((features[: len(future)], future), axis=1)
     known = _begun(carry_forward(values))
     begin = 0
     if not gaps:
@@ -190,7 +164,7 @@ def _one(
         past = carry_forward(past)
         future = carry_forward(future)
     values, known, past, future = (part[begin:] for part in (values, known, past, future))
-    return TimeSeries(values, known, past, future, static, calendar, features, begin)
+    return TimeSeries(values, known, past, future, static, calendar, marks, begin)
 
 
 def _first(values: Values, past: Values, future: Values) -> int:
@@ -275,7 +249,7 @@ class Roles(NamedTuple):
             taken[column] = role
         return Roles(**lists)
 
-    def given(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
         """Return checked roles as the parameters of a forecaster, None where there are no
         columns.
         """
@@ -290,45 +264,361 @@ class Roles(NamedTuple):
         return "".join(self.series_id)
 
 
-class Given(NamedTuple):
-    """Series as they were given: as arrays, with what is needed to give forecasts in the same kind.
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Series as they came, with what is needed to give forecasts in the same kind.
 
     Attributes
     ----------
-    values : list of array
+    values : list of array (N,) or (N, C)
     covariates : list of Covariates
     single : bool
         Whether one series came by itself, and not in a list.
     flat : list of bool
         Which of the series came without an axis of targets.
+    roles : Roles
     names : list of str
         Names of targets; empty where there was no table.
     table : object
         The table, or None.
     labels : list
-        The entry of the column `id_name` for each series.
-    id_name : str
+        The entry of the column of names for each series.
     rows : list of array
         For each series of the table labels of its rows that are no dates; empty where rows have
         none.
+    shown : list of Series
+        The first target of each series of a file, as people read it.
+    time : str
+        The name of the column of dates, or of steps, in tables of forecasts.
+    kinds : dict of str to pyarrow.DataType
+        Types of the columns of times and of names of series, where they come from a Parquet file.
+    left_out : list of str
+        Columns of a file that have no role.
     """
 
     values: Sequence[Any]
     covariates: list[Covariates]
     single: bool
     flat: list[bool]
+    roles: Roles
     names: Sequence[str] = ()
     table: Any = None
     labels: Sequence[Any] = ()
-    id_name: str = ""
     rows: Sequence[Any] = ()
+    shown: Sequence[Series] = ()
+    time: str = "time"
+    kinds: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls,
+        where: str,
+        values: Any,
+        beside: Covariates,
+        roles: Roles,
+        fitted: Sequence[str] = (),
+        later: str = "future",
+    ) -> Self:
+        """Return series from arrays, from a table or from a panel, which stays as it is.
+
+        Parameters
+        ----------
+        where : str
+            The caller, for errors.
+        values : array, list of arrays, table, or Panel
+        beside : Covariates
+            With a table `future` is one of the rows after it, or None.
+        roles : Roles
+            Checked.
+        fitted : list of str
+            Names of the targets of a table, in their order, if they have to be these.
+        later : str
+            The argument of the caller that has the rows after a table, for errors.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A column is not there, the targets are not those of `fitted`, or a table comes with
+            arrays beside it.
+        """
+        if isinstance(values, cls):
+            return values
+        if frames.is_table(values):
+            return cls.from_table(where, values, beside, roles, fitted, later)
+        return cls.from_arrays(where, values, beside)
+
+    @classmethod
+    def from_arrays(cls, where: str, values: Any, beside: Covariates) -> Self:
+        """Return one series, or a list of them, with the covariates of each."""
+        several = isinstance(values, list | tuple) and any(_axes(where, one) for one in values[:1])
+        series = values if several else [values]
+        covariates = beside.each(where, len(series)) if several else [beside]
+        flat = [_axes(where, one) == 1 for one in series]
+        return cls(series, covariates, not several, flat, Roles().checked(where))
+
+    @classmethod
+    def from_table(
+        cls,
+        where: str,
+        table: Any,
+        beside: Covariates,
+        roles: Roles,
+        fitted: Sequence[str] = (),
+        later: str = "future",
+    ) -> Self:
+        """Return the series of a table; see `of`."""
+        for name, other in beside._asdict().items():
+            is_later = name == "future" and roles.future and frames.is_table(other)
+            if other is not None and not is_later:
+                shown = checks.shown(other)
+                raise ValueError(
+                    f"{where}: {name} is {shown}, expected columns of the table, by name"
+                )
+        after: BySeries = {}
+        if beside.future is not None:
+            after = by_series(f"{where}: {later}", beside.future, roles, roles.future)
+        used = [*roles.past, *roles.future, *roles.static]
+        groups = by_series(where, table, roles, [*roles.targets, *used] if roles.targets else None)
+        first = next(iter(groups.values()))
+        names = roles.targets or [name for name in first.names if name not in used]
+        if fitted and sorted(names) != sorted(fitted):
+            targets = checks.few(names)
+            expected = checks.few(fitted)
+            raise ValueError(
+                f"{where}: the targets of the table are {targets}, expected {expected}, as in fit"
+            )
+        panel = cls._from_columns(where, groups, roles, [*fitted] or names, after, later)
+        return replace(panel, table=table)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path,
+        roles: Roles,
+        dialect: Dialect = PLAIN,
+        later: Path | None = None,
+        default: str | None = None,
+        all_columns: bool = False,
+    ) -> Self:
+        """Read the series of a CSV or Parquet file.
+
+        Rows at the end of a series without a target are those of what is known in advance.
+
+        Parameters
+        ----------
+        path : Path
+        roles : Roles
+            Checked. Where no target is named it is the only column of numbers that has no role.
+        dialect : Dialect
+        later : Path, optional
+            A table of what is known in advance.
+        default : str, optional
+            The target, where none is named and several columns could be it.
+        all_columns : bool
+            Where no target is named, all columns that hold a number are targets.
+
+        Raises
+        ------
+        OSError, TypeError, ValueError, ImportError
+            The file cannot be read, a column is missing, a target or a series has no value, or
+            dates do not rise or go on.
+        """
+        if later is not None and not roles.future:
+            raise ValueError(
+                f"{later}: no column is known in advance, expected one where there is --future-file"
+            )
+        file = opened(path, dialect)
+        covariates = [*roles.past, *roles.future, *roles.static]
+        names = _targets(file, roles, covariates, default, all_columns)
+        groups = groups_of(file, roles.id_name or None, [*names, *covariates])
+        names = _with_numbers(file.path, groups, names, bool(roles.targets))
+        read = {}
+        after = {}
+        shown = []
+        for label, columns in groups.items():
+            numbers = numbers_of(str(path), columns, names)
+            rows = np.flatnonzero(np.any(~np.isnan(numbers), axis=1))
+            if not len(rows):
+                raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
+            read[label] = columns.take(slice(rows[-1] + 1))
+            after[label] = columns.take(slice(rows[-1] + 1, None))
+            line = f"{path}: {label}: row {{}}".format if label else file.line
+            shown.append(_shown(names[0], label, read[label], line))
+        if later is not None:
+            after = groups_of(opened(later, dialect), roles.id_name or None, roles.future)
+        panel = cls._from_columns(
+            str(path), read, roles, names, after if roles.future else {}, str(later or "the table")
+        )
+        dates = next(iter(groups.values())).index_name
+        time = "step" if "time" in file.names else "time"
+        if dates is not None and shown[0].calendar is not None:
+            time = dates
+        used = {*names, *covariates, *roles.series_id, dates, ""}
+        labels = (*roles.series_id, time)
+        return replace(
+            panel,
+            flat=[len(names) == 1] * len(shown),
+            shown=shown,
+            time=time,
+            kinds={name: kind for name, kind in file.kinds.items() if name in labels},
+            left_out=[name for name in file.names if name not in used],
+        )
+
+    @classmethod
+    def _from_columns(
+        cls,
+        where: str,
+        groups: BySeries,
+        roles: Roles,
+        names: Sequence[str],
+        after: BySeries,
+        later: str,
+    ) -> Self:
+        """Return series with targets `names` of the columns of each, and of those `after` them."""
+        values = []
+        covariates = []
+        labels = []
+        for label, columns in groups.items():
+            values.append(numbers_of(where, columns, names))
+            past = numbers_of(where, columns, roles.past)
+            future = numbers_of(where, columns, roles.future)
+            static = numbers_of(where, columns, roles.static)
+            calendar = None
+            if (dates := dates_of(columns)) is not None:
+                series = f"{where}: series {checks.shown(label)}" if roles.id_name else where
+                hint = "" if roles.id_name else calendars.SEVERAL
+                calendar = calendars.calendar_of(series, dates, columns.zone, hint)
+            elif columns.index is not None:
+                labels.append(columns.index)
+            if label in after:
+                ahead = _next_rows(where, later, after[label], roles.future, calendar, columns.zone)
+                future = np.concatenate((future, ahead))
+            if np.any(static != static[:1]):  # as missing values are
+                raise ValueError(
+                    f"{where}: static columns {checks.few(roles.static)} have gaps or change within"
+                    " a series"
+                )
+            covariates.append(
+                Covariates(
+                    past if roles.past else None,
+                    future if roles.future else None,
+                    static[0] if roles.static else None,
+                    calendar,
+                )
+            )
+        flat = [False] * len(values)
+        return cls(values, covariates, False, flat, roles, names, None, list(groups), labels)
+
+    def __str__(self) -> str:
+        """Describe the series of a file in a line."""
+        first = self.shown[0]
+        sizes = [len(series.values) for series in self.shown]
+        if len(sizes) > 1:
+            many = f"{len(sizes)} series of {min(sizes)} to {max(sizes)} {first.step}s"
+            return f"{self.title}, {many}"
+        gaps = f", {first.gaps} of them gaps" if first.gaps else ""
+        note = f" ({first.note})" if first.note else ""
+        begin = first.labels[0]
+        end = first.labels[-1]
+        return f"{self.title}, {sizes[0]} {first.step}s from {begin} to {end}{gaps}{note}"
+
+    @property
+    def title(self) -> str:
+        """The names of the targets."""
+        return ", ".join(self.names)
 
     @property
     def ids(self) -> list[str]:
         """Names of the series, where a column has them."""
-        return [str(label) for label in self.labels] if self.id_name else []
+        return [str(label) for label in self.labels] if self.roles.id_name else []
 
-    def like(
+    @property
+    def rows_ahead(self) -> dict[str, int]:
+        """The rows after the end of each series of a file for which columns that are to be known in
+        advance are known.
+        """
+        rows_ahead = {}
+        for series, values, beside in zip(self.shown, self.values, self.covariates, strict=True):
+            if beside.future is not None:
+                rows = np.flatnonzero(~np.isnan(beside.future[len(values) :]).any(axis=1))
+                rows_ahead[series.name] = int(rows[-1]) + 1 if len(rows) else 0
+        return rows_ahead
+
+    def check_ahead(self, steps: int) -> None:
+        """Raise ValueError where columns that are to be known in advance are not known for so many
+        steps.
+        """
+        for name, rows in self.rows_ahead.items():
+            if rows < steps:
+                columns = checks.few(self.roles.future)
+                more = f"add rows without {self.title}, or give --future-file"
+                raise ValueError(
+                    f"{columns}: known for {rows} steps after {name} ends, expected {steps}; {more}"
+                )
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[Self]:
+        """Give the series of a file to an estimator, and name the date of a value that cannot be
+        used.
+        """
+        try:
+            yield self
+        except SeriesError as error:
+            for series in self.shown:
+                for row in np.flatnonzero(series.values == error.value):
+                    place = f"{series.name}, {series.step} {series.labels[row]}"
+                    raise ValueError(f"{place}: {error}") from error
+            raise
+
+    def read(
+        self,
+        where: str,
+        more: int = 0,
+        look: bool = False,
+        gaps: bool = False,
+        holidays: str | None = None,
+    ) -> list[TimeSeries]:
+        """Return the series with their covariates, as numbers.
+
+        Parameters
+        ----------
+        where : str
+            The caller, for errors.
+        more : int
+            Rows of the calendar after the end.
+        look : bool
+            Whether features of dates are among the covariates that are known in advance.
+        gaps : bool
+            Whether covariates keep their gaps, and all may begin with some. Else rows are left out
+            before the first value of any target, before the first of any covariate, and before
+            those that would leave a target without a value in the first LATEST of them.
+        holidays : str, optional
+            A country whose holidays are a covariate that is known in advance.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Series are not sound, or covariates have not as many rows.
+        """
+        read = []
+        for k, (value, beside) in enumerate(zip(self.values, self.covariates, strict=True)):
+            try:
+                read.append(_one(where, value, beside, more, look, gaps, holidays))
+            except (TypeError, ValueError) as error:
+                error.add_note(f"in series {k}")
+                raise
+        widths = {
+            (s.values.shape[1], s.past.shape[1], s.future.shape[1], len(s.static)) for s in read
+        }
+        if len(widths) > 1:
+            names = "(values, past, future, static)"
+            raise ValueError(
+                f"{where}: the series differ in their columns {names}, {sorted(widths)}"
+            )
+        return read
+
+    def forecast_frame(
         self,
         forecasts: Sequence[Values],
         read: Sequence[TimeSeries],
@@ -344,129 +634,84 @@ class Given(NamedTuple):
             Ends of the names of columns, along the last axis of forecasts, if there is one.
         """
         if self.table is None:
-            shaped = [
-                one[:, 0] if flat else one for one, flat in zip(forecasts, self.flat, strict=True)
-            ]
+            pairs = zip(forecasts, self.flat, strict=True)
+            shaped = [ahead[:, 0] if flat else ahead for ahead, flat in pairs]
             return shaped[0] if self.single else shaped
         steps = len(forecasts[0])
-        columns: dict[str, Any] = (
-            {self.id_name: np.repeat(np.array(self.labels), steps)} if self.id_name else {}
-        )
-        rows = np.concatenate(forecasts).reshape(
-            steps * len(forecasts), len(self.names), len(suffixes)
-        )
-        for c, name in enumerate(self.names):
-            columns |= {f"{name}{suffix}": rows[:, c, k] for k, suffix in enumerate(suffixes)}
-        ahead = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
+        columns: dict[str, Any] = {}
+        if self.roles.id_name:
+            columns[self.roles.id_name] = np.repeat(np.array(self.labels), steps)
+        columns |= self.forecast_columns(forecasts, suffixes)
+        ahead = [
+            calendars.in_utc(series.calendar.following(steps))
+            for series in read
+            if series.calendar is not None
+        ]
         ahead = ahead or [_numbers_after(labels, steps) for labels in self.rows]
-        index = np.concatenate(ahead) if ahead else None
-        if (
-            index is not None
-            and index.dtype.kind == "M"
-            and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns")
-        ):
-            index = index.astype("datetime64[us]")  # not every library has coarser ones
-        return frames.table_like(self.table, columns, index)
+        return frames.table_like(self.table, columns, np.concatenate(ahead) if ahead else None)
+
+    def forecast_columns(
+        self, forecasts: Sequence[Values], suffixes: Sequence[str] = ("",)
+    ) -> dict[str, Any]:
+        """Return forecasts of all series, one below the other, by the names of targets with
+        suffixes.
+        """
+        rows = np.concatenate(forecasts)
+        rows = rows.reshape(len(rows), len(self.names), len(suffixes))
+        return {
+            f"{name}{suffix}": rows[:, c, k]
+            for c, name in enumerate(self.names)
+            for k, suffix in enumerate(suffixes)
+        }
 
 
-def given(
-    where: str,
-    values: Any,
-    beside: Covariates,
+def _axes(where: str, series: Any) -> int:
+    return checks.host(where, "values", series, host.SERIES).ndim
+
+
+def _targets(
+    file: CsvFile | ParquetFile,
     roles: Roles,
-    fitted: Sequence[str] = (),
-    later: str = "future",
-) -> Given:
-    """Return series as arrays, from a table or from what are arrays already.
+    covariates: Sequence[str],
+    default: str | None,
+    all_columns: bool,
+) -> Sequence[str]:
+    """Return the columns of a file that are targets; ValueError where that is not clear."""
+    path = str(file.path)
+    used = [*covariates, *roles.series_id]
+    frames.places_of(path, file.names, [*roles.targets, *used], "the header")
+    for name in (*roles.targets, *covariates):
+        if name in file.dated:
+            raise ValueError(f"{path}: column {checks.shown(name)} holds dates, expected numbers")
+    if roles.targets:
+        return list(roles.targets)
+    names = [name for name in file.numeric if name not in used]
+    if covariates and not names:
+        raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
+    return names if names and all_columns else [only_column(file, names, default)]
 
-    Parameters
-    ----------
-    where : str
-        The caller, for errors.
-    values : array, list of arrays, table, or what `given` has returned
-    beside : Covariates
-        With a table `future` is one of the rows after it, or None.
-    roles : Roles
-    fitted : list of str
-        Names of the targets of a table, in their order, if they have to be these.
-    later : str
-        The argument of the caller that has the rows after a table, for errors.
 
-    Raises
-    ------
-    ValueError, TypeError
-        A column is not there, the targets are not those of `fitted`, or a table comes with arrays
-        beside it.
+def _with_numbers(
+    path: Path, groups: BySeries, names: Sequence[str], all_of_them: bool
+) -> Sequence[str]:
+    """Return the columns that hold a number in some series; ValueError where all of them have to
+    and one does not.
     """
-    if isinstance(values, Given):
-        return values
-    if not frames.is_table(values):
-
-        def ndim(one: Any) -> int:
-            return checks.host(where, "values", one, host.SERIES).ndim
-
-        several = isinstance(values, list | tuple) and any(map(ndim, values[:1]))
-        series = values if several else [values]
-        every = beside.each(where, len(series)) if several else [beside]
-        return Given(series, every, not several, [ndim(one) == 1 for one in series])
-    for name, other in beside._asdict().items():
-        if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
-            raise ValueError(
-                f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name"
-            )
-    after: BySeries = {}
-    if beside.future is not None:
-        after = by_series(f"{where}: {later}", beside.future, roles, roles.future)
-    used = [*roles.past, *roles.future, *roles.static]
-    only = [*roles.targets, *used] if roles.targets else None
-    read = by_series(where, values, roles, only)
-    names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
-    if fitted and sorted(names) != sorted(fitted):
-        few = checks.few
-        raise ValueError(
-            f"{where}: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit"
-        )
-    return of_columns(where, read, roles, [*fitted] or names, after, later)._replace(table=values)
+    numbers = np.concatenate([numbers_of(str(path), group, names) for group in groups.values()])
+    is_empty = np.all(np.isnan(numbers), axis=0)
+    if all_of_them and np.any(is_empty):
+        empty = checks.shown(names[int(np.argmax(is_empty))])
+        raise ValueError(f"{path}: column {empty} has no value to forecast from")
+    return [name for name, empty in zip(names, is_empty, strict=True) if not empty] or names
 
 
-def of_columns(
-    where: str, read: BySeries, roles: Roles, names: Sequence[str], after: BySeries, later: str
-) -> Given:
-    """Return series with targets `names` of the columns of each, and of those `after` them, as
-    `given` does.
-    """
-    series = []
-    every = []
-    rows = []
-    for label, columns in read.items():
-        series.append(numbers_of(where, columns, names))
-        past, future, static = (
-            numbers_of(where, columns, some) for some in (roles.past, roles.future, roles.static)
-        )
-        calendar = None
-        if (dated := dates_of(columns)) is not None:
-            named = f"{where}: series {checks.shown(label)}" if roles.id_name else where
-            calendar = calendars.calendar_of(
-                named, dated, columns.zone, calendars.SEVERAL * (not roles.id_name)
-            )
-        elif columns.index is not None:
-            rows.append(columns.index)
-        if label in after:
-            ahead = _next_rows(where, later, after[label], roles.future, calendar, columns.zone)
-            future = np.concatenate((future, ahead))
-        if np.any(static != static[:1]):  # as missing values are
-            raise ValueError(
-                f"{where}: static columns {checks.few(roles.static)} have gaps or change within a"
-                " series"
-            )
-        parts = ((past, roles.past), (future, roles.future), (static[0], roles.static))
-        every.append(
-            Covariates._make([*(part if some else None for part, some in parts), calendar])
-        )
-    flat = [False] * len(series)
-    return Given(
-        series, every, False, flat, names, labels=list(read), id_name=roles.id_name, rows=rows
-    )
+def _shown(name: str, label: str, columns: Columns, line: calendars.Line) -> Series:
+    """Return one target of a series as people read it, with dates of the clocks of their zone."""
+    series = series_of(name, columns, line)
+    if series.calendar is not None and series.calendar.zone is not None:
+        dates = calendars.on_clocks(series.calendar.dates)
+        series = replace(series, index=calendars.coarsest(dates))
+    return replace(series, name=f"{name} of {label}") if label else series
 
 
 def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
@@ -522,7 +767,7 @@ def _next_rows(
             " series"
         )
     order = np.argsort(dates)
-    expected = calendars.after(calendar, len(dates))
+    expected = calendars.in_utc(calendar.following(len(dates)))
     for date, wanted in zip(dates[order], expected, strict=True):
         if date.astype(expected.dtype) != wanted:
             problem = f"{name} has a row for {date}, expected {wanted}, the next step of the series"

@@ -23,22 +23,6 @@ from xlstm.data.table import ParquetFile, opened
 from xlstm.data.writing import AnyPath
 
 DATASETS = ("sunspots", "co2")
-STEP_NAMES = {
-    **{
-        ("M", 12): "year",
-        ("M", 1): "month",
-        ("M", 3): "quarter",
-        ("SM", 1): "half month",
-        ("D", 7): "week",
-    },
-    **{
-        ("BM", 1): "month",
-        ("D", 1): "day",
-        ("B", 1): "business day",
-        ("h", 1): "hour",
-        ("m", 60): "hour",
-    },
-}
 SHORTEST_SEASON = 4.0  # steps of a period of a synthetic series
 HARMONICS = 3  # of a season
 LONGEST_GAP = 0.1  # as a share of the series
@@ -57,8 +41,7 @@ class Series:
     index : array (N,)
         The date of each row, another label, or its number where the file has none.
     calendar : Calendar or None
-        The steps of the dates; None without dates. They are `every` times its `unit`, a NumPy
-        datetime code such as "M" or "D", "B" for business days, or "SM" for two days of each month.
+        The steps of the dates, of which `offset` is one of pandas; None without dates.
     note : str
         Changes to the rows in words; empty if there are none.
     """
@@ -77,11 +60,7 @@ class Series:
     @property
     def step(self) -> str:
         """The time from one row to the next, such as "month"; "step" where that has no name."""
-        return (
-            STEP_NAMES.get((self.calendar.unit, self.calendar.every), "step")
-            if self.calendar
-            else "step"
-        )
+        return "step" if self.calendar is None else self.calendar.step
 
     @property
     def gaps(self) -> int:
@@ -94,9 +73,10 @@ class Series:
         """
         if self.calendar is None:
             return [f"+{k}" for k in range(1, steps + 1)]
+        dates = self.calendar.following(steps)
         if self.calendar.zone is None:
-            return [*map(str, calendars.next_dates(self.calendar, steps))]
-        return [one.isoformat() for one in calendars.next_moments(self.calendar, steps)]
+            return [*map(str, dates.to_numpy().astype(self.index.dtype))]
+        return [date.isoformat() for date in dates]
 
 
 def bundled(name: str) -> Path:
@@ -221,7 +201,7 @@ def series_of(name: str, found: Columns, line: Line) -> Series:
         note = (
             ""
             if any(str(label).isdigit() for label in index)
-            else "no ISO 8601 dates, rows taken as equal steps"
+            else "no ISO 8601 dates, rows taken as equal steps; --date-format says another notation"
         )
         return Series(name, values, index, note=note)
     calendar = calendars.calendar(index, line, found.zone)
@@ -229,13 +209,9 @@ def series_of(name: str, found: Columns, line: Line) -> Series:
         return Series(name, values, index, note="a single date, which has no step")
     full = calendar.placed(values[:, None])[:, 0]
     missing = len(full) - len(values)
-    return Series(
-        name,
-        full,
-        calendar.dates,
-        calendar,
-        f"{missing} rows missing from the file" if missing else "",
-    )
+    note = f"{missing} rows missing from the file" if missing else ""
+    dates = calendars.in_utc(calendar.dates).astype(index.dtype)
+    return Series(name, full, calendars.coarsest(dates), calendar, note)
 
 
 def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:

@@ -200,53 +200,19 @@ def read_table(
     return _rising(file, file.columns(file.names if columns is None else columns))
 
 
-def read_groups(
-    path: AnyPath,
-    column: str | None = None,
-    columns: Sequence[str] | None = None,
-    dialect: Dialect = PLAIN,
-) -> dict[str, Columns]:
-    """Read a table of several series below each other, as `read_table` does, by the names in a
-    column.
-
-    Parameters
-    ----------
-    path : path
-    column : str, optional
-        The column that tells series apart; by default the table is one series, named "".
-    columns : list of str, optional
-        Names of columns of numbers; by default all that hold some, but dates and the names. Text is
-        left out.
-    dialect : Dialect
-        How a CSV file is written.
-
-    Returns
-    -------
-    dict of str to Columns
-        In the order in which the names come first. The dates of each have to rise.
-
-    Raises
-    ------
-    OSError, TypeError, ValueError, ImportError
-        As for `read_table`, or a name is missing.
-    """
-    file = opened(path, dialect)
-    return groups_of(
-        file,
-        column,
-        [name for name in file.numeric if name != column] if columns is None else columns,
-    )
-
-
 def groups_of(
     file: CsvFile | ParquetFile, column: str | None, columns: Sequence[str]
 ) -> dict[str, Columns]:
-    """Return the columns of the series of an open file, as `read_groups` does."""
-    found = file.columns(columns)
+    """Return the columns of several series below each other by the names in a column, in the order
+    in which these come first; without a column those of one series, named "".
+
+    The dates of each have to rise.
+    """
+    table = file.columns(columns)
     if column is None:
-        return {"": _rising(file, found)}
+        return {"": _rising(file, table)}
     return {
-        name: _rising(file, found, rows) for name, rows in grouped(names_in(file, column)).items()
+        name: _rising(file, table, rows) for name, rows in grouped(names_in(file, column)).items()
     }
 
 

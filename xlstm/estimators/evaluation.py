@@ -19,7 +19,7 @@ import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.data.host import Values
-from xlstm.data.panels import Given, TimeSeries
+from xlstm.data.panels import Panel, TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
 from xlstm.estimators.fitting import parts_of
@@ -157,7 +157,7 @@ def score(
     forecasts: Sequence[Forecasts],
     levels: Sequence[float],
     season: int,
-    given: Given,
+    given: Panel,
 ) -> Score:
     """Return the score of forecasts of series; where all were given flat, there is one target
     without an axis.

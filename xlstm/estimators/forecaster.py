@@ -15,10 +15,8 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.arrays.ranks.groups import Group
-from xlstm.data import panels
-from xlstm.data.calendars import calendar_of
 from xlstm.data.host import Values, check_reach
-from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
+from xlstm.data.panels import CovariateArguments, Covariates, Panel, TimeSeries
 from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, selection
 from xlstm.estimators.base import (
     OF_TRAIN,
@@ -263,7 +261,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             else checks.size("Forecaster", "steps", steps)
         )
         given, several, units = self._read(values, covariates, steps)
-        return given.like(
+        return given.forecast_frame(
             [self._ahead(*one, steps) for one in zip(several, units, strict=True)], several
         )
 
@@ -314,7 +312,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                 np.concatenate((one, np.moveaxis(q, 0, -1)))
                 for one, q in zip(ahead, later, strict=True)
             ]
-        return given.like(ahead, several, [f" {q:g}" for q in s.quantiles])
+        return given.forecast_frame(ahead, several, [f" {q:g}" for q in s.quantiles])
 
     def sample(
         self,
@@ -367,7 +365,9 @@ quantiles, linear_baseline, season, calendar, least, refit
         ]
         shaped = [one[..., 0] if flat else one for one, flat in zip(drawn, given.flat, strict=True)]
         return (
-            shaped[0] if given.single or (given.table is not None and not given.id_name) else shaped
+            shaped[0]
+            if given.single or (given.table is not None and not given.roles.id_name)
+            else shaped
         )
 
     def windows(
@@ -559,7 +559,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
-        return self.checked() | fitted | self._roles().given()
+        return self.checked() | fitted | self._roles().parameters()
 
     def _content(self) -> dict[str, Any]:
         """Return the arrays of both networks, once if they are the same."""
@@ -643,7 +643,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _to_fit(
         self, values: Any, covariates: CovariateArguments
-    ) -> tuple[Backend, Given, list[list[TimeSeries]]]:
+    ) -> tuple[Backend, Panel, list[list[TimeSeries]]]:
         """Return the backend, series as they were given, and series to train on, after checks of
         all parameters.
 
@@ -652,31 +652,20 @@ quantiles, linear_baseline, season, calendar, least, refit
         self.checked()
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises where the backend does not have it
-        given = panels.given(
+        given = Panel.of(
             "Forecaster", values, Covariates.of("Forecaster", covariates), self._roles()
         )
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [self._series(given, self.horizon, look) for look in looks]
         return backend, given, variants if variants[-1][0].marks else variants[:1]
 
-    def _series(self, given: Given, more: int, look: bool) -> list[TimeSeries]:
-        beside = given.covariates
-        if (country := self.holidays) is not None:
-            if any(one.dates is None for one in beside):
-                needs = f"holidays={country!r} needs dates, the series has none"
-                raise ValueError(f"Forecaster: {needs}; expected a column of dates, or dates=")
-            found = [
-                calendar_of("Forecaster", one.dates)._replace(holidays=country) for one in beside
-            ]
-            beside = [
-                one._replace(dates=calendar) for one, calendar in zip(beside, found, strict=True)
-            ]
-        return read_series("Forecaster", given.values, beside, more, look)
+    def _series(self, panel: Panel, more: int, look: bool) -> list[TimeSeries]:
+        return panel.read("Forecaster", more, look, holidays=self.holidays)
 
     def _fit(
         self,
         variants: list[list[TimeSeries]],
-        given: Given,
+        given: Panel,
         backend: Backend,
         progress: Callable[[Progress], None] | None,
         group: Group | None = None,
@@ -764,14 +753,14 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _read(
         self, values: Any, covariates: CovariateArguments, steps: int
-    ) -> tuple[Given, list[TimeSeries], list[Values]]:
+    ) -> tuple[Panel, list[TimeSeries], list[Values]]:
         """Return series to predict after, with `steps` rows ahead, and their units; raise unless
         they go with `fit`.
         """
         s = self.test_predictor_.settings
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
-        given = panels.given("Forecaster", values, beside, self._roles(), self._names())
+        given = Panel.of("Forecaster", values, beside, self._roles(), self._names())
         ahead = max(steps, s.horizon)
         several = self._series(given, ahead, self.calendar_)
         fitted = [

@@ -481,7 +481,8 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
     else:
         past = series.index[-shown:]
         calendar = series.calendar
-        future = past[-1] + (calendars.next_dates(calendar, H) - calendar.dates[-1])
+        later = calendars.on_clocks(calendar.following(H))
+        future = past[-1] + (later - calendars.on_clocks(calendar.dates)[-1])
     axes.plot(past, known, color=TRUTH, linewidth=1.2)
     last = np.flatnonzero(~np.isnan(known))[-1]
     # (1 + H, Q)

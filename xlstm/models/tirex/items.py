@@ -13,9 +13,9 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import is_foreign
 from xlstm.arrays.namespace import Params
-from xlstm.data import frames, panels
+from xlstm.data import frames
 from xlstm.data.host import LARGEST, Values
-from xlstm.data.panels import Covariates, Given, Roles, TimeSeries, read_series
+from xlstm.data.panels import Covariates, Panel, Roles, TimeSeries
 from xlstm.models.tirex import transforms
 from xlstm.models.tirex.transforms import Mask
 
@@ -318,18 +318,18 @@ def read_table(
     steps: int = 0,
     fitted: Sequence[str] = (),
     later: str = "future",
-) -> tuple[Given, list[TimeSeries]]:
+) -> tuple[Panel, list[TimeSeries]]:
     """Return series as they were given and as time series, with `steps` rows ahead; see
-    `data.panels.given`.
+    `data.panels.Panel`.
 
     Raises
     ------
     ValueError, TypeError
-        As of `data.panels.given` and `data.panels.read_series`, or covariates are not those that
+        As of `Panel.of` and `Panel.read`, or covariates are not those that
         the model takes.
     """
-    given = panels.given(where, table, covariates, roles, fitted, later)
-    series = read_series(where, given.values, given.covariates, steps, False, gaps=True)
+    panel = Panel.of(where, table, covariates, roles, fitted, later)
+    series = panel.read(where, steps, gaps=True)
     for k, one in enumerate(series):
         if one.static.size:
             raise ValueError(f"{where}: static has {one.static.size} numbers, expected none")
@@ -341,9 +341,11 @@ def read_table(
             )
         more = len(one.future) - len(one.values)
         if one.future.shape[1] and more < steps:
-            owner = f"series {checks.shown(given.labels[k])}" if given.id_name else "the series"
+            owner = "the series"
+            if panel.roles.id_name:
+                owner = f"series {checks.shown(panel.labels[k])}"
             raise ValueError(f"{where}: {later} has {more} rows after {owner}, expected {steps}")
-    return given, series
+    return panel, series
 
 
 def arguments(model: Any, ends: Sequence[tuple[TimeSeries, int]], steps: int = 0) -> dict[str, Any]:
@@ -378,12 +380,13 @@ class Pretrained(NamedTuple):
     params: Params
     options: Mapping[str, Any]
 
-    def after(self, given: Given, series: Sequence[TimeSeries], steps: int) -> Forecast:
+    def after(self, panel: Panel, series: Sequence[TimeSeries], steps: int) -> Forecast:
         """Return forecasts after the ends of series, in the kind that the series came in."""
         median, q = self._at([(one, len(one.values)) for one in series], steps)
         levels = self.options["quantiles"]
-        named = given.like(list(q), series, [f" {level:g}" for level in levels])
-        return Forecast(named, given.like(list(median), series), levels)
+        suffixes = [f" {level:g}" for level in levels]
+        quantiles = panel.forecast_frame(list(q), series, suffixes)
+        return Forecast(quantiles, panel.forecast_frame(list(median), series), levels)
 
     def forecast(
         self, series: TimeSeries, origins: Sequence[int], steps: int
@@ -431,7 +434,7 @@ def forecast_table(
         ahead = f"a table with the {horizon} rows ahead of the columns of future"
         expected = ahead if roles.future else "None, as future names no column"
         raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
-    given, series = read_table(
+    panel, series = read_table(
         where, model, table, Covariates(future=later), roles, horizon, later="later"
     )
-    return Pretrained(model, params, {**options, "quantiles": levels}).after(given, series, horizon)
+    return Pretrained(model, params, {**options, "quantiles": levels}).after(panel, series, horizon)
