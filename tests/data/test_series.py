@@ -1,6 +1,7 @@
 """CSV files of every kind that people have, and the parts, scales and windows of a series."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -309,3 +310,10 @@ def test_carry_forward_uses_only_the_past():
 
 def test_split_is_by_time():
     assert split(100, 0.1, 0.2) == Split(slice(0, 70), slice(70, 80), slice(80, 100))
+
+
+def test_dates_need_pandas_and_other_rows_do_not(read, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert read("x,v\na,1\nb,2\n").values.tolist() == [1, 2]
+    with pytest.raises(ImportError, match=r"data.csv: line 2: dates need pandas.*xlstm-xp\[tables"):
+        read(rows(["2001-01", "2001-02"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -250,27 +249,10 @@ def calendar(dates: Dates, line: Line, zone: str | None = None, hint: str = "") 
         clocks = zone if days_apart and np.all(times == times[0]) else "UTC"
         moments = zoned.tz_convert(clocks).tz_localize(None)
         zone = str(zoned.tz)
-    dates = coarsest(moments.to_numpy())
-    offset = _inferred(pandas, moments)
-    if offset is not None:
-        return Calendar(moments, np.arange(len(dates)), offset, clocks, zone)
-    for offset, counts in _units(pandas, moments):
-        every = int(np.gcd.reduce(np.diff(counts)))
-        place = (counts - counts[0]) // max(every, 1)
-        steps = np.diff(place)
-        if every == 0 or np.mean(steps == 1) < 0.5:
-            continue
-        if place[-1] >= FILL[0] * len(place) + FILL[1]:
-            row = int(np.argmax(steps)) + 1
-            missing = f"{steps[row - 1] - 1} rows are missing"
-            between = f"between {dates[row - 1]} and {dates[row]}"
-            expected = f"at most {FILL[0]} times as many as there are; split the series there"
-            raise ValueError(f"{line(row)}: {missing} {between}, expected {expected}")
-        grid = _grid(moments[0], int(place[-1]) + 1, offset * every)
-        # the last business day of a month may be an earlier one, before a holiday
-        if offset.freqstr == "BME" or np.all(grid[place] == moments):
-            return Calendar(grid, place, offset * every, clocks, zone)
-    raise ValueError(_irregular(pandas, moments, dates, line))
+    steps = _equal_steps(pandas, moments, line)
+    if steps is None:
+        raise ValueError(_irregular(pandas, moments, line))
+    return Calendar(*steps, clocks, zone)
 
 
 def features(dates: Dates, step: float) -> Values:
@@ -344,15 +326,37 @@ def _grid(first: Any, count: int, offset: Any) -> Any:
     return load_pandas("dates").date_range(first, periods=count, freq=offset, unit="us")
 
 
-def _inferred(pandas: Any, dates: Any) -> Any:
-    """Return the offset of dates of which none is missing, or None where pandas sees no rule."""
+def _equal_steps(pandas: Any, dates: Any, line: Line) -> tuple[Any, Counts, Any] | None:
+    """Return the grid, the places and the offset of dates, as `Calendar` has them, or None where
+    most are not one step apart.
+    """
     name = pandas.infer_freq(dates) if len(dates) > 2 else None
-    if name != "bh":
-        return name and pandas.tseries.frequencies.to_offset(name)
-    hours = dates.hour * 60 + dates.minute
-    opening, closing = (divmod(int(minute), 60) for minute in (min(hours), max(hours) + 60))
-    start, end = (f"{hour % 24:02}:{minute:02}" for hour, minute in (opening, closing))
-    return pandas.offsets.BusinessHour(start=start, end=end)
+    if name is not None:
+        offset = pandas.tseries.frequencies.to_offset(name)
+        if name == "bh":
+            hours = np.unique(dates.strftime("%H:%M"))
+            closing = (pandas.Timestamp(hours[-1]) + pandas.Timedelta(hours=1)).strftime("%H:%M")
+            offset = pandas.offsets.BusinessHour(start=hours[0], end=closing)
+        return dates, np.arange(len(dates)), offset
+    for unit, counts in _units(pandas, dates):
+        every = int(np.gcd.reduce(np.diff(counts)))
+        place = (counts - counts[0]) // max(every, 1)
+        steps = np.diff(place)
+        if every == 0 or np.mean(steps == 1) < 0.5:
+            continue
+        if place[-1] >= FILL[0] * len(place) + FILL[1]:
+            row = int(np.argmax(steps)) + 1
+            raise ValueError(
+                f"{line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and"
+                f" {dates[row]}, expected at most {FILL[0]} times as many as there are; split the"
+                " series there"
+            )
+        offset = unit * every
+        grid = _grid(dates[0], int(place[-1]) + 1, offset)
+        # the last business day of a month may be an earlier one, before a holiday
+        if unit.freqstr == "BME" or np.all(grid[place] == dates):
+            return grid, place, offset
+    return None
 
 
 def _units(pandas: Any, dates: Any) -> Iterator[tuple[Any, Counts]]:
@@ -399,31 +403,21 @@ def _fixed(pandas: Any, dates: Any) -> tuple[Any, Counts]:
     return offset, passed // size
 
 
-def _irregular(pandas: Any, dates: Any, shown: Dates, line: Line) -> str:
-    """Return which row is off the commonest step of dates, of months or of one time, and by how
-    much.
-    """
-    steps = np.diff(dates.to_numpy("datetime64[us]").astype(np.int64))
-    days = np.where(dates.is_month_end, 31, dates.day)
-    if np.median(steps) > 4 * WEEK * 1e6:
-        months = np.diff(12 * dates.year + dates.month)
-        every = _commonest(months)
-        day = _commonest(days)
-        step = pandas.DateOffset(months=max(every, 1), day=day)
-        off = (days != day)[1:] | (months % max(every, 1) != 0)
-        off = off if np.any(off) else months != every
-    else:
-        every = _commonest(steps)
-        step = pandas.Timedelta(every, "us")
-        off = steps % every != 0
-        off = off if np.any(off) else steps != every
-    row = int(np.argmax(off)) + 1
-    expected = (dates[row - 1] + step).to_datetime64().astype(shown.dtype)
-    return (
-        f"{line(row)} is {shown[row]}, which follows {shown[row - 1]}; expected {expected}, or a"
-        " date that is a whole number of such steps later for a gap, with fewer gaps than steps"
+def _irregular(pandas: Any, dates: Any, line: Line) -> str:
+    """Return which row is off the step of those before it, and the date that was expected there."""
+    regular = 2  # so many rows at the beginning have equal steps, and so many have not
+    irregular = len(dates)
+    while irregular - regular > 1:
+        middle = (regular + irregular) // 2
+        if _equal_steps(pandas, dates[:middle], line) is None:
+            irregular = middle
+        else:
+            regular = middle
+    grid, _, offset = _equal_steps(pandas, dates[:regular], line) or (dates, None, None)
+    before, after, expected = coarsest(
+        np.array([dates[regular - 1], dates[regular], grid[-1] + offset], "datetime64[us]")
     )
-
-
-def _commonest(numbers: Any) -> int:
-    return int(Counter(numbers.tolist()).most_common(1)[0][0])
+    return (
+        f"{line(regular)} is {after}, which follows {before}; expected {expected}, or a date that"
+        " is a whole number of such steps later for a gap, with fewer gaps than steps"
+    )
