@@ -72,7 +72,7 @@ class Calendar(NamedTuple):
     @property
     def seconds(self) -> float:
         """The median time from a step to the next."""
-        return float(np.median(np.diff(self.grid.to_numpy("datetime64[s]")).astype(np.float64)))
+        return float(np.median(np.diff(self.grid.asi8))) / 1e6
 
     @property
     def step(self) -> str:
@@ -126,7 +126,7 @@ def in_utc(dates: Any) -> Dates:
 
 def on_clocks(dates: Any) -> Dates:
     """Return dates of pandas as those of NumPy, as the clocks of their time zone show them."""
-    shown: Dates = dates.tz_localize(None).to_numpy()
+    shown: Dates = (dates if dates.tz is None else dates.tz_localize(None)).to_numpy()
     return shown
 
 
@@ -294,7 +294,7 @@ def holiday_shares(where: str, country: str, calendar: Calendar, steps: int = 0)
         begin = dates.to_period("M").to_timestamp()
         if np.all(dates >= begin + pandas.offsets.BusinessMonthEnd()):
             before = pandas.DatetimeIndex([dates[0] - calendar.offset, *dates[:-2]])
-            first = on_clocks(before).astype("datetime64[D]") + 1
+            first = on_clocks((before.to_period("M") + 1).to_timestamp()).astype("datetime64[D]")
         else:
             stop = on_clocks(dates[1:]).astype("datetime64[D]")
     years = range(first[0].tolist().year, stop[-1].tolist().year + 1)

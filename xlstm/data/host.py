@@ -102,18 +102,25 @@ class SeriesError(ValueError):
         return f"{where}: values[{row}] is {value:g}, {problem}"
 
 
-def columns(where: str, name: str, given: Any, expected: str = SERIES) -> Values:
-    """Return an argument as float64 (N, C), with NaN for gaps; raise unless it is one."""
-    array = checks.host(where, name, given, expected)
+def floats(where: str, name: str, value: Any, expected: str) -> Values:
+    """Return an argument as float64 on the host, with NaN for None; TypeError unless it is
+    numbers.
+    """
+    array = checks.host(where, name, value, expected)
     try:
-        if array.dtype.kind not in "fiubO":
-            raise TypeError
-        array = array.astype(np.float64)  # None, a gap, becomes NaN
+        if array.dtype.kind in "fiubO":
+            return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}") from None
+        pass
+    raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+
+
+def columns(where: str, name: str, value: Any, expected: str = SERIES) -> Values:
+    """Return an argument as float64 (N, C), with NaN for gaps; raise unless it is one."""
+    array = floats(where, name, value, expected)
     if array.ndim not in (1, 2) or 0 in array.shape[1:]:
-        what = "the series" if name == "values" else name
-        raise ValueError(f"{where}: {what} has shape {array.shape}, expected (N,) or (N, C)")
+        named = "the series" if name == "values" else name
+        raise ValueError(f"{where}: {named} has shape {array.shape}, expected (N,) or (N, C)")
     return array[:, None] if array.ndim == 1 else array
 
 

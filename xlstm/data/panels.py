@@ -91,9 +91,7 @@ class Covariates(NamedTuple):
     def each(self, where: str, number: int) -> list[Covariates]:
         """Return the covariates of each of several series."""
         for name, value in self._asdict().items():
-            listed = (
-                isinstance(value, list | tuple | np.ndarray) and getattr(value, "shape", None) != ()
-            )
+            listed = isinstance(value, list | tuple) or len(getattr(value, "shape", ())) > 0
             if value is not None and (not listed or len(value) != number):
                 expected = f"one for each of {number} series"
                 raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
@@ -153,8 +151,8 @@ def _one(
         shares = calendars.holiday_shares(where, holidays, calendar, ahead)
         future = np.concatenate((shares[: len(future)], future), axis=1)
     if calendar is not None and look:
-        dates = calendar.dates.append(calendar.following(ahead))
-        features = calendars.features(calendars.on_clocks(dates), calendar.seconds)
+        parts = [calendars.on_clocks(part) for part in (calendar.dates, calendar.following(ahead))]
+        features = calendars.features(np.concatenate(parts), calendar.seconds)
         marks = features.shape[1]
         future = np.concatenate((features[: len(future)], future), axis=1)
     known = _begun(carry_forward(values))

@@ -19,7 +19,7 @@ from xlstm.cells.normalization import normalize
 from xlstm.data.host import Values
 from xlstm.layers.sequence import Leaf, State
 from xlstm.models.tirex import transforms
-from xlstm.models.tirex.items import Item, Rows
+from xlstm.models.tirex.items import Item, ItemRows
 from xlstm.models.tirex.variates import Groups
 
 # Rows at once by default: with 4 a CPU takes 1.2 times as long, and 30 to 45 MB less; with 32
@@ -176,9 +176,9 @@ def predict(
     ahead = max(model.horizon, patches * P)
     windows = [(k, done) for k, n in enumerate(counts) for done in range(0, n, patches)]
 
-    def rows_of(window: int) -> Rows:
+    def rows_of(window: int) -> ItemRows:
         k, done = windows[window]
-        return Rows.of(given[k], steps[k], ahead + done * P, context - done * P)
+        return ItemRows.of(given[k], steps[k], ahead + done * P, context - done * P)
 
     # of each its number, its lead and its rows
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}
@@ -192,7 +192,7 @@ def predict(
         numbers, leads, sizes = zip(*entries, strict=True)
         for batch, lead in cache.batches(leads, sizes, batch_size, grouped):
             parts = [rows_of(numbers[k]) for k in batch]
-            rows = Rows.joined(parts)
+            rows = ItemRows.joined(parts)
             units = scaler.units(rows.x)
             end = None if known else first + patches  # nothing later is looked at
             tokens = transforms.tokens(scaler.scaled(rows.x, units), P)[:, lead:end]
