@@ -191,20 +191,34 @@ def check_rising(dates: Dates, line: Line, hint: str = "") -> None:
         )
 
 
-def calendar_of(where: str, dates: object, zone: str | None = None, hint: str = "") -> Calendar:
-    """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller,
-    for errors.
+def calendar_of(
+    where: str, dates: object, zone: str | None = None, hint: str = "", line: Line | None = None
+) -> Calendar:
+    """Return rising dates (N,) at the equal steps of time that they lie on.
 
-    A calendar is returned as it is. Dates of a time zone come in UTC, or know it as those of pandas
-    and Polars do. A hint is added to the error where dates do not rise.
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    dates : array (N,), or Calendar
+        A calendar is returned as it is. Dates of a time zone come in UTC, or know it as those of
+        pandas and Polars do.
+    zone : str, optional
+        The time zone of dates in UTC.
+    hint : str
+        It is added to the error where dates do not rise.
+    line : callable, optional
+        It names a row, for errors.
 
     Raises
     ------
     TypeError, ValueError
-        These are no rising dates, or they are irregular; the first row that is off is named.
+        These are no rising dates, or they are irregular, or a gap would have to be filled with more
+        rows than FILL allows; the first row that is off is named.
     """
     if isinstance(dates, Calendar):
         return dates
+    line = line or f"{where}: dates[{{}}]".format
     dtype: Any = getattr(dates, "dtype", None)
     own_zone = getattr(dtype, "tz", None) or getattr(dtype, "time_zone", None)
     if own_zone is not None:
@@ -217,34 +231,18 @@ def calendar_of(where: str, dates: object, zone: str | None = None, hint: str = 
         array = np.zeros(0)
     if array.dtype.kind != "M" or array.ndim != 1:
         raise TypeError(f"{where}: dates is {checks.shown(dates)}, expected dates (N,)")
-
-    def line(row: int) -> str:
-        return f"{where}: dates[{row}]"
-
-    placed = calendar(array, line, zone, hint)
-    if placed is None:
+    check_rising(array, line, hint)
+    if len(array) < 2:
         raise ValueError(
             f"{where}: dates has {len(array)} rows, expected two or more, which have a common step"
         )
-    return placed
-
-
-def calendar(dates: Dates, line: Line, zone: str | None = None, hint: str = "") -> Calendar | None:
-    """Put dates on equal steps of time; None where there are fewer than two.
-
-    Dates that do not rise or are irregular, or a gap that would have to be filled with more rows
-    than FILL allows, are a ValueError that names the line. Those of a time zone come in UTC.
-    """
     pandas = load_pandas(line(0))
-    check_rising(dates, line, hint)
-    if len(dates) < 2:
-        return None
-    moments = pandas.DatetimeIndex(dates.astype("datetime64[us]"))
+    moments = pandas.DatetimeIndex(array.astype("datetime64[us]"))
     clocks = None
     if zone is not None:
         zoned = _in_zone(moments.tz_localize("UTC"), zone)
         shown = zoned.tz_localize(None)
-        days_apart = np.all(np.diff(dates) >= np.timedelta64(12, "h"))
+        days_apart = np.all(np.diff(array) >= np.timedelta64(12, "h"))
         times = shown - shown.normalize()
         clocks = zone if days_apart and np.all(times == times[0]) else "UTC"
         moments = zoned.tz_convert(clocks).tz_localize(None)

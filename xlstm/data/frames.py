@@ -44,11 +44,21 @@ class Columns:
     index_name: str | None = None
     zone: str | None = None
 
+    @property
+    def dates(self) -> Any:
+        """The index where it is dates, else None."""
+        return self.index if self.index is not None and self.index.dtype.kind == "M" else None
+
     def take(self, rows: Any) -> Columns:
         """Return some of the rows."""
-        return replace(
-            self, values=self.values[rows], index=None if self.index is None else self.index[rows]
-        )
+        index = None if self.index is None else self.index[rows]
+        return replace(self, values=self.values[rows], index=index)
+
+    def numbers(self, where: str, names: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Return some of the columns of numbers, (N, K); a ValueError of the caller `where` names
+        one that is not there.
+        """
+        return self.values[:, places_of(where, self.names, names)]
 
 
 def is_table(given: Any) -> bool:

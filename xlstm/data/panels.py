@@ -15,13 +15,13 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, host
-from xlstm.data.calendars import Calendar
+from xlstm.data.calendars import Calendar, Line
 from xlstm.data.csv_file import PLAIN, CsvFile, Dialect
 from xlstm.data.frames import Columns
 from xlstm.data.host import SeriesError, Values
 from xlstm.data.series import Series, only_column, series_of
 from xlstm.data.series_windows import carry_forward, first_row
-from xlstm.data.table import ParquetFile, groups_of, opened
+from xlstm.data.table import ParquetFile, opened, rows_by
 
 # where the last target begins, as a share of the rows: in the middle of those that are trained on
 LATEST = 0.3
@@ -429,30 +429,40 @@ class Panel:
         file = opened(path, dialect)
         covariates = [*roles.past, *roles.future, *roles.static]
         names = _targets(file, roles, covariates, default, all_columns)
-        groups = groups_of(file, roles.id_name or None, [*names, *covariates])
-        names = _with_numbers(file.path, groups, names, bool(roles.targets))
-        read = {}
+        table = file.columns([*names, *covariates])
+        names = _with_numbers(file.path, table, names, bool(roles.targets))
+        groups = {}
         after = {}
-        shown = []
-        for label, columns in groups.items():
-            numbers = numbers_of(str(path), columns, names)
-            rows = np.flatnonzero(np.any(~np.isnan(numbers), axis=1))
-            if not len(rows):
+        lines = {}
+        for label, rows in rows_by(file, roles.id_name).items():
+            columns = table.take(rows)
+            values = columns.numbers(str(path), names)
+            ends = np.flatnonzero(np.any(~np.isnan(values), axis=1))[-1:] + 1
+            if not len(ends):
                 raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
-            read[label] = columns.take(slice(rows[-1] + 1))
-            after[label] = columns.take(slice(rows[-1] + 1, None))
-            line = f"{path}: {label}: row {{}}".format if label else file.line
-            shown.append(_shown(names[0], label, read[label], line))
+            groups[label] = columns.take(slice(ends[0]))
+            after[label] = columns.take(slice(ends[0], None))
+            lines[label] = _line_of(file, rows)
         if later is not None:
-            after = groups_of(opened(later, dialect), roles.id_name or None, roles.future)
+            file_ahead = opened(later, dialect)
+            table_ahead = file_ahead.columns(roles.future)
+            after = {
+                label: table_ahead.take(rows)
+                for label, rows in rows_by(file_ahead, roles.id_name).items()
+            }
+        named = str(later or "the table")
         panel = cls._from_columns(
-            str(path), read, roles, names, after if roles.future else {}, str(later or "the table")
+            str(path), groups, roles, names, after if roles.future else {}, named, lines
         )
-        dates = next(iter(groups.values())).index_name
+        calendars_of = [beside.dates for beside in panel.covariates]
+        shown = [
+            _shown(names[0], *series)
+            for series in zip(groups, groups.values(), calendars_of, strict=True)
+        ]
         time = "step" if "time" in file.names else "time"
-        if dates is not None and shown[0].calendar is not None:
-            time = dates
-        used = {*names, *covariates, *roles.series_id, dates, ""}
+        if table.index_name is not None and shown[0].calendar is not None:
+            time = table.index_name
+        used = {*names, *covariates, *roles.series_id, table.index_name, ""}
         labels = (*roles.series_id, time)
         return replace(
             panel,
@@ -472,21 +482,25 @@ class Panel:
         names: Sequence[str],
         after: BySeries,
         later: str,
+        lines: Mapping[Any, Line] | None = None,
     ) -> Self:
-        """Return series with targets `names` of the columns of each, and of those `after` them."""
+        """Return series with targets `names` of the columns of each, and of those `after` them;
+        `lines` name the rows of each, for errors.
+        """
         values = []
         covariates = []
         labels = []
         for label, columns in groups.items():
-            values.append(numbers_of(where, columns, names))
-            past = numbers_of(where, columns, roles.past)
-            future = numbers_of(where, columns, roles.future)
-            static = numbers_of(where, columns, roles.static)
+            values.append(columns.numbers(where, names))
+            past = columns.numbers(where, roles.past)
+            future = columns.numbers(where, roles.future)
+            static = columns.numbers(where, roles.static)
             calendar = None
-            if (dates := dates_of(columns)) is not None:
+            if columns.dates is not None:
                 series = f"{where}: series {checks.shown(label)}" if roles.id_name else where
                 hint = "" if roles.id_name else calendars.SEVERAL
-                calendar = calendars.calendar_of(series, dates, columns.zone, hint)
+                line = None if lines is None else lines[label]
+                calendar = calendars.calendar_of(series, columns.dates, columns.zone, hint, line)
             elif columns.index is not None:
                 labels.append(columns.index)
             if label in after:
@@ -690,25 +704,28 @@ def _targets(
 
 
 def _with_numbers(
-    path: Path, groups: BySeries, names: Sequence[str], all_of_them: bool
+    path: Path, table: Columns, names: Sequence[str], all_of_them: bool
 ) -> Sequence[str]:
-    """Return the columns that hold a number in some series; ValueError where all of them have to
-    and one does not.
+    """Return the columns that hold a number; ValueError where all of them have to and one does
+    not.
     """
-    numbers = np.concatenate([numbers_of(str(path), group, names) for group in groups.values()])
-    is_empty = np.all(np.isnan(numbers), axis=0)
+    is_empty = np.all(np.isnan(table.numbers(str(path), names)), axis=0)
     if all_of_them and np.any(is_empty):
         empty = checks.shown(names[int(np.argmax(is_empty))])
         raise ValueError(f"{path}: column {empty} has no value to forecast from")
     return [name for name, empty in zip(names, is_empty, strict=True) if not empty] or names
 
 
-def _shown(name: str, label: str, columns: Columns, line: calendars.Line) -> Series:
+def _line_of(file: CsvFile | ParquetFile, rows: frames.Rows) -> Line:
+    """Return a function that names some rows of a file."""
+    return lambda row: file.line(int(rows[row]))
+
+
+def _shown(name: str, label: str, columns: Columns, calendar: Calendar | None) -> Series:
     """Return one target of a series as people read it, with dates of the clocks of their zone."""
-    series = series_of(name, columns, line)
-    if series.calendar is not None and series.calendar.zone is not None:
-        dates = calendars.on_clocks(series.calendar.dates)
-        series = replace(series, index=calendars.coarsest(dates))
+    series = series_of(name, columns, calendar)
+    if calendar is not None and calendar.zone is not None:
+        series = replace(series, index=calendars.coarsest(calendars.on_clocks(calendar.dates)))
     return replace(series, name=f"{name} of {label}") if label else series
 
 
@@ -721,16 +738,6 @@ def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) 
         label: columns.take(rows)
         for label, rows in frames.rows_by(where, table, roles.id_name).items()
     }
-
-
-def dates_of(columns: Columns) -> Any:
-    """Return the dates of rows (N,), or None."""
-    return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
-
-
-def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
-    """Return some columns, (N, K)."""
-    return columns.values[:, frames.places_of(where, columns.names, names)]
 
 
 def _next_rows(
@@ -747,8 +754,8 @@ def _next_rows(
     A ValueError says where they have dates, or a time zone, and the table has none, or the reverse,
     and names a date that is not the next step.
     """
-    rows = numbers_of(where, later, names)
-    dates = dates_of(later)
+    rows = later.numbers(where, names)
+    dates = later.dates
     if (dates is None) != (calendar is None):
         problem = "no dates, expected some" if dates is None else "dates, expected none"
         raise ValueError(

@@ -162,14 +162,13 @@ def read_series(
         if column is None
         else checks.text(str(path), "column", column)
     )
-    found = file.columns([name])
-    there = np.flatnonzero(~np.isnan(found.values[:, 0]))
-    if there.size == 0:
+    columns = file.columns([name])
+    places = np.flatnonzero(~np.isnan(columns.values[:, 0]))
+    if places.size == 0:
         raise ValueError(f"{file.path}: column {name} has no numbers")
-    begin = int(there[0])
-    return series_of(
-        name, found.take(slice(begin, int(there[-1]) + 1)), lambda row: file.line(begin + row)
-    )
+    begin = int(places[0])
+    columns = columns.take(slice(begin, int(places[-1]) + 1))
+    return series_of(name, columns, line=lambda row: file.line(begin + row))
 
 
 def only_column(
@@ -191,22 +190,24 @@ def only_column(
     return usual
 
 
-def series_of(name: str, found: Columns, line: Line) -> Series:
-    """Return one column of a table as a series; `line` names a row, for errors."""
-    values = found.values[:, found.names.index(name)]
-    index = found.index
+def series_of(
+    name: str, columns: Columns, calendar: Calendar | None = None, line: Line | None = None
+) -> Series:
+    """Return one column of a table as a series, with the calendar of its dates where that is made;
+    `line` names a row, for errors.
+    """
+    values = columns.values[:, columns.names.index(name)]
+    index = columns.index
     if index is None:
         return Series(name, values, np.arange(1, len(values) + 1))
-    if index.dtype.kind != "M":
-        note = (
-            ""
-            if any(str(label).isdigit() for label in index)
-            else "no ISO 8601 dates, rows taken as equal steps; --date-format says another notation"
-        )
-        return Series(name, values, index, note=note)
-    calendar = calendars.calendar(index, line, found.zone)
-    if calendar is None:
+    if columns.dates is None:
+        numbered = any(str(label).isdigit() for label in index)
+        note = "no ISO 8601 dates, rows taken as equal steps; --date-format says another notation"
+        return Series(name, values, index, note="" if numbered else note)
+    if len(index) == 1:
         return Series(name, values, index, note="a single date, which has no step")
+    if calendar is None:
+        calendar = calendars.calendar_of(name, index, columns.zone, line=line)
     full = calendar.placed(values[:, None])[:, 0]
     missing = len(full) - len(values)
     note = f"{missing} rows missing from the file" if missing else ""

@@ -15,7 +15,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, reading, writing
 from xlstm.data.csv_file import PLAIN, CsvFile, Dialect, check_names
-from xlstm.data.frames import Columns, grouped
+from xlstm.data.frames import Columns, Rows, grouped
 from xlstm.data.host import Values
 from xlstm.data.writing import AnyPath
 
@@ -197,23 +197,17 @@ def read_table(
     if columns is not None:
         columns = checks.several(str(path), "columns", columns, "a list of names", checks.text)
     file = opened(path, Dialect(date_format, decimal, encoding))
-    return _rising(file, file.columns(file.names if columns is None else columns))
+    table = file.columns(file.names if columns is None else columns)
+    if table.dates is not None:
+        calendars.check_rising(table.dates, file.line, calendars.SEVERAL)
+    return table
 
 
-def groups_of(
-    file: CsvFile | ParquetFile, column: str | None, columns: Sequence[str]
-) -> dict[str, Columns]:
-    """Return the columns of several series below each other by the names in a column, in the order
-    in which these come first; without a column those of one series, named "".
-
-    The dates of each have to rise.
+def rows_by(file: CsvFile | ParquetFile, column: str) -> dict[str, Rows]:
+    """Return the rows of each series by the names in a column, in the order in which these come
+    first; without a column all rows, named "".
     """
-    table = file.columns(columns)
-    if column is None:
-        return {"": _rising(file, table)}
-    return {
-        name: _rising(file, table, rows) for name, rows in grouped(names_in(file, column)).items()
-    }
+    return grouped(names_in(file, column)) if column else {"": np.arange(file.rows)}
 
 
 def names_in(file: CsvFile | ParquetFile, column: str) -> Names:
@@ -276,14 +270,3 @@ def as_csv(columns: Mapping[str, Sequence[Any]]) -> str:
     for row in zip(*columns.values(), strict=True):
         writer.writerow([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row])
     return text.getvalue()
-
-
-def _rising(file: CsvFile | ParquetFile, columns: Columns, rows: Any = None) -> Columns:
-    """Return some rows, by default all; ValueError where their dates do not rise."""
-    part = columns if rows is None else columns.take(rows)
-    if part.index is not None and part.index.dtype.kind == "M":
-        hint = calendars.SEVERAL * (rows is None)
-        calendars.check_rising(
-            part.index, lambda row: file.line(row if rows is None else int(rows[row])), hint
-        )
-    return part

@@ -14,7 +14,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, host
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles, by_series, numbers_of
+from xlstm.data.panels import Roles, by_series
 from xlstm.data.series import Series, series_of
 from xlstm.plots import figures
 from xlstm.training import Trained, folder
@@ -393,9 +393,10 @@ def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
                 f" {checks.few(map(str, known))}"
             )
         for target, each in levels.items():
-            one = series_of(target, known[label], f"fans: series {label}: row {{}}".format)
+            line = f"fans: series {label}: row {{}}".format
+            one = series_of(target, known[label], line=line)
             series.append(replace(one, name=f"{target} of {label}") if roles.id_name else one)
-            found.append(Fan(numbers_of("fans", later, [*each]), [*each.values()]))
+            found.append(Fan(later.numbers("fans", [*each]), [*each.values()]))
     return series, found
 
 
