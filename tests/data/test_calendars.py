@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from tests.conftest import DATA
 from xlstm.cli.app import app
 from xlstm.data import calendars
-from xlstm.data.panels import Covariates, Panel
+from xlstm.data.panels import Panel
 from xlstm.data.series import read_csv
+from xlstm.data.time_series import Covariates
 from xlstm.estimators import Forecaster, ZeroShotForecaster
 
 pd = pytest.importorskip("pandas")
@@ -188,7 +189,7 @@ def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
         f"datetime64[{step}]"
     )
     calendar = calendars.calendar_of("it", dates)
-    found = calendars.features(calendar.dates.to_numpy(), calendar.seconds)
+    found = calendars.features(calendar)
     assert found.shape == (60, columns)
     assert np.all(np.abs(found) <= 1)
     if step == "D":

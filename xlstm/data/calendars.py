@@ -253,21 +253,24 @@ def calendar_of(
     return Calendar(*steps, clocks, zone)
 
 
-def features(dates: Dates, step: float) -> Values:
-    """Return sines and cosines (N, F) of the time of the year, of the week and of the day.
+def features(calendar: Calendar, steps: int = 0) -> Values:
+    """Return sines and cosines (N + steps, F) of the time of the year, of the week and of the day,
+    for the steps of a calendar and some later ones.
 
-    Only those are there that a step of `step` seconds can tell apart.
+    Only those are there that its step can tell apart.
     """
-    seconds = dates.astype("datetime64[s]")
+    step = calendar.seconds
+    parts = [on_clocks(dates) for dates in (calendar.dates, calendar.following(steps))]
+    seconds = np.concatenate(parts).astype("datetime64[s]")
     within_day = (seconds - seconds.astype("datetime64[D]")).astype(np.float64) / DAY
     days = seconds.astype("datetime64[D]").astype(np.int64)
     within_year = (seconds - seconds.astype("datetime64[Y]").astype("datetime64[s]")).astype(
         np.float64
     ) / YEAR
-    parts = [k * within_year for k in range(1, HARMONICS + 1)] if step < YEAR / 2 else []
-    parts += [(days % 7 + within_day) / 7] if step < WEEK / 2 else []
-    parts += [within_day] if step < DAY / 2 else []
-    turns = 2 * np.pi * np.array(parts).reshape(len(parts), len(dates))
+    shares = [k * within_year for k in range(1, HARMONICS + 1)] if step < YEAR / 2 else []
+    shares += [(days % 7 + within_day) / 7] if step < WEEK / 2 else []
+    shares += [within_day] if step < DAY / 2 else []
+    turns = 2 * np.pi * np.array(shares).reshape(len(shares), len(seconds))
     return np.concatenate((np.sin(turns), np.cos(turns))).T
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.data import host
 from xlstm.data.host import Values
-from xlstm.data.panels import Covariates, Panel, Roles, TimeSeries
+from xlstm.data.panels import Panel, Roles
 from xlstm.data.series import Series
 from xlstm.data.series_windows import split
+from xlstm.data.time_series import Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation
 from xlstm.estimators.base import CHECKS, SeriesEstimator
 from xlstm.estimators.forecaster import Forecaster

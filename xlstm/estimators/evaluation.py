@@ -19,7 +19,8 @@ import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.data.host import Values
-from xlstm.data.panels import Panel, TimeSeries
+from xlstm.data.panels import Panel
+from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
 from xlstm.estimators.fitting import parts_of

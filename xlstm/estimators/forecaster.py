@@ -16,7 +16,8 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data.host import Values, check_reach
-from xlstm.data.panels import CovariateArguments, Covariates, Panel, TimeSeries
+from xlstm.data.panels import Panel
+from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, selection
 from xlstm.estimators.base import (
     OF_TRAIN,

@@ -15,7 +15,8 @@ from xlstm.arrays.foreign import is_foreign
 from xlstm.arrays.namespace import Params
 from xlstm.data import frames
 from xlstm.data.host import LARGEST, Values, floats
-from xlstm.data.panels import Covariates, Panel, Roles, TimeSeries
+from xlstm.data.panels import Panel, Roles
+from xlstm.data.time_series import Covariates, TimeSeries
 from xlstm.models.tirex import transforms
 from xlstm.models.tirex.transforms import Mask
 
