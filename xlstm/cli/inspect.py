@@ -156,7 +156,7 @@ def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Any:
     """Return the first sequence of a table, or its first rows where each is a sequence, as the
     network sees them.
     """
-    layout = SequenceTable.kept(loaded)
+    layout = SequenceTable.of_model(loaded)
     estimator = loaded.estimator
     rows = estimator.prepared(layout.read(data, dialect, labels=False)[0])
     x = rows[0][:steps, None] if layout.sequence else np.stack(rows[:steps], axis=1)  # (T, B, D)

@@ -149,7 +149,7 @@ def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any)
 def _labels(loaded: Loaded, table: Path, dialect: Dialect) -> dict[str, Sequence[Any]]:
     """Return names of sequences, their likeliest labels, and the probability of each label."""
     classifier = loaded.estimator
-    layout = SequenceTable.kept(loaded)
+    layout = SequenceTable.of_model(loaded)
     sequences, names, _ = layout.read(table, dialect, labels=False)
     shares = classifier.predict_proba(sequences)
     columns: dict[str, Sequence[Any]] = {
@@ -334,7 +334,7 @@ def evaluate(
     if isinstance(estimator, TextModel):
         values = of_text(report, estimator, estimator.nats(sources.read_text(data)), str(data))
     elif isinstance(estimator, SequenceClassifier):
-        sequences, _, labels = SequenceTable.kept(loaded).read(data, dialect)
+        sequences, _, labels = SequenceTable.of_model(loaded).read(data, dialect)
         if unknown := sorted({*labels.tolist()} - {*estimator.classes_.tolist()}):
             raise ValueError(
                 f"{data}: label {unknown[0]!r} is not one of those that {loaded.file} knows"
@@ -391,25 +391,21 @@ def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score
         {1, 3, 6, 12, horizon // 2 if horizon > 12 else 1, horizon} & {*range(1, horizon + 1)}
     )
     rows = []
-    by_target = {
-        name: one.reshape(horizon, -1)
-        for name, one in (errors | {"coverage": score.coverage}).items()
-    }
+    by_target = [values.reshape(horizon, -1) for values in (*errors.values(), score.coverage)]
     for (c, name), h in itertools.product(enumerate(names), steps):
-        *rmse, coverage = (one[h - 1, c] for one in by_target.values())
+        *rmse, coverage = (values[h - 1, c] for values in by_target)
         ahead = f"{h} {step}{'s' if h > 1 else ''} ahead"
         ahead = ahead if len(names) == 1 else f"{name}, {ahead}"
-        rows.append((ahead, *(f"{one:.4g}" for one in rmse), f"{100 * coverage:.0f} %"))
+        rows.append((ahead, *(f"{error:.4g}" for error in rmse), f"{100 * coverage:.0f} %"))
     heads = ("", *errors, f"{100 * score.interval:.0f} % interval")
     report.print(table(f"test RMSE on the last 20 %, {score.points} forecasts", heads, rows))
     methods = ("model", "persistence", "autoregression", "seasonal")
     return score, {
-        **{
-            "forecasts": score.points,
-            "order": score.order,
-            "season": score.season,
-            "interval": score.interval,
-        },
-        **{"targets": names, "rmse": {name: getattr(score, name).tolist() for name in methods}},
+        "forecasts": score.points,
+        "order": score.order,
+        "season": score.season,
+        "interval": score.interval,
+        "targets": names,
+        "rmse": {name: getattr(score, name).tolist() for name in methods},
         "coverage": score.coverage.tolist(),
     }

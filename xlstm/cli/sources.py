@@ -32,7 +32,7 @@ MODEL = "model.safetensors"  # in the folder of a run
 LONGEST = 1 << 32  # bytes of a text
 LANGUAGE = "language model"  # a kind of network
 ESTIMATORS = {
-    one.KIND: one for one in (Forecaster, TextModel, SequenceClassifier, SequenceRegressor)
+    kind.KIND: kind for kind in (Forecaster, TextModel, SequenceClassifier, SequenceRegressor)
 }
 # The commands that take each kind of model file.
 COMMANDS = {
@@ -87,13 +87,8 @@ def load_model(command: str, path: Path, backend: str = "numpy") -> Loaded:
     file, kind = find_model(command, path)
     if kind not in ESTIMATORS:
         network, params = model_files.load(file, backend)
-        return Loaded(
-            file,
-            LANGUAGE if isinstance(network, xLSTMLanguageModel) else kind,
-            None,
-            network,
-            params,
-        )
+        kind = LANGUAGE if isinstance(network, xLSTMLanguageModel) else kind
+        return Loaded(file, kind, None, network, params)
     estimator: Any = ESTIMATORS[kind].load(file, backend)
     return Loaded(file, kind, estimator, estimator.model_, estimator.params_)
 
@@ -113,9 +108,9 @@ def check_options(file: Path, kind: str, dialect: Dialect = PLAIN, **options: ob
 
 def refuse(file: Path, kind: str, options: Mapping[str, object]) -> None:
     """Raise ValueError where options are given that a model of a kind does not take."""
-    if given := sorted(name for name, value in options.items() if value):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{file}: is a {kind}, which takes no {names}")
+    names = sorted(f"--{name.replace('_', '-')}" for name, value in options.items() if value)
+    if names:
+        raise ValueError(f"{file}: is a {kind}, which takes no {', '.join(names)}")
 
 
 def digest(file: Path) -> str:
@@ -188,26 +183,21 @@ class SequenceTable:
         dates.
         """
         file = opened(path, dialect)
-        names = file.names
-        dates = file.dated
         roles = [label] if sequence is None else [label, sequence]
-        places_of(str(path), names, roles, "the header")
-        chosen = (
-            [n for n in names if n not in (*roles, *dates)]
-            if features is None
-            else features.split(",")
-        )
-        chosen = [name.strip() for name in chosen]
-        if label == sequence or {*roles} & {*chosen} or not chosen:
-            several = f"label {label!r}, sequence {sequence!r} and features {checks.few(chosen)}"
+        places_of(str(path), file.names, roles, "the header")
+        columns = [name for name in file.names if name not in (*roles, *file.dated)]
+        if features is not None:
+            columns = [name.strip() for name in features.split(",")]
+        if label == sequence or {*roles} & {*columns} or not columns:
+            several = f"label {label!r}, sequence {sequence!r} and features {checks.few(columns)}"
             raise ValueError(
                 f"{path}: {several}, expected different columns and a feature; it has"
-                f" {checks.few(names)}"
+                f" {checks.few(file.names)}"
             )
-        return cls(chosen, label, sequence)
+        return cls(columns, label, sequence)
 
     @classmethod
-    def kept(cls, loaded: Loaded) -> Self:
+    def of_model(cls, loaded: Loaded) -> Self:
         """Return the layout that the file of a classifier keeps; ValueError if it keeps none."""
         expected = "expected a model of `xlstm train classify`"
         if loaded.estimator.target_kind_ != "sequence":
@@ -246,8 +236,8 @@ class SequenceTable:
         groups = grouped(names_in(file, self.sequence))
         for name, rows in groups.items():
             if len(several := dict.fromkeys(read[rows].tolist())) > 1:
-                found = f"sequence {checks.shown(name)} has labels {checks.few(several)}"
-                raise ValueError(f"{path}: {found}, expected one")
+                labels_of = f"sequence {checks.shown(name)} has labels {checks.few(several)}"
+                raise ValueError(f"{path}: {labels_of}, expected one")
         firsts = np.array([rows[0] for rows in groups.values()])
         return (
             np.fromiter((values[rows] for rows in groups.values()), object),
@@ -267,8 +257,8 @@ def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
     counts = Counter(sorted(labels.tolist()))
     rng = np.random.default_rng(seed)
     held = [
-        rng.permutation(np.flatnonzero(labels == one))[: round(fraction * n)]
-        for one, n in counts.items()
+        rng.permutation(np.flatnonzero(labels == label))[: round(fraction * n)]
+        for label, n in counts.items()
     ]
     test = np.sort(np.concatenate(held))
     if fraction and not len(test):

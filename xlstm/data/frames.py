@@ -221,16 +221,16 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     return table.reset_index() if is_moved else table
 
 
-def names_of(where: str, given: Any) -> list[str]:
+def names_of(where: str, table: Any) -> list[str]:
     """Return the names of all columns of a table, but not of its index."""
-    return [*map(str, _frame(where, given).frame.columns)]
+    return [*map(str, _frame(where, table).frame.columns)]
 
 
-def rows_by(where: str, given: Any, column: str) -> dict[Any, Rows]:
+def rows_by(where: str, table: Any, column: str) -> dict[Any, Rows]:
     """Return the rows of a table that have each value of a column; ValueError where it is not there
     or has gaps.
     """
-    frame = _frame(where, given).frame
+    frame = _frame(where, table).frame
     places_of(where, frame.columns, [column])
     labels = frame.get_column(column)
     if labels.is_null().any():
@@ -297,7 +297,7 @@ class _Frame(NamedTuple):
     is_moved: bool
 
 
-def _frame(where: str, given: Any) -> _Frame:
+def _frame(where: str, table: Any) -> _Frame:
     """Return a table as narwhals has it; TypeError where it is none."""
     try:
         import narwhals.stable.v1 as nw
@@ -307,20 +307,20 @@ def _frame(where: str, given: Any) -> _Frame:
             " 'xlstm-xp[tables]'"
         ) from error
     try:
-        table = nw.from_native(given, eager_only=True, allow_series=True)
-        is_column = isinstance(table, nw.Series)
-        frame = table.to_frame() if is_column else table
+        frame = nw.from_native(table, eager_only=True, allow_series=True)
+        is_column = isinstance(frame, nw.Series)
+        frame = frame.to_frame() if is_column else frame
         schema = frame.schema  # where two columns have one name it raises
     except Exception as error:  # its kind depends on the version of narwhals
-        kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
+        kind = f"{type(table).__module__.partition('.')[0]}.{type(table).__name__}"
         raise TypeError(
             f"{where}: a {kind} is not taken as a table ({' '.join(str(error).split())})"
         ) from error
     native = nw.to_native(frame)
     dated = []
     for name, dtype in schema.items():
-        kind = getattr(native[name], "dtype", None) if dtype == nw.Unknown else None
-        is_date = getattr(kind, "kind", "") == "M" or hasattr(kind, "freq")
+        own = getattr(native[name], "dtype", None) if dtype == nw.Unknown else None
+        is_date = getattr(own, "kind", "") == "M" or hasattr(own, "freq")
         if is_date or dtype in (nw.Date, nw.Datetime):
             dated.append(name)
     if len(dated) > 1:

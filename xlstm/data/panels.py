@@ -170,10 +170,12 @@ class Panel:
     @classmethod
     def from_arrays(cls, where: str, values: Any, beside: Covariates) -> Self:
         """Return one series, or a list of them, with the covariates of each."""
-        several = isinstance(values, list | tuple) and any(_axes(where, one) for one in values[:1])
+        several = isinstance(values, list | tuple) and any(
+            _axes(where, first) for first in values[:1]
+        )
         series = values if several else [values]
         covariates = beside.each(where, len(series)) if several else [beside]
-        flat = [_axes(where, one) == 1 for one in series]
+        flat = [_axes(where, value) == 1 for value in series]
         return cls(series, covariates, not several, flat, Roles().checked(where))
 
     @classmethod
@@ -586,7 +588,7 @@ def _next_rows(
         return rows
     if (later.zone is None) != (zone is None):
         theirs, ours = (
-            "no time zone" if one is None else f"time zone {one}" for one in (later.zone, zone)
+            "no time zone" if name is None else f"time zone {name}" for name in (later.zone, zone)
         )
         raise ValueError(
             f"{where}: the dates of {name} have {theirs}, expected {ours}, as in the table of the"

@@ -97,9 +97,9 @@ class ParquetFile:
             groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
             leaves = (group.column(k) for group in groups for k in range(group.num_columns))
             sizes = [
-                one.total_uncompressed_size
-                for one in leaves
-                if one.path_in_schema.partition(".")[0] in wanted
+                leaf.total_uncompressed_size
+                for leaf in leaves
+                if leaf.path_in_schema.partition(".")[0] in wanted
             ]
             size = 8 * metadata.num_rows * len(wanted) + sum(sizes)
             most = UNPACKED[0] + UNPACKED[1] * self._size

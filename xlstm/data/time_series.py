@@ -65,16 +65,16 @@ class Covariates(NamedTuple):
     dates: Any = None
 
     @classmethod
-    def of(cls, where: str, given: CovariateArguments) -> Covariates:
+    def of(cls, where: str, arguments: CovariateArguments) -> Covariates:
         """Return the keywords of a caller, a forecaster `where`; TypeError where one is unknown."""
-        for name in given:
+        for name in arguments:
             if name not in cls._fields:
                 others = f"horizon and quantiles are set in {where}(...), steps in predict"
                 raise TypeError(
                     f"{where}: argument {name} is unknown, expected {checks.few(cls._fields)};"
                     f" {others}"
                 )
-        return cls(**given)
+        return cls(**arguments)
 
     def each(self, where: str, number: int) -> list[Covariates]:
         """Return the covariates of each of several series."""
@@ -136,14 +136,14 @@ def read_one(
         features = calendars.features(calendar, ahead)
         marks = features.shape[1]
         future = np.concatenate((features[:rows], future), axis=1)
-    known = _begun(carry_forward(values))
+    bridged = _begun(carry_forward(values))
     begin = 0
     if not gaps:
         begin = _first(values, past, future)
         past = carry_forward(past)
         future = carry_forward(future)
-    values, known, past, future = (part[begin:] for part in (values, known, past, future))
-    return TimeSeries(values, known, past, future, static, calendar, marks, begin)
+    values, bridged, past, future = (part[begin:] for part in (values, bridged, past, future))
+    return TimeSeries(values, bridged, past, future, static, calendar, marks, begin)
 
 
 def _static(where: str, value: Any) -> Values:
@@ -191,8 +191,8 @@ def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: boo
     return rows
 
 
-def _begun(known: Values) -> Values:
+def _begun(bridged: Values) -> Values:
     """Return bridged values with the first one of each column in the place of gaps before it."""
-    there = ~np.isnan(known)
-    first = np.take_along_axis(known, np.argmax(there, axis=0)[None], axis=0)
-    return np.where(there, known, np.where(np.isnan(first), 0.0, first))
+    there = ~np.isnan(bridged)
+    first = np.take_along_axis(bridged, np.argmax(there, axis=0)[None], axis=0)
+    return np.where(there, bridged, np.where(np.isnan(first), 0.0, first))
