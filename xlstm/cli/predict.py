@@ -137,7 +137,7 @@ def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any)
     steps = len(points[0])
     columns: dict[str, Any] = {}
     if panel.roles.series_id:
-        columns[panel.roles.id_name] = [label for label in panel.labels for _ in range(steps)]
+        columns[panel.roles.id_name] = [label for label in panel.groups for _ in range(steps)]
     columns[panel.time] = [label for series in panel.shown for label in series.after(steps)]
     suffixes = ["", *(f" {level:g}" for level in levels)]
     shape = (len(panel.shown), steps, len(panel.names), -1)

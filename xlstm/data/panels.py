@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.data import calendars, frames, host
 from xlstm.data.calendars import Calendar, Line
 from xlstm.data.csv_file import PLAIN, CsvFile, Dialect
@@ -100,13 +101,9 @@ class Panel:
         Names of targets; empty where there was no table.
     table : object
         The table, or None.
-    labels : list
-        The entry of the column of names for each series.
-    rows : list of array
-        For each series of the table labels of its rows that are no dates; empty where rows have
-        none.
-    shown : list of Series
-        The first target of each series of a file, as people read it.
+    groups : dict of object to Columns
+        The columns of each series of a table or file, by its entry in the column of names; without
+        such a column there is one, named "".
     time : str
         The name of the column of dates, or of steps, in tables of forecasts.
     kinds : dict of str to pyarrow.DataType
@@ -122,9 +119,7 @@ class Panel:
     roles: Roles
     names: Sequence[str] = ()
     table: Any = None
-    labels: Sequence[Any] = ()
-    rows: Sequence[Any] = ()
-    shown: Sequence[Series] = ()
+    groups: BySeries = field(default_factory=dict)
     time: str = "time"
     kinds: Mapping[str, Any] = field(default_factory=dict)
     left_out: Sequence[str] = ()
@@ -277,22 +272,17 @@ class Panel:
         panel = cls._from_columns(
             str(path), groups, roles, names, after if roles.future else {}, named, lines
         )
-        calendars_of = [beside.dates for beside in panel.covariates]
-        shown = [
-            _shown(names[0], *series)
-            for series in zip(groups, groups.values(), calendars_of, strict=True)
-        ]
         time = "step" if "time" in file.names else "time"
-        if table.index_name is not None and shown[0].calendar is not None:
+        if table.dates is not None and table.index_name is not None:
             time = table.index_name
         used = {*names, *covariates, *roles.series_id, table.index_name, ""}
-        labels = (*roles.series_id, time)
         return replace(
             panel,
-            flat=[len(names) == 1] * len(shown),
-            shown=shown,
+            flat=[len(names) == 1] * len(groups),
             time=time,
-            kinds={name: kind for name, kind in file.kinds.items() if name in labels},
+            kinds={
+                name: file.kinds[name] for name in (*roles.series_id, time) if name in file.kinds
+            },
             left_out=[name for name in file.names if name not in used],
         )
 
@@ -312,7 +302,6 @@ class Panel:
         """
         values = []
         covariates = []
-        labels = []
         for label, columns in groups.items():
             values.append(columns.numbers(where, names))
             past = columns.numbers(where, roles.past)
@@ -324,8 +313,6 @@ class Panel:
                 hint = "" if roles.id_name else calendars.SEVERAL
                 line = None if lines is None else lines[label]
                 calendar = calendars.calendar_of(series, columns.dates, columns.zone, hint, line)
-            elif columns.index is not None:
-                labels.append(columns.index)
             if label in after:
                 ahead = _next_rows(where, later, after[label], roles.future, calendar, columns.zone)
                 future = np.concatenate((future, ahead))
@@ -343,7 +330,7 @@ class Panel:
                 )
             )
         flat = [False] * len(values)
-        return cls(values, covariates, False, flat, roles, names, None, list(groups), labels)
+        return cls(values, covariates, False, flat, roles, names, groups=groups)
 
     def __str__(self) -> str:
         """Describe the series of a file in a line."""
@@ -358,6 +345,13 @@ class Panel:
         end = first.labels[-1]
         return f"{self.title}, {sizes[0]} {first.step}s from {begin} to {end}{gaps}{note}"
 
+    @cached_property
+    def shown(self) -> list[Series]:
+        """The first target of each series of a file, as people read it."""
+        calendars_of = [beside.dates for beside in self.covariates]
+        series = zip(self.groups, self.groups.values(), calendars_of, strict=True)
+        return [_shown(self.names[0], *parts) for parts in series]
+
     @property
     def title(self) -> str:
         """The names of the targets."""
@@ -366,7 +360,7 @@ class Panel:
     @property
     def ids(self) -> list[str]:
         """Names of the series, where a column has them."""
-        return [str(label) for label in self.labels] if self.roles.id_name else []
+        return [str(label) for label in self.groups] if self.roles.id_name else []
 
     @property
     def rows_ahead(self) -> dict[str, int]:
@@ -475,14 +469,15 @@ class Panel:
         steps = len(forecasts[0])
         columns: dict[str, Any] = {}
         if self.roles.id_name:
-            columns[self.roles.id_name] = np.repeat(np.array(self.labels), steps)
+            columns[self.roles.id_name] = np.repeat(np.array([*self.groups]), steps)
         columns |= self.forecast_columns(forecasts, suffixes)
         ahead = [
             calendars.in_utc(series.calendar.following(steps))
             for series in read
             if series.calendar is not None
         ]
-        ahead = ahead or [_numbers_after(labels, steps) for labels in self.rows]
+        labels = [group.index for group in self.groups.values() if group.index is not None]
+        ahead = ahead or [_numbers_after(rows, steps) for rows in labels]
         return frames.table_like(self.table, columns, np.concatenate(ahead) if ahead else None)
 
     def forecast_columns(

@@ -329,7 +329,7 @@ def read_table(
         if read.future.shape[1] and more < steps:
             owner = "the series"
             if panel.roles.id_name:
-                owner = f"series {checks.shown(panel.labels[k])}"
+                owner = f"series {checks.shown([*panel.groups][k])}"
             raise ValueError(f"{where}: {later} has {more} rows after {owner}, expected {steps}")
     return panel, series
 
