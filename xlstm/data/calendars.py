@@ -151,8 +151,6 @@ def read_dates(
     ValueError names the line, by `line` of its row.
     """
     pandas = load_pandas(line(0))
-    has_zones = date_format is None or "%z" in date_format
-    zones = [match and match[0] for match in map(ZONE.search, cells)] if has_zones else []
     moments = pandas.to_datetime(
         pandas.Series(cells, dtype=object),
         format=date_format or "ISO8601",
@@ -160,23 +158,28 @@ def read_dates(
         errors="coerce",
     )
     wrong = moments.isna().to_numpy()
-    wrong |= [(zone is None) != (zones[0] is None) for zone in zones] or False
+    form = "like the others"
+    zones = [None if match is None else match[0] for match in map(ZONE.search, cells)]
     if date_format is None:
         wrong |= [ISO_DATE.fullmatch(cell) is None for cell in cells]
+    else:
+        form = f"of the format {date_format!r}"
+        zones = zones if "%z" in date_format else [None] * len(cells)
+    wrong |= [(zone is None) != (zones[0] is None) for zone in zones]
     if np.any(wrong):
         row = int(np.argmax(wrong))
-        form = "like the others" if date_format is None else f"of the format {date_format!r}"
         raise ValueError(
             f"{line(row)}: {checks.shown(cells[row])} is not a date {form}, from 1678 to 2261"
         )
     dates = coarsest(moments.dt.tz_localize(None).to_numpy())
-    unit = UNITS.get(max(map(len, cells))) if date_format is None else None
-    if unit is not None:
+    unit = UNITS.get(max(map(len, cells)))
+    if date_format is None and unit is not None:
         dates = dates.astype(f"datetime64[{unit}]")
-    if not zones or zones[0] is None:
+    zone = zones[0]
+    if zone is None:
         return dates, None
-    same = len({*zones}) == 1 and zones[0] != "Z"
-    return dates, f"{zones[0][:3]}:{zones[0][-2:]}" if same else "UTC"
+    is_one = len({*zones}) == 1 and zone != "Z"
+    return dates, f"{zone[:3]}:{zone[-2:]}" if is_one else "UTC"
 
 
 def check_rising(dates: Dates, line: Line, hint: str = "") -> None:
@@ -219,18 +222,7 @@ def calendar_of(
     if isinstance(dates, Calendar):
         return dates
     line = line or f"{where}: dates[{{}}]".format
-    dtype: Any = getattr(dates, "dtype", None)
-    own_zone = getattr(dtype, "tz", None) or getattr(dtype, "time_zone", None)
-    if own_zone is not None:
-        dates = np.asarray(dates, "datetime64[us]")
-        zone = str(own_zone)
-    array: Any = checks.host(where, "dates", dates, "dates (N,)")
-    try:
-        array = array.astype("datetime64") if array.dtype.kind in "UTO" else array
-    except (TypeError, ValueError):
-        array = np.zeros(0)
-    if array.dtype.kind != "M" or array.ndim != 1:
-        raise TypeError(f"{where}: dates is {checks.shown(dates)}, expected dates (N,)")
+    array, zone = _plain(where, dates, zone)
     check_rising(array, line, hint)
     if len(array) < 2:
         raise ValueError(
@@ -241,10 +233,7 @@ def calendar_of(
     clocks = None
     if zone is not None:
         zoned = _in_zone(moments.tz_localize("UTC"), zone)
-        shown = zoned.tz_localize(None)
-        days_apart = np.all(np.diff(array) >= np.timedelta64(12, "h"))
-        times = shown - shown.normalize()
-        clocks = zone if days_apart and np.all(times == times[0]) else "UTC"
+        clocks = zone if _is_daily(zoned) else "UTC"
         moments = zoned.tz_convert(clocks).tz_localize(None)
         zone = str(zoned.tz)
     steps = _equal_steps(pandas, moments, line)
@@ -312,6 +301,31 @@ def holiday_shares(where: str, country: str, calendar: Calendar, steps: int = 0)
     free = np.array(sorted(days), "datetime64[D]")
     counts = np.searchsorted(free, stop) - np.searchsorted(free, first)
     return np.asarray(counts / (stop - first).astype(np.int64))[:, None]
+
+
+def _plain(where: str, dates: Any, zone: str | None) -> tuple[Dates, str | None]:
+    """Return dates (N,) as those of NumPy, in UTC where they have a time zone, and its name."""
+    dtype: Any = getattr(dates, "dtype", None)
+    own_zone = getattr(dtype, "tz", None) or getattr(dtype, "time_zone", None)
+    if own_zone is not None:
+        dates = np.asarray(dates, "datetime64[us]")
+        zone = str(own_zone)
+    array: Any = checks.host(where, "dates", dates, "dates (N,)")
+    try:
+        array = array.astype("datetime64") if array.dtype.kind in "UTO" else array
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.dtype.kind != "M" or array.ndim != 1:
+        raise TypeError(f"{where}: dates is {checks.shown(dates)}, expected dates (N,)")
+    return array, zone
+
+
+def _is_daily(moments: Any) -> bool:
+    """Return whether dates are half a day apart or more, and at one time of the clocks."""
+    shown = moments.tz_localize(None)
+    times = shown - shown.normalize()
+    half_day = 12 * 3600 * 10**6  # in microseconds
+    return bool(np.all(np.diff(moments.asi8) >= half_day) and np.all(times == times[0]))
 
 
 def _in_zone(moments: Any, zone: str) -> Any:

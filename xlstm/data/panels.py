@@ -254,20 +254,14 @@ class Panel:
         lines = {}
         for label, rows in rows_by(file, roles.id_name).items():
             columns = table.take(rows)
-            values = columns.numbers(str(path), names)
-            ends = np.flatnonzero(np.any(~np.isnan(values), axis=1))[-1:] + 1
-            if not len(ends):
+            end = _end(np.any(~np.isnan(columns.numbers(str(path), names)), axis=1))
+            if not end:
                 raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
-            groups[label] = columns.take(slice(ends[0]))
-            after[label] = columns.take(slice(ends[0], None))
+            groups[label] = columns.take(slice(end))
+            after[label] = columns.take(slice(end, None))
             lines[label] = _line_of(file, rows)
         if later is not None:
-            file_ahead = opened(later, dialect)
-            table_ahead = file_ahead.columns(roles.future)
-            after = {
-                label: table_ahead.take(rows)
-                for label, rows in rows_by(file_ahead, roles.id_name).items()
-            }
+            after = _groups(opened(later, dialect), roles)
         named = str(later or "the table")
         panel = cls._from_columns(
             str(path), groups, roles, names, after if roles.future else {}, named, lines
@@ -370,8 +364,8 @@ class Panel:
         rows_ahead = {}
         for series, values, beside in zip(self.shown, self.values, self.covariates, strict=True):
             if beside.future is not None:
-                rows = np.flatnonzero(~np.isnan(beside.future[len(values) :]).any(axis=1))
-                rows_ahead[series.name] = int(rows[-1]) + 1 if len(rows) else 0
+                ahead = beside.future[len(values) :]
+                rows_ahead[series.name] = _end(~np.any(np.isnan(ahead), axis=1))
         return rows_ahead
 
     def check_ahead(self, steps: int) -> None:
@@ -532,6 +526,18 @@ def _with_numbers(
         empty = checks.shown(names[int(np.argmax(is_empty))])
         raise ValueError(f"{path}: column {empty} has no value to forecast from")
     return [name for name, empty in zip(names, is_empty, strict=True) if not empty] or names
+
+
+def _end(is_there: Any) -> int:
+    """Return the number of rows (N,) up to the last one that is there."""
+    rows = np.flatnonzero(is_there)
+    return int(rows[-1]) + 1 if len(rows) else 0
+
+
+def _groups(file: CsvFile | ParquetFile, roles: Roles) -> dict[str, Columns]:
+    """Return the columns that are known in advance of each series of a file."""
+    table = file.columns(roles.future)
+    return {label: table.take(rows) for label, rows in rows_by(file, roles.id_name).items()}
 
 
 def _line_of(file: CsvFile | ParquetFile, rows: frames.Rows) -> Line:

@@ -16,7 +16,7 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.checks import few
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar, Line
-from xlstm.data.csv_file import PLAIN, CsvFile, Dialect
+from xlstm.data.csv_file import CsvFile, Dialect
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
 from xlstm.data.table import ParquetFile, opened
@@ -110,11 +110,11 @@ def read_csv(
     decimal: str | None = None,
     encoding: str = "utf-8",
 ) -> Series:
-    """Read one column of a CSV file as a series.
+    """Read one column of a CSV or Parquet file as a series.
 
     The file has a header, and commas, semicolons, tabs or bars between cells. Dates are in ISO
     8601, or in the format `date_format`; those with a zone become those of UTC. Rows that are
-    missing from the rhythm of the dates become gaps, weekends excepted where no row falls on one.
+    missing from the steps of the dates become gaps, weekends excepted where no row falls on one.
     An empty cell is a gap; gaps at both ends are dropped.
 
     Parameters
@@ -142,26 +142,17 @@ def read_csv(
         The file cannot be read.
     ValueError
         The file is empty or malformed, the column is unknown or could be several, a cell is not a
-        finite number, dates do not rise, are irregular or in another notation, or a gap is too
-        long. Names file, row and column.
+        finite number, dates do not rise or are irregular, or a gap is too long. Names file, row
+        and column.
     TypeError
         `path` is no path, or `column` no text.
+    ImportError
+        There are dates, and pandas is not installed.
     """
-    return read_series(path, column, usual, Dialect(date_format, decimal, encoding))
-
-
-def read_series(
-    path: AnyPath, column: str | None = None, usual: str | None = None, dialect: Dialect = PLAIN
-) -> Series:
-    """Read one column of a CSV or Parquet file as a series, as `read_csv` does; see there for
-    arguments and errors.
-    """
-    file = opened(path, dialect)
-    name = (
-        only_column(file, file.numeric, usual)
-        if column is None
-        else checks.text(str(path), "column", column)
-    )
+    file = opened(path, Dialect(date_format, decimal, encoding))
+    if column is None:
+        column = only_column(file, file.numeric, usual)
+    name = checks.text(str(path), "column", column)
     columns = file.columns([name])
     places = np.flatnonzero(~np.isnan(columns.values[:, 0]))
     if places.size == 0:
