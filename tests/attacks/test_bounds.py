@@ -17,8 +17,7 @@ from xlstm.training.folder import read_history
 pa = later("pyarrow")
 pq = later("pyarrow.parquet")
 READERS = {
-    "series": series.read_series,
-    "groups": table.read_groups,
+    "series": series.read_csv,
     "table": table.read_table,
     "numbers": lambda path: table.opened(path).numbers(["c1"]),
     "names": lambda path: table.names_in(table.opened(path), "c1"),
@@ -46,7 +45,7 @@ def test_names_of_columns_have_a_length(tmp_path, suffix):
         pq.write_table(pa.table(columns), path) if suffix == "parquet" else table.write_table(
             path, columns
         )
-        return refusal(lambda: series.read_series(path), path.stat().st_size)
+        return refusal(lambda: series.read_csv(path), path.stat().st_size)
 
     assert read(csv_file.NAME) is None
     assert "the name of a column has 1025 characters, expected at most 1024" in str(
@@ -60,7 +59,7 @@ def test_few_bytes_of_parquet_do_not_hold_any_number_of_rows(tmp_path):
     with pq.ParquetWriter(path, rows.schema) as writer:
         for _ in range(20):
             writer.write_table(rows)
-    for name in ("series", "groups", "table"):
+    for name in ("series", "table"):
         assert "take fewer rows" in str(
             refusal(functools.partial(READERS[name], path), path.stat().st_size)
         )
@@ -91,7 +90,7 @@ def test_few_bytes_of_parquet_do_not_hold_any_number_of_texts_or_lists(tmp_path,
         or "; take fewer rows" in str(error)
         or "holds list<element: double>" in str(error)
     )
-    for read in (table.read_groups, series.read_series, lambda path: table.read_table(path, ["v"])):
+    for read in (series.read_csv, lambda path: table.read_table(path, ["v"])):
         assert refusal(lambda read=read: read(path), path.stat().st_size) is None
 
 

@@ -113,9 +113,6 @@ def test_how_a_table_is_written_is_said(run, tmp_path):
     said = split("--encoding utf-16 --date-format %d/%m/%Y --decimal ,")
     assert "in utf-16 or latin-1" in run("train s.csv", *QUICK, code=2).stderr
     assert (
-        "say its format with --date-format" in run("train s.csv", *QUICK, *said[:2], code=2).stderr
-    )
-    assert (
         "choose one of gr\u00f6\u00dfe, b with --column"
         in run("train s.csv", *QUICK, *said, code=2).stderr
     )
@@ -344,7 +341,7 @@ def test_sequences_are_put_together_in_the_order_of_their_rows(tmp_path):
         "y": [0.5] * 5,
     }
     write_table(tmp_path / "t.csv", cells)
-    layout = sources.Layout.of(tmp_path / "t.csv", "kind", "id", None)
+    layout = sources.SequenceTable.of(tmp_path / "t.csv", "kind", "id", None)
     assert layout.features == ["x", "y"]
     sequences, names, labels = layout.read(tmp_path / "t.csv")
     assert (names, labels.tolist()) == (["b", "a"], ["2", "1"])

@@ -2,7 +2,7 @@
 holidays.
 """
 
-from zoneinfo import ZoneInfo
+from shlex import split
 
 import numpy as np
 import pytest
@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from tests.conftest import DATA
 from xlstm.cli.app import app
-from xlstm.data import calendars, panels
+from xlstm.data import calendars
+from xlstm.data.panels import Panel
 from xlstm.data.series import read_csv
+from xlstm.data.time_series import Covariates
 from xlstm.estimators import Forecaster, ZeroShotForecaster
 
 pd = pytest.importorskip("pandas")
@@ -19,57 +21,12 @@ pd = pytest.importorskip("pandas")
 TIREX = DATA / "tirex1" / "a"
 
 AHEAD = 12
-FREQUENCIES = [
-    *(
-        "D",
-        "2D",
-        "B",
-        "2B",
-        "3B",
-        "4B",
-        "W",
-        "2W",
-        "W-MON",
-        "W-TUE",
-        "W-WED",
-        "W-THU",
-        "W-FRI",
-        "W-SAT",
-    ),
-    *("MS", "2MS", "ME", "2ME", "3ME", "SMS", "SME", "SMS-10", "SME-10", "BME", "BQE"),
-    *(
-        "QS",
-        "QS-FEB",
-        "QS-MAR",
-        "QE",
-        "QE-JAN",
-        "QE-FEB",
-        "2QE",
-        "YS",
-        "YS-MAR",
-        "2YS",
-        "YE",
-        "YE-FEB",
-        "YE-JUN",
-    ),
-    *("h", "2h", "6h", "12h", "min", "5min", "15min", "s", "30s", "ms"),
-]
-DAILY = [
-    "D",
-    "2D",
-    "B",
-    "2B",
-    "W",
-    "MS",
-    "ME",
-    "3ME",
-    "SMS",
-    "SME",
-    "QS-FEB",
-    "QE-FEB",
-    "YS",
-    "YE-FEB",
-]
+FREQUENCIES = split(
+    "D 2D B 2B 3B 4B W 2W W-MON W-TUE W-WED W-THU W-FRI W-SAT MS 2MS ME 2ME 3ME SMS SME SMS-10"
+    " SME-10 BME BQE WOM-3FRI QS QS-FEB QS-MAR QE QE-JAN QE-FEB 2QE YS YS-MAR 2YS YE YE-FEB YE-JUN"
+    " h 2h 6h 12h min 5min 15min s 30s ms bh"
+)
+DAILY = split("D 2D B 2B W MS ME 3ME SMS SME QS-FEB QE-FEB YS YE-FEB")
 HOURLY = ["h", "2h", "6h", "12h", "15min"]
 
 
@@ -77,7 +34,8 @@ def went_on(dates, zone=None):
     """Check that a calendar of all but the last dates goes on with these."""
     utc = dates if zone is None else dates.tz_convert("UTC").tz_localize(None)
     calendar = calendars.calendar_of("it", utc.values[:-AHEAD], zone)
-    np.testing.assert_array_equal(calendars.after(calendar, AHEAD), utc.values[-AHEAD:])
+    np.testing.assert_array_equal(calendars.in_utc(calendar.following(AHEAD)), utc.values[-AHEAD:])
+    np.testing.assert_array_equal(calendars.in_utc(calendar.dates), utc.values[:-AHEAD])
     np.testing.assert_array_equal(calendar.place, np.arange(len(dates) - AHEAD))
 
 
@@ -126,7 +84,7 @@ def test_missing_rows_do_not_hide_the_calendar(freq, kept):
     calendar = calendars.calendar_of("it", dates[kept])
     np.testing.assert_array_equal(calendar.place, kept)
     np.testing.assert_array_equal(calendar.dates, dates[: kept[-1] + 1])
-    np.testing.assert_array_equal(calendars.after(calendar, 5), dates[kept[-1] + 1 :][:5])
+    np.testing.assert_array_equal(calendar.following(5), dates[kept[-1] + 1 :][:5])
 
 
 def test_business_month_ends_may_come_before_a_holiday():
@@ -134,7 +92,12 @@ def test_business_month_ends_may_come_before_a_holiday():
     dates[14] -= np.timedelta64(1, "D")  # 29 March 2024 is Good Friday
     calendar = calendars.calendar_of("it", np.delete(dates, 5))
     np.testing.assert_array_equal(calendar.place, np.delete(np.arange(20), 5))
-    assert calendars.after(calendar, 2).astype(str).tolist() == ["2024-09-30", "2024-10-31"]
+    assert calendar.following(2).astype(str).tolist() == ["2024-09-30", "2024-10-31"]
+
+
+def test_business_hours_are_those_of_the_dates():
+    hours = pd.offsets.BusinessHour(start="08:30", end="16:30")
+    went_on(pd.date_range("2024-01-02 08:30", periods=64 + AHEAD, freq=hours))
 
 
 @pytest.mark.parametrize(
@@ -178,21 +141,17 @@ def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
         f"datetime64[{step}]"
     )
     calendar = calendars.calendar_of("it", dates)
-    seconds = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(float)))
-    found = calendars.features(calendar.dates, seconds)
+    found = calendars.features(calendar)
     assert found.shape == (60, columns)
     assert np.all(np.abs(found) <= 1)
     if step == "D":
         # the day of the week comes again
         np.testing.assert_allclose(found[:-7, 2], found[7:, 2], atol=1e-12)
         assert np.ptp(found[:7, 2]) > 1
-    assert calendars.after(calendar, 2)[0] > calendar.dates[-1]
     if step == "h":  # in a time zone they are those of its clocks
         zoned = calendars.calendar_of("it", dates + np.timedelta64(5, "h"), "America/New_York")
-        series = panels.read_series(
-            "it", [np.zeros((60, 1))], [panels.Covariates(dates=zoned)], 0, True
-        )[0]
-        np.testing.assert_array_equal(series.future, found)
+        panel = Panel.from_arrays("it", np.zeros((60, 1)), Covariates(dates=zoned))
+        np.testing.assert_array_equal(panel.read("it", look=True)[0].future, found)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +170,7 @@ def test_shares_of_holidays(freq, start, country, shares):
     pytest.importorskip("holidays")
     dates = pd.date_range(start, periods=len(shares), freq=freq).values
     calendar = calendars.calendar_of("it", dates)
-    np.testing.assert_allclose(
-        calendars.holiday_shares("it", country, calendar, calendar.dates)[:, 0], shares
-    )
+    np.testing.assert_allclose(calendars.holiday_shares("it", country, calendar)[:, 0], shares)
 
 
 def test_holidays_are_known_in_advance(tmp_path):
@@ -222,7 +179,7 @@ def test_holidays_are_known_in_advance(tmp_path):
     settings = {"window": 4, "horizon": 3, "hidden_size": 2, "epochs": 1, "backend": "numpy"}
     dates = np.arange("2020-01-01", "2024-05-01", dtype="datetime64[D]").astype("datetime64[us]")
     whole = calendars.calendar_of("it", dates)
-    jumps = 10 * calendars.holiday_shares("it", "DE", whole, dates)[:, 0]
+    jumps = 10 * calendars.holiday_shares("it", "DE", whole)[:, 0]
     values = jumps + 0.1 * np.random.default_rng(0).normal(size=len(dates))
     given = pd.DataFrame({"day": dates, "v": values})
     forecaster = Forecaster(**settings, holidays="DE", calendar=False).fit(given)
@@ -255,7 +212,7 @@ def test_tables_of_a_time_zone_go_on(freq):
         found = predict(numbered, AHEAD)
         assert (list(found.columns), list(found["day"])) == (["day", "v"], list(days[24:]))
     for known in (dates, dates.to_series(), pl.Series(dates)):
-        assert calendars.calendar_of("it", known).clocks == ZoneInfo("Europe/Berlin")
+        assert str(calendars.calendar_of("it", known).dates.tz) == "Europe/Berlin"
     utc = dates.tz_convert("UTC").tz_localize(None).values.astype("datetime64[us]")
     day = pl.Series(utc[:24]).dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
     found = predict(pl.DataFrame({"day": day, "v": given["v"].to_numpy()}), AHEAD)

@@ -13,7 +13,7 @@ from tests.data.conftest import equal
 from tests.tables import LIBRARIES, table
 from xlstm.data import SeriesWindows, Windows, is_table, read_table, table_like, table_of
 from xlstm.data import table as files
-from xlstm.data.series import read_series
+from xlstm.data.series import read_csv
 
 DAYS = [datetime.date(2020, 1, day) for day in (1, 2, 4)]
 
@@ -160,7 +160,7 @@ def test_tables_that_are_written_and_read(tmp_path, suffix):
         with pytest.raises((TypeError, ValueError), match=rf"t\.{suffix}.*{words}"):
             read(path, column)
     files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
-    assert (read_series(path).name, read_series(path).values.tolist()) == ("v", [1, 2])
+    assert (read_csv(path).name, read_csv(path).values.tolist()) == ("v", [1, 2])
 
 
 def test_damaged_parquet_files_are_named(tmp_path):
@@ -175,7 +175,7 @@ def test_damaged_parquet_files_are_named(tmp_path):
     blob = path.read_bytes()
     for _ in range(60):
         path.write_bytes(flipped(blob, rng))
-        for read, columns in ((read_table, ["x", "n"]), (names_of, "name"), (read_series, "x")):
+        for read, columns in ((read_table, ["x", "n"]), (names_of, "name"), (read_csv, "x")):
             try:
                 read(path, columns)
             except (ValueError, TypeError) as error:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tests.estimators.conftest import QUICK
-from xlstm.data import panels
+from xlstm.data.panels import Panel
 from xlstm.data.series import bundled, read_csv
 from xlstm.data.series_windows import carry_forward
+from xlstm.data.time_series import Covariates, TimeSeries
 from xlstm.estimators import Forecaster, baselines, selection
 from xlstm.layers.smoothing import ExponentialSmoothing
 
@@ -100,7 +101,7 @@ def test_weights_follow_the_latest_errors(rng):
     """By hand: errors that are known at a row, of which eight rows halve the share."""
     ahead = rng.standard_normal((2, 12, 3, 1))
     values = rng.standard_normal((20, 1))
-    series = panels.TimeSeries(values, values, *[np.empty((20, 0))] * 2, np.empty(0), None)
+    series = TimeSeries(values, values, *[np.empty((20, 0))] * 2, np.empty(0), None)
     rows = np.arange(5, 17)
     usual = np.array([[1.0], [2.0], [3.0]])
     candidates = {
@@ -159,7 +160,8 @@ def test_a_forecast_does_not_depend_on_others(rng):
         values
     )
     assert len(forecaster.chosen_) == 2
-    (series,) = panels.read_series("test", [values[:, None]], [panels.Covariates()], 6, False)
+    panel = Panel.from_arrays("test", values[:, None], Covariates())
+    (series,) = panel.read("test", 6)
     forecast = forecaster.predictor_.forecast
     units = forecaster.scaling_.units[0]
     rows = np.arange(150, 241)

@@ -130,7 +130,7 @@ def test_forecasts_are_drawn_near_and_far_with_their_errors(rng, name):
     """
     dates = DATES[name]
     H = 12
-    series = series_of("v", Columns(["v"], rng.normal(size=(len(dates), 1)), dates), str)
+    series = series_of("v", Columns(["v"], rng.normal(size=(len(dates), 1)), dates))
     at = np.arange(4 * len(dates) // 5, len(dates))
     forecasts = rng.normal(size=(len(at), H))
     errors = {"model": np.arange(1.0, 1 + H), "persistence": np.arange(2.0, 2 + H)}

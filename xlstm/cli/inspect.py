@@ -17,8 +17,8 @@ from xlstm.cli.console import Report, printable
 from xlstm.cli.options import ColumnOption, JsonOption, command
 from xlstm.cli.sources import (
     LANGUAGE,
-    Layout,
     Loaded,
+    SequenceTable,
     check_options,
     load_model,
     panel_of,
@@ -122,9 +122,9 @@ def read(
     file, _, fitted, network, params = loaded
     if isinstance(fitted, Forecaster):
         panel = panel_of(loaded, data, column, dialect)
-        panel.check_known(fitted.horizon)
-        with panel.named() as series:
-            return fitted.windows(series)[-steps:]
+        panel.check_ahead(fitted.horizon)
+        with panel.named():
+            return fitted.windows(panel)[-steps:]
     if isinstance(fitted, TextModel):
         return _tokens(fitted.codec_, data, steps)
     if fitted is not None:
@@ -149,7 +149,7 @@ def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Any:
     """Return the first sequence of a table, or its first rows where each is a sequence, as the
     network sees them.
     """
-    layout = Layout.kept(loaded)
+    layout = SequenceTable.of_model(loaded)
     estimator = loaded.estimator
     rows = estimator.prepared(layout.read(data, dialect, labels=False)[0])
     x = rows[0][:steps, None] if layout.sequence else np.stack(rows[:steps], axis=1)  # (T, B, D)

@@ -26,9 +26,10 @@ from xlstm.cli.options import (
     TableOption,
     command,
 )
-from xlstm.cli.sources import Layout, Loaded, Panel, find_model, load_model, panel_of
-from xlstm.data import calendars, text
+from xlstm.cli.sources import Loaded, SequenceTable, find_model, load_model, panel_of
+from xlstm.data import text
 from xlstm.data.csv_file import Dialect
+from xlstm.data.panels import Panel
 from xlstm.data.table import as_csv, check_table, is_parquet, write_table
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, ZeroShotForecaster
 from xlstm.estimators.evaluation import Score
@@ -101,11 +102,12 @@ def _write(output: Path | None, columns: dict[str, Any], panel: Panel | None = N
     if panel is not None and is_parquet(output):
         steps = len(columns[panel.time]) // len(panel.shown)
         dates = [
-            calendars.next_moments(one.calendar, steps)
-            for one in panel.shown
-            if one.calendar is not None
+            date
+            for series in panel.shown
+            if series.calendar is not None
+            for date in series.calendar.following(steps).to_pydatetime()
         ]
-        columns = columns | ({panel.time: [*itertools.chain(*dates)]} if dates else {})
+        columns = columns | ({panel.time: dates} if dates else {})
     write_table(output, columns, {} if panel is None else panel.kinds)
 
 
@@ -116,40 +118,38 @@ def _ahead(
     fitted = loaded.estimator
     steps = fitted.horizon if steps is None else steps
     trained = list(fitted.quantiles)
-    panel.check_known(steps)
+    panel.check_ahead(steps)
     if unknown := [level for level in levels if level not in trained]:
         raise ValueError(
             f"{loaded.file}: has no quantile {unknown[0]:g}, expected some of {trained}"
         )
-    with panel.named() as given:
-        points = fitted.predict(given, steps)
-        quantiles = fitted.predict_quantiles(given, steps) if levels else []
-    chosen = [trained.index(level) for level in levels]
-    return _columns(panel, points, levels, [one[..., chosen] for one in quantiles])
+    with panel.named():
+        points = fitted.predict(panel, steps)
+        quantiles = fitted.predict_quantiles(panel, steps) if levels else []
+    places = [trained.index(level) for level in levels]
+    return _columns(panel, points, levels, [ahead[..., places] for ahead in quantiles])
 
 
 def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any) -> dict[str, Any]:
     """Return forecasts of each series as columns: its name, times, and of each target the value and
     quantiles.
     """
-    names = panel.given.names
     steps = len(points[0])
-    columns = {}
+    columns: dict[str, Any] = {}
     if panel.roles.series_id:
-        columns[panel.roles.id_name] = [label for label in panel.given.labels for _ in range(steps)]
-    columns[panel.time] = [label for one in panel.shown for label in one.after(steps)]
-    rows = np.concatenate(points).reshape(-1, len(names))
-    bands = np.concatenate(quantiles or points).reshape(*rows.shape, -1)
-    for c, name in enumerate(names):
-        columns[name] = rows[:, c].tolist()
-        columns |= {f"{name} {level:g}": bands[:, c, k].tolist() for k, level in enumerate(levels)}
-    return columns
+        columns[panel.roles.id_name] = [label for label in panel.groups for _ in range(steps)]
+    columns[panel.time] = [label for series in panel.shown for label in series.after(steps)]
+    suffixes = ["", *(f" {level:g}" for level in levels)]
+    shape = (len(panel.shown), steps, len(panel.names), -1)
+    parts = [np.reshape(part, shape) for part in (points, quantiles) if len(part)]
+    ahead = panel.forecast_columns(list(np.concatenate(parts, axis=-1)), suffixes)
+    return columns | {name: cells.tolist() for name, cells in ahead.items()}
 
 
 def _labels(loaded: Loaded, table: Path, dialect: Dialect) -> dict[str, Sequence[Any]]:
     """Return names of sequences, their likeliest labels, and the probability of each label."""
     classifier = loaded.estimator
-    layout = Layout.kept(loaded)
+    layout = SequenceTable.of_model(loaded)
     sequences, names, _ = layout.read(table, dialect, labels=False)
     shares = classifier.predict_proba(sequences)
     columns: dict[str, Sequence[Any]] = {
@@ -200,7 +200,11 @@ def forecast(
         name = kind
         ahead = _ahead(loaded, panel, horizon, levels)
     else:
-        panel = sources.read_panel(table, by_role.roles(), dialect, None, future_file, every=True)
+        roles = by_role.roles()
+        panel = Panel.from_file(table, roles, dialect, future_file, all_columns=True)
+        if panel.left_out and not roles.targets:
+            columns = checks.few(panel.left_out)
+            tell(f"warning: {table}: columns without a number are not forecast: {columns}")
         zero_shot = ZeroShotForecaster(file, backend, dtype, horizon=horizon)
         name = type(zero_shot.fit().model_).__name__
         levels = levels or [*zero_shot.model_.quantiles]
@@ -219,15 +223,11 @@ def _zero_shot(
     forecaster: ZeroShotForecaster, panel: Panel, levels: Sequence[float]
 ) -> dict[str, Any]:
     """Return the median and quantiles that a pretrained model forecasts as columns."""
-    known = sorted({*levels, 0.5})
-    ahead = forecaster.set_params(quantiles=known).predict_quantiles(panel.given)
-    chosen = [known.index(level) for level in levels]
-    return _columns(
-        panel,
-        [one[..., known.index(0.5)] for one in ahead],
-        levels,
-        [one[..., chosen] for one in ahead],
-    )
+    forecast = sorted({*levels, 0.5})
+    quantiles = forecaster.set_params(quantiles=forecast).predict_quantiles(panel)
+    medians = [ahead[..., forecast.index(0.5)] for ahead in quantiles]
+    places = [forecast.index(level) for level in levels]
+    return _columns(panel, medians, levels, [ahead[..., places] for ahead in quantiles])
 
 
 def _levels(text: str) -> list[float]:
@@ -334,7 +334,7 @@ def evaluate(
     if isinstance(estimator, TextModel):
         values = of_text(report, estimator, estimator.nats(sources.read_text(data)), str(data))
     elif isinstance(estimator, SequenceClassifier):
-        sequences, _, labels = Layout.kept(loaded).read(data, dialect)
+        sequences, _, labels = SequenceTable.of_model(loaded).read(data, dialect)
         if unknown := sorted({*labels.tolist()} - {*estimator.classes_.tolist()}):
             raise ValueError(
                 f"{data}: label {unknown[0]!r} is not one of those that {loaded.file} knows"
@@ -377,11 +377,11 @@ def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score
     """Print the RMSE of a forecaster and of baselines on the test part; return the score, and
     values for JSON.
     """
-    with panel.named() as given:
-        score = model.score(given)
+    with panel.named():
+        score = model.score(panel)
     horizon = len(score.model)
     step = panel.shown[0].step
-    names = panel.given.names
+    names = panel.names
     network = type(model.model_.recurrent).__name__ if "network" in model.chosen_ else "model"
     errors = {network: score.model, "persistence": score.persistence}
     if score.season:
@@ -391,25 +391,21 @@ def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score
         {1, 3, 6, 12, horizon // 2 if horizon > 12 else 1, horizon} & {*range(1, horizon + 1)}
     )
     rows = []
-    by_target = {
-        name: one.reshape(horizon, -1)
-        for name, one in (errors | {"coverage": score.coverage}).items()
-    }
+    by_target = [values.reshape(horizon, -1) for values in (*errors.values(), score.coverage)]
     for (c, name), h in itertools.product(enumerate(names), steps):
-        *rmse, coverage = (one[h - 1, c] for one in by_target.values())
+        *rmse, coverage = (values[h - 1, c] for values in by_target)
         ahead = f"{h} {step}{'s' if h > 1 else ''} ahead"
         ahead = ahead if len(names) == 1 else f"{name}, {ahead}"
-        rows.append((ahead, *(f"{one:.4g}" for one in rmse), f"{100 * coverage:.0f} %"))
+        rows.append((ahead, *(f"{error:.4g}" for error in rmse), f"{100 * coverage:.0f} %"))
     heads = ("", *errors, f"{100 * score.interval:.0f} % interval")
     report.print(table(f"test RMSE on the last 20 %, {score.points} forecasts", heads, rows))
     methods = ("model", "persistence", "autoregression", "seasonal")
     return score, {
-        **{
-            "forecasts": score.points,
-            "order": score.order,
-            "season": score.season,
-            "interval": score.interval,
-        },
-        **{"targets": names, "rmse": {name: getattr(score, name).tolist() for name in methods}},
+        "forecasts": score.points,
+        "order": score.order,
+        "season": score.season,
+        "interval": score.interval,
+        "targets": names,
+        "rmse": {name: getattr(score, name).tolist() for name in methods},
         "coverage": score.coverage.tolist(),
     }

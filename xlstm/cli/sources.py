@@ -4,11 +4,10 @@ with labels.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,13 +17,11 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.cli.console import tell
-from xlstm.data import calendars, panels, reading
+from xlstm.data import reading
 from xlstm.data.csv_file import PLAIN, Dialect
-from xlstm.data.frames import Columns, grouped, places_of
-from xlstm.data.host import SeriesError
-from xlstm.data.panels import Given, Roles, numbers_of
-from xlstm.data.series import Series, only_column, series_of
-from xlstm.data.table import groups_of, names_in, opened
+from xlstm.data.frames import grouped, places_of
+from xlstm.data.panels import Panel, Roles
+from xlstm.data.table import names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
@@ -35,7 +32,7 @@ MODEL = "model.safetensors"  # in the folder of a run
 LONGEST = 1 << 32  # bytes of a text
 LANGUAGE = "language model"  # a kind of network
 ESTIMATORS = {
-    one.KIND: one for one in (Forecaster, TextModel, SequenceClassifier, SequenceRegressor)
+    kind.KIND: kind for kind in (Forecaster, TextModel, SequenceClassifier, SequenceRegressor)
 }
 # The commands that take each kind of model file.
 COMMANDS = {
@@ -90,13 +87,8 @@ def load_model(command: str, path: Path, backend: str = "numpy") -> Loaded:
     file, kind = find_model(command, path)
     if kind not in ESTIMATORS:
         network, params = model_files.load(file, backend)
-        return Loaded(
-            file,
-            LANGUAGE if isinstance(network, xLSTMLanguageModel) else kind,
-            None,
-            network,
-            params,
-        )
+        kind = LANGUAGE if isinstance(network, xLSTMLanguageModel) else kind
+        return Loaded(file, kind, None, network, params)
     estimator: Any = ESTIMATORS[kind].load(file, backend)
     return Loaded(file, kind, estimator, estimator.model_, estimator.params_)
 
@@ -116,9 +108,9 @@ def check_options(file: Path, kind: str, dialect: Dialect = PLAIN, **options: ob
 
 def refuse(file: Path, kind: str, options: Mapping[str, object]) -> None:
     """Raise ValueError where options are given that a model of a kind does not take."""
-    if given := sorted(name for name, value in options.items() if value):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{file}: is a {kind}, which takes no {names}")
+    names = sorted(f"--{name.replace('_', '-')}" for name, value in options.items() if value)
+    if names:
+        raise ValueError(f"{file}: is a {kind}, which takes no {', '.join(names)}")
 
 
 def digest(file: Path) -> str:
@@ -140,176 +132,6 @@ def read_text(file: Path) -> str:
     return text
 
 
-class Panel(NamedTuple):
-    """The series of a table, as estimators take them and as people read them.
-
-    Attributes
-    ----------
-    name : str
-        The names of the targets.
-    given : Given
-    shown : list of Series
-        The first target of each series.
-    roles : Roles
-    time : str
-        The name of the column of dates, or of steps.
-    kinds : dict of str to pyarrow.DataType
-        Types of the columns of times and of names of series, where they come from a Parquet file.
-    """
-
-    name: str
-    given: Given
-    shown: list[Series]
-    roles: Roles
-    time: str
-    kinds: dict[str, Any]
-
-    def __str__(self) -> str:
-        """Describe the series in a line."""
-        first = self.shown[0]
-        sizes = [len(one.values) for one in self.shown]
-        if len(sizes) > 1:
-            return f"{self.name}, {len(sizes)} series of {min(sizes)} to {max(sizes)} {first.step}s"
-        gaps = f", {first.gaps} of them gaps" if first.gaps else ""
-        note = f" ({first.note})" if first.note else ""
-        return (
-            f"{self.name}, {sizes[0]} {first.step}s from {first.labels[0]} to"
-            f" {first.labels[-1]}{gaps}{note}"
-        )
-
-    @property
-    def known(self) -> dict[str, int]:
-        """The rows after the end of each series for which columns that are to be known in advance
-        are known.
-        """
-        known = {}
-        for one, values, beside in zip(
-            self.shown, self.given.values, self.given.covariates, strict=True
-        ):
-            if beside.future is not None:
-                rows = np.flatnonzero(~np.isnan(beside.future[len(values) :]).any(axis=1))
-                known[one.name] = int(rows[-1]) + 1 if len(rows) else 0
-        return known
-
-    def check_known(self, steps: int) -> None:
-        """Raise ValueError where columns that are to be known in advance are not known for so many
-        steps.
-        """
-        for name, rows in self.known.items():
-            if rows < steps:
-                columns = checks.few(self.roles.future)
-                more = f"add rows without {self.name}, or give --future-file"
-                raise ValueError(
-                    f"{columns}: known for {rows} steps after {name} ends, expected {steps}; {more}"
-                )
-
-    @contextlib.contextmanager
-    def named(self) -> Iterator[Given]:
-        """Give the series to an estimator, and name the date of a value that cannot be used."""
-        try:
-            yield self.given
-        except SeriesError as error:
-            places = (
-                (one, row)
-                for one in self.shown
-                for row in np.flatnonzero(one.values == error.args[2])
-            )
-            named = (f"{one.name}, {one.step} {one.labels[row]}: " for one, row in places)
-            raise ValueError(f"{next(named, '')}{error}") from error
-
-
-def read_panel(
-    path: Path,
-    roles: Roles,
-    dialect: Dialect,
-    usual: str | None = None,
-    later: Path | None = None,
-    every: bool = False,
-) -> Panel:
-    """Read the series of a table.
-
-    Rows at the end of a series without a target are those of what is known in advance.
-
-    Parameters
-    ----------
-    path : Path
-    roles : Roles
-        Checked. Where no target is named it is the only column of numbers that has no role.
-    dialect : Dialect
-    usual : str, optional
-        The target, where none is named and several columns could be it.
-    later : Path, optional
-        A table of what is known in advance.
-    every : bool
-        Where no target is named, all columns that hold a number are targets. A warning names those
-        that are left out.
-
-    Raises
-    ------
-    OSError, TypeError, ValueError, ImportError
-        The file cannot be read, a column is missing, a target or a series has no value, or dates do
-        not rise or go on.
-    """
-    if later is not None and not roles.future:
-        raise ValueError(
-            f"{later}: no column is known in advance, expected one where there is --future-file"
-        )
-    file = opened(path, dialect)
-    beside = [*roles.past, *roles.future, *roles.static]
-    places_of(str(path), file.names, [*roles.targets, *beside, *roles.series_id], "the header")
-    if dated := [name for name in (*roles.targets, *beside) if name in file.dated]:
-        raise ValueError(f"{path}: column {checks.shown(dated[0])} holds dates, expected numbers")
-    names = roles.targets or [
-        name for name in file.numeric if name not in (*beside, *roles.series_id)
-    ]
-    if beside and not names:
-        raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
-    if not (names and every) and not roles.targets:
-        names = [only_column(file, names, usual)]
-    groups = groups_of(file, roles.id_name or None, [*names, *beside])
-    names = _with_numbers(path, [*groups.values()], names, bool(roles.targets))
-    first = next(iter(groups.values()))
-    read = {}
-    after = {}
-    shown = []
-    for label, columns in groups.items():
-        there = np.flatnonzero(np.any(~np.isnan(numbers_of(str(path), columns, names)), axis=1))
-        if not len(there):
-            raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
-        read[label], after[label] = (
-            columns.take(rows) for rows in (slice(there[-1] + 1), slice(there[-1] + 1, None))
-        )
-        series = series_of(
-            names[0], read[label], file.line if label == "" else f"{path}: {label}: row {{}}".format
-        )
-        if (calendar := series.calendar) is not None:
-            series = replace(
-                series, index=calendars.converted(series.index, calendar.zone, calendar.clocks)
-            )
-        shown.append(replace(series, name=f"{names[0]} of {label}") if label else series)
-    if later is not None:
-        after = groups_of(opened(later, dialect), roles.id_name or None, roles.future)
-    given = panels.of_columns(
-        str(path), read, roles, names, after if roles.future else {}, str(later or "the table")
-    )
-    left = [
-        name
-        for name in file.names
-        if name not in (*names, *beside, *roles.series_id, first.index_name, "")
-    ]
-    if left and every and not roles.targets:
-        tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
-    time = "step" if "time" in file.names else "time"
-    time = time if first.index_name is None or shown[0].calendar is None else first.index_name
-    kinds = {
-        name: kind
-        for name, kind in getattr(file, "kinds", {}).items()
-        if name in (*roles.series_id, time)
-    }
-    given = given._replace(flat=[len(names) == 1] * len(shown))
-    return Panel(", ".join(names), given, shown, roles, time, kinds)
-
-
 def panel_of(
     loaded: Loaded, path: Path, column: str | None, dialect: Dialect, later: Path | None = None
 ) -> Panel:
@@ -324,27 +146,14 @@ def panel_of(
     if column is not None and model.n_targets_ > 1:
         raise ValueError(f"{loaded.file}: forecasts {checks.few(names)}, expected no --column")
     targets = roles.targets or names * (len(names) > 1) if column is None else [column]
-    panel = read_panel(path, roles._replace(targets=targets), dialect, model.name, later)
-    if model.name not in ("", panel.name):
-        tell(f"note: the model was trained on {model.name}, this is {panel.name}")
+    panel = Panel.from_file(path, roles._replace(targets=targets), dialect, later, model.name)
+    if model.name not in ("", panel.title):
+        tell(f"note: the model was trained on {model.name}, this is {panel.title}")
     return panel
 
 
-def _with_numbers(
-    path: Path, groups: Sequence[Columns], names: Sequence[str], named: bool
-) -> Sequence[str]:
-    """Return the columns that hold a number; where they were named, all have to."""
-    there = np.any(
-        [~np.isnan(numbers_of(str(path), group, names)).all(axis=0) for group in groups], axis=0
-    )
-    empty = [name for name, has_numbers in zip(names, there, strict=True) if not has_numbers]
-    if empty and named:
-        raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
-    return [name for name in names if name not in empty] or names
-
-
 @dataclass(frozen=True)
-class Layout:
+class SequenceTable:
     """Which columns of a table are what.
 
     Attributes
@@ -374,26 +183,21 @@ class Layout:
         dates.
         """
         file = opened(path, dialect)
-        names = file.names
-        dates = file.dated
         roles = [label] if sequence is None else [label, sequence]
-        places_of(str(path), names, roles, "the header")
-        chosen = (
-            [n for n in names if n not in (*roles, *dates)]
-            if features is None
-            else features.split(",")
-        )
-        chosen = [name.strip() for name in chosen]
-        if label == sequence or {*roles} & {*chosen} or not chosen:
-            several = f"label {label!r}, sequence {sequence!r} and features {checks.few(chosen)}"
+        places_of(str(path), file.names, roles, "the header")
+        columns = [name for name in file.names if name not in (*roles, *file.dated)]
+        if features is not None:
+            columns = [name.strip() for name in features.split(",")]
+        if label == sequence or {*roles} & {*columns} or not columns:
+            several = f"label {label!r}, sequence {sequence!r} and features {checks.few(columns)}"
             raise ValueError(
                 f"{path}: {several}, expected different columns and a feature; it has"
-                f" {checks.few(names)}"
+                f" {checks.few(file.names)}"
             )
-        return cls(chosen, label, sequence)
+        return cls(columns, label, sequence)
 
     @classmethod
-    def kept(cls, loaded: Loaded) -> Self:
+    def of_model(cls, loaded: Loaded) -> Self:
         """Return the layout that the file of a classifier keeps; ValueError if it keeps none."""
         expected = "expected a model of `xlstm train classify`"
         if loaded.estimator.target_kind_ != "sequence":
@@ -432,8 +236,8 @@ class Layout:
         groups = grouped(names_in(file, self.sequence))
         for name, rows in groups.items():
             if len(several := dict.fromkeys(read[rows].tolist())) > 1:
-                found = f"sequence {checks.shown(name)} has labels {checks.few(several)}"
-                raise ValueError(f"{path}: {found}, expected one")
+                labels_of = f"sequence {checks.shown(name)} has labels {checks.few(several)}"
+                raise ValueError(f"{path}: {labels_of}, expected one")
         firsts = np.array([rows[0] for rows in groups.values()])
         return (
             np.fromiter((values[rows] for rows in groups.values()), object),
@@ -453,8 +257,8 @@ def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
     counts = Counter(sorted(labels.tolist()))
     rng = np.random.default_rng(seed)
     held = [
-        rng.permutation(np.flatnonzero(labels == one))[: round(fraction * n)]
-        for one, n in counts.items()
+        rng.permutation(np.flatnonzero(labels == label))[: round(fraction * n)]
+        for label, n in counts.items()
     ]
     test = np.sort(np.concatenate(held))
     if fraction and not len(test):

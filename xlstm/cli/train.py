@@ -34,9 +34,10 @@ from xlstm.cli.console import (
 from xlstm.cli.launch import join
 from xlstm.cli.options import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, command
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
-from xlstm.cli.sources import MODEL, Layout, Panel, digest, held_out, read_panel, read_text
+from xlstm.cli.sources import MODEL, SequenceTable, digest, held_out, read_text
 from xlstm.data import writing
 from xlstm.data.csv_file import Dialect
+from xlstm.data.panels import Panel
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel
 from xlstm.estimators.evaluation import Score
@@ -239,7 +240,7 @@ def train_forecast(
     `train forecast` keeps checkpoints and the history, too.
     """
     file = table or bundled("sunspots")
-    panel = read_panel(file, by_role.roles(column), dialect)
+    panel = Panel.from_file(file, by_role.roles(column), dialect)
     if horizon is None:
         horizon = max(1, min(HORIZON, *(len(series.values) // SHORT for series in panel.shown)))
     for name in ("linear_baseline", "season"):
@@ -247,18 +248,18 @@ def train_forecast(
             settings[name] = int(settings[name])
     if settings["candidates"] != "auto":
         settings["candidates"] = settings["candidates"].split(",")
-    if settings["least"] is None and min(np.nanmin(values) for values in panel.given.values) >= 0:
+    if settings["least"] is None and min(np.nanmin(values) for values in panel.values) >= 0:
         settings["least"] = 0.0  # what never was below 0 will not be
     home = backend_of(backend, dtype)
     # no --column: there may be another in its place
-    settings |= by_role.roles().given() | {"holidays": holidays}
-    model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.name, **settings)
-    with panel.named() as series:
-        model.examples(series)  # raises where the series cannot be trained on
+    settings |= by_role.roles().parameters() | {"holidays": holidays}
+    model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.title, **settings)
+    with panel.named():
+        model.examples(panel)  # raises where the series cannot be trained on
     narrow = "" if model.precision is None else f", training in {model.precision}"
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     run.print(f"series: {panel}")
-    run.fit(model, series, file=file)
+    run.fit(model, panel, file=file)
     score, values = of_forecasts(run, model, panel)
     if figures.available():
         _picture(run.output / PICTURE, model, panel, score)
@@ -293,8 +294,8 @@ def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
     fan = None
     ours = score.series == 0
     H = model.horizon
-    if min(panel.known.values(), default=H) >= H:
-        quantiles = model.predict_quantiles(panel.given)[0].reshape(H, -1, len(model.quantiles))
+    if min(panel.rows_ahead.values(), default=H) >= H:
+        quantiles = model.predict_quantiles(panel)[0].reshape(H, -1, len(model.quantiles))
         fan = plots.Fan(quantiles[:, 0], model.quantiles)
     forecasts = score.forecasts.reshape(len(ours), H, -1)[ours, :, 0]
     drawn = [name for name in score.errors if score.season or name != "seasonal"]
@@ -345,7 +346,7 @@ def train_classify(
     With --sequence each row is a step of a sequence, in order of time. Without it each row is a
     sequence of numbers.
     """
-    layout = Layout.of(table, label, sequence, columns, dialect)
+    layout = SequenceTable.of(table, label, sequence, columns, dialect)
     sequences, _, labels = layout.read(table, dialect)
     rows, test = held_out(labels, test_fraction, settings["seed"])
     model = run.fit(

@@ -387,18 +387,18 @@ class Sequences(ByRows):
         return batches
 
     def truths(self, rows: Host) -> Host:
-        return np.asarray(self._chosen(self.target, rows, int(np.max(self.lengths[rows]))))
+        return np.asarray(self._rows_of(self.target, rows, int(np.max(self.lengths[rows]))))
 
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the batch of some sequences, as long as the longest of them, with `own` columns of
         x and target.
         """
         T = int(np.max(self.lengths[rows]))
-        target = self._chosen(self.target, rows[own], T)
-        mask = self._chosen(self.mask, rows, T)
+        target = self._rows_of(self.target, rows[own], T)
+        mask = self._rows_of(self.mask, rows, T)
         return Batch(_padded(self.sequences, rows[own], T), target, mask, True, self.lengths[rows])
 
-    def _chosen(self, values: Any, rows: Host, T: int) -> Any:
+    def _rows_of(self, values: Any, rows: Host, T: int) -> Any:
         """Return the targets or the masks of some of the sequences."""
         if values is None:
             return None
@@ -481,15 +481,15 @@ def time_first(array: Host | None) -> Host | None:
     return None if array is None else np.ascontiguousarray(np.swapaxes(array, 0, 1))
 
 
-def _arrays(name: str, given: Any, kind: checks.Kind, lengths: Host | None = None) -> list[Host]:
+def _arrays(name: str, values: Any, kind: checks.Kind, lengths: Host | None = None) -> list[Host]:
     """Return a list of arrays, or the rows of an array, on the host, (T_i, ...) with `lengths`
     T_i.
     """
-    if not isinstance(given, list | tuple) and (
-        not hasattr(given, "__dlpack__") or given.ndim == 0
+    if not isinstance(values, list | tuple) and (
+        not hasattr(values, "__dlpack__") or values.ndim == 0
     ):
-        raise TypeError(f"Sequences: {name} is {checks.shown(given)}, expected a list of arrays")
-    rows = [kind("Sequences", f"{name}[{k}]", given[k]) for k in range(len(given))]
+        raise TypeError(f"Sequences: {name} is {checks.shown(values)}, expected a list of arrays")
+    rows = [kind("Sequences", f"{name}[{k}]", values[k]) for k in range(len(values))]
     if lengths is not None and len(rows) != len(lengths):
         expected = f"one for each of {len(lengths)} sequences"
         raise ValueError(f"Sequences: {name} has {len(rows)} entries, expected {expected}")
@@ -506,12 +506,12 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
     """Return sequences as tokens (T_i,), where all of them are, else as numbers (T_i, D)."""
     if all(row.ndim == 1 and row.dtype.kind in "iu" for row in rows):
         return rows
-    found = [row[:, None] if row.ndim == 1 else row for row in rows]
-    for k, row in enumerate(found):
-        if row.ndim != 2 or row.shape[1] != found[0].shape[-1]:
+    columns = [row[:, None] if row.ndim == 1 else row for row in rows]
+    for k, row in enumerate(columns):
+        if row.ndim != 2 or row.shape[1] != columns[0].shape[-1]:
             shapes = f"sequences[{k}] has shape {rows[k].shape} and sequences[0] {rows[0].shape}"
             raise ValueError(f"Sequences: {shapes}, expected (T, D) with one D, or (T,)")
-    return found
+    return columns
 
 
 def orders(count: int, size: int, rng: np.random.Generator | None) -> list[Host]:
@@ -543,13 +543,11 @@ def _padded(arrays: list[Host], rows: Host, T: int) -> Host:
     """Return some of the arrays (T_i, ...) side by side, (T, B, ...), with zeros after the end of
     each.
     """
-    chosen = [arrays[k] for k in rows]
-    found = np.zeros(
-        (T, len(chosen), *arrays[0].shape[1:]), np.result_type(*(chosen or arrays[:1]))
-    )
-    for b, array in enumerate(chosen):
-        found[: len(array), b] = array
-    return found
+    batch = [arrays[k] for k in rows]
+    padded = np.zeros((T, len(batch), *arrays[0].shape[1:]), np.result_type(*(batch or arrays[:1])))
+    for b, array in enumerate(batch):
+        padded[: len(array), b] = array
+    return padded
 
 
 def _next(inner: Iterator[Batch], rng: np.random.Generator | None) -> tuple[Batch | None, Any]:

@@ -1,6 +1,4 @@
-"""Dates of rows: read as text, put on a calendar of equal steps, continued, and seen as
-features.
-"""
+"""Dates of rows, with pandas: read as text, put at equal steps, continued, and seen as features."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ import datetime
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
 import numpy as np
 
@@ -25,14 +22,24 @@ ISO_DATE = re.compile(
     r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}([T"
     r" ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?)?)?"
 )
+ZONE = re.compile(r"(Z|[+-][0-9]{2}:?[0-9]{2})$")
 UNITS = {4: "Y", 7: "M"}  # of years and months, by the length of the text
-MONDAY = np.datetime64("0001-01-01")  # business days are counted from it
-TRADING = 5  # the last business day of a month is one of so many days: a holiday may come after it
 # rows after filling gaps: at most so many times those of the file, and so many more
 FILL = (10, 10**6)
+TRADING = 5  # the last business day of a month is one of so many days: a holiday may come after it
 DAY = 86_400.0
-WEEK = 7 * 86_400.0
-YEAR = 365.2425 * 86_400.0  # in seconds
+WEEK = 7 * DAY
+YEAR = 365.2425 * DAY  # in seconds
+# Names of steps, with the fewest and the most days of the median one.
+STEP_NAMES = {
+    "hour": (1 / 24, 1 / 24),
+    "day": (1, 1),
+    "week": (7, 7),
+    "half month": (15, 16),
+    "month": (28.5, 31),
+    "quarter": (90, 92),
+    "year": (365, 366),
+}
 SEVERAL = (
     "; if the table has several series, name the column that tells them apart in series_id"
     " (--series-id)"
@@ -41,62 +48,97 @@ HARMONICS = 2  # sines and cosines of a year: its half is one of them
 
 
 class Calendar(NamedTuple):
-    """Rows at equal steps of time."""
+    """Rows at equal steps of time.
 
-    dates: Dates  # the date of every step; with a zone what its clocks show
-    place: Counts  # the step of each row
-    # a NumPy datetime code, or "B" for business days, "BM" for the last of a month, "SM" for two
-    # days of it
-    unit: str
-    every: int = 1  # units from a step to the next
-    # those of a month, where the unit is "M" or "SM"; 31 is the last day of any month
-    days: tuple[int, ...] = ()
-    time: Any = np.timedelta64(0, "D")  # that of the day, where steps are whole days
-    zone: datetime.tzinfo | None = None
-    # the time zone that the dates came in; hours have UTC for their zone
-    clocks: datetime.tzinfo | None = None
-    holidays: str | None = None  # the country whose holidays are looked at
+    Attributes
+    ----------
+    grid : pandas.DatetimeIndex
+        The date of every step without a time zone, as the clocks of `clocks` show it.
+    place : array (N,)
+        The step of each row.
+    offset : pandas.DateOffset
+        It leads from a step to the next.
+    clocks, zone : str or None
+        The time zone in which steps are equal, and the one that the dates came in. Steps of days
+        and more are equal on the clocks of their zone, shorter ones in UTC.
+    """
+
+    grid: Any
+    place: Counts
+    offset: Any
+    clocks: str | None = None
+    zone: str | None = None
 
     @property
     def seconds(self) -> float:
-        """The usual time from a step to the next."""
-        return float(np.median(np.diff(self.dates.astype("datetime64[s]")).astype(np.float64)))
+        """The median time from a step to the next."""
+        return float(np.median(np.diff(self.grid.asi8))) / 1e6
+
+    @property
+    def step(self) -> str:
+        """The time from one step to the next, such as "month"; "step" where that has no name."""
+        if self.offset.freqstr == "B":
+            return "business day"
+        days = self.seconds / DAY
+        names = (name for name, (low, high) in STEP_NAMES.items() if low <= days <= high)
+        return next(names, "step")
+
+    @property
+    def dates(self) -> Any:
+        """The dates of all steps in the time zone that they came in."""
+        return self._zoned(self.grid)
+
+    def following(self, steps: int) -> Any:
+        """Return the dates of `steps` steps after the last one, in the same time zone."""
+        return self._zoned(_grid(self.grid[-1], steps + 1, self.offset)[1:])
 
     def placed(self, values: Values) -> Values:
         """Return rows (N, C) on the steps of the calendar; those that are missing become gaps."""
-        full = np.full((len(self.dates), values.shape[1]), np.nan)
+        full = np.full((len(self.grid), values.shape[1]), np.nan)
         full[self.place] = values
         return full
 
-    def ticks(self, dates: Dates) -> Counts:
-        """Return the numbers of the units that dates lie in."""
-        if self.unit == "B":
-            return np.busday_count(MONDAY, dates.astype("datetime64[D]")).astype(np.int64)
-        if self.unit == "BM":
-            return dates.astype("datetime64[M]").astype(np.int64)
-        if not self.days:
-            return dates.astype(f"datetime64[{self.unit}]").astype(np.int64)
-        months, day, last = _in_month(dates)
-        passed: Counts = np.sum(day[:, None] > np.minimum(self.days, last[:, None]), axis=1)
-        return passed + len(self.days) * months.astype(np.int64)
+    def _zoned(self, grid: Any) -> Any:
+        if self.clocks is None:
+            return grid
+        # A time that clocks show twice is the first one; one that they leave out is an hour later.
+        summer = np.ones(len(grid), bool)
+        hour = datetime.timedelta(hours=1)
+        zoned = grid.tz_localize(self.clocks, ambiguous=summer, nonexistent=hour)
+        return zoned.tz_convert(self.zone)
 
-    def at(self, ticks: Counts) -> Dates:
-        """Return the dates of numbers of units."""
-        if self.unit == "B":
-            days = np.busday_offset(MONDAY, ticks)
-        elif self.unit == "BM":
-            days = np.busday_offset(
-                (ticks + 1).astype("datetime64[M]").astype("datetime64[D]"), -1, roll="forward"
-            )
-        elif not self.days:
-            days = ticks.astype(f"datetime64[{self.unit}]")
-        else:
-            month, k = np.divmod(ticks, len(self.days))
-            first, _, last = _in_month(month.astype("datetime64[M]"))
-            day = np.minimum(np.take(self.days, k), last) - 1
-            days = first.astype("datetime64[D]") + day.astype("timedelta64[D]")
-        dates: Dates = (days + self.time).astype(self.dates.dtype)
-        return dates
+
+def load_pandas(where: str) -> Any:
+    """Return pandas; the ImportError where it is not installed names the caller and the extra."""
+    try:
+        import pandas
+    except ImportError as error:
+        extra = "pandas, which the extra tables brings: pip install 'xlstm-xp[tables]'"
+        raise ImportError(f"{where}: dates need {extra}") from error
+    return pandas
+
+
+def in_utc(dates: Any) -> Dates:
+    """Return dates of pandas as those of NumPy, in UTC where they have a time zone."""
+    utc: Dates = (dates if dates.tz is None else dates.tz_convert(None)).to_numpy()
+    return utc
+
+
+def on_clocks(dates: Any) -> Dates:
+    """Return dates of pandas as those of NumPy, as the clocks of their time zone show them."""
+    shown: Dates = (dates if dates.tz is None else dates.tz_localize(None)).to_numpy()
+    return shown
+
+
+def coarsest(dates: Dates) -> Dates:
+    """Return dates in days, minutes or seconds, the first of which holds them, where their unit is
+    a finer one.
+    """
+    for unit in ("D", "m", "s"):
+        coarse = dates.astype(f"datetime64[{unit}]")
+        if coarse.dtype <= dates.dtype and np.all(coarse == dates):
+            return coarse
+    return dates
 
 
 def read_dates(
@@ -108,33 +150,36 @@ def read_dates(
     UTC, which is also the name of several. Where a cell is no date, or a date does not exist, a
     ValueError names the line, by `line` of its row.
     """
-    read = (
-        _iso_date
-        if date_format is None
-        else lambda cell: datetime.datetime.strptime(cell, date_format)
+    pandas = load_pandas(line(0))
+    moments = pandas.to_datetime(
+        pandas.Series(cells, dtype=object),
+        format=date_format or "ISO8601",
+        utc=True,
+        errors="coerce",
     )
-    expected = (
-        "a date like the others"
-        if date_format is None
-        else f"a date of the format {checks.shown(date_format)}"
-    )
-    moments = []
-    zones = set[Any]()
-    for row, cell in enumerate(cells):
-        try:
-            moment = read(cell)
-            zones.add(moment.utcoffset())
-            if None in zones and len(zones) > 1:
-                raise ValueError
-            moments.append(
-                moment.astimezone(datetime.UTC).replace(tzinfo=None) if moment.tzinfo else moment
-            )
-        except (ValueError, OverflowError):
-            raise ValueError(f"{line(row)}: {checks.shown(cell)} is not {expected}") from None
-    dates = coarsest(np.array(moments, "datetime64[us]"))
-    unit = UNITS.get(max(map(len, cells))) if date_format is None else None
-    zone = None if None in zones else str(datetime.timezone(*zones)) if len(zones) == 1 else "UTC"
-    return dates if unit is None else dates.astype(f"datetime64[{unit}]"), zone
+    wrong = moments.isna().to_numpy()
+    form = "like the others"
+    zones = [None if match is None else match[0] for match in map(ZONE.search, cells)]
+    if date_format is None:
+        wrong |= [ISO_DATE.fullmatch(cell) is None for cell in cells]
+    else:
+        form = f"of the format {date_format!r}"
+        zones = zones if "%z" in date_format else [None] * len(cells)
+    wrong |= [(zone is None) != (zones[0] is None) for zone in zones]
+    if np.any(wrong):
+        row = int(np.argmax(wrong))
+        raise ValueError(
+            f"{line(row)}: {checks.shown(cells[row])} is not a date {form}, from 1678 to 2261"
+        )
+    dates = coarsest(moments.dt.tz_localize(None).to_numpy())
+    unit = UNITS.get(max(map(len, cells)))
+    if date_format is None and unit is not None:
+        dates = dates.astype(f"datetime64[{unit}]")
+    zone = zones[0]
+    if zone is None:
+        return dates, None
+    is_one = len({*zones}) == 1 and zone != "Z"
+    return dates, f"{zone[:3]}:{zone[-2:]}" if is_one else "UTC"
 
 
 def check_rising(dates: Dates, line: Line, hint: str = "") -> None:
@@ -149,173 +194,78 @@ def check_rising(dates: Dates, line: Line, hint: str = "") -> None:
         )
 
 
-def calendar_of(where: str, dates: object, zone: str | None = None, hint: str = "") -> Calendar:
-    """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller,
-    for errors.
+def calendar_of(
+    where: str, dates: object, zone: str | None = None, hint: str = "", line: Line | None = None
+) -> Calendar:
+    """Return rising dates (N,) at the equal steps of time that they lie on.
 
-    A calendar is returned as it is. Dates of a time zone come in UTC, or know it as those of pandas
-    and Polars do. A hint is added to the error where dates do not rise.
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    dates : array (N,), or Calendar
+        A calendar is returned as it is. Dates of a time zone come in UTC, or know it as those of
+        pandas and Polars do.
+    zone : str, optional
+        The time zone of dates in UTC.
+    hint : str
+        It is added to the error where dates do not rise.
+    line : callable, optional
+        It names a row, for errors.
 
     Raises
     ------
     TypeError, ValueError
-        These are no rising dates, or they are irregular; the first row that is off is named.
+        These are no rising dates, or they are irregular, or a gap would have to be filled with more
+        rows than FILL allows; the first row that is off is named.
     """
     if isinstance(dates, Calendar):
         return dates
-    dtype: Any = getattr(dates, "dtype", None)
-    if (known := getattr(dtype, "tz", None) or getattr(dtype, "time_zone", None)) is not None:
-        dates = np.asarray(dates, "datetime64[us]")
-        zone = str(known)
-    array: Any = checks.host(where, "dates", dates, "dates (N,)")
-    try:
-        array = array.astype("datetime64") if array.dtype.kind in "UTO" else array
-    except (TypeError, ValueError):
-        array = np.zeros(0)
-    if array.dtype.kind != "M" or array.ndim != 1:
-        raise TypeError(f"{where}: dates is {checks.shown(dates)}, expected dates (N,)")
-
-    def line(row: int) -> str:
-        return f"{where}: dates[{row}]"
-
-    placed = calendar(array, line, zone, hint)
-    if placed is None:
+    line = line or f"{where}: dates[{{}}]".format
+    array, zone = _plain(where, dates, zone)
+    check_rising(array, line, hint)
+    if len(array) < 2:
         raise ValueError(
             f"{where}: dates has {len(array)} rows, expected two or more, which have a common step"
         )
-    return placed
+    pandas = load_pandas(line(0))
+    moments = pandas.DatetimeIndex(array.astype("datetime64[us]"))
+    clocks = None
+    if zone is not None:
+        zoned = _in_zone(moments.tz_localize("UTC"), zone)
+        clocks = zone if _is_daily(zoned) else "UTC"
+        moments = zoned.tz_convert(clocks).tz_localize(None)
+        zone = str(zoned.tz)
+    steps = _equal_steps(pandas, moments, line)
+    if steps is None:
+        raise ValueError(_irregular(pandas, moments, line))
+    return Calendar(*steps, clocks, zone)
 
 
-def calendar(dates: Dates, line: Line, zone: str | None = None, hint: str = "") -> Calendar | None:
-    """Put dates on equal steps of time; None where there are fewer than two.
+def features(calendar: Calendar, steps: int = 0) -> Values:
+    """Return sines and cosines (N + steps, F) of the time of the year, of the week and of the day,
+    for the steps of a calendar and some later ones.
 
-    Dates that do not rise or are irregular, or a gap that would have to be filled with more rows
-    than FILL allows, are a ValueError that names the line. Those of a time zone come in UTC.
+    Only those are there that its step can tell apart.
     """
-    check_rising(dates, line, hint)
-    if len(dates) < 2:
-        return None
-    dates, zone_of_dates, clocks = local(dates, zone)
-    dates = coarsest(dates)
-    for found in _rhythms(dates):
-        ticks = found.ticks(dates)
-        every = int(np.gcd.reduce(np.diff(ticks)))
-        place = (ticks - ticks[0]) // every
-        steps = np.diff(place)
-        if np.mean(steps == 1) >= 0.5:
-            break
-    else:
-        raise ValueError(_irregular(dates, line))
-    if place[-1] >= FILL[0] * len(place) + FILL[1]:
-        row = int(np.argmax(steps)) + 1
-        missing = f"{steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}"
-        expected = f"expected at most {FILL[0]} times as many as there are; split the series there"
-        raise ValueError(f"{line(row)}: {missing}, {expected}")
-    steps_taken = found.at(ticks[0] + every * np.arange(place[-1] + 1))
-    return found._replace(
-        dates=steps_taken, place=place, every=every, zone=zone_of_dates, clocks=clocks
-    )
-
-
-def local(
-    dates: Dates, zone: str | None
-) -> tuple[Dates, datetime.tzinfo | None, datetime.tzinfo | None]:
-    """Return dates of UTC on the clocks of a zone, where these always show the same time of day,
-    and the zone twice.
-
-    Otherwise the dates are not days apart, but hours or less, and stay as they are, and the first
-    zone is UTC.
-    """
-    if zone is None:
-        return dates, None, None
-    try:
-        clocks = (
-            datetime.datetime.strptime(zone.removeprefix("UTC"), "%z").tzinfo
-            if ":" in zone
-            else ZoneInfo(zone)
-        )
-    except (KeyError, OSError, ValueError):  # there is no such zone on this machine
-        return dates, datetime.UTC, datetime.UTC
-    if np.all(np.diff(dates) >= np.timedelta64(12, "h")):
-        shown = converted(dates, datetime.UTC, clocks)
-        times = shown - shown.astype("datetime64[D]")
-        if np.all(times == times[0]):
-            return shown, clocks, clocks
-    return dates, datetime.UTC, clocks
-
-
-def coarsest(dates: Dates) -> Dates:
-    """Return dates in days, minutes or seconds, the first of which holds them, where their unit is
-    a finer one.
-    """
-    for unit in ("D", "m", "s"):
-        coarse = dates.astype(f"datetime64[{unit}]")
-        if coarse.dtype <= dates.dtype and np.all(coarse == dates):
-            return coarse
-    return dates
-
-
-def next_dates(calendar: Calendar, steps: int) -> Dates:
-    """Return the dates of `steps` rows after the last one, in the zone of the calendar."""
-    return calendar.at(
-        calendar.ticks(calendar.dates[-1:]) + calendar.every * np.arange(1, steps + 1)
-    )
-
-
-def next_moments(calendar: Calendar, steps: int) -> list[datetime.datetime]:
-    """Return these dates in the time zone that those of the calendar came in, or without one."""
-    return moments(next_dates(calendar, steps), calendar.zone, calendar.clocks)
-
-
-def after(calendar: Calendar, steps: int) -> Dates:
-    """Return the dates of `steps` rows after the last one, in UTC where they have a zone."""
-    return converted(next_dates(calendar, steps), calendar.zone, calendar.zone and datetime.UTC)
-
-
-def converted(dates: Dates, zone: datetime.tzinfo | None, clocks: datetime.tzinfo | None) -> Dates:
-    """Return dates of a zone as the clocks of another zone show them."""
-    if zone is clocks:
-        return dates
-    return coarsest(
-        np.array(
-            [one.replace(tzinfo=None) for one in moments(dates, zone, clocks)], "datetime64[us]"
-        )
-    )
-
-
-def moments(
-    dates: Dates, zone: datetime.tzinfo | None, clocks: datetime.tzinfo | None
-) -> list[datetime.datetime]:
-    """Return dates of a zone as moments of another zone, or dates without a zone as they are."""
-    plain: list[datetime.datetime] = dates.astype("datetime64[us]").tolist()
-    return (
-        plain
-        if zone is None
-        else [moment.replace(tzinfo=zone).astimezone(clocks) for moment in plain]
-    )
-
-
-def features(dates: Dates, step: float) -> Values:
-    """Return sines and cosines (N, F) of the time of the year, of the week and of the day.
-
-    Only those are there that a step of `step` seconds can tell apart.
-    """
-    seconds = dates.astype("datetime64[s]")
+    step = calendar.seconds
+    parts = [on_clocks(dates) for dates in (calendar.dates, calendar.following(steps))]
+    seconds = np.concatenate(parts).astype("datetime64[s]")
     within_day = (seconds - seconds.astype("datetime64[D]")).astype(np.float64) / DAY
     days = seconds.astype("datetime64[D]").astype(np.int64)
     within_year = (seconds - seconds.astype("datetime64[Y]").astype("datetime64[s]")).astype(
         np.float64
     ) / YEAR
-    parts = [k * within_year for k in range(1, HARMONICS + 1)] if step < YEAR / 2 else []
-    parts += [(days % 7 + within_day) / 7] if step < WEEK / 2 else []
-    parts += [within_day] if step < DAY / 2 else []
-    turns = 2 * np.pi * np.array(parts).reshape(len(parts), len(dates))
+    shares = [k * within_year for k in range(1, HARMONICS + 1)] if step < YEAR / 2 else []
+    shares += [(days % 7 + within_day) / 7] if step < WEEK / 2 else []
+    shares += [within_day] if step < DAY / 2 else []
+    turns = 2 * np.pi * np.array(shares).reshape(len(shares), len(seconds))
     return np.concatenate((np.sin(turns), np.cos(turns))).T
 
 
-def holiday_shares(where: str, country: str, calendar: Calendar, dates: Dates) -> Values:
-    """Return the shares of days that are public holidays, (N, 1), in the steps that begin at the
-    dates of a calendar.
+def holiday_shares(where: str, country: str, calendar: Calendar, steps: int = 0) -> Values:
+    """Return the shares of days that are public holidays, (N + steps, 1), in the steps of a
+    calendar and in some later ones.
 
     Steps of a day or less belong to the day of their date, and those that end months, quarters or
     years to the days up to their date. A country has the code of ISO 3166, and a part of it, too,
@@ -326,18 +276,21 @@ def holiday_shares(where: str, country: str, calendar: Calendar, dates: Dates) -
     except ImportError as error:
         needed = "needs the package holidays; pip install holidays"
         raise ImportError(f"{where}: holidays={country!r} {needed}") from error
-    first = dates.astype("datetime64[D]")
+    dates = calendar.dates.append(calendar.following(steps + 1)).tz_localize(None)
+    first = on_clocks(dates[:-1]).astype("datetime64[D]")
     stop = first + np.timedelta64(1, "D")
-    if calendar.days == (31,) or calendar.unit == "BM":
-        first = (dates.astype("datetime64[M]") - np.timedelta64(calendar.every - 1, "M")).astype(
-            "datetime64[D]"
-        )
-    elif calendar.seconds > DAY and (calendar.unit != "B" or calendar.every > 1):
-        stop = calendar.at(calendar.ticks(dates) + calendar.every).astype("datetime64[D]")
-    years = first[[0, -1]].astype("datetime64[Y]").astype(int) + 1970
+    if calendar.seconds > DAY:
+        pandas = load_pandas(where)
+        begin = dates.to_period("M").to_timestamp()
+        if np.all(dates >= begin + pandas.offsets.BusinessMonthEnd()):
+            before = pandas.DatetimeIndex([dates[0] - calendar.offset, *dates[:-2]])
+            first = on_clocks((before.to_period("M") + 1).to_timestamp()).astype("datetime64[D]")
+        else:
+            stop = on_clocks(dates[1:]).astype("datetime64[D]")
+    years = range(first[0].tolist().year, stop[-1].tolist().year + 1)
     code, _, part = country.partition("-")
     try:
-        found = holidays.country_holidays(code, part or None, years=range(years[0], years[1] + 2))
+        days = holidays.country_holidays(code, part or None, years=years)
     except NotImplementedError as error:
         expected = (
             'expected a code of ISO 3166 that the package holidays knows, such as "DE" or "DE-BY"'
@@ -345,87 +298,141 @@ def holiday_shares(where: str, country: str, calendar: Calendar, dates: Dates) -
         raise ValueError(
             f"{where}: holidays is {checks.shown(country)}, {expected} ({error})"
         ) from None
-    free = np.array(sorted(found), "datetime64[D]")
+    free = np.array(sorted(days), "datetime64[D]")
     counts = np.searchsorted(free, stop) - np.searchsorted(free, first)
     return np.asarray(counts / (stop - first).astype(np.int64))[:, None]
 
 
-def _iso_date(cell: str) -> datetime.datetime:
-    if not ISO_DATE.fullmatch(cell):
-        raise ValueError
-    return datetime.datetime.fromisoformat(cell if len(cell) >= 10 else f"{cell}-01-01"[:10])
+def _plain(where: str, dates: Any, zone: str | None) -> tuple[Dates, str | None]:
+    """Return dates (N,) as those of NumPy, in UTC where they have a time zone, and its name."""
+    dtype: Any = getattr(dates, "dtype", None)
+    own_zone = getattr(dtype, "tz", None) or getattr(dtype, "time_zone", None)
+    if own_zone is not None:
+        dates = np.asarray(dates, "datetime64[us]")
+        zone = str(own_zone)
+    array: Any = checks.host(where, "dates", dates, "dates (N,)")
+    try:
+        array = array.astype("datetime64") if array.dtype.kind in "UTO" else array
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.dtype.kind != "M" or array.ndim != 1:
+        raise TypeError(f"{where}: dates is {checks.shown(dates)}, expected dates (N,)")
+    return array, zone
 
 
-def _rhythms(dates: Dates) -> Iterator[Calendar]:
-    """Yield the units in which dates may have a common step, the likeliest first."""
-    days = dates.astype("datetime64[D]")
-    none = np.zeros(0, np.int64)
-    time = dates[0] - days[0]
-    if np.any(dates - days != time):
-        yield Calendar(dates, none, str(np.datetime_data(dates.dtype)[0]))
-        return
-    months, day, last = _in_month(days)
-    usual = 31 if np.all(day == last) else int(np.max(day))
-    apart = bool(np.all(np.diff(months.astype(np.int64)) > 0))
-    if apart and np.all(day == np.minimum(usual, last)):
-        yield Calendar(dates, none, "M", days=(usual,), time=time)
-    all_days = np.diff(days.astype(np.int64))
-    business_days = np.diff(np.busday_count(MONDAY, days))
-    over_weekends = np.min(all_days) == np.gcd.reduce(business_days) and np.sum(
-        business_days
-    ) < np.sum(all_days)
-    yield Calendar(
-        dates, none, "B" if over_weekends and np.all(np.is_busday(days)) else "D", time=time
-    )
-    if apart and np.all(np.is_busday(days)) and np.all(day > last - TRADING):
-        yield Calendar(dates, none, "BM", time=time)
-    two = np.unique(np.where(day == last, 31, day))
-    if len(two) == 2:
-        yield Calendar(dates, none, "SM", days=(int(two[0]), int(two[1])), time=time)
+def _is_daily(moments: Any) -> bool:
+    """Return whether dates are half a day apart or more, and at one time of the clocks."""
+    shown = moments.tz_localize(None)
+    times = shown - shown.normalize()
+    half_day = 12 * 3600 * 10**6  # in microseconds
+    return bool(np.all(np.diff(moments.asi8) >= half_day) and np.all(times == times[0]))
 
 
-def _irregular(dates: Dates, line: Line) -> str:
-    """Return which row is off the commonest step of dates, that of months or that of their own
-    unit, and by what.
+def _in_zone(moments: Any, zone: str) -> Any:
+    """Return dates of UTC in a time zone, or as they are where this machine does not know it."""
+    try:
+        return moments.tz_convert(zone)
+    except (KeyError, OSError, ValueError):
+        return moments
+
+
+def _grid(first: Any, count: int, offset: Any) -> Any:
+    """Return so many dates, each an offset after the one before."""
+    return load_pandas("dates").date_range(first, periods=count, freq=offset, unit="us")
+
+
+def _equal_steps(pandas: Any, dates: Any, line: Line) -> tuple[Any, Counts, Any] | None:
+    """Return the grid, the places and the offset of dates, as `Calendar` has them, or None where
+    most are not one step apart.
     """
-    days = dates.astype("datetime64[D]")
-    none = np.zeros(0, np.int64)
-    _, day, last = _in_month(days)
-    usual = int(np.argmax(np.bincount(np.where(day == last, 31, day))))
-    time = dates[0] - days[0]
-    found = []
-    for grid in (
-        Calendar(dates, none, "M", days=(usual,), time=time),
-        Calendar(dates, none, str(np.datetime_data(dates.dtype)[0])),
-    ):
-        ticks = grid.ticks(dates)
-        sizes, counts = np.unique(np.maximum(np.diff(ticks), 1), return_counts=True)
-        every = sizes[np.argmax(counts)]
-        off = (np.diff(ticks) % every != 0) | (grid.at(ticks) != dates)[1:]
-        found.append(
-            (
-                np.count_nonzero(off),
-                off if np.any(off) else np.diff(ticks) != every,
-                grid.at(ticks + every),
+    name = pandas.infer_freq(dates) if len(dates) > 2 else None
+    if name is not None:
+        offset = pandas.tseries.frequencies.to_offset(name)
+        if name == "bh":
+            hours = np.unique(dates.strftime("%H:%M"))
+            closing = (pandas.Timestamp(hours[-1]) + pandas.Timedelta(hours=1)).strftime("%H:%M")
+            offset = pandas.offsets.BusinessHour(start=hours[0], end=closing)
+        return dates, np.arange(len(dates)), offset
+    for unit, counts in _units(pandas, dates):
+        every = int(np.gcd.reduce(np.diff(counts)))
+        place = (counts - counts[0]) // max(every, 1)
+        steps = np.diff(place)
+        if every == 0 or np.mean(steps == 1) < 0.5:
+            continue
+        if place[-1] >= FILL[0] * len(place) + FILL[1]:
+            row = int(np.argmax(steps)) + 1
+            raise ValueError(
+                f"{line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and"
+                f" {dates[row]}, expected at most {FILL[0]} times as many as there are; split the"
+                " series there"
             )
-        )
-    _, off, following = min(found, key=lambda one: one[0])
-    row = int(np.argmax(off)) + 1
-    expected = (
-        f"expected {following[row - 1]}, or a date that is a whole number of such steps later for"
-        " a gap"
+        offset = unit * every
+        grid = _grid(dates[0], int(place[-1]) + 1, offset)
+        # the last business day of a month may be an earlier one, before a holiday
+        if unit.freqstr == "BME" or np.all(grid[place] == dates):
+            return grid, place, offset
+    return None
+
+
+def _units(pandas: Any, dates: Any) -> Iterator[tuple[Any, Counts]]:
+    """Yield offsets whose multiples may be the step of dates, the likeliest first, and how many of
+    each have passed at every date.
+    """
+    offsets = pandas.offsets
+    days = dates.normalize()
+    if np.any(dates - days != dates[0] - days[0]):
+        yield _fixed(pandas, dates)
+        return
+    months = np.asarray(12 * dates.year + dates.month, np.int64)
+    once_a_month = bool(np.all(np.diff(months) > 0))
+    weekdays = bool(np.all(dates.dayofweek < 5))
+    if once_a_month:
+        day = 31 if np.all(dates.is_month_end) else int(dates.day.max())
+        yield offsets.DateOffset(months=1, day=day), months
+    monday = np.datetime64("0001-01-01")
+    business = np.busday_count(monday, days.to_numpy("datetime64[D]")).astype(np.int64)
+    all_days = np.diff(days.to_numpy("datetime64[D]")).astype(np.int64)
+    over_weekends = np.min(all_days) == np.gcd.reduce(np.diff(business))
+    if weekdays and over_weekends and business[-1] - business[0] < np.sum(all_days):
+        yield offsets.BusinessDay(), business
+    else:
+        yield _fixed(pandas, dates)
+    if once_a_month and weekdays and np.all(dates.day > dates.days_in_month - TRADING):
+        yield offsets.BusinessMonthEnd(), months
+    end = dates.is_month_end
+    begin = dates.is_month_start
+    for semimonth, second, middle in (
+        (offsets.SemiMonthEnd, end, ~end),
+        (offsets.SemiMonthBegin, ~begin, ~begin),
+    ):
+        days_of_month = np.unique(dates.day[middle])
+        if len(days_of_month) == 1 and 1 < days_of_month[0] < 28:
+            yield semimonth(day_of_month=int(days_of_month[0])), 2 * months + second
+
+
+def _fixed(pandas: Any, dates: Any) -> tuple[Any, Counts]:
+    """Return the largest time that fits into all steps, and how often it does up to each date."""
+    passed = (dates - dates[0]).to_numpy("timedelta64[us]").astype(np.int64)
+    size = int(np.gcd.reduce(passed))
+    offset = pandas.tseries.frequencies.to_offset(pandas.Timedelta(size, "us"))
+    return offset, passed // size
+
+
+def _irregular(pandas: Any, dates: Any, line: Line) -> str:
+    """Return which row is off the step of those before it, and the date that was expected there."""
+    regular = 2  # so many rows at the beginning have equal steps, and so many have not
+    irregular = len(dates)
+    while irregular - regular > 1:
+        middle = (regular + irregular) // 2
+        if _equal_steps(pandas, dates[:middle], line) is None:
+            irregular = middle
+        else:
+            regular = middle
+    grid, _, offset = _equal_steps(pandas, dates[:regular], line) or (dates, None, None)
+    before, after, expected = coarsest(
+        np.array([dates[regular - 1], dates[regular], grid[-1] + offset], "datetime64[us]")
     )
     return (
-        f"{line(row)} is {dates[row]}, which follows {dates[row - 1]}; {expected}, with fewer gaps"
-        " than steps"
+        f"{line(regular)} is {after}, which follows {before}; expected {expected}, or a date that"
+        " is a whole number of such steps later for a gap, with fewer gaps than steps"
     )
-
-
-def _in_month(dates: Dates) -> tuple[Dates, Counts, Counts]:
-    """Return the months of dates, the days of the month, and the last days of these months."""
-    months = dates.astype("datetime64[M]")
-    first, after = (
-        some.astype("datetime64[D]").astype(np.int64)
-        for some in (months, months + np.timedelta64(1, "M"))
-    )
-    return months, dates.astype("datetime64[D]").astype(np.int64) - first + 1, after - first

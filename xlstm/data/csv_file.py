@@ -10,9 +10,10 @@ import itertools
 import math
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,12 +33,6 @@ NAME = 1024  # characters of the name of a column at most
 ENCODINGS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "cp1252": "cp1252"}
 INDEX = {"", "index"}  # headers of labels, and those of dates
 HEADERS = {"date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds"}
-# Dates in another notation than ISO 8601: digits between signs, and under the headers of dates days
-# and months without signs between, seconds or parts of them since 1970, and any text with a digit.
-LIKE_A_DATE = re.compile(r"[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}([ T].*)?")
-LIKE_A_DATE_AS_NUMBER = re.compile(
-    r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])([0-3][0-9])?|1[0-9]{9}([0-9]{3})*"
-)
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,11 @@ class CsvFile:
     names : list of str
     rows : int
         Number N of rows under the header that are not blank.
+    kinds : dict
+        Empty: cells have no types.
     """
+
+    kinds: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, path: AnyPath, dialect: Dialect = PLAIN) -> None:
         self.path = Path(path)
@@ -212,37 +211,19 @@ class CsvFile:
     def _label(self) -> tuple[int | None, bool]:
         """The first column that begins with a date, else a first column that holds no numbers; and
         whether it is dates.
-
-        Where no column begins with one, but some with a date in another notation, a ValueError says
-        so.
         """
-        strange = ""
         for k, name in enumerate(self.names):
-            row, first = next(
-                ((row, cell) for row, cell in enumerate(self._cells[k]) if cell), (0, "")
-            )
             years = (
                 not any(self.names[:k])
                 and name.lower() in HEADERS | INDEX
                 and {*map(len, self._cells[k])} == {4}
             )
-            if self._is_date(first, years):
+            if self._is_date(next(filter(None, self._cells[k]), ""), years):
                 return k, True
-            if not strange and _is_like_a_date(first, name.lower() in HEADERS):
-                strange = f"{self.line(row)}, column {name} holds {shown(first)}"
         if self.dialect.date_format is not None:
             raise ValueError(
                 f"{self.path}: no column holds dates of the format"
                 f" {shown(self.dialect.date_format)}"
-            )
-        if strange:
-            how = (
-                "say its format with --date-format (date_format='%d/%m/%Y'), write dates such as"
-                " 2024-01-31"
-            )
-            without = "leave the column out to take rows as equal steps in the order of the file"
-            raise ValueError(
-                f"{strange}, which looks like a date but is not in ISO 8601; {how}, or {without}"
             )
         named = self.names[0].lower() in HEADERS | INDEX
         is_label = len(self.names) > 1 and (named or not any(map(is_number, self._cells[0])))
@@ -299,12 +280,3 @@ def _float(text: str) -> float:
         return float(text) if text else math.nan  # which is quicker than an error
     except ValueError:
         return math.nan
-
-
-def _is_like_a_date(cell: str, named: bool) -> bool:
-    """Return whether a cell looks like a date that is not in ISO 8601; `named` is one under the
-    header of dates.
-    """
-    if named and is_number(cell):
-        return LIKE_A_DATE_AS_NUMBER.fullmatch(cell) is not None
-    return LIKE_A_DATE.fullmatch(cell) is not None or (named and any(map(str.isdigit, cell)))

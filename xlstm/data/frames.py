@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,11 +44,21 @@ class Columns:
     index_name: str | None = None
     zone: str | None = None
 
+    @property
+    def dates(self) -> Any:
+        """The index where it is dates, else None."""
+        return self.index if self.index is not None and self.index.dtype.kind == "M" else None
+
     def take(self, rows: Any) -> Columns:
         """Return some of the rows."""
-        return replace(
-            self, values=self.values[rows], index=None if self.index is None else self.index[rows]
-        )
+        index = None if self.index is None else self.index[rows]
+        return replace(self, values=self.values[rows], index=index)
+
+    def numbers(self, where: str, names: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Return some of the columns of numbers, (N, K); a ValueError of the caller `where` names
+        one that is not there.
+        """
+        return self.values[:, places_of(where, self.names, names)]
 
 
 def is_table(given: Any) -> bool:
@@ -121,12 +131,9 @@ def table_of(
     ImportError
         The package narwhals is not installed.
     """
-    nw, frame, _ = _frame(where, given)
-    places_of(where, frame.columns, only or ())
+    nw, frame, _, index, dated, _ = _frame(where, given)
+    places_of(where, frame.columns, [name for name in only or () if name != dated])
     wanted = {*frame.columns} - {without} if only is None else {*only}
-    dated = _date_column(where, nw, frame)
-    if dated is not None and frame.schema[dated] == nw.Unknown and _index_of(nw, frame) is None:
-        return table_of(where, nw.to_native(frame).set_index(dated), only, without)
     names = [name for name in frame.columns if name in wanted and name != dated]
     if not names or len(frame) == 0:
         raise ValueError(
@@ -134,26 +141,25 @@ def table_of(
             " expected some"
         )
     arrays = [_numbers(where, nw, name, frame.get_column(name), only is not None) for name in names]
-    values = np.stack(arrays, axis=1)
-    names = [*map(str, names)]
-    if (index := _index_of(nw, frame)) is not None:
-        # periods are dates, too
-        labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index
-        # narwhals knows no America/New_York
-        zone = None if getattr(labels, "tz", None) is None else str(labels.tz)
+    columns = Columns([*map(str, names)], np.stack(arrays, axis=1))
+    if index is not None:
+        labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # of periods
+        zone = getattr(labels, "tz", None)
         labels = labels if zone is None else labels.tz_convert(None)
         labels = nw.from_native(labels.to_series(), series_only=True)
-        name = index.name
+        dated = index.name
     elif dated is not None:
         labels = frame.get_column(dated)
-        name = dated
         zone = labels.dtype.time_zone if labels.dtype == nw.Datetime else None
         if zone is not None:
             labels = labels.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     else:
-        return Columns(names, values)
-    return Columns(
-        names, values, np.asarray(labels.to_numpy()), None if name is None else str(name), zone
+        return columns
+    return replace(
+        columns,
+        index=np.asarray(labels.to_numpy()),
+        index_name=None if dated is None else str(dated),
+        zone=None if zone is None else str(zone),
     )
 
 
@@ -185,49 +191,46 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
         As for `table_of`.
     """
     where = "table_like"
-    nw, frame, is_column = _frame(where, given)
+    nw, frame, is_column, old, dated, is_moved = _frame(where, given)
     arrays: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
     length = max(map(len, arrays.values()))
-    native = nw.to_native(frame)
-    space = nw.get_native_namespace(frame)
-    labels = _index_of(nw, frame)
-    dated = _date_column(where, nw, frame) if labels is None else None
-    if dated is not None and frame.schema[dated] == nw.Unknown:
-        return table_like(native.set_index(dated), columns, index).reset_index()
-    if index is None and length != len(frame) and (labels is not None or dated is not None):
+    if index is None and length != len(frame) and (old is not None or dated is not None):
         raise ValueError(
             f"{where}: columns have {length} rows, expected {len(frame)}, or index= with their"
             " labels"
         )
-    if dated is not None:
-        arrays = {
-            dated: nw.to_native(frame.get_column(dated)) if index is None else index,
-            **arrays,
-        }
-    table = nw.from_dict(arrays, native_namespace=space)
-    if dated is not None and index is not None:
-        table = table.with_columns(_dates_like(nw, table.get_column(dated), frame.schema[dated]))
+    space = nw.get_native_namespace(frame)
+    if old is None and dated is not None:
+        dates = nw.to_native(frame.get_column(dated)) if index is None else index
+        table = nw.from_dict({dated: dates, **arrays}, native_namespace=space)
+        if index is not None:
+            dates = _dates_like(nw, table.get_column(dated), frame.schema[dated])
+            table = table.with_columns(dates)
+    else:
+        table = nw.from_dict(arrays, native_namespace=space)
     if is_column and len(columns) == 1:
         table = table.get_column(next(iter(columns)))
     table = nw.to_native(table)
-    if hasattr(native, "index") and dated is None:  # pandas and its kin
+    if old is not None:  # pandas and its kin
         if index is not None:
-            table.index = _index_like(space.Index(index, name=native.index.name), native.index)
+            table.index = _index_like(space.Index(index, name=old.name), old, is_moved)
         elif length == len(frame):
-            table.index = native.index
-    return table
+            table.index = old
+    elif index is not None and hasattr(table, "index") and dated is None:
+        table.index = space.Index(index)
+    return table.reset_index() if is_moved else table
 
 
-def names_of(where: str, given: Any) -> list[str]:
+def names_of(where: str, table: Any) -> list[str]:
     """Return the names of all columns of a table, but not of its index."""
-    return [*map(str, _frame(where, given)[1].columns)]
+    return [*map(str, _frame(where, table).frame.columns)]
 
 
-def rows_by(where: str, given: Any, column: str) -> dict[Any, Rows]:
+def rows_by(where: str, table: Any, column: str) -> dict[Any, Rows]:
     """Return the rows of a table that have each value of a column; ValueError where it is not there
     or has gaps.
     """
-    _, frame, _ = _frame(where, given)
+    frame = _frame(where, table).frame
     places_of(where, frame.columns, [column])
     labels = frame.get_column(column)
     if labels.is_null().any():
@@ -267,23 +270,72 @@ def places_of(
     return [places[name] for name in wanted]
 
 
-def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
-    """Return narwhals, a table as narwhals has it, and whether it was one column."""
+class _Frame(NamedTuple):
+    """A table as narwhals has it.
+
+    Attributes
+    ----------
+    nw : module
+        narwhals.
+    frame : narwhals.DataFrame
+    is_column : bool
+        Whether it came as one column.
+    index : pandas.Index or None
+        The labels of the rows of pandas. Its dates are always there, as narwhals knows neither all
+        its time zones nor its periods.
+    dated : str or None
+        The column of dates of another library.
+    is_moved : bool
+        Whether a column of pandas became the index.
+    """
+
+    nw: Any
+    frame: Any
+    is_column: bool
+    index: Any
+    dated: Any
+    is_moved: bool
+
+
+def _frame(where: str, table: Any) -> _Frame:
+    """Return a table as narwhals has it; TypeError where it is none."""
     try:
         import narwhals.stable.v1 as nw
     except ImportError as error:
-        raise ImportError(f"{where}: tables need narwhals; pip install narwhals") from error
+        raise ImportError(
+            f"{where}: tables need narwhals, which the extra tables brings: pip install"
+            " 'xlstm-xp[tables]'"
+        ) from error
     try:
-        found = nw.from_native(given, eager_only=True, allow_series=True)
-        is_column = isinstance(found, nw.Series)
-        frame = found.to_frame() if is_column else found
-        frame.schema  # noqa: B018 (where two columns have one name it raises)
+        frame = nw.from_native(table, eager_only=True, allow_series=True)
+        is_column = isinstance(frame, nw.Series)
+        frame = frame.to_frame() if is_column else frame
+        schema = frame.schema  # where two columns have one name it raises
     except Exception as error:  # its kind depends on the version of narwhals
-        kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
+        kind = f"{type(table).__module__.partition('.')[0]}.{type(table).__name__}"
         raise TypeError(
             f"{where}: a {kind} is not taken as a table ({' '.join(str(error).split())})"
         ) from error
-    return nw, frame, is_column
+    native = nw.to_native(frame)
+    dated = []
+    for name, dtype in schema.items():
+        own = getattr(native[name], "dtype", None) if dtype == nw.Unknown else None
+        is_date = getattr(own, "kind", "") == "M" or hasattr(own, "freq")
+        if is_date or dtype in (nw.Date, nw.Datetime):
+            dated.append(name)
+    if len(dated) > 1:
+        raise ValueError(
+            f"{where}: columns {checks.few(map(str, dated))} hold dates, expected at most one"
+            " column of dates"
+        )
+    index = getattr(native, "index", None)
+    is_numbers = getattr(getattr(index, "dtype", None), "kind", "O") in "iu"
+    if type(index).__name__ == "RangeIndex" or (dated and is_numbers):
+        index = None
+    if dated and index is None and hasattr(native, "set_index"):
+        native = native.set_index(dated[0])
+        return _Frame(nw, nw.from_native(native), is_column, native.index, None, True)
+    return _Frame(nw, frame, is_column, index, dated[0] if dated else None, False)
 
 
 def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> Any:
@@ -309,45 +361,6 @@ def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> 
     return numbers
 
 
-def _date_column(where: str, nw: Any, frame: Any) -> Any:
-    """Return the name of the column of dates, or None."""
-    names = _dated(nw, frame)
-    if len(names) > 1:
-        dated = checks.few(map(str, names))
-        raise ValueError(
-            f"{where}: columns {dated} hold dates, expected at most one column of dates"
-        )
-    return names[0] if names else None
-
-
-def _dated(nw: Any, frame: Any) -> list[Any]:
-    """Return the columns of dates; narwhals knows neither all time zones of pandas nor its
-    periods.
-    """
-    native = nw.to_native(frame)
-    names = []
-    for name, dtype in frame.schema.items():
-        kind = getattr(native[name], "dtype", None) if dtype == nw.Unknown else None
-        if (
-            dtype in (nw.Date, nw.Datetime)
-            or getattr(kind, "kind", "") == "M"
-            or hasattr(kind, "freq")
-        ):
-            names.append(name)
-    return names
-
-
-def _index_of(nw: Any, frame: Any) -> Any:
-    """Return the index of a table of pandas, or None where it only numbers rows, as whole numbers
-    beside dates do.
-    """
-    index = getattr(nw.to_native(frame), "index", None)
-    dated = bool(_dated(nw, frame))
-    kind = getattr(getattr(index, "dtype", None), "kind", "O")
-    numbers_rows = type(index).__name__ == "RangeIndex" or (dated and kind in "iu")
-    return None if numbers_rows else index
-
-
 def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
     """Return a column of dates in the dtype of another one; without a time zone they are those of
     UTC.
@@ -361,14 +374,12 @@ def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
     return dates
 
 
-def _index_like(index: Any, old: Any) -> Any:
-    """Return an index of pandas with the time zone, or the periods, of another one; dates without a
-    zone are UTC's.
+def _index_like(index: Any, old: Any, is_column: bool) -> Any:
+    """Return an index of pandas with the time zone, or the periods, of another one, and the dtype
+    of a column; dates without a zone are UTC's.
     """
+    if hasattr(old, "to_timestamp") and hasattr(index, "to_period"):
+        return index.to_period(old.freq)
     if getattr(old, "tz", None) is not None and getattr(index, "tz", old.tz) is None:
         return index.tz_localize("UTC").tz_convert(old.tz).astype(old.dtype)
-    return (
-        index.to_period(old.freq)
-        if hasattr(old, "to_timestamp") and hasattr(index, "to_period")
-        else index
-    )
+    return index.astype(old.dtype) if is_column else index

@@ -18,13 +18,13 @@ SERIES = "real numbers (N,) or (N, C)"
 LARGEST = 1e150  # largest value of a series, so that squares of differences are finite
 
 
-def numbers(where: str, name: str, given: Any) -> Host:
+def numbers(where: str, name: str, value: Any) -> Host:
     """Return real numbers on the host.
 
     A NumPy array stays as it is. Lists, tables, and arrays that CuPy or another library with DLPack
     or `__cuda_array_interface__` holds are copied.
     """
-    array = _array(where, name, given, "an array of real numbers")
+    array = _array(where, name, value, "an array of real numbers")
     checks.unmasked(where, name, array)
     if array.dtype.kind not in "fiub":
         raise TypeError(
@@ -33,32 +33,32 @@ def numbers(where: str, name: str, given: Any) -> Host:
     return array
 
 
-def weights(where: str, name: str, given: Any) -> Host:
+def weights(where: str, name: str, value: Any) -> Host:
     """Return a mask on the host: bool, or weights from 0 up, of the same kinds of arrays as
     `numbers`.
     """
     expected = "an array of bool, or of weights from 0 up"
-    found = _array(where, name, given, expected)
-    if found.dtype.kind not in "bf":
-        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}")
-    finite(where, name, found)
-    if found.dtype.kind == "f" and np.any(found < 0):
-        raise ValueError(f"{where}: {name} has a weight of {found.min():g}, expected {expected}")
-    return found
+    array = _array(where, name, value, expected)
+    if array.dtype.kind not in "bf":
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    finite(where, name, array)
+    if array.dtype.kind == "f" and np.any(array < 0):
+        raise ValueError(f"{where}: {name} has a weight of {array.min():g}, expected {expected}")
+    return array
 
 
-def _array(where: str, name: str, given: Any, expected: str) -> Host:
-    if isinstance(given, np.ndarray):
-        return given
-    if frames.has_columns(given):
-        return frames.table_of(f"{where}: {name}", given).values
-    if frames.is_table(given):  # one column, which has its own dtype
-        return to_numpy(given) if frames.is_on_gpu(given) else np.asarray(given)
-    if isinstance(given, list | tuple | range):
-        return checks.host(where, name, given, expected)
-    if isinstance(given, type) or not (hasattr(given, "__dlpack__") or is_foreign(given)):
-        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}")
-    return to_numpy(given)
+def _array(where: str, name: str, value: Any, expected: str) -> Host:
+    if isinstance(value, np.ndarray):
+        return value
+    if frames.has_columns(value):
+        return frames.table_of(f"{where}: {name}", value).values
+    if frames.is_table(value):  # one column, which has its own dtype
+        return to_numpy(value) if frames.is_on_gpu(value) else np.asarray(value)
+    if isinstance(value, list | tuple | range):
+        return checks.host(where, name, value, expected)
+    if isinstance(value, type) or not (hasattr(value, "__dlpack__") or is_foreign(value)):
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    return to_numpy(value)
 
 
 def finite(
@@ -95,30 +95,38 @@ class SeriesError(ValueError):
     def __init__(self, where: str, row: int, value: float, problem: str) -> None:
         super().__init__(where, row, value, problem)
         self.row = row
+        self.value = value
 
     def __str__(self) -> str:
         where, row, value, problem = self.args
         return f"{where}: values[{row}] is {value:g}, {problem}"
 
 
-def columns(where: str, name: str, given: Any, expected: str = SERIES) -> Values:
-    """Return an argument as float64 (N, C), with NaN for gaps; raise unless it is one."""
-    array = checks.host(where, name, given, expected)
+def floats(where: str, name: str, value: Any, expected: str) -> Values:
+    """Return an argument as float64 on the host, with NaN for None; TypeError unless it is
+    numbers.
+    """
+    array = checks.host(where, name, value, expected)
     try:
-        if array.dtype.kind not in "fiubO":
-            raise TypeError
-        array = array.astype(np.float64)  # None, a gap, becomes NaN
+        if array.dtype.kind in "fiubO":
+            return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}") from None
+        pass
+    raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+
+
+def columns(where: str, name: str, value: Any, expected: str = SERIES) -> Values:
+    """Return an argument as float64 (N, C), with NaN for gaps; raise unless it is one."""
+    array = floats(where, name, value, expected)
     if array.ndim not in (1, 2) or 0 in array.shape[1:]:
-        what = "the series" if name == "values" else name
-        raise ValueError(f"{where}: {what} has shape {array.shape}, expected (N,) or (N, C)")
+        named = "the series" if name == "values" else name
+        raise ValueError(f"{where}: {named} has shape {array.shape}, expected (N,) or (N, C)")
     return array[:, None] if array.ndim == 1 else array
 
 
-def series(where: str, given: Any) -> Values:
+def series(where: str, value: Any) -> Values:
     """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one."""
-    array = columns(where, "values", given)
+    array = columns(where, "values", value)
     if len(array) == 0:
         raise ValueError(f"{where}: the series is empty, expected values (N,) or (N, C)")
     for row, c in np.argwhere(np.abs(array) > LARGEST):

@@ -1,235 +1,29 @@
-"""Series as forecasters take them, with all that is known beside them, as arrays or in tables;
-forecasts as tables.
+"""Series as forecasters take them, with all that is known beside them, from arrays, tables and
+files; forecasts in the same kind.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.data import calendars, frames, host
-from xlstm.data.calendars import Calendar
+from xlstm.data.calendars import Calendar, Line
+from xlstm.data.csv_file import PLAIN, CsvFile, Dialect
 from xlstm.data.frames import Columns
-from xlstm.data.host import Values
-from xlstm.data.series_windows import carry_forward, first_row
-
-# where the last target begins, as a share of the rows: in the middle of those that are trained on
-LATEST = 0.3
+from xlstm.data.host import SeriesError, Values
+from xlstm.data.series import Series, only_column, series_of
+from xlstm.data.table import ParquetFile, opened, rows_by
+from xlstm.data.time_series import Covariates, TimeSeries, read_one
 
 BySeries = Mapping[Any, Columns]
-
-
-class TimeSeries(NamedTuple):
-    """One series.
-
-    Attributes
-    ----------
-    values : array (N, C)
-        NaN where there is a gap.
-    known : array (N, C)
-        Each gap bridged by the value before it; before its first value a target is as there.
-    past : array (N, P)
-        Covariates that are known up to the last value.
-    future : array (N + more, F)
-        Covariates that are known in advance: features of the calendar, holidays, and those that
-        were given.
-    static : array (S,)
-        Numbers that do not change.
-    calendar : Calendar or None
-    marks : int
-        Features of the calendar.
-    begin : int
-        Rows that are left out at the beginning.
-    """
-
-    values: Values
-    known: Values
-    past: Values
-    future: Values
-    static: Values
-    calendar: Calendar | None
-    marks: int = 0
-    begin: int = 0
-
-    def until(self, end: int) -> TimeSeries:
-        """Return the series as it was before row `end`; what is known in advance stays."""
-        return self._replace(values=self.values[:end], known=self.known[:end], past=self.past[:end])
-
-
-class Covariates(NamedTuple):
-    """Numbers that are known beside the values, each for one series or a list of them for
-    several.
-    """
-
-    past: Any = None
-    future: Any = None
-    static: Any = None
-    dates: Any = None
-
-    @classmethod
-    def of(cls, where: str, given: CovariateArguments) -> Covariates:
-        """Return the keywords of a caller, a forecaster `where`; TypeError where one is unknown."""
-        for name in given:
-            if name not in cls._fields:
-                others = f"horizon and quantiles are set in {where}(...), steps in predict"
-                raise TypeError(
-                    f"{where}: argument {name} is unknown, expected {checks.few(cls._fields)};"
-                    f" {others}"
-                )
-        return cls(**given)
-
-    def each(self, where: str, number: int) -> list[Covariates]:
-        """Return the covariates of each of several series."""
-        for name, value in self._asdict().items():
-            listed = (
-                isinstance(value, list | tuple | np.ndarray) and getattr(value, "shape", None) != ()
-            )
-            if value is not None and (not listed or len(value) != number):
-                expected = f"one for each of {number} series"
-                raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
-        lists = ([None] * number if value is None else value for value in self)
-        return [*map(Covariates, *lists)]
-
-
-class CovariateArguments(TypedDict, total=False):
-    """The keywords of a caller that stand for `Covariates`."""
-
-    past: Any
-    future: Any
-    static: Any
-    dates: Any
-
-
-def read_series(
-    where: str,
-    values: Sequence[Any],
-    covariates: Sequence[Covariates],
-    more: int,
-    look: bool,
-    gaps: bool = False,
-) -> list[TimeSeries]:
-    """Return series with their covariates, with room for `more` rows of the calendar.
-
-    With `look` features of dates are among the covariates that are known in advance, and so are the
-    holidays of a calendar that has some. With `gaps` covariates keep their gaps, and all may begin
-    with some; else rows are left out before the first value of any target, before the first of any
-    covariate, and before those that would leave a target without a value in the first LATEST of
-    them. Errors name the caller, `where`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Series are not sound, or covariates have not as many rows.
-    """
-    read = []
-    for k, (one, beside) in enumerate(zip(values, covariates, strict=True)):
-        try:
-            read.append(_one(where, one, beside, more, look, gaps))
-        except (TypeError, ValueError) as error:
-            error.add_note(f"in series {k}")
-            raise
-    widths = {(t.values.shape[1], t.past.shape[1], t.future.shape[1], len(t.static)) for t in read}
-    if len(widths) > 1:
-        names = "(values, past, future, static)"
-        raise ValueError(f"{where}: the series differ in their columns {names}, {sorted(widths)}")
-    return read
-
-
-def _one(
-    where: str, value: Any, covariates: Covariates, more: int, look: bool, gaps: bool
-) -> TimeSeries:
-    values = host.series(where, value)
-    N = len(values)
-    begun = 0 if gaps else first_row(f"{where}: the series", values)
-    past, future = (
-        _covariates(where, name, getattr(covariates, name), N, begun, gaps)
-        for name in ("past", "future")
-    )
-    static: Values = np.empty(0)
-    if covariates.static is not None:
-        numbers = checks.host(where, "static", covariates.static, "real numbers (S,)")
-        static = host.columns(where, "static", np.atleast_1d(numbers))[:, 0]
-    if not np.all(np.isfinite(static)):
-        raise ValueError(
-            f"{where}: static has a number that is not finite, expected finite numbers (S,)"
-        )
-    calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
-    ahead = max(0, len(future) - N)
-    features = 0
-    if calendar is not None:
-        if len(calendar.place) != N:
-            raise ValueError(
-                f"{where}: dates has {len(calendar.place)} rows, expected {N}, as many as the"
-                " series"
-            )
-        values = calendar.placed(values)
-        past = calendar.placed(past)
-        future = np.concatenate((calendar.placed(future[:N]), future[N:]))
-    if not future.shape[1]:
-        future = np.empty((len(values) + more, 0))
-    if calendar is not None:
-        later = calendars.next_dates(calendar, max(more, ahead))
-        dates = calendars.converted(
-            np.concatenate((calendar.dates, later)), calendar.zone, calendar.clocks
-        )
-        if calendar.holidays is not None:
-            shares = calendars.holiday_shares(where, calendar.holidays, calendar, dates)
-            future = np.concatenate((shares[: len(future)], future), axis=1)
-        if look:
-            of_dates = calendars.features(dates, calendar.seconds)
-            features = of_dates.shape[1]
-            future = np.concatenate((of_dates[: len(future)], future), axis=1)
-    known = _begun(carry_forward(values))
-    begin = 0
-    if not gaps:
-        begin = _first(values, past, future)
-        past = carry_forward(past)
-        future = carry_forward(future)
-    values, known, past, future = (part[begin:] for part in (values, known, past, future))
-    return TimeSeries(values, known, past, future, static, calendar, features, begin)
-
-
-def _first(values: Values, past: Values, future: Values) -> int:
-    """Return the first row of a series that is used: see `read_series`."""
-    N = len(values)
-    any_target = int(np.argmax(np.any(~np.isnan(values), axis=1)))
-    late = math.ceil((first_row("the series", values) - LATEST * N) / (1 - LATEST))
-    return max(
-        any_target,
-        late,
-        *(first_row("covariates", part[:N]) for part in (past, future) if part.shape[1]),
-    )
-
-
-def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: bool) -> Values:
-    """Return covariates (N, K) or, of the future, of more rows; raise where they are infinite.
-
-    Without `gaps` those that have no value up to row `begin` raise, too.
-    """
-    if value is None:
-        return np.empty((N, 0))
-    rows = host.columns(where, name, value, "real numbers (N,) or (N, K)")
-    if len(rows) < N or (name == "past" and len(rows) > N):
-        more = " or more" if name == "future" else ""
-        raise ValueError(
-            f"{where}: {name} has {len(rows)} rows, expected {N}{more}, as many as the series"
-        )
-    if np.any(np.isinf(rows)) or (not gaps and np.any(np.all(np.isnan(rows[: begin + 1]), axis=0))):
-        raise ValueError(
-            f"{where}: {name} begins with a gap or is infinite somewhere, expected finite numbers"
-        )
-    return rows
-
-
-def _begun(known: Values) -> Values:
-    """Return bridged values with the first one of each column in the place of gaps before it."""
-    there = ~np.isnan(known)
-    first = np.take_along_axis(known, np.argmax(there, axis=0)[None], axis=0)
-    return np.where(there, known, np.where(np.isnan(first), 0.0, first))
 
 
 class Roles(NamedTuple):
@@ -275,7 +69,7 @@ class Roles(NamedTuple):
             taken[column] = role
         return Roles(**lists)
 
-    def given(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
         """Return checked roles as the parameters of a forecaster, None where there are no
         columns.
         """
@@ -290,45 +84,364 @@ class Roles(NamedTuple):
         return "".join(self.series_id)
 
 
-class Given(NamedTuple):
-    """Series as they were given: as arrays, with what is needed to give forecasts in the same kind.
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Series as they came, with what is needed to give forecasts in the same kind.
 
     Attributes
     ----------
-    values : list of array
+    values : list of array (N,) or (N, C)
     covariates : list of Covariates
     single : bool
         Whether one series came by itself, and not in a list.
     flat : list of bool
         Which of the series came without an axis of targets.
+    roles : Roles
     names : list of str
         Names of targets; empty where there was no table.
     table : object
         The table, or None.
-    labels : list
-        The entry of the column `id_name` for each series.
-    id_name : str
-    rows : list of array
-        For each series of the table labels of its rows that are no dates; empty where rows have
-        none.
+    groups : dict of object to Columns
+        The columns of each series of a table or file, by its entry in the column of names; without
+        such a column there is one, named "".
+    time : str
+        The name of the column of dates, or of steps, in tables of forecasts.
+    kinds : dict of str to pyarrow.DataType
+        Types of the columns of times and of names of series, where they come from a Parquet file.
+    left_out : list of str
+        Columns of a file that have no role.
     """
 
     values: Sequence[Any]
     covariates: list[Covariates]
     single: bool
     flat: list[bool]
+    roles: Roles
     names: Sequence[str] = ()
     table: Any = None
-    labels: Sequence[Any] = ()
-    id_name: str = ""
-    rows: Sequence[Any] = ()
+    groups: BySeries = field(default_factory=dict)
+    time: str = "time"
+    kinds: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls,
+        where: str,
+        values: Any,
+        beside: Covariates,
+        roles: Roles,
+        fitted: Sequence[str] = (),
+        later: str = "future",
+    ) -> Self:
+        """Return series from arrays, from a table or from a panel, which stays as it is.
+
+        Parameters
+        ----------
+        where : str
+            The caller, for errors.
+        values : array, list of arrays, table, or Panel
+        beside : Covariates
+            With a table `future` is one of the rows after it, or None.
+        roles : Roles
+            Checked.
+        fitted : list of str
+            Names of the targets of a table, in their order, if they have to be these.
+        later : str
+            The argument of the caller that has the rows after a table, for errors.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A column is not there, the targets are not those of `fitted`, or a table comes with
+            arrays beside it.
+        """
+        if isinstance(values, cls):
+            return values
+        if frames.is_table(values):
+            return cls.from_table(where, values, beside, roles, fitted, later)
+        return cls.from_arrays(where, values, beside)
+
+    @classmethod
+    def from_arrays(cls, where: str, values: Any, beside: Covariates) -> Self:
+        """Return one series, or a list of them, with the covariates of each."""
+        several = isinstance(values, list | tuple) and any(
+            _axes(where, first) for first in values[:1]
+        )
+        series = values if several else [values]
+        covariates = beside.each(where, len(series)) if several else [beside]
+        flat = [_axes(where, value) == 1 for value in series]
+        return cls(series, covariates, not several, flat, Roles().checked(where))
+
+    @classmethod
+    def from_table(
+        cls,
+        where: str,
+        table: Any,
+        beside: Covariates,
+        roles: Roles,
+        fitted: Sequence[str] = (),
+        later: str = "future",
+    ) -> Self:
+        """Return the series of a table; see `of`."""
+        for name, other in beside._asdict().items():
+            is_later = name == "future" and roles.future and frames.is_table(other)
+            if other is not None and not is_later:
+                shown = checks.shown(other)
+                raise ValueError(
+                    f"{where}: {name} is {shown}, expected columns of the table, by name"
+                )
+        after: BySeries = {}
+        if beside.future is not None:
+            after = by_series(f"{where}: {later}", beside.future, roles, roles.future)
+        used = [*roles.past, *roles.future, *roles.static]
+        groups = by_series(where, table, roles, [*roles.targets, *used] if roles.targets else None)
+        first = next(iter(groups.values()))
+        names = roles.targets or [name for name in first.names if name not in used]
+        if fitted and sorted(names) != sorted(fitted):
+            targets = checks.few(names)
+            expected = checks.few(fitted)
+            raise ValueError(
+                f"{where}: the targets of the table are {targets}, expected {expected}, as in fit"
+            )
+        panel = cls._from_columns(where, groups, roles, [*fitted] or names, after, later)
+        return replace(panel, table=table)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path,
+        roles: Roles,
+        dialect: Dialect = PLAIN,
+        later: Path | None = None,
+        default: str | None = None,
+        all_columns: bool = False,
+    ) -> Self:
+        """Read the series of a CSV or Parquet file.
+
+        Rows at the end of a series without a target are those of what is known in advance.
+
+        Parameters
+        ----------
+        path : Path
+        roles : Roles
+            Checked. Where no target is named it is the only column of numbers that has no role.
+        dialect : Dialect
+        later : Path, optional
+            A table of what is known in advance.
+        default : str, optional
+            The target, where none is named and several columns could be it.
+        all_columns : bool
+            Where no target is named, all columns that hold a number are targets.
+
+        Raises
+        ------
+        OSError, TypeError, ValueError, ImportError
+            The file cannot be read, a column is missing, a target or a series has no value, or
+            dates do not rise or go on.
+        """
+        if later is not None and not roles.future:
+            raise ValueError(
+                f"{later}: no column is known in advance, expected one where there is --future-file"
+            )
+        file = opened(path, dialect)
+        covariates = [*roles.past, *roles.future, *roles.static]
+        names = _targets(file, roles, covariates, default, all_columns)
+        table = file.columns([*names, *covariates])
+        names = _with_numbers(file.path, table, names, bool(roles.targets))
+        groups = {}
+        after = {}
+        lines = {}
+        for label, rows in rows_by(file, roles.id_name).items():
+            columns = table.take(rows)
+            end = _end(np.any(~np.isnan(columns.numbers(str(path), names)), axis=1))
+            if not end:
+                raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
+            groups[label] = columns.take(slice(end))
+            after[label] = columns.take(slice(end, None))
+            lines[label] = _line_of(file, rows)
+        if later is not None:
+            after = _groups(opened(later, dialect), roles)
+        named = str(later or "the table")
+        panel = cls._from_columns(
+            str(path), groups, roles, names, after if roles.future else {}, named, lines
+        )
+        time = "step" if "time" in file.names else "time"
+        if table.dates is not None and table.index_name is not None:
+            time = table.index_name
+        used = {*names, *covariates, *roles.series_id, table.index_name, ""}
+        return replace(
+            panel,
+            flat=[len(names) == 1] * len(groups),
+            time=time,
+            kinds={
+                name: file.kinds[name] for name in (*roles.series_id, time) if name in file.kinds
+            },
+            left_out=[name for name in file.names if name not in used],
+        )
+
+    @classmethod
+    def _from_columns(
+        cls,
+        where: str,
+        groups: BySeries,
+        roles: Roles,
+        names: Sequence[str],
+        after: BySeries,
+        later: str,
+        lines: Mapping[Any, Line] | None = None,
+    ) -> Self:
+        """Return series with targets `names` of the columns of each, and of those `after` them;
+        `lines` name the rows of each, for errors.
+        """
+        values = []
+        covariates = []
+        for label, columns in groups.items():
+            values.append(columns.numbers(where, names))
+            past = columns.numbers(where, roles.past)
+            future = columns.numbers(where, roles.future)
+            static = columns.numbers(where, roles.static)
+            calendar = None
+            if columns.dates is not None:
+                series = f"{where}: series {checks.shown(label)}" if roles.id_name else where
+                hint = "" if roles.id_name else calendars.SEVERAL
+                line = None if lines is None else lines[label]
+                calendar = calendars.calendar_of(series, columns.dates, columns.zone, hint, line)
+            if label in after:
+                ahead = _next_rows(where, later, after[label], roles.future, calendar, columns.zone)
+                future = np.concatenate((future, ahead))
+            if np.any(static != static[:1]):  # as missing values are
+                raise ValueError(
+                    f"{where}: static columns {checks.few(roles.static)} have gaps or change within"
+                    " a series"
+                )
+            covariates.append(
+                Covariates(
+                    past if roles.past else None,
+                    future if roles.future else None,
+                    static[0] if roles.static else None,
+                    calendar,
+                )
+            )
+        flat = [False] * len(values)
+        return cls(values, covariates, False, flat, roles, names, groups=groups)
+
+    def __str__(self) -> str:
+        """Describe the series of a file in a line."""
+        first = self.shown[0]
+        sizes = [len(series.values) for series in self.shown]
+        if len(sizes) > 1:
+            many = f"{len(sizes)} series of {min(sizes)} to {max(sizes)} {first.step}s"
+            return f"{self.title}, {many}"
+        gaps = f", {first.gaps} of them gaps" if first.gaps else ""
+        note = f" ({first.note})" if first.note else ""
+        begin = first.labels[0]
+        end = first.labels[-1]
+        return f"{self.title}, {sizes[0]} {first.step}s from {begin} to {end}{gaps}{note}"
+
+    @cached_property
+    def shown(self) -> list[Series]:
+        """The first target of each series of a file, as people read it."""
+        calendars_of = [beside.dates for beside in self.covariates]
+        series = zip(self.groups, self.groups.values(), calendars_of, strict=True)
+        return [_shown(self.names[0], *parts) for parts in series]
+
+    @property
+    def title(self) -> str:
+        """The names of the targets."""
+        return ", ".join(self.names)
 
     @property
     def ids(self) -> list[str]:
         """Names of the series, where a column has them."""
-        return [str(label) for label in self.labels] if self.id_name else []
+        return [str(label) for label in self.groups] if self.roles.id_name else []
 
-    def like(
+    @property
+    def rows_ahead(self) -> dict[str, int]:
+        """The rows after the end of each series of a file for which columns that are to be known in
+        advance are known.
+        """
+        rows_ahead = {}
+        for series, values, beside in zip(self.shown, self.values, self.covariates, strict=True):
+            if beside.future is not None:
+                ahead = beside.future[len(values) :]
+                rows_ahead[series.name] = _end(~np.any(np.isnan(ahead), axis=1))
+        return rows_ahead
+
+    def check_ahead(self, steps: int) -> None:
+        """Raise ValueError where columns that are to be known in advance are not known for so many
+        steps.
+        """
+        for name, rows in self.rows_ahead.items():
+            if rows < steps:
+                columns = checks.few(self.roles.future)
+                more = f"add rows without {self.title}, or give --future-file"
+                raise ValueError(
+                    f"{columns}: known for {rows} steps after {name} ends, expected {steps}; {more}"
+                )
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[Self]:
+        """Give the series of a file to an estimator, and name the date of a value that cannot be
+        used.
+        """
+        try:
+            yield self
+        except SeriesError as error:
+            for series in self.shown:
+                for row in np.flatnonzero(series.values == error.value):
+                    place = f"{series.name}, {series.step} {series.labels[row]}"
+                    raise ValueError(f"{place}: {error}") from error
+            raise
+
+    def read(
+        self,
+        where: str,
+        more: int = 0,
+        look: bool = False,
+        gaps: bool = False,
+        holidays: str | None = None,
+    ) -> list[TimeSeries]:
+        """Return the series with their covariates, as numbers.
+
+        Parameters
+        ----------
+        where : str
+            The caller, for errors.
+        more : int
+            Rows of the calendar after the end.
+        look : bool
+            Whether features of dates are among the covariates that are known in advance.
+        gaps : bool
+            Whether covariates keep their gaps, and all may begin with some. Else rows are left out
+            before the first value of any target, before the first of any covariate, and before
+            those that would leave a target without a value in the first LATEST of them.
+        holidays : str, optional
+            A country whose holidays are a covariate that is known in advance.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Series are not sound, or covariates have not as many rows.
+        """
+        read = []
+        for k, (value, beside) in enumerate(zip(self.values, self.covariates, strict=True)):
+            try:
+                read.append(read_one(where, value, beside, more, look, gaps, holidays))
+            except (TypeError, ValueError) as error:
+                error.add_note(f"in series {k}")
+                raise
+        widths = {
+            (s.values.shape[1], s.past.shape[1], s.future.shape[1], len(s.static)) for s in read
+        }
+        if len(widths) > 1:
+            names = "(values, past, future, static)"
+            raise ValueError(
+                f"{where}: the series differ in their columns {names}, {sorted(widths)}"
+            )
+        return read
+
+    def forecast_frame(
         self,
         forecasts: Sequence[Values],
         read: Sequence[TimeSeries],
@@ -344,129 +457,100 @@ class Given(NamedTuple):
             Ends of the names of columns, along the last axis of forecasts, if there is one.
         """
         if self.table is None:
-            shaped = [
-                one[:, 0] if flat else one for one, flat in zip(forecasts, self.flat, strict=True)
-            ]
+            pairs = zip(forecasts, self.flat, strict=True)
+            shaped = [ahead[:, 0] if flat else ahead for ahead, flat in pairs]
             return shaped[0] if self.single else shaped
         steps = len(forecasts[0])
-        columns: dict[str, Any] = (
-            {self.id_name: np.repeat(np.array(self.labels), steps)} if self.id_name else {}
-        )
-        rows = np.concatenate(forecasts).reshape(
-            steps * len(forecasts), len(self.names), len(suffixes)
-        )
-        for c, name in enumerate(self.names):
-            columns |= {f"{name}{suffix}": rows[:, c, k] for k, suffix in enumerate(suffixes)}
-        ahead = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
-        ahead = ahead or [_numbers_after(labels, steps) for labels in self.rows]
-        index = np.concatenate(ahead) if ahead else None
-        if (
-            index is not None
-            and index.dtype.kind == "M"
-            and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns")
-        ):
-            index = index.astype("datetime64[us]")  # not every library has coarser ones
-        return frames.table_like(self.table, columns, index)
+        columns: dict[str, Any] = {}
+        if self.roles.id_name:
+            columns[self.roles.id_name] = np.repeat(np.array([*self.groups]), steps)
+        columns |= self.forecast_columns(forecasts, suffixes)
+        ahead = [
+            calendars.in_utc(series.calendar.following(steps))
+            for series in read
+            if series.calendar is not None
+        ]
+        labels = [group.index for group in self.groups.values() if group.index is not None]
+        ahead = ahead or [_numbers_after(rows, steps) for rows in labels]
+        return frames.table_like(self.table, columns, np.concatenate(ahead) if ahead else None)
+
+    def forecast_columns(
+        self, forecasts: Sequence[Values], suffixes: Sequence[str] = ("",)
+    ) -> dict[str, Any]:
+        """Return forecasts of all series, one below the other, by the names of targets with
+        suffixes.
+        """
+        rows = np.concatenate(forecasts)
+        rows = rows.reshape(len(rows), len(self.names), len(suffixes))
+        return {
+            f"{name}{suffix}": rows[:, c, k]
+            for c, name in enumerate(self.names)
+            for k, suffix in enumerate(suffixes)
+        }
 
 
-def given(
-    where: str,
-    values: Any,
-    beside: Covariates,
+def _axes(where: str, series: Any) -> int:
+    return checks.host(where, "values", series, host.SERIES).ndim
+
+
+def _targets(
+    file: CsvFile | ParquetFile,
     roles: Roles,
-    fitted: Sequence[str] = (),
-    later: str = "future",
-) -> Given:
-    """Return series as arrays, from a table or from what are arrays already.
+    covariates: Sequence[str],
+    default: str | None,
+    all_columns: bool,
+) -> Sequence[str]:
+    """Return the columns of a file that are targets; ValueError where that is not clear."""
+    path = str(file.path)
+    used = [*covariates, *roles.series_id]
+    frames.places_of(path, file.names, [*roles.targets, *used], "the header")
+    for name in (*roles.targets, *covariates):
+        if name in file.dated:
+            raise ValueError(f"{path}: column {checks.shown(name)} holds dates, expected numbers")
+    if roles.targets:
+        return list(roles.targets)
+    names = [name for name in file.numeric if name not in used]
+    if covariates and not names:
+        raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
+    return names if names and all_columns else [only_column(file, names, default)]
 
-    Parameters
-    ----------
-    where : str
-        The caller, for errors.
-    values : array, list of arrays, table, or what `given` has returned
-    beside : Covariates
-        With a table `future` is one of the rows after it, or None.
-    roles : Roles
-    fitted : list of str
-        Names of the targets of a table, in their order, if they have to be these.
-    later : str
-        The argument of the caller that has the rows after a table, for errors.
 
-    Raises
-    ------
-    ValueError, TypeError
-        A column is not there, the targets are not those of `fitted`, or a table comes with arrays
-        beside it.
+def _with_numbers(
+    path: Path, table: Columns, names: Sequence[str], all_of_them: bool
+) -> Sequence[str]:
+    """Return the columns that hold a number; ValueError where all of them have to and one does
+    not.
     """
-    if isinstance(values, Given):
-        return values
-    if not frames.is_table(values):
-
-        def ndim(one: Any) -> int:
-            return checks.host(where, "values", one, host.SERIES).ndim
-
-        several = isinstance(values, list | tuple) and any(map(ndim, values[:1]))
-        series = values if several else [values]
-        every = beside.each(where, len(series)) if several else [beside]
-        return Given(series, every, not several, [ndim(one) == 1 for one in series])
-    for name, other in beside._asdict().items():
-        if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
-            raise ValueError(
-                f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name"
-            )
-    after: BySeries = {}
-    if beside.future is not None:
-        after = by_series(f"{where}: {later}", beside.future, roles, roles.future)
-    used = [*roles.past, *roles.future, *roles.static]
-    only = [*roles.targets, *used] if roles.targets else None
-    read = by_series(where, values, roles, only)
-    names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
-    if fitted and sorted(names) != sorted(fitted):
-        few = checks.few
-        raise ValueError(
-            f"{where}: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit"
-        )
-    return of_columns(where, read, roles, [*fitted] or names, after, later)._replace(table=values)
+    is_empty = np.all(np.isnan(table.numbers(str(path), names)), axis=0)
+    if all_of_them and np.any(is_empty):
+        empty = checks.shown(names[int(np.argmax(is_empty))])
+        raise ValueError(f"{path}: column {empty} has no value to forecast from")
+    return [name for name, empty in zip(names, is_empty, strict=True) if not empty] or names
 
 
-def of_columns(
-    where: str, read: BySeries, roles: Roles, names: Sequence[str], after: BySeries, later: str
-) -> Given:
-    """Return series with targets `names` of the columns of each, and of those `after` them, as
-    `given` does.
-    """
-    series = []
-    every = []
-    rows = []
-    for label, columns in read.items():
-        series.append(numbers_of(where, columns, names))
-        past, future, static = (
-            numbers_of(where, columns, some) for some in (roles.past, roles.future, roles.static)
-        )
-        calendar = None
-        if (dated := dates_of(columns)) is not None:
-            named = f"{where}: series {checks.shown(label)}" if roles.id_name else where
-            calendar = calendars.calendar_of(
-                named, dated, columns.zone, calendars.SEVERAL * (not roles.id_name)
-            )
-        elif columns.index is not None:
-            rows.append(columns.index)
-        if label in after:
-            ahead = _next_rows(where, later, after[label], roles.future, calendar, columns.zone)
-            future = np.concatenate((future, ahead))
-        if np.any(static != static[:1]):  # as missing values are
-            raise ValueError(
-                f"{where}: static columns {checks.few(roles.static)} have gaps or change within a"
-                " series"
-            )
-        parts = ((past, roles.past), (future, roles.future), (static[0], roles.static))
-        every.append(
-            Covariates._make([*(part if some else None for part, some in parts), calendar])
-        )
-    flat = [False] * len(series)
-    return Given(
-        series, every, False, flat, names, labels=list(read), id_name=roles.id_name, rows=rows
-    )
+def _end(is_there: Any) -> int:
+    """Return the number of rows (N,) up to the last one that is there."""
+    rows = np.flatnonzero(is_there)
+    return int(rows[-1]) + 1 if len(rows) else 0
+
+
+def _groups(file: CsvFile | ParquetFile, roles: Roles) -> dict[str, Columns]:
+    """Return the columns that are known in advance of each series of a file."""
+    table = file.columns(roles.future)
+    return {label: table.take(rows) for label, rows in rows_by(file, roles.id_name).items()}
+
+
+def _line_of(file: CsvFile | ParquetFile, rows: frames.Rows) -> Line:
+    """Return a function that names some rows of a file."""
+    return lambda row: file.line(int(rows[row]))
+
+
+def _shown(name: str, label: str, columns: Columns, calendar: Calendar | None) -> Series:
+    """Return one target of a series as people read it, with dates of the clocks of their zone."""
+    series = series_of(name, columns, calendar)
+    if calendar is not None and calendar.zone is not None:
+        series = replace(series, index=calendars.coarsest(calendars.on_clocks(calendar.dates)))
+    return replace(series, name=f"{name} of {label}") if label else series
 
 
 def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
@@ -478,16 +562,6 @@ def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) 
         label: columns.take(rows)
         for label, rows in frames.rows_by(where, table, roles.id_name).items()
     }
-
-
-def dates_of(columns: Columns) -> Any:
-    """Return the dates of rows (N,), or None."""
-    return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
-
-
-def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
-    """Return some columns, (N, K)."""
-    return columns.values[:, frames.places_of(where, columns.names, names)]
 
 
 def _next_rows(
@@ -504,8 +578,8 @@ def _next_rows(
     A ValueError says where they have dates, or a time zone, and the table has none, or the reverse,
     and names a date that is not the next step.
     """
-    rows = numbers_of(where, later, names)
-    dates = dates_of(later)
+    rows = later.numbers(where, names)
+    dates = later.dates
     if (dates is None) != (calendar is None):
         problem = "no dates, expected some" if dates is None else "dates, expected none"
         raise ValueError(
@@ -515,14 +589,14 @@ def _next_rows(
         return rows
     if (later.zone is None) != (zone is None):
         theirs, ours = (
-            "no time zone" if one is None else f"time zone {one}" for one in (later.zone, zone)
+            "no time zone" if name is None else f"time zone {name}" for name in (later.zone, zone)
         )
         raise ValueError(
             f"{where}: the dates of {name} have {theirs}, expected {ours}, as in the table of the"
             " series"
         )
     order = np.argsort(dates)
-    expected = calendars.after(calendar, len(dates))
+    expected = calendars.in_utc(calendar.following(len(dates)))
     for date, wanted in zip(dates[order], expected, strict=True):
         if date.astype(expected.dtype) != wanted:
             problem = f"{name} has a row for {date}, expected {wanted}, the next step of the series"

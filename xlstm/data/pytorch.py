@@ -291,7 +291,8 @@ class TorchFile:
                 raise ValueError(f"{shown(name)} is a {type(tensor).__name__}, expected a tensor")
         different = {*state.values()}
         declared = sum(
-            math.prod(one.shape) * np.dtype(DTYPES[one.storage.dtype]).itemsize for one in different
+            math.prod(tensor.shape) * np.dtype(DTYPES[tensor.storage.dtype]).itemsize
+            for tensor in different
         )
         if declared > self._size:
             raise ValueError(f"its tensors declare {declared} bytes, the file has {self._size}")

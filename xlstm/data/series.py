@@ -16,29 +16,13 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.checks import few
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar, Line
-from xlstm.data.csv_file import PLAIN, CsvFile, Dialect
+from xlstm.data.csv_file import CsvFile, Dialect
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
 from xlstm.data.table import ParquetFile, opened
 from xlstm.data.writing import AnyPath
 
 DATASETS = ("sunspots", "co2")
-STEP_NAMES = {
-    **{
-        ("M", 12): "year",
-        ("M", 1): "month",
-        ("M", 3): "quarter",
-        ("SM", 1): "half month",
-        ("D", 7): "week",
-    },
-    **{
-        ("BM", 1): "month",
-        ("D", 1): "day",
-        ("B", 1): "business day",
-        ("h", 1): "hour",
-        ("m", 60): "hour",
-    },
-}
 SHORTEST_SEASON = 4.0  # steps of a period of a synthetic series
 HARMONICS = 3  # of a season
 LONGEST_GAP = 0.1  # as a share of the series
@@ -57,8 +41,7 @@ class Series:
     index : array (N,)
         The date of each row, another label, or its number where the file has none.
     calendar : Calendar or None
-        The steps of the dates; None without dates. They are `every` times its `unit`, a NumPy
-        datetime code such as "M" or "D", "B" for business days, or "SM" for two days of each month.
+        The steps of the dates, of which `offset` is one of pandas; None without dates.
     note : str
         Changes to the rows in words; empty if there are none.
     """
@@ -77,11 +60,7 @@ class Series:
     @property
     def step(self) -> str:
         """The time from one row to the next, such as "month"; "step" where that has no name."""
-        return (
-            STEP_NAMES.get((self.calendar.unit, self.calendar.every), "step")
-            if self.calendar
-            else "step"
-        )
+        return "step" if self.calendar is None else self.calendar.step
 
     @property
     def gaps(self) -> int:
@@ -94,9 +73,10 @@ class Series:
         """
         if self.calendar is None:
             return [f"+{k}" for k in range(1, steps + 1)]
+        dates = self.calendar.following(steps)
         if self.calendar.zone is None:
-            return [*map(str, calendars.next_dates(self.calendar, steps))]
-        return [one.isoformat() for one in calendars.next_moments(self.calendar, steps)]
+            return [*map(str, dates.to_numpy().astype(self.index.dtype))]
+        return [date.isoformat() for date in dates]
 
 
 def bundled(name: str) -> Path:
@@ -130,11 +110,11 @@ def read_csv(
     decimal: str | None = None,
     encoding: str = "utf-8",
 ) -> Series:
-    """Read one column of a CSV file as a series.
+    """Read one column of a CSV or Parquet file as a series.
 
     The file has a header, and commas, semicolons, tabs or bars between cells. Dates are in ISO
     8601, or in the format `date_format`; those with a zone become those of UTC. Rows that are
-    missing from the rhythm of the dates become gaps, weekends excepted where no row falls on one.
+    missing from the steps of the dates become gaps, weekends excepted where no row falls on one.
     An empty cell is a gap; gaps at both ends are dropped.
 
     Parameters
@@ -162,34 +142,24 @@ def read_csv(
         The file cannot be read.
     ValueError
         The file is empty or malformed, the column is unknown or could be several, a cell is not a
-        finite number, dates do not rise, are irregular or in another notation, or a gap is too
-        long. Names file, row and column.
+        finite number, dates do not rise or are irregular, or a gap is too long. Names file, row
+        and column.
     TypeError
         `path` is no path, or `column` no text.
+    ImportError
+        There are dates, and pandas is not installed.
     """
-    return read_series(path, column, usual, Dialect(date_format, decimal, encoding))
-
-
-def read_series(
-    path: AnyPath, column: str | None = None, usual: str | None = None, dialect: Dialect = PLAIN
-) -> Series:
-    """Read one column of a CSV or Parquet file as a series, as `read_csv` does; see there for
-    arguments and errors.
-    """
-    file = opened(path, dialect)
-    name = (
-        only_column(file, file.numeric, usual)
-        if column is None
-        else checks.text(str(path), "column", column)
-    )
-    found = file.columns([name])
-    there = np.flatnonzero(~np.isnan(found.values[:, 0]))
-    if there.size == 0:
+    file = opened(path, Dialect(date_format, decimal, encoding))
+    if column is None:
+        column = only_column(file, file.numeric, usual)
+    name = checks.text(str(path), "column", column)
+    columns = file.columns([name])
+    places = np.flatnonzero(~np.isnan(columns.values[:, 0]))
+    if places.size == 0:
         raise ValueError(f"{file.path}: column {name} has no numbers")
-    begin = int(there[0])
-    return series_of(
-        name, found.take(slice(begin, int(there[-1]) + 1)), lambda row: file.line(begin + row)
-    )
+    begin = int(places[0])
+    columns = columns.take(slice(begin, int(places[-1]) + 1))
+    return series_of(name, columns, line=lambda row: file.line(begin + row))
 
 
 def only_column(
@@ -211,31 +181,29 @@ def only_column(
     return usual
 
 
-def series_of(name: str, found: Columns, line: Line) -> Series:
-    """Return one column of a table as a series; `line` names a row, for errors."""
-    values = found.values[:, found.names.index(name)]
-    index = found.index
+def series_of(
+    name: str, columns: Columns, calendar: Calendar | None = None, line: Line | None = None
+) -> Series:
+    """Return one column of a table as a series, with the calendar of its dates where that is made;
+    `line` names a row, for errors.
+    """
+    values = columns.values[:, columns.names.index(name)]
+    index = columns.index
     if index is None:
         return Series(name, values, np.arange(1, len(values) + 1))
-    if index.dtype.kind != "M":
-        note = (
-            ""
-            if any(str(label).isdigit() for label in index)
-            else "no ISO 8601 dates, rows taken as equal steps"
-        )
-        return Series(name, values, index, note=note)
-    calendar = calendars.calendar(index, line, found.zone)
-    if calendar is None:
+    if columns.dates is None:
+        numbered = any(str(label).isdigit() for label in index)
+        note = "no ISO 8601 dates, rows taken as equal steps; --date-format says another notation"
+        return Series(name, values, index, note="" if numbered else note)
+    if len(index) == 1:
         return Series(name, values, index, note="a single date, which has no step")
+    if calendar is None:
+        calendar = calendars.calendar_of(name, index, columns.zone, line=line)
     full = calendar.placed(values[:, None])[:, 0]
     missing = len(full) - len(values)
-    return Series(
-        name,
-        full,
-        calendar.dates,
-        calendar,
-        f"{missing} rows missing from the file" if missing else "",
-    )
+    note = f"{missing} rows missing from the file" if missing else ""
+    dates = calendars.in_utc(calendar.dates).astype(index.dtype)
+    return Series(name, full, calendars.coarsest(dates), calendar, note)
 
 
 def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:

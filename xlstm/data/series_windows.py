@@ -162,7 +162,7 @@ class SeriesWindows(ByRows):
         several = isinstance(self.series, list | tuple)
         names = [f"series[{k}]" for k in range(len(self.series))] if several else ["series"]
         series = [*map(_rows, names, self.series if several else [self.series])]
-        columns = {one.shape[1] for one in series}
+        columns = {rows.shape[1] for rows in series}
         if len(columns) != 1 or 0 in columns:
             raise ValueError(
                 f"SeriesWindows: series have {sorted(columns)} columns, expected one number of them"
@@ -174,10 +174,10 @@ class SeriesWindows(ByRows):
             )
             object.__setattr__(self, "targets", targets)
         firsts = [
-            first_row(f"SeriesWindows: {name}", one)
-            for name, one in zip(names, series, strict=True)
+            first_row(f"SeriesWindows: {name}", rows)
+            for name, rows in zip(names, series, strict=True)
         ]
-        lengths = [len(one) for one in series]
+        lengths = [len(rows) for rows in series]
         starts = [
             border + np.arange(first, length - self.window - self.horizon + 1, self.stride)
             for first, length, border in zip(
@@ -196,7 +196,7 @@ class SeriesWindows(ByRows):
             :, slice(None) if self.targets is None else self.targets
         ]
         object.__setattr__(self, "_observed", None if np.all(observed) else observed)
-        object.__setattr__(self, "_rows", np.concatenate([carry_forward(one) for one in series]))
+        object.__setattr__(self, "_rows", np.concatenate([carry_forward(rows) for rows in series]))
         object.__setattr__(self, "series", series)
 
     def __len__(self) -> int:
@@ -235,9 +235,9 @@ class SeriesWindows(ByRows):
         return np.arange(self._rows.shape[1]) if self.targets is None else self.targets
 
 
-def _rows(name: str, given: Any) -> Host:
+def _rows(name: str, series: Any) -> Host:
     """Return a series as floating-point numbers (N, C), NaN where there are gaps."""
-    rows = numbers("SeriesWindows", name, given)
+    rows = numbers("SeriesWindows", name, series)
     if rows.ndim not in (1, 2) or len(rows) == 0:
         raise ValueError(f"SeriesWindows: {name} has shape {rows.shape}, expected (N, C) or (N,)")
     rows = rows if rows.dtype.kind == "f" else rows.astype(np.float64)

@@ -15,7 +15,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, reading, writing
 from xlstm.data.csv_file import PLAIN, CsvFile, Dialect, check_names
-from xlstm.data.frames import Columns, grouped
+from xlstm.data.frames import Columns, Rows, grouped
 from xlstm.data.host import Values
 from xlstm.data.writing import AnyPath
 
@@ -97,9 +97,9 @@ class ParquetFile:
             groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
             leaves = (group.column(k) for group in groups for k in range(group.num_columns))
             sizes = [
-                one.total_uncompressed_size
-                for one in leaves
-                if one.path_in_schema.partition(".")[0] in wanted
+                leaf.total_uncompressed_size
+                for leaf in leaves
+                if leaf.path_in_schema.partition(".")[0] in wanted
             ]
             size = 8 * metadata.num_rows * len(wanted) + sum(sizes)
             most = UNPACKED[0] + UNPACKED[1] * self._size
@@ -197,57 +197,17 @@ def read_table(
     if columns is not None:
         columns = checks.several(str(path), "columns", columns, "a list of names", checks.text)
     file = opened(path, Dialect(date_format, decimal, encoding))
-    return _rising(file, file.columns(file.names if columns is None else columns))
+    table = file.columns(file.names if columns is None else columns)
+    if table.dates is not None:
+        calendars.check_rising(table.dates, file.line, calendars.SEVERAL)
+    return table
 
 
-def read_groups(
-    path: AnyPath,
-    column: str | None = None,
-    columns: Sequence[str] | None = None,
-    dialect: Dialect = PLAIN,
-) -> dict[str, Columns]:
-    """Read a table of several series below each other, as `read_table` does, by the names in a
-    column.
-
-    Parameters
-    ----------
-    path : path
-    column : str, optional
-        The column that tells series apart; by default the table is one series, named "".
-    columns : list of str, optional
-        Names of columns of numbers; by default all that hold some, but dates and the names. Text is
-        left out.
-    dialect : Dialect
-        How a CSV file is written.
-
-    Returns
-    -------
-    dict of str to Columns
-        In the order in which the names come first. The dates of each have to rise.
-
-    Raises
-    ------
-    OSError, TypeError, ValueError, ImportError
-        As for `read_table`, or a name is missing.
+def rows_by(file: CsvFile | ParquetFile, column: str) -> dict[str, Rows]:
+    """Return the rows of each series by the names in a column, in the order in which these come
+    first; without a column all rows, named "".
     """
-    file = opened(path, dialect)
-    return groups_of(
-        file,
-        column,
-        [name for name in file.numeric if name != column] if columns is None else columns,
-    )
-
-
-def groups_of(
-    file: CsvFile | ParquetFile, column: str | None, columns: Sequence[str]
-) -> dict[str, Columns]:
-    """Return the columns of the series of an open file, as `read_groups` does."""
-    found = file.columns(columns)
-    if column is None:
-        return {"": _rising(file, found)}
-    return {
-        name: _rising(file, found, rows) for name, rows in grouped(names_in(file, column)).items()
-    }
+    return grouped(names_in(file, column)) if column else {"": np.arange(file.rows)}
 
 
 def names_in(file: CsvFile | ParquetFile, column: str) -> Names:
@@ -310,14 +270,3 @@ def as_csv(columns: Mapping[str, Sequence[Any]]) -> str:
     for row in zip(*columns.values(), strict=True):
         writer.writerow([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row])
     return text.getvalue()
-
-
-def _rising(file: CsvFile | ParquetFile, columns: Columns, rows: Any = None) -> Columns:
-    """Return some rows, by default all; ValueError where their dates do not rise."""
-    part = columns if rows is None else columns.take(rows)
-    if part.index is not None and part.index.dtype.kind == "M":
-        hint = calendars.SEVERAL * (rows is None)
-        calendars.check_rising(
-            part.index, lambda row: file.line(row if rows is None else int(rows[row])), hint
-        )
-    return part

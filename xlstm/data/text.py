@@ -44,14 +44,14 @@ class Numbers(Codec):
     GAP = " "
 
     def encode(self, text: str) -> list[int]:
-        found = [part for part in re.split(r"[\s,]+", text) if part]
-        if not all(part.isdecimal() and len(part) <= DIGITS for part in found):
+        parts = [part for part in re.split(r"[\s,]+", text) if part]
+        if not all(part.isdecimal() and len(part) <= DIGITS for part in parts):
             expected = "expected whole numbers such as '3 1 4', or --bytes"
             raise ValueError(
                 f"prompt: {shown(text)} is text, but there is no {TOKENIZER} beside the model;"
                 f" {expected}"
             )
-        return [int(part) for part in found]
+        return [int(part) for part in parts]
 
     def decode(self, tokens: list[int]) -> str:
         return "".join(f"{token} " for token in tokens)
@@ -184,7 +184,7 @@ def codec(model: Path, as_bytes: bool = False) -> Codec:
 def _check_growth(about: Any) -> None:
     """Raise ValueError if a tokenizer takes memory, or makes texts longer, out of proportion."""
     added = about.get("added_tokens") or [] if isinstance(about, dict) else []
-    total = sum(len(str(one.get("content"))) for one in added if isinstance(one, dict))
+    total = sum(len(str(token.get("content"))) for token in added if isinstance(token, dict))
     if total > LONGEST_ADDED:
         raise ValueError(
             f"its added tokens have {total} characters, expected at most {LONGEST_ADDED}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from xlstm.arrays import cores
 from xlstm.data.host import Values
-from xlstm.data.panels import TimeSeries
+from xlstm.data.time_series import TimeSeries
 from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
 
 BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import host, panels
+from xlstm.data import host
 from xlstm.data.host import Values
-from xlstm.data.panels import Covariates, Roles, TimeSeries
+from xlstm.data.panels import Panel, Roles
 from xlstm.data.series import Series
 from xlstm.data.series_windows import split
+from xlstm.data.time_series import Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation
 from xlstm.estimators.base import CHECKS, SeriesEstimator
 from xlstm.estimators.forecaster import Forecaster
@@ -217,8 +218,8 @@ def _one_series(series: Any, dates: Any) -> TimeSeries:
     """Return a series of one target, with the calendar of its dates, if it has some."""
     if isinstance(series, Series):
         series, dates = series.values, series.calendar
-    panel = panels.given("compare", series, Covariates(dates=dates), Roles().checked("compare"))
-    read = panels.read_series("compare", panel.values, panel.covariates, 0, False)
+    panel = Panel.of("compare", series, Covariates(dates=dates), Roles().checked("compare"))
+    read = panel.read("compare")
     if len(read) != 1 or read[0].values.shape[1] != 1:
         raise ValueError(
             f"compare: series is {len(read)} of {read[0].values.shape[1]} targets, expected 1 of 1"
@@ -256,7 +257,8 @@ def _of_estimator(model: Any, series: TimeSeries, at: Origins, horizon: int) -> 
     values = [series.values[:end, 0] for end in at]
     dates = {}
     if series.calendar is not None:
-        dates["dates"] = [series.calendar.dates[series.begin :][:end] for end in at]
+        steps = series.calendar.dates[series.begin :]
+        dates["dates"] = [steps[:end] for end in at]
     begin = time.perf_counter()
     model.fit(values[:1], **{name: some[:1] for name, some in dates.items()})
     seconds = time.perf_counter() - begin

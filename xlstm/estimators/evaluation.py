@@ -19,7 +19,8 @@ import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.data.host import Values
-from xlstm.data.panels import Given, TimeSeries
+from xlstm.data.panels import Panel
+from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
 from xlstm.estimators.fitting import parts_of
@@ -156,7 +157,7 @@ def score(
     forecasts: Sequence[Forecasts],
     levels: Sequence[float],
     season: int,
-    panel: Given,
+    panel: Panel,
 ) -> Score:
     """Return the score of forecasts of series; where all came flat, there is one target without an
     axis.

@@ -15,8 +15,8 @@ import numpy as np
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
 from xlstm.data.host import check_reach
-from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
+from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import base, baselines, predictor, selection
 from xlstm.estimators.predictor import Examples, Predictor, Settings
 from xlstm.estimators.selection import Combination, RollingOrigins

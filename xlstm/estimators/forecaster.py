@@ -15,10 +15,9 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.arrays.ranks.groups import Group
-from xlstm.data import panels
-from xlstm.data.calendars import calendar_of
 from xlstm.data.host import Values, check_reach
-from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
+from xlstm.data.panels import Panel
+from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, selection
 from xlstm.estimators.base import (
     OF_TRAIN,
@@ -258,7 +257,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         """
         steps = self._steps(steps)
         panel, several, pairs = self._read(values, covariates, steps)
-        return panel.like([self._ahead(*pair, steps) for pair in pairs], several)
+        return panel.forecast_frame([self._ahead(*pair, steps) for pair in pairs], several)
 
     def predict_quantiles(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -303,7 +302,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                 later = np.quantile(paths[:, s.horizon :], s.quantiles, axis=0)
                 quantiles = np.concatenate((quantiles, np.moveaxis(later, 0, -1)))
             ahead.append(quantiles)
-        return panel.like(ahead, several, [f" {q:g}" for q in s.quantiles])
+        return panel.forecast_frame(ahead, several, [f" {q:g}" for q in s.quantiles])
 
     def sample(
         self,
@@ -353,7 +352,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         shaped = [
             paths[..., 0] if flat else paths for paths, flat in zip(drawn, panel.flat, strict=True)
         ]
-        is_table = panel.table is not None and not panel.id_name
+        is_table = panel.table is not None and not panel.roles.id_name
         return shaped[0] if panel.single or is_table else shaped
 
     def windows(
@@ -539,7 +538,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
-        return self.checked() | fitted | self._roles().given()
+        return self.checked() | fitted | self._roles().parameters()
 
     def _fitted(self) -> dict[str, Any]:
         """Return the arrays of both networks, once if they are the same."""
@@ -607,7 +606,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _to_fit(
         self, values: Any, covariates: CovariateArguments
-    ) -> tuple[Backend, Given, list[list[TimeSeries]]]:
+    ) -> tuple[Backend, Panel, list[list[TimeSeries]]]:
         """Return the backend, series as they were given, and series to train on, after checks of
         all parameters.
 
@@ -616,30 +615,20 @@ quantiles, linear_baseline, season, calendar, least, refit
         self.checked()
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises where the backend does not have it
-        panel = panels.given(
+        panel = Panel.of(
             "Forecaster", values, Covariates.of("Forecaster", covariates), self._roles()
         )
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [self._series(panel, self.horizon, look) for look in looks]
         return backend, panel, variants if variants[-1][0].marks else variants[:1]
 
-    def _series(self, panel: Given, more: int, look: bool) -> list[TimeSeries]:
-        covariates = list(panel.covariates)
-        if (country := self.holidays) is not None:
-            for k, beside in enumerate(covariates):
-                if beside.dates is None:
-                    raise ValueError(
-                        f"Forecaster: holidays={country!r} needs dates, the series has none;"
-                        " expected a column of dates, or dates="
-                    )
-                calendar = calendar_of("Forecaster", beside.dates)
-                covariates[k] = beside._replace(dates=calendar._replace(holidays=country))
-        return read_series("Forecaster", panel.values, covariates, more, look)
+    def _series(self, panel: Panel, more: int, look: bool) -> list[TimeSeries]:
+        return panel.read("Forecaster", more, look, holidays=self.holidays)
 
     def _fit(
         self,
         variants: list[list[TimeSeries]],
-        panel: Given,
+        panel: Panel,
         backend: Backend,
         progress: Callable[[Progress], None] | None,
         group: Group | None = None,
@@ -700,7 +689,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         test: Predictor,
         final: Predictor,
         several: Sequence[TimeSeries],
-        panel: Given,
+        panel: Panel,
         errors: dict[str, float],
         epochs: int,
         trained: Trained | None,
@@ -731,14 +720,14 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _read(
         self, values: Any, covariates: CovariateArguments, steps: int
-    ) -> tuple[Given, list[TimeSeries], list[tuple[TimeSeries, Values]]]:
+    ) -> tuple[Panel, list[TimeSeries], list[tuple[TimeSeries, Values]]]:
         """Return series to predict after, with `steps` rows ahead, and each with its units; raise
         unless they go with `fit`.
         """
         s = self.test_predictor_.settings
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
-        panel = panels.given("Forecaster", values, beside, self._roles(), self._names())
+        panel = Panel.of("Forecaster", values, beside, self._roles(), self._names())
         several = self._series(panel, max(steps, s.horizon), self.calendar_)
         fitted = [part.shape[1] for part in scaling[:4]]
         for series, name in zip(several, names_of(panel.ids, len(several)), strict=True):

@@ -14,7 +14,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.batches import Batch, ByRows, orders
 from xlstm.data.host import Values
-from xlstm.data.panels import TimeSeries
+from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import CHECKS, Host
 from xlstm.estimators.selection import Combination

@@ -19,7 +19,7 @@ import numpy as np
 
 from xlstm.arrays.namespace import Array
 from xlstm.data.host import Values
-from xlstm.data.panels import TimeSeries
+from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.evaluation import NORMAL
 from xlstm.estimators.fitting import parts_of

@@ -17,7 +17,7 @@ import numpy as np
 
 from xlstm.arrays.cached import cached_property
 from xlstm.data.host import Values
-from xlstm.data.panels import TimeSeries
+from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import array_of
 from xlstm.estimators.baselines import NEAR, LinearBaseline, mean

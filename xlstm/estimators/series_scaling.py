@@ -10,8 +10,8 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data.host import LARGEST, Values
-from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
+from xlstm.data.time_series import TimeSeries
 
 # typical changes beyond which a change counts as no larger, so that one outlier does not decide all
 FAR = 1e3

@@ -14,8 +14,9 @@ from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
 from xlstm.data.host import Values
-from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries
+from xlstm.data.panels import Panel
 from xlstm.data.series_windows import split
+from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation, fitting
 from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, names_array
 from xlstm.estimators.evaluation import Forecasts, Score
@@ -316,7 +317,7 @@ class ZeroShotForecaster(SeriesEstimator):
         covariates: CovariateArguments,
         steps: int,
         fitted: Sequence[str] | None = None,
-    ) -> tuple[Given, list[TimeSeries]]:
+    ) -> tuple[Panel, list[TimeSeries]]:
         """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(FORECASTER, "name", self.name)
         beside = Covariates.of(FORECASTER, covariates)

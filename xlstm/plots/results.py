@@ -14,7 +14,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, host
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles, by_series, numbers_of
+from xlstm.data.panels import Roles, by_series
 from xlstm.data.series import Series, series_of
 from xlstm.plots import figures
 from xlstm.training import Trained, folder
@@ -394,9 +394,10 @@ def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
                 f" {checks.few(map(str, observed))}"
             )
         for target, each in levels.items():
-            past = series_of(target, observed[label], f"fans: series {label}: row {{}}".format)
+            line = f"fans: series {label}: row {{}}".format
+            past = series_of(target, observed[label], line=line)
             series.append(replace(past, name=f"{target} of {label}") if roles.id_name else past)
-            quantiles.append(Fan(numbers_of("fans", later, [*each]), [*each.values()]))
+            quantiles.append(Fan(later.numbers("fans", [*each]), [*each.values()]))
     return series, quantiles
 
 
@@ -476,7 +477,8 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
     else:
         past = series.index[-shown:]
         calendar = series.calendar
-        future = past[-1] + (calendars.next_dates(calendar, H) - calendar.dates[-1])
+        later = calendars.on_clocks(calendar.following(H))
+        future = past[-1] + (later - calendars.on_clocks(calendar.dates)[-1])
     axes.plot(past, values, color=TRUTH, linewidth=1.2)
     last = np.flatnonzero(~np.isnan(values))[-1]
     # (1 + H, Q)

@@ -13,7 +13,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.data.batches import Batch
 from xlstm.models.tirex import items, transforms
-from xlstm.models.tirex.items import Item, Rows
+from xlstm.models.tirex.items import Item, ItemRows
 
 Numbers = np.ndarray[Any, Any]
 MODEL = checks.having(
@@ -140,14 +140,16 @@ class PatchWindows:
             item = self._items[k]
             visible = max(1, end - n * P)
             ahead = end + P - visible
-            parts.append(Rows.of(item.until(visible, model.context), ahead, ahead, width - ahead))
+            parts.append(
+                ItemRows.of(item.until(visible, model.context), ahead, ahead, width - ahead)
+            )
             y = np.full(parts[-1].x.shape, np.nan)
             # rows of covariates have no targets
             for row, target in zip(y, item.target, strict=False):
                 row[:] = transforms.last(target[: end + P], width, max(0, end + P - len(target)))
             y[:, : max(0, since[k] - end + model.context)] = np.nan
             later.append(y)
-        rows = Rows.joined(parts)
+        rows = ItemRows.joined(parts)
         y = np.concatenate(later)
         units = model.scaler.units(rows.x)
         tokens = transforms.tokens(model.scaler.scaled(rows.x, units), P)  # (R, T + 1, 2P)

@@ -13,9 +13,10 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import is_foreign
 from xlstm.arrays.namespace import Params
-from xlstm.data import frames, panels
-from xlstm.data.host import LARGEST, Values
-from xlstm.data.panels import Covariates, Given, Roles, TimeSeries, read_series
+from xlstm.data import frames
+from xlstm.data.host import LARGEST, Values, floats
+from xlstm.data.panels import Panel, Roles
+from xlstm.data.time_series import Covariates, TimeSeries
 from xlstm.models.tirex import transforms
 from xlstm.models.tirex.transforms import Mask
 
@@ -54,7 +55,7 @@ class Forecast(NamedTuple):
     levels: tuple[float, ...]
 
 
-class Series(NamedTuple):
+class SeriesBatch(NamedTuple):
     """Series of one call as rows (V, L), the axes that each came with, and whether one came without
     a list.
     """
@@ -69,26 +70,22 @@ class Series(NamedTuple):
         """Return quantiles (V, H, Q) of trained levels for each series as a forecast of other
         levels.
         """
-        median = [transforms.between(one, trained, MEDIAN)[..., 0] for one in q]
-        return Forecast(
-            self._like([transforms.between(one, trained, levels) for one in q]),
-            self._like(median),
-            levels,
-        )
+        quantiles = [transforms.between(values, trained, levels) for values in q]
+        median = [transforms.between(values, trained, MEDIAN)[..., 0] for values in q]
+        return Forecast(self._like(quantiles), self._like(median), levels)
 
     def _like(self, results: Sequence[Values]) -> Any:
         """Return results (V, ...) of each series in the layout of the series: an array, or a list
         where they differ.
         """
-        shaped = [
-            one[0] if axes == 1 else one for one, axes in zip(results, self.axes, strict=True)
-        ]
+        pairs = zip(results, self.axes, strict=True)
+        shaped = [result[0] if axes == 1 else result for result, axes in pairs]
         if self.single:
             return shaped[0]
-        return np.stack(shaped) if len({one.shape for one in shaped}) == 1 else shaped
+        return np.stack(shaped) if len({result.shape for result in shaped}) == 1 else shaped
 
 
-def read_arrays(where: str, series: Any, most: int, name: str = "series") -> Series:
+def read_arrays(where: str, series: Any, most: int, name: str = "series") -> SeriesBatch:
     """Return one series, or several, each of at most so many axes, 1 or 2; `name` is that of the
     argument.
 
@@ -97,46 +94,47 @@ def read_arrays(where: str, series: Any, most: int, name: str = "series") -> Ser
     TypeError, ValueError
         They are no such thing, a series has no values, or a value is beyond 1e150.
     """
+    expected = FORMS[most]
     if isinstance(series, np.ndarray) and series.dtype == object and series.ndim == 1:
         series = list(series)
     first = series[0] if isinstance(series, list | tuple) and len(series) else 0.0
     if not isinstance(first, list | tuple | range) and not np.ndim(first):
-        array = _numbers(where, name, series, FORMS[most])
+        array = _numbers(where, name, series, expected)
         if array.ndim == 1:
-            return Series([_row(where, name, array, 1)], [1], True)
+            return SeriesBatch([_row(where, name, array, 1)], [1], True)
         if not 2 <= array.ndim <= most + 1:
-            raise ValueError(f"{where}: {name} has shape {array.shape}, expected {FORMS[most]}")
+            raise ValueError(f"{where}: {name} has shape {array.shape}, expected {expected}")
         series = list(array)
     if len(series) == 0:
-        raise ValueError(f"{where}: {name} is empty, expected {FORMS[most]}")
-    arrays = [_numbers(where, f"{name}[{k}]", one, FORMS[most]) for k, one in enumerate(series)]
-    rows = [_row(where, f"{name}[{k}]", one, most) for k, one in enumerate(arrays)]
-    return Series(rows, [one.ndim for one in arrays], False)
+        raise ValueError(f"{where}: {name} is empty, expected {expected}")
+    names = [f"{name}[{k}]" for k in range(len(series))]
+    arrays = [_numbers(where, *entry, expected) for entry in zip(names, series, strict=True)]
+    rows = [_row(where, *entry, most) for entry in zip(names, arrays, strict=True)]
+    return SeriesBatch(rows, [array.ndim for array in arrays], False)
 
 
-def _numbers(where: str, name: str, given: Any, expected: str) -> Values:
+def _numbers(where: str, name: str, value: Any, expected: str) -> Values:
     """Return numbers of any kind as float64 on the host, NaN for those that are missing or
     masked.
     """
-    if frames.has_columns(given):
+    if frames.has_columns(value):
         advice = "forecast takes one table, with series_id for several series"
         raise TypeError(f"{where}: {name} is a table, expected {expected}; {advice}")
-    if checks.is_masked(given):
-        given = np.where(np.ma.getmaskarray(given), np.nan, np.ma.getdata(given))
-    elsewhere = not isinstance(given, np.ndarray) and (
-        hasattr(given, "__dlpack__") or is_foreign(given)
-    )
-    array = checks.host(where, name, to_numpy(given) if elsewhere else given, expected)
+    if checks.is_masked(value):
+        value = np.where(np.ma.getmaskarray(value), np.nan, np.ma.getdata(value))
+    is_array = isinstance(value, np.ndarray)
+    if not is_array and (hasattr(value, "__dlpack__") or is_foreign(value)):
+        value = to_numpy(value)
     try:
-        if array.dtype.kind not in "fiubO" or not array.ndim:
-            raise TypeError
-        return array.astype(np.float64)  # None becomes NaN
-    except (TypeError, ValueError, OverflowError):
-        if frames.is_table(given):  # a column with missing values of its library's own kind
-            return frames.table_of(f"{where}: {name}", given).values[:, 0]
-        raise TypeError(
-            f"{where}: {name} is {checks.shown(given)}, expected numbers {expected}"
-        ) from None
+        array = floats(where, name, value, expected)
+    except TypeError:
+        if frames.is_table(value):  # a column with missing values of its library's own kind
+            return frames.table_of(f"{where}: {name}", value).values[:, 0]
+        raise
+    if not array.ndim:
+        shown = checks.shown(value)
+        raise TypeError(f"{where}: {name} is {shown}, expected numbers {expected}")
+    return array
 
 
 def _row(where: str, name: str, array: Values, most: int) -> Values:
@@ -174,8 +172,8 @@ class Item(NamedTuple):
 
 def read_items(
     where: str, model: Any, series: Any, past: Any = None, future: Any = None, horizon: int = 0
-) -> tuple[Series, list[Item]]:
-    """Return targets as they were given, and each with its covariates; those of TiRex-1 are single
+) -> tuple[SeriesBatch, list[Item]]:
+    """Return targets as they came, and each with its covariates; those of TiRex-1 are single
     series.
 
     Raises
@@ -184,57 +182,45 @@ def read_items(
         The series are none, or covariates are not as long as they have to be, or the model takes
         none.
     """
-    read = read_arrays(where, series, 2 if model.COVARIATES else 1)
-    for name, given in (("past", past), ("future", future)):
-        if given is not None and not model.COVARIATES:
+    batch = read_arrays(where, series, 2 if model.COVARIATES else 1)
+    beside = Covariates(past, future)
+    for name, value in beside._asdict().items():
+        if value is not None and not model.COVARIATES:
             expected = "expected None: TiRex takes no covariates, TiRex2 does"
-            raise ValueError(f"{where}: {name} is {checks.shown(given)}, {expected}")
-    before = _covariates(where, "past", past, read)
-    later = _covariates(where, "future", future, read)
-    items = [Item(*parts) for parts in zip(read.rows, before, later, strict=True)]
-    for k, item in enumerate(items):
-        L = item.target.shape[1]
-        entry = "" if read.single else f"[{k}]"
+            raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
+    items = []
+    each = [beside] if batch.single else beside.each(where, len(batch.rows))
+    for k, (target, covariates) in enumerate(zip(batch.rows, each, strict=True)):
+        L = target.shape[1]
+        entry = "" if batch.single else f"[{k}]"
+        item = Item(
+            target,
+            _covariate(where, f"past{entry}", covariates.past, L),
+            _covariate(where, f"future{entry}", covariates.future, L),
+        )
         steps = item.past.shape[1]
-        known = item.future.shape[1]
         if steps != L:
             raise ValueError(
                 f"{where}: past{entry} has {steps} steps, expected {L}, as many as the series"
             )
-        if len(item.future) and known < L + horizon:
+        steps = item.future.shape[1]
+        if len(item.future) and steps < L + horizon:
             those = "those of the series and of the horizon" if horizon else "those of the series"
             raise ValueError(
-                f"{where}: future{entry} has {known} steps, expected {L + horizon} or more, {those}"
+                f"{where}: future{entry} has {steps} steps, expected {L + horizon} or more, {those}"
             )
-    return read, items
+        items.append(item)
+    return batch, items
 
 
-def _covariates(where: str, name: str, given: Any, series: Series) -> list[Values]:
-    """Return the covariates of each series, (K, N); K is 0 where it has none."""
-    count = len(series.rows)
-    each: Any = [given] * count if given is None or series.single else given
-    if not isinstance(each, list | tuple) and not (hasattr(each, "shape") and len(each.shape) > 1):
-        raise TypeError(
-            f"{where}: {name} is {checks.shown(each)}, expected one entry for each of {count}"
-            " series"
-        )
-    if len(each) != count:
-        raise ValueError(
-            f"{where}: {name} has {len(each)} entries, expected one for each of {count} series"
-        )
-    found = []
-    for k, (one, row) in enumerate(zip(each, series.rows, strict=True)):
-        entry = name if series.single else f"{name}[{k}]"
-        none = np.empty((0, row.shape[1]))
-        found.append(
-            none
-            if one is None
-            else _row(where, entry, _numbers(where, entry, one, "(N,) or (K, N)"), 2)
-        )
-    return found
+def _covariate(where: str, name: str, value: Any, steps: int) -> Values:
+    """Return covariates of a series, (K, N); K is 0 where it has none."""
+    if value is None:
+        return np.empty((0, steps))
+    return _row(where, name, _numbers(where, name, value, "(N,) or (K, N)"), 2)
 
 
-class Rows(NamedTuple):
+class ItemRows(NamedTuple):
     """The rows of items: targets, past and future covariates of the first, then those of the
     second, and so on.
 
@@ -256,7 +242,7 @@ class Rows(NamedTuple):
     groups: np.ndarray[Any, Any]
 
     @classmethod
-    def of(cls, item: Item, horizon: int, ahead: int, context: int) -> Rows:
+    def of(cls, item: Item, horizon: int, ahead: int, context: int) -> ItemRows:
         """Return the rows of an item.
 
         Parameters
@@ -282,7 +268,7 @@ class Rows(NamedTuple):
         return cls(windows, targets, known, np.zeros(len(x), np.int64))
 
     @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
+    def joined(cls, parts: Sequence[ItemRows]) -> ItemRows:
         """Return the rows of several items, each in a group of its own."""
         whole = cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         return whole._replace(
@@ -301,10 +287,10 @@ def is_table(where: str, name: str, series: Any, **names: Any) -> bool:
     """
     if frames.has_columns(series):
         return True
-    for other, given in names.items():
-        if given is not None:
+    for other, value in names.items():
+        if value is not None:
             raise ValueError(
-                f"{where}: {other} is {checks.shown(given)}, expected None, as {name} is no table"
+                f"{where}: {other} is {checks.shown(value)}, expected None, as {name} is no table"
             )
     return False
 
@@ -318,55 +304,34 @@ def read_table(
     steps: int = 0,
     fitted: Sequence[str] = (),
     later: str = "future",
-) -> tuple[Given, list[TimeSeries]]:
+) -> tuple[Panel, list[TimeSeries]]:
     """Return series as they were given and as time series, with `steps` rows ahead; see
-    `data.panels.given`.
+    `data.panels.Panel`.
 
     Raises
     ------
     ValueError, TypeError
-        As of `data.panels.given` and `data.panels.read_series`, or covariates are not those that
+        As of `Panel.of` and `Panel.read`, or covariates are not those that
         the model takes.
     """
-    given = panels.given(where, table, covariates, roles, fitted, later)
-    series = read_series(where, given.values, given.covariates, steps, False, gaps=True)
-    for k, one in enumerate(series):
-        if one.static.size:
-            raise ValueError(f"{where}: static has {one.static.size} numbers, expected none")
-        columns = one.past.shape[1] + one.future.shape[1]
+    panel = Panel.of(where, table, covariates, roles, fitted, later)
+    series = panel.read(where, steps, gaps=True)
+    for k, read in enumerate(series):
+        if read.static.size:
+            raise ValueError(f"{where}: static has {read.static.size} numbers, expected none")
+        columns = read.past.shape[1] + read.future.shape[1]
         if columns and not model.COVARIATES:
             problem = f"past and future have {columns} columns"
             raise ValueError(
                 f"{where}: {problem}, expected none: TiRex takes no covariates, TiRex2 does"
             )
-        more = len(one.future) - len(one.values)
-        if one.future.shape[1] and more < steps:
-            owner = f"series {checks.shown(given.labels[k])}" if given.id_name else "the series"
+        more = len(read.future) - len(read.values)
+        if read.future.shape[1] and more < steps:
+            owner = "the series"
+            if panel.roles.id_name:
+                owner = f"series {checks.shown([*panel.groups][k])}"
             raise ValueError(f"{where}: {later} has {more} rows after {owner}, expected {steps}")
-    return given, series
-
-
-def arguments(model: Any, ends: Sequence[tuple[TimeSeries, int]], steps: int = 0) -> dict[str, Any]:
-    """Return series, past and future, as `forecast` takes them, of the first rows of each and
-    `steps` later ones.
-
-    Those of a model without covariates are the targets, each by itself.
-    """
-    if not model.COVARIATES:
-        return {"series": [column for one, end in ends for column in one.values[:end].T]}
-    more = [max(0, end + steps - len(one.future)) for one, end in ends]
-    return {
-        "series": [one.values[:end].T for one, end in ends],
-        "past": [one.past[:end].T if one.past.size else None for one, end in ends],
-        "future": [
-            (
-                np.pad(one.future.T, ((0, 0), (0, n)), constant_values=np.nan)
-                if one.future.size
-                else None
-            )
-            for (one, _), n in zip(ends, more, strict=True)
-        ],
-    }
+    return panel, series
 
 
 class Pretrained(NamedTuple):
@@ -378,12 +343,13 @@ class Pretrained(NamedTuple):
     params: Params
     options: Mapping[str, Any]
 
-    def after(self, given: Given, series: Sequence[TimeSeries], steps: int) -> Forecast:
+    def after(self, panel: Panel, series: Sequence[TimeSeries], steps: int) -> Forecast:
         """Return forecasts after the ends of series, in the kind that the series came in."""
-        median, q = self._at([(one, len(one.values)) for one in series], steps)
+        median, q = self._at([(read, len(read.values)) for read in series], steps)
         levels = self.options["quantiles"]
-        named = given.like(list(q), series, [f" {level:g}" for level in levels])
-        return Forecast(named, given.like(list(median), series), levels)
+        suffixes = [f" {level:g}" for level in levels]
+        quantiles = panel.forecast_frame(list(q), series, suffixes)
+        return Forecast(quantiles, panel.forecast_frame(list(median), series), levels)
 
     def forecast(
         self, series: TimeSeries, origins: Sequence[int], steps: int
@@ -402,14 +368,28 @@ class Pretrained(NamedTuple):
     def _at(self, ends: Sequence[tuple[TimeSeries, int]], steps: int) -> tuple[Values, Values]:
         """Return the median (M, H, C) and quantiles (M, H, C, Q) after the first rows of each
         series.
+
+        A model without covariates sees each target by itself.
         """
-        found = self.model.forecast(
-            self.params, horizon=steps, **arguments(self.model, ends, steps), **self.options
-        )
-        shape = (len(ends), -1, steps, len(found.levels))
-        return found.mean.reshape(shape[:3]).swapaxes(1, 2), found.quantiles.reshape(
-            shape
-        ).swapaxes(1, 2)
+        if self.model.COVARIATES:
+            arguments = {
+                "series": [series.values[:end].T for series, end in ends],
+                "past": [series.past[:end].T if series.past.size else None for series, end in ends],
+                "future": [_until(series.future, end + steps) for series, end in ends],
+            }
+        else:
+            arguments = {"series": [row for series, end in ends for row in series.values[:end].T]}
+        ahead = self.model.forecast(self.params, horizon=steps, **arguments, **self.options)
+        shape = (len(ends), -1, steps, len(ahead.levels))
+        median = ahead.mean.reshape(shape[:3]).swapaxes(1, 2)
+        return median, ahead.quantiles.reshape(shape).swapaxes(1, 2)
+
+
+def _until(future: Values, rows: int) -> Values | None:
+    """Return what is known in advance (K, N) of so many rows or more; missing ones are NaN."""
+    more = max(0, rows - len(future))
+    padded = np.pad(future.T, ((0, 0), (0, more)), constant_values=np.nan)
+    return padded if future.size else None
 
 
 def forecast_table(
@@ -431,7 +411,7 @@ def forecast_table(
         ahead = f"a table with the {horizon} rows ahead of the columns of future"
         expected = ahead if roles.future else "None, as future names no column"
         raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
-    given, series = read_table(
+    panel, series = read_table(
         where, model, table, Covariates(future=later), roles, horizon, later="later"
     )
-    return Pretrained(model, params, {**options, "quantiles": levels}).after(given, series, horizon)
+    return Pretrained(model, params, {**options, "quantiles": levels}).after(panel, series, horizon)

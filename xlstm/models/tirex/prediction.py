@@ -19,7 +19,7 @@ from xlstm.cells.normalization import normalize
 from xlstm.data.host import Values
 from xlstm.layers.sequence import Leaf, State
 from xlstm.models.tirex import transforms
-from xlstm.models.tirex.items import Item, Rows
+from xlstm.models.tirex.items import Item, ItemRows
 from xlstm.models.tirex.variates import Groups
 
 # Rows at once by default: with 4 a CPU takes 1.2 times as long, and 30 to 45 MB less; with 32
@@ -175,9 +175,9 @@ def predict(
     ahead = max(model.horizon, patches * P)
     windows = [(k, done) for k, n in enumerate(counts) for done in range(0, n, patches)]
 
-    def rows_of(window: int) -> Rows:
+    def rows_of(window: int) -> ItemRows:
         k, done = windows[window]
-        return Rows.of(series[k], steps[k], ahead + done * P, context - done * P)
+        return ItemRows.of(series[k], steps[k], ahead + done * P, context - done * P)
 
     # of each its number, its lead and its rows
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}
@@ -201,14 +201,14 @@ def predict(
 
 
 def _run(
-    cache: PrefixStateCache, parts: Sequence[Rows], lead: int, first: int, patches: int
+    cache: PrefixStateCache, parts: Sequence[ItemRows], lead: int, first: int, patches: int
 ) -> list[Values]:
     """Return quantiles (V, patches P, Q) of windows of one kind, without their first `lead` tokens;
     the output of token `first` is the first patch.
     """
     model: Any = cache.model
     P = model.patch_size
-    rows = Rows.joined(parts)
+    rows = ItemRows.joined(parts)
     backwards = bool(np.any(rows.known))
     grouped = len(rows.x) > len(parts)
     units = model.scaler.units(rows.x)

@@ -14,7 +14,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data.host import Values
 from xlstm.layers.sequence import State
 from xlstm.models.tirex import items, transforms
-from xlstm.models.tirex.items import Forecast, Series
+from xlstm.models.tirex.items import Forecast, SeriesBatch
 from xlstm.models.tirex.prediction import PrefixStateCache, on_host
 from xlstm.models.tirex.transforms import RowUnits
 
@@ -141,7 +141,9 @@ class Stream:
             )
         y = model.scaler.restored(np.concatenate(ahead, axis=1), phase.units)
         q = model.calibrated(y.reshape(len(y), -1, y.shape[-1])[:, :horizon])
-        return Series([], [1] * len(q), self._single).forecast(q[:, None], model.quantiles, levels)
+        return SeriesBatch([], [1] * len(q), self._single).forecast(
+            q[:, None], model.quantiles, levels
+        )
 
     def _now(self) -> Phase:
         """Return the network after patches that end with the last value."""

@@ -1,0 +1,198 @@
+"""One series as forecasters take it: numbers with all that is known beside them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.data import calendars, host
+from xlstm.data.calendars import Calendar
+from xlstm.data.host import Values
+from xlstm.data.series_windows import carry_forward, first_row
+
+# where the last target begins, as a share of the rows: in the middle of those that are trained on
+LATEST = 0.3
+
+
+class TimeSeries(NamedTuple):
+    """One series.
+
+    Attributes
+    ----------
+    values : array (N, C)
+        NaN where there is a gap.
+    known : array (N, C)
+        Each gap bridged by the value before it; before its first value a target is as there.
+    past : array (N, P)
+        Covariates that are known up to the last value.
+    future : array (N + more, F)
+        Covariates that are known in advance: features of the calendar, holidays, and those that
+        were given.
+    static : array (S,)
+        Numbers that do not change.
+    calendar : Calendar or None
+    marks : int
+        Features of the calendar.
+    begin : int
+        Rows that are left out at the beginning.
+    """
+
+    values: Values
+    known: Values
+    past: Values
+    future: Values
+    static: Values
+    calendar: Calendar | None
+    marks: int = 0
+    begin: int = 0
+
+    def until(self, end: int) -> TimeSeries:
+        """Return the series as it was before row `end`; what is known in advance stays."""
+        return self._replace(values=self.values[:end], known=self.known[:end], past=self.past[:end])
+
+
+class Covariates(NamedTuple):
+    """Numbers that are known beside the values, each for one series or a list of them for
+    several.
+    """
+
+    past: Any = None
+    future: Any = None
+    static: Any = None
+    dates: Any = None
+
+    @classmethod
+    def of(cls, where: str, arguments: CovariateArguments) -> Covariates:
+        """Return the keywords of a caller, a forecaster `where`; TypeError where one is unknown."""
+        for name in arguments:
+            if name not in cls._fields:
+                others = f"horizon and quantiles are set in {where}(...), steps in predict"
+                raise TypeError(
+                    f"{where}: argument {name} is unknown, expected {checks.few(cls._fields)};"
+                    f" {others}"
+                )
+        return cls(**arguments)
+
+    def each(self, where: str, number: int) -> list[Covariates]:
+        """Return the covariates of each of several series."""
+        for name, value in self._asdict().items():
+            listed = isinstance(value, list | tuple) or len(getattr(value, "shape", ())) > 0
+            if value is not None and (not listed or len(value) != number):
+                expected = f"one for each of {number} series"
+                raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+        lists = ([None] * number if value is None else value for value in self)
+        return [*map(Covariates, *lists)]
+
+
+class CovariateArguments(TypedDict, total=False):
+    """The keywords of a caller that stand for `Covariates`."""
+
+    past: Any
+    future: Any
+    static: Any
+    dates: Any
+
+
+def read_one(
+    where: str,
+    value: Any,
+    covariates: Covariates,
+    more: int,
+    look: bool,
+    gaps: bool,
+    holidays: str | None,
+) -> TimeSeries:
+    """Return one series with its covariates; `Panel.read` has the arguments and errors."""
+    values = host.series(where, value)
+    N = len(values)
+    begun = 0 if gaps else first_row(f"{where}: the series", values)
+    past = _covariates(where, "past", covariates.past, N, begun, gaps)
+    future = _covariates(where, "future", covariates.future, N, begun, gaps)
+    static = _static(where, covariates.static)
+    ahead = max(more, len(future) - N)
+    calendar = None
+    if covariates.dates is not None:
+        calendar = calendars.calendar_of(where, covariates.dates)
+        rows = len(calendar.place)
+        if rows != N:
+            raise ValueError(f"{where}: dates has {rows} rows, expected {N}, as many as the series")
+        values = calendar.placed(values)
+        past = calendar.placed(past)
+        future = np.concatenate((calendar.placed(future[:N]), future[N:]))
+    elif holidays is not None:
+        needs = f"holidays={holidays!r} needs dates, the series has none"
+        raise ValueError(f"{where}: {needs}; expected a column of dates, or dates=")
+    if not future.shape[1]:
+        future = np.empty((len(values) + more, 0))
+    rows = len(future)
+    if calendar is not None and holidays is not None:
+        shares = calendars.holiday_shares(where, holidays, calendar, ahead)
+        future = np.concatenate((shares[:rows], future), axis=1)
+    marks = 0
+    if calendar is not None and look:
+        features = calendars.features(calendar, ahead)
+        marks = features.shape[1]
+        future = np.concatenate((features[:rows], future), axis=1)
+    bridged = _begun(carry_forward(values))
+    begin = 0
+    if not gaps:
+        begin = _first(values, past, future)
+        past = carry_forward(past)
+        future = carry_forward(future)
+    values, bridged, past, future = (part[begin:] for part in (values, bridged, past, future))
+    return TimeSeries(values, bridged, past, future, static, calendar, marks, begin)
+
+
+def _static(where: str, value: Any) -> Values:
+    """Return numbers (S,) that do not change."""
+    if value is None:
+        return np.empty(0)
+    numbers = checks.host(where, "static", value, "real numbers (S,)")
+    static = host.columns(where, "static", np.atleast_1d(numbers))[:, 0]
+    if not np.all(np.isfinite(static)):
+        raise ValueError(
+            f"{where}: static has a number that is not finite, expected finite numbers (S,)"
+        )
+    return static
+
+
+def _first(values: Values, past: Values, future: Values) -> int:
+    """Return the first row of a series that is used: see `Panel.read`."""
+    N = len(values)
+    any_target = int(np.argmax(np.any(~np.isnan(values), axis=1)))
+    late = math.ceil((first_row("the series", values) - LATEST * N) / (1 - LATEST))
+    return max(
+        any_target,
+        late,
+        *(first_row("covariates", part[:N]) for part in (past, future) if part.shape[1]),
+    )
+
+
+def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: bool) -> Values:
+    """Return covariates (N, K) or, of the future, of more rows; raise where they are infinite.
+
+    Without `gaps` those that have no value up to row `begin` raise, too.
+    """
+    if value is None:
+        return np.empty((N, 0))
+    rows = host.columns(where, name, value, "real numbers (N,) or (N, K)")
+    if len(rows) < N or (name == "past" and len(rows) > N):
+        more = " or more" if name == "future" else ""
+        raise ValueError(
+            f"{where}: {name} has {len(rows)} rows, expected {N}{more}, as many as the series"
+        )
+    if np.any(np.isinf(rows)) or (not gaps and np.any(np.all(np.isnan(rows[: begin + 1]), axis=0))):
+        raise ValueError(
+            f"{where}: {name} begins with a gap or is infinite somewhere, expected finite numbers"
+        )
+    return rows
+
+
+def _begun(bridged: Values) -> Values:
+    """Return bridged values with the first one of each column in the place of gaps before it."""
+    there = ~np.isnan(bridged)
+    first = np.take_along_axis(bridged, np.argmax(there, axis=0)[None], axis=0)
+    return np.where(there, bridged, np.where(np.isnan(first), 0.0, first))
