@@ -31,12 +31,11 @@ class Exported(NamedTuple):
     def part(self, k: int, direction: str) -> dict[str, Host]:
         """Return the weights of layer k in one direction, by their last names."""
         prefix = f"{k}.{direction}"
-        below = {
-            name.removeprefix(prefix): a
-            for name, a in self.weights.items()
-            if name.startswith(prefix)
+        return {
+            name.removeprefix(prefix): array
+            for name, array in self.weights.items()
+            if name.rpartition(".")[0] == prefix.removesuffix(".")
         }
-        return {last: array for last, array in below.items() if "." not in last}
 
 
 def prepared(
@@ -140,9 +139,10 @@ def single(kind: str, arrays: Sequence[dict[str, Host]], **options: Any) -> tupl
         "recurrent_bias": "bh" in first,
     }
     layer = KINDS[kind](first["Wx"].shape[1], first["Wh"].shape[1], **options)
-    named = zip(layer.directions, arrays, strict=True)
     return layer, {
-        f"0.{direction}{name}": array for direction, one in named for name, array in one.items()
+        f"0.{direction}{name}": array
+        for direction, weights in zip(layer.directions, arrays, strict=True)
+        for name, array in weights.items()
     }
 
 
@@ -160,10 +160,10 @@ def stacked(
     for k, (layer, weights) in enumerate(singles):
         fits = k == 0 or (follow and layer.input_size == first.output_size)
         if not fits or replace(layer, input_size=first.input_size) != first:
-            listed = checks.few(
-                f"{name} is {one}" for name, (one, _) in zip(names, singles, strict=True)
+            layers = [f"{name} is {single[0]}" for name, single in zip(names, singles, strict=True)]
+            raise ValueError(
+                f"{where}: the layers form no stack, name one of them: {checks.few(layers)}"
             )
-            raise ValueError(f"{where}: the layers form no stack, name one of them: {listed}")
         params |= {f"{k}.{name.removeprefix('0.')}": array for name, array in weights.items()}
     layer = replace(first, num_layers=len(singles))
     return layer, {name: params[name] for name in layer.shapes}

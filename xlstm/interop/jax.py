@@ -148,32 +148,32 @@ def _differentiable(bridge: Bridge) -> Any:
     def forward(*arguments: Any) -> list[Array]:
         return passed(False, *arguments)[0]
 
-    # by a handle: what the last forward pass kept, until a backward pass takes it
-    kept: dict[bytes, Any] = {}
+    # by a handle: what the last forward pass saved, until a backward pass takes it
+    saved_pass: dict[bytes, Any] = {}
 
-    def forward_kept(*arguments: Any) -> list[Array]:
+    def forward_saved(*arguments: Any) -> list[Array]:
         # copies, since buffers end with the call
         results, saved = passed(True, *jax.tree.map(np.array, arguments))
         handle = np.frombuffer(os.urandom(16), np.uint32)
-        kept.clear()
-        kept[handle.tobytes()] = saved
+        saved_pass.clear()
+        saved_pass[handle.tobytes()] = saved
         return [*results, handle]
 
     def backward(
         params: Any, x: Any, state: Any, lengths: Any, seed: Any, handle: Any, dy: Any, dstate: Any
     ) -> Any:
-        saved = kept.pop(handle.tobytes(), None)
+        saved = saved_pass.pop(handle.tobytes(), None)
         if saved is None:
             _, saved = passed(True, params, x, state, lengths, seed)
         grads, dx, start = bridge.backward(params, saved, dy, dstate)
-        return grads, dx, [d for d, given in zip(start, state, strict=True) if given is not None]
+        return grads, dx, [None if a is None else d for d, a in zip(start, state, strict=True)]
 
     def outputs(params: Any, x: Any, *_: Any) -> Any:
         return [jax.ShapeDtypeStruct(shape, params[0].dtype) for shape in bridge.shapes(x)]
 
     def gradients(params: Any, x: Any, state: Any, *_: Any) -> Any:
         is_real = jax.numpy.issubdtype(x.dtype, jax.numpy.floating)  # and no tokens
-        arrays = params, x if is_real else None, [a for a in state if a is not None]
+        arrays = params, x if is_real else None, state
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arrays)
 
     def second(*_: Any) -> None:
@@ -181,30 +181,22 @@ def _differentiable(bridge: Bridge) -> Any:
             f"{bridge.name}: a second derivative is asked for, expected first ones only"
         )
 
-    def outputs_kept(*arguments: Any) -> Any:
+    def outputs_saved(*arguments: Any) -> Any:
         return [*outputs(*arguments), jax.ShapeDtypeStruct((4,), np.uint32)]
 
     run = jax.custom_vjp(_on_host(bridge.name, forward, outputs))
-    run_kept = jax.custom_jvp(_on_host(bridge.name, forward_kept, outputs_kept))
+    run_saved = jax.custom_jvp(_on_host(bridge.name, forward_saved, outputs_saved))
     run_bwd = jax.custom_jvp(_on_host(bridge.name, backward, gradients))
-    run_kept.defjvp(second)
+    run_saved.defjvp(second)
     run_bwd.defjvp(second)
 
     def begin(*arguments: Any) -> tuple[list[Any], Any]:
-        *results, handle = run_kept(*arguments)
+        *results, handle = run_saved(*arguments)
         return results, (arguments, handle)
 
     def end(residuals: Any, upstream: list[Any]) -> tuple[Any, ...]:
         arguments, handle = residuals
-        grads, dx, start = run_bwd(*arguments, handle, upstream[0], upstream[1:])
-        found = iter(start)
-        return (
-            grads,
-            dx,
-            [None if given is None else next(found) for given in arguments[2]],
-            None,
-            None,
-        )
+        return *run_bwd(*arguments, handle, upstream[0], upstream[1:]), None, None
 
     run.defvjp(begin, end)
     return run

@@ -55,12 +55,14 @@ class Shards:
                     raise ValueError(
                         f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}"
                     )
-                owners[name], known, shape = file.path, renamed(name), file.shapes[name]
-                if self.shapes.setdefault(known, shape) != shape:
+                owners[name] = file.path
+                ours = renamed(name)
+                shape = file.shapes[name]
+                if self.shapes.setdefault(ours, shape) != shape:
                     raise ValueError(
-                        f"{path}: {self._other(known, name)} in its shape, {self.shapes[known]}"
+                        f"{path}: {self._other(ours, name)} in its shape, {self.shapes[ours]}"
                     )
-                self._copies.setdefault(known, []).append((file, name))
+                self._copies.setdefault(ours, []).append((file, name))
                 self.dtype = max(self.dtype, WIDE[dtype])
 
     def read(self, name: str) -> Host:
@@ -81,8 +83,8 @@ class Shards:
         file, stored_name = self._copies[name][0]
         return file.mapped(stored_name) if isinstance(file, Tensors) else None
 
-    def _other(self, known: str, name: str) -> str:
-        return f"{name} is another array than {self._copies[known][0][1]}, expected the same"
+    def _other(self, ours: str, name: str) -> str:
+        return f"{name} is another array than {self._copies[ours][0][1]}, expected the same"
 
 
 def write(file: Path, arrays: Mapping[str, Host], texts: Mapping[Path, str]) -> None:
@@ -126,12 +128,9 @@ def config_beside(
     without PyYAML.
     """
     folder = path if path.is_dir() else path.parent
-    # The last one is beside a `model.safetensors` that was written as a file by itself.
-    beside = (
-        [*names, "model_config.json"]
-        if path.is_dir()
-        else [*(f"{path.stem}_{name}" for name in names), *names]
-    )
+    beside = [*(f"{path.stem}_{name}" for name in names), *names]
+    if path.is_dir():  # the last one is of a `model.safetensors` that was written by itself
+        beside = [*names, "model_config.json"]
     for name in beside:
         if (folder / name).is_file():
             return reading.document(folder / name)
@@ -166,7 +165,7 @@ def files_of(path: Path, instead: str = "") -> list[Path]:
     )
 
 
-class Layout(NamedTuple):
+class ArrayLayout(NamedTuple):
     """The layout of an array there: ours is divided into `fine` axes, which are permuted and joined
     to `there`.
     """
@@ -198,7 +197,7 @@ class Piece(NamedTuple):
 
     name: str
     rows: slice
-    layout: Layout
+    layout: ArrayLayout
 
 
 # by our names the arrays of theirs that make a parameter, one below the other
@@ -208,7 +207,8 @@ Pieces = Mapping[str, list[Piece]]
 def block(ours: str, theirs: str, table: Mapping[str, str]) -> dict[str, list[str]]:
     """Return their names by ours of a block, from a table of names within it."""
     return {
-        f"{ours}{name}": [theirs + one for one in names.split()] for name, names in table.items()
+        f"{ours}{name}": [theirs + there for there in names.split()]
+        for name, names in table.items()
     }
 
 
@@ -216,7 +216,7 @@ def pieces_of(
     shapes: Mapping[str, checks.Dims],
     theirs: Mapping[str, Sequence[str]],
     v_size: int,
-    layout: Callable[[str, str, Shape], Layout | None],
+    layout: Callable[[str, str, Shape], ArrayLayout | None],
 ) -> Pieces:
     """Return the arrays of theirs that make each parameter of ours.
 
@@ -232,17 +232,14 @@ def pieces_of(
         names = (
             theirs[ours] if ours in theirs else [f"{name}.{ENDINGS[last]}" for name in theirs[part]]
         )
-        narrow = height // 2 - v_size
-        heights = (
-            [narrow, narrow, v_size, v_size]
-            if len(names) == 4
-            else [height // len(names)] * len(names)
-        )
+        heights = [height // len(names)] * len(names)
+        if len(names) == 4:
+            heights = [height // 2 - v_size, height // 2 - v_size, v_size, v_size]
         pieces[ours] = []
         start = 0
         for name, n in zip(names, heights, strict=True):
             shape = (n, *rest)
-            same = Layout(shape, tuple(range(len(shape))), shape)
+            same = ArrayLayout(shape, tuple(range(len(shape))), shape)
             pieces[ours].append(
                 Piece(name, slice(start, start + n), layout(ours, name, shape) or same)
             )
@@ -278,11 +275,10 @@ def params(
     dtype: str | None,
 ) -> Params:
     """Read parameters of these shapes from a checkpoint that is checked, one after the other."""
-    chosen = backend_of(
-        backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype)
-    )
+    dtype = dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype)
+    target = backend_of(backend, dtype)
     return {
-        name: chosen.asarray(_assembled(shards, some, shapes[name], chosen.dtype))
+        name: target.asarray(_assembled(shards, some, shapes[name], target.dtype))
         for name, some in pieces.items()
     }
 
@@ -308,16 +304,20 @@ def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: st
         array = shards.read(piece.name)
         # of a copy: all of a mapping would come to stay
         checkpoint.finite(shards.path, {piece.name: array}, dtype)
-        if whole is None:
-            if (
-                piece.layout.same
-                and array.dtype.name == dtype
-                and (lying := shards.mapped(piece.name)) is not None
-            ):
-                return lying.reshape(shape)
-            return np.ascontiguousarray(piece.layout.read(array, shape), dtype=dtype)
-        whole[piece.rows] = array
+        if whole is not None:
+            whole[piece.rows] = array
+            continue
+        as_it_lies = piece.layout.same and array.dtype.name == dtype
+        mapped = shards.mapped(piece.name) if as_it_lies else None
+        if mapped is not None:
+            return mapped.reshape(shape)
+        return np.ascontiguousarray(piece.layout.read(array, shape), dtype=dtype)
     return whole
+
+
+def table(*same: str, **others: str) -> dict[str, str]:
+    """Return our names of options by theirs: those that both have, and others."""
+    return {**dict(zip(same, same, strict=True)), **others}
 
 
 def options(
@@ -366,9 +366,7 @@ def values(layer: Any, names: Mapping[str, str]) -> dict[str, Any]:
     `options`.
     """
     ours = {theirs: getattr(layer, name) for theirs, name in names.items()}
-    return {
-        theirs: list(value) if isinstance(value, tuple) else value for theirs, value in ours.items()
-    }
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in ours.items()}
 
 
 def factor(D: int, size: int) -> float:

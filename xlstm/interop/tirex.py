@@ -21,7 +21,7 @@ from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
-from xlstm.interop.published import Host, Layout, Pieces, Shape, Shards, options, values
+from xlstm.interop.published import ArrayLayout, Host, Pieces, Shape, Shards, options, values
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
 
 __all__ = ["load", "save"]
@@ -260,13 +260,13 @@ def _pieces(model: TiRex | TiRex2) -> Pieces:
         table = FIRST_NAMES if first else {**SECOND_NAMES, "outnorm": OUTNORM[ours in kernels]}
         names |= published.block(ours, f"blocks.{k}." if first else f"stack.{k}.", table)
 
-    def layout(ours: str, theirs: str, shape: Shape) -> Layout | None:
+    def layout(ours: str, theirs: str, shape: Shape) -> ArrayLayout | None:
         if ".cell." not in ours:
             return None
         _, N, K, _ = (n or 0 for n in kernels[ours.partition("cell.")[0]].values())
         if ours.endswith(".Wh"):  # (4, N, K out, K in)
-            return Layout(shape, (1, 3, 0, 2), (N, K, 4 * K) if first else (N, K, 4, K))
-        return Layout((4, N, K), (1, 0, 2), shape if first else (N, 4, K))
+            return ArrayLayout(shape, (1, 3, 0, 2), (N, K, 4 * K) if first else (N, K, 4, K))
+        return ArrayLayout((4, N, K), (1, 0, 2), shape if first else (N, 4, K))
 
     return published.pieces_of(model.shapes, names, model.size, layout)
 
