@@ -19,6 +19,7 @@ from xlstm.models.sequence import SequenceModel
 
 Host = np.ndarray[Any, Any]
 Layer = LSTM | GRU | RNN
+GATE_COUNTS = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
 class Exported(NamedTuple):
@@ -103,9 +104,7 @@ def kind_by_shape(rows: int, H: int) -> str | None:
     """Return the kind of a layer by the shape of its recurrent weights (gates * H, H), None if it
     fits no kind.
     """
-    return next(
-        (kind for kind, gates in {"lstm": 4, "gru": 3, "rnn": 1}.items() if rows == gates * H), None
-    )
+    return next((kind for kind, gates in GATE_COUNTS.items() if rows == gates * H), None)
 
 
 def one_dtype(where: str, params: Params, error: type[Exception] = TypeError) -> None:
