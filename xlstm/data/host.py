@@ -18,13 +18,13 @@ SERIES = "real numbers (N,) or (N, C)"
 LARGEST = 1e150  # largest value of a series, so that squares of differences are finite
 
 
-def numbers(where: str, name: str, given: Any) -> Host:
+def numbers(where: str, name: str, value: Any) -> Host:
     """Return real numbers on the host.
 
     A NumPy array stays as it is. Lists, tables, and arrays that CuPy or another library with DLPack
     or `__cuda_array_interface__` holds are copied.
     """
-    array = _array(where, name, given, "an array of real numbers")
+    array = _array(where, name, value, "an array of real numbers")
     checks.unmasked(where, name, array)
     if array.dtype.kind not in "fiub":
         raise TypeError(
@@ -33,32 +33,32 @@ def numbers(where: str, name: str, given: Any) -> Host:
     return array
 
 
-def weights(where: str, name: str, given: Any) -> Host:
+def weights(where: str, name: str, value: Any) -> Host:
     """Return a mask on the host: bool, or weights from 0 up, of the same kinds of arrays as
     `numbers`.
     """
     expected = "an array of bool, or of weights from 0 up"
-    found = _array(where, name, given, expected)
-    if found.dtype.kind not in "bf":
-        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}")
-    finite(where, name, found)
-    if found.dtype.kind == "f" and np.any(found < 0):
-        raise ValueError(f"{where}: {name} has a weight of {found.min():g}, expected {expected}")
-    return found
+    array = _array(where, name, value, expected)
+    if array.dtype.kind not in "bf":
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    finite(where, name, array)
+    if array.dtype.kind == "f" and np.any(array < 0):
+        raise ValueError(f"{where}: {name} has a weight of {array.min():g}, expected {expected}")
+    return array
 
 
-def _array(where: str, name: str, given: Any, expected: str) -> Host:
-    if isinstance(given, np.ndarray):
-        return given
-    if frames.has_columns(given):
-        return frames.table_of(f"{where}: {name}", given).values
-    if frames.is_table(given):  # one column, which has its own dtype
-        return to_numpy(given) if frames.is_on_gpu(given) else np.asarray(given)
-    if isinstance(given, list | tuple | range):
-        return checks.host(where, name, given, expected)
-    if isinstance(given, type) or not (hasattr(given, "__dlpack__") or is_foreign(given)):
-        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}")
-    return to_numpy(given)
+def _array(where: str, name: str, value: Any, expected: str) -> Host:
+    if isinstance(value, np.ndarray):
+        return value
+    if frames.has_columns(value):
+        return frames.table_of(f"{where}: {name}", value).values
+    if frames.is_table(value):  # one column, which has its own dtype
+        return to_numpy(value) if frames.is_on_gpu(value) else np.asarray(value)
+    if isinstance(value, list | tuple | range):
+        return checks.host(where, name, value, expected)
+    if isinstance(value, type) or not (hasattr(value, "__dlpack__") or is_foreign(value)):
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    return to_numpy(value)
 
 
 def finite(
@@ -81,10 +81,9 @@ def finite(
     if np.any(bad):
         at = tuple(int(k) for k in np.argwhere(bad)[0])
         value = array[at]
-        expected = (
-            f"more than {dtype} has room for" if np.isfinite(value) else "expected finite numbers"
-        )
-        raise ValueError(f"{where}: {name}{list(at)} is {value:g}, {expected}")
+        is_large = np.isfinite(value)
+        problem = f"more than {dtype} has room for" if is_large else "expected finite numbers"
+        raise ValueError(f"{where}: {name}{list(at)} is {value:g}, {problem}")
 
 
 class SeriesError(ValueError):
@@ -101,34 +100,34 @@ class SeriesError(ValueError):
         return f"{where}: values[{row}] is {value:g}, {problem}"
 
 
-def columns(where: str, name: str, given: Any, expected: str = SERIES) -> Values:
+def columns(where: str, name: str, value: Any, expected: str = SERIES) -> Values:
     """Return an argument as float64 (N, C), with NaN for gaps; raise unless it is one."""
-    array = checks.host(where, name, given, expected)
+    array = checks.host(where, name, value, expected)
     try:
         if array.dtype.kind not in "fiubO":
             raise TypeError
         array = array.astype(np.float64)  # None, a gap, becomes NaN
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}") from None
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}") from None
     if array.ndim not in (1, 2) or 0 in array.shape[1:]:
         what = "the series" if name == "values" else name
         raise ValueError(f"{where}: {what} has shape {array.shape}, expected (N,) or (N, C)")
     return array[:, None] if array.ndim == 1 else array
 
 
-def series(where: str, given: Any) -> Values:
+def series(where: str, value: Any) -> Values:
     """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one."""
-    array = columns(where, "values", given)
+    array = columns(where, "values", value)
     if len(array) == 0:
         raise ValueError(f"{where}: the series is empty, expected values (N,) or (N, C)")
     for row, c in np.argwhere(np.abs(array) > LARGEST):
         column_of = f" in column {c}" if array.shape[1] > 1 else ""
-        expected = f"expected numbers from {-LARGEST:g} to {LARGEST:g}{column_of}"
-        raise SeriesError(where, int(row), array[row, c], expected)
+        problem = f"expected numbers from {-LARGEST:g} to {LARGEST:g}{column_of}"
+        raise SeriesError(where, int(row), array[row, c], problem)
     return array
 
 
-def check_reach(where: str, known: Values, units: Values, dtype: str, begin: int = 0) -> None:
+def check_reach(where: str, rows: Values, units: Values, dtype: str, begin: int = 0) -> None:
     """Raise SeriesError for a value so far from the others that its square, once scaled, overflows
     the dtype.
 
@@ -136,20 +135,20 @@ def check_reach(where: str, known: Values, units: Values, dtype: str, begin: int
     ----------
     where : str
         The caller, for errors.
-    known : array (N, C)
+    rows : array (N, C)
     units : array (C,)
         The usual change of each column.
     dtype : str
     begin : int
-        Rows of the series that come before those of `known`.
+        Rows of the series that come before those of `rows`.
     """
-    if not known.size:
+    if not rows.size:
         return
     with np.errstate(over="ignore"):
-        far = np.abs(known - np.median(known, axis=0)) / units
+        far = np.abs(rows - np.median(rows, axis=0)) / units
     row, c = np.unravel_index(np.argmax(far), far.shape)
     if far[row, c] > math.sqrt(float(np.finfo(dtype).max)) / 4:
         times = f"{far[row, c]:.2g} times the usual change of the series"
-        column_of = f" in column {c}" if known.shape[1] > 1 else ""
+        column_of = f" in column {c}" if rows.shape[1] > 1 else ""
         problem = f"{times}, more than {dtype} has room for{column_of}"
-        raise SeriesError(where, begin + int(row), known[row, c], problem)
+        raise SeriesError(where, begin + int(row), rows[row, c], problem)

@@ -72,10 +72,10 @@ def document(path: Path) -> dict[str, Any]:
     """
     is_json = path.suffix == ".json"
     blob = content(path, JSON_BYTES if is_json else YAML_BYTES)
-    found = from_json(str(path), blob) if is_json else from_yaml(str(path), blob)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: holds a {type(found).__name__}, expected an object")
-    return found
+    value = from_json(str(path), blob) if is_json else from_yaml(str(path), blob)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a {type(value).__name__}, expected an object")
+    return value
 
 
 def regular(path: Path) -> Path:
@@ -103,20 +103,20 @@ def readable(path: Path) -> Path:
 def content(path: Path, most: int) -> bytes:
     """Return the bytes of a file; ValueError if there are more than `most`."""
     with open(readable(path), "rb") as file:
-        found = file.read(most + 1)
-    if len(found) > most:
+        blob = file.read(most + 1)
+    if len(blob) > most:
         raise ValueError(f"{path}: is longer than the {most} bytes that are taken")
-    return found
+    return blob
 
 
-def from_json(where: str, given: bytes | str, unlimited: bool = False) -> Any:
+def from_json(where: str, text: bytes | str, unlimited: bool = False) -> Any:
     """Return the value of a JSON text; ValueError if there is none, or it is beyond bounds.
 
     NaN and infinity, which JSON does not have, are an error, or None where numbers are `unlimited`.
     """
-    constant = (lambda text: None) if unlimited else float
+    constant = (lambda name: None) if unlimited else float
     try:
-        text = given if isinstance(given, str) else given.decode("utf-8")
+        text = text if isinstance(text, str) else text.decode("utf-8")
         most = VALUES + len(text) // 20
         if sum(map(text.count, ",[{")) > most:
             raise ValueError(f"it has more than {most} values")
@@ -129,7 +129,7 @@ def from_json(where: str, given: bytes | str, unlimited: bool = False) -> Any:
         raise ValueError(f"{where}: not readable JSON ({error})") from error
 
 
-def from_yaml(where: str, given: bytes) -> Any:
+def from_yaml(where: str, text: bytes) -> Any:
     """Return the value of a YAML 1.2 text without tags; ValueError if there is none, or it is
     beyond bounds.
     """
@@ -155,7 +155,7 @@ def from_yaml(where: str, given: bytes) -> Any:
             f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), first
         )
     try:
-        return plain(yaml.load(given.decode("utf-8"), Loader))
+        return plain(yaml.load(text.decode("utf-8"), Loader))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where}: not readable YAML ({error})") from error
 
@@ -195,12 +195,12 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of pairs; ValueError if a key is there twice."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
+    names: set[str] = set()
+    for name, _ in pairs:
+        if name in names:
             raise ValueError(f"key {shown(name)} is there twice")
-        found[name] = value
-    return found
+        names.add(name)
+    return dict(pairs)
 
 
 def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
