@@ -31,12 +31,8 @@ class Exported(NamedTuple):
 
     def part(self, k: int, direction: str) -> dict[str, Host]:
         """Return the weights of layer k in one direction, by their last names."""
-        prefix = f"{k}.{direction}"
-        return {
-            name.removeprefix(prefix): array
-            for name, array in self.weights.items()
-            if name.rpartition(".")[0] == prefix.removesuffix(".")
-        }
+        names = self.layer.names[f"{k}.{direction}"[:-1]]
+        return {last: self.weights[name] for last, name in names.items()}
 
 
 def prepared(

@@ -45,7 +45,9 @@ MLSTM_NAMES = {
     "skip": "xlstm.learnable_skip",
     "up": "xlstm.proj_up",
     "conv": "xlstm.conv1d.conv",
-    **{name: f"xlstm.{name}_proj" for name in "qkv"},
+    "q": "xlstm.q_proj",
+    "k": "xlstm.k_proj",
+    "v": "xlstm.v_proj",
     "gates": "xlstm.mlstm_cell.igate xlstm.mlstm_cell.fgate",
     "outnorm": "xlstm.mlstm_cell.outnorm",
     "down": "xlstm.proj_down",
@@ -53,7 +55,10 @@ MLSTM_NAMES = {
 SLSTM_NAMES = {
     "norm": "xlstm_norm",
     "conv": "xlstm.conv1d.conv",
-    **{name: f"xlstm.{there}gate" for name, there in zip("ifzo", "fizo", strict=True)},
+    "i": "xlstm.fgate",
+    "f": "xlstm.igate",
+    "z": "xlstm.zgate",
+    "o": "xlstm.ogate",
     "cell.Wh": "xlstm.slstm_cell._recurrent_kernel_",
     "cell.b": "xlstm.slstm_cell._bias_",
     "outnorm": "xlstm.group_norm",
@@ -289,13 +294,9 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     model.namespace(params, {})
     config = config_of(model)
     arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
-    file, beside = published.places(Path(path))
     # in YAML 1e-06 would be a string
     text = re.sub(r"(: \d+)e", r"\1.0e", json.dumps(config, indent=2))
-    texts = {beside: text}
-    if beside.name == "config.json" and isinstance(backbone, xLSTMLarge):
-        texts[beside.with_name("config.yaml")] = text  # JSON is YAML
-    published.write(file, arrays, texts)
+    published.write(Path(path), arrays, text, as_yaml=isinstance(backbone, xLSTMLarge))
 
 
 def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:

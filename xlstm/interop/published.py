@@ -87,34 +87,31 @@ class Shards:
         return f"{name} is another array than {self._copies[ours][0][1]}, expected the same"
 
 
-def write(file: Path, arrays: Mapping[str, Host], texts: Mapping[Path, str]) -> None:
-    """Write a safetensors file as PyTorch's are, and texts beside it, each whole or not at all;
-    raises OSError.
+def write(path: Path, arrays: Mapping[str, Host], config: str, as_yaml: bool = False) -> None:
+    """Write a safetensors file as PyTorch's are, and the text of its configuration beside it, each
+    whole or not at all; raises OSError.
+
+    The path is a folder, which is made, or a file `NAME.safetensors`. With `as_yaml` a folder has
+    the configuration once more in `config.yaml`, since JSON is YAML.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    with writing.foreach(file, *texts) as (weights, *descriptions):
+    if path.suffix == ".safetensors":
+        files = [path, path.with_name(f"{path.stem}_config.json")]
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        files = [path / "model.safetensors", path / "config.json"]
+        if as_yaml:
+            files.append(path / "config.yaml")
+    with writing.foreach(*files) as (weights, *descriptions):
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         try:
-            save_file(
-                {n: np.ascontiguousarray(a) for n, a in arrays.items()},
-                weights,
-                metadata={"format": "pt"},
-            )
+            save_file(contiguous, weights, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, for one
             raise OSError(str(error)) from error
-        for description, text in zip(descriptions, texts.values(), strict=True):
-            description.write_bytes(text.encode())
-
-
-def places(path: Path) -> tuple[Path, Path]:
-    """Return the paths of weights and configuration for a folder, which is made, or a file
-    `NAME.safetensors`.
-    """
-    if path.suffix == ".safetensors":
-        return path, path.with_name(f"{path.stem}_config.json")
-    path.mkdir(parents=True, exist_ok=True)
-    return path / "model.safetensors", path / "config.json"
+        for description in descriptions:
+            description.write_bytes(config.encode())
 
 
 def config_beside(
