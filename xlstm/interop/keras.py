@@ -21,6 +21,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
+from xlstm.data.writing import AnyPath
 from xlstm.interop import common, hdf5
 from xlstm.interop.common import Host, Layer, floating, kind_by_shape, one_dtype, reordered
 from xlstm.layers.recurrent import KINDS
@@ -414,7 +415,7 @@ def _snake(name: str) -> str:
 
 
 def to_keras(
-    layer: Layer | SequenceModel, params: Params, path: str | os.PathLike[str] | None = None
+    layer: Layer | SequenceModel, params: Params, path: AnyPath | None = None
 ) -> list[Host]:
     """Return weights in the order of Keras' `get_weights()`, for `set_weights()`, and write a file
     of them.

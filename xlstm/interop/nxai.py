@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.tensors import Tensors
+from xlstm.data.writing import AnyPath
 from xlstm.interop import published
 from xlstm.interop.published import ArrayLayout, Host, Pieces, Shape, Shards, options, values
 from xlstm.layers.blocks.block import round_up
@@ -211,7 +211,7 @@ ONLY_LARGE = (LARGE.keys() | DEFAULTS.keys() | IGNORED_LARGE) - (STACK.keys() | 
 
 @reading.brief()
 def load(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     config: Mapping[str, Any] | None = None,
     *,
     backend: str | Backend | None = None,
@@ -262,7 +262,7 @@ def load(
     return model, published.params(theirs, shards, model.shapes, backend, dtype)
 
 
-def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params) -> None:
+def save(path: AnyPath, model: xLSTMLanguageModel, params: Params) -> None:
     """Write a checkpoint that the published package loads.
 
     Parameters

@@ -18,9 +18,8 @@ from xlstm.arrays.checks import shown
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
 from xlstm.data.pytorch import TorchFile
-from xlstm.data.tensors import Tensors
+from xlstm.data.tensors import Host, Tensors
 
-Host = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
 CONFIGS = ("config.json", "config.yaml")

@@ -7,7 +7,6 @@ Recurrent kernels and biases have the gates' true names.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
+from xlstm.data.writing import AnyPath
 from xlstm.interop import published
 from xlstm.interop.published import ArrayLayout, Host, Pieces, Shape, Shards, only, options, values
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
@@ -142,7 +142,7 @@ MIXERS = {
 
 @reading.brief()
 def load(
-    path: str | os.PathLike[str], *, backend: str | Backend | None = None, dtype: str | None = None
+    path: AnyPath, *, backend: str | Backend | None = None, dtype: str | None = None
 ) -> tuple[TiRex | TiRex2, Params]:
     """Read TiRex-1 or TiRex-2 from a published checkpoint.
 
@@ -190,7 +190,7 @@ def load(
     return model, published.params(theirs, shards, model.shapes, backend, dtype)
 
 
-def save(path: str | os.PathLike[str], model: TiRex | TiRex2, params: Params) -> None:
+def save(path: AnyPath, model: TiRex | TiRex2, params: Params) -> None:
     """Write a checkpoint of TiRex-1 or TiRex-2 with the names and the configuration of the
     published packages.
 

@@ -22,6 +22,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
+from xlstm.data.writing import AnyPath
 from xlstm.interop.common import (
     Host,
     Layer,
@@ -105,7 +106,7 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
 
 @reading.brief()
 def from_torch(
-    state_dict_or_path: Mapping[str, Any] | str | os.PathLike[str],
+    state_dict_or_path: Mapping[str, Any] | AnyPath,
     kind: str | None = None,
     *,
     activation: str | None = None,
@@ -248,7 +249,7 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
 
 
 def _read(
-    source: Mapping[str, Any] | str | os.PathLike[str], prefix: str
+    source: Mapping[str, Any] | AnyPath, prefix: str
 ) -> tuple[dict[str, Host], Mapping[str, str]]:
     """Return the weights whose names begin with the prefix, on the host, and the metadata of a
     file.

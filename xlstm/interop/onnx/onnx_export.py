@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params, leaves
 from xlstm.cells import activations
 from xlstm.data import writing
+from xlstm.data.writing import AnyPath
 from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
@@ -64,7 +64,7 @@ OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agr
 def to_onnx(
     layer: Any,
     params: Params | None = None,
-    path: str | os.PathLike[str] | None = None,
+    path: AnyPath | None = None,
     *,
     lengths: bool = False,
     state: bool = True,

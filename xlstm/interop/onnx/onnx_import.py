@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from xlstm.arrays.checks import few, shown
 from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import reading
+from xlstm.data.writing import AnyPath
 from xlstm.interop.common import GATE_COUNTS, Host, Layer, floating, one_dtype, single
 from xlstm.interop.onnx.onnx_export import DIRECTIONS, FUNCTIONS, INPUTS
 from xlstm.interop.onnx.onnx_files import check, library, parsed, values
@@ -31,9 +31,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 @reading.brief()
-def from_onnx(
-    path_or_model: str | os.PathLike[str] | Any, node: str | None = None
-) -> tuple[Layer, Params]:
+def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[Layer, Params]:
     """Read one recurrent node of an ONNX model, with its weights.
 
     Nodes of other operators are not read. Initial states and `sequence_lens` are not read either:
