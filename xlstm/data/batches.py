@@ -374,7 +374,7 @@ class Sequences(ByRows):
         return [order[batches[k]] for k in rng.permutation(len(batches))]
 
     def truths(self, rows: Host) -> Host:
-        return np.asarray(self._of(self.target, rows))
+        return self._of(self.target, rows)
 
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the batch of some sequences, as long as the longest of them, with `own` columns of
@@ -390,7 +390,7 @@ class Sequences(ByRows):
         """Return targets or masks of sequences in a batch, the columns `own` of it."""
         if self.every_step:
             return _padded(values, rows[own], int(np.max(self.lengths[rows])))
-        return values[rows[own]]
+        return np.asarray(values[rows[own]])
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _differentiable(bridge: Bridge) -> Any:
     def outputs_saved(call: Call) -> list[Any]:
         return [*outputs(call), jax.ShapeDtypeStruct((4,), np.uint32)]
 
-    def gradients(call: Call, *_: Any) -> Call:
+    def gradients(call: Call, *_: Any) -> Any:
         is_real = jax.numpy.issubdtype(call.x.dtype, jax.numpy.floating)  # and no tokens
         derived = Call(call.params, call.x if is_real else None, call.state)
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), derived)

@@ -184,9 +184,8 @@ def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
     singles = [_single(level) for level in levels]
     # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the
     # other direction.
-    follow = all(level.follows for level in levels[1:]) and not (
-        singles[0][0].reverse and len(levels) > 1
-    )
+    is_flipped = singles[0][0].reverse and len(levels) > 1
+    follow = not is_flipped and all(level.follows for level in levels[1:])
     layer, params = common.stacked("from_keras", [level.name for level in levels], singles, follow)
     one_dtype("from_keras", params)
     return layer, params
@@ -294,8 +293,8 @@ def _levels(
             follows = False
         elif described := _described(about):
             kind, both, options = described
-            in_file = datasets is not None
-            weights = _weights(datasets, group, both) if in_file else _built(about["object"], both)
+            is_built = datasets is None
+            weights = _built(about["object"], both) if is_built else _weights(datasets, group, both)
             name = about["config"]["name"]
             levels.append(Level(name, kind, weights, options, follows or not levels))
             # each layer runs on the output of the one before
@@ -391,7 +390,7 @@ def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...
     return (*functions, functions[1]) if kind == "lstm" else functions
 
 
-def _weights(datasets: dict[str, Any], group: str, both: bool) -> list[list[Host]]:
+def _weights(datasets: Any, group: str, both: bool) -> list[list[Host]]:
     """Return the arrays of one layer in a file, by direction."""
     weights = []
     for part in PARTS[both]:

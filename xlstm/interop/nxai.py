@@ -24,10 +24,10 @@ from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
-from xlstm.data.tensors import Tensors
+from xlstm.data.tensors import Host, Tensors
 from xlstm.data.writing import AnyPath
 from xlstm.interop import published
-from xlstm.interop.published import ArrayLayout, Host, Pieces, Shape, Shards, options, values
+from xlstm.interop.published import Layout, Pieces, Shape, Shards, options, values
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.stack import sLSTMBlock, xLSTMStack
@@ -340,20 +340,20 @@ def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) 
         table = LARGE_NAMES if large else table
         names |= published.block(f"backbone.blocks.{k}.", f"{there}.blocks.{k}.", table)
 
-    def layout(ours: str, theirs: str, shape: Shape) -> ArrayLayout | None:
+    def layout(ours: str, theirs: str, shape: Shape) -> Layout | None:
         if ours.endswith(".conv.W"):  # (D, K), with one channel in of each there
-            return ArrayLayout(shape, (0, 1), (shape[0], 1, shape[1]))
+            return shape, (0, 1), (shape[0], 1, shape[1])
         if ".cell." not in ours:
             return None
         N = model.backbone.blocks[int(ours.split(".")[2])].num_heads
         K = model.backbone.size // N
         cuda = shapes.get(theirs.replace("_bias_", "_recurrent_kernel_")) == (N, K, 4 * K)
         if ours.endswith(".b"):  # by gate and head, or by head and gate
-            return ArrayLayout((4, N, K), (1, 0, 2) if cuda else (0, 1, 2), shape)
+            return (4, N, K), (1, 0, 2) if cuda else (0, 1, 2), shape
         # (4, N, K out, K in), as (N, 4 K out, K in) or (N, K in, 4 K out)
         if cuda:
-            return ArrayLayout(shape, (1, 3, 0, 2), (N, K, 4 * K))
-        return ArrayLayout(shape, (1, 0, 2, 3), (N, 4 * K, K))
+            return shape, (1, 3, 0, 2), (N, K, 4 * K)
+        return shape, (1, 0, 2, 3), (N, 4 * K, K)
 
     return published.pieces_of(model.shapes, names, getattr(model.backbone, "v_size", 0), layout)
 

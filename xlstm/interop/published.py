@@ -21,6 +21,7 @@ from xlstm.data.pytorch import TorchFile
 from xlstm.data.tensors import Host, Tensors
 
 Shape = tuple[int, ...]
+Layout = tuple[Shape, Shape, Shape]  # `fine`, `order` and `there` of a `Piece`
 WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
 CONFIGS = ("config.json", "config.yaml")
 blocks = checks.whole(1, 1 << 10)  # no model has more
@@ -161,11 +162,13 @@ def files_of(path: Path, instead: str = "") -> list[Path]:
     )
 
 
-class ArrayLayout(NamedTuple):
-    """The layout of an array there: ours is divided into `fine` axes, which are permuted and joined
-    to `there`.
+class Piece(NamedTuple):
+    """Some rows of a parameter of ours as an array of theirs: divided into `fine` axes, which are
+    permuted and joined to the shape `there`.
     """
 
+    name: str
+    rows: slice
     fine: Shape
     order: Shape
     there: Shape
@@ -181,19 +184,8 @@ class ArrayLayout(NamedTuple):
 
     def read(self, array: Host, shape: Shape) -> Host:
         """Return an array of theirs in our layout and shape."""
-        return (
-            array.reshape([self.fine[k] for k in self.order])
-            .transpose(np.argsort(self.order))
-            .reshape(shape)
-        )
-
-
-class Piece(NamedTuple):
-    """Some rows of a parameter of ours, as an array of theirs, whose shape is `layout.there`."""
-
-    name: str
-    rows: slice
-    layout: ArrayLayout
+        permuted = array.reshape([self.fine[k] for k in self.order])
+        return permuted.transpose(np.argsort(self.order)).reshape(shape)
 
 
 # by our names the arrays of theirs that make a parameter, one below the other
@@ -212,7 +204,7 @@ def pieces_of(
     shapes: Mapping[str, checks.Dims],
     theirs: Mapping[str, Sequence[str]],
     v_size: int,
-    layout: Callable[[str, str, Shape], ArrayLayout | None],
+    layout: Callable[[str, str, Shape], Layout | None],
 ) -> Pieces:
     """Return the arrays of theirs that make each parameter of ours.
 
@@ -235,10 +227,9 @@ def pieces_of(
         start = 0
         for name, n in zip(names, heights, strict=True):
             shape = (n, *rest)
-            same = ArrayLayout(shape, tuple(range(len(shape))), shape)
-            pieces[ours].append(
-                Piece(name, slice(start, start + n), layout(ours, name, shape) or same)
-            )
+            same = (shape, tuple(range(len(shape))), shape)
+            axes = layout(ours, name, shape) or same
+            pieces[ours].append(Piece(name, slice(start, start + n), *axes))
             start += n
     return pieces
 
@@ -247,7 +238,7 @@ def check(pieces: Pieces, shards: Shards, spare: Iterable[str] = ()) -> None:
     """Raise ValueError unless a checkpoint has the arrays of these pieces in their shapes, and none
     beside `spare`.
     """
-    expected = {piece.name: piece.layout.there for some in pieces.values() for piece in some}
+    expected = {piece.name: piece.there for some in pieces.values() for piece in some}
     for name, shape in expected.items():
         if name not in shards.shapes:
             raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
@@ -282,7 +273,7 @@ def params(
 def exported(pieces: Pieces, arrays: Mapping[str, Host]) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are there."""
     return {
-        piece.name: piece.layout.write(np.asarray(arrays[name])[piece.rows])
+        piece.name: piece.write(np.asarray(arrays[name])[piece.rows])
         for name, some in pieces.items()
         for piece in some
     }
@@ -303,11 +294,11 @@ def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: st
         if whole is not None:
             whole[piece.rows] = array
             continue
-        as_it_lies = piece.layout.same and array.dtype.name == dtype
+        as_it_lies = piece.same and array.dtype.name == dtype
         mapped = shards.mapped(piece.name) if as_it_lies else None
         if mapped is not None:
             return mapped.reshape(shape)
-        return np.ascontiguousarray(piece.layout.read(array, shape), dtype=dtype)
+        return np.ascontiguousarray(piece.read(array, shape), dtype=dtype)
     return whole
 
 

@@ -18,10 +18,10 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
-from xlstm.data.tensors import Tensors
+from xlstm.data.tensors import Host, Tensors
 from xlstm.data.writing import AnyPath
 from xlstm.interop import published
-from xlstm.interop.published import ArrayLayout, Host, Pieces, Shape, Shards, only, options, values
+from xlstm.interop.published import Layout, Pieces, Shape, Shards, only, options, values
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
 
 __all__ = ["load", "save"]
@@ -261,14 +261,14 @@ def _pieces(model: TiRex | TiRex2) -> Pieces:
         else:
             names |= published.block(ours, f"stack.{k}.", table)
 
-    def layout(ours: str, theirs: str, shape: Shape) -> ArrayLayout | None:
+    def layout(ours: str, theirs: str, shape: Shape) -> Layout | None:
         if ".cell." not in ours:
             return None
         kernel = f"{ours.rpartition('.')[0]}.Wh"
         _, N, K, _ = (n or 0 for n in model.shapes[kernel].values())
         if ours.endswith(".Wh"):  # (4, N, K out, K in)
-            return ArrayLayout(shape, (1, 3, 0, 2), (N, K, 4 * K) if first else (N, K, 4, K))
-        return ArrayLayout((4, N, K), (1, 0, 2), shape if first else (N, 4, K))
+            return shape, (1, 3, 0, 2), (N, K, 4 * K) if first else (N, K, 4, K)
+        return (4, N, K), (1, 0, 2), shape if first else (N, 4, K)
 
     return published.pieces_of(model.shapes, names, model.size, layout)
 

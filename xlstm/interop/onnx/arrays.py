@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,7 +182,7 @@ class Array:
 
     __array_ufunc__ = None  # operators of NumPy leave the operation to those here
 
-    def __init__(self, name: str, shape: Sequence[int], dtype: Any) -> None:
+    def __init__(self, name: str, shape: Iterable[Any], dtype: Any) -> None:
         self.name = name
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)

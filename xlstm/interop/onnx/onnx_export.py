@@ -25,7 +25,7 @@ from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Widths
-from xlstm.interop.common import Exported, Host, Layer
+from xlstm.interop.common import Host, Layer
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, OnnxGraph
 from xlstm.interop.onnx.onnx_files import library
@@ -41,6 +41,8 @@ from xlstm.recurrence.packing import Packing, Span
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
+# our options by attributes of nodes
+FLAGS = {"input_forget": "coupled_input_forget", "linear_before_reset": "reset_after"}
 # ONNX's name of each of our activations, such as LeakyRelu. Both take their parameters in the same
 # order, alpha, beta.
 FUNCTIONS = {
@@ -222,8 +224,8 @@ def _model(layer: Any, p: Params, state: bool, lengths: bool, step: bool) -> Wri
     if step and (lengths or layer.directions != ("",)):
         name = "lengths" if lengths else "a reverse direction"
         raise ValueError(f"to_onnx: step is True, which does not go with {name}")
-    outer = (BATCH, TIME) if getattr(layer, "batch_first", False) else (TIME, BATCH)
-    outer = (BATCH,) if step else outer
+    outer = [BATCH, TIME] if getattr(layer, "batch_first", False) else [TIME, BATCH]
+    outer = [BATCH] if step else outer
     if isinstance(layer, xLSTMLanguageModel | Embedding):
         x = Array("tokens", outer, np.int64)
     else:
@@ -358,12 +360,12 @@ def _native(
     graph = arrays.current()
     n = len(layer.directions)
     H = layer.hidden_size
-    exported = Exported(layer, {name: graph.constants[a.name] for name, a in p.items()}, None)
+    hosts = {name: graph.constants[a.name] for name, a in p.items()}
     ends: list[list[Array]] = []
     for k in range(layer.num_layers):
         begin = [s[k * n : (k + 1) * n] for s in start]
         inputs = {"X": x.name}
-        for name, weights in _packed(exported, k).items():
+        for name, weights in _packed(layer, hosts, k).items():
             inputs[name] = graph.enter(weights, np.float32, f"{k}.{name}")
         # a constant one is zero, which is the operators' default
         if start[0].name not in graph.fixed:
@@ -375,9 +377,9 @@ def _native(
         last = max(map(INPUTS.index, inputs))
         names = [inputs.get(name, "") for name in INPUTS[: last + 1]]
         graph.node(type(layer).__name__, names, outputs, **_attributes(layer))
-        T = x.shape[0]
-        y = Array(outputs[0], (T, n, BATCH, H), np.float32)
-        x = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (T, BATCH, n * H))
+        y = Array(outputs[0], (x.shape[0], n, BATCH, H), np.float32)
+        y = arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y
+        x = arrays.reshape(y, (x.shape[0], BATCH, n * H))
         after = [Array(name, (n, BATCH, H), np.float32) for name in outputs[1:]]
         if lengths is not None:
             # A sequence without steps ends in the state it began with; onnxruntime says 0, or what
@@ -407,8 +409,8 @@ def _scan(
     with body.open():
         before = [Array(body.name(), a.shape, a.dtype) for a in flat]
         now = [Array(body.name(), a.shape[1:], a.dtype) for a in over]
-        y, after = step(now[0], nested(start, iter(before)))
-        after = [arrays.reshape(a, b.shape) for a, b in zip(leaves(after), before, strict=True)]
+        y, end = step(now[0], nested(start, iter(before)))
+        after = [arrays.reshape(a, b.shape) for a, b in zip(leaves(end), before, strict=True)]
         if lengths is not None:
             is_within = now[1] < lengths
             after = [_where(is_within, a, b) for a, b in zip(after, before, strict=True)]
@@ -422,8 +424,8 @@ def _scan(
         scan_input_directions=[int(reverse)] * len(over),
         scan_output_directions=[int(reverse)],
     )
-    end = [Array(name, s.shape, s.dtype) for name, s in zip(ends, flat, strict=True)]
-    return Array(ys, (x.shape[0], *y.shape), y.dtype), nested(start, iter(end))
+    final = [Array(name, s.shape, s.dtype) for name, s in zip(ends, flat, strict=True)]
+    return Array(ys, (x.shape[0], *y.shape), y.dtype), nested(start, iter(final))
 
 
 def _where(there: Array, new: Array, old: Any) -> Array:
@@ -444,12 +446,12 @@ def _steps() -> Array:
     return Array(steps, (TIME,), np.int64)
 
 
-def _packed(exported: Exported, k: int) -> dict[str, list[Host]]:
+def _packed(layer: Layer, hosts: dict[str, Host], k: int) -> dict[str, list[Host]]:
     """Return W, R, B and P of layer k, each an array for every direction."""
     packed: dict[str, list[Host]] = defaultdict(list)
-    layer = exported.layer
     for direction in layer.directions:
-        weights = exported.part(k, direction)
+        names = layer.names[f"{k}.{direction}"[:-1]]
+        weights = {last: hosts[name] for last, name in names.items()}
         if isinstance(layer, LSTM) and layer.coupled_input_forget:
             # ONNX's coupled LSTM has rows of the forget gate, the third, and does not look at them.
             H = layer.hidden_size
@@ -477,11 +479,7 @@ def _attributes(layer: Layer) -> dict[str, Any]:
         attributes["clip"] = float(layer.clip)
     if layer.activations is not None:
         attributes |= _activations(layer.activations)
-    if isinstance(layer, LSTM) and layer.coupled_input_forget:
-        attributes["input_forget"] = 1
-    if isinstance(layer, GRU) and layer.reset_after:
-        attributes["linear_before_reset"] = 1
-    return attributes
+    return attributes | {name: 1 for name, ours in FLAGS.items() if getattr(layer, ours, False)}
 
 
 def _activations(functions: Sequence[str]) -> dict[str, Any]:

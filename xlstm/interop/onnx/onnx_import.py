@@ -15,7 +15,7 @@ from xlstm.cells import activations
 from xlstm.data import reading
 from xlstm.data.writing import AnyPath
 from xlstm.interop.common import GATE_COUNTS, Host, Layer, floating, one_dtype, single
-from xlstm.interop.onnx.onnx_export import DIRECTIONS, FUNCTIONS, INPUTS
+from xlstm.interop.onnx.onnx_export import DIRECTIONS, FLAGS, FUNCTIONS, INPUTS
 from xlstm.interop.onnx.onnx_files import check, library, parsed, values
 from xlstm.layers.recurrent import KINDS
 
@@ -25,7 +25,7 @@ KINDS_THERE = {kind.upper(): kind for kind in KINDS}  # ours by operators
 BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
 # Attributes of few values, of which the first is the default.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("layout", "input_forget", "linear_before_reset"), (0, 1)),
+    **dict.fromkeys(("layout", *FLAGS), (0, 1)),
     "direction": tuple(DIRECTIONS),
 }
 
@@ -195,13 +195,11 @@ def _layer(
         "reverse": directions == ("reverse.",),
         "batch_first": attributes["layout"] == 1,
     }
+    for name, ours in FLAGS.items():
+        if hasattr(KINDS[kind], ours):
+            options[ours] = attributes[name] == 1
     if kind == "lstm":
-        options |= {
-            "peepholes": "P" in arrays,
-            "coupled_input_forget": attributes["input_forget"] == 1,
-        }
-    elif kind == "gru":
-        options["reset_after"] = attributes["linear_before_reset"] == 1
+        options["peepholes"] = "P" in arrays
     if "clip" in attributes:
         options["clip"] = shortest(attributes["clip"])
     if attributes.get("activations"):
@@ -215,12 +213,9 @@ def _layer(
         params["p"] = arrays["P"]
     if attributes["input_forget"] == 1:  # the rows of the forget gate, the third, are not used
         H = arrays["R"].shape[-1]
-        params = {
-            name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()
-        }
-    parts = [
-        {name: array[d].copy() for name, array in params.items()} for d in range(len(directions))
-    ]
+        unused = slice(2 * H, 3 * H)
+        params = {name: np.delete(array, unused, axis=1) for name, array in params.items()}
+    parts = [{name: a[d].copy() for name, a in params.items()} for d in range(len(directions))]
     return single(kind, parts, **options)
 
 
