@@ -374,7 +374,7 @@ class Sequences(ByRows):
         return [order[batches[k]] for k in rng.permutation(len(batches))]
 
     def truths(self, rows: Host) -> Host:
-        return self._of(self.target, rows)
+        return self._of(self.target, rows, int(np.max(self.lengths[rows])))
 
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the batch of some sequences, as long as the longest of them, with `own` columns of
@@ -382,15 +382,13 @@ class Sequences(ByRows):
         """
         T = int(np.max(self.lengths[rows]))
         x = _padded(self.sequences, rows[own], T)
-        target = self._of(self.target, rows, own)
-        mask = None if self.mask is None else self._of(self.mask, rows)
+        target = self._of(self.target, rows[own], T)
+        mask = None if self.mask is None else self._of(self.mask, rows, T)
         return Batch(x, target, mask, True, self.lengths[rows])
 
-    def _of(self, values: Any, rows: Host, own: slice = slice(None)) -> Host:
-        """Return targets or masks of sequences in a batch, the columns `own` of it."""
-        if self.every_step:
-            return _padded(values, rows[own], int(np.max(self.lengths[rows])))
-        return np.asarray(values[rows[own]])
+    def _of(self, values: Any, rows: Host, T: int) -> Host:
+        """Return the targets or the masks of some of the sequences."""
+        return _padded(values, rows, T) if self.every_step else np.asarray(values[rows])
 
 
 @dataclass(frozen=True)

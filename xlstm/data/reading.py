@@ -203,7 +203,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
+def construct(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
     """Return an object of options by name, after those that are given first; ValueError where it
     does not take them.
     """

@@ -310,7 +310,7 @@ class FiledEstimator(Estimator):
         try:
             facts = checks.instance(dict, "an object")("file", "facts", config.get("facts"))
             checkpoint.finite(cls.KIND, arrays)
-            estimator = reading.made("settings", cls, config.get("settings"))
+            estimator = reading.construct("settings", cls, config.get("settings"))
             for name in config["settings"].keys() & set(RUN):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
             estimator.set_params(**estimator.checked())

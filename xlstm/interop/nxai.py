@@ -399,49 +399,51 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
     """Return the model of a block stack's configuration, which has a dict for each kind of block,
     or none at all.
     """
-    mlstm = config.get("mlstm_block")
-    slstm = config.get("slstm_block")
-    nested = mlstm is not None or slstm is not None
+    nested = any(config.get(name) is not None for name in ("mlstm_block", "slstm_block"))
     names = STACK if nested else STACK | FLAT
     settings: dict[str, Any] = {"num_blocks": 1, "size": 128}
     settings |= options(config, where, names, IGNORED | WHOLE, FIXED, ["vocab_size"])
-    if not nested:
-        settings |= {
-            f"slstm_{name}": settings.get(name, 4) for name in ("num_heads", "conv_kernel_size")
-        }
-    elif mlstm is not None:
-        settings |= _block(mlstm, f"{where}.mlstm_block", "mlstm", MLSTM)
+    if nested:
+        settings |= _blocks(config, where)
     else:
-        settings["slstm_at"] = "all"
-    if slstm is not None:
-        settings |= {"slstm_num_heads": 4, "slstm_conv_kernel_size": 4, "ffn_dropout": 0.0}
-        settings |= _block(slstm, f"{where}.slstm_block", "slstm", SLSTM)
-        if (feed := slstm.get("feedforward", {})) is None:
-            settings |= {"ffn_proj_factor": 0.0, "ffn_dropout": None}
-        else:
-            inside = f"{where}.slstm_block.feedforward"
-            settings |= options(feed, inside, FEED_FORWARD, IGNORED, {**FIXED, "bias": False})
-    elif nested and settings.get("slstm_at"):
-        raise ValueError(
-            f"{where}: slstm_at is {shown(settings['slstm_at'])}, but there is no slstm_block"
-        )
+        settings["slstm_num_heads"] = settings.get("num_heads", 4)
+        settings["slstm_conv_kernel_size"] = settings.get("conv_kernel_size", 4)
     num_blocks = published.blocks(where, "num_blocks", settings["num_blocks"])
     if settings.get("slstm_at") == "all":
         settings["slstm_at"] = range(num_blocks)
     if "ffn_activation" in settings:
-        settings["ffn_activation"] = ACTIVATIONS[
-            checks.choice(ACTIVATIONS)(where, "act_fn", settings["ffn_activation"])
-        ]
+        name = checks.choice(ACTIVATIONS)(where, "act_fn", settings["ffn_activation"])
+        settings["ffn_activation"] = ACTIVATIONS[name]
     dropout = config.get("dropout", 0.0)
     if settings.get("ffn_dropout") == dropout:
         settings["ffn_dropout"] = None
     backbone = xLSTMStack(**settings, eps=EPS)
-    dropped = checks.flag(
-        where, "add_embedding_dropout", config.get("add_embedding_dropout", False)
-    )
+    dropped = config.get("add_embedding_dropout", False)
+    rate = dropout if checks.flag(where, "add_embedding_dropout", dropped) else 0.0
     tied = config.get("tie_weights", False)
-    rate = dropout if dropped else 0.0
     return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, embedding_dropout=rate)
+
+
+def _blocks(config: Config, where: str) -> dict[str, Any]:
+    """Return the options of the blocks, which a configuration has in a dict for each kind."""
+    mlstm = config.get("mlstm_block")
+    slstm = config.get("slstm_block")
+    settings: dict[str, Any] = {"slstm_at": "all"}
+    if mlstm is not None:
+        settings = _block(mlstm, f"{where}.mlstm_block", "mlstm", MLSTM)
+    if slstm is None:
+        if config.get("slstm_at"):
+            raise ValueError(
+                f"{where}: slstm_at is {shown(config['slstm_at'])}, but there is no slstm_block"
+            )
+        return settings
+    settings |= {"slstm_num_heads": 4, "slstm_conv_kernel_size": 4, "ffn_dropout": 0.0}
+    settings |= _block(slstm, f"{where}.slstm_block", "slstm", SLSTM)
+    feed = slstm.get("feedforward", {})
+    if feed is None:
+        return settings | {"ffn_proj_factor": 0.0, "ffn_dropout": None}
+    inside = f"{where}.slstm_block.feedforward"
+    return settings | options(feed, inside, FEED_FORWARD, IGNORED, {**FIXED, "bias": False})
 
 
 def _block(block: Any, where: str, kind: str, names: Mapping[str, str]) -> dict[str, Any]:

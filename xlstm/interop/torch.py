@@ -162,7 +162,7 @@ def from_torch(
     """
     checks.optional(checks.choice(KINDS))("from_torch", "kind", kind)
     weights, metadata = _read(state_dict_or_path, prefix)
-    first = [f"{prefix}{NAMES[name]}_l0" for name in ("Wx", "Wh")]
+    first = [f"{prefix}weight_ih_l0", f"{prefix}weight_hh_l0"]
     for name in first:
         if name not in weights:
             raise ValueError(
@@ -195,10 +195,7 @@ def from_torch(
         options["proj_size"] = P
     if activation != "tanh":
         options["activations"] = activation
-    layers = sum(
-        re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None
-        for name in weights
-    )
+    layers = sum(bool(re.fullmatch(r"weight_ih_l\d{1,6}", name[len(prefix) :])) for name in weights)
     layer = KINDS[kind](D, rows // len(ORDER[kind]), layers, **options)
     theirs = {name: prefix + _name(name) for name in layer.shapes}
     checks.params(

@@ -162,7 +162,8 @@ def to_onnx(
                 " its network alone"
             )
         metadata, signature, formula = layer.for_export(lengths)
-        layer, params = layer.model_, layer.params_
+        params = layer.params_
+        layer = layer.model_
     weights: Params = {} if params is None else params
     LAYER("to_onnx", "layer", layer).check(weights)
     with _writing(OnnxGraph(opset)) as graph:
