@@ -124,7 +124,8 @@ class Tensors:
         if begin[8:9] == b"{":
             return ""
         unknown = f"begins with {begin!r}" if begin else "is empty"
-        return f"it {next((kind for first, kind in OTHERS.items() if begin.startswith(first)), unknown)}"
+        kinds = (kind for first, kind in OTHERS.items() if begin.startswith(first))
+        return f"it {next(kinds, unknown)}"
 
     def _read_header(self) -> None:
         # it raises unless arrays have their sizes and fill the file without a gap

@@ -25,6 +25,19 @@ from xlstm.interop.onnx.onnx_files import library
 BATCH = 2**31 - 1
 TIME = 2**31 - 19
 OPEN = {"batch": BATCH, "time": TIME}  # by the names that values and axes have in the graph
+# by names of NumPy's functions
+OPERATORS = {
+    "add": "Add",
+    "multiply": "Mul",
+    "subtract": "Sub",
+    "divide": "Div",
+    "negative": "Neg",
+    "less": "Less",
+    "less_equal": "LessOrEqual",
+    "greater": "Greater",
+    "greater_equal": "GreaterOrEqual",
+    "bitwise_and": "And",
+}
 CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And")
 
 float32 = np.dtype("float32")
@@ -168,19 +181,10 @@ def current() -> OnnxGraph:
     return _current.get()
 
 
-def _operator(op_type: str, swapped: bool = False) -> Any:
-    """Return the method that adds a node; operands are swapped in reflected operators."""
-
-    def operate(self: Array, other: Any) -> Array:
-        return _pointwise(op_type, *((other, self) if swapped else (self, other)))
-
-    return operate
-
-
-class Array:
+class Array(np.lib.mixins.NDArrayOperatorsMixin):
     """The result of a node, or a constant."""
 
-    __array_ufunc__ = None  # operators of NumPy leave the operation to those here
+    __hash__ = object.__hash__
 
     def __init__(self, name: str, shape: Iterable[Any], dtype: Any) -> None:
         self.name = name
@@ -232,22 +236,11 @@ class Array:
         bounds = [current().enter(numbers, int64) for numbers in zip(*cuts, strict=True)]
         return reshape(_node("Slice", [self, *bounds], sizes, self.dtype), shape)
 
-    __add__ = _operator("Add")
-    __radd__ = _operator("Add", swapped=True)
-    __mul__ = _operator("Mul")
-    __rmul__ = _operator("Mul", swapped=True)
-    __sub__ = _operator("Sub")
-    __rsub__ = _operator("Sub", swapped=True)
-    __truediv__ = _operator("Div")
-    __rtruediv__ = _operator("Div", swapped=True)
-    __lt__ = _operator("Less")
-    __le__ = _operator("LessOrEqual")
-    __gt__ = _operator("Greater")
-    __ge__ = _operator("GreaterOrEqual")
-    __and__ = _operator("And")
-
-    def __neg__(self) -> Array:
-        return _pointwise("Neg", self)
+    def __array_ufunc__(self, ufunc: Any, method: str, *operands: Any, **_: Any) -> Any:
+        """Write an operator of Python, whose function of NumPy this is."""
+        if ufunc.__name__ not in OPERATORS:
+            return NotImplemented
+        return _pointwise(OPERATORS[ufunc.__name__], *operands)
 
     def __matmul__(self, other: Array) -> Array:
         batch = _broadcast(self.shape[:-2], other.shape[:-2])
