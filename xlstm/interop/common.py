@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,23 +22,17 @@ Layer = LSTM | GRU | RNN
 GATE_COUNTS = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
-class Exported(NamedTuple):
-    """A recurrent layer with its weights on the host, and the head above it if there is one."""
-
-    layer: Layer
-    weights: dict[str, Host]
-    head: tuple[Host, Host] | None  # W (O, directions * H) and b (O,)
-
-    def part(self, k: int, direction: str) -> dict[str, Host]:
-        """Return the weights of layer k in one direction, by their last names."""
-        names = self.layer.names[f"{k}.{direction}"[:-1]]
-        return {last: self.weights[name] for last, name in names.items()}
+def part(layer: Layer, arrays: Mapping[str, Any], k: int, direction: str) -> dict[str, Any]:
+    """Return the arrays of layer k in one direction, by their last names."""
+    names = layer.names[f"{k}.{direction}"[:-1]]
+    return {last: arrays[name] for last, name in names.items()}
 
 
 def prepared(
     who: str, library: str, model: Any, params: Params, absent: Mapping[str, Any]
-) -> Exported:
-    """Check a layer or a `SequenceModel` and its parameters before `who` writes them for a library.
+) -> tuple[Layer, dict[str, Host], tuple[Host, Host] | None]:
+    """Return what `who` writes of a model for a library: the recurrent layer, its weights on the
+    host, and the W (O, directions * H) and b (O,) of the head above it, or None.
 
     `absent` maps each option that the library lacks to the value that means it is not used. No
     library has layer_norm, cell_clip or zoneout, which changes inference too. Raise TypeError if
@@ -66,9 +60,7 @@ def prepared(
     checks.params(type(model).__name__, params, model.shapes)
     host = {name: to_numpy(array) for name, array in params.items()}
     head = (host.pop("head.W"), host.pop("head.b")) if whole else None
-    return Exported(
-        layer, {name.removeprefix("recurrent."): array for name, array in host.items()}, head
-    )
+    return layer, {name.removeprefix("recurrent."): a for name, a in host.items()}, head
 
 
 def package(name: str, message: str) -> Any:

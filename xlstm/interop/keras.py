@@ -445,8 +445,7 @@ def to_keras(
     OSError
         The file cannot be written.
     """
-    exported = common.prepared("to_keras", "Keras", layer, params, ABSENT)
-    recurrent, _, head = exported
+    recurrent, hosts, head = common.prepared("to_keras", "Keras", layer, params, ABSENT)
     _refuse(recurrent)
     kind = type(recurrent).__name__.lower()
     both = recurrent.bidirectional
@@ -456,8 +455,8 @@ def to_keras(
         group = f"{base}_{k}" if k else base
         arrays[f"{group}/vars"] = []
         for direction, part in zip(recurrent.directions, PARTS[both], strict=True):
-            weights = _arrays(recurrent, ORDER[kind], exported.part(k, direction))
-            arrays[f"{group}/{part}cell/vars"] = weights
+            weights = common.part(recurrent, hosts, k, direction)
+            arrays[f"{group}/{part}cell/vars"] = _arrays(recurrent, ORDER[kind], weights)
             arrays[f"{group}/{part}vars"] = []
     if head is not None:
         arrays["layers/dense/vars"] = [np.ascontiguousarray(head[0].T), head[1]]

@@ -25,7 +25,7 @@ from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Widths
-from xlstm.interop.common import Host, Layer
+from xlstm.interop.common import Host, Layer, part
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, OnnxGraph
 from xlstm.interop.onnx.onnx_files import library
@@ -314,8 +314,7 @@ def _over_time(
                 reverse=False,
                 dropout=0.0,
             )
-            names = layer.names[f"{k}.{direction}"[:-1]]
-            weights = {f"0.{last}": p[name] for last, name in names.items()}
+            weights = {f"0.{name}": a for name, a in part(layer, p, k, direction).items()}
             begin = tuple(s[len(ends) : len(ends) + 1] for s in start)
             step = functools.partial(forward.run_step, arrays, weights)
             y, end = _scan(step, x, begin, lengths, reverse=bool(direction))
@@ -451,8 +450,7 @@ def _packed(layer: Layer, hosts: dict[str, Host], k: int) -> dict[str, list[Host
     """Return W, R, B and P of layer k, each an array for every direction."""
     packed: dict[str, list[Host]] = defaultdict(list)
     for direction in layer.directions:
-        names = layer.names[f"{k}.{direction}"[:-1]]
-        weights = {last: hosts[name] for last, name in names.items()}
+        weights = part(layer, hosts, k, direction)
         if isinstance(layer, LSTM) and layer.coupled_input_forget:
             # ONNX's coupled LSTM has rows of the forget gate, the third, and does not look at them.
             H = layer.hidden_size
