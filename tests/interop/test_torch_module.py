@@ -271,8 +271,8 @@ def alike(scale):
 
 def test_layers_that_look_alike():
     nets = [module(alike(scale)) for scale in (1.0, 10.0)]
+    nets.append(copy.deepcopy(nets[0]))
     x = torch.ones(B, D)
-    assert len({net._spec for net in (*nets, copy.deepcopy(nets[1]))}) == 3
     torch.compiler.reset()
     for net in nets:
         assert torch.equal(torch.compile(net, backend="eager")(x), net(x))
@@ -281,7 +281,7 @@ def test_layers_that_look_alike():
     del net, nets
     torch.compiler.reset()
     gc.collect()
-    with pytest.raises(ValueError, match=r"^xlstm::forward: .* is gone or of another process"):
+    with pytest.raises(ValueError, match="^xlstm::forward: .* is gone or of another process"):
         program(x)
 
 
