@@ -281,7 +281,7 @@ def test_layers_that_look_alike():
     del net, nets
     torch.compiler.reset()
     gc.collect()
-    with pytest.raises(ValueError, match="^xlstm::forward: .* is gone or of another process"):
+    with pytest.raises(ValueError, match=r"^xlstm::forward: .* is gone or of another process"):
         program(x)
 
 

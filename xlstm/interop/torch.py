@@ -190,11 +190,10 @@ def from_torch(
         "batch_first": batch_first,
         "bias": has_bias,
         "recurrent_bias": has_bias,
+        "activations": None if activation == "tanh" else activation,
     }
     if projected and kind == "lstm":
         options["proj_size"] = P
-    if activation != "tanh":
-        options["activations"] = activation
     layers = sum(bool(re.fullmatch(r"weight_ih_l\d{1,6}", name[len(prefix) :])) for name in weights)
     layer = KINDS[kind](D, rows // len(ORDER[kind]), layers, **options)
     theirs = {name: prefix + _name(name) for name in layer.shapes}
