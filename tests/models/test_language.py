@@ -167,7 +167,7 @@ def test_text_needs_a_tokenizer():
 
 
 def test_text_comes_in_whole_characters():
-    stream = text.Stream(text.Bytes())
+    stream = text.TextStream(text.Bytes())
     shown = [stream.push(token) for token in "aäü".encode()]
     assert shown == ["a", "", "ä", "", "ü"]
     assert stream.rest() == ""

@@ -28,7 +28,7 @@ def to_tensor(array: Array) -> Tensor:
     It has a copy where nobody may write to the array, as to one of JAX, or the array goes
     backwards.
     """
-    torch = optional_imports.torch()
+    torch = sys.modules.get("torch") or optional_imports.torch()
     if not isinstance(array, np.ndarray):
         if not array_api_compat.is_jax_array(array):
             return torch.from_dlpack(array)

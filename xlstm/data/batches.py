@@ -126,24 +126,19 @@ class Windows(ByRows):
         kinds = {"x": numbers, "target": numbers, "mask": checks.optional(weights)}
         checks.fields(self, **kinds, batch_size=checks.size, every_step=checks.flag)
         axes = 2 if self.every_step else 1
-        if (
-            not is_input(self.x, 3)
-            or 0 in self.x.shape[:2]
-            or self.x.shape[:axes] != self.target.shape[:axes]
-        ):
+        fits = is_input(self.x, 3) and self.x.shape[:axes] == self.target.shape[:axes]
+        if not fits or 0 in self.x.shape[:2]:
             leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
-            expected = (
-                f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
-            )
             raise ValueError(
-                f"Windows: x has shape {self.x.shape} and target {self.target.shape}, {expected}"
+                f"Windows: x has shape {self.x.shape} and target {self.target.shape}, expected"
+                f" (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
             )
         check_mask("Windows", self.mask, self.target, axes)
         there = None
         if self.lengths is not None:
             N, T = self.x.shape[:2]
             lengths = checked_lengths("Windows", self.lengths, T, N)
-            object.__setattr__(self, "lengths", lengths)
+            vars(self)["lengths"] = lengths
             there = np.arange(T) < lengths[:, None]
         finite("Windows", "x", self.x, counts=there)
         finite("Windows", "target", self.target)
@@ -159,16 +154,14 @@ class Windows(ByRows):
         return self.target[rows]
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        arrays = (self.x, self.target, self.mask, self.lengths)
-        mine = rows[own]
-        places = (mine, mine, rows, rows)
-        x, target, mask, lengths = (
-            None if a is None else a[at] for a, at in zip(arrays, places, strict=True)
-        )
+        x = time_first(self.x[rows[own]])
+        target = self.target[rows[own]]
+        mask = None if self.mask is None else self.mask[rows]
+        lengths = None if self.lengths is None else self.lengths[rows]
         if self.every_step:
             target = time_first(target)
-            mask = time_first(mask)
-        return Batch(time_first(x), target, mask, True, lengths)
+            mask = None if mask is None else time_first(mask)
+        return Batch(x, target, mask, True, lengths)
 
 
 @dataclass(frozen=True)
@@ -270,9 +263,8 @@ class Streams:
     def _streams(self, rows: Host) -> Host:
         """Return rows (N, ...) as streams side by side, (N/B, B, ...)."""
         each = len(rows) // self.batch_size
-        return np.swapaxes(
-            rows[: each * self.batch_size].reshape(self.batch_size, each, *rows.shape[1:]), 0, 1
-        )
+        used = rows[: each * self.batch_size]
+        return np.swapaxes(used.reshape(self.batch_size, each, *rows.shape[1:]), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -331,43 +323,39 @@ class Sequences(ByRows):
         checks.fields(self, batch_size=checks.size, every_step=checks.flag, bucket=checks.count)
         rows = _of_one_width(_arrays("sequences", self.sequences, numbers))
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        if 0 in lengths.shape or 0 in lengths:
-            empty = (
-                f"sequences[{lengths.tolist().index(0)}] is empty"
-                if len(rows)
-                else "there are no sequences"
-            )
-            raise ValueError(f"Sequences: {empty}, expected one step or more")
-        target = self.target
-        mask = self.mask
-        if self.every_step:
-            target = _arrays("target", target, numbers, lengths)
-            mask = None if mask is None else _arrays("mask", mask, weights, lengths)
-            for k, truth in enumerate(target):
-                finite("Sequences", f"target[{k}]", truth)
-                if truth.shape[1:] != target[0].shape[1:]:
-                    expected = f"(T, ...) like target[0], {target[0].shape}"
-                    raise ValueError(
-                        f"Sequences: target[{k}] has shape {truth.shape}, expected {expected}"
-                    )
-                check_mask(f"Sequences: sequence {k}", None if mask is None else mask[k], truth, 1)
-        else:
-            target = numbers("Sequences", "target", target)
-            mask = checks.optional(weights)("Sequences", "mask", mask)
-            if target.ndim == 0 or len(target) != len(rows):
-                expected = f"(N, ...) with N = {len(rows)}"
-                raise ValueError(f"Sequences: target has shape {target.shape}, expected {expected}")
-            finite("Sequences", "target", target)
-            check_mask("Sequences", mask, target, 1)
+        if not rows or 0 in lengths:
+            empty = np.argmin(lengths) if rows else 0
+            problem = f"sequences[{empty}] is empty" if rows else "there are no sequences"
+            raise ValueError(f"Sequences: {problem}, expected one step or more")
+        target, mask = self._targets_of_steps(lengths) if self.every_step else self._targets(rows)
         for k, row in enumerate(rows):
             finite("Sequences", f"sequences[{k}]", row)
-        for name, value in {
-            "sequences": rows,
-            "target": target,
-            "mask": mask,
-            "lengths": lengths,
-        }.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(sequences=rows, target=target, mask=mask, lengths=lengths)
+
+    def _targets(self, rows: list[Host]) -> tuple[Host, Host | None]:
+        """Return the target and the mask after the last step of each sequence."""
+        target = numbers("Sequences", "target", self.target)
+        mask = checks.optional(weights)("Sequences", "mask", self.mask)
+        if target.ndim == 0 or len(target) != len(rows):
+            expected = f"(N, ...) with N = {len(rows)}"
+            raise ValueError(f"Sequences: target has shape {target.shape}, expected {expected}")
+        finite("Sequences", "target", target)
+        check_mask("Sequences", mask, target, 1)
+        return target, mask
+
+    def _targets_of_steps(self, lengths: Host) -> tuple[list[Host], list[Host] | None]:
+        """Return the targets and the masks of all steps of each sequence."""
+        target = _arrays("target", self.target, numbers, lengths)
+        mask = None if self.mask is None else _arrays("mask", self.mask, weights, lengths)
+        for k, truth in enumerate(target):
+            finite("Sequences", f"target[{k}]", truth)
+            if truth.shape[1:] != target[0].shape[1:]:
+                expected = f"(T, ...) like target[0], {target[0].shape}"
+                raise ValueError(
+                    f"Sequences: target[{k}] has shape {truth.shape}, expected {expected}"
+                )
+            check_mask(f"Sequences: sequence {k}", None if mask is None else mask[k], truth, 1)
+        return target, mask
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -378,31 +366,29 @@ class Sequences(ByRows):
         shuffles, or in order.
         """
         batches = orders(len(self.lengths), self.batch_size, None)
-        if rng is not None:
-            pools = orders(len(self.lengths), self.bucket * self.batch_size, rng)
-            order = np.concatenate(
-                [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
-            )
-            batches = [order[batches[k]] for k in rng.permutation(len(batches))]
-        return batches
+        if rng is None:
+            return batches
+        pools = orders(len(self.lengths), self.bucket * self.batch_size, rng)
+        by_length = [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
+        order = np.concatenate(by_length)
+        return [order[batches[k]] for k in rng.permutation(len(batches))]
 
     def truths(self, rows: Host) -> Host:
-        return np.asarray(self._rows_of(self.target, rows, int(np.max(self.lengths[rows]))))
+        return self._of(self.target, rows, int(np.max(self.lengths[rows])))
 
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the batch of some sequences, as long as the longest of them, with `own` columns of
         x and target.
         """
         T = int(np.max(self.lengths[rows]))
-        target = self._rows_of(self.target, rows[own], T)
-        mask = self._rows_of(self.mask, rows, T)
-        return Batch(_padded(self.sequences, rows[own], T), target, mask, True, self.lengths[rows])
+        x = _padded(self.sequences, rows[own], T)
+        target = self._of(self.target, rows[own], T)
+        mask = None if self.mask is None else self._of(self.mask, rows, T)
+        return Batch(x, target, mask, True, self.lengths[rows])
 
-    def _rows_of(self, values: Any, rows: Host, T: int) -> Any:
+    def _of(self, values: Any, rows: Host, T: int) -> Host:
         """Return the targets or the masks of some of the sequences."""
-        if values is None:
-            return None
-        return _padded(values, rows, T) if self.every_step else values[rows]
+        return _padded(values, rows, T) if self.every_step else np.asarray(values[rows])
 
 
 @dataclass(frozen=True)
@@ -476,9 +462,9 @@ def is_input(x: Host, ndim: int) -> bool:
     return x.ndim == ndim or (x.ndim == ndim - 1 and x.dtype.kind in "iu")
 
 
-def time_first(array: Host | None) -> Host | None:
+def time_first(array: Host) -> Host:
     """Return an array (B, T, ...) as (T, B, ...)."""
-    return None if array is None else np.ascontiguousarray(np.swapaxes(array, 0, 1))
+    return np.ascontiguousarray(np.swapaxes(array, 0, 1))
 
 
 def _arrays(name: str, values: Any, kind: checks.Kind, lengths: Host | None = None) -> list[Host]:
@@ -490,14 +476,15 @@ def _arrays(name: str, values: Any, kind: checks.Kind, lengths: Host | None = No
     ):
         raise TypeError(f"Sequences: {name} is {checks.shown(values)}, expected a list of arrays")
     rows = [kind("Sequences", f"{name}[{k}]", values[k]) for k in range(len(values))]
-    if lengths is not None and len(rows) != len(lengths):
+    if lengths is None:
+        return rows
+    if len(rows) != len(lengths):
         expected = f"one for each of {len(lengths)} sequences"
         raise ValueError(f"Sequences: {name} has {len(rows)} entries, expected {expected}")
-    for k, (row, length) in enumerate(zip(rows, () if lengths is None else lengths, strict=False)):
+    for k, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         if row.shape[:1] != (length,):
-            expected = f"(T, ...) with T = {length}" + (
-                ", as every_step is True" if name == "target" else ""
-            )
+            hint = ", as every_step is True" if name == "target" else ""
+            expected = f"(T, ...) with T = {length}{hint}"
             raise ValueError(f"Sequences: {name}[{k}] has shape {row.shape}, expected {expected}")
     return rows
 
@@ -506,12 +493,12 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
     """Return sequences as tokens (T_i,), where all of them are, else as numbers (T_i, D)."""
     if all(row.ndim == 1 and row.dtype.kind in "iu" for row in rows):
         return rows
-    columns = [row[:, None] if row.ndim == 1 else row for row in rows]
-    for k, row in enumerate(columns):
-        if row.ndim != 2 or row.shape[1] != columns[0].shape[-1]:
+    wide = [row[:, None] if row.ndim == 1 else row for row in rows]
+    for k, row in enumerate(wide):
+        if row.ndim != 2 or row.shape[1] != wide[0].shape[-1]:
             shapes = f"sequences[{k}] has shape {rows[k].shape} and sequences[0] {rows[0].shape}"
             raise ValueError(f"Sequences: {shapes}, expected (T, D) with one D, or (T,)")
-    return columns
+    return wide
 
 
 def orders(count: int, size: int, rng: np.random.Generator | None) -> list[Host]:
@@ -543,9 +530,10 @@ def _padded(arrays: list[Host], rows: Host, T: int) -> Host:
     """Return some of the arrays (T_i, ...) side by side, (T, B, ...), with zeros after the end of
     each.
     """
-    batch = [arrays[k] for k in rows]
-    padded = np.zeros((T, len(batch), *arrays[0].shape[1:]), np.result_type(*(batch or arrays[:1])))
-    for b, array in enumerate(batch):
+    columns = [arrays[k] for k in rows]
+    dtype = np.result_type(*(columns or arrays[:1]))
+    padded = np.zeros((T, len(columns), *arrays[0].shape[1:]), dtype)
+    for b, array in enumerate(columns):
         padded[: len(array), b] = array
     return padded
 

@@ -81,10 +81,9 @@ def finite(
     if np.any(bad):
         at = tuple(int(k) for k in np.argwhere(bad)[0])
         value = array[at]
-        expected = (
-            f"more than {dtype} has room for" if np.isfinite(value) else "expected finite numbers"
-        )
-        raise ValueError(f"{where}: {name}{list(at)} is {value:g}, {expected}")
+        is_large = np.isfinite(value)
+        problem = f"more than {dtype} has room for" if is_large else "expected finite numbers"
+        raise ValueError(f"{where}: {name}{list(at)} is {value:g}, {problem}")
 
 
 class SeriesError(ValueError):
@@ -131,12 +130,12 @@ def series(where: str, value: Any) -> Values:
         raise ValueError(f"{where}: the series is empty, expected values (N,) or (N, C)")
     for row, c in np.argwhere(np.abs(array) > LARGEST):
         column_of = f" in column {c}" if array.shape[1] > 1 else ""
-        expected = f"expected numbers from {-LARGEST:g} to {LARGEST:g}{column_of}"
-        raise SeriesError(where, int(row), array[row, c], expected)
+        problem = f"expected numbers from {-LARGEST:g} to {LARGEST:g}{column_of}"
+        raise SeriesError(where, int(row), array[row, c], problem)
     return array
 
 
-def check_reach(where: str, known: Values, units: Values, dtype: str, begin: int = 0) -> None:
+def check_reach(where: str, rows: Values, units: Values, dtype: str, begin: int = 0) -> None:
     """Raise SeriesError for a value so far from the others that its square, once scaled, overflows
     the dtype.
 
@@ -144,20 +143,20 @@ def check_reach(where: str, known: Values, units: Values, dtype: str, begin: int
     ----------
     where : str
         The caller, for errors.
-    known : array (N, C)
+    rows : array (N, C)
     units : array (C,)
         The usual change of each column.
     dtype : str
     begin : int
-        Rows of the series that come before those of `known`.
+        Rows of the series that come before those of `rows`.
     """
-    if not known.size:
+    if not rows.size:
         return
     with np.errstate(over="ignore"):
-        far = np.abs(known - np.median(known, axis=0)) / units
+        far = np.abs(rows - np.median(rows, axis=0)) / units
     row, c = np.unravel_index(np.argmax(far), far.shape)
     if far[row, c] > math.sqrt(float(np.finfo(dtype).max)) / 4:
         times = f"{far[row, c]:.2g} times the usual change of the series"
-        column_of = f" in column {c}" if known.shape[1] > 1 else ""
+        column_of = f" in column {c}" if rows.shape[1] > 1 else ""
         problem = f"{times}, more than {dtype} has room for{column_of}"
-        raise SeriesError(where, begin + int(row), known[row, c], problem)
+        raise SeriesError(where, begin + int(row), rows[row, c], problem)

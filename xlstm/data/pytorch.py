@@ -26,8 +26,16 @@ from xlstm.data import reading
 from xlstm.data.tensors import DTYPES, Host, check_shape, widened
 
 STORAGES = {
-    **{"Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Bool": "BOOL"},
-    **{"Long": "I64", "Int": "I32", "Short": "I16", "Char": "I8", "Byte": "U8"},
+    "Double": "F64",
+    "Float": "F32",
+    "Half": "F16",
+    "BFloat16": "BF16",
+    "Bool": "BOOL",
+    "Long": "I64",
+    "Int": "I32",
+    "Short": "I16",
+    "Char": "I8",
+    "Byte": "U8",
 }
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")  # suffixes of such files
 CONVERSION = (
@@ -57,41 +65,36 @@ UNREADABLE = (
     struct.error,
 )
 OPCODES = (
-    *(
-        "PROTO",
-        "FRAME",
-        "STOP",
-        "MARK",
-        "NONE",
-        "NEWTRUE",
-        "NEWFALSE",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "BINFLOAT",
-    ),
-    *(
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-        "EMPTY_LIST",
-        "APPEND",
-        "APPENDS",
-        "EMPTY_DICT",
-        "SETITEM",
-    ),
-    *(
-        "SETITEMS",
-        "EMPTY_TUPLE",
-        "BINPUT",
-        "LONG_BINPUT",
-        "MEMOIZE",
-        "BINGET",
-        "LONG_BINGET",
-        "GLOBAL",
-        "STACK_GLOBAL",
-    ),
-    *("REDUCE", "BINPERSID"),
+    "PROTO",
+    "FRAME",
+    "STOP",
+    "MARK",
+    "NONE",
+    "NEWTRUE",
+    "NEWFALSE",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "EMPTY_LIST",
+    "APPEND",
+    "APPENDS",
+    "EMPTY_DICT",
+    "SETITEM",
+    "SETITEMS",
+    "EMPTY_TUPLE",
+    "BINPUT",
+    "LONG_BINPUT",
+    "MEMOIZE",
+    "BINGET",
+    "LONG_BINGET",
+    "GLOBAL",
+    "STACK_GLOBAL",
+    "REDUCE",
+    "BINPERSID",
 )
 PYTHON: Any = pickle._Unpickler  # that in C takes as much memory as an index says
 
@@ -289,10 +292,9 @@ class TorchFile:
         for name, tensor in state.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 raise ValueError(f"{shown(name)} is a {type(tensor).__name__}, expected a tensor")
-        different = {*state.values()}
         declared = sum(
             math.prod(tensor.shape) * np.dtype(DTYPES[tensor.storage.dtype]).itemsize
-            for tensor in different
+            for tensor in {*state.values()}
         )
         if declared > self._size:
             raise ValueError(f"its tensors declare {declared} bytes, the file has {self._size}")

@@ -109,14 +109,14 @@ def content(path: Path, most: int) -> bytes:
     return blob
 
 
-def from_json(where: str, source: bytes | str, unlimited: bool = False) -> Any:
+def from_json(where: str, text: bytes | str, unlimited: bool = False) -> Any:
     """Return the value of a JSON text; ValueError if there is none, or it is beyond bounds.
 
     NaN and infinity, which JSON does not have, are an error, or None where numbers are `unlimited`.
     """
-    constant = (lambda text: None) if unlimited else float
+    constant = (lambda name: None) if unlimited else float
     try:
-        text = source if isinstance(source, str) else source.decode("utf-8")
+        text = text if isinstance(text, str) else text.decode("utf-8")
         most = VALUES + len(text) // 20
         if sum(map(text.count, ",[{")) > most:
             raise ValueError(f"it has more than {most} values")
@@ -129,7 +129,7 @@ def from_json(where: str, source: bytes | str, unlimited: bool = False) -> Any:
         raise ValueError(f"{where}: not readable JSON ({error})") from error
 
 
-def from_yaml(where: str, source: bytes) -> Any:
+def from_yaml(where: str, text: bytes) -> Any:
     """Return the value of a YAML 1.2 text without tags; ValueError if there is none, or it is
     beyond bounds.
     """
@@ -155,7 +155,7 @@ def from_yaml(where: str, source: bytes) -> Any:
             f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), first
         )
     try:
-        return plain(yaml.load(source.decode("utf-8"), Loader))
+        return plain(yaml.load(text.decode("utf-8"), Loader))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where}: not readable YAML ({error})") from error
 
@@ -195,15 +195,15 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of pairs; ValueError if a key is there twice."""
-    unique: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in unique:
+    names: set[str] = set()
+    for name, _ in pairs:
+        if name in names:
             raise ValueError(f"key {shown(name)} is there twice")
-        unique[name] = value
-    return unique
+        names.add(name)
+    return dict(pairs)
 
 
-def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
+def construct(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
     """Return an object of options by name, after those that are given first; ValueError where it
     does not take them.
     """

@@ -88,14 +88,12 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     if not isinstance(batch, Batch):
         raise TypeError(f"Shard: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
     T, B = batch.x.shape[:2]
-    groups = None if batch.options is None else batch.options.get("groups")
+    groups = (batch.options or {}).get("groups")
     own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
-    options = (
-        None
-        if batch.options is None
-        else {name: value[own] for name, value in batch.options.items()}
-    )
+    options = batch.options
+    if options is not None:
+        options = {name: value[own] for name, value in options.items()}
     steps = (slice(None),) if timed else ()
     some = _compared(batch.target, timed, B, number)
     mine = batch._replace(x=batch.x[:, own], target=batch.target[*steps, own], options=options)
@@ -126,12 +124,9 @@ def _part(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
     if timed and (mask is not None or lengths is not None):
         mask = mask_of_steps(mask, lengths, T, B)
     shape = (T, B, *batch.target.shape[2:]) if timed else (B, *batch.target.shape[1:])
-    total = (
-        float(math.prod(shape))
-        if mask is None
-        else float(np.sum(mask)) * math.prod(shape[mask.ndim :])
-    )
+    total = float(math.prod(shape))
     if mask is not None:
+        total = float(np.sum(mask)) * math.prod(shape[mask.ndim :])
         mask = mask[:, own] if timed else mask[own]
     checksum = 0
     for array in (lengths, *seen):

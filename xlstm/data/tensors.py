@@ -28,17 +28,19 @@ METADATA = "__metadata__"
 AXES = 32
 # The format's own names; float8 and the like are refused.
 DTYPES = {
-    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"},
-    **{
-        "I64": "<i8",
-        "I32": "<i4",
-        "I16": "<i2",
-        "I8": "i1",
-        "U64": "<u8",
-        "U32": "<u4",
-        "U16": "<u2",
-        "U8": "u1",
-    },
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "BOOL": "?",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
 }
 # Files that users give by mistake, by the bytes that they begin with.
 OTHERS = {
@@ -122,7 +124,8 @@ class Tensors:
         if begin[8:9] == b"{":
             return ""
         unknown = f"begins with {begin!r}" if begin else "is empty"
-        return f"it {next((kind for first, kind in OTHERS.items() if begin.startswith(first)), unknown)}"
+        kinds = (kind for first, kind in OTHERS.items() if begin.startswith(first))
+        return f"it {next(kinds, unknown)}"
 
     def _read_header(self) -> None:
         # it raises unless arrays have their sizes and fill the file without a gap

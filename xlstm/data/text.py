@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,14 +43,13 @@ class Numbers(Codec):
     GAP = " "
 
     def encode(self, text: str) -> list[int]:
-        parts = [part for part in re.split(r"[\s,]+", text) if part]
-        if not all(part.isdecimal() and len(part) <= DIGITS for part in parts):
-            expected = "expected whole numbers such as '3 1 4', or --bytes"
+        words = text.replace(",", " ").split()
+        if not all(word.isdecimal() and len(word) <= DIGITS for word in words):
             raise ValueError(
                 f"prompt: {shown(text)} is text, but there is no {TOKENIZER} beside the model;"
-                f" {expected}"
+                " expected whole numbers such as '3 1 4', or --bytes"
             )
-        return [int(part) for part in parts]
+        return list(map(int, words))
 
     def decode(self, tokens: list[int]) -> str:
         return "".join(f"{token} " for token in tokens)
@@ -87,11 +85,10 @@ class Characters(Codec):
         try:
             return [self._numbers[character] for character in text]
         except KeyError as error:
-            problem = (
-                f"{error.args[0]!r} is not one of the {len(self.alphabet)} characters that the"
-                " model knows"
-            )
-            raise ValueError(f"text: {problem}") from None
+            raise ValueError(
+                f"text: {error.args[0]!r} is not one of the {len(self.alphabet)} characters that"
+                " the model knows"
+            ) from None
 
     def decode(self, tokens: list[int]) -> str:
         return "".join(self.alphabet[token] for token in tokens)
@@ -139,7 +136,7 @@ class Tokenizer(Codec):
             raise ValueError(reading.cut(f"{self._file}: {doing} ({error})")) from error
 
 
-class Stream:
+class TextStream:
     """Text of tokens that come one at a time, without the parts of a character that the next token
     completes.
     """
@@ -153,22 +150,17 @@ class Stream:
     def push(self, token: int) -> str:
         """Return the text that is to be shown now."""
         self.tokens.append(token)
-        shown, text = self._texts()
+        text = self.rest()
         if text.endswith("\ufffd"):
             return ""
-        self._from, self._until = self._until, len(self.tokens)
-        return text[len(shown) :]
+        self._from = self._until
+        self._until = len(self.tokens)
+        return text
 
     def rest(self) -> str:
         """Return the text that is not shown yet, whatever it is."""
-        shown, text = self._texts()
-        return text[len(shown) :]
-
-    def _texts(self) -> tuple[str, str]:
-        """Return the text of the last tokens, without those that are not shown and with them."""
-        return self.codec.decode(self.tokens[self._from : self._until]), self.codec.decode(
-            self.tokens[self._from :]
-        )
+        shown = self.codec.decode(self.tokens[self._from : self._until])
+        return self.codec.decode(self.tokens[self._from :])[len(shown) :]
 
 
 def codec(model: Path, as_bytes: bool = False) -> Codec:
@@ -183,14 +175,16 @@ def codec(model: Path, as_bytes: bool = False) -> Codec:
 
 def _check_growth(about: Any) -> None:
     """Raise ValueError if a tokenizer takes memory, or makes texts longer, out of proportion."""
-    added = about.get("added_tokens") or [] if isinstance(about, dict) else []
-    total = sum(len(str(token.get("content"))) for token in added if isinstance(token, dict))
+    if not isinstance(about, dict):
+        return
+    added = [token for token in about.get("added_tokens") or [] if isinstance(token, dict)]
+    total = sum(len(str(token.get("content"))) for token in added)
     if total > LONGEST_ADDED:
         raise ValueError(
             f"its added tokens have {total} characters, expected at most {LONGEST_ADDED}"
         )
     for name in ("normalizer", "pre_tokenizer", "decoder"):
-        if isinstance(about, dict) and _growth(about.get(name)) > GROWTH:
+        if _growth(about.get(name)) > GROWTH:
             raise ValueError(f"its {name} may make a text more than {GROWTH} times as long")
 
 
@@ -205,6 +199,5 @@ def _growth(step: Any) -> float:
     # a regular expression may match between all characters
     if step.get("type") in ("Prepend", "Replace"):
         return 1.0 + len(str(step.get("content", step.get("prepend"))))
-    return math.prod(
-        map(_growth, step.values()), start=2.0 if step.get("type") == "ByteLevel" else 1.0
-    )
+    own = 2.0 if step.get("type") == "ByteLevel" else 1.0
+    return own * _growth(list(step.values()))

@@ -314,7 +314,7 @@ class FiledEstimator(Estimator):
             checkpoint.finite(cls.KIND, arrays)
             tree = _unpacked(arrays, config)
             facts = subtree(tree, "facts")
-            estimator = reading.made("settings", cls, tree.get("settings"))
+            estimator = reading.construct("settings", cls, tree.get("settings"))
             for name in tree["settings"].keys() & set(RUN):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
             estimator.set_params(**estimator.checked())

@@ -303,7 +303,7 @@ def _text(where: str, X: Any) -> str:
 
 def text_of_tokens(codec: text.Codec, drawn: Iterator[Any]) -> Iterator[str]:
     """Yield the text of tokens that come one at a time."""
-    stream = text.Stream(codec)
+    stream = text.TextStream(codec)
     for token, _ in drawn:
         if piece := stream.push(int(token[0])):
             yield piece

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,30 +19,20 @@ from xlstm.models.sequence import SequenceModel
 
 Host = np.ndarray[Any, Any]
 Layer = LSTM | GRU | RNN
+GATE_COUNTS = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
-class Exported(NamedTuple):
-    """A recurrent layer with its weights on the host, and the head above it if there is one."""
-
-    layer: Layer
-    weights: dict[str, Host]
-    head: tuple[Host, Host] | None  # W (O, directions * H) and b (O,)
-
-    def part(self, k: int, direction: str) -> dict[str, Host]:
-        """Return the weights of layer k in one direction, by their last names."""
-        prefix = f"{k}.{direction}"
-        below = {
-            name.removeprefix(prefix): a
-            for name, a in self.weights.items()
-            if name.startswith(prefix)
-        }
-        return {last: array for last, array in below.items() if "." not in last}
+def part(layer: Layer, arrays: Mapping[str, Any], k: int, direction: str) -> dict[str, Any]:
+    """Return the arrays of layer k in one direction, by their last names."""
+    names = layer.names[f"{k}.{direction}"[:-1]]
+    return {last: arrays[name] for last, name in names.items()}
 
 
 def prepared(
     who: str, library: str, model: Any, params: Params, absent: Mapping[str, Any]
-) -> Exported:
-    """Check a layer or a `SequenceModel` and its parameters before `who` writes them for a library.
+) -> tuple[Layer, dict[str, Host], tuple[Host, Host] | None]:
+    """Return what `who` writes of a model for a library: the recurrent layer, its weights on the
+    host, and the W (O, directions * H) and b (O,) of the head above it, or None.
 
     `absent` maps each option that the library lacks to the value that means it is not used. No
     library has layer_norm, cell_clip or zoneout, which changes inference too. Raise TypeError if
@@ -70,9 +60,7 @@ def prepared(
     checks.params(type(model).__name__, params, model.shapes)
     host = {name: to_numpy(array) for name, array in params.items()}
     head = (host.pop("head.W"), host.pop("head.b")) if whole else None
-    return Exported(
-        layer, {name.removeprefix("recurrent."): array for name, array in host.items()}, head
-    )
+    return layer, {name.removeprefix("recurrent."): a for name, a in host.items()}, head
 
 
 def package(name: str, message: str) -> Any:
@@ -104,9 +92,7 @@ def kind_by_shape(rows: int, H: int) -> str | None:
     """Return the kind of a layer by the shape of its recurrent weights (gates * H, H), None if it
     fits no kind.
     """
-    return next(
-        (kind for kind, gates in {"lstm": 4, "gru": 3, "rnn": 1}.items() if rows == gates * H), None
-    )
+    return next((kind for kind, gates in GATE_COUNTS.items() if rows == gates * H), None)
 
 
 def one_dtype(where: str, params: Params, error: type[Exception] = TypeError) -> None:
@@ -140,9 +126,10 @@ def single(kind: str, arrays: Sequence[dict[str, Host]], **options: Any) -> tupl
         "recurrent_bias": "bh" in first,
     }
     layer = KINDS[kind](first["Wx"].shape[1], first["Wh"].shape[1], **options)
-    named = zip(layer.directions, arrays, strict=True)
     return layer, {
-        f"0.{direction}{name}": array for direction, one in named for name, array in one.items()
+        f"0.{direction}{name}": array
+        for direction, weights in zip(layer.directions, arrays, strict=True)
+        for name, array in weights.items()
     }
 
 
@@ -160,10 +147,10 @@ def stacked(
     for k, (layer, weights) in enumerate(singles):
         fits = k == 0 or (follow and layer.input_size == first.output_size)
         if not fits or replace(layer, input_size=first.input_size) != first:
-            listed = checks.few(
-                f"{name} is {one}" for name, (one, _) in zip(names, singles, strict=True)
+            layers = [f"{name} is {single[0]}" for name, single in zip(names, singles, strict=True)]
+            raise ValueError(
+                f"{where}: the layers form no stack, name one of them: {checks.few(layers)}"
             )
-            raise ValueError(f"{where}: the layers form no stack, name one of them: {listed}")
         params |= {f"{k}.{name.removeprefix('0.')}": array for name, array in weights.items()}
     layer = replace(first, num_layers=len(singles))
     return layer, {name: params[name] for name in layer.shapes}

@@ -156,13 +156,12 @@ def array(where: str, dataset: Any) -> Host:
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
-def written(items: dict[str, Host | None]) -> bytes:
-    """Return an HDF5 file of arrays by their paths; None stands for an empty group."""
+def written(groups: dict[str, list[Host]]) -> bytes:
+    """Return an HDF5 file of arrays by the paths of their groups, in which they are numbered."""
     buffer = io.BytesIO()
     with library().File(buffer, "w") as file:
-        for path, values in items.items():
-            if values is None:
-                file.create_group(path)
-            else:
-                file.create_dataset(path, data=values)
+        for path, arrays in groups.items():
+            group = file.require_group(path)
+            for k, values in enumerate(arrays):
+                group.create_dataset(str(k), data=values)
     return buffer.getvalue()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,7 +92,8 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
         lengths = None if lengths is None else jnp.asarray(lengths)
         drawn = checks.flag(bridge.name, "train", train) and layer.random
         seed = _words(bridge.name, seed) if drawn else None
-        y, *end = run([params[name] for name in bridge.names], x, bridge.flat(state), lengths, seed)
+        ordered = [params[name] for name in bridge.names]
+        y, *end = run(Call(ordered, x, bridge.flat(state), lengths, seed))
         return y, bridge.state(end)
 
     return call
@@ -129,82 +130,81 @@ def _words(name: str, seed: Any) -> Any:
     return words
 
 
+class Call(NamedTuple):
+    """The arguments of a pass, or their gradients."""
+
+    params: Any
+    x: Any
+    state: Any
+    lengths: Any = None
+    seed: Any = None
+
+
 def _differentiable(bridge: Bridge) -> Any:
-    """Return a function of flat arguments that returns y and the arrays of the final state, with
-    our gradients.
+    """Return a function of a `Call` that returns y and the arrays of the final state, with our
+    gradients.
     """
     import jax
 
-    def passed(
-        keep: bool, params: Any, x: Any, state: Any, lengths: Any, seed: Any
-    ) -> tuple[list[Array], Any]:
+    def passed(call: Call, keep: bool) -> tuple[list[Array], Any]:
+        params, x, state, lengths, seed = call
+        options = {"train": seed is not None, "lengths": lengths, "keep": keep}
         number = None
         if seed is not None:
             number = int(seed) if seed.ndim == 0 else int.from_bytes(seed.tobytes())
-        return bridge.forward(
-            params, x, state, train=seed is not None, lengths=lengths, seed=number, keep=keep
-        )
+        return bridge.forward(params, x, state, seed=number, **options)
 
-    def forward(*arguments: Any) -> list[Array]:
-        return passed(False, *arguments)[0]
+    def forward(call: Call) -> list[Array]:
+        return passed(call, False)[0]
 
-    # by a handle: what the last forward pass kept, until a backward pass takes it
-    kept: dict[bytes, Any] = {}
+    # by a handle: what the last forward pass saved, until a backward pass takes it
+    saved_pass: dict[bytes, Any] = {}
 
-    def forward_kept(*arguments: Any) -> list[Array]:
+    def forward_saved(call: Call) -> list[Array]:
         # copies, since buffers end with the call
-        results, saved = passed(True, *jax.tree.map(np.array, arguments))
+        results, saved = passed(jax.tree.map(np.array, call), True)
         handle = np.frombuffer(os.urandom(16), np.uint32)
-        kept.clear()
-        kept[handle.tobytes()] = saved
+        saved_pass.clear()
+        saved_pass[handle.tobytes()] = saved
         return [*results, handle]
 
-    def backward(
-        params: Any, x: Any, state: Any, lengths: Any, seed: Any, handle: Any, dy: Any, dstate: Any
-    ) -> Any:
-        saved = kept.pop(handle.tobytes(), None)
+    def backward(call: Call, handle: Any, dy: Any, dstate: Any) -> Any:
+        saved = saved_pass.pop(handle.tobytes(), None)
         if saved is None:
-            _, saved = passed(True, params, x, state, lengths, seed)
-        grads, dx, start = bridge.backward(params, saved, dy, dstate)
-        return grads, dx, [d for d, given in zip(start, state, strict=True) if given is not None]
+            _, saved = passed(call, True)
+        grads, dx, start = bridge.backward(call.params, saved, dy, dstate)
+        start = [None if a is None else d for d, a in zip(start, call.state, strict=True)]
+        return Call(grads, dx, start)
 
-    def outputs(params: Any, x: Any, *_: Any) -> Any:
-        return [jax.ShapeDtypeStruct(shape, params[0].dtype) for shape in bridge.shapes(x)]
+    def outputs(call: Call) -> list[Any]:
+        dtype = call.params[0].dtype
+        return [jax.ShapeDtypeStruct(shape, dtype) for shape in bridge.shapes(call.x)]
 
-    def gradients(params: Any, x: Any, state: Any, *_: Any) -> Any:
-        is_real = jax.numpy.issubdtype(x.dtype, jax.numpy.floating)  # and no tokens
-        arrays = params, x if is_real else None, [a for a in state if a is not None]
-        return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arrays)
+    def outputs_saved(call: Call) -> list[Any]:
+        return [*outputs(call), jax.ShapeDtypeStruct((4,), np.uint32)]
+
+    def gradients(call: Call, *_: Any) -> Any:
+        is_real = jax.numpy.issubdtype(call.x.dtype, jax.numpy.floating)  # and no tokens
+        derived = Call(call.params, call.x if is_real else None, call.state)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), derived)
 
     def second(*_: Any) -> None:
         raise NotImplementedError(
             f"{bridge.name}: a second derivative is asked for, expected first ones only"
         )
 
-    def outputs_kept(*arguments: Any) -> Any:
-        return [*outputs(*arguments), jax.ShapeDtypeStruct((4,), np.uint32)]
-
     run = jax.custom_vjp(_on_host(bridge.name, forward, outputs))
-    run_kept = jax.custom_jvp(_on_host(bridge.name, forward_kept, outputs_kept))
+    run_saved = jax.custom_jvp(_on_host(bridge.name, forward_saved, outputs_saved))
     run_bwd = jax.custom_jvp(_on_host(bridge.name, backward, gradients))
-    run_kept.defjvp(second)
+    run_saved.defjvp(second)
     run_bwd.defjvp(second)
 
-    def begin(*arguments: Any) -> tuple[list[Any], Any]:
-        *results, handle = run_kept(*arguments)
-        return results, (arguments, handle)
+    def begin(call: Call) -> tuple[list[Any], Any]:
+        *results, handle = run_saved(call)
+        return results, (call, handle)
 
-    def end(residuals: Any, upstream: list[Any]) -> tuple[Any, ...]:
-        arguments, handle = residuals
-        grads, dx, start = run_bwd(*arguments, handle, upstream[0], upstream[1:])
-        found = iter(start)
-        return (
-            grads,
-            dx,
-            [None if given is None else next(found) for given in arguments[2]],
-            None,
-            None,
-        )
+    def end(residuals: Any, upstream: list[Any]) -> tuple[Call]:
+        return (run_bwd(*residuals, upstream[0], upstream[1:]),)
 
     run.defvjp(begin, end)
     return run
@@ -223,7 +223,7 @@ def _on_host(name: str, function: Callable[..., Any], shapes: Callable[..., Any]
         return jax.pure_callback(host, shapes(*arguments), *arguments, vmap_method="sequential")
 
     def batched(size: int, mapped: Any, *arguments: Any) -> Any:
-        if any(jax.tree.leaves(mapped[0])):
+        if any(jax.tree.leaves(mapped[0].params)):
             raise ValueError(f"{name}: vmap is over parameters, expected in_axes=None for them")
         results = jax.vmap(
             call, in_axes=jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)

@@ -21,6 +21,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
+from xlstm.data.writing import AnyPath
 from xlstm.interop import common, hdf5
 from xlstm.interop.common import Host, Layer, floating, kind_by_shape, one_dtype, reordered
 from xlstm.layers.recurrent import KINDS
@@ -34,26 +35,22 @@ ORDER = {"lstm": (0, 3, 1, 2), "gru": (0, 1, 2), "rnn": (0,)}
 ABSENT = {"proj_size": 0, "peepholes": False, "coupled_input_forget": False, "clip": None}
 WEIGHTS = ("kernel", "recurrent_kernel", "bias")
 CLASSES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
+GROUPS = {"lstm": "lstm", "gru": "gru", "rnn": "simple_rnn"}  # the names of their groups in a file
 # The groups of a file in which the cells of a layer lie, by whether the layer is bidirectional.
 PARTS = {False: ("",), True: ("forward_layer/", "backward_layer/")}
 # Our name of each of Keras' activations.
 ACTIVATIONS = {
-    **{
-        name: name
-        for name in (
-            "sigmoid",
-            "tanh",
-            "relu",
-            "linear",
-            "selu",
-            "softsign",
-            "softplus",
-            "exponential",
-        )
-    },
     "elu": "elu(1.0)",
     "leaky_relu": "leaky_relu(0.2)",
     "hard_sigmoid": f"hard_sigmoid({1 / 6!r}, 0.5)",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "relu": "relu",
+    "linear": "linear",
+    "selu": "selu",
+    "softsign": "softsign",
+    "softplus": "softplus",
+    "exponential": "exponential",
 }
 # Options that both layers of a Bidirectional have to have the same.
 SHARED = ("units", "use_bias", "activation", "recurrent_activation", "reset_after")
@@ -187,9 +184,8 @@ def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
     singles = [_single(level) for level in levels]
     # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the
     # other direction.
-    follow = all(level.follows for level in levels[1:]) and not (
-        singles[0][0].reverse and len(levels) > 1
-    )
+    is_flipped = singles[0][0].reverse and len(levels) > 1
+    follow = not is_flipped and all(level.follows for level in levels[1:])
     layer, params = common.stacked("from_keras", [level.name for level in levels], singles, follow)
     one_dtype("from_keras", params)
     return layer, params
@@ -254,15 +250,9 @@ def _about(layer: Any) -> dict[str, Any]:
         raise TypeError(
             f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path"
         )
-    about = {"class_name": type(layer).__name__, "object": layer}
-    return {
-        **about,
-        "config": (
-            {"layers": list(map(_about, layer.layers))}
-            if hasattr(layer, "layers")
-            else layer.get_config()
-        ),
-    }
+    inner = getattr(layer, "layers", None)
+    config = layer.get_config() if inner is None else {"layers": list(map(_about, inner))}
+    return {"class_name": type(layer).__name__, "object": layer, "config": config}
 
 
 def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
@@ -271,20 +261,16 @@ def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
     """
     try:
         with hdf5.opened(path) as (datasets, config):
-            return _in_groups(datasets, told) if config is None else _in_config(datasets, config)
+            if config is None:
+                return _in_groups(datasets, told)
+            try:
+                return _levels(config, datasets)
+            except (KeyError, TypeError, AttributeError) as error:
+                problem = f"{type(error).__name__}: {error}"
+                raise ValueError(f"{hdf5.CONFIG} is not Keras' ({problem})") from error
     except ValueError as error:
         words = str(error).removeprefix("from_keras: ").removeprefix(f"{path}: ")
         raise ValueError(f"{path}: {words}") from error
-
-
-def _in_config(datasets: dict[str, Any], config: Any) -> list[Level]:
-    """Return the recurrent layers of a `.keras` file, in the order of its configuration."""
-    try:
-        return _levels(config, datasets)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{hdf5.CONFIG} is not Keras' ({type(error).__name__}: {error})"
-        ) from error
 
 
 def _levels(
@@ -307,14 +293,10 @@ def _levels(
             follows = False
         elif described := _described(about):
             kind, both, options = described
-            weights = (
-                _built(about["object"], both)
-                if datasets is None
-                else _weights(datasets, group, both)
-            )
-            levels.append(
-                Level(about["config"]["name"], kind, weights, options, follows or not levels)
-            )
+            is_built = datasets is None
+            weights = _built(about["object"], both) if is_built else _weights(datasets, group, both)
+            name = about["config"]["name"]
+            levels.append(Level(name, kind, weights, options, follows or not levels))
             # each layer runs on the output of the one before
             follows = model["class_name"] == "Sequential"
         elif about["class_name"] not in PASSING:
@@ -390,7 +372,9 @@ def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None
                 f"from_keras: {name} has a backward_layer that is not its layer backwards"
             )
     options = {"reverse": config["go_backwards"], "activations": _activations(name, kind, config)}
-    return kind, both, options | ({"reset_after": config["reset_after"]} if kind == "gru" else {})
+    if kind == "gru":
+        options["reset_after"] = config["reset_after"]
+    return kind, both, options
 
 
 def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...]:
@@ -402,11 +386,11 @@ def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...
                 f"from_keras: {name} has {key} {config[key]!r}, expected one of"
                 f" {', '.join(ACTIVATIONS)}"
             )
-    chosen = tuple(ACTIVATIONS[config[key]] for key in keys)
-    return (*chosen, chosen[1]) if kind == "lstm" else chosen
+    functions = tuple(ACTIVATIONS[config[key]] for key in keys)
+    return (*functions, functions[1]) if kind == "lstm" else functions
 
 
-def _weights(datasets: dict[str, Any], group: str, both: bool) -> list[list[Host]]:
+def _weights(datasets: Any, group: str, both: bool) -> list[list[Host]]:
     """Return the arrays of one layer in a file, by direction."""
     weights = []
     for part in PARTS[both]:
@@ -430,7 +414,7 @@ def _snake(name: str) -> str:
 
 
 def to_keras(
-    layer: Layer | SequenceModel, params: Params, path: str | os.PathLike[str] | None = None
+    layer: Layer | SequenceModel, params: Params, path: AnyPath | None = None
 ) -> list[Host]:
     """Return weights in the order of Keras' `get_weights()`, for `set_weights()`, and write a file
     of them.
@@ -461,36 +445,24 @@ def to_keras(
     OSError
         The file cannot be written.
     """
-    exported = common.prepared("to_keras", "Keras", layer, params, ABSENT)
-    recurrent, _, head = exported
+    recurrent, hosts, head = common.prepared("to_keras", "Keras", layer, params, ABSENT)
     _refuse(recurrent)
-    classes = {ours: theirs for theirs, ours in CLASSES.items()}
-    base = (
-        "bidirectional"
-        if recurrent.bidirectional
-        else _snake(classes[type(recurrent).__name__.lower()])
-    )
-    items: dict[str, Host | None] = {"vars": None}
-    arrays: list[Host] = []
-
-    def add(path: str, some: list[Host]) -> None:
-        arrays.extend(some)
-        items.update({f"{path}/{k}": array for k, array in enumerate(some)})
-
+    kind = type(recurrent).__name__.lower()
+    both = recurrent.bidirectional
+    base = f"layers/{'bidirectional' if both else GROUPS[kind]}"
+    arrays: dict[str, list[Host]] = {"vars": []}  # of each group of a file
     for k in range(recurrent.num_layers):
-        group = f"layers/{base}_{k}" if k else f"layers/{base}"
-        for direction, part in zip(
-            recurrent.directions, PARTS[recurrent.bidirectional], strict=True
-        ):
-            add(f"{group}/{part}cell/vars", _arrays(recurrent, exported.part(k, direction)))
-            items[f"{group}/{part}vars"] = None
-        if recurrent.bidirectional:
-            items[f"{group}/vars"] = None
+        group = f"{base}_{k}" if k else base
+        arrays[f"{group}/vars"] = []
+        for direction, part in zip(recurrent.directions, PARTS[both], strict=True):
+            weights = common.part(recurrent, hosts, k, direction)
+            arrays[f"{group}/{part}cell/vars"] = _arrays(recurrent, ORDER[kind], weights)
+            arrays[f"{group}/{part}vars"] = []
     if head is not None:
-        add("layers/dense/vars", [np.ascontiguousarray(head[0].T), head[1]])
+        arrays["layers/dense/vars"] = [np.ascontiguousarray(head[0].T), head[1]]
     if path is not None:
-        writing.write(path, hdf5.written(items))
-    return arrays
+        writing.write(path, hdf5.written(arrays))
+    return [array for weights in arrays.values() for array in weights]
 
 
 def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: Any) -> Any:
@@ -543,14 +515,14 @@ def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: An
     return KerasLayer(layer, params, seed, **options)
 
 
-def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:
+def _arrays(layer: Layer, order: Sequence[int], weights: dict[str, Host]) -> list[Host]:
     """Return the weights of one layer and direction as Keras has them."""
-    order = common.inverse(ORDER[type(layer).__name__.lower()])
+    order = common.inverse(order)
     theirs = {name: reordered(array, order) for name, array in weights.items()}
     arrays = [np.ascontiguousarray(theirs["Wx"].T), np.ascontiguousarray(theirs["Wh"].T)]
     if "b" in theirs:
         b = theirs["b"]
-        bh = theirs.get("bh", np.zeros_like(theirs["b"]))
+        bh = theirs.get("bh", np.zeros_like(b))
         arrays.append(np.stack((b, bh)) if getattr(layer, "reset_after", False) else b + bh)
     return arrays
 
@@ -562,12 +534,12 @@ def _refuse(layer: Layer) -> None:
             "to_keras: reverse is True in a stack, which Keras cannot express: it flips y of every"
             " layer"
         )
-    chosen = layer.activations or ()
+    functions = layer.activations or ()
     n = len(layer.CELL.activations)
     theirs = set(ACTIVATIONS.values())
-    same = chosen[:n] == chosen[-n:] and (n < 3 or chosen[1:2] == chosen[2:3])
-    if not same or not set(chosen) <= theirs:
+    same = functions[:n] == functions[-n:] and (n < 3 or functions[1:2] == functions[2:3])
+    if not same or not theirs.issuperset(functions):
         raise ValueError(
-            f"to_keras: activations are {chosen}, which Keras cannot express, expected the same for"
+            f"to_keras: activations are {functions}, which Keras cannot express, expected the same for"
             f" candidate and output and for both directions, from {', '.join(sorted(theirs))}"
         )

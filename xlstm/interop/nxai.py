@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +24,10 @@ from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
-from xlstm.data.tensors import Tensors
+from xlstm.data.tensors import Host, Tensors
+from xlstm.data.writing import AnyPath
 from xlstm.interop import published
-from xlstm.interop.published import Host, Layout, Pieces, Shape, Shards, options, values
+from xlstm.interop.published import Layout, Pieces, Shape, Shards, options, values
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.stack import sLSTMBlock, xLSTMStack
@@ -45,7 +45,9 @@ MLSTM_NAMES = {
     "skip": "xlstm.learnable_skip",
     "up": "xlstm.proj_up",
     "conv": "xlstm.conv1d.conv",
-    **{name: f"xlstm.{name}_proj" for name in "qkv"},
+    "q": "xlstm.q_proj",
+    "k": "xlstm.k_proj",
+    "v": "xlstm.v_proj",
     "gates": "xlstm.mlstm_cell.igate xlstm.mlstm_cell.fgate",
     "outnorm": "xlstm.mlstm_cell.outnorm",
     "down": "xlstm.proj_down",
@@ -53,7 +55,10 @@ MLSTM_NAMES = {
 SLSTM_NAMES = {
     "norm": "xlstm_norm",
     "conv": "xlstm.conv1d.conv",
-    **{name: f"xlstm.{there}gate" for name, there in zip("ifzo", "fizo", strict=True)},
+    "i": "xlstm.fgate",
+    "f": "xlstm.igate",
+    "z": "xlstm.zgate",
+    "o": "xlstm.ogate",
     "cell.Wh": "xlstm.slstm_cell._recurrent_kernel_",
     "cell.b": "xlstm.slstm_cell._bias_",
     "outnorm": "xlstm.group_norm",
@@ -76,128 +81,137 @@ LARGE_NAMES = {
 CONTEXT = 2048
 EPS = 1e-6  # of the block-stack package, which has no option for it
 
-
 # Our name of each activation of a feed-forward layer.
 ACTIVATIONS = {
     "gelu": "gelu",
     "relu": "relu",
     "relu^2": "square_relu",
+    "selu": "selu",
     "sigmoid": "sigmoid",
     "swish": "silu",
 }
-ACTIVATIONS |= {"selu": "selu"}
 # Keys that have no option here, with the only value that ours amounts to.
 FIXED: dict[str, Any] = {
-    **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": 64, "function": "slstm"},
-    **{
-        "gradient_recurrent_cut": False,
-        "gradient_recurrent_clipval": None,
-        "forward_clipval": None,
-    },
-    **{
-        "group_norm_weight": True,
-        "ff_type": "ffn_gated",
-        "num_states": 4,
-        "num_gates": 4,
-        "initial_val": 0.0,
-    },
-    **{"input_shape": "BSGNH", "output_shape": "BNSH"},
+    "round_proj_up_dim_up": True,
+    "round_proj_up_to_multiple_of": 64,
+    "function": "slstm",
+    "gradient_recurrent_cut": False,
+    "gradient_recurrent_clipval": None,
+    "forward_clipval": None,
+    "group_norm_weight": True,
+    "ff_type": "ffn_gated",
+    "num_states": 4,
+    "num_gates": 4,
+    "initial_val": 0.0,
+    "input_shape": "BSGNH",
+    "output_shape": "BNSH",
     "weight_mode": "single",
     "inference_state_dtype": "float32",  # with bfloat16 logits are off by a tenth
 }
 # The same of transformers: keys of older configurations.
 FIXED_OLDER: dict[str, Any] = {
-    **dict.fromkeys(
-        ("add_embedding_dropout", "add_post_norm", "add_qk_norm", "lm_head_bias"), False
-    ),
-    **{"add_post_blocks_norm": True, "quantization_config": None},
+    "add_embedding_dropout": False,
+    "add_post_norm": False,
+    "add_qk_norm": False,
+    "lm_head_bias": False,
+    "add_post_blocks_norm": True,
+    "quantization_config": None,
 }
 # Keys that change no result, or repeat one of the model in the configuration of a block.
 IGNORED = {
-    *(
-        "context_length",
-        "weight_decay_on_embedding",
-        "embedding_dim",
-        "bias",
-        "dropout",
-        "hidden_size",
-        "backend",
-    ),
-    *("bias_init", "recurrent_weight_init", "batch_size", "internal_input_shape", "constants"),
-    *("enable_automatic_mixed_precision", "dtype", *(f"dtype_{part}" for part in "brwgsa")),
+    "context_length",
+    "weight_decay_on_embedding",
+    "embedding_dim",
+    "bias",
+    "dropout",
+    "hidden_size",
+    "backend",
+    "bias_init",
+    "recurrent_weight_init",
+    "batch_size",
+    "internal_input_shape",
+    "constants",
+    "enable_automatic_mixed_precision",
+    "dtype",
+    *(f"dtype_{part}" for part in "brwgsa"),
 }
 IGNORED_LARGE = {
-    *("norm_reduction_force_float32", "chunkwise_kernel", "sequence_kernel", "step_kernel", "mode"),
-    *("return_last_states", "autocast_kernel_dtype"),
+    "norm_reduction_force_float32",
+    "chunkwise_kernel",
+    "sequence_kernel",
+    "step_kernel",
+    "mode",
+    "return_last_states",
+    "autocast_kernel_dtype",
 }
 # By their names of options ours: of the blocks of a block stack, of the stack, and where all is in
 # one dict.
-MLSTM = {
-    **{"num_heads": "num_heads", "conv1d_kernel_size": "conv_kernel_size"},
-    **{"qkv_proj_blocksize": "qkv_block_size", "proj_factor": "proj_factor"},
-}
-SLSTM = {"num_heads": "slstm_num_heads", "conv1d_kernel_size": "slstm_conv_kernel_size"}
-FEED_FORWARD = {
-    "proj_factor": "ffn_proj_factor",
-    "act_fn": "ffn_activation",
-    "dropout": "ffn_dropout",
-}
-STACK = {
-    **{"num_blocks": "num_blocks", "embedding_dim": "size", "slstm_at": "slstm_at"},
-    **{"add_post_blocks_norm": "post_norm", "bias": "bias", "dropout": "dropout"},
-}
-FLAT = {
-    **{theirs: ours for theirs, ours in MLSTM.items() if theirs != "proj_factor"},
-    **{"mlstm_proj_factor": "proj_factor", "slstm_ffn_proj_factor": "ffn_proj_factor"},
-    "slstm_ffn_act": "ffn_activation",
-}
+MLSTM = published.table(
+    "num_heads",
+    "proj_factor",
+    conv1d_kernel_size="conv_kernel_size",
+    qkv_proj_blocksize="qkv_block_size",
+)
+SLSTM = published.table(num_heads="slstm_num_heads", conv1d_kernel_size="slstm_conv_kernel_size")
+FEED_FORWARD = published.table(
+    proj_factor="ffn_proj_factor", act_fn="ffn_activation", dropout="ffn_dropout"
+)
+STACK = published.table(
+    "num_blocks",
+    "slstm_at",
+    "bias",
+    "dropout",
+    embedding_dim="size",
+    add_post_blocks_norm="post_norm",
+)
+FLAT = published.table(
+    "num_heads",
+    conv1d_kernel_size="conv_kernel_size",
+    qkv_proj_blocksize="qkv_block_size",
+    mlstm_proj_factor="proj_factor",
+    slstm_ffn_proj_factor="ffn_proj_factor",
+    slstm_ffn_act="ffn_activation",
+)
 # keys of the whole model
 WHOLE = {"vocab_size", "tie_weights", "add_embedding_dropout", "mlstm_block", "slstm_block"}
 # The same of a large model, and the values of keys that are left out. Factors times the width are
 # widths.
-LARGE = {
-    **{
-        "embedding_dim": "size",
-        "num_blocks": "num_blocks",
-        "num_heads": "num_heads",
-        "use_bias": "bias",
-    },
-    **{
-        "norm_eps": "norm_eps",
-        "add_out_norm": "post_norm",
-        "eps": "eps",
-        "gate_soft_cap": "gate_cap",
-    },
-    "chunk_size": "chunk_size",  # 64 there; ours follows the heads
-}
-USUAL = {
-    **{
-        "norm_eps": 1e-6,
-        "eps": 1e-6,
-        "qk_dim_factor": 0.5,
-        "v_dim_factor": 1.0,
-        "ffn_proj_factor": 2.6667,
-    },
-    **{"ffn_round_up_to_multiple_of": 64, "output_logit_soft_cap": 30.0},
+LARGE = published.table(
+    "num_blocks",
+    "num_heads",
+    "norm_eps",
+    "eps",
+    "chunk_size",  # 64 there; ours follows the heads
+    embedding_dim="size",
+    use_bias="bias",
+    add_out_norm="post_norm",
+    gate_soft_cap="gate_cap",
+)
+DEFAULTS = {
+    "norm_eps": 1e-6,
+    "eps": 1e-6,
+    "qk_dim_factor": 0.5,
+    "v_dim_factor": 1.0,
+    "ffn_proj_factor": 2.6667,
+    "ffn_round_up_to_multiple_of": 64,
+    "output_logit_soft_cap": 30.0,
 }
 # In transformers defaults differ, two keys have other names, and dozens say nothing of a model.
-USUAL_TRANSFORMERS = {
-    **{
-        "embedding_dim": 4096,
-        "num_blocks": 32,
-        "num_heads": 8,
-        "vocab_size": 50304,
-        "ffn_proj_factor": 2.667,
-    },
+DEFAULTS_TRANSFORMERS = {
+    "embedding_dim": 4096,
+    "num_blocks": 32,
+    "num_heads": 8,
+    "vocab_size": 50304,
+    "ffn_proj_factor": 2.667,
     "tie_word_embeddings": False,
 }
 RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
-ONLY_LARGE = (LARGE.keys() | USUAL.keys() | IGNORED_LARGE) - (STACK.keys() | FLAT.keys())
+ONLY_LARGE = (LARGE.keys() | DEFAULTS.keys() | IGNORED_LARGE) - (STACK.keys() | FLAT.keys())
 
 
 @reading.brief()
 def load(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     config: Mapping[str, Any] | None = None,
     *,
     backend: str | Backend | None = None,
@@ -248,7 +262,7 @@ def load(
     return model, published.params(theirs, shards, model.shapes, backend, dtype)
 
 
-def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params) -> None:
+def save(path: AnyPath, model: xLSTMLanguageModel, params: Params) -> None:
     """Write a checkpoint that the published package loads.
 
     Parameters
@@ -280,13 +294,9 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     model.namespace(params, {})
     config = config_of(model)
     arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
-    file, beside = published.places(Path(path))
     # in YAML 1e-06 would be a string
     text = re.sub(r"(: \d+)e", r"\1.0e", json.dumps(config, indent=2))
-    texts = {beside: text}
-    if beside.name == "config.json" and isinstance(backbone, xLSTMLarge):
-        texts[beside.with_name("config.yaml")] = text  # JSON is YAML
-    published.write(file, arrays, texts)
+    published.write(Path(path), arrays, text, as_yaml=isinstance(backbone, xLSTMLarge))
 
 
 def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
@@ -323,32 +333,27 @@ def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) 
     if model.tied and embedding not in shapes and HEAD in shapes:
         embedding = HEAD
     names = {"embedding.W": [embedding], "head.W": [HEAD]}
-    names["backbone.norm"] = [
-        "backbone.out_norm" if large else "xlstm_block_stack.post_blocks_norm"
-    ]
+    there = "backbone" if large else "xlstm_block_stack"
+    names["backbone.norm"] = [f"{there}.{'out_norm' if large else 'post_blocks_norm'}"]
     for k, block in enumerate(model.backbone.blocks):
-        prefix = f"{'backbone' if large else 'xlstm_block_stack'}.blocks.{k}."
-        table = (
-            LARGE_NAMES if large else SLSTM_NAMES if isinstance(block, sLSTMBlock) else MLSTM_NAMES
-        )
-        names |= published.block(f"backbone.blocks.{k}.", prefix, table)
+        table = SLSTM_NAMES if isinstance(block, sLSTMBlock) else MLSTM_NAMES
+        table = LARGE_NAMES if large else table
+        names |= published.block(f"backbone.blocks.{k}.", f"{there}.blocks.{k}.", table)
 
     def layout(ours: str, theirs: str, shape: Shape) -> Layout | None:
         if ours.endswith(".conv.W"):  # (D, K), with one channel in of each there
-            return Layout(shape, (0, 1), (shape[0], 1, shape[1]))
+            return shape, (0, 1), (shape[0], 1, shape[1])
         if ".cell." not in ours:
             return None
         N = model.backbone.blocks[int(ours.split(".")[2])].num_heads
         K = model.backbone.size // N
         cuda = shapes.get(theirs.replace("_bias_", "_recurrent_kernel_")) == (N, K, 4 * K)
         if ours.endswith(".b"):  # by gate and head, or by head and gate
-            return Layout((4, N, K), (1, 0, 2) if cuda else (0, 1, 2), shape)
+            return (4, N, K), (1, 0, 2) if cuda else (0, 1, 2), shape
         # (4, N, K out, K in), as (N, 4 K out, K in) or (N, K in, 4 K out)
-        return (
-            Layout(shape, (1, 3, 0, 2), (N, K, 4 * K))
-            if cuda
-            else Layout(shape, (1, 0, 2, 3), (N, 4 * K, K))
-        )
+        if cuda:
+            return shape, (1, 3, 0, 2), (N, K, 4 * K)
+        return shape, (1, 0, 2, 3), (N, 4 * K, K)
 
     return published.pieces_of(model.shapes, names, getattr(model.backbone, "v_size", 0), layout)
 
@@ -373,9 +378,10 @@ def model_of(
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
-    if config.get("model_type") not in (None, "xlstm"):
-        raise ValueError(f"{where}: model_type is {shown(config['model_type'])}, expected 'xlstm'")
-    if config.get("model_type") == "xlstm":
+    kind = config.get("model_type")
+    if kind not in (None, "xlstm"):
+        raise ValueError(f"{where}: model_type is {shown(kind)}, expected 'xlstm'")
+    if kind == "xlstm":
         return _large(config, where, True), "transformers"
     if large or config.keys() & ONLY_LARGE:
         return _large(config, where, False), "xlstm"
@@ -393,49 +399,51 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
     """Return the model of a block stack's configuration, which has a dict for each kind of block,
     or none at all.
     """
+    nested = any(config.get(name) is not None for name in ("mlstm_block", "slstm_block"))
+    names = STACK if nested else STACK | FLAT
+    settings: dict[str, Any] = {"num_blocks": 1, "size": 128}
+    settings |= options(config, where, names, IGNORED | WHOLE, FIXED, ["vocab_size"])
+    if nested:
+        settings |= _blocks(config, where)
+    else:
+        settings["slstm_num_heads"] = settings.get("num_heads", 4)
+        settings["slstm_conv_kernel_size"] = settings.get("conv_kernel_size", 4)
+    num_blocks = published.blocks(where, "num_blocks", settings["num_blocks"])
+    if settings.get("slstm_at") == "all":
+        settings["slstm_at"] = range(num_blocks)
+    if "ffn_activation" in settings:
+        name = checks.choice(ACTIVATIONS)(where, "act_fn", settings["ffn_activation"])
+        settings["ffn_activation"] = ACTIVATIONS[name]
+    dropout = config.get("dropout", 0.0)
+    if settings.get("ffn_dropout") == dropout:
+        settings["ffn_dropout"] = None
+    backbone = xLSTMStack(**settings, eps=EPS)
+    dropped = config.get("add_embedding_dropout", False)
+    rate = dropout if checks.flag(where, "add_embedding_dropout", dropped) else 0.0
+    tied = config.get("tie_weights", False)
+    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, embedding_dropout=rate)
+
+
+def _blocks(config: Config, where: str) -> dict[str, Any]:
+    """Return the options of the blocks, which a configuration has in a dict for each kind."""
     mlstm = config.get("mlstm_block")
     slstm = config.get("slstm_block")
-    nested = mlstm is not None or slstm is not None
-    names = STACK if nested else STACK | FLAT
-    chosen: dict[str, Any] = {"num_blocks": 1, "size": 128}
-    chosen |= options(config, where, names, IGNORED | WHOLE, FIXED, ["vocab_size"])
-    if not nested:
-        chosen |= {
-            f"slstm_{name}": chosen.get(name, 4) for name in ("num_heads", "conv_kernel_size")
-        }
-    elif mlstm is not None:
-        chosen |= _block(mlstm, f"{where}.mlstm_block", "mlstm", MLSTM)
-    else:
-        chosen["slstm_at"] = "all"
-    if slstm is not None:
-        chosen |= {"slstm_num_heads": 4, "slstm_conv_kernel_size": 4, "ffn_dropout": 0.0}
-        chosen |= _block(slstm, f"{where}.slstm_block", "slstm", SLSTM)
-        if (feed := slstm.get("feedforward", {})) is None:
-            chosen |= {"ffn_proj_factor": 0.0, "ffn_dropout": None}
-        else:
-            inside = f"{where}.slstm_block.feedforward"
-            chosen |= options(feed, inside, FEED_FORWARD, IGNORED, {**FIXED, "bias": False})
-    elif nested and chosen.get("slstm_at"):
-        raise ValueError(
-            f"{where}: slstm_at is {shown(chosen['slstm_at'])}, but there is no slstm_block"
-        )
-    num_blocks = published.blocks(where, "num_blocks", chosen["num_blocks"])
-    if chosen.get("slstm_at") == "all":
-        chosen["slstm_at"] = range(num_blocks)
-    if "ffn_activation" in chosen:
-        chosen["ffn_activation"] = ACTIVATIONS[
-            checks.choice(ACTIVATIONS)(where, "act_fn", chosen["ffn_activation"])
-        ]
-    dropout = config.get("dropout", 0.0)
-    if chosen.get("ffn_dropout") == dropout:
-        chosen["ffn_dropout"] = None
-    backbone = xLSTMStack(**chosen, eps=EPS)
-    dropped = checks.flag(
-        where, "add_embedding_dropout", config.get("add_embedding_dropout", False)
-    )
-    tied = config.get("tie_weights", False)
-    rate = dropout if dropped else 0.0
-    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, embedding_dropout=rate)
+    settings: dict[str, Any] = {"slstm_at": "all"}
+    if mlstm is not None:
+        settings = _block(mlstm, f"{where}.mlstm_block", "mlstm", MLSTM)
+    if slstm is None:
+        if config.get("slstm_at"):
+            raise ValueError(
+                f"{where}: slstm_at is {shown(config['slstm_at'])}, but there is no slstm_block"
+            )
+        return settings
+    settings |= {"slstm_num_heads": 4, "slstm_conv_kernel_size": 4, "ffn_dropout": 0.0}
+    settings |= _block(slstm, f"{where}.slstm_block", "slstm", SLSTM)
+    feed = slstm.get("feedforward", {})
+    if feed is None:
+        return settings | {"ffn_proj_factor": 0.0, "ffn_dropout": None}
+    inside = f"{where}.slstm_block.feedforward"
+    return settings | options(feed, inside, FEED_FORWARD, IGNORED, {**FIXED, "bias": False})
 
 
 def _block(block: Any, where: str, kind: str, names: Mapping[str, str]) -> dict[str, Any]:
@@ -483,19 +491,18 @@ def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel
         renamed = {
             ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None
         }
-        config = {**USUAL, **USUAL_TRANSFORMERS, **config, **renamed}
-        names = {
-            theirs: ours for theirs, ours in LARGE.items() if ours != "post_norm"
-        }  # there is one, whatever it says
+        config = {**DEFAULTS, **DEFAULTS_TRANSFORMERS, **config, **renamed}
+        # there is a last norm, whatever it says
+        names = {theirs: ours for theirs, ours in LARGE.items() if ours != "post_norm"}
         ignored = None
         fixed = FIXED | FIXED_OLDER
     else:
-        config = {**USUAL, **config}
+        config = {**DEFAULTS, **config}
         names = LARGE
-        ignored = {*USUAL, *IGNORED_LARGE, "vocab_size"}
+        ignored = {*DEFAULTS, *IGNORED_LARGE, "vocab_size"}
         fixed = FIXED
     required = ("embedding_dim", "num_blocks", "num_heads", "vocab_size")
-    chosen = options(config, where, names, ignored, fixed, required)
+    settings = options(config, where, names, ignored, fixed, required)
     if config.get("cell_norm_eps") is not None:
         published.only(where, "cell_norm_eps", config["cell_norm_eps"], config["norm_eps"])
     published.blocks(where, "num_blocks", config["num_blocks"])
@@ -506,11 +513,11 @@ def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel
         where, "ffn_round_up_to_multiple_of", config["ffn_round_up_to_multiple_of"]
     )
     backbone = xLSTMLarge(
-        **chosen,
+        **settings,
         qk_size=int(qk),
         v_size=int(v),
         ffn_size=round_up(math.floor(ffn), multiple),
-        post_norm_bias=False if transformers and chosen.get("bias") else None,
+        post_norm_bias=False if transformers and settings.get("bias") else None,
     )
     tied = transformers and config["tie_word_embeddings"]
     return xLSTMLanguageModel(
@@ -520,11 +527,8 @@ def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel
 
 def _large_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     backbone = model.backbone
-    bias = (
-        backbone.bias
-        if backbone.post_norm_bias is None or not backbone.post_norm
-        else backbone.post_norm_bias
-    )
+    has_own = backbone.post_norm and backbone.post_norm_bias is not None
+    bias = backbone.post_norm_bias if has_own else backbone.bias
     for name, value, expected in (
         ("tied", model.tied, False),
         ("embedding_dropout", model.embedding_dropout, 0.0),
@@ -534,17 +538,16 @@ def _large_config(model: xLSTMLanguageModel) -> dict[str, Any]:
             raise ValueError(
                 f"save: {name} is {value}, expected {expected} as in the package's large model"
             )
-    sizes = {"qk_dim_factor": "qk_size", "v_dim_factor": "v_size", "ffn_proj_factor": "ffn_size"}
+    D = backbone.size
     config = {
         **values(backbone, LARGE),
         "vocab_size": model.vocab_size,
-        **{
-            name: published.factor(backbone.size, getattr(backbone, ours))
-            for name, ours in sizes.items()
-        },
+        "qk_dim_factor": published.factor(D, backbone.qk_size),
+        "v_dim_factor": published.factor(D, backbone.v_size),
+        "ffn_proj_factor": published.factor(D, backbone.ffn_size),
         "ffn_round_up_to_multiple_of": 1,
         "output_logit_soft_cap": model.logit_cap,
     }
-    return {
-        name: value for name, value in config.items() if name != "chunk_size" or value is not None
-    }
+    if backbone.chunk_size is None:
+        del config["chunk_size"]
+    return config

@@ -18,10 +18,10 @@ from xlstm.arrays.checks import shown
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
 from xlstm.data.pytorch import TorchFile
-from xlstm.data.tensors import Tensors
+from xlstm.data.tensors import Host, Tensors
 
-Host = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
+Layout = tuple[Shape, Shape, Shape]  # `fine`, `order` and `there` of a `Piece`
 WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
 CONFIGS = ("config.json", "config.yaml")
 blocks = checks.whole(1, 1 << 10)  # no model has more
@@ -55,12 +55,14 @@ class Shards:
                     raise ValueError(
                         f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}"
                     )
-                owners[name], known, shape = file.path, renamed(name), file.shapes[name]
-                if self.shapes.setdefault(known, shape) != shape:
+                owners[name] = file.path
+                ours = renamed(name)
+                shape = file.shapes[name]
+                if self.shapes.setdefault(ours, shape) != shape:
                     raise ValueError(
-                        f"{path}: {self._other(known, name)} in its shape, {self.shapes[known]}"
+                        f"{path}: {self._other(ours, name)} in its shape, {self.shapes[ours]}"
                     )
-                self._copies.setdefault(known, []).append((file, name))
+                self._copies.setdefault(ours, []).append((file, name))
                 self.dtype = max(self.dtype, WIDE[dtype])
 
     def read(self, name: str) -> Host:
@@ -81,38 +83,35 @@ class Shards:
         file, stored_name = self._copies[name][0]
         return file.mapped(stored_name) if isinstance(file, Tensors) else None
 
-    def _other(self, known: str, name: str) -> str:
-        return f"{name} is another array than {self._copies[known][0][1]}, expected the same"
+    def _other(self, ours: str, name: str) -> str:
+        return f"{name} is another array than {self._copies[ours][0][1]}, expected the same"
 
 
-def write(file: Path, arrays: Mapping[str, Host], texts: Mapping[Path, str]) -> None:
-    """Write a safetensors file as PyTorch's are, and texts beside it, each whole or not at all;
-    raises OSError.
+def write(path: Path, arrays: Mapping[str, Host], config: str, as_yaml: bool = False) -> None:
+    """Write a safetensors file as PyTorch's are, and the text of its configuration beside it, each
+    whole or not at all; raises OSError.
+
+    The path is a folder, which is made, or a file `NAME.safetensors`. With `as_yaml` a folder has
+    the configuration once more in `config.yaml`, since JSON is YAML.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    with writing.foreach(file, *texts) as (weights, *descriptions):
+    if path.suffix == ".safetensors":
+        files = [path, path.with_name(f"{path.stem}_config.json")]
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        files = [path / "model.safetensors", path / "config.json"]
+        if as_yaml:
+            files.append(path / "config.yaml")
+    with writing.foreach(*files) as (weights, *descriptions):
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         try:
-            save_file(
-                {n: np.ascontiguousarray(a) for n, a in arrays.items()},
-                weights,
-                metadata={"format": "pt"},
-            )
+            save_file(contiguous, weights, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, for one
             raise OSError(str(error)) from error
-        for description, text in zip(descriptions, texts.values(), strict=True):
-            description.write_bytes(text.encode())
-
-
-def places(path: Path) -> tuple[Path, Path]:
-    """Return the paths of weights and configuration for a folder, which is made, or a file
-    `NAME.safetensors`.
-    """
-    if path.suffix == ".safetensors":
-        return path, path.with_name(f"{path.stem}_config.json")
-    path.mkdir(parents=True, exist_ok=True)
-    return path / "model.safetensors", path / "config.json"
+        for description in descriptions:
+            description.write_bytes(config.encode())
 
 
 def config_beside(
@@ -126,12 +125,9 @@ def config_beside(
     without PyYAML.
     """
     folder = path if path.is_dir() else path.parent
-    # The last one is beside a `model.safetensors` that was written as a file by itself.
-    beside = (
-        [*names, "model_config.json"]
-        if path.is_dir()
-        else [*(f"{path.stem}_{name}" for name in names), *names]
-    )
+    beside = [*(f"{path.stem}_{name}" for name in names), *names]
+    if path.is_dir():  # the last one is of a `model.safetensors` that was written by itself
+        beside = [*names, "model_config.json"]
     for name in beside:
         if (folder / name).is_file():
             return reading.document(folder / name)
@@ -166,11 +162,13 @@ def files_of(path: Path, instead: str = "") -> list[Path]:
     )
 
 
-class Layout(NamedTuple):
-    """The layout of an array there: ours is divided into `fine` axes, which are permuted and joined
-    to `there`.
+class Piece(NamedTuple):
+    """Some rows of a parameter of ours as an array of theirs: divided into `fine` axes, which are
+    permuted and joined to the shape `there`.
     """
 
+    name: str
+    rows: slice
     fine: Shape
     order: Shape
     there: Shape
@@ -186,19 +184,8 @@ class Layout(NamedTuple):
 
     def read(self, array: Host, shape: Shape) -> Host:
         """Return an array of theirs in our layout and shape."""
-        return (
-            array.reshape([self.fine[k] for k in self.order])
-            .transpose(np.argsort(self.order))
-            .reshape(shape)
-        )
-
-
-class Piece(NamedTuple):
-    """Some rows of a parameter of ours, as an array of theirs, whose shape is `layout.there`."""
-
-    name: str
-    rows: slice
-    layout: Layout
+        permuted = array.reshape([self.fine[k] for k in self.order])
+        return permuted.transpose(np.argsort(self.order)).reshape(shape)
 
 
 # by our names the arrays of theirs that make a parameter, one below the other
@@ -208,7 +195,8 @@ Pieces = Mapping[str, list[Piece]]
 def block(ours: str, theirs: str, table: Mapping[str, str]) -> dict[str, list[str]]:
     """Return their names by ours of a block, from a table of names within it."""
     return {
-        f"{ours}{name}": [theirs + one for one in names.split()] for name, names in table.items()
+        f"{ours}{name}": [theirs + there for there in names.split()]
+        for name, names in table.items()
     }
 
 
@@ -232,20 +220,16 @@ def pieces_of(
         names = (
             theirs[ours] if ours in theirs else [f"{name}.{ENDINGS[last]}" for name in theirs[part]]
         )
-        narrow = height // 2 - v_size
-        heights = (
-            [narrow, narrow, v_size, v_size]
-            if len(names) == 4
-            else [height // len(names)] * len(names)
-        )
+        heights = [height // len(names)] * len(names)
+        if len(names) == 4:
+            heights = [height // 2 - v_size, height // 2 - v_size, v_size, v_size]
         pieces[ours] = []
         start = 0
         for name, n in zip(names, heights, strict=True):
             shape = (n, *rest)
-            same = Layout(shape, tuple(range(len(shape))), shape)
-            pieces[ours].append(
-                Piece(name, slice(start, start + n), layout(ours, name, shape) or same)
-            )
+            same = (shape, tuple(range(len(shape))), shape)
+            axes = layout(ours, name, shape) or same
+            pieces[ours].append(Piece(name, slice(start, start + n), *axes))
             start += n
     return pieces
 
@@ -254,7 +238,7 @@ def check(pieces: Pieces, shards: Shards, spare: Iterable[str] = ()) -> None:
     """Raise ValueError unless a checkpoint has the arrays of these pieces in their shapes, and none
     beside `spare`.
     """
-    expected = {piece.name: piece.layout.there for some in pieces.values() for piece in some}
+    expected = {piece.name: piece.there for some in pieces.values() for piece in some}
     for name, shape in expected.items():
         if name not in shards.shapes:
             raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
@@ -278,11 +262,10 @@ def params(
     dtype: str | None,
 ) -> Params:
     """Read parameters of these shapes from a checkpoint that is checked, one after the other."""
-    chosen = backend_of(
-        backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype)
-    )
+    dtype = dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype)
+    target = backend_of(backend, dtype)
     return {
-        name: chosen.asarray(_assembled(shards, some, shapes[name], chosen.dtype))
+        name: target.asarray(_assembled(shards, some, shapes[name], target.dtype))
         for name, some in pieces.items()
     }
 
@@ -290,7 +273,7 @@ def params(
 def exported(pieces: Pieces, arrays: Mapping[str, Host]) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are there."""
     return {
-        piece.name: piece.layout.write(np.asarray(arrays[name])[piece.rows])
+        piece.name: piece.write(np.asarray(arrays[name])[piece.rows])
         for name, some in pieces.items()
         for piece in some
     }
@@ -308,16 +291,20 @@ def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: st
         array = shards.read(piece.name)
         # of a copy: all of a mapping would come to stay
         checkpoint.finite(shards.path, {piece.name: array}, dtype)
-        if whole is None:
-            if (
-                piece.layout.same
-                and array.dtype.name == dtype
-                and (lying := shards.mapped(piece.name)) is not None
-            ):
-                return lying.reshape(shape)
-            return np.ascontiguousarray(piece.layout.read(array, shape), dtype=dtype)
-        whole[piece.rows] = array
+        if whole is not None:
+            whole[piece.rows] = array
+            continue
+        as_it_lies = piece.same and array.dtype.name == dtype
+        mapped = shards.mapped(piece.name) if as_it_lies else None
+        if mapped is not None:
+            return mapped.reshape(shape)
+        return np.ascontiguousarray(piece.read(array, shape), dtype=dtype)
     return whole
+
+
+def table(*same: str, **others: str) -> dict[str, str]:
+    """Return our names of options by theirs: those that both have, and others."""
+    return {**dict(zip(same, same, strict=True)), **others}
 
 
 def options(
@@ -366,9 +353,7 @@ def values(layer: Any, names: Mapping[str, str]) -> dict[str, Any]:
     `options`.
     """
     ours = {theirs: getattr(layer, name) for theirs, name in names.items()}
-    return {
-        theirs: list(value) if isinstance(value, tuple) else value for theirs, value in ours.items()
-    }
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in ours.items()}
 
 
 def factor(D: int, size: int) -> float:

@@ -7,7 +7,6 @@ Recurrent kernels and biases have the gates' true names.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,9 +18,10 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
-from xlstm.data.tensors import Tensors
+from xlstm.data.tensors import Host, Tensors
+from xlstm.data.writing import AnyPath
 from xlstm.interop import published
-from xlstm.interop.published import Host, Layout, Pieces, Shape, Shards, options, values
+from xlstm.interop.published import Layout, Pieces, Shape, Shards, only, options, values
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
 
 __all__ = ["load", "save"]
@@ -31,51 +31,63 @@ Config = Mapping[str, Any]
 CONFIGS = ("config.json", "model-config.yaml", "config.yaml")
 HYPER = "hyper_parameters"
 
+# By our names those of theirs, or of several that lie one below the other in ours. The sLSTM's igate
+# and fgate are swapped.
 EDGES = {
-    f"{ours}.{part}": f"{ours}_patch_embedding.{part}_layer"
-    for ours in ("input", "output")
-    for part in ("hidden", "output", "residual")
+    "input.hidden": "input_patch_embedding.hidden_layer",
+    "input.output": "input_patch_embedding.output_layer",
+    "input.residual": "input_patch_embedding.residual_layer",
+    "output.hidden": "output_patch_embedding.hidden_layer",
+    "output.output": "output_patch_embedding.output_layer",
+    "output.residual": "output_patch_embedding.residual_layer",
 }
-GATES = {ours: f"{theirs}gate" for ours, theirs in zip("ifzo", "fizo", strict=True)}
-KERNEL = "_recurrent_kernel_"
-BIAS = "_bias_"
-FEED_FORWARD = {"ffn.up": "ffn.proj_up_gate ffn.proj_up", "ffn.down": "ffn.proj_down"}
-
-# By our name within a block the name of theirs, or of several that lie one below the other in ours.
+# within a block
 FIRST_NAMES = {
     "norm": "norm_slstm",
-    **{ours: f"slstm_layer.{theirs}" for ours, theirs in GATES.items()},
-    "cell.Wh": f"slstm_layer.slstm_cell.{KERNEL}",
-    "cell.b": f"slstm_layer.slstm_cell.{BIAS}",
+    "i": "slstm_layer.fgate",
+    "f": "slstm_layer.igate",
+    "z": "slstm_layer.zgate",
+    "o": "slstm_layer.ogate",
+    "cell.Wh": "slstm_layer.slstm_cell._recurrent_kernel_",
+    "cell.b": "slstm_layer.slstm_cell._bias_",
     "outnorm": "slstm_layer.group_norm",
     "ffn_norm": "norm_ffn",
-    **FEED_FORWARD,
+    "ffn.up": "ffn.proj_up_gate ffn.proj_up",
+    "ffn.down": "ffn.proj_down",
 }
 SECOND_NAMES = {
     "norm": "time_mixer.norm_lstm",
-    # of an sLSTM
-    **{ours: f"time_mixer.fwd_cell.{theirs}" for ours, theirs in GATES.items()},
-    "cell.Wh": f"time_mixer.fwd_cell.{KERNEL}",
-    "cell.b": f"time_mixer.fwd_cell.{BIAS}",
-    # of an mLSTM
-    "qkvo": " ".join(f"time_mixer.fwd_cell.{name}" for name in ("q", "k", "v", "ogate_preact")),
-    "gates": "time_mixer.fwd_cell.igate_preact time_mixer.fwd_cell.fgate_preact",
-    "down": "time_mixer.fwd_cell.out_proj",
-    # of both
     "combination": "time_mixer.combination",
     "ffn_norm": "time_mixer.norm_ffn",
-    **{
-        ours: " ".join(f"time_mixer.{name}" for name in theirs.split())
-        for ours, theirs in FEED_FORWARD.items()
-    },
+    "ffn.up": "time_mixer.ffn.proj_up_gate time_mixer.ffn.proj_up",
+    "ffn.down": "time_mixer.ffn.proj_down",
     "mixer.norm": "variate_mixer.norm_attn",
-    **{f"mixer.{name}": f"variate_mixer.attn.W{name.upper()}" for name in "qkvo"},
+    "mixer.q": "variate_mixer.attn.WQ",
+    "mixer.k": "variate_mixer.attn.WK",
+    "mixer.v": "variate_mixer.attn.WV",
+    "mixer.o": "variate_mixer.attn.WO",
     "mixer.ffn_norm": "variate_mixer.norm_ffn",
     "mixer.up": "variate_mixer.ffn.wi",
     "mixer.down": "variate_mixer.ffn.wo",
 }
-# sLSTM or mLSTM
-OUTNORM = {True: "time_mixer.fwd_cell.group_norm", False: "time_mixer.fwd_cell.multihead_norm"}
+SECOND_SLSTM = {
+    **SECOND_NAMES,
+    "i": "time_mixer.fwd_cell.fgate",
+    "f": "time_mixer.fwd_cell.igate",
+    "z": "time_mixer.fwd_cell.zgate",
+    "o": "time_mixer.fwd_cell.ogate",
+    "cell.Wh": "time_mixer.fwd_cell._recurrent_kernel_",
+    "cell.b": "time_mixer.fwd_cell._bias_",
+    "outnorm": "time_mixer.fwd_cell.group_norm",
+}
+CELL = "time_mixer.fwd_cell."
+SECOND_MLSTM = {
+    **SECOND_NAMES,
+    "qkvo": f"{CELL}q {CELL}k {CELL}v {CELL}ogate_preact",
+    "gates": f"{CELL}igate_preact {CELL}fgate_preact",
+    "down": f"{CELL}out_proj",
+    "outnorm": f"{CELL}multihead_norm",
+}
 # before names of blocks and of the last norm in the pickled checkpoint of TiRex-1
 STACK = "block_stack."
 
@@ -88,27 +100,19 @@ CELLS = {"bi-slstm": "slstm", "bi-mlstm": "mlstm"}
 
 # By their names of options ours: of TiRex-1, whose configuration is hyper_parameters of its
 # checkpoint, and TiRex-2.
-MODEL = {
-    "input_patch_size": "patch_size",
-    "quantiles": "quantiles",
-    "input_ff_dim": "input_ff_size",
-}
-BLOCK = {
-    **{"num_blocks": "num_blocks", "embedding_dim": "size", "num_heads": "num_heads"},
-    "ffn_proj_factor": "ffn_proj_factor",
-}
-CONTEXT = {"train_ctx_len": "context"}
-SECOND = {
+MODEL = published.table("quantiles", input_patch_size="patch_size", input_ff_dim="input_ff_size")
+BLOCK = published.table("num_blocks", "num_heads", "ffn_proj_factor", embedding_dim="size")
+CONTEXT = published.table(train_ctx_len="context")
+SECOND = published.table(
     **MODEL,
-    **{
-        "embedding_dim": "size",
-        "context_len": "context",
-        "future_len": "horizon",
-        "use_qk_norm": "qk_norm",
-    },
-    **{"tta_sign_flip": "sign_flip", "tta_diff": "differencing"},
-}
-SCALER = {"use_arcsinh": "arcsinh", "binaryaware": "binary", "eps": "scale_eps"}
+    embedding_dim="size",
+    context_len="context",
+    future_len="horizon",
+    use_qk_norm="qk_norm",
+    tta_sign_flip="sign_flip",
+    tta_diff="differencing",
+)
+SCALER = published.table(use_arcsinh="arcsinh", binaryaware="binary", eps="scale_eps")
 # Other keys of TiRex-2: those that it cannot do without, and those that change nothing here or may
 # be missing.
 PARTS = (
@@ -121,23 +125,24 @@ PARTS = (
     "stack_config",
 )
 OTHERS = (
-    *(
-        "stack_out_norm_config",
-        "dropout",
-        "device",
-        "matmul_precision",
-        "postprocessor_cfg",
-        "use_flex_attention",
-    ),
+    "stack_out_norm_config",
+    "dropout",
+    "device",
+    "matmul_precision",
+    "postprocessor_cfg",
+    "use_flex_attention",
     "rnn_backend",
 )
 PATCHES = ("input_patch_size", "output_patch_size", "input_patch_stride")  # of the tokenizer
-TIME = ("model_type", "embedding_dim", "num_heads", "num_slstm_heads")
+MIXERS = {
+    "time_mixer": ("model_type", "embedding_dim", "num_heads", "num_slstm_heads"),
+    "variate_mixer": ("embedding_dim", "num_heads"),
+}
 
 
 @reading.brief()
 def load(
-    path: str | os.PathLike[str], *, backend: str | Backend | None = None, dtype: str | None = None
+    path: AnyPath, *, backend: str | Backend | None = None, dtype: str | None = None
 ) -> tuple[TiRex | TiRex2, Params]:
     """Read TiRex-1 or TiRex-2 from a published checkpoint.
 
@@ -185,7 +190,7 @@ def load(
     return model, published.params(theirs, shards, model.shapes, backend, dtype)
 
 
-def save(path: str | os.PathLike[str], model: TiRex | TiRex2, params: Params) -> None:
+def save(path: AnyPath, model: TiRex | TiRex2, params: Params) -> None:
     """Write a checkpoint of TiRex-1 or TiRex-2 with the names and the configuration of the
     published packages.
 
@@ -213,8 +218,7 @@ def save(path: str | os.PathLike[str], model: TiRex | TiRex2, params: Params) ->
     arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
     if path.suffix in PICKLED:
         raise ValueError(f"save: path is {path}, expected a folder or NAME.safetensors")
-    file, beside = published.places(path)
-    published.write(file, arrays, {beside: json.dumps(config, indent=2)})
+    published.write(path, arrays, json.dumps(config, indent=2))
 
 
 def _own_config(pickled: TorchFile) -> Mapping[str, Any] | None:
@@ -240,33 +244,31 @@ def exported(model: TiRex | TiRex2, arrays: Mapping[str, Host]) -> dict[str, Hos
 def canonical(name: str) -> str:
     """Return the name that stands for all names of an array in checkpoints."""
     name = name.removeprefix(STACK).replace(".rev_cell.", ".fwd_cell.")
-    name = re.sub(r"\.recurrent_kernel$", f".{KERNEL}", name)
-    return re.sub(r"_cell\.bias$", f"_cell.{BIAS}", name)
+    name = re.sub(r"\.recurrent_kernel$", "._recurrent_kernel_", name)
+    return re.sub(r"_cell\.bias$", "_cell._bias_", name)
 
 
 def _pieces(model: TiRex | TiRex2) -> Pieces:
     """Return where each of our parameters is there."""
     first = isinstance(model, TiRex)
-    names = {part: [name] for part, name in EDGES.items()} | {
-        "norm": ["out_norm" if first else "stack_out_norm"]
-    }
-    kernels = {
-        name.removesuffix("cell.Wh"): dims
-        for name, dims in model.shapes.items()
-        if name.endswith(".cell.Wh")
-    }
+    names = published.block("", "", EDGES)
+    names["norm"] = ["out_norm" if first else "stack_out_norm"]
     for k in range(model.num_blocks):
         ours = f"blocks.{k}."
-        table = FIRST_NAMES if first else {**SECOND_NAMES, "outnorm": OUTNORM[ours in kernels]}
-        names |= published.block(ours, f"blocks.{k}." if first else f"stack.{k}.", table)
+        table = SECOND_SLSTM if f"{ours}cell.Wh" in model.shapes else SECOND_MLSTM
+        if first:
+            names |= published.block(ours, ours, FIRST_NAMES)
+        else:
+            names |= published.block(ours, f"stack.{k}.", table)
 
     def layout(ours: str, theirs: str, shape: Shape) -> Layout | None:
         if ".cell." not in ours:
             return None
-        _, N, K, _ = (n or 0 for n in kernels[ours.partition("cell.")[0]].values())
+        kernel = f"{ours.rpartition('.')[0]}.Wh"
+        _, N, K, _ = (n or 0 for n in model.shapes[kernel].values())
         if ours.endswith(".Wh"):  # (4, N, K out, K in)
-            return Layout(shape, (1, 3, 0, 2), (N, K, 4 * K) if first else (N, K, 4, K))
-        return Layout((4, N, K), (1, 0, 2), shape if first else (N, 4, K))
+            return shape, (1, 3, 0, 2), (N, K, 4 * K) if first else (N, K, 4, K)
+        return (4, N, K), (1, 0, 2), shape if first else (N, 4, K)
 
     return published.pieces_of(model.shapes, names, model.size, layout)
 
@@ -303,48 +305,37 @@ def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
 
 
 def _first(config: Config, where: str) -> TiRex:
-    chosen = options(config, where, CONTEXT, required=CONTEXT)
-    described = config["model_config"]
-    inside = f"{where}.model_config"
-    chosen |= options(
-        described, inside, MODEL, required=[*MODEL, "output_patch_size", "block_kwargs"]
-    )
-    _same(
-        inside, "output_patch_size", described["output_patch_size"], described["input_patch_size"]
-    )
-    inside = f"{inside}.block_kwargs"
-    chosen |= options(
-        described["block_kwargs"],
-        inside,
-        BLOCK,
-        required=["num_blocks", "embedding_dim", "num_heads"],
-    )
-    published.blocks(inside, "num_blocks", chosen["num_blocks"])
-    return TiRex(**chosen)
+    settings = options(config, where, CONTEXT, required=CONTEXT)
+    model = config["model_config"]
+    where = f"{where}.model_config"
+    required = [*MODEL, "output_patch_size", "block_kwargs"]
+    settings |= options(model, where, MODEL, required=required)
+    only(where, "output_patch_size", model["output_patch_size"], settings["patch_size"])
+    where = f"{where}.block_kwargs"
+    required = ["num_blocks", "embedding_dim", "num_heads"]
+    settings |= options(model["block_kwargs"], where, BLOCK, required=required)
+    published.blocks(where, "num_blocks", settings["num_blocks"])
+    return TiRex(**settings)
 
 
 def _second(config: Config, where: str) -> TiRex2:
     required = [*MODEL, "embedding_dim", "context_len", "future_len", *PARTS]
-    chosen = {
-        "arcsinh": False,
-        "binary": False,
-        **options(config, where, SECOND, PARTS + OTHERS, required=required),
-    }
-    chosen |= options(config["scaler_cfg"], f"{where}.scaler_cfg", SCALER)
-    P = config["input_patch_size"]
+    settings: dict[str, Any] = {"arcsinh": False, "binary": False}
+    settings |= options(config, where, SECOND, PARTS + OTHERS, required=required)
+    settings |= options(config["scaler_cfg"], f"{where}.scaler_cfg", SCALER)
+    P = settings["patch_size"]
     D = checks.size(where, "embedding_dim", config["embedding_dim"])
-    _same(where, "output_patch_size", config["output_patch_size"], P)
+    only(where, "output_patch_size", config["output_patch_size"], P)
     for name, value in _named(config["tokenizer_cfg"], f"{where}.tokenizer_cfg", PATCHES).items():
-        _same(f"{where}.tokenizer_cfg", name, P if value is None else value, P)
+        if value is not None:
+            only(f"{where}.tokenizer_cfg", name, value, P)
     norm = config.get("stack_out_norm_config")
-    eps = (
-        None
-        if norm is None
-        else options(norm, f"{where}.stack_out_norm_config", {"eps": "eps"}).get("eps", 1e-7)
-    )
+    eps = None
+    if norm is not None:
+        eps = options(norm, f"{where}.stack_out_norm_config", {"eps": "eps"}).get("eps", 1e-7)
     return TiRex2(
         recipe=_recipe(config, f"{where}.stack_config"),
-        **chosen,
+        **settings,
         norm_eps=eps,
         activation=_activation(where, config["act_func"]),
         output_ff_size=int(D * checks.above_0(where, "h_expand", config["h_expand"])),
@@ -356,7 +347,7 @@ def _named(
     config: Any, where: str, names: Sequence[str], required: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the values of a dict that has keys of these names only."""
-    return options(config, where, dict(zip(names, names, strict=True)), (), required=required)
+    return options(config, where, published.table(*names), (), required=required)
 
 
 def _activation(where: str, name: Any) -> str:
@@ -377,33 +368,29 @@ def _recipe(config: Config, where: str) -> list[Mixers]:
         raise ValueError(f"{where}: recipe has {len(names)} blocks, expected num_blocks, {most}")
     options(templates, f"{where}.templates", {})
     D = config["embedding_dim"]
-    known = {
+    mixers = {
         name: _mixers(template, D, f"{where}.templates.{name}")
         for name, template in templates.items()
     }
     for name in names:
-        if not isinstance(name, str) or name not in known:
+        if not isinstance(name, str) or name not in mixers:
             raise ValueError(
-                f"{where}: recipe has {shown(name)}, expected some of {checks.few(known)}"
+                f"{where}: recipe has {shown(name)}, expected some of {checks.few(mixers)}"
             )
-    return [known[name] for name in names]
+    return [mixers[name] for name in names]
 
 
 def _mixers(template: Any, size: int, where: str) -> Mixers:
-    mixers = {"time_mixer": TIME, "variate_mixer": ("embedding_dim", "num_heads")}
-    options(template, where, {}, required=mixers)
-    parts = {
-        name: _named(template[name], f"{where}.{name}", keys, keys[:2])
-        for name, keys in mixers.items()
-    }
-    for name, mixer in parts.items():
-        _same(f"{where}.{name}", "embedding_dim", mixer["embedding_dim"], size)
-    time, variates = parts["time_mixer"], parts["variate_mixer"]
+    options(template, where, {}, required=MIXERS)
+    time, variates = (
+        _named(template[name], f"{where}.{name}", keys, keys[:2]) for name, keys in MIXERS.items()
+    )
+    only(f"{where}.time_mixer", "embedding_dim", time["embedding_dim"], size)
+    only(f"{where}.variate_mixer", "embedding_dim", variates["embedding_dim"], size)
     cell = CELLS[checks.choice(CELLS)(f"{where}.time_mixer", "model_type", time["model_type"])]
     heads = time.get("num_slstm_heads") if cell == "slstm" else None
-    return Mixers(
-        cell, time.get("num_heads", 4) if heads is None else heads, variates.get("num_heads", 4)
-    )
+    heads = time.get("num_heads", 4) if heads is None else heads
+    return Mixers(cell, heads, variates.get("num_heads", 4))
 
 
 def _second_config(model: TiRex2) -> dict[str, Any]:
@@ -414,20 +401,17 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         )
     D = model.size
     types = {ours: theirs for theirs, ours in CELLS.items()}
-    names = []
+    names = [f"{cell}_{heads}_{variate_heads}" for cell, heads, variate_heads in model.recipe]
     templates = {}
-    for cell, heads, variate_heads in model.recipe:
-        names.append(f"{cell}_{heads}_{variate_heads}")
-        time = {
-            "model_type": types[cell],
-            "embedding_dim": D,
-            "num_heads": heads,
-            "num_slstm_heads": heads,
-        }
-        variates = {"embedding_dim": D, "num_heads": variate_heads}
-        templates[names[-1]] = {
-            "time_mixer": time,
-            "variate_mixer": variates,
+    for name, (cell, heads, variate_heads) in zip(names, model.recipe, strict=True):
+        templates[name] = {
+            "time_mixer": {
+                "model_type": types[cell],
+                "embedding_dim": D,
+                "num_heads": heads,
+                "num_slstm_heads": heads,
+            },
+            "variate_mixer": {"embedding_dim": D, "num_heads": variate_heads},
             "dropout": 0.0,
             "eps": 1e-7,
         }
@@ -445,10 +429,3 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         "stack_out_norm_config": None if model.norm_eps is None else {"eps": model.norm_eps},
         "dropout": 0.0,
     }
-
-
-def _same(where: str, name: str, value: int, expected: int) -> None:
-    if value != expected:
-        raise ValueError(
-            f"{where}: {name} is {shown(value)}, expected the same as the model's, {expected}"
-        )

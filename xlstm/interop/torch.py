@@ -22,6 +22,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
+from xlstm.data.writing import AnyPath
 from xlstm.interop.common import (
     Host,
     Layer,
@@ -105,7 +106,7 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
 
 @reading.brief()
 def from_torch(
-    state_dict_or_path: Mapping[str, Any] | str | os.PathLike[str],
+    state_dict_or_path: Mapping[str, Any] | AnyPath,
     kind: str | None = None,
     *,
     activation: str | None = None,
@@ -161,7 +162,7 @@ def from_torch(
     """
     checks.optional(checks.choice(KINDS))("from_torch", "kind", kind)
     weights, metadata = _read(state_dict_or_path, prefix)
-    first = [f"{prefix}{NAMES[name]}_l0" for name in ("Wx", "Wh")]
+    first = [f"{prefix}weight_ih_l0", f"{prefix}weight_hh_l0"]
     for name in first:
         if name not in weights:
             raise ValueError(
@@ -183,17 +184,17 @@ def from_torch(
         raise ValueError(
             f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn"
         )
-    options: dict[str, Any] = {"proj_size": P} if projected and kind == "lstm" else {}
-    options |= {"activations": activation} if activation != "tanh" else {}
-    options |= dict.fromkeys(("bias", "recurrent_bias"), f"{prefix}bias_ih_l0" in weights)
-    options |= {
+    has_bias = f"{prefix}bias_ih_l0" in weights
+    options: dict[str, Any] = {
         "bidirectional": f"{prefix}weight_ih_l0_reverse" in weights,
         "batch_first": batch_first,
+        "bias": has_bias,
+        "recurrent_bias": has_bias,
+        "activations": None if activation == "tanh" else activation,
     }
-    layers = sum(
-        re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None
-        for name in weights
-    )
+    if projected and kind == "lstm":
+        options["proj_size"] = P
+    layers = sum(bool(re.fullmatch(r"weight_ih_l\d{1,6}", name[len(prefix) :])) for name in weights)
     layer = KINDS[kind](D, rows // len(ORDER[kind]), layers, **options)
     theirs = {name: prefix + _name(name) for name in layer.shapes}
     checks.params(
@@ -226,15 +227,17 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
         The layer is of another kind.
     """
     recurrent, weights, head = prepared("to_torch", "PyTorch", layer, params, ABSENT)
-    chosen = recurrent.activations
-    if chosen is not None and (not isinstance(recurrent, RNN) or set(chosen) != {"relu"}):
-        raise ValueError(f"to_torch: activations are {chosen}, which PyTorch cannot express")
+    functions = recurrent.activations
+    if functions is not None and (not isinstance(recurrent, RNN) or set(functions) != {"relu"}):
+        raise ValueError(f"to_torch: activations are {functions}, which PyTorch cannot express")
     order = inverse(ORDER[type(recurrent).__name__.lower()])
     theirs = {_name(name): _rows(name, array, order) for name, array in weights.items()}
-    for name in [
-        name for name in theirs if name.startswith("bias_ih") and not recurrent.recurrent_bias
-    ]:
-        theirs[name.replace("bias_ih", "bias_hh")] = np.zeros_like(theirs[name])
+    if not recurrent.recurrent_bias:
+        theirs |= {
+            name.replace("bias_ih", "bias_hh"): np.zeros_like(array)
+            for name, array in theirs.items()
+            if name.startswith("bias_ih")
+        }
     if head is None:
         return theirs
     named = {f"recurrent.{name}": array for name, array in theirs.items()}
@@ -242,16 +245,17 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
 
 
 def _read(
-    source: Mapping[str, Any] | str | os.PathLike[str], prefix: str
+    source: Mapping[str, Any] | AnyPath, prefix: str
 ) -> tuple[dict[str, Host], Mapping[str, str]]:
     """Return the weights whose names begin with the prefix, on the host, and the metadata of a
     file.
     """
     if isinstance(source, Mapping):
-        chosen = {
-            str(name): array for name, array in source.items() if str(name).startswith(prefix)
-        }
-        return {name: floating("from_torch", name, array) for name, array in chosen.items()}, {}
+        return {
+            str(name): floating("from_torch", str(name), array)
+            for name, array in source.items()
+            if str(name).startswith(prefix)
+        }, {}
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
             f"from_torch: got a {type(source).__name__}, expected a state dict or a path"

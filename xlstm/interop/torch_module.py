@@ -27,9 +27,10 @@ from xlstm.models import model_files
 
 Tensor = Any  # of PyTorch
 LARGEST_SEED = 2**63 - 1
-_kept: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+# what forward passes have saved, and layers of classes that files do not know, each by its number
+_saved_passes: weakref.WeakValueDictionary[int, SavedHandle] = weakref.WeakValueDictionary()
+_unfiled: weakref.WeakValueDictionary[str, Bridge] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
-_unfiled: dict[str, Bridge] = {}  # layers of classes that files do not know
 # a part of their names, which a program from another process does not find here
 PROCESS = uuid.uuid4().hex
 # a tensor of another class, such as FakeTensor, may have no values
@@ -38,44 +39,50 @@ OF_A_CPU = torch.float32, torch.float64  # dtypes of parameters there
 KEYS = torch._C.DispatchKey
 # One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of
 # torch.func.
-MODES = (KEYS.Python, KEYS.PreDispatch, KEYS.FuncTorchDynamicLayerFrontMode)
+TRACERS = functools.reduce(
+    lambda mask, key: mask | torch._C.DispatchKeySet(key).raw_repr(),
+    (KEYS.Python, KEYS.PreDispatch, KEYS.FuncTorchDynamicLayerFrontMode),
+    0,
+)
 
 
-class Handle(np.ndarray[Any, Any]):
-    """A whole number in memory of its own, which has what a forward pass kept.
+class SavedHandle(np.ndarray[Any, Any]):
+    """A whole number in memory of its own, which has what a forward pass saved.
 
     Autograd saves the number as a tensor. Its memory lives as long as autograd needs it, and so
-    does what was kept.
+    does what was saved.
     """
 
     saved: Any
 
 
 def _handle(saved: Any) -> Tensor:
-    """Return a number by which `_saved` finds what a forward pass kept, 0 where it kept nothing."""
+    """Return a number by which `_saved` finds what a forward pass saved, 0 where it saved
+    nothing.
+    """
     if saved is None:
         return torch.zeros((), dtype=torch.int64, device="cpu")
     number = next(_numbers)
-    handle = np.array(number).view(Handle)
+    handle = np.array(number).view(SavedHandle)
     handle.saved = saved
-    _kept[number] = handle
+    _saved_passes[number] = handle
     return torch.from_numpy(handle)
 
 
 def _saved(where: str, handle: Tensor) -> Any:
-    """Return what a forward pass kept.
+    """Return what a forward pass saved.
 
     Raises
     ------
     RuntimeError
         It is gone: a hook has put a copy of the number in the place of the tensor.
     """
-    found = _kept.get(int(handle))
-    if found is None:
+    original = _saved_passes.get(int(handle))
+    if original is None:
         raise RuntimeError(
             f"{where}: backward has only a copy of what forward saved, expected the same tensors"
         )
-    return found.saved
+    return original.saved
 
 
 def _forward(
@@ -92,27 +99,21 @@ def _forward(
         raise TypeError(
             f"{bridge.name}: lengths is on meta, expected whole numbers on the device of x or a CPU"
         )
-    options = {
-        "lengths": lengths,
-        "seed": None if seed is None else int(seed),
-        "train": seed is not None,
-    }
-    options = options if bridge.has_state else {}
+    options: dict[str, Any] = {}
+    if bridge.has_state:
+        options = {
+            "lengths": lengths,
+            "seed": None if seed is None else int(seed),
+            "train": seed is not None,
+        }
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
-        x, *start = map(take, (x, *state))
+        x = take(x)
+        start = [take(a) for a in state]
         arrays = _arrays(params, take)
-        found, saved = bridge.forward(arrays, x, start, keep=keep, **options)
-        return tuple(map(give, found)), (
-            (
-                _addresses(params),
-                options,
-                arrays,
-                saved,
-            )
-            if keep
-            else None
-        )
+        outputs, saved = bridge.forward(arrays, x, start, keep=keep, **options)
+        tensors = tuple([give(a) for a in outputs])
+    return tensors, (_addresses(params), options, arrays, saved) if keep else None
 
 
 def _backward(
@@ -133,9 +134,9 @@ def _backward(
             _, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
         dy, *dend = [None if d is None else take(d) for d in douts]
         grads, dx, start = bridge.backward(arrays, saved, dy, dend)
-        return list(map(give, [*grads, *start] if state else grads)), (
-            None if dx is None else give(dx)
-        )
+        if state:
+            grads = [*grads, *start]
+        return [give(d) for d in grads], None if dx is None else give(dx)
 
 
 def _arrays(params: Sequence[Tensor], take: Callable[[Tensor], Array]) -> list[Array]:
@@ -157,7 +158,7 @@ def _is_traced(tensors: Iterable[Tensor]) -> bool:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
-    if any(map(torch._C._dispatch_tls_local_include_set().has, MODES)):
+    if torch._C._dispatch_tls_local_include_set().raw_repr() & TRACERS:
         return True
     return not PLAIN.issuperset(map(type, tensors)) or all(a.is_meta for a in tensors)
 
@@ -192,7 +193,7 @@ def _refuse(where: str) -> None:
     )
 
 
-class Pass(torch.autograd.Function):  # type: ignore[misc]
+class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
     """The passes of a layer in eager mode."""
 
     @staticmethod
@@ -201,12 +202,12 @@ class Pass(torch.autograd.Function):  # type: ignore[misc]
     ) -> tuple[Tensor, ...]:
         """Return y and the final state; tensors are the parameters and the initial state."""
         count = len(bridge.names)
-        found, saved = _forward(bridge, x, tensors[:count], tensors[count:], lengths, seed, True)
+        outputs, saved = _forward(bridge, x, tensors[:count], tensors[count:], lengths, seed, True)
         ctx.bridge = bridge
         ctx.set_materialize_grads(False)
         # Autograd raises where one of these was changed in place before backward.
-        ctx.save_for_backward(_handle(saved), x, *tensors, *found)
-        return found
+        ctx.save_for_backward(_handle(saved), x, *tensors, *outputs)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -220,39 +221,44 @@ class Pass(torch.autograd.Function):  # type: ignore[misc]
         handle, x, *tensors = ctx.saved_tensors
         if all(d is None for d in douts):
             return (None,) * inputs
-        params, state = tensors[: len(bridge.names)], tensors[len(bridge.names) : inputs - 4]
+        count = len(bridge.names)
+        params = tensors[:count]
+        state = tensors[count : inputs - 4]
         grads, dx = _backward(bridge, handle, x, params, state, douts)
         return None, None, None, dx, *grads
 
 
-@functools.lru_cache(maxsize=64)
 def _bridge(spec: str) -> Bridge:
     """Return the bridge of a layer from what `spec_of` says of it.
 
     Raises
     ------
     ValueError
-        The layer is of a class that files do not know, and another process has it.
+        The layer is of a class that files do not know, and it is gone or another process has it.
     """
-    if spec in _unfiled:
-        return _unfiled[spec]
+    bridge = _unfiled.get(spec)
+    return _filed(spec) if bridge is None else bridge
+
+
+@functools.lru_cache(maxsize=64)
+def _filed(spec: str) -> Bridge:
     if not spec.startswith("{"):
         raise ValueError(
-            f"xlstm::forward: {spec} is not of this process, expected a layer that models.save"
-            " takes"
+            f"xlstm::forward: {spec} is gone or of another process, expected a layer that"
+            " models.save takes, or its module to exist still"
         )
     return Bridge("xlstm::forward", model_files.from_config(json.loads(spec)))
 
 
 def spec_of(bridge: Bridge) -> str:
     """Return a layer as text, which an operator takes: its configuration, where files know its
-    class.
+    class, else a name that holds as long as the bridge exists.
     """
     try:
         return json.dumps(model_files.config_of("module", bridge.layer))
     except TypeError:
         # layers of two classes may have the same repr
-        spec = f"{bridge.layer!r} {PROCESS} {id(bridge.layer)}"
+        spec = f"{bridge.layer!r} {PROCESS} {next(_numbers)}"
         _unfiled[spec] = bridge
         return spec
 
@@ -271,8 +277,8 @@ def forward_op(
     """Return y, the final state and the handle of what was kept."""
     bridge = _bridge(spec)
     _refuse_transforms(bridge.name, (x, *params, *state))
-    found, saved = _forward(bridge, x, params, state, *options)
-    return [*(a.contiguous() for a in found), _handle(saved)]
+    outputs, saved = _forward(bridge, x, params, state, *options)
+    return [*(a.contiguous() for a in outputs), _handle(saved)]
 
 
 @torch.library.custom_op("xlstm::backward", mutates_args=(), schema=f"{BACKWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
@@ -311,16 +317,16 @@ def _backward_fake(
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.spec, params, x, state, *_ = inputs
-    ctx.sizes = len(params), len(state)
+    ctx.sizes = len(params), len(params) + len(state)
     ctx.save_for_backward(output[-1], x, *params, *state)
 
 
 def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
     handle, x, *tensors = ctx.saved_tensors
-    params, state = ctx.sizes
-    found = backward_op(ctx.spec, tensors[:params], x, tensors[params:], handle, douts[:-1])
-    dx = found[params + state] if x.is_floating_point() else None
-    return None, found[:params], dx, found[params : params + state], None, None, None
+    params, inputs = ctx.sizes
+    grads = backward_op(ctx.spec, tensors[:params], x, tensors[params:], handle, douts[:-1])
+    dx = grads[inputs] if x.is_floating_point() else None
+    return None, grads[:params], dx, grads[params:inputs], None, None, None
 
 
 def _refuse_op(ctx: Any, *_: Any) -> None:
@@ -352,18 +358,14 @@ def run(
     tensors = (x, *params, *state)
     _refuse_transforms(bridge.name, tensors)
     # torch.jit.trace compares its trace with a second one, which it makes without gradients.
-    keep = (torch.is_grad_enabled() or torch.jit.is_tracing()) and any(
-        a.requires_grad for a in tensors
-    )
+    keep = torch.is_grad_enabled() or torch.jit.is_tracing()
+    keep = keep and any(a.requires_grad for a in tensors)
     if _is_traced(tensors):
-        lengths = (
-            lengths
-            if lengths is None or torch.is_tensor(lengths)
-            else torch.as_tensor(lengths, device="cpu")
-        )
+        if lengths is not None and not torch.is_tensor(lengths):
+            lengths = torch.as_tensor(lengths, device="cpu")
         return forward_op(spec, params, x, state, lengths, seed, keep)[:-1]  # type: ignore[no-any-return]
     if keep:
-        return Pass.apply(bridge, lengths, seed, x, *params, *state)  # type: ignore[no-any-return]
+        return LayerFunction.apply(bridge, lengths, seed, x, *params, *state)  # type: ignore[no-any-return]
     return _forward(bridge, x, params, state, lengths, seed, keep)[0]
 
 
@@ -383,8 +385,8 @@ def _drawn(layer: Any, seed: int) -> dict[str, Tensor]:
     }
 
 
-def _parameter(given: Any) -> Tensor:
-    return torch.nn.Parameter(given if torch.is_tensor(given) else to_tensor(given))
+def _parameter(array: Any) -> Tensor:
+    return torch.nn.Parameter(array if torch.is_tensor(array) else to_tensor(array))
 
 
 class LayerModule(torch.nn.Module):  # type: ignore[misc]
@@ -400,10 +402,10 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         self._bridge = Bridge("module", layer)
         self.layer = layer
         self._spec = spec_of(self._bridge)
-        self._paths = [name.split(".") for name in self._bridge.names]
+        self._paths = [(name.split(".")[:-1], name.split(".")[-1]) for name in self._bridge.names]
         params = _drawn(layer, seed) if params is None else params
         layer.check(params)
-        for (*path, last), name in zip(self._paths, self._bridge.names, strict=True):
+        for (path, last), name in zip(self._paths, self._bridge.names, strict=True):
             owner: Any = self
             parameter = foreign.taken(f"module: parameter {name}", params[name], _parameter)
             try:
@@ -434,23 +436,22 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
                 f"{bridge.name}: lengths is {checks.shown(lengths)}, expected None, as there are no"
                 " sequences"
             )
-        given: list[Tensor] = [] if state is None else bridge.flat(state)
-        if any(a is None for a in given):
+        start: list[Tensor] = [] if state is None else bridge.flat(state)
+        if any(a is None for a in start):
             raise TypeError(
                 f"{bridge.name}: a part of state is None, expected all of its tensors, or None for"
                 " state"
             )
         if (x.is_cpu or x.is_cuda) and torch.is_autocast_enabled(x.device.type):
             x = x.to(params[0].dtype) if x.is_floating_point() else x
-            given = [
-                a.to(dtype) for a, dtype in zip(given, _dtypes(bridge, params[0]), strict=False)
-            ]
+            dtypes = _dtypes(bridge, params[0])
+            start = [a.to(dtype) for a, dtype in zip(start, dtypes, strict=False)]
         seed = (
             torch.randint(LARGEST_SEED, (), device="cpu")
             if self.training and bridge.layer.random
             else None
         )
-        y, *end = run(bridge, self._spec, x, params, given, lengths, seed)
+        y, *end = run(bridge, self._spec, x, params, start, lengths, seed)
         return (y, bridge.state(end)) if bridge.has_state else y
 
     def arrays(self) -> Params:
@@ -463,4 +464,16 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         return repr(self.layer)
 
     def _tensors(self) -> list[Tensor]:
-        return [functools.reduce(getattr, path, self) for path in self._paths]
+        """Return the parameters, looked up in the modules as they are now.
+
+        `getattr` of a module takes five times as long, and finds those that are computed too, as by
+        `torch.nn.utils.parametrizations`.
+        """
+        tensors = []
+        for path, last in self._paths:
+            owner: Any = self
+            for part in path:
+                owner = owner._modules[part]
+            tensor = owner._parameters.get(last)
+            tensors.append(getattr(owner, last) if tensor is None else tensor)
+        return tensors

@@ -157,10 +157,10 @@ def from_config(config: dict[str, Any], count: int | None = None) -> Model:
         declared = len(declared)
     if count is not None and isinstance(declared, int) and declared * least > count:
         raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
-    layer: Any = reading.made("options", _layers()[name], options)
+    layer: Any = reading.construct("options", _layers()[name], options)
     if head is None:
         return layer  # type: ignore[no-any-return]
     kind: Any = (
         xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel
     )
-    return reading.made("head", kind, head, layer)  # type: ignore[no-any-return]
+    return reading.construct("head", kind, head, layer)  # type: ignore[no-any-return]

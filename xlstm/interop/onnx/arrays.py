@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,19 @@ from xlstm.interop.onnx.onnx_files import library
 BATCH = 2**31 - 1
 TIME = 2**31 - 19
 OPEN = {"batch": BATCH, "time": TIME}  # by the names that values and axes have in the graph
-AXES_GIVEN = 18  # the opset from which on the axes of means and of maxima are inputs
+# by names of NumPy's functions
+OPERATORS = {
+    "add": "Add",
+    "multiply": "Mul",
+    "subtract": "Sub",
+    "divide": "Div",
+    "negative": "Neg",
+    "less": "Less",
+    "less_equal": "LessOrEqual",
+    "greater": "Greater",
+    "greater_equal": "GreaterOrEqual",
+    "bitwise_and": "And",
+}
 CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And")
 
 float32 = np.dtype("float32")
@@ -34,7 +46,7 @@ int64 = np.dtype("int64")
 finfo = np.finfo
 
 
-class Graph:
+class OnnxGraph:
     """Nodes and constants in the making; a graph within a node shares the constants of the graph
     around it.
 
@@ -42,10 +54,10 @@ class Graph:
     repeat it.
     """
 
-    def __init__(self, opset: int, outer: Graph | None = None) -> None:
+    def __init__(self, opset: int, outer: OnnxGraph | None = None) -> None:
         self.opset = opset
         self.nodes: list[Any] = []
-        self.outermost: Graph = self if outer is None else outer.outermost
+        self.outermost: OnnxGraph = self if outer is None else outer.outermost
         self.constants: dict[str, Host] = {} if outer is None else outer.constants
         # names of what is the same in all steps
         self.fixed: set[str] = set() if outer is None else outer.fixed
@@ -112,25 +124,27 @@ class Graph:
         onnx.checker.check_model(model, full_check=True)
         return model
 
-    def part(self, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
+    def part(self, inputs: Sequence[Array], outputs: Sequence[Array], title: str = "step") -> Any:
         """Return a graph of those nodes that the outputs need; one that is there twice gets a name
         of its own.
         """
         helper = library().helper
-        named = [a.name for a in outputs]
-        made = {output for node in self.nodes for output in node.output}
-        for k, one in enumerate(named):
-            if one in named[:k] or one not in made:
-                named[k] = self.name()
-                self.nodes.append(helper.make_node("Identity", [one], [named[k]]))
-        needed = set(named)
+        computed = {output for node in self.nodes for output in node.output}
+        names: list[str] = []
+        for array in outputs:
+            name = array.name
+            if name in names or name not in computed:
+                name = self.name()
+                self.nodes.append(helper.make_node("Identity", [array.name], [name]))
+            names.append(name)
+        needed = set(names)
         nodes = []
         for node in reversed(self.nodes):
             if needed & set(node.output):
                 nodes.append(node)
                 needed |= set(names_into(node))
-        results = [_value(one, a) for one, a in zip(named, outputs, strict=True)]
-        return helper.make_graph(nodes[::-1], name, [_value(a.name, a) for a in inputs], results)
+        results = [_value(name, a) for name, a in zip(names, outputs, strict=True)]
+        return helper.make_graph(nodes[::-1], title, [_value(a.name, a) for a in inputs], results)
 
 
 def names_into(node: Any) -> Iterator[str]:
@@ -159,29 +173,20 @@ def __getattr__(name: str) -> Any:
     )
 
 
-_current: contextvars.ContextVar[Graph] = contextvars.ContextVar("graph")
+_current: contextvars.ContextVar[OnnxGraph] = contextvars.ContextVar("graph")
 
 
-def current() -> Graph:
+def current() -> OnnxGraph:
     """Return the graph that is written."""
     return _current.get()
 
 
-def _operator(op_type: str, swapped: bool = False) -> Any:
-    """Return the method that adds a node; operands are swapped in reflected operators."""
-
-    def operate(self: Array, other: Any) -> Array:
-        return _pointwise(op_type, *((other, self) if swapped else (self, other)))
-
-    return operate
-
-
-class Array:
+class Array(np.lib.mixins.NDArrayOperatorsMixin):
     """The result of a node, or a constant."""
 
-    __array_ufunc__ = None  # operators of NumPy leave the operation to those here
+    __hash__ = object.__hash__
 
-    def __init__(self, name: str, shape: Sequence[int], dtype: Any) -> None:
+    def __init__(self, name: str, shape: Iterable[Any], dtype: Any) -> None:
         self.name = name
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
@@ -231,22 +236,11 @@ class Array:
         bounds = [current().enter(numbers, int64) for numbers in zip(*cuts, strict=True)]
         return reshape(_node("Slice", [self, *bounds], sizes, self.dtype), shape)
 
-    __add__ = _operator("Add")
-    __radd__ = _operator("Add", swapped=True)
-    __mul__ = _operator("Mul")
-    __rmul__ = _operator("Mul", swapped=True)
-    __sub__ = _operator("Sub")
-    __rsub__ = _operator("Sub", swapped=True)
-    __truediv__ = _operator("Div")
-    __rtruediv__ = _operator("Div", swapped=True)
-    __lt__ = _operator("Less")
-    __le__ = _operator("LessOrEqual")
-    __gt__ = _operator("Greater")
-    __ge__ = _operator("GreaterOrEqual")
-    __and__ = _operator("And")
-
-    def __neg__(self) -> Array:
-        return _pointwise("Neg", self)
+    def __array_ufunc__(self, ufunc: Any, method: str, *operands: Any, **_: Any) -> Any:
+        """Write an operator of Python, whose function of NumPy this is."""
+        if ufunc.__name__ not in OPERATORS:
+            return NotImplemented
+        return _pointwise(OPERATORS[ufunc.__name__], *operands)
 
     def __matmul__(self, other: Array) -> Array:
         batch = _broadcast(self.shape[:-2], other.shape[:-2])
@@ -280,14 +274,8 @@ def _pointwise(op_type: str, *operands: Any) -> Array:
     """Add a node that works element by element, on numbers as well."""
     numeric = [a.dtype for a in operands if isinstance(a, Array) and a.dtype != bool]
     wide = np.result_type(*numeric) if numeric else np.dtype(bool)
-    arrays = [
-        constant(a, wide)
-        if not isinstance(a, Array)
-        else a
-        if a.dtype in (wide, bool)
-        else astype(a, wide)
-        for a in operands
-    ]
+    arrays = [a if isinstance(a, Array) else constant(a, wide) for a in operands]
+    arrays = [a if a.dtype == bool else astype(a, wide) for a in arrays]
     dtype = bool if op_type in CONDITIONS else wide
     return _node(op_type, arrays, _broadcast(*(a.shape for a in arrays)), dtype)
 
@@ -352,10 +340,10 @@ def _sizes(shape: Sequence[int]) -> Array:
     sizes = []
     for n in shape:
         factors = [name for name, size in OPEN.items() if n and n % size == 0]
-        known = constant([n // math.prod(OPEN[name] for name in factors)], int64)
-        sizes.append(
-            functools.reduce(lambda a, name: _pointwise("Mul", a, open_size(name)), factors, known)
-        )
+        size = constant([n // math.prod(OPEN[name] for name in factors)], int64)
+        for name in factors:
+            size *= open_size(name)
+        sizes.append(size)
     return concat(sizes)
 
 
@@ -373,16 +361,10 @@ def matrix_transpose(x: Array) -> Array:
 
 
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
-    first = arrays[0]
-    axis = axis % arrays[0].ndim
-    total = builtins.sum(a.shape[axis] for a in arrays)
-    return _node(
-        "Concat",
-        arrays,
-        (*first.shape[:axis], total, *first.shape[axis + 1 :]),
-        first.dtype,
-        axis=axis,
-    )
+    shape = [*arrays[0].shape]
+    axis %= len(shape)
+    shape[axis] = builtins.sum(a.shape[axis] for a in arrays)
+    return _node("Concat", arrays, shape, arrays[0].dtype, axis=axis)
 
 
 def stack(arrays: Sequence[Array]) -> Array:
@@ -390,50 +372,39 @@ def stack(arrays: Sequence[Array]) -> Array:
 
 
 def take(x: Array, indices: Array, axis: int = 0) -> Array:
-    return _node(
-        "Gather",
-        [x, indices],
-        (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]),
-        x.dtype,
-        axis=axis,
-    )
+    shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return _node("Gather", [x, indices], shape, x.dtype, axis=axis)
 
 
 # Along axes:
 
 
-def _reduced(op_type: str, axes_given: bool, x: Array, axis: Any, keepdims: bool) -> Array:
+def _reduced(op_type: str, since: int, x: Array, axis: Any, keepdims: bool = False) -> Array:
+    """Add a node along axes, which are an input of it since a version of ONNX's operators."""
     axes = [k % x.ndim for k in (axis if isinstance(axis, tuple) else (axis,))]
     shape = [1 if k in axes else n for k, n in enumerate(x.shape) if keepdims or k not in axes]
-    inputs = [x.name, current().enter(axes, int64)] if axes_given else [x.name]
-    attributes = {} if axes_given else {"axes": axes}
-    return _node(op_type, inputs, shape, x.dtype, keepdims=int(keepdims), **attributes)
+    if current().opset >= since:
+        inputs = [x, current().enter(axes, int64)]
+        return _node(op_type, inputs, shape, x.dtype, keepdims=int(keepdims))
+    return _node(op_type, [x], shape, x.dtype, keepdims=int(keepdims), axes=axes)
 
 
-def sum(x: Array, axis: Any, keepdims: bool = False) -> Array:
-    return _reduced("ReduceSum", True, x, axis, keepdims)
-
-
-def mean(x: Array, axis: Any, keepdims: bool = False) -> Array:
-    return _reduced("ReduceMean", current().opset >= AXES_GIVEN, x, axis, keepdims)
-
-
-def max(x: Array, axis: Any, keepdims: bool = False) -> Array:
-    return _reduced("ReduceMax", current().opset >= AXES_GIVEN, x, axis, keepdims)
+sum, mean, max = (
+    functools.partial(_reduced, op_type, since)
+    for op_type, since in (("ReduceSum", 13), ("ReduceMean", 18), ("ReduceMax", 18))
+)
 
 
 def argmax(x: Array, axis: int) -> Array:
     axis %= x.ndim
-    return _node(
-        "ArgMax", [x], (*x.shape[:axis], *x.shape[axis + 1 :]), int64, axis=axis, keepdims=0
-    )
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
+    return _node("ArgMax", [x], shape, int64, axis=axis, keepdims=0)
 
 
 def sort(x: Array, axis: int = -1) -> Array:
     count = current().enter([x.shape[axis]], int64)
-    return Array(
-        current().node("TopK", [x.name, count], 2, axis=axis, largest=0)[0], x.shape, x.dtype
-    )
+    values, _ = current().node("TopK", [x.name, count], 2, axis=axis, largest=0)
+    return Array(values, x.shape, x.dtype)
 
 
 # New arrays:
@@ -453,14 +424,6 @@ def full(shape: Sequence[int], value: float, dtype: Any = float32, device: Any =
     return _node("Expand", [constant(value, dtype), _sizes(shape)], shape, dtype)
 
 
-def zeros(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:
-    return full(shape, 0.0, dtype)
-
-
-def ones(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:
-    return full(shape, 1.0, dtype)
-
-
 def empty(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:
     return Buffer(shape, dtype)
 
@@ -469,12 +432,8 @@ def full_like(x: Array, value: float, dtype: Any = None, device: Any = None) -> 
     return full(x.shape, value, x.dtype if dtype is None else dtype)
 
 
-def zeros_like(x: Array, dtype: Any = None) -> Array:
-    return full_like(x, 0.0, dtype)
-
-
-def ones_like(x: Array, dtype: Any = None) -> Array:
-    return full_like(x, 1.0, dtype)
+zeros, ones = (functools.partial(full, value=value) for value in (0.0, 1.0))
+zeros_like, ones_like = (functools.partial(full_like, value=value) for value in (0.0, 1.0))
 
 
 def arange(*bounds: Any, dtype: Any = None, device: Any = None) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,13 +20,14 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params, leaves
 from xlstm.cells import activations
 from xlstm.data import writing
+from xlstm.data.writing import AnyPath
 from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Widths
-from xlstm.interop.common import Exported, Host, Layer
+from xlstm.interop.common import Host, Layer, part
 from xlstm.interop.onnx import arrays
-from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
+from xlstm.interop.onnx.arrays import BATCH, TIME, Array, OnnxGraph
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Embedding
@@ -40,25 +41,24 @@ from xlstm.recurrence.packing import Packing, Span
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
+# our options by attributes of nodes
+FLAGS = {"input_forget": "coupled_input_forget", "linear_before_reset": "reset_after"}
 # ONNX's name of each of our activations, such as LeakyRelu. Both take their parameters in the same
 # order, alpha, beta.
 FUNCTIONS = {
-    name: name.title().replace("_", "")
-    for name in (
-        *(
-            "sigmoid",
-            "tanh",
-            "relu",
-            "affine",
-            "leaky_relu",
-            "thresholded_relu",
-            "scaled_tanh",
-            "hard_sigmoid",
-        ),
-        *("elu", "softsign", "softplus"),
-    )
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "relu": "Relu",
+    "affine": "Affine",
+    "leaky_relu": "LeakyRelu",
+    "thresholded_relu": "ThresholdedRelu",
+    "scaled_tanh": "ScaledTanh",
+    "hard_sigmoid": "HardSigmoid",
+    "elu": "Elu",
+    "softsign": "Softsign",
+    "softplus": "Softplus",
 }
-Exporting = tuple[list[Array], Callable[[Params], dict[str, Array]]]
+Written = tuple[list[Array], dict[str, Array]]  # inputs and outputs of a graph
 LAYER = checks.instance(Module, "a layer or a model")
 OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agree on
 
@@ -66,7 +66,7 @@ OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agr
 def to_onnx(
     layer: Any,
     params: Params | None = None,
-    path: str | os.PathLike[str] | None = None,
+    path: AnyPath | None = None,
     *,
     lengths: bool = False,
     state: bool = True,
@@ -151,8 +151,8 @@ def to_onnx(
         raise ValueError(
             f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest"
         )
-    about = {}
-    given = {}
+    metadata = {}
+    signature = {}
     formula = None
     if hasattr(layer, "for_export"):
         if params is not None or step:
@@ -161,50 +161,46 @@ def to_onnx(
                 " neither; to_onnx(estimator.model_, estimator.params_, step=True) writes a step of"
                 " its network alone"
             )
-        about, given, formula = layer.for_export(lengths)
-        layer, params = layer.model_, layer.params_
+        metadata, signature, formula = layer.for_export(lengths)
+        params = layer.params_
+        layer = layer.model_
     weights: Params = {} if params is None else params
     LAYER("to_onnx", "layer", layer).check(weights)
-    if formula is not None:
-        inputs, outputs = _of_estimator(layer, given, formula)
-    elif isinstance(layer, TiRex | TiRex2):
-        inputs, outputs = _of_tirex(layer, lengths)
-    else:
-        inputs, outputs = _of_model(layer, state, lengths, step)
-    graph = Graph(opset)
-    with _writing(graph, inputs):
-        found = outputs(
-            {name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()}
-        )
-    model = graph.model(inputs, found, type(layer).__name__)
-    library().helper.set_model_props(model, about)
+    with _writing(OnnxGraph(opset)) as graph:
+        p = {name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()}
+        if formula is not None:
+            inputs, outputs = _estimator(layer, p, signature, formula)
+        elif isinstance(layer, TiRex | TiRex2):
+            inputs, outputs = _tirex(layer, p, lengths)
+        else:
+            inputs, outputs = _model(layer, p, state, lengths, step)
+    model = graph.model(inputs, outputs, type(layer).__name__)
+    library().helper.set_model_props(model, metadata)
     if path is not None:
         writing.write(path, model.SerializeToString())
     return model
 
 
-def _of_estimator(
-    model: Any, given: Mapping[str, Any], formula: Callable[..., dict[str, Array]]
-) -> Exporting:
-    """Return the inputs of an estimator, and the function that writes it around its network."""
+def _estimator(
+    model: Any, p: Params, signature: Mapping[str, Any], formula: Callable[..., dict[str, Array]]
+) -> Written:
+    """Write an estimator around its network."""
     inputs = [
         Array(name, [arrays.OPEN.get(n, n) for n in dims], dtype)
-        for name, (dims, dtype) in given.items()
+        for name, (dims, dtype) in signature.items()
     ]
+    _write_sizes(inputs)
 
-    def outputs(p: Params) -> dict[str, Array]:
-        def run(x: Array, lengths: Array | None = None) -> Array:
-            start = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
-            y, _ = _over_time(model, p, arrays.astype(x, np.float32), start, lengths)
-            return arrays.astype(y, np.float64)
+    def run(x: Array, lengths: Array | None = None) -> Array:
+        start = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
+        y, _ = _over_time(model, p, arrays.astype(x, np.float32), start, lengths)
+        return arrays.astype(y, np.float64)
 
-        return formula(arrays, run, *inputs)
-
-    return inputs, outputs
+    return inputs, formula(arrays, run, *inputs)
 
 
-def _of_tirex(model: TiRex | TiRex2, lengths: bool) -> Exporting:
-    """Return the input of a network with the batch first, and the function that writes it."""
+def _tirex(model: TiRex | TiRex2, p: Params, lengths: bool) -> Written:
+    """Write a network whose input has the batch first."""
     if lengths:
         kind = type(model).__name__
         raise ValueError(
@@ -212,20 +208,15 @@ def _of_tirex(model: TiRex | TiRex2, lengths: bool) -> Exporting:
         )
     T = (model.context + getattr(model, "horizon", 0)) // model.patch_size
     x = Array("tokens", (BATCH, T, model.input_size), np.float32)
-
-    def outputs(p: Params) -> dict[str, Array]:
-        state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
-        span = Span(arrays, Packing.of("to_onnx", None, T, BATCH))
-        y, *_ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
-        return {"y": arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))}
-
-    return [x], outputs
+    _write_sizes([x])
+    state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
+    span = Span(arrays, Packing.of("to_onnx", None, T, BATCH))
+    y, *_ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
+    return [x], {"y": arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))}
 
 
-def _of_model(layer: Any, state: bool, lengths: bool, step: bool) -> Exporting:
-    """Return the inputs of a layer or model over all steps, or for one of them, and the function
-    that writes it.
-    """
+def _model(layer: Any, p: Params, state: bool, lengths: bool, step: bool) -> Written:
+    """Write a layer or model over all steps, or for one of them."""
     through_time = isinstance(layer, SequenceLayer)
     if (step or lengths) and not through_time:
         raise ValueError(
@@ -234,65 +225,60 @@ def _of_model(layer: Any, state: bool, lengths: bool, step: bool) -> Exporting:
     if step and (lengths or layer.directions != ("",)):
         name = "lengths" if lengths else "a reverse direction"
         raise ValueError(f"to_onnx: step is True, which does not go with {name}")
-    outer = (
-        (BATCH,)
-        if step
-        else (BATCH, TIME)
-        if getattr(layer, "batch_first", False)
-        else (TIME, BATCH)
-    )
-    is_text = isinstance(layer, xLSTMLanguageModel | Embedding)
-    x = (
-        Array("tokens", outer, np.int64)
-        if is_text
-        else Array("x", (*outer, layer.input_size), np.float32)
-    )
-    begin = _named(layer.states) if through_time else ()
+    outer = [BATCH, TIME] if getattr(layer, "batch_first", False) else [TIME, BATCH]
+    outer = [BATCH] if step else outer
+    if isinstance(layer, xLSTMLanguageModel | Embedding):
+        x = Array("tokens", outer, np.int64)
+    else:
+        x = Array("x", (*outer, layer.input_size), np.float32)
+    inputs = [x]
+    begin = _state(layer.states) if through_time else ()
+    if state:
+        inputs += leaves(begin)
     ends = Array("lengths", (BATCH,), np.int32) if lengths else None
+    if ends is not None:
+        inputs.append(ends)
+    _write_sizes(inputs)
+    if not through_time:
+        return inputs, {"y": layer.apply(arrays, p, x)[0]}
+    given_state = begin if state else None
+    start = complete("to_onnx", arrays, "state", given_state, layer.states, BATCH, p)
+    if step:
+        y, end = layer.run_step(arrays, p, x, start)
+    else:
+        y, end = _over_time(layer, p, layer._swap(arrays, x), start, ends)
+        y = layer._swap(arrays, y)
+    outputs = {"y": y}
+    for before, after in zip(leaves(begin), leaves(end), strict=True):
+        name = before.name.removesuffix("0")
+        outputs[f"{name}1" if name == x.name else name] = after
+    return inputs, outputs
 
-    def outputs(p: Params) -> dict[str, Array]:
-        if not through_time:
-            return {"y": layer.apply(arrays, p, x)[0]}
-        start = complete(
-            "to_onnx", arrays, "state", begin if state else None, layer.states, BATCH, p
-        )
-        if step:
-            y, end = layer.run_step(arrays, p, x, start)
-        else:
-            y, end = _over_time(layer, p, layer._swap(arrays, x), start, ends)
-            y = layer._swap(arrays, y)
-        return {
-            "y": y,
-            **{_end(a.name, x.name): b for a, b in zip(leaves(begin), leaves(end), strict=True)},
-        }
 
-    return [x, *(leaves(begin) if state else ()), *([] if ends is None else [ends])], outputs
+def _write_sizes(inputs: Sequence[Array]) -> None:
+    """Write the batch and the number of steps as values, from the shape of an input."""
+    graph = arrays.current()
+    for name, size in arrays.OPEN.items():
+        x = next((array for array in inputs if size in array.shape), None)
+        if x is not None:
+            axis = x.shape.index(size)
+            (shape,) = graph.node("Shape", [x.name])
+            bounds = [graph.enter([k], np.int64) for k in (axis, axis + 1)]
+            graph.node("Slice", [shape, *bounds], [name])
+            graph.fixed.add(name)
 
 
-def _named(states: State, prefix: str = "") -> State:
+def _state(states: State, prefix: str = "") -> State:
     """Return the inputs of a state: `h0`, or the places of its parts before that, such as
     `0.1.C0`.
     """
-    return tuple(
-        (
-            Array(
-                f"{prefix}{leaf.name}0",
-                (*leaf.before.values(), BATCH, *leaf.after.values()),
-                np.float32,
-            )
-            if isinstance(leaf, Leaf)
-            else _named(leaf, f"{prefix}{k}.")
-        )
-        for k, leaf in enumerate(states)
-    )
-
-
-def _end(begin: str, x: str) -> str:
-    """Return the name of a part of the final state: `h` for `h0`, and `x1` where the input has the
-    name.
-    """
-    name = begin.removesuffix("0")
-    return f"{name}1" if name == x else name
+    parts: list[Any] = []
+    for k, leaf in enumerate(states):
+        if isinstance(leaf, Leaf):
+            parts.append(Array(f"{prefix}{leaf.name}0", leaf.dims(BATCH).values(), np.float32))
+        else:
+            parts.append(_state(leaf, f"{prefix}{k}."))
+    return tuple(parts)
 
 
 def _over_time(
@@ -308,9 +294,9 @@ def _over_time(
         x = x if layer.inputs is None else run("input", x)
         y, end = _body(layer, layer.below("recurrent", p), x, start, lengths)
         y = run("head", y)
-        return (
-            y if layer.last or lengths is None else _where(_steps()[:, None] < lengths, y, 0.0)
-        ), end
+        if lengths is not None and not layer.last:
+            y = _where(_steps()[:, None] < lengths, y, 0.0)
+        return y, end
     if native:
         return _native(layer, p, x, start, lengths)
     if layer.directions == ("",):
@@ -319,13 +305,18 @@ def _over_time(
     for k in range(layer.num_layers):
         outputs = []
         for direction, cell in layer.cells.items():
-            own = {"num_layers": 1, "bidirectional": False, "reverse": False, "dropout": 0.0}
-            one = replace(layer, input_size=x.shape[2], activations=cell.activations or None, **own)
-            weights = {
-                f"0.{last}": p[name] for last, name in layer.names[f"{k}.{direction}"[:-1]].items()
-            }
+            forward = replace(
+                layer,
+                input_size=x.shape[2],
+                activations=cell.activations or None,
+                num_layers=1,
+                bidirectional=False,
+                reverse=False,
+                dropout=0.0,
+            )
+            weights = {f"0.{name}": a for name, a in part(layer, p, k, direction).items()}
             begin = tuple(s[len(ends) : len(ends) + 1] for s in start)
-            step = functools.partial(one.run_step, arrays, weights)
+            step = functools.partial(forward.run_step, arrays, weights)
             y, end = _scan(step, x, begin, lengths, reverse=bool(direction))
             outputs.append(y)
             ends.append(end)
@@ -369,25 +360,26 @@ def _native(
     graph = arrays.current()
     n = len(layer.directions)
     H = layer.hidden_size
-    exported = Exported(layer, {name: graph.constants[a.name] for name, a in p.items()}, None)
+    hosts = {name: graph.constants[a.name] for name, a in p.items()}
     ends: list[list[Array]] = []
     for k in range(layer.num_layers):
         begin = [s[k * n : (k + 1) * n] for s in start]
-        named = {
-            name: graph.enter(a, np.float32, f"{k}.{name}")
-            for name, a in _packed(exported, k).items()
-        }
-        named["X"] = x.name
+        inputs = {"X": x.name}
+        for name, weights in _packed(layer, hosts, k).items():
+            inputs[name] = graph.enter(weights, np.float32, f"{k}.{name}")
         # a constant one is zero, which is the operators' default
         if start[0].name not in graph.fixed:
-            named |= {f"initial_{s}": a.name for s, a in zip(layer.STATES, begin, strict=True)}
+            inputs |= {f"initial_{s}": a.name for s, a in zip(layer.STATES, begin, strict=True)}
         if lengths is not None:
-            named["sequence_lens"] = lengths.name
+            inputs["sequence_lens"] = lengths.name
         outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
-        graph.node(type(layer).__name__, _inputs(named), outputs, **_attributes(layer))
-        T = x.shape[0]
-        y = Array(outputs[0], (T, n, BATCH, H), np.float32)
-        x = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (T, BATCH, n * H))
+        # without those behind the last one that is there
+        last = max(map(INPUTS.index, inputs))
+        names = [inputs.get(name, "") for name in INPUTS[: last + 1]]
+        graph.node(type(layer).__name__, names, outputs, **_attributes(layer))
+        y = Array(outputs[0], (x.shape[0], n, BATCH, H), np.float32)
+        y = arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y
+        x = arrays.reshape(y, (x.shape[0], BATCH, n * H))
         after = [Array(name, (n, BATCH, H), np.float32) for name in outputs[1:]]
         if lengths is not None:
             # A sequence without steps ends in the state it began with; onnxruntime says 0, or what
@@ -412,27 +404,28 @@ def _scan(
     """
     outer = arrays.current()
     flat = [*leaves(start)]
-    body = Graph(outer.opset, outer)
+    body = OnnxGraph(outer.opset, outer)
     over = [x] if lengths is None else [x, _steps()]
     with body.open():
-        before, now = (
-            [Array(body.name(), a.shape[k:], a.dtype) for a in some]
-            for k, some in ((0, flat), (1, over))
-        )
+        before = [Array(body.name(), a.shape, a.dtype) for a in flat]
+        now = [Array(body.name(), a.shape[1:], a.dtype) for a in over]
         y, end = step(now[0], nested(start, iter(before)))
         after = [arrays.reshape(a, b.shape) for a, b in zip(leaves(end), before, strict=True)]
         if lengths is not None:
-            after = [_where(now[1] < lengths, a, b) for a, b in zip(after, before, strict=True)]
-            y = _where(now[1] < lengths, y, 0.0)
-    options: dict[str, Any] = {
-        "body": body.part([*before, *now], [*after, y]),
-        "num_scan_inputs": len(over),
-    }
-    if reverse:
-        options |= {"scan_input_directions": [1] * len(over), "scan_output_directions": [1]}
-    *ends, ys = outer.node("Scan", [a.name for a in (*flat, *over)], len(flat) + 1, **options)
-    found = [Array(name, s.shape, s.dtype) for name, s in zip(ends, flat, strict=True)]
-    return Array(ys, (x.shape[0], *y.shape), y.dtype), nested(start, iter(found))
+            is_within = now[1] < lengths
+            after = [_where(is_within, a, b) for a, b in zip(after, before, strict=True)]
+            y = _where(is_within, y, 0.0)
+    *ends, ys = outer.node(
+        "Scan",
+        [a.name for a in (*flat, *over)],
+        len(flat) + 1,
+        body=body.part([*before, *now], [*after, y]),
+        num_scan_inputs=len(over),
+        scan_input_directions=[int(reverse)] * len(over),
+        scan_output_directions=[int(reverse)],
+    )
+    final = [Array(name, s.shape, s.dtype) for name, s in zip(ends, flat, strict=True)]
+    return Array(ys, (x.shape[0], *y.shape), y.dtype), nested(start, iter(final))
 
 
 def _where(there: Array, new: Array, old: Any) -> Array:
@@ -442,8 +435,7 @@ def _where(there: Array, new: Array, old: Any) -> Array:
     axis = new.shape.index(BATCH)
     shape = (*(1,) * (axis + 1 - there.ndim), *there.shape, *(1,) * (new.ndim - axis - 1))
     key = tuple(None if n == 1 else slice(None) for n in shape)
-    chosen: Array = arrays.where(there[key], new, old)
-    return chosen
+    return arrays.where(there[key], new, old)
 
 
 def _steps() -> Array:
@@ -454,35 +446,24 @@ def _steps() -> Array:
     return Array(steps, (TIME,), np.int64)
 
 
-def _inputs(named: Mapping[str, str]) -> list[str]:
-    """Return the names of a node's inputs in their order, without those behind the last one that is
-    there.
-    """
-    last = max(INPUTS.index(name) for name in named)
-    return [named.get(name, "") for name in INPUTS[: last + 1]]
-
-
-def _packed(exported: Exported, k: int) -> dict[str, list[Host]]:
+def _packed(layer: Layer, hosts: dict[str, Host], k: int) -> dict[str, list[Host]]:
     """Return W, R, B and P of layer k, each an array for every direction."""
-    packed: dict[str, list[Host]] = {}
-    layer = exported.layer
+    packed: dict[str, list[Host]] = defaultdict(list)
     for direction in layer.directions:
-        weights = exported.part(k, direction)
+        weights = part(layer, hosts, k, direction)
         if isinstance(layer, LSTM) and layer.coupled_input_forget:
             # ONNX's coupled LSTM has rows of the forget gate, the third, and does not look at them.
             H = layer.hidden_size
             weights = {
                 name: np.insert(array, [2 * H] * H, 0, axis=0) for name, array in weights.items()
             }
-        theirs = {"W": weights["Wx"], "R": weights["Wh"]}
+        packed["W"].append(weights["Wx"])
+        packed["R"].append(weights["Wh"])
         if "b" in weights:
-            theirs["B"] = np.concatenate(
-                [weights["b"], weights.get("bh", np.zeros_like(weights["b"]))]
-            )
+            b = weights["b"]
+            packed["B"].append(np.concatenate([b, weights.get("bh", np.zeros_like(b))]))
         if "p" in weights:
-            theirs["P"] = weights["p"]
-        for name, array in theirs.items():
-            packed.setdefault(name, []).append(array)
+            packed["P"].append(weights["p"])
     return packed
 
 
@@ -497,19 +478,13 @@ def _attributes(layer: Layer) -> dict[str, Any]:
         attributes["clip"] = float(layer.clip)
     if layer.activations is not None:
         attributes |= _activations(layer.activations)
-    if isinstance(layer, LSTM) and layer.coupled_input_forget:
-        attributes["input_forget"] = 1
-    if isinstance(layer, GRU) and layer.reset_after:
-        attributes["linear_before_reset"] = 1
-    return attributes
+    return attributes | {name: 1 for name, ours in FLAGS.items() if getattr(layer, ours, False)}
 
 
 def _activations(functions: Sequence[str]) -> dict[str, Any]:
     """Return activations of ours as attributes of a node."""
     attributes: dict[str, list[Any]] = {
-        "activations": [],
-        "activation_alpha": [],
-        "activation_beta": [],
+        key: [] for key in ("activations", "activation_alpha", "activation_beta")
     }
     for text in functions:
         name, values = activations.parse(text)
@@ -517,9 +492,9 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
             name = "affine"
             values = (1.0, 0.0)
         if name not in FUNCTIONS:
-            known = ", ".join(["linear", *FUNCTIONS])
+            expected = ", ".join(["linear", *FUNCTIONS])
             raise ValueError(
-                f"to_onnx: activation {text!r} is none that ONNX has, which are {known}"
+                f"to_onnx: activation {text!r} is none that ONNX has, which are {expected}"
             )
         for key, value in zip(attributes, (FUNCTIONS[name], *values), strict=False):
             attributes[key].append(value)
@@ -541,15 +516,15 @@ class _Scan:
         """Write all steps; see `Engine`."""
         ((T, B),) = widths
 
-        def one(x: Array, state: State) -> tuple[Array, State]:
+        def forward_step(x: Array, state: State) -> tuple[Array, State]:
             after = tuple(s.T for s in ARRAY_API.step(step, x, state))
             return after[0], after
 
         start = tuple(s.T for s in state)
         if T == 1:
-            y, ends = one(x, start)
+            y, ends = forward_step(x, start)
         else:
-            y, ends = _scan(one, arrays.reshape(x, (T, B, x.shape[1])), start)
+            y, ends = _scan(forward_step, arrays.reshape(x, (T, B, x.shape[1])), start)
         return arrays.reshape(y, (T * B, step.P)), [s.T for s in ends], None
 
     def backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
@@ -558,21 +533,12 @@ class _Scan:
 
 
 @contextlib.contextmanager
-def _writing(graph: Graph, inputs: Sequence[Array]) -> Iterator[None]:
+def _writing(graph: OnnxGraph) -> Iterator[OnnxGraph]:
     """Write what arrays do in this context to a graph, and let their recurrences run."""
-    for name, size in arrays.OPEN.items():
-        x = next((one for one in inputs if size in one.shape), None)
-        if x is not None:
-            axis = x.shape.index(size)
-            (shape,) = graph.node("Shape", [x.name])
-            graph.node(
-                "Slice", [shape, *(graph.enter([k], np.int64) for k in (axis, axis + 1))], [name]
-            )
-            graph.fixed.add(name)
     scan: Any = _Scan()
     engine.ENGINES.insert(0, scan)
     try:
         with graph.open():
-            yield
+            yield graph
     finally:
         engine.ENGINES.remove(scan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,25 @@ from xlstm.arrays.checks import few, shown
 from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import reading
-from xlstm.interop.common import Host, Layer, floating, one_dtype, single
-from xlstm.interop.onnx.onnx_export import DIRECTIONS, FUNCTIONS, INPUTS
+from xlstm.data.writing import AnyPath
+from xlstm.interop.common import GATE_COUNTS, Host, Layer, floating, one_dtype, single
+from xlstm.interop.onnx.onnx_export import DIRECTIONS, FLAGS, FUNCTIONS, INPUTS
 from xlstm.interop.onnx.onnx_files import check, library, parsed, values
 from xlstm.layers.recurrent import KINDS
 
 DOMAINS = ("", "ai.onnx")
 OLDEST = 7  # the first opset with today's LSTM, GRU and RNN
-GATE_COUNTS = {"LSTM": 4, "GRU": 3, "RNN": 1}
+KINDS_THERE = {kind.upper(): kind for kind in KINDS}  # ours by operators
 BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
 # Attributes of few values, of which the first is the default.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("layout", "input_forget", "linear_before_reset"), (0, 1)),
+    **dict.fromkeys(("layout", *FLAGS), (0, 1)),
     "direction": tuple(DIRECTIONS),
 }
 
 
 @reading.brief()
-def from_onnx(
-    path_or_model: str | os.PathLike[str] | Any, node: str | None = None
-) -> tuple[Layer, Params]:
+def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[Layer, Params]:
     """Read one recurrent node of an ONNX model, with its weights.
 
     Nodes of other operators are not read. Initial states and `sequence_lens` are not read either:
@@ -83,25 +81,27 @@ def from_onnx(
     if isinstance(model, library().ModelProto):
         check(where, model)
     else:
-        where, model, folder = str(Path(model)), parsed(Path(model)), Path(model).parent
+        path = Path(path_or_model)
+        where = str(path)
+        model = parsed(path)
+        folder = path.parent
     opset = next((entry.version for entry in model.opset_import if entry.domain in DOMAINS), 0)
     if opset < OLDEST:
         raise ValueError(f"{where}: opset is {opset}, expected {OLDEST} or newer")
-    proto = _chosen(where, model.graph, node)
-    layer, params = _read(
-        f"{where}: {proto.op_type} {shown(_name(proto))}", proto, _constants(model.graph), folder
-    )
-    if node is None:
-        turned = any(
-            proto.input[0] in one.output and _swaps_batch_and_time(one) for one in model.graph.node
-        )
-        layer = replace(layer, batch_first=layer.batch_first or turned)
+    graph = model.graph
+    proto = _node(where, graph, node)
+    label = f"{where}: {proto.op_type} {shown(_name(proto))}"
+    layer, params = _read(label, proto, _constants(graph), folder)
+    if node is None and any(
+        proto.input[0] in before.output and _swaps_batch_and_time(before) for before in graph.node
+    ):
+        layer = replace(layer, batch_first=True)
     return layer, {name: params[name] for name in layer.shapes}
 
 
-def _chosen(where: str, graph: Any, node: str | None) -> Any:
+def _node(where: str, graph: Any, node: str | None) -> Any:
     """Return the node to read."""
-    nodes = [n for n in graph.node if n.op_type in GATE_COUNTS and n.domain in DOMAINS]
+    nodes = [n for n in graph.node if n.op_type in KINDS_THERE and n.domain in DOMAINS]
     names = [_name(n) for n in nodes]
     if not nodes:
         hint = "PyTorch writes an nn.RNN as one with dynamo=False only"
@@ -161,7 +161,8 @@ def _read(
     one_dtype(where, arrays, ValueError)
     D, H = (arrays[name].shape[-1] if arrays[name].ndim else 0 for name in "WR")
     H = checks.size(where, "hidden_size", attributes.get("hidden_size", H))
-    G = GATE_COUNTS[proto.op_type]
+    kind = KINDS_THERE[proto.op_type]
+    G = GATE_COUNTS[kind]
     directions = DIRECTIONS[attributes["direction"]]
     rows = {f"{G}H": G * H}
     expected = {
@@ -179,7 +180,7 @@ def _read(
                 f"{where}: {name} is a constant other than 0, which a layer cannot hold, expected 0"
                 " or an input"
             )
-    return _layer(where, proto.op_type.lower(), attributes, arrays, directions)
+    return _layer(where, kind, attributes, arrays, directions)
 
 
 def _layer(
@@ -194,13 +195,11 @@ def _layer(
         "reverse": directions == ("reverse.",),
         "batch_first": attributes["layout"] == 1,
     }
+    for name, ours in FLAGS.items():
+        if hasattr(KINDS[kind], ours):
+            options[ours] = attributes[name] == 1
     if kind == "lstm":
-        options |= {
-            "peepholes": "P" in arrays,
-            "coupled_input_forget": attributes["input_forget"] == 1,
-        }
-    elif kind == "gru":
-        options["reset_after"] = attributes["linear_before_reset"] == 1
+        options["peepholes"] = "P" in arrays
     if "clip" in attributes:
         options["clip"] = shortest(attributes["clip"])
     if attributes.get("activations"):
@@ -214,12 +213,9 @@ def _layer(
         params["p"] = arrays["P"]
     if attributes["input_forget"] == 1:  # the rows of the forget gate, the third, are not used
         H = arrays["R"].shape[-1]
-        params = {
-            name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()
-        }
-    parts = [
-        {name: array[d].copy() for name, array in params.items()} for d in range(len(directions))
-    ]
+        unused = slice(2 * H, 3 * H)
+        params = {name: np.delete(array, unused, axis=1) for name, array in params.items()}
+    parts = [{name: a[d].copy() for name, a in params.items()} for d in range(len(directions))]
     return single(kind, parts, **options)
 
 
@@ -228,12 +224,7 @@ def _attributes(where: str, proto: Any) -> dict[str, Any]:
     attributes = {name: choices[0] for name, choices in CHOICES.items()}
     for entry in proto.attribute:
         value = library().helper.get_attribute_value(entry)
-        if isinstance(value, list):
-            value = [
-                text.decode(errors="replace") if isinstance(text, bytes) else text for text in value
-            ]
-        elif isinstance(value, bytes):
-            value = value.decode(errors="replace")
+        value = [*map(_text, value)] if isinstance(value, list) else _text(value)
         if value not in CHOICES.get(entry.name, [value]):
             choices = " or ".join(map(repr, CHOICES[entry.name]))
             raise ValueError(
@@ -241,6 +232,10 @@ def _attributes(where: str, proto: Any) -> dict[str, Any]:
             )
         attributes[entry.name] = value
     return attributes
+
+
+def _text(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _activations(
@@ -262,9 +257,9 @@ def _activations(
     functions = []
     for theirs in names:
         if theirs.lower() not in BY_THEIRS:
-            known = ", ".join(FUNCTIONS.values())
+            expected = ", ".join(FUNCTIONS.values())
             raise ValueError(
-                f"{where}: activation {shown(theirs)} is unknown, expected one of {known}"
+                f"{where}: activation {shown(theirs)} is unknown, expected one of {expected}"
             )
         name, defaults = activations.parse(BY_THEIRS[theirs.lower()])
         values = tuple(
