@@ -17,7 +17,7 @@ REDUCTIONS = ("sum", "mean", "max")  # operations along a row
 GATES_AND_UNITS = (-3, -2)
 
 
-class Rows(SymbolicNamespace):
+class RowNamespace(SymbolicNamespace):
     """A namespace with a sum, a mean and a maximum along a row, which a loop of its own finds."""
 
     def sum(self, x: Symbols, axis: int = -1, keepdims: bool = True) -> Symbols:
@@ -35,13 +35,13 @@ class Rows(SymbolicNamespace):
         return self._graph.apply(op, x)
 
 
-class SingleRows(Rows):
+class SingleRowNamespace(RowNamespace):
     """The same where all arrays are float32."""
 
     float32 = Symbols.dtype
 
 
-class Units(Rows):
+class UnitNamespace(RowNamespace):
     """A namespace in which a row are the units of a cell, whose arrays are (gates, H, B) or (H, B).
 
     Sums, means and maxima are along the axis H of each array, or along those of gates and of H

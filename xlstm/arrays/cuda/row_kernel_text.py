@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from xlstm.arrays import fuse
 from xlstm.arrays.cuda import device
 from xlstm.arrays.namespace import SINGLE
-from xlstm.tracing.reductions import REDUCTIONS, Rows, RowWriter, SingleRows
+from xlstm.tracing.reductions import REDUCTIONS, RowNamespace, RowWriter, SingleRowNamespace
 from xlstm.tracing.writers import C
 
 MOST = 256
@@ -149,7 +149,7 @@ class Source:
         sums: int = 0,
     ) -> None:
         self.name = f"xlstm_rows_{function.__name__.strip('_')}"
-        library = SingleRows if set(dtypes) == {SINGLE} else Rows
+        library = SingleRowNamespace if set(dtypes) == {SINGLE} else RowNamespace
         lines = fuse.traced(function, len(dtypes), options, library, leading)
         self.writer = WholeRow(
             lines, self._load, self._store, {f"x{k}": fuse.real(d) for k, d in enumerate(dtypes)}

@@ -23,7 +23,7 @@ from xlstm.arrays import cores, fuse
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.team import address, run_parallel
-from xlstm.tracing.reductions import Rows, RowWriter, SingleRows
+from xlstm.tracing.reductions import RowNamespace, RowWriter, SingleRowNamespace
 from xlstm.tracing.symbols import Line, UntraceableError
 from xlstm.tracing.writers import LIBM, Python
 
@@ -154,7 +154,10 @@ def traced(
         return None
     try:
         lines = fuse.traced(
-            function, len(dtypes), options, SingleRows if set(dtypes) == {SINGLE} else Rows
+            function,
+            len(dtypes),
+            options,
+            SingleRowNamespace if set(dtypes) == {SINGLE} else RowNamespace,
         )
     except UntraceableError:
         return None
