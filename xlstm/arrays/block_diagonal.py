@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from xlstm.arrays import optional_imports
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, reshape, room
 from xlstm.arrays.rows import summed
@@ -65,8 +66,8 @@ def products_bwd(
     arrays = [*(dy for some in dys for dy in some), *xs, *added]
     dxs = [room(xp, x, x.shape) for x in xs]
     options = {"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add)}
-    found = _by_blocks(xp, _products_bwd, arrays, Ws, sums=len(Ws), out=dxs, **options)
-    return dxs, [reshape(d, Ws[0].shape) for d in found[len(dxs) :]]
+    results = _by_blocks(xp, _products_bwd, arrays, Ws, sums=len(Ws), out=dxs, **options)
+    return dxs, [reshape(dW, Ws[0].shape) for dW in results[len(dxs) :]]
 
 
 def _by_blocks(
@@ -74,23 +75,32 @@ def _by_blocks(
     function: Callable[..., Any],
     arrays: Sequence[Array],
     Ws: Sequence[Array],
+    out: Sequence[Array],
     K: int,
     **options: Any,
 ) -> Any:
     """Return the results of a function of x (K, ..., N) and W (K^2, N), from arrays (..., N K) and
     (N, K, K).
     """
-    leading = (K,) * len(arrays) + (K * K,) * len(Ws)
+    parts = [*((a, K) for a in arrays), *((reshape(W, (-1,)), K * K) for W in Ws)]
     return summed(
         xp,
         function,
-        *arrays,
-        *(reshape(W, (-1,)) for W in Ws),
-        leading=leading,
-        last=True,
+        *(_rows_first(a, n) for a, n in parts),
+        leading=tuple([n for _, n in parts]),
+        out=[_rows_first(a, K) for a in out],
         K=K,
         **options,
     )
+
+
+def _rows_first(a: Array, n: int) -> Array:
+    """Return a CuPy array (..., N n) seen as (n, ..., N)."""
+    *outer, width = a.shape
+    *steps, step = a.strides
+    shape = (n, *outer, width // n)
+    strides = (step, *steps, n * step)
+    return optional_imports.cupy().ndarray(shape, a.dtype, a.data, strides)
 
 
 def _products(xp: Namespace, *arrays: Array, K: int) -> tuple[Array, ...]:
@@ -115,12 +125,12 @@ def _products_bwd(
     add: tuple[bool, ...],
 ) -> tuple[Array, ...]:
     """Return the gradients of each x, and of each W by this row."""
-    given = iter(arrays)
-    dys = [_sum(next(given) for _ in range(count)) for count in counts]
-    xs = [next(given) for _ in add]
-    dxs = [[next(given)] if one else [] for one in add]
+    rest = iter(arrays)
+    dys = [_sum(next(rest) for _ in range(count)) for count in counts]
+    xs = [next(rest) for _ in add]
+    dxs = [[next(rest)] if added else [] for added in add]
     dWs = []
-    for dy, W, k in zip(dys, given, of, strict=True):
+    for dy, W, k in zip(dys, rest, of, strict=True):
         dxs[k].append(_product(xp, W, dy, K, turned=True))
         dWs.append(xp.stack([dy[i, ...] * xs[k][j, ...] for i in range(K) for j in range(K)]))
     return (*map(_sum, dxs), *dWs)

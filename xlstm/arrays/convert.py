@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cuda import waits
 from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.arrays.namespace import (
     DTYPES,
@@ -20,18 +21,10 @@ from xlstm.arrays.namespace import (
     dtype_name,
     namespace_of,
 )
+from xlstm.arrays.optional_imports import BackendError as BackendError
 
 # dtypes beside those that layers compute in, which `Backend.asarray` knows too
 OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
-# functions that are called when an array of CuPy has come to the host
-copied: list[Callable[[], None]] = []
-
-
-class BackendError(RuntimeError):
-    """A backend, or a package that it needs, cannot run here; the text says what failed and what to
-    install.
-    """
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
@@ -64,8 +57,7 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array.astype(np.float32) if low else array)
     if array_api_compat.is_cupy_array(array):
         host = array.get()
-        for call in copied:
-            call()
+        waits.look()
         return to_numpy(host)
     if array_api_compat.is_torch_array(array):
         host = array.detach().cpu()

@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays import compiled, fuse, optional_imports
 from xlstm.arrays.cuda import cuda_graph
-from xlstm.arrays.namespace import Array, Namespace, astype, reshape
+from xlstm.arrays.namespace import Array, Namespace, astype, dtype_name, reshape
 
 KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
 FLOATS = tuple(KINDS)
 LIMIT = 2**31  # sizes for cuBLAS are less
 PEDANTIC = 2
 TF32 = 7  # CuPy's numbers of compute types
-
-
-# Multiplies NumPy arrays, or returns None where that is no work for it. An engine that compiles
-# sets it.
-compiled: Callable[[Array, Array], Array | None] | None = None
 
 
 class Operand(NamedTuple):
@@ -84,7 +79,7 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
     ValueError
         On CuPy, where shapes do not fit.
     """
-    if not fuse.compiles(xp) or A.dtype != B.dtype or fuse.name(A.dtype) not in FLOATS:
+    if not fuse.compiles(xp) or A.dtype != B.dtype or dtype_name(A.dtype) not in FLOATS:
         found = _elsewhere(xp, A, B)
         if add is None:
             return found if dtype is None else astype(xp, found, dtype)
@@ -109,7 +104,7 @@ def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
     if B.ndim == 2 != A.ndim:
         found = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
         return reshape(found, (*A.shape[:-1], B.shape[1]))
-    tiled = compiled(A, B) if xp is np and compiled is not None else None
+    tiled = compiled.module("products").matmul(A, B) if xp is np else None
     return A @ B if tiled is None else tiled
 
 
@@ -241,8 +236,8 @@ def _call(
 
     Matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such.
     """
-    kind = fuse.name(A)
-    kind_out = fuse.name(to)
+    kind = dtype_name(A)
+    kind_out = dtype_name(to)
     if (
         kind not in FLOATS
         or A != B
@@ -300,7 +295,7 @@ def _compute(dtype: Any, chosen: int) -> tuple[int, int]:
     the algorithm.
     """
     cublas = optional_imports.cupy().cuda.cublas
-    kind = "64F" if fuse.name(dtype) == "float64" else "32F"
+    kind = "64F" if dtype_name(dtype) == "float64" else "32F"
     if chosen == PEDANTIC:
         kind += "_PEDANTIC"
     elif chosen == TF32 and kind == "32F":

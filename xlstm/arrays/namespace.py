@@ -151,7 +151,7 @@ def device_of(array: Array) -> Any:
 @functools.lru_cache(maxsize=64, typed=True)  # dtypes of two libraries do not compare
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype, which is the same in all libraries."""
-    return str(dtype).rpartition(".")[2]
+    return str(getattr(dtype, "__name__", dtype)).rpartition(".")[2]
 
 
 def is_floating(xp: Namespace, dtype: Any) -> bool:

@@ -20,8 +20,8 @@ from ctypes import byref, c_int, c_longlong, c_size_t, c_void_p
 from typing import Any
 
 from xlstm.arrays import optional_imports
-from xlstm.arrays.convert import BackendError
 from xlstm.arrays.namespace import Array
+from xlstm.arrays.optional_imports import BackendError
 
 PER_THREAD = 2  # the address that CUDA has for the default stream of each thread
 StreamKey = tuple[int, int]  # an address, and for `PER_THREAD` the thread
