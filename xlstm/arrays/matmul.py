@@ -18,6 +18,7 @@ import numpy as np
 from xlstm.arrays import compiled, fuse, optional_imports
 from xlstm.arrays.cuda import cuda_graph
 from xlstm.arrays.namespace import Array, Namespace, astype, dtype_name, reshape
+from xlstm.tracing.loop_nest import loop_nest
 
 KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
 FLOATS = tuple(KINDS)
@@ -80,21 +81,22 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
         On CuPy, where shapes do not fit.
     """
     if not fuse.compiles(xp) or A.dtype != B.dtype or dtype_name(A.dtype) not in FLOATS:
-        found = _elsewhere(xp, A, B)
-        if add is None:
-            return found if dtype is None else astype(xp, found, dtype)
-        add += found
-        return add
-    wide = add is not None and add.dtype == np.float32 and A.dtype.itemsize == 2
-    fits = add is None or (add.flags.c_contiguous and (wide or add.dtype == A.dtype))
-    to = add.dtype if add is not None and fits else A.dtype if dtype is None else dtype
-    call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, to)
+        product = _elsewhere(xp, A, B)
+        if add is not None:
+            add += product
+            return add
+        return product if dtype is None else astype(xp, product, dtype)
     if add is None:
+        to = A.dtype if dtype is None else dtype
+        call = _call(*_lie(A, B), to)
         return _multiply(call, A, B, optional_imports.cupy().ndarray(call.shape, to), call.zero)
-    if not fits or add.shape != call.shape:
-        add += matmul(xp, A, B)
-        return add
-    return _multiply(call, A, B, add, call.one)
+    wide = add.dtype == np.float32 and A.dtype.itemsize == 2
+    if add.flags.c_contiguous and (wide or add.dtype == A.dtype):
+        call = _call(*_lie(A, B), add.dtype)
+        if add.shape == call.shape:
+            return _multiply(call, A, B, add, call.one)
+    add += matmul(xp, A, B)
+    return add
 
 
 def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
@@ -102,8 +104,8 @@ def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
     is one.
     """
     if B.ndim == 2 != A.ndim:
-        found = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
-        return reshape(found, (*A.shape[:-1], B.shape[1]))
+        product = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
+        return reshape(product, (*A.shape[:-1], B.shape[1]))
     tiled = compiled.module("products").matmul(A, B) if xp is np else None
     return A @ B if tiled is None else tiled
 
@@ -115,12 +117,14 @@ def multiply(xp: Namespace, A: Array, B: Array, out: Array) -> None:
     are large.
     """
     if fuse.compiles(xp):
-        call = _call(
-            A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides
-        )
+        call = _call(*_lie(A, B), out.dtype, out.strides)
         _multiply(call, A, B, out, call.zero)
     else:
         out[...] = A @ B
+
+
+def _lie(A: Array, B: Array) -> tuple[Any, ...]:
+    return A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype
 
 
 def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
@@ -137,21 +141,10 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
             _copy(a, call.shape[:-2]) if copied else a
             for a, copied in zip((A, B), call.copied, strict=True)
         )
-        call = _call(
-            A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides
-        )
+        call = _call(*_lie(A, B), out.dtype, out.strides)
     how = _compute(A.dtype, cp._core.get_compute_type(A.dtype) if A.dtype.itemsize > 2 else 0)
-    args = (
-        *call.head,
-        B.data.ptr,
-        *call.b,
-        A.data.ptr,
-        *call.a,
-        beta,
-        out.data.ptr,
-        *call.out,
-        *how,
-    )
+    factors = (*call.head, B.data.ptr, *call.b, A.data.ptr, *call.a)
+    args = (*factors, beta, out.data.ptr, *call.out, *how)
     if (handle := cuda_graph.handle()) is not None:
         handle.gemm(*args)
     else:
@@ -171,19 +164,19 @@ def product(xp: Namespace, A: Array, B: Array) -> Array:
 
 def packed(xp: Namespace, a: Array) -> Array:
     """Return `a`, which on CuPy is copied once where each product would have to copy it."""
-    if not fuse.compiles(xp) or _operand(a.shape, strides(a), a.shape[:-2]):
+    if not fuse.compiles(xp):
         return a
-    return optional_imports.cupy().ascontiguousarray(a)
-
-
-def strides(a: Array) -> tuple[int, ...]:
-    """Return the strides of an array in elements."""
-    return tuple(s // a.itemsize for s in a.strides)
+    strides = [step // a.itemsize for step in a.strides]
+    return (
+        a
+        if _operand(a.shape, strides, a.shape[:-2])
+        else optional_imports.cupy().ascontiguousarray(a)
+    )
 
 
 def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> Operand | None:
     """Return how matrices of this shape lie, or None where cuBLAS cannot be told without a copy."""
-    step = line(shape[:-2], strides[:-2], batch)
+    step = _distance(shape[:-2], strides[:-2], batch)
     if step is None or step < 0:
         return None
     rows, columns = shape[-2:]
@@ -199,25 +192,12 @@ def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int])
     return None
 
 
-def line(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
-    """Return the one stride that makes a line of all axes of an array that is broadcast to `batch`,
-    or None.
+def _distance(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
+    """Return the distance from each matrix, or row, of a batch to the next, or None where there is
+    more than one.
     """
-    missing = len(batch) - len(shape)
-    shape = (1,) * missing + tuple(shape)
-    strides = (0,) * missing + tuple(strides)
-    step = None
-    span = 1
-    for own, stride, n in zip(shape[::-1], strides[::-1], batch[::-1], strict=True):
-        if n == 1:
-            continue
-        stride = stride if own == n else 0
-        if step is None:
-            step = stride
-        elif stride != step * span:
-            return None
-        span *= n
-    return step or 0
+    nest = loop_nest(batch, [(shape, strides)])
+    return None if len(nest.sizes) > 1 else sum(nest.steps[0])
 
 
 @functools.cache
@@ -257,7 +237,7 @@ def _call(
     a_steps, b_steps = (tuple(step // A.itemsize for step in steps) for steps in (a_steps, b_steps))
     if len(b) == 2 != len(a) and out_steps is None:
         rows = math.prod(a[:-1])
-        far = line(a[:-1], a_steps[:-1], a[:-1])
+        far = _distance(a[:-1], a_steps[:-1], a[:-1])
         if far or rows == 1:  # those of all of A are one matrix
             a = (rows, a[-1])
             a_steps = (far or 0, a_steps[-1])
