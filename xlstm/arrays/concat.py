@@ -18,6 +18,15 @@ from xlstm.arrays.namespace import Array, Namespace, device_of
 AXES = 6
 PARTS = 6
 THREADS = 256
+PART = [("value", "i8"), ("first", "i8"), ("steps", "i8", AXES)]
+# `Parts` after its addresses
+LAYOUT = [
+    ("count", "i8"),
+    ("axes", "i8"),
+    ("axis", "i8"),
+    ("shape", "i8", AXES),
+    ("each", PART, PARTS),
+]
 
 TEXT = f"""
 struct Part {{
@@ -77,44 +86,43 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
     -------
     array
     """
-    if (
-        fuse.compiles(xp)
-        and len(parts) > PARTS
-        and not any(isinstance(part, Filled) for part in parts)
-    ):
-        parts = [concat(xp, parts[k : k + PARTS], axis) for k in range(0, len(parts), PARTS)]
-        return concat(xp, parts, axis)
     if fuse.compiles(xp):
-        lie = tuple(
-            [
-                part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides)
-                for part in parts
-            ]
-        )
-        made = _layout(lie, axis)
-        found = (
-            None
-            if made is None
-            else kernel_fallback.attempt("xlstm_concat", _launched, parts, *made)
-        )
-        if found is not None:
-            return found
+        if len(parts) > PARTS and not any(isinstance(part, Filled) for part in parts):
+            parts = [concat(xp, parts[k : k + PARTS], axis) for k in range(0, len(parts), PARTS)]
+            return concat(xp, parts, axis)
+        layouts = [
+            part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides)
+            for part in parts
+        ]
+        plan = _plan(tuple(layouts), axis)
+        if plan is not None:
+            whole = kernel_fallback.attempt("xlstm_concat", _launched, parts, plan)
+            if whole is not None:
+                return whole
     like: Array = next(part for part in parts if not isinstance(part, Filled))
     arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
     return xp.concat(arrays, axis=axis)
 
 
-def _launched(
-    parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any
-) -> Array:
-    result = optional_imports.cupy().ndarray(*kind)
+class ConcatPlan(NamedTuple):
+    """A launch, but for the addresses of its arrays."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    grid: tuple[int]
+    layout: bytes  # `Parts` after its addresses
+    sizes: tuple[Any, Any]  # of the result, and of a number
+
+
+def _launched(parts: Sequence[Array | Filled], plan: ConcatPlan) -> Array:
+    result = optional_imports.cupy().ndarray(plan.shape, plan.dtype)
     # An empty part may begin where its array ends, which is memory of another one.
     addresses = [
         0 if isinstance(part, Filled) or part.size == 0 else part.data.ptr for part in parts
     ]
     addresses += [0] * (PARTS - len(parts))
-    table = device.struct(addresses, layout, f"{PARTS}Q")
-    device.kernel(TEXT, "xlstm_concat")(grid, (THREADS,), (table, *numbers, result))
+    table = device.struct(addresses, plan.layout, f"{PARTS}Q")
+    device.kernel(TEXT, "xlstm_concat")(plan.grid, (THREADS,), (table, *plan.sizes, result))
     return result
 
 
@@ -136,36 +144,31 @@ def _array(xp: Namespace, part: Filled, like: Array, axis: int) -> Array:
 
 
 @functools.lru_cache(maxsize=1024)
-def _layout(parts: tuple[Any, ...], axis: int) -> tuple[Any, ...] | None:
-    """Return what a launch needs but for addresses, or None where the kernel does not do it.
-
-    A part that is not filled is a dtype, a shape and strides. Returned are the shape and the dtype
-    of the result, the grid, `Parts` after its addresses, and the arguments after it.
+def _plan(parts: tuple[Any, ...], axis: int) -> ConcatPlan | None:
+    """Return the launch, or None where the kernel does not do it; a part that is not filled is a
+    dtype, a shape and strides.
     """
     dtypes, shapes = zip(*(part[:2] for part in parts if not isinstance(part, Filled)), strict=True)
     dtype = dtypes[0]
     shape = list(shapes[0])
     axis %= len(shape)
-    shape[axis] = sum(part.width if isinstance(part, Filled) else part[1][axis] for part in parts)
+    widths = [part.width if isinstance(part, Filled) else part[1][axis] for part in parts]
+    shape[axis] = sum(widths)
     size = math.prod(shape)
-    known = set(dtypes) == {dtype} and dtype.itemsize > 1
-    if not known or len(parts) > PARTS or len(shape) > AXES or not 0 < size < 2**31:
+    alike = set(dtypes) == {dtype} and dtype.itemsize > 1
+    if not alike or len(parts) > PARTS or len(shape) > AXES or not 0 < size < 2**31:
         return None
-    numbers = [len(parts), len(shape), axis, *_padded(shape)]
-    first = 0
-    for part in parts:
+    layout = np.zeros((), LAYOUT)
+    layout["count"] = len(parts)
+    layout["axes"] = len(shape)
+    layout["axis"] = axis
+    layout["shape"][: len(shape)] = shape
+    for k, part in enumerate(parts):
+        each = layout["each"][k]
+        each["first"] = sum(widths[:k])
         if isinstance(part, Filled):
-            value = int(np.array(part.value).astype(dtype).view(f"i{dtype.itemsize}"))
-            numbers += [value, first, *_padded([])]
-            first += part.width
+            each["value"] = np.array(part.value).astype(dtype).view(f"i{dtype.itemsize}")
         else:
-            numbers += [0, first, *_padded([step // dtype.itemsize for step in part[2]])]
-            first += part[1][axis]
-    numbers += [0] * ((PARTS - len(parts)) * (2 + AXES))
-    given = np.array(numbers, "i8").tobytes(), np.uint32(size), np.int32(dtype.itemsize)
-    return (tuple(shape), dtype), (-(-size // THREADS),), *given
-
-
-def _padded(numbers: Sequence[int]) -> list[int]:
-    """Return a number for each axis that there may be."""
-    return [*numbers, *[0] * (AXES - len(numbers))]
+            each["steps"][: len(shape)] = [step // dtype.itemsize for step in part[2]]
+    sizes = np.uint32(size), np.int32(dtype.itemsize)
+    return ConcatPlan(tuple(shape), dtype, (-(-size // THREADS),), layout.tobytes(), sizes)

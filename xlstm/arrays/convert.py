@@ -50,8 +50,8 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     """
     checks.unmasked("to_numpy", "array", array)
     if is_foreign(array):
-        found = from_foreign("to_numpy", array)
-        return np.array(found) if isinstance(found, np.ndarray) else to_numpy(found)
+        own = from_foreign("to_numpy", array)
+        return np.array(own) if isinstance(own, np.ndarray) else to_numpy(own)
     if isinstance(array, np.ndarray | np.generic):
         low = array.dtype.kind == "V" and dtype_name(array.dtype) == "bfloat16"
         return np.asarray(array.astype(np.float32) if low else array)

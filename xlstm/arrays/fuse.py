@@ -22,6 +22,8 @@ from xlstm.tracing.array_functions import listed as listed
 from xlstm.tracing.writers import C
 
 CUPY = "array_api_compat.cupy"
+# elements of the largest array below which no compiled loop is looked for; results may be larger
+SMALL = 1 << 11
 
 
 @functools.lru_cache(maxsize=16)
@@ -122,7 +124,7 @@ def looped(
 
     The last `sums` results are summed over all axes but the last.
     """
-    if xp is not np:
+    if xp is not np or max([a.size for a in arrays]) < SMALL:
         return None
     return compiled.module("loops").run(function, arrays, sums, options)
 

@@ -22,6 +22,7 @@ from xlstm.tracing.loop_nest import loop_nest
 
 KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
 FLOATS = tuple(KINDS)
+SMALL = 1 << 16  # multiplications below which NumPy's call costs less than compiled tiles
 LIMIT = 2**31  # sizes for cuBLAS are less
 PEDANTIC = 2
 TF32 = 7  # CuPy's numbers of compute types
@@ -43,8 +44,8 @@ class Call(NamedTuple):
     shape: tuple[int, ...]  # of the result
     empty: bool  # whether there is nothing to sum up
     copied: tuple[bool, bool] | None  # which operands have to be copied first, where one has
-    zero: int  # the address of 0
-    one: int
+    zero: int  # the addresses of 0 and 1
+    unit: int
     head: tuple[int, ...]  # transpositions, sizes, alpha
     b: tuple[int, ...]  # the kind of numbers, lead and step
     a: tuple[int, ...]
@@ -94,7 +95,7 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
     if add.flags.c_contiguous and (wide or add.dtype == A.dtype):
         call = _call(*_lie(A, B), add.dtype)
         if add.shape == call.shape:
-            return _multiply(call, A, B, add, call.one)
+            return _multiply(call, A, B, add, call.unit)
     add += matmul(xp, A, B)
     return add
 
@@ -106,7 +107,9 @@ def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
     if B.ndim == 2 != A.ndim:
         product = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
         return reshape(product, (*A.shape[:-1], B.shape[1]))
-    tiled = compiled.module("products").matmul(A, B) if xp is np else None
+    tiled = None
+    if xp is np and A.size * B.shape[-1] >= SMALL:
+        tiled = compiled.module("products").matmul(A, B)
     return A @ B if tiled is None else tiled
 
 
@@ -233,7 +236,7 @@ def _call(
     if batch is None or a[-1] != b[-2]:
         raise ValueError(f"matmul: shapes {a} and {b} do not fit")
     shape = (*batch, *a[-2:-1], b[-1])
-    _, zero, one = _scalars(kind)
+    _, zero, unit = _scalars(kind)
     a_steps, b_steps = (tuple(step // A.itemsize for step in steps) for steps in (a_steps, b_steps))
     if len(b) == 2 != len(a) and out_steps is None:
         rows = math.prod(a[:-1])
@@ -261,8 +264,8 @@ def _call(
     left = left or whole
     right = right or whole
     return Call(
-        *(shape, math.prod(shape) * K == 0, copied, zero, one),
-        head=(int(right.columns), int(left.columns), N, M, K, one),
+        *(shape, math.prod(shape) * K == 0, copied, zero, unit),
+        head=(int(right.columns), int(left.columns), N, M, K, unit),
         a=(KINDS[kind], left.lead, left.step),
         b=(KINDS[kind], right.lead, right.step),
         out=(KINDS[kind_out], max(lead, N), apart[-1] if apart else M * N, math.prod(batch)),
@@ -270,14 +273,14 @@ def _call(
 
 
 @functools.cache
-def _compute(dtype: Any, chosen: int) -> tuple[int, int]:
+def _compute(dtype: Any, compute_type: int) -> tuple[int, int]:
     """Return the type to multiply and sum up in, as CuPy's own products of two axes choose it, and
     the algorithm.
     """
     cublas = optional_imports.cupy().cuda.cublas
     kind = "64F" if dtype_name(dtype) == "float64" else "32F"
-    if chosen == PEDANTIC:
+    if compute_type == PEDANTIC:
         kind += "_PEDANTIC"
-    elif chosen == TF32 and kind == "32F":
+    elif compute_type == TF32 and kind == "32F":
         kind += "_FAST_TF32"
     return int(getattr(cublas, f"CUBLAS_COMPUTE_{kind}")), cublas.CUBLAS_GEMM_DEFAULT

@@ -166,8 +166,8 @@ def _plan(
     dtypes = tuple(dtype for dtype, _, _ in arrays)
     shape = np.broadcast_shapes(*rows)
     single = tuple(not axes or axes[-1] == 1 for axes in rows)
-    known = all(map(device.known, dtypes)) and not all(single)
-    if not known or not 0 < math.prod(shape) < 2**31 * shape[-1]:
+    computable = all(map(device.known, dtypes)) and not all(single)
+    if not computable or not 0 < math.prod(shape) < 2**31 * shape[-1]:
         return None
     try:
         text = _row_kernel(function, dtypes, options, single, leading, sums)

@@ -151,9 +151,9 @@ class Pointwise:
     def forward(self, xp: Namespace, **arrays: Array) -> Arrays:
         """Return the state after the step, and what backward needs."""
         arrays = self._with_matrix(arrays, _Product)
-        zh, kept = self._normalize(xp, arrays)  # (1)
+        zh, normal = self._normalize(xp, arrays)  # (1)
         state, saved = self._gates(xp, zh, arrays)  # (2)
-        return self._zoneout(state, arrays) | kept | saved  # (3)
+        return self._zoneout(state, arrays) | normal | saved  # (3)
 
     def lean(self, xp: Namespace, **arrays: Array) -> Arrays:
         """Return the state after the step alone."""

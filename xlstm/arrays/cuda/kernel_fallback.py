@@ -76,11 +76,10 @@ def works(name: str) -> bool:
 @functools.lru_cache(1024)
 def why(name: str, card: str) -> str:
     """Return why a kernel, or one of a kind, is not used on a card, or ""."""
-    known = _known(card)
     return next(
         (
             why
-            for other, why in known
+            for other, why in _known(card)
             if name == other or _among(name, other) or _among(other, name)
         ),
         "",
@@ -97,7 +96,7 @@ def note(name: str, why: str) -> None:
     """
     card = current()
     kind = name.split()[0]
-    said = (kind, why) in [(other.split()[0], one) for other, one in _known(card)]
+    said = (kind, why) in [(other.split()[0], reason) for other, reason in _known(card)]
     _reasons[card, name] = why
     _tell()
     if not said:
@@ -140,8 +139,8 @@ def reason(error: BaseException) -> str:
         return str(error).partition("\n")[0].removeprefix(f"cuda: on {current()} ")
     if isinstance(error, RuntimeError):
         return f"is not loaded or launched ({optional_imports.first_line(error)})"
-    found = (line[line.index("error") :] for line in str(error).splitlines() if "error" in line)
-    return f"does not compile ({next(found, 'NVRTC says nothing')})"
+    errors = (line[line.index("error") :] for line in str(error).splitlines() if "error" in line)
+    return f"does not compile ({next(errors, 'NVRTC says nothing')})"
 
 
 def current() -> str:
