@@ -86,17 +86,19 @@ def _by_blocks(
     return summed(
         xp,
         function,
-        *(_rows_first(a, n) for a, n in parts),
+        *(_rows_first(xp, a, n) for a, n in parts),
         leading=tuple([n for _, n in parts]),
-        out=[_rows_first(a, K) for a in out],
+        out=[_rows_first(xp, a, K) for a in out],
         K=K,
         **options,
     )
 
 
-def _rows_first(a: Array, n: int) -> Array:
-    """Return a CuPy array (..., N n) seen as (n, ..., N)."""
+def _rows_first(xp: Namespace, a: Array, n: int) -> Array:
+    """Return (..., N n) seen as (n, ..., N)."""
     *outer, width = a.shape
+    if not compiles(xp):
+        return xp.moveaxis(reshape(a, (*outer, width // n, n)), -1, 0)
     *steps, step = a.strides
     shape = (n, *outer, width // n)
     strides = (step, *steps, n * step)
