@@ -36,6 +36,9 @@ class Operand(NamedTuple):
     step: int  # from one matrix to the next
 
 
+WHOLE = Operand(False, 1, 0)  # in the place of one that is copied first
+
+
 class Call(NamedTuple):
     """All that cuBLAS is told of a product but the addresses; it is the same for all arrays that
     lie in one way.
@@ -221,55 +224,55 @@ def _call(
     """
     kind = dtype_name(A)
     kind_out = dtype_name(to)
-    if (
-        kind not in FLOATS
-        or A != B
-        or kind_out not in (kind, "float32" if A.itemsize == 2 else kind)
-    ):
+    sums = "float32" if A.itemsize == 2 else kind
+    if kind not in FLOATS or A != B or kind_out not in (kind, sums):
         raise TypeError(
             f"multiply: dtypes are {A} @ {B} -> {to}, expected one of {', '.join(FLOATS)}"
         )
+    shape = _product_shape(a, b)
+    batch = shape[:-2]
+    a_steps, b_steps = (tuple(step // A.itemsize for step in steps) for steps in (a_steps, b_steps))
+    if len(b) == 2 != len(a) and out_steps is None:
+        rows = math.prod(a[:-1])
+        row = _distance(a[:-1], a_steps[:-1], a[:-1])
+        if row or rows == 1:  # those of all of A are one matrix
+            a = (rows, a[-1])
+            a_steps = (row or 0, a_steps[-1])
+            batch = ()
+    M, K = a[-2:]
+    N = b[-1]
+    count = math.prod(batch)
+    if max(count, M, K, N) >= LIMIT:
+        problem = f"{count} products of sizes {(M, K, N)}, cuBLAS takes less than 2^31 each"
+        raise ValueError(f"matmul: {problem}")
+    lead = N
+    step = M * N
+    if out_steps is not None:
+        *apart, lead, _ = (far // np.dtype(to).itemsize for far in out_steps)
+        step = apart[-1] if apart else step
+    left = _operand(a, a_steps, batch)
+    right = _operand(b, b_steps, batch)
+    copied = None if left and right else (left is None, right is None)
+    left = left or WHOLE
+    right = right or WHOLE
+    _, zero, unit = _scalars(kind)
+    return Call(
+        *(shape, math.prod(shape) * K == 0, copied, zero, unit),
+        head=(int(right.columns), int(left.columns), N, M, K, unit),
+        a=(KINDS[kind], left.lead, left.step),
+        b=(KINDS[kind], right.lead, right.step),
+        out=(KINDS[kind_out], max(lead, N), step, count),
+    )
+
+
+def _product_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     try:
         batch = np.broadcast_shapes(a[:-2], b[:-2])
     except ValueError:
         batch = None
     if batch is None or a[-1] != b[-2]:
         raise ValueError(f"matmul: shapes {a} and {b} do not fit")
-    shape = (*batch, *a[-2:-1], b[-1])
-    _, zero, unit = _scalars(kind)
-    a_steps, b_steps = (tuple(step // A.itemsize for step in steps) for steps in (a_steps, b_steps))
-    if len(b) == 2 != len(a) and out_steps is None:
-        rows = math.prod(a[:-1])
-        far = _distance(a[:-1], a_steps[:-1], a[:-1])
-        if far or rows == 1:  # those of all of A are one matrix
-            a = (rows, a[-1])
-            a_steps = (far or 0, a_steps[-1])
-            batch = ()
-    M, K = a[-2:]
-    N = b[-1]
-    if max(math.prod(batch), M, K, N) >= LIMIT:
-        problem = (
-            f"{math.prod(batch)} products of sizes {(M, K, N)}, cuBLAS takes less than 2^31 each"
-        )
-        raise ValueError(f"matmul: {problem}")
-    *apart, lead, _ = (
-        (M * N, N, 1)
-        if out_steps is None
-        else [step // np.dtype(to).itemsize for step in out_steps]
-    )
-    left = _operand(a, a_steps, batch)
-    right = _operand(b, b_steps, batch)
-    whole = Operand(False, 1, 0)
-    copied = None if left and right else (left is None, right is None)
-    left = left or whole
-    right = right or whole
-    return Call(
-        *(shape, math.prod(shape) * K == 0, copied, zero, unit),
-        head=(int(right.columns), int(left.columns), N, M, K, unit),
-        a=(KINDS[kind], left.lead, left.step),
-        b=(KINDS[kind], right.lead, right.step),
-        out=(KINDS[kind_out], max(lead, N), apart[-1] if apart else M * N, math.prod(batch)),
-    )
+    return (*batch, a[-2], b[-1])
 
 
 @functools.cache

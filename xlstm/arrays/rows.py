@@ -170,52 +170,58 @@ def _plan(
     if not computable or not 0 < math.prod(shape) < 2**31 * shape[-1]:
         return None
     try:
-        text = _row_kernel(function, dtypes, options, single, leading, sums)
+        kernel = _row_kernel(function, dtypes, options, single, leading, sums)
     except UntraceableError:
         return None
-    results = [(result.shape(shape, keep), result.dtype) for result in text.results.values()]
-    elements = [
-        (size, tuple([step // dtype.itemsize for step in strides]))
-        for dtype, size, strides in (*arrays, *out)
-    ]
-    elements += [
-        (size, contiguous_steps(size)) for size, _ in results[len(out) : len(results) - sums]
-    ]
-    apart += [result.length is not None for result in text.results.values()]
-    nest = loop_nest(
-        shape,
-        [(size[n:], steps[n:]) for (size, steps), n in zip(elements, apart, strict=False)],
-        keep,
-    )
+    results = [(result.shape(shape, keep), result.dtype) for result in kernel.results.values()]
+    apart += [result.length is not None for result in kernel.results.values()]
+    new = results[len(out) : len(results) - sums]
+    lying = [(size, _in_elements(strides, dtype)) for dtype, size, strides in (*arrays, *out)]
+    lying += [(size, contiguous_steps(size)) for size, _ in new]
+    of_rows = [(size[n:], steps[n:]) for (size, steps), n in zip(lying, apart, strict=False)]
+    nest = loop_nest(shape, of_rows, keep)
     heads = math.prod(shape[-keep:-1])
     columns = shape[-1]
     count = math.prod(shape[:-keep])
-    threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
-    tiles = 1 if text.whole else -(-columns // threads)
-    # Sums of a block are written and read once more, so that many of them are those of more rows.
-    many = max(8, len(text.slots))
-    blocks = max(1, BLOCKS * 8 // many // (heads * tiles))
-    chunk = 1 if text.whole and not sums else max(8, many // 2, -(-count // blocks))
+    threads, tiles, chunk = _division(kernel, count, heads, columns, sums)
     if len(nest.sizes) > OUTER or heads * tiles > 65535:
         return None
     numbers = [count, columns, chunk, tiles, *(nest.sizes or [1])]
-    for steps, (_, strides), n in zip(nest.steps, elements, apart, strict=False):
-        outer = steps[:-keep] or (0,)
+    for steps, (_, strides), n in zip(nest.steps, lying, apart, strict=False):
         head = steps[-2] if keep > 1 else 0
-        numbers += [*outer, head, steps[-1], strides[0] if n else 0]
-    fixed = frozenset(
-        k for k, steps in enumerate(nest.steps[: len(arrays)]) if not any(steps[:-keep])
-    )
+        numbers += [*(steps[:-keep] or (0,)), head, steps[-1], strides[0] if n else 0]
+    inputs = enumerate(nest.steps[: len(arrays)])
+    fixed = frozenset(k for k, steps in inputs if not any(steps[:-keep]))
     grid = -(-count // chunk), heads * tiles
-    sum_type = np.float64 if text.real == "double" else np.float32
     return RowLaunch(
-        device.kernel(text.text(max(1, len(nest.sizes)), fixed), text.name),
+        device.kernel(kernel.text(max(1, len(nest.sizes)), fixed), kernel.name),
         grid,
         threads,
         device.struct(numbers),
         results,
-        (grid[0] * len(text.slots) * heads * columns, sum_type),
+        (
+            grid[0] * len(kernel.slots) * heads * columns,
+            np.float64 if kernel.real == "double" else np.float32,
+        ),
     )
+
+
+def _in_elements(strides: tuple[int, ...], dtype: Any) -> tuple[int, ...]:
+    return tuple([step // dtype.itemsize for step in strides])
+
+
+def _division(
+    kernel: RowKernel, count: int, heads: int, columns: int, sums: int
+) -> tuple[int, int, int]:
+    """Return the threads of a block, the tiles of a row, and the rows of a block."""
+    threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
+    tiles = 1 if kernel.whole else -(-columns // threads)
+    if kernel.whole and not sums:
+        return threads, tiles, 1
+    # Sums of a block are written and read once more, so that many of them are those of more rows.
+    many = max(8, len(kernel.slots))
+    blocks = max(1, BLOCKS * 8 // many // (heads * tiles))
+    return threads, tiles, max(8, many // 2, -(-count // blocks))
 
 
 _row_kernel = functools.cache(RowKernel)
