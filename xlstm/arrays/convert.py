@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import array_api_compat
@@ -15,8 +14,6 @@ from xlstm.arrays.namespace import (
     DTYPES,
     Array,
     Namespace,
-    Params,
-    astype,
     device_of,
     dtype_name,
     namespace_of,
@@ -75,15 +72,6 @@ def like(values: Any, array: Array) -> Array:
     return namespace_of(array).asarray(
         np.asarray(values), dtype=array.dtype, device=device_of(array)
     )
-
-
-def cast(arrays: Mapping[str, Array], dtype: str) -> Params:
-    """Return the same arrays in the dtype of that name; one that has it already is not copied."""
-    if not arrays:
-        return {}
-    xp = namespace_of(next(iter(arrays.values())))
-    target = dtype_of(xp, dtype)
-    return {name: astype(xp, a, target) for name, a in arrays.items()}
 
 
 def dtype_text(where: str, dtype: Any) -> str:
