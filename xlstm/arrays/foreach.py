@@ -120,14 +120,7 @@ def apply(
         return _one_by_one(
             columns, into, lambda *arrays: _with_numbers(xp, function, arrays, numbers, options)
         )
-    shapes = tuple([a.shape for a in columns[0]])
-    for column in columns[1:]:
-        for a, shape in zip(column, shapes, strict=True):
-            if a.shape != shape:
-                raise ValueError(
-                    f"foreach: an array has shape {a.shape}, expected {shape} as the others of its"
-                    " call"
-                )
+    shapes = _shapes(columns)
     dtypes = tuple(column[0].dtype for column in columns)
     real = REAL[kind_of(dtypes[0])]
     numbers = [real(number) if isinstance(number, NUMBERS) else number for number in numbers]
@@ -142,6 +135,18 @@ def apply(
     return _one_by_one(
         columns, into, lambda *arrays: fuse.plain(xp, function, arrays, options, *wide)
     )
+
+
+def _shapes(columns: Sequence[Sequence[Array]]) -> tuple[tuple[int, ...], ...]:
+    shapes = tuple([a.shape for a in columns[0]])
+    for column in columns[1:]:
+        for a, shape in zip(column, shapes, strict=True):
+            if a.shape != shape:
+                raise ValueError(
+                    f"foreach: an array has shape {a.shape}, expected {shape} as the others of its"
+                    " call"
+                )
+    return shapes
 
 
 def _with_numbers(

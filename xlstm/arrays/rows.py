@@ -100,18 +100,24 @@ def summed(
         results = fuse.looped(xp, function, arrays, sums, options)
         if results is None:
             results = fuse.fuse(xp, function, *arrays, **options)
-        else:
+        elif out:
             sums = 0
+        else:
+            return results
     results = list(listed(results))
-    ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))
-    for k in range(len(results) - sums, len(results)):
-        apart = results[k].ndim - ndim
-        total = xp.sum(results[k], axis=tuple(range(apart, results[k].ndim - keep)))
-        results[k] = xp.moveaxis(total, 0, -1) if apart else total
+    if sums:
+        ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))
+        results[-sums:] = [_sum(xp, a, a.ndim - ndim, keep) for a in results[-sums:]]
     for k, room in enumerate(out):
         room[...] = results[k]
         results[k] = room
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def _sum(xp: Namespace, a: Array, leading: int, keep: int) -> Array:
+    """Return the sum over all axes but leading ones, which come last, and the last `keep`."""
+    total = xp.sum(a, axis=tuple(range(leading, a.ndim - keep)))
+    return xp.moveaxis(total, 0, -1) if leading else total
 
 
 def column_sums(xp: Namespace, a: Array) -> Array:

@@ -181,46 +181,44 @@ class RowKernel:
             size = f"(int)layout.shape[{k}]"
             body.append(f"const int i{k} = rest % {size}; rest /= {size};")
         body += [self._pointer(name, outer) for name in self.lying if name not in still]
-        count = len(self.slots)
-        if count:
-            begin.append(
-                f"{self.real}* mine = sums + (long long)blockIdx.x * {count} * width + head *"
-                " columns;"
-            )
-        end = list[str]()
-        if self.whole:
-            body += self.rows.body()
-        else:
-            lines = self.writer.lines
-            early = [line for line in lines if line.op == "input" and line.args[0] in still]
-            begin += [
-                "const int unit = tile * blockDim.x + threadIdx.x;",
-                *(f"{self.real} sum_{k} = 0;" for k in range(count)),
-                "if (unit < columns) {",
-                *self.writer.statements(early),
-            ]
-            body += self.writer.statements(line for line in lines if line not in early)
-            end += [*(f"mine[{k} * width + unit] = sum_{k};" for k in range(count)), "}"]
         # Sums come after the arrays whose layout the kernel is told, as they are the last results.
         parameters = [f"{type_} {name}" for name, type_ in self.types.items()]
+        count = len(self.slots)
         if count:
             parameters += [f"{self.real}* sums", "unsigned* counters"]
+            place = f"(long long)blockIdx.x * {count} * width + head * columns"
+            begin.append(f"{self.real}* mine = sums + {place};")
+        first, row, end = ([], self.rows.body(), []) if self.whole else self._one_column(still)
+        if count:
             results = "\n        ".join(self._ends())
             end.append(SUMS.format(fan=FAN, slots=count, real=self.real, results=results))
-        return (
-            device.TEXT
-            + SYNC
-            + TEXT.format(
-                name=self.name,
-                parameters="".join(f", {parameter}" for parameter in parameters),
-                outer=outer,
-                arrays=len(self.lying),
-                most=MOST,
-                begin="\n    ".join(begin),
-                body="\n        ".join(body),
-                end="\n    ".join(end),
-            )
+        kernel = TEXT.format(
+            name=self.name,
+            parameters="".join(f", {parameter}" for parameter in parameters),
+            outer=outer,
+            arrays=len(self.lying),
+            most=MOST,
+            begin="\n    ".join([*begin, *first]),
+            body="\n        ".join([*body, *row]),
+            end="\n    ".join(end),
         )
+        return device.TEXT + SYNC + kernel
+
+    def _one_column(self, still: set[str]) -> tuple[list[str], list[str], list[str]]:
+        """Return the statements of a thread with one column: before its rows, in each, and after
+        them.
+        """
+        lines = self.writer.lines
+        early = [line for line in lines if line.op == "input" and line.args[0] in still]
+        slots = range(len(self.slots))
+        begin = [
+            "const int unit = tile * blockDim.x + threadIdx.x;",
+            *(f"{self.real} sum_{k} = 0;" for k in slots),
+            "if (unit < columns) {",
+            *self.writer.statements(early),
+        ]
+        row = self.writer.statements(line for line in lines if line not in early)
+        return begin, row, [*(f"mine[{k} * width + unit] = sum_{k};" for k in slots), "}"]
 
     def _pointer(self, name: str, outer: int) -> str:
         """Return the statement that finds an array's numbers in the row, from indices of so many

@@ -72,13 +72,11 @@ def run(
     whole = len(plan.results) - sums
     results = [np.empty(shape, dtype) for shape, dtype in plan.results[:whole]]
     n0, n1, columns = plan.sizes
-    flat = n0 == 1  # threads share the columns
-    shared = columns if flat else n0
-    threads = cores.threads() if n0 * n1 * columns >= SHARED else 1
-    parts = threads
-    if sums and not flat and n0 * n1 * columns >= SHARED:
-        parts = SUMS
-    parts = min(parts, shared)
+    flat = n0 == 1
+    shared = columns if flat else n0  # threads share rows of the first axis, or else columns
+    large = n0 * n1 * columns >= SHARED
+    threads = cores.threads() if large else 1
+    parts = min(SUMS if large and sums and not flat else threads, shared)
     rooms = [np.zeros((parts, columns), dtype) for _, dtype in plan.results[whole:]]
     pieces = []
     for k in range(parts):
