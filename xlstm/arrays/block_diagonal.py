@@ -12,7 +12,6 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from xlstm.arrays import optional_imports
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, reshape, room
 from xlstm.arrays.rows import summed
@@ -75,34 +74,22 @@ def _by_blocks(
     function: Callable[..., Any],
     arrays: Sequence[Array],
     Ws: Sequence[Array],
-    out: Sequence[Array],
     K: int,
     **options: Any,
 ) -> Any:
     """Return the results of a function of x (K, ..., N) and W (K^2, N), from arrays (..., N K) and
     (N, K, K).
     """
-    parts = [*((a, K) for a in arrays), *((reshape(W, (-1,)), K * K) for W in Ws)]
     return summed(
         xp,
         function,
-        *(_rows_first(xp, a, n) for a, n in parts),
-        leading=tuple([n for _, n in parts]),
-        out=[_rows_first(xp, a, K) for a in out],
+        *arrays,
+        *(reshape(W, (-1,)) for W in Ws),
+        leading=(K,) * len(arrays) + (K * K,) * len(Ws),
+        last=True,
         K=K,
         **options,
     )
-
-
-def _rows_first(xp: Namespace, a: Array, n: int) -> Array:
-    """Return (..., N n) seen as (n, ..., N)."""
-    *outer, width = a.shape
-    if not compiles(xp):
-        return xp.moveaxis(reshape(a, (*outer, width // n, n)), -1, 0)
-    *steps, step = a.strides
-    shape = (n, *outer, width // n)
-    strides = (step, *steps, n * step)
-    return optional_imports.cupy().ndarray(shape, a.dtype, a.data, strides)
 
 
 def _products(xp: Namespace, *arrays: Array, K: int) -> tuple[Array, ...]:

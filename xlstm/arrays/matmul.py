@@ -92,7 +92,7 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
         return product if dtype is None else astype(xp, product, dtype)
     if add is None:
         to = A.dtype if dtype is None else dtype
-        call = _call(*_lie(A, B), to)
+        call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, to)
         return _multiply(call, A, B, optional_imports.cupy().ndarray(call.shape, to), call.zero)
     wide = add.dtype == np.float32 and A.dtype.itemsize == 2
     if add.flags.c_contiguous and (wide or add.dtype == A.dtype):
@@ -149,8 +149,17 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
         )
         call = _call(*_lie(A, B), out.dtype, out.strides)
     how = _compute(A.dtype, cp._core.get_compute_type(A.dtype) if A.dtype.itemsize > 2 else 0)
-    factors = (*call.head, B.data.ptr, *call.b, A.data.ptr, *call.a)
-    args = (*factors, beta, out.data.ptr, *call.out, *how)
+    args = (
+        *call.head,
+        B.data.ptr,
+        *call.b,
+        A.data.ptr,
+        *call.a,
+        beta,
+        out.data.ptr,
+        *call.out,
+        *how,
+    )
     if (handle := cuda_graph.handle()) is not None:
         handle.gemm(*args)
     else:

@@ -55,6 +55,7 @@ def summed(
     sums: int = 1,
     keep: int = 1,
     leading: Lengths = (),
+    last: bool = False,
     out: Sequence[Array] = (),
     **options: Any,
 ) -> Any:
@@ -76,6 +77,9 @@ def summed(
     leading : tuple of int or None, optional
         On CuPy the length of the leading axis that the function takes apart, for each array that
         has one.
+    last : bool
+        All arrays and those of `out` have such an axis as the inner part of their last one, (..., N
+        n), and the function sees (n, ..., N).
     out : sequence of array, optional
         Room for other results, the first of all, in any memory order.
     options
@@ -86,15 +90,18 @@ def summed(
     array or tuple of array
     """
     if fuse.compiles(xp):
-        layouts, rooms = (
-            tuple([(a.dtype, a.shape, a.strides) for a in a_]) for a_ in (arrays, out)
-        )
-        plan = _plan(function, layouts, tuple(options.items()), sums, keep, leading, rooms)
+        layouts = tuple([(a.dtype, a.shape, a.strides) for a in arrays])
+        rooms = tuple([(a.dtype, a.shape, a.strides) for a in out])
+        key = function, layouts, tuple(options.items())
+        plan = _plan(*key, sums, keep, leading, last, rooms)
         if plan is not None:
             name = plan.kernel.name
             launched = kernel_fallback.attempt(name, _launched, xp, plan, arrays, out)
             if launched is not None:
                 return launched
+    if last:
+        arrays = tuple(_first(xp, a, n) for a, n in zip(arrays, leading, strict=True))
+    if fuse.compiles(xp):
         results = fuse.plain(xp, function, arrays, options, leading=leading)
     else:
         results = fuse.looped(xp, function, arrays, sums, options)
@@ -109,9 +116,14 @@ def summed(
         ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))
         results[-sums:] = [_sum(xp, a, a.ndim - ndim, keep) for a in results[-sums:]]
     for k, room in enumerate(out):
-        room[...] = results[k]
+        (_first(xp, room, results[k].shape[0]) if last else room)[...] = results[k]
         results[k] = room
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def _first(xp: Namespace, a: Array, n: Any) -> Array:
+    """Return (..., N n) seen as (n, ..., N)."""
+    return xp.moveaxis(xp.reshape(a, (*a.shape[:-1], a.shape[-1] // n, n)), -1, 0)
 
 
 def _sum(xp: Namespace, a: Array, leading: int, keep: int) -> Array:
@@ -161,12 +173,15 @@ def _plan(
     sums: int,
     keep: int,
     leading: Lengths,
+    last: bool,
     out: tuple[Layout, ...],
 ) -> RowLaunch | None:
     """Return the launch for arrays that lie in one way, or None where there is no kernel for
     them.
     """
     leading = (*leading, *[None] * (len(arrays) - len(leading)))
+    if last:
+        arrays = _with_first(arrays, leading)
     apart = [n is not None for n in leading]
     rows = [shape[n:] for (_, shape, _), n in zip(arrays, apart, strict=True)]
     dtypes = tuple(dtype for dtype, _, _ in arrays)
@@ -180,7 +195,9 @@ def _plan(
     except UntraceableError:
         return None
     results = [(result.shape(shape, keep), result.dtype) for result in kernel.results.values()]
-    apart += [result.length is not None for result in kernel.results.values()]
+    lengths = [result.length for result in kernel.results.values()]
+    apart += [n is not None for n in lengths]
+    out = _with_first(out, lengths) if last else out
     new = results[len(out) : len(results) - sums]
     lying = [(size, _in_elements(strides, dtype)) for dtype, size, strides in (*arrays, *out)]
     lying += [(size, contiguous_steps(size)) for size, _ in new]
@@ -209,6 +226,14 @@ def _plan(
             grid[0] * len(kernel.slots) * heads * columns,
             np.float64 if kernel.real == "double" else np.float32,
         ),
+    )
+
+
+def _with_first(arrays: Sequence[Layout], lengths: Sequence[Any]) -> tuple[Layout, ...]:
+    """Return how (..., N n) lie as (n, ..., N)."""
+    return tuple(
+        (dtype, (n, *shape[:-1], shape[-1] // n), (step, *steps, n * step))
+        for (dtype, shape, (*steps, step)), n in zip(arrays, lengths, strict=False)
     )
 
 
