@@ -49,7 +49,7 @@ class CudaGraph:
         self.executable.launch()  # type: ignore[attr-defined]
 
 
-class _Source:
+class _HeldMemory:
     """Memory from the allocator that is current, which is not given back before this object is
     gone.
 
@@ -80,7 +80,7 @@ class _Memory:
 
     def __init__(self) -> None:
         cuda = optional_imports.cupy().cuda
-        source = _Source()
+        source = _HeldMemory()
         self.pool = cuda.MemoryPool(cuda.PythonFunctionAllocator(source.malloc, source.free).malloc)
         weakref.finalize(self, _emptied, self.pool, cuda.Device()).atexit = False
 
