@@ -6,7 +6,7 @@ import pytest
 from tests.conftest import make_backend
 from xlstm.arrays import concat as concats
 from xlstm.arrays import optional_imports
-from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.convert import to_numpy
 
 
@@ -22,21 +22,24 @@ def test_parts_of_any_order_of_memory(be, rng, dtype, axis):
     given[3] = be.asarray(np.concatenate((arrays[3], arrays[3]), axis=2), dtype)[
         :, :, : arrays[3].shape[2]
     ]
-    found = concat(be.xp, [given[0], Filled(7, 2), *given[1:], Filled(-1, 1)], axis)
-    filled = [
+    parts = [filled(be.xp, given[0], v, width, axis) for v, width in ((7, 2), (-1, 1))]
+    found = concat(be.xp, [given[0], parts[0], *given[1:], parts[1]], axis)
+    expected = [
         np.full([n if k != axis % 3 else width for k, n in enumerate((4, 3, 5))], v)
         for v, width in ((7, 2), (-1, 1))
     ]
     assert found.dtype == given[0].dtype
     np.testing.assert_array_equal(
-        to_numpy(found), np.concatenate([arrays[0], filled[0], *arrays[1:], filled[1]], axis=axis)
+        to_numpy(found),
+        np.concatenate([arrays[0], expected[0], *arrays[1:], expected[1]], axis=axis),
     )
 
 
 def test_many_parts_and_nothing(be):
     ones = be.asarray(np.ones((2, 1)))
     assert concat(be.xp, [ones] * (concats.PARTS + 1), 1).shape == (2, concats.PARTS + 1)
-    assert concat(be.xp, [ones[:0, :], Filled(1.0, 2)], 1).shape == (0, 3)
+    none = ones[:0, :]
+    assert concat(be.xp, [none, filled(be.xp, none, 1.0, 2, 1)], 1).shape == (0, 3)
 
 
 def test_an_empty_part_may_begin_in_the_memory_of_another_array_on_cupy():

@@ -21,7 +21,7 @@ from tests.engines.cuda.test_cupy_kernels import LENGTHS, TOLERANCE, results
 from tests.registry import agree, largest
 from xlstm import optim, training
 from xlstm.arrays import concat as concats
-from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda import kernel_fallback, waits
 from xlstm.arrays.cuda.kernel_fallback import CudaError
@@ -456,4 +456,4 @@ def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, capsys):
     with pytest.warns(RuntimeWarning, match="concat: wrong values") as warned:
         new_process()  # it reads what the one before it kept
     assert len(warned) == 1
-    assert to_numpy(concat(xp, [a, a, Filled(1, 1)], 1)).tolist() == [[1] * 7] * 2
+    assert to_numpy(concat(xp, [a, a, filled(xp, a, 1, 1, 1)], 1)).tolist() == [[1] * 7] * 2

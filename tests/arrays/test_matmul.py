@@ -166,10 +166,12 @@ def test_rows_of_all_matrices_are_multiplied_at_once(be, rng):
 )
 def test_what_is_computed_in_is_what_cupy_was_told(monkeypatch, xp, dtype, chosen, expected):
     given = []
-    function = products.probe.cupy().cuda.cublas.gemmStridedBatchedEx
-    monkeypatch.setattr(products.probe.cupy()._core, "get_compute_type", lambda dtype: chosen)
+    function = products.optional_imports.cupy().cuda.cublas.gemmStridedBatchedEx
     monkeypatch.setattr(
-        products.probe.cupy().cuda.cublas,
+        products.optional_imports.cupy()._core, "get_compute_type", lambda dtype: chosen
+    )
+    monkeypatch.setattr(
+        products.optional_imports.cupy().cuda.cublas,
         "gemmStridedBatchedEx",
         lambda *a: given.append(a[-2]) or function(*a),
     )

@@ -12,7 +12,7 @@ from tests.conftest import make_backend
 from tests.engines.cuda import nvrtc
 from xlstm.arrays import block_diagonal
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.cuda.row_kernel_text import Source
+from xlstm.arrays.cuda.row_kernel_text import RowKernel
 from xlstm.arrays.rows import by_rows, summed
 
 
@@ -68,10 +68,10 @@ def test_what_is_not_a_number_stays_in_its_row(be):
 )
 def test_the_kernels_compile(capability, dtype):
     dtype = gpu.half(dtype)
-    made = Source(standard, (dtype,) * 3, (("scale", 0.25),), (False, False, True), (None,) * 3)
+    made = RowKernel(standard, (dtype,) * 3, (("scale", 0.25),), (False, False, True), (None,) * 3)
     assert nvrtc.compile_for(capability, made.text(2, frozenset())).spilled == 0
     for whole in (True, False):
-        made = Source(with_sums, (dtype,) * 3, (("whole", whole),), (False,) * 3, (None,) * 3, 2)
+        made = RowKernel(with_sums, (dtype,) * 3, (("whole", whole),), (False,) * 3, (None,) * 3, 2)
         assert nvrtc.compile_for(capability, made.text(3, frozenset({1}))).spilled == 0
 
 
@@ -87,7 +87,7 @@ def test_products_of_narrow_blocks_fit_registers(capability, dtype):
     arrays = 8
     Ws = len(counts)
     given = (dtype,) * (arrays + Ws), tuple(options.items()), (False,) * (arrays + Ws)
-    made = Source(block_diagonal._products_bwd, *given, (K,) * arrays + (K * K,) * Ws, Ws)
+    made = RowKernel(block_diagonal._products_bwd, *given, (K,) * arrays + (K * K,) * Ws, Ws)
     assert (
         nvrtc.compile_for(capability, made.text(1, frozenset(range(arrays, arrays + Ws)))).spilled
         == 0

@@ -176,12 +176,12 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
     return _with_dtype(replace(makers[name](device), reason=reason), dtype)
 
 
-def backend_of(chosen: str | Backend | None, dtype: DType | None = None) -> Backend:
+def backend_of(choice: str | Backend | None, dtype: DType | None = None) -> Backend:
     """Return the backend meant by an argument that may be a name, a backend, or None for "auto"."""
-    if isinstance(chosen, Backend):
-        return chosen if dtype is None else _with_dtype(chosen, dtype)
+    if isinstance(choice, Backend):
+        return choice if dtype is None else _with_dtype(choice, dtype)
     return backend(
-        "auto" if chosen is None else chosen, dtype="float32" if dtype is None else dtype
+        "auto" if choice is None else choice, dtype="float32" if dtype is None else dtype
     )
 
 
@@ -195,35 +195,35 @@ def backend_like(array: Array) -> Backend:
 
 def available_backends() -> dict[str, Backend | str]:
     """Return every backend by name: a `Backend` where it runs, else the reason why it does not."""
-    found: dict[str, Backend | str] = {}
+    available: dict[str, Backend | str] = {}
     for name in NAMES:
         try:
-            found[name] = backend(name)
+            available[name] = backend(name)
         except BackendError as error:
-            found[name] = str(error).removeprefix(f"{name}: ")
-    return found
+            available[name] = str(error).removeprefix(f"{name}: ")
+    return available
 
 
-def device_name(chosen: Backend) -> str:
+def device_name(backend: Backend) -> str:
     """Return the device in words, with the card's name where it is a GPU."""
-    if chosen.name == "cupy":
-        properties = optional_imports.cupy().cuda.runtime.getDeviceProperties(chosen.device.id)
-        return f"GPU {chosen.device.id} ({properties['name'].decode()})"
-    if chosen.name == "torch" and chosen.device.type == "cuda":
-        return f"GPU {chosen.device.index or 0} ({optional_imports.torch().cuda.get_device_name(chosen.device)})"
-    return "CPU" if str(chosen.device) == "cpu" else str(chosen.device)
+    if backend.name == "cupy":
+        properties = optional_imports.cupy().cuda.runtime.getDeviceProperties(backend.device.id)
+        return f"GPU {backend.device.id} ({properties['name'].decode()})"
+    if backend.name == "torch" and backend.device.type == "cuda":
+        return f"GPU {backend.device.index or 0} ({optional_imports.torch().cuda.get_device_name(backend.device)})"
+    return "CPU" if str(backend.device) == "cpu" else str(backend.device)
 
 
-def _with_dtype(chosen: Backend, given: DType) -> Backend:
-    dtype = dtype_text("backend", given)
+def _with_dtype(backend: Backend, value: DType) -> Backend:
+    dtype = dtype_text("backend", value)
     if dtype not in DTYPES:
         raise ValueError(
             f"backend: dtype {checks.shown(dtype)} is not supported, expected one of"
             f" {', '.join(DTYPES)}"
         )
-    if dtype in HALVES and (chosen.name == "numpy" or str(chosen.device) == "cpu"):
+    if dtype in HALVES and (backend.name == "numpy" or str(backend.device) == "cpu"):
         raise TypeError(f"backend: {dtype} on a CPU is slow and inexact; use float32, or a GPU")
-    if dtype == "bfloat16" and chosen.name == "cupy":
+    if dtype == "bfloat16" and backend.name == "cupy":
         version = optional_imports.cupy().__version__
         if int(version.split(".")[0]) < 14:
             raise BackendError(
@@ -233,8 +233,8 @@ def _with_dtype(chosen: Backend, given: DType) -> Backend:
             raise BackendError(
                 "cupy: bfloat16 needs CUDA, this is CuPy for ROCm; use float16 or float32"
             )
-    dtype_of(chosen.xp, dtype)  # raises if a package that the dtype needs is missing
-    return replace(chosen, dtype=dtype)
+    dtype_of(backend.xp, dtype)  # raises if a package that the dtype needs is missing
+    return replace(backend, dtype=dtype)
 
 
 def _numpy(device: Any) -> Backend:
@@ -275,15 +275,15 @@ def _torch(device: Any) -> Backend:
     import array_api_compat.torch as xp
 
     try:
-        chosen = torch.device("cpu" if device is None else device)
+        place = torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"backend: {checks.shown(device)} is not a torch device: {optional_imports.first_line(error)}"
         ) from error
     try:
-        torch.empty(1, device=chosen)
+        torch.empty(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BackendError(
             f"torch: device {checks.shown(device)} is not usable: {optional_imports.first_line(error)}"
         ) from error
-    return Backend("torch", xp, chosen)
+    return Backend("torch", xp, place)

@@ -65,8 +65,8 @@ def products_bwd(
     arrays = [*(dy for some in dys for dy in some), *xs, *added]
     dxs = [room(xp, x, x.shape) for x in xs]
     options = {"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add)}
-    found = _by_blocks(xp, _products_bwd, arrays, Ws, sums=len(Ws), out=dxs, **options)
-    return dxs, [reshape(d, Ws[0].shape) for d in found[len(dxs) :]]
+    results = _by_blocks(xp, _products_bwd, arrays, Ws, sums=len(Ws), out=dxs, **options)
+    return dxs, [reshape(dW, Ws[0].shape) for dW in results[len(dxs) :]]
 
 
 def _by_blocks(
@@ -80,13 +80,12 @@ def _by_blocks(
     """Return the results of a function of x (K, ..., N) and W (K^2, N), from arrays (..., N K) and
     (N, K, K).
     """
-    leading = (K,) * len(arrays) + (K * K,) * len(Ws)
     return summed(
         xp,
         function,
         *arrays,
         *(reshape(W, (-1,)) for W in Ws),
-        leading=leading,
+        leading=(K,) * len(arrays) + (K * K,) * len(Ws),
         last=True,
         K=K,
         **options,
@@ -115,12 +114,12 @@ def _products_bwd(
     add: tuple[bool, ...],
 ) -> tuple[Array, ...]:
     """Return the gradients of each x, and of each W by this row."""
-    given = iter(arrays)
-    dys = [_sum(next(given) for _ in range(count)) for count in counts]
-    xs = [next(given) for _ in add]
-    dxs = [[next(given)] if one else [] for one in add]
+    rest = iter(arrays)
+    dys = [_sum(next(rest) for _ in range(count)) for count in counts]
+    xs = [next(rest) for _ in add]
+    dxs = [[next(rest)] if added else [] for added in add]
     dWs = []
-    for dy, W, k in zip(dys, given, of, strict=True):
+    for dy, W, k in zip(dys, rest, of, strict=True):
         dxs[k].append(_product(xp, W, dy, K, turned=True))
         dWs.append(xp.stack([dy[i, ...] * xs[k][j, ...] for i in range(K) for j in range(K)]))
     return (*map(_sum, dxs), *dWs)

@@ -58,11 +58,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def fields(made: Any, **kinds: Kind) -> None:
+def fields(config: Any, **kinds: Kind) -> None:
     """Check the fields of a frozen dataclass that are named, and store their plain values."""
-    where = type(made).__name__
+    where = type(config).__name__
     for name, kind in kinds.items():
-        object.__setattr__(made, name, kind(where, name, getattr(made, name)))
+        object.__setattr__(config, name, kind(where, name, getattr(config, name)))
 
 
 def whole(low: int, high: int) -> Kind:
@@ -71,12 +71,12 @@ def whole(low: int, high: int) -> Kind:
     def kind(where: str, name: str, value: Any) -> int:
         if not isinstance(value, Integral) or isinstance(value, NO_NUMBERS):
             raise TypeError(f"{where}: {name} is {shown(value)}, expected a whole number")
-        found = int(value)
-        if found < low:
+        number = int(value)
+        if number < low:
             raise ValueError(f"{where}: {name} is {shown(value)}, expected {low} or more")
-        if found > high:
+        if number > high:
             raise ValueError(f"{where}: {name} is {shown(value)}, expected at most {high}")
-        return found
+        return number
 
     return kind
 
@@ -102,14 +102,14 @@ def real(low: float, high: float, strict: bool = False) -> Kind:
     """Return the check of a number with low <= value < high, or low < value if `strict`."""
 
     def kind(where: str, name: str, value: Any) -> float:
-        found = any_number(where, name, value)
-        if not ((low < found if strict else low <= found) and found < high):
-            given = value if isinstance(value, float) else shown(value)
+        number = any_number(where, name, value)
+        if not ((low < number if strict else low <= number) and number < high):
+            came = value if isinstance(value, float) else shown(value)
             raise ValueError(
-                f"{where}: {name} is {given}, expected {low} {'<' if strict else '<='} {name} <"
+                f"{where}: {name} is {came}, expected {low} {'<' if strict else '<='} {name} <"
                 f" {high}"
             )
-        return found + 0.0  # makes 0.0 of -0.0
+        return number + 0.0  # makes 0.0 of -0.0
 
     return kind
 
@@ -170,13 +170,13 @@ def path(where: str, name: str, value: Any) -> Path:
     return Path(os.fsdecode(value))
 
 
-def choice(known: Iterable[str]) -> Kind:
-    """Return the check of one of the known names."""
+def choice(names: Iterable[str]) -> Kind:
+    """Return the check of one of these names."""
 
     def kind(where: str, name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in known:
+        if not isinstance(value, str) or value not in names:
             raise ValueError(
-                f"{where}: {name} is {shown(value)}, expected one of {', '.join(known)}"
+                f"{where}: {name} is {shown(value)}, expected one of {', '.join(names)}"
             )
         return str(value)
 
@@ -197,16 +197,16 @@ def keeps(where: str, train: Any, keep: Any) -> bool:
     return bool(train if keep is None else flag(where, "keep", keep))
 
 
-def saved(where: str, layer: Any, given: Any, kind: type) -> None:
-    """Raise unless `given` is a `kind` that forward of an equal layer returned for backward."""
-    if not isinstance(given, kind):
+def saved(where: str, layer: Any, tape: Any, kind: type) -> None:
+    """Raise unless `tape` is a `kind` that forward of an equal layer returned for backward."""
+    if not isinstance(tape, kind):
         raise TypeError(
             f"{where}: backward needs what forward saved, and forward(train=False) saves nothing"
         )
-    kept = given.layer  # type: ignore[attr-defined]
-    if kept is not layer and kept != layer:
+    maker = tape.layer  # type: ignore[attr-defined]
+    if maker is not layer and maker != layer:
         raise ValueError(
-            f"{where}: saved is what forward of {shown(kept)} kept, expected that of {shown(layer)}"
+            f"{where}: saved is what forward of {shown(maker)} kept, expected that of {shown(layer)}"
         )
 
 
@@ -246,10 +246,10 @@ def rising(least: int) -> Kind:
 
     def kind(where: str, name: str, value: Any) -> tuple[float, ...]:
         expected = "rising numbers between 0 and 1"
-        found = several(where, name, value, expected, real(0, 1, strict=True))
-        if len(found) < least or found != sorted(set(found)):
+        numbers = several(where, name, value, expected, real(0, 1, strict=True))
+        if len(numbers) < least or numbers != sorted(set(numbers)):
             raise ValueError(f"{where}: {name} is {shown(value)}, expected {expected}")
-        return tuple(found)
+        return tuple(numbers)
 
     return kind
 
@@ -281,13 +281,13 @@ def host(where: str, name: str, value: Any, expected: str) -> np.ndarray[Any, An
     if isinstance(value, range) and len(value) > LARGEST:
         raise ValueError(f"{where}: {name} has {len(value)} entries, expected {expected}")
     try:
-        found = np.asarray(value)
+        array = np.asarray(value)
     except ValueError:
         raise ValueError(f"{where}: {name} is ragged, expected {expected}") from None
-    if found.ndim > 1 and isinstance(value, list | tuple):
+    if array.ndim > 1 and isinstance(value, list | tuple):
         for k, item in enumerate(value):
             unmasked(where, f"{name}[{k}]", item)
-    return found
+    return array
 
 
 def seed(where: str, name: str, value: Any) -> Any:
@@ -321,47 +321,46 @@ def heads(where: str, num_heads: int, named: str = "num_heads", **sizes: int) ->
 def shape(where: str, name: str, array: Any, expected: Dims) -> None:
     """Raise unless `array` is an array and has the shape `expected`, a dict of symbol to size."""
     try:
-        found = getattr(array, "shape", None)
+        own = getattr(array, "shape", None)
     except RuntimeError:  # a nested tensor of PyTorch has none
-        found = None
-    if found == tuple(expected.values()):
+        own = None
+    if own == tuple(expected.values()):
         return
-    if not isinstance(found, tuple):
+    if not isinstance(own, tuple):
         raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected an array")
-    found = tuple(found)
-    if len(found) == len(expected) and all(
-        n is None or n == m for n, m in zip(expected.values(), found, strict=True)
-    ):
+    own = tuple(own)
+    pairs = zip(expected.values(), own, strict=False)
+    if len(own) == len(expected) and all(n is None or n == m for n, m in pairs):
         return
     symbols = _tuple(expected)
     sizes = _tuple([s if n is None else str(n) for s, n in expected.items()])
     equals = "" if symbols == sizes else f" = {sizes}"
-    raise ValueError(f"{where}: {name} has shape {found}, expected {symbols}{equals}")
+    raise ValueError(f"{where}: {name} has shape {own}, expected {symbols}{equals}")
 
 
-def mapping(where: str, given: Any, name: str = "parameters") -> dict[str, Any]:
+def mapping(where: str, arrays: Any, name: str = "parameters") -> dict[str, Any]:
     """Return a mapping of names to arrays, at least one, as a dict."""
-    if not isinstance(given, Mapping):
+    if not isinstance(arrays, Mapping):
         raise TypeError(
-            f"{where}: {name} are a {type(given).__name__}, expected a dict of name to array"
+            f"{where}: {name} are a {type(arrays).__name__}, expected a dict of name to array"
         )
-    if not given:
+    if not arrays:
         raise ValueError(
             f"{where}: {name} are empty, expected a dict of name to array, as from init"
         )
-    return dict(given)
+    return dict(arrays)
 
 
-def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
-    """Raise ValueError unless `given` has exactly the names and shapes of `expected`."""
-    if not isinstance(given, Mapping):
-        mapping(where, given)
+def params(where: str, arrays: Any, expected: Mapping[str, Dims]) -> None:
+    """Raise ValueError unless `arrays` has exactly the names and shapes of `expected`."""
+    if not isinstance(arrays, Mapping):
+        mapping(where, arrays)
     for name, dims in expected.items():
-        if name not in given:
+        if name not in arrays:
             raise ValueError(f"{where}: parameter {name} is missing, expected {few(expected)}")
-        shape(where, name, given[name], dims)
-    if len(given) > len(expected):
-        surplus = next(name for name in given if name not in expected)
+        shape(where, name, arrays[name], dims)
+    if len(arrays) > len(expected):
+        surplus = next(name for name in arrays if name not in expected)
         surplus = surplus if isinstance(surplus, str) and len(surplus) <= SHOWN else shown(surplus)
         raise ValueError(f"{where}: parameter {surplus} is unknown, expected {few(expected)}")
 

@@ -12,20 +12,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import fuse, optional_imports
-from xlstm.arrays.cuda import device, kernel_fallback
+from xlstm.arrays.cuda import constants, device, kernel_fallback
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 AXES = 6
 PARTS = 6
 THREADS = 256
+PART = [("first", "i8"), ("steps", "i8", AXES)]
+# `Parts` after its addresses
+LAYOUT = [
+    ("count", "i8"),
+    ("axes", "i8"),
+    ("axis", "i8"),
+    ("shape", "i8", AXES),
+    ("each", PART, PARTS),
+]
 
 TEXT = f"""
 struct Part {{
-    long long value, first;  // the number where there is one alone; place along the axis
+    long long first;  // place along the axis
     long long steps[{AXES}];  // in elements
 }};
 struct Parts {{
-    const void* at[{PARTS}];  // 0 where there is one number
+    const void* at[{PARTS}];
     long long count, axes, axis, shape[{AXES}];  // of the result
     Part each[{PARTS}];
 }};
@@ -43,7 +52,7 @@ __device__ __forceinline__ void put(const Parts& all, unsigned place, T* to) {{
     const Part& part = all.each[k];
     long long from = -part.first * part.steps[all.axis];
     for (int axis = 0; axis < all.axes; axis++) from += index[axis] * part.steps[axis];
-    to[place] = all.at[k] ? ((const T*)all.at[k])[from] : (T)part.value;
+    to[place] = ((const T*)all.at[k])[from];
 }}
 extern "C" __global__ void xlstm_concat(const Parts all, unsigned count, int size, void* to) {{
     const unsigned place = blockIdx.x * blockDim.x + threadIdx.x;
@@ -55,66 +64,56 @@ extern "C" __global__ void xlstm_concat(const Parts all, unsigned count, int siz
 """
 
 
-class Filled(NamedTuple):
-    """A part with one number in all its places, so wide along the axis."""
-
-    value: float
-    width: int
-
-
-def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
-    """Return arrays, and parts that are filled with a number, one beside the other along an axis.
+def concat(xp: Namespace, arrays: Sequence[Array], axis: int) -> Array:
+    """Return arrays one beside the other along an axis.
 
     Parameters
     ----------
-    xp
-        The namespace of the arrays.
-    parts : sequence of array or Filled
-        One at least is an array; all have one dtype, and one shape but along the axis.
+    xp : namespace
+    arrays : sequence of array
+        One at least; all have one dtype, and one shape but along the axis.
     axis : int
 
     Returns
     -------
     array
     """
-    if (
-        fuse.compiles(xp)
-        and len(parts) > PARTS
-        and not any(isinstance(part, Filled) for part in parts)
-    ):
-        parts = [concat(xp, parts[k : k + PARTS], axis) for k in range(0, len(parts), PARTS)]
-        return concat(xp, parts, axis)
-    if fuse.compiles(xp):
-        lie = tuple(
-            [
-                part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides)
-                for part in parts
-            ]
-        )
-        made = _layout(lie, axis)
-        found = (
-            None
-            if made is None
-            else kernel_fallback.attempt("xlstm_concat", _launched, parts, *made)
-        )
-        if found is not None:
-            return found
-    like: Array = next(part for part in parts if not isinstance(part, Filled))
-    arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
-    return xp.concat(arrays, axis=axis)
+    if not fuse.compiles(xp):
+        return xp.concat(arrays, axis=axis)
+    if len(arrays) > PARTS:
+        arrays = [concat(xp, arrays[k : k + PARTS], axis) for k in range(0, len(arrays), PARTS)]
+        return concat(xp, arrays, axis)
+    plan = _plan(tuple([(a.dtype, a.shape, a.strides) for a in arrays]), axis)
+    whole = plan and kernel_fallback.attempt("xlstm_concat", _launched, arrays, plan)
+    return xp.concat(arrays, axis=axis) if whole is None else whole
 
 
-def _launched(
-    parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any
-) -> Array:
-    result = optional_imports.cupy().ndarray(*kind)
+def filled(xp: Namespace, like: Array, value: float, width: int, axis: int) -> Array:
+    """Return a view of one number as an array that `concat` puts beside another one, so wide along
+    the axis; nobody changes it.
+    """
+    shape = list(like.shape)
+    shape[axis] = width
+    return xp.broadcast_to(constants.number(xp, value, like.dtype, device_of(like)), tuple(shape))
+
+
+class ConcatPlan(NamedTuple):
+    """A launch, but for the addresses of its arrays."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    grid: tuple[int]
+    layout: bytes  # `Parts` after its addresses
+    sizes: tuple[Any, Any]  # of the result, and of a number
+
+
+def _launched(arrays: Sequence[Array], plan: ConcatPlan) -> Array:
+    result = optional_imports.cupy().ndarray(plan.shape, plan.dtype)
     # An empty part may begin where its array ends, which is memory of another one.
-    addresses = [
-        0 if isinstance(part, Filled) or part.size == 0 else part.data.ptr for part in parts
-    ]
-    addresses += [0] * (PARTS - len(parts))
-    table = device.struct(addresses, layout, f"{PARTS}Q")
-    device.kernel(TEXT, "xlstm_concat")(grid, (THREADS,), (table, *numbers, result))
+    addresses = [a.data.ptr if a.size else 0 for a in arrays]
+    addresses += [0] * (PARTS - len(arrays))
+    table = device.struct(addresses, plan.layout, f"{PARTS}Q")
+    device.kernel(TEXT, "xlstm_concat")(plan.grid, (THREADS,), (table, *plan.sizes, result))
     return result
 
 
@@ -129,43 +128,27 @@ def stack(xp: Namespace, arrays: Sequence[Array]) -> Array:
     )
 
 
-def _array(xp: Namespace, part: Filled, like: Array, axis: int) -> Array:
-    shape = list(like.shape)
-    shape[axis] = part.width
-    return xp.full(tuple(shape), part.value, dtype=like.dtype, device=device_of(like))
-
-
 @functools.lru_cache(maxsize=1024)
-def _layout(parts: tuple[Any, ...], axis: int) -> tuple[Any, ...] | None:
-    """Return what a launch needs but for addresses, or None where the kernel does not do it.
-
-    A part that is not filled is a dtype, a shape and strides. Returned are the shape and the dtype
-    of the result, the grid, `Parts` after its addresses, and the arguments after it.
-    """
-    dtypes, shapes = zip(*(part[:2] for part in parts if not isinstance(part, Filled)), strict=True)
+def _plan(arrays: tuple[tuple[Any, ...], ...], axis: int) -> ConcatPlan | None:
+    """Return the launch for dtypes, shapes and strides, or None where the kernel does not do it."""
+    dtypes, shapes, _ = zip(*arrays, strict=True)
     dtype = dtypes[0]
-    shape = list(shapes[0])
-    axis %= len(shape)
-    shape[axis] = sum(part.width if isinstance(part, Filled) else part[1][axis] for part in parts)
+    axis %= len(shapes[0])
+    widths = [shape[axis] for shape in shapes]
+    shape = (*shapes[0][:axis], sum(widths), *shapes[0][axis + 1 :])
     size = math.prod(shape)
-    known = set(dtypes) == {dtype} and dtype.itemsize > 1
-    if not known or len(parts) > PARTS or len(shape) > AXES or not 0 < size < 2**31:
+    if set(dtypes) != {dtype} or dtype.itemsize == 1 or len(shape) > AXES:
         return None
-    numbers = [len(parts), len(shape), axis, *_padded(shape)]
-    first = 0
-    for part in parts:
-        if isinstance(part, Filled):
-            value = int(np.array(part.value).astype(dtype).view(f"i{dtype.itemsize}"))
-            numbers += [value, first, *_padded([])]
-            first += part.width
-        else:
-            numbers += [0, first, *_padded([step // dtype.itemsize for step in part[2]])]
-            first += part[1][axis]
-    numbers += [0] * ((PARTS - len(parts)) * (2 + AXES))
-    given = np.array(numbers, "i8").tobytes(), np.uint32(size), np.int32(dtype.itemsize)
-    return (tuple(shape), dtype), (-(-size // THREADS),), *given
-
-
-def _padded(numbers: Sequence[int]) -> list[int]:
-    """Return a number for each axis that there may be."""
-    return [*numbers, *[0] * (AXES - len(numbers))]
+    if not 0 < size < 2**31:
+        return None
+    layout = np.zeros((), LAYOUT)
+    layout["count"] = len(arrays)
+    layout["axes"] = len(shape)
+    layout["axis"] = axis
+    layout["shape"][: len(shape)] = shape
+    for k, (_, _, strides) in enumerate(arrays):
+        part = layout["each"][k]
+        part["first"] = sum(widths[:k])
+        part["steps"][: len(shape)] = [step // dtype.itemsize for step in strides]
+    sizes = np.uint32(size), np.int32(dtype.itemsize)
+    return ConcatPlan(shape, dtype, (-(-size // THREADS),), layout.tobytes(), sizes)

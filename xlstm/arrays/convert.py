@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cuda import waits
 from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.arrays.namespace import (
     DTYPES,
     Array,
     Namespace,
-    Params,
-    astype,
     device_of,
     dtype_name,
     namespace_of,
 )
+from xlstm.arrays.optional_imports import BackendError as BackendError
 
 # dtypes beside those that layers compute in, which `Backend.asarray` knows too
 OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
-# functions that are called when an array of CuPy has come to the host
-copied: list[Callable[[], None]] = []
-
-
-class BackendError(RuntimeError):
-    """A backend, or a package that it needs, cannot run here; the text says what failed and what to
-    install.
-    """
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
@@ -59,15 +49,14 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
         return array  # the most frequent case needs no further question
     checks.unmasked("to_numpy", "array", array)
     if is_foreign(array):
-        found = from_foreign("to_numpy", array)
-        return np.array(found) if isinstance(found, np.ndarray) else to_numpy(found)
+        own = from_foreign("to_numpy", array)
+        return np.array(own) if isinstance(own, np.ndarray) else to_numpy(own)
     if isinstance(array, np.ndarray | np.generic):
         low = array.dtype.kind == "V" and dtype_name(array.dtype) == "bfloat16"
         return np.asarray(array.astype(np.float32) if low else array)
     if array_api_compat.is_cupy_array(array):
         host = array.get()
-        for call in copied:
-            call()
+        waits.look()
         return to_numpy(host)
     if array_api_compat.is_torch_array(array):
         host = array.detach().cpu()
@@ -85,15 +74,6 @@ def like(values: Any, array: Array) -> Array:
     return namespace_of(array).asarray(
         np.asarray(values), dtype=array.dtype, device=device_of(array)
     )
-
-
-def cast(arrays: Mapping[str, Array], dtype: str) -> Params:
-    """Return the same arrays in the dtype of that name; one that has it already is not copied."""
-    if not arrays:
-        return {}
-    xp = namespace_of(next(iter(arrays.values())))
-    target = dtype_of(xp, dtype)
-    return {name: astype(xp, a, target) for name, a in arrays.items()}
 
 
 def dtype_text(where: str, dtype: Any) -> str:

@@ -19,12 +19,14 @@ import numpy as np
 from xlstm.arrays import fuse, optional_imports
 from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.cuda.row_kernel_text import SYNC
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace, dtype_name
+from xlstm.tracing.array_functions import ArrayFunction, Options, kind_of, listed
 from xlstm.tracing.writers import C
 
 CHUNK = 2048
 THREADS = 256  # elements of a block, which belong to one array, and its threads
 REAL = {"float": np.float32, "double": np.float64}
+NUMBERS = (int, float, np.generic)  # that the host knows
 # bytes of a kernel's arguments for addresses and sizes; a device takes 4096 bytes in all
 ROOM = 3840
 
@@ -116,9 +118,26 @@ def apply(
         raise ValueError("foreach: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
         return _one_by_one(
-            columns, into, lambda a: fuse.with_numbers(xp, function, a, numbers, **options)
+            columns, into, lambda *arrays: _with_numbers(xp, function, arrays, numbers, options)
         )
+    shapes = _shapes(columns)
     dtypes = tuple(column[0].dtype for column in columns)
+    real = REAL[kind_of(dtypes[0])]
+    numbers = [real(number) if isinstance(number, NUMBERS) else number for number in numbers]
+    types = tuple([_type_on_device(number) for number in numbers])
+    kernel, results = _each_kernel(function, dtypes, types, tuple(into), tuple(options.items()))
+    launched = kernel_fallback.attempt(
+        kernel.name, _applied, kernel, columns, shapes, results, into, numbers
+    )
+    if launched is not None:
+        return launched
+    wide = [number if isinstance(number, real) else xp.astype(number, real) for number in numbers]
+    return _one_by_one(
+        columns, into, lambda *arrays: fuse.plain(xp, function, arrays, options, *wide)
+    )
+
+
+def _shapes(columns: Sequence[Sequence[Array]]) -> tuple[tuple[int, ...], ...]:
     shapes = tuple([a.shape for a in columns[0]])
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
@@ -127,30 +146,38 @@ def apply(
                     f"foreach: an array has shape {a.shape}, expected {shape} as the others of its"
                     " call"
                 )
-    kinds = tuple(_kind(number) for number in numbers)
-    kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
-    real = REAL[fuse.real(dtypes[0])]
-    given = [
-        real(number) if kind is None else number
-        for number, kind in zip(numbers, kinds, strict=True)
-    ]
-    found = kernel_fallback.attempt(
-        kernel.name, _applied, kernel, columns, shapes, results, into, given
-    )
-    if found is not None:
-        return found
-    given = [number if isinstance(number, real) else xp.astype(number, real) for number in given]
-    return _one_by_one(columns, into, lambda a: fuse.plain(xp, function, a, options, *given))
+    return shapes
+
+
+def _with_numbers(
+    xp: Namespace,
+    function: Callable[..., Any],
+    arrays: tuple[Array, ...],
+    numbers: Sequence[Any],
+    options: dict[str, Any],
+) -> Any:
+    """Return the results for one array of each column.
+
+    A compiled loop takes numbers as arrays without axes: then it is compiled once for all of them.
+    """
+    if xp is np:
+        scalars = [np.asarray(number, arrays[0].dtype) for number in numbers]
+        results = fuse.looped(xp, function, (*arrays, *scalars), 0, options)
+        if results is not None:
+            return results
+    return function(xp, *arrays, *numbers, **options)
 
 
 def _one_by_one(
     columns: Sequence[Sequence[Array]], into: Sequence[int], run: Callable[..., Any]
 ) -> list[tuple[Array, ...]]:
-    made = [fuse.listed(run(arrays)) for arrays in zip(*columns, strict=True)]
-    for k, results in enumerate(made if into else ()):
+    calls = [listed(run(*arrays)) for arrays in zip(*columns, strict=True)]
+    if not into:
+        return calls
+    for k, results in enumerate(calls):
         for j, result in zip(into, results, strict=True):
             columns[j][k][...] = result
-    return list(zip(*(columns[j] for j in into), strict=True)) if into else made
+    return list(zip(*(columns[j] for j in into), strict=True))
 
 
 def _applied(
@@ -159,16 +186,15 @@ def _applied(
     shapes: tuple[tuple[int, ...], ...],
     results: Sequence[Any],
     into: Sequence[int],
-    given: Sequence[Any],
+    numbers: Sequence[Any],
 ) -> list[tuple[Array, ...]]:
     """Return the results from one launch."""
-    plan = _plan(shapes, tuple([column[0].itemsize for column in columns]))
-    cp = optional_imports.cupy()
-    flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
-    _launch(kernel, plan, columns, *flat, *given)
-    if into:
-        return list(zip(*(columns[k] for k in into), strict=True))
-    return list(zip(*(views(a, shapes, plan.places) for a in flat), strict=True))
+    plan = _plan(shapes, len(columns))
+    new = optional_imports.cupy().ndarray
+    flat = [] if into else [new((plan.chunks * CHUNK,), dtype) for dtype in results]
+    _launch(kernel, plan, columns, *flat, *numbers)
+    parts = [columns[k] for k in into] or [views(a, shapes, plan.places) for a in flat]
+    return list(zip(*parts, strict=True))
 
 
 def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
@@ -182,9 +208,9 @@ def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int])
     ]
 
 
-def _kind(number: Any) -> str | None:
-    """Return the C type that a number has on the device, or None where the host knows it."""
-    return None if isinstance(number, int | float | np.generic) else device.type_of(number.dtype)
+def _type_on_device(number: Any) -> str | None:
+    """Return the C type of a number on the device, or None where the host knows it."""
+    return None if isinstance(number, np.generic) else device.type_of(number.dtype)
 
 
 def copies(xp: Namespace, arrays: Sequence[Array]) -> list[Array]:
@@ -204,11 +230,11 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """
     if not _takes(xp, [arrays]):
         return _norm(xp, arrays)
-    found = kernel_fallback.attempt("xlstm_squares", _launched_norm, arrays)
-    if found is not None:
-        return found
+    launched = kernel_fallback.attempt("xlstm_squares", _launched_norm, arrays)
+    if launched is not None:
+        return launched
     dtype = arrays[0].dtype
-    return xp.astype(_norm(xp, [xp.astype(a, REAL[fuse.real(dtype)]) for a in arrays]), dtype)
+    return xp.astype(_norm(xp, [xp.astype(a, REAL[kind_of(dtype)]) for a in arrays]), dtype)
 
 
 def _norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
@@ -218,9 +244,9 @@ def _norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
 
 def _launched_norm(arrays: Sequence[Array]) -> Array:
     dtype = arrays[0].dtype
-    plan = _plan(tuple([a.shape for a in arrays]), (arrays[0].itemsize,))
+    plan = _plan(tuple([a.shape for a in arrays]), 1)
     kernel, root = _squares_kernels(dtype)
-    sums = optional_imports.cupy().ndarray((plan.chunks,), REAL[fuse.real(dtype)])
+    sums = optional_imports.cupy().ndarray((plan.chunks,), REAL[kind_of(dtype)])
     _launch(kernel, plan, [arrays], sums)
     return root(sums, axis=0)
 
@@ -240,101 +266,104 @@ def _most(columns: int) -> int:
     return ROOM // (8 * columns + 12)
 
 
-def _launch(kernel: Any, plan: Plan, columns: Sequence[Sequence[Array]], *arguments: Any) -> None:
-    """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments
-    come last.
-    """
-    for part in plan.parts:
-        arrays = [
-            a if a.strides == steps or a.flags.c_contiguous else a.copy(order="C")
-            for column, lie in zip(columns, plan.lie, strict=True)
-            for a, steps in zip(column[part.some], lie[part.some], strict=True)
-        ]
-        table = device.struct([a.data.ptr for a in arrays], part.sizes, part.form)
-        kernel(part.grid, (THREADS,), (table, *part.numbers, *arguments))
-
-
-class Part(NamedTuple):
+class ChunkLaunch(NamedTuple):
     """The arrays of a launch."""
 
-    some: slice
+    arrays: slice
     form: str  # of the addresses of its columns, each with room for more
     sizes: bytes  # `Table` after its addresses
     grid: tuple[int]
     numbers: tuple[Any, Any]  # how many arrays there are, and chunks of arrays before them
 
 
-class Plan(NamedTuple):
+class ChunkPlan(NamedTuple):
     """How arrays of some shapes are divided into chunks, one after the other, and into launches."""
 
     chunks: int
     places: list[int]  # where each array begins, in elements
-    # the strides of the arrays of each column where they are contiguous
-    lie: list[list[tuple[int, ...]]]
-    parts: list[Part]
+    launches: list[ChunkLaunch]
+
+
+def _launch(
+    kernel: Any, plan: ChunkPlan, columns: Sequence[Sequence[Array]], *arguments: Any
+) -> None:
+    """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments
+    come last.
+    """
+    for launch in plan.launches:
+        # `a.flags` would take ten times as long
+        arrays = [
+            a if a._c_contiguous else a.copy(order="C")
+            for column in columns
+            for a in column[launch.arrays]
+        ]
+        table = device.struct([a.data.ptr for a in arrays], launch.sizes, launch.form)
+        kernel(launch.grid, (THREADS,), (table, *launch.numbers, *arguments))
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(shapes: tuple[tuple[int, ...], ...], itemsizes: tuple[int, ...]) -> Plan:
-    """Return the plan for columns of arrays, from the bytes of an element of each column."""
-    most = _most(len(itemsizes))
-    parts = []
+def _plan(shapes: tuple[tuple[int, ...], ...], columns: int) -> ChunkPlan:
+    """Return the plan for so many columns of arrays."""
+    most = _most(columns)
     sizes = [math.prod(shape) for shape in shapes]
     ends = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
-    lie = [[fuse.contiguous_steps(shape, size) for shape in shapes] for size in itemsizes]
+    launches = []
     for k in range(0, len(sizes), most):
-        some = sizes[k : k + most]
+        own = sizes[k : k + most]
         first = ends[k : k + most + 1]
         table = np.zeros(
             (), np.dtype([("size", "i8", (most,)), ("first", "i4", (most,))], align=True)
         )
-        table["size"][: len(some)] = some
-        table["first"][: len(some)] = np.subtract(first[:-1], first[0])
-        numbers = np.int32(len(some)), np.int64(first[0])
-        form = f"{len(some)}Q{8 * (most - len(some))}x" * len(itemsizes)
-        parts.append(
-            Part(slice(k, k + most), form, table.tobytes(), (first[-1] - first[0],), numbers)
-        )
-    return Plan(ends[-1], [end * CHUNK for end in ends[:-1]], lie, parts)
+        table["size"][: len(own)] = own
+        table["first"][: len(own)] = np.subtract(first[:-1], first[0])
+        form = f"{len(own)}Q{8 * (most - len(own))}x" * columns
+        grid = (first[-1] - first[0],)
+        numbers = np.int32(len(own)), np.int64(first[0])
+        launches.append(ChunkLaunch(slice(k, k + most), form, table.tobytes(), grid, numbers))
+    return ChunkPlan(ends[-1], [end * CHUNK for end in ends[:-1]], launches)
 
 
 @functools.cache
 def _each_kernel(
     function: Callable[..., Any],
     dtypes: tuple[Any, ...],
-    kinds: tuple[str | None, ...],
+    numbers: tuple[str | None, ...],
     into: tuple[int, ...],
-    options: tuple[tuple[str, Any], ...],
+    options: Options,
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Return the kernel, and the dtypes of its results; `kinds` has those of numbers, by
-    `_kind`.
+    """Return the kernel, and the dtypes of its results; `numbers` has the C types of those on the
+    device.
     """
-    own = (*dtypes, *(dtypes[0] for _ in kinds))
-    real = fuse.real(dtypes[0])
-    results = tuple(fuse.results(function, own, dict(options)))
+    traced = ArrayFunction(function, (*dtypes, *(dtypes[0] for _ in numbers)), options)
     body = C(
-        fuse.traced(function, len(own), options),
-        lambda x, _: x,
-        lambda y, _, value: f"narrow({y}, {value});",
-        {f"x{k}": fuse.real(dtype) for k, dtype in enumerate(own)},
+        traced.lines, lambda x, _: x, lambda y, _, value: f"narrow({y}, {value});", traced.kinds
     ).statements()
-    types = [device.type_of(dtype) for dtype in results]
+    real = kind_of(dtypes[0])
     load = [
-        f"const {fuse.real(dtype)} x{k} = widen(table.x{k}[k][from + at]);"
+        f"const {kind_of(dtype)} x{k} = widen(table.x{k}[k][from + at]);"
         for k, dtype in enumerate(dtypes)
     ]
-    parameters = [] if into else [f"{type_}* to{k}" for k, type_ in enumerate(types)]
-    for k, kind in enumerate(kinds):
-        parameters.append(f"{real} number{k}" if kind is None else f"const {kind}* number{k}")
-        load.append(
-            f"const {real} x{len(dtypes) + k} ="
-            f" ({real})widen(number{k}{'' if kind is None else '[0]'});"
-        )
-    for k, type_ in enumerate(types):
-        to = f"(({type_}*)table.x{into[k]}[k])[from + at]" if into else f"to{k}[to + at]"
-        load.append(f"{type_}& y{k} = {to};")
-    parts = {"load": load, "body": body, "parameters": [f", {p}" for p in parameters]}
-    return _kernel(EACH, f"xlstm_each_{function.__name__.strip('_')}", dtypes, **parts), results
+    parameters = []
+    stores = []
+    for k, dtype in enumerate(traced.outputs.values()):
+        type_ = device.type_of(dtype)
+        to = f"to{k}[to + at]"
+        if into:
+            to = f"(({type_}*)table.x{into[k]}[k])[from + at]"
+        else:
+            parameters.append(f"{type_}* to{k}")
+        stores.append(f"{type_}& y{k} = {to};")
+    for k, memory in enumerate(numbers):
+        parameters.append(f"{real} number{k}" if memory is None else f"const {memory}* number{k}")
+        value = f"number{k}" if memory is None else f"number{k}[0]"
+        load.append(f"const {real} x{len(dtypes) + k} = ({real})widen({value});")
+    name = f"xlstm_each_{traced.name}"
+    parts = {
+        "load": "\n        ".join([*load, *stores]),
+        "body": "\n        ".join(body),
+        "parameters": "".join(f", {parameter}" for parameter in parameters),
+    }
+    return _kernel(EACH, name, dtypes, **parts), tuple(traced.outputs.values())
 
 
 @functools.cache
@@ -342,30 +371,31 @@ def _squares_kernels(dtype: Any) -> tuple[Any, Any]:
     """Return the kernel that sums the squares of chunks, and the one that makes a norm of the
     sums.
     """
-    real = fuse.real(dtype)
-    name = {"float": "float32", "double": "float64"}[real]
+    real = kind_of(dtype)
+    types = f"{np.dtype(REAL[real]).name} x0", f"{dtype_name(dtype)} y0"
     end = f"y0 = {fuse.converted('sqrt(a)', dtype)}"
-    parts = (f"{name} x0", f"{fuse.name(dtype)} y0", "x0", "a + b", end, "0", "xlstm_norm", real)
-    return _kernel(SQUARES, "xlstm_squares", (dtype,)), optional_imports.cupy().ReductionKernel(
-        *parts
+    root = optional_imports.cupy().ReductionKernel(
+        *types, "x0", "a + b", end, "0", "xlstm_norm", real
     )
+    return _kernel(SQUARES, "xlstm_squares", (dtype,)), root
 
 
-def _kernel(text: str, name: str, dtypes: Sequence[Any], **parts: Sequence[str]) -> Any:
+def _kernel(text: str, name: str, dtypes: Sequence[Any], **parts: str) -> Any:
     most = _most(len(dtypes))
-    members = [
+    members = "\n".join(
         f"    const {device.type_of(dtype)}* x{k}[{most}];" for k, dtype in enumerate(dtypes)
-    ]
-    sizes = {
-        "name": name,
-        "real": fuse.real(dtypes[0]),
-        "most": most,
-        "chunk": CHUNK,
-        "threads": THREADS,
-    }
-    lines = {
-        part: ("" if part == "parameters" else "\n        ").join(some)
-        for part, some in parts.items()
-    }
-    made = device.TEXT + SYNC + (TABLE + text).format(members="\n".join(members), **sizes, **lines)
-    return device.kernel(made, name)
+    )
+    whole = (
+        device.TEXT
+        + SYNC
+        + (TABLE + text).format(
+            members=members,
+            name=name,
+            real=kind_of(dtypes[0]),
+            most=most,
+            chunk=CHUNK,
+            threads=THREADS,
+            **parts,
+        )
+    )
+    return device.kernel(whole, name)

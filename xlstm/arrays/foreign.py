@@ -93,11 +93,11 @@ def _adopted(where: str, value: Any) -> Any:
         if kind in HOST:
             return taken(where, value, np.from_dlpack)
         if kind not in DEVICE:
-            known = ", ".join(
+            expected = ", ".join(
                 f"{number} ({words})" for number, words in sorted((HOST | DEVICE).items())
             )
             raise TypeError(
-                f"{where}: {_kind(value)} is on a DLPack device of kind {kind}, expected {known}"
+                f"{where}: {_kind(value)} is on a DLPack device of kind {kind}, expected {expected}"
             )
     cupy = cupy_for(where, _kind(value))
     return taken(

@@ -9,31 +9,21 @@ that: the function is the one that NumPy runs.
 from __future__ import annotations
 
 import functools
-import itertools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import optional_imports
+from xlstm.arrays import compiled, optional_imports
 from xlstm.arrays.cuda import kernel_fallback
-from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of
-from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
+from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of, dtype_name
+from xlstm.tracing.array_functions import ArrayFunction, Options, kind_of, result_dtypes
+from xlstm.tracing.array_functions import listed as listed
 from xlstm.tracing.writers import C
 
 CUPY = "array_api_compat.cupy"
-
-# `loops(function, arrays, sums, options)` runs a function over large NumPy arrays as one compiled
-# loop, or returns None; the last `sums` results are summed over all axes but the last. An engine
-# that compiles sets it.
-loops: Callable[..., Any] | None = None
-
-Walked = tuple[tuple[Array, ...], tuple[Array, ...]]
-
-# `walks(function, given, lags, results, reverse)` returns what `walk` does for NumPy arrays from
-# one compiled loop, or None. An engine that compiles sets it.
-walks: Callable[..., Walked | None] | None = None
+# elements of the largest array below which no compiled loop is looked for; results may be larger
+SMALL = 1 << 11
 
 
 @functools.lru_cache(maxsize=16)
@@ -82,24 +72,21 @@ def fuse(
         On CuPy, where the function is not element by element.
     """
     if xp.__name__ != CUPY:  # `compiles` would be one more call, which small arrays feel
-        found = looped(xp, function, arrays, 0, options) if out is None else None
-        if found is not None:
-            return found
-        found = function(xp, *arrays, **options)
-        if out is None:
-            return found
-        if found is not out:
-            out[...] = found  # type: ignore[index]  # a tuple is for CuPy
+        results = looped(xp, function, arrays, 0, options) if out is None else None
+        if results is None:
+            results = function(xp, *arrays, **options)
+        if out is None or results is out:
+            return results
+        out[...] = results  # type: ignore[index]  # a tuple is for CuPy
         return out
+    rooms = () if out is None else listed(out)
     kernel = _kernel(function, tuple(a.dtype for a in arrays), tuple(options.items()))
-    found = kernel_fallback.attempt(
-        kernel.name, kernel, *arrays, *(() if out is None else listed(out))
-    )
-    if found is None:
-        found = plain(xp, function, arrays, options)
-        for room, a in zip(() if out is None else listed(out), listed(found), strict=False):
+    results = kernel_fallback.attempt(kernel.name, kernel, *arrays, *rooms)
+    if results is None:
+        results = plain(xp, function, arrays, options)
+        for room, a in zip(rooms, listed(results), strict=False):
             room[...] = a
-    return found if out is None else out
+    return results if out is None else out
 
 
 def plain(
@@ -116,16 +103,14 @@ def plain(
     Results are those of a kernel: CuPy itself would compute in halves, and make float32 of some
     results in bfloat16.
     """
-    wide = [xp.astype(a, xp.float32) if name(a.dtype) in HALVES else a for a in arrays]
-    dtypes = results(
-        function,
-        (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers)),
-        options,
-        leading,
+    wide = [xp.astype(a, xp.float32) if dtype_name(a.dtype) in HALVES else a for a in arrays]
+    dtypes = (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers))
+    results = listed(function(xp, *wide, *numbers, **options))
+    results = tuple(
+        xp.astype(a, dtype, copy=False)
+        for a, dtype in zip(results, result_dtypes(function, dtypes, options, leading), strict=True)
     )
-    pairs = zip(listed(function(xp, *wide, *numbers, **options)), dtypes, strict=True)
-    found = tuple(xp.astype(a, dtype, copy=False) for a, dtype in pairs)
-    return found[0] if len(found) == 1 else found
+    return results[0] if len(results) == 1 else results
 
 
 def looped(
@@ -135,31 +120,13 @@ def looped(
     sums: int,
     options: dict[str, Any],
 ) -> Any:
-    """Return what `loops` returns, and None for arrays that are not NumPy's."""
-    if xp is not np or loops is None:
-        return None
-    return loops(function, arrays, sums, options)
+    """Run a function over large NumPy arrays as one compiled loop, or return None.
 
-
-def with_numbers(
-    xp: Namespace,
-    function: Callable[..., Any],
-    arrays: Sequence[Array],
-    numbers: Sequence[float],
-    **options: Any,
-) -> Any:
-    """Return `function(xp, *arrays, *numbers, **options)` for numbers that change from call to
-    call.
-
-    It runs in one compiled loop where NumPy's arrays are large, which takes the numbers as arrays
-    without axes.
+    The last `sums` results are summed over all axes but the last.
     """
-    if xp is np and loops is not None:
-        given = [np.asarray(number, arrays[0].dtype) for number in numbers]
-        found = looped(xp, function, (*arrays, *given), 0, options)
-        if found is not None:
-            return found
-    return function(xp, *arrays, *numbers, **options)
+    if xp is not np or max([a.size for a in arrays]) < SMALL:
+        return None
+    return compiled.module("loops").run(function, arrays, sums, options)
 
 
 def total(
@@ -178,10 +145,10 @@ def total(
             b = b.reshape(flat)
         return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes, dtype=dtype)
     to = a.dtype if dtype is None else dtype
-    found = kernel_fallback.attempt("xlstm_total", lambda: _total(a.dtype, to)(a, b, axis=axes))
-    if found is not None:
-        return found
-    wide = xp.float32 if name(a.dtype) in HALVES else a.dtype
+    result = kernel_fallback.attempt("xlstm_total", lambda: _total(a.dtype, to)(a, b, axis=axes))
+    if result is not None:
+        return result
+    wide = xp.float32 if dtype_name(a.dtype) in HALVES else a.dtype
     return xp.astype(xp.sum(xp.astype(a, wide) * xp.astype(b, wide), axis=axes), to)
 
 
@@ -189,7 +156,7 @@ def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
     """Return `xp.where(condition, a, b)`, from our own kernel where CuPy would make float32 of
     bfloat16.
     """
-    if xp.__name__ == CUPY and name(a.dtype) == "bfloat16":
+    if xp.__name__ == CUPY and dtype_name(a.dtype) == "bfloat16":
         return fuse(xp, _where, condition, a, b)
     return xp.where(condition, a, b)
 
@@ -223,7 +190,7 @@ def scan(
 
     Returns
     -------
-    kept : array
+    before : array
         The values that are carried into the steps, along `axis`.
     end : array
         The value after the last step.
@@ -231,25 +198,28 @@ def scan(
     n = arrays[0].shape[axis]
     tail = (slice(None),) * (-axis - 1)
     carried = start
-    kept = None
+    before = None
     for t in range(n - 1, -1, -1) if reverse else range(n):
         at = (..., t, *tail)
-        given = (carried, *(a[at] for a in arrays))
-        new = fuse(xp, function, *given) if compiles(xp) else function(xp, *given)
-        if kept is None:  # the result has the shape and the dtype of all of them
+        operands = (carried, *(a[at] for a in arrays))
+        new = fuse(xp, function, *operands) if compiles(xp) else function(xp, *operands)
+        if before is None:  # the result has the shape and the dtype of all of them
             place = new.ndim + axis + 1
-            kept = xp.empty(
-                (*new.shape[:place], n, *new.shape[place:]), dtype=new.dtype, device=device_of(new)
-            )
-        kept[at] = carried
+            shape = (*new.shape[:place], n, *new.shape[place:])
+            before = xp.empty(shape, dtype=new.dtype, device=device_of(new))
+        before[at] = carried
         carried = new
-    return kept, carried
+    return before, carried
 
 
 def walk(
-    xp: Namespace, function: Callable[..., Any], given: tuple[tuple[Array, ...], ...], lags: tuple[int, ...],
-    results: int, reverse: bool = False,
-) -> Walked:  # fmt: skip
+    xp: Namespace,
+    function: Callable[..., Any],
+    operands: tuple[tuple[Array, ...], ...],
+    lags: tuple[int, ...],
+    results: int,
+    reverse: bool = False,
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Go through a recurrence whose states are used one or more steps later, in one compiled loop
     where that can be.
 
@@ -263,7 +233,7 @@ def walk(
         The namespace of the arrays.
     function
         As for `fuse`, with several results.
-    given : tuple
+    operands : tuple
         Arrays (T, B), states (T + lag, B), which are used up, and numbers (1,), a tuple of each.
     lags : tuple of int
         One number for each state.
@@ -277,24 +247,24 @@ def walk(
     states : tuple of array (T + lag, B)
     results : tuple of array (T, B)
     """
-    if xp is np and walks is not None:
-        found = walks(function, given, lags, results, reverse)
-        if found is not None:
-            return found
-    arrays, states, numbers = given
+    if xp is np:
+        walked = compiled.module("loops").walk(function, operands, lags, results, reverse)
+        if walked is not None:
+            return walked  # type: ignore[no-any-return]
+    arrays, states, numbers = operands
     run = functools.partial(fuse, xp, function) if compiles(xp) else functools.partial(function, xp)
     rows = [[a[t, ...] for t in range(a.shape[0])] for a in states]
-    kept = []
+    of_steps = []
     steps = range(arrays[0].shape[0])
     for t in reversed(steps) if reverse else steps:
         used = (row[t + lag * reverse] for row, lag in zip(rows, lags, strict=True))
-        one = run(*(a[t, ...] for a in arrays), *used, *numbers)
-        kept.append(one[:results])
-        for row, lag, new in zip(rows, lags, one[results:], strict=True):
+        new = run(*(a[t, ...] for a in arrays), *used, *numbers)
+        of_steps.append(new[:results])
+        for row, lag, more in zip(rows, lags, new[results:], strict=True):
             at = t + lag * (not reverse)
-            row[at] = row[at] + new
-    kept = kept[::-1] if reverse else kept
-    return tuple(map(xp.stack, rows)), tuple(map(xp.stack, zip(*kept, strict=True)))
+            row[at] = row[at] + more
+    of_steps = of_steps[::-1] if reverse else of_steps
+    return tuple(map(xp.stack, rows)), tuple(map(xp.stack, zip(*of_steps, strict=True)))
 
 
 def windows(a: Array, width: int) -> Array:
@@ -306,79 +276,16 @@ def windows(a: Array, width: int) -> Array:
     return optional_imports.cupy().ndarray(shape, a.dtype, a.data, steps)
 
 
-def real(dtype: Any) -> str:
-    """Return the C type that is computed in, from the dtype that something is stored in."""
-    return "double" if name(dtype) == "float64" else "float"
-
-
-@functools.lru_cache(maxsize=64)
-def name(dtype: Any) -> str:
-    """Return the name that kernels have for a dtype."""
-    return str(np.dtype(dtype).name)
-
-
 def converted(text: str, dtype: Any) -> str:
     """Return an element of memory as an operand, or a result as an element of memory: halves go
     through float.
     """
-    return f"(float){text}" if name(dtype) in HALVES else text
+    return f"(float){text}" if dtype_name(dtype) in HALVES else text
 
 
 def parameters(dtypes: dict[str, Any]) -> str:
     """Return the parameters of a kernel from their dtypes by name."""
-    return ", ".join(f"{name(dtype)} {parameter}" for parameter, dtype in dtypes.items())
-
-
-def listed(found: Any) -> tuple[Any, ...]:
-    """Return the results of a function that may have one or several."""
-    return found if isinstance(found, tuple) else (found,)
-
-
-def traced(
-    function: Callable[..., Any],
-    inputs: int,
-    options: tuple[tuple[str, Any], ...],
-    library: type[SymbolicNamespace] = SymbolicNamespace,
-    leading: Sequence[int | None] = (),
-) -> list[Line]:
-    """Return the trace of a function of x0, x1, ..., which gives y0, y1, ...; `leading` has lengths
-    of leading axes.
-    """
-
-    def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
-        return {
-            f"y{k}": a
-            for k, a in enumerate(listed(function(xp, *symbols.values(), **dict(options))))
-        }
-
-    lengths = itertools.zip_longest(range(inputs), leading)
-    return trace(named, {f"x{k}": n for k, n in lengths}, library)[0]
-
-
-def results(
-    function: Callable[..., Any],
-    dtypes: tuple[Any, ...],
-    options: dict[str, Any],
-    leading: Sequence[int | None] = (),
-) -> list[Any]:
-    """Return the dtypes of the function's results; float16 stands for bfloat16, of which NumPy
-    makes float32.
-    """
-    wider = {
-        dtype: np.dtype("float16")
-        for dtype in (*dtypes, *options.values())
-        if str(dtype) == "bfloat16"
-    }
-    back = {half: dtype for dtype, half in wider.items()}
-    shapes = itertools.zip_longest(dtypes, leading)
-    ones = [
-        np.ones((1,) if n is None else (n, 1), dtype=wider.get(dtype, dtype)) for dtype, n in shapes
-    ]
-    with np.errstate(all="ignore"):
-        found = function(
-            np, *ones, **{option: wider.get(value, value) for option, value in options.items()}
-        )
-    return [back.get(a.dtype, a.dtype) for a in listed(found)]
+    return ", ".join(f"{dtype_name(dtype)} {parameter}" for parameter, dtype in dtypes.items())
 
 
 def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
@@ -386,22 +293,18 @@ def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 
 
 @functools.cache
-def _kernel(
-    function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple[tuple[str, Any], ...]
-) -> Any:
-    """Return the kernel of `fuse`: inputs are x0, x1, ..., results y0, y1, ..."""
-    inputs = {f"x{k}": dtype for k, dtype in enumerate(dtypes)}
-    outputs = {f"y{k}": dtype for k, dtype in enumerate(results(function, dtypes, dict(options)))}
+def _kernel(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Options) -> Any:
+    """Return the kernel of `fuse`."""
+    traced = ArrayFunction(function, dtypes, options)
     body = C(
-        traced(function, len(dtypes), options),
-        lambda x, _: converted(x, inputs[x]),
-        lambda y, _, value: f"{y} = {converted(value, outputs[y])};",
-        {x: real(dtype) for x, dtype in inputs.items()},
+        traced.lines,
+        lambda x, _: converted(x, traced.inputs[x]),
+        lambda y, _, value: f"{y} = {converted(value, traced.outputs[y])};",
+        traced.kinds,
     ).statements()
-    name = f"xlstm_fuse_{function.__name__.strip('_')}"
-    return optional_imports.cupy().ElementwiseKernel(
-        parameters(inputs), parameters(outputs), "\n".join(body), name
-    )
+    types = parameters(traced.inputs), parameters(traced.outputs)
+    name = f"xlstm_fuse_{traced.name}"
+    return optional_imports.cupy().ElementwiseKernel(*types, "\n".join(body), name)
 
 
 @functools.cache
@@ -410,67 +313,5 @@ def _total(dtype: Any, to: Any) -> Any:
     types = parameters({"x0": dtype, "x1": dtype}), parameters({"y0": to})
     end = f"y0 = {converted('a', to)}"
     return optional_imports.cupy().ReductionKernel(
-        *types, f"{x} * {y}", "a + b", end, "0", "xlstm_total", real(dtype)
+        *types, f"{x} * {y}", "a + b", end, "0", "xlstm_total", kind_of(dtype)
     )
-
-
-# The axes of arrays that are broadcast together, joined where memory goes on from one to the next.
-
-
-def broadcast_steps(shape: Sequence[int], own: Sequence[int], steps: Sequence[int]) -> list[int]:
-    """Return the steps of an array along each axis of `shape`, 0 where it has one number for
-    all.
-    """
-    return [0] * (len(shape) - len(own)) + [
-        0 if n == 1 else step for n, step in zip(own, steps, strict=True)
-    ]
-
-
-def contiguous_steps(shape: Sequence[int], unit: int = 1) -> tuple[int, ...]:
-    """Return the steps of a contiguous array, in elements or in units such as bytes."""
-    return tuple(unit * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def joined_axes(
-    axes: Iterable[int],
-    shape: Sequence[int],
-    steps: Sequence[Sequence[int]],
-    alone: int | None = None,
-) -> tuple[list[int], list[list[int]]]:
-    """Join axes along which every array goes on where the axis before it ended.
-
-    Parameters
-    ----------
-    axes : iterable of int
-        Axes of `shape`, the outer ones first.
-    shape : sequence of int
-    steps : sequence of sequences
-        Those of each array along all axes.
-    alone : int, optional
-        An axis that is not joined to others.
-
-    Returns
-    -------
-    sizes : list of int
-        Those of the axes that are left, of which none is 1.
-    along : list of lists
-        The steps of each array along them.
-    """
-    sizes: list[int] = []
-    far: list[list[int]] = []  # the steps of all arrays along each axis that is left
-    for axis in axes:
-        n = shape[axis]
-        new = [step[axis] for step in steps]
-        if n == 1:
-            continue
-        if (
-            sizes
-            and axis != alone
-            and all(outer == inner * n for outer, inner in zip(far[-1], new, strict=True))
-        ):
-            sizes[-1] = sizes[-1] * n
-            far[-1] = new
-        else:
-            sizes.append(n)
-            far.append(new)
-    return sizes, [[one[k] for one in far] for k in range(len(steps))]

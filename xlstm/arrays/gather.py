@@ -24,6 +24,7 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 ARRAYS = 8
+FIELDS = 6  # of `Source`
 THREADS = 256
 
 TEXT = f"""
@@ -70,13 +71,10 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
     list of array (M, ...)
     """
     if fuse.compiles(xp):
-        found = (
-            kernel_fallback.attempt("xlstm_gather", _gathered, arrays, places)
-            if arrays[0].itemsize > 1
-            else None
-        )
-        if found is not None:
-            return found
+        if arrays[0].itemsize > 1:
+            gathered = kernel_fallback.attempt("xlstm_gather", _gathered, arrays, places)
+            if gathered is not None:
+                return gathered
         arrays = [
             xp.concat((a, xp.zeros((1, *a.shape[1:]), dtype=a.dtype)), axis=0) for a in arrays
         ]
@@ -84,36 +82,27 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
 
 
 def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
-    found: list[Array] = []
+    """Return the rows, of `ARRAYS` arrays from each launch."""
+    cp = optional_imports.cupy()
+    results: list[Array] = []
     with device_of(places[0]):
-        for k in range(0, len(arrays), ARRAYS):
-            found += _launched(arrays[k : k + ARRAYS], places[k : k + ARRAYS])
-    return found
-
-
-def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
-    """Return the rows of at most `ARRAYS` arrays."""
-    inputs = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays]
-    outputs = [
-        optional_imports.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype)
-        for a, at in zip(inputs, places, strict=True)
-    ]
-    most = max(a.size for a in outputs)
-    if most:
-        sources: list[int] = []
-        for a, to, at in zip(inputs, outputs, places, strict=True):
-            sources += (
-                a.data.ptr,
-                to.data.ptr,
-                at.data.ptr,
-                math.prod(a.shape[1:]),
-                at.size,
-                a.shape[0],
-            )
-        table = device.struct([*sources, *[0] * (6 * ARRAYS - len(sources))])
-        grid = (-(-most // THREADS), len(inputs))
-        device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, np.int32(inputs[0].itemsize)))
-    return outputs
+        inputs = [cp.ascontiguousarray(a) for a in arrays]
+        for a, at in zip(inputs, places, strict=True):
+            results.append(cp.empty((at.size, *a.shape[1:]), dtype=a.dtype))
+        for k in range(0, len(inputs), ARRAYS):
+            numbers: list[int] = []
+            some = slice(k, k + ARRAYS)
+            for a, to, at in zip(inputs[some], results[some], places[some], strict=True):
+                width = math.prod(a.shape[1:])
+                numbers += (a.data.ptr, to.data.ptr, at.data.ptr, width, at.size, a.shape[0])
+            most = max(a.size for a in results[some])
+            if most:
+                count = len(numbers) // FIELDS
+                table = device.struct([*numbers, *[0] * (FIELDS * (ARRAYS - count))])
+                grid = (-(-most // THREADS), count)
+                size = np.int32(inputs[0].itemsize)
+                device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, size))
+    return results
 
 
 ADD_TEXT = """
@@ -164,17 +153,17 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
         np.add.at(total, places, rows)
         return total
     if fuse.compiles(xp) and device.known(rows.dtype) and rows.size > 0 and rows.shape[0] < 2**31:
-        found = kernel_fallback.attempt("xlstm_add_rows", _added, places, rows, count)
-        if found is not None:
-            return found
+        sums = kernel_fallback.attempt("xlstm_add_rows", _added, places, rows, count)
+        if sums is not None:
+            return sums
     # A product with a matrix of ones and zeros does it, some rows of the result at a time.
     parts = []
     step = max(1, COMPARED // max(1, places.shape[0]))
+    home = device_of(places)
     for first in range(0, max(1, count), step):
-        some = xp.arange(
-            first, min(first + step, count), dtype=places.dtype, device=device_of(places)
-        )
-        parts.append(matmul(xp, xp.astype(some[:, None] == places[None, :], rows.dtype), rows))
+        numbers = xp.arange(first, min(first + step, count), dtype=places.dtype, device=home)
+        ones = xp.astype(numbers[:, None] == places[None, :], rows.dtype)
+        parts.append(matmul(xp, ones, rows))
     return parts[0] if len(parts) == 1 else concat(xp, parts, 0)
 
 
@@ -188,13 +177,13 @@ def _added(keys: Array, rows: Array, count: int) -> Array:
     keys = cp.ascontiguousarray(keys)
     rows = rows if rows.strides[1] == rows.itemsize else rows.copy(order="C")
     places = cp.empty((N, 3), dtype=np.int32)
-    found = cp.zeros((count, D), dtype=rows.dtype)
-    device.kernel(text, "xlstm_sort")((-(-N // THREADS),), (THREADS,), (keys, np.int32(N), places))
+    sums = cp.zeros((count, D), dtype=rows.dtype)
+    blocks = -(-N // THREADS)
+    device.kernel(text, "xlstm_sort")((blocks,), (THREADS,), (keys, np.int32(N), places))
     sizes = np.int64(rows.strides[0] // rows.itemsize), np.int32(D), np.int64(count)
-    device.kernel(text, "xlstm_add_rows")(
-        (N, -(-D // THREADS)), (THREADS,), (keys, places, rows, *sizes, found)
-    )
-    return found
+    grid = (N, -(-D // THREADS))
+    device.kernel(text, "xlstm_add_rows")(grid, (THREADS,), (keys, places, rows, *sizes, sums))
+    return sums
 
 
 @functools.cache

@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays import compiled, fuse, optional_imports
 from xlstm.arrays.cuda import cuda_graph
-from xlstm.arrays.namespace import Array, Namespace, astype, reshape
+from xlstm.arrays.namespace import Array, Namespace, astype, dtype_name, reshape
+from xlstm.tracing.loop_nest import loop_nest
 
 KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
 FLOATS = tuple(KINDS)
+SMALL = 1 << 16  # multiplications below which NumPy's call costs less than compiled tiles
 LIMIT = 2**31  # sizes for cuBLAS are less
 PEDANTIC = 2
 TF32 = 7  # CuPy's numbers of compute types
-
-
-# Multiplies NumPy arrays, or returns None where that is no work for it. An engine that compiles
-# sets it.
-compiled: Callable[[Array, Array], Array | None] | None = None
 
 
 class Operand(NamedTuple):
@@ -39,6 +36,9 @@ class Operand(NamedTuple):
     step: int  # from one matrix to the next
 
 
+WHOLE = Operand(False, 1, 0)  # in the place of one that is copied first
+
+
 class Call(NamedTuple):
     """All that cuBLAS is told of a product but the addresses; it is the same for all arrays that
     lie in one way.
@@ -47,8 +47,8 @@ class Call(NamedTuple):
     shape: tuple[int, ...]  # of the result
     empty: bool  # whether there is nothing to sum up
     copied: tuple[bool, bool] | None  # which operands have to be copied first, where one has
-    zero: int  # the address of 0
-    one: int
+    zero: int  # the addresses of 0 and 1
+    unit: int
     head: tuple[int, ...]  # transpositions, sizes, alpha
     b: tuple[int, ...]  # the kind of numbers, lead and step
     a: tuple[int, ...]
@@ -84,22 +84,23 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
     ValueError
         On CuPy, where shapes do not fit.
     """
-    if not fuse.compiles(xp) or A.dtype != B.dtype or fuse.name(A.dtype) not in FLOATS:
-        found = _elsewhere(xp, A, B)
-        if add is None:
-            return found if dtype is None else astype(xp, found, dtype)
-        add += found
-        return add
-    wide = add is not None and add.dtype == np.float32 and A.dtype.itemsize == 2
-    fits = add is None or (add.flags.c_contiguous and (wide or add.dtype == A.dtype))
-    to = add.dtype if add is not None and fits else A.dtype if dtype is None else dtype
-    call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, to)
+    if not fuse.compiles(xp) or A.dtype != B.dtype or dtype_name(A.dtype) not in FLOATS:
+        product = _elsewhere(xp, A, B)
+        if add is not None:
+            add += product
+            return add
+        return product if dtype is None else astype(xp, product, dtype)
     if add is None:
+        to = A.dtype if dtype is None else dtype
+        call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, to)
         return _multiply(call, A, B, optional_imports.cupy().ndarray(call.shape, to), call.zero)
-    if not fits or add.shape != call.shape:
-        add += matmul(xp, A, B)
-        return add
-    return _multiply(call, A, B, add, call.one)
+    wide = add.dtype == np.float32 and A.dtype.itemsize == 2
+    if add.flags.c_contiguous and (wide or add.dtype == A.dtype):
+        call = _call(*_lie(A, B), add.dtype)
+        if add.shape == call.shape:
+            return _multiply(call, A, B, add, call.unit)
+    add += matmul(xp, A, B)
+    return add
 
 
 def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
@@ -107,9 +108,11 @@ def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
     is one.
     """
     if B.ndim == 2 != A.ndim:
-        found = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
-        return reshape(found, (*A.shape[:-1], B.shape[1]))
-    tiled = compiled(A, B) if xp is np and compiled is not None else None
+        product = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
+        return reshape(product, (*A.shape[:-1], B.shape[1]))
+    tiled = None
+    if xp is np and A.size * B.shape[-1] >= SMALL:
+        tiled = compiled.module("products").matmul(A, B)
     return A @ B if tiled is None else tiled
 
 
@@ -120,12 +123,14 @@ def multiply(xp: Namespace, A: Array, B: Array, out: Array) -> None:
     are large.
     """
     if fuse.compiles(xp):
-        call = _call(
-            A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides
-        )
+        call = _call(*_lie(A, B), out.dtype, out.strides)
         _multiply(call, A, B, out, call.zero)
     else:
         out[...] = A @ B
+
+
+def _lie(A: Array, B: Array) -> tuple[Any, ...]:
+    return A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype
 
 
 def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
@@ -142,9 +147,7 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
             _copy(a, call.shape[:-2]) if copied else a
             for a, copied in zip((A, B), call.copied, strict=True)
         )
-        call = _call(
-            A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides
-        )
+        call = _call(*_lie(A, B), out.dtype, out.strides)
     how = _compute(A.dtype, cp._core.get_compute_type(A.dtype) if A.dtype.itemsize > 2 else 0)
     args = (
         *call.head,
@@ -176,19 +179,19 @@ def product(xp: Namespace, A: Array, B: Array) -> Array:
 
 def packed(xp: Namespace, a: Array) -> Array:
     """Return `a`, which on CuPy is copied once where each product would have to copy it."""
-    if not fuse.compiles(xp) or _operand(a.shape, strides(a), a.shape[:-2]):
+    if not fuse.compiles(xp):
         return a
-    return optional_imports.cupy().ascontiguousarray(a)
-
-
-def strides(a: Array) -> tuple[int, ...]:
-    """Return the strides of an array in elements."""
-    return tuple(s // a.itemsize for s in a.strides)
+    strides = [step // a.itemsize for step in a.strides]
+    return (
+        a
+        if _operand(a.shape, strides, a.shape[:-2])
+        else optional_imports.cupy().ascontiguousarray(a)
+    )
 
 
 def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> Operand | None:
     """Return how matrices of this shape lie, or None where cuBLAS cannot be told without a copy."""
-    step = line(shape[:-2], strides[:-2], batch)
+    step = _distance(shape[:-2], strides[:-2], batch)
     if step is None or step < 0:
         return None
     rows, columns = shape[-2:]
@@ -204,25 +207,12 @@ def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int])
     return None
 
 
-def line(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
-    """Return the one stride that makes a line of all axes of an array that is broadcast to `batch`,
-    or None.
+def _distance(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
+    """Return the distance from each matrix, or row, of a batch to the next, or None where there is
+    more than one.
     """
-    missing = len(batch) - len(shape)
-    shape = (1,) * missing + tuple(shape)
-    strides = (0,) * missing + tuple(strides)
-    step = None
-    span = 1
-    for own, stride, n in zip(shape[::-1], strides[::-1], batch[::-1], strict=True):
-        if n == 1:
-            continue
-        stride = stride if own == n else 0
-        if step is None:
-            step = stride
-        elif stride != step * span:
-            return None
-        span *= n
-    return step or 0
+    nest = loop_nest(batch, [(shape, strides)])
+    return None if len(nest.sizes) > 1 else sum(nest.steps[0])
 
 
 @functools.cache
@@ -241,68 +231,68 @@ def _call(
 
     Matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such.
     """
-    kind = fuse.name(A)
-    kind_out = fuse.name(to)
-    if (
-        kind not in FLOATS
-        or A != B
-        or kind_out not in (kind, "float32" if A.itemsize == 2 else kind)
-    ):
+    kind = dtype_name(A)
+    kind_out = dtype_name(to)
+    sums = "float32" if A.itemsize == 2 else kind
+    if kind not in FLOATS or A != B or kind_out not in (kind, sums):
         raise TypeError(
             f"multiply: dtypes are {A} @ {B} -> {to}, expected one of {', '.join(FLOATS)}"
         )
+    shape = _product_shape(a, b)
+    batch = shape[:-2]
+    a_steps, b_steps = (tuple(step // A.itemsize for step in steps) for steps in (a_steps, b_steps))
+    if len(b) == 2 != len(a) and out_steps is None:
+        rows = math.prod(a[:-1])
+        row = _distance(a[:-1], a_steps[:-1], a[:-1])
+        if row or rows == 1:  # those of all of A are one matrix
+            a = (rows, a[-1])
+            a_steps = (row or 0, a_steps[-1])
+            batch = ()
+    M, K = a[-2:]
+    N = b[-1]
+    count = math.prod(batch)
+    if max(count, M, K, N) >= LIMIT:
+        problem = f"{count} products of sizes {(M, K, N)}, cuBLAS takes less than 2^31 each"
+        raise ValueError(f"matmul: {problem}")
+    lead = N
+    step = M * N
+    if out_steps is not None:
+        *apart, lead, _ = (far // np.dtype(to).itemsize for far in out_steps)
+        step = apart[-1] if apart else step
+    left = _operand(a, a_steps, batch)
+    right = _operand(b, b_steps, batch)
+    copied = None if left and right else (left is None, right is None)
+    left = left or WHOLE
+    right = right or WHOLE
+    _, zero, unit = _scalars(kind)
+    return Call(
+        *(shape, math.prod(shape) * K == 0, copied, zero, unit),
+        head=(int(right.columns), int(left.columns), N, M, K, unit),
+        a=(KINDS[kind], left.lead, left.step),
+        b=(KINDS[kind], right.lead, right.step),
+        out=(KINDS[kind_out], max(lead, N), step, count),
+    )
+
+
+def _product_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     try:
         batch = np.broadcast_shapes(a[:-2], b[:-2])
     except ValueError:
         batch = None
     if batch is None or a[-1] != b[-2]:
         raise ValueError(f"matmul: shapes {a} and {b} do not fit")
-    shape = (*batch, *a[-2:-1], b[-1])
-    _, zero, one = _scalars(kind)
-    a_steps, b_steps = (tuple(step // A.itemsize for step in steps) for steps in (a_steps, b_steps))
-    if len(b) == 2 != len(a) and out_steps is None:
-        rows = math.prod(a[:-1])
-        far = line(a[:-1], a_steps[:-1], a[:-1])
-        if far or rows == 1:  # those of all of A are one matrix
-            a = (rows, a[-1])
-            a_steps = (far or 0, a_steps[-1])
-            batch = ()
-    M, K = a[-2:]
-    N = b[-1]
-    if max(math.prod(batch), M, K, N) >= LIMIT:
-        problem = (
-            f"{math.prod(batch)} products of sizes {(M, K, N)}, cuBLAS takes less than 2^31 each"
-        )
-        raise ValueError(f"matmul: {problem}")
-    *apart, lead, _ = (
-        (M * N, N, 1)
-        if out_steps is None
-        else [step // np.dtype(to).itemsize for step in out_steps]
-    )
-    left = _operand(a, a_steps, batch)
-    right = _operand(b, b_steps, batch)
-    whole = Operand(False, 1, 0)
-    copied = None if left and right else (left is None, right is None)
-    left = left or whole
-    right = right or whole
-    return Call(
-        *(shape, math.prod(shape) * K == 0, copied, zero, one),
-        head=(int(right.columns), int(left.columns), N, M, K, one),
-        a=(KINDS[kind], left.lead, left.step),
-        b=(KINDS[kind], right.lead, right.step),
-        out=(KINDS[kind_out], max(lead, N), apart[-1] if apart else M * N, math.prod(batch)),
-    )
+    return (*batch, a[-2], b[-1])
 
 
 @functools.cache
-def _compute(dtype: Any, chosen: int) -> tuple[int, int]:
+def _compute(dtype: Any, compute_type: int) -> tuple[int, int]:
     """Return the type to multiply and sum up in, as CuPy's own products of two axes choose it, and
     the algorithm.
     """
     cublas = optional_imports.cupy().cuda.cublas
-    kind = "64F" if fuse.name(dtype) == "float64" else "32F"
-    if chosen == PEDANTIC:
+    kind = "64F" if dtype_name(dtype) == "float64" else "32F"
+    if compute_type == PEDANTIC:
         kind += "_PEDANTIC"
-    elif chosen == TF32 and kind == "32F":
+    elif compute_type == TF32 and kind == "32F":
         kind += "_FAST_TF32"
     return int(getattr(cublas, f"CUBLAS_COMPUTE_{kind}")), cublas.CUBLAS_GEMM_DEFAULT

@@ -60,53 +60,63 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
         raise TypeError(
             f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64"
         )
-    kind = type(first)
-    dtype = first.dtype
-    home = device_of(first)
-    records = hasattr(first, "requires_grad")
     checks.unmasked(where, first_name, first)
     for name, array in arrays.items():
-        if type(array) is not kind:
+        if type(array) is not type(first):
             check_library(where, name, xp, array)
-        if wide and name in wide and dtype_name(first.dtype) in HALVES:
-            if dtype_name(array.dtype) != "float32":
-                kinds = (
-                    f"{array.dtype}, expected float32, as it is summed up in that beside"
-                    f" {first.dtype}"
-                )
-                raise TypeError(f"{where}: {name} has dtype {kinds}")
-        elif array.dtype != dtype:
-            there = dtype_name(array.dtype)
-            problem = f"{array.dtype} but {first_name} has {first.dtype}, expected the same"
-            # names of parameters have dots
-            if first_name == "x" and "." in name and there in DTYPES:
-                problem += (
-                    f': init(dtype="{dtype_name(first.dtype)}") or x.astype("{there}") makes them'
-                    " alike"
-                )
-            raise TypeError(f"{where}: {name} has dtype {problem}")
-        if device_of(array) != home:
+        _check_dtype(where, name, array, first_name, first, name in wide)
+        _check_place(where, name, array, first_name, first)
+    _check_first(where, first_name, first)
+    return xp
+
+
+def _check_dtype(
+    where: str, name: str, array: Array, first_name: str, first: Array, wide: bool
+) -> None:
+    """Raise TypeError unless an array has the dtype of the first one, or float32 beside halves."""
+    if wide and dtype_name(first.dtype) in HALVES:
+        if dtype_name(array.dtype) != "float32":
             raise TypeError(
-                f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one"
-                " device"
+                f"{where}: {name} has dtype {array.dtype}, expected float32, as it is summed up in"
+                f" that beside {first.dtype}"
             )
-        if records and array.requires_grad:
-            raise TypeError(
-                f"{where}: {name} requires grad, which only a torch.nn.Module records: use "
-                f"xlstm.interop.torch.module(layer), or pass {name}.detach()"
+    elif array.dtype != first.dtype:
+        dtype = dtype_name(array.dtype)
+        problem = f"{array.dtype} but {first_name} has {first.dtype}, expected the same"
+        # names of parameters have dots
+        if first_name == "x" and "." in name and dtype in DTYPES:
+            problem += (
+                f': init(dtype="{dtype_name(first.dtype)}") or x.astype("{dtype}") makes them alike'
             )
-    if array_api_compat.is_cupy_array(first):
+        raise TypeError(f"{where}: {name} has dtype {problem}")
+
+
+def _check_place(where: str, name: str, array: Array, first_name: str, first: Array) -> None:
+    """Raise TypeError unless an array is on the device of the first one, and records no graph."""
+    if device_of(array) != device_of(first):
+        raise TypeError(
+            f"{where}: {name} is on {device_of(array)} but {first_name} on {device_of(first)},"
+            " expected one device"
+        )
+    if getattr(array, "requires_grad", False):
+        raise TypeError(
+            f"{where}: {name} requires grad, which only a torch.nn.Module records: use "
+            f"xlstm.interop.torch.module(layer), or pass {name}.detach()"
+        )
+
+
+def _check_first(where: str, name: str, array: Array) -> None:
+    """Raise unless an array of CuPy is on the current device, and one on a CPU no half."""
+    if array_api_compat.is_cupy_array(array):
+        home = device_of(array)
         current = int(optional_imports.cupy().cuda.runtime.getDevice())
         if home.id != current:
             raise ValueError(
-                f"{where}: {first_name} is on CUDA device {home.id}, which is not the current one,"
+                f"{where}: {name} is on CUDA device {home.id}, which is not the current one,"
                 f" {current}; with cupy.cuda.Device({home.id}): works with it"
             )
-    if dtype_name(first.dtype) in HALVES and _on_cpu_array(first):
-        raise TypeError(
-            f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64"
-        )
-    return xp
+    if dtype_name(array.dtype) in HALVES and _on_cpu_array(array):
+        raise TypeError(f"{where}: {name} is {array.dtype} on a CPU, expected float32 or float64")
 
 
 def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
@@ -152,7 +162,7 @@ def device_of(array: Array) -> Any:
 @functools.lru_cache(maxsize=64, typed=True)  # dtypes of two libraries do not compare
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype, which is the same in all libraries."""
-    return str(dtype).rpartition(".")[2]
+    return str(getattr(dtype, "__name__", dtype)).rpartition(".")[2]
 
 
 def is_floating(xp: Namespace, dtype: Any) -> bool:

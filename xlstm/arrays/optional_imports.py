@@ -1,4 +1,4 @@
-"""A test of whether a GPU works here, made once, in the order in which things fail."""
+"""Packages that are imported when they are asked for, and a test of whether a GPU works here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ ROCM = (
     "CuPy for ROCm: layers run in operations of CuPy, as kernels and graphs of xlstm are for CUDA"
 )
 CUPY = "pip install 'cupy-cuda12x[ctk]' (CUDA 13: 'cupy-cuda13x[ctk]')"
+
+
+class BackendError(RuntimeError):
+    """A backend, or a package that it needs, cannot run here; the text says what failed and what to
+    install.
+    """
 
 
 def cupy() -> Any:

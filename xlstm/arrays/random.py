@@ -18,11 +18,10 @@ from xlstm.arrays import checks, fuse
 from xlstm.arrays.convert import like
 from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
-from xlstm.arrays.namespace import Array, Namespace, device_of, namespace_of
+from xlstm.arrays.namespace import Array, Namespace, device_of, namespace_of, room
 from xlstm.arrays.ranks.groups import Part, rows
 
 Seed: TypeAlias = "int | np.random.Generator"
-State = Any  # of a PCG64, a dict
 
 A = 0x2360ED051FC65DA44385DF649FCCF645  # the multiplier of PCG64
 THREADS = 256
@@ -197,7 +196,7 @@ def _launched(
     pair: tuple[float, float],
 ) -> Array:
     """Return the array, drawn on the device."""
-    mask = namespace_of(array).empty(shape, dtype=array.dtype, device=device_of(array))
+    mask = room(namespace_of(array), array, shape)
     part: Part | None = getattr(rng, "part", None)
     # of the numbers that are drawn, others' too
     count = mask.size if part is None else part.count(shape)
@@ -207,36 +206,28 @@ def _launched(
     else:
         state = states(rng, [count])[0]
         on_device = np.uintp(0)
-    if mask.size:
-        values = np.array(pair).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
-        numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
-        with device_of(mask):
-            _launch(mask, numbers, state, on_device, rng.bit_generator.state["state"]["inc"], part)
-    return mask
-
-
-def _launch(
-    mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: int, part: Part | None
-) -> None:
-    """Launch the kernel that fills a mask, or the one for the part of a batch."""
+    if not mask.size:
+        return mask
+    values = np.array(pair).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
     name = "xlstm_bernoulli"
     draws = 2
-    rest = tuple[Any, ...]()
-    if part is not None:
-        places = _on_device(
-            namespace_of(mask), part.key, mask.shape[0], mask.ndim == 2, home(device_of(mask))
-        )
-        name = "xlstm_bernoulli_rows"
-        draws = PIECE
-        rest = (places, np.int64(mask.size // len(places)))
-    blocks = min(BLOCKS, -(-mask.size // (draws * THREADS)))
-    step = device.struct(_halves(A, c), form="4Q")
-    kernel = device.kernel(TEXT, name, OPTIONS)
-    kernel(
-        (blocks,),
-        (THREADS,),
-        (mask, *numbers, device.struct(state, form="4Q"), on_device, step, *rest),
-    )
+    rows_of_part: tuple[Any, ...] = ()
+    step = device.struct(_halves(A, rng.bit_generator.state["state"]["inc"]), form="4Q")
+    with device_of(mask):
+        if part is not None:
+            name = "xlstm_bernoulli_rows"
+            draws = PIECE
+            packed = mask.ndim == 2
+            places = _on_device(
+                namespace_of(mask), part.key, mask.shape[0], packed, home(device_of(mask))
+            )
+            rows_of_part = (places, np.int64(mask.size // len(places)))
+        numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
+        start = device.struct(state, form="4Q"), on_device, step
+        blocks = min(BLOCKS, -(-mask.size // (draws * THREADS)))
+        kernel = device.kernel(TEXT, name, OPTIONS)
+        kernel((blocks,), (THREADS,), (mask, *numbers, *start, *rows_of_part))
+    return mask
 
 
 @kept(16)
@@ -279,13 +270,12 @@ def states(rng: np.random.Generator, sizes: Sequence[int]) -> np.ndarray[Any, An
     """Return the states (masks, STATE) that masks of so many numbers are drawn from, and leave
     `rng` after them.
     """
-    found = np.zeros((len(sizes), STATE), np.uint64)
-    state: State = rng.bit_generator.state
-    for row, size in zip(found, sizes, strict=True):
+    table = np.zeros((len(sizes), STATE), np.uint64)
+    for row, size in zip(table, sizes, strict=True):
+        state: Any = rng.bit_generator.state
         row[:] = state["has_uint32"], state["uinteger"], *_halves(state["state"]["state"])
-        state = after(state, size) if size else state
-    rng.bit_generator.state = state
-    return found
+        _skip(rng.bit_generator, size)
+    return table
 
 
 def _halves(*numbers: int) -> list[int]:
@@ -293,27 +283,28 @@ def _halves(*numbers: int) -> list[int]:
     return [half for number in numbers for half in (number >> 64, number & (2**64 - 1))]
 
 
-def after(state: State, count: int) -> State:
-    """Return the state after `count` numbers of 32 bits, of which NumPy takes the low half of 64
-    first.
+def _skip(bits: Any, count: int) -> None:
+    """Leave a PCG64 as if `count` numbers of 32 bits were drawn, of which NumPy takes the low half
+    of 64 first.
     """
+    if count == 0:
+        return
+    state = bits.state
     count -= state["has_uint32"]
-    if not count:
-        return {**state, "has_uint32": 0}
-    bits = np.random.PCG64()
-    bits.state = state
-    bits.advance(-(-count // 2) - 1)
-    last = int(bits.random_raw())
-    return {**bits.state, "has_uint32": count % 2, "uinteger": last >> 32}
+    if count:
+        bits.advance(-(-count // 2) - 1)
+        last = bits.random_raw()
+        state = {**bits.state, "uinteger": last >> 32}
+    bits.state = {**state, "has_uint32": count % 2}
 
 
 # The part of a batch that a rank has: numbers are those that one process would draw for these
 # sequences.
 
-GAP = 4096  # numbers of other ranks from which on a jump takes less time than to draw them
+GAP = 1 << 12  # numbers of other ranks from which on a jump takes less time than to draw them
 
 
-class Columns(np.random.Generator):
+class PartGenerator(np.random.Generator):
     """A generator for the part of a batch, which goes on as if the numbers of the whole batch had
     been drawn.
 
@@ -339,42 +330,43 @@ class Columns(np.random.Generator):
         """
         if not isinstance(size, tuple) or len(size) < 2:
             return super().random(size, dtype, out)
-        found = rows(self.part.key, size[0], len(size) == 2)
+        own = rows(self.part.key, size[0], len(size) == 2)
         count = self.part.count(size)
-        width = int(np.prod(size)) // max(1, len(found))
+        width = int(np.prod(size)) // max(1, len(own))
         if np.dtype(dtype) != np.float32 or not isinstance(self.bit_generator, np.random.PCG64):
-            return super().random((count // max(1, width), width), dtype)[found].reshape(size)
-        return self._drawn(found, width, count).reshape(size)
+            return super().random((count // max(1, width), width), dtype)[own].reshape(size)
+        return self._drawn(own, width, count).reshape(size)
 
-    def _drawn(self, found: np.ndarray[Any, Any], width: int, count: int) -> np.ndarray[Any, Any]:
-        """Return the rows `found` of all that are drawn, in float32; a draw of 64 bits has two
+    def _drawn(self, own: np.ndarray[Any, Any], width: int, count: int) -> np.ndarray[Any, Any]:
+        """Return the rows `own` of all that are drawn, in float32; a draw of 64 bits has two
         numbers.
         """
         bits: Any = self.bit_generator
         state = bits.state
-        drawn = []
+        half = state["has_uint32"]
+        drawn = [np.zeros((0, width), np.uint32)]
         at = 0
-        kept = state["has_uint32"]
-        for some in (
-            np.split(found, np.flatnonzero(np.diff(found) * width > GAP) + 1) if len(found) else ()
-        ):
-            start = some[0] * width
-            end = (some[-1] + 1) * width
-            first = max(0, start - kept) // 2
-            last = (end - kept + 1) // 2
-            bits.advance(int(first - at))
-            numbers = bits.random_raw(int(last - first)).view(np.uint32)
+        for run in np.split(own, np.flatnonzero(np.diff(own) * width > GAP) + 1):
+            if not len(run):
+                continue
+            start = int(run[0]) * width
+            end = int(run[-1] + 1) * width
+            first = max(0, start - half) // 2
+            last = (end - half + 1) // 2
+            bits.advance(first - at)
+            numbers = bits.random_raw(last - first).view(np.uint32)
             at = last
-            if kept and start == 0:
+            if half and start == 0:
                 numbers = np.concatenate(([np.uint32(state["uinteger"])], numbers))
             else:
-                numbers = numbers[start - kept - 2 * first :]
-            drawn.append(numbers[: end - start].reshape(-1, width)[some - some[0]])
-        bits.state = after(state, count) if count else state
-        whole = np.concatenate(drawn) if drawn else np.zeros(0, np.uint32)
+                numbers = numbers[start - half - 2 * first :]
+            drawn.append(numbers[: end - start].reshape(-1, width)[run - run[0]])
+        bits.state = state
+        _skip(bits, count)
+        whole = np.concatenate(drawn)
         return (whole >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def of_part(rng: np.random.Generator, part: Part | None) -> np.random.Generator:
     """Return the generator of the masks for a part of a batch, or as it is for a whole batch."""
-    return rng if part is None or isinstance(rng, Later) else Columns(rng.bit_generator, part)
+    return rng if part is None or isinstance(rng, Later) else PartGenerator(rng.bit_generator, part)

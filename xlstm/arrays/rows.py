@@ -14,14 +14,18 @@ import numpy as np
 
 from xlstm.arrays import fuse, optional_imports
 from xlstm.arrays.cuda import constants, device, kernel_fallback
-from xlstm.arrays.cuda.row_kernel_text import FAN, MOST, Source
+from xlstm.arrays.cuda.row_kernel_text import FAN, MOST, RowKernel
 from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.tracing.array_functions import Lengths, Options, listed
+from xlstm.tracing.loop_nest import contiguous_steps, loop_nest
 from xlstm.tracing.symbols import UntraceableError
 
-OUTER = 3  # axes of rows at most
+OUTER = 3  # loops over rows at most
 # that share sums at most: several for each multiprocessor of any card, added up in two stages
 BLOCKS = FAN * FAN
 COUNTERS = 2 * BLOCKS  # more than so many blocks have
+
+Layout = tuple[Any, tuple[int, ...], tuple[int, ...]]  # dtype, shape and strides of an array
 
 
 def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
@@ -32,17 +36,16 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
     kernel on CuPy; sums and maxima are for CuPy alone. Where `axis` is among the options, that axis
     takes the place of the last one.
     """
+    if not fuse.compiles(xp):
+        results = fuse.looped(xp, function, arrays, 0, options)
+        return function(xp, *arrays, **options) if results is None else results
     axis = options.get("axis", -1)
-    if isinstance(axis, int) and axis != -1 and fuse.compiles(xp):
-        found = by_rows(
-            xp, function, *(xp.moveaxis(a, axis, -1) for a in arrays), **{**options, "axis": -1}
-        )
-        back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
-        return back[0] if len(back) == 1 else back
-    if fuse.compiles(xp):
+    if not isinstance(axis, int) or axis == -1:
         return summed(xp, function, *arrays, sums=0, **options)
-    found = fuse.looped(xp, function, arrays, 0, options)
-    return function(xp, *arrays, **options) if found is None else found
+    moved = (xp.moveaxis(a, axis, -1) for a in arrays)
+    results = listed(by_rows(xp, function, *moved, **{**options, "axis": -1}))
+    results = tuple(xp.moveaxis(a, -1, axis) for a in results)
+    return results[0] if len(results) == 1 else results
 
 
 def summed(
@@ -51,7 +54,7 @@ def summed(
     *arrays: Array,
     sums: int = 1,
     keep: int = 1,
-    leading: tuple[int | None, ...] = (),
+    leading: Lengths = (),
     last: bool = False,
     out: Sequence[Array] = (),
     **options: Any,
@@ -87,41 +90,46 @@ def summed(
     array or tuple of array
     """
     if fuse.compiles(xp):
-        given = tuple([(a.dtype, a.shape, a.strides) for a in arrays])
-        room = tuple([(a.dtype, a.shape, a.strides) for a in out])
-        plan = _plan(function, given, tuple(options.items()), sums, keep, leading, last, room)
-        found = (
-            None
-            if plan is None
-            else kernel_fallback.attempt(plan.kernel.name, _run, xp, plan, arrays, out)
-        )
-        if found is not None:
-            return found
+        layouts = tuple([(a.dtype, a.shape, a.strides) for a in arrays])
+        rooms = tuple([(a.dtype, a.shape, a.strides) for a in out])
+        key = function, layouts, tuple(options.items())
+        plan = _plan(*key, sums, keep, leading, last, rooms)
+        if plan is not None:
+            name = plan.kernel.name
+            launched = kernel_fallback.attempt(name, _launched, xp, plan, arrays, out)
+            if launched is not None:
+                return launched
     if last:
-        arrays = tuple(_leading(xp, a, n) for a, n in zip(arrays, leading, strict=True))
+        arrays = tuple(_first(xp, a, n) for a, n in zip(arrays, leading, strict=True))
     if fuse.compiles(xp):
-        found = list(fuse.listed(fuse.plain(xp, function, arrays, options, leading=leading)))
+        results = fuse.plain(xp, function, arrays, options, leading=leading)
     else:
-        looped = fuse.looped(xp, function, arrays, sums, options)
-        found = list(
-            fuse.listed(fuse.fuse(xp, function, *arrays, **options) if looped is None else looped)
-        )
-        sums = sums if looped is None else 0
+        results = fuse.looped(xp, function, arrays, sums, options)
+        if results is None:
+            results = fuse.fuse(xp, function, *arrays, **options)
+        elif out:
+            sums = 0
+        else:
+            return results
+    results = list(listed(results))
     if sums:
         ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))
-        for k in range(len(found) - sums, len(found)):
-            before = found[k].ndim - ndim
-            found[k] = xp.sum(found[k], axis=tuple(range(before, found[k].ndim - keep)))
-            found[k] = xp.moveaxis(found[k], 0, -1) if before else found[k]
-    for k, to in enumerate(out):
-        (_leading(xp, to, found[k].shape[0]) if last else to)[...] = found[k]
-        found[k] = to
-    return found[0] if len(found) == 1 else tuple(found)
+        results[-sums:] = [_sum(xp, a, a.ndim - ndim, keep) for a in results[-sums:]]
+    for k, room in enumerate(out):
+        (_first(xp, room, results[k].shape[0]) if last else room)[...] = results[k]
+        results[k] = room
+    return results[0] if len(results) == 1 else tuple(results)
 
 
-def _leading(xp: Namespace, a: Array, n: Any) -> Array:
+def _first(xp: Namespace, a: Array, n: Any) -> Array:
     """Return (..., N n) seen as (n, ..., N)."""
     return xp.moveaxis(xp.reshape(a, (*a.shape[:-1], a.shape[-1] // n, n)), -1, 0)
+
+
+def _sum(xp: Namespace, a: Array, leading: int, keep: int) -> Array:
+    """Return the sum over all axes but leading ones, which come last, and the last `keep`."""
+    total = xp.sum(a, axis=tuple(range(leading, a.ndim - keep)))
+    return xp.moveaxis(total, 0, -1) if leading else total
 
 
 def column_sums(xp: Namespace, a: Array) -> Array:
@@ -135,19 +143,7 @@ def _same(xp: Namespace, a: Array) -> Array:
     return a
 
 
-def _run(xp: Namespace, plan: Plan, arrays: Sequence[Array], out: Sequence[Array]) -> Any:
-    made = optional_imports.cupy().ndarray
-    found = (*out, *[made(shape, dtype) for shape, dtype in plan.results[len(out) :]])
-    more = (
-        [made(*plan.parts), constants.counters(xp, COUNTERS, device_of(arrays[0]))]
-        if plan.parts[0]
-        else []
-    )
-    plan.kernel(plan.grid, (plan.threads,), (plan.layout, *arrays, *found, *more))
-    return found[0] if len(found) == 1 else found
-
-
-class Plan(NamedTuple):
+class RowLaunch(NamedTuple):
     """A launch, but for the addresses of its arrays."""
 
     kernel: Any
@@ -155,92 +151,108 @@ class Plan(NamedTuple):
     threads: int
     layout: Any
     results: list[tuple[tuple[int, ...], Any]]  # shapes and dtypes, those that are summed last
-    parts: tuple[int, Any]  # size and dtype of the sums of all blocks
+    partial_sums: tuple[int, Any]  # size and dtype of those of all blocks
+
+
+def _launched(xp: Namespace, plan: RowLaunch, arrays: Sequence[Array], out: Sequence[Array]) -> Any:
+    new = optional_imports.cupy().ndarray
+    results = (*out, *[new(shape, dtype) for shape, dtype in plan.results[len(out) :]])
+    more: tuple[Any, ...] = ()
+    if plan.partial_sums[0]:
+        counters = constants.counters(xp, COUNTERS, device_of(arrays[0]))
+        more = (new(*plan.partial_sums), counters)
+    plan.kernel(plan.grid, (plan.threads,), (plan.layout, *arrays, *results, *more))
+    return results[0] if len(results) == 1 else results
 
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
     function: Callable[..., Any],
-    arrays: tuple[tuple[Any, ...], ...],
-    options: tuple[tuple[str, Any], ...],
+    arrays: tuple[Layout, ...],
+    options: Options,
     sums: int,
     keep: int,
-    leading: tuple[int | None, ...],
+    leading: Lengths,
     last: bool,
-    out: tuple[tuple[Any, ...], ...],
-) -> Plan | None:
-    """Return the plan for the dtypes, shapes and strides of arrays, or None where there is no
-    kernel for them.
+    out: tuple[Layout, ...],
+) -> RowLaunch | None:
+    """Return the launch for arrays that lie in one way, or None where there is no kernel for
+    them.
     """
     leading = (*leading, *[None] * (len(arrays) - len(leading)))
     if last:
-        arrays = _apart(arrays, leading)
-    own = [
-        shape if n is None else shape[1:] for (_, shape, _), n in zip(arrays, leading, strict=True)
-    ]
+        arrays = _with_first(arrays, leading)
+    apart = [n is not None for n in leading]
+    rows = [shape[n:] for (_, shape, _), n in zip(arrays, apart, strict=True)]
     dtypes = tuple(dtype for dtype, _, _ in arrays)
-    shape = np.broadcast_shapes(*own)
-    single = tuple(not axes or axes[-1] == 1 for axes in own)
-    if (
-        not all(map(device.known, dtypes))
-        or not 0 < math.prod(shape) < 2**31 * shape[-1]
-        or all(single)
-    ):
+    shape = np.broadcast_shapes(*rows)
+    single = tuple(not axes or axes[-1] == 1 for axes in rows)
+    computable = all(map(device.known, dtypes)) and not all(single)
+    if not computable or not 0 < math.prod(shape) < 2**31 * shape[-1]:
         return None
     try:
-        made = _source(function, dtypes, options, single, leading, sums)
+        kernel = _row_kernel(function, dtypes, options, single, leading, sums)
     except UntraceableError:
         return None
-    lengths = [one.length for one in made.results.values()]
-    results = [(one.shape(shape, keep), one.dtype) for one in made.results.values()]
-    out = _apart(out, lengths) if last else out
-    lying = [
-        (size, tuple(step // dtype.itemsize for step in far))
-        for dtype, size, far in (*arrays, *out)
-    ]
-    lying += [
-        (size, fuse.contiguous_steps(size)) for size, _ in results[len(out) : len(results) - sums]
-    ]
-    apart = [n is not None for n in (*leading, *lengths)]
-    steps = [
-        fuse.broadcast_steps(shape, size[n:], far[n:])
-        for (size, far), n in zip(lying, apart, strict=False)
-    ]
-    sizes, along = fuse.joined_axes(range(len(shape) - keep), shape, steps)
+    results = [(result.shape(shape, keep), result.dtype) for result in kernel.results.values()]
+    lengths = [result.length for result in kernel.results.values()]
+    apart += [n is not None for n in lengths]
+    out = _with_first(out, lengths) if last else out
+    new = results[len(out) : len(results) - sums]
+    lying = [(size, _in_elements(strides, dtype)) for dtype, size, strides in (*arrays, *out)]
+    lying += [(size, contiguous_steps(size)) for size, _ in new]
+    of_rows = [(size[n:], steps[n:]) for (size, steps), n in zip(lying, apart, strict=False)]
+    nest = loop_nest(shape, of_rows, keep)
     heads = math.prod(shape[-keep:-1])
     columns = shape[-1]
-    rows = math.prod(shape[:-keep])
-    threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
-    tiles = 1 if made.whole else -(-columns // threads)
-    # Sums of a block are written and read once more, so that many of them are those of more rows.
-    many = max(8, len(made.slots))
-    blocks = max(1, BLOCKS * 8 // many // (heads * tiles))
-    chunk = 1 if made.whole and not sums else max(8, many // 2, -(-rows // blocks))
-    if len(sizes) > OUTER or heads * tiles > 65535:
+    count = math.prod(shape[:-keep])
+    threads, tiles, chunk = _division(kernel, count, heads, columns, sums)
+    if len(nest.sizes) > OUTER or heads * tiles > 65535:
         return None
-    numbers = [rows, columns, chunk, tiles, *(sizes or [1])]
-    for far, step, (_, whole), n in zip(along, steps, lying, apart, strict=False):
-        numbers += [*(far or [0]), step[-2] if keep > 1 else 0, step[-1], whole[0] if n else 0]
-    fixed = frozenset(k for k, far in enumerate(along[: len(arrays)]) if not any(far))
-    grid = -(-rows // chunk), heads * tiles
-    return Plan(
-        device.kernel(made.text(max(1, len(sizes)), fixed), made.name),
-        *(grid, threads, device.struct(numbers), results),
+    numbers = [count, columns, chunk, tiles, *(nest.sizes or [1])]
+    for steps, (_, strides), n in zip(nest.steps, lying, apart, strict=False):
+        head = steps[-2] if keep > 1 else 0
+        numbers += [*(steps[:-keep] or (0,)), head, steps[-1], strides[0] if n else 0]
+    inputs = enumerate(nest.steps[: len(arrays)])
+    fixed = frozenset(k for k, steps in inputs if not any(steps[:-keep]))
+    grid = -(-count // chunk), heads * tiles
+    return RowLaunch(
+        device.kernel(kernel.text(max(1, len(nest.sizes)), fixed), kernel.name),
+        grid,
+        threads,
+        device.struct(numbers),
+        results,
         (
-            grid[0] * len(made.slots) * heads * columns,
-            np.float64 if made.real == "double" else np.float32,
+            grid[0] * len(kernel.slots) * heads * columns,
+            np.float64 if kernel.real == "double" else np.float32,
         ),
     )
 
 
-def _apart(
-    arrays: Sequence[tuple[Any, ...]], lengths: Sequence[Any]
-) -> tuple[tuple[Any, ...], ...]:
-    """Return dtypes, shapes and strides of arrays (..., N n) as those of (n, ..., N)."""
+def _with_first(arrays: Sequence[Layout], lengths: Sequence[Any]) -> tuple[Layout, ...]:
+    """Return how (..., N n) lie as (n, ..., N)."""
     return tuple(
-        (dtype, (n, *shape[:-1], shape[-1] // n), (far[-1], *far[:-1], far[-1] * n))
-        for (dtype, shape, far), n in zip(arrays, lengths, strict=False)
+        (dtype, (n, *shape[:-1], shape[-1] // n), (step, *steps, n * step))
+        for (dtype, shape, (*steps, step)), n in zip(arrays, lengths, strict=False)
     )
 
 
-_source = functools.cache(Source)
+def _in_elements(strides: tuple[int, ...], dtype: Any) -> tuple[int, ...]:
+    return tuple([step // dtype.itemsize for step in strides])
+
+
+def _division(
+    kernel: RowKernel, count: int, heads: int, columns: int, sums: int
+) -> tuple[int, int, int]:
+    """Return the threads of a block, the tiles of a row, and the rows of a block."""
+    threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
+    tiles = 1 if kernel.whole else -(-columns // threads)
+    if kernel.whole and not sums:
+        return threads, tiles, 1
+    # Sums of a block are written and read once more, so that many of them are those of more rows.
+    many = max(8, len(kernel.slots))
+    blocks = max(1, BLOCKS * 8 // many // (heads * tiles))
+    return threads, tiles, max(8, many // 2, -(-count // blocks))
+
+
+_row_kernel = functools.cache(RowKernel)

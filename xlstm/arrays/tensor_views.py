@@ -128,9 +128,9 @@ def _of_tensor(where: str, tensor: Tensor) -> Array:
         return tensor.detach().numpy()
     except (TypeError, RuntimeError) as error:  # NumPy has no such numbers, or no such layout
         layout = "nested" if tensor.is_nested else tensor.layout
-        given = f"a {type(tensor).__name__} ({layout}) is {tensor.dtype} on a CPU"
+        tensor_of = f"a {type(tensor).__name__} ({layout}) is {tensor.dtype} on a CPU"
         raise TypeError(
-            f"{where}: {given}, expected float32 or float64 in a Tensor (torch.strided)"
+            f"{where}: {tensor_of}, expected float32 or float64 in a Tensor (torch.strided)"
         ) from error
 
 

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.fuse import compiles, fuse, scan, total
 from xlstm.arrays.matmul import matmul, packed, product
@@ -300,7 +300,7 @@ def _chunks(xp: Namespace, a: Array, L: int, axis: int, fill: float = 0.0) -> Ar
     before = tuple(a.shape[: a.ndim + axis])
     rest = tuple(a.shape[a.ndim + axis + 1 :])
     if T % L:
-        a = concat(xp, (a, Filled(fill, L - T % L)), axis)
+        a = concat(xp, (a, filled(xp, a, fill, L - T % L, axis)), axis)
     return xp.reshape(a, (*before, -(-T // L), L, *rest))
 
 
@@ -324,7 +324,7 @@ def _room(xp: Namespace, like: Array, L: int, spare: Array | None = None) -> Arr
 
 def _with_normaliser(xp: Namespace, v: Array, n: Array | None = None) -> Array:
     """Return [v, n], or [v, 1] without n."""
-    return concat(xp, [v, Filled(1.0, 1) if n is None else n[..., None]], -1)
+    return concat(xp, [v, filled(xp, v, 1.0, 1, -1) if n is None else n[..., None]], -1)
 
 
 def _ones(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:

@@ -12,20 +12,19 @@ n_zh (G, M) and r_zh (M,) are what the normalisation keeps.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
-from xlstm.tracing.reductions import GATES_AND_UNITS, REDUCTIONS, Units
+from xlstm.tracing.reductions import GATES_AND_UNITS, REDUCTIONS, UnitNamespace
 from xlstm.tracing.symbols import SymbolicNamespace, UntraceableError, trace
 
+Arrays = dict[str, Array]
 # a state, and whether its share is one number instead of a mask
 Zoneout = tuple[tuple[str, bool], ...]
 Rows = Mapping[str, "int | None"]  # of the leading axis of each array, None where it has none
-Function = Callable[..., dict[str, Array]]  # f(xp, **arrays) -> arrays by name
 
 
 class Around(NamedTuple):
@@ -55,40 +54,12 @@ class Around(NamedTuple):
     units: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Pointwise:
-    """The step of one cell: functions of arrays, and the rows of their arrays."""
-
-    forward: Function  # the state after the step, and what backward needs
-    lean: Function  # the state alone
-    # dz, dzh where it differs, da before its normalisation, dh0 where there is one, and dc, ...
-    backward: Function
-    before: Rows  # inputs of forward and lean; the states come before the parameters
-    saved: Rows
-    after: Rows  # inputs of backward
-    gradients: Rows  # outputs of backward
-    carried: tuple[str, ...]  # the states but h
-    # inputs of all three that are scalars: the cell's `numbers`, and shares without a mask
-    numbers: tuple[str, ...]
-    shares: tuple[str, ...]  # inputs of all three that each row has anew: masks of zoneout
-    restore: Callable[[Mapping[str, Array]], Any]  # what the cell saved, from arrays by name
-    around: Around
-    library: type[SymbolicNamespace]  # that traces the functions
-    reduces: bool  # whether means along units are in them
-    # Where the cell multiplies by its `matrix`, the input "inner" is the product, and these give
-    # the other factor.
-    factor: Function
-    factor_bwd: Function
-
-    @property
-    def obstacle(self) -> str:
-        """Why no kernel does several steps, or ""."""
-        there = {
-            "means along units": self.reduces,
-            "a projection": self.around.projected,
-            "a product within the cell": bool(self.around.matrix),
-        }
-        return " and ".join(name for name, is_there in there.items() if is_there)
+@functools.cache
+def _pointwise(form: Any, *options: Any) -> Pointwise | None:
+    try:
+        return Pointwise(form, *options)
+    except UntraceableError:
+        return None
 
 
 def pointwise(
@@ -107,117 +78,179 @@ def pointwise(
     return _pointwise(cell.form, own, added, zoneout, around)
 
 
-@functools.cache
-def _pointwise(
-    form: Any,
-    own: tuple[tuple[str, int | None], ...],
-    added: tuple[str, ...],
-    zoneout: Zoneout,
-    around: Around,
-) -> Pointwise | None:
-    G = len(form.GATES)
-    carried = tuple(form.STATES[1:])
-    numbers = tuple(form.numbers)
-    # that the cell takes
-    names = [name for name, _ in own] + ["drop"] * (around.drop and "drop" in form.OWN)
-    zones = [name for name, _ in zoneout]
-    kind: list[Any] = []  # the NamedTuple that the cell saves
+class Pointwise:
+    """The step of one cell: functions of arrays, and the rows of their arrays.
 
-    def forward(
-        xp: Namespace, zx: Array, zh: Array, h: Array = None, **rest: Array
-    ) -> dict[str, Array]:
-        cell = form.given({name: rest[name] for name in form.numbers})
-        carry = [rest[name] for name in carried]
-        mine = {name: rest[name] for name in names}
-        kept: dict[str, Array] = {}
-        if around.normal:
-            zh, (kept["n_zh"], kept["r_zh"]) = layer_norm(xp, zh, rest["gh"], GATES_AND_UNITS)
-        zx, zh = (z + rest[name] if name in added else z for z, name in ((zx, "b"), (zh, "bh")))
-        *new, saved = cell.gates(xp, zx, zh, h, *carry, **mine)
-        kind[:] = [type(saved)]
-        kept |= {f"s_{field}": a for field, a in saved._asdict().items() if a is not None}
-        state = dict(zip(("h", *carried), new, strict=True))
-        old = {"h": h, **rest}
-        for name in zones:
-            share = rest[f"zone_{name}"]
-            state[name] = share * old[name] + (1 - share) * state[name]
-        return state | kept
+    Parameters are those of `pointwise`, with the cell's form.
 
-    def lean(xp: Namespace, **arrays: Array) -> dict[str, Array]:
-        return {name: a for name, a in forward(xp, **arrays).items() if name in form.STATES}
+    Attributes
+    ----------
+    before : dict of str to (int or None)
+        Rows of the inputs of `forward` and `lean`; the states come before the parameters.
+    saved, after, gradients : dict of str to (int or None)
+        Those of what `forward` keeps, and of the inputs and outputs of `backward`.
+    carried : tuple of str
+        The states but h.
+    numbers : tuple of str
+        Inputs of all functions that are scalars: the cell's `numbers`, and shares without a mask.
+    shares : tuple of str
+        Inputs of all functions that each row has anew: masks of zoneout.
+    library : type
+        The namespace that traces the functions.
+    reduces : bool
+        Whether means along units are in them.
+    """
 
-    def restore(arrays: Mapping[str, Array]) -> Any:
-        return kind[0](**{field: arrays.get(f"s_{field}") for field in kind[0]._fields})
+    def __init__(
+        self,
+        form: Any,
+        own: tuple[tuple[str, int | None], ...],
+        added: tuple[str, ...],
+        zoneout: Zoneout,
+        around: Around,
+    ) -> None:
+        self.form = form
+        self.added = added
+        self.around = around
+        self.carried = tuple(form.STATES[1:])
+        self.zones = [state for state, _ in zoneout]
+        single = [f"zone_{state}" for state, is_number in zoneout if is_number]
+        self.numbers = (*form.numbers, *single)
+        self.shares = tuple([f"zone_{state}" for state, is_number in zoneout if not is_number])
+        drop = ["drop"] * (around.drop and "drop" in form.OWN)
+        self.own = [name for name, _ in own] + drop  # the arguments of the cell
+        G = len(form.GATES)
+        parameters: dict[str, int | None] = {
+            name: rows for name, rows in own if name != around.matrix
+        }
+        parameters |= {"gh": G} if around.normal else {}
+        inner = ["inner"] * bool(around.matrix)
+        parameters |= dict.fromkeys([*self.numbers, *self.shares, *drop, *inner])
+        states: dict[str, int | None] = dict.fromkeys(self.carried)
+        h: dict[str, int | None] = {} if around.projected else {"h": None}
+        self.before: Rows = {"zx": G, "zh": around.rows or G, **h, **states}
+        self.before |= {**dict.fromkeys(added, G), **parameters}
+        self.library = UnitNamespace if around.units else SymbolicNamespace
+        lines, outputs = trace(self.forward, self.before, self.library)
+        self.saved: Rows = {name: rows for name, rows in outputs.items() if name not in form.STATES}
+        upstream = dict.fromkeys([f"d{state}" for state in ("h", *self.carried)])
+        self.after: Rows = {**upstream, **states, **self.saved, **parameters}
+        lines_bwd, self.gradients = trace(self.backward, self.after, self.library)
+        self.reduces = any(line.op in REDUCTIONS for line in (*lines, *lines_bwd))
 
-    def backward(xp: Namespace, dh: Array, **rest: Array) -> dict[str, Array]:
-        cell = form.given({name: rest[name] for name in form.numbers})
-        carry = [rest[name] for name in carried]
-        mine = {name: rest[name] for name in names}
-        local = cell.derivatives(xp, restore(rest), *carry, **mine)
-        d = {"h": dh, **{name: rest[f"d{name}"] for name in carried}}
-        # which zoneout lets through to the old state
-        direct = {name: rest[f"zone_{name}"] * d[name] for name in zones}
-        given = [d[name] - direct[name] if name in direct else d[name] for name in d]
-        dz, dzh, *old = cell.gates_bwd(xp, local, *given, **mine)
-        start = dict(zip(d, old, strict=True))
-        for name, kept in direct.items():
-            start[name] = kept if start[name] is None else start[name] + kept
-        found = {"dz": dz, **({} if dzh is dz else {"dzh": dzh})}
-        if around.normal:
-            found["da"] = layer_norm_bwd(
-                xp, dzh, rest["gh"], rest["n_zh"], rest["r_zh"], GATES_AND_UNITS
-            )
-        found |= {} if start["h"] is None else {"dh0": start["h"]}
-        return found | {f"d{name}": start[name] for name in carried}
+    @property
+    def obstacle(self) -> str:
+        """Why no kernel does several steps, or ""."""
+        there = {
+            "means along units": self.reduces,
+            "a projection": self.around.projected,
+            "a product within the cell": bool(self.around.matrix),
+        }
+        return " and ".join(name for name, is_there in there.items() if is_there)
 
-    functions: list[Function] = [forward, lean, backward]
-    if around.matrix:
-        sides = (_Product, _Product, _Transposed)
-        functions = [
-            functools.partial(_with_product, function, around.matrix, side)
-            for function, side in zip(functions, sides, strict=True)
-        ]
-    numbers = (*numbers, *(f"zone_{name}" for name, one in zoneout if one))
-    shares = tuple(f"zone_{name}" for name, one in zoneout if not one)
-    both = {
-        **{name: rows for name, rows in own if name != around.matrix},
-        **({"gh": G} if around.normal else {}),
-    }
-    both |= dict.fromkeys(
-        [*numbers, *shares, *["drop"] * ("drop" in names), *["inner"] * bool(around.matrix)]
-    )
-    states: dict[str, int | None] = dict.fromkeys(carried)
-    before: dict[str, int | None] = {
-        "zx": G,
-        "zh": around.rows or G,
-        **({} if around.projected else {"h": None}),
-    }
-    before |= {**states, **dict.fromkeys(added, G), **both}
-    library = Units if around.units else SymbolicNamespace
-    try:
-        lines, outputs = trace(functions[0], before, library)
-        saved = {name: rows for name, rows in outputs.items() if name not in form.STATES}
-        after = {"dh": None, **{f"d{c}": None for c in carried}, **states, **saved, **both}
-        more, gradients = trace(functions[2], after, library)
-    except UntraceableError:
-        return None
-    reduces = any(line.op in REDUCTIONS for line in (*lines, *more))
-    factor, factor_bwd = (
-        functools.partial(_factor, function, around.matrix, side)
-        for function, side in ((forward, _Product), (backward, _Transposed))
-    )
-    made = (before, saved, after, gradients, carried, numbers, shares, restore)
-    return Pointwise(
-        functions[0],
-        functions[1],
-        functions[2],
-        *made,
-        around,
-        library,
-        reduces,
-        factor,
-        factor_bwd,
-    )
+    def forward(self, xp: Namespace, **arrays: Array) -> Arrays:
+        """Return the state after the step, and what backward needs."""
+        arrays = self._with_matrix(arrays, _Product)
+        zh, normal = self._normalize(xp, arrays)  # (1)
+        state, saved = self._gates(xp, zh, arrays)  # (2)
+        return self._zoneout(state, arrays) | normal | saved  # (3)
+
+    def lean(self, xp: Namespace, **arrays: Array) -> Arrays:
+        """Return the state after the step alone."""
+        after = self.forward(xp, **arrays)
+        return {state: after[state] for state in self.form.STATES}
+
+    def backward(self, xp: Namespace, **arrays: Array) -> Arrays:
+        """Return dz; dzh where it differs; da, that of the product before its normalisation; dh0
+        where there is one; and the gradients of the other states.
+        """
+        arrays = self._with_matrix(arrays, _Transposed)
+        upstream, past = self._zoneout_bwd(arrays)  # (3)
+        dz, dzh, start = self._gates_bwd(xp, upstream, arrays)  # (2)
+        for state, d in past.items():
+            start[state] = d if start[state] is None else start[state] + d  # (3)
+        gradients = {"dz": dz} if dzh is dz else {"dz": dz, "dzh": dzh}
+        gradients |= self._normalize_bwd(xp, dzh, arrays)  # (1)
+        dh0 = start.pop("h")
+        gradients |= {} if dh0 is None else {"dh0": dh0}
+        return gradients | {f"d{state}": d for state, d in start.items()}
+
+    # Each part of the step, and its derivative.
+
+    def _normalize(self, xp: Namespace, arrays: Arrays) -> tuple[Array, Arrays]:
+        if not self.around.normal:
+            return arrays["zh"], {}
+        zh, (n, r) = layer_norm(xp, arrays["zh"], arrays["gh"], GATES_AND_UNITS)  # (1)
+        return zh, {"n_zh": n, "r_zh": r}
+
+    def _normalize_bwd(self, xp: Namespace, dzh: Array, arrays: Arrays) -> Arrays:
+        if not self.around.normal:
+            return {}
+        normal = arrays["gh"], arrays["n_zh"], arrays["r_zh"]
+        return {"da": layer_norm_bwd(xp, dzh, *normal, GATES_AND_UNITS)}  # (1)
+
+    def _gates(self, xp: Namespace, zh: Array, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        cell, carry, own = self._arguments(arrays)
+        zx = arrays["zx"] + arrays["b"] if "b" in self.added else arrays["zx"]  # (2)
+        zh = zh + arrays["bh"] if "bh" in self.added else zh  # (2)
+        *state, saved = cell.gates(xp, zx, zh, arrays.get("h"), *carry, **own)  # (2)
+        self._saved_type = type(saved)
+        fields = {f"s_{name}": a for name, a in saved._asdict().items() if a is not None}
+        return dict(zip(self.form.STATES, state, strict=True)), fields
+
+    def _gates_bwd(
+        self, xp: Namespace, upstream: Arrays, arrays: Arrays
+    ) -> tuple[Array, Array, Arrays]:
+        cell, carry, own = self._arguments(arrays)
+        local = cell.derivatives(xp, self.restore(arrays), *carry, **own)  # (2)
+        dz, dzh, *start = cell.gates_bwd(xp, local, *upstream.values(), **own)  # (2)
+        return dz, dzh, dict(zip(upstream, start, strict=True))
+
+    def _zoneout(self, state: Arrays, arrays: Arrays) -> Arrays:
+        for name in self.zones:
+            share = arrays[f"zone_{name}"]
+            state[name] = share * arrays[name] + (1 - share) * state[name]  # (3)
+        return state
+
+    def _zoneout_bwd(self, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        """Return the gradients of the states of the cell, and those that go past it to the old
+        states.
+        """
+        d = {state: arrays[f"d{state}"] for state in ("h", *self.carried)}
+        past = {state: arrays[f"zone_{state}"] * d[state] for state in self.zones}  # (3)
+        return {state: d[state] - past[state] if state in past else d[state] for state in d}, past
+
+    def _arguments(self, arrays: Arrays) -> tuple[Any, list[Array], Arrays]:
+        """Return the cell with its numbers, the states but h, and its own arguments."""
+        cell = self.form.given({name: arrays[name] for name in self.form.numbers})
+        own = {name: arrays[name] for name in self.own}
+        return cell, [arrays[state] for state in self.carried], own
+
+    def restore(self, arrays: Mapping[str, Array]) -> Any:
+        """Return what the cell saved, from arrays by name."""
+        fields = self._saved_type._fields
+        return self._saved_type(**{field: arrays.get(f"s_{field}") for field in fields})
+
+    # Where the cell multiplies by its `matrix`, the input "inner" is the product, and these give
+    # the other factor.
+
+    def factor(self, xp: Namespace, **arrays: Array) -> Arrays:
+        """Return what the matrix multiplies."""
+        product = _Product(arrays["inner"])
+        self.forward(xp, **arrays, **{self.around.matrix: product})
+        return {"factor": product.factor}
+
+    def factor_bwd(self, xp: Namespace, **arrays: Array) -> Arrays:
+        """Return what the transposed matrix multiplies in backward."""
+        product = _Transposed(arrays["inner"])
+        self.backward(xp, **arrays, **{self.around.matrix: product})
+        return {"factor": product.T.factor}
+
+    def _with_matrix(self, arrays: Arrays, side: Any) -> Arrays:
+        matrix = self.around.matrix
+        if not matrix or matrix in arrays:
+            return arrays
+        return {**arrays, matrix: side(arrays["inner"])}
 
 
 class _Product:
@@ -239,19 +272,3 @@ class _Transposed:
 
     def __init__(self, product: Array) -> None:
         self.T = _Product(product)
-
-    factor = property(lambda self: self.T.factor)
-
-
-def _with_product(
-    function: Function, matrix: str, side: Any, xp: Namespace, inner: Array, **arrays: Array
-) -> dict[str, Array]:
-    return function(xp, **arrays, **{matrix: side(inner)})
-
-
-def _factor(
-    function: Function, matrix: str, side: Any, xp: Namespace, inner: Array, **arrays: Array
-) -> dict[str, Array]:
-    product = side(inner)
-    function(xp, **arrays, **{matrix: product})
-    return {"factor": product.factor}

@@ -17,7 +17,7 @@ REDUCTIONS = ("sum", "mean", "max")  # operations along a row
 GATES_AND_UNITS = (-3, -2)
 
 
-class Rows(SymbolicNamespace):
+class RowNamespace(SymbolicNamespace):
     """A namespace with a sum, a mean and a maximum along a row, which a loop of its own finds."""
 
     def sum(self, x: Symbols, axis: int = -1, keepdims: bool = True) -> Symbols:
@@ -35,13 +35,13 @@ class Rows(SymbolicNamespace):
         return self._graph.apply(op, x)
 
 
-class SingleRows(Rows):
+class SingleRowNamespace(RowNamespace):
     """The same where all arrays are float32."""
 
     float32 = Symbols.dtype
 
 
-class Units(Rows):
+class UnitNamespace(RowNamespace):
     """A namespace in which a row are the units of a cell, whose arrays are (gates, H, B) or (H, B).
 
     Sums, means and maxima are along the axis H of each array, or along those of gates and of H
@@ -109,12 +109,12 @@ class RowWriter:
     def body(self) -> list[str]:
         """Return the statements."""
         writer = self.writer
-        found = list[str]()
+        statements = list[str]()
         last = max(self.stage.values())
         reductions = [line for line in self.lines.values() if line.op in REDUCTIONS]
         for stage in range(last + 1):
             alone = [v for v, n in self.stage.items() if n == stage and not self.varies[v]]
-            found += writer.statements(
+            statements += writer.statements(
                 self.lines[v] for v in alone if self.lines[v].op not in REDUCTIONS
             )
             now = [line for line in reductions if self.stage[line.to] == stage + 1]
@@ -126,12 +126,12 @@ class RowWriter:
             inner = writer.statements(self._needed([line.args[0] for line in (*now, *stores)]))
             parts = [writer.reduction(line) for line in now]
             inner += [gather for _, gather, _ in parts] + writer.statements(stores)
-            found += (
+            statements += (
                 [begin for begin, _, _ in parts]
                 + _within(writer.LOOP, inner)
                 + [end for _, _, end in parts]
             )
-        return found + _within(
+        return statements + _within(
             writer.ONCE, writer.statements(line for line in self.stores if line.to in self.single)
         )
 
@@ -140,13 +140,13 @@ class RowWriter:
         the trace.
         """
         todo = list(roots)
-        found = set()
+        needed = set()
         while todo:
             v = todo.pop()
-            if self.varies[v] and v not in found:
-                found.add(v)
+            if self.varies[v] and v not in needed:
+                needed.add(v)
                 todo += [] if self.lines[v].op == "input" else self.lines[v].args
-        return [line for v, line in self.lines.items() if v in found]
+        return [line for v, line in self.lines.items() if v in needed]
 
 
 def _within(around: tuple[str, ...], body: list[str]) -> list[str]:

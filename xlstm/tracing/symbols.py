@@ -226,10 +226,10 @@ def trace(
         The function is not element by element, or uses something that cannot be traced.
     """
     graph = Graph()
-    found = function(
+    results = function(
         library(graph), **{name: graph.input(name, rows) for name, rows in inputs.items()}
     )
-    needed = {n for symbols in found.values() for n in symbols.nodes}
+    needed = {n for symbols in results.values() for n in symbols.nodes}
     for number in range(len(graph.nodes) - 1, -1, -1):  # arguments have lower numbers
         op, args = graph.nodes[number]
         if number in needed and op not in ("input", "number"):
@@ -239,10 +239,10 @@ def trace(
         op, args = graph.nodes[number]
         named = args if op in ("input", "number") else tuple(f"v{n}" for n in args)
         lines.append(Line(f"v{number}", None, op, named))
-    for name, symbols in found.items():
+    for name, symbols in results.items():
         for row, number in enumerate(symbols.nodes):
             lines.append(Line(name, None if symbols.scalar else row, "store", (f"v{number}",)))
-    return lines, {name: None if s.scalar else len(s.nodes) for name, s in found.items()}
+    return lines, {name: None if s.scalar else len(s.nodes) for name, s in results.items()}
 
 
 def _refuse(what: str) -> Any:

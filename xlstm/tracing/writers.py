@@ -62,7 +62,10 @@ class Writer:
         kinds: str | Mapping[str, str],
         default: str = "double",
     ) -> None:
-        self.lines, self.load, self.store, self.forms = lines, load, store, self.FORMS
+        self.lines = lines
+        self.load = load
+        self.store = store
+        self.forms = self.FORMS
         of_all = kinds if isinstance(kinds, str) else None
         self.default = of_all or default
         # of variables, None where only numbers of the trace are in them
@@ -113,16 +116,16 @@ class Writer:
         UntraceableError
             An operation or a number has no form in the language.
         """
-        found = []
+        statements = []
         for line in self.lines if lines is None else lines:
             if line.op == "store":
                 v = line.args[0]
-                found.append(self.store(line.to, line.row, self.operand(v, self.kind(v))))
+                statements.append(self.store(line.to, line.row, self.operand(v, self.kind(v))))
             elif line.op != "number":
-                found.append(
+                statements.append(
                     self.ASSIGN.format(kind=self.kind(line.to), to=line.to, value=self.value(line))
                 )
-        return found
+        return statements
 
     def number(self, value: float, kind: str) -> str:
         """Return a literal."""

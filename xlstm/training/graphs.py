@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks, foreach, optional_imports, random
-from xlstm.arrays.cuda.cuda_graph import Graph, Recorder
+from xlstm.arrays.cuda.cuda_graph import CudaGraph, Recorder
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, leaves, namespace
 from xlstm.training.feed import Inputs
@@ -50,7 +50,7 @@ def is_ours(value: Any) -> bool:
 class _Captured:
     """A graph, the arrays of a batch that it reads, and what it draws masks from."""
 
-    graph: Graph
+    graph: CudaGraph
     inputs: Inputs
     start: Any  # the state of the model that it begins with, and leaves
     sizes: list[int]

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from xlstm.arrays import optional_imports
-from xlstm.arrays.convert import BackendError
 from xlstm.arrays.cuda import cuda_graph
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.optional_imports import BackendError
 
 Home = tuple[Any, ...]
 Made = TypeVar("Made")

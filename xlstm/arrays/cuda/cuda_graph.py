@@ -20,14 +20,14 @@ from ctypes import byref, c_int, c_longlong, c_size_t, c_void_p
 from typing import Any
 
 from xlstm.arrays import optional_imports
-from xlstm.arrays.convert import BackendError
 from xlstm.arrays.namespace import Array
+from xlstm.arrays.optional_imports import BackendError
 
 PER_THREAD = 2  # the address that CUDA has for the default stream of each thread
 StreamKey = tuple[int, int]  # an address, and for `PER_THREAD` the thread
 
 
-class Graph:
+class CudaGraph:
     """A graph of CUDA, and all that it needs.
 
     Attributes
@@ -39,17 +39,17 @@ class Graph:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.kept = list[Any]()
-        self.made = None
+        self.executable = None
 
     def launch(self) -> None:
         """Ask for everything that was captured, on the stream of the recorder, which has to be
         current.
         """
         self.recorder.check()
-        self.made.launch()  # type: ignore[attr-defined]
+        self.executable.launch()  # type: ignore[attr-defined]
 
 
-class _Source:
+class _HeldMemory:
     """Memory from the allocator that is current, which is not given back before this object is
     gone.
 
@@ -80,15 +80,15 @@ class _Memory:
 
     def __init__(self) -> None:
         cuda = optional_imports.cupy().cuda
-        source = _Source()
+        source = _HeldMemory()
         self.pool = cuda.MemoryPool(cuda.PythonFunctionAllocator(source.malloc, source.free).malloc)
         weakref.finalize(self, _emptied, self.pool, cuda.Device()).atexit = False
 
     def malloc(self, size: int) -> Any:
         cuda = optional_imports.cupy().cuda
-        found = self.pool.malloc(size)
+        memory = self.pool.malloc(size)
         return cuda.MemoryPointer(
-            cuda.UnownedMemory(found.ptr, size, (self, found), found.device_id), 0
+            cuda.UnownedMemory(memory.ptr, size, (self, memory), memory.device_id), 0
         )
 
 
@@ -134,12 +134,12 @@ class Recorder:
         finally:
             _handle.reset(token)
 
-    def capture(self, function: Callable[[], None]) -> Graph:
+    def capture(self, function: Callable[[], None]) -> CudaGraph:
         """Return the graph of what a function asks for; it was called in a rehearsal, which
         compiled its kernels.
         """
         self.check()
-        graph = Graph(self)
+        graph = CudaGraph(self)
         token = _capturing.set(graph)
         try:
             with (
@@ -147,7 +147,7 @@ class Recorder:
                 self._stream,
                 self.rehearsal(),
             ):
-                graph.made = _captured(self._stream, function)
+                graph.executable = _captured(self._stream, function)
         finally:
             _capturing.reset(token)
         return graph
@@ -164,7 +164,7 @@ def _captured(stream: Any, function: Callable[[], None]) -> Any:
     return stream.end_capture()
 
 
-def capturing() -> Graph | None:
+def capturing() -> CudaGraph | None:
     """Return the graph that is captured now, if any."""
     return _capturing.get()
 
@@ -183,7 +183,9 @@ def handle() -> Handle | None:
 
 
 _handle: contextvars.ContextVar[Handle | None] = contextvars.ContextVar("handle", default=None)
-_capturing: contextvars.ContextVar[Graph | None] = contextvars.ContextVar("capturing", default=None)
+_capturing: contextvars.ContextVar[CudaGraph | None] = contextvars.ContextVar(
+    "capturing", default=None
+)
 
 
 # Parameters of cublasGemmStridedBatchedEx: the transpositions and sizes, alpha, A, B, beta, C, and
@@ -202,13 +204,13 @@ class Handle:
 
     def __init__(self) -> None:
         cp = optional_imports.cupy()
-        made = c_void_p()
+        number = c_void_p()
         capability = int(cp.cuda.Device().compute_capability)
         self.workspace: Array = cp.empty(
             (next(n for sm, n in WORKSPACES.items() if capability >= sm),), dtype=cp.uint8
         )
-        _call("cublasCreate_v2", (c_void_p,), byref(made))
-        self.number = made.value
+        _call("cublasCreate_v2", (c_void_p,), byref(number))
+        self.number = number.value
         weakref.finalize(self, _call, "cublasDestroy_v2", (c_void_p,), self.number).atexit = False
 
     def use(self, stream: int) -> None:
@@ -243,14 +245,14 @@ def _function(name: str, types: tuple[Any, ...]) -> Any:
     cuda.get_cublas_handle()  # loads it
     library = library_name(sys.platform, cuda.runtime.runtimeGetVersion())
     try:
-        found = getattr(ctypes.CDLL(library), name)
+        function = getattr(ctypes.CDLL(library), name)
     except (OSError, AttributeError) as error:
         raise BackendError(
             f"cuBLAS: {name} is not found in {library} ({optional_imports.first_line(error)})"
         ) from error
-    found.argtypes = types
-    found.restype = c_int
-    return found
+    function.argtypes = types
+    function.restype = c_int
+    return function
 
 
 def library_name(platform: str, version: int) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays import optional_imports
+from xlstm.arrays.namespace import dtype_name
 
 TEXT = Path(__file__).with_name("device.cuh").read_text(encoding="utf-8")
 # C types of elements in memory, by dtype; `widen` makes of one what is computed in, and `narrow`
@@ -22,12 +23,12 @@ TYPES = {"float32": "float", "float64": "double", "float16": "half_t", "bfloat16
 
 def known(dtype: Any) -> bool:
     """Tell whether there are elements of a dtype."""
-    return fuse.name(dtype) in TYPES
+    return dtype_name(dtype) in TYPES
 
 
 def type_of(dtype: Any) -> str:
     """Return the C type of elements of a dtype."""
-    return TYPES[fuse.name(dtype)]
+    return TYPES[dtype_name(dtype)]
 
 
 @functools.cache

@@ -20,8 +20,7 @@ Result = TypeVar("Result")
 # By the name of a card and that of a kernel; one that ends in "_" or " " stands for all that begin
 # with it. Equal cards share what is known, since the same text does not compile for both.
 _reasons: dict[tuple[str, str], str] = {}
-# functions that are called after another reason is known, or forgotten
-changed: list[Callable[[], None]] = []
+_version = 0  # of the reasons
 NO_MEMORY = {"CUBLASError": 3}  # the status, which is 2 in other errors of CUDA
 
 
@@ -73,14 +72,27 @@ def works(name: str) -> bool:
     return not _reasons or not why(name, current())
 
 
-@functools.lru_cache(1024)
+def cached(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Keep the results of a function until a reason is noted or forgotten."""
+
+    @functools.lru_cache(1024)
+    def keyed(version: int, *args: Any) -> Result:
+        return function(*args)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Result:
+        return keyed(_version, *args)
+
+    return call
+
+
+@cached
 def why(name: str, card: str) -> str:
     """Return why a kernel, or one of a kind, is not used on a card, or ""."""
-    known = _known(card)
     return next(
         (
             why
-            for other, why in known
+            for other, why in _known(card)
             if name == other or _among(name, other) or _among(other, name)
         ),
         "",
@@ -97,9 +109,9 @@ def note(name: str, why: str) -> None:
     """
     card = current()
     kind = name.split()[0]
-    said = (kind, why) in [(other.split()[0], one) for other, one in _known(card)]
+    said = (kind, why) in [(other.split()[0], reason) for other, reason in _known(card)]
     _reasons[card, name] = why
-    _tell()
+    _renew()
     if not said:
         text = (
             f"cuda: on {card} {name.strip('_ ')}: {why}; another way does its work where there"
@@ -112,7 +124,7 @@ def hold(names: Iterable[str], why: str) -> None:
     """Have kernels not be used on the current card, without a warning."""
     for name in names:
         _reasons.setdefault((current(), name), why)
-    _tell()
+    _renew()
 
 
 def forget(names: Iterable[str] | None = None) -> None:
@@ -120,13 +132,12 @@ def forget(names: Iterable[str] | None = None) -> None:
     card = current()
     for name in names or [name for name, _ in _known(card)]:
         _reasons.pop((card, name), None)
-    _tell()
+    _renew()
 
 
-def _tell() -> None:
-    why.cache_clear()
-    for call in changed:
-        call()
+def _renew() -> None:
+    global _version
+    _version += 1
 
 
 def _known(card: str) -> list[tuple[str, str]]:
@@ -140,8 +151,8 @@ def reason(error: BaseException) -> str:
         return str(error).partition("\n")[0].removeprefix(f"cuda: on {current()} ")
     if isinstance(error, RuntimeError):
         return f"is not loaded or launched ({optional_imports.first_line(error)})"
-    found = (line[line.index("error") :] for line in str(error).splitlines() if "error" in line)
-    return f"does not compile ({next(found, 'NVRTC says nothing')})"
+    errors = (line[line.index("error") :] for line in str(error).splitlines() if "error" in line)
+    return f"does not compile ({next(errors, 'NVRTC says nothing')})"
 
 
 def current() -> str:

@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xlstm.arrays import fuse
 from xlstm.arrays.cuda import device
-from xlstm.arrays.namespace import SINGLE
-from xlstm.tracing.reductions import REDUCTIONS, Rows, RowWriter, SingleRows
+from xlstm.tracing.array_functions import ArrayFunction, Lengths, Options
+from xlstm.tracing.reductions import REDUCTIONS, RowWriter
 from xlstm.tracing.writers import C
 
 MOST = 256
@@ -98,7 +97,7 @@ class WholeRow(C):
     LOOP = "for (int unit = threadIdx.x; unit < columns; unit += blockDim.x) {", "}"
 
 
-class Result(NamedTuple):
+class RowResult(NamedTuple):
     """A result of a function."""
 
     dtype: Any
@@ -114,7 +113,7 @@ class Result(NamedTuple):
         return (*leading, *shape[:-1], 1 if self.single else shape[-1])
 
 
-class Source:
+class RowKernel:
     """The text of a kernel for a function of arrays x0, x1, ..., which gives y0, y1, ...
 
     Parameters
@@ -130,7 +129,7 @@ class Source:
 
     Attributes
     ----------
-    results : list of Result
+    results : dict of str to RowResult
     whole : bool
         Whether a block has to have a whole row.
     slots : list of (str, int or None)
@@ -143,114 +142,99 @@ class Source:
         self,
         function: Callable[..., Any],
         dtypes: tuple[Any, ...],
-        options: tuple[tuple[str, Any], ...],
+        options: Options,
         single: tuple[bool, ...],
-        leading: tuple[int | None, ...],
+        leading: Lengths,
         sums: int = 0,
     ) -> None:
-        self.name = f"xlstm_rows_{function.__name__.strip('_')}"
-        library = SingleRows if set(dtypes) == {SINGLE} else Rows
-        lines = fuse.traced(function, len(dtypes), options, library, leading)
-        self.writer = WholeRow(
-            lines, self._load, self._store, {f"x{k}": fuse.real(d) for k, d in enumerate(dtypes)}
-        )
-        self.rows = RowWriter(self.writer, {f"x{k}" for k, one in enumerate(single) if one})
-        stores = [line for line in lines if line.op == "store"]
+        traced = ArrayFunction(function, dtypes, options, leading, rows=True)
+        self.name = f"xlstm_rows_{traced.name}"
+        self.writer = WholeRow(traced.lines, self._load, self._store, traced.kinds)
+        singles = (name for name, is_single in zip(traced.inputs, single, strict=True) if is_single)
+        self.rows = RowWriter(self.writer, set(singles))
+        stores = [line for line in traced.lines if line.op == "store"]
         lengths = {line.to: None if line.row is None else line.row + 1 for line in stores}
-        found = fuse.results(function, dtypes, dict(options), leading)
-        first = len(found) - sums
+        first = len(traced.outputs) - sums
         self.results = {
-            f"y{k}": Result(dtype, lengths[f"y{k}"], f"y{k}" in self.rows.single, k >= first)
-            for k, dtype in enumerate(found)
+            name: RowResult(dtype, lengths[name], name in self.rows.single, k >= first)
+            for k, (name, dtype) in enumerate(traced.outputs.items())
         }
         self.slots = [(line.to, line.row) for line in stores if self.results[line.to].summed]
-        self.real = (
-            "double"
-            if "double" in {fuse.real(self.results[name].dtype) for name, _ in self.slots}
-            else "float"
-        )
-        self.whole = any(line.op in REDUCTIONS for line in lines) or any(
-            one.single for one in self.results.values()
-        )
-        self.types = {f"x{k}": f"const {device.type_of(dtype)}*" for k, dtype in enumerate(dtypes)}
-        self.types |= {name: f"{device.type_of(one.dtype)}*" for name, one in self.results.items()}
-        # Arrays whose layout the kernel is told; sums are contiguous.
-        self.lying = [
-            name for name in self.types if name not in self.results or not self.results[name].summed
-        ]
+        doubles = [name for name, _ in self.slots if traced.kinds[name] == "double"]
+        self.real = "double" if doubles else "float"
+        reduces = any(line.op in REDUCTIONS for line in traced.lines)
+        self.whole = reduces or any(result.single for result in self.results.values())
+        self.types = {x: f"const {device.type_of(dtype)}*" for x, dtype in traced.inputs.items()}
+        self.types |= {y: f"{device.type_of(dtype)}*" for y, dtype in traced.outputs.items()}
+        # Arrays whose layout the kernel is told, inputs and results; sums are contiguous.
+        sums_of = {name for name, _ in self.slots}
+        self.lying = [name for name in self.types if name not in sums_of]
 
     def text(self, outer: int, fixed: frozenset[int]) -> str:
-        """Return the text for rows with so many axes, and the numbers of arrays that are the same
+        """Return the text for rows with so many loops, and the numbers of arrays that are the same
         for all rows.
         """
         still = {f"x{k}" for k in fixed}
         begin = [self._pointer(name, 0) for name in self.lying if name in still]
-        axes = range(outer - 1, -1, -1)
         body = ["int rest = row;"]
-        body += [
-            f"const int i{k} = rest % (int)layout.shape[{k}]; rest /= (int)layout.shape[{k}];"
-            for k in axes
-        ]
+        for k in range(outer - 1, -1, -1):
+            size = f"(int)layout.shape[{k}]"
+            body.append(f"const int i{k} = rest % {size}; rest /= {size};")
         body += [self._pointer(name, outer) for name in self.lying if name not in still]
-        sums = range(len(self.slots))
-        end = list[str]()
-        if self.slots:
-            begin.append(
-                f"{self.real}* mine = sums + (long long)blockIdx.x * {len(sums)} * width + head *"
-                " columns;"
-            )
-        if self.whole:
-            body += self.rows.body()
-        else:
-            early = [
-                line for line in self.writer.lines if line.op == "input" and line.args[0] in still
-            ]
-            begin += [
-                "const int unit = tile * blockDim.x + threadIdx.x;",
-                *(f"{self.real} sum_{k} = 0;" for k in sums),
-            ]
-            begin += ["if (unit < columns) {", *self.writer.statements(early)]
-            body += self.writer.statements(line for line in self.writer.lines if line not in early)
-            end += [*(f"mine[{k} * width + unit] = sum_{k};" for k in sums), "}"]
-        names = [*self.lying, *(name for name in self.types if name not in self.lying)]
-        parameters = [f"{self.types[name]} {name}" for name in names]
-        if self.slots:
-            parameters += [f"{self.real}* sums", "unsigned* counters"]  # these are last
-            end.append(
-                SUMS.format(
-                    fan=FAN,
-                    slots=len(sums),
-                    real=self.real,
-                    results="\n        ".join(self._ends()),
-                )
-            )
-        parts = {
-            "begin": "\n    ".join(begin),
-            "body": "\n        ".join(body),
-            "end": "\n    ".join(end),
-        }
-        parts |= {"name": self.name, "parameters": "".join(f", {one}" for one in parameters)}
-        return (
-            device.TEXT
-            + SYNC
-            + TEXT.format(outer=outer, arrays=len(self.lying), most=MOST, **parts)
+        # Sums come after the arrays whose layout the kernel is told, as they are the last results.
+        parameters = [f"{type_} {name}" for name, type_ in self.types.items()]
+        count = len(self.slots)
+        if count:
+            parameters += [f"{self.real}* sums", "unsigned* counters"]
+            place = f"(long long)blockIdx.x * {count} * width + head * columns"
+            begin.append(f"{self.real}* mine = sums + {place};")
+        first, row, end = ([], self.rows.body(), []) if self.whole else self._one_column(still)
+        if count:
+            results = "\n        ".join(self._ends())
+            end.append(SUMS.format(fan=FAN, slots=count, real=self.real, results=results))
+        kernel = TEXT.format(
+            name=self.name,
+            parameters="".join(f", {parameter}" for parameter in parameters),
+            outer=outer,
+            arrays=len(self.lying),
+            most=MOST,
+            begin="\n    ".join([*begin, *first]),
+            body="\n        ".join([*body, *row]),
+            end="\n    ".join(end),
         )
+        return device.TEXT + SYNC + kernel
+
+    def _one_column(self, still: set[str]) -> tuple[list[str], list[str], list[str]]:
+        """Return the statements of a thread with one column: before its rows, in each, and after
+        them.
+        """
+        lines = self.writer.lines
+        early = [line for line in lines if line.op == "input" and line.args[0] in still]
+        slots = range(len(self.slots))
+        begin = [
+            "const int unit = tile * blockDim.x + threadIdx.x;",
+            *(f"{self.real} sum_{k} = 0;" for k in slots),
+            "if (unit < columns) {",
+            *self.writer.statements(early),
+        ]
+        row = self.writer.statements(line for line in lines if line not in early)
+        return begin, row, [*(f"mine[{k} * width + unit] = sum_{k};" for k in slots), "}"]
 
     def _pointer(self, name: str, outer: int) -> str:
         """Return the statement that finds an array's numbers in the row, from indices of so many
-        axes.
+        loops.
         """
         layout = f"layout.of[{self.lying.index(name)}]"
-        far = "".join(f" + i{axis} * {layout}.steps[{axis}]" for axis in range(outer))
-        return f"{self.types[name]} at_{name} = {name} + head * {layout}.head{far};"
+        steps = "".join(f" + i{k} * {layout}.steps[{k}]" for k in range(outer))
+        return f"{self.types[name]} at_{name} = {name} + head * {layout}.head{steps};"
 
     def _ends(self) -> list[str]:
         """Return the statements that store sums."""
-        found = []
+        ends = []
         for slot, (name, row) in enumerate(self.slots):
             at = "at" if row is None else f"at * {self.results[name].length} + {row}"
-            found.append(f"narrow({name}[{at}], sums[{slot} * width + at]);")
-        return found
+            ends.append(f"narrow({name}[{at}], sums[{slot} * width + at]);")
+        return ends
 
     def _load(self, name: str, row: int | None) -> str:
         return f"widen({self._at(name, row)})"
@@ -261,10 +245,8 @@ class Source:
         slot = self.slots.index((name, row))
         if not self.whole:
             return f"sum_{slot} += {value};"
-        return (
-            f"mine[{slot} * width + unit] = {value} + (row == first ? 0 : mine[{slot} * width +"
-            " unit]);"
-        )
+        mine = f"mine[{slot} * width + unit]"
+        return f"{mine} = {value} + (row == first ? 0 : {mine});"
 
     def _at(self, name: str, row: int | None) -> str:
         layout = f"layout.of[{self.lying.index(name)}]"

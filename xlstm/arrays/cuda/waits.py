@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from xlstm.arrays import convert, optional_imports
+from xlstm.arrays import optional_imports
 from xlstm.arrays.cuda import kernel_fallback
 from xlstm.arrays.namespace import Array
 
@@ -36,7 +36,6 @@ def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
         word = np.frombuffer(optional_imports.cupy().cuda.alloc_pinned_memory(4), np.uint32, 1)
         word[0] = 0
         _word.append(word)
-        convert.copied.append(look)
     number = zlib.crc32(f"{kernel} {way}".encode()) | 1
     _kernels[number] = kernel, way
     return np.uintp(_word[0].ctypes.data), np.uint32(number)
@@ -44,7 +43,7 @@ def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
 
 def look() -> None:
     """Raise CudaError where a kernel gave up, and have its way not be taken again."""
-    number = int(_word[0][0])
+    number = int(_word[0][0]) if _word else 0
     if number:
         optional_imports.cupy().cuda.Device().synchronize()  # kernels that are under way give up, too
         _word[0][0] = 0

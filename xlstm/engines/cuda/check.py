@@ -27,7 +27,7 @@ import numpy as np
 
 from xlstm.arrays import block_diagonal, checks, foreach, optional_imports
 from xlstm.arrays.backend import backend
-from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.cuda import device, kernel_fallback, waits
 from xlstm.arrays.fuse import fuse, total
@@ -487,7 +487,7 @@ def _sigmoid(xp: Namespace, a: Array) -> Array:
 
 # Calls of two arrays (4, 40) that launch the kernels of these names.
 ARRAYS: dict[str, Callable[..., Sequence[Array]]] = {
-    "xlstm_concat": lambda xp, a, b: [concat(xp, [a, Filled(0.5, 2), b], 1)],
+    "xlstm_concat": lambda xp, a, b: [concat(xp, [a, filled(xp, a, 0.5, 2, 1), b], 1)],
     "xlstm_gather": lambda xp, a, b: gather(
         xp, [a, b], [xp.asarray([1, 3, 0]), xp.asarray([2, 2])]
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -123,7 +122,7 @@ def told() -> tuple[str, str]:
     return path, precision
 
 
-@functools.cache
+@kernel_fallback.cached
 def choose(
     asked: tuple[str, str],
     step: Pointwise | None,
@@ -175,9 +174,6 @@ def choose(
             " auto chooses"
         )
     return found[path]._replace(others=others)
-
-
-kernel_fallback.changed.append(choose.cache_clear)
 
 
 def _way(

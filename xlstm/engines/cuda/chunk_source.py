@@ -15,9 +15,9 @@ import numpy as np
 
 from xlstm.arrays.cuda import device
 from xlstm.arrays.cuda.row_kernel_text import SYNC
-from xlstm.arrays.fuse import traced
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
 from xlstm.engines.cuda.launch import Source
+from xlstm.tracing.array_functions import traced
 from xlstm.tracing.writers import C
 
 THREADS = 256

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse
 from xlstm.arrays.namespace import Array
 from xlstm.cells.mlstm_chunks import Logs
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
 from xlstm.engines.numba import chunk_loops, jit
 from xlstm.engines.numba.packed_products import DTYPES
 from xlstm.engines.numba.team import share
+from xlstm.tracing.array_functions import kind_of, traced
 from xlstm.tracing.writers import Python
 
 SUMS = (chunk_loops.inner, chunk_loops.maximum_bwd)  # in the order that is quickest
@@ -187,7 +187,7 @@ def _formulas(dtype: str, forget: str) -> dict[str, str]:
     """
     real = np.dtype(dtype)
     return {
-        name: _function(name, one, fuse.real(real), options_of(real))
+        name: _function(name, one, kind_of(real), options_of(real))
         for name, one in by_name(forget).items()
     }
 
@@ -198,7 +198,7 @@ def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -
     """
     numbers = dict.fromkeys(formula.taken(dict.fromkeys(NUMBERS)), kind)
     given = formula.kinds(kind, "double") | numbers
-    lines = fuse.traced(formula.function, len(given), tuple(formula.taken(options).items()))
+    lines = traced(formula.function, len(given), tuple(formula.taken(options).items()))
     kinds = dict(zip((f"x{k}" for k in range(len(given))), given.values(), strict=True))
     writer = Python(
         lines, lambda x, _: x, lambda y, _, value: f"{y} = {value}", kinds, default=kind

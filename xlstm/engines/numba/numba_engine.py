@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import cores, fuse
-from xlstm.arrays import matmul as array_products
+from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array, Params
 from xlstm.engines.cell_step import Step
-from xlstm.engines.numba import chains, codegen, jit, packed_products
+from xlstm.engines.numba import codegen, jit
 from xlstm.engines.numba.codegen import Kernel, Kernels
 from xlstm.engines.numba.packed_products import (
     DTYPES,
@@ -385,6 +384,3 @@ class Stream:
 
 
 NUMBA = Numba()
-fuse.loops = chains.run
-fuse.walks = chains.walk
-array_products.compiled = packed_products.matmul
