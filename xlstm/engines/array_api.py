@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -101,18 +102,19 @@ class ArrayApi:
                     first, *others = [tuple(itertools.islice(left, len(group))) for group in groups]
                     saved = groups[0]._make(first)
                 tape.kept.append(Kept(segment, carry, saved, *others))
-        return (
-            y,
-            [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state),
-            tape,
-        )
+        end = [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state)
+        if keep == "nothing":  # A cell may return a state as it came.
+            end = list(map(functools.partial(xp.asarray, copy=True), end))
+        return y, end, tape
 
-    def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
-        """Run one step from x (B, D); return the state after it."""
+    def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run a single step; see `Engine`."""
         zx, _ = step.project(x)
         zx = reshape(zx, (step.G, step.H, x.shape[0]))
         options = Options(step, Segment(1, x.shape[0], 0))
-        return options.forward(0, step.Wh, zx, [s.T for s in state])[0]
+        after, *_ = options.forward(0, step.Wh, zx, [s.T for s in state])
+        # A cell may return a state as it came.
+        return after[0].T, [step.xp.asarray(s.T, copy=True) for s in after]
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]

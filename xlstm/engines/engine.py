@@ -15,13 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array, Namespace, Params
-from xlstm.cells.cell import Cell
+from xlstm.arrays.namespace import Array
 from xlstm.engines.array_api import ARRAY_API
-from xlstm.engines.cell_step import Masks, Step
+from xlstm.engines.cell_step import Step
 from xlstm.engines.cuda.cuda_engine import CUDA
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.numba_engine import NUMBA, Stream
+from xlstm.engines.numba.numba_engine import NUMBA
 from xlstm.engines.tape import Gradients, Tape, Widths
 
 __all__ = ["Engine", "use"]
@@ -30,8 +29,9 @@ __all__ = ["Engine", "use"]
 class Engine(Protocol):
     """Runs one recurrent layer in one direction over a packed batch.
 
-    To add an engine, write a class with these methods and put it into `ENGINES`. One step, as for
-    streaming, goes another way: the function `step` has the reference engine or Numba run it.
+    To add an engine, write a class derived from this one and put it into `ENGINES`. It needs
+    `refuses`, `forward` and `backward`; a single step, as for streaming, is by default a pass of one
+    step.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Engine(Protocol):
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
-    ) -> tuple[Array, list[Array], Tape]:
+    ) -> tuple[Array, list[Array], Tape | None]:
         """Run all steps.
 
         Parameters
@@ -69,9 +69,31 @@ class Engine(Protocol):
         y : array (N, P)
             h after every step.
         state : list of arrays as `state`
-            The state of each sequence at its own end.
-        tape : Tape
+            The state of each sequence at its own end; in arrays of their own where nothing is kept.
+        tape : Tape or None
+            None only where nothing is kept.
         """
+
+    def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run a single step and keep nothing.
+
+        Parameters
+        ----------
+        step : Step
+        x : array (B, D)
+        state : arrays (B, P), (B, H), ...
+            The state before the step.
+
+        Returns
+        -------
+        y : array (B, P)
+            h after the step.
+        state : arrays as `state`
+            The state after the step, in arrays of their own.
+        """
+        before = [s.T for s in state]
+        y, after, _ = self.forward(step, x, before, [(1, x.shape[0])], "nothing")
+        return y, [step.xp.asarray(s.T, copy=True) for s in after]
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
@@ -99,14 +121,14 @@ ENGINES: list[Engine] = [CUDA, NUMBA, ARRAY_API]  # the quickest first
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)
 
 
-def choose(step: Step, widths: Widths, known: dict[Any, tuple[Engine, Any]]) -> Engine:
+def choose(step: Step, widths: Widths, choices: dict[Any, tuple[Engine, Any]]) -> Engine:
     """Return the first engine that does not refuse, or the one that was asked for with `use`.
 
     Parameters
     ----------
     step : Step
     widths : list of (steps, width)
-    known : dict
+    choices : dict
         The engines that were chosen before for NumPy arrays, and their compiled steps, which this
         function fills in. All calls with the same dict have the same cell, names of weights and
         shapes.
@@ -118,16 +140,16 @@ def choose(step: Step, widths: Widths, known: dict[Any, tuple[Engine, Any]]) -> 
     """
     asked = _asked.get()
     if step.xp is not np:
-        return _chosen(step, widths, asked)
+        return _first(step, widths, asked)
     key = step.Wh.dtype, step.bare, asked, os.environ.get(jit.VARIABLE)
-    found = known.get(key)
-    if found is None:
-        known[key] = found = _chosen(step, widths, asked), step.compiled
-    engine, step.compiled = found
+    choice = choices.get(key)
+    if choice is None:
+        choices[key] = choice = _first(step, widths, asked), step.compiled
+    engine, step.compiled = choice
     return engine
 
 
-def _chosen(step: Step, widths: Widths, asked: str | None) -> Engine:
+def _first(step: Step, widths: Widths, asked: str | None) -> Engine:
     for engine in ENGINES:
         if asked is None:
             if not engine.refuses(step, widths):
@@ -138,49 +160,6 @@ def _chosen(step: Step, widths: Widths, asked: str | None) -> Engine:
                 raise ValueError(f"engine {asked}: {reason}")
             return engine
     raise AssertionError("the reference engine refuses nothing")
-
-
-def step(
-    xp: Namespace,
-    cell: Cell,
-    w: Params,
-    masks: Masks,
-    x: Array,
-    state: Sequence[Array],
-    streams: dict[Any, Stream | None],
-) -> tuple[Array, Sequence[Array]]:
-    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return h, and the state after
-    it, of these shapes.
-
-    The reference engine runs it, since compiling a loop of one step gains nothing; Numba runs it
-    for a single sequence in a small layer, and a kernel where there is a GPU. h is an array of its
-    own where all of these are new.
-
-    `streams` is a dict that this function fills: it has for each dtype the compiled step, or None
-    where the reference engine runs. All calls with the same dict must have the same cell, masks and
-    shapes of weights.
-
-    Raises
-    ------
-    ValueError
-        The engine that was asked for with `use` refuses the layer.
-    """
-    asked = _asked.get()
-    if xp is np and x.shape[0] == 1 and asked in (None, NUMBA.name) and jit.enabled():
-        if x.dtype not in streams:
-            streams[x.dtype] = NUMBA.stream(Step(xp, cell, w, masks))
-        stream = streams[x.dtype]
-        if stream is not None:
-            after = stream(w, x, state)
-            return after[0], after
-    step = Step(xp, cell, w, masks)
-    if asked is not None:
-        _chosen(step, [(1, x.shape[0])], asked)
-    launched = CUDA.step(step, x, state) if asked in (None, CUDA.name) and xp is not np else None
-    if launched is not None:
-        return launched[0], launched[1:]
-    found = [s.T for s in ARRAY_API.step(step, x, state)]
-    return found[0], found
 
 
 def asked() -> str | None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat, stack
-from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import bernoulli
 from xlstm.cells import activations as functions
@@ -31,8 +30,18 @@ from xlstm.recurrence.packing import Packing, Span
 NO_MASKS = Masks()
 
 
+class Level(NamedTuple):
+    """One layer and direction of a stack."""
+
+    name: str  # with which the names of its parameters begin
+    cell: Cell
+    reverse: bool
+    names: dict[str, str]  # of its parameters, by their last names
+    choices: dict[Any, Any]  # the engines chosen before, which `engine.choose` fills in
+
+
 @dataclass(frozen=True)
-class Pass:
+class LayerTape:
     """The values that one layer and direction kept, which are read with time first, in the order of
     time.
     """
@@ -286,11 +295,22 @@ class Recurrent(SequenceLayer):
     @cached_property
     def names(self) -> dict[str, dict[str, str]]:
         """For each layer and direction, the full name of each parameter by its last name."""
-        found: dict[str, dict[str, str]] = {}
+        full_names: dict[str, dict[str, str]] = {}
         for name in self.shapes:
             prefix, _, last = name.rpartition(".")
-            found.setdefault(prefix, {})[last] = name
-        return found
+            full_names.setdefault(prefix, {})[last] = name
+        return full_names
+
+    @cached_property
+    def _levels(self) -> list[list[Level]]:
+        """The recurrences of each layer, one for each direction."""
+        return [
+            [
+                Level(name := f"{k}.{direction}"[:-1], cell, bool(direction), self.names[name], {})
+                for direction, cell in self.cells.items()
+            ]
+            for k in range(self.num_layers)
+        ]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks; packing leaves out all steps past the end of a sequence."""
@@ -298,40 +318,32 @@ class Recurrent(SequenceLayer):
         packing = span.packing
         rng = span.rng
         keep = "nothing" if not span.keep else "states" if self.recompute else "all"
-        passes: dict[str, Pass] = {}
+        passes: dict[str, LayerTape] = {}
         ends: list[Sequence[Array]] = []
-        masked = bool(self.recurrent_dropout) or any(self._zones)
         rows = packing.pack(xp, x)
-        for k in range(self.num_layers):
+        for k, directions in enumerate(self._levels):
             mask = None
             if k and self.dropout:
                 mask = dropout(rng, self.dropout, tuple(rows.shape), rows)
-            if mask is not None:
-                rows = rows * mask
+                rows = dropped(rows, mask)
             outputs = []
-            for direction, cell in self.cells.items():
-                name = f"{k}.{direction}"[:-1]
-                names = self.names[name]
+            for level in directions:
                 start: Sequence[Array] = [s[len(ends), ...].T for s in state]
                 if packing.order is not None and not span.rest:
                     start = packing.sort(xp, start)
-                drawn = self._masks(xp, packing, rng, start, rows) if masked else NO_MASKS
-                step = Step(
-                    xp,
-                    cell,
-                    dict(zip(names, map(p.__getitem__, names.values()), strict=True)),
-                    drawn,
-                )
-                chosen = engine.choose(step, packing.widths, self._engines[name])
-                given = packing.mirror(xp, rows) if direction else rows
-                y, end, tape = chosen.forward(step, given, start, packing.widths, keep)
+                masks = self._masks(xp, packing, rng, start, rows) if self._masked else NO_MASKS
+                w = dict(zip(level.names, map(p.__getitem__, level.names.values()), strict=True))
+                step = Step(xp, level.cell, w, masks)
+                chosen = engine.choose(step, packing.widths, level.choices)
+                x = packing.mirror(xp, rows) if level.reverse else rows
+                y, end, tape = chosen.forward(step, x, start, packing.widths, keep)
                 ends.append(end)
-                outputs.append(packing.mirror(xp, y) if direction else y)
-                if span.keep:
-                    passes[name] = Pass(packing, bool(direction), tape, mask)
+                outputs.append(packing.mirror(xp, y) if level.reverse else y)
+                if span.keep and tape is not None:
+                    passes[level.name] = LayerTape(packing, level.reverse, tape, mask)
             rows = outputs[0] if len(outputs) == 1 else concat(xp, outputs, 1)
         y, columns = packing.restore(xp, rows, ends)
-        return y, stack_states(xp, columns, packing), passes
+        return y, stack_states(xp, columns, span.keep and packing.order is None), passes
 
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
@@ -344,60 +356,48 @@ class Recurrent(SequenceLayer):
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
         rows = None if dy is None else packing.pack(xp, dy)
         grads: Params = {}
-        names = list(kept)
-        directions = len(self.directions)
-        starts: list[Sequence[Array]] = [()] * len(names)
-        for k in reversed(range(self.num_layers)):
+        starts: list[Sequence[Array]] = [()] * len(kept)
+        at = len(kept)
+        for directions in reversed(self._levels):
             dx = None
-            for d in range(directions):
-                at = k * directions + d
-                one = kept[names[at]]
-                P = one.tape.step.P
-                part = rows if rows is None or directions == 1 else rows[:, d * P : (d + 1) * P]
-                if part is not None and one.reverse:
-                    part = packing.mirror(xp, part)
-                last = [s[at, ...].T for s in dstate]
-                dend = last if rest else packing.sort(xp, last)
-                found, below, start = run_bwd(one.tape, part, dend)
-                grads |= {f"{names[at]}.{name}": g for name, g in found.items()}
-                starts[at] = start
-                if one.reverse:
+            at -= len(directions)
+            for d, level in enumerate(directions):
+                layer_tape = kept[level.name]
+                P = layer_tape.tape.step.P
+                dh = rows if rows is None or len(directions) == 1 else rows[:, d * P : (d + 1) * P]
+                if dh is not None and level.reverse:
+                    dh = packing.mirror(xp, dh)
+                dend: Sequence[Array] = [s[at + d, ...].T for s in dstate]
+                if not rest:
+                    dend = packing.sort(xp, dend)
+                dw, below, starts[at + d] = run_bwd(layer_tape.tape, dh, dend)
+                grads |= {level.names[last]: g for last, g in dw.items()}
+                if level.reverse:
                     below = packing.mirror(xp, below)
                 dx = below if dx is None else dx + below
-            rows = dropped(dx, one.mask)
+            rows = dropped(dx, kept[directions[0].name].mask)
         dx, columns = packing.restore(xp, rows, starts)
-        return grads, dx, stack_states(xp, columns, packing)
+        return grads, dx, stack_states(xp, columns, packing.order is None)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         """Run `step` without checks; zoneout takes its expectation."""
-        masks = Masks(None, self._zones) if any(self._zones) else NO_MASKS
-        (cell,) = self.cells.values()
+        masks = Masks(None, self._zones) if self._masked else NO_MASKS
+        y = x
         after: list[Sequence[Array]] = []
-        for k, names in enumerate(self.names.values()):
-            w = {last: p[name] for last, name in names.items()}
-            x, found = engine.step(
-                xp, cell, w, masks, x, [s[k, ...] for s in state], self._streams[k]
-            )
-            after.append(found)
-        new = x is not after[-1][0]  # all arrays are
-        y = x if new else xp.asarray(x, copy=True)
-        if len(after) > 1:
-            return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
-        # to stack one array takes longer, which counts in a stream
-        states = [s[None, ...] for s in after[0]]
-        return y, tuple(states if new else [xp.asarray(s, copy=True) for s in states])
+        for k, (level,) in enumerate(self._levels):
+            w = dict(zip(level.names, map(p.__getitem__, level.names.values()), strict=True))
+            step = Step(xp, level.cell, w, masks)
+            chosen = engine.choose(step, ((1, x.shape[0]),), level.choices)
+            y, end = chosen.step(step, y, [s[k, ...] for s in state])
+            after.append(end)
+        if len(after) == 1:  # to stack one array takes longer, which counts in a stream
+            return y, tuple([s[None, ...] for s in after[0]])
+        return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
 
     @cached_property
-    def _engines(self) -> dict[str, dict[Any, Any]]:
-        """For each layer and direction the engines chosen before, which `engine.choose` fills
-        in.
-        """
-        return {name: {} for name in self.names}
-
-    @cached_property
-    def _streams(self) -> list[dict[Any, Any]]:
-        """For each layer the compiled single step by dtype, which `engine.step` fills in."""
-        return [{} for _ in self.names]
+    def _masked(self) -> bool:
+        """Whether there are masks of the recurrence."""
+        return bool(self.recurrent_dropout) or any(self._zones)
 
     def _masks(
         self,
@@ -424,14 +424,12 @@ class Recurrent(SequenceLayer):
         return Masks(None if drop is None else packing.sort(xp, [drop[0, ...].T])[0], tuple(shares))
 
 
-def stack_states(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
-    """Return copies, (L, B, H), of the states (H, B) of each layer and direction, to which what is
-    kept refers too.
+def stack_states(xp: Namespace, columns: Sequence[Sequence[Array]], copy: bool) -> State:
+    """Return the states, (L, B, H), from those of each layer and direction, (H, B).
+
+    With `copy` they are new arrays, for what is kept refers to `columns` too.
     """
-    if len(columns) == 1:
-        if xp is not np and compiles(xp):
-            states = [s.T[None, ...] for s in columns[0]]
-            # the order is a copy
-            return tuple(states if packing.order is not None else foreach.copies(xp, states))
-        return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
-    return tuple([stack(xp, [s.T for s in one]) for one in zip(*columns, strict=True)])
+    if len(columns) > 1:
+        return tuple([stack(xp, [s.T for s in states]) for states in zip(*columns, strict=True)])
+    states = [s.T[None, ...] for s in columns[0]]
+    return tuple(foreach.copies(xp, states) if copy else states)

@@ -13,7 +13,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.gated import Pass
+from xlstm.layers.gated import LayerTape
 from xlstm.layers.module import Saved
 from xlstm.plots import figures
 
@@ -100,7 +100,7 @@ def _each_layer(saved: Saved) -> Iterator[Trace]:
     parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}
     for name, part in parts.items():
         kept = part.kept if isinstance(part, Saved) else part
-        if isinstance(kept, Pass):
+        if isinstance(kept, LayerTape):
             yield _gated(name, kept, lengths)
         elif (
             memory := (
@@ -110,7 +110,7 @@ def _each_layer(saved: Saved) -> Iterator[Trace]:
             yield _matrix(name, kept, memory, lengths)
 
 
-def _gated(name: str, kept: Pass, lengths: Host) -> Trace:
+def _gated(name: str, kept: LayerTape, lengths: Host) -> Trace:
     cell = kept.tape.step.cell
     values = to_numpy(kept.gates)  # (T, G, B, H)
     # The one gate of a plain RNN is its state.

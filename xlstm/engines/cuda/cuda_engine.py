@@ -72,26 +72,20 @@ class Cuda:
         end = _attempt(tape.choice.name, tape.forward, keep)
         if end is None:
             return self._next(step, widths).forward(step, x, state, widths, keep)
+        if keep == "nothing" and tape.function.around.projected:  # h is a part of y
+            end[0] = step.xp.asarray(end[0], copy=True)
         return tape.y, end, tape
 
-    def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array] | None:
-        """Run one step: return h and the state after it in new arrays, or None where there is no
-        kernel for it.
-        """
-        device = launch.device(step.xp, step.Wh)
-        if device is None or told()[0] == "loop":
-            return None
+    def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run a single step; see `Engine`."""
+        single = Single(step, x)
+        after = _attempt(f"step {single.choice.name}", single.run, state)
+        if after is not None:
+            return after[0], after[1:]
         widths = [(1, x.shape[0])]
-        function, choice, _ = plan(step, widths, device)
-        if function is None:
-            return None
-        found = _attempt(f"step {choice.name}", Single(step, x).run, state)
-        if found is not None:
-            return found
-        y, end, _ = self._next(step, widths).forward(
-            step, x, [s.T for s in state], widths, "nothing"
-        )
-        return [y, *(s.T for s in end)]
+        before = [s.T for s in state]
+        y, end, _ = self._next(step, widths).forward(step, x, before, widths, "nothing")
+        return y, [step.xp.asarray(s.T, copy=True) for s in end]
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]

@@ -14,7 +14,8 @@ import numpy as np
 
 from xlstm.arrays import cores, fuse
 from xlstm.arrays import matmul as array_products
-from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.namespace import Array
+from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
 from xlstm.engines.numba import chains, codegen, jit, packed_products
 from xlstm.engines.numba.codegen import Kernel, Kernels
@@ -72,10 +73,27 @@ class Numba:
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
-    ) -> tuple[Array, list[Array], Tape]:
+    ) -> tuple[Array, list[Array], Tape | None]:
         """Run all steps; see `Engine`."""
+        alone = keep == "nothing" and state[0].shape[1] == 1 and not step.heads and "Wx" in step.w
+        if alone and 0 < x.shape[0] * step.Wh.size <= LARGE:
+            y, end = run_alone(step, x, [s.T for s in state])
+            return y, [s.T for s in end], None
         tape = NumbaTape(self, step, widths, x, state[0])
-        return tape.y, with_idle(np, tape.forward(state, keep), state, tape.first), tape
+        end = with_idle(np, tape.forward(state, keep), state, tape.first)
+        if keep == "nothing":  # h is a part of y
+            return tape.y, [end[0].copy(), *end[1:]], None
+        return tape.y, end, tape
+
+    def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run a single step; see `Engine`.
+
+        A step of several sequences, or of a large layer, is little but products, which BLAS computes
+        on all cores for the reference.
+        """
+        if x.shape[0] == 1 and step.Wh.size <= SMALL and not step.heads and "Wx" in step.w:
+            return run_alone(step, x, state)
+        return ARRAY_API.step(step, x, state)
 
     def backward(
         self, tape: Any, dy: Array | None, dstate: Sequence[Array]
@@ -84,14 +102,41 @@ class Numba:
         found, start = tape.backward(dy, dstate)
         return found, with_idle(np, start, dstate, tape.first)
 
-    def stream(self, step: Step) -> Stream | None:
-        """Return the compiled single step of a layer, whose first step this is, or None where the
-        reference is to run.
 
-        In a large layer a step is little but products, which BLAS computes on all cores.
-        """
-        small = not step.heads and "Wx" in step.w and step.R * step.P <= SMALL
-        return Stream(step) if small and not self.refuses(step, ()) else None
+def run_alone(step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """Run all steps of one sequence, x (T, D), from the state (1, H) before them.
+
+    A small step takes as long as some twenty calls of Python functions, so here are few.
+
+    Returns
+    -------
+    y : array (T, H)
+    state : list of arrays (1, H)
+        The state after the last step, in arrays of their own.
+    """
+    compiled: Kernels = step.compiled or kernels(step)
+    kernel = compiled.lean
+    loops = kernel.loops
+    T = x.shape[0]
+    H = step.H
+    hs = np.empty((T + 1, H), x.dtype)
+    hs[0] = state[0]
+    rooms = []  # each has a state before a step and one after it, in turn
+    for before in state[1:]:
+        rooms.append(room := np.empty(2 * H, x.dtype))
+        room[:H] = before
+    vectors = []
+    for name in compiled.vectors:
+        shape = (step.G, H) if name in step.added else step.own[name].shape[:-1]
+        vectors.append(contiguous(step.w[name]).reshape(shape))
+    weights = contiguous(step.w["Wx"]), contiguous(step.Wh)
+    numbers = [step.cell.numbers[name] for name in kernel.numbers] if kernel.numbers else ()
+    loops.forward_alone(loops.PRODUCT, contiguous(x), *weights, hs, *rooms, *vectors, *numbers)
+    last = T % 2 * H
+    after = [hs[T:].copy()]
+    for room in rooms:
+        after.append(room[None, last : last + H])  # noqa: PERF401 (a comprehension is slower here)
+    return hs[1:], after
 
 
 class NumbaTape(Tape):
@@ -339,49 +384,6 @@ def constants(step: Step, n: int) -> dict[str, Any]:
 def kernels(step: Step) -> Any:
     """Return the compiled loops of a step, or None where there are none."""
     return codegen.kernels(step.cell, DTYPES[step.Wh.dtype], step.own_rows, step.added)
-
-
-class Stream:
-    """The compiled step of one sequence in a layer in one direction, as in a stream.
-
-    A small step takes as long as some twenty calls of Python functions around it. So what does not
-    depend on the arrays is looked up once for a layer and dtype: the compiled code, the order of
-    its arguments, and their shapes.
-
-    Parameters
-    ----------
-    step : Step
-        The first step, which Numba does not refuse. Arrays have its shapes, and none are kept.
-    """
-
-    def __init__(self, step: Step) -> None:
-        found = step.compiled or kernels(step)
-        given = constants(step, 1)
-        self.cell = step.cell
-        self.H = step.H
-        self.Wh = step.Wh.shape
-        self.loop = found.lean.loops.forward_step
-        # The loop takes the products and the states, then vectors of units such as biases, then
-        # numbers.
-        names = found.lean.arrays[3 + len(found.step.carried) :]
-        self.vectors = [(name, (*given[name].shape[:-2], self.H)) for name in names]
-        self.numbers = [step.cell.numbers[name] for name in found.lean.numbers]
-
-    def __call__(self, w: Params, x: Array, state: Sequence[Array]) -> list[Array]:
-        """Return the state (1, H) after a step, from weights by their last names, x (1, D) and the
-        state before it.
-        """
-        w = self.cell.weights(np, w)
-        H = self.H
-        rooms = []  # each has a state before the step, and then the one after it
-        for s in state:
-            room = np.empty(2 * H, x.dtype)
-            room[:H] = s
-            rooms.append(room)
-        vectors = [contiguous(w[name]).reshape(shape) for name, shape in self.vectors]
-        Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else np.zeros(self.Wh, x.dtype)
-        self.loop(contiguous(x), contiguous(w["Wx"]), Wh, *rooms, *vectors, *self.numbers)
-        return [room[None, H:] for room in rooms]
 
 
 NUMBA = Numba()

@@ -20,7 +20,7 @@ from xlstm.engines.cell_step import Masks, Step
 from xlstm.layers import initializers
 from xlstm.layers.blocks.block import Backbone, Block, GatedFeedForward, GatesOfHeads, widened
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.gated import Pass
+from xlstm.layers.gated import LayerTape
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.matrix_memory import Memory
 from xlstm.layers.module import Backward, Forward, Weight
@@ -340,14 +340,16 @@ class Recurrence(SequenceLayer):
             x = slstm.to_bfloat16(xp, x)
             p = {**p, "Wh": slstm.to_bfloat16(xp, p["Wh"])}
         start = packing.sort(xp, [s.T for s in state])
-        kept = "all" if span.keep else "nothing"
+        keep = "all" if span.keep else "nothing"
         step = Step(xp, self.cell, p, Masks())
         chosen = engine.choose(step, packing.widths, self._engines)
-        h, packed_end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, kept)
+        h, packed_end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, keep)
         y, (end,) = packing.restore(xp, h, [packed_end])
-        ends = [s.T for s in end]  # to which what is kept refers, too
-        copies = foreach.copies(xp, ends) if span.keep or not compiles(xp) else ends
-        return y, tuple(copies), Pass(packing, False, tape) if span.keep else None
+        ends = tuple([s.T for s in end])
+        if tape is None or not span.keep:
+            return y, ends, None
+        # What is kept refers to these too.
+        return y, tuple(foreach.copies(xp, ends)), LayerTape(packing, False, tape)
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
