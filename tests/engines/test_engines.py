@@ -11,6 +11,7 @@ import xlstm
 from tests.conftest import make_backend
 from tests.registry import alone, inputs_of, make
 from xlstm.engines import engine
+from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.numba import jit
 
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
@@ -71,6 +72,55 @@ def test_the_engine_of_a_context_ends_with_it(rng):
         other.join()
     assert engine_of(layer, params, x) == "numba"
     assert elsewhere == ["numba"]  # a thread has a context of its own
+
+
+class Counting(engine.Engine):
+    """An engine that counts what the reference runs for it."""
+
+    name = "counting"
+    passes = 0
+
+    def refuses(self, step, widths):
+        return ""
+
+    def forward(self, step, x, state, widths, keep):
+        self.passes += 1
+        return ARRAY_API.forward(step, x, state, widths, keep)
+
+
+def test_a_third_engine_streams(rng, monkeypatch):
+    """A single step is by default a pass of one step."""
+    counting = Counting()
+    monkeypatch.setattr(engine, "ENGINES", [counting, *engine.ENGINES])
+    layer = xlstm.LSTM(3, 6, num_layers=2)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
+    y, end = layer.step(params, x[0], state)
+    assert counting.passes == 2
+    with engine.use("array_api"):
+        expected, after = layer.step(params, x[0], state)
+    for array, other in zip((y, *end), (expected, *after), strict=True):
+        np.testing.assert_array_equal(array, other)
+    y[...] = 0
+    np.testing.assert_array_equal(end[0], after[0])  # y and h are different arrays
+
+
+@needs_numba
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("T", [1, 3, 4, 60])
+def test_inference_of_one_sequence_is_that_of_training(rng, T):
+    """It runs in a compiled call of its own, with or without packed weights, in blocks of steps."""
+    for kind in KINDS:
+        layer = layer_of(kind)
+        params, x, state = inputs_of(layer, make_backend("numpy"), rng, T, 1)
+        before = [s.copy() for s in state]
+        y, end = layer(params, x, state)
+        expected, after, _ = layer.forward(params, x, state)
+        for array, other in zip((y, *end), (expected, *after), strict=True):
+            np.testing.assert_allclose(array, other, rtol=1e-12, atol=1e-14)
+        end[0][...] = 9
+        np.testing.assert_array_equal(y[-1] == 9, False)
+        for array, other in zip(state, before, strict=True):
+            np.testing.assert_array_equal(array, other)
 
 
 # Options that keep a layer from the loops of an engine, and what it calls them.

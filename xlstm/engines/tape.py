@@ -18,8 +18,10 @@ from xlstm import workspace  # noqa: F401  # it settles how the C allocator keep
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.cuda import constants
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import product
-from xlstm.arrays.namespace import Array, Namespace, device_of, reshape, room
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape, room
+from xlstm.arrays.rows import column_sums
 from xlstm.cells.cell import Cell
 from xlstm.engines.cell_step import Step
 
@@ -221,6 +223,18 @@ class Tape:
         products.
         """
         return [product(self.step.xp, a, b) for a, b in pairs]
+
+    def add_sum(
+        self, name: str, d: Array, grads: Params, pairs: dict[str, tuple[Array, Array]]
+    ) -> None:
+        """Add the sum of d (R, N) over all steps to `grads`, or the factors of the product that
+        is this sum to `pairs`, for `products`: whichever takes less time.
+        """
+        xp = self.step.xp
+        if compiles(xp):
+            grads[name] = column_sums(xp, d.T)
+        else:
+            pairs[name] = d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d))
 
     def gates(self) -> Array:
         """Return the value of every gate at every step, in the order of the cell's GATES, (N, G,

@@ -193,6 +193,8 @@ class ExponentialSmoothing(SequenceLayer):
         """Raise unless values of a series are finite, and above 0 where their logarithm is
         taken.
         """
+        if not isinstance(values, np.ndarray):
+            return
         bad = ~np.isfinite(values) | (values <= 0 if self.multiplicative else False)
         if np.any(bad):
             expected = (
@@ -262,7 +264,7 @@ class ExponentialSmoothing(SequenceLayer):
         xp = span.xp
         numbers = self.coefficients(span.xp, p)
         x = span.mask(x, 1.0)[..., 0]  # whose logarithm is finite past the end, too
-        if self.multiplicative and xp is np:
+        if self.multiplicative:
             self._check(x)
         series = xp.log(x) if self.multiplicative else x  # (5)
         rows = tuple(xp.concat((s, xp.zeros_like(x))) for s in state)

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlstm.arrays.fuse import compiles, total
+from xlstm.arrays.fuse import total
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Params, astype, device_of, reshape
-from xlstm.arrays.rows import column_sums
+from xlstm.arrays.namespace import Array, Params, astype, reshape
 from xlstm.engines.tape import Gradients, Tape, swap
 
 
@@ -73,7 +72,8 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
         products["Whr"] = (found.arrays["out"], tape.out)  # (5)
     if "gh" in w:
         grads["gh"] = total(xp, dzh, tape.product.T)  # (7)
-    _bias(tape, "bh", dzh, grads, products)  # (3)
+    if "bh" in w:
+        tape.add_sum("bh", dzh, grads, products)  # (3)
     if da is not dzx:
         grads |= _multiplied(tape, products)
         products = {}
@@ -84,25 +84,11 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads |= more
     if "Wx" in w:
         products |= {"Wx": (dp, x), "dx": (dp.T, w["Wx"])}  # (1)
-    _bias(tape, "b", dzx, grads, products)  # (1)
+    if "b" in w:
+        tape.add_sum("b", dzx, grads, products)  # (1)
     grads |= _multiplied(tape, products)
     dx = grads.pop("dx") if "Wx" in w else dzx.T
     return {name: reshape(grads[name], tuple(p.shape)) for name, p in w.items()}, dx
-
-
-def _bias(
-    tape: Tape, name: str, d: Array, grads: Params, products: dict[str, tuple[Array, Array]]
-) -> None:
-    """Add the gradient of a bias, the sum of d (R, N) over all steps, to `grads`, or to `products`
-    as one of these.
-    """
-    xp = tape.step.xp
-    if name not in tape.step.w:
-        return
-    if compiles(xp):
-        grads[name] = column_sums(xp, d.T)
-    else:
-        products[name] = (d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d)))
 
 
 def _multiplied(tape: Tape, products: dict[str, tuple[Array, Array]]) -> Params:

@@ -24,7 +24,6 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
-from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.engines.tape import Widths
@@ -125,14 +124,10 @@ class Packing:
         if self.order is None:
             return reshape(rows, shape), columns
         at = self._indices(xp, rows)
-        # a kernel needs no row of zeros for the steps past the end of a sequence
-        if not compiles(xp):
-            rows = xp.concat(
-                (rows, xp.zeros((1, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows)))
-            )
-        given = [s.T for states in columns for s in states]
-        steps, *found = gather(xp, [rows, *given], [at.unpack, *[at.unsort] * len(given)])
-        left = iter(found)
+        ends = [s.T for states in columns for s in states]
+        places = [at.unpack, *[at.unsort] * len(ends)]
+        steps, *ends = gather(xp, [rows, *ends], places, zeros=1)
+        left = iter(ends)
         return reshape(steps, shape), [[next(left).T for _ in states] for states in columns]
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:

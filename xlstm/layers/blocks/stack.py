@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
-from xlstm.arrays.fuse import compiles, fuse, listed
+from xlstm.arrays.fuse import fuse, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.rows import summed
+from xlstm.arrays.sliding import computes_again
 from xlstm.cells import slstm
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.engines import engine
@@ -133,9 +134,8 @@ class mLSTMBlock(Block):  # noqa: N801
             q, k, v, gates[..., :N], gates[..., N:], state[1], run.span
         )
         n = run("outnorm", h)
-        # On CuPy the backward pass computes s and g again, since to write and read them takes
-        # longer. (8) (9)
-        *again, sg = listed(fuse(xp, _skipped, n, run.p["skip"], c, z, keep=not compiles(xp)))
+        keep = not computes_again(xp)
+        *again, sg = listed(fuse(xp, _skipped, n, run.p["skip"], c, z, keep=keep))  # (8) (9)
         run.keep(z=z, c=c, memory=memory, sg=again or [n])
         return run.dropped("mask", run("down", sg), self.dropout), (conv_end, end)  # (10) (11)
 
