@@ -10,7 +10,7 @@ from typing import Any
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Params, reshape
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
-from xlstm.engines.cell_step import Step
+from xlstm.engines.cell_step import Step, Stream
 from xlstm.engines.tape import (
     Gradients,
     Kept,
@@ -107,14 +107,26 @@ class ArrayApi:
             end = list(map(functools.partial(xp.asarray, copy=True), end))
         return y, end, tape
 
+    def stream(self, step: Step) -> Stream:
+        """Return a function that runs single steps; see `Engine`."""
+        xp = step.xp
+        cell = step.cell
+        masks = step.masks
+
+        def run(w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+            return self.step(Step(xp, cell, w, masks), x, state)
+
+        return run
+
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        """Run a single step; see `Engine`."""
+        """Run a single step, as a function that `stream` returns does."""
         zx, _ = step.project(x)
         zx = reshape(zx, (step.G, step.H, x.shape[0]))
         options = Options(step, Segment(1, x.shape[0], 0))
         after, *_ = options.forward(0, step.Wh, zx, [s.T for s in state])
         # A cell may return a state as it came.
-        return after[0].T, [step.xp.asarray(s.T, copy=True) for s in after]
+        states = [step.xp.asarray(s.T, copy=True) for s in after]
+        return states[0], states
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
+
+# It runs a single step: (w, x, state) -> (y, state); see `Engine.stream`.
+Stream: TypeAlias = "Callable[[Params, Array, Sequence[Array]], tuple[Array, Sequence[Array]]]"
 
 
 class Masks(NamedTuple):

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.cells.cell import Cell
 from xlstm.engines.array_api import ARRAY_API
-from xlstm.engines.cell_step import Step
+from xlstm.engines.cell_step import Masks, Step, Stream
 from xlstm.engines.cuda.cuda_engine import CUDA
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.numba_engine import NUMBA
@@ -30,8 +31,8 @@ class Engine(Protocol):
     """Runs one recurrent layer in one direction over a packed batch.
 
     To add an engine, write a class derived from this one and put it into `ENGINES`. It needs
-    `refuses`, `forward` and `backward`; a single step, as for streaming, is by default a pass of one
-    step.
+    `refuses`, `forward` and `backward`; a single step, as for streaming, is by default a pass of
+    one step.
 
     Attributes
     ----------
@@ -74,26 +75,35 @@ class Engine(Protocol):
             None only where nothing is kept.
         """
 
-    def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        """Run a single step and keep nothing.
+    def stream(self, step: Step) -> Stream:
+        """Return a function that runs single steps and keeps nothing.
 
         Parameters
         ----------
         step : Step
-        x : array (B, D)
-        state : arrays (B, P), (B, H), ...
-            The state before the step.
+            The first of the steps. Others have arrays of the same shapes and dtypes, but for the
+            number B of sequences.
 
         Returns
         -------
-        y : array (B, P)
-            h after the step.
-        state : arrays as `state`
-            The state after the step, in arrays of their own.
+        stream : function (w, x, state) -> (y, state)
+            `w` has the weights of a step by their last names; x is (B, D), and the states before
+            and after the step are arrays (B, P), (B, H), .... y is h after the step, which may be
+            the first array of the state itself; else all of them are new arrays.
         """
-        before = [s.T for s in state]
-        y, after, _ = self.forward(step, x, before, [(1, x.shape[0])], "nothing")
-        return y, [step.xp.asarray(s.T, copy=True) for s in after]
+
+        xp = step.xp
+        cell = step.cell
+        masks = step.masks
+
+        def run(w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+            again = Step(xp, cell, w, masks)
+            before = [s.T for s in state]
+            _, after, _ = self.forward(again, x, before, [(1, x.shape[0])], "nothing")
+            states = [s.T for s in after]
+            return states[0], states
+
+        return run
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
@@ -121,7 +131,7 @@ ENGINES: list[Engine] = [CUDA, NUMBA, ARRAY_API]  # the quickest first
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)
 
 
-def choose(step: Step, widths: Widths, choices: dict[Any, tuple[Engine, Any]]) -> Engine:
+def choose(step: Step, widths: Widths, choices: dict[Any, Any]) -> Engine:
     """Return the first engine that does not refuse, or the one that was asked for with `use`.
 
     Parameters
@@ -147,6 +157,26 @@ def choose(step: Step, widths: Widths, choices: dict[Any, tuple[Engine, Any]]) -
         choices[key] = choice = _first(step, widths, asked), step.compiled
     engine, step.compiled = choice
     return engine
+
+
+def stream(
+    xp: Namespace, cell: Cell, w: Params, masks: Masks, x: Array, choices: dict[Any, Any]
+) -> Stream:
+    """Return the function that runs single steps of a layer, from `Engine.stream`.
+
+    Parameters are those of `Step`, x (B, D), and `choices`, which is as in `choose`.
+    """
+    asked = _asked.get()
+    run: Stream | None = None
+    if xp is np:
+        key = x.dtype, asked, os.environ.get(jit.VARIABLE)
+        run = choices.get(key)
+    if run is None:
+        step = Step(xp, cell, w, masks)
+        run = _first(step, [(1, x.shape[0])], asked).stream(step)
+        if xp is np:
+            choices[key] = run
+    return run
 
 
 def _first(step: Step, widths: Widths, asked: str | None) -> Engine:

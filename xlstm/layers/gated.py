@@ -384,12 +384,13 @@ class Recurrent(SequenceLayer):
         masks = Masks(None, self._zones) if self._masked else NO_MASKS
         y = x
         after: list[Sequence[Array]] = []
-        for k, (level,) in enumerate(self._levels):
-            w = dict(zip(level.names, map(p.__getitem__, level.names.values()), strict=True))
-            step = Step(xp, level.cell, w, masks)
-            chosen = engine.choose(step, ((1, x.shape[0]),), level.choices)
-            y, end = chosen.step(step, y, [s[k, ...] for s in state])
+        for (level,) in self._levels:
+            w = {last: p[name] for last, name in level.names.items()}
+            stream = engine.stream(xp, level.cell, w, masks, y, level.choices)
+            y, end = stream(w, y, [s[len(after), ...] for s in state])
             after.append(end)
+        if y is after[-1][0]:
+            y = xp.asarray(y, copy=True)
         if len(after) == 1:  # to stack one array takes longer, which counts in a stream
             return y, tuple([s[None, ...] for s in after[0]])
         return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])

@@ -15,9 +15,9 @@ from xlstm.arrays.concat import concat
 from xlstm.arrays.cuda import constants, kernel_fallback, waits
 from xlstm.arrays.cuda.kernel_fallback import Result
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, reshape, room
+from xlstm.arrays.namespace import Array, Params, astype, device_of, dtype_name, reshape, room
 from xlstm.engines.array_api import ARRAY_API, ArrayApi
-from xlstm.engines.cell_step import Step
+from xlstm.engines.cell_step import Step, Stream
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
 from xlstm.engines.cuda.choice import told
@@ -76,16 +76,26 @@ class Cuda:
             end[0] = step.xp.asarray(end[0], copy=True)
         return tape.y, end, tape
 
+    def stream(self, step: Step) -> Stream:
+        """Return a function that runs single steps; see `Engine`."""
+
+        def run(w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+            again = step if w is step.layer_w else Step(step.xp, step.cell, w, step.masks)
+            return self.step(again, x, state)
+
+        return run
+
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        """Run a single step; see `Engine`."""
+        """Run a single step, as a function that `stream` returns does."""
         single = Single(step, x)
         after = _attempt(f"step {single.choice.name}", single.run, state)
         if after is not None:
             return after[0], after[1:]
         widths = [(1, x.shape[0])]
         before = [s.T for s in state]
-        y, end, _ = self._next(step, widths).forward(step, x, before, widths, "nothing")
-        return y, [step.xp.asarray(s.T, copy=True) for s in end]
+        _, end, _ = self._next(step, widths).forward(step, x, before, widths, "nothing")
+        states = [s.T for s in end]
+        return states[0], states
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]

@@ -14,9 +14,9 @@ import numpy as np
 
 from xlstm.arrays import cores, fuse
 from xlstm.arrays import matmul as array_products
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.namespace import Array, Params
 from xlstm.engines.array_api import ARRAY_API
-from xlstm.engines.cell_step import Step
+from xlstm.engines.cell_step import Step, Stream
 from xlstm.engines.numba import chains, codegen, jit, packed_products
 from xlstm.engines.numba.codegen import Kernel, Kernels
 from xlstm.engines.numba.packed_products import (
@@ -77,23 +77,22 @@ class Numba:
         """Run all steps; see `Engine`."""
         alone = keep == "nothing" and state[0].shape[1] == 1 and not step.heads and "Wx" in step.w
         if alone and 0 < x.shape[0] * step.Wh.size <= LARGE:
-            y, end = run_alone(step, x, [s.T for s in state])
-            return y, [s.T for s in end], None
+            y, *end = Alone(step).run(step.layer_w, x, [s.T for s in state])
+            return y, [y[-1:].T.copy(), *[s.T for s in end]], None
         tape = NumbaTape(self, step, widths, x, state[0])
         end = with_idle(np, tape.forward(state, keep), state, tape.first)
         if keep == "nothing":  # h is a part of y
             return tape.y, [end[0].copy(), *end[1:]], None
         return tape.y, end, tape
 
-    def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        """Run a single step; see `Engine`.
+    def stream(self, step: Step) -> Stream:
+        """Return a function that runs single steps; see `Engine`.
 
         A step of several sequences, or of a large layer, is little but products, which BLAS computes
         on all cores for the reference.
         """
-        if x.shape[0] == 1 and step.Wh.size <= SMALL and not step.heads and "Wx" in step.w:
-            return run_alone(step, x, state)
-        return ARRAY_API.step(step, x, state)
+        small = not step.heads and "Wx" in step.w and step.Wh.size <= SMALL
+        return Alone(step).step if small else ARRAY_API.stream(step)
 
     def backward(
         self, tape: Any, dy: Array | None, dstate: Sequence[Array]
@@ -103,40 +102,64 @@ class Numba:
         return found, with_idle(np, start, dstate, tape.first)
 
 
-def run_alone(step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, list[Array]]:
-    """Run all steps of one sequence, x (T, D), from the state (1, H) before them.
+class Alone:
+    """The compiled passes of one sequence through a layer in one direction, which keep nothing.
 
-    A small step takes as long as some twenty calls of Python functions, so here are few.
+    A small step takes as long as some twenty calls of Python functions around it. So what does not
+    depend on the arrays is looked up once: the order of their arguments, and their shapes.
 
-    Returns
-    -------
-    y : array (T, H)
-    state : list of arrays (1, H)
-        The state after the last step, in arrays of their own.
+    Parameters
+    ----------
+    step : Step
+        A step that Numba does not refuse, whose weights are those of x and of one head.
     """
-    compiled: Kernels = step.compiled or kernels(step)
-    kernel = compiled.lean
-    loops = kernel.loops
-    T = x.shape[0]
-    H = step.H
-    hs = np.empty((T + 1, H), x.dtype)
-    hs[0] = state[0]
-    rooms = []  # each has a state before a step and one after it, in turn
-    for before in state[1:]:
-        rooms.append(room := np.empty(2 * H, x.dtype))
-        room[:H] = before
-    vectors = []
-    for name in compiled.vectors:
-        shape = (step.G, H) if name in step.added else step.own[name].shape[:-1]
-        vectors.append(contiguous(step.w[name]).reshape(shape))
-    weights = contiguous(step.w["Wx"]), contiguous(step.Wh)
-    numbers = [step.cell.numbers[name] for name in kernel.numbers] if kernel.numbers else ()
-    loops.forward_alone(loops.PRODUCT, contiguous(x), *weights, hs, *rooms, *vectors, *numbers)
-    last = T % 2 * H
-    after = [hs[T:].copy()]
-    for room in rooms:
-        after.append(room[None, last : last + H])  # noqa: PERF401 (a comprehension is slower here)
-    return hs[1:], after
+
+    def __init__(self, step: Step) -> None:
+        compiled: Kernels = step.compiled or kernels(step)
+        self.reference = ARRAY_API.stream(step)
+        self.cell = step.cell
+        self.loop = compiled.lean.loops.forward_alone
+        self.product = compiled.lean.loops.PRODUCT
+        self.H = step.H
+        self.Wh = step.Wh.shape
+        self.vectors: list[tuple[str, tuple[int, ...]]] = []
+        for name in compiled.vectors:
+            shape = (step.G, step.H) if name in step.added else step.own[name].shape[:-1]
+            self.vectors.append((name, shape))
+        self.numbers = [step.cell.numbers[name] for name in compiled.lean.numbers]
+
+    def step(self, w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run a single step, as `Engine.stream` says."""
+        if x.shape[0] != 1:
+            return self.reference(w, x, state)
+        after = self.run(w, x, state)
+        return after[0], after
+
+    def run(self, w: Params, x: Array, state: Sequence[Array]) -> list[Array]:
+        """Run all steps of x (T, D) from the state (1, H) before them.
+
+        Returns
+        -------
+        h : array (T, H)
+            h after every step.
+        *state : arrays (1, H)
+            The other states after the last step.
+        """
+        w = self.cell.weights(np, w)
+        T = x.shape[0]
+        H = self.H
+        hs = np.empty((T + 1, H), x.dtype)
+        hs[0] = state[0]
+        rooms = []  # each has a state before a step and one after it, in turn
+        for before in state[1:]:
+            rooms.append(room := np.empty(2 * H, x.dtype))
+            room[:H] = before
+        vectors = [contiguous(w[name]).reshape(shape) for name, shape in self.vectors]
+        Wx = contiguous(w["Wx"])
+        Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else np.zeros(self.Wh, x.dtype)
+        self.loop(self.product, contiguous(x), Wx, Wh, hs, *rooms, *vectors, *self.numbers)
+        last = T % 2 * H
+        return [hs[1:], *[room[None, last : last + H] for room in rooms]]
 
 
 class NumbaTape(Tape):
