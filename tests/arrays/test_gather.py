@@ -10,7 +10,6 @@ from tests import gpu
 from tests.conftest import make_backend
 from tests.engines.cuda import nvrtc
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import add_rows, add_text, gather
 
 

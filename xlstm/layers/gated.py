@@ -30,7 +30,7 @@ from xlstm.recurrence.packing import Packing, Span
 NO_MASKS = Masks()
 
 
-class Level(NamedTuple):
+class Sublayer(NamedTuple):
     """One layer and direction of a stack."""
 
     name: str  # with which the names of its parameters begin
@@ -61,8 +61,8 @@ class LayerTape:
         """The share of the old state that each unit keeps at every step, (T, B, H), or None if the
         cell has none.
         """
-        found = self.tape.retained()
-        return None if found is None else self._steps(found)
+        share = self.tape.retained()
+        return None if share is None else self._steps(share)
 
     def __getattr__(self, name: str) -> Array:
         """Return a state of the cell after every step, such as h or c, (T, B, H)."""
@@ -112,19 +112,19 @@ class Recurrent(SequenceLayer):
             raise ValueError(
                 f"{where}: dropout is {self.dropout} but acts between layers, and num_layers is 1"
             )
-        known = {field.name for field in fields(self.CELL)}  # type: ignore[arg-type]
+        cell_options = {field.name for field in fields(self.CELL)}  # type: ignore[arg-type]
         for option in ("activations", "clip"):
-            given = getattr(self, option, None)
-            if given is not None and option not in known:
+            value = getattr(self, option, None)
+            if value is not None and option not in cell_options:
                 raise ValueError(
-                    f"{where}: {option} is {checks.shown(given)}, but its cell has none"
+                    f"{where}: {option} is {checks.shown(value)}, but its cell has none"
                 )
         if not self.CELL.RECURRENT:
-            for option, given in self._used(
+            for option, value in self._used(
                 "recurrent_bias", "recurrent_dropout", "layer_norm"
             ).items():
                 raise ValueError(
-                    f"{where}: {option} is {given!r}, but its cell has no product of h"
+                    f"{where}: {option} is {value!r}, but its cell has no product of h"
                 )
         object.__setattr__(self, "activations", self._activations(where))
         if self.recurrent_bias is None:
@@ -133,11 +133,11 @@ class Recurrent(SequenceLayer):
             raise ValueError(f"{where}: recurrent_bias and bias=False exclude one another")
         object.__setattr__(self, "zoneout", self._zoneout(where))
         if self.recompute:
-            for option, given in self._used(
+            for option, value in self._used(
                 "zoneout", "recurrent_dropout", "layer_norm", "proj_size"
             ).items():
                 raise ValueError(
-                    f"{where}: recompute and {option} exclude one another, {option} is {given}"
+                    f"{where}: recompute and {option} exclude one another, {option} is {value}"
                 )
 
     def _used(self, *options: str) -> dict[str, Any]:
@@ -149,16 +149,16 @@ class Recurrent(SequenceLayer):
 
     def __repr__(self) -> str:
         """Return the call that makes the layer, without the options that have their defaults."""
-        usual = type(self)(self.input_size, self.hidden_size)
-        defaults = {f.name: getattr(usual, f.name) for f in fields(self)[2:]}
+        plain = type(self)(self.input_size, self.hidden_size)
+        defaults = {f.name: getattr(plain, f.name) for f in fields(self)[2:]}
         defaults["recurrent_bias"] = self.bias and self._biases == 2
         values = {name: getattr(self, name) for name in defaults}
-        chosen = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
-        return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *chosen])})"
+        options = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
+        return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *options])})"
 
     @property
     def weights(self) -> dict[str, Weight]:
-        found: dict[str, Weight] = {}
+        weights: dict[str, Weight] = {}
         for k in range(self.num_layers):
             D = (
                 {"D": self.input_size}
@@ -167,8 +167,8 @@ class Recurrent(SequenceLayer):
             )
             for direction in self.directions:
                 for name, dims in self._shapes(D).items():
-                    found[f"{k}.{direction}{name}"] = dims, functools.partial(self._draw, name)
-        return found
+                    weights[f"{k}.{direction}{name}"] = dims, functools.partial(self._draw, name)
+        return weights
 
     @cached_property
     def directions(self) -> tuple[str, ...]:
@@ -199,11 +199,11 @@ class Recurrent(SequenceLayer):
     @cached_property
     def cells(self) -> dict[str, Cell]:
         """The cell of each direction; see `directions`."""
-        usual = getattr(self.CELL, "activations", ())
-        chosen = self.activations or usual * len(self.directions)
-        n = len(usual)
+        defaults = getattr(self.CELL, "activations", ())
+        activations = self.activations or defaults * len(self.directions)
+        n = len(defaults)
         return {
-            name: self._cell(tuple(chosen[n * k : n * (k + 1)]))
+            name: self._cell(tuple(activations[n * k : n * (k + 1)]))
             for k, name in enumerate(self.directions)
         }
 
@@ -228,19 +228,21 @@ class Recurrent(SequenceLayer):
         G = self._gates
         H = self.hidden_size
         rows = {f"{G}H" if G > 1 else "H": G * H}
-        found: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
+        shapes: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
         if self.CELL.RECURRENT:
-            found["Wh"] = {
+            shapes["Wh"] = {
                 **rows,
                 "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0],
             }
         if self.bias:
-            found["b"] = rows
+            shapes["b"] = rows
         if self.recurrent_bias:
-            found["bh"] = rows
+            shapes["bh"] = rows
         if self.layer_norm:
-            found |= {"gx": rows, "gh": rows}
-        return found | {name: {f"{rows}H": rows * H} for name, rows in self.CELL.PARAMETERS.items()}
+            shapes |= {"gx": rows, "gh": rows}
+        return shapes | {
+            name: {f"{rows}H": rows * H} for name, rows in self.CELL.PARAMETERS.items()
+        }
 
     @cached_property
     def _gates(self) -> int:
@@ -280,17 +282,17 @@ class Recurrent(SequenceLayer):
             raise TypeError(
                 f"{where}: activations is {checks.shown(self.activations)}, expected names"
             )
-        given = (
+        texts = (
             (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
         )
-        usual = self.CELL.activations
+        defaults = self.CELL.activations
         directions = len(self.directions)
-        n = len(usual)
-        if len(given) not in (n, n * directions):
+        n = len(defaults)
+        if len(texts) not in (n, n * directions):
             counts = f"{n}" if directions == 1 else f"{n}, or {n * directions} for both directions"
-            raise ValueError(f"{where}: activations has {len(given)} names, expected {counts}")
-        chosen = tuple(functions.canonical(text) for text in given) * (n * directions // len(given))
-        return None if chosen == usual * directions else chosen
+            raise ValueError(f"{where}: activations has {len(texts)} names, expected {counts}")
+        names = tuple(functions.canonical(text) for text in texts) * (n * directions // len(texts))
+        return None if names == defaults * directions else names
 
     @cached_property
     def names(self) -> dict[str, dict[str, str]]:
@@ -302,11 +304,13 @@ class Recurrent(SequenceLayer):
         return full_names
 
     @cached_property
-    def _levels(self) -> list[list[Level]]:
+    def _sublayers(self) -> list[list[Sublayer]]:
         """The recurrences of each layer, one for each direction."""
         return [
             [
-                Level(name := f"{k}.{direction}"[:-1], cell, bool(direction), self.names[name], {})
+                Sublayer(
+                    name := f"{k}.{direction}"[:-1], cell, bool(direction), self.names[name], {}
+                )
                 for direction, cell in self.cells.items()
             ]
             for k in range(self.num_layers)
@@ -321,26 +325,28 @@ class Recurrent(SequenceLayer):
         passes: dict[str, LayerTape] = {}
         ends: list[Sequence[Array]] = []
         rows = packing.pack(xp, x)
-        for k, directions in enumerate(self._levels):
+        for k, directions in enumerate(self._sublayers):
             mask = None
             if k and self.dropout:
                 mask = dropout(rng, self.dropout, tuple(rows.shape), rows)
                 rows = dropped(rows, mask)
             outputs = []
-            for level in directions:
+            for sublayer in directions:
                 start: Sequence[Array] = [s[len(ends), ...].T for s in state]
                 if packing.order is not None and not span.rest:
                     start = packing.sort(xp, start)
                 masks = self._masks(xp, packing, rng, start, rows) if self._masked else NO_MASKS
-                w = dict(zip(level.names, map(p.__getitem__, level.names.values()), strict=True))
-                step = Step(xp, level.cell, w, masks)
-                chosen = engine.choose(step, packing.widths, level.choices)
-                x = packing.mirror(xp, rows) if level.reverse else rows
-                y, end, tape = chosen.forward(step, x, start, packing.widths, keep)
+                w = dict(
+                    zip(sublayer.names, map(p.__getitem__, sublayer.names.values()), strict=True)
+                )
+                step = Step(xp, sublayer.cell, w, masks)
+                runner = engine.choose(step, packing.widths, sublayer.choices)
+                x = packing.mirror(xp, rows) if sublayer.reverse else rows
+                y, end, tape = runner.forward(step, x, start, packing.widths, keep)
                 ends.append(end)
-                outputs.append(packing.mirror(xp, y) if level.reverse else y)
+                outputs.append(packing.mirror(xp, y) if sublayer.reverse else y)
                 if span.keep and tape is not None:
-                    passes[level.name] = LayerTape(packing, level.reverse, tape, mask)
+                    passes[sublayer.name] = LayerTape(packing, sublayer.reverse, tape, mask)
             rows = outputs[0] if len(outputs) == 1 else concat(xp, outputs, 1)
         y, columns = packing.restore(xp, rows, ends)
         return y, stack_states(xp, columns, span.keep and packing.order is None), passes
@@ -358,21 +364,21 @@ class Recurrent(SequenceLayer):
         grads: Params = {}
         starts: list[Sequence[Array]] = [()] * len(kept)
         at = len(kept)
-        for directions in reversed(self._levels):
+        for directions in reversed(self._sublayers):
             dx = None
             at -= len(directions)
-            for d, level in enumerate(directions):
-                layer_tape = kept[level.name]
+            for d, sublayer in enumerate(directions):
+                layer_tape = kept[sublayer.name]
                 P = layer_tape.tape.step.P
                 dh = rows if rows is None or len(directions) == 1 else rows[:, d * P : (d + 1) * P]
-                if dh is not None and level.reverse:
+                if dh is not None and sublayer.reverse:
                     dh = packing.mirror(xp, dh)
                 dend: Sequence[Array] = [s[at + d, ...].T for s in dstate]
                 if not rest:
                     dend = packing.sort(xp, dend)
                 dw, below, starts[at + d] = run_bwd(layer_tape.tape, dh, dend)
-                grads |= {level.names[last]: g for last, g in dw.items()}
-                if level.reverse:
+                grads |= {sublayer.names[last]: g for last, g in dw.items()}
+                if sublayer.reverse:
                     below = packing.mirror(xp, below)
                 dx = below if dx is None else dx + below
             rows = dropped(dx, kept[directions[0].name].mask)
@@ -384,9 +390,9 @@ class Recurrent(SequenceLayer):
         masks = Masks(None, self._zones) if self._masked else NO_MASKS
         y = x
         after: list[Sequence[Array]] = []
-        for (level,) in self._levels:
-            w = {last: p[name] for last, name in level.names.items()}
-            stream = engine.stream(xp, level.cell, w, masks, y, level.choices)
+        for (sublayer,) in self._sublayers:
+            w = {last: p[name] for last, name in sublayer.names.items()}
+            stream = engine.stream(xp, sublayer.cell, w, masks, y, sublayer.choices)
             y, end = stream(w, y, [s[len(after), ...] for s in state])
             after.append(end)
         if y is after[-1][0]:

@@ -54,8 +54,8 @@ class Linear(Module):
             if self.std is not None
             else [uniform(self.input_size**-0.5)] * 2
         )
-        found: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw[0])}
-        return found | ({"b": (O, draw[1])} if self.bias else {})
+        weights: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw[0])}
+        return weights | ({"b": (O, draw[1])} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
         y = matmul(xp, x, p["W"].T)
@@ -99,8 +99,8 @@ class HeadwiseLinear(SameWidth, Module):
     def weights(self) -> dict[str, Weight]:
         K = self.size // self.num_heads
         std = math.sqrt(2 / (5 * K)) if self.std is None else self.std
-        found: dict[str, Weight] = {"W": ({"N": self.num_heads, "K": K, "K ": K}, normal(std))}
-        return found | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
+        weights: dict[str, Weight] = {"W": ({"N": self.num_heads, "K": K, "K ": K}, normal(std))}
+        return weights | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         y, kept = self.beside(xp, [(p, x)])
@@ -165,18 +165,18 @@ class HeadwiseLinear(SameWidth, Module):
             For each x what is added to its gradient.
         """
         grads = list[Params]()
-        found = list(add)
+        dxs = list(add)
         if block_diagonal.takes(xp, maps[0][0]["W"]):
             xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
             more = [dys for _, _, dys in maps]
             Ws = [p["W"] for p, _, _ in maps]
-            found, dWs = block_diagonal.products_bwd(
+            dxs, dWs = block_diagonal.products_bwd(
                 xp, more, [xs[k] for k in range(len(add))], Ws, of, add
             )
             grads = [{"W": dW} for dW in dWs]
             for own, dys in zip(grads if self.bias else (), more, strict=False):
                 own["b"] = column_sums(xp, functools.reduce(operator.add, dys))
-            return grads, found
+            return grads, dxs
         for (_, (heads, W), dys), k in zip(maps, of, strict=True):
             dy = functools.reduce(operator.add, dys)
             dz = headwise.split(xp, dy, self.size, W.shape[0])[0, ...]
@@ -185,8 +185,8 @@ class HeadwiseLinear(SameWidth, Module):
             if self.bias:
                 grads[-1]["b"] = column_sums(xp, dy)
             dx = headwise.products(xp, [(dz, W)], dy)
-            found[k] = dx if found[k] is None else found[k] + dx
-        return grads, found
+            dxs[k] = dx if dxs[k] is None else dxs[k] + dx
+        return grads, dxs
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ class LayerNorm(SameWidth, Module):
     @property
     def weights(self) -> dict[str, Weight]:
         D = {"D": self.size}
-        found: dict[str, Weight] = {"w": (D, constant(0.0 if self.residual else 1.0))}
-        return found | ({"b": (D, constant(0.0))} if self.bias else {})
+        weights: dict[str, Weight] = {"w": (D, constant(0.0 if self.residual else 1.0))}
+        return weights | ({"b": (D, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         arrays = [self._split(a) for a in (x, *map(p.__getitem__, self.shapes))]

@@ -90,8 +90,8 @@ class SequenceLayer(Module):
         """Run `forward` without checks. Past the end of a sequence x may be anything, and y is
         zero.
         """
-        y, end, kept = self.scan(p, span.mask(x), state, span)
-        return span.mask(y), end, kept
+        y, end, saved = self.scan(p, span.mask(x), state, span)
+        return span.mask(y), end, saved
 
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
@@ -194,10 +194,10 @@ class SequenceLayer(Module):
             span.rng = masks(where, seed)
         elif seed is not None:
             checks.seed(where, "seed", seed)
-        y, end, kept = self.run(params, x, start, span)
+        y, end, saved = self.run(params, x, start, span)
         if self.batch_first:
             y = self._swap(span.xp, y)
-        return y, end, Saved(self, tuple(y.shape), kept, span, device_of(y)) if keep else None
+        return y, end, Saved(self, tuple(y.shape), saved, span, device_of(y)) if keep else None
 
     def begin(
         self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
@@ -294,9 +294,9 @@ class SequenceLayer(Module):
 
         x is the input, or dy.
         """
-        found = plain_namespace(params, self._sizes, x, state)
-        if found is not None:
-            return found, params, x, state
+        xp = plain_namespace(params, self._sizes, x, state)
+        if xp is not None:
+            return xp, params, x, state
         where = type(self).__name__
         params, x, state = from_foreign(where, (params, x, state))
         arrays = {} if x is None else {"x" if what == "state" else "dy": x}

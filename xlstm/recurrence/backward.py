@@ -39,8 +39,8 @@ def run_bwd(
     if x.shape[0] == 0:
         grads = {name: step.xp.zeros_like(p) for name, p in step.w.items()}
         return step.cell.weights_bwd(step.xp, step.layer_w, grads), step.xp.zeros_like(x), dstate
-    found, start = tape.engine.backward(tape, dy, dstate)
-    grads, dx = _weights(tape, found)
+    gradients, start = tape.engine.backward(tape, dy, dstate)
+    grads, dx = _weights(tape, gradients)
     return step.cell.weights_bwd(step.xp, step.layer_w, grads), dx, start
 
 
@@ -100,18 +100,20 @@ def _own(tape: Tape, dzx: Array) -> Params:
     step = tape.step
     xp = step.xp
     grads: Params = {}
-    for kept in tape.segments:
-        segment = kept.segment
+    for segment_tape in tape.segments:
+        segment = segment_tape.segment
         k = segment.k
         n = segment.n
         dz = reshape(segment.steps(dzx.T, 0, k), (k, n, -1, step.H))
         dz = xp.permute_dims(dz, (2, 0, 3, 1))  # (rows, k, H, n)
-        saved = kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
+        saved = segment_tape.saved._make(
+            None if a is None else swap(xp, a) for a in segment_tape.saved
+        )
         own = step.own
         if "drop" in step.cell.OWN and step.masks.drop is not None:
             own = {**own, "drop": step.masks.drop[:, :n]}
         for name, d in step.cell.own_bwd(
-            xp, dz, saved, *(c[:-1, ...] for c in kept.carry), **own
+            xp, dz, saved, *(c[:-1, ...] for c in segment_tape.carry), **own
         ).items():
             d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
             grads[name] = grads[name] + d if name in grads else d

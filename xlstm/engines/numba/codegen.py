@@ -70,12 +70,12 @@ def _kernels(
     at = {"zx": "_zx", "h": "_h", **saved, **dict.fromkeys(carried, "_carry")}
     after = {"h": "_new_h", **saved, **dict.fromkeys(carried, "_new_carry")}
     later = {**saved, **dict.fromkeys(carried, "_carry")}
-    given = ("zx", "zh", "h")
-    lean = kernel(dtype, step.lean, step.before, given, at, after, step.numbers)
+    first = ("zx", "zh", "h")
+    lean = kernel(dtype, step.lean, step.before, first, at, after, step.numbers)
     return Kernels(
         step,
-        lean.arrays[len(given) + len(carried) :],
-        kernel(dtype, step.forward, step.before, given, at, after, step.numbers),
+        lean.arrays[len(first) + len(carried) :],
+        kernel(dtype, step.forward, step.before, first, at, after, step.numbers),
         lean,
         kernel(
             dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), later, {}, step.numbers

@@ -27,7 +27,7 @@ from xlstm.engines.numba.packed_products import (
     products,
 )
 from xlstm.engines.numba.team import address, run_parallel
-from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
+from xlstm.engines.tape import Gradients, SegmentTape, Tape, Widths, segments, starts_of, with_idle
 
 # Rows of x whose products are made at once: of several steps, where a step has few.
 ROWS = 48
@@ -77,7 +77,7 @@ class Numba:
         """Run all steps; see `Engine`."""
         alone = keep == "nothing" and state[0].shape[1] == 1 and not step.heads and "Wx" in step.w
         if alone and 0 < x.shape[0] * step.Wh.size <= LARGE:
-            y, *end = Alone(step).run(step.layer_w, x, [s.T for s in state])
+            y, *end = OneSequence(step).run(step.layer_w, x, [s.T for s in state])
             return y, [y[-1:].T.copy(), *[s.T for s in end]], None
         tape = NumbaTape(self, step, widths, x, state[0])
         end = with_idle(np, tape.forward(state, keep), state, tape.first)
@@ -92,17 +92,18 @@ class Numba:
         on all cores for the reference.
         """
         small = not step.heads and "Wx" in step.w and step.Wh.size <= SMALL
-        return Alone(step).step if small else ARRAY_API.stream(step)
+        reference = ARRAY_API.stream(step)
+        return OneSequence(step, reference).step if small else reference
 
     def backward(
         self, tape: Any, dy: Array | None, dstate: Sequence[Array]
     ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
-        found, start = tape.backward(dy, dstate)
-        return found, with_idle(np, start, dstate, tape.first)
+        gradients, start = tape.backward(dy, dstate)
+        return gradients, with_idle(np, start, dstate, tape.first)
 
 
-class Alone:
+class OneSequence:
     """The compiled passes of one sequence through a layer in one direction, which keep nothing.
 
     A small step takes as long as some twenty calls of Python functions around it. So what does not
@@ -112,11 +113,13 @@ class Alone:
     ----------
     step : Step
         A step that Numba does not refuse, whose weights are those of x and of one head.
+    reference : function, optional
+        It runs single steps of other numbers of sequences.
     """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, reference: Stream | None = None) -> None:
         compiled: Kernels = step.compiled or kernels(step)
-        self.reference = ARRAY_API.stream(step)
+        self.reference = reference
         self.cell = step.cell
         self.loop = compiled.lean.loops.forward_alone
         self.product = compiled.lean.loops.PRODUCT
@@ -130,7 +133,7 @@ class Alone:
 
     def step(self, w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
         """Run a single step, as `Engine.stream` says."""
-        if x.shape[0] != 1:
+        if x.shape[0] != 1 and self.reference is not None:
             return self.reference(w, x, state)
         after = self.run(w, x, state)
         return after[0], after
@@ -187,8 +190,8 @@ class NumbaTape(Tape):
     @property
     def kernels(self) -> Kernels:
         """The compiled loops of the cell, which a copy looks up again."""
-        found: Kernels = self.step.compiled or kernels(self.step)
-        return found
+        compiled: Kernels = self.step.compiled or kernels(self.step)
+        return compiled
 
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence of the first step at its own end."""
@@ -311,14 +314,14 @@ class NumbaTape(Tape):
         return products(self.kernels.backward.loops, pairs)
 
     @property
-    def segments(self) -> list[Kept]:
+    def segments(self) -> list[SegmentTape]:
         """The kept values by segments; those of the cell are made again where they were not
         kept.
         """
         first = self.first
         H = self.step.H
         saved = self._whole()
-        found = []
+        tapes = []
         for segment in segments(tuple(self.widths)):
             k, n, at = segment
             before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
@@ -331,8 +334,8 @@ class NumbaTape(Tape):
                 for name, a in saved.items()
             }
             by_steps = {name: np.moveaxis(a, -3, 0).swapaxes(-1, -2) for name, a in steps.items()}
-            found.append(Kept(segment, carry, self.kernels.step.restore(by_steps)))
-        return found
+            tapes.append(SegmentTape(segment, carry, self.kernels.step.restore(by_steps)))
+        return tapes
 
     def _whole(self) -> dict[str, Array]:
         """Return what the cell saved, from one more pass where it was not kept."""
@@ -396,12 +399,12 @@ def constants(step: Step, n: int) -> dict[str, Any]:
     """Return the parameters that a cell uses beside its units, once for each of n sequences: (rows,
     n, H) or (n, H).
     """
-    given = {}
+    vectors = {}
     for name in (*step.added, *step.own):
         p = step.w[name].reshape(step.G, step.H) if name in step.added else step.own[name][..., 0]
-        given[name] = room = np.empty((*p.shape[:-1], n, step.H), p.dtype)
+        vectors[name] = room = np.empty((*p.shape[:-1], n, step.H), p.dtype)
         room[...] = p[..., None, :]
-    return given
+    return vectors
 
 
 def kernels(step: Step) -> Any:

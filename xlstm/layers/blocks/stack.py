@@ -23,7 +23,7 @@ from xlstm.layers.blocks.block import Backbone, Block, GatedFeedForward, GatesOf
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.gated import LayerTape
 from xlstm.layers.linear import HeadwiseLinear, Linear
-from xlstm.layers.matrix_memory import Memory
+from xlstm.layers.matrix_memory import MatrixMemory
 from xlstm.layers.module import Backward, Forward, Weight
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
 from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State, complete
@@ -86,10 +86,10 @@ class mLSTMBlock(Block):  # noqa: N801
         return widened("mLSTMBlock", "proj_factor", self.proj_factor, self.size)
 
     @cached_property
-    def memory(self) -> Memory:
+    def memory(self) -> MatrixMemory:
         """The memories of all heads."""
         K = self.inner // self.num_heads
-        return Memory(self.num_heads, K, K, eps=self.eps, chunk=self.chunk_size)
+        return MatrixMemory(self.num_heads, K, K, eps=self.eps, chunk=self.chunk_size)
 
     @cached_property
     def parts(self) -> dict[str, Any]:
@@ -235,20 +235,20 @@ class sLSTMBlock(Block):  # noqa: N801
         D = self.size
         N = self.num_heads
         heads = HeadwiseLinear(D, N, std=self._small)
-        found: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
+        parts: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
         if self.conv_kernel_size:
-            found["conv"] = CausalConv(D, self.conv_kernel_size, silu=True)
-        found |= dict.fromkeys("ifzo", heads)
-        found["cell"] = Recurrence(
+            parts["conv"] = CausalConv(D, self.conv_kernel_size, silu=True)
+        parts |= dict.fromkeys("ifzo", heads)
+        parts["cell"] = Recurrence(
             D, N, self.recurrent_init, self.index / max(1, self.num_blocks - 1)
         )
-        found["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
+        parts["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
         if self.ffn_proj_factor:
-            found["ffn_norm"] = LayerNorm(D, residual=True)
-            found["ffn"] = GatedFeedForward(
+            parts["ffn_norm"] = LayerNorm(D, residual=True)
+            parts["ffn"] = GatedFeedForward(
                 D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks
             )
-        return found
+        return parts
 
     @cached_property
     def states(self) -> State:
@@ -342,8 +342,8 @@ class Recurrence(SequenceLayer):
         start = packing.sort(xp, [s.T for s in state])
         keep = "all" if span.keep else "nothing"
         step = Step(xp, self.cell, p, Masks())
-        chosen = engine.choose(step, packing.widths, self._engines)
-        h, packed_end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, keep)
+        runner = engine.choose(step, packing.widths, self._engines)
+        h, packed_end, tape = runner.forward(step, packing.pack(xp, x), start, packing.widths, keep)
         y, (end,) = packing.restore(xp, h, [packed_end])
         ends = tuple([s.T for s in end])
         if tape is None or not span.keep:
