@@ -30,7 +30,7 @@ from xlstm import precision
 from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.matrix_memory import Memory
+from xlstm.layers.matrix_memory import MatrixMemory
 from xlstm.layers.sequence import complete
 from xlstm.recurrence.packing import Packing, Span
 
@@ -97,7 +97,7 @@ class Ours:
 
     def __init__(self, case: Case, inputs: dict[str, np.ndarray], be: Backend) -> None:
         self.case = case
-        self.memory = Memory(case.N, case.K, case.V)
+        self.memory = MatrixMemory(case.N, case.K, case.V)
         self.inputs = {name: be.asarray(by_rows(a)) for name, a in inputs.items()}
         self.state = complete(
             "bench", be.xp, "state", None, self.memory.states, case.B, self.inputs

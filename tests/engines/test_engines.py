@@ -9,8 +9,9 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from tests.registry import alone, inputs_of, make
+from tests.registry import agree, alone, inputs_of, largest, make
 from xlstm.engines import engine
+from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.numba import jit
 
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
@@ -71,6 +72,50 @@ def test_the_engine_of_a_context_ends_with_it(rng):
         other.join()
     assert engine_of(layer, params, x) == "numba"
     assert elsewhere == ["numba"]  # a thread has a context of its own
+
+
+class Counting(engine.Engine):
+    """An engine that counts what the reference runs for it."""
+
+    name = "counting"
+    passes = 0
+
+    def refuses(self, step, widths):
+        return ""
+
+    def forward(self, *args):
+        self.passes += 1
+        return ARRAY_API.forward(*args)
+
+
+def test_a_third_engine_streams(rng, monkeypatch):
+    """A single step is by default a pass of one step."""
+    counting = Counting()
+    layer = xlstm.LSTM(3, 6, num_layers=2)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
+    expected = layer.step(params, x[0], state)
+    monkeypatch.setattr(engine, "ENGINES", [counting])
+    y, end = type(layer)(3, 6, num_layers=2).step(params, x[0], state)
+    assert counting.passes == 2
+    agree(dict(enumerate((y, *end))), dict(enumerate((expected[0], *expected[1]))), 1e-12, largest)
+
+
+@needs_numba
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("T", [1, 3, 4, 60])
+def test_inference_of_one_sequence_is_that_of_training(rng, T):
+    """It runs in a compiled call of its own, also with parameters that were changed in place."""
+    for layer in map(layer_of, KINDS):
+        params, x, state = inputs_of(layer, make_backend("numpy"), rng, T, 1)
+        params["0.Wh"] = params["0.Wh"].copy()
+        for _ in range(2):
+            y, end = layer(params, x, state)
+            y1, after = layer.step(params, x[0], state)
+            z, last, _ = layer.forward(params, x, state)
+            z1, first, _ = layer.forward(params, x[:1], state)
+            results = dict(enumerate((y, *end, y1[None], *after)))
+            agree(results, dict(enumerate((z, *last, z1, *first))), 1e-12, largest)
+            params["0.Wh"] *= 0.5
 
 
 # Options that keep a layer from the loops of an engine, and what it calls them.

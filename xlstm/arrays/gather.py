@@ -54,7 +54,9 @@ extern "C" __global__ void xlstm_gather(const Sources all, int size) {{
 """
 
 
-def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
+def gather(
+    xp: Namespace, arrays: Sequence[Array], places: Sequence[Array], zeros: int = 0
+) -> list[Array]:
     """Return the rows of each array at its places.
 
     Parameters
@@ -64,21 +66,26 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
     arrays : sequence of array (N, ...)
         They have one dtype.
     places : sequence of int64 array (M,)
-        Numbers of rows, for each array; on CuPy N gives a row of zeros.
+        Numbers of rows, for each array.
+    zeros : int
+        The places of so many arrays, the first ones, may be N, which gives a row of zeros.
 
     Returns
     -------
     list of array (M, ...)
     """
-    if fuse.compiles(xp):
-        if arrays[0].itemsize > 1:
-            gathered = kernel_fallback.attempt("xlstm_gather", _gathered, arrays, places)
-            if gathered is not None:
-                return gathered
-        arrays = [
-            xp.concat((a, xp.zeros((1, *a.shape[1:]), dtype=a.dtype)), axis=0) for a in arrays
-        ]
+    if fuse.compiles(xp) and arrays[0].itemsize > 1:
+        gathered = kernel_fallback.attempt("xlstm_gather", _gathered, arrays, places)
+        if gathered is not None:
+            return gathered
+    if zeros:
+        arrays = [_with_zeros(xp, a) for a in arrays[:zeros]] + list(arrays[zeros:])
     return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
+
+
+def _with_zeros(xp: Namespace, a: Array) -> Array:
+    row = xp.zeros((1, *a.shape[1:]), dtype=a.dtype, device=device_of(a))
+    return xp.concat((a, row))
 
 
 def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:

@@ -518,10 +518,10 @@ def parse(text: str | Activation) -> Activation:
             f"activations: {text!r} is unknown, expected one of {', '.join(GATE_ACTIVATIONS)}"
         )
     name = match[1]
-    given = [part for part in (match[2] or "").split(",") if part.strip()]
+    numbers = [part for part in (match[2] or "").split(",") if part.strip()]
     defaults = _defaults(name)
     try:
-        values = [float(part) for part in given]
+        values = [float(part) for part in numbers]
     except ValueError:
         raise ValueError(f"activations: {text!r} has parameters that are not numbers") from None
     if len(values) > len(defaults) or not all(map(math.isfinite, values)):
@@ -565,12 +565,12 @@ def canonical(text: str) -> str:
 def pair(text: str | Activation) -> Pair:
     """Return the functions of a gate activation; see `parse`."""
     name, values = parse(text)
-    found = GATE_ACTIVATIONS[name]
+    activation = GATE_ACTIVATIONS[name]
     if not values:
-        return found
-    given = dict(zip(ALPHA_BETA, values, strict=False))
+        return activation
+    options = dict(zip(ALPHA_BETA, values, strict=False))
     return Pair(
-        functools.partial(found.fwd, **given),
-        functools.partial(found.bwd, **given),
-        found.from_input,
+        functools.partial(activation.fwd, **options),
+        functools.partial(activation.bwd, **options),
+        activation.from_input,
     )

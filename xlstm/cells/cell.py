@@ -208,14 +208,16 @@ class Cell:
         """Options that are numbers: fields, and parameters of activations such as `alpha0` of the
         first.
         """
-        found = {
+        numbers = {
             name: float(value)
             for name, value in self._fields.items()
             if type(value) in (int, float)
         }
         for k, (_, values) in enumerate(self._activations):
-            found |= {f"{name}{k}": value for name, value in zip(ALPHA_BETA, values, strict=False)}
-        return found
+            numbers |= {
+                f"{name}{k}": value for name, value in zip(ALPHA_BETA, values, strict=False)
+            }
+        return numbers
 
     @cached_property
     def form(self) -> Self:
@@ -251,7 +253,11 @@ class Cell:
         """Return the pre-activations where backward needs them: with `clip`, and for some
         activations.
         """
-        return z if self.clip is not None or any(one.from_input for one in self._pairs) else None
+        return (
+            z
+            if self.clip is not None or any(activation.from_input for activation in self._pairs)
+            else None
+        )
 
     @cached_property
     def _fields(self) -> dict[str, Any]:
@@ -259,11 +265,11 @@ class Cell:
 
     @cached_property
     def _activations(self) -> tuple[Activation, ...]:
-        return tuple(parse(one) for one in self.activations)
+        return tuple(parse(text) for text in self.activations)
 
     @cached_property
     def _pairs(self) -> tuple[Pair, ...]:
-        return tuple(pair(one) for one in self._activations)
+        return tuple(pair(activation) for activation in self._activations)
 
 
 class Summed(Cell):

@@ -44,11 +44,11 @@ def step(
         "root": q.shape[-1] ** -0.5,
     }
     options |= {"eps": eps, "limit": limit_of(xp, n0.dtype), "dtype": n0.dtype}
-    given = *(reshape(a, (*m0.shape, 1)) for a in (i, f, m0)), q, k, n0
-    m, kept, den, q, ik, n = (
-        by_rows(xp, _begin, *given, **options) if compiles(xp) else _begin(xp, *given, **options)
+    inputs = *(reshape(a, (*m0.shape, 1)) for a in (i, f, m0)), q, k, n0
+    m, f1, den, q, ik, n = (
+        by_rows(xp, _begin, *inputs, **options) if compiles(xp) else _begin(xp, *inputs, **options)
     )
-    C = fuse(xp, _memory, C0, kept[..., None], ik[..., :, None], v[..., None, :])  # (19)
+    C = fuse(xp, _memory, C0, f1[..., None], ik[..., :, None], v[..., None, :])  # (19)
     Cq = reshape(matmul(xp, q[..., None, :], C), v.shape)  # (21)
     return astype(xp, Cq / den, v.dtype), C, n, reshape(m, m0.shape)  # (21)
 
@@ -70,11 +70,11 @@ def _begin(
     f = astype(xp, f, dtype)
     q = astype(xp, q, dtype)
     logf = FORGET[forget].fwd(xp, f)  # (26)
-    kept = logf + m0  # (15)
-    m = xp.maximum(kept, i)  # (15)
+    old = logf + m0  # (15)
+    m = xp.maximum(old, i)  # (15)
     r = at_least(xp, m, low)  # (15) finite before the first write
     i1 = xp.exp(i - r)
-    f1 = xp.exp(at_least(xp, kept, low) - r)  # (16) (17)
+    f1 = xp.exp(at_least(xp, old, low) - r)  # (16) (17)
     ik = root * i1 * k  # (23)
     n = f1 * n0 + ik  # (20)
     s = xp.sum(q * n, axis=-1, keepdims=True)  # (21) n q

@@ -29,6 +29,7 @@ from xlstm.arrays.cuda import constants
 from xlstm.arrays.fuse import compiles, fuse, scan, total
 from xlstm.arrays.matmul import matmul, packed, product
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of
+from xlstm.arrays.sliding import computes_again
 from xlstm.cells import mlstm_formulas as formulas
 from xlstm.cells.activations import FORGET
 from xlstm.cells.mlstm_formulas import limit_of, low_of
@@ -216,12 +217,10 @@ def _pairs(xp: Namespace, w: Array, r: Array) -> tuple[Array, ...]:
 
 
 def _multiplier(xp: Namespace, q: Array, logs: Logs) -> Callable[[Array], Array]:
-    """Return a function that multiplies an array by D: on CuPy each product computes it anew, which
-    is one launch.
-    """
+    """Return a function that multiplies an array by D."""
     pairs = _pairs(xp, logs.w, logs.r)
     options = _root_and_dtype(q)
-    if compiles(xp):
+    if computes_again(xp):
         return lambda a: fuse(xp, _times_D, a, *pairs, **options)
     D = fuse(xp, formulas.D, *pairs, **options)  # (4)
     return lambda a: a * D

@@ -95,15 +95,15 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
     """
     if xp is not np:
         return _within(xp, function, x, *arrays, **options)
-    found = looped(xp, function, (x, *arrays), 0, {**options, "limit": None})
-    if found is None:
+    outputs = looped(xp, function, (x, *arrays), 0, {**options, "limit": None})
+    if outputs is None:
         with np.errstate(over="ignore", invalid="ignore"):
-            found = function(xp, x, *arrays, limit=None, **options)
-    finite = found[1] > 0  # r is 0 or NaN where a square is infinite
+            outputs = function(xp, x, *arrays, limit=None, **options)
+    finite = outputs[1] > 0  # r is 0 or NaN where a square is infinite
     if finite.all():
-        return found
+        return outputs
     within = _within(xp, function, x, *arrays, **options)
-    return tuple(np.where(finite, *pair) for pair in zip(found, within, strict=True))
+    return tuple(np.where(finite, *pair) for pair in zip(outputs, within, strict=True))
 
 
 def _within(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: Any) -> Any:

@@ -17,7 +17,7 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivative of one step."""
+    """The local derivative of one step of this cell."""
 
     a: Array  # derivative of h by its pre-activation (1, H, B)
 

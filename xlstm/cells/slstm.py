@@ -30,7 +30,7 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step, each of one value by another."""
+    """The local derivatives of one step of this cell, each of one value by another."""
 
     ao: Array  # of h by the pre-activation of o
     kc: Array  # of h by c
@@ -68,10 +68,10 @@ class Cell(cell.Summed):
         """
         a = zx + zh
         ai, af = a[0, ...], a[1, ...]
-        kept = self._log_forget(xp, af) + m0  # (1) logarithm of the share of the old state
-        m = xp.maximum(kept, ai)  # (2)
+        old = self._log_forget(xp, af) + m0  # (1) logarithm of the share of the old state
+        m = xp.maximum(old, ai)  # (2)
         i = xp.exp(ai - m)
-        f = xp.exp(kept - m)  # (3)
+        f = xp.exp(old - m)  # (3)
         z = xp.tanh(a[2, ...])
         o = sigmoid(xp, a[3, ...])  # (4)
         c = f * c0 + i * z  # (5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Params, reshape
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
-from xlstm.engines.cell_step import Step
+from xlstm.engines.cell_step import Step, Stream
 from xlstm.engines.tape import (
     Gradients,
-    Kept,
     Segment,
+    SegmentTape,
     Tape,
     Widths,
     beside,
@@ -100,26 +101,44 @@ class ArrayApi:
                     left = iter(buffers[len(carry) :])
                     first, *others = [tuple(itertools.islice(left, len(group))) for group in groups]
                     saved = groups[0]._make(first)
-                tape.kept.append(Kept(segment, carry, saved, *others))
-        return (
-            y,
-            [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state),
-            tape,
-        )
+                tape.kept.append(SegmentTape(segment, carry, saved, *others))
+        end = [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state)
+        if keep == "nothing":  # A cell may return a state as it came.
+            end = list(map(functools.partial(xp.asarray, copy=True), end))
+        return y, end, tape
 
-    def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
-        """Run one step from x (B, D); return the state after it."""
+    def stream(self, step: Step) -> Stream:
+        """Return a function that runs single steps; see `Engine`."""
+        xp = step.xp
+        cell = step.cell
+        masks = step.masks
+
+        def run(w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+            return self.step(Step(xp, cell, w, masks), x, state)
+
+        return run
+
+    def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run a single step, as a function that `stream` returns does."""
         zx, _ = step.project(x)
         zx = reshape(zx, (step.G, step.H, x.shape[0]))
-        options = Options(step, Segment(1, x.shape[0], 0))
-        return options.forward(0, step.Wh, zx, [s.T for s in state])[0]
+        before = [s.T for s in state]
+        if step.bare:
+            zh = step.recur(step.Wh, before[0])  # (3)
+            *after, _ = step.cell.gates(step.xp, zx, zh, *before, **step.own)  # (4)
+        else:
+            options = Options(step, Segment(1, x.shape[0], 0))
+            after, *_ = options.forward(0, step.Wh, zx, before)
+        # A cell may return a state as it came.
+        states = [step.xp.asarray(s.T, copy=True) for s in after]
+        return states[0], states
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
     ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         step = tape.step
-        found = Gradients(tape)
+        gradients = Gradients(tape)
         xp = step.xp
         cell = step.cell
         dend = dstate
@@ -129,8 +148,8 @@ class ArrayApi:
             else _transposed(step.Wh)
         )
         dstate = [d[:, :0] for d in dend]
-        for kept in map(tape.complete, reversed(tape.kept)):
-            segment = kept.segment
+        for segment_tape in map(tape.complete, reversed(tape.kept)):
+            segment = segment_tape.segment
             have = dstate[0].shape[1]
             n = segment.n
             if have < n:  # the gradient of the sequences that end here is that of the final state
@@ -142,9 +161,12 @@ class ArrayApi:
             block = max(1, DERIVED // max(1, step.R * n))
             for stop in range(segment.k, 0, -block):
                 start = max(0, stop - block)
-                carry = [c[start:stop, ...] for c in kept.carry]
-                saved = kept.saved._make(
-                    [None if a is None else swap(xp, a[start:stop, ...]) for a in kept.saved]
+                carry = [c[start:stop, ...] for c in segment_tape.carry]
+                saved = segment_tape.saved._make(
+                    [
+                        None if a is None else swap(xp, a[start:stop, ...])
+                        for a in segment_tape.saved
+                    ]
                 )
                 local = cell.derivatives(xp, saved, *carry, **own)
                 for t in range(stop - 1, start - 1, -1):
@@ -156,13 +178,13 @@ class ArrayApi:
                         dstate[0] = dstate[0] + dy[rows, :].T  # (8)
                     if options is None:
                         dzx, dzh, dh0, *dcarry = cell.gates_bwd(xp, here, *dstate, **own)  # (4)
-                        dh = step.recur_bwd(WT, found.put_products(rows, dzx, dzh))  # (3)
+                        dh = step.recur_bwd(WT, gradients.put_products(rows, dzx, dzh))  # (3)
                         # (3) and (4) through h0
                         dstate = [dh if dh0 is None else dh + dh0, *dcarry]
                     else:
-                        normal = [a[t, ...] for a in kept.normal]
-                        dstate = options.backward(t, WT, here, dstate, normal, found)
-        return found, with_idle(xp, dstate, dend, tape.first)
+                        normal = [a[t, ...] for a in segment_tape.normal]
+                        dstate = options.backward(t, WT, here, dstate, normal, gradients)
+        return gradients, with_idle(xp, dstate, dend, tape.first)
 
 
 class Options:
@@ -242,7 +264,8 @@ class Options:
             ]
             # (6)
             dstate = [
-                d if kept is None else d - kept for d, kept in zip(dstate, direct, strict=True)
+                d if passed is None else d - passed
+                for d, passed in zip(dstate, direct, strict=True)
             ]
         dh, *dcarry = dstate
         if step.Whr is not None:
@@ -260,7 +283,8 @@ class Options:
             dh = dh + dh0  # (2) and (4) through h0
         # (6)
         return [
-            d if kept is None else d + kept for d, kept in zip((dh, *dcarry), direct, strict=True)
+            d if passed is None else d + passed
+            for d, passed in zip((dh, *dcarry), direct, strict=True)
         ]
 
     def _shares(self, t: int) -> list[Any]:

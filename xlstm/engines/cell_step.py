@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
+
+# It runs a single step: (w, x, state) -> (y, state); see `Engine.stream`.
+Stream: TypeAlias = "Callable[[Params, Array, Sequence[Array]], tuple[Array, Sequence[Array]]]"
 
 
 class Masks(NamedTuple):
@@ -47,16 +51,18 @@ class Step:
         self.w = w = cell.weights(xp, w)
         # A cell without a product of h runs as one whose weights are zero.
         Wh = w["Wh"] if "Wh" in w else _no_weights(xp, w["Wx"], len(cell.GATES))
-        if Wh.ndim == 4 and Wh.shape[1] == 1:  # one head is a matrix like any other
-            Wh = reshape(Wh, (Wh.shape[0] * Wh.shape[2], Wh.shape[3]))
-        self.Wh = Wh
         self.heads = Wh.ndim == 4
+        if self.heads and Wh.shape[1] == 1:  # one head is a matrix like any other
+            Wh = reshape(Wh, (Wh.shape[0] * Wh.shape[2], Wh.shape[3]))
+            self.heads = False
+        self.Wh = Wh
         self.G = len(cell.GATES)
-        self.R, self.P = (
-            (Wh.shape[0] * Wh.shape[1] * Wh.shape[2], Wh.shape[1] * Wh.shape[2])
-            if self.heads
-            else Wh.shape
-        )
+        if self.heads:
+            _, N, K, _ = Wh.shape
+            self.R = self.G * N * K
+            self.P = N * K
+        else:
+            self.R, self.P = Wh.shape
         self.Whr = w.get("Whr")
         self.H = self.P if self.Whr is None else self.Whr.shape[1]
         self.b = w.get("b")
@@ -72,9 +78,8 @@ class Step:
         )
         self.compiled: Any = None  # what an engine made of the step
         # Looked up once: they run at every step.
-        self._times: Any = (
-            functools.partial(matmul, xp) if xp is not np and compiles(xp) else operator.matmul
-        )
+        on_cupy = xp is not np and compiles(xp)
+        self._times: Any = functools.partial(matmul, xp) if on_cupy else operator.matmul
         self.reshape: Any = np.ndarray.reshape if xp is np else reshape
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -18,10 +18,10 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
 from xlstm.engines.array_api import ARRAY_API
-from xlstm.engines.cell_step import Masks, Step
+from xlstm.engines.cell_step import Masks, Step, Stream
 from xlstm.engines.cuda.cuda_engine import CUDA
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.numba_engine import NUMBA, Stream
+from xlstm.engines.numba.numba_engine import NUMBA
 from xlstm.engines.tape import Gradients, Tape, Widths
 
 __all__ = ["Engine", "use"]
@@ -30,8 +30,9 @@ __all__ = ["Engine", "use"]
 class Engine(Protocol):
     """Runs one recurrent layer in one direction over a packed batch.
 
-    To add an engine, write a class with these methods and put it into `ENGINES`. One step, as for
-    streaming, goes another way: the function `step` has the reference engine or Numba run it.
+    To add an engine, write a class derived from this one and put it into `ENGINES`. It needs
+    `refuses`, `forward` and `backward`; a single step, as for streaming, is by default a pass of
+    one step.
 
     Attributes
     ----------
@@ -49,7 +50,7 @@ class Engine(Protocol):
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
-    ) -> tuple[Array, list[Array], Tape]:
+    ) -> tuple[Array, list[Array], Tape | None]:
         """Run all steps.
 
         Parameters
@@ -69,9 +70,40 @@ class Engine(Protocol):
         y : array (N, P)
             h after every step.
         state : list of arrays as `state`
-            The state of each sequence at its own end.
-        tape : Tape
+            The state of each sequence at its own end; in arrays of their own where nothing is kept.
+        tape : Tape or None
+            None only where nothing is kept.
         """
+
+    def stream(self, step: Step) -> Stream:
+        """Return a function that runs single steps and keeps nothing.
+
+        Parameters
+        ----------
+        step : Step
+            The first of the steps. Others have arrays of the same shapes and dtypes, but for the
+            number B of sequences.
+
+        Returns
+        -------
+        stream : function (w, x, state) -> (y, state)
+            `w` has the weights of a step by their last names; x is (B, D), and the states before
+            and after the step are arrays (B, P), (B, H), .... y is h after the step, which may be
+            the first array of the state itself; else all of them are new arrays.
+        """
+
+        xp = step.xp
+        cell = step.cell
+        masks = step.masks
+
+        def run(w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+            again = Step(xp, cell, w, masks)
+            before = [s.T for s in state]
+            _, after, _ = self.forward(again, x, before, [(1, x.shape[0])], "nothing")
+            states = [s.T for s in after]
+            return states[0], states
+
+        return run
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
@@ -99,14 +131,14 @@ ENGINES: list[Engine] = [CUDA, NUMBA, ARRAY_API]  # the quickest first
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)
 
 
-def choose(step: Step, widths: Widths, known: dict[Any, tuple[Engine, Any]]) -> Engine:
+def choose(step: Step, widths: Widths, choices: dict[Any, Any]) -> Engine:
     """Return the first engine that does not refuse, or the one that was asked for with `use`.
 
     Parameters
     ----------
     step : Step
     widths : list of (steps, width)
-    known : dict
+    choices : dict
         The engines that were chosen before for NumPy arrays, and their compiled steps, which this
         function fills in. All calls with the same dict have the same cell, names of weights and
         shapes.
@@ -118,16 +150,36 @@ def choose(step: Step, widths: Widths, known: dict[Any, tuple[Engine, Any]]) -> 
     """
     asked = _asked.get()
     if step.xp is not np:
-        return _chosen(step, widths, asked)
+        return _first(step, widths, asked)
     key = step.Wh.dtype, step.bare, asked, os.environ.get(jit.VARIABLE)
-    found = known.get(key)
-    if found is None:
-        known[key] = found = _chosen(step, widths, asked), step.compiled
-    engine, step.compiled = found
+    choice = choices.get(key)
+    if choice is None:
+        choices[key] = choice = _first(step, widths, asked), step.compiled
+    engine, step.compiled = choice
     return engine
 
 
-def _chosen(step: Step, widths: Widths, asked: str | None) -> Engine:
+def stream(
+    xp: Namespace, cell: Cell, w: Params, masks: Masks, x: Array, choices: dict[Any, Any]
+) -> Stream:
+    """Return the function that runs single steps of a layer, from `Engine.stream`.
+
+    Parameters are those of `Step`, x (B, D), and `choices`, which is as in `choose`.
+    """
+    asked = _asked.get()
+    run: Stream | None = None
+    if xp is np:
+        key = x.dtype, asked, os.environ.get(jit.VARIABLE)
+        run = choices.get(key)
+    if run is None:
+        step = Step(xp, cell, w, masks)
+        run = _first(step, [(1, x.shape[0])], asked).stream(step)
+        if xp is np:
+            choices[key] = run
+    return run
+
+
+def _first(step: Step, widths: Widths, asked: str | None) -> Engine:
     for engine in ENGINES:
         if asked is None:
             if not engine.refuses(step, widths):
@@ -138,49 +190,6 @@ def _chosen(step: Step, widths: Widths, asked: str | None) -> Engine:
                 raise ValueError(f"engine {asked}: {reason}")
             return engine
     raise AssertionError("the reference engine refuses nothing")
-
-
-def step(
-    xp: Namespace,
-    cell: Cell,
-    w: Params,
-    masks: Masks,
-    x: Array,
-    state: Sequence[Array],
-    streams: dict[Any, Stream | None],
-) -> tuple[Array, Sequence[Array]]:
-    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return h, and the state after
-    it, of these shapes.
-
-    The reference engine runs it, since compiling a loop of one step gains nothing; Numba runs it
-    for a single sequence in a small layer, and a kernel where there is a GPU. h is an array of its
-    own where all of these are new.
-
-    `streams` is a dict that this function fills: it has for each dtype the compiled step, or None
-    where the reference engine runs. All calls with the same dict must have the same cell, masks and
-    shapes of weights.
-
-    Raises
-    ------
-    ValueError
-        The engine that was asked for with `use` refuses the layer.
-    """
-    asked = _asked.get()
-    if xp is np and x.shape[0] == 1 and asked in (None, NUMBA.name) and jit.enabled():
-        if x.dtype not in streams:
-            streams[x.dtype] = NUMBA.stream(Step(xp, cell, w, masks))
-        stream = streams[x.dtype]
-        if stream is not None:
-            after = stream(w, x, state)
-            return after[0], after
-    step = Step(xp, cell, w, masks)
-    if asked is not None:
-        _chosen(step, [(1, x.shape[0])], asked)
-    launched = CUDA.step(step, x, state) if asked in (None, CUDA.name) and xp is not np else None
-    if launched is not None:
-        return launched[0], launched[1:]
-    found = [s.T for s in ARRAY_API.step(step, x, state)]
-    return found[0], found
 
 
 def asked() -> str | None:

@@ -18,8 +18,10 @@ from xlstm import workspace  # noqa: F401  # it settles how the C allocator keep
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.cuda import constants
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import product
-from xlstm.arrays.namespace import Array, Namespace, device_of, reshape, room
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape, room
+from xlstm.arrays.rows import column_sums
 from xlstm.cells.cell import Cell
 from xlstm.engines.cell_step import Step
 
@@ -47,13 +49,13 @@ class Segment(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def segments(widths: tuple[tuple[int, int], ...]) -> tuple[Segment, ...]:
     """Return the segments of a batch that have any sequence."""
-    found = []
+    segments = []
     at = 0
     for k, n in widths:
         if n:
-            found.append(Segment(k, n, at))
+            segments.append(Segment(k, n, at))
             at += k * n
-    return tuple(found)
+    return tuple(segments)
 
 
 @functools.lru_cache(maxsize=64)
@@ -104,7 +106,7 @@ def with_idle(
     return [beside(xp, (end, s[:, first:])) for end, s in zip(ended, state, strict=True)]
 
 
-class Kept(NamedTuple):
+class SegmentTape(NamedTuple):
     """The values that are kept of the steps of one segment, time first."""
 
     segment: Segment
@@ -134,7 +136,7 @@ class Tape:
         by itself, the latter alone.
     y : array (N, P)
         h after every step.
-    kept : list of Kept
+    kept : list of SegmentTape
         By segments.
     normal : (array, array) or None
         Wx x normalised (R, N), and 1 / its deviation, with layer_norm.
@@ -151,7 +153,7 @@ class Tape:
         if h0 is not None:
             self.hs[:first, :] = h0[:, :first].T
         self.y = self.hs[ahead:, :]  # h after every step
-        self.kept: list[Kept] = []
+        self.kept: list[SegmentTape] = []
         self.normal: tuple[Array, Array] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,12 +174,12 @@ class Tape:
         at = 0
         if drop is None:
             return self.h0
-        found = []
+        masked = []
         for k, n in self.widths:
             steps = reshape(self.h0[at : at + k * n, :], (k, n, self.step.P)) * drop[:, :n].T
-            found.append(reshape(steps, (k * n, self.step.P)))
+            masked.append(reshape(steps, (k * n, self.step.P)))
             at += k * n
-        return found[0] if len(found) == 1 else concat(self.step.xp, found, 0)
+        return masked[0] if len(masked) == 1 else concat(self.step.xp, masked, 0)
 
     @property
     def out(self) -> Array:
@@ -190,13 +192,13 @@ class Tape:
         return self.rows(lambda kept: kept.normal[0], (self.step.R,))
 
     @property
-    def segments(self) -> list[Kept]:
+    def segments(self) -> list[SegmentTape]:
         """The kept values by segments; those of the cell are made again where they were not
         kept.
         """
-        return [self.complete(kept) for kept in self.kept]
+        return [self.complete(segment_tape) for segment_tape in self.kept]
 
-    def complete(self, kept: Kept) -> Kept:
+    def complete(self, kept: SegmentTape) -> SegmentTape:
         """Rematerialise what the cell saved, from the states before every step, which needs no
         loop.
         """
@@ -222,6 +224,18 @@ class Tape:
         """
         return [product(self.step.xp, a, b) for a, b in pairs]
 
+    def add_sum(
+        self, name: str, d: Array, grads: Params, pairs: dict[str, tuple[Array, Array]]
+    ) -> None:
+        """Add the sum of d (R, N) over all steps to `grads`, or the factors of the product that
+        is this sum to `pairs`, for `products`: whichever takes less time.
+        """
+        xp = self.step.xp
+        if compiles(xp):
+            grads[name] = column_sums(xp, d.T)
+        else:
+            pairs[name] = d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d))
+
     def gates(self) -> Array:
         """Return the value of every gate at every step, in the order of the cell's GATES, (N, G,
         H).
@@ -229,7 +243,7 @@ class Tape:
         xp = self.step.xp
         step = self.step
 
-        def values(kept: Kept) -> Array:
+        def values(kept: SegmentTape) -> Array:
             saved = kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
             return swap(xp, step.cell.activated(xp, saved))
 
@@ -244,7 +258,7 @@ class Tape:
         if type(step.cell).retained is Cell.retained:
             return None
 
-        def values(kept: Kept) -> Array:
+        def values(kept: SegmentTape) -> Array:
             return step.cell.retained(
                 xp, kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
             )
@@ -261,17 +275,17 @@ class Tape:
         k = names.index(name) - 1
         return self.rows(lambda kept: kept.carry[k][1:, ...], (self.step.H,))
 
-    def rows(self, of: Callable[[Kept], Array], shape: tuple[int, ...]) -> Array:
+    def rows(self, of: Callable[[SegmentTape], Array], shape: tuple[int, ...]) -> Array:
         """Return arrays (k, ..., n) of every segment as rows (N, ...)."""
         xp = self.step.xp
-        found = room(xp, self.x, (self.x.shape[0], *shape))
-        for kept in self.segments:
-            a = of(kept)
-            segment = kept.segment
+        rows = room(xp, self.x, (self.x.shape[0], *shape))
+        for segment_tape in self.segments:
+            a = of(segment_tape)
+            segment = segment_tape.segment
             a = xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1)))  # (k, n, ...)
             end = segment.at + segment.k * segment.n
-            found[segment.at : end, ...] = reshape(a, (segment.k * segment.n, *shape))
-        return found
+            rows[segment.at : end, ...] = reshape(a, (segment.k * segment.n, *shape))
+        return rows
 
 
 class Gradients:
@@ -297,13 +311,13 @@ class Gradients:
         """Keep the gradient (G, H, n) or (R, n) of one step, and return it as (R, n)."""
         if gradient.ndim == 3:
             gradient = reshape(gradient, (gradient.shape[0] * gradient.shape[1], gradient.shape[2]))
-        found = self.arrays.get(name)
-        if found is None:
+        columns = self.arrays.get(name)
+        if columns is None:
             R = gradient.shape[0]
             shape = (self.N, R) if self.flat else (R, self.N)
             new = room(self.xp, self.like, shape)
-            self.arrays[name] = found = new.T if self.flat else new
-        found[:, rows] = gradient
+            self.arrays[name] = columns = new.T if self.flat else new
+        columns[:, rows] = gradient
         return gradient
 
     def put_products(self, rows: slice, dzx: Array, dzh: Array) -> Array:

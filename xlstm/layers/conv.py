@@ -10,10 +10,11 @@ import numpy as np
 
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
-from xlstm.arrays.fuse import compiles, fuse, listed, windows
+from xlstm.arrays.fuse import fuse, listed, windows
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.namespace import Array, Namespace, Params, reshape, room
 from xlstm.arrays.rows import column_sums, summed
+from xlstm.arrays.sliding import computes_again, of_windows, slid, steps_of
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.initializers import uniform
 from xlstm.layers.module import SameWidth, Weight, rows
@@ -54,12 +55,10 @@ class CausalConv(SameWidth, SequenceLayer):
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
-        # On CuPy the backward pass convolves again, since to write and read the values before silu
-        # takes longer.
-        function = _convolved if not self.silu else _silu if compiles(xp) else _activated
-        found = listed(self._slid(xp, function, p["W"].T, xs, p["b"]))
-        y = found[-1]
-        kept = (xs, *found) if len(found) > 1 else (xs,)
+        function = _convolved if not self.silu else _silu if computes_again(xp) else _activated
+        results = listed(slid(xp, function, p["W"].T, xs, p["b"]))
+        y = results[-1]
+        kept = (xs, *results) if len(results) > 1 else (xs,)
         if span.full:
             end = xs[span.T :, ...]  # to which what is kept refers, too
             return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), kept
@@ -83,7 +82,7 @@ class CausalConv(SameWidth, SequenceLayer):
         padded[before + T :, ...] = 0
         dz = padded[before : before + T, ...]
         taps = p["W"].T
-        if compiles(xp):
+        if computes_again(xp):
             arrays = (dy, windows(xs, size), taps, p["b"])
             leading = (None, size, size)
             options: dict[str, Any] = {"size": size, "activated": self.silu}
@@ -93,13 +92,13 @@ class CausalConv(SameWidth, SequenceLayer):
         else:
             dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy
             db = column_sums(xp, dz)
-            dW = xp.stack(listed(summed(xp, _products, dz, *self._windows(xs), sums=size)), axis=1)
+            dW = xp.stack(listed(summed(xp, _products, dz, *steps_of(xs, size), sums=size)), axis=1)
         grads = {"W": dW, "b": db}
         taps = xp.flip(taps, axis=0)
-        if compiles(xp) and dstate is None:
-            dx = self._slid(xp, _convolved, taps, padded[before:, ...], *add, out=out)
-            return grads, dx, (self._slid(xp, _convolved, taps, padded[: 2 * before, ...]),)
-        dxs = self._slid(xp, _convolved, taps, padded)
+        if computes_again(xp) and dstate is None:
+            dx = slid(xp, _convolved, taps, padded[before:, ...], *add, out=out)
+            return grads, dx, (slid(xp, _convolved, taps, padded[: 2 * before, ...]),)
+        dxs = slid(xp, _convolved, taps, padded)
         if dstate is not None and span.full:
             dxs[T:, ...] += dstate[0]
         elif dstate is not None:
@@ -111,30 +110,6 @@ class CausalConv(SameWidth, SequenceLayer):
         for to in out:
             to[...] = dx
         return grads, dx, (dxs[:before, ...],)
-
-    def _slid(
-        self, xp: Namespace, function: Any, taps: Array, xs: Array, *more: Array, **options: Any
-    ) -> Any:
-        """Return the results of a function of taps (k, D), the steps that each is multiplied by,
-        and more arrays.
-
-        Options are those of `summed`, for CuPy.
-        """
-        size = self.kernel_size
-        if compiles(xp):
-            options |= {"leading": (size, size), "of": function, "size": size}
-            return summed(xp, _of_windows, taps, windows(xs, size), *more, sums=0, **options)
-        copies = [taps[j, ...] + 0 for j in range(size)]  # whose numbers are side by side
-        return fuse(xp, function, *copies, *self._windows(xs), *more, size=size)
-
-    def _windows(self, xs: Array) -> list[Array]:
-        """Return the steps that each of the taps is multiplied by."""
-        T = xs.shape[0] - self.kernel_size + 1
-        return [xs[j : j + T, ...] for j in range(self.kernel_size)]
-
-
-def _of_windows(xp: Namespace, taps: Array, xs: Array, *more: Array, of: Any, size: int) -> Any:
-    return of(xp, *(a[j, ...] for a in (taps, xs) for j in range(size)), *more, size=size)
 
 
 def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:
@@ -170,5 +145,5 @@ def _weights_bwd(
     """
     dz = dy
     if activated:
-        dz = silu_bwd(xp, dy, *_of_windows(xp, W, xs, b, of=_activated, size=size))
+        dz = silu_bwd(xp, dy, *of_windows(xp, W, xs, b, of=_activated, size=size))
     return dz, dz, dz * xs

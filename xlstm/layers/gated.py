@@ -7,14 +7,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat, stack
-from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import bernoulli
 from xlstm.cells import activations as functions
@@ -31,8 +30,18 @@ from xlstm.recurrence.packing import Packing, Span
 NO_MASKS = Masks()
 
 
+class Sublayer(NamedTuple):
+    """One layer and direction of a stack."""
+
+    name: str  # with which the names of its parameters begin
+    cell: Cell
+    reverse: bool
+    names: dict[str, str]  # of its parameters, by their last names
+    choices: dict[Any, Any]  # the engines chosen before, which `engine.choose` fills in
+
+
 @dataclass(frozen=True)
-class Pass:
+class LayerTape:
     """The values that one layer and direction kept, which are read with time first, in the order of
     time.
     """
@@ -52,8 +61,8 @@ class Pass:
         """The share of the old state that each unit keeps at every step, (T, B, H), or None if the
         cell has none.
         """
-        found = self.tape.retained()
-        return None if found is None else self._steps(found)
+        share = self.tape.retained()
+        return None if share is None else self._steps(share)
 
     def __getattr__(self, name: str) -> Array:
         """Return a state of the cell after every step, such as h or c, (T, B, H)."""
@@ -103,19 +112,19 @@ class Recurrent(SequenceLayer):
             raise ValueError(
                 f"{where}: dropout is {self.dropout} but acts between layers, and num_layers is 1"
             )
-        known = {field.name for field in fields(self.CELL)}  # type: ignore[arg-type]
+        cell_options = {field.name for field in fields(self.CELL)}  # type: ignore[arg-type]
         for option in ("activations", "clip"):
-            given = getattr(self, option, None)
-            if given is not None and option not in known:
+            value = getattr(self, option, None)
+            if value is not None and option not in cell_options:
                 raise ValueError(
-                    f"{where}: {option} is {checks.shown(given)}, but its cell has none"
+                    f"{where}: {option} is {checks.shown(value)}, but its cell has none"
                 )
         if not self.CELL.RECURRENT:
-            for option, given in self._used(
+            for option, value in self._used(
                 "recurrent_bias", "recurrent_dropout", "layer_norm"
             ).items():
                 raise ValueError(
-                    f"{where}: {option} is {given!r}, but its cell has no product of h"
+                    f"{where}: {option} is {value!r}, but its cell has no product of h"
                 )
         object.__setattr__(self, "activations", self._activations(where))
         if self.recurrent_bias is None:
@@ -124,11 +133,11 @@ class Recurrent(SequenceLayer):
             raise ValueError(f"{where}: recurrent_bias and bias=False exclude one another")
         object.__setattr__(self, "zoneout", self._zoneout(where))
         if self.recompute:
-            for option, given in self._used(
+            for option, value in self._used(
                 "zoneout", "recurrent_dropout", "layer_norm", "proj_size"
             ).items():
                 raise ValueError(
-                    f"{where}: recompute and {option} exclude one another, {option} is {given}"
+                    f"{where}: recompute and {option} exclude one another, {option} is {value}"
                 )
 
     def _used(self, *options: str) -> dict[str, Any]:
@@ -140,16 +149,16 @@ class Recurrent(SequenceLayer):
 
     def __repr__(self) -> str:
         """Return the call that makes the layer, without the options that have their defaults."""
-        usual = type(self)(self.input_size, self.hidden_size)
-        defaults = {f.name: getattr(usual, f.name) for f in fields(self)[2:]}
+        plain = type(self)(self.input_size, self.hidden_size)
+        defaults = {f.name: getattr(plain, f.name) for f in fields(self)[2:]}
         defaults["recurrent_bias"] = self.bias and self._biases == 2
         values = {name: getattr(self, name) for name in defaults}
-        chosen = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
-        return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *chosen])})"
+        options = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
+        return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *options])})"
 
     @property
     def weights(self) -> dict[str, Weight]:
-        found: dict[str, Weight] = {}
+        weights: dict[str, Weight] = {}
         for k in range(self.num_layers):
             D = (
                 {"D": self.input_size}
@@ -158,8 +167,8 @@ class Recurrent(SequenceLayer):
             )
             for direction in self.directions:
                 for name, dims in self._shapes(D).items():
-                    found[f"{k}.{direction}{name}"] = dims, functools.partial(self._draw, name)
-        return found
+                    weights[f"{k}.{direction}{name}"] = dims, functools.partial(self._draw, name)
+        return weights
 
     @cached_property
     def directions(self) -> tuple[str, ...]:
@@ -190,11 +199,11 @@ class Recurrent(SequenceLayer):
     @cached_property
     def cells(self) -> dict[str, Cell]:
         """The cell of each direction; see `directions`."""
-        usual = getattr(self.CELL, "activations", ())
-        chosen = self.activations or usual * len(self.directions)
-        n = len(usual)
+        defaults = getattr(self.CELL, "activations", ())
+        activations = self.activations or defaults * len(self.directions)
+        n = len(defaults)
         return {
-            name: self._cell(tuple(chosen[n * k : n * (k + 1)]))
+            name: self._cell(tuple(activations[n * k : n * (k + 1)]))
             for k, name in enumerate(self.directions)
         }
 
@@ -219,19 +228,21 @@ class Recurrent(SequenceLayer):
         G = self._gates
         H = self.hidden_size
         rows = {f"{G}H" if G > 1 else "H": G * H}
-        found: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
+        shapes: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
         if self.CELL.RECURRENT:
-            found["Wh"] = {
+            shapes["Wh"] = {
                 **rows,
                 "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0],
             }
         if self.bias:
-            found["b"] = rows
+            shapes["b"] = rows
         if self.recurrent_bias:
-            found["bh"] = rows
+            shapes["bh"] = rows
         if self.layer_norm:
-            found |= {"gx": rows, "gh": rows}
-        return found | {name: {f"{rows}H": rows * H} for name, rows in self.CELL.PARAMETERS.items()}
+            shapes |= {"gx": rows, "gh": rows}
+        return shapes | {
+            name: {f"{rows}H": rows * H} for name, rows in self.CELL.PARAMETERS.items()
+        }
 
     @cached_property
     def _gates(self) -> int:
@@ -271,26 +282,39 @@ class Recurrent(SequenceLayer):
             raise TypeError(
                 f"{where}: activations is {checks.shown(self.activations)}, expected names"
             )
-        given = (
+        texts = (
             (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
         )
-        usual = self.CELL.activations
+        defaults = self.CELL.activations
         directions = len(self.directions)
-        n = len(usual)
-        if len(given) not in (n, n * directions):
+        n = len(defaults)
+        if len(texts) not in (n, n * directions):
             counts = f"{n}" if directions == 1 else f"{n}, or {n * directions} for both directions"
-            raise ValueError(f"{where}: activations has {len(given)} names, expected {counts}")
-        chosen = tuple(functions.canonical(text) for text in given) * (n * directions // len(given))
-        return None if chosen == usual * directions else chosen
+            raise ValueError(f"{where}: activations has {len(texts)} names, expected {counts}")
+        names = tuple(functions.canonical(text) for text in texts) * (n * directions // len(texts))
+        return None if names == defaults * directions else names
 
     @cached_property
     def names(self) -> dict[str, dict[str, str]]:
         """For each layer and direction, the full name of each parameter by its last name."""
-        found: dict[str, dict[str, str]] = {}
+        full_names: dict[str, dict[str, str]] = {}
         for name in self.shapes:
             prefix, _, last = name.rpartition(".")
-            found.setdefault(prefix, {})[last] = name
-        return found
+            full_names.setdefault(prefix, {})[last] = name
+        return full_names
+
+    @cached_property
+    def _sublayers(self) -> list[list[Sublayer]]:
+        """The recurrences of each layer, one for each direction."""
+        return [
+            [
+                Sublayer(
+                    name := f"{k}.{direction}"[:-1], cell, bool(direction), self.names[name], {}
+                )
+                for direction, cell in self.cells.items()
+            ]
+            for k in range(self.num_layers)
+        ]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks; packing leaves out all steps past the end of a sequence."""
@@ -298,40 +322,34 @@ class Recurrent(SequenceLayer):
         packing = span.packing
         rng = span.rng
         keep = "nothing" if not span.keep else "states" if self.recompute else "all"
-        passes: dict[str, Pass] = {}
+        passes: dict[str, LayerTape] = {}
         ends: list[Sequence[Array]] = []
-        masked = bool(self.recurrent_dropout) or any(self._zones)
         rows = packing.pack(xp, x)
-        for k in range(self.num_layers):
+        for k, directions in enumerate(self._sublayers):
             mask = None
             if k and self.dropout:
                 mask = dropout(rng, self.dropout, tuple(rows.shape), rows)
-            if mask is not None:
-                rows = rows * mask
+                rows = dropped(rows, mask)
             outputs = []
-            for direction, cell in self.cells.items():
-                name = f"{k}.{direction}"[:-1]
-                names = self.names[name]
+            for sublayer in directions:
                 start: Sequence[Array] = [s[len(ends), ...].T for s in state]
                 if packing.order is not None and not span.rest:
                     start = packing.sort(xp, start)
-                drawn = self._masks(xp, packing, rng, start, rows) if masked else NO_MASKS
-                step = Step(
-                    xp,
-                    cell,
-                    dict(zip(names, map(p.__getitem__, names.values()), strict=True)),
-                    drawn,
+                masks = self._masks(xp, packing, rng, start, rows) if self._masked else NO_MASKS
+                w = dict(
+                    zip(sublayer.names, map(p.__getitem__, sublayer.names.values()), strict=True)
                 )
-                chosen = engine.choose(step, packing.widths, self._engines[name])
-                given = packing.mirror(xp, rows) if direction else rows
-                y, end, tape = chosen.forward(step, given, start, packing.widths, keep)
+                step = Step(xp, sublayer.cell, w, masks)
+                runner = engine.choose(step, packing.widths, sublayer.choices)
+                x = packing.mirror(xp, rows) if sublayer.reverse else rows
+                y, end, tape = runner.forward(step, x, start, packing.widths, keep)
                 ends.append(end)
-                outputs.append(packing.mirror(xp, y) if direction else y)
-                if span.keep:
-                    passes[name] = Pass(packing, bool(direction), tape, mask)
+                outputs.append(packing.mirror(xp, y) if sublayer.reverse else y)
+                if span.keep and tape is not None:
+                    passes[sublayer.name] = LayerTape(packing, sublayer.reverse, tape, mask)
             rows = outputs[0] if len(outputs) == 1 else concat(xp, outputs, 1)
         y, columns = packing.restore(xp, rows, ends)
-        return y, stack_states(xp, columns, packing), passes
+        return y, stack_states(xp, columns, span.keep and packing.order is None), passes
 
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
@@ -344,60 +362,49 @@ class Recurrent(SequenceLayer):
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
         rows = None if dy is None else packing.pack(xp, dy)
         grads: Params = {}
-        names = list(kept)
-        directions = len(self.directions)
-        starts: list[Sequence[Array]] = [()] * len(names)
-        for k in reversed(range(self.num_layers)):
+        starts: list[Sequence[Array]] = [()] * len(kept)
+        at = len(kept)
+        for directions in reversed(self._sublayers):
             dx = None
-            for d in range(directions):
-                at = k * directions + d
-                one = kept[names[at]]
-                P = one.tape.step.P
-                part = rows if rows is None or directions == 1 else rows[:, d * P : (d + 1) * P]
-                if part is not None and one.reverse:
-                    part = packing.mirror(xp, part)
-                last = [s[at, ...].T for s in dstate]
-                dend = last if rest else packing.sort(xp, last)
-                found, below, start = run_bwd(one.tape, part, dend)
-                grads |= {f"{names[at]}.{name}": g for name, g in found.items()}
-                starts[at] = start
-                if one.reverse:
+            at -= len(directions)
+            for d, sublayer in enumerate(directions):
+                layer_tape = kept[sublayer.name]
+                P = layer_tape.tape.step.P
+                dh = rows if rows is None or len(directions) == 1 else rows[:, d * P : (d + 1) * P]
+                if dh is not None and sublayer.reverse:
+                    dh = packing.mirror(xp, dh)
+                dend: Sequence[Array] = [s[at + d, ...].T for s in dstate]
+                if not rest:
+                    dend = packing.sort(xp, dend)
+                dw, below, starts[at + d] = run_bwd(layer_tape.tape, dh, dend)
+                grads |= {sublayer.names[last]: g for last, g in dw.items()}
+                if sublayer.reverse:
                     below = packing.mirror(xp, below)
                 dx = below if dx is None else dx + below
-            rows = dropped(dx, one.mask)
+            rows = dropped(dx, kept[directions[0].name].mask)
         dx, columns = packing.restore(xp, rows, starts)
-        return grads, dx, stack_states(xp, columns, packing)
+        return grads, dx, stack_states(xp, columns, packing.order is None)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         """Run `step` without checks; zoneout takes its expectation."""
-        masks = Masks(None, self._zones) if any(self._zones) else NO_MASKS
-        (cell,) = self.cells.values()
+        masks = Masks(None, self._zones) if self._masked else NO_MASKS
+        y = x
         after: list[Sequence[Array]] = []
-        for k, names in enumerate(self.names.values()):
-            w = {last: p[name] for last, name in names.items()}
-            x, found = engine.step(
-                xp, cell, w, masks, x, [s[k, ...] for s in state], self._streams[k]
-            )
-            after.append(found)
-        new = x is not after[-1][0]  # all arrays are
-        y = x if new else xp.asarray(x, copy=True)
-        if len(after) > 1:
-            return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
-        # to stack one array takes longer, which counts in a stream
-        states = [s[None, ...] for s in after[0]]
-        return y, tuple(states if new else [xp.asarray(s, copy=True) for s in states])
+        for (sublayer,) in self._sublayers:
+            w = {last: p[name] for last, name in sublayer.names.items()}
+            stream = engine.stream(xp, sublayer.cell, w, masks, y, sublayer.choices)
+            y, end = stream(w, y, [s[len(after), ...] for s in state])
+            after.append(end)
+        if y is after[-1][0]:
+            y = xp.asarray(y, copy=True)
+        if len(after) == 1:  # to stack one array takes longer, which counts in a stream
+            return y, tuple([s[None, ...] for s in after[0]])
+        return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
 
     @cached_property
-    def _engines(self) -> dict[str, dict[Any, Any]]:
-        """For each layer and direction the engines chosen before, which `engine.choose` fills
-        in.
-        """
-        return {name: {} for name in self.names}
-
-    @cached_property
-    def _streams(self) -> list[dict[Any, Any]]:
-        """For each layer the compiled single step by dtype, which `engine.step` fills in."""
-        return [{} for _ in self.names]
+    def _masked(self) -> bool:
+        """Whether there are masks of the recurrence."""
+        return bool(self.recurrent_dropout) or any(self._zones)
 
     def _masks(
         self,
@@ -424,14 +431,12 @@ class Recurrent(SequenceLayer):
         return Masks(None if drop is None else packing.sort(xp, [drop[0, ...].T])[0], tuple(shares))
 
 
-def stack_states(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
-    """Return copies, (L, B, H), of the states (H, B) of each layer and direction, to which what is
-    kept refers too.
+def stack_states(xp: Namespace, columns: Sequence[Sequence[Array]], copy: bool) -> State:
+    """Return the states, (L, B, H), from those of each layer and direction, (H, B).
+
+    With `copy` they are new arrays, for what is kept refers to `columns` too.
     """
-    if len(columns) == 1:
-        if xp is not np and compiles(xp):
-            states = [s.T[None, ...] for s in columns[0]]
-            # the order is a copy
-            return tuple(states if packing.order is not None else foreach.copies(xp, states))
-        return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
-    return tuple([stack(xp, [s.T for s in one]) for one in zip(*columns, strict=True)])
+    if len(columns) > 1:
+        return tuple([stack(xp, [s.T for s in states]) for states in zip(*columns, strict=True)])
+    states = [s.T[None, ...] for s in columns[0]]
+    return tuple(foreach.copies(xp, states) if copy else states)

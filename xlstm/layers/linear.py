@@ -13,21 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import block_diagonal, fuse
-from xlstm.arrays.cached import cached_property
-from xlstm.arrays.cuda import constants
+from xlstm.arrays import block_diagonal, headwise
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import add_rows
-from xlstm.arrays.matmul import matmul, multiply
-from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape, room
+from xlstm.arrays.matmul import matmul
+from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape
 from xlstm.arrays.rows import column_sums
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows
-
-# narrow heads are joined into blocks of at most this width, but not on a GPU, which then has more
-# to do
-BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -61,8 +54,8 @@ class Linear(Module):
             if self.std is not None
             else [uniform(self.input_size**-0.5)] * 2
         )
-        found: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw[0])}
-        return found | ({"b": (O, draw[1])} if self.bias else {})
+        weights: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw[0])}
+        return weights | ({"b": (O, draw[1])} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
         y = matmul(xp, x, p["W"].T)
@@ -106,8 +99,8 @@ class HeadwiseLinear(SameWidth, Module):
     def weights(self) -> dict[str, Weight]:
         K = self.size // self.num_heads
         std = math.sqrt(2 / (5 * K)) if self.std is None else self.std
-        found: dict[str, Weight] = {"W": ({"N": self.num_heads, "K": K, "K ": K}, normal(std))}
-        return found | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
+        weights: dict[str, Weight] = {"W": ({"N": self.num_heads, "K": K, "K ": K}, normal(std))}
+        return weights | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         y, kept = self.beside(xp, [(p, x)])
@@ -131,18 +124,18 @@ class HeadwiseLinear(SameWidth, Module):
             The G results one after the other.
         kept : list
         """
-        like = maps[0][1]
         Ws = [p["W"] for p, _ in maps]
         if block_diagonal.takes(xp, Ws[0]):
             heads = [x for _, x in maps]
             y = block_diagonal.products(xp, heads, Ws)
         else:
-            if self._together > 1 and not compiles(xp):
-                Ws = [self._joined(xp, W) for W in Ws]
-            heads = [self._split(xp, x, Ws[0].shape[0])[0, ...] for _, x in maps]
-            y = self._map(
-                xp, [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)], like
-            )
+            Ws = [headwise.joined(xp, W) for W in Ws]
+            heads = [
+                headwise.split(xp, x, self.size, W.shape[0])[0, ...]
+                for (_, x), W in zip(maps, Ws, strict=True)
+            ]
+            pairs = [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)]
+            y = headwise.products(xp, pairs, maps[0][1])
         if self.bias:
             y += xp.concat([p["b"] for p, _ in maps])
         return y, list(zip(heads, Ws, strict=True))
@@ -172,76 +165,28 @@ class HeadwiseLinear(SameWidth, Module):
             For each x what is added to its gradient.
         """
         grads = list[Params]()
-        found = list(add)
+        dxs = list(add)
         if block_diagonal.takes(xp, maps[0][0]["W"]):
             xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
             more = [dys for _, _, dys in maps]
             Ws = [p["W"] for p, _, _ in maps]
-            found, dWs = block_diagonal.products_bwd(
+            dxs, dWs = block_diagonal.products_bwd(
                 xp, more, [xs[k] for k in range(len(add))], Ws, of, add
             )
             grads = [{"W": dW} for dW in dWs]
             for own, dys in zip(grads if self.bias else (), more, strict=False):
                 own["b"] = column_sums(xp, functools.reduce(operator.add, dys))
-            return grads, found
-        for (p, (heads, W), dys), k in zip(maps, of, strict=True):
+            return grads, dxs
+        for (_, (heads, W), dys), k in zip(maps, of, strict=True):
             dy = functools.reduce(operator.add, dys)
-            dz = self._split(xp, dy, W.shape[0])[0, ...]
+            dz = headwise.split(xp, dy, self.size, W.shape[0])[0, ...]
             dW = matmul(xp, xp.matrix_transpose(dz), heads)
-            grads.append({"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)})
+            grads.append({"W": headwise.parted(xp, dW, self.num_heads)})
             if self.bias:
                 grads[-1]["b"] = column_sums(xp, dy)
-            dx = self._map(xp, [(dz, W)], dy)
-            found[k] = dx if found[k] is None else found[k] + dx
-        return grads, found
-
-    def _map(self, xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:
-        """Return the products (N, rows, K) of all heads, of one pair after the other, as (..., G
-        D).
-        """
-        # a library may have no views, nor numbers that change
-        if xp is not np and not compiles(xp):
-            parts = [reshape(xp.permute_dims(a @ b, (1, 0, 2)), like.shape) for a, b in pairs]
-            return parts[0] if len(parts) == 1 else xp.concat(parts, axis=like.ndim - 1)
-        y = room(xp, like, (*like.shape[:-1], len(pairs) * self.size))
-        for (a, b), part in zip(pairs, self._split(xp, y, pairs[0][0].shape[0]), strict=True):
-            multiply(xp, a, b, part)
-        return y
-
-    @cached_property
-    def _together(self) -> int:
-        """Number g of heads that are multiplied as one block-diagonal matrix, since narrow products
-        are slow.
-        """
-        N = self.num_heads
-        most = max(1, BLOCK // (self.size // self.num_heads))
-        return next(g for g in range(min(N, most), 0, -1) if N % g == 0)
-
-    def _joined(self, xp: Namespace, W: Array) -> Array:
-        """Return W (N, K, K) as (N / g, g K, g K), g heads on the diagonal of each."""
-        g = self._together
-        N, K, _ = W.shape
-        whole = reshape(W, (N // g, g, K, 1, K)) * self._diagonal(xp, W)
-        return reshape(whole, (N // g, g * K, g * K))
-
-    def _parted(self, xp: Namespace, dW: Array) -> Array:
-        """Return the gradient of W from that of `_joined`."""
-        g = self._together
-        N = self.num_heads
-        K = self.size // self.num_heads
-        blocks = reshape(dW, (N // g, g, K, g, K))
-        return reshape(fuse.total(xp, blocks, self._diagonal(xp, dW), 3), (N, K, K))
-
-    def _diagonal(self, xp: Namespace, like: Array) -> Array:
-        g = self._together
-        return reshape(constants.identity(xp, g, like.dtype, device_of(like)), (1, g, 1, g, 1))
-
-    def _split(self, xp: Namespace, x: Array, N: int) -> Array:
-        """Return the parts (..., D) of x (..., G D) that are side by side, by N heads, (G, N, rows,
-        D / N).
-        """
-        whole = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1] // self.size, N, self.size // N))
-        return xp.permute_dims(whole, (1, 2, 0, 3))
+            dx = headwise.products(xp, [(dz, W)], dy)
+            dxs[k] = dx if dxs[k] is None else dxs[k] + dx
+        return grads, dxs
 
 
 @dataclass(frozen=True)
@@ -309,7 +254,7 @@ def tokens_of(
     if vocab_size is not None:
         within(where, name, given, vocab_size)
     # NumPy 2.0 does not cast its scalars
-    return xp.astype(xp.asarray(given), xp.int64, copy=not compiles(xp))
+    return xp.astype(xp.asarray(given), xp.int64, copy=False)
 
 
 def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:

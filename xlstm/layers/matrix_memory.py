@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import cores
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import fuse
@@ -28,7 +27,7 @@ from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
 
-class Memory(NamedTuple):
+class MatrixMemory(NamedTuple):
     """The matrix memories of N heads, whose keys are K wide and whose values are V wide."""
 
     N: int
@@ -68,38 +67,34 @@ class Memory(NamedTuple):
         keep = span.keep
         T = span.T
         B = span.B
-        if xp is np:
-            cores.given()  # raises an error of the setting, however small the work is
         if T == 1 and not keep and span.full:
             q, k, v = (
                 reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V))
             )
-            given = q, k, v, i[0, ...], f[0, ...], *state
-            h, *end = mlstm.step(xp, *given, eps=self.eps, forget=self.forget)
+            inputs = q, k, v, i[0, ...], f[0, ...], *state
+            h, *end = mlstm.step(xp, *inputs, eps=self.eps, forget=self.forget)
             return reshape(h, (1, B, self.N * self.V)), tuple(end), None
         # Past the end of a sequence a step writes nothing and forgets nothing.
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
-        made = chunks.kernels(xp, q, k, v, self.N, self.steps, self.forget, self.eps)
-        computed = chunks.chunkwise(xp, q, k, v, i, f, *state, made)
-        kept: Any
+        kernels = chunks.kernels(xp, q, k, v, self.N, self.steps, self.forget, self.eps)
+        computed = chunks.chunkwise(xp, q, k, v, i, f, *state, kernels)
+        saved: Any
         if computed is not None:
-            h, *end, kept = computed
-            return h, tuple(end), kept if keep else None
-        given = *self._by_head(xp, q, k, v, i, f), *state
-        looped = (
-            loops.chunkwise(given, self.eps, self.forget, self.steps, keep) if xp is np else None
-        )
+            h, *end, saved = computed
+            return h, tuple(end), saved if keep else None
+        inputs = *self._by_head(xp, q, k, v, i, f), *state
+        looped = loops.chunkwise(inputs, self.eps, self.forget, self.steps, keep)
         if looped is not None:
-            (h, *end), kept = looped
+            (h, *end), saved = looped
         else:
-            h, *end, kept = mlstm.chunkwise(
-                xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps
+            h, *end, saved = mlstm.chunkwise(
+                xp, *inputs, eps=self.eps, forget=self.forget, chunk=self.steps
             )
             # The arrays that are kept refer to the final state, too, and the caller may change
             # that.
             end = [xp.asarray(s, copy=True) for s in end]
-        return self._rows(xp, h), tuple(end), kept if keep else None
+        return self._rows(xp, h), tuple(end), saved if keep else None
 
     def run_bwd(
         self, saved: Any, dh: Array, dstate: State | None, span: Span
@@ -113,9 +108,9 @@ class Memory(NamedTuple):
         if isinstance(saved, chunks.Saved):
             grads = chunks.chunkwise_bwd(xp, dh, dC, dn, dm, saved)
             if grads is None:  # the forward pass begins again, too
-                given = *self._by_head(xp, *saved.inputs), *saved.start
+                inputs = *self._by_head(xp, *saved.inputs), *saved.start
                 *_, saved = mlstm.chunkwise(
-                    xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps
+                    xp, *inputs, eps=self.eps, forget=self.forget, chunk=self.steps
                 )
         if grads is None:
             dh = self._heads(xp, dh)
@@ -229,12 +224,12 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return self.hidden_size
 
     @cached_property
-    def memory(self) -> Memory:
+    def memory(self) -> MatrixMemory:
         """The memories of a layer."""
         N = self.num_heads
         assert self.qk_size is not None
         sizes = (N, self.qk_size // N, self.hidden_size // N)
-        return Memory(*sizes, eps=self.eps, forget=self.forget_gate, chunk=self.chunk_size)
+        return MatrixMemory(*sizes, eps=self.eps, forget=self.forget_gate, chunk=self.chunk_size)
 
     @cached_property
     def _splits(self) -> dict[str, slice]:
@@ -251,12 +246,12 @@ class mLSTM(SequenceLayer):  # noqa: N801
         N = self.num_heads
         H = self.hidden_size
         height = {"2NK + 2H + 2N": 2 * self.memory.K * N + 2 * H + 2 * N}
-        found: dict[str, Weight] = {}
+        weights: dict[str, Weight] = {}
         for k in range(self.num_layers):
-            found[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}, self._draw
+            weights[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}, self._draw
             if self.bias:
-                found[f"{k}.b"] = height, self._draw
-        return found
+                weights[f"{k}.b"] = height, self._draw
+        return weights
 
     def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         """Draw U(-1/sqrt(H), 1/sqrt(H)), but for the gates i and f weights of 0 and the biases of
@@ -275,7 +270,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
-        kept = {}
+        saved = {}
         ends = []
         for k in range(self.num_layers):
             mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
@@ -287,10 +282,10 @@ class mLSTM(SequenceLayer):  # noqa: N801
             h, end, memory = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
             s, y = fuse(xp, gated, o, h)
             if span.keep:
-                kept[str(k)] = Kept(x, beyond, mask, q, key, v, i, f, s, h, memory)
+                saved[str(k)] = LayerValues(x, beyond, mask, q, key, v, i, f, s, h, memory)
             x = y
             ends.append(end)
-        return x, tuple(stack(xp, one) for one in zip(*ends, strict=True)), kept
+        return x, tuple(stack(xp, states) for states in zip(*ends, strict=True)), saved
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
@@ -299,23 +294,27 @@ class mLSTM(SequenceLayer):  # noqa: N801
         grads: Params = {}
         starts = []
         for k in range(self.num_layers - 1, -1, -1):
-            one = kept[str(k)]
+            gradients = kept[str(k)]
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
-            do, dh = fuse(xp, gated_bwd, dy, one.o, one.h)
-            (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dh, end, span)
+            do, dh = fuse(xp, gated_bwd, dy, gradients.o, gradients.h)
+            (dq, dk, dv, di, df), start = self.memory.run_bwd(gradients.memory, dh, end, span)
             dz = concat(xp, (dq, dk, dv, do, di, df), -1)
-            grads[f"{k}.Wx"] = matmul(xp, rows(dz).T, rows(one.x))
+            grads[f"{k}.Wx"] = matmul(xp, rows(dz).T, rows(gradients.x))
             if self.bias:
                 grads[f"{k}.b"] = column_sums(xp, dz)
             dy = matmul(xp, dz, p[f"{k}.Wx"])
-            if one.beyond is not None:
-                dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
-            dy = dropped(dy, one.mask)
+            if gradients.beyond is not None:
+                dy = fuse(xp, clamp_bwd, dy, gradients.beyond, limit=fourth_root(xp, dy.dtype))
+            dy = dropped(dy, gradients.mask)
             starts.append(start)
-        return grads, dy, tuple(stack(xp, one[::-1]) for one in zip(*starts, strict=True))
+        return (
+            grads,
+            dy,
+            tuple(stack(xp, gradients[::-1]) for gradients in zip(*starts, strict=True)),
+        )
 
 
-class Kept(NamedTuple):
+class LayerValues(NamedTuple):
     """The values that one layer keeps, time first."""
 
     x: Array  # as multiplied by Wx

@@ -95,9 +95,9 @@ class Module:
     _symbol: ClassVar[str] = "D"  # the letter of input_size in errors
 
     def __post_init__(self) -> None:
-        known = OPTIONS | self.CHECKS
+        kinds = OPTIONS | self.CHECKS
         own = [f.name for f in fields(self)]  # type: ignore[arg-type]
-        checks.fields(self, **{name: known[name] for name in own if name in known})
+        checks.fields(self, **{name: kinds[name] for name in own if name in kinds})
         if self.HEADED:
             widths = {name: getattr(self, name) for name in self.HEADED}
             checks.heads(type(self).__name__, self.num_heads, **widths)
@@ -115,10 +115,10 @@ class Module:
     @cached_property
     def shapes(self) -> dict[str, checks.Dims]:
         """Names and shapes of the parameters."""
-        found = {name: dims for name, (dims, _) in self.weights.items()}
+        shapes = {name: dims for name, (dims, _) in self.weights.items()}
         for prefix, part in self.parts.items():
-            found |= {f"{prefix}.{name}": dims for name, dims in part.shapes.items()}
-        return found
+            shapes |= {f"{prefix}.{name}": dims for name, dims in part.shapes.items()}
+        return shapes
 
     @cached_property
     def random(self) -> bool:
@@ -150,7 +150,7 @@ class Module:
         ValueError
             There is no memory for the largest of them; none is drawn.
         """
-        chosen = backend_of(backend, dtype)
+        target = backend_of(backend, dtype)
         rng = generator(seed, where=type(self).__name__)
         sizes = [
             (math.prod(n for n in dims.values() if n), name) for name, dims in self.shapes.items()
@@ -162,17 +162,17 @@ class Module:
             # the last two where no array can have so many numbers
             problem = f"{largest} has {size:.3g} numbers, for which there is no memory"
             raise ValueError(f"{type(self).__name__}: {problem}; expected smaller sizes") from None
-        return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
+        return {name: target.asarray(values) for name, values in self.draw(rng).items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Draw initial parameters on the host."""
-        found = {
+        values = {
             name: draw(rng, tuple(n for n in dims.values() if n))
             for name, (dims, draw) in self.weights.items()
         }
         for prefix, part in self.parts.items():
-            found |= {f"{prefix}.{name}": values for name, values in part.draw(rng).items()}
-        return found
+            values |= {f"{prefix}.{name}": drawn for name, drawn in part.draw(rng).items()}
+        return values
 
     def __call__(self, params: Params, x: Array) -> Any:
         """Return y for x (..., D), and keep nothing."""
@@ -194,8 +194,8 @@ class Module:
             raise ValueError(
                 f"{type(self).__name__}: x has shape {tuple(x.shape)}, expected {expected}"
             )
-        y, kept = self.apply(xp, params, x)
-        return y, Saved(self, tuple(y.shape), kept, home=device_of(y))
+        y, saved = self.apply(xp, params, x)
+        return y, Saved(self, tuple(y.shape), saved, home=device_of(y))
 
     def backward(self, params: Params, saved: Any, dy: Array) -> tuple[Any, ...]:
         """Return gradients of the parameters, and that of x, from dy, the gradient of the loss by
@@ -245,12 +245,12 @@ class Module:
         """
         if not isinstance(kept, Mapping):
             return {}
-        return {name: one for name, one in kept.items() if name in self.parts or not self.parts}
+        return {name: value for name, value in kept.items() if name in self.parts or not self.parts}
 
     def _made(self, kind: Any, **own: Any) -> Any:
         """Return an instance of another dataclass with those options of this one that it has."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)} | own  # type: ignore[arg-type]
-        return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
+        options = {f.name: getattr(self, f.name) for f in fields(self)} | own  # type: ignore[arg-type]
+        return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
 
     def check(self, params: Params) -> None:
         """Raise unless `params` has the names and shapes of the parameters."""
@@ -307,16 +307,16 @@ class Forward:
         """Run a part."""
         part = self.module.parts[name]
         p = self.module.below(name, self.p)
-        *found, kept = part.scan(p, x, *state, self.span) if state else part.apply(self.xp, p, x)
+        *outputs, saved = part.scan(p, x, *state, self.span) if state else part.apply(self.xp, p, x)
         if self.keeps:
-            self.kept[name] = kept
-        return found if state else found[0]
+            self.kept[name] = saved
+        return outputs if state else outputs[0]
 
     def beside(self, names: str, xs: Sequence[Array]) -> Array:
         """Run parts of one kind, named by letters, and return their results side by side."""
         maps = [(self.module.below(name, self.p), x) for name, x in zip(names, xs, strict=True)]
-        y, kept = self.module.parts[names[0]].beside(self.xp, maps)
-        self.keep(**dict(zip(names, kept, strict=True)))
+        y, saved = self.module.parts[names[0]].beside(self.xp, maps)
+        self.keep(**dict(zip(names, saved, strict=True)))
         return y
 
     def keep(self, **values: Any) -> None:
@@ -354,13 +354,13 @@ class Backward:
         """Differentiate a part; options are those of its backward pass."""
         part = self.module.parts[name]
         p = self.module.below(name, self.p)
-        kept = self.kept[name]
+        saved = self.kept[name]
         if dstate:
-            grads, *found = part.scan_bwd(p, kept, dy, *dstate, self.span, **options)
+            grads, *gradients = part.scan_bwd(p, saved, dy, *dstate, self.span, **options)
         else:
-            grads, *found = part.apply_bwd(self.xp, p, kept, dy, **options)
+            grads, *gradients = part.apply_bwd(self.xp, p, saved, dy, **options)
         self.grads |= {f"{name}.{last}": g for last, g in grads.items()}
-        return found if dstate else found[0]
+        return gradients if dstate else gradients[0]
 
     def beside(
         self,
@@ -423,10 +423,10 @@ class Saved:
         KeyError
             There is no such part, or it keeps nothing.
         """
-        known = self._known()
-        if str(name) not in known:
-            raise KeyError(f"saved: there is no layer {name!r}, only {checks.few(known)}")
-        return known[str(name)]
+        parts = self._known()
+        if str(name) not in parts:
+            raise KeyError(f"saved: there is no layer {name!r}, only {checks.few(parts)}")
+        return parts[str(name)]
 
     def __getattr__(self, name: str) -> Any:
         """Return a value that was kept under a name of its own."""
@@ -439,21 +439,21 @@ class Saved:
         if self.layer.parts:
             raise AttributeError(f"saved: {name} is not kept, only {checks.few(self.kept)}")
         if len(self.kept) > 1:
-            names = ", ".join(f"saved[{one!r}].{name}" for one in self.kept)
+            names = ", ".join(f"saved[{part!r}].{name}" for part in self.kept)
             raise AttributeError(f"saved: there are several layers or directions, say {names}")
         return getattr(next(iter(self.kept.values())), name)
 
     def _known(self) -> dict[str, Any]:
         """Return the values that all parts, and parts of parts, kept, by dotted names."""
-        found: dict[str, Any] = {}
-        for name, kept in self.layer.pieces(self.kept).items():
+        parts: dict[str, Any] = {}
+        for name, values in self.layer.pieces(self.kept).items():
             part = self.layer.parts.get(name)
-            view = Saved(part, None, kept, self.span)
+            view = Saved(part, None, values, self.span)
             # a layer that goes through time has parts to read
-            found[name] = view if hasattr(part, "scan") else kept
+            parts[name] = view if hasattr(part, "scan") else values
             if part is not None:
-                found |= {f"{name}.{rest}": value for rest, value in view._known().items()}
-        return found
+                parts |= {f"{name}.{rest}": value for rest, value in view._known().items()}
+        return parts
 
 
 class SameWidth:

@@ -6,9 +6,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks
-from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, reshape
 from xlstm.arrays.rows import column_sums, summed
+from xlstm.arrays.sliding import computes_again
 from xlstm.cells.normalization import EPS, MEAN_AND_VARIANCE, MEAN_SQUARE, Normal, normed, scaled
 from xlstm.layers.initializers import constant
 from xlstm.layers.module import Module, SameWidth, Weight
@@ -47,8 +47,8 @@ class LayerNorm(SameWidth, Module):
     @property
     def weights(self) -> dict[str, Weight]:
         D = {"D": self.size}
-        found: dict[str, Weight] = {"w": (D, constant(0.0 if self.residual else 1.0))}
-        return found | ({"b": (D, constant(0.0))} if self.bias else {})
+        weights: dict[str, Weight] = {"w": (D, constant(0.0 if self.residual else 1.0))}
+        return weights | ({"b": (D, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         arrays = [self._split(a) for a in (x, *map(p.__getitem__, self.shapes))]
@@ -61,7 +61,7 @@ class LayerNorm(SameWidth, Module):
     ) -> tuple[Params, Array]:
         """Return gradients of the parameters, and that of x, with `add` added to it."""
         n, r = kept
-        if compiles(xp):
+        if computes_again(xp):
             options = {"formula": self.NORMAL.row_bwd, "residual": self.residual, "bias": self.bias}
             options |= {"sums": len(self.shapes), "keep": 1 if self.heads == 1 else 2}
             gain, *more = (self._split(a) for a in (p["w"], *(() if add is None else (add,))))

@@ -130,21 +130,21 @@ class LSTM(Recurrent):
         return self.proj_size or self.hidden_size, self.hidden_size
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
-        chosen = super()._cell(activations)
-        plain = chosen == lstm_options.Cell() and not self.peepholes and not self.layer_norm
-        return lstm.Cell() if plain else chosen
+        cell = super()._cell(activations)
+        plain = cell == lstm_options.Cell() and not self.peepholes and not self.layer_norm
+        return lstm.Cell() if plain else cell
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
         H = self.hidden_size
-        found = super()._shapes(D)
+        shapes = super()._shapes(D)
         if self.proj_size:
-            found["Whr"] = {"P": self.proj_size, "H": H}
+            shapes["Whr"] = {"P": self.proj_size, "H": H}
         if self.peepholes:
             looking = self._gates - 1
-            found["p"] = {f"{looking}H": looking * H}
+            shapes["p"] = {f"{looking}H": looking * H}
         if self.layer_norm:
-            found |= {"gc": {"H": H}, "bc": {"H": H}}
-        return found
+            shapes |= {"gc": {"H": H}, "bc": {"H": H}}
+        return shapes
 
     def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         values = super()._draw(name, rng, shape)
@@ -284,8 +284,8 @@ class sLSTM(Recurrent):  # noqa: N801
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, given in self._used("recurrent_bias", "zoneout", "layer_norm").items():
-            raise ValueError(f"sLSTM: {option} is {given!r}, but an sLSTM has none")
+        for option, value in self._used("recurrent_bias", "zoneout", "layer_norm").items():
+            raise ValueError(f"sLSTM: {option} is {value!r}, but an sLSTM has none")
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
         K = self.hidden_size // self.num_heads
@@ -381,11 +381,11 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
         if field.name not in ("activations", "clip")
     ]
     namespace = {"CELL": cell, "__doc__": cell.__doc__, "__module__": cell.__module__}
-    made: Any = dataclasses.make_dataclass(
+    layer_class: Any = dataclasses.make_dataclass(
         name, options, bases=(Custom,), namespace=namespace, frozen=True, kw_only=True, repr=False
     )
-    LAYERS[name] = made
-    layer: type[Recurrent] = made
+    LAYERS[name] = layer_class
+    layer: type[Recurrent] = layer_class
     return layer
 
 

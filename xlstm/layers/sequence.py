@@ -8,14 +8,14 @@ are given once, for all parts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks, foreach, fuse
+from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
+from xlstm.arrays.fills import filled_at_once
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, plain_namespace, widened
 from xlstm.arrays.random import Seed
@@ -25,7 +25,6 @@ from xlstm.recurrence.packing import Packing, Span
 State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
 # gradients of parameters, of x and of the initial state
 Derivatives: TypeAlias = "tuple[Params, Any, State]"
-ALIGNED = 64  # elements between the beginnings of arrays that are made together
 
 
 class Leaf(NamedTuple):
@@ -91,8 +90,8 @@ class SequenceLayer(Module):
         """Run `forward` without checks. Past the end of a sequence x may be anything, and y is
         zero.
         """
-        y, end, kept = self.scan(p, span.mask(x), state, span)
-        return span.mask(y), end, kept
+        y, end, saved = self.scan(p, span.mask(x), state, span)
+        return span.mask(y), end, saved
 
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
@@ -195,10 +194,10 @@ class SequenceLayer(Module):
             span.rng = masks(where, seed)
         elif seed is not None:
             checks.seed(where, "seed", seed)
-        y, end, kept = self.run(params, x, start, span)
+        y, end, saved = self.run(params, x, start, span)
         if self.batch_first:
             y = self._swap(span.xp, y)
-        return y, end, Saved(self, tuple(y.shape), kept, span, device_of(y)) if keep else None
+        return y, end, Saved(self, tuple(y.shape), saved, span, device_of(y)) if keep else None
 
     def begin(
         self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
@@ -279,7 +278,7 @@ class SequenceLayer(Module):
                 " sequence"
             )
         xp, params, x, state = self._agree(params, x, "state", state)
-        x = self._inner(xp, x, step=True)
+        x = self._inner(xp, x, True)
         start = complete(where, xp, "state", state, self.states, x.shape[0], params)
         return self.run_step(xp, params, x, start)
 
@@ -295,9 +294,9 @@ class SequenceLayer(Module):
 
         x is the input, or dy.
         """
-        found = plain_namespace(params, self._sizes, x, state)
-        if found is not None:
-            return found, params, x, state
+        xp = plain_namespace(params, self._sizes, x, state)
+        if xp is not None:
+            return xp, params, x, state
         where = type(self).__name__
         params, x, state = from_foreign(where, (params, x, state))
         arrays = {} if x is None else {"x" if what == "state" else "dy": x}
@@ -317,14 +316,9 @@ class SequenceLayer(Module):
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""
         if x is None or x.ndim != 3 - step or x.shape[-1] != self.input_size:
-            outer = (
-                {"B": None}
-                if step
-                else {"B": None, "T": None}
-                if self.batch_first
-                else {"T": None, "B": None}
-            )
-            checks.shape(type(self).__name__, "x", x, {**outer, "D": self.input_size})
+            outer = ("B",) if step else ("B", "T") if self.batch_first else ("T", "B")
+            sizes = {**dict.fromkeys(outer), "D": self.input_size}
+            checks.shape(type(self).__name__, "x", x, sizes)
         if step:
             return x
         if self.batch_first:
@@ -379,9 +373,9 @@ def complete(
     """
     if state is not None:
         _check_container(where, what, state, leaves)
-    like = next(iter(params.values()))
-    if filled is None and xp is not np and fuse.compiles(xp):
-        filled = _filled(xp, like, flat(where, what, state, leaves), B, zero)
+    if filled is None and xp is not np:
+        like = next(iter(params.values()))
+        filled = filled_at_once(xp, like, _missing(xp, where, what, state, leaves, B, like, zero))
     parts: list[Any] = []
     for k, leaf in enumerate(leaves):
         part = None if state is None else state[k]
@@ -392,6 +386,7 @@ def complete(
         if part is None and filled is not None:
             part = next(filled)
         elif part is None:
+            like = next(iter(params.values()))
             dtype = widened(xp, like.dtype) if leaf.wide else like.dtype
             if leaf.rest and not zero:
                 part = xp.full(shape, leaf.rest, dtype=dtype, device=like.device)
@@ -403,25 +398,22 @@ def complete(
     return tuple(parts)
 
 
-def _filled(
-    xp: Namespace, like: Array, parts: Iterator[Any], B: int, zero: bool
-) -> Iterator[Array]:
-    """Yield the arrays before the first step that are missing, as parts of one array for each value
-    and dtype.
-    """
-    ends: dict[Any, int] = {}  # elements of all arrays of a value and dtype
-    places = []
-    for leaf in [leaf for _, leaf, part in parts if part is None]:
-        shape = (*leaf.before.values(), B, *leaf.after.values())
-        kind = 0.0 if zero else leaf.rest, widened(xp, like.dtype) if leaf.wide else like.dtype
-        start = ends.get(kind, 0)
-        ends[kind] = start + -(-math.prod(shape) // ALIGNED) * ALIGNED
-        places.append((kind, start, shape))
-    whole = {}
-    for (value, dtype), size in ends.items():
-        how = {"dtype": dtype, "device": device_of(like)}
-        whole[value, dtype] = xp.full((size,), value, **how) if value else xp.zeros((size,), **how)
-    yield from (foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places)
+def _missing(
+    xp: Namespace,
+    where: str,
+    what: str,
+    state: Any,
+    leaves: State,
+    B: int,
+    like: Array,
+    zero: bool,
+) -> Iterator[tuple[tuple[int, ...], Any, float]]:
+    """Yield the shape, the dtype and the value of each array that a state lacks, in order."""
+    for _, leaf, part in flat(where, what, state, leaves):
+        if part is None:
+            shape = (*leaf.before.values(), B, *leaf.after.values())
+            dtype = widened(xp, like.dtype) if leaf.wide else like.dtype
+            yield shape, dtype, 0.0 if zero else leaf.rest
 
 
 def nested(like: State, arrays: Iterator[Any]) -> State:

@@ -193,6 +193,8 @@ class ExponentialSmoothing(SequenceLayer):
         """Raise unless values of a series are finite, and above 0 where their logarithm is
         taken.
         """
+        if not isinstance(values, np.ndarray):
+            return
         bad = ~np.isfinite(values) | (values <= 0 if self.multiplicative else False)
         if np.any(bad):
             expected = (
@@ -210,13 +212,13 @@ class ExponentialSmoothing(SequenceLayer):
         columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]
         columns += [(steps % m == np.arange(m)) - 1 / m for m in self.periods]
         series = np.log(series) if self.multiplicative else series
-        found: np.ndarray[Any, Any] = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
-        return found
+        solution: np.ndarray[Any, Any] = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
+        return solution
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        kept = self.smooth(p, x, state, span)
-        y = self.in_units(span.xp, self.ahead(span.xp, kept))
-        return y, self.final_state(kept, span), kept._replace(y=y)
+        smoothed = self.smooth(p, x, state, span)
+        y = self.in_units(span.xp, self.ahead(span.xp, smoothed))
+        return y, self.final_state(smoothed, span), smoothed._replace(y=y)
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
@@ -262,7 +264,7 @@ class ExponentialSmoothing(SequenceLayer):
         xp = span.xp
         numbers = self.coefficients(span.xp, p)
         x = span.mask(x, 1.0)[..., 0]  # whose logarithm is finite past the end, too
-        if self.multiplicative and xp is np:
+        if self.multiplicative:
             self._check(x)
         series = xp.log(x) if self.multiplicative else x  # (5)
         rows = tuple(xp.concat((s, xp.zeros_like(x))) for s in state)
@@ -282,12 +284,12 @@ class ExponentialSmoothing(SequenceLayer):
         if dstate is not None:
             for d, end in zip(dstates, dstate, strict=True):
                 _add_at_end(span, d, end)
-        given = (derrors,), dstates, kept.coefficients
-        dstates, (dx, ddamped) = walk(xp, step_bwd, given, self.lags, 2, reverse=True)
-        found = (
+        inputs = (derrors,), dstates, kept.coefficients
+        dstates, (dx, ddamped) = walk(xp, step_bwd, inputs, self.lags, 2, reverse=True)
+        gradients = (
             _total(xp, d[lag:, ...], kept.errors) for d, lag in zip(dstates, self.lags, strict=True)
         )
-        dalpha, dbeta, *dgammas = found  # (8) (9) (10)
+        dalpha, dbeta, *dgammas = gradients  # (8) (9) (10)
         dphi = dphi + _total(xp, ddamped, kept.states[1][:-1, ...])  # (6)
         grads = self.coefficients_bwd(xp, p, (*dgammas, dalpha, dbeta, dphi))
         start = tuple(d[:lag, ...] for d, lag in zip(dstates, self.lags, strict=True))
@@ -299,14 +301,14 @@ class ExponentialSmoothing(SequenceLayer):
 
     def ahead(self, xp: Namespace, kept: Smoothed) -> Array:
         """Return forecasts (T, B, H) after every step, of the logarithm where that is smoothed."""
-        found = []
+        steps = []
         phi = kept.coefficients[-1]
         slope = xp.zeros_like(phi)
         for h in range(self.horizon):
             slope = phi * (1 + slope)  # (11)
             level, trend, *seasons = self._used(kept.states, h)
-            found.append(sum(seasons, level + slope * trend)[..., None])  # (12)
-        return xp.concat(found, axis=-1)
+            steps.append(sum(seasons, level + slope * trend)[..., None])  # (12)
+        return xp.concat(steps, axis=-1)
 
     def ahead_bwd(
         self, xp: Namespace, kept: Smoothed, dy: Array

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from xlstm.arrays import checks
 
 
-class Part(NamedTuple):
+class SummaryRow(NamedTuple):
     """A row of a summary.
 
     Attributes
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     bytes: int
 
 
-class Summary(tuple[Part, ...]):
+class Summary(tuple[SummaryRow, ...]):
     """The parts of a model, the whole first, which are shown as a table."""
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
     return Summary(_parts("", model, outer, itemsize))
 
 
-def _parts(name: str, module: Any, outer: Any, itemsize: int) -> Iterator[Part]:
+def _parts(name: str, module: Any, outer: Any, itemsize: int) -> Iterator[SummaryRow]:
     """Yield a module, and all parts of it."""
     count = sum(math.prod(n for n in dims.values() if n) for dims in module.shapes.values())
     # the second is that of an Embedding
@@ -103,6 +103,6 @@ def _parts(name: str, module: Any, outer: Any, itemsize: int) -> Iterator[Part]:
     output = (
         module.output_dims(*outer).values() if hasattr(module, "output_dims") else ("...", width)
     )
-    yield Part(name, type(module).__name__, tuple(output), count, count * itemsize)
+    yield SummaryRow(name, type(module).__name__, tuple(output), count, count * itemsize)
     for prefix, part in module.parts.items():
         yield from _parts(f"{name}.{prefix}".lstrip("."), part, outer, itemsize)

@@ -13,7 +13,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.gated import Pass
+from xlstm.layers.gated import LayerTape
 from xlstm.layers.module import Saved
 from xlstm.plots import figures
 
@@ -100,7 +100,7 @@ def _each_layer(saved: Saved) -> Iterator[Trace]:
     parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}
     for name, part in parts.items():
         content = part.kept if isinstance(part, Saved) else part
-        if isinstance(content, Pass):
+        if isinstance(content, LayerTape):
             yield _gated(name, content, lengths)
             continue
         layer = content if isinstance(content, dict) else getattr(content, "_asdict", dict)()
@@ -108,7 +108,7 @@ def _each_layer(saved: Saved) -> Iterator[Trace]:
             yield _matrix(name, content, layer["memory"], lengths)
 
 
-def _gated(name: str, passed: Pass, lengths: Host) -> Trace:
+def _gated(name: str, passed: LayerTape, lengths: Host) -> Trace:
     cell = passed.tape.step.cell
     values = to_numpy(passed.gates)  # (T, G, B, H)
     # The one gate of a plain RNN is its state.

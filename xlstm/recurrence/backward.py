@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlstm.arrays.fuse import compiles, total
+from xlstm.arrays.fuse import total
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Params, astype, device_of, reshape
-from xlstm.arrays.rows import column_sums
+from xlstm.arrays.namespace import Array, Params, astype, reshape
 from xlstm.engines.tape import Gradients, Tape, swap
 
 
@@ -40,8 +39,8 @@ def run_bwd(
     if x.shape[0] == 0:
         grads = {name: step.xp.zeros_like(p) for name, p in step.w.items()}
         return step.cell.weights_bwd(step.xp, step.layer_w, grads), step.xp.zeros_like(x), dstate
-    found, start = tape.engine.backward(tape, dy, dstate)
-    grads, dx = _weights(tape, found)
+    gradients, start = tape.engine.backward(tape, dy, dstate)
+    grads, dx = _weights(tape, gradients)
     return step.cell.weights_bwd(step.xp, step.layer_w, grads), dx, start
 
 
@@ -73,7 +72,8 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
         products["Whr"] = (found.arrays["out"], tape.out)  # (5)
     if "gh" in w:
         grads["gh"] = total(xp, dzh, tape.product.T)  # (7)
-    _bias(tape, "bh", dzh, grads, products)  # (3)
+    if "bh" in w:
+        tape.add_sum("bh", dzh, grads, products)  # (3)
     if da is not dzx:
         grads |= _multiplied(tape, products)
         products = {}
@@ -84,25 +84,11 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads |= more
     if "Wx" in w:
         products |= {"Wx": (dp, x), "dx": (dp.T, w["Wx"])}  # (1)
-    _bias(tape, "b", dzx, grads, products)  # (1)
+    if "b" in w:
+        tape.add_sum("b", dzx, grads, products)  # (1)
     grads |= _multiplied(tape, products)
     dx = grads.pop("dx") if "Wx" in w else dzx.T
     return {name: reshape(grads[name], tuple(p.shape)) for name, p in w.items()}, dx
-
-
-def _bias(
-    tape: Tape, name: str, d: Array, grads: Params, products: dict[str, tuple[Array, Array]]
-) -> None:
-    """Add the gradient of a bias, the sum of d (R, N) over all steps, to `grads`, or to `products`
-    as one of these.
-    """
-    xp = tape.step.xp
-    if name not in tape.step.w:
-        return
-    if compiles(xp):
-        grads[name] = column_sums(xp, d.T)
-    else:
-        products[name] = (d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d)))
 
 
 def _multiplied(tape: Tape, products: dict[str, tuple[Array, Array]]) -> Params:
@@ -114,18 +100,20 @@ def _own(tape: Tape, dzx: Array) -> Params:
     step = tape.step
     xp = step.xp
     grads: Params = {}
-    for kept in tape.segments:
-        segment = kept.segment
+    for segment_tape in tape.segments:
+        segment = segment_tape.segment
         k = segment.k
         n = segment.n
         dz = reshape(segment.steps(dzx.T, 0, k), (k, n, -1, step.H))
         dz = xp.permute_dims(dz, (2, 0, 3, 1))  # (rows, k, H, n)
-        saved = kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
+        saved = segment_tape.saved._make(
+            None if a is None else swap(xp, a) for a in segment_tape.saved
+        )
         own = step.own
         if "drop" in step.cell.OWN and step.masks.drop is not None:
             own = {**own, "drop": step.masks.drop[:, :n]}
         for name, d in step.cell.own_bwd(
-            xp, dz, saved, *(c[:-1, ...] for c in kept.carry), **own
+            xp, dz, saved, *(c[:-1, ...] for c in segment_tape.carry), **own
         ).items():
             d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
             grads[name] = grads[name] + d if name in grads else d

@@ -24,7 +24,6 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
-from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.engines.tape import Widths
@@ -125,14 +124,10 @@ class Packing:
         if self.order is None:
             return reshape(rows, shape), columns
         at = self._indices(xp, rows)
-        # a kernel needs no row of zeros for the steps past the end of a sequence
-        if not compiles(xp):
-            rows = xp.concat(
-                (rows, xp.zeros((1, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows)))
-            )
-        given = [s.T for states in columns for s in states]
-        steps, *found = gather(xp, [rows, *given], [at.unpack, *[at.unsort] * len(given)])
-        left = iter(found)
+        ends = [s.T for states in columns for s in states]
+        places = [at.unpack, *[at.unsort] * len(ends)]
+        steps, *ends = gather(xp, [rows, *ends], places, zeros=1)
+        left = iter(ends)
         return reshape(steps, shape), [[next(left).T for _ in states] for states in columns]
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
@@ -237,28 +232,28 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     """
     if not hasattr(lengths, "shape") or isinstance(lengths, type | np.ndarray):
         lengths = checks.host(where, "lengths", lengths, f"shape (B,) = ({B},)")
-    found = to_numpy(lengths)
-    if found.shape != (B,):
-        raise ValueError(f"{where}: lengths has shape {found.shape}, expected (B,) = ({B},)")
-    if found.dtype.kind not in "iu" and found.size:
-        raise TypeError(f"{where}: lengths has dtype {found.dtype}, expected whole numbers")
-    bad = np.flatnonzero((found < 0) | (found > T))
+    whole = to_numpy(lengths)
+    if whole.shape != (B,):
+        raise ValueError(f"{where}: lengths has shape {whole.shape}, expected (B,) = ({B},)")
+    if whole.dtype.kind not in "iu" and whole.size:
+        raise TypeError(f"{where}: lengths has dtype {whole.dtype}, expected whole numbers")
+    bad = np.flatnonzero((whole < 0) | (whole > T))
     if bad.size:
-        raise ValueError(f"{where}: lengths[{bad[0]}] is {found[bad[0]]}, expected 0 to T = {T}")
-    return found.astype(np.int64)
+        raise ValueError(f"{where}: lengths[{bad[0]}] is {whole[bad[0]]}, expected 0 to T = {T}")
+    return whole.astype(np.int64)
 
 
 def _packing(lengths: bytes, T: int, B: int) -> Packing:
     """Return the packing of B sequences with these lengths; it keeps its indices on the device for
     the next call.
     """
-    found = np.frombuffer(lengths, np.int64)
-    if np.all(found == T):
+    ends = np.frombuffer(lengths, np.int64)
+    if np.all(ends == T):
         return _even(T, B)
-    order = np.argsort(-found, kind="stable")
-    widths = np.count_nonzero(found[:, None] > np.arange(np.max(found)), axis=0)  # (steps,)
+    order = np.argsort(-ends, kind="stable")
+    widths = np.count_nonzero(ends[:, None] > np.arange(np.max(ends)), axis=0)  # (steps,)
     segments = tuple((len(list(same)), int(n)) for n, same in itertools.groupby(widths))
-    return Packing(T, B, segments, order, found)
+    return Packing(T, B, segments, order, ends)
 
 
 def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:

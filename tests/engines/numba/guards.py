@@ -293,9 +293,13 @@ def run_case(
     def results(name: str) -> dict[str, Any]:
         with engine.use(name):
             y, end, _ = layer.forward(params, x, state, lengths=lengths, train=False)
-            y1, after = layer.step(params, x[0, :1], tuple(s[:, :1] for s in state))
-            others = {"inference": y, "step": y1} | {
-                f"{k}": s for k, s in enumerate((*end, *after))
+            start = tuple(s[:, :1] for s in state)
+            y1, after = layer.step(params, x[0, :1], start)
+            # A wide layer would make much of a rounding in many steps.
+            steps = 60 if layer.hidden_size < 64 else 8
+            alone, last = layer(params, np.resize(x[:, :1], (steps, 1, x.shape[2])), start)
+            others = {"inference": y, "step": y1, "alone": alone} | {
+                f"{k}": s for k, s in enumerate((*end, *after, *last))
             }
             return registry.run(layer, params, x, state, lengths) | others
 

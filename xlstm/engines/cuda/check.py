@@ -443,8 +443,8 @@ def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array)
     state = [xp.full((H, WIDTHS[0][1]), rest, dtype=x.dtype) for rest in cell.REST]
     if path == STEP:
         with use("pointwise"):
-            after = engine.step(step, x[: WIDTHS[0][1], :], [s.T for s in state])
-        return [s.T for s in after] if xp is np else after[1:]  # after h itself
+            _, after = engine.step(step, x[: WIDTHS[0][1], :], [s.T for s in state])
+        return list(after)
     with use(path, precision):
         y, end, tape = engine.forward(step, x, state, WIDTHS, "all")
         # Which of two numbers is the maximum m, and so has its gradient, may depend on a rounding.

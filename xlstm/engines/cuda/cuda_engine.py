@@ -15,16 +15,16 @@ from xlstm.arrays.concat import concat
 from xlstm.arrays.cuda import constants, kernel_fallback, waits
 from xlstm.arrays.cuda.kernel_fallback import Result
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, reshape, room
+from xlstm.arrays.namespace import Array, Params, astype, device_of, dtype_name, reshape, room
 from xlstm.engines.array_api import ARRAY_API, ArrayApi
-from xlstm.engines.cell_step import Step
+from xlstm.engines.cell_step import Step, Stream
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
 from xlstm.engines.cuda.choice import told
 from xlstm.engines.cuda.kernels import Kernels, Single, contiguous, plan
 from xlstm.engines.cuda.launch import Source
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
-from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
+from xlstm.engines.tape import Gradients, SegmentTape, Tape, Widths, segments, starts_of, with_idle
 
 # the names that `Gradients` has for those of kernels
 GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}
@@ -72,38 +72,42 @@ class Cuda:
         end = _attempt(tape.choice.name, tape.forward, keep)
         if end is None:
             return self._next(step, widths).forward(step, x, state, widths, keep)
+        if keep == "nothing" and tape.function.around.projected:  # h is a part of y
+            end[0] = step.xp.asarray(end[0], copy=True)
         return tape.y, end, tape
 
-    def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array] | None:
-        """Run one step: return h and the state after it in new arrays, or None where there is no
-        kernel for it.
-        """
-        device = launch.device(step.xp, step.Wh)
-        if device is None or told()[0] == "loop":
-            return None
+    def stream(self, step: Step) -> Stream:
+        """Return a function that runs single steps; see `Engine`."""
+
+        def run(w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+            again = step if w is step.layer_w else Step(step.xp, step.cell, w, step.masks)
+            return self.step(again, x, state)
+
+        return run
+
+    def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run a single step, as a function that `stream` returns does."""
+        single = Single(step, x)
+        after = _attempt(f"step {single.choice.name}", single.run, state)
+        if after is not None:
+            return after[0], after[1:]
         widths = [(1, x.shape[0])]
-        function, choice, _ = plan(step, widths, device)
-        if function is None:
-            return None
-        found = _attempt(f"step {choice.name}", Single(step, x).run, state)
-        if found is not None:
-            return found
-        y, end, _ = self._next(step, widths).forward(
-            step, x, [s.T for s in state], widths, "nothing"
-        )
-        return [y, *(s.T for s in end)]
+        before = [s.T for s in state]
+        _, end, _ = self._next(step, widths).forward(step, x, before, widths, "nothing")
+        states = [s.T for s in end]
+        return states[0], states
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
     ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
-        found = _attempt(tape.choice.name, tape.backward, dy, dstate)
-        if found is None:  # the forward pass begins again, too: the next path keeps other values
+        results = _attempt(tape.choice.name, tape.backward, dy, dstate)
+        if results is None:  # the forward pass begins again, too: the next path keeps other values
             engine = self._next(tape.step, tape.widths)
             _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
-            found = again.engine.backward(again, dy, dstate)
-        return found
+            results = again.engine.backward(again, dy, dstate)
+        return results
 
     def _next(self, step: Step, widths: Widths) -> Cuda | ArrayApi:
         """Return the engine of the path that comes after those that are broken."""
@@ -172,20 +176,20 @@ class CudaTape(Kernels, Tape):
         """Differentiate all steps; return the gradients of every step, and those of the initial
         state.
         """
-        found = Gradients(self)
+        gradients = Gradients(self)
         rows = self.function.gradients
         whole = self._whole()
-        made = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
+        dz = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
         dy = self.step.xp.zeros_like(self.y) if dy is None else self.given(dy)
         if self.function.around.projected:
             dy = self.step.xp.asarray(dy, copy=True)  # which collects the whole gradient of h
-            found.arrays["out"] = dy.T
-        arrays = {"dy": dy, **made, **whole, **self.constants}
+            gradients.arrays["out"] = dy.T
+        arrays = {"dy": dy, **dz, **whole, **self.constants}
         start = self._run("backward", arrays, dstate)
-        found.arrays |= {
-            GRADIENTS[name]: reshape(a, (a.shape[0], -1)).T for name, a in made.items()
+        gradients.arrays |= {
+            GRADIENTS[name]: reshape(a, (a.shape[0], -1)).T for name, a in dz.items()
         }
-        return found, start
+        return gradients, start
 
     @property
     def passed(self) -> Array:
@@ -208,18 +212,18 @@ class CudaTape(Kernels, Tape):
         return self.rows_kept["h"] if self.keep_h else super().h0
 
     @property
-    def segments(self) -> list[Kept]:
+    def segments(self) -> list[SegmentTape]:
         """The kept arrays, by segments; saved ones that were not kept are made again."""
         xp = self.step.xp
-        found = []
-        made = kernel_fallback.attempt(AGAIN, self._whole) or self.rows_kept
+        tapes = []
+        rows = kernel_fallback.attempt(AGAIN, self._whole) or self.rows_kept
         following = [*(n for _, n in self.widths[1:]), 0]
         for segment, more in zip(segments(tuple(self.widths)), following, strict=True):
             k = segment.k
             n = segment.n
             last = segment.at + segment.k * segment.n
             # (k, n, rows, H) or (k, n, H)
-            steps = {name: segment.steps(a, 0, k) for name, a in made.items()}
+            steps = {name: segment.steps(a, 0, k) for name, a in rows.items()}
             arrays = {
                 name: xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for name, a in steps.items()
             }
@@ -227,11 +231,13 @@ class CudaTape(Kernels, Tape):
             for name, end in zip(self.function.carried, self.end[1:], strict=True):
                 # The state after the last step is that before the next one, or at the end of a
                 # sequence.
-                after = xp.concat((made[name][last : last + more, :].T, end[:, more:n]), axis=1)
+                after = xp.concat((rows[name][last : last + more, :].T, end[:, more:n]), axis=1)
                 carry.append(xp.concat((arrays[name], after[None, ...])))
-            whole = made.keys() >= self.function.saved.keys()
-            found.append(Kept(segment, carry, self.function.restore(arrays) if whole else None))
-        return [self.complete(kept) for kept in found]
+            whole = rows.keys() >= self.function.saved.keys()
+            tapes.append(
+                SegmentTape(segment, carry, self.function.restore(arrays) if whole else None)
+            )
+        return [self.complete(segment_tape) for segment_tape in tapes]
 
     def _whole(self) -> dict[str, Array]:
         """Return the arrays that backward needs; saved ones that were not kept are made again from
@@ -246,18 +252,18 @@ class CudaTape(Kernels, Tape):
         if not missing:
             return self.rows_kept
         h0 = self.h0
-        made = self.empty(missing)
+        remade = self.empty(missing)
         before = {f"before_{name}": a for name, a in {"h": h0, **self.rows_kept}.items()}
         N = h0.shape[0]
         block = -(-N // BLOCKS)
         for at in range(0, N, block):
             rows = slice(at, at + block)
-            some = {name: a[rows, ...] for name, a in (before | made).items()}
+            some = {name: a[rows, ...] for name, a in (before | remade).items()}
             products = {"zx": self.project(self.x[rows, :]), "product": self.through(h0[rows, :])}
             self.launch_step(
                 "again", products | some | self.constants, 0, some["before_h"].shape[0]
             )
-        return self.rows_kept | made
+        return self.rows_kept | remade
 
     def _run(self, kind: str, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
         """Run all steps of a kind of kernel from states (H, B), and return the states after the
@@ -312,7 +318,7 @@ class CudaTape(Kernels, Tape):
             if not tiling.cluster:
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=device_of(Wh))
             numbers = [np.int32(len(self.starts) - 1), np.int32(self.first), np.int32(group)]
-            given = [
+            arguments = [
                 offsets,
                 *numbers,
                 flags,
@@ -321,7 +327,7 @@ class CudaTape(Kernels, Tape):
                 *waiting,
                 *[arrays[name] for name in source.arrays],
             ]
-            launch.launch(source, (tiling.blocks, count), tiling.threads, given)
+            launch.launch(source, (tiling.blocks, count), tiling.threads, arguments)
 
     # A pass with kernels of its own for every step, and with what the array library multiplies
     # between them. States are (B, H), and those of h (B, P).
@@ -329,8 +335,8 @@ class CudaTape(Kernels, Tape):
     @cached_property
     def starts(self) -> list[int]:
         """The first row of every step, and the number of rows."""
-        found: list[int] = starts_of(tuple(self.widths)).tolist()
-        return found
+        starts: list[int] = starts_of(tuple(self.widths)).tolist()
+        return starts
 
     def steps_forward(
         self, kind: str, arrays: dict[str, Any], states: Sequence[Array]
@@ -407,10 +413,10 @@ class CudaTape(Kernels, Tape):
         if self.function.around.projected:
             names = names[1:]
             states = states[1:]
-        found = [contiguous(xp.astype(s, self.real, copy=True)) for s in states]
-        for name, s in zip(names, found, strict=True):
+        copies = [contiguous(xp.astype(s, self.real, copy=True)) for s in states]
+        for name, s in zip(names, copies, strict=True):
             arrays[f"before_{name}"] = arrays[f"after_{name}"] = s
-        return found
+        return copies
 
     def _by_h(self, arrays: dict[str, Any], at: int, end: int) -> Array:
         """Return the gradient of h by its product at a step, without its mask."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array
 from xlstm.cells.mlstm_chunks import Logs
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
@@ -64,6 +65,9 @@ def chunkwise(
     kept : Saved or None
     """
     q, k, v, i, f, C0, n0, m0 = given
+    if type(q) is not np.ndarray:
+        return None
+    cores.given()  # raises an error of the setting, however small the work is
     B, N, T, K = q.shape
     V = v.shape[-1]
     L = min(chunk, T)

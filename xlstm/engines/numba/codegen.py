@@ -36,6 +36,7 @@ class Kernels(NamedTuple):
     """The compiled loops of one cell and dtype."""
 
     step: Pointwise
+    vectors: tuple[str, ...]  # the arrays that a step takes besides products and states
     forward: Kernel
     lean: Kernel  # forward that keeps nothing
     backward: Kernel
@@ -69,11 +70,13 @@ def _kernels(
     at = {"zx": "_zx", "h": "_h", **saved, **dict.fromkeys(carried, "_carry")}
     after = {"h": "_new_h", **saved, **dict.fromkeys(carried, "_new_carry")}
     later = {**saved, **dict.fromkeys(carried, "_carry")}
-    given = ("zx", "zh", "h")
+    first = ("zx", "zh", "h")
+    lean = kernel(dtype, step.lean, step.before, first, at, after, step.numbers)
     return Kernels(
         step,
-        kernel(dtype, step.forward, step.before, given, at, after, step.numbers),
-        kernel(dtype, step.lean, step.before, given, at, after, step.numbers),
+        lean.arrays[len(first) + len(carried) :],
+        kernel(dtype, step.forward, step.before, first, at, after, step.numbers),
+        lean,
         kernel(
             dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), later, {}, step.numbers
         ),

@@ -107,7 +107,7 @@ def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
     common = _shared(dtype, shape)
     found = new_module(common.__name__, vars(common), step)
     bind(found, (found.step,), counted=True, inline=True)
-    bind(found, (found.step_at, loops.forward_step), counted=True)
+    bind(found, (found.step_at, loops.forward_alone), counted=True)
     found.__dict__["step_address"] = functools.cache(
         lambda: llvm.address(found.step_at, llvm.step_type())
     )
@@ -138,7 +138,7 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     own = {
         name: f for source in sources for name, f in source.items() if isinstance(f, FunctionType)
     }
-    bind(found, [f for name, f in own.items() if name not in (*COUNTED, *SUMS, "forward_step")])
+    bind(found, [f for name, f in own.items() if name not in (*COUNTED, *SUMS, "forward_alone")])
     bind(found, [own[name] for name in SUMS], FLAGS | {"reassoc"})
     bind(found, [own[name] for name in COUNTED], counted=True)
     found.__dict__["PRODUCT"] = llvm.address(found.__dict__["product"], llvm.product_type(dtype))

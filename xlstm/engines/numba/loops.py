@@ -28,10 +28,13 @@ INT: Any = np.int64
 MOST = 12  # rows of the largest tile
 SLIVERS1 = 4  # slivers of the widest one
 UNITS = 1024  # of the cell in a piece
+COLUMNS = 32  # of a sliver
+ROWS = 48  # steps of one sequence whose products of x are made at once
+FEW = 4  # steps of one sequence from which on it pays to pack the weights
 
 
 stand_in: Any = None
-rows_times_vector = pack = stand_in  # of `products.py`
+rows_times_vector = pack = room = stand_in  # of `products.py`
 call_product = count_up = count_of = let_others_run = stand_in  # of `llvm.py`
 # The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry,
 # saved, first, last, *arrays)`. In their arrays the products of x begin at `zx`, h before and after
@@ -249,19 +252,55 @@ def forward(
         wait(counts, at, size, pieces)
 
 
-def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
-    """Run one step of one sequence from x (1, D), with the weights as they are; `step` is put
-    inline.
+def forward_alone(where: int, x: Any, Wx: Any, Wh: Any, hs: Any, *arrays: Any) -> None:
+    """Run all steps of one sequence, with the weights as they are; `step` is put inline.
 
-    Every state is (2 H,): the one before the step, and room for the one after it.
+    Parameters
+    ----------
+    where : int
+        The address of `products.product`.
+    x : array (T, D)
+    Wx, Wh : arrays (R, D), (R, H)
+        Those of a few steps are not packed.
+    hs : array (T + 1, H)
+        h before the first step, and room for that after every step.
+    arrays
+        The other states, each (2 H,), of which a step reads one half and writes the other; then the
+        other arguments of `step`.
     """
-    H = h.size // 2
-    G = Wx.shape[0] // H
-    zx = np.empty((G, H), F)
+    T, D = x.shape
+    R, H = Wh.shape
+    G = R // H
+    few = T < FEW
+    block = 1 if few else min(T, ROWS)
+    zx = np.empty((G, block * H), F)
     zh = np.empty((G, H), F)
-    rows_times_vector(Wx, x[0], zx.reshape(zx.size))
-    rows_times_vector(Wh, h[:H], zh.reshape(zh.size))
-    step(0, 0, H, 0, H, 0, 0, H, zx, zh, h, *arrays)
+    xs = x.reshape(x.size)
+    zxs = zx.reshape(zx.size)
+    zhs = zh.reshape(zh.size)
+    h = hs.reshape(hs.size)
+    slivers = 0 if few else G * ((H + COLUMNS - 1) // COLUMNS)
+    packed = room(slivers * (D + H) * COLUMNS)
+    middle = slivers * D * COLUMNS
+    packed_x = packed[:middle].reshape(slivers, D, COLUMNS)
+    packed_h = packed[middle:].reshape(slivers, H, COLUMNS)
+    if not few:
+        pack(Wx.reshape(Wx.size), INT(0), True, H * D, D, H, packed_x, INT(0), slivers)
+        pack(Wh.reshape(Wh.size), INT(0), True, H * H, H, H, packed_h, INT(0), slivers)
+    for t in range(T):
+        at = t % block
+        if few:
+            rows_times_vector(Wx, x[t], zxs)
+            rows_times_vector(Wh, hs[t], zhs)
+        else:
+            if at == 0:
+                some = min(block, T - t)
+                to = (0, H, block * H, H)
+                call_product(where, xs, (t * D, D, 1, some), packed_x, (0, slivers), zxs, to, False)
+            to = (0, H, H, H)
+            call_product(where, h, (t * H, H, 1, 1), packed_h, (0, slivers), zhs, to, False)
+        before = t % 2 * H
+        step(at * H, t * H, t * H + H, before, H - before, 0, 0, H, zx, zh, h, *arrays)
 
 
 def backward(

@@ -14,7 +14,8 @@ import numpy as np
 
 from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array, Params
-from xlstm.engines.cell_step import Step
+from xlstm.engines.array_api import ARRAY_API
+from xlstm.engines.cell_step import Step, Stream
 from xlstm.engines.numba import codegen, jit
 from xlstm.engines.numba.codegen import Kernel, Kernels
 from xlstm.engines.numba.packed_products import (
@@ -25,7 +26,7 @@ from xlstm.engines.numba.packed_products import (
     products,
 )
 from xlstm.engines.numba.team import address, run_parallel
-from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
+from xlstm.engines.tape import Gradients, SegmentTape, Tape, Widths, segments, starts_of, with_idle
 
 # Rows of x whose products are made at once: of several steps, where a step has few.
 ROWS = 48
@@ -71,26 +72,96 @@ class Numba:
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
-    ) -> tuple[Array, list[Array], Tape]:
+    ) -> tuple[Array, list[Array], Tape | None]:
         """Run all steps; see `Engine`."""
+        alone = keep == "nothing" and state[0].shape[1] == 1 and not step.heads and "Wx" in step.w
+        if alone and 0 < x.shape[0] * step.Wh.size <= LARGE:
+            y, *end = OneSequence(step).run(step.layer_w, x, [s.T for s in state])
+            return y, [y[-1:].T.copy(), *[s.T for s in end]], None
         tape = NumbaTape(self, step, widths, x, state[0])
-        return tape.y, with_idle(np, tape.forward(state, keep), state, tape.first), tape
+        end = with_idle(np, tape.forward(state, keep), state, tape.first)
+        if keep == "nothing":  # h is a part of y
+            return tape.y, [end[0].copy(), *end[1:]], None
+        return tape.y, end, tape
+
+    def stream(self, step: Step) -> Stream:
+        """Return a function that runs single steps; see `Engine`.
+
+        A step of several sequences, or of a large layer, is little but products, which BLAS computes
+        on all cores for the reference.
+        """
+        small = not step.heads and "Wx" in step.w and step.Wh.size <= SMALL
+        reference = ARRAY_API.stream(step)
+        return OneSequence(step, reference).step if small else reference
 
     def backward(
         self, tape: Any, dy: Array | None, dstate: Sequence[Array]
     ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
-        found, start = tape.backward(dy, dstate)
-        return found, with_idle(np, start, dstate, tape.first)
+        gradients, start = tape.backward(dy, dstate)
+        return gradients, with_idle(np, start, dstate, tape.first)
 
-    def stream(self, step: Step) -> Stream | None:
-        """Return the compiled single step of a layer, whose first step this is, or None where the
-        reference is to run.
 
-        In a large layer a step is little but products, which BLAS computes on all cores.
+class OneSequence:
+    """The compiled passes of one sequence through a layer in one direction, which keep nothing.
+
+    A small step takes as long as some twenty calls of Python functions around it. So what does not
+    depend on the arrays is looked up once: the order of their arguments, and their shapes.
+
+    Parameters
+    ----------
+    step : Step
+        A step that Numba does not refuse, whose weights are those of x and of one head.
+    reference : function, optional
+        It runs single steps of other numbers of sequences.
+    """
+
+    def __init__(self, step: Step, reference: Stream | None = None) -> None:
+        compiled: Kernels = step.compiled or kernels(step)
+        self.reference = reference
+        self.cell = step.cell
+        self.loop = compiled.lean.loops.forward_alone
+        self.product = compiled.lean.loops.PRODUCT
+        self.H = step.H
+        self.Wh = step.Wh.shape
+        self.vectors: list[tuple[str, tuple[int, ...]]] = []
+        for name in compiled.vectors:
+            shape = (step.G, step.H) if name in step.added else step.own[name].shape[:-1]
+            self.vectors.append((name, shape))
+        self.numbers = [step.cell.numbers[name] for name in compiled.lean.numbers]
+
+    def step(self, w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run a single step, as `Engine.stream` says."""
+        if x.shape[0] != 1 and self.reference is not None:
+            return self.reference(w, x, state)
+        after = self.run(w, x, state)
+        return after[0], after
+
+    def run(self, w: Params, x: Array, state: Sequence[Array]) -> list[Array]:
+        """Run all steps of x (T, D) from the state (1, H) before them.
+
+        Returns
+        -------
+        h : array (T, H)
+            h after every step.
+        *state : arrays (1, H)
+            The other states after the last step.
         """
-        small = not step.heads and "Wx" in step.w and step.R * step.P <= SMALL
-        return Stream(step) if small and not self.refuses(step, ()) else None
+        w = self.cell.weights(np, w)
+        T = x.shape[0]
+        H = self.H
+        hs = np.empty((T + 1, H), x.dtype)
+        hs[0] = state[0]
+        rooms = []  # each has a state before a step and one after it, in turn
+        for before in state[1:]:
+            rooms.append(room := np.empty(2 * H, x.dtype))
+            room[:H] = before
+        vectors = [contiguous(w[name]).reshape(shape) for name, shape in self.vectors]
+        Wx = contiguous(w["Wx"])
+        Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else np.zeros(self.Wh, x.dtype)
+        self.loop(self.product, contiguous(x), Wx, Wh, hs, *rooms, *vectors, *self.numbers)
+        last = T % 2 * H
+        return [hs[1:], *[room[None, last : last + H] for room in rooms]]
 
 
 class NumbaTape(Tape):
@@ -118,8 +189,8 @@ class NumbaTape(Tape):
     @property
     def kernels(self) -> Kernels:
         """The compiled loops of the cell, which a copy looks up again."""
-        found: Kernels = self.step.compiled or kernels(self.step)
-        return found
+        compiled: Kernels = self.step.compiled or kernels(self.step)
+        return compiled
 
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence of the first step at its own end."""
@@ -242,14 +313,14 @@ class NumbaTape(Tape):
         return products(self.kernels.backward.loops, pairs)
 
     @property
-    def segments(self) -> list[Kept]:
+    def segments(self) -> list[SegmentTape]:
         """The kept values by segments; those of the cell are made again where they were not
         kept.
         """
         first = self.first
         H = self.step.H
         saved = self._whole()
-        found = []
+        tapes = []
         for segment in segments(tuple(self.widths)):
             k, n, at = segment
             before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
@@ -262,8 +333,8 @@ class NumbaTape(Tape):
                 for name, a in saved.items()
             }
             by_steps = {name: np.moveaxis(a, -3, 0).swapaxes(-1, -2) for name, a in steps.items()}
-            found.append(Kept(segment, carry, self.kernels.step.restore(by_steps)))
-        return found
+            tapes.append(SegmentTape(segment, carry, self.kernels.step.restore(by_steps)))
+        return tapes
 
     def _whole(self) -> dict[str, Array]:
         """Return what the cell saved, from one more pass where it was not kept."""
@@ -327,60 +398,17 @@ def constants(step: Step, n: int) -> dict[str, Any]:
     """Return the parameters that a cell uses beside its units, once for each of n sequences: (rows,
     n, H) or (n, H).
     """
-    given = {}
+    vectors = {}
     for name in (*step.added, *step.own):
         p = step.w[name].reshape(step.G, step.H) if name in step.added else step.own[name][..., 0]
-        given[name] = room = np.empty((*p.shape[:-1], n, step.H), p.dtype)
+        vectors[name] = room = np.empty((*p.shape[:-1], n, step.H), p.dtype)
         room[...] = p[..., None, :]
-    return given
+    return vectors
 
 
 def kernels(step: Step) -> Any:
     """Return the compiled loops of a step, or None where there are none."""
     return codegen.kernels(step.cell, DTYPES[step.Wh.dtype], step.own_rows, step.added)
-
-
-class Stream:
-    """The compiled step of one sequence in a layer in one direction, as in a stream.
-
-    A small step takes as long as some twenty calls of Python functions around it. So what does not
-    depend on the arrays is looked up once for a layer and dtype: the compiled code, the order of
-    its arguments, and their shapes.
-
-    Parameters
-    ----------
-    step : Step
-        The first step, which Numba does not refuse. Arrays have its shapes, and none are kept.
-    """
-
-    def __init__(self, step: Step) -> None:
-        found = step.compiled or kernels(step)
-        given = constants(step, 1)
-        self.cell = step.cell
-        self.H = step.H
-        self.Wh = step.Wh.shape
-        self.loop = found.lean.loops.forward_step
-        # The loop takes the products and the states, then vectors of units such as biases, then
-        # numbers.
-        names = found.lean.arrays[3 + len(found.step.carried) :]
-        self.vectors = [(name, (*given[name].shape[:-2], self.H)) for name in names]
-        self.numbers = [step.cell.numbers[name] for name in found.lean.numbers]
-
-    def __call__(self, w: Params, x: Array, state: Sequence[Array]) -> list[Array]:
-        """Return the state (1, H) after a step, from weights by their last names, x (1, D) and the
-        state before it.
-        """
-        w = self.cell.weights(np, w)
-        H = self.H
-        rooms = []  # each has a state before the step, and then the one after it
-        for s in state:
-            room = np.empty(2 * H, x.dtype)
-            room[:H] = s
-            rooms.append(room)
-        vectors = [contiguous(w[name]).reshape(shape) for name, shape in self.vectors]
-        Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else np.zeros(self.Wh, x.dtype)
-        self.loop(contiguous(x), contiguous(w["Wx"]), Wh, *rooms, *vectors, *self.numbers)
-        return [room[None, H:] for room in rooms]
 
 
 NUMBA = Numba()

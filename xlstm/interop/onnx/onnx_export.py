@@ -501,7 +501,7 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
     return {key: values for key, values in attributes.items() if values}
 
 
-class _Scan:
+class _Scan(engine.Engine):
     """The engine for arrays that write ONNX: the reference engine's step in the body of a Scan."""
 
     name = "onnx"
@@ -517,8 +517,8 @@ class _Scan:
         ((T, B),) = widths
 
         def forward_step(x: Array, state: State) -> tuple[Array, State]:
-            after = tuple(s.T for s in ARRAY_API.step(step, x, state))
-            return after[0], after
+            y, after = ARRAY_API.step(step, x, state)
+            return y, tuple(after)
 
         start = tuple(s.T for s in state)
         if T == 1:

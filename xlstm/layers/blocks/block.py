@@ -117,8 +117,8 @@ class Backbone(SameWidth, SequenceLayer):
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        found = {f"blocks.{k}": block for k, block in enumerate(self.blocks)}
-        return found | ({} if self.norm is None else {"norm": self.norm})
+        parts = {f"blocks.{k}": block for k, block in enumerate(self.blocks)}
+        return parts | ({} if self.norm is None else {"norm": self.norm})
 
     @cached_property
     def states(self) -> State:
@@ -158,9 +158,9 @@ class GatesOfHeads(Linear):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        found = super().weights
-        b: Weight = found["b"][0], lambda rng, shape: initializers.mlstm_bias(rng, shape[0] // 2)
-        return {"W": (found["W"][0], initializers.constant(0.0)), "b": b}
+        weights = super().weights
+        b: Weight = weights["b"][0], lambda rng, shape: initializers.mlstm_bias(rng, shape[0] // 2)
+        return {"W": (weights["W"][0], initializers.constant(0.0)), "b": b}
 
 
 def widened(where: str, name: str, factor: float, size: int) -> int:

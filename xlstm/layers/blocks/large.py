@@ -21,7 +21,7 @@ from xlstm.layers.blocks.block import (
     round_up,
 )
 from xlstm.layers.linear import Linear
-from xlstm.layers.matrix_memory import Memory, gated, gated_bwd
+from xlstm.layers.matrix_memory import MatrixMemory, gated, gated_bwd
 from xlstm.layers.module import Backward, Forward
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import State
@@ -47,11 +47,11 @@ class LargeBlock(Block):
     rest: float = -math.inf  # m before the first step
 
     @cached_property
-    def memory(self) -> Memory:
+    def memory(self) -> MatrixMemory:
         """The memories of all heads."""
         N = self.num_heads
         sizes = N, self.qk_size // N, self.v_size // N
-        return Memory(*sizes, eps=self.eps, chunk=self.chunk_size, rest=self.rest)
+        return MatrixMemory(*sizes, eps=self.eps, chunk=self.chunk_size, rest=self.rest)
 
     @cached_property
     def parts(self) -> dict[str, Any]:
@@ -167,12 +167,12 @@ class xLSTMLarge(Backbone):  # noqa: N801
     def __post_init__(self) -> None:
         super().__post_init__()
         D = self.size
-        usual = {
+        defaults = {
             "qk_size": D // 2,
             "v_size": D,
             "ffn_size": round_up(math.floor(2.6667 * D), MULTIPLE),
         }
-        for name, size in usual.items():
+        for name, size in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, checks.size("xLSTMLarge", name, size))
         checks.heads(

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
-from xlstm.arrays.fuse import compiles, fuse, listed
+from xlstm.arrays.fuse import fuse, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.rows import summed
+from xlstm.arrays.sliding import computes_again
 from xlstm.cells import slstm
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.engines import engine
@@ -20,9 +21,9 @@ from xlstm.engines.cell_step import Masks, Step
 from xlstm.layers import initializers
 from xlstm.layers.blocks.block import Backbone, Block, GatedFeedForward, GatesOfHeads, widened
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.gated import Pass
+from xlstm.layers.gated import LayerTape
 from xlstm.layers.linear import HeadwiseLinear, Linear
-from xlstm.layers.matrix_memory import Memory
+from xlstm.layers.matrix_memory import MatrixMemory
 from xlstm.layers.module import Backward, Forward, Weight
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
 from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State, complete
@@ -85,10 +86,10 @@ class mLSTMBlock(Block):  # noqa: N801
         return widened("mLSTMBlock", "proj_factor", self.proj_factor, self.size)
 
     @cached_property
-    def memory(self) -> Memory:
+    def memory(self) -> MatrixMemory:
         """The memories of all heads."""
         K = self.inner // self.num_heads
-        return Memory(self.num_heads, K, K, eps=self.eps, chunk=self.chunk_size)
+        return MatrixMemory(self.num_heads, K, K, eps=self.eps, chunk=self.chunk_size)
 
     @cached_property
     def parts(self) -> dict[str, Any]:
@@ -133,9 +134,8 @@ class mLSTMBlock(Block):  # noqa: N801
             q, k, v, gates[..., :N], gates[..., N:], state[1], run.span
         )
         n = run("outnorm", h)
-        # On CuPy the backward pass computes s and g again, since to write and read them takes
-        # longer. (8) (9)
-        *again, sg = listed(fuse(xp, _skipped, n, run.p["skip"], c, z, keep=not compiles(xp)))
+        keep = not computes_again(xp)
+        *again, sg = listed(fuse(xp, _skipped, n, run.p["skip"], c, z, keep=keep))  # (8) (9)
         run.keep(z=z, c=c, memory=memory, sg=again or [n])
         return run.dropped("mask", run("down", sg), self.dropout), (conv_end, end)  # (10) (11)
 
@@ -235,20 +235,20 @@ class sLSTMBlock(Block):  # noqa: N801
         D = self.size
         N = self.num_heads
         heads = HeadwiseLinear(D, N, std=self._small)
-        found: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
+        parts: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
         if self.conv_kernel_size:
-            found["conv"] = CausalConv(D, self.conv_kernel_size, silu=True)
-        found |= dict.fromkeys("ifzo", heads)
-        found["cell"] = Recurrence(
+            parts["conv"] = CausalConv(D, self.conv_kernel_size, silu=True)
+        parts |= dict.fromkeys("ifzo", heads)
+        parts["cell"] = Recurrence(
             D, N, self.recurrent_init, self.index / max(1, self.num_blocks - 1)
         )
-        found["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
+        parts["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
         if self.ffn_proj_factor:
-            found["ffn_norm"] = LayerNorm(D, residual=True)
-            found["ffn"] = GatedFeedForward(
+            parts["ffn_norm"] = LayerNorm(D, residual=True)
+            parts["ffn"] = GatedFeedForward(
                 D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks
             )
-        return found
+        return parts
 
     @cached_property
     def states(self) -> State:
@@ -340,14 +340,16 @@ class Recurrence(SequenceLayer):
             x = slstm.to_bfloat16(xp, x)
             p = {**p, "Wh": slstm.to_bfloat16(xp, p["Wh"])}
         start = packing.sort(xp, [s.T for s in state])
-        kept = "all" if span.keep else "nothing"
+        keep = "all" if span.keep else "nothing"
         step = Step(xp, self.cell, p, Masks())
-        chosen = engine.choose(step, packing.widths, self._engines)
-        h, packed_end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, kept)
+        runner = engine.choose(step, packing.widths, self._engines)
+        h, packed_end, tape = runner.forward(step, packing.pack(xp, x), start, packing.widths, keep)
         y, (end,) = packing.restore(xp, h, [packed_end])
-        ends = [s.T for s in end]  # to which what is kept refers, too
-        copies = foreach.copies(xp, ends) if span.keep or not compiles(xp) else ends
-        return y, tuple(copies), Pass(packing, False, tape) if span.keep else None
+        ends = tuple([s.T for s in end])
+        if tape is None or not span.keep:
+            return y, ends, None
+        # What is kept refers to these too.
+        return y, tuple(foreach.copies(xp, ends)), LayerTape(packing, False, tape)
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span

@@ -1,0 +1,36 @@
+"""New arrays of which each has one value, as states before the first step are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from xlstm.arrays import foreach, fuse
+from xlstm.arrays.namespace import Array, Namespace, device_of
+
+ALIGNED = 64  # elements between the beginnings of arrays that are made together
+
+
+def filled_at_once(
+    xp: Namespace, like: Array, wanted: Iterable[tuple[tuple[int, ...], Any, float]]
+) -> Iterator[Array] | None:
+    """Return arrays of CuPy of a shape, a dtype and a value each, on the device of another array.
+
+    They are parts of one array for each value and dtype, since each fill is a launch. Where a fill
+    is no launch the result is None.
+    """
+    if not fuse.compiles(xp):
+        return None
+    ends: dict[Any, int] = {}  # elements of all arrays of a value and dtype
+    places = []
+    for shape, dtype, value in wanted:
+        start = ends.get((value, dtype), 0)
+        ends[value, dtype] = start + -(-math.prod(shape) // ALIGNED) * ALIGNED
+        places.append(((value, dtype), start, shape))
+    device = device_of(like)
+    whole = {
+        (value, dtype): xp.full((size,), value, dtype=dtype, device=device)
+        for (value, dtype), size in ends.items()
+    }
+    return (foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places)

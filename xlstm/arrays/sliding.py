@@ -1,0 +1,53 @@
+"""Functions of the steps that a window sees, as it slides along the first axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xlstm.arrays.fuse import compiles, fuse, windows
+from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.rows import summed
+
+
+def computes_again(xp: Namespace) -> bool:
+    """Tell whether it takes less time to compute the value of each element again than to write and
+    to read it, as it does on CuPy.
+    """
+    return compiles(xp)
+
+
+def slid(
+    xp: Namespace,
+    function: Callable[..., Any],
+    taps: Array,
+    xs: Array,
+    *more: Array,
+    **options: Any,
+) -> Any:
+    """Return `function(xp, *taps, *steps, *more, size=k)` of taps (k, D) and xs (T + k - 1, ...):
+    steps are the k arrays (T, ...) by which taps are multiplied.
+
+    Options are those of `summed`, for CuPy, where this is one launch.
+    """
+    size = taps.shape[0]
+    if compiles(xp):
+        options |= {"leading": (size, size), "of": function, "size": size}
+        return summed(xp, of_windows, taps, windows(xs, size), *more, sums=0, **options)
+    copies = [taps[j, ...] + 0 for j in range(size)]  # whose numbers are side by side
+    return fuse(xp, function, *copies, *steps_of(xs, size), *more, size=size)
+
+
+def steps_of(xs: Array, size: int) -> list[Array]:
+    """Return the steps that each tap of a window is multiplied by, views of xs (T + size - 1,
+    ...).
+    """
+    T = xs.shape[0] - size + 1
+    return [xs[j : j + T, ...] for j in range(size)]
+
+
+def of_windows(
+    xp: Namespace, taps: Array, xs: Array, *more: Array, of: Callable[..., Any], size: int
+) -> Any:
+    """Return what a function gives for taps and for steps that are (size, ...) each."""
+    return of(xp, *(a[j, ...] for a in (taps, xs) for j in range(size)), *more, size=size)
