@@ -81,7 +81,7 @@ class Memory(NamedTuple):
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
         made = chunks.kernels(xp, q, k, v, self.N, self.steps, self.forget, self.eps)
-        computed = chunks.chunkwise(xp, q, k, v, i, f, *state, made)
+        computed = chunks.chunkwise(xp, q, k, v, i, f, *state, kernels=made)
         kept: Any
         if computed is not None:
             h, *end, kept = computed

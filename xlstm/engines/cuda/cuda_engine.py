@@ -21,8 +21,8 @@ from xlstm.engines.cell_step import Step
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
 from xlstm.engines.cuda.choice import told
-from xlstm.engines.cuda.kernels import Kernels, Single, contiguous, plan
-from xlstm.engines.cuda.launch import Source
+from xlstm.engines.cuda.kernel_source import KernelSource
+from xlstm.engines.cuda.kernels import SingleStep, StepKernels, contiguous, plan
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
@@ -85,9 +85,9 @@ class Cuda:
         function, choice, _ = plan(step, widths, device)
         if function is None:
             return None
-        found = _attempt(f"step {choice.name}", Single(step, x).run, state)
-        if found is not None:
-            return found
+        after = _attempt(f"step {choice.name}", SingleStep(step, x).run, state)
+        if after is not None:
+            return after
         y, end, _ = self._next(step, widths).forward(
             step, x, [s.T for s in state], widths, "nothing"
         )
@@ -98,12 +98,13 @@ class Cuda:
     ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
-        found = _attempt(tape.choice.name, tape.backward, dy, dstate)
-        if found is None:  # the forward pass begins again, too: the next path keeps other values
-            engine = self._next(tape.step, tape.widths)
-            _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
-            found = again.engine.backward(again, dy, dstate)
-        return found
+        gradients = _attempt(tape.choice.name, tape.backward, dy, dstate)
+        if gradients is not None:
+            return gradients
+        # The forward pass begins again, too: the next path keeps other values.
+        engine = self._next(tape.step, tape.widths)
+        _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
+        return again.engine.backward(again, dy, dstate)
 
     def _next(self, step: Step, widths: Widths) -> Cuda | ArrayApi:
         """Return the engine of the path that comes after those that are broken."""
@@ -115,7 +116,7 @@ def _attempt(name: str, run: Callable[..., Result], *args: Any) -> Result | None
     return kernel_fallback.attempt(name, run, *args) if told()[0] == "auto" else run(*args)
 
 
-class CudaTape(Kernels, Tape):
+class CudaTape(StepKernels, Tape):
     """A pass over one layer and direction: it makes the arrays, launches the kernels, and keeps
     what they wrote.
 
@@ -138,7 +139,7 @@ class CudaTape(Kernels, Tape):
         # kernels keep them.
         projected = self.function.around.projected
         self.uneven = len(widths) > 1
-        self.keep_h = len(widths) > 1 and not projected
+        self.keep_h = self.uneven and not projected
         apart = (self.uneven or keep == "nothing") and self.choice.forward is not None
         super().__init__(engine, step, widths, x, None if apart else state[0])
         self.rows_kept: dict[str, Array] = {}
@@ -147,8 +148,8 @@ class CudaTape(Kernels, Tape):
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle it without what belongs to the device and to the process."""
         return {
-            name: a
-            for name, a in super().__getstate__().items()
+            name: value
+            for name, value in super().__getstate__().items()
             if name not in ("device", "function")
         }
 
@@ -172,20 +173,18 @@ class CudaTape(Kernels, Tape):
         """Differentiate all steps; return the gradients of every step, and those of the initial
         state.
         """
-        found = Gradients(self)
+        gradients = Gradients(self)
         rows = self.function.gradients
         whole = self._whole()
-        made = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
-        dy = self.step.xp.zeros_like(self.y) if dy is None else self.given(dy)
+        by_name = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
+        dy = self.step.xp.zeros_like(self.y) if dy is None else self.as_read(dy)
         if self.function.around.projected:
             dy = self.step.xp.asarray(dy, copy=True)  # which collects the whole gradient of h
-            found.arrays["out"] = dy.T
-        arrays = {"dy": dy, **made, **whole, **self.constants}
-        start = self._run("backward", arrays, dstate)
-        found.arrays |= {
-            GRADIENTS[name]: reshape(a, (a.shape[0], -1)).T for name, a in made.items()
-        }
-        return found, start
+            gradients.arrays["out"] = dy.T
+        start = self._run("backward", {"dy": dy, **by_name, **whole, **self.constants}, dstate)
+        for name, a in by_name.items():
+            gradients.arrays[GRADIENTS[name]] = reshape(a, (a.shape[0], -1)).T
+        return gradients, start
 
     @property
     def passed(self) -> Array:
@@ -211,27 +210,25 @@ class CudaTape(Kernels, Tape):
     def segments(self) -> list[Kept]:
         """The kept arrays, by segments; saved ones that were not kept are made again."""
         xp = self.step.xp
-        found = []
-        made = kernel_fallback.attempt(AGAIN, self._whole) or self.rows_kept
+        by_segment = []
+        rows = kernel_fallback.attempt(AGAIN, self._whole) or self.rows_kept
+        whole = rows.keys() >= self.function.saved.keys()
         following = [*(n for _, n in self.widths[1:]), 0]
         for segment, more in zip(segments(tuple(self.widths)), following, strict=True):
-            k = segment.k
-            n = segment.n
             last = segment.at + segment.k * segment.n
-            # (k, n, rows, H) or (k, n, H)
-            steps = {name: segment.steps(a, 0, k) for name, a in made.items()}
-            arrays = {
-                name: xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for name, a in steps.items()
-            }
+            arrays = {}
+            for name, a in rows.items():
+                steps = segment.steps(a, 0, segment.k)  # (k, n, rows, H) or (k, n, H)
+                arrays[name] = xp.permute_dims(steps, (0, *range(2, steps.ndim), 1))
             carry = []
             for name, end in zip(self.function.carried, self.end[1:], strict=True):
                 # The state after the last step is that before the next one, or at the end of a
                 # sequence.
-                after = xp.concat((made[name][last : last + more, :].T, end[:, more:n]), axis=1)
-                carry.append(xp.concat((arrays[name], after[None, ...])))
-            whole = made.keys() >= self.function.saved.keys()
-            found.append(Kept(segment, carry, self.function.restore(arrays) if whole else None))
-        return [self.complete(kept) for kept in found]
+                after = rows[name][last : last + more, :].T, end[:, more : segment.n]
+                carry.append(xp.concat((arrays[name], xp.concat(after, axis=1)[None, ...])))
+            saved = self.function.restore(arrays) if whole else None
+            by_segment.append(self.complete(Kept(segment, carry, saved)))
+        return by_segment
 
     def _whole(self) -> dict[str, Array]:
         """Return the arrays that backward needs; saved ones that were not kept are made again from
@@ -246,18 +243,16 @@ class CudaTape(Kernels, Tape):
         if not missing:
             return self.rows_kept
         h0 = self.h0
-        made = self.empty(missing)
+        again = self.empty(missing)
         before = {f"before_{name}": a for name, a in {"h": h0, **self.rows_kept}.items()}
         N = h0.shape[0]
         block = -(-N // BLOCKS)
         for at in range(0, N, block):
             rows = slice(at, at + block)
-            some = {name: a[rows, ...] for name, a in (before | made).items()}
-            products = {"zx": self.project(self.x[rows, :]), "product": self.through(h0[rows, :])}
-            self.launch_step(
-                "again", products | some | self.constants, 0, some["before_h"].shape[0]
-            )
-        return self.rows_kept | made
+            arrays = {name: a[rows, ...] for name, a in (before | again).items()}
+            arrays |= {"zx": self.project(self.x[rows, :]), "product": self.through(h0[rows, :])}
+            self.launch_step("again", arrays | self.constants, 0, min(block, N - at))
+        return self.rows_kept | again
 
     def _run(self, kind: str, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
         """Run all steps of a kind of kernel from states (H, B), and return the states after the
@@ -271,7 +266,7 @@ class CudaTape(Kernels, Tape):
         if tiling is not None:
             after = list(self.empty(dict.fromkeys(names), first).values())
             arrays |= {
-                f"before_{name}": self.given(s) for name, s in zip(names, before, strict=True)
+                f"before_{name}": self.as_read(s) for name, s in zip(names, before, strict=True)
             }
             arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
             self._loop(kind, arrays, tiling)
@@ -290,15 +285,17 @@ class CudaTape(Kernels, Tape):
         xp = self.step.xp
         Wh = self.Wh
         arranged = room(xp, Wh, (tiling.arranged // 4,), np.uint32)
-        most = min(self.device.sms, launch.resident(source, tiling.threads)) // tiling.blocks
+        at_once = min(self.device.sms, launch.resident(source, tiling.threads)) // tiling.blocks
         launch.launch(
-            Source(ARRANGE, source.text, shared=32),
+            KernelSource(ARRANGE, source.text, shared=32),
             (tiling.arrangers, 1),
             ARRANGERS,
             [Wh, arranged],
         )
         groups = -(-self.first // tiling.columns) * tiling.heads
-        at_once = groups if tiling.cluster else min(groups, most)
+        if tiling.cluster:
+            at_once = groups
+        at_once = min(groups, at_once)
         offsets = flags = exchange = None
         if self.uneven:  # the first row of every step, where steps differ in width
             offsets = constants.copied(
@@ -306,22 +303,22 @@ class CudaTape(Kernels, Tape):
             )
         if not tiling.cluster:
             exchange = room(xp, Wh, (tiling.exchange * at_once,), np.uint8)
-        waiting = waits.arguments(source.name, self.choice.name)
         for group in range(0, groups, at_once):
             count = min(at_once, groups - group)
             if not tiling.cluster:
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=device_of(Wh))
-            numbers = [np.int32(len(self.starts) - 1), np.int32(self.first), np.int32(group)]
-            given = [
+            arguments = [
                 offsets,
-                *numbers,
+                np.int32(len(self.starts) - 1),
+                np.int32(self.first),
+                np.int32(group),
                 flags,
                 exchange,
                 arranged,
-                *waiting,
-                *[arrays[name] for name in source.arrays],
+                *waits.arguments(source.name, self.choice.name),
+                *(arrays[name] for name in source.arrays),
             ]
-            launch.launch(source, (tiling.blocks, count), tiling.threads, given)
+            launch.launch(source, (tiling.blocks, count), tiling.threads, arguments)
 
     # A pass with kernels of its own for every step, and with what the array library multiplies
     # between them. States are (B, H), and those of h (B, P).
@@ -329,8 +326,8 @@ class CudaTape(Kernels, Tape):
     @cached_property
     def starts(self) -> list[int]:
         """The first row of every step, and the number of rows."""
-        found: list[int] = starts_of(tuple(self.widths)).tolist()
-        return found
+        starts: list[int] = starts_of(tuple(self.widths)).tolist()
+        return starts
 
     def steps_forward(
         self, kind: str, arrays: dict[str, Any], states: Sequence[Array]
@@ -361,12 +358,12 @@ class CudaTape(Kernels, Tape):
         if self.function.around.projected:
             return [self._back_through_projection(arrays, states[0]), *after]
         xp = self.step.xp
+        Wh = self.Wh
         have = 0
         for at, end in reversed(list(itertools.pairwise(self.starts))):
-            if end - at > have:  # sequences whose last step this is
-                zeros = xp.zeros(
-                    (end - at - have, self.step.H), dtype=self.Wh.dtype, device=device_of(self.Wh)
-                )
+            new = end - at - have  # sequences whose last step this is
+            if new:
+                zeros = xp.zeros((new, self.step.H), dtype=Wh.dtype, device=device_of(Wh))
                 arrays["product"] = xp.concat((arrays["product"], zeros)) if have else zeros
             have = end - at
             self.ask_bwd(arrays, at, have)
@@ -383,9 +380,11 @@ class CudaTape(Kernels, Tape):
         ):
             n = end - at
             if n > have:  # sequences whose last step this is
-                dh[at + have : end, :] += self.given(dend[have:n, :])
+                dh[at + have : end, :] += self.as_read(dend[have:n, :])
             have = n
-            arrays["product"] = self.given(matmul(self.step.xp, dh[at:end, :], self.step.w["Whr"]))
+            arrays["product"] = self.as_read(
+                matmul(self.step.xp, dh[at:end, :], self.step.w["Whr"])
+            )
             self.ask_bwd(arrays, at, n)
             if at == 0:
                 d0 = self._masked(self._by_h(arrays, at, end))
@@ -407,10 +406,10 @@ class CudaTape(Kernels, Tape):
         if self.function.around.projected:
             names = names[1:]
             states = states[1:]
-        found = [contiguous(xp.astype(s, self.real, copy=True)) for s in states]
-        for name, s in zip(names, found, strict=True):
+        copies = [contiguous(xp.astype(s, self.real, copy=True)) for s in states]
+        for name, s in zip(names, copies, strict=True):
             arrays[f"before_{name}"] = arrays[f"after_{name}"] = s
-        return found
+        return copies
 
     def _by_h(self, arrays: dict[str, Any], at: int, end: int) -> Array:
         """Return the gradient of h by its product at a step, without its mask."""

@@ -23,7 +23,7 @@ from xlstm.engines.tape import Widths
 REAL: dict[str, Any] = {"float": np.float32, "double": np.float64}
 
 
-class Kernels:
+class StepKernels:
     """The kernels of a step, for some rows of x; a whole pass and a single step have these in
     common.
 
@@ -48,13 +48,11 @@ class Kernels:
         self.heads, self.width = heads_of(step)
         self.real = REAL[self.choice.arithmetic.real]
         self.Wh = contiguous(step.Wh)
-        names = (*step.own, *step.added, *(["gh"] if "gh" in step.w else []))
-        given = {
-            name: step.own.get(name, step.w[name])
-            for name in names
+        self.constants: dict[str, Any] = {
+            f"p_{name}": self.as_read(step.own.get(name, step.w[name]))
+            for name in (*step.own, *step.added, *["gh"] * ("gh" in step.w))
             if name != self.function.around.matrix
         }
-        self.constants: dict[str, Any] = {f"p_{name}": self.given(p) for name, p in given.items()}
         self.constants |= {
             f"p_{name}": self.real(value) for name, value in step.cell.numbers.items()
         }
@@ -62,23 +60,23 @@ class Kernels:
             if isinstance(share, float):
                 self.constants[f"p_zone_{name}"] = self.real(share)
             elif share is not None:
-                self.constants[f"zone_{name}"] = self.given(share)
+                self.constants[f"zone_{name}"] = self.as_read(share)
         if step.masks.drop is not None:
-            self.constants["drop"] = self.given(step.masks.drop.T)  # (B, P)
+            self.constants["drop"] = self.as_read(step.masks.drop.T)  # (B, P)
 
     @cached_property
     def device(self) -> Device:
         """The device of the arrays."""
-        found = launch.device(self.step.xp, self.step.Wh)
-        assert found is not None
-        return found
+        device = launch.device(self.step.xp, self.step.Wh)
+        assert device is not None
+        return device
 
     @cached_property
     def function(self) -> Pointwise:
         """The functions of the cell's step."""
-        found = function_of(self.step)
-        assert found is not None
-        return found
+        function = function_of(self.step)
+        assert function is not None
+        return function
 
     def ask(
         self, kind: str, arrays: dict[str, Any], h: Array, row0: int, keep_h: bool = False
@@ -104,7 +102,7 @@ class Kernels:
             arrays["after_factor"] = self.empty({"": None}, count)[""]
             self.launch_step(kind, arrays, row0, count)
             W = self.step.own[matrix]
-            arrays["inner"] = self.given(
+            arrays["inner"] = self.as_read(
                 matmul(self.step.xp, arrays["after_factor"], W.T if kind == "factor" else W)
             )
 
@@ -116,10 +114,10 @@ class Kernels:
         source = cell_source.pointwise(
             self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h
         )
-        given = [np.int64(row0), np.int32(count), *(arrays[name] for name in source.arrays)]
+        arguments = [np.int64(row0), np.int32(count), *(arrays[name] for name in source.arrays)]
         threads = cell_source.threads_of(self.step.H)
         blocks = count, 1 if self.function.reduces else -(-self.step.H // threads)
-        launch.launch(source, blocks, threads, given)
+        launch.launch(source, blocks, threads, arguments)
 
     def project(self, x: Array) -> Array:
         """Return Wx x of rows (n, D): (n, R), which layer_norm normalises."""
@@ -128,12 +126,12 @@ class Kernels:
         if "gx" in w:
             z, (n, r) = layer_norm(self.step.xp, z, w["gx"], -1)
             self.normal = n.T, r.T
-        return self.given(z)
+        return self.as_read(z)
 
     def through(self, h: Array) -> Array:
         """Return the products Wh h of rows (n, P): (n, R)."""
         if self.heads == 1:
-            return self.given(matmul(self.step.xp, h, self.matrix.T))
+            return self.as_read(matmul(self.step.xp, h, self.matrix.T))
         xp = self.step.xp
         n = h.shape[0]
         N = self.heads
@@ -142,12 +140,12 @@ class Kernels:
         # (N, n, G K)
         z = matmul(xp, xp.permute_dims(reshape(h, (n, N, K)), (1, 0, 2)), self.by_head)
         z = xp.permute_dims(reshape(z, (N, n, G, K)), (1, 2, 0, 3))
-        return self.given(reshape(z, (n, self.step.R)))
+        return self.as_read(reshape(z, (n, self.step.R)))
 
     def through_bwd(self, dz: Array) -> Array:
         """Return the products Wh^T dz of rows (n, R): (n, P)."""
         if self.heads == 1:
-            return self.given(matmul(self.step.xp, dz, self.matrix))
+            return self.as_read(matmul(self.step.xp, dz, self.matrix))
         xp = self.step.xp
         n = dz.shape[0]
         N = self.heads
@@ -155,7 +153,7 @@ class Kernels:
         G = self.step.G
         dz = xp.permute_dims(reshape(dz, (n, G, N, K)), (2, 0, 1, 3))
         dh = matmul(xp, reshape(dz, (N, n, G * K)), xp.matrix_transpose(self.by_head))
-        return self.given(reshape(xp.permute_dims(dh, (1, 0, 2)), (n, self.step.H)))
+        return self.as_read(reshape(xp.permute_dims(dh, (1, 0, 2)), (n, self.step.H)))
 
     @cached_property
     def matrix(self) -> Array:
@@ -185,14 +183,14 @@ class Kernels:
             for name, rows in arrays.items()
         }
 
-    def given(self, a: Array) -> Array:
+    def as_read(self, a: Array) -> Array:
         """Return an array as kernels read it: contiguous, and of the weights' dtype, which CuPy may
         not keep.
         """
         return contiguous(astype(self.step.xp, a, self.Wh.dtype))
 
 
-class Single(Kernels):
+class SingleStep(StepKernels):
     """A single step, as for streaming, from x (B, D) and the state (B, H), ...."""
 
     def __init__(self, step: Step, x: Array) -> None:
@@ -214,31 +212,31 @@ class Single(Kernels):
         }
         arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
         arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
-        self.ask("lean", arrays, self.given(state[0]), 0)
-        found = [astype(xp, s, self.Wh.dtype) for s in after]
+        self.ask("lean", arrays, self.as_read(state[0]), 0)
+        after = [astype(xp, s, self.Wh.dtype) for s in after]
         if not projected:
-            return [arrays["y"], *found]
+            return [arrays["y"], *after]
         h = matmul(xp, arrays["out"], self.step.w["Whr"].T)
-        return [h, h, *found]
+        return [h, h, *after]
 
 
 def plan(step: Step, widths: Widths, device: Device) -> tuple[Pointwise | None, Choice, str]:
     """Return the functions of a step, or None; the path that it takes; and why it has no
     functions.
     """
-    found = function_of(step)
-    why = "" if found is not None else f"no kernel does {_obstacle(step) or 'this cell'}"
+    function = function_of(step)
+    why = "" if function is not None else f"no kernel does {_obstacle(step) or 'this cell'}"
     heads, width = heads_of(step)
     dtype = dtype_name(step.Wh.dtype)
-    return found, choose(told(), found, why, dtype, width, heads, widths[0][1], device), why
+    return function, choose(told(), function, why, dtype, width, heads, widths[0][1], device), why
 
 
 def function_of(step: Step) -> Pointwise | None:
     """Return the functions of a step, or None where it is not one of units; the step keeps them."""
     if step.compiled is None:
         step.compiled = (_function_of(step),)
-    found: Pointwise | None = step.compiled[0]
-    return found
+    function: Pointwise | None = step.compiled[0]
+    return function
 
 
 def _function_of(step: Step) -> Pointwise | None:
