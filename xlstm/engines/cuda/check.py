@@ -16,7 +16,6 @@ import logging
 import os
 import subprocess
 import sys
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -290,8 +289,8 @@ def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array)
 
 def _chunks(precision: str, xp: Namespace, *arrays: Array) -> list[Array]:
     """Return what the passes of an mLSTM give in chunks of 16 steps."""
-    cell = typing.cast(Any, mlstm_chunks)
-    passes = typing.cast(Any, chunk_passes)
+    cell: Any = mlstm_chunks
+    passes: Any = chunk_passes
     _, B, N = arrays[3].shape
     K = arrays[0].shape[2] // N
     heads = functools.partial(chunk_passes.by_head, heads=N)

@@ -54,14 +54,11 @@ class Cuda:
         _, choice, why = plan(step, widths, device)
         if choice.path != "loop":
             return ""
-        if dtype_name(step.Wh.dtype) == "bfloat16":
-            reason = why or (
-                "and it was asked for" if told()[0] == "loop" else "and no kernel works"
-            )
-            raise TypeError(
-                f"cuda: path 'loop' has no bfloat16, {reason}; expected float16 or float32"
-            )
-        return why or "path 'loop' was asked for"
+        if dtype_name(step.Wh.dtype) != "bfloat16":
+            return why or "path 'loop' was asked for"
+        if not why:
+            why = "and it was asked for" if told()[0] == "loop" else "and no kernel works"
+        raise TypeError(f"cuda: path 'loop' has no bfloat16, {why}; expected float16 or float32")
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
@@ -137,9 +134,8 @@ class CudaTape(StepKernels, Tape):
         self.prepare(widths)
         # Where steps differ in width, the rows of h before every step are no part of `hs`, so
         # kernels keep them.
-        projected = self.function.around.projected
         self.uneven = len(widths) > 1
-        self.keep_h = self.uneven and not projected
+        self.keep_h = self.uneven and not self.projected
         apart = (self.uneven or keep == "nothing") and self.choice.forward is not None
         super().__init__(engine, step, widths, x, None if apart else state[0])
         self.rows_kept: dict[str, Array] = {}
@@ -163,7 +159,7 @@ class CudaTape(StepKernels, Tape):
             )
         if keep == "all":
             self.rows_kept |= self.empty(self.function.saved)
-        if self.function.around.projected:
+        if self.projected:
             self.rows_kept |= self.empty(self.kept_of_h)
         arrays = {"zx": zx, "y": self.y, **self.rows_kept, **self.constants}
         self.end = self._run(KERNELS[keep], arrays, self.initial)
@@ -178,7 +174,7 @@ class CudaTape(StepKernels, Tape):
         whole = self._whole()
         by_name = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
         dy = self.step.xp.zeros_like(self.y) if dy is None else self.as_read(dy)
-        if self.function.around.projected:
+        if self.projected:
             dy = self.step.xp.asarray(dy, copy=True)  # which collects the whole gradient of h
             gradients.arrays["out"] = dy.T
         start = self._run("backward", {"dy": dy, **by_name, **whole, **self.constants}, dstate)
@@ -333,14 +329,13 @@ class CudaTape(StepKernels, Tape):
         self, kind: str, arrays: dict[str, Any], states: Sequence[Array]
     ) -> list[Array]:
         """Run all steps forward; return the state of each sequence at its own end."""
-        projected = self.function.around.projected
         after = self._states(arrays, states)
-        if projected:
+        if self.projected:
             self.y[...] = 0
         before = 0  # first row of h before the step
         for at, end in itertools.pairwise(self.starts):
             self.ask(kind, arrays, self.hs[before : before + end - at, :], at, self.keep_h)
-            if projected:
+            if self.projected:
                 matmul(
                     self.step.xp,
                     arrays["out"][at:end, :],
@@ -348,14 +343,14 @@ class CudaTape(StepKernels, Tape):
                     add=self.y[at:end, :],
                 )
             before = self.first + at
-        return [self._last(), *after] if projected else after
+        return [self._last(), *after] if self.projected else after
 
     def steps_backward(self, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
         """Run all steps backward from the gradient of the final state; return that of the initial
         state.
         """
         after = self._states(arrays, states)
-        if self.function.around.projected:
+        if self.projected:
             return [self._back_through_projection(arrays, states[0]), *after]
         xp = self.step.xp
         Wh = self.Wh
@@ -394,7 +389,7 @@ class CudaTape(StepKernels, Tape):
                 matmul(
                     self.step.xp,
                     self._passed_on(arrays, at, end),
-                    self.matrix,
+                    self.Wh,
                     add=dh[start : start + n, :],
                 )
         return d0
@@ -403,7 +398,7 @@ class CudaTape(StepKernels, Tape):
         """Return copies of the states that kernels have, which each step overwrites."""
         xp = self.step.xp
         names = ("h", *self.function.carried)
-        if self.function.around.projected:
+        if self.projected:
             names = names[1:]
             states = states[1:]
         copies = [contiguous(xp.astype(s, self.real, copy=True)) for s in states]

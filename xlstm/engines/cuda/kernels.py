@@ -45,6 +45,7 @@ class StepKernels:
         """Make the arrays that kernels are given in every launch."""
         step = self.step
         self.choice: Choice = plan(step, widths, self.device)[1]
+        self.projected = self.function.around.projected
         self.heads, self.width = heads_of(step)
         self.real = REAL[self.choice.arithmetic.real]
         self.Wh = contiguous(step.Wh)
@@ -53,9 +54,8 @@ class StepKernels:
             for name in (*step.own, *step.added, *["gh"] * ("gh" in step.w))
             if name != self.function.around.matrix
         }
-        self.constants |= {
-            f"p_{name}": self.real(value) for name, value in step.cell.numbers.items()
-        }
+        for name, value in step.cell.numbers.items():
+            self.constants[f"p_{name}"] = self.real(value)
         for name, share in zip(step.cell.STATES, step.masks.zoneout, strict=False):
             if isinstance(share, float):
                 self.constants[f"p_zone_{name}"] = self.real(share)
@@ -98,13 +98,13 @@ class StepKernels:
     def multiply_inside(self, kind: str, arrays: dict[str, Any], row0: int, count: int) -> None:
         """Make the product within the cell, where there is one."""
         matrix = self.function.around.matrix
-        if matrix:
-            arrays["after_factor"] = self.empty({"": None}, count)[""]
-            self.launch_step(kind, arrays, row0, count)
-            W = self.step.own[matrix]
-            arrays["inner"] = self.as_read(
-                matmul(self.step.xp, arrays["after_factor"], W.T if kind == "factor" else W)
-            )
+        if not matrix:
+            return
+        arrays["after_factor"] = factor = self.empty({"": None}, count)[""]
+        self.launch_step(kind, arrays, row0, count)
+        W = self.step.own[matrix]
+        inner = matmul(self.step.xp, factor, W.T if kind == "factor" else W)
+        arrays["inner"] = self.as_read(inner)
 
     def launch_step(
         self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False
@@ -130,35 +130,23 @@ class StepKernels:
 
     def through(self, h: Array) -> Array:
         """Return the products Wh h of rows (n, P): (n, R)."""
-        if self.heads == 1:
-            return self.as_read(matmul(self.step.xp, h, self.matrix.T))
         xp = self.step.xp
-        n = h.shape[0]
-        N = self.heads
-        K = self.width
-        G = self.step.G
-        # (N, n, G K)
-        z = matmul(xp, xp.permute_dims(reshape(h, (n, N, K)), (1, 0, 2)), self.by_head)
-        z = xp.permute_dims(reshape(z, (N, n, G, K)), (1, 2, 0, 3))
-        return self.as_read(reshape(z, (n, self.step.R)))
+        if self.heads == 1:
+            return self.as_read(matmul(xp, h, self.Wh.T))
+        h = xp.permute_dims(reshape(h, (-1, self.heads, self.width)), (1, 0, 2))
+        z = matmul(xp, h, self.by_head)  # (N, n, G K)
+        z = reshape(z, (self.heads, -1, self.step.G, self.width))
+        return self.as_read(reshape(xp.permute_dims(z, (1, 2, 0, 3)), (-1, self.step.R)))
 
     def through_bwd(self, dz: Array) -> Array:
         """Return the products Wh^T dz of rows (n, R): (n, P)."""
-        if self.heads == 1:
-            return self.as_read(matmul(self.step.xp, dz, self.matrix))
         xp = self.step.xp
-        n = dz.shape[0]
-        N = self.heads
-        K = self.width
-        G = self.step.G
-        dz = xp.permute_dims(reshape(dz, (n, G, N, K)), (2, 0, 1, 3))
-        dh = matmul(xp, reshape(dz, (N, n, G * K)), xp.matrix_transpose(self.by_head))
-        return self.as_read(reshape(xp.permute_dims(dh, (1, 0, 2)), (n, self.step.H)))
-
-    @cached_property
-    def matrix(self) -> Array:
-        """Wh, (R, P)."""
-        return reshape(self.Wh, (self.step.R, self.step.P))
+        if self.heads == 1:
+            return self.as_read(matmul(xp, dz, self.Wh))
+        dz = reshape(dz, (-1, self.step.G, self.heads, self.width))
+        dz = reshape(xp.permute_dims(dz, (2, 0, 1, 3)), (self.heads, dz.shape[0], -1))
+        dh = matmul(xp, dz, xp.matrix_transpose(self.by_head))  # (N, n, K)
+        return self.as_read(reshape(xp.permute_dims(dh, (1, 0, 2)), (-1, self.step.H)))
 
     @cached_property
     def by_head(self) -> Array:
@@ -171,7 +159,7 @@ class StepKernels:
         """The array in which every kind of kernel keeps h after the step, or before its
         projection.
         """
-        return {"out" if self.function.around.projected else "y": None}
+        return {"out" if self.projected else "y": None}
 
     def empty(self, arrays: Rows, n: int | None = None) -> dict[str, Array]:
         """Return arrays (n, rows, H), or (n, H) without rows, by name; n is N by default."""
@@ -201,20 +189,17 @@ class SingleStep(StepKernels):
     def run(self, state: Sequence[Array]) -> list[Array]:
         """Return h after the step, and the state after it; all are new arrays."""
         xp = self.step.xp
-        projected = self.function.around.projected
-        names = self.function.carried if projected else ("h", *self.function.carried)
-        before = [contiguous(astype(xp, s, self.real)) for s in state[-len(names) :]]
-        after = [room(xp, s, s.shape) for s in before]
-        arrays: dict[str, Any] = {
-            "zx": self.project(self.x),
-            **self.constants,
-            **self.empty(self.kept_of_h),
-        }
-        arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
-        arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
+        names = self.function.carried if self.projected else ("h", *self.function.carried)
+        arrays: dict[str, Any] = {"zx": self.project(self.x), **self.constants}
+        arrays |= self.empty(self.kept_of_h)
+        after = []
+        for name, s in zip(names, state[-len(names) :], strict=True):
+            before = contiguous(astype(xp, s, self.real))
+            after.append(room(xp, before, before.shape))
+            arrays |= {f"before_{name}": before, f"after_{name}": after[-1]}
         self.ask("lean", arrays, self.as_read(state[0]), 0)
         after = [astype(xp, s, self.Wh.dtype) for s in after]
-        if not projected:
+        if not self.projected:
             return [arrays["y"], *after]
         h = matmul(xp, arrays["out"], self.step.w["Whr"].T)
         return [h, h, *after]

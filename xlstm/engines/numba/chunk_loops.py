@@ -65,6 +65,11 @@ def chunks(
     W = V + 1
     root = F(numbers[0])
     eps = F(numbers[1])
+    # Numba compiles a function anew for a literal
+    zero = INT(0)
+    unit = INT(1)
+    no = np.bool_(False)
+    yes = np.bool_(True)
     by_step = (L + COLUMNS - 1) // COLUMNS
     by_value = (V + COLUMNS - 1) // COLUMNS
     right = room(max(by_step, by_value) * K * COLUMNS)
@@ -91,7 +96,8 @@ def chunks(
     )
     place = np.empty(len(far), np.int64)
     for t in range(L):
-        steps[t], ones[t] = F(t), F(1)
+        steps[t] = F(t)
+        ones[t] = F(1)
     for matrix in range(first, last):
         before = np.float64(m0[matrix])
         C = matrix * (count * next_state + K * W)
@@ -110,27 +116,21 @@ def chunks(
             decayed = 0.0
             largest = -np.inf
             for t in range(some):
-                given = i[i0 + t * i_step]
-                decayed, largest = accumulate(decayed, largest, given, logf[at + t])
-                b[at + t], most[at + t], w[at + t] = decayed, largest, written(given, decayed)
+                gate = i[i0 + t * i_step]
+                decayed, largest = accumulate(decayed, largest, gate, logf[at + t])
+                b[at + t] = decayed
+                most[at + t] = largest
+                w[at + t] = written(gate, decayed)
             m[matrix * count + chunk] = before
             end = stabilise(largest, before)
-            kept = keep(before, end)
+            remains = keep(before, end)
             for t in range(some):
                 r[at + t] = stabilise(most[at + t], before)
                 read[t], write[t] = read_write(w[at + t], r[at + t], before, end, root)
             before = m_after(before, decayed, largest)
             # P (4) (5), and its sums.
-            packed = packed_in(right, k, k0, True, k_step, some, K)
-            call_product(
-                where,
-                q,
-                (q0, q_step, 1, some),
-                packed,
-                (0, len(packed)),
-                weights,
-                (0, some, 0, some),
-                False,
+            multiply(
+                where, q, q0, q_step, unit, some, right, k, k0, True, k_step, some, K, weights, no
             )
             for t in range(some):
                 row = U(t * some)
@@ -142,21 +142,26 @@ def chunks(
             square = weights[: some * some].reshape(some, some)
             rows_times_vector(square, ones[:some], sums[:some])
             # num and s (6).
-            written_v = packed_in(values, v, v0, False, v_step, V, some)
-            call_product(
+            written_v = multiply(
                 where,
                 weights,
-                (0, some, 1, some),
-                written_v,
-                (0, by_value),
-                num,
-                (0, V, 0, V),
+                zero,
+                some,
+                unit,
+                some,
+                values,
+                v,
+                v0,
                 False,
+                v_step,
+                V,
+                some,
+                num,
+                no,
             )
             scaled(q, q0, q_step, read, some, K, weighted)
-            packed = packed_in(right, states, C, False, W, V, K)
-            call_product(
-                where, weighted, (0, K, 1, some), packed, (0, by_value), num, (0, V, 0, V), True
+            multiply(
+                where, weighted, zero, K, unit, some, right, states, C, False, W, V, K, num, yes
             )
             rows_times_vector(weighted[: some * K].reshape(some, K), n, more[:some])
             # h (7) (8).
@@ -179,11 +184,40 @@ def chunks(
                 to = U(after + x * W)
                 added = U(x * V)
                 for j in range(U(V)):
-                    states[to + j] = state(states[old + j], kept, new[added + j])
-                n[x] = state(n[x], kept, written_n[x])
+                    states[to + j] = state(states[old + j], remains, new[added + j])
+                n[x] = state(n[x], remains, written_n[x])
                 states[to + U(V)] = n[x]
             C = after
         end_m[matrix] = F(before)
+
+
+def multiply(
+    where: int,
+    a: Any,
+    at: int,
+    row: int,
+    pace: int,
+    n: int,
+    room_of_b: Any,
+    b: Any,
+    start: int,
+    turned: bool,
+    lead: int,
+    width: int,
+    K: int,
+    out: Any,
+    add: Any,
+) -> Any:
+    """Set the n rows of `out` (n, width) to a @ b, or add this to them; return b packed.
+
+    The numbers of a are a[at + i row + k pace], and b (K, width) lies as `pack` in `products.py`
+    says.
+    """
+    packed = packed_in(room_of_b, b, start, turned, lead, width, K)
+    call_product(
+        where, a, (at, row, pace, n), packed, (0, len(packed)), out, (0, width, 0, width), add
+    )
+    return packed
 
 
 def scaled(a: Any, at: int, lead: int, factors: Any, rows: int, width: int, out: Any) -> None:
@@ -247,7 +281,11 @@ def chunks_bwd(
     W = V + 1
     root = F(numbers[0])
     eps = F(numbers[1])
-    zero = INT(0)  # Numba compiles a function anew for a literal 0
+    # Numba compiles a function anew for a literal
+    zero = INT(0)
+    unit = INT(1)
+    no = np.bool_(False)
+    yes = np.bool_(True)
     f_step, h_step, dh_step, di_step, df_step = (
         far[3, 2],
         far[4, 2],
@@ -314,21 +352,8 @@ def chunks_bwd(
                 ds[t] = den_bwd(dh_h[t], den[at + t], s[at + t], b[at + t], r[at + t])
                 read[t], write[t] = read_write(w[at + t], r[at + t], m0, end, root)
             # P and dS, the gradient of Q K^T (4) (5) (6).
-            packed = packed_in(right, k, zero, True, K, some, K)
-            call_product(
-                where, q, (0, K, 1, some), packed, (0, len(packed)), P, (0, some, 0, some), False
-            )
-            packed = packed_in(right, v, zero, True, V, some, V)
-            call_product(
-                where,
-                dnum,
-                (0, V, 1, some),
-                packed,
-                (0, len(packed)),
-                dS,
-                (0, some, 0, some),
-                False,
-            )
+            multiply(where, q, zero, K, unit, some, right, k, zero, True, K, some, K, P, no)
+            multiply(where, dnum, zero, V, unit, some, right, v, zero, True, V, some, V, dS, no)
             for t in range(some):
                 row = U(t * some)
                 rt = r[at + t]
@@ -340,44 +365,28 @@ def chunks_bwd(
                 for u in range(U(t + 1), U(some)):
                     P[row + u] = dS[row + u] = F(0)
             # dQ (6) (5).
-            packed = packed_in(right, states, C, True, W, K, V)
-            call_product(
-                where, dnum, (0, V, 1, some), packed, (0, len(packed)), dq, (0, K, 0, K), False
-            )
+            multiply(where, dnum, zero, V, unit, some, right, states, C, True, W, K, V, dq, no)
             for t in range(some):
                 row = U(t * K)
                 factor = read[t]
                 dst = ds[t]
                 for j in range(U(K)):
                     dq[row + j] = scale_add(dq[row + j] + dst * n[j], factor, F(0))
-            packed = packed_in(right, k, zero, False, K, K, some)
-            call_product(
-                where, dS, (0, some, 1, some), packed, (0, len(packed)), dq, (0, K, 0, K), True
-            )
+            multiply(where, dS, zero, some, unit, some, right, k, zero, False, K, K, some, dq, yes)
             # dK (9) (5).
-            packed = packed_in(right, dC, d0, True, W, K, V)
-            call_product(
-                where, v, (0, V, 1, some), packed, (0, len(packed)), dk, (0, K, 0, K), False
-            )
+            multiply(where, v, zero, V, unit, some, right, dC, d0, True, W, K, V, dk, no)
             for t in range(some):
                 row = U(t * K)
                 factor = write[t]
                 for j in range(U(K)):
                     dk[row + j] = scale_add(dk[row + j] + dn[j], factor, F(0))
-            packed = packed_in(right, q, zero, False, K, K, some)
-            call_product(
-                where, dS, (0, 1, some, some), packed, (0, len(packed)), dk, (0, K, 0, K), True
-            )
+            multiply(where, dS, zero, unit, some, some, right, q, zero, False, K, K, some, dk, yes)
             # dV (9) (6), and what the chunk reads of the state before it (6).
             scaled(k, zero, K, write, some, K, weighted)
-            packed = packed_in(right, dC, d0, False, W, V, K)
-            call_product(
-                where, weighted, (0, K, 1, some), packed, (0, len(packed)), dv, (0, V, 0, V), False
-            )
+            multiply(where, weighted, zero, K, unit, some, right, dC, d0, False, W, V, K, dv, no)
             scaled(q, zero, K, read, some, K, weighted)
-            packed = packed_in(right, dnum, zero, False, V, V, some)
-            call_product(
-                where, P, (0, 1, some, some), packed, (0, len(packed)), dv, (0, V, 0, V), True
+            packed = multiply(
+                where, P, zero, unit, some, some, right, dnum, zero, False, V, V, some, dv, yes
             )
             call_product(
                 where, weighted, (0, 1, K, K), packed, (0, len(packed)), new, (0, W, 0, V), False
@@ -386,9 +395,9 @@ def chunks_bwd(
             for x in range(K):
                 new[x * W + V] = dn[x]
             # The gradient of the state before (9).
-            kept = keep(m0, end)
+            remains = keep(m0, end)
             for x in range(U(K * W)):
-                dC[U(d0) + x] = state(dC[U(d0) + x], kept, new[x])
+                dC[U(d0) + x] = state(dC[U(d0) + x], remains, new[x])
             copy_rows(dq, zero, K, to_q, place[6], far[6, 2], some, K)
             copy_rows(dk, zero, K, to_k, place[7], far[7, 2], some, K)
             copy_rows(dv, zero, V, to_v, place[8], far[8, 2], some, V)
@@ -451,10 +460,10 @@ def inner(a: Any, at: int, b: Any, place: int, size: int) -> Any:
     """Return the inner product of `size` numbers of two arrays; the sum is in the order that is
     quickest.
     """
-    found = F(0)
+    total = F(0)
     for j in range(U(size)):
-        found += a[U(at) + j] * b[U(place) + j]
-    return found
+        total += a[U(at) + j] * b[U(place) + j]
+    return total
 
 
 def copy_rows(

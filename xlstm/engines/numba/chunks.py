@@ -23,7 +23,7 @@ from xlstm.tracing.writers import Python
 
 SUMS = (chunk_loops.inner, chunk_loops.maximum_bwd)  # in the order that is quickest
 PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops.copy_rows)
-COUNTED = (chunk_loops.chunks, chunk_loops.chunks_bwd)
+COUNTED = (chunk_loops.multiply, chunk_loops.chunks, chunk_loops.chunks_bwd)
 NUMBERS = ("root", "eps")  # options of formulas that are arguments here
 SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to compile the loops
 
@@ -43,14 +43,14 @@ class Saved(NamedTuple):
 
 
 def chunkwise(
-    given: Sequence[Array], eps: float, forget: str, chunk: int, keep: bool
+    inputs: Sequence[Array], eps: float, forget: str, chunk: int, keep: bool
 ) -> tuple[list[Array], Saved | None] | None:
     """Compute all steps, as `chunkwise` in `cells/mlstm_chunks.py`, or return None where this is no
     work for the loops.
 
     Parameters
     ----------
-    given : sequence of arrays (B, N, ...)
+    inputs : sequence of arrays (B, N, ...)
         q, k, v, i~, f~, C0, n0 and m0.
     eps, forget, chunk
         As of the cell.
@@ -63,19 +63,19 @@ def chunkwise(
         h (B, N, T, V), C, n and m.
     kept : Saved or None
     """
-    q, k, v, i, f, C0, n0, m0 = given
+    q, k, v, i, f, C0, n0, m0 = inputs
     B, N, T, K = q.shape
     V = v.shape[-1]
     L = min(chunk, T)
     if (
         _work(B, N, T, L, K, V) < SMALL
         or q.dtype not in DTYPES
-        or any(a.dtype != q.dtype for a in given)
+        or any(a.dtype != q.dtype for a in inputs)
     ):
         return None
     if not jit.enabled():
         return None
-    q, k, v, i, f = inputs = tuple(map(_forwards, (q, k, v, i, f)))
+    q, k, v, i, f = read = tuple(map(_forwards, (q, k, v, i, f)))
     count = -(-T // L)
     W = V + 1
     dtype = q.dtype
@@ -96,7 +96,7 @@ def chunkwise(
     share([(B * N, compiled.chunks, arguments, 1)], _work(B, N, T, L, K, V))
     end = states[:, :, -1]
     saved = (
-        Saved(inputs, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den)
+        Saved(read, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den)
         if keep
         else None
     )
@@ -173,12 +173,12 @@ def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
         formulas = _formulas(dtype, forget)
         common = jit.shared(dtype)
         text = common.__name__ + inspect.getsource(chunk_loops)
-        found = jit.new_module(text, vars(common), "\n".join(formulas.values()))
-        jit.bind(found, tuple(getattr(found, name) for name in formulas))
-        jit.bind(found, PLAIN)
-        jit.bind(found, SUMS, jit.FLAGS | {"reassoc"})
-        jit.bind(found, COUNTED, counted=True)
-        return found
+        module = jit.new_module(text, vars(common), "\n".join(formulas.values()))
+        jit.bind(module, tuple(getattr(module, name) for name in formulas))
+        jit.bind(module, PLAIN)
+        jit.bind(module, SUMS, jit.FLAGS | {"reassoc"})
+        jit.bind(module, COUNTED, counted=True)
+        return module
 
 
 def _formulas(dtype: str, forget: str) -> dict[str, str]:
@@ -187,8 +187,8 @@ def _formulas(dtype: str, forget: str) -> dict[str, str]:
     """
     real = np.dtype(dtype)
     return {
-        name: _function(name, one, fuse.real(real), options_of(real))
-        for name, one in by_name(forget).items()
+        name: _function(name, formula, fuse.real(real), options_of(real))
+        for name, formula in by_name(forget).items()
     }
 
 
@@ -197,9 +197,9 @@ def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -
     has last.
     """
     numbers = dict.fromkeys(formula.taken(dict.fromkeys(NUMBERS)), kind)
-    given = formula.kinds(kind, "double") | numbers
-    lines = fuse.traced(formula.function, len(given), tuple(formula.taken(options).items()))
-    kinds = dict(zip((f"x{k}" for k in range(len(given))), given.values(), strict=True))
+    inputs = formula.kinds(kind, "double") | numbers
+    lines = fuse.traced(formula.function, len(inputs), tuple(formula.taken(options).items()))
+    kinds = {f"x{k}": kind for k, kind in enumerate(inputs.values())}
     writer = Python(
         lines, lambda x, _: x, lambda y, _, value: f"{y} = {value}", kinds, default=kind
     )

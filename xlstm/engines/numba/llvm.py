@@ -29,7 +29,7 @@ WIDE = ((1, 8), (2, 8), (4, 4), (8, 2), (12, 2))
 NARROW = ((1, 8), (2, 4), (4, 2), (6, 2))
 
 
-class Shape(NamedTuple):
+class VectorShape(NamedTuple):
     """The vectors of a processor."""
 
     lanes: int  # numbers in a vector
@@ -37,7 +37,7 @@ class Shape(NamedTuple):
 
 
 @functools.cache
-def shape(dtype: str) -> Shape:
+def shape(dtype: str) -> VectorShape:
     """Return the vectors of this processor for a dtype, or those that XLSTM_VECTOR_BYTES asks for;
     it is read once.
 
@@ -46,47 +46,45 @@ def shape(dtype: str) -> Shape:
     ValueError
         XLSTM_VECTOR_BYTES is not one of 16, 32 and 64.
     """
-    given = os.environ.get(VARIABLE, "")
-    if given and given not in map(str, BYTES):
-        raise ValueError(f"{VARIABLE}: {given!r}, expected one of {', '.join(map(str, BYTES))}")
+    asked = os.environ.get(VARIABLE, "")
+    if asked and asked not in map(str, BYTES):
+        raise ValueError(f"{VARIABLE}: {asked!r}, expected one of {', '.join(map(str, BYTES))}")
     features = binding.get_host_cpu_features()
-    size = (
-        64
-        if features.get("avx512f")
-        else 32
-        if features.get("avx2") and features.get("fma")
-        else 16
-    )
-    size = int(given or size)
+    if asked:
+        size = int(asked)
+    elif features.get("avx512f"):
+        size = 64
+    else:
+        size = 32 if features.get("avx2") and features.get("fma") else 16
     registers = WIDE if size == 64 or platform.machine().lower() in ("aarch64", "arm64") else NARROW
-    return Shape(size // (4 if dtype == "float32" else 8), registers)
+    return VectorShape(size // (4 if dtype == "float32" else 8), registers)
 
 
-def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
+def tiles(dtype: str, shape: VectorShape) -> dict[str, Any]:
     """Return what `products.py` needs to know of the vectors of a processor, under its names
     there.
     """
     most = shape.tiles[-1][0]
-    found = {
-        f"tile{rows}": tile(dtype, shape.lanes, rows, vectors) for rows, vectors in shape.tiles
-    }
-    found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
-    found["tile"] = found[f"tile{most}"]
-    found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
-    return found | {
+    names: dict[str, Any] = {
         "copy_turned": turner(shape.lanes),
         "MOST": most,
         "COLUMNS": 2 * shape.lanes,
         "LANES": shape.lanes,
     }
+    for rows, vectors in shape.tiles:
+        names[f"tile{rows}"] = tile(dtype, shape.lanes, rows, vectors)
+        names[f"SLIVERS{rows}"] = vectors // 2
+    names["tile"] = names[f"tile{most}"]
+    names.setdefault("tile8", names["tile"])  # less than MOST rows are left, here less than 8
+    return names
 
 
 def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     """Return a function for compiled code that computes a tile of a matrix product.
 
-    The function is `tile(a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per,
-    add)`. It sets, or adds to where `add` is true, for each row i and column j of the slivers q, q
-    + 1, ... of b:
+    The function is `tile(a, (at, row, pace, count), b, (q, ahead), out, (place, line, gate, width,
+    per), add)`. It sets, or adds to where `add` is true, for each row i and column j of the slivers
+    q, q + 1, ... of b:
 
         out[place + g * gate + i * line + j] = sum over k of a[at + i * row + k * pace] * b[sliver,
         k, column]
@@ -105,11 +103,9 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     """
 
     @intrinsic
-    def compute(  # type: ignore[no-untyped-def]
-        context, a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add
-    ):
-        n = types.int64
-        signature = types.void(a, n, n, n, n, b, n, n, out, n, n, n, n, n, types.boolean)
+    def compute(context, a, a_place, b, b_place, out, out_place, add):  # type: ignore[no-untyped-def]
+        four, two, five = (types.UniTuple(types.int64, count) for count in (4, 2, 5))
+        signature = types.void(a, four, b, two, out, five, types.boolean)
         return signature, functools.partial(_generate, dtype, lanes, rows, vectors)
 
     return compute
@@ -146,20 +142,20 @@ def _generate_turn(count: int, context: Any, builder: Any, signature: Any, argum
         return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
     rows = [builder.load(pointer(source, at, lead, k)) for k in range(count)]
-    for one in rows:
-        one.align = size
+    for row in rows:
+        row.align = size
     half = count // 2
     places = ir.VectorType(ir.IntType(32), count)
     halves = [[first + k // 2 + k % 2 * count for k in range(count)] for first in (0, half)]
     for _ in range(count.bit_length() - 1):
         pairs = zip(rows[:half], rows[half:], strict=True)
         rows = [
-            builder.shuffle_vector(x, y, ir.Constant(places, one))
+            builder.shuffle_vector(x, y, ir.Constant(places, order))
             for x, y in pairs
-            for one in halves
+            for order in halves
         ]
-    for k, one in enumerate(rows):
-        builder.store(one, pointer(target, place, line, k)).align = size
+    for k, row in enumerate(rows):
+        builder.store(row, pointer(target, place, line, k)).align = size
     return context.get_dummy_value()
 
 
@@ -182,17 +178,21 @@ def _generate(
     arguments: Any,
 ) -> Any:
     """Write the instructions of `tile`."""
-    a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add = arguments
+    b = arguments[2]
+    add = arguments[6]
+    (at, row, pace, count), (q, ahead), (place, line, gate, width, per) = (
+        cgutils.unpack_tuple(builder, arguments[k]) for k in (1, 3, 5)
+    )
     i64 = ir.IntType(64)
     i32 = ir.IntType(32)
     real = ir.FloatType() if dtype == "float32" else ir.DoubleType()
     vector = ir.VectorType(real, lanes)
     sliver = 2 * lanes
     (a, size), (b_data, _), (out, _) = (
-        _numbers(context, builder, signature, arguments, k) for k in (0, 5, 8)
+        _numbers(context, builder, signature, arguments, k) for k in (0, 2, 4)
     )
     slivers, K = cgutils.unpack_tuple(
-        builder, context.make_array(signature.args[5])(context, builder, b).shape, 3
+        builder, context.make_array(signature.args[2])(context, builder, b).shape, 3
     )[:2]
 
     def number(value: int) -> Any:
@@ -201,16 +201,15 @@ def _generate(
     def least(x: Any, y: Any) -> Any:
         return builder.select(builder.icmp_signed("<", x, y), x, y)
 
-    def times(x: Any, y: Any) -> Any:
-        return builder.mul(x, y)
+    times = builder.mul
 
     # Where rows of a and of the result begin, and slivers of b and of the result.
     last = builder.sub(count, number(1))
-    chosen = [least(number(i), last) for i in range(rows)]
+    own = [least(number(i), last) for i in range(rows)]
     # Opaque, or LLVM computes each address from the one before, which takes units from the
     # arithmetic.
-    inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in chosen]
-    lines = [builder.add(place, times(i, line)) for i in chosen]
+    inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in own]
+    lines = [builder.add(place, times(i, line)) for i in own]
     taken = range(vectors // 2)
     numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in taken]
     weights = [builder.gep(b_data, [times(times(j, K), number(sliver))]) for j in numbers]
@@ -232,32 +231,27 @@ def _generate(
     for rest in rests:
         whole = builder.and_(whole, builder.icmp_signed(">=", rest, number(sliver)))
 
-    def masks() -> list[Any]:
-        places = ir.VectorType(i32, lanes)
-        found = []
-        for v in range(vectors):
-            rest = builder.trunc(builder.sub(rests[v // 2], number(v % 2 * lanes)), i32)
-            found.append(
-                builder.icmp_signed(
-                    "<", ir.Constant(places, list(range(lanes))), _splat(builder, rest, places)
-                )
-            )
-        return found
+    places = ir.VectorType(i32, lanes)
+
+    def mask_of(v: int) -> Any:
+        rest = builder.trunc(builder.sub(rests[v // 2], number(v % 2 * lanes)), i32)
+        every = ir.Constant(places, list(range(lanes)))
+        return builder.icmp_signed("<", every, _splat(builder, rest, places))
 
     name = f"v{lanes}f{8 * size}"
     masked = f"{name}.p0{name}"
     mask = ir.VectorType(ir.IntType(1), lanes)
 
-    def intrinsic_of(kind: str, returns: Any, *given: Any) -> Any:
+    def intrinsic_of(kind: str, returns: Any, *inputs: Any) -> Any:
         return cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(returns, given), f"llvm.{kind}"
+            builder.module, ir.FunctionType(returns, inputs), f"llvm.{kind}"
         )
 
     def read(spot: Any, allowed: Any) -> Any:
         if allowed is None:
-            found = builder.load(spot)
-            found.align = size
-            return found
+            vector_read = builder.load(spot)
+            vector_read.align = size
+            return vector_read
         load = intrinsic_of(f"masked.load.{masked}", vector, vector.as_pointer(), i32, mask, vector)
         return builder.call(load, [spot, ir.Constant(i32, size), allowed, zero])
 
@@ -300,7 +294,7 @@ def _generate(
     with builder.if_else(whole, likely=True) as branches:
         for full, branch in zip((True, False), branches, strict=True):
             with branch:
-                allowed = [None] * vectors if full else masks()
+                allowed = [None if full else mask_of(v) for v in range(vectors)]
                 spots = [(pointer(i, v), allowed[v]) for i, v in cells]
                 with builder.if_then(add):
                     for spot, room in zip(spots, rooms, strict=True):
@@ -315,8 +309,8 @@ def address(function: Any, signature: Any) -> int:
     must be kept.
     """
     function.compile(signature)
-    (found,) = (one for one in function.overloads.values() if one.signature.args == signature.args)
-    return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
+    compiled = function.overloads[signature.args]
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
 
 def product_type(dtype: str) -> Any:
@@ -352,7 +346,7 @@ def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last
 
 
 @intrinsic
-def call_part(context, where, given, first, last):  # type: ignore[no-untyped-def]
+def call_part(context, where, arguments, first, last):  # type: ignore[no-untyped-def]
     """Call a function that takes the address of its arguments, as `team.py` makes it; return 1
     where it failed.
     """
@@ -383,9 +377,9 @@ def _call_by_address(signature: Any, failed: Any = types.void) -> Any:
 def _splat(builder: Any, value: Any, vector: Any) -> Any:
     """Return a vector of one value."""
     nothing = ir.Constant(vector, ir.Undefined)
-    one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
     everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
-    return builder.shuffle_vector(one, nothing, everywhere)
+    return builder.shuffle_vector(first, nothing, everywhere)
 
 
 def _opaque(builder: Any, value: Any) -> Any:
@@ -416,9 +410,9 @@ def count_up(context, counts, index):  # type: ignore[no-untyped-def]
     """Add 1 to counts[index] in one operation that no other thread comes between; return the number
     before.
     """
-    one = ir.Constant(ir.IntType(64), 1)
+    step = ir.Constant(ir.IntType(64), 1)
     return types.int64(counts, types.int64), _at(
-        lambda builder, place: builder.atomic_rmw("add", place, one, ORDER)
+        lambda builder, place: builder.atomic_rmw("add", place, step, ORDER)
     )
 
 
@@ -448,7 +442,7 @@ def swap(context, counts, index, old, new):  # type: ignore[no-untyped-def]
     """
     signature = types.boolean(counts, types.int64, types.int64, types.int64)
     return signature, _at(
-        lambda builder, *given: builder.extract_value(builder.cmpxchg(*given, ORDER, ORDER), 1)
+        lambda builder, *places: builder.extract_value(builder.cmpxchg(*places, ORDER, ORDER), 1)
     )
 
 
@@ -457,8 +451,8 @@ def _at(operate: Callable[..., Any]) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data, _ = _numbers(context, builder, signature, arguments, 0)
-        found = operate(builder, builder.gep(data, [arguments[1]]), *arguments[2:])
-        return context.get_dummy_value() if signature.return_type is types.void else found
+        result = operate(builder, builder.gep(data, [arguments[1]]), *arguments[2:])
+        return context.get_dummy_value() if signature.return_type is types.void else result
 
     return generate
 

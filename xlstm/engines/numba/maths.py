@@ -17,6 +17,24 @@ LOG2E = MAGIC = HIGH = LOW = LIMIT = LOWEST = HIGHEST = 0.0
 MANTISSA = BIAS = MIDDLE = 0
 
 
+NUMBERS: dict[str, Any] = {
+    "float32": (
+        np.float32,
+        np.int32,
+        23,
+        127,
+        (0.693359375, -2.12194440e-4, 10.0, -104.0, 89.0),
+    ),
+    "float64": (
+        np.float64,
+        np.int64,
+        52,
+        1023,
+        (6.93147180369123816490e-01, 1.90821492927058770002e-10, 20.0, -746.0, 710.0),
+    ),
+}
+
+
 def constants(dtype: str) -> dict[str, Any]:
     """Return what the functions here need to know of a dtype.
 
@@ -24,28 +42,19 @@ def constants(dtype: str) -> dict[str, Any]:
     exp(x) is neither 0 nor infinite from LOWEST to HIGHEST, HIGH + LOW is ln 2, and MIDDLE are the
     bits of sqrt(1/2).
     """
-    single = dtype == "float32"
-    real, integer = (np.float32, np.int32) if single else (np.float64, np.int64)
-    mantissa, bias, limit, lowest, highest = (
-        (23, 127, 10.0, -104.0, 89.0) if single else (52, 1023, 20.0, -746.0, 710.0)
-    )
-    high, low = (
-        (0.693359375, -2.12194440e-4)
-        if single
-        else (6.93147180369123816490e-01, 1.90821492927058770002e-10)
-    )
-    numbers = {
-        "LOG2E": 1 / math.log(2),
-        "MAGIC": 1.5 * 2.0**mantissa,
-        "HIGH": high,
-        "LOW": low,
-        "LIMIT": limit,
+    real, integer, mantissa, bias, numbers = NUMBERS[dtype]
+    names = ("HIGH", "LOW", "LIMIT", "LOWEST", "HIGHEST")
+    return {
+        "np": np,
+        "F": real,
+        "I": integer,
+        "LOG2E": real(1 / math.log(2)),
+        "MAGIC": real(1.5 * 2.0**mantissa),
+        **{name: real(number) for name, number in zip(names, numbers, strict=True)},
+        "MANTISSA": integer(mantissa),
+        "BIAS": integer(bias),
+        "MIDDLE": real(math.sqrt(0.5)).view(integer),
     }
-    numbers |= {"LOWEST": lowest, "HIGHEST": highest}
-    found: dict[str, Any] = {name: real(value) for name, value in numbers.items()}
-    middle = real(math.sqrt(0.5)).view(integer)
-    found |= {"I": integer, "MANTISSA": integer(mantissa), "BIAS": integer(bias), "MIDDLE": middle}
-    return {"np": np, "F": real, **found}
 
 
 def series_single(r: Any) -> Any:

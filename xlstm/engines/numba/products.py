@@ -153,95 +153,41 @@ def product(a: Any, rows: Any, b: Any, slivers: Any, out: Any, to: Any, add: boo
     left = n - whole
     last = at + whole * row
     end = place + whole * line
+    rest = (last, row, pace, left)
+    to_rest = (end, line, gate, width, per)
+    slivers_at_once = 1  # that the tile of the rest takes
+    if left == 1:
+        slivers_at_once = SLIVERS1
+    elif left == 2:
+        slivers_at_once = SLIVERS2
+    elif left <= 4:
+        slivers_at_once = SLIVERS4
+    ahead = 0 if left <= 4 else COLUMNS * K
     for q in range(first, stop):
         for i in range(0, whole, MOST):
-            ahead = (COLUMNS + i // MOST * LANES) * K
-            to_row = place + i * line
             tile(
                 a,
-                at + i * row,
-                row,
-                pace,
-                MOST,
+                (at + i * row, row, pace, MOST),
                 b,
-                q,
-                ahead,
+                (q, (COLUMNS + i // MOST * LANES) * K),
                 out,
-                to_row,
-                line,
-                gate,
-                width,
-                per,
+                (place + i * line, line, gate, width, per),
                 add,
             )
         # The tiles of few rows take several slivers, when the last of these is reached.
-        q1 = q + 1
-        final = q + 1 == stop
-        if left == 0:
-            pass
-        elif left == 1:
-            if final or q1 % SLIVERS1 == 0:
-                tile1(
-                    a,
-                    last,
-                    row,
-                    pace,
-                    left,
-                    b,
-                    q - q % SLIVERS1,
-                    0,
-                    out,
-                    end,
-                    line,
-                    gate,
-                    width,
-                    per,
-                    add,
-                )
+        if left == 0 or (q + 1 < stop and (q + 1) % slivers_at_once):
+            continue
+        begin = (q - q % slivers_at_once, ahead)
+        if left == 1:
+            tile1(a, rest, b, begin, out, to_rest, add)
         elif left == 2:
-            if final or q1 % SLIVERS2 == 0:
-                tile2(
-                    a,
-                    last,
-                    row,
-                    pace,
-                    left,
-                    b,
-                    q - q % SLIVERS2,
-                    0,
-                    out,
-                    end,
-                    line,
-                    gate,
-                    width,
-                    per,
-                    add,
-                )
+            tile2(a, rest, b, begin, out, to_rest, add)
         elif left <= 4:
-            if final or q1 % SLIVERS4 == 0:
-                tile4(
-                    a,
-                    last,
-                    row,
-                    pace,
-                    left,
-                    b,
-                    q - q % SLIVERS4,
-                    0,
-                    out,
-                    end,
-                    line,
-                    gate,
-                    width,
-                    per,
-                    add,
-                )
+            tile4(a, rest, b, begin, out, to_rest, add)
         elif left <= 8:
-            tile8(
-                a, last, row, pace, left, b, q, COLUMNS * K, out, end, line, gate, width, per, add
-            )
+            tile8(a, rest, b, begin, out, to_rest, add)
         else:
-            tile(a, last, row, pace, left, b, q, COLUMNS * K, out, end, line, gate, width, per, add)
+            tile(a, rest, b, begin, out, to_rest, add)
 
 
 def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int) -> None:
@@ -333,25 +279,13 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
                 width = b.shape[1]
                 for column in range(0, width, COLUMNS):
                     for i in range(row, stop, MOST):
-                        n = min(MOST, stop - i)
-                        rest = width - column
-                        place = i * width + column
-                        at = (i - row) * DEPTH
                         tile(
                             left,
-                            at,
-                            1,
-                            MOST,
-                            n,
+                            ((i - row) * DEPTH, 1, MOST, min(MOST, stop - i)),
                             packed,
-                            q,
-                            0,
+                            (q, 0),
                             out,
-                            place,
-                            width,
-                            0,
-                            rest,
-                            1,
+                            (i * width + column, width, 0, width - column, 1),
                             start > 0,
                         )
                     q += 1
@@ -359,9 +293,9 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
 
 def room(size: int) -> Any:
     """Return room for numbers that begins with a cache line, so that no vector lies in two."""
-    found = np.empty(size + LINE, F)
-    first = -np.int64(found.ctypes.data) // found.itemsize % LINE
-    return found[first : first + size]
+    whole = np.empty(size + LINE, F)
+    first = -np.int64(whole.ctypes.data) // whole.itemsize % LINE
+    return whole[first : first + size]
 
 
 def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
