@@ -22,7 +22,7 @@ from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
 from xlstm.engines.cuda.choice import told
 from xlstm.engines.cuda.kernel_source import KernelSource
-from xlstm.engines.cuda.kernels import SingleStep, StepKernels, contiguous, plan
+from xlstm.engines.cuda.kernels import StepKernels, contiguous, plan
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
@@ -82,7 +82,7 @@ class Cuda:
         function, choice, _ = plan(step, widths, device)
         if function is None:
             return None
-        after = _attempt(f"step {choice.name}", SingleStep(step, x).run, state)
+        after = _attempt(f"step {choice.name}", StepKernels(step, x, widths).single, state)
         if after is not None:
             return after
         y, end, _ = self._next(step, widths).forward(
@@ -96,12 +96,11 @@ class Cuda:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
         gradients = _attempt(tape.choice.name, tape.backward, dy, dstate)
-        if gradients is not None:
-            return gradients
-        # The forward pass begins again, too: the next path keeps other values.
-        engine = self._next(tape.step, tape.widths)
-        _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
-        return again.engine.backward(again, dy, dstate)
+        if gradients is None:  # the forward pass begins again: the next path keeps other values
+            engine = self._next(tape.step, tape.widths)
+            _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
+            gradients = again.engine.backward(again, dy, dstate)
+        return gradients
 
     def _next(self, step: Step, widths: Widths) -> Cuda | ArrayApi:
         """Return the engine of the path that comes after those that are broken."""
@@ -128,16 +127,14 @@ class CudaTape(StepKernels, Tape):
     def __init__(
         self, engine: Cuda, step: Step, widths: Widths, x: Array, state: Sequence[Array], keep: str
     ) -> None:
-        self.step = step
-        self.x = x
+        StepKernels.__init__(self, step, x, widths)
         self.initial = state
-        self.prepare(widths)
         # Where steps differ in width, the rows of h before every step are no part of `hs`, so
         # kernels keep them.
         self.uneven = len(widths) > 1
         self.keep_h = self.uneven and not self.projected
         apart = (self.uneven or keep == "nothing") and self.choice.forward is not None
-        super().__init__(engine, step, widths, x, None if apart else state[0])
+        Tape.__init__(self, engine, step, widths, x, None if apart else state[0])
         self.rows_kept: dict[str, Array] = {}
         self.end: list[Array] = []  # the state of each sequence at its own end
 
@@ -261,10 +258,8 @@ class CudaTape(StepKernels, Tape):
         before = [s[:, :first].T for s in states]
         if tiling is not None:
             after = list(self.empty(dict.fromkeys(names), first).values())
-            arrays |= {
-                f"before_{name}": self.as_read(s) for name, s in zip(names, before, strict=True)
-            }
-            arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
+            for name, old, new in zip(names, before, after, strict=True):
+                arrays |= {f"before_{name}": self.as_read(old), f"after_{name}": new}
             self._loop(kind, arrays, tiling)
         elif kind == "backward":
             after = self.steps_backward(arrays, before)
@@ -281,7 +276,7 @@ class CudaTape(StepKernels, Tape):
         xp = self.step.xp
         Wh = self.Wh
         arranged = room(xp, Wh, (tiling.arranged // 4,), np.uint32)
-        at_once = min(self.device.sms, launch.resident(source, tiling.threads)) // tiling.blocks
+        resident = min(self.device.sms, launch.resident(source, tiling.threads))
         launch.launch(
             KernelSource(ARRANGE, source.text, shared=32),
             (tiling.arrangers, 1),
@@ -289,9 +284,7 @@ class CudaTape(StepKernels, Tape):
             [Wh, arranged],
         )
         groups = -(-self.first // tiling.columns) * tiling.heads
-        if tiling.cluster:
-            at_once = groups
-        at_once = min(groups, at_once)
+        at_once = groups if tiling.cluster else min(groups, resident // tiling.blocks)
         offsets = flags = exchange = None
         if self.uneven:  # the first row of every step, where steps differ in width
             offsets = constants.copied(

@@ -37,18 +37,17 @@ class StepKernels:
     choice : Choice
     """
 
-    step: Step
-    x: Array
     normal: tuple[Array, Array] | None
 
-    def prepare(self, widths: Widths) -> None:
-        """Make the arrays that kernels are given in every launch."""
-        step = self.step
+    def __init__(self, step: Step, x: Array, widths: Widths) -> None:
+        self.step = step
+        self.x = x
         self.choice: Choice = plan(step, widths, self.device)[1]
         self.projected = self.function.around.projected
         self.heads, self.width = heads_of(step)
         self.real = REAL[self.choice.arithmetic.real]
         self.Wh = contiguous(step.Wh)
+        # the arrays and numbers that kernels take in every launch
         self.constants: dict[str, Any] = {
             f"p_{name}": self.as_read(step.own.get(name, step.w[name]))
             for name in (*step.own, *step.added, *["gh"] * ("gh" in step.w))
@@ -177,17 +176,10 @@ class StepKernels:
         """
         return contiguous(astype(self.step.xp, a, self.Wh.dtype))
 
-
-class SingleStep(StepKernels):
-    """A single step, as for streaming, from x (B, D) and the state (B, H), ...."""
-
-    def __init__(self, step: Step, x: Array) -> None:
-        self.step = step
-        self.x = x
-        self.prepare([(1, x.shape[0])])
-
-    def run(self, state: Sequence[Array]) -> list[Array]:
-        """Return h after the step, and the state after it; all are new arrays."""
+    def single(self, state: Sequence[Array]) -> list[Array]:
+        """Run one step, as for streaming, from the state (B, H), ...; return h and the state after
+        it, new arrays.
+        """
         xp = self.step.xp
         names = self.function.carried if self.projected else ("h", *self.function.carried)
         arrays: dict[str, Any] = {"zx": self.project(self.x), **self.constants}
@@ -219,14 +211,12 @@ def plan(step: Step, widths: Widths, device: Device) -> tuple[Pointwise | None, 
 def function_of(step: Step) -> Pointwise | None:
     """Return the functions of a step, or None where it is not one of units; the step keeps them."""
     if step.compiled is None:
-        step.compiled = (_function_of(step),)
+        step.compiled = (None if _obstacle(step) else _traced(step),)
     function: Pointwise | None = step.compiled[0]
     return function
 
 
-def _function_of(step: Step) -> Pointwise | None:
-    if _obstacle(step):
-        return None
+def _traced(step: Step) -> Pointwise | None:
     matrix = next((name for name, p in step.own.items() if p.ndim == 2 and p.shape[1] > 1), "")
     rows = None if step.R == step.G * step.H else step.R // step.H
     around = Around(

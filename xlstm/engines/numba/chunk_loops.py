@@ -47,8 +47,8 @@ def chunks(
         N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each;
         and how many numbers lie between the states before and after a chunk, 0 where only the last
         ones are kept.
-    far : int64 array (6, 3)
-        How far the sequences, heads and steps of `views` are apart, in numbers.
+    far : tuple of (int, int, int)
+        How far the sequences, heads and steps of each of `views` are apart, in numbers.
     views : tuple of array (1,)
         The first numbers of q, k, v, i~, f~ and h.
     logs : tuple of float64 array
@@ -60,6 +60,7 @@ def chunks(
     """
     N, T, K, V, count, L, next_state = sizes
     q, k, v, i, f, h = views
+    q_far, k_far, v_far, i_far, f_far, h_far = far
     b, w, most, m, r = logs
     m0, logf, states, s, den, end_m = arrays
     W = V + 1
@@ -86,15 +87,6 @@ def chunks(
     write = np.empty(L, F)
     steps = np.empty(L, F)
     ones = np.empty(L, F)
-    q_step, k_step, v_step, i_step, f_step, h_step = (
-        far[0, 2],
-        far[1, 2],
-        far[2, 2],
-        far[3, 2],
-        far[4, 2],
-        far[5, 2],
-    )
-    place = np.empty(len(far), np.int64)
     for t in range(L):
         steps[t] = F(t)
         ones[t] = F(1)
@@ -107,16 +99,19 @@ def chunks(
             start = chunk * L
             at = (matrix * count + chunk) * L
             some = min(L, T - start)
-            for x in range(len(far)):
-                place[x] = matrix // N * far[x, 0] + matrix % N * far[x, 1] + start * far[x, 2]
-            q0, k0, v0, i0, f0, h0 = place[0], place[1], place[2], place[3], place[4], place[5]
+            q0 = place_of(q_far, matrix, N, start)
+            k0 = place_of(k_far, matrix, N, start)
+            v0 = place_of(v_far, matrix, N, start)
+            i0 = place_of(i_far, matrix, N, start)
+            f0 = place_of(f_far, matrix, N, start)
+            h0 = place_of(h_far, matrix, N, start)
             # The gates (1) (2) (3).
             for t in range(some):
-                logf[at + t] = forget(f[f0 + t * f_step])
+                logf[at + t] = forget(f[f0 + t * f_far[2]])
             decayed = 0.0
             largest = -np.inf
             for t in range(some):
-                gate = i[i0 + t * i_step]
+                gate = i[i0 + t * i_far[2]]
                 decayed, largest = accumulate(decayed, largest, gate, logf[at + t])
                 b[at + t] = decayed
                 most[at + t] = largest
@@ -130,7 +125,21 @@ def chunks(
             before = m_after(before, decayed, largest)
             # P (4) (5), and its sums.
             multiply(
-                where, q, q0, q_step, unit, some, right, k, k0, True, k_step, some, K, weights, no
+                where,
+                q,
+                q0,
+                q_far[2],
+                unit,
+                some,
+                right,
+                k,
+                k0,
+                True,
+                k_far[2],
+                some,
+                K,
+                weights,
+                no,
             )
             for t in range(some):
                 row = U(t * some)
@@ -153,13 +162,13 @@ def chunks(
                 v,
                 v0,
                 False,
-                v_step,
+                v_far[2],
                 V,
                 some,
                 num,
                 no,
             )
-            scaled(q, q0, q_step, read, some, K, weighted)
+            scaled(q, q0, q_far[2], read, some, K, weighted)
             multiply(
                 where, weighted, zero, K, unit, some, right, states, C, False, W, V, K, num, yes
             )
@@ -169,11 +178,11 @@ def chunks(
                 s[at + t] = sums[t] + more[t]
                 den[at + t] = divisor = denominator(s[at + t], b[at + t], r[at + t], eps)
                 from_row = U(t * V)
-                to_row = U(h0 + t * h_step)
+                to_row = U(h0 + t * h_far[2])
                 for j in range(U(V)):
                     h[to_row + j] = quotient(num[from_row + j], divisor)
             # The state (9).
-            scaled(k, k0, k_step, write, some, K, weighted)
+            scaled(k, k0, k_far[2], write, some, K, weighted)
             sum_of_rows(weighted, ones, some, K, written_n)
             call_product(
                 where, weighted, (0, 1, K, K), written_v, (0, by_value), new, (0, V, 0, V), False
@@ -220,6 +229,14 @@ def multiply(
     return packed
 
 
+def place_of(far: Any, matrix: int, N: int, start: int) -> int:
+    """Return where a matrix's steps from `start` on begin in an array, whose sequences, heads and
+    steps are so `far` apart.
+    """
+    place: int = matrix // N * far[0] + matrix % N * far[1] + start * far[2]
+    return place
+
+
 def scaled(a: Any, at: int, lead: int, factors: Any, rows: int, width: int, out: Any) -> None:
     """Set the rows of `out` to those of a matrix, which are `lead` apart, each times its factor."""
     for t in range(rows):
@@ -262,8 +279,8 @@ def chunks_bwd(
     sizes : tuple of int
         N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each;
         and whether there are gradients through the maximum (3).
-    far : int64 array (11, 3)
-        How far the sequences, heads and steps of `views` are apart, in numbers.
+    far : tuple of (int, int, int)
+        How far the sequences, heads and steps of each of `views` are apart, in numbers.
     views : tuple of array (1,)
         The first numbers of q, k, v, f~, h, dh, dq, dk, dv, di~ and df~.
     logs : tuple of float64 array
@@ -276,6 +293,7 @@ def chunks_bwd(
     """
     N, T, K, V, count, L, through_maximum = sizes
     of_q, of_k, of_v, f, h, dh, to_q, to_k, to_v, di, df = views
+    q_far, k_far, v_far, f_far, h_far, dh_far, dq_far, dk_far, dv_far, di_far, df_far = far
     b, w, most, m, r = logs
     logf, states, s, den, dC, dm = arrays
     W = V + 1
@@ -286,16 +304,8 @@ def chunks_bwd(
     unit = INT(1)
     no = np.bool_(False)
     yes = np.bool_(True)
-    f_step, h_step, dh_step, di_step, df_step = (
-        far[3, 2],
-        far[4, 2],
-        far[5, 2],
-        far[9, 2],
-        far[10, 2],
-    )
     widest = max(K, V, L) + COLUMNS - 1
     right = room(max(K, V, L) * (widest - widest % COLUMNS))
-    place = np.empty(len(far), np.int64)
     P = room(L * L)
     dS = room(L * L)
     dnum = room(L * V)
@@ -327,13 +337,15 @@ def chunks_bwd(
             at = (matrix * count + chunk) * L
             C = (matrix * (count + 1) + chunk) * K * W
             some = min(L, T - start)
-            for x in range(len(far)):
-                place[x] = matrix // N * far[x, 0] + matrix % N * far[x, 1] + start * far[x, 2]
-            f1, h1, dh1, di1, df1 = place[3], place[4], place[5], place[9], place[10]
+            f1 = place_of(f_far, matrix, N, start)
+            h1 = place_of(h_far, matrix, N, start)
+            dh1 = place_of(dh_far, matrix, N, start)
+            di1 = place_of(di_far, matrix, N, start)
+            df1 = place_of(df_far, matrix, N, start)
             # Copies, as rows that lie a power of two apart take each other's places in the cache.
-            copy_rows(of_q, place[0], far[0, 2], q, zero, K, some, K)
-            copy_rows(of_k, place[1], far[1, 2], k, zero, K, some, K)
-            copy_rows(of_v, place[2], far[2, 2], v, zero, V, some, V)
+            copy_rows(of_q, place_of(q_far, matrix, N, start), q_far[2], q, zero, K, some, K)
+            copy_rows(of_k, place_of(k_far, matrix, N, start), k_far[2], k, zero, K, some, K)
+            copy_rows(of_v, place_of(v_far, matrix, N, start), v_far[2], v, zero, V, some, V)
             forgotten = inner(states, C + K * W, dC, d0, K * W)
             if back == 0:
                 dend -= forgotten
@@ -344,11 +356,11 @@ def chunks_bwd(
             m0 = m[matrix * count + chunk]
             end = r[at + some - 1]
             for t in range(some):
-                from_row = U(dh1 + t * dh_step)
+                from_row = U(dh1 + t * dh_far[2])
                 to_row = U(t * V)
                 for j in range(U(V)):
                     dnum[to_row + j] = quotient(dh[from_row + j], den[at + t])
-                dh_h[t] = inner(dh, dh1 + t * dh_step, h, h1 + t * h_step, V)
+                dh_h[t] = inner(dh, dh1 + t * dh_far[2], h, h1 + t * h_far[2], V)
                 ds[t] = den_bwd(dh_h[t], den[at + t], s[at + t], b[at + t], r[at + t])
                 read[t], write[t] = read_write(w[at + t], r[at + t], m0, end, root)
             # P and dS, the gradient of Q K^T (4) (5) (6).
@@ -398,9 +410,12 @@ def chunks_bwd(
             remains = keep(m0, end)
             for x in range(U(K * W)):
                 dC[U(d0) + x] = state(dC[U(d0) + x], remains, new[x])
-            copy_rows(dq, zero, K, to_q, place[6], far[6, 2], some, K)
-            copy_rows(dk, zero, K, to_k, place[7], far[7, 2], some, K)
-            copy_rows(dv, zero, V, to_v, place[8], far[8, 2], some, V)
+            to = place_of(dq_far, matrix, N, start)
+            copy_rows(dq, zero, K, to_q, to, dq_far[2], some, K)
+            to = place_of(dk_far, matrix, N, start)
+            copy_rows(dk, zero, K, to_k, to, dk_far[2], some, K)
+            to = place_of(dv_far, matrix, N, start)
+            copy_rows(dv, zero, V, to_v, to, dv_far[2], some, V)
             # w_s enters everything that step s writes, b_t everything that step t reads (4) (6)
             # (9).
             for t in range(some):
@@ -411,8 +426,8 @@ def chunks_bwd(
             for back_t in range(some):
                 t = some - 1 - back_t
                 forgotten = add(forgotten, db[t])
-                di[di1 + t * di_step] = dw[t]
-                df[df1 + t * df_step] = forget_bwd(forgotten, f[f1 + t * f_step], logf[at + t])
+                di[di1 + t * di_far[2]] = dw[t]
+                df[df1 + t * df_far[2]] = forget_bwd(forgotten, f[f1 + t * f_far[2]], logf[at + t])
         dm[matrix] = inner(states, matrix * (count + 1) * K * W, dC, d0, K * W) + (
             dend if through_maximum else F(0)
         )

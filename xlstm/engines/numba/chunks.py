@@ -22,7 +22,12 @@ from xlstm.engines.numba.team import share
 from xlstm.tracing.writers import Python
 
 SUMS = (chunk_loops.inner, chunk_loops.maximum_bwd)  # in the order that is quickest
-PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops.copy_rows)
+PLAIN = (
+    chunk_loops.place_of,
+    chunk_loops.scaled,
+    chunk_loops.sum_of_rows,
+    chunk_loops.copy_rows,
+)
 COUNTED = (chunk_loops.multiply, chunk_loops.chunks, chunk_loops.chunks_bwd)
 NUMBERS = ("root", "eps")  # options of formulas that are arguments here
 SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to compile the loops
@@ -89,11 +94,9 @@ def chunkwise(
     h = _steps_first(B, N, T, V, dtype)
     m = np.empty((B, N), dtype)
     m0 = np.ascontiguousarray(m0)
-    compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
     sizes = N, T, K, V, count, L, K * W if keep else 0
-    tables = *_views((q, k, v, i, f, h)), _flat(logs), _flat((m0, logf, states, s, den, m))
-    arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
-    share([(B * N, compiled.chunks, arguments, 1)], _work(B, N, T, L, K, V))
+    views = q, k, v, i, f, h
+    _run("chunks", forget, views, sizes, logs, (m0, logf, states, s, den, m), eps)
     end = states[:, :, -1]
     saved = (
         Saved(read, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den)
@@ -124,16 +127,30 @@ def chunkwise_bwd(
     dh = _forwards(dh.astype(dtype, copy=False))
     grads = [_steps_first(B, N, T, width, dtype) for width in (K, K, V)]
     grads += [_steps_first(B, N, T, 1, dtype)[..., 0] for _ in (i, f)]
-    compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
     sizes = N, T, K, V, count, L, int(dstate is not None or eps != 0)
-    tables = (
-        *_views((q, k, v, f, h, dh, *grads)),
-        _flat(logs),
-        _flat((logf, states, s, den, dC, dm)),
-    )
-    arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
-    share([(B * N, compiled.chunks_bwd, arguments, 1)], 2 * _work(B, N, T, L, K, V))
+    views = q, k, v, f, h, dh, *grads
+    _run("chunks_bwd", forget, views, sizes, logs, (logf, states, s, den, dC, dm), eps)
     return [*grads, dC[..., :V], dC[..., V], dm]
+
+
+def _run(
+    loop: str,
+    forget: str,
+    views: Sequence[Array],
+    sizes: tuple[int, ...],
+    logs: Logs,
+    arrays: Sequence[Array],
+    eps: float,
+) -> None:
+    """Run a function of `chunk_loops.py` on all heads and sequences."""
+    q = views[0]
+    B, N, T, K = q.shape
+    dtype = DTYPES[q.dtype]
+    compiled = _compiled(dtype, forget, jit.shape(dtype))
+    tables = *_views(views), _flat(logs), _flat(arrays)
+    arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
+    work = _work(B, N, T, sizes[5], K, sizes[3]) * (2 if loop == "chunks_bwd" else 1)
+    share([(B * N, getattr(compiled, loop), arguments, 1)], work)
 
 
 def _work(B: int, N: int, T: int, L: int, K: int, V: int) -> int:
@@ -156,10 +173,12 @@ def _steps_first(B: int, N: int, T: int, width: int, dtype: Any) -> Array:
     return np.empty((T, B, N, width), dtype).transpose(1, 2, 0, 3)
 
 
-def _views(arrays: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
+def _views(
+    arrays: Sequence[Array],
+) -> tuple[tuple[tuple[int, ...], ...], tuple[Array, ...]]:
     """Return the strides of arrays (B, N, T, ...), in numbers, and the first number of each."""
-    far = [[step // a.itemsize for step in a.strides[:3]] for a in arrays]
-    return np.array(far), tuple(a[(0, 0, *[slice(1)] * (a.ndim - 2))].reshape(1) for a in arrays)
+    far = tuple(tuple(step // a.itemsize for step in a.strides[:3]) for a in arrays)
+    return far, tuple(a[(0, 0, *[slice(1)] * (a.ndim - 2))].reshape(1) for a in arrays)
 
 
 def _flat(arrays: Sequence[Array]) -> tuple[Array, ...]:

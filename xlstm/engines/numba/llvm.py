@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
@@ -178,130 +178,157 @@ def _generate(
     arguments: Any,
 ) -> Any:
     """Write the instructions of `tile`."""
-    b = arguments[2]
-    add = arguments[6]
     (at, row, pace, count), (q, ahead), (place, line, gate, width, per) = (
         cgutils.unpack_tuple(builder, arguments[k]) for k in (1, 3, 5)
     )
-    i64 = ir.IntType(64)
-    i32 = ir.IntType(32)
-    real = ir.FloatType() if dtype == "float32" else ir.DoubleType()
-    vector = ir.VectorType(real, lanes)
-    sliver = 2 * lanes
-    (a, size), (b_data, _), (out, _) = (
+    vector = ir.VectorType(ir.FloatType() if dtype == "float32" else ir.DoubleType(), lanes)
+    (a, _), (b, _), (out, _) = (
         _numbers(context, builder, signature, arguments, k) for k in (0, 2, 4)
     )
-    slivers, K = cgutils.unpack_tuple(
-        builder, context.make_array(signature.args[2])(context, builder, b).shape, 3
-    )[:2]
-
-    def number(value: int) -> Any:
-        return ir.Constant(i64, value)
+    shape_of_b = context.make_array(signature.args[2])(context, builder, arguments[2]).shape
+    slivers, K, _ = cgutils.unpack_tuple(builder, shape_of_b, 3)
+    sliver = _number(2 * lanes)
+    times = builder.mul
 
     def least(x: Any, y: Any) -> Any:
         return builder.select(builder.icmp_signed("<", x, y), x, y)
 
-    times = builder.mul
-
     # Where rows of a and of the result begin, and slivers of b and of the result.
-    last = builder.sub(count, number(1))
-    own = [least(number(i), last) for i in range(rows)]
+    last = builder.sub(count, _number(1))
+    own = [least(_number(i), last) for i in range(rows)]
     # Opaque, or LLVM computes each address from the one before, which takes units from the
     # arithmetic.
     inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in own]
     lines = [builder.add(place, times(i, line)) for i in own]
-    taken = range(vectors // 2)
-    numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in taken]
-    weights = [builder.gep(b_data, [times(times(j, K), number(sliver))]) for j in numbers]
-    gates = [builder.sdiv(j, per) for j in numbers]
-    firsts = [
-        times(builder.sub(j, times(g, per)), number(sliver))
-        for j, g in zip(numbers, gates, strict=True)
-    ]
-    columns = [builder.add(times(g, gate), c) for g, c in zip(gates, firsts, strict=True)]
-    # columns that there are from the first of a sliver on
-    rests = [builder.sub(width, c) for c in firsts]
-    cells = [(i, v) for i in range(rows) for v in range(vectors)]
+    weights = []
+    columns = []
+    rests = []  # columns that there are from the first of a sliver on
+    for j in range(vectors // 2):
+        index = least(builder.add(q, _number(j)), builder.sub(slivers, _number(1)))
+        weights.append(builder.gep(b, [times(times(index, K), sliver)]))
+        g = builder.sdiv(index, per)
+        first = times(builder.sub(index, times(g, per)), sliver)
+        columns.append(builder.add(times(g, gate), first))
+        rests.append(builder.sub(width, first))
 
     def pointer(i: int, v: int) -> Any:
-        index = builder.add(builder.add(lines[i], columns[v // 2]), number(v % 2 * lanes))
+        index = builder.add(builder.add(lines[i], columns[v // 2]), _number(v % 2 * lanes))
         return builder.bitcast(builder.gep(out, [index]), vector.as_pointer())
 
+    sums = _sums(builder, vector, K, inputs, pace, weights, ahead)
     whole = ir.Constant(ir.IntType(1), 1)
     for rest in rests:
-        whole = builder.and_(whole, builder.icmp_signed(">=", rest, number(sliver)))
-
-    places = ir.VectorType(i32, lanes)
-
-    def mask_of(v: int) -> Any:
-        rest = builder.trunc(builder.sub(rests[v // 2], number(v % 2 * lanes)), i32)
-        every = ir.Constant(places, list(range(lanes)))
-        return builder.icmp_signed("<", every, _splat(builder, rest, places))
-
-    name = f"v{lanes}f{8 * size}"
-    masked = f"{name}.p0{name}"
-    mask = ir.VectorType(ir.IntType(1), lanes)
-
-    def intrinsic_of(kind: str, returns: Any, *inputs: Any) -> Any:
-        return cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(returns, inputs), f"llvm.{kind}"
-        )
-
-    def read(spot: Any, allowed: Any) -> Any:
-        if allowed is None:
-            vector_read = builder.load(spot)
-            vector_read.align = size
-            return vector_read
-        load = intrinsic_of(f"masked.load.{masked}", vector, vector.as_pointer(), i32, mask, vector)
-        return builder.call(load, [spot, ir.Constant(i32, size), allowed, zero])
-
-    def write(value: Any, spot: Any, allowed: Any) -> None:
-        if allowed is None:
-            builder.store(value, spot).align = size
-            return
-        store = intrinsic_of(
-            f"masked.store.{masked}", ir.VoidType(), vector, vector.as_pointer(), i32, mask
-        )
-        builder.call(store, [value, spot, ir.Constant(i32, size), allowed])
-
-    zero = ir.Constant(vector, [0.0] * lanes)
-    rooms = [cgutils.alloca_once(builder, vector) for _ in cells]  # LLVM makes registers of them
-    for room in rooms:
-        builder.store(zero, room)
-    # two instructions where there is no such one
-    fma = intrinsic_of(f"fmuladd.{name}", vector, vector, vector, vector)
-    byte = ir.IntType(8).as_pointer()
-    fetch = intrinsic_of("prefetch.p0i8", ir.VoidType(), byte, i32, i32, i32)
-    with cgutils.for_range(builder, K, intp=i64) as loop:
-        if vectors == 2:
-            spot = builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)])
-            builder.call(
-                fetch, [builder.bitcast(spot, byte), *(ir.Constant(i32, x) for x in (0, 2, 1))]
-            )
-        near = times(loop.index, number(sliver))
-        values = []
-        for v in range(vectors):
-            spot = builder.gep(weights[v // 2], [builder.add(near, number(v % 2 * lanes))])
-            values.append(builder.load(builder.bitcast(spot, vector.as_pointer())))
-            values[-1].align = size
-        for i in range(rows):
-            factor = _splat(
-                builder, builder.load(builder.gep(inputs[i], [times(loop.index, pace)])), vector
-            )
-            for v in range(vectors):
-                room = rooms[i * vectors + v]
-                builder.store(builder.call(fma, [factor, values[v], builder.load(room)]), room)
+        whole = builder.and_(whole, builder.icmp_signed(">=", rest, sliver))
     with builder.if_else(whole, likely=True) as branches:
         for full, branch in zip((True, False), branches, strict=True):
             with branch:
-                allowed = [None if full else mask_of(v) for v in range(vectors)]
-                spots = [(pointer(i, v), allowed[v]) for i, v in cells]
-                with builder.if_then(add):
-                    for spot, room in zip(spots, rooms, strict=True):
-                        builder.store(builder.fadd(builder.load(room), read(*spot)), room)
-                for spot, room in zip(spots, rooms, strict=True):
-                    write(builder.load(room), *spot)
+                masks = [
+                    None if full else _mask(builder, rests[v // 2], v % 2 * lanes, lanes)
+                    for v in range(vectors)
+                ]
+                _write(builder, arguments[6], sums, pointer, masks)
     return context.get_dummy_value()
+
+
+def _sums(
+    builder: Any,
+    vector: Any,
+    K: Any,
+    inputs: Sequence[Any],
+    pace: Any,
+    weights: Sequence[Any],
+    ahead: Any,
+) -> list[list[Any]]:
+    """Write the loop over k; return where the sums of each row are, a vector each."""
+    lanes = vector.count
+    size = _size(vector)
+    zero = ir.Constant(vector, [0.0] * lanes)
+    # LLVM makes registers of them
+    sums = [[cgutils.alloca_once(builder, vector) for _ in range(2 * len(weights))] for _ in inputs]
+    for row in sums:
+        for room in row:
+            builder.store(zero, room)
+    # two instructions where there is no such one
+    fma = _intrinsic(builder, f"fmuladd.v{lanes}f{8 * size}", vector, vector, vector, vector)
+    i32 = ir.IntType(32)
+    byte = ir.IntType(8).as_pointer()
+    fetch = _intrinsic(builder, "prefetch.p0i8", ir.VoidType(), byte, i32, i32, i32)
+    with cgutils.for_range(builder, K, intp=ir.IntType(64)) as loop:
+        if len(weights) == 1:
+            far = builder.add(builder.mul(loop.index, _number(lanes)), ahead)
+            spot = builder.bitcast(builder.gep(weights[0], [far]), byte)
+            builder.call(fetch, [spot, *(ir.Constant(i32, x) for x in (0, 2, 1))])
+        near = builder.mul(loop.index, _number(2 * lanes))
+        values = []
+        for v in range(2 * len(weights)):
+            spot = builder.gep(weights[v // 2], [builder.add(near, _number(v % 2 * lanes))])
+            values.append(builder.load(builder.bitcast(spot, vector.as_pointer())))
+            values[-1].align = size
+        for first, row in zip(inputs, sums, strict=True):
+            number = builder.load(builder.gep(first, [builder.mul(loop.index, pace)]))
+            factor = _splat(builder, number, vector)
+            for value, room in zip(values, row, strict=True):
+                builder.store(builder.call(fma, [factor, value, builder.load(room)]), room)
+    return sums
+
+
+def _write(
+    builder: Any,
+    add: Any,
+    sums: Sequence[Sequence[Any]],
+    pointer: Callable[[int, int], Any],
+    masks: Sequence[Any],
+) -> None:
+    """Write the sums of a tile to where `pointer` says, or add them to what is there; a mask says
+    which numbers of a vector there are, and is None where all are.
+    """
+    rooms = [
+        (room, pointer(i, v), masks[v]) for i, row in enumerate(sums) for v, room in enumerate(row)
+    ]
+    vector = rooms[0][0].type.pointee
+    size = _size(vector)
+    align = ir.Constant(ir.IntType(32), size)
+    name = f"v{vector.count}f{8 * size}.p0v{vector.count}f{8 * size}"
+    types_of = vector.as_pointer(), align.type, ir.VectorType(ir.IntType(1), vector.count)
+    with builder.if_then(add):
+        for room, spot, mask in rooms:
+            if mask is None:
+                there = builder.load(spot)
+                there.align = size
+            else:
+                load = _intrinsic(builder, f"masked.load.{name}", vector, *types_of, vector)
+                zero = ir.Constant(vector, [0.0] * vector.count)
+                there = builder.call(load, [spot, align, mask, zero])
+            builder.store(builder.fadd(builder.load(room), there), room)
+    for room, spot, mask in rooms:
+        if mask is None:
+            builder.store(builder.load(room), spot).align = size
+        else:
+            store = _intrinsic(builder, f"masked.store.{name}", ir.VoidType(), vector, *types_of)
+            builder.call(store, [builder.load(room), spot, align, mask])
+
+
+def _mask(builder: Any, rest: Any, start: int, lanes: int) -> Any:
+    """Return which numbers of a vector there are, of the `rest` of a row from `start` on."""
+    places = ir.VectorType(ir.IntType(32), lanes)
+    rest = builder.trunc(builder.sub(rest, _number(start)), places.element)
+    every = ir.Constant(places, list(range(lanes)))
+    return builder.icmp_signed("<", every, _splat(builder, rest, places))
+
+
+def _number(value: int) -> Any:
+    return ir.Constant(ir.IntType(64), value)
+
+
+def _size(vector: Any) -> int:
+    """Return the bytes of a number of a vector."""
+    return 4 if vector.element == ir.FloatType() else 8
+
+
+def _intrinsic(builder: Any, kind: str, returns: Any, *inputs: Any) -> Any:
+    """Return a function that LLVM has."""
+    function = ir.FunctionType(returns, inputs)
+    return cgutils.get_or_insert_function(builder.module, function, f"llvm.{kind}")
 
 
 def address(function: Any, signature: Any) -> int:
