@@ -5,6 +5,9 @@ The formulas are those of `cells/mlstm_formulas.py`, traced, and products are th
 `products.py`. `chunks.py` binds the names below.
 """
 
+# Numba finds the types of these functions.
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 from __future__ import annotations
 
 from typing import Any
@@ -25,17 +28,7 @@ from_before = add_to_last = is_largest = share = stand_in
 room = packed_in = call_product = rows_times_vector = stand_in
 
 
-def chunks(
-    where: int,
-    sizes: Any,
-    far: Any,
-    views: Any,
-    logs: Any,
-    arrays: Any,
-    numbers: Any,
-    first: int,
-    last: int,
-) -> None:
+def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
     """Compute all steps of the matrices from `first` to `last` of a batch, each a head of a
     sequence.
 
@@ -200,23 +193,7 @@ def chunks(
         end_m[matrix] = F(before)
 
 
-def multiply(
-    where: int,
-    a: Any,
-    at: int,
-    row: int,
-    pace: int,
-    n: int,
-    room_of_b: Any,
-    b: Any,
-    start: int,
-    turned: bool,
-    lead: int,
-    width: int,
-    K: int,
-    out: Any,
-    add: Any,
-) -> Any:
+def multiply(where, a, at, row, pace, n, room_of_b, b, start, turned, lead, width, K, out, add):
     """Set the n rows of `out` (n, width) to a @ b, or add this to them; return b packed.
 
     The numbers of a are a[at + i row + k pace], and b (K, width) lies as `pack` in `products.py`
@@ -229,15 +206,14 @@ def multiply(
     return packed
 
 
-def place_of(far: Any, matrix: int, N: int, start: int) -> int:
+def place_of(far, matrix, N, start):
     """Return where a matrix's steps from `start` on begin in an array, whose sequences, heads and
     steps are so `far` apart.
     """
-    place: int = matrix // N * far[0] + matrix % N * far[1] + start * far[2]
-    return place
+    return matrix // N * far[0] + matrix % N * far[1] + start * far[2]
 
 
-def scaled(a: Any, at: int, lead: int, factors: Any, rows: int, width: int, out: Any) -> None:
+def scaled(a, at, lead, factors, rows, width, out):
     """Set the rows of `out` to those of a matrix, which are `lead` apart, each times its factor."""
     for t in range(rows):
         row = U(at + t * lead)
@@ -247,7 +223,7 @@ def scaled(a: Any, at: int, lead: int, factors: Any, rows: int, width: int, out:
             out[to + j] = factor * a[row + j]
 
 
-def sum_of_rows(a: Any, factors: Any, rows: int, width: int, out: Any) -> None:
+def sum_of_rows(a, factors, rows, width, out):
     """Set `out` to the sum of the rows of a matrix, each times its factor."""
     for j in range(U(width)):
         out[j] = F(0)
@@ -258,17 +234,7 @@ def sum_of_rows(a: Any, factors: Any, rows: int, width: int, out: Any) -> None:
             out[j] += factor * a[row + j]
 
 
-def chunks_bwd(
-    where: int,
-    sizes: Any,
-    far: Any,
-    views: Any,
-    logs: Any,
-    arrays: Any,
-    numbers: Any,
-    first: int,
-    last: int,
-) -> None:
+def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
     """Compute the gradients of all steps of the matrices from `first` to `last` of a batch, from
     the last chunk on.
 
@@ -433,19 +399,7 @@ def chunks_bwd(
         )
 
 
-def maximum_bwd(
-    w: Any,
-    most: Any,
-    den: Any,
-    at: int,
-    m0: Any,
-    dh_h: Any,
-    eps: Any,
-    steps: Any,
-    dend: Any,
-    dw: Any,
-    db: Any,
-) -> Any:
+def maximum_bwd(w, most, den, at, m0, dh_h, eps, steps, dend, dw, db):
     """Add to the gradients of w and b of a chunk those through m (3); return the gradient of m
     before it.
 
@@ -471,7 +425,7 @@ def maximum_bwd(
     return state(dend, from_before(m0, most[at + L - 1]), total)
 
 
-def inner(a: Any, at: int, b: Any, place: int, size: int) -> Any:
+def inner(a, at, b, place, size):
     """Return the inner product of `size` numbers of two arrays; the sum is in the order that is
     quickest.
     """
@@ -481,9 +435,7 @@ def inner(a: Any, at: int, b: Any, place: int, size: int) -> Any:
     return total
 
 
-def copy_rows(
-    a: Any, at: int, lead: int, to: Any, place: int, line: int, rows: int, width: int
-) -> None:
+def copy_rows(a, at, lead, to, place, line, rows, width):
     """Copy the rows of a matrix, which are `lead` apart, to where they are `line` apart."""
     for t in range(rows):
         row = U(at + t * lead)

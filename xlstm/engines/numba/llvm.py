@@ -6,12 +6,14 @@ LLVM vectorises no loop by itself; calls by address; and pointers to numbers by 
 operations of threads that share an array, in one order for all of them (sequentially consistent).
 """
 
+# llvmlite has no types.
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 from __future__ import annotations
 
 import functools
 import os
 import platform
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
@@ -103,7 +105,7 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     """
 
     @intrinsic
-    def compute(context, a, a_place, b, b_place, out, out_place, add):  # type: ignore[no-untyped-def]
+    def compute(context, a, a_place, b, b_place, out, out_place, add):
         four, two, five = (types.UniTuple(types.int64, count) for count in (4, 2, 5))
         signature = types.void(a, four, b, two, out, five, types.boolean)
         return signature, functools.partial(_generate, dtype, lanes, rows, vectors)
@@ -120,14 +122,14 @@ def turner(count: int) -> Any:
     """
 
     @intrinsic
-    def turn(context, a, at, lead, out, place, line):  # type: ignore[no-untyped-def]
+    def turn(context, a, at, lead, out, place, line):
         n = types.int64
         return types.void(a, n, n, out, n, n), functools.partial(_generate_turn, count)
 
     return turn
 
 
-def _generate_turn(count: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _generate_turn(count, context, builder, signature, arguments):
     """Write the instructions of `turner`: each round shuffles rows whose numbers differ in one bit
     together.
     """
@@ -137,7 +139,7 @@ def _generate_turn(count: int, context: Any, builder: Any, signature: Any, argum
     )
     vector = ir.VectorType(source.type.pointee, count)
 
-    def pointer(data: Any, start: Any, far: Any, k: int) -> Any:
+    def pointer(data, start, far, k):
         index = builder.add(start, builder.mul(far, ir.Constant(ir.IntType(64), k)))
         return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
@@ -159,7 +161,7 @@ def _generate_turn(count: int, context: Any, builder: Any, signature: Any, argum
     return context.get_dummy_value()
 
 
-def _numbers(context: Any, builder: Any, signature: Any, arguments: Any, k: int) -> tuple[Any, int]:
+def _numbers(context, builder, signature, arguments, k):
     """Return the pointer to the numbers of the array that is argument k, and the bytes of a
     number.
     """
@@ -167,16 +169,7 @@ def _numbers(context: Any, builder: Any, signature: Any, arguments: Any, k: int)
     return data, data.type.pointee.get_abi_alignment(context.target_data)
 
 
-def _generate(
-    dtype: str,
-    lanes: int,
-    rows: int,
-    vectors: int,
-    context: Any,
-    builder: Any,
-    signature: Any,
-    arguments: Any,
-) -> Any:
+def _generate(dtype, lanes, rows, vectors, context, builder, signature, arguments):
     """Write the instructions of `tile`."""
     (at, row, pace, count), (q, ahead), (place, line, gate, width, per) = (
         cgutils.unpack_tuple(builder, arguments[k]) for k in (1, 3, 5)
@@ -190,7 +183,7 @@ def _generate(
     sliver = _number(2 * lanes)
     times = builder.mul
 
-    def least(x: Any, y: Any) -> Any:
+    def least(x, y):
         return builder.select(builder.icmp_signed("<", x, y), x, y)
 
     # Where rows of a and of the result begin, and slivers of b and of the result.
@@ -211,7 +204,7 @@ def _generate(
         columns.append(builder.add(times(g, gate), first))
         rests.append(builder.sub(width, first))
 
-    def pointer(i: int, v: int) -> Any:
+    def pointer(i, v):
         index = builder.add(builder.add(lines[i], columns[v // 2]), _number(v % 2 * lanes))
         return builder.bitcast(builder.gep(out, [index]), vector.as_pointer())
 
@@ -230,15 +223,7 @@ def _generate(
     return context.get_dummy_value()
 
 
-def _sums(
-    builder: Any,
-    vector: Any,
-    K: Any,
-    inputs: Sequence[Any],
-    pace: Any,
-    weights: Sequence[Any],
-    ahead: Any,
-) -> list[list[Any]]:
+def _sums(builder, vector, K, inputs, pace, weights, ahead):
     """Write the loop over k; return where the sums of each row are, a vector each."""
     lanes = vector.count
     size = _size(vector)
@@ -272,13 +257,7 @@ def _sums(
     return sums
 
 
-def _write(
-    builder: Any,
-    add: Any,
-    sums: Sequence[Sequence[Any]],
-    pointer: Callable[[int, int], Any],
-    masks: Sequence[Any],
-) -> None:
+def _write(builder, add, sums, pointer, masks):
     """Write the sums of a tile to where `pointer` says, or add them to what is there; a mask says
     which numbers of a vector there are, and is None where all are.
     """
@@ -308,7 +287,7 @@ def _write(
             builder.call(store, [builder.load(room), spot, align, mask])
 
 
-def _mask(builder: Any, rest: Any, start: int, lanes: int) -> Any:
+def _mask(builder, rest, start, lanes):
     """Return which numbers of a vector there are, of the `rest` of a row from `start` on."""
     places = ir.VectorType(ir.IntType(32), lanes)
     rest = builder.trunc(builder.sub(rest, _number(start)), places.element)
@@ -316,16 +295,16 @@ def _mask(builder: Any, rest: Any, start: int, lanes: int) -> Any:
     return builder.icmp_signed("<", every, _splat(builder, rest, places))
 
 
-def _number(value: int) -> Any:
+def _number(value):
     return ir.Constant(ir.IntType(64), value)
 
 
-def _size(vector: Any) -> int:
+def _size(vector):
     """Return the bytes of a number of a vector."""
     return 4 if vector.element == ir.FloatType() else 8
 
 
-def _intrinsic(builder: Any, kind: str, returns: Any, *inputs: Any) -> Any:
+def _intrinsic(builder, kind, returns, *inputs):
     """Return a function that LLVM has."""
     function = ir.FunctionType(returns, inputs)
     return cgutils.get_or_insert_function(builder.module, function, f"llvm.{kind}")
@@ -348,7 +327,7 @@ def product_type(dtype: str) -> Any:
 
 
 @intrinsic
-def call_product(context, where, a, rows, b, slivers, out, to, add):  # type: ignore[no-untyped-def]
+def call_product(context, where, a, rows, b, slivers, out, to, add):
     """Call `products.product` by its address.
 
     If others called it by its name, Numba would compile it again in each of them, a second each
@@ -365,7 +344,7 @@ def step_type() -> Any:
 
 
 @intrinsic
-def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last, table, numbers):  # type: ignore[no-untyped-def]
+def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last, table, numbers):
     """Call the step of a cell by its address, so that the loops around it are compiled once for all
     cells.
     """
@@ -373,21 +352,21 @@ def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last
 
 
 @intrinsic
-def call_part(context, where, arguments, first, last):  # type: ignore[no-untyped-def]
+def call_part(context, where, arguments, first, last):
     """Call a function that takes the address of its arguments, as `team.py` makes it; return 1
     where it failed.
     """
     return _call_by_address(types.void(*[types.int64] * 3), types.int64)
 
 
-def _call_by_address(signature: Any, failed: Any = types.void) -> Any:
+def _call_by_address(signature, failed=types.void):
     """Return what an intrinsic returns that calls the function at its first argument with all
     others.
 
     With an integer type for `failed`, the intrinsic returns whether the function raised an error.
     """
 
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+    def generate(context, builder, _, arguments):
         kind = context.call_conv.get_function_type(signature.return_type, signature.args)
         function = builder.inttoptr(arguments[0], kind.as_pointer())
         convention = context.call_conv
@@ -401,7 +380,7 @@ def _call_by_address(signature: Any, failed: Any = types.void) -> Any:
     return failed(types.int64, *signature.args), generate
 
 
-def _splat(builder: Any, value: Any, vector: Any) -> Any:
+def _splat(builder, value, vector):
     """Return a vector of one value."""
     nothing = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
@@ -409,7 +388,7 @@ def _splat(builder: Any, value: Any, vector: Any) -> Any:
     return builder.shuffle_vector(first, nothing, everywhere)
 
 
-def _opaque(builder: Any, value: Any) -> Any:
+def _opaque(builder, value):
     """Return a value of which LLVM does not know how it was computed."""
     return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
 
@@ -418,8 +397,8 @@ def pointer_to(number: Any, real: Any) -> Any:
     """Return a function that returns the address of a number as a pointer."""
 
     @intrinsic
-    def pointer(context, address):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def pointer(context, address):
+        def generate(context, builder, signature, arguments):
             return builder.inttoptr(arguments[0], real.as_pointer())
 
         return types.CPointer(number)(types.int64), generate
@@ -433,7 +412,7 @@ at_integer = pointer_to(types.int64, ir.IntType(64))
 
 
 @intrinsic
-def count_up(context, counts, index):  # type: ignore[no-untyped-def]
+def count_up(context, counts, index):
     """Add 1 to counts[index] in one operation that no other thread comes between; return the number
     before.
     """
@@ -444,7 +423,7 @@ def count_up(context, counts, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def count_of(context, counts, index):  # type: ignore[no-untyped-def]
+def count_of(context, counts, index):
     """Return counts[index]; what others wrote before they set it can be read afterwards."""
     return types.int64(counts, types.int64), _at(
         lambda builder, place: builder.load_atomic(place, ORDER, 8)
@@ -452,7 +431,7 @@ def count_of(context, counts, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def put(context, counts, index, value):  # type: ignore[no-untyped-def]
+def put(context, counts, index, value):
     """Set counts[index]; whatever this thread wrote before can be read by those that see the new
     number.
     """
@@ -463,7 +442,7 @@ def put(context, counts, index, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def swap(context, counts, index, old, new):  # type: ignore[no-untyped-def]
+def swap(context, counts, index, old, new):
     """Set counts[index] to a number where it is `old`, in one operation, and return whether it
     was.
     """
@@ -473,10 +452,10 @@ def swap(context, counts, index, old, new):  # type: ignore[no-untyped-def]
     )
 
 
-def _at(operate: Callable[..., Any]) -> Any:
+def _at(operate):
     """Return what generates an operation on a place of an array, and on numbers."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         data, _ = _numbers(context, builder, signature, arguments, 0)
         result = operate(builder, builder.gep(data, [arguments[1]]), *arguments[2:])
         return context.get_dummy_value() if signature.return_type is types.void else result
@@ -485,10 +464,10 @@ def _at(operate: Callable[..., Any]) -> Any:
 
 
 @intrinsic
-def let_others_run(context):  # type: ignore[no-untyped-def]
+def let_others_run(context):
     """Give the core to another thread that waits for one, where the system has such a call."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         if hasattr(os, "sched_yield"):
             kind = ir.FunctionType(ir.IntType(32), [])
             builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])

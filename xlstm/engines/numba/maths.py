@@ -4,6 +4,9 @@ make none.
 These functions are compiled by `jit.functions`, which binds the names below to a dtype's own.
 """
 
+# Numba finds the types of these functions.
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 from __future__ import annotations
 
 import math
@@ -57,13 +60,13 @@ def constants(dtype: str) -> dict[str, Any]:
     }
 
 
-def series_single(r: Any) -> Any:
+def series_single(r):
     """Return exp(r) - 1 for |r| <= ln(2)/2 in float32, by its series."""
     p = F(1 / 120) + r * (F(1 / 720) + r * F(1 / 5040))
     return r * (F(1) + r * (F(1 / 2) + r * (F(1 / 6) + r * (F(1 / 24) + r * p))))
 
 
-def series_double(r: Any) -> Any:
+def series_double(r):
     """Return exp(r) - 1 for |r| <= ln(2)/2 in float64, by its series."""
     p = F(1 / 39916800) + r * (F(1 / 479001600) + r * F(1 / 6227020800))
     p = F(1 / 40320) + r * (F(1 / 362880) + r * (F(1 / 3628800) + r * p))
@@ -74,12 +77,12 @@ def series_double(r: Any) -> Any:
 series: Any = series_single
 
 
-def atanh_single(z: Any) -> Any:
+def atanh_single(z):
     """Return 2 (atanh(s) / s - 1) for z = s^2 <= 0.03 in float32, by its series."""
     return z * (F(2 / 3) + z * (F(2 / 5) + z * (F(2 / 7) + z * F(2 / 9))))
 
 
-def atanh_double(z: Any) -> Any:
+def atanh_double(z):
     """Return 2 (atanh(s) / s - 1) for z = s^2 <= 0.03 in float64, by its series."""
     p = F(2 / 15) + z * (F(2 / 17) + z * (F(2 / 19) + z * (F(2 / 21) + z * F(2 / 23))))
     return z * (
@@ -92,7 +95,7 @@ def atanh_double(z: Any) -> Any:
 atanh: Any = atanh_single
 
 
-def tanh(x: Any) -> Any:
+def tanh(x):
     """Return e / (e + 2) with e = exp(2x) - 1 = 2^k p(r) + (2^k - 1) and 2x = k ln 2 + r."""
     a = LIMIT if x > LIMIT else x
     a = -LIMIT if a < -LIMIT else a
@@ -105,7 +108,7 @@ def tanh(x: Any) -> Any:
     return e / (e + F(2))
 
 
-def exp(x: Any) -> Any:
+def exp(x):
     """Return 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is made of two factors, for one has too few
     exponents.
     """
@@ -119,7 +122,7 @@ def exp(x: Any) -> Any:
     return (series(r) + F(1)) * I(m << MANTISSA).view(F) * I(I(n - m) << MANTISSA).view(F)
 
 
-def log1p(x: Any) -> Any:
+def log1p(x):
     """Return k ln 2 + log(1 + f) with 1 + x = 2^k (1 + f), and log(1 + f) = 2 atanh(s) with s = f /
     (2 + f).
 
