@@ -8,6 +8,7 @@ only kernels read lie in one room.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from xlstm.engines.cuda.chunk_source import (
     ChunkArithmetic,
     ChunkShape,
     source,
-    steps,
+    steps_of,
 )
 from xlstm.engines.cuda.kernels import contiguous
 from xlstm.engines.cuda.tiling import Device
@@ -39,7 +40,7 @@ NAMES = (
     " dC dn dC0 dn0 dm0 inner dq dk dv dw dend_m dm more_w more_b more_m di df"
 )
 POINTERS = tuple(NAMES.split())
-NUMBERS = ("T", "groups", "chunks")
+OF_CHUNKS = ("within", "within_bwd", "shares_bwd")  # with blocks for each chunk
 # kept for backward
 FORWARD = ("b", "w", "most", "r", "m", "logf", "s", "den", "read", "write", "keep", "C", "n")
 BACKWARD = ("inner", "dC", "dn", "dw")
@@ -71,20 +72,22 @@ class ChunkKernels(NamedTuple):
         """The name under which they are known where they are broken."""
         return f"{self.arithmetic.kind}{self.shape.K} x {self.shape.V}"
 
-    def run(self, blocks: dict[str, int], arrays: dict[str, Any]) -> None:
-        """Run kernels on arrays, addresses and numbers by name, each in so many times the blocks
-        that its tiles are.
-        """
+    def run(self, kinds: Sequence[str], arrays: dict[str, Any]) -> None:
+        """Run kernels on arrays and addresses by name."""
+        T, B, _ = arrays["q"].shape
+        groups = B * self.shape.heads
+        chunks = -(-T // self.shape.L)
         numbers: list[int] = []
         for name in VIEWS:
             numbers += _view(arrays.get(name), self.shape.heads)
         for name in POINTERS:
             a = arrays.get(name, 0)
             numbers.append(a if type(a) is int else a.data.ptr)
-        table = (device.struct([*numbers, *(arrays[name] for name in NUMBERS)]),)
-        for kind, count in blocks.items():
+        table = (device.struct([*numbers, T, groups, chunks]),)
+        for kind in kinds:
             kernel, tiles = source(kind, *self)
-            launch.launch(kernel, (count * tiles, 1), THREADS, table)
+            blocks = tiles * groups * (chunks if kind in OF_CHUNKS else 1)
+            launch.launch(kernel, (blocks, 1), THREADS, table)
 
     def work_space(
         self, xp: Namespace, q: Array, names: tuple[str, ...]
@@ -151,7 +154,7 @@ def kernels(
         return None
     most = 16 // q.itemsize
     pack = most if all(_fits(a, heads, most) for a in (q, k, v)) else 2
-    layer = ChunkKernels(way, ChunkShape(heads, K, V, steps(min(chunk, T)), pack), forget, eps)
+    layer = ChunkKernels(way, ChunkShape(heads, K, V, steps_of(min(chunk, T)), pack), forget, eps)
     fits = _most_shared(layer) <= card.shared
     return layer if fits and kernel_fallback.works(layer.name) else None
 
@@ -196,24 +199,17 @@ def forward(
     m0: Array,
     kernels: ChunkKernels,
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    T, B, _ = q.shape
-    N, _, _, L, _ = kernels.shape
     q, k, v = (_packed(a, kernels.shape) for a in (q, k, v))
     C0, n0, m0 = start = tuple(contiguous(astype(xp, a, SINGLE)) for a in (C0, n0, m0))
     memory, arrays = kernels.work_space(xp, q, FORWARD)
     h = room(xp, v, v.shape)
     end_C, end_n, end_m = (room(xp, a, a.shape) for a in start)
-    chunks = -(-T // L)
-    groups = B * N
     arrays |= {
         "q": q,
         "k": k,
         "v": v,
         "i": i,
         "f": f,
-        "T": T,
-        "groups": groups,
-        "chunks": chunks,
         "h": h,
         "C0": C0,
         "n0": n0,
@@ -222,7 +218,7 @@ def forward(
         "end_n": end_n,
         "end_m": end_m,
     }
-    kernels.run({"gates": groups, "states": groups, "within": groups * chunks}, arrays)
+    kernels.run(("gates", "states", "within"), arrays)
     return h, end_C, end_n, end_m, Saved((q, k, v, i, f), start, h, memory, kernels)
 
 
@@ -232,12 +228,11 @@ def backward(
     (q, k, v, _, f), start, h, memory, kernels = saved
     T, B, _ = q.shape
     N, _, _, L, _ = kernels.shape
-    chunks = -(-T // L)
-    groups = B * N
+    steps = L * -(-T // L)
     through_maximum = dm is not None or bool(kernels.eps)
     dh = _packed(dh, kernels.shape)
     places = _places(kernels, T, B, q.itemsize, FORWARD)[0]
-    far = N * chunks * L, chunks * L, 1, 1  # of the numbers of steps, as (B, N, T, 1)
+    far = N * steps, steps, 1, 1  # of the numbers of steps, as (B, N, T, 1)
     of_steps = [
         optional_imports.cupy().ndarray(
             (B, N, T, 1), dtype, memory.data + places[name], [n * dtype.itemsize for n in far]
@@ -258,22 +253,9 @@ def backward(
         if a is not None
     }
     arrays |= grads | ends
-    arrays |= {
-        "q": q,
-        "k": k,
-        "v": v,
-        "f": f,
-        "dh": dh,
-        "T": T,
-        "groups": groups,
-        "chunks": chunks,
-        "dh_h": dh_h,
-        "ds": ds,
-    }
-    blocks = {"states_bwd": groups, "within_bwd": groups * chunks}
-    if through_maximum:
-        blocks |= {"maximum_bwd": groups, "shares_bwd": groups * chunks}
-    kernels.run({**blocks, "gates_bwd": groups}, arrays)
+    arrays |= {"q": q, "k": k, "v": v, "f": f, "dh": dh, "dh_h": dh_h, "ds": ds}
+    maximum = ("maximum_bwd", "shares_bwd") if through_maximum else ()
+    kernels.run(("states_bwd", "within_bwd", *maximum, "gates_bwd"), arrays)
     return tuple(grads.values())
 
 

@@ -68,7 +68,7 @@ class ChunkShape(NamedTuple):
     pack: int  # neighbours in memory that are read at once
 
 
-def steps(chunk: int) -> int:
+def steps_of(chunk: int) -> int:
     """Return the steps of a chunk of the kernels, from those that were asked for."""
     return next(L for L in (16, 32, LARGEST) if chunk <= L or L == LARGEST)
 

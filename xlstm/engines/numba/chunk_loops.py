@@ -120,17 +120,10 @@ def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
             multiply(
                 where,
                 q,
-                q0,
-                q_far[2],
-                unit,
-                some,
+                (q0, q_far[2], unit, some),
                 right,
                 k,
-                k0,
-                True,
-                k_far[2],
-                some,
-                K,
+                (k0, True, k_far[2], some, K),
                 weights,
                 no,
             )
@@ -147,23 +140,16 @@ def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
             written_v = multiply(
                 where,
                 weights,
-                zero,
-                some,
-                unit,
-                some,
+                (zero, some, unit, some),
                 values,
                 v,
-                v0,
-                False,
-                v_far[2],
-                V,
-                some,
+                (v0, False, v_far[2], V, some),
                 num,
                 no,
             )
             scaled(q, q0, q_far[2], read, some, K, weighted)
             multiply(
-                where, weighted, zero, K, unit, some, right, states, C, False, W, V, K, num, yes
+                where, weighted, (zero, K, unit, some), right, states, (C, False, W, V, K), num, yes
             )
             rows_times_vector(weighted[: some * K].reshape(some, K), n, more[:some])
             # h (7) (8).
@@ -193,16 +179,16 @@ def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
         end_m[matrix] = F(before)
 
 
-def multiply(where, a, at, row, pace, n, room_of_b, b, start, turned, lead, width, K, out, add):
+def multiply(where, a, rows, place, b, lies, out, add):
     """Set the n rows of `out` (n, width) to a @ b, or add this to them; return b packed.
 
-    The numbers of a are a[at + i row + k pace], and b (K, width) lies as `pack` in `products.py`
-    says.
+    `rows` is (at, row, pace, n), and the numbers of a are a[at + i row + k pace]. `lies` is (start,
+    turned, lead, width, K), as `packed_in` in `products.py` takes them, and `place` the room that
+    it packs b (K, width) in.
     """
-    packed = packed_in(room_of_b, b, start, turned, lead, width, K)
-    call_product(
-        where, a, (at, row, pace, n), packed, (0, len(packed)), out, (0, width, 0, width), add
-    )
+    packed = packed_in(place, b, *lies)
+    width = lies[3]
+    call_product(where, a, rows, packed, (0, len(packed)), out, (0, width, 0, width), add)
     return packed
 
 
@@ -330,8 +316,8 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
                 ds[t] = den_bwd(dh_h[t], den[at + t], s[at + t], b[at + t], r[at + t])
                 read[t], write[t] = read_write(w[at + t], r[at + t], m0, end, root)
             # P and dS, the gradient of Q K^T (4) (5) (6).
-            multiply(where, q, zero, K, unit, some, right, k, zero, True, K, some, K, P, no)
-            multiply(where, dnum, zero, V, unit, some, right, v, zero, True, V, some, V, dS, no)
+            multiply(where, q, (zero, K, unit, some), right, k, (zero, True, K, some, K), P, no)
+            multiply(where, dnum, (zero, V, unit, some), right, v, (zero, True, V, some, V), dS, no)
             for t in range(some):
                 row = U(t * some)
                 rt = r[at + t]
@@ -343,28 +329,34 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
                 for u in range(U(t + 1), U(some)):
                     P[row + u] = dS[row + u] = F(0)
             # dQ (6) (5).
-            multiply(where, dnum, zero, V, unit, some, right, states, C, True, W, K, V, dq, no)
+            multiply(where, dnum, (zero, V, unit, some), right, states, (C, True, W, K, V), dq, no)
             for t in range(some):
                 row = U(t * K)
                 factor = read[t]
                 dst = ds[t]
                 for j in range(U(K)):
                     dq[row + j] = scale_add(dq[row + j] + dst * n[j], factor, F(0))
-            multiply(where, dS, zero, some, unit, some, right, k, zero, False, K, K, some, dq, yes)
+            multiply(
+                where, dS, (zero, some, unit, some), right, k, (zero, False, K, K, some), dq, yes
+            )
             # dK (9) (5).
-            multiply(where, v, zero, V, unit, some, right, dC, d0, True, W, K, V, dk, no)
+            multiply(where, v, (zero, V, unit, some), right, dC, (d0, True, W, K, V), dk, no)
             for t in range(some):
                 row = U(t * K)
                 factor = write[t]
                 for j in range(U(K)):
                     dk[row + j] = scale_add(dk[row + j] + dn[j], factor, F(0))
-            multiply(where, dS, zero, unit, some, some, right, q, zero, False, K, K, some, dk, yes)
+            multiply(
+                where, dS, (zero, unit, some, some), right, q, (zero, False, K, K, some), dk, yes
+            )
             # dV (9) (6), and what the chunk reads of the state before it (6).
             scaled(k, zero, K, write, some, K, weighted)
-            multiply(where, weighted, zero, K, unit, some, right, dC, d0, False, W, V, K, dv, no)
+            multiply(
+                where, weighted, (zero, K, unit, some), right, dC, (d0, False, W, V, K), dv, no
+            )
             scaled(q, zero, K, read, some, K, weighted)
             packed = multiply(
-                where, P, zero, unit, some, some, right, dnum, zero, False, V, V, some, dv, yes
+                where, P, (zero, unit, some, some), right, dnum, (zero, False, V, V, some), dv, yes
             )
             call_product(
                 where, weighted, (0, 1, K, K), packed, (0, len(packed)), new, (0, W, 0, V), False

@@ -140,7 +140,7 @@ def _generate_turn(count, context, builder, signature, arguments):
     vector = ir.VectorType(source.type.pointee, count)
 
     def pointer(data, start, far, k):
-        index = builder.add(start, builder.mul(far, ir.Constant(ir.IntType(64), k)))
+        index = builder.add(start, builder.mul(far, _number(k)))
         return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
     rows = [builder.load(pointer(source, at, lead, k)) for k in range(count)]
@@ -416,9 +416,8 @@ def count_up(context, counts, index):
     """Add 1 to counts[index] in one operation that no other thread comes between; return the number
     before.
     """
-    step = ir.Constant(ir.IntType(64), 1)
     return types.int64(counts, types.int64), _at(
-        lambda builder, place: builder.atomic_rmw("add", place, step, ORDER)
+        lambda builder, place: builder.atomic_rmw("add", place, _number(1), ORDER)
     )
 
 
