@@ -153,7 +153,7 @@ def test_without(cell, name, capability):
     """Kernels of all steps, and of one."""
     if name in ("float32", "float64"):
         assert fits(capability, CELLS[cell], name, (200, 1, 40)) == list(tiling.PASSES)
-    for kind in ("forward", "slim", "lean", "again", "backward"):
+    for kind in cell_source.KINDS:
         within(capability, cell_source.pointwise(CELLS[cell], kind, ARITHMETIC[name], 2, 40))
 
 
@@ -213,9 +213,7 @@ def test_an_mlstm_on_every_card(kind, capability, way, shape):
         pytest.skip("sm_75 has tensor cores in float16 alone")
     pack = 4 if way[0] == "float32" else 8
     made, _ = chunk_source(kind, CHUNK_ARITHMETIC[way], ChunkShape(*shape, pack), "sigmoid", 1e-6)
-    assert made.shared <= CARDS[capability].shared
-    done = compile_for(capability, made.text)
-    assert (done.stack, done.spilled) == (0, 0), done.log
+    within(capability, made, CARDS[capability])
 
 
 @pytest.mark.parametrize(
