@@ -25,10 +25,10 @@ from bench import rows
 from bench.options import parser_of
 from xlstm.arrays import optional_imports
 from xlstm.arrays.backend import Backend
+from xlstm.arrays.cuda import device as device_code
 from xlstm.engines import cuda
 from xlstm.engines.cuda import launch
-from xlstm.engines.cuda.cell_source import file
-from xlstm.engines.cuda.launch import Source
+from xlstm.engines.cuda.kernel_source import KernelSource, template
 
 CLUSTERS = (1, 2, 4, 8, 16)
 GRIDS = (2, 16, 32, 64, 128)
@@ -43,7 +43,7 @@ COPIES = 8
 
 
 @functools.cache
-def source(blocks: int, cluster: bool, what: str = "barriers", shared: int = 0) -> Source:
+def source(blocks: int, cluster: bool, what: str = "barriers", shared: int = 0) -> KernelSource:
     """The kernel for groups of `blocks` that meet, or ("resident") the one that counts clusters."""
     sizes = {"BLOCKS": blocks, "THREADS": THREADS, "CLUSTER": int(cluster)}
     text = "\n".join(
@@ -51,11 +51,12 @@ def source(blocks: int, cluster: bool, what: str = "barriers", shared: int = 0) 
             *(f"#define {name} {value}" for name, value in sizes.items()),
             f"#define KERNEL xlstm_{what}",
             f"#define CLUSTER_DIMENSIONS {f'__cluster_dims__({blocks}, 1, 1)' if cluster else ''}",
-            *(file(name) for name in ("device.cuh", "exchange.cuh")),
+            device_code.TEXT,
+            template("exchange.cuh"),
             Path(__file__).with_name(f"{what}.cu").read_text(encoding="utf-8"),
         ]
     )
-    return Source(f"xlstm_{what}", text, (), shared, blocks, cluster)
+    return KernelSource(f"xlstm_{what}", text, (), shared, blocks, cluster)
 
 
 def wait(

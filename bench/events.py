@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from xlstm.arrays import optional_imports
-from xlstm.engines.cuda.cell_source import file
+from xlstm.arrays.cuda import device
 
 ROUNDS = 5
 BLOCK = 0.02  # seconds of one call's turn, at least one call
 LONGEST = 0.02  # seconds that the device is kept busy at most
-SPIN = f"""{file("device.cuh")}
+SPIN = f"""{device.TEXT}
 extern "C" __global__ void bench_spin(long long stay) {{
     const long long begin = nanoseconds();
     while (nanoseconds() - begin < stay) {{}}

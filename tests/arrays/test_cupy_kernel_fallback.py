@@ -24,11 +24,19 @@ from xlstm.arrays import concat as concats
 from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda import kernel_fallback, waits
+from xlstm.arrays.cuda.device import TYPES
 from xlstm.arrays.cuda.kernel_fallback import CudaError
 from xlstm.cells import lstm
 from xlstm.data import Windows
 from xlstm.engines import cuda, secure_cache
-from xlstm.engines.cuda import cell_source, check, chunk_passes, launch
+from xlstm.engines.cuda import (
+    cell_source,
+    check,
+    check_results,
+    chunk_passes,
+    kernel_source,
+    launch,
+)
 from xlstm.engines.cuda.check import ARRAYS
 from xlstm.engines.cuda.choice import choose
 from xlstm.engines.pointwise import pointwise
@@ -237,9 +245,9 @@ def kept(monkeypatch, tmp_path):
     """A check of one cell in float32, whose result is kept in a folder of the test."""
     gpu.on_cpu()
     monkeypatch.setattr(check, "CELLS", {"LSTM": check.CELLS["LSTM"]})
-    monkeypatch.setattr(check, "DTYPES", ("float32",))
-    monkeypatch.setattr(check, "_place", lambda dtype: (tmp_path, f"{dtype}.json"))
-    monkeypatch.delenv(check.VARIABLE)
+    monkeypatch.setattr(check_results, "DTYPES", ("float32",))
+    monkeypatch.setattr(check_results, "place", lambda dtype: (tmp_path, f"{dtype}.json"))
+    monkeypatch.delenv(check_results.VARIABLE)
     in_child(monkeypatch)
     yield monkeypatch
     monkeypatch.undo()
@@ -249,7 +257,7 @@ def kept(monkeypatch, tmp_path):
 def in_child(monkeypatch, *lines):
     """Have the process that checks do this before it begins."""
     before = (
-        "from xlstm.engines.cuda import cell_source, check; check.CELLS = {'LSTM':"
+        "from xlstm.engines.cuda import kernel_source, check; check.CELLS = {'LSTM':"
         " check.CELLS['LSTM']}"
     )
     text = "\n".join([before, *lines, "check.child()"])
@@ -259,7 +267,7 @@ def in_child(monkeypatch, *lines):
 def new_process():
     """Forget what is known, and use the card."""
     gpu.first_contact()
-    check._begun.clear()
+    check_results._begun.clear()
     check._prove.cache_clear()
     return launch.current()
 
@@ -296,13 +304,13 @@ ALL = ("cluster", True)
 
 
 def test_the_check_of_a_card(kept, capsys):
-    kept.setattr(check, "DTYPES", tuple(check.device.TYPES))
+    kept.setattr(check_results, "DTYPES", tuple(TYPES))
     found = xlstm.cuda.check()
     assert capsys.readouterr().out == f"{found}\n"
     assert not found.wrong
     for kernel in ("", " LSTM"):
         assert {row.dtype for row in found if row.kernel.endswith(kernel)} == {
-            *check.DTYPES,
+            *check_results.DTYPES,
             "tf32",
         }
     kinds = {"cluster", "grid", "plain", "pointwise", "step", "chunks", "rows"}
@@ -331,7 +339,7 @@ def test_kernels_are_checked_before_training_takes_them(kept, caplog):
     assert chosen() == ALL
     begin_training()
     assert len(checks) == 1
-    kept.setenv(check.VARIABLE, "1")
+    kept.setenv(check_results.VARIABLE, "1")
     new_process()
     assert chosen() == SAFE
     begin_training()
@@ -344,7 +352,7 @@ def test_what_is_no_result_of_ours_proves_nothing(kept, tmp_path, file):
     checks = processes(kept)
     me = os.geteuid()
     path = tmp_path / "float32.json"
-    check._keep("float32", check.Checked(), False)
+    check_results.write("float32", check.Checked(), False)
     new_process()
     assert chosen() == ALL
     if file == "damaged":
@@ -353,7 +361,7 @@ def test_what_is_no_result_of_ours_proves_nothing(kept, tmp_path, file):
         kept.setattr(secure_cache.os, "geteuid", lambda: me + 1)
     new_process()
     assert chosen() == SAFE
-    kept.setenv(check.VARIABLE, "0")
+    kept.setenv(check_results.VARIABLE, "0")
     new_process()
     begin_training()
     assert (chosen(), checks) == (ALL, [])
@@ -397,9 +405,9 @@ def test_a_check_that_does_not_end_is_not_waited_for_again(kept, seconds, does, 
 def test_kernels_that_a_check_finds_wrong_are_not_taken(kept, run, part, wrong, problem, path):
     lines = [
         "import itertools",
-        "real, n, passes = cell_source.file, itertools.count(), check._passes",
+        "real, n, passes = kernel_source.template, itertools.count(), check._passes",
     ]
-    lines.append(f"cell_source.file = lambda name: real(name).replace({part!r}, {wrong!r})")
+    lines.append(f"kernel_source.template = lambda name: real(name).replace({part!r}, {wrong!r})")
     if problem == check.OTHER:
         lines.append(
             "check._passes = lambda c, p, *a: [y + 1e-7 * (p == 'grid') * next(n) for y in"
@@ -418,9 +426,11 @@ def test_kernels_that_a_check_finds_wrong_are_not_taken(kept, run, part, wrong, 
 
 def test_training_ends_with_the_name_of_a_kernel_that_waits_in_vain(monkeypatch):
     gpu.on_cpu()
-    whole = cell_source.file
+    whole = kernel_source.template
     monkeypatch.setattr(
-        cell_source, "file", lambda name: whole(name).replace("group.step + 1)", "group.step)")
+        kernel_source,
+        "template",
+        lambda name: whole(name).replace("group.step + 1)", "group.step)"),
     )
     layer = xlstm.LSTM(1, 80)
     inputs = np.ones((4, 5, 80))

@@ -78,7 +78,7 @@ class MatrixMemory(NamedTuple):
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
         kernels = chunks.kernels(xp, q, k, v, self.N, self.steps, self.forget, self.eps)
-        computed = chunks.chunkwise(xp, q, k, v, i, f, *state, kernels)
+        computed = chunks.chunkwise(xp, q, k, v, i, f, *state, kernels=kernels)
         saved: Any
         if computed is not None:
             h, *end, saved = computed

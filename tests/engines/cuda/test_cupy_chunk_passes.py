@@ -58,7 +58,7 @@ def both(rng, sizes, dtype="float32", chunk=16, final=True, change=None, **optio
     assert long == made.shape.L
     most = 16 // given[0].itemsize
     assert made.shape.pack == (2 if sizes[3] % most or sizes[4] % most else most)
-    *found, saved = passes.chunkwise(low.xp, *given, made)
+    *found, saved = passes.chunkwise(low.xp, *given, kernels=made)
     *expected, kept = mlstm.chunkwise(np, *exact, chunk=chunk, **options)
     d = [rng.standard_normal(a.shape) for a in (found[0], *expected[1:])]
     dh, *dend = low.asarray(d[0]), *(high.asarray(a) for a in d[1:])

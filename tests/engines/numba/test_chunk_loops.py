@@ -37,7 +37,8 @@ def vectors_of(monkeypatch, lanes):
     from xlstm.engines.numba import llvm
 
     shapes = {
-        dtype: llvm.Shape(n, llvm.WIDE if n == 16 else llvm.NARROW) for dtype, n in lanes.items()
+        dtype: llvm.VectorShape(n, llvm.WIDE if n == 16 else llvm.NARROW)
+        for dtype, n in lanes.items()
     }
     monkeypatch.setattr(jit, "shape", shapes.get)
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from xlstm.arrays.cuda import device
 from xlstm.arrays.cuda.row_kernel_text import SYNC
-from xlstm.engines.cuda.launch import Source
+from xlstm.engines.cuda import kernel_source
+from xlstm.engines.cuda.kernel_source import KernelSource
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows
 from xlstm.tracing.reductions import RowWriter
@@ -30,6 +30,8 @@ from xlstm.tracing.writers import C
 KINDS = ("forward", "slim", "lean", "again", "backward")
 FACTORS = ("factor", "factor_bwd")
 BACK = ("backward", "factor_bwd")
+KEEP_H = ("forward", "slim", "lean")  # after every step
+KEEP_STATES = ("forward", "slim")
 ARRANGE = "xlstm_arrange"  # the kernel in every loop's text that lays weights out for it
 MOST = 256  # threads at most of a block of a kernel without a loop
 LOOP = (
@@ -40,29 +42,26 @@ STEP = "long long row0, int count"
 
 
 @functools.cache
-def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> Source:
+def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> KernelSource:
     """Return the kernel of a whole pass, of any kind but "again"; `keep_h` says to keep h before
     every step, too.
     """
     sizes = {
-        **{
-            "WIDTH": tiling.width,
-            "HEADS": tiling.heads,
-            "UNITS": tiling.units,
-            "BLOCKS": tiling.blocks,
-        },
-        **{"NB": tiling.columns, "M": tiling.M, "K": tiling.K, "THREADS": tiling.threads},
+        "WIDTH": tiling.width,
+        "HEADS": tiling.heads,
+        "UNITS": tiling.units,
+        "BLOCKS": tiling.blocks,
+        "NB": tiling.columns,
+        "M": tiling.M,
+        "K": tiling.K,
+        "THREADS": tiling.threads,
         "GATES": step.before["zx"],
-        **{
-            "WARPS_M": tiling.warps_m,
-            "CHUNKS_KEPT": tiling.kept,
-            "SCALE_CHUNKS": tiling.same_scale,
-        },
-        **{
-            "CLUSTER": int(tiling.cluster),
-            "MMA": tiling.arithmetic.mma,
-            "TF32": int(tiling.arithmetic.tf32),
-        },
+        "WARPS_M": tiling.warps_m,
+        "CHUNKS_KEPT": tiling.in_registers,
+        "SCALE_CHUNKS": tiling.same_scale,
+        "CLUSTER": int(tiling.cluster),
+        "MMA": tiling.arithmetic.mma,
+        "TF32": int(tiling.arithmetic.tf32),
         "ARRANGE": ARRANGE,
         "CLUSTER_DIMENSIONS": f"__cluster_dims__({tiling.blocks}, 1, 1)" if tiling.cluster else "",
         "SHARED_PLANNED": tiling.shared,
@@ -70,14 +69,14 @@ def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> So
     schedule = "backward.cu" if kind == "backward" else "forward.cu"
     files = ("factors.cuh", "product.cuh", "exchange.cuh", "cells.cuh", schedule)
     cell = _Loop(step, kind, tiling.arithmetic.real, keep_h)
-    made = _source(cell, f"xlstm_{kind}", LOOP, tiling.arithmetic, sizes, files)
-    return made._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
+    source = _source(cell, f"xlstm_{kind}", LOOP, tiling.arithmetic, sizes, files)
+    return source._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
 
 
 @functools.cache
 def pointwise(
     step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int, keep_h: bool = False
-) -> Source:
+) -> KernelSource:
     """Return the kernel of one step without the product of h; each block has one sequence."""
     sizes = {
         "WIDTH": width,
@@ -101,25 +100,26 @@ def _source(
     a: Arithmetic,
     sizes: Mapping[str, object],
     files: tuple[str, ...],
-) -> Source:
+) -> KernelSource:
     names = [array for _, array in cell.arrays]
     arguments = ", ".join([schedule, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
     defines = {
-        **{"REAL": a.real, "IO": a.io, "operand_t": a.io, "KERNEL": name, **sizes},
-        **{"PARAMETERS": arguments, "ARRAYS": f"{{{', '.join(f'a_{array}' for array in names)}}}"},
+        "REAL": a.real,
+        "IO": a.io,
+        "operand_t": a.io,
+        "KERNEL": name,
+        **sizes,
+        "PARAMETERS": arguments,
+        "ARRAYS": f"{{{', '.join(f'a_{array}' for array in names)}}}",
         "ALL": "(HEADS * WIDTH)",  # units of all heads
     }
-    lines = [f"#define {key} {value}" for key, value in defines.items()]
-    text = "\n".join([*lines, file("device.cuh"), cell.text(), *(file(part) for part in files)])
-    return Source(name, text, tuple(names))
-
-
-@functools.cache
-def file(name: str) -> str:
-    """Return the text of a template."""
-    if name == "device.cuh":
-        return device.TEXT
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+    text = [
+        *(f"#define {key} {value}" for key, value in defines.items()),
+        device.TEXT,
+        cell.text(),
+        *map(kernel_source.template, files),
+    ]
+    return KernelSource(name, "\n".join(text), tuple(names))
 
 
 class _Cell:
@@ -135,17 +135,17 @@ class _Cell:
     loop: ClassVar[bool]
 
     def __init__(self, step: Pointwise, kind: str, real: str, keep_h: bool) -> None:
-        self.kind = kind
         self.real = real
         self.back = kind in BACK
         inputs = step.after if self.back else step.before
         around = step.around
-        lean = step.lean if kind in ("slim", "lean") else step.forward
         function = {
+            "slim": step.lean,
+            "lean": step.lean,
             "backward": step.backward,
             "factor": step.factor,
             "factor_bwd": step.factor_bwd,
-        }.get(kind, lean)
+        }.get(kind, step.forward)
         self.lines, outputs = trace(function, inputs, step.library)
         used = {line.args[0] for line in self.lines if line.op == "input"}
         self.inside = ("h", *step.carried)
@@ -162,42 +162,41 @@ class _Cell:
         self.fetched: Rows = {
             name: inputs.get(name) for name in each if name in used or name == "dy"
         }
-        constant = used & (
-            step.before.keys() - {"zx", "zh", "drop", "inner", *self.inside, *step.shares}
-        )
+        anew = {"zx", "zh", "drop", "inner", *self.inside, *step.shares}  # at every step
         self.constant: Rows = {
-            f"p_{name}": step.before[name] for name in step.before if name in constant
+            f"p_{name}": rows
+            for name, rows in step.before.items()
+            if name in used and name not in anew
         }
         self.numbers = [f"p_{name}" for name in step.numbers if name in used]
         self.y = "out" if around.projected else "y"  # what is kept of h after the step
-        kept = {
-            "forward": (self.y, *step.carried),
-            "slim": (self.y, *step.carried),
-            "lean": (self.y,),
-        }.get(kind, ())
-        kept += ("h",) if keep_h and kind in ("forward", "slim") else ()
-        made = ("dz", "dzh", "da") if self.back else step.saved
-        self.results: Rows = dict.fromkeys(kept) | {
-            name: outputs[name] for name in made if name in outputs
+        states_kept = [self.y] if kind in KEEP_H else []
+        if kind in KEEP_STATES:
+            states_kept += [*step.carried, *["h"] * keep_h]
+        computed = ("dz", "dzh", "da") if self.back else step.saved
+        self.results: Rows = dict.fromkeys(states_kept) | {
+            name: outputs[name] for name in computed if name in outputs
         }
-        io = "IO" if self.loop or kind == "again" else "REAL"
-        self.factor = ("factor",) if "factor" in outputs else ()
         # the states that the kernel leaves
-        self.ends = () if kind == "again" or self.factor else self.states
+        self.ends = () if kind == "again" or "factor" in outputs else self.states
+        self.arrays = self._arrays(
+            "IO" if self.loop or kind == "again" else "REAL", "factor" in outputs
+        )
+
+    def _arrays(self, state: str, factor: bool) -> list[tuple[str, str]]:
+        """Return types and names of the arguments, with that of states."""
         read = [
             *self.fetched,
             *(name for name in self.constant if name not in self.numbers),
             *self.beside,
+            *([] if self.loop else ["product"]),
         ]
-        self.arrays = [  # types and names
-            *(
-                ("const IO* __restrict__", name)
-                for name in (*read, *(() if self.loop else ("product",)))
-            ),
-            *((f"const {io}*", f"before_{name}") for name in self.states),
+        return [
+            *(("const IO* __restrict__", name) for name in read),
+            *((f"const {state}*", f"before_{name}") for name in self.states),
             *(("IO*", name) for name in self.results),
-            *((f"{io}*", f"after_{name}") for name in self.ends),
-            *(("IO*", f"after_{name}") for name in self.factor),
+            *((f"{state}*", f"after_{name}") for name in self.ends),
+            *[("IO*", "after_factor")] * factor,
             *(("REAL", name) for name in self.numbers),
         ]
 
@@ -219,8 +218,8 @@ class _Loop(_Cell):
         row = "const Arrays& a, long long row, int unit"
         sequence = "long long at, int unit"
         product = "REAL dh, REAL (&dz)[GATES]" if self.back else "const REAL (&zh)[GATES]"
-        given = {name: rows for name, rows in self.constant.items() if name not in self.numbers}
-        constants = _each(given, "k.{name}[{row}] = widen(a.{name}[{row} * ALL + unit]);")
+        vectors = {name: rows for name, rows in self.constant.items() if name not in self.numbers}
+        constants = _each(vectors, "k.{name}[{row}] = widen(a.{name}[{row} * ALL + unit]);")
         constants += [f"k.{name}[0] = a.{name};" for name in self.numbers]
         start = [f"s.{name} = widen(a.before_{name}[at * ALL + unit]);" for name in self.states]
         start += [f"s.{name} = widen(a.{name}[at * ALL + unit]);" for name in self.beside]
@@ -266,11 +265,10 @@ class _Loop(_Cell):
         if self.back:  # s.h is the gradient of h that does not pass through the product
             before += [f"dh = {self._masked('dh')} + s.h + widen(f.dy[0]);", "after.h = 0;"]
         else:
-            kept = {"h": self._masked("s.h")}
             before += [
-                f"narrow(r.{n}[0], {kept.get(n, f's.{n}')});"
-                for n in self.inside
-                if n in self.results
+                f"narrow(r.{name}[0], {self._masked('s.h') if name == 'h' else f's.{name}'});"
+                for name in self.inside
+                if name in self.results
             ]
             after += [f"narrow(r.{self.y}[0], s.h);"] if self.y in self.results else []
         return [*before, *C(self.lines, self._load, self._store, self.real).statements(), *after]
@@ -349,23 +347,19 @@ class _Step(_Cell):
         if name == "factor":
             return f"narrow(a.after_factor[{at}], {value});"
         if name in self.results and name not in self.inside:
-            found = f"narrow(a.{name}[{_place(self.results[name], row)}], {value});"
-            if (
-                name == "dz"
-                and not row
-                and "h" in self.ends
-                and not any(line.to == "dh0" for line in self.lines)
-            ):
-                found += f" narrow(a.after_h[{at}], REAL(0));"
-            return found
+            text = f"narrow(a.{name}[{_place(self.results[name], row)}], {value});"
+            h_passes = any(line.to == "dh0" for line in self.lines)
+            if name == "dz" and not row and "h" in self.ends and not h_passes:
+                text += f" narrow(a.after_h[{at}], REAL(0));"
+            return text
         to = "h" if name == "dh0" else name[1:] if self.back else name
-        found = ""
+        text = ""
         if to in self.results:  # before the step
             before = f"widen(a.before_{to}[{at}])"
-            found += f"narrow(a.{to}[{first}], {self._masked(before) if to == 'h' else before}); "
+            text += f"narrow(a.{to}[{first}], {self._masked(before) if to == 'h' else before}); "
         if to == "h" and self.y in self.results:
-            found += f"narrow(a.{self.y}[{first}], {value}); "
-        return found + (f"narrow(a.after_{to}[{at}], {value});" if to in self.ends else "")
+            text += f"narrow(a.{self.y}[{first}], {value}); "
+        return text + (f"narrow(a.after_{to}[{at}], {value});" if to in self.ends else "")
 
 
 def _place(rows: int | None, row: int | None) -> str:

@@ -148,32 +148,33 @@ def choose(
         The path that was asked for cannot do it.
     """
     path, precision = asked
-    found = {}
+    possible = {}
     others = {}
     for name in PATHS:
-        made = (
+        way = (
             why
             if step is None and name != "loop"
             else _way(name, precision, step, dtype, width, heads, B, device)
         )
-        if path == "auto" and isinstance(made, Choice):
-            made = kernel_fallback.why(made.name, device.name) or made
-        if isinstance(made, str):
-            others[name] = made
+        if path == "auto" and isinstance(way, Choice):
+            way = kernel_fallback.why(way.name, device.name) or way
+        if isinstance(way, str):
+            others[name] = way
         else:
-            found[name] = made
+            possible[name] = way
     if path == "auto":
-        path = min(found, key=lambda name: found[name].time)
+        path = min(possible, key=lambda name: possible[name].time)
         words = "forward and backward should take {:.1f} us a step (an estimate)"
-        others |= {name: words.format(made.time) for name, made in found.items() if name != path}
-    elif path in found:
-        others |= {name: f"{path} was asked for" for name in found if name != path}
+        reasons = {name: words.format(way.time) for name, way in possible.items()}
+    elif path in possible:
+        reasons = dict.fromkeys(possible, f"{path} was asked for")
     else:
         raise ValueError(
-            f"cuda: path {path!r} was asked for, but {others[path]}; {', '.join(found)} can do it,"
-            " auto chooses"
+            f"cuda: path {path!r} was asked for, but {others[path]}; {', '.join(possible)} can do"
+            " it, auto chooses"
         )
-    return found[path]._replace(others=others)
+    del reasons[path]
+    return possible[path]._replace(others=others | reasons)
 
 
 def _way(
@@ -200,8 +201,10 @@ def _way(
         # more digits than were asked for
         exact = precision if device.capability >= TF32 else "float32"
         a = ARITHMETIC[dtype if path == "plain" else TENSOR.get((dtype, exact), dtype)]
-        given = step, width, heads, B, a, device, path == "cluster"
-        forward, backward = (tiling.best(kind, *given) for kind in tiling.PASSES)
+        forward, backward = (
+            tiling.best(kind, step, width, heads, B, a, device, path == "cluster")
+            for kind in tiling.PASSES
+        )
         if forward is None or backward is None:
             return (
                 f"no way to divide {heads} x {width} units, {B} sequences and {a.name} fits"

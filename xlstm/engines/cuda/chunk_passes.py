@@ -8,6 +8,7 @@ only kernels read lie in one room.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,16 @@ from xlstm.cells import mlstm_formulas as formulas
 from xlstm.cells.mlstm_formulas import limit_of
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import MMA, TF32, told
-from xlstm.engines.cuda.chunk_source import KINDS, LARGEST, THREADS, WAYS, Shape, Way, source, steps
+from xlstm.engines.cuda.chunk_source import (
+    CHUNK_ARITHMETIC,
+    KINDS,
+    LARGEST,
+    THREADS,
+    ChunkArithmetic,
+    ChunkShape,
+    source,
+    steps_of,
+)
 from xlstm.engines.cuda.kernels import contiguous
 from xlstm.engines.cuda.tiling import Device
 
@@ -30,11 +40,12 @@ NAMES = (
     " dC dn dC0 dn0 dm0 inner dq dk dv dw dend_m dm more_w more_b more_m di df"
 )
 POINTERS = tuple(NAMES.split())
-NUMBERS = ("T", "groups", "chunks")
+OF_CHUNKS = ("within", "within_bwd", "shares_bwd")  # with blocks for each chunk
 # kept for backward
 FORWARD = ("b", "w", "most", "r", "m", "logf", "s", "den", "read", "write", "keep", "C", "n")
 BACKWARD = ("inner", "dC", "dn", "dw")
 MAXIMUM = ("more_w", "more_b", "more_m", "dm")  # those of the gradients through the maximum
+GRADIENTS = ("dq", "dk", "dv", "di", "df", "dC0", "dn0", "dm0")  # that `backward` returns
 ALIGNED = 256  # bytes
 
 
@@ -45,52 +56,54 @@ class Saved(NamedTuple):
     start: tuple[Array, ...]  # C0, n0, m0
     h: Array  # (T, B, N V)
     room: Array  # with the arrays of `FORWARD`
-    made: Kernels
+    kernels: ChunkKernels
 
 
-class Kernels(NamedTuple):
+class ChunkKernels(NamedTuple):
     """The kernels of a layer."""
 
-    way: Way
-    shape: Shape
+    arithmetic: ChunkArithmetic
+    shape: ChunkShape
     forget: str
     eps: float
 
     @property
     def name(self) -> str:
         """The name under which they are known where they are broken."""
-        return f"chunks {self.way.io} {self.way.planes} {self.shape.K} x {self.shape.V}"
+        return f"{self.arithmetic.kind}{self.shape.K} x {self.shape.V}"
 
-    def run(self, blocks: dict[str, int], arrays: dict[str, Any]) -> None:
-        """Run kernels on arrays, addresses and numbers by name, each in so many times the blocks
-        that its tiles are.
-        """
+    def run(self, kinds: Sequence[str], arrays: dict[str, Any]) -> None:
+        """Run kernels on arrays and addresses by name."""
+        T, B, _ = arrays["q"].shape
+        groups = B * self.shape.heads
+        chunks = -(-T // self.shape.L)
         numbers: list[int] = []
         for name in VIEWS:
             numbers += _view(arrays.get(name), self.shape.heads)
         for name in POINTERS:
             a = arrays.get(name, 0)
             numbers.append(a if type(a) is int else a.data.ptr)
-        table = (device.struct([*numbers, *(arrays[name] for name in NUMBERS)]),)
-        for kind, count in blocks.items():
+        table = (device.struct([*numbers, T, groups, chunks]),)
+        for kind in kinds:
             kernel, tiles = source(kind, *self)
-            launch.launch(kernel, (count * tiles, 1), THREADS, table)
+            blocks = tiles * groups * (chunks if kind in OF_CHUNKS else 1)
+            launch.launch(kernel, (blocks, 1), THREADS, table)
 
-    def made_room(
+    def work_space(
         self, xp: Namespace, q: Array, names: tuple[str, ...]
     ) -> tuple[Array, dict[str, int]]:
         """Return room for arrays that only kernels read, and the address of each."""
         places, size = _places(self, *q.shape[:2], q.itemsize, names)
-        found = room(xp, q, (size,), np.uint8)
-        return found, {name: found.data.ptr + place for name, place in places.items()}
+        memory = room(xp, q, (size,), np.uint8)
+        return memory, {name: memory.data.ptr + place for name, place in places.items()}
 
 
 @functools.lru_cache(maxsize=64)
 def _places(
-    made: Kernels, T: int, B: int, itemsize: int, names: tuple[str, ...]
+    kernels: ChunkKernels, T: int, B: int, itemsize: int, names: tuple[str, ...]
 ) -> tuple[dict[str, int], int]:
     """Return where each array begins in a room, and the bytes of all."""
-    N, K, V, L, _ = made.shape
+    N, K, V, L, _ = kernels.shape
     outer = B * N
     chunks = B * N * -(-T // L)
     sizes = {
@@ -98,10 +111,15 @@ def _places(
         **dict.fromkeys(
             ("logf", "s", "den", "read", "write", "dw", "more_w", "more_b"), 4 * chunks * L
         ),
-        **{"m": 8 * chunks, "keep": 4 * chunks, "dm": 4 * chunks, "more_m": 4 * outer},
-        **{"C": itemsize * (chunks + outer) * K * V, "n": 4 * (chunks + outer) * K},
-        **{"dC": itemsize * chunks * K * V, "dn": 4 * chunks * K},
-        "inner": 4 * source("states_bwd", *made)[1] * (chunks + outer),
+        "m": 8 * chunks,
+        "keep": 4 * chunks,
+        "dm": 4 * chunks,
+        "more_m": 4 * outer,
+        "C": itemsize * (chunks + outer) * K * V,
+        "n": 4 * (chunks + outer) * K,
+        "dC": itemsize * chunks * K * V,
+        "dn": 4 * chunks * K,
+        "inner": 4 * source("states_bwd", *kernels)[1] * (chunks + outer),
     }
     places = {}
     end = 0
@@ -111,19 +129,16 @@ def _places(
     return places, end
 
 
-def way_of(dtype: str, precision: str, card: Device) -> Way | None:
+def arithmetic_of(dtype: str, precision: str, card: Device) -> ChunkArithmetic | None:
     """Return how a card multiplies numbers of a dtype, or None where it has no kernels for them."""
-    least = MMA if dtype == "float16" else TF32
-    return (
-        WAYS.get((dtype, precision if dtype == "float32" else "float32"))
-        if card.capability >= least
-        else None
-    )
+    if card.capability < (MMA if dtype == "float16" else TF32):
+        return None
+    return CHUNK_ARITHMETIC.get((dtype, precision if dtype == "float32" else "float32"))
 
 
 def kernels(
     xp: Namespace, q: Array, k: Array, v: Array, heads: int, chunk: int, forget: str, eps: float
-) -> Kernels | None:
+) -> ChunkKernels | None:
     """Return the kernels for an mLSTM with these queries, keys and values, or None where there are
     none.
     """
@@ -134,20 +149,21 @@ def kernels(
     T, _, K = q.shape
     V = v.shape[2] // heads
     K //= heads
-    way = way_of(dtype_name(q.dtype), precision, card)
+    way = arithmetic_of(dtype_name(q.dtype), precision, card)
     if way is None or path == "loop" or chunk > LARGEST or K % 2 or V % 2 or q.size == 0:
         return None
     most = 16 // q.itemsize
     pack = most if all(_fits(a, heads, most) for a in (q, k, v)) else 2
-    found = Kernels(way, Shape(heads, K, V, steps(min(chunk, T)), pack), forget, eps)
-    return (
-        found if _most_shared(found) <= card.shared and kernel_fallback.works(found.name) else None
-    )
+    layer = ChunkKernels(way, ChunkShape(heads, K, V, steps_of(min(chunk, T)), pack), forget, eps)
+    fits = _most_shared(layer) <= card.shared
+    return layer if fits and kernel_fallback.works(layer.name) else None
 
 
-def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, Saved] | None:
-    """Compute all steps from q, k, v, i~, f~, C0, n0, m0 and `Kernels`, or return None where these
-    are None or fail.
+def chunkwise(
+    xp: Namespace, *inputs: Any, kernels: ChunkKernels | None
+) -> tuple[Array, Array, Array, Array, Saved] | None:
+    """Compute all steps from q, k, v, i~, f~, C0, n0 and m0, or return None where there are no
+    kernels or they fail.
 
     Returns
     -------
@@ -156,9 +172,9 @@ def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, S
         The state after the last step.
     saved : Saved
     """
-    return (
-        None if given[-1] is None else kernel_fallback.attempt(given[-1].name, forward, xp, *given)
-    )
+    if kernels is None:
+        return None
+    return kernel_fallback.attempt(kernels.name, forward, xp, *inputs, kernels)
 
 
 def chunkwise_bwd(
@@ -168,7 +184,7 @@ def chunkwise_bwd(
 
     dC, dn and dm may all be None, which means 0.
     """
-    return kernel_fallback.attempt(saved.made.name, backward, xp, dh, dC, dn, dm, saved)
+    return kernel_fallback.attempt(saved.kernels.name, backward, xp, dh, dC, dn, dm, saved)
 
 
 def forward(
@@ -181,77 +197,66 @@ def forward(
     C0: Array,
     n0: Array,
     m0: Array,
-    made: Kernels,
+    kernels: ChunkKernels,
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    T, B, _ = q.shape
-    N, _, _, L, _ = made.shape
-    q, k, v = (_packed(a, made.shape) for a in (q, k, v))
+    q, k, v = (_packed(a, kernels.shape) for a in (q, k, v))
     C0, n0, m0 = start = tuple(contiguous(astype(xp, a, SINGLE)) for a in (C0, n0, m0))
-    whole, arrays = made.made_room(xp, q, FORWARD)
-    h, *end = room(xp, v, v.shape), *(room(xp, a, a.shape) for a in start)
-    chunks = -(-T // L)
-    groups = B * N
+    memory, arrays = kernels.work_space(xp, q, FORWARD)
+    h = room(xp, v, v.shape)
+    end_C, end_n, end_m = (room(xp, a, a.shape) for a in start)
     arrays |= {
         "q": q,
         "k": k,
         "v": v,
         "i": i,
         "f": f,
-        "T": T,
-        "groups": groups,
-        "chunks": chunks,
         "h": h,
-    }
-    arrays |= {
         "C0": C0,
         "n0": n0,
         "m0": m0,
-        **dict(zip(("end_C", "end_n", "end_m"), end, strict=True)),
+        "end_C": end_C,
+        "end_n": end_n,
+        "end_m": end_m,
     }
-    made.run({"gates": groups, "states": groups, "within": groups * chunks}, arrays)
-    return h, end[0], end[1], end[2], Saved((q, k, v, i, f), start, h, whole, made)
+    kernels.run(("gates", "states", "within"), arrays)
+    return h, end_C, end_n, end_m, Saved((q, k, v, i, f), start, h, memory, kernels)
 
 
 def backward(
     xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
 ) -> tuple[Array, ...]:
-    (q, k, v, _, f), start, h, whole, made = saved
+    (q, k, v, _, f), start, h, memory, kernels = saved
     T, B, _ = q.shape
-    N, _, _, L, _ = made.shape
-    chunks = -(-T // L)
-    groups = B * N
-    through_maximum = dm is not None or bool(made.eps)
-    dh = _packed(dh, made.shape)
-    kept = _places(made, T, B, q.itemsize, FORWARD)[0]
-    far = N * chunks * L, chunks * L, 1, 1  # of the numbers of steps, as (B, N, T, 1)
+    N, _, _, L, _ = kernels.shape
+    steps = L * -(-T // L)
+    through_maximum = dm is not None or bool(kernels.eps)
+    dh = _packed(dh, kernels.shape)
+    places = _places(kernels, T, B, q.itemsize, FORWARD)[0]
+    far = N * steps, steps, 1, 1  # of the numbers of steps, as (B, N, T, 1)
     of_steps = [
         optional_imports.cupy().ndarray(
-            (B, N, T, 1), dtype, whole.data + kept[name], [n * dtype.itemsize for n in far]
+            (B, N, T, 1), dtype, memory.data + places[name], [n * dtype.itemsize for n in far]
         )
         for name, dtype in (("den", SINGLE), ("s", SINGLE), ("b", DOUBLE), ("r", DOUBLE))
     ]
     options = {"limit": limit_of(xp, SINGLE), "dtype": SINGLE}
     dh_h, ds = by_rows(xp, _rows_bwd, by_head(dh, N), by_head(h, N), *of_steps, **options)
-    _room, arrays = made.made_room(xp, q, BACKWARD + MAXIMUM if through_maximum else BACKWARD)
+    _memory, arrays = kernels.work_space(xp, q, BACKWARD + MAXIMUM * through_maximum)
+    arrays |= {name: memory.data.ptr + place for name, place in places.items()}
     grads = {
         name: room(xp, a, a.shape)
-        for name, a in zip(("dq", "dk", "dv", "di", "df"), saved.inputs, strict=True)
+        for name, a in zip(GRADIENTS, (*saved.inputs, *start), strict=True)
     }
-    starts = {
-        name: room(xp, a, a.shape) for name, a in zip(("dC0", "dn0", "dm0"), start, strict=True)
-    }
-    dC, dn, dm = (None if a is None else contiguous(astype(xp, a, SINGLE)) for a in (dC, dn, dm))
     ends = {
-        name: a for name, a in (("dend_C", dC), ("dend_n", dn), ("dend_m", dm)) if a is not None
+        name: contiguous(astype(xp, a, SINGLE))
+        for name, a in (("dend_C", dC), ("dend_n", dn), ("dend_m", dm))
+        if a is not None
     }
-    arrays |= {name: whole.data.ptr + place for name, place in kept.items()} | grads | starts | ends
-    arrays |= {"q": q, "k": k, "v": v, "f": f, "dh": dh, "T": T, "groups": groups, "chunks": chunks}
-    arrays |= {"dh_h": dh_h, "ds": ds}
-    blocks = {"states_bwd": groups, "within_bwd": groups * chunks}
-    if through_maximum:
-        blocks |= {"maximum_bwd": groups, "shares_bwd": groups * chunks}
-    made.run({**blocks, "gates_bwd": groups}, arrays)
-    return (*grads.values(), *starts.values())
+    arrays |= grads | ends
+    arrays |= {"q": q, "k": k, "v": v, "f": f, "dh": dh, "dh_h": dh_h, "ds": ds}
+    maximum = ("maximum_bwd", "shares_bwd") if through_maximum else ()
+    kernels.run(("states_bwd", "within_bwd", *maximum, "gates_bwd"), arrays)
+    return tuple(grads.values())
 
 
 def _rows_bwd(
@@ -284,8 +289,8 @@ def _view(a: Array | None, heads: int) -> tuple[int, ...]:
     if a is None:
         return 0, 0, 0, 0
     size = a.itemsize
-    t, b, one = a.strides
-    return a.data.ptr, t // size, b // size, a.shape[2] // heads * one // size
+    t, b, feature = a.strides
+    return a.data.ptr, t // size, b // size, a.shape[2] // heads * feature // size
 
 
 def _fits(a: Array, heads: int, pack: int) -> bool:
@@ -293,22 +298,20 @@ def _fits(a: Array, heads: int, pack: int) -> bool:
     that many may.
     """
     size = pack * a.itemsize
-    F = a.shape[2] // heads
-    starts = [
-        *(step for n, step in zip(a.shape[:2], a.strides[:2], strict=True) if n > 1),
-        a.data.ptr,
-    ]
+    far = [step for n, step in zip(a.shape[:2], a.strides[:2], strict=True) if n > 1]
     return (
-        a.strides[2] == a.itemsize and F % pack == 0 and all(start % size == 0 for start in starts)
+        a.strides[2] == a.itemsize
+        and a.shape[2] // heads % pack == 0
+        and all(start % size == 0 for start in (*far, a.data.ptr))
     )
 
 
-def _packed(a: Array, shape: Shape) -> Array:
+def _packed(a: Array, shape: ChunkShape) -> Array:
     """Return an array that fits, a copy if need be."""
     return a if _fits(a, shape.heads, shape.pack) else a.copy(order="C")
 
 
 @functools.cache
-def _most_shared(made: Kernels) -> int:
+def _most_shared(kernels: ChunkKernels) -> int:
     """Return the bytes of shared memory that the kernel with most of it takes."""
-    return max(source(kind, *made)[0].shared for kind in KINDS)
+    return max(source(kind, *kernels)[0].shared for kind in KINDS)

@@ -8,7 +8,6 @@ matrices.
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from xlstm.arrays.cuda import device
 from xlstm.arrays.cuda.row_kernel_text import SYNC
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
-from xlstm.engines.cuda.launch import Source
+from xlstm.engines.cuda.kernel_source import KernelSource, template
 from xlstm.tracing.array_functions import traced
 from xlstm.tracing.writers import C
 
@@ -36,7 +35,7 @@ KINDS = tuple(FORMULAS)
 TILED = ("states", "within", "states_bwd", "within_bwd")  # those with products of matrices
 
 
-class Way(NamedTuple):
+class ChunkArithmetic(NamedTuple):
     """How a layer's numbers are multiplied: the type of elements in memory, and of the parts of a
     number.
     """
@@ -45,16 +44,21 @@ class Way(NamedTuple):
     operand: str
     planes: int  # parts of a number
 
+    @property
+    def kind(self) -> str:
+        """The beginning of the names of these kernels, as `kernel_fallback` takes it."""
+        return f"chunks {self.io} {self.planes} "
 
-WAYS = {
-    ("float16", "float32"): Way("half_t", "half_t", 1),
-    ("bfloat16", "float32"): Way("bf16_t", "bf16_t", 1),
-    ("float32", "float32"): Way("float", "bf16_t", 3),
-    ("float32", "tf32"): Way("float", "bf16_t", 2),
+
+CHUNK_ARITHMETIC = {  # by dtype and precision
+    ("float16", "float32"): ChunkArithmetic("half_t", "half_t", 1),
+    ("bfloat16", "float32"): ChunkArithmetic("bf16_t", "bf16_t", 1),
+    ("float32", "float32"): ChunkArithmetic("float", "bf16_t", 3),
+    ("float32", "tf32"): ChunkArithmetic("float", "bf16_t", 2),
 }
 
 
-class Shape(NamedTuple):
+class ChunkShape(NamedTuple):
     """The memories of a layer, and the steps of a chunk: 16, 32 or 64, and how their arrays lie."""
 
     heads: int
@@ -64,81 +68,86 @@ class Shape(NamedTuple):
     pack: int  # neighbours in memory that are read at once
 
 
-def steps(chunk: int) -> int:
+def steps_of(chunk: int) -> int:
     """Return the steps of a chunk of the kernels, from those that were asked for."""
     return next(L for L in (16, 32, LARGEST) if chunk <= L or L == LARGEST)
 
 
 @functools.cache
-def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> tuple[Source, int]:
+def source(
+    kind: str, arithmetic: ChunkArithmetic, shape: ChunkShape, forget: str, eps: float
+) -> tuple[KernelSource, int]:
     """Return a kernel, and the tiles of a chunk's work, or of a state, each of which has a block of
     its own.
     """
     heads, K, V, L, pack = shape
+    planes = arithmetic.planes
     name = f"xlstm_chunk_{kind}"
-    wide = way.planes == 1
-    slab = min(64 if wide else 32, max(_tile(K), _tile(V)))
+    slab = min(64 if planes == 1 else 32, max(_tile(K), _tile(V)))
     state_k = min(64, _tile(K))
-    state_v = min(128, _tile(V))
-    within_v = min(128, _tile(V))
-    columns = min(64 if way.planes > 2 else 128, max(_tile(K), _tile(V)))
+    tile_v = _tile(V)
+    columns = min(64 if planes > 2 else 128, max(_tile(K), _tile(V)))
 
     def tile(rows: int, columns: int) -> int:
-        return 2 * way.planes * rows * (columns + 8)
+        return 2 * planes * rows * (columns + 8)
 
     base = kind.removesuffix("_bwd")
-    tiles = (
-        [tile(slab, within_v)] if kind == "within" else [tile(columns, slab), tile(slab, columns)]
-    )
-    room = max(tile(L, slab), *tiles)  # of tiles that take turns
+    # of tiles that take turns
+    if kind == "within":
+        room = max(tile(L, slab), tile(slab, tile_v))
+    else:
+        room = max(tile(L, slab), tile(columns, slab), tile(slab, columns))
     beside = THREADS // 32 // (L // 16) * 4  # threads with numbers of a row
     shared = {
         "gates": 16 * THREADS + 8,
-        "states": tile(L, state_k) + tile(L, state_v) + 4 * THREADS,
+        "states": tile(L, state_k) + tile(L, tile_v) + 4 * THREADS,
         "within": tile(L, L) + tile(L, slab) + room + 4 * (THREADS // L + 1) * L,
         "within_bwd": 2 * tile(L, L) + tile(L, slab) + room + 4 * L * beside,
         "maximum_bwd": 8 * THREADS + 4,
         "shares_bwd": 20 * L,
         "gates_bwd": 0,
     }
-    states = -(-K // state_k) * -(-V // state_v)
-    template = base if base == "states" else kind
-    planned = shared[template]
-    blocks = {"states": states, "within": -(-V // within_v)}.get(template, 1)
+    states = -(-K // state_k) * -(-V // tile_v)
+    file = base if base == "states" else kind
+    tiles = {"states": states, "within": -(-V // tile_v)}.get(file, 1)
     defines = {
-        "IO": way.io,
-        "operand_t": way.operand,
+        "IO": arithmetic.io,
+        "operand_t": arithmetic.operand,
         "KERNEL": name,
         "BACKWARD": int(base != kind),
+        "HALVES": int(planes == 1),
+        "THROUGH_MAXIMUM": int(kind in ("maximum_bwd", "shares_bwd")),
     }
-    defines["HALVES"] = int(wide)
-    defines["THROUGH_MAXIMUM"] = int(kind in ("maximum_bwd", "shares_bwd"))
     sizes = {
-        **{
-            "HEADS": heads,
-            "K": K,
-            "V": V,
-            "L": L,
-            "THREADS": THREADS,
-            "PLANES": way.planes,
-            "PACK": pack,
-        },
-        **{"SHARED_PLANNED": planned, "ROOM": room, "SLAB": slab, "DEPTH": min(L, slab)},
-        **{
-            "STATE_K": state_k,
-            "STATE_V": state_v,
-            "WITHIN_V": within_v,
-            "COLUMNS": columns,
-            "TILES": states,
-        },
+        "HEADS": heads,
+        "K": K,
+        "V": V,
+        "L": L,
+        "THREADS": THREADS,
+        "PLANES": planes,
+        "PACK": pack,
+        "SHARED_PLANNED": shared[file],
+        "ROOM": room,
+        "SLAB": slab,
+        "DEPTH": min(L, slab),
+        "STATE_K": state_k,
+        "TILE_V": tile_v,
+        "COLUMNS": columns,
+        "TILES": states,
     }
-    parts = [device.TEXT, *(f"#define {key} {value}" for key, value in defines.items())]
-    parts += [f"constexpr int {key} = {value};" for key, value in sizes.items()]
-    found = by_name(forget)
+    formulas = by_name(forget)
     options = {"root": K**-0.5, "eps": eps, **options_of(np.dtype("float32"))}
-    parts += [_file("arrays.cuh"), *(_function(one, found[one], options) for one in FORMULAS[kind])]
-    parts += [SYNC, _file("tiles.cuh" if kind in TILED else "gates.cuh"), _file(f"{template}.cu")]
-    return Source(name, "\n".join(parts), shared=planned), blocks
+    text = [
+        device.TEXT,
+        *(f"#define {key} {value}" for key, value in defines.items()),
+        *(f"constexpr int {key} = {value};" for key, value in sizes.items()),
+        template("chunks/arrays.cuh"),
+        *(_function(formula, formulas[formula], options) for formula in FORMULAS[kind]),
+        SYNC,
+        template("chunks/tiles.cuh" if kind in TILED else "chunks/gates.cuh"),
+        template(f"chunks/{file}.cu"),
+    ]
+    return KernelSource(name, "\n".join(text), shared=shared[file]), tiles
 
 
 def _tile(size: int) -> int:
@@ -158,8 +167,3 @@ def _function(name: str, formula: Formula, options: dict[str, Any]) -> str:
     ]
     body = "".join(f"    {line}\n" for line in writer.statements())
     return f"DEVICE void {name}({', '.join(parameters)}) {{\n{body}}}"
-
-
-@functools.cache
-def _file(name: str) -> str:
-    return (Path(__file__).parent / "chunks" / name).read_text(encoding="utf-8")

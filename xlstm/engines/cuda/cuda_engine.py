@@ -21,8 +21,8 @@ from xlstm.engines.cell_step import Step, Stream
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
 from xlstm.engines.cuda.choice import told
-from xlstm.engines.cuda.kernels import Kernels, Single, contiguous, plan
-from xlstm.engines.cuda.launch import Source
+from xlstm.engines.cuda.kernel_source import KernelSource
+from xlstm.engines.cuda.kernels import StepKernels, contiguous, plan
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.tape import Gradients, SegmentTape, Tape, Widths, segments, starts_of, with_idle
 
@@ -54,14 +54,11 @@ class Cuda:
         _, choice, why = plan(step, widths, device)
         if choice.path != "loop":
             return ""
-        if dtype_name(step.Wh.dtype) == "bfloat16":
-            reason = why or (
-                "and it was asked for" if told()[0] == "loop" else "and no kernel works"
-            )
-            raise TypeError(
-                f"cuda: path 'loop' has no bfloat16, {reason}; expected float16 or float32"
-            )
-        return why or "path 'loop' was asked for"
+        if dtype_name(step.Wh.dtype) != "bfloat16":
+            return why or "path 'loop' was asked for"
+        if not why:
+            why = "and it was asked for" if told()[0] == "loop" else "and no kernel works"
+        raise TypeError(f"cuda: path 'loop' has no bfloat16, {why}; expected float16 or float32")
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
@@ -87,11 +84,11 @@ class Cuda:
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
         """Run a single step, as a function that `stream` returns does."""
-        single = Single(step, x)
-        after = _attempt(f"step {single.choice.name}", single.run, state)
+        widths = [(1, x.shape[0])]
+        kernels = StepKernels(step, x, widths)
+        after = _attempt(f"step {kernels.choice.name}", kernels.single, state)
         if after is not None:
             return after[0], after[1:]
-        widths = [(1, x.shape[0])]
         before = [s.T for s in state]
         _, end, _ = self._next(step, widths).forward(step, x, before, widths, "nothing")
         states = [s.T for s in end]
@@ -102,12 +99,12 @@ class Cuda:
     ) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
-        results = _attempt(tape.choice.name, tape.backward, dy, dstate)
-        if results is None:  # the forward pass begins again, too: the next path keeps other values
+        gradients = _attempt(tape.choice.name, tape.backward, dy, dstate)
+        if gradients is None:  # the forward pass begins again: the next path keeps other values
             engine = self._next(tape.step, tape.widths)
             _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
-            results = again.engine.backward(again, dy, dstate)
-        return results
+            gradients = again.engine.backward(again, dy, dstate)
+        return gradients
 
     def _next(self, step: Step, widths: Widths) -> Cuda | ArrayApi:
         """Return the engine of the path that comes after those that are broken."""
@@ -119,7 +116,7 @@ def _attempt(name: str, run: Callable[..., Result], *args: Any) -> Result | None
     return kernel_fallback.attempt(name, run, *args) if told()[0] == "auto" else run(*args)
 
 
-class CudaTape(Kernels, Tape):
+class CudaTape(StepKernels, Tape):
     """A pass over one layer and direction: it makes the arrays, launches the kernels, and keeps
     what they wrote.
 
@@ -134,25 +131,22 @@ class CudaTape(Kernels, Tape):
     def __init__(
         self, engine: Cuda, step: Step, widths: Widths, x: Array, state: Sequence[Array], keep: str
     ) -> None:
-        self.step = step
-        self.x = x
+        StepKernels.__init__(self, step, x, widths)
         self.initial = state
-        self.prepare(widths)
         # Where steps differ in width, the rows of h before every step are no part of `hs`, so
         # kernels keep them.
-        projected = self.function.around.projected
         self.uneven = len(widths) > 1
-        self.keep_h = len(widths) > 1 and not projected
+        self.keep_h = self.uneven and not self.projected
         apart = (self.uneven or keep == "nothing") and self.choice.forward is not None
-        super().__init__(engine, step, widths, x, None if apart else state[0])
+        Tape.__init__(self, engine, step, widths, x, None if apart else state[0])
         self.rows_kept: dict[str, Array] = {}
         self.end: list[Array] = []  # the state of each sequence at its own end
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle it without what belongs to the device and to the process."""
         return {
-            name: a
-            for name, a in super().__getstate__().items()
+            name: value
+            for name, value in super().__getstate__().items()
             if name not in ("device", "function")
         }
 
@@ -166,7 +160,7 @@ class CudaTape(Kernels, Tape):
             )
         if keep == "all":
             self.rows_kept |= self.empty(self.function.saved)
-        if self.function.around.projected:
+        if self.projected:
             self.rows_kept |= self.empty(self.kept_of_h)
         arrays = {"zx": zx, "y": self.y, **self.rows_kept, **self.constants}
         self.end = self._run(KERNELS[keep], arrays, self.initial)
@@ -179,16 +173,14 @@ class CudaTape(Kernels, Tape):
         gradients = Gradients(self)
         rows = self.function.gradients
         whole = self._whole()
-        dz = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
-        dy = self.step.xp.zeros_like(self.y) if dy is None else self.given(dy)
-        if self.function.around.projected:
+        by_name = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
+        dy = self.step.xp.zeros_like(self.y) if dy is None else self.as_read(dy)
+        if self.projected:
             dy = self.step.xp.asarray(dy, copy=True)  # which collects the whole gradient of h
             gradients.arrays["out"] = dy.T
-        arrays = {"dy": dy, **dz, **whole, **self.constants}
-        start = self._run("backward", arrays, dstate)
-        gradients.arrays |= {
-            GRADIENTS[name]: reshape(a, (a.shape[0], -1)).T for name, a in dz.items()
-        }
+        start = self._run("backward", {"dy": dy, **by_name, **whole, **self.constants}, dstate)
+        for name, a in by_name.items():
+            gradients.arrays[GRADIENTS[name]] = reshape(a, (a.shape[0], -1)).T
         return gradients, start
 
     @property
@@ -215,29 +207,25 @@ class CudaTape(Kernels, Tape):
     def segments(self) -> list[SegmentTape]:
         """The kept arrays, by segments; saved ones that were not kept are made again."""
         xp = self.step.xp
-        tapes = []
+        by_segment = []
         rows = kernel_fallback.attempt(AGAIN, self._whole) or self.rows_kept
+        whole = rows.keys() >= self.function.saved.keys()
         following = [*(n for _, n in self.widths[1:]), 0]
         for segment, more in zip(segments(tuple(self.widths)), following, strict=True):
-            k = segment.k
-            n = segment.n
             last = segment.at + segment.k * segment.n
-            # (k, n, rows, H) or (k, n, H)
-            steps = {name: segment.steps(a, 0, k) for name, a in rows.items()}
-            arrays = {
-                name: xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for name, a in steps.items()
-            }
+            arrays = {}
+            for name, a in rows.items():
+                steps = segment.steps(a, 0, segment.k)  # (k, n, rows, H) or (k, n, H)
+                arrays[name] = xp.permute_dims(steps, (0, *range(2, steps.ndim), 1))
             carry = []
             for name, end in zip(self.function.carried, self.end[1:], strict=True):
                 # The state after the last step is that before the next one, or at the end of a
                 # sequence.
-                after = xp.concat((rows[name][last : last + more, :].T, end[:, more:n]), axis=1)
-                carry.append(xp.concat((arrays[name], after[None, ...])))
-            whole = rows.keys() >= self.function.saved.keys()
-            tapes.append(
-                SegmentTape(segment, carry, self.function.restore(arrays) if whole else None)
-            )
-        return [self.complete(segment_tape) for segment_tape in tapes]
+                after = rows[name][last : last + more, :].T, end[:, more : segment.n]
+                carry.append(xp.concat((arrays[name], xp.concat(after, axis=1)[None, ...])))
+            saved = self.function.restore(arrays) if whole else None
+            by_segment.append(self.complete(SegmentTape(segment, carry, saved)))
+        return by_segment
 
     def _whole(self) -> dict[str, Array]:
         """Return the arrays that backward needs; saved ones that were not kept are made again from
@@ -252,18 +240,16 @@ class CudaTape(Kernels, Tape):
         if not missing:
             return self.rows_kept
         h0 = self.h0
-        remade = self.empty(missing)
+        again = self.empty(missing)
         before = {f"before_{name}": a for name, a in {"h": h0, **self.rows_kept}.items()}
         N = h0.shape[0]
         block = -(-N // BLOCKS)
         for at in range(0, N, block):
             rows = slice(at, at + block)
-            some = {name: a[rows, ...] for name, a in (before | remade).items()}
-            products = {"zx": self.project(self.x[rows, :]), "product": self.through(h0[rows, :])}
-            self.launch_step(
-                "again", products | some | self.constants, 0, some["before_h"].shape[0]
-            )
-        return self.rows_kept | remade
+            arrays = {name: a[rows, ...] for name, a in (before | again).items()}
+            arrays |= {"zx": self.project(self.x[rows, :]), "product": self.through(h0[rows, :])}
+            self.launch_step("again", arrays | self.constants, 0, min(block, N - at))
+        return self.rows_kept | again
 
     def _run(self, kind: str, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
         """Run all steps of a kind of kernel from states (H, B), and return the states after the
@@ -276,10 +262,8 @@ class CudaTape(Kernels, Tape):
         before = [s[:, :first].T for s in states]
         if tiling is not None:
             after = list(self.empty(dict.fromkeys(names), first).values())
-            arrays |= {
-                f"before_{name}": self.given(s) for name, s in zip(names, before, strict=True)
-            }
-            arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
+            for name, old, new in zip(names, before, after, strict=True):
+                arrays |= {f"before_{name}": self.as_read(old), f"after_{name}": new}
             self._loop(kind, arrays, tiling)
         elif kind == "backward":
             after = self.steps_backward(arrays, before)
@@ -296,15 +280,15 @@ class CudaTape(Kernels, Tape):
         xp = self.step.xp
         Wh = self.Wh
         arranged = room(xp, Wh, (tiling.arranged // 4,), np.uint32)
-        most = min(self.device.sms, launch.resident(source, tiling.threads)) // tiling.blocks
+        resident = min(self.device.sms, launch.resident(source, tiling.threads))
         launch.launch(
-            Source(ARRANGE, source.text, shared=32),
+            KernelSource(ARRANGE, source.text, shared=32),
             (tiling.arrangers, 1),
             ARRANGERS,
             [Wh, arranged],
         )
         groups = -(-self.first // tiling.columns) * tiling.heads
-        at_once = groups if tiling.cluster else min(groups, most)
+        at_once = groups if tiling.cluster else min(groups, resident // tiling.blocks)
         offsets = flags = exchange = None
         if self.uneven:  # the first row of every step, where steps differ in width
             offsets = constants.copied(
@@ -312,20 +296,20 @@ class CudaTape(Kernels, Tape):
             )
         if not tiling.cluster:
             exchange = room(xp, Wh, (tiling.exchange * at_once,), np.uint8)
-        waiting = waits.arguments(source.name, self.choice.name)
         for group in range(0, groups, at_once):
             count = min(at_once, groups - group)
             if not tiling.cluster:
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=device_of(Wh))
-            numbers = [np.int32(len(self.starts) - 1), np.int32(self.first), np.int32(group)]
             arguments = [
                 offsets,
-                *numbers,
+                np.int32(len(self.starts) - 1),
+                np.int32(self.first),
+                np.int32(group),
                 flags,
                 exchange,
                 arranged,
-                *waiting,
-                *[arrays[name] for name in source.arrays],
+                *waits.arguments(source.name, self.choice.name),
+                *(arrays[name] for name in source.arrays),
             ]
             launch.launch(source, (tiling.blocks, count), tiling.threads, arguments)
 
@@ -342,14 +326,13 @@ class CudaTape(Kernels, Tape):
         self, kind: str, arrays: dict[str, Any], states: Sequence[Array]
     ) -> list[Array]:
         """Run all steps forward; return the state of each sequence at its own end."""
-        projected = self.function.around.projected
         after = self._states(arrays, states)
-        if projected:
+        if self.projected:
             self.y[...] = 0
         before = 0  # first row of h before the step
         for at, end in itertools.pairwise(self.starts):
             self.ask(kind, arrays, self.hs[before : before + end - at, :], at, self.keep_h)
-            if projected:
+            if self.projected:
                 matmul(
                     self.step.xp,
                     arrays["out"][at:end, :],
@@ -357,22 +340,22 @@ class CudaTape(Kernels, Tape):
                     add=self.y[at:end, :],
                 )
             before = self.first + at
-        return [self._last(), *after] if projected else after
+        return [self._last(), *after] if self.projected else after
 
     def steps_backward(self, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
         """Run all steps backward from the gradient of the final state; return that of the initial
         state.
         """
         after = self._states(arrays, states)
-        if self.function.around.projected:
+        if self.projected:
             return [self._back_through_projection(arrays, states[0]), *after]
         xp = self.step.xp
+        Wh = self.Wh
         have = 0
         for at, end in reversed(list(itertools.pairwise(self.starts))):
-            if end - at > have:  # sequences whose last step this is
-                zeros = xp.zeros(
-                    (end - at - have, self.step.H), dtype=self.Wh.dtype, device=device_of(self.Wh)
-                )
+            new = end - at - have  # sequences whose last step this is
+            if new:
+                zeros = xp.zeros((new, self.step.H), dtype=Wh.dtype, device=device_of(Wh))
                 arrays["product"] = xp.concat((arrays["product"], zeros)) if have else zeros
             have = end - at
             self.ask_bwd(arrays, at, have)
@@ -389,9 +372,11 @@ class CudaTape(Kernels, Tape):
         ):
             n = end - at
             if n > have:  # sequences whose last step this is
-                dh[at + have : end, :] += self.given(dend[have:n, :])
+                dh[at + have : end, :] += self.as_read(dend[have:n, :])
             have = n
-            arrays["product"] = self.given(matmul(self.step.xp, dh[at:end, :], self.step.w["Whr"]))
+            arrays["product"] = self.as_read(
+                matmul(self.step.xp, dh[at:end, :], self.step.w["Whr"])
+            )
             self.ask_bwd(arrays, at, n)
             if at == 0:
                 d0 = self._masked(self._by_h(arrays, at, end))
@@ -401,7 +386,7 @@ class CudaTape(Kernels, Tape):
                 matmul(
                     self.step.xp,
                     self._passed_on(arrays, at, end),
-                    self.matrix,
+                    self.Wh,
                     add=dh[start : start + n, :],
                 )
         return d0
@@ -410,7 +395,7 @@ class CudaTape(Kernels, Tape):
         """Return copies of the states that kernels have, which each step overwrites."""
         xp = self.step.xp
         names = ("h", *self.function.carried)
-        if self.function.around.projected:
+        if self.projected:
             names = names[1:]
             states = states[1:]
         copies = [contiguous(xp.astype(s, self.real, copy=True)) for s in states]

@@ -23,7 +23,7 @@ from xlstm.engines.tape import Widths
 REAL: dict[str, Any] = {"float": np.float32, "double": np.float64}
 
 
-class Kernels:
+class StepKernels:
     """The kernels of a step, for some rows of x; a whole pass and a single step have these in
     common.
 
@@ -37,48 +37,45 @@ class Kernels:
     choice : Choice
     """
 
-    step: Step
-    x: Array
     normal: tuple[Array, Array] | None
 
-    def prepare(self, widths: Widths) -> None:
-        """Make the arrays that kernels are given in every launch."""
-        step = self.step
+    def __init__(self, step: Step, x: Array, widths: Widths) -> None:
+        self.step = step
+        self.x = x
         self.choice: Choice = plan(step, widths, self.device)[1]
+        self.projected = self.function.around.projected
         self.heads, self.width = heads_of(step)
         self.real = REAL[self.choice.arithmetic.real]
         self.Wh = contiguous(step.Wh)
-        names = (*step.own, *step.added, *(["gh"] if "gh" in step.w else []))
-        given = {
-            name: step.own.get(name, step.w[name])
-            for name in names
+        # the arrays and numbers that kernels take in every launch
+        self.constants: dict[str, Any] = {
+            f"p_{name}": self.as_read(step.own.get(name, step.w[name]))
+            for name in (*step.own, *step.added, *["gh"] * ("gh" in step.w))
             if name != self.function.around.matrix
         }
-        self.constants: dict[str, Any] = {f"p_{name}": self.given(p) for name, p in given.items()}
-        self.constants |= {
-            f"p_{name}": self.real(value) for name, value in step.cell.numbers.items()
-        }
+        for name, value in step.cell.numbers.items():
+            self.constants[f"p_{name}"] = self.real(value)
         for name, share in zip(step.cell.STATES, step.masks.zoneout, strict=False):
             if isinstance(share, float):
                 self.constants[f"p_zone_{name}"] = self.real(share)
             elif share is not None:
-                self.constants[f"zone_{name}"] = self.given(share)
+                self.constants[f"zone_{name}"] = self.as_read(share)
         if step.masks.drop is not None:
-            self.constants["drop"] = self.given(step.masks.drop.T)  # (B, P)
+            self.constants["drop"] = self.as_read(step.masks.drop.T)  # (B, P)
 
     @cached_property
     def device(self) -> Device:
         """The device of the arrays."""
-        found = launch.device(self.step.xp, self.step.Wh)
-        assert found is not None
-        return found
+        device = launch.device(self.step.xp, self.step.Wh)
+        assert device is not None
+        return device
 
     @cached_property
     def function(self) -> Pointwise:
         """The functions of the cell's step."""
-        found = function_of(self.step)
-        assert found is not None
-        return found
+        function = function_of(self.step)
+        assert function is not None
+        return function
 
     def ask(
         self, kind: str, arrays: dict[str, Any], h: Array, row0: int, keep_h: bool = False
@@ -100,13 +97,13 @@ class Kernels:
     def multiply_inside(self, kind: str, arrays: dict[str, Any], row0: int, count: int) -> None:
         """Make the product within the cell, where there is one."""
         matrix = self.function.around.matrix
-        if matrix:
-            arrays["after_factor"] = self.empty({"": None}, count)[""]
-            self.launch_step(kind, arrays, row0, count)
-            W = self.step.own[matrix]
-            arrays["inner"] = self.given(
-                matmul(self.step.xp, arrays["after_factor"], W.T if kind == "factor" else W)
-            )
+        if not matrix:
+            return
+        arrays["after_factor"] = factor = self.empty({"": None}, count)[""]
+        self.launch_step(kind, arrays, row0, count)
+        W = self.step.own[matrix]
+        inner = matmul(self.step.xp, factor, W.T if kind == "factor" else W)
+        arrays["inner"] = self.as_read(inner)
 
     def launch_step(
         self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False
@@ -116,10 +113,10 @@ class Kernels:
         source = cell_source.pointwise(
             self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h
         )
-        given = [np.int64(row0), np.int32(count), *(arrays[name] for name in source.arrays)]
+        arguments = [np.int64(row0), np.int32(count), *(arrays[name] for name in source.arrays)]
         threads = cell_source.threads_of(self.step.H)
         blocks = count, 1 if self.function.reduces else -(-self.step.H // threads)
-        launch.launch(source, blocks, threads, given)
+        launch.launch(source, blocks, threads, arguments)
 
     def project(self, x: Array) -> Array:
         """Return Wx x of rows (n, D): (n, R), which layer_norm normalises."""
@@ -128,39 +125,27 @@ class Kernels:
         if "gx" in w:
             z, (n, r) = layer_norm(self.step.xp, z, w["gx"], -1)
             self.normal = n.T, r.T
-        return self.given(z)
+        return self.as_read(z)
 
     def through(self, h: Array) -> Array:
         """Return the products Wh h of rows (n, P): (n, R)."""
-        if self.heads == 1:
-            return self.given(matmul(self.step.xp, h, self.matrix.T))
         xp = self.step.xp
-        n = h.shape[0]
-        N = self.heads
-        K = self.width
-        G = self.step.G
-        # (N, n, G K)
-        z = matmul(xp, xp.permute_dims(reshape(h, (n, N, K)), (1, 0, 2)), self.by_head)
-        z = xp.permute_dims(reshape(z, (N, n, G, K)), (1, 2, 0, 3))
-        return self.given(reshape(z, (n, self.step.R)))
+        if self.heads == 1:
+            return self.as_read(matmul(xp, h, self.Wh.T))
+        h = xp.permute_dims(reshape(h, (-1, self.heads, self.width)), (1, 0, 2))
+        z = matmul(xp, h, self.by_head)  # (N, n, G K)
+        z = reshape(z, (self.heads, -1, self.step.G, self.width))
+        return self.as_read(reshape(xp.permute_dims(z, (1, 2, 0, 3)), (-1, self.step.R)))
 
     def through_bwd(self, dz: Array) -> Array:
         """Return the products Wh^T dz of rows (n, R): (n, P)."""
-        if self.heads == 1:
-            return self.given(matmul(self.step.xp, dz, self.matrix))
         xp = self.step.xp
-        n = dz.shape[0]
-        N = self.heads
-        K = self.width
-        G = self.step.G
-        dz = xp.permute_dims(reshape(dz, (n, G, N, K)), (2, 0, 1, 3))
-        dh = matmul(xp, reshape(dz, (N, n, G * K)), xp.matrix_transpose(self.by_head))
-        return self.given(reshape(xp.permute_dims(dh, (1, 0, 2)), (n, self.step.H)))
-
-    @cached_property
-    def matrix(self) -> Array:
-        """Wh, (R, P)."""
-        return reshape(self.Wh, (self.step.R, self.step.P))
+        if self.heads == 1:
+            return self.as_read(matmul(xp, dz, self.Wh))
+        dz = reshape(dz, (-1, self.step.G, self.heads, self.width))
+        dz = reshape(xp.permute_dims(dz, (2, 0, 1, 3)), (self.heads, dz.shape[0], -1))
+        dh = matmul(xp, dz, xp.matrix_transpose(self.by_head))  # (N, n, K)
+        return self.as_read(reshape(xp.permute_dims(dh, (1, 0, 2)), (-1, self.step.H)))
 
     @cached_property
     def by_head(self) -> Array:
@@ -173,7 +158,7 @@ class Kernels:
         """The array in which every kind of kernel keeps h after the step, or before its
         projection.
         """
-        return {"out" if self.function.around.projected else "y": None}
+        return {"out" if self.projected else "y": None}
 
     def empty(self, arrays: Rows, n: int | None = None) -> dict[str, Array]:
         """Return arrays (n, rows, H), or (n, H) without rows, by name; n is N by default."""
@@ -185,65 +170,53 @@ class Kernels:
             for name, rows in arrays.items()
         }
 
-    def given(self, a: Array) -> Array:
+    def as_read(self, a: Array) -> Array:
         """Return an array as kernels read it: contiguous, and of the weights' dtype, which CuPy may
         not keep.
         """
         return contiguous(astype(self.step.xp, a, self.Wh.dtype))
 
-
-class Single(Kernels):
-    """A single step, as for streaming, from x (B, D) and the state (B, H), ...."""
-
-    def __init__(self, step: Step, x: Array) -> None:
-        self.step = step
-        self.x = x
-        self.prepare([(1, x.shape[0])])
-
-    def run(self, state: Sequence[Array]) -> list[Array]:
-        """Return h after the step, and the state after it; all are new arrays."""
+    def single(self, state: Sequence[Array]) -> list[Array]:
+        """Run one step, as for streaming, from the state (B, H), ...; return h and the state after
+        it, new arrays.
+        """
         xp = self.step.xp
-        projected = self.function.around.projected
-        names = self.function.carried if projected else ("h", *self.function.carried)
-        before = [contiguous(astype(xp, s, self.real)) for s in state[-len(names) :]]
-        after = [room(xp, s, s.shape) for s in before]
-        arrays: dict[str, Any] = {
-            "zx": self.project(self.x),
-            **self.constants,
-            **self.empty(self.kept_of_h),
-        }
-        arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
-        arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
-        self.ask("lean", arrays, self.given(state[0]), 0)
-        found = [astype(xp, s, self.Wh.dtype) for s in after]
-        if not projected:
-            return [arrays["y"], *found]
+        names = self.function.carried if self.projected else ("h", *self.function.carried)
+        arrays: dict[str, Any] = {"zx": self.project(self.x), **self.constants}
+        arrays |= self.empty(self.kept_of_h)
+        after = []
+        for name, s in zip(names, state[-len(names) :], strict=True):
+            before = contiguous(astype(xp, s, self.real))
+            after.append(room(xp, before, before.shape))
+            arrays |= {f"before_{name}": before, f"after_{name}": after[-1]}
+        self.ask("lean", arrays, self.as_read(state[0]), 0)
+        after = [astype(xp, s, self.Wh.dtype) for s in after]
+        if not self.projected:
+            return [arrays["y"], *after]
         h = matmul(xp, arrays["out"], self.step.w["Whr"].T)
-        return [h, h, *found]
+        return [h, h, *after]
 
 
 def plan(step: Step, widths: Widths, device: Device) -> tuple[Pointwise | None, Choice, str]:
     """Return the functions of a step, or None; the path that it takes; and why it has no
     functions.
     """
-    found = function_of(step)
-    why = "" if found is not None else f"no kernel does {_obstacle(step) or 'this cell'}"
+    function = function_of(step)
+    why = "" if function is not None else f"no kernel does {_obstacle(step) or 'this cell'}"
     heads, width = heads_of(step)
     dtype = dtype_name(step.Wh.dtype)
-    return found, choose(told(), found, why, dtype, width, heads, widths[0][1], device), why
+    return function, choose(told(), function, why, dtype, width, heads, widths[0][1], device), why
 
 
 def function_of(step: Step) -> Pointwise | None:
     """Return the functions of a step, or None where it is not one of units; the step keeps them."""
     if step.compiled is None:
-        step.compiled = (_function_of(step),)
-    found: Pointwise | None = step.compiled[0]
-    return found
+        step.compiled = (None if _obstacle(step) else _traced(step),)
+    function: Pointwise | None = step.compiled[0]
+    return function
 
 
-def _function_of(step: Step) -> Pointwise | None:
-    if _obstacle(step):
-        return None
+def _traced(step: Step) -> Pointwise | None:
     matrix = next((name for name, p in step.own.items() if p.ndim == 2 and p.shape[1] > 1), "")
     rows = None if step.R == step.G * step.H else step.R // step.H
     around = Around(

@@ -7,7 +7,7 @@ import functools
 import struct
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from xlstm.arrays import fuse, optional_imports
 from xlstm.arrays.cuda import kernel_fallback
 from xlstm.arrays.cuda.kernel_fallback import CudaError
 from xlstm.arrays.namespace import Array, Namespace
+from xlstm.engines.cuda import check_results
+from xlstm.engines.cuda.kernel_source import KernelSource
 from xlstm.engines.cuda.tiling import Device
 
 OPTIONS = ("-std=c++17", "-default-device")
@@ -24,24 +26,14 @@ SMS = 16  # cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCo
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
-class Source(NamedTuple):
-    """A kernel that can be compiled."""
-
-    name: str
-    text: str
-    # its arguments after those of the schedule, in order; the cell's numbers come last
-    arrays: tuple[str, ...] = ()
-    shared: int = 0  # bytes of dynamic shared memory
-    blocks: int = 0  # that wait for one another
-    cluster: bool = False  # whether they are a cluster
-
-
-def launch(source: Source, blocks: tuple[int, int], threads: int, args: Sequence[Any]) -> None:
+def launch(
+    source: KernelSource, blocks: tuple[int, int], threads: int, args: Sequence[Any]
+) -> None:
     """Run a kernel on NumPy scalars, arrays, and None where there is no array.
 
     Parameters
     ----------
-    source : Source
+    source : KernelSource
     blocks : (int, int)
         Blocks along both axes of the grid.
     threads : int
@@ -68,7 +60,7 @@ def launch(source: Source, blocks: tuple[int, int], threads: int, args: Sequence
         raise _refused(source, error, f"{blocks[0]} x {blocks[1]}", threads) from error
 
 
-def resident(source: Source, threads: int) -> int:
+def resident(source: KernelSource, threads: int) -> int:
     """Return how many blocks of a kernel with blocks that wait for one another run at once.
 
     Raises
@@ -77,20 +69,20 @@ def resident(source: Source, threads: int) -> int:
         Some that wait for one another do not, or the kernel does not compile.
     """
     try:
-        found = _resident(source, threads, optional_imports.cupy().cuda.runtime.getDevice())
+        blocks = _resident(source, threads, optional_imports.cupy().cuda.runtime.getDevice())
     except Exception as error:
         raise _refused(source, error, str(source.blocks), threads) from error
-    if found < source.blocks:
+    if blocks < source.blocks:
         problem = (
-            f"{source.name} has {source.blocks} blocks that wait for one another, and {found} run"
+            f"{source.name} has {source.blocks} blocks that wait for one another, and {blocks} run"
             " at once"
         )
         raise CudaError(f"cuda: on {kernel_fallback.current()} {problem}")
-    return found
+    return blocks
 
 
 @functools.cache
-def _resident(source: Source, threads: int, number: int) -> int:
+def _resident(source: KernelSource, threads: int, number: int) -> int:
     """Ask CUDA, which knows how much of the device this process may use, with MPS for example."""
     cuda = optional_imports.cupy().cuda
     function = _kernel(source, number).kernel.ptr
@@ -99,7 +91,7 @@ def _resident(source: Source, threads: int, number: int) -> int:
             function, threads, source.shared
         )
         return int(each * cuda.runtime.deviceGetAttribute(SMS, number))
-    found = ctypes.c_int()
+    clusters = ctypes.c_int()
     # The type CUlaunchConfig: sizes of the grid and of a block, shared memory, stream, attributes,
     # and how many.
     config = struct.pack("@7I2PI", source.blocks, 1, 1, threads, 1, 1, source.shared, 0, 0, 0)
@@ -107,11 +99,11 @@ def _resident(source: Source, threads: int, number: int) -> int:
         ask = ctypes.CDLL(DRIVER).cuOccupancyMaxActiveClusters
     except (OSError, AttributeError):  # the launch will show it
         return source.blocks
-    status = ask(ctypes.byref(found), ctypes.c_void_p(function), config)
-    return source.blocks * (1 if status else found.value)
+    status = ask(ctypes.byref(clusters), ctypes.c_void_p(function), config)
+    return source.blocks * (1 if status else clusters.value)
 
 
-def _refused(source: Source, error: Exception, blocks: str, threads: int) -> CudaError:
+def _refused(source: KernelSource, error: Exception, blocks: str, threads: int) -> CudaError:
     if kernel_fallback.no_memory(error):
         raise error
     log = ""
@@ -124,7 +116,7 @@ def _refused(source: Source, error: Exception, blocks: str, threads: int) -> Cud
 
 
 @functools.cache
-def _kernel(source: Source, number: int) -> Any:
+def _kernel(source: KernelSource, number: int) -> Any:
     """Return a kernel for the current device, which has this number; blocks that wait for others
     run at once.
     """
@@ -156,13 +148,11 @@ def _device(number: int) -> Device:
     properties = runtime.getDeviceProperties(number)
     capability = 10 * properties["major"] + properties["minor"]
     shared = runtime.deviceGetAttribute(OPTIN, number)
-    from xlstm.engines.cuda import check  # which launches by this file
-
     with optional_imports.cupy().cuda.Device(number):
         largest = next(
             (blocks for blocks in (16, 8) if capability >= 90 and _clusters(blocks, shared)), 0
         )
-        check.first_use()
+        check_results.first_use()
     return Device(
         properties["name"].decode(), capability, properties["multiProcessorCount"], shared, largest
     )
@@ -175,7 +165,7 @@ def _clusters(blocks: int, shared: int) -> bool:
     large layers have.
     """
     text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
-    source = Source("xlstm_probe", text, (), shared, blocks, True)
+    source = KernelSource("xlstm_probe", text, (), shared, blocks, True)
     number = optional_imports.cupy().cuda.runtime.getDevice()
     try:
         _kernel(source, number)((blocks,), (32,), (), shared_mem=shared)

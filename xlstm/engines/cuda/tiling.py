@@ -52,13 +52,6 @@ MMA = 0.85
 MMA_HOPPER = 0.62
 
 
-def reached(capability: int) -> float:
-    """Return the share of the peak of tensor cores that the kernels' instruction reaches, an
-    estimate.
-    """
-    return MMA_HOPPER if 90 <= capability < 120 else MMA
-
-
 def peaks(name: str, capability: int) -> Peaks:
     """Return the peaks of a card; tensor cores of a GeForce sum in float32 at half the rate of its
     chip.
@@ -70,10 +63,10 @@ def peaks(name: str, capability: int) -> Peaks:
     capability : int
         90 for sm_90; one that is not known has the peaks of the next lower one.
     """
-    found = PEAKS[max((known for known in PEAKS if known <= capability), default=min(PEAKS))]
+    chip = PEAKS[max((sm for sm in PEAKS if sm <= capability), default=min(PEAKS))]
     share = 0.5 if "GeForce" in name and capability >= 80 else 1.0
-    found = found._replace(tf32=share * found.tf32, half=share * found.half)
-    return Peaks(*(1e6 * peak for peak in found))
+    chip = chip._replace(tf32=share * chip.tf32, half=share * chip.half)
+    return Peaks(*(1e6 * peak for peak in chip))
 
 
 class Device(NamedTuple):
@@ -116,8 +109,9 @@ ARITHMETIC = {
 }
 # microseconds of a step, in a cluster and through global memory: estimates
 SYNC = {True: 0.6, False: 1.2}
-MEMORY = 0.22e6  # bytes per microsecond and SM from shared memory, an estimate
-BETWEEN = 0.1e6  # bytes per microsecond from one SM to others, an estimate
+# FLOP per microsecond and SM, times the bytes of a number, that ordinary arithmetic reaches at most,
+# since its factors come from shared memory: an estimate
+PLAIN = 0.35e6
 CELL = 0.06  # microseconds of one cell of each thread, an estimate
 WARPS = 8
 ARRANGERS = 256  # threads of a block that arranges weights
@@ -149,7 +143,7 @@ class Tiling:
     K: int
     threads: int
     warps_m: int  # warps that share the rows; the others share K
-    kept: int  # chunks of K, of each tile of a warp, in registers
+    in_registers: int  # chunks of K, of each tile of a warp, in registers
 
     @property
     def weights(self) -> int:
@@ -159,7 +153,7 @@ class Tiling:
             return self.M * (self.K * size + 16)
         return (
             self.M * self.K * size
-            - self.threads // 32 * (self.M // 16 // self.warps_m) * self.kept * KB
+            - self.threads // 32 * (self.M // 16 // self.warps_m) * self.in_registers * KB
         )
 
     @property
@@ -190,26 +184,9 @@ class Tiling:
     @property
     def time(self) -> float:
         """Microseconds of a step of the whole batch, an estimate."""
-        a = self.arithmetic
-        M = self.M
-        K = self.K
-        columns = self.columns
-        near = M * columns * K * a.size * 1.25  # bytes from shared memory
-        if a.mma:
-            near = float(self.weights * (columns // 8) + self.warps_m * K * a.size * columns)
-        if self.kind == "forward":
-            near += 2 * self._parts * M * columns * a.real_size
-            between = self.blocks * columns * self.units * a.size
-        else:
-            between = 2 * M * columns * a.real_size
-        cells = -(-self.units * columns // self.threads) * CELL
-        cost = (
-            SYNC[self.cluster]
-            + max(2 * M * K * columns / self.rate, near / MEMORY)
-            + between / BETWEEN
-            + cells
-        )
-        return cost * self.waves
+        product = 2 * self.M * self.K * self.columns / self.rate
+        cells = -(-self.units * self.columns // self.threads) * CELL
+        return (SYNC[self.cluster] + product + cells) * self.waves
 
     @property
     def arranged(self) -> int:
@@ -251,7 +228,7 @@ class Tiling:
     @property
     def _parts(self) -> int:
         """Warps that share K, each with a sum of its own."""
-        return self.threads // 32 // self.warps_m if self.kept else 1
+        return self.threads // 32 // self.warps_m if self.in_registers else 1
 
 
 def best(
@@ -277,33 +254,25 @@ def best(
     cluster : bool
         Blocks are clusters; otherwise they are a grid.
     """
-    found = []
+    tilings = []
     rate = a.share * getattr(peaks(device.name, device.capability), a.peak)
     if a.mma:
-        rate *= reached(device.capability)
+        rate *= MMA_HOPPER if 90 <= device.capability < 120 else MMA
+    else:
+        rate = min(rate, PLAIN / a.size)
     for (units, blocks), columns in itertools.product(_blocks(width, a, device, cluster), COLUMNS):
         # A cluster lies within one part of the chip, of which some SMs are left over.
         room = int(device.sms * 0.97) // blocks if cluster else device.sms // blocks
-        if columns <= _up(min(B, 128), 8) and room > 0:
-            groups = -(-B // columns) * heads
-            block = (
-                kind,
-                a,
-                width,
-                heads,
-                units,
-                blocks,
-                columns,
-                cluster,
-                groups,
-                -(-groups // room),
-                rate,
-            )
-            found += [
-                Tiling(*block, *ways) for ways in _divisions(kind, step, a, units, blocks, columns)
-            ]
-    found = [tiling for tiling in found if tiling.shared <= device.shared]
-    return min(found, key=lambda tiling: (tiling.time, tiling.shared), default=None)
+        if columns > _up(min(B, 128), 8) or room == 0:
+            continue
+        groups = -(-B // columns) * heads
+        waves = -(-groups // room)
+        block = (kind, a, width, heads, units, blocks, columns, cluster, groups, waves, rate)
+        for division in _divisions(kind, step, a, units, blocks, columns):
+            tiling = Tiling(*block, *division)
+            if tiling.shared <= device.shared:
+                tilings.append(tiling)
+    return min(tilings, key=lambda t: (t.time, t.weights, t.shared), default=None)
 
 
 def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tuple[int, int]]:
@@ -316,18 +285,11 @@ def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tu
         ]
         # the last one has work
         return [(units, blocks) for units, blocks in ways if units * (blocks - 1) < width]
-    choices = (
-        (4, 8, 12, 16, 24, 32, 48, 64)
-        if not a.mma
-        else (8, 16, 32, 48, 64)
-        if a.mma == 1
-        else (16, 32, 48, 64)
-    )
-    ways = [(units, -(-width // units)) for units in choices]
+    if not a.mma:
+        return [(units, -(-width // units)) for units in (4, 8, 12, 16, 24, 32, 48, 64)]
+    ways = [(units, -(-width // units)) for units in (8, 16, 32, 48, 64) if units > 8 or a.mma == 1]
     # where there are many blocks, there are as many as give every warp the same number of tiles
-    if a.mma:
-        ways = [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
-    return ways
+    return [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
 
 
 def _divisions(
@@ -371,14 +333,14 @@ def _divisions(
         if a.mma == 2:  # the compiler begins sums before it ends others
             ahead = 16 if kind == "forward" and own != 2 else 0
             left -= 10 * (cells - 1) + ahead
-        kept = min(chunks, left // (8 * own))
-        if kept < chunks or a.mma == 2:  # those from shared memory pass through registers, too
-            kept = min(chunks - 2 * (a.mma == 2 and own == 2), (left - 8) // (8 * own))
-        if a.mma == 2 and chunks - kept > 5:  # they come two in a turn
-            kept -= (chunks - kept) % 2
+        held = min(chunks, left // (8 * own))
+        if held < chunks or a.mma == 2:  # those from shared memory pass through registers, too
+            held = min(chunks - 2 * (a.mma == 2 and own == 2), (left - 8) // (8 * own))
+        if a.mma == 2 and chunks - held > 5:  # they come two in a turn
+            held -= (chunks - held) % 2
         # With more sums at once the compiler finds no registers.
-        if kept >= 1 and own <= 8 and cells <= CELLS:
-            yield M, deep, 32 * warps, warps_m, kept
+        if held >= 1 and own <= 8 and cells <= CELLS:
+            yield M, deep, 32 * warps, warps_m, held
 
 
 def _up(n: int, to: int) -> int:

@@ -5,6 +5,9 @@ The formulas are those of `cells/mlstm_formulas.py`, traced, and products are th
 `products.py`. `chunks.py` binds the names below.
 """
 
+# Numba finds the types of these functions.
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 from __future__ import annotations
 
 from typing import Any
@@ -25,17 +28,7 @@ from_before = add_to_last = is_largest = share = stand_in
 room = packed_in = call_product = rows_times_vector = stand_in
 
 
-def chunks(
-    where: int,
-    sizes: Any,
-    far: Any,
-    views: Any,
-    logs: Any,
-    arrays: Any,
-    numbers: Any,
-    first: int,
-    last: int,
-) -> None:
+def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
     """Compute all steps of the matrices from `first` to `last` of a batch, each a head of a
     sequence.
 
@@ -47,8 +40,8 @@ def chunks(
         N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each;
         and how many numbers lie between the states before and after a chunk, 0 where only the last
         ones are kept.
-    far : int64 array (6, 3)
-        How far the sequences, heads and steps of `views` are apart, in numbers.
+    far : tuple of (int, int, int)
+        How far the sequences, heads and steps of each of `views` are apart, in numbers.
     views : tuple of array (1,)
         The first numbers of q, k, v, i~, f~ and h.
     logs : tuple of float64 array
@@ -60,11 +53,17 @@ def chunks(
     """
     N, T, K, V, count, L, next_state = sizes
     q, k, v, i, f, h = views
+    q_far, k_far, v_far, i_far, f_far, h_far = far
     b, w, most, m, r = logs
     m0, logf, states, s, den, end_m = arrays
     W = V + 1
     root = F(numbers[0])
     eps = F(numbers[1])
+    # Numba compiles a function anew for a literal
+    zero = INT(0)
+    unit = INT(1)
+    no = np.bool_(False)
+    yes = np.bool_(True)
     by_step = (L + COLUMNS - 1) // COLUMNS
     by_value = (V + COLUMNS - 1) // COLUMNS
     right = room(max(by_step, by_value) * K * COLUMNS)
@@ -81,17 +80,9 @@ def chunks(
     write = np.empty(L, F)
     steps = np.empty(L, F)
     ones = np.empty(L, F)
-    q_step, k_step, v_step, i_step, f_step, h_step = (
-        far[0, 2],
-        far[1, 2],
-        far[2, 2],
-        far[3, 2],
-        far[4, 2],
-        far[5, 2],
-    )
-    place = np.empty(len(far), np.int64)
     for t in range(L):
-        steps[t], ones[t] = F(t), F(1)
+        steps[t] = F(t)
+        ones[t] = F(1)
     for matrix in range(first, last):
         before = np.float64(m0[matrix])
         C = matrix * (count * next_state + K * W)
@@ -101,36 +92,40 @@ def chunks(
             start = chunk * L
             at = (matrix * count + chunk) * L
             some = min(L, T - start)
-            for x in range(len(far)):
-                place[x] = matrix // N * far[x, 0] + matrix % N * far[x, 1] + start * far[x, 2]
-            q0, k0, v0, i0, f0, h0 = place[0], place[1], place[2], place[3], place[4], place[5]
+            q0 = place_of(q_far, matrix, N, start)
+            k0 = place_of(k_far, matrix, N, start)
+            v0 = place_of(v_far, matrix, N, start)
+            i0 = place_of(i_far, matrix, N, start)
+            f0 = place_of(f_far, matrix, N, start)
+            h0 = place_of(h_far, matrix, N, start)
             # The gates (1) (2) (3).
             for t in range(some):
-                logf[at + t] = forget(f[f0 + t * f_step])
+                logf[at + t] = forget(f[f0 + t * f_far[2]])
             decayed = 0.0
             largest = -np.inf
             for t in range(some):
-                given = i[i0 + t * i_step]
-                decayed, largest = accumulate(decayed, largest, given, logf[at + t])
-                b[at + t], most[at + t], w[at + t] = decayed, largest, written(given, decayed)
+                gate = i[i0 + t * i_far[2]]
+                decayed, largest = accumulate(decayed, largest, gate, logf[at + t])
+                b[at + t] = decayed
+                most[at + t] = largest
+                w[at + t] = written(gate, decayed)
             m[matrix * count + chunk] = before
             end = stabilise(largest, before)
-            kept = keep(before, end)
+            remains = keep(before, end)
             for t in range(some):
                 r[at + t] = stabilise(most[at + t], before)
                 read[t], write[t] = read_write(w[at + t], r[at + t], before, end, root)
             before = m_after(before, decayed, largest)
             # P (4) (5), and its sums.
-            packed = packed_in(right, k, k0, True, k_step, some, K)
-            call_product(
+            multiply(
                 where,
                 q,
-                (q0, q_step, 1, some),
-                packed,
-                (0, len(packed)),
+                (q0, q_far[2], unit, some),
+                right,
+                k,
+                (k0, True, k_far[2], some, K),
                 weights,
-                (0, some, 0, some),
-                False,
+                no,
             )
             for t in range(some):
                 row = U(t * some)
@@ -142,21 +137,19 @@ def chunks(
             square = weights[: some * some].reshape(some, some)
             rows_times_vector(square, ones[:some], sums[:some])
             # num and s (6).
-            written_v = packed_in(values, v, v0, False, v_step, V, some)
-            call_product(
+            written_v = multiply(
                 where,
                 weights,
-                (0, some, 1, some),
-                written_v,
-                (0, by_value),
+                (zero, some, unit, some),
+                values,
+                v,
+                (v0, False, v_far[2], V, some),
                 num,
-                (0, V, 0, V),
-                False,
+                no,
             )
-            scaled(q, q0, q_step, read, some, K, weighted)
-            packed = packed_in(right, states, C, False, W, V, K)
-            call_product(
-                where, weighted, (0, K, 1, some), packed, (0, by_value), num, (0, V, 0, V), True
+            scaled(q, q0, q_far[2], read, some, K, weighted)
+            multiply(
+                where, weighted, (zero, K, unit, some), right, states, (C, False, W, V, K), num, yes
             )
             rows_times_vector(weighted[: some * K].reshape(some, K), n, more[:some])
             # h (7) (8).
@@ -164,11 +157,11 @@ def chunks(
                 s[at + t] = sums[t] + more[t]
                 den[at + t] = divisor = denominator(s[at + t], b[at + t], r[at + t], eps)
                 from_row = U(t * V)
-                to_row = U(h0 + t * h_step)
+                to_row = U(h0 + t * h_far[2])
                 for j in range(U(V)):
                     h[to_row + j] = quotient(num[from_row + j], divisor)
             # The state (9).
-            scaled(k, k0, k_step, write, some, K, weighted)
+            scaled(k, k0, k_far[2], write, some, K, weighted)
             sum_of_rows(weighted, ones, some, K, written_n)
             call_product(
                 where, weighted, (0, 1, K, K), written_v, (0, by_value), new, (0, V, 0, V), False
@@ -179,14 +172,34 @@ def chunks(
                 to = U(after + x * W)
                 added = U(x * V)
                 for j in range(U(V)):
-                    states[to + j] = state(states[old + j], kept, new[added + j])
-                n[x] = state(n[x], kept, written_n[x])
+                    states[to + j] = state(states[old + j], remains, new[added + j])
+                n[x] = state(n[x], remains, written_n[x])
                 states[to + U(V)] = n[x]
             C = after
         end_m[matrix] = F(before)
 
 
-def scaled(a: Any, at: int, lead: int, factors: Any, rows: int, width: int, out: Any) -> None:
+def multiply(where, a, rows, place, b, lies, out, add):
+    """Set the n rows of `out` (n, width) to a @ b, or add this to them; return b packed.
+
+    `rows` is (at, row, pace, n), and the numbers of a are a[at + i row + k pace]. `lies` is (start,
+    turned, lead, width, K), as `packed_in` in `products.py` takes them, and `place` the room that
+    it packs b (K, width) in.
+    """
+    packed = packed_in(place, b, *lies)
+    width = lies[3]
+    call_product(where, a, rows, packed, (0, len(packed)), out, (0, width, 0, width), add)
+    return packed
+
+
+def place_of(far, matrix, N, start):
+    """Return where a matrix's steps from `start` on begin in an array, whose sequences, heads and
+    steps are so `far` apart.
+    """
+    return matrix // N * far[0] + matrix % N * far[1] + start * far[2]
+
+
+def scaled(a, at, lead, factors, rows, width, out):
     """Set the rows of `out` to those of a matrix, which are `lead` apart, each times its factor."""
     for t in range(rows):
         row = U(at + t * lead)
@@ -196,7 +209,7 @@ def scaled(a: Any, at: int, lead: int, factors: Any, rows: int, width: int, out:
             out[to + j] = factor * a[row + j]
 
 
-def sum_of_rows(a: Any, factors: Any, rows: int, width: int, out: Any) -> None:
+def sum_of_rows(a, factors, rows, width, out):
     """Set `out` to the sum of the rows of a matrix, each times its factor."""
     for j in range(U(width)):
         out[j] = F(0)
@@ -207,17 +220,7 @@ def sum_of_rows(a: Any, factors: Any, rows: int, width: int, out: Any) -> None:
             out[j] += factor * a[row + j]
 
 
-def chunks_bwd(
-    where: int,
-    sizes: Any,
-    far: Any,
-    views: Any,
-    logs: Any,
-    arrays: Any,
-    numbers: Any,
-    first: int,
-    last: int,
-) -> None:
+def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
     """Compute the gradients of all steps of the matrices from `first` to `last` of a batch, from
     the last chunk on.
 
@@ -228,8 +231,8 @@ def chunks_bwd(
     sizes : tuple of int
         N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each;
         and whether there are gradients through the maximum (3).
-    far : int64 array (11, 3)
-        How far the sequences, heads and steps of `views` are apart, in numbers.
+    far : tuple of (int, int, int)
+        How far the sequences, heads and steps of each of `views` are apart, in numbers.
     views : tuple of array (1,)
         The first numbers of q, k, v, f~, h, dh, dq, dk, dv, di~ and df~.
     logs : tuple of float64 array
@@ -242,22 +245,19 @@ def chunks_bwd(
     """
     N, T, K, V, count, L, through_maximum = sizes
     of_q, of_k, of_v, f, h, dh, to_q, to_k, to_v, di, df = views
+    q_far, k_far, v_far, f_far, h_far, dh_far, dq_far, dk_far, dv_far, di_far, df_far = far
     b, w, most, m, r = logs
     logf, states, s, den, dC, dm = arrays
     W = V + 1
     root = F(numbers[0])
     eps = F(numbers[1])
-    zero = INT(0)  # Numba compiles a function anew for a literal 0
-    f_step, h_step, dh_step, di_step, df_step = (
-        far[3, 2],
-        far[4, 2],
-        far[5, 2],
-        far[9, 2],
-        far[10, 2],
-    )
+    # Numba compiles a function anew for a literal
+    zero = INT(0)
+    unit = INT(1)
+    no = np.bool_(False)
+    yes = np.bool_(True)
     widest = max(K, V, L) + COLUMNS - 1
     right = room(max(K, V, L) * (widest - widest % COLUMNS))
-    place = np.empty(len(far), np.int64)
     P = room(L * L)
     dS = room(L * L)
     dnum = room(L * V)
@@ -289,13 +289,15 @@ def chunks_bwd(
             at = (matrix * count + chunk) * L
             C = (matrix * (count + 1) + chunk) * K * W
             some = min(L, T - start)
-            for x in range(len(far)):
-                place[x] = matrix // N * far[x, 0] + matrix % N * far[x, 1] + start * far[x, 2]
-            f1, h1, dh1, di1, df1 = place[3], place[4], place[5], place[9], place[10]
+            f1 = place_of(f_far, matrix, N, start)
+            h1 = place_of(h_far, matrix, N, start)
+            dh1 = place_of(dh_far, matrix, N, start)
+            di1 = place_of(di_far, matrix, N, start)
+            df1 = place_of(df_far, matrix, N, start)
             # Copies, as rows that lie a power of two apart take each other's places in the cache.
-            copy_rows(of_q, place[0], far[0, 2], q, zero, K, some, K)
-            copy_rows(of_k, place[1], far[1, 2], k, zero, K, some, K)
-            copy_rows(of_v, place[2], far[2, 2], v, zero, V, some, V)
+            copy_rows(of_q, place_of(q_far, matrix, N, start), q_far[2], q, zero, K, some, K)
+            copy_rows(of_k, place_of(k_far, matrix, N, start), k_far[2], k, zero, K, some, K)
+            copy_rows(of_v, place_of(v_far, matrix, N, start), v_far[2], v, zero, V, some, V)
             forgotten = inner(states, C + K * W, dC, d0, K * W)
             if back == 0:
                 dend -= forgotten
@@ -306,29 +308,16 @@ def chunks_bwd(
             m0 = m[matrix * count + chunk]
             end = r[at + some - 1]
             for t in range(some):
-                from_row = U(dh1 + t * dh_step)
+                from_row = U(dh1 + t * dh_far[2])
                 to_row = U(t * V)
                 for j in range(U(V)):
                     dnum[to_row + j] = quotient(dh[from_row + j], den[at + t])
-                dh_h[t] = inner(dh, dh1 + t * dh_step, h, h1 + t * h_step, V)
+                dh_h[t] = inner(dh, dh1 + t * dh_far[2], h, h1 + t * h_far[2], V)
                 ds[t] = den_bwd(dh_h[t], den[at + t], s[at + t], b[at + t], r[at + t])
                 read[t], write[t] = read_write(w[at + t], r[at + t], m0, end, root)
             # P and dS, the gradient of Q K^T (4) (5) (6).
-            packed = packed_in(right, k, zero, True, K, some, K)
-            call_product(
-                where, q, (0, K, 1, some), packed, (0, len(packed)), P, (0, some, 0, some), False
-            )
-            packed = packed_in(right, v, zero, True, V, some, V)
-            call_product(
-                where,
-                dnum,
-                (0, V, 1, some),
-                packed,
-                (0, len(packed)),
-                dS,
-                (0, some, 0, some),
-                False,
-            )
+            multiply(where, q, (zero, K, unit, some), right, k, (zero, True, K, some, K), P, no)
+            multiply(where, dnum, (zero, V, unit, some), right, v, (zero, True, V, some, V), dS, no)
             for t in range(some):
                 row = U(t * some)
                 rt = r[at + t]
@@ -340,44 +329,34 @@ def chunks_bwd(
                 for u in range(U(t + 1), U(some)):
                     P[row + u] = dS[row + u] = F(0)
             # dQ (6) (5).
-            packed = packed_in(right, states, C, True, W, K, V)
-            call_product(
-                where, dnum, (0, V, 1, some), packed, (0, len(packed)), dq, (0, K, 0, K), False
-            )
+            multiply(where, dnum, (zero, V, unit, some), right, states, (C, True, W, K, V), dq, no)
             for t in range(some):
                 row = U(t * K)
                 factor = read[t]
                 dst = ds[t]
                 for j in range(U(K)):
                     dq[row + j] = scale_add(dq[row + j] + dst * n[j], factor, F(0))
-            packed = packed_in(right, k, zero, False, K, K, some)
-            call_product(
-                where, dS, (0, some, 1, some), packed, (0, len(packed)), dq, (0, K, 0, K), True
+            multiply(
+                where, dS, (zero, some, unit, some), right, k, (zero, False, K, K, some), dq, yes
             )
             # dK (9) (5).
-            packed = packed_in(right, dC, d0, True, W, K, V)
-            call_product(
-                where, v, (0, V, 1, some), packed, (0, len(packed)), dk, (0, K, 0, K), False
-            )
+            multiply(where, v, (zero, V, unit, some), right, dC, (d0, True, W, K, V), dk, no)
             for t in range(some):
                 row = U(t * K)
                 factor = write[t]
                 for j in range(U(K)):
                     dk[row + j] = scale_add(dk[row + j] + dn[j], factor, F(0))
-            packed = packed_in(right, q, zero, False, K, K, some)
-            call_product(
-                where, dS, (0, 1, some, some), packed, (0, len(packed)), dk, (0, K, 0, K), True
+            multiply(
+                where, dS, (zero, unit, some, some), right, q, (zero, False, K, K, some), dk, yes
             )
             # dV (9) (6), and what the chunk reads of the state before it (6).
             scaled(k, zero, K, write, some, K, weighted)
-            packed = packed_in(right, dC, d0, False, W, V, K)
-            call_product(
-                where, weighted, (0, K, 1, some), packed, (0, len(packed)), dv, (0, V, 0, V), False
+            multiply(
+                where, weighted, (zero, K, unit, some), right, dC, (d0, False, W, V, K), dv, no
             )
             scaled(q, zero, K, read, some, K, weighted)
-            packed = packed_in(right, dnum, zero, False, V, V, some)
-            call_product(
-                where, P, (0, 1, some, some), packed, (0, len(packed)), dv, (0, V, 0, V), True
+            packed = multiply(
+                where, P, (zero, unit, some, some), right, dnum, (zero, False, V, V, some), dv, yes
             )
             call_product(
                 where, weighted, (0, 1, K, K), packed, (0, len(packed)), new, (0, W, 0, V), False
@@ -386,12 +365,15 @@ def chunks_bwd(
             for x in range(K):
                 new[x * W + V] = dn[x]
             # The gradient of the state before (9).
-            kept = keep(m0, end)
+            remains = keep(m0, end)
             for x in range(U(K * W)):
-                dC[U(d0) + x] = state(dC[U(d0) + x], kept, new[x])
-            copy_rows(dq, zero, K, to_q, place[6], far[6, 2], some, K)
-            copy_rows(dk, zero, K, to_k, place[7], far[7, 2], some, K)
-            copy_rows(dv, zero, V, to_v, place[8], far[8, 2], some, V)
+                dC[U(d0) + x] = state(dC[U(d0) + x], remains, new[x])
+            to = place_of(dq_far, matrix, N, start)
+            copy_rows(dq, zero, K, to_q, to, dq_far[2], some, K)
+            to = place_of(dk_far, matrix, N, start)
+            copy_rows(dk, zero, K, to_k, to, dk_far[2], some, K)
+            to = place_of(dv_far, matrix, N, start)
+            copy_rows(dv, zero, V, to_v, to, dv_far[2], some, V)
             # w_s enters everything that step s writes, b_t everything that step t reads (4) (6)
             # (9).
             for t in range(some):
@@ -402,26 +384,14 @@ def chunks_bwd(
             for back_t in range(some):
                 t = some - 1 - back_t
                 forgotten = add(forgotten, db[t])
-                di[di1 + t * di_step] = dw[t]
-                df[df1 + t * df_step] = forget_bwd(forgotten, f[f1 + t * f_step], logf[at + t])
+                di[di1 + t * di_far[2]] = dw[t]
+                df[df1 + t * df_far[2]] = forget_bwd(forgotten, f[f1 + t * f_far[2]], logf[at + t])
         dm[matrix] = inner(states, matrix * (count + 1) * K * W, dC, d0, K * W) + (
             dend if through_maximum else F(0)
         )
 
 
-def maximum_bwd(
-    w: Any,
-    most: Any,
-    den: Any,
-    at: int,
-    m0: Any,
-    dh_h: Any,
-    eps: Any,
-    steps: Any,
-    dend: Any,
-    dw: Any,
-    db: Any,
-) -> Any:
+def maximum_bwd(w, most, den, at, m0, dh_h, eps, steps, dend, dw, db):
     """Add to the gradients of w and b of a chunk those through m (3); return the gradient of m
     before it.
 
@@ -447,19 +417,17 @@ def maximum_bwd(
     return state(dend, from_before(m0, most[at + L - 1]), total)
 
 
-def inner(a: Any, at: int, b: Any, place: int, size: int) -> Any:
+def inner(a, at, b, place, size):
     """Return the inner product of `size` numbers of two arrays; the sum is in the order that is
     quickest.
     """
-    found = F(0)
+    total = F(0)
     for j in range(U(size)):
-        found += a[U(at) + j] * b[U(place) + j]
-    return found
+        total += a[U(at) + j] * b[U(place) + j]
+    return total
 
 
-def copy_rows(
-    a: Any, at: int, lead: int, to: Any, place: int, line: int, rows: int, width: int
-) -> None:
+def copy_rows(a, at, lead, to, place, line, rows, width):
     """Copy the rows of a matrix, which are `lead` apart, to where they are `line` apart."""
     for t in range(rows):
         row = U(at + t * lead)

@@ -23,8 +23,13 @@ from xlstm.tracing.array_functions import kind_of, traced
 from xlstm.tracing.writers import Python
 
 SUMS = (chunk_loops.inner, chunk_loops.maximum_bwd)  # in the order that is quickest
-PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops.copy_rows)
-COUNTED = (chunk_loops.chunks, chunk_loops.chunks_bwd)
+PLAIN = (
+    chunk_loops.place_of,
+    chunk_loops.scaled,
+    chunk_loops.sum_of_rows,
+    chunk_loops.copy_rows,
+)
+COUNTED = (chunk_loops.multiply, chunk_loops.chunks, chunk_loops.chunks_bwd)
 NUMBERS = ("root", "eps")  # options of formulas that are arguments here
 SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to compile the loops
 
@@ -44,14 +49,14 @@ class Saved(NamedTuple):
 
 
 def chunkwise(
-    given: Sequence[Array], eps: float, forget: str, chunk: int, keep: bool
+    inputs: Sequence[Array], eps: float, forget: str, chunk: int, keep: bool
 ) -> tuple[list[Array], Saved | None] | None:
     """Compute all steps, as `chunkwise` in `cells/mlstm_chunks.py`, or return None where this is no
     work for the loops.
 
     Parameters
     ----------
-    given : sequence of arrays (B, N, ...)
+    inputs : sequence of arrays (B, N, ...)
         q, k, v, i~, f~, C0, n0 and m0.
     eps, forget, chunk
         As of the cell.
@@ -64,7 +69,7 @@ def chunkwise(
         h (B, N, T, V), C, n and m.
     kept : Saved or None
     """
-    q, k, v, i, f, C0, n0, m0 = given
+    q, k, v, i, f, C0, n0, m0 = inputs
     if type(q) is not np.ndarray:
         return None
     cores.given()  # raises an error of the setting, however small the work is
@@ -74,12 +79,12 @@ def chunkwise(
     if (
         _work(B, N, T, L, K, V) < SMALL
         or q.dtype not in DTYPES
-        or any(a.dtype != q.dtype for a in given)
+        or any(a.dtype != q.dtype for a in inputs)
     ):
         return None
     if not jit.enabled():
         return None
-    q, k, v, i, f = inputs = tuple(map(_forwards, (q, k, v, i, f)))
+    q, k, v, i, f = read = tuple(map(_forwards, (q, k, v, i, f)))
     count = -(-T // L)
     W = V + 1
     dtype = q.dtype
@@ -93,14 +98,12 @@ def chunkwise(
     h = _steps_first(B, N, T, V, dtype)
     m = np.empty((B, N), dtype)
     m0 = np.ascontiguousarray(m0)
-    compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
     sizes = N, T, K, V, count, L, K * W if keep else 0
-    tables = *_views((q, k, v, i, f, h)), _flat(logs), _flat((m0, logf, states, s, den, m))
-    arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
-    share([(B * N, compiled.chunks, arguments, 1)], _work(B, N, T, L, K, V))
+    views = q, k, v, i, f, h
+    _run("chunks", forget, views, sizes, logs, (m0, logf, states, s, den, m), eps)
     end = states[:, :, -1]
     saved = (
-        Saved(inputs, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den)
+        Saved(read, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den)
         if keep
         else None
     )
@@ -128,16 +131,30 @@ def chunkwise_bwd(
     dh = _forwards(dh.astype(dtype, copy=False))
     grads = [_steps_first(B, N, T, width, dtype) for width in (K, K, V)]
     grads += [_steps_first(B, N, T, 1, dtype)[..., 0] for _ in (i, f)]
-    compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
     sizes = N, T, K, V, count, L, int(dstate is not None or eps != 0)
-    tables = (
-        *_views((q, k, v, f, h, dh, *grads)),
-        _flat(logs),
-        _flat((logf, states, s, den, dC, dm)),
-    )
-    arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
-    share([(B * N, compiled.chunks_bwd, arguments, 1)], 2 * _work(B, N, T, L, K, V))
+    views = q, k, v, f, h, dh, *grads
+    _run("chunks_bwd", forget, views, sizes, logs, (logf, states, s, den, dC, dm), eps)
     return [*grads, dC[..., :V], dC[..., V], dm]
+
+
+def _run(
+    loop: str,
+    forget: str,
+    views: Sequence[Array],
+    sizes: tuple[int, ...],
+    logs: Logs,
+    arrays: Sequence[Array],
+    eps: float,
+) -> None:
+    """Run a function of `chunk_loops.py` on all heads and sequences."""
+    q = views[0]
+    B, N, T, K = q.shape
+    dtype = DTYPES[q.dtype]
+    compiled = _compiled(dtype, forget, jit.shape(dtype))
+    tables = *_views(views), _flat(logs), _flat(arrays)
+    arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
+    work = _work(B, N, T, sizes[5], K, sizes[3]) * (2 if loop == "chunks_bwd" else 1)
+    share([(B * N, getattr(compiled, loop), arguments, 1)], work)
 
 
 def _work(B: int, N: int, T: int, L: int, K: int, V: int) -> int:
@@ -160,10 +177,12 @@ def _steps_first(B: int, N: int, T: int, width: int, dtype: Any) -> Array:
     return np.empty((T, B, N, width), dtype).transpose(1, 2, 0, 3)
 
 
-def _views(arrays: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
+def _views(
+    arrays: Sequence[Array],
+) -> tuple[tuple[tuple[int, ...], ...], tuple[Array, ...]]:
     """Return the strides of arrays (B, N, T, ...), in numbers, and the first number of each."""
-    far = [[step // a.itemsize for step in a.strides[:3]] for a in arrays]
-    return np.array(far), tuple(a[(0, 0, *[slice(1)] * (a.ndim - 2))].reshape(1) for a in arrays)
+    far = tuple(tuple(step // a.itemsize for step in a.strides[:3]) for a in arrays)
+    return far, tuple(a[(0, 0, *[slice(1)] * (a.ndim - 2))].reshape(1) for a in arrays)
 
 
 def _flat(arrays: Sequence[Array]) -> tuple[Array, ...]:
@@ -177,12 +196,12 @@ def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
         formulas = _formulas(dtype, forget)
         common = jit.shared(dtype)
         text = common.__name__ + inspect.getsource(chunk_loops)
-        found = jit.new_module(text, vars(common), "\n".join(formulas.values()))
-        jit.bind(found, tuple(getattr(found, name) for name in formulas))
-        jit.bind(found, PLAIN)
-        jit.bind(found, SUMS, jit.FLAGS | {"reassoc"})
-        jit.bind(found, COUNTED, counted=True)
-        return found
+        module = jit.new_module(text, vars(common), "\n".join(formulas.values()))
+        jit.bind(module, tuple(getattr(module, name) for name in formulas))
+        jit.bind(module, PLAIN)
+        jit.bind(module, SUMS, jit.FLAGS | {"reassoc"})
+        jit.bind(module, COUNTED, counted=True)
+        return module
 
 
 def _formulas(dtype: str, forget: str) -> dict[str, str]:
@@ -191,8 +210,8 @@ def _formulas(dtype: str, forget: str) -> dict[str, str]:
     """
     real = np.dtype(dtype)
     return {
-        name: _function(name, one, kind_of(real), options_of(real))
-        for name, one in by_name(forget).items()
+        name: _function(name, formula, kind_of(real), options_of(real))
+        for name, formula in by_name(forget).items()
     }
 
 
@@ -201,9 +220,9 @@ def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -
     has last.
     """
     numbers = dict.fromkeys(formula.taken(dict.fromkeys(NUMBERS)), kind)
-    given = formula.kinds(kind, "double") | numbers
-    lines = traced(formula.function, len(given), tuple(formula.taken(options).items()))
-    kinds = dict(zip((f"x{k}" for k in range(len(given))), given.values(), strict=True))
+    inputs = formula.kinds(kind, "double") | numbers
+    lines = traced(formula.function, len(inputs), tuple(formula.taken(options).items()))
+    kinds = {f"x{k}": kind for k, kind in enumerate(inputs.values())}
     writer = Python(
         lines, lambda x, _: x, lambda y, _, value: f"{y} = {value}", kinds, default=kind
     )

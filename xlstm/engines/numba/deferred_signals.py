@@ -28,10 +28,10 @@ def held() -> Iterator[None]:
 
     try:
         if threading.current_thread() is threading.main_thread():
-            for one in signal.valid_signals():
-                if callable(handler := signal.getsignal(one)):
-                    handlers[one] = handler
-                    signal.signal(one, note)
+            for signum in signal.valid_signals():
+                if callable(handler := signal.getsignal(signum)):
+                    handlers[signum] = handler
+                    signal.signal(signum, note)
         yield
     finally:
         late: BaseException | None = None

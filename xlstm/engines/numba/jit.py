@@ -36,14 +36,15 @@ def enabled() -> bool:
     ImportError, ValueError
         XLSTM_COMPILE=1 and Numba does not work, or it is neither 0 nor 1.
     """
-    given = os.environ.get(VARIABLE, "")
-    if given not in ("", "0", "1"):
-        raise ValueError(f"{VARIABLE}: {given!r}, expected 0 or 1")
-    if given == "0":
+    asked = os.environ.get(VARIABLE, "")
+    if asked not in ("", "0", "1"):
+        raise ValueError(f"{VARIABLE}: {asked!r}, expected 0 or 1")
+    if asked == "0":
         return False
-    if given == "1" and (reason := failure()):
+    reason = failure()
+    if asked == "1" and reason:
         raise ImportError(f"{VARIABLE}=1, but {reason}")
-    return failure() is None
+    return reason is None
 
 
 @functools.cache
@@ -81,7 +82,7 @@ def functions(dtype: str, step: str) -> ModuleType:
 
 
 def shape(dtype: str) -> Any:
-    """Return the vectors that code is compiled for, an `llvm.Shape`."""
+    """Return the vectors that code is compiled for, an `llvm.VectorShape`."""
     from xlstm.engines.numba import llvm
 
     return llvm.shape(dtype)
@@ -105,28 +106,23 @@ def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
     from xlstm.engines.numba import llvm
 
     common = _shared(dtype, shape)
-    found = new_module(common.__name__, vars(common), step)
-    bind(found, (found.step,), counted=True, inline=True)
-    bind(found, (found.step_at, loops.forward_alone), counted=True)
-    found.__dict__["step_address"] = functools.cache(
-        lambda: llvm.address(found.step_at, llvm.step_type())
+    module = new_module(common.__name__, vars(common), step)
+    bind(module, (module.step,), counted=True, inline=True)
+    bind(module, (module.step_at, loops.forward_alone), counted=True)
+    module.__dict__["step_address"] = functools.cache(
+        lambda: llvm.address(module.step_at, llvm.step_type())
     )
-    return found
+    return module
 
 
 @functools.cache
 def _shared(dtype: str, shape: Any) -> ModuleType:
     from xlstm.engines.numba import llvm
 
-    sources = [vars(products), vars(loops)]
-    names = {
-        name: value
-        for source in sources
-        for name, value in source.items()
-        if isinstance(value, int)
-    }
-    maths = vars(formulas())
+    sources = vars(loops) | vars(products)
     size = 4 if dtype == "float32" else 8
+    maths = vars(formulas())
+    names = {name: value for name, value in sources.items() if isinstance(value, int)}
     names |= {
         **maths,
         **llvm.tiles(dtype, shape),
@@ -134,15 +130,13 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
         "pointer": maths[f"at{size}"],
     }
     text = "".join(inspect.getsource(module) for module in (products, loops))
-    found = new_module(f"{formulas().__name__} {dtype} {shape}{text}", names)
-    own = {
-        name: f for source in sources for name, f in source.items() if isinstance(f, FunctionType)
-    }
-    bind(found, [f for name, f in own.items() if name not in (*COUNTED, *SUMS, "forward_alone")])
-    bind(found, [own[name] for name in SUMS], FLAGS | {"reassoc"})
-    bind(found, [own[name] for name in COUNTED], counted=True)
-    found.__dict__["PRODUCT"] = llvm.address(found.__dict__["product"], llvm.product_type(dtype))
-    return found
+    module = new_module(f"{formulas().__name__} {dtype} {shape}{text}", names)
+    own = {name: f for name, f in sources.items() if isinstance(f, FunctionType)}
+    bind(module, [f for name, f in own.items() if name not in (*COUNTED, *SUMS, "forward_alone")])
+    bind(module, [own[name] for name in SUMS], FLAGS | {"reassoc"})
+    bind(module, [own[name] for name in COUNTED], counted=True)
+    module.__dict__["PRODUCT"] = llvm.address(module.product, llvm.product_type(dtype))
+    return module
 
 
 @functools.cache
@@ -183,29 +177,26 @@ def new_module(
 
     from xlstm.engines.numba import llvm
 
-    whole = (
-        "".join(inspect.getsource(module) for module in (sys.modules[__name__], llvm))
-        + text
-        + source
-    )
-    found = ModuleType(f"xlstm_{hashlib.sha256(whole.encode()).hexdigest()[:32]}")
-    sys.modules[found.__name__] = found
-    found.__dict__.update(
+    own = "".join(inspect.getsource(module) for module in (sys.modules[__name__], llvm))
+    digest = hashlib.sha256((own + text + source).encode()).hexdigest()
+    module = ModuleType(f"xlstm_{digest[:32]}")
+    sys.modules[module.__name__] = module
+    module.__dict__.update(
         np=np, math=math, U=np.uintp, INT=np.int64, carray=numba.carray, **llvm.INTRINSICS
     )
-    found.__dict__.update(
+    module.__dict__.update(
         {name: value for name, value in names.items() if not name.startswith("__")}
     )
-    name = f"<{found.__name__}>"
+    file = f"<{module.__name__}>"
     # for what Numba says
-    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-    exec(compile(source, name, "exec"), found.__dict__)
-    return found
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+    exec(compile(source, file, "exec"), module.__dict__)
+    return module
 
 
 def bind(
     module: ModuleType,
-    given: Sequence[Callable[..., Any]],
+    functions: Sequence[Callable[..., Any]],
     flags: Collection[str] = FLAGS,
     counted: bool = False,
     inline: bool = False,
@@ -222,20 +213,20 @@ def bind(
     """
     from xlstm.engines.numba.codecache import cached
 
-    for function in given:
+    options = {
+        "fastmath": set(flags),
+        "nogil": True,
+        "error_model": "numpy",
+        "no_cfunc_wrapper": True,  # nobody calls them from C
+        "_nrt": counted,
+        "forceinline": inline,
+    }
+    for function in functions:
         assert isinstance(function, FunctionType)
         bound = FunctionType(function.__code__, module.__dict__, function.__name__)
         bound.__module__ = module.__name__
         bound.__qualname__ = function.__name__
-        # Nobody calls them from C, so code for that would be compiled in vain.
-        options = {
-            "error_model": "numpy",
-            "no_cfunc_wrapper": True,
-            "_nrt": counted,
-            "forceinline": inline,
-        }
-        compiled = cached(bound, nogil=True, fastmath=set(flags), **options)
-        setattr(module, function.__name__, compiled)
+        setattr(module, function.__name__, cached(bound, **options))
 
 
 def _after_fork() -> None:

@@ -6,12 +6,14 @@ LLVM vectorises no loop by itself; calls by address; and pointers to numbers by 
 operations of threads that share an array, in one order for all of them (sequentially consistent).
 """
 
+# llvmlite has no types.
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 from __future__ import annotations
 
 import functools
 import os
 import platform
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
@@ -29,7 +31,7 @@ WIDE = ((1, 8), (2, 8), (4, 4), (8, 2), (12, 2))
 NARROW = ((1, 8), (2, 4), (4, 2), (6, 2))
 
 
-class Shape(NamedTuple):
+class VectorShape(NamedTuple):
     """The vectors of a processor."""
 
     lanes: int  # numbers in a vector
@@ -37,7 +39,7 @@ class Shape(NamedTuple):
 
 
 @functools.cache
-def shape(dtype: str) -> Shape:
+def shape(dtype: str) -> VectorShape:
     """Return the vectors of this processor for a dtype, or those that XLSTM_VECTOR_BYTES asks for;
     it is read once.
 
@@ -46,47 +48,45 @@ def shape(dtype: str) -> Shape:
     ValueError
         XLSTM_VECTOR_BYTES is not one of 16, 32 and 64.
     """
-    given = os.environ.get(VARIABLE, "")
-    if given and given not in map(str, BYTES):
-        raise ValueError(f"{VARIABLE}: {given!r}, expected one of {', '.join(map(str, BYTES))}")
+    asked = os.environ.get(VARIABLE, "")
+    if asked and asked not in map(str, BYTES):
+        raise ValueError(f"{VARIABLE}: {asked!r}, expected one of {', '.join(map(str, BYTES))}")
     features = binding.get_host_cpu_features()
-    size = (
-        64
-        if features.get("avx512f")
-        else 32
-        if features.get("avx2") and features.get("fma")
-        else 16
-    )
-    size = int(given or size)
+    if asked:
+        size = int(asked)
+    elif features.get("avx512f"):
+        size = 64
+    else:
+        size = 32 if features.get("avx2") and features.get("fma") else 16
     registers = WIDE if size == 64 or platform.machine().lower() in ("aarch64", "arm64") else NARROW
-    return Shape(size // (4 if dtype == "float32" else 8), registers)
+    return VectorShape(size // (4 if dtype == "float32" else 8), registers)
 
 
-def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
+def tiles(dtype: str, shape: VectorShape) -> dict[str, Any]:
     """Return what `products.py` needs to know of the vectors of a processor, under its names
     there.
     """
     most = shape.tiles[-1][0]
-    found = {
-        f"tile{rows}": tile(dtype, shape.lanes, rows, vectors) for rows, vectors in shape.tiles
-    }
-    found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
-    found["tile"] = found[f"tile{most}"]
-    found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
-    return found | {
+    names: dict[str, Any] = {
         "copy_turned": turner(shape.lanes),
         "MOST": most,
         "COLUMNS": 2 * shape.lanes,
         "LANES": shape.lanes,
     }
+    for rows, vectors in shape.tiles:
+        names[f"tile{rows}"] = tile(dtype, shape.lanes, rows, vectors)
+        names[f"SLIVERS{rows}"] = vectors // 2
+    names["tile"] = names[f"tile{most}"]
+    names.setdefault("tile8", names["tile"])  # less than MOST rows are left, here less than 8
+    return names
 
 
 def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     """Return a function for compiled code that computes a tile of a matrix product.
 
-    The function is `tile(a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per,
-    add)`. It sets, or adds to where `add` is true, for each row i and column j of the slivers q, q
-    + 1, ... of b:
+    The function is `tile(a, (at, row, pace, count), b, (q, ahead), out, (place, line, gate, width,
+    per), add)`. It sets, or adds to where `add` is true, for each row i and column j of the slivers
+    q, q + 1, ... of b:
 
         out[place + g * gate + i * line + j] = sum over k of a[at + i * row + k * pace] * b[sliver,
         k, column]
@@ -105,11 +105,9 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     """
 
     @intrinsic
-    def compute(  # type: ignore[no-untyped-def]
-        context, a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add
-    ):
-        n = types.int64
-        signature = types.void(a, n, n, n, n, b, n, n, out, n, n, n, n, n, types.boolean)
+    def compute(context, a, a_place, b, b_place, out, out_place, add):
+        four, two, five = (types.UniTuple(types.int64, count) for count in (4, 2, 5))
+        signature = types.void(a, four, b, two, out, five, types.boolean)
         return signature, functools.partial(_generate, dtype, lanes, rows, vectors)
 
     return compute
@@ -124,14 +122,14 @@ def turner(count: int) -> Any:
     """
 
     @intrinsic
-    def turn(context, a, at, lead, out, place, line):  # type: ignore[no-untyped-def]
+    def turn(context, a, at, lead, out, place, line):
         n = types.int64
         return types.void(a, n, n, out, n, n), functools.partial(_generate_turn, count)
 
     return turn
 
 
-def _generate_turn(count: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _generate_turn(count, context, builder, signature, arguments):
     """Write the instructions of `turner`: each round shuffles rows whose numbers differ in one bit
     together.
     """
@@ -141,29 +139,29 @@ def _generate_turn(count: int, context: Any, builder: Any, signature: Any, argum
     )
     vector = ir.VectorType(source.type.pointee, count)
 
-    def pointer(data: Any, start: Any, far: Any, k: int) -> Any:
-        index = builder.add(start, builder.mul(far, ir.Constant(ir.IntType(64), k)))
+    def pointer(data, start, far, k):
+        index = builder.add(start, builder.mul(far, _number(k)))
         return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
     rows = [builder.load(pointer(source, at, lead, k)) for k in range(count)]
-    for one in rows:
-        one.align = size
+    for row in rows:
+        row.align = size
     half = count // 2
     places = ir.VectorType(ir.IntType(32), count)
     halves = [[first + k // 2 + k % 2 * count for k in range(count)] for first in (0, half)]
     for _ in range(count.bit_length() - 1):
         pairs = zip(rows[:half], rows[half:], strict=True)
         rows = [
-            builder.shuffle_vector(x, y, ir.Constant(places, one))
+            builder.shuffle_vector(x, y, ir.Constant(places, order))
             for x, y in pairs
-            for one in halves
+            for order in halves
         ]
-    for k, one in enumerate(rows):
-        builder.store(one, pointer(target, place, line, k)).align = size
+    for k, row in enumerate(rows):
+        builder.store(row, pointer(target, place, line, k)).align = size
     return context.get_dummy_value()
 
 
-def _numbers(context: Any, builder: Any, signature: Any, arguments: Any, k: int) -> tuple[Any, int]:
+def _numbers(context, builder, signature, arguments, k):
     """Return the pointer to the numbers of the array that is argument k, and the bytes of a
     number.
     """
@@ -171,143 +169,145 @@ def _numbers(context: Any, builder: Any, signature: Any, arguments: Any, k: int)
     return data, data.type.pointee.get_abi_alignment(context.target_data)
 
 
-def _generate(
-    dtype: str,
-    lanes: int,
-    rows: int,
-    vectors: int,
-    context: Any,
-    builder: Any,
-    signature: Any,
-    arguments: Any,
-) -> Any:
+def _generate(dtype, lanes, rows, vectors, context, builder, signature, arguments):
     """Write the instructions of `tile`."""
-    a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add = arguments
-    i64 = ir.IntType(64)
-    i32 = ir.IntType(32)
-    real = ir.FloatType() if dtype == "float32" else ir.DoubleType()
-    vector = ir.VectorType(real, lanes)
-    sliver = 2 * lanes
-    (a, size), (b_data, _), (out, _) = (
-        _numbers(context, builder, signature, arguments, k) for k in (0, 5, 8)
+    (at, row, pace, count), (q, ahead), (place, line, gate, width, per) = (
+        cgutils.unpack_tuple(builder, arguments[k]) for k in (1, 3, 5)
     )
-    slivers, K = cgutils.unpack_tuple(
-        builder, context.make_array(signature.args[5])(context, builder, b).shape, 3
-    )[:2]
+    vector = ir.VectorType(ir.FloatType() if dtype == "float32" else ir.DoubleType(), lanes)
+    (a, _), (b, _), (out, _) = (
+        _numbers(context, builder, signature, arguments, k) for k in (0, 2, 4)
+    )
+    shape_of_b = context.make_array(signature.args[2])(context, builder, arguments[2]).shape
+    slivers, K, _ = cgutils.unpack_tuple(builder, shape_of_b, 3)
+    sliver = _number(2 * lanes)
+    times = builder.mul
 
-    def number(value: int) -> Any:
-        return ir.Constant(i64, value)
-
-    def least(x: Any, y: Any) -> Any:
+    def least(x, y):
         return builder.select(builder.icmp_signed("<", x, y), x, y)
 
-    def times(x: Any, y: Any) -> Any:
-        return builder.mul(x, y)
-
     # Where rows of a and of the result begin, and slivers of b and of the result.
-    last = builder.sub(count, number(1))
-    chosen = [least(number(i), last) for i in range(rows)]
+    last = builder.sub(count, _number(1))
+    own = [least(_number(i), last) for i in range(rows)]
     # Opaque, or LLVM computes each address from the one before, which takes units from the
     # arithmetic.
-    inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in chosen]
-    lines = [builder.add(place, times(i, line)) for i in chosen]
-    taken = range(vectors // 2)
-    numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in taken]
-    weights = [builder.gep(b_data, [times(times(j, K), number(sliver))]) for j in numbers]
-    gates = [builder.sdiv(j, per) for j in numbers]
-    firsts = [
-        times(builder.sub(j, times(g, per)), number(sliver))
-        for j, g in zip(numbers, gates, strict=True)
-    ]
-    columns = [builder.add(times(g, gate), c) for g, c in zip(gates, firsts, strict=True)]
-    # columns that there are from the first of a sliver on
-    rests = [builder.sub(width, c) for c in firsts]
-    cells = [(i, v) for i in range(rows) for v in range(vectors)]
+    inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in own]
+    lines = [builder.add(place, times(i, line)) for i in own]
+    weights = []
+    columns = []
+    rests = []  # columns that there are from the first of a sliver on
+    for j in range(vectors // 2):
+        index = least(builder.add(q, _number(j)), builder.sub(slivers, _number(1)))
+        weights.append(builder.gep(b, [times(times(index, K), sliver)]))
+        g = builder.sdiv(index, per)
+        first = times(builder.sub(index, times(g, per)), sliver)
+        columns.append(builder.add(times(g, gate), first))
+        rests.append(builder.sub(width, first))
 
-    def pointer(i: int, v: int) -> Any:
-        index = builder.add(builder.add(lines[i], columns[v // 2]), number(v % 2 * lanes))
+    def pointer(i, v):
+        index = builder.add(builder.add(lines[i], columns[v // 2]), _number(v % 2 * lanes))
         return builder.bitcast(builder.gep(out, [index]), vector.as_pointer())
 
+    sums = _sums(builder, vector, K, inputs, pace, weights, ahead)
     whole = ir.Constant(ir.IntType(1), 1)
     for rest in rests:
-        whole = builder.and_(whole, builder.icmp_signed(">=", rest, number(sliver)))
-
-    def masks() -> list[Any]:
-        places = ir.VectorType(i32, lanes)
-        found = []
-        for v in range(vectors):
-            rest = builder.trunc(builder.sub(rests[v // 2], number(v % 2 * lanes)), i32)
-            found.append(
-                builder.icmp_signed(
-                    "<", ir.Constant(places, list(range(lanes))), _splat(builder, rest, places)
-                )
-            )
-        return found
-
-    name = f"v{lanes}f{8 * size}"
-    masked = f"{name}.p0{name}"
-    mask = ir.VectorType(ir.IntType(1), lanes)
-
-    def intrinsic_of(kind: str, returns: Any, *given: Any) -> Any:
-        return cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(returns, given), f"llvm.{kind}"
-        )
-
-    def read(spot: Any, allowed: Any) -> Any:
-        if allowed is None:
-            found = builder.load(spot)
-            found.align = size
-            return found
-        load = intrinsic_of(f"masked.load.{masked}", vector, vector.as_pointer(), i32, mask, vector)
-        return builder.call(load, [spot, ir.Constant(i32, size), allowed, zero])
-
-    def write(value: Any, spot: Any, allowed: Any) -> None:
-        if allowed is None:
-            builder.store(value, spot).align = size
-            return
-        store = intrinsic_of(
-            f"masked.store.{masked}", ir.VoidType(), vector, vector.as_pointer(), i32, mask
-        )
-        builder.call(store, [value, spot, ir.Constant(i32, size), allowed])
-
-    zero = ir.Constant(vector, [0.0] * lanes)
-    rooms = [cgutils.alloca_once(builder, vector) for _ in cells]  # LLVM makes registers of them
-    for room in rooms:
-        builder.store(zero, room)
-    # two instructions where there is no such one
-    fma = intrinsic_of(f"fmuladd.{name}", vector, vector, vector, vector)
-    byte = ir.IntType(8).as_pointer()
-    fetch = intrinsic_of("prefetch.p0i8", ir.VoidType(), byte, i32, i32, i32)
-    with cgutils.for_range(builder, K, intp=i64) as loop:
-        if vectors == 2:
-            spot = builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)])
-            builder.call(
-                fetch, [builder.bitcast(spot, byte), *(ir.Constant(i32, x) for x in (0, 2, 1))]
-            )
-        near = times(loop.index, number(sliver))
-        values = []
-        for v in range(vectors):
-            spot = builder.gep(weights[v // 2], [builder.add(near, number(v % 2 * lanes))])
-            values.append(builder.load(builder.bitcast(spot, vector.as_pointer())))
-            values[-1].align = size
-        for i in range(rows):
-            factor = _splat(
-                builder, builder.load(builder.gep(inputs[i], [times(loop.index, pace)])), vector
-            )
-            for v in range(vectors):
-                room = rooms[i * vectors + v]
-                builder.store(builder.call(fma, [factor, values[v], builder.load(room)]), room)
+        whole = builder.and_(whole, builder.icmp_signed(">=", rest, sliver))
     with builder.if_else(whole, likely=True) as branches:
         for full, branch in zip((True, False), branches, strict=True):
             with branch:
-                allowed = [None] * vectors if full else masks()
-                spots = [(pointer(i, v), allowed[v]) for i, v in cells]
-                with builder.if_then(add):
-                    for spot, room in zip(spots, rooms, strict=True):
-                        builder.store(builder.fadd(builder.load(room), read(*spot)), room)
-                for spot, room in zip(spots, rooms, strict=True):
-                    write(builder.load(room), *spot)
+                masks = [
+                    None if full else _mask(builder, rests[v // 2], v % 2 * lanes, lanes)
+                    for v in range(vectors)
+                ]
+                _write(builder, arguments[6], sums, pointer, masks)
     return context.get_dummy_value()
+
+
+def _sums(builder, vector, K, inputs, pace, weights, ahead):
+    """Write the loop over k; return where the sums of each row are, a vector each."""
+    lanes = vector.count
+    size = _size(vector)
+    zero = ir.Constant(vector, [0.0] * lanes)
+    # LLVM makes registers of them
+    sums = [[cgutils.alloca_once(builder, vector) for _ in range(2 * len(weights))] for _ in inputs]
+    for row in sums:
+        for room in row:
+            builder.store(zero, room)
+    # two instructions where there is no such one
+    fma = _intrinsic(builder, f"fmuladd.v{lanes}f{8 * size}", vector, vector, vector, vector)
+    i32 = ir.IntType(32)
+    byte = ir.IntType(8).as_pointer()
+    fetch = _intrinsic(builder, "prefetch.p0i8", ir.VoidType(), byte, i32, i32, i32)
+    with cgutils.for_range(builder, K, intp=ir.IntType(64)) as loop:
+        if len(weights) == 1:
+            far = builder.add(builder.mul(loop.index, _number(lanes)), ahead)
+            spot = builder.bitcast(builder.gep(weights[0], [far]), byte)
+            builder.call(fetch, [spot, *(ir.Constant(i32, x) for x in (0, 2, 1))])
+        near = builder.mul(loop.index, _number(2 * lanes))
+        values = []
+        for v in range(2 * len(weights)):
+            spot = builder.gep(weights[v // 2], [builder.add(near, _number(v % 2 * lanes))])
+            values.append(builder.load(builder.bitcast(spot, vector.as_pointer())))
+            values[-1].align = size
+        for first, row in zip(inputs, sums, strict=True):
+            number = builder.load(builder.gep(first, [builder.mul(loop.index, pace)]))
+            factor = _splat(builder, number, vector)
+            for value, room in zip(values, row, strict=True):
+                builder.store(builder.call(fma, [factor, value, builder.load(room)]), room)
+    return sums
+
+
+def _write(builder, add, sums, pointer, masks):
+    """Write the sums of a tile to where `pointer` says, or add them to what is there; a mask says
+    which numbers of a vector there are, and is None where all are.
+    """
+    rooms = [
+        (room, pointer(i, v), masks[v]) for i, row in enumerate(sums) for v, room in enumerate(row)
+    ]
+    vector = rooms[0][0].type.pointee
+    size = _size(vector)
+    align = ir.Constant(ir.IntType(32), size)
+    name = f"v{vector.count}f{8 * size}.p0v{vector.count}f{8 * size}"
+    types_of = vector.as_pointer(), align.type, ir.VectorType(ir.IntType(1), vector.count)
+    with builder.if_then(add):
+        for room, spot, mask in rooms:
+            if mask is None:
+                there = builder.load(spot)
+                there.align = size
+            else:
+                load = _intrinsic(builder, f"masked.load.{name}", vector, *types_of, vector)
+                zero = ir.Constant(vector, [0.0] * vector.count)
+                there = builder.call(load, [spot, align, mask, zero])
+            builder.store(builder.fadd(builder.load(room), there), room)
+    for room, spot, mask in rooms:
+        if mask is None:
+            builder.store(builder.load(room), spot).align = size
+        else:
+            store = _intrinsic(builder, f"masked.store.{name}", ir.VoidType(), vector, *types_of)
+            builder.call(store, [builder.load(room), spot, align, mask])
+
+
+def _mask(builder, rest, start, lanes):
+    """Return which numbers of a vector there are, of the `rest` of a row from `start` on."""
+    places = ir.VectorType(ir.IntType(32), lanes)
+    rest = builder.trunc(builder.sub(rest, _number(start)), places.element)
+    every = ir.Constant(places, list(range(lanes)))
+    return builder.icmp_signed("<", every, _splat(builder, rest, places))
+
+
+def _number(value):
+    return ir.Constant(ir.IntType(64), value)
+
+
+def _size(vector):
+    """Return the bytes of a number of a vector."""
+    return 4 if vector.element == ir.FloatType() else 8
+
+
+def _intrinsic(builder, kind, returns, *inputs):
+    """Return a function that LLVM has."""
+    function = ir.FunctionType(returns, inputs)
+    return cgutils.get_or_insert_function(builder.module, function, f"llvm.{kind}")
 
 
 def address(function: Any, signature: Any) -> int:
@@ -315,8 +315,8 @@ def address(function: Any, signature: Any) -> int:
     must be kept.
     """
     function.compile(signature)
-    (found,) = (one for one in function.overloads.values() if one.signature.args == signature.args)
-    return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
+    compiled = function.overloads[signature.args]
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
 
 def product_type(dtype: str) -> Any:
@@ -327,7 +327,7 @@ def product_type(dtype: str) -> Any:
 
 
 @intrinsic
-def call_product(context, where, a, rows, b, slivers, out, to, add):  # type: ignore[no-untyped-def]
+def call_product(context, where, a, rows, b, slivers, out, to, add):
     """Call `products.product` by its address.
 
     If others called it by its name, Numba would compile it again in each of them, a second each
@@ -344,7 +344,7 @@ def step_type() -> Any:
 
 
 @intrinsic
-def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last, table, numbers):  # type: ignore[no-untyped-def]
+def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last, table, numbers):
     """Call the step of a cell by its address, so that the loops around it are compiled once for all
     cells.
     """
@@ -352,21 +352,21 @@ def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last
 
 
 @intrinsic
-def call_part(context, where, given, first, last):  # type: ignore[no-untyped-def]
+def call_part(context, where, arguments, first, last):
     """Call a function that takes the address of its arguments, as `team.py` makes it; return 1
     where it failed.
     """
     return _call_by_address(types.void(*[types.int64] * 3), types.int64)
 
 
-def _call_by_address(signature: Any, failed: Any = types.void) -> Any:
+def _call_by_address(signature, failed=types.void):
     """Return what an intrinsic returns that calls the function at its first argument with all
     others.
 
     With an integer type for `failed`, the intrinsic returns whether the function raised an error.
     """
 
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+    def generate(context, builder, _, arguments):
         kind = context.call_conv.get_function_type(signature.return_type, signature.args)
         function = builder.inttoptr(arguments[0], kind.as_pointer())
         convention = context.call_conv
@@ -380,15 +380,15 @@ def _call_by_address(signature: Any, failed: Any = types.void) -> Any:
     return failed(types.int64, *signature.args), generate
 
 
-def _splat(builder: Any, value: Any, vector: Any) -> Any:
+def _splat(builder, value, vector):
     """Return a vector of one value."""
     nothing = ir.Constant(vector, ir.Undefined)
-    one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
     everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
-    return builder.shuffle_vector(one, nothing, everywhere)
+    return builder.shuffle_vector(first, nothing, everywhere)
 
 
-def _opaque(builder: Any, value: Any) -> Any:
+def _opaque(builder, value):
     """Return a value of which LLVM does not know how it was computed."""
     return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
 
@@ -397,8 +397,8 @@ def pointer_to(number: Any, real: Any) -> Any:
     """Return a function that returns the address of a number as a pointer."""
 
     @intrinsic
-    def pointer(context, address):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def pointer(context, address):
+        def generate(context, builder, signature, arguments):
             return builder.inttoptr(arguments[0], real.as_pointer())
 
         return types.CPointer(number)(types.int64), generate
@@ -412,18 +412,17 @@ at_integer = pointer_to(types.int64, ir.IntType(64))
 
 
 @intrinsic
-def count_up(context, counts, index):  # type: ignore[no-untyped-def]
+def count_up(context, counts, index):
     """Add 1 to counts[index] in one operation that no other thread comes between; return the number
     before.
     """
-    one = ir.Constant(ir.IntType(64), 1)
     return types.int64(counts, types.int64), _at(
-        lambda builder, place: builder.atomic_rmw("add", place, one, ORDER)
+        lambda builder, place: builder.atomic_rmw("add", place, _number(1), ORDER)
     )
 
 
 @intrinsic
-def count_of(context, counts, index):  # type: ignore[no-untyped-def]
+def count_of(context, counts, index):
     """Return counts[index]; what others wrote before they set it can be read afterwards."""
     return types.int64(counts, types.int64), _at(
         lambda builder, place: builder.load_atomic(place, ORDER, 8)
@@ -431,7 +430,7 @@ def count_of(context, counts, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def put(context, counts, index, value):  # type: ignore[no-untyped-def]
+def put(context, counts, index, value):
     """Set counts[index]; whatever this thread wrote before can be read by those that see the new
     number.
     """
@@ -442,32 +441,32 @@ def put(context, counts, index, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def swap(context, counts, index, old, new):  # type: ignore[no-untyped-def]
+def swap(context, counts, index, old, new):
     """Set counts[index] to a number where it is `old`, in one operation, and return whether it
     was.
     """
     signature = types.boolean(counts, types.int64, types.int64, types.int64)
     return signature, _at(
-        lambda builder, *given: builder.extract_value(builder.cmpxchg(*given, ORDER, ORDER), 1)
+        lambda builder, *places: builder.extract_value(builder.cmpxchg(*places, ORDER, ORDER), 1)
     )
 
 
-def _at(operate: Callable[..., Any]) -> Any:
+def _at(operate):
     """Return what generates an operation on a place of an array, and on numbers."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         data, _ = _numbers(context, builder, signature, arguments, 0)
-        found = operate(builder, builder.gep(data, [arguments[1]]), *arguments[2:])
-        return context.get_dummy_value() if signature.return_type is types.void else found
+        result = operate(builder, builder.gep(data, [arguments[1]]), *arguments[2:])
+        return context.get_dummy_value() if signature.return_type is types.void else result
 
     return generate
 
 
 @intrinsic
-def let_others_run(context):  # type: ignore[no-untyped-def]
+def let_others_run(context):
     """Give the core to another thread that waits for one, where the system has such a call."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         if hasattr(os, "sched_yield"):
             kind = ir.FunctionType(ir.IntType(32), [])
             builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])

@@ -4,6 +4,9 @@ make none.
 These functions are compiled by `jit.functions`, which binds the names below to a dtype's own.
 """
 
+# Numba finds the types of these functions.
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 from __future__ import annotations
 
 import math
@@ -17,6 +20,24 @@ LOG2E = MAGIC = HIGH = LOW = LIMIT = LOWEST = HIGHEST = 0.0
 MANTISSA = BIAS = MIDDLE = 0
 
 
+NUMBERS: dict[str, Any] = {
+    "float32": (
+        np.float32,
+        np.int32,
+        23,
+        127,
+        (0.693359375, -2.12194440e-4, 10.0, -104.0, 89.0),
+    ),
+    "float64": (
+        np.float64,
+        np.int64,
+        52,
+        1023,
+        (6.93147180369123816490e-01, 1.90821492927058770002e-10, 20.0, -746.0, 710.0),
+    ),
+}
+
+
 def constants(dtype: str) -> dict[str, Any]:
     """Return what the functions here need to know of a dtype.
 
@@ -24,37 +45,28 @@ def constants(dtype: str) -> dict[str, Any]:
     exp(x) is neither 0 nor infinite from LOWEST to HIGHEST, HIGH + LOW is ln 2, and MIDDLE are the
     bits of sqrt(1/2).
     """
-    single = dtype == "float32"
-    real, integer = (np.float32, np.int32) if single else (np.float64, np.int64)
-    mantissa, bias, limit, lowest, highest = (
-        (23, 127, 10.0, -104.0, 89.0) if single else (52, 1023, 20.0, -746.0, 710.0)
-    )
-    high, low = (
-        (0.693359375, -2.12194440e-4)
-        if single
-        else (6.93147180369123816490e-01, 1.90821492927058770002e-10)
-    )
-    numbers = {
-        "LOG2E": 1 / math.log(2),
-        "MAGIC": 1.5 * 2.0**mantissa,
-        "HIGH": high,
-        "LOW": low,
-        "LIMIT": limit,
+    real, integer, mantissa, bias, numbers = NUMBERS[dtype]
+    names = ("HIGH", "LOW", "LIMIT", "LOWEST", "HIGHEST")
+    return {
+        "np": np,
+        "F": real,
+        "I": integer,
+        "LOG2E": real(1 / math.log(2)),
+        "MAGIC": real(1.5 * 2.0**mantissa),
+        **{name: real(number) for name, number in zip(names, numbers, strict=True)},
+        "MANTISSA": integer(mantissa),
+        "BIAS": integer(bias),
+        "MIDDLE": real(math.sqrt(0.5)).view(integer),
     }
-    numbers |= {"LOWEST": lowest, "HIGHEST": highest}
-    found: dict[str, Any] = {name: real(value) for name, value in numbers.items()}
-    middle = real(math.sqrt(0.5)).view(integer)
-    found |= {"I": integer, "MANTISSA": integer(mantissa), "BIAS": integer(bias), "MIDDLE": middle}
-    return {"np": np, "F": real, **found}
 
 
-def series_single(r: Any) -> Any:
+def series_single(r):
     """Return exp(r) - 1 for |r| <= ln(2)/2 in float32, by its series."""
     p = F(1 / 120) + r * (F(1 / 720) + r * F(1 / 5040))
     return r * (F(1) + r * (F(1 / 2) + r * (F(1 / 6) + r * (F(1 / 24) + r * p))))
 
 
-def series_double(r: Any) -> Any:
+def series_double(r):
     """Return exp(r) - 1 for |r| <= ln(2)/2 in float64, by its series."""
     p = F(1 / 39916800) + r * (F(1 / 479001600) + r * F(1 / 6227020800))
     p = F(1 / 40320) + r * (F(1 / 362880) + r * (F(1 / 3628800) + r * p))
@@ -65,12 +77,12 @@ def series_double(r: Any) -> Any:
 series: Any = series_single
 
 
-def atanh_single(z: Any) -> Any:
+def atanh_single(z):
     """Return 2 (atanh(s) / s - 1) for z = s^2 <= 0.03 in float32, by its series."""
     return z * (F(2 / 3) + z * (F(2 / 5) + z * (F(2 / 7) + z * F(2 / 9))))
 
 
-def atanh_double(z: Any) -> Any:
+def atanh_double(z):
     """Return 2 (atanh(s) / s - 1) for z = s^2 <= 0.03 in float64, by its series."""
     p = F(2 / 15) + z * (F(2 / 17) + z * (F(2 / 19) + z * (F(2 / 21) + z * F(2 / 23))))
     return z * (
@@ -83,7 +95,7 @@ def atanh_double(z: Any) -> Any:
 atanh: Any = atanh_single
 
 
-def tanh(x: Any) -> Any:
+def tanh(x):
     """Return e / (e + 2) with e = exp(2x) - 1 = 2^k p(r) + (2^k - 1) and 2x = k ln 2 + r."""
     a = LIMIT if x > LIMIT else x
     a = -LIMIT if a < -LIMIT else a
@@ -96,7 +108,7 @@ def tanh(x: Any) -> Any:
     return e / (e + F(2))
 
 
-def exp(x: Any) -> Any:
+def exp(x):
     """Return 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is made of two factors, for one has too few
     exponents.
     """
@@ -110,7 +122,7 @@ def exp(x: Any) -> Any:
     return (series(r) + F(1)) * I(m << MANTISSA).view(F) * I(I(n - m) << MANTISSA).view(F)
 
 
-def log1p(x: Any) -> Any:
+def log1p(x):
     """Return k ln 2 + log(1 + f) with 1 + x = 2^k (1 + f), and log(1 + f) = 2 atanh(s) with s = f /
     (2 + f).
 

@@ -9,6 +9,9 @@ depend on how the work is divided.
 `jit` binds the names below to a dtype's own functions.
 """
 
+# Numba finds the types of these functions.
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 from __future__ import annotations
 
 from typing import Any
@@ -37,17 +40,7 @@ tile = tile1 = tile2 = tile4 = tile8 = stand_in
 copy_turned = call_product = stand_in
 
 
-def pack(
-    W: Any,
-    start: int,
-    turned: bool,
-    far: int,
-    lead: int,
-    width: int,
-    packed: Any,
-    first: int,
-    last: int,
-) -> None:
+def pack(W, start, turned, far, lead, width, packed, first, last):
     """Pack matrices (K, width): the slivers from `first` to `last` of all of them.
 
     The first of them begins at W[start], the others `far` apart. Their rows are `lead` apart, or
@@ -66,7 +59,7 @@ def pack(
         first += stop - q
 
 
-def packed_in(place: Any, W: Any, start: int, turned: bool, lead: int, width: int, K: int) -> Any:
+def packed_in(place, W, start, turned, lead, width, K):
     """Return a matrix, which lies as `pack` says, packed in a room."""
     slivers = (width + COLUMNS - 1) // COLUMNS
     packed = place[: slivers * K * COLUMNS].reshape(slivers, K, COLUMNS)
@@ -74,9 +67,7 @@ def packed_in(place: Any, W: Any, start: int, turned: bool, lead: int, width: in
     return packed
 
 
-def pack_rows(
-    W: Any, at: int, lead: int, width: int, K: int, first: int, last: int, packed: Any, to: int
-) -> None:
+def pack_rows(W, at, lead, width, K, first, last, packed, to):
     """Copy the slivers from `first` to `last` of a matrix (K, width) to those of `packed` from `to`
     on.
 
@@ -100,9 +91,7 @@ def pack_rows(
                 sliver[k, j] = W[start + j] if j < U(width - column) else F(0)
 
 
-def pack_columns(
-    W: Any, at: int, lead: int, width: int, K: int, first: int, last: int, packed: Any, to: int
-) -> None:
+def pack_columns(W, at, lead, width, K, first, last, packed, to):
     """Do what `pack_rows` does for a matrix whose columns are contiguous: its numbers are W[at + j
     lead + k].
     """
@@ -116,9 +105,7 @@ def pack_columns(
                 flat[U(place) + k * U(COLUMNS) + j] = F(0)
 
 
-def turn(
-    rows: Any, at: int, lead: int, height: int, width: int, to: Any, place: int, line: int
-) -> None:
+def turn(rows, at, lead, height, width, to, place, line):
     """Copy a matrix (height, width), its rows `lead` apart, to its transposed, whose rows are
     `line` apart.
     """
@@ -132,7 +119,7 @@ def turn(
             to[U(place) + k * U(line) + i] = rows[U(at) + i * U(lead) + k]
 
 
-def product(a: Any, rows: Any, b: Any, slivers: Any, out: Any, to: Any, add: bool) -> None:
+def product(a, rows, b, slivers, out, to, add):
     """Multiply n rows by slivers from `first` to `stop` of packed matrices, one for each gate g, of
     `width` columns:
 
@@ -153,98 +140,44 @@ def product(a: Any, rows: Any, b: Any, slivers: Any, out: Any, to: Any, add: boo
     left = n - whole
     last = at + whole * row
     end = place + whole * line
+    rest = (last, row, pace, left)
+    to_rest = (end, line, gate, width, per)
+    slivers_at_once = 1  # that the tile of the rest takes
+    if left == 1:
+        slivers_at_once = SLIVERS1
+    elif left == 2:
+        slivers_at_once = SLIVERS2
+    elif left <= 4:
+        slivers_at_once = SLIVERS4
+    ahead = 0 if left <= 4 else COLUMNS * K
     for q in range(first, stop):
         for i in range(0, whole, MOST):
-            ahead = (COLUMNS + i // MOST * LANES) * K
-            to_row = place + i * line
             tile(
                 a,
-                at + i * row,
-                row,
-                pace,
-                MOST,
+                (at + i * row, row, pace, MOST),
                 b,
-                q,
-                ahead,
+                (q, (COLUMNS + i // MOST * LANES) * K),
                 out,
-                to_row,
-                line,
-                gate,
-                width,
-                per,
+                (place + i * line, line, gate, width, per),
                 add,
             )
         # The tiles of few rows take several slivers, when the last of these is reached.
-        q1 = q + 1
-        final = q + 1 == stop
-        if left == 0:
-            pass
-        elif left == 1:
-            if final or q1 % SLIVERS1 == 0:
-                tile1(
-                    a,
-                    last,
-                    row,
-                    pace,
-                    left,
-                    b,
-                    q - q % SLIVERS1,
-                    0,
-                    out,
-                    end,
-                    line,
-                    gate,
-                    width,
-                    per,
-                    add,
-                )
+        if left == 0 or (q + 1 < stop and (q + 1) % slivers_at_once):
+            continue
+        begin = (q - q % slivers_at_once, ahead)
+        if left == 1:
+            tile1(a, rest, b, begin, out, to_rest, add)
         elif left == 2:
-            if final or q1 % SLIVERS2 == 0:
-                tile2(
-                    a,
-                    last,
-                    row,
-                    pace,
-                    left,
-                    b,
-                    q - q % SLIVERS2,
-                    0,
-                    out,
-                    end,
-                    line,
-                    gate,
-                    width,
-                    per,
-                    add,
-                )
+            tile2(a, rest, b, begin, out, to_rest, add)
         elif left <= 4:
-            if final or q1 % SLIVERS4 == 0:
-                tile4(
-                    a,
-                    last,
-                    row,
-                    pace,
-                    left,
-                    b,
-                    q - q % SLIVERS4,
-                    0,
-                    out,
-                    end,
-                    line,
-                    gate,
-                    width,
-                    per,
-                    add,
-                )
+            tile4(a, rest, b, begin, out, to_rest, add)
         elif left <= 8:
-            tile8(
-                a, last, row, pace, left, b, q, COLUMNS * K, out, end, line, gate, width, per, add
-            )
+            tile8(a, rest, b, begin, out, to_rest, add)
         else:
-            tile(a, last, row, pace, left, b, q, COLUMNS * K, out, end, line, gate, width, per, add)
+            tile(a, rest, b, begin, out, to_rest, add)
 
 
-def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int) -> None:
+def product_of_rows(where, a, b, out, first, last):
     """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
 
     b is packed by equal blocks of its rows, (blocks, slivers, rows, columns). `where` is the
@@ -271,9 +204,7 @@ def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int)
             )
 
 
-def product_of_few_rows(
-    where: int, W: Any, a: Any, blocks: int, out: Any, first: int, last: int
-) -> None:
+def product_of_few_rows(where, W, a, blocks, out, first, last):
     """Set the columns from `first` to `last` of out (n, width) = a (n, K) @ W^T, for few rows and a
     large W (width, K).
 
@@ -301,7 +232,7 @@ def product_of_few_rows(
         turn(turned, 0, n, some, n, to, start, width)
 
 
-def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
+def products_over_rows(a, bs, outs, first, last):
     """Set the rows from `first` to `last` of each out (M, width) = a^T b, from rows a (N, M) and b
     (N, width).
     """
@@ -333,38 +264,26 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
                 width = b.shape[1]
                 for column in range(0, width, COLUMNS):
                     for i in range(row, stop, MOST):
-                        n = min(MOST, stop - i)
-                        rest = width - column
-                        place = i * width + column
-                        at = (i - row) * DEPTH
                         tile(
                             left,
-                            at,
-                            1,
-                            MOST,
-                            n,
+                            ((i - row) * DEPTH, 1, MOST, min(MOST, stop - i)),
                             packed,
-                            q,
-                            0,
+                            (q, 0),
                             out,
-                            place,
-                            width,
-                            0,
-                            rest,
-                            1,
+                            (i * width + column, width, 0, width - column, 1),
                             start > 0,
                         )
                     q += 1
 
 
-def room(size: int) -> Any:
+def room(size):
     """Return room for numbers that begins with a cache line, so that no vector lies in two."""
-    found = np.empty(size + LINE, F)
-    first = -np.int64(found.ctypes.data) // found.itemsize % LINE
-    return found[first : first + size]
+    whole = np.empty(size + LINE, F)
+    first = -np.int64(whole.ctypes.data) // whole.itemsize % LINE
+    return whole[first : first + size]
 
 
-def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
+def vector_over_rows(a, b, out, first, last):
     """Set the rows from `first` to `last` of out (M, 1) = a^T b, from rows a (N, M) and b (N,
     1).
     """
@@ -377,7 +296,7 @@ def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
             out[i, 0] += a[k, i] * b[k, 0]
 
 
-def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) -> None:
+def pack_panels(a, start, K, first, last, panels):
     """Copy K rows of the columns from `first` to `last` of a matrix, MOST columns to a panel (K,
     MOST).
     """
@@ -395,7 +314,7 @@ def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) 
                 panels[whole, k, i] = a[U(start) + k, U(first + whole * MOST) + i]
 
 
-def rows_times_vector(W: Any, x: Any, y: Any) -> None:
+def rows_times_vector(W, x, y):
     """Set y = W @ x, four rows at a time; sums are in the order that is quickest."""
     whole = U(y.shape[0] // 4 * 4)
     high = U(y.shape[0])

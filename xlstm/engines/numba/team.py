@@ -90,12 +90,10 @@ def run_parallel(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], si
     if not helpers:
         for function, pieces in jobs:
             for arguments, first, last in pieces:
-                given = (
-                    (arguments.buffer_info()[0],)
-                    if isinstance(arguments, array.array)
-                    else arguments
-                )
-                function(*given, first, last)
+                if isinstance(arguments, array.array):
+                    function(arguments.buffer_info()[0], first, last)
+                else:
+                    function(*arguments, first, last)
         return
     rows = array.array("q")
     tables = {}
@@ -127,13 +125,13 @@ def address(numbers: Array) -> int:
         return int(numbers.__array_interface__["data"][0])
 
 
-def _enter(given: tuple[Any, ...], numbers: list[int]) -> tuple[Any, ...]:
+def _enter(arguments: tuple[Any, ...], numbers: list[int]) -> tuple[Any, ...]:
     """Append what is needed to make arguments again from numbers, and return their kinds.
 
     The kind of an array is its dtype and number of axes, that of a tuple the kinds within it.
     """
     kinds: list[Any] = []
-    for value in given:
+    for value in arguments:
         if isinstance(value, np.ndarray):
             if not value.flags.c_contiguous:
                 raise ValueError("an array of a call is not contiguous")
@@ -156,7 +154,7 @@ def _expression(kind: Any, places: Iterator[int]) -> str:
         first = f"{pointer}(table[{next(places)}])"
         return f"carray({first}, ({''.join(f'table[{next(places)}], ' for _ in range(axes))}))"
     if isinstance(kind, tuple):
-        return f"({''.join(_expression(one, places) + ', ' for one in kind)})"
+        return f"({''.join(_expression(part, places) + ', ' for part in kind)})"
     return f"table[{next(places)}]{' != 0' if kind is bool else ''}"
 
 
@@ -166,16 +164,16 @@ def _entry(function: Any, kind: tuple[Any, ...]) -> int:
     one with them.
     """
     places = itertools.count()
-    arguments = "".join(_expression(one, places) + ", " for one in kind)
+    arguments = "".join(_expression(part, places) + ", " for part in kind)
     source = f"""def entry(at, first, last):
     table = carray(at_integer(at), ({next(places)},))
     function({arguments}first, last)
 """
-    found = jit.new_module(
+    module = jit.new_module(
         f"{function.__module__}.{function.__name__}", {"function": function}, source
     )
-    jit.bind(found, (found.entry,), counted=True)
-    return _address(found.entry)
+    jit.bind(module, (module.entry,), counted=True)
+    return _address(module.entry)
 
 
 @functools.cache
@@ -194,12 +192,12 @@ def _address(function: Any) -> int:
 def _compiled() -> ModuleType:
     """Return the functions of `work_queue.py`, compiled."""
     names = {name: value for name, value in vars(work_queue).items() if isinstance(value, int)}
-    found = jit.new_module(inspect.getsource(work_queue), names)
+    module = jit.new_module(inspect.getsource(work_queue), names)
     jit.bind(
-        found, [f for f in vars(work_queue).values() if isinstance(f, FunctionType)], counted=True
+        module, [f for f in vars(work_queue).values() if isinstance(f, FunctionType)], counted=True
     )
-    found.help_others(queue)  # compiled here, and not by a worker
-    return found
+    module.help_others(queue)  # compiled here, and not by a worker
+    return module
 
 
 class Worker(threading.Thread):

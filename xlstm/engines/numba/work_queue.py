@@ -7,6 +7,9 @@ waits for a worker that takes nothing, but the leader for the pieces that others
 `team.py` binds the names below.
 """
 
+# Numba finds the types of these functions.
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 from __future__ import annotations
 
 from typing import Any
@@ -28,7 +31,7 @@ count_up = count_of = put = swap = let_others_run = stand_in
 carray = at_integer = call_part = stand_in
 
 
-def lead(queue: Any, job: int, helpers: int, pieces: int) -> int:
+def lead(queue, job, helpers, pieces):
     """Do all pieces of a job with the workers that look at the queue, and return how many failed.
 
     Row k of the job (pieces, 4) has the address of a function, that of its arguments, and from
@@ -52,15 +55,15 @@ def lead(queue: Any, job: int, helpers: int, pieces: int) -> int:
     return failed
 
 
-def join(queue: Any) -> bool:
+def join(queue):
     """Try to join the current job, and return whether this is one more worker that may help."""
     state = count_of(queue, OPEN)
     if state >> 2 * SHIFT == 0 or state & MASK >= (state >> SHIFT) & MASK:
         return False
-    return bool(swap(queue, OPEN, state, state - (1 << 2 * SHIFT)))
+    return swap(queue, OPEN, state, state - (1 << 2 * SHIFT))
 
 
-def take(queue: Any) -> bool:
+def take(queue):
     """Do a piece that nobody has taken, and return whether there may be more."""
     state = count_of(queue, OPEN)
     pieces = (state >> SHIFT) & MASK
@@ -74,14 +77,13 @@ def take(queue: Any) -> bool:
     return True
 
 
-def do(job: int, k: int) -> int:
+def do(job, k):
     """Do a piece of a job, and return 1 where it failed."""
     pieces = carray(at_integer(job), (k + 1, 4))
-    failed: int = call_part(pieces[k, 0], pieces[k, 1], pieces[k, 2], pieces[k, 3])
-    return failed
+    return call_part(pieces[k, 0], pieces[k, 1], pieces[k, 2], pieces[k, 3])
 
 
-def help_others(queue: Any) -> None:
+def help_others(queue):
     """Help with jobs until there has been none for a while."""
     asked = 0
     while asked < TURNS:

@@ -421,7 +421,11 @@ def full(shape: Sequence[int], value: float, dtype: Any = float32, device: Any =
     """Return one number in any shape."""
     if not any(n and n % size == 0 for n in shape for size in OPEN.values()):
         return constant(np.full(shape, value, dtype))
-    return _node("Expand", [constant(value, dtype), _sizes(shape)], shape, dtype)
+    return broadcast_to(constant(value, dtype), shape)
+
+
+def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
+    return _node("Expand", [x, _sizes(shape)], shape, x.dtype)
 
 
 def empty(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:

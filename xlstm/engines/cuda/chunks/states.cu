@@ -1,16 +1,16 @@
 // The states [C, n] before all chunks (9), and backward the gradients of the states after them: a block has a tile of C of a
 // group in its registers, and goes from chunk to chunk. Forward it adds (write K)^T [V, 1], backward (read Q)^T [dnum, ds].
 
-constexpr int TILES_V = (V + STATE_V - 1) / STATE_V;
+constexpr int TILES_V = (V + TILE_V - 1) / TILE_V;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) {
     SHARED_MEMORY(memory);
     auto& left = *(Tile<L, STATE_K>*)memory;
-    auto& right = *(Tile<L, STATE_V>*)(&left + 1);
+    auto& right = *(Tile<L, TILE_V>*)(&left + 1);
     float* room = (float*)(&right + 1);  // of sync_row
     static_assert(sizeof(left) + sizeof(right) + THREADS * 4 == SHARED_PLANNED, "shared memory as planned");
     const long long group = blockIdx.x % a.groups;
-    const int tile = (int)(blockIdx.x / a.groups), k0 = tile / TILES_V * STATE_K, v0 = tile % TILES_V * STATE_V;
+    const int tile = (int)(blockIdx.x / a.groups), k0 = tile / TILES_V * STATE_K, v0 = tile % TILES_V * TILE_V;
     const int column = k0 + threadIdx.x;  // of n, which the blocks of the first columns of C have
     const bool has_n = v0 == 0 && threadIdx.x < STATE_K && column < K;
 #if BACKWARD
@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
 #endif
     const long long kept = a.chunks + !BACKWARD;  // states that are kept of a group
 
-    Sums<STATE_K, STATE_V> C;
+    Sums<STATE_K, TILE_V> C;
     float n = n0 && has_n ? n0[group * K + column] : 0;
     C.each([&](int row, int col, float& first, float& second) {
         if (!C0 || k0 + row >= K || v0 + col >= V) return;
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
     };
 #endif
     Coming<L, STATE_K> next_left;
-    Coming<L, STATE_V> next_right;
+    Coming<L, TILE_V> next_right;
     auto fetch = [&](long long chunk) {
         auto of = [&](const View& view, int row) { return row_of(a, view, group, chunk * L + row); };
         next_left.fetch([&](int row, int col) { return beside(of(from_left, row), k0 + col, K); });
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
         multiply_states(chunk + 1);
 #endif
         const float keep = a.keep[group * a.chunks + chunk];
-        Sums<STATE_K, STATE_V> written;
+        Sums<STATE_K, TILE_V> written;
         multiply<true, true, L>(written, left, 0, right, 0);
 #pragma unroll
         for (int e = 0; e < sizeof(C.part) / 4; e++) state((&C.part[0][0][0])[e], keep, (&written.part[0][0][0])[e], (&C.part[0][0][0])[e]);

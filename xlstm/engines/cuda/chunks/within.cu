@@ -1,19 +1,19 @@
 // h of all steps of a chunk, (4) to (8): a block has some columns of the values of a chunk of a group.
 
-constexpr int TILES_V = (V + WITHIN_V - 1) / WITHIN_V, SHARES = THREADS / L;
+constexpr int TILES_V = (V + TILE_V - 1) / TILE_V, SHARES = THREADS / L;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) KERNEL(const Arrays a) {
     SHARED_MEMORY(memory);
     auto& P = *(Tile<L, L>*)memory;
     auto& left = *(Tile<L, SLAB>*)(&P + 1);
     auto& keys = *(Tile<L, SLAB>*)(&left + 1);  // these two take turns
-    auto& right = *(Tile<SLAB, WITHIN_V>*)&keys;
+    auto& right = *(Tile<SLAB, TILE_V>*)&keys;
     auto& sums = *(float(*)[SHARES][L])((unsigned char*)&keys + ROOM);
     auto& s = *(float(*)[L])(&sums + 1);
     static_assert(sizeof(P) + sizeof(left) + ROOM + sizeof(sums) + sizeof(s) == SHARED_PLANNED, "shared memory as planned");
     static_assert(sizeof(keys) <= ROOM && sizeof(right) <= ROOM, "room for each");
     const long long place = blockIdx.x / TILES_V, chunk = place % a.chunks, group = place / a.chunks;
-    const int v0 = blockIdx.x % TILES_V * WITHIN_V;
+    const int v0 = blockIdx.x % TILES_V * TILE_V;
     const long long step0 = chunk * L, at0 = place * L;
     auto rows = [&](const View& view) { return [&](int row) { return row_of(a, view, group, step0 + row); }; };
     auto of_q = rows(a.q), of_k = rows(a.k), of_v = rows(a.v);
@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) KERNEL(const Arrays a) 
     float sum = 0;
     for (int col = share; col < L; col += SHARES) sum += P.get(row, col);
 
-    Sums<L, WITHIN_V> num;
+    Sums<L, TILE_V> num;
     for (int s0 = 0; s0 < L; s0 += DEPTH) {
         fill(right, [&](int row, int col) { return row < DEPTH ? beside(of_v(s0 + row), v0 + col, V) : nullptr; }, Same());
         sync_block();
