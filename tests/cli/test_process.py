@@ -189,16 +189,17 @@ SIGNALS = """
 import signal, sys
 from xlstm.training import loop
 numbers = [getattr(signal, name) for name in sys.argv.pop(1).split()]
-count, save = loop.Run._count, loop.Run._save
+count, save = loop.TrainingRun._count, loop.TrainingRun._save
 def _count(self, taken):
-    count(self, taken)
+    stop = count(self, taken)
     if self.total == 3 and numbers:
         signal.raise_signal(numbers[0])
+    return stop
 def _save(self, *rest):
     if self.total == 3 and numbers[1:]:
         signal.raise_signal(numbers.pop())
     save(self, *rest)
-loop.Run._count, loop.Run._save = _count, _save
+loop.TrainingRun._count, loop.TrainingRun._save = _count, _save
 sys.argv[0] = "xlstm"
 from xlstm.cli import main
 main()
