@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -161,11 +162,11 @@ def read_dates(
     form = "like the others"
     zones = [None if match is None else match[0] for match in map(ZONE.search, cells)]
     if date_format is None:
-        wrong |= [ISO_DATE.fullmatch(cell) is None for cell in cells]
+        wrong = wrong | [ISO_DATE.fullmatch(cell) is None for cell in cells]
     else:
         form = f"of the format {date_format!r}"
         zones = zones if "%z" in date_format else [None] * len(cells)
-    wrong |= [(zone is None) != (zones[0] is None) for zone in zones]
+    wrong = wrong | [(zone is None) != (zones[0] is None) for zone in zones]
     if np.any(wrong):
         row = int(np.argmax(wrong))
         raise ValueError(
@@ -341,14 +342,23 @@ def _grid(first: Any, count: int, offset: Any) -> Any:
     return load_pandas("dates").date_range(first, periods=count, freq=offset, unit="us")
 
 
+def _inferred(pandas: Any, dates: Any) -> Any:
+    """Return the offset that all dates are apart, or None where pandas sees none."""
+    if len(dates) < 3:
+        return None
+    with warnings.catch_warnings():
+        # pandas 3 warns that `infer_freq` will return an offset instead of its name.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pandas.tseries.frequencies.to_offset(pandas.infer_freq(dates))
+
+
 def _equal_steps(pandas: Any, dates: Any, line: Line) -> tuple[Any, Counts, Any] | None:
     """Return the grid, the places and the offset of dates, as `Calendar` has them, or None where
     most are not one step apart.
     """
-    name = pandas.infer_freq(dates) if len(dates) > 2 else None
-    if name is not None:
-        offset = pandas.tseries.frequencies.to_offset(name)
-        if name == "bh":
+    offset = _inferred(pandas, dates)
+    if offset is not None:
+        if isinstance(offset, pandas.offsets.BusinessHour):
             hours = np.unique(dates.strftime("%H:%M"))
             closing = (pandas.Timestamp(hours[-1]) + pandas.Timedelta(hours=1)).strftime("%H:%M")
             offset = pandas.offsets.BusinessHour(start=hours[0], end=closing)
@@ -385,7 +395,7 @@ def _units(pandas: Any, dates: Any) -> Iterator[tuple[Any, Counts]]:
         return
     months = np.asarray(12 * dates.year + dates.month, np.int64)
     once_a_month = bool(np.all(np.diff(months) > 0))
-    weekdays = bool(np.all(dates.dayofweek < 5))
+    weekdays = bool(np.all(dates.day_of_week < 5))
     if once_a_month:
         day = 31 if np.all(dates.is_month_end) else int(dates.day.max())
         yield offsets.DateOffset(months=1, day=day), months
