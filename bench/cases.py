@@ -52,8 +52,6 @@ class Case:
     @property
     def options(self) -> dict[str, object]:
         """Options of the layer."""
-        if self.num_layers == 1:
-            return {}
         return {"num_layers": self.num_layers, "bidirectional": self.bidirectional}
 
     def layer_of(self) -> xlstm.LSTM | xlstm.GRU | xlstm.RNN:
@@ -63,7 +61,7 @@ class Case:
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """x (T, B, D) and the gradient of y."""
         rng = np.random.default_rng(0)
-        widths = self.D, self.H * (2 if self.bidirectional else 1)
+        widths = self.D, self.H * (1 + self.bidirectional)
         x, dy = (rng.standard_normal((self.T, self.B, n)).astype(self.dtype) for n in widths)
         return x, dy
 

@@ -53,24 +53,22 @@ class Case:
 
     def __str__(self) -> str:
         what = "fwd+bwd" if self.train else "forward"
-        return (
-            f"{self.layer} {self.T},{self.B},{self.H} {self.precision}"
-            f" {what}{', each path' if self.forced else ''}"
-        )
+        each = ", each path" if self.forced else ""
+        return f"{self.layer} {self.T},{self.B},{self.H} {self.precision} {what}{each}"
 
 
 def cases() -> list[Case]:
     """All, those first that matter most."""
     order = [
-        ("lstm", {}),
-        ("gru", {}),
-        ("lstm", {"train": False}),
-        ("lstm", {"forced": True}),
-        ("gru", {"train": False}),
+        ("lstm", True, False),
+        ("gru", True, False),
+        ("lstm", False, False),
+        ("lstm", True, True),
+        ("gru", False, False),
     ]
     return [
-        Case(layer, *shape, name, **what)
-        for layer, what in order
+        Case(layer, *shape, name, train, forced)
+        for layer, train, forced in order
         for shape in SHAPES
         for name in PRECISIONS
     ]
@@ -152,10 +150,8 @@ class Torch:
         """Return the results of the last call, on the host."""
         results = {"y": self.y}
         if self.case.train:
-            results |= {
-                "dx": self.x.grad,
-                **{f"d{name}": p.grad for name, p in self.layer.named_parameters()},
-            }
+            results["dx"] = self.x.grad
+            results |= {f"d{name}": p.grad for name, p in self.layer.named_parameters()}
         return {name: a.detach().float().cpu().numpy() for name, a in results.items()}
 
 
@@ -169,10 +165,6 @@ class Ours:
         self.params = self.layer.init(0, be)
         self.x = be.asarray(x)
         self.dy = be.asarray(dy)
-        self.y = None
-        self.grads = {}
-        self.dx = None
-        self.saved = None
 
     @contextlib.contextmanager
     def around(self, path: str = "auto") -> Iterator[None]:
@@ -211,9 +203,8 @@ class Ours:
             return {"path": "loop"}
         choice = tape.choice
         row = {"path": choice.path, "arithmetic": choice.arithmetic.name, "others": choice.others}
-        for name, tiling in (("forward", choice.forward), ("backward", choice.backward)):
-            row[name] = None
-            if tiling is not None:
+        for name in ("forward", "backward"):
+            if (tiling := getattr(choice, name)) is not None:
                 row[name] = {**asdict(tiling), "shared": tiling.shared, "time": tiling.time}
         return row
 
@@ -226,24 +217,15 @@ class Ours:
         return {name: to_numpy(a).astype("float32") for name, a in results.items()}
 
 
-def arrays(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """x and the gradient of y, (T, B, H)."""
-    rng = np.random.default_rng(0)
-    x, dy = (rng.standard_normal((case.T, case.B, case.H)).astype("float32") for _ in range(2))
-    return x, dy
-
-
-def measure(
-    case: Case, clock: Clock, until: float = float("inf"), device: str = "cuda"
-) -> dict[str, Any]:
+def measure(case: Case, clock: Clock, until: float, device: str = "cuda") -> dict[str, Any]:
     """The row of a case, fit for JSON: times by side, what is missing and why, path, and
     agreement.
     """
-    x, dy = arrays(case)
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((case.T, case.B, case.H)).astype("float32") for _ in range(2))
     ours = Ours(case, x, dy)
-    theirs = Torch(
-        case, to_torch(ours.layer, {n: to_numpy(p) for n, p in ours.params.items()}), x, dy, device
-    )
+    weights = to_torch(ours.layer, {name: to_numpy(p) for name, p in ours.params.items()})
+    theirs = Torch(case, weights, x, dy, device)
     row = {**rows.head(case), "peer by cuDNN": theirs.by_cudnn}
     sides = {OURS: Side(ours.call, ours.around), EAGER: Side(theirs.eager, theirs.around)}
     with ours.around():

@@ -9,14 +9,18 @@ unpacks; and inference, an LSTM forward alone; all by default. On a GPU, `bench.
 
 from __future__ import annotations
 
-from bench import peers, run
+import functools
+from dataclasses import asdict
+
+from bench import cases, peers, run
 from bench.cases import LARGE, SHAPES, Case
 
 CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference")
 
 
 def main() -> None:
-    parser = run.for_layers(__doc__)
+    parser = run.parser(__doc__)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument(
         "cases", nargs="*", metavar="CASE", choices=[*CASES, []], help="all by default"
     )
@@ -40,8 +44,12 @@ def main() -> None:
             title = "lstm inference"
             others = (*peers.CPU, "onnxruntime")
             settings = {"train": False}
-        todo = [Case(layer, *shape, options.dtype, **settings) for shape in shapes]
-        run.layers(title, todo, options, others)
+        run.start(title)
+        for shape in shapes:
+            case = Case(layer, *shape, options.dtype, **settings)
+            theirs = {other: functools.partial(peers.PEERS[other], case) for other in others}
+            about = {"case": asdict(case), "precision": case.dtype}
+            run.beside(title, str(case), cases.ours(case), theirs, options, **about)
 
 
 if __name__ == "__main__":

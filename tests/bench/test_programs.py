@@ -45,7 +45,7 @@ def sizes(monkeypatch, name, **values):
     ("name", "small"),
     [
         ("training_step", {}),
-        ("step", {"REPEAT": 2}),
+        ("step", {}),
         ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
         ("memory", {"SHAPES": [*SHAPES, *SHAPES, *SHAPES], "LARGE": []}),
     ],
