@@ -13,15 +13,7 @@ import xlstm
 from xlstm.engines.numba import jit
 from xlstm.models.sequence import layer_of
 
-# T, B, D, H
-SHAPES = [
-    (32, 1, 1, 50),
-    (128, 1, 64, 64),
-    (100, 32, 64, 128),
-    (128, 64, 256, 256),
-    (128, 64, 512, 512),
-]
-LARGE = [(64, 32, 1024, 1024)]
+LARGE = (64, 32, 1024, 1024)  # T, B, D, H
 
 
 @dataclass(frozen=True)

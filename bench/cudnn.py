@@ -120,30 +120,21 @@ class Torch:
         self.y.backward(self.dy)
 
     def captured(self) -> Callable[[], object]:
-        """A call that asks for the same as one graph.
-
-        Raises
-        ------
-        MissingError
-            It cannot be captured.
-        """
+        """A call that asks for the same as one graph; raises RuntimeError where there is none."""
         cuda_ = self.torch.cuda
-        try:
-            with self.around():
-                stream = cuda_.Stream()
-                stream.wait_stream(cuda_.current_stream())
-                with cuda_.stream(stream):
-                    for _ in range(WARM):
-                        self.eager()
-                cuda_.current_stream().wait_stream(stream)
-                cuda_.synchronize()
-                graph = cuda_.CUDAGraph()
-                with cuda_.graph(graph):
+        with self.around():
+            stream = cuda_.Stream()
+            stream.wait_stream(cuda_.current_stream())
+            with cuda_.stream(stream):
+                for _ in range(WARM):
                     self.eager()
-                graph.replay()
-                cuda_.synchronize()
-        except RuntimeError as error:
-            raise MissingError(f"no graph of it: {optional_imports.first_line(error)}") from error
+            cuda_.current_stream().wait_stream(stream)
+            cuda_.synchronize()
+            graph = cuda_.CUDAGraph()
+            with cuda_.graph(graph):
+                self.eager()
+            graph.replay()
+            cuda_.synchronize()
         return graph.replay  # type: ignore[no-any-return]
 
     def results(self) -> dict[str, np.ndarray]:
@@ -180,20 +171,11 @@ class Ours:
             self.grads, self.dx, _ = self.layer.backward(self.params, saved, self.dy)
 
     def captured(self) -> Callable[[], object]:
-        """A call that asks for the same as one graph.
-
-        Raises
-        ------
-        MissingError
-            It cannot be captured.
-        """
-        try:
-            recorder = Recorder()
-            with self.around(), recorder.rehearsal():
-                self.call()
-                return recorder.capture(self.call).launch
-        except (RuntimeError, NotImplementedError) as error:
-            raise MissingError(f"no graph of it: {optional_imports.first_line(error)}") from error
+        """A call that asks for the same as one graph; raises RuntimeError where there is none."""
+        recorder = Recorder()
+        with self.around(), recorder.rehearsal():
+            self.call()
+            return recorder.capture(self.call).launch
 
     def choice(self) -> dict[str, Any]:
         """The path that is chosen, how it divides the work, and why others are not taken."""
@@ -238,8 +220,8 @@ def measure(case: Case, clock: Clock, until: float, device: str = "cuda") -> dic
         for name, side in ((CAPTURED, theirs), (OURS_CAPTURED, ours)):
             try:
                 sides[name] = Side(side.captured(), side.around)
-            except MissingError as reason:
-                row["missing"][name] = str(reason)
+            except RuntimeError as error:
+                row["missing"][name] = f"no graph of it: {optional_imports.first_line(error)}"
     for path in cuda.PATHS if case.forced else ():
         if path == row["choice"]["path"]:
             continue

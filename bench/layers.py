@@ -13,7 +13,8 @@ import functools
 from dataclasses import asdict
 
 from bench import cases, peers, run
-from bench.cases import LARGE, SHAPES, Case
+from bench.cases import LARGE, Case
+from xlstm.cli.bench import SIZES
 
 CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference")
 
@@ -28,16 +29,16 @@ def main() -> None:
     for name in options.cases or CASES:
         layer = name if name in ("gru", "rnn") else "lstm"
         title = f"{name} forward + backward"
-        shapes = SHAPES + LARGE
+        shapes = (*SIZES, LARGE)
         others = peers.CPU
         settings = {}
         if name == "stack":
-            shapes = SHAPES
+            shapes = SIZES
             others = ("torch",)
             settings = {"num_layers": 2, "bidirectional": True}
         elif name == "lengths":
             title = "lstm, lengths T/4 to T"
-            shapes = [shape for shape in SHAPES if shape[1] > 1]  # one sequence has one length
+            shapes = [size for size in SIZES if size.B > 1]  # one sequence has one length
             others = ("torch",)
             settings = {"ragged": True}
         elif name == "inference":

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from bench import cases, peers, run
-from bench.cases import LARGE, SHAPES, Case
+from bench.cases import LARGE, Case
 from bench.peak import peak_memory
 from bench.peers import MissingError
+from xlstm.cli.bench import SIZES
 
 
 def prepare(peer: str, case: Case):
@@ -24,7 +25,7 @@ def prepare(peer: str, case: Case):
 def main() -> None:
     options = run.parser(__doc__).parse_args()
     run.start("peak memory")
-    for shape in (*SHAPES[2:], *LARGE):
+    for shape in (*SIZES[2:], LARGE):
         case = Case("lstm", *shape)
         results = {"xlstm": peak_memory(prepare, "xlstm", case)}
         missing = {}

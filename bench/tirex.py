@@ -78,22 +78,21 @@ def checkpoints(folder: Path, series: Sequence[int]) -> None:
         np.save(folder / f"series{rows}.npy", walks)
 
 
-def ours(folder: Path, model: str, rows: int) -> Callable[[], Any]:
-    """A forecast of ours."""
+def ours(folder: Path, model: str, rows: int) -> Callable[..., Any]:
+    """A forecast of ours, of all series or the first ones."""
     network, params = tirex.load(folder / PATHS[model], backend="numpy")
     series = np.load(folder / f"series{rows}.npy")
-    return lambda: network.forecast(params, series, HORIZONS[model])
+    return lambda most=None: network.forecast(params, series[:most], HORIZONS[model])
 
 
 def memory(folder: str, model: str, rows: int) -> None:
     """Print the bytes that a forecast takes beyond one of a single series, and the peak of this
     process.
     """
-    network, params = tirex.load(Path(folder) / PATHS[model], backend="numpy")
-    series = np.load(Path(folder) / f"series{rows}.npy")
-    network.forecast(params, series[:1], HORIZONS[model])
+    forecast = ours(Path(folder), model, rows)
+    forecast(1)
     start = resident("VmRSS")
-    network.forecast(params, series, HORIZONS[model])
+    forecast()
     print(json.dumps({"beyond": resident("VmHWM") - start, "peak": resident("VmHWM")}))
 
 
