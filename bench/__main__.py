@@ -11,12 +11,11 @@ replaced when all is done.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-from bench.options import parser_of
+from bench.options import file_name, parser_of
 from xlstm.arrays import cores
 from xlstm.cli import info
 
@@ -45,15 +44,8 @@ def main() -> None:
     files = {"xlstm compare": compared, **{f"bench.{module}": running for module in MODULES}}
     failed = []
     for program, file in files.items():
-        command = [
-            sys.executable,
-            "-m",
-            *program.split(),
-            "--json",
-            str(file),
-            "--rounds",
-            str(options.rounds),
-        ]
+        command = [sys.executable, "-m", *program.split(), "--json", str(file)]
+        command += ["--rounds", str(options.rounds)]
         if subprocess.run(command, check=False).returncode:
             failed.append(program)
     if failed:
@@ -66,9 +58,7 @@ def main() -> None:
 
 def name_of_machine() -> str:
     """Processor and number of cores, fit for a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{info.processor()} {cores.usable()} cores".lower()).strip(
-        "-"
-    )
+    return file_name(f"{info.processor()} {cores.usable()} cores")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -89,13 +90,13 @@ def cases() -> dict[str, Callable[[], Any]]:
                 name, *shape, train=False
             )
     for shape in SHAPES[:4]:
-        label = f"LSTM {','.join(map(str, shape))} train{WITHOUT}"
-        table[label] = lambda shape=shape: layer("LSTM", *shape)
+        label = f"LSTM {','.join(map(str, shape))} train"
+        table[f"{label}{WITHOUT}"] = table[label]
     table["sLSTM 64,16,64,64 train"] = lambda: layer("sLSTM", 64, 16, 64, 64)
     table["mLSTM 256,8,128,128 train"] = lambda: layer("mLSTM", 256, 8, 128, 128, num_heads=4)
     table["LSTM, 50 steps of B = 1"] = lambda: step(1)
     table["LSTM, 50 steps of B = 8"] = lambda: step(8)
-    table[f"LSTM, 50 steps of B = 1{WITHOUT}"] = lambda: step(1)
+    table[f"LSTM, 50 steps of B = 1{WITHOUT}"] = table["LSTM, 50 steps of B = 1"]
     return table
 
 
@@ -159,16 +160,13 @@ def on_cupy(name: str) -> Callable[[], Any]:
     params = layer.init(0, home)
     x = home.asarray(np.ones((4, 2, 512)))
     y, _, saved = layer.forward(params, x)
-    return (
-        (lambda: layer.forward(params, x))
-        if "forward" in name
-        else lambda: layer.backward(params, saved, y)
-    )
+    if "forward" in name:
+        return lambda: layer.forward(params, x)
+    return lambda: layer.backward(params, saved, y)
 
 
 def seconds_of(name: str, ready: dict[str, Callable[[], Any]]) -> float:
     """Return the seconds of a call; `ready` keeps the call of the case before."""
-    os.environ["XLSTM_COMPILE"] = "0" if name.endswith(WITHOUT) else "1"
     if name not in ready:
         ready.clear()
         ready[name] = cases()[name]()
@@ -206,10 +204,10 @@ def work() -> None:
     ready: dict[str, Callable[[], Any]] = {}
     for line in sys.stdin:
         (name,) = json.loads(line)
+        os.environ["XLSTM_COMPILE"] = "0" if name.endswith(WITHOUT) else "1"
         if name in ON_CUPY:
             answer: Any = processor_seconds_of(name, ready)
         elif name.startswith("calls"):
-            os.environ["XLSTM_COMPILE"] = "0" if name.endswith(WITHOUT) else "1"
             answer = calls_of_a_pass()
         else:
             answer = seconds_of(name, ready)
@@ -246,11 +244,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "old"
-        subprocess.run(
-            ["git", "worktree", "add", "--detach", "-q", str(tree), options.commit],
-            cwd=ROOT,
-            check=True,
-        )
+        git = functools.partial(subprocess.run, cwd=ROOT, check=True)
+        git(["git", "worktree", "add", "--detach", "-q", str(tree), options.commit])
         try:
             old = version(tree)
             new = version(ROOT)
@@ -259,12 +254,11 @@ def main() -> None:
                 before = old.ask(name)
                 after = new.ask(name)
                 for fact in before:
-                    print(
-                        f"{f'{fact} of a forward pass{name[5:]}':44}{before[fact]:12}{after[fact]:12}"
-                    )
-            for name in [
-                name for name in (ON_CUPY if options.host else cases()) if options.only in name
-            ]:
+                    title = f"{fact} of a forward pass{name.removeprefix('calls')}"
+                    print(f"{title:44}{before[fact]:12}{after[fact]:12}")
+            for name in ON_CUPY if options.host else cases():
+                if options.only not in name:
+                    continue
                 pairs = list(in_turn(old, new, name, options.rounds))
                 before, after = (statistics.median(side) for side in zip(*pairs, strict=True))
                 ratio = statistics.median(b / a for a, b in pairs)
@@ -274,9 +268,7 @@ def main() -> None:
             old.end()
             new.end()
         finally:
-            subprocess.run(
-                ["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True
-            )
+            git(["git", "worktree", "remove", "--force", str(tree)])
 
 
 if __name__ == "__main__":

@@ -59,26 +59,23 @@ def source(blocks: int, cluster: bool, what: str = "barriers", shared: int = 0) 
     return KernelSource(f"xlstm_{what}", text, (), shared, blocks, cluster)
 
 
-def wait(
-    zeros: Callable[[int], Any], blocks: int, cluster: bool, steps: int, groups: int = 1
-) -> Any:
-    """Let groups of blocks meet so often; an array with the barriers that each block passed."""
-    flags = zeros(groups * blocks)
-    met = zeros(groups * blocks)
-    late = zeros(1)
+def wait(be: Backend, blocks: int, cluster: bool, steps: int) -> Any:
+    """Let blocks meet so often; an array with the barriers that each block passed."""
+    flags = _zeros(be, blocks)
+    met = _zeros(be, blocks)
+    late = _zeros(be, 1)
     kernel = source(blocks, cluster, shared=16 + 32 * blocks)
-    launch.launch(kernel, (blocks, groups), THREADS, [np.int32(steps), flags, met, late])
+    launch.launch(kernel, (blocks, 1), THREADS, [np.int32(steps), flags, met, late])
     return met
 
 
 def latency(be: Backend, blocks: int, cluster: bool) -> float:
     """Microseconds of a barrier, the median of many differences."""
-    zeros = _zeros(be)
     microseconds = []
     for _ in range(ROUNDS + 1):
-        few, many = (_seconds(be, lambda n=n: wait(zeros, blocks, cluster, n)) for n in (FEW, MANY))
+        few, many = (_seconds(be, lambda n=n: wait(be, blocks, cluster, n)) for n in (FEW, MANY))
         microseconds.append((many - few) / (MANY - FEW) * 1e6)
-    met = be.xp.min(wait(zeros, blocks, cluster, FEW))
+    met = be.xp.min(wait(be, blocks, cluster, FEW))
     if int(met) != FEW:
         raise RuntimeError(f"barriers: a block of {blocks} passed {int(met)} barriers of {FEW}")
     return statistics.median(microseconds[1:])
@@ -88,7 +85,7 @@ def at_once(be: Backend, blocks: int) -> int:
     """Return how many clusters of so many blocks the device has at once, each block with an SM of
     its own.
     """
-    counts = _zeros(be)(2)
+    counts = _zeros(be, 2)
     kernel = source(blocks, True, "resident", launch.current().shared)
     launch.launch(kernel, (blocks, MANY_CLUSTERS), THREADS, [np.int64(STAY), counts])
     be.synchronize()
@@ -108,9 +105,7 @@ def copy_rate(be: Backend) -> float:
     return 2 * COPIED * COPIES / max(statistics.median(seconds[1:]), 1e-9)
 
 
-def measure(
-    be: Backend, done: Callable[[dict[str, Any]], object] = lambda record: None
-) -> dict[str, Any]:
+def measure(be: Backend, done: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """Measure everything, fit for JSON: microseconds by number of blocks, clusters at once, and
     bytes a second.
 
@@ -140,10 +135,10 @@ def measure(
 
 def table(record: dict[str, Any]) -> list[str]:
     """In words, a line each."""
-    lines = (
-        [f"copies read and write {record['copied'] / 1e9:.0f} GB/s"] if "copied" in record else []
-    )
-    lines += [f"{'blocks that meet':24s} {'us a barrier':>14s} {'at once':>8s}"]
+    lines = [
+        f"copies read and write {record['copied'] / 1e9:.0f} GB/s",
+        f"{'blocks that meet':24s} {'us a barrier':>14s} {'at once':>8s}",
+    ]
     lines += [f"{f'{n}, across the grid':24s} {us:14.2f}" for n, us in record["grid"].items()]
     many = record.get("clusters at once", {})
     clusters = record.get("cluster", {})
@@ -155,21 +150,21 @@ def table(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _zeros(be: Backend) -> Callable[[int], Any]:
-    return lambda n: be.xp.zeros((n,), dtype=be.xp.uint32, device=be.device)
+def _zeros(be: Backend, n: int) -> Any:
+    return be.xp.zeros((n,), dtype=be.xp.uint32, device=be.device)
 
 
 def _seconds(be: Backend, call: Callable[[], object]) -> float:
     """Between two events on the device."""
-    Event = optional_imports.cupy().cuda.Event
-    start = Event()
-    end = Event()
+    cuda_ = optional_imports.cupy().cuda
+    start = cuda_.Event()
+    end = cuda_.Event()
     be.synchronize()
     start.record()
     call()
     end.record()
     end.synchronize()
-    return float(optional_imports.cupy().cuda.get_elapsed_time(start, end)) / 1e3
+    return float(cuda_.get_elapsed_time(start, end)) / 1e3
 
 
 def main() -> int:
@@ -180,11 +175,7 @@ def main() -> int:
         be = rows.card()
     except xlstm.BackendError as reason:
         raise SystemExit(f"barriers: {reason}") from None
-
-    def done(record: dict[str, Any]) -> None:
-        rows.keep(options.json, record)
-
-    print("\n".join(table(measure(be, done))))
+    print("\n".join(table(measure(be, functools.partial(rows.keep, options.json)))))
     return 0
 
 

@@ -13,15 +13,7 @@ import xlstm
 from xlstm.engines.numba import jit
 from xlstm.models.sequence import layer_of
 
-# T, B, D, H
-SHAPES = [
-    (32, 1, 1, 50),
-    (128, 1, 64, 64),
-    (100, 32, 64, 128),
-    (128, 64, 256, 256),
-    (128, 64, 512, 512),
-]
-LARGE = [(64, 32, 1024, 1024)]
+LARGE = (64, 32, 1024, 1024)  # T, B, D, H
 
 
 @dataclass(frozen=True)
@@ -52,8 +44,6 @@ class Case:
     @property
     def options(self) -> dict[str, object]:
         """Options of the layer."""
-        if self.num_layers == 1:
-            return {}
         return {"num_layers": self.num_layers, "bidirectional": self.bidirectional}
 
     def layer_of(self) -> xlstm.LSTM | xlstm.GRU | xlstm.RNN:
@@ -63,7 +53,7 @@ class Case:
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """x (T, B, D) and the gradient of y."""
         rng = np.random.default_rng(0)
-        widths = self.D, self.H * (2 if self.bidirectional else 1)
+        widths = self.D, self.H * (1 + self.bidirectional)
         x, dy = (rng.standard_normal((self.T, self.B, n)).astype(self.dtype) for n in widths)
         return x, dy
 

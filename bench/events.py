@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from xlstm.arrays import optional_imports
 from xlstm.arrays.cuda import device
@@ -46,32 +46,8 @@ class Times:
     best: float  # of wall
     calls: int
 
-    @property
-    def overhead(self) -> float:
-        """The time that a call takes beyond its kernels."""
-        return self.wall - self.device
 
-
-class Clock(Protocol):
-    """A clock of a host and its device."""
-
-    def now(self) -> float:
-        """Seconds."""
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-
-    def busy(self, seconds: float) -> None:
-        """Keep the device busy so long from now on."""
-
-    def mark(self) -> Any:
-        """An event after what was asked for so far."""
-
-    def between(self, start: Any, end: Any) -> float:
-        """Seconds between two events, which have happened."""
-
-
-class CupyClock:
+class Clock:
     """The clock of CuPy's current device and stream, which must be the one that is measured."""
 
     def __init__(self) -> None:
@@ -79,30 +55,29 @@ class CupyClock:
         self._spin = self.cupy.RawKernel(SPIN, "bench_spin", backend="nvrtc")
 
     def now(self) -> float:
+        """Seconds of the host."""
         return time.perf_counter()
 
     def synchronize(self) -> None:
+        """Wait for the device."""
         self.cupy.cuda.Device().synchronize()
 
     def busy(self, seconds: float) -> None:
+        """Keep the device busy so long from now on."""
         self._spin((1,), (1,), (int(seconds * 1e9),))
 
     def mark(self) -> Any:
+        """An event after what was asked for so far."""
         event = self.cupy.cuda.Event()
         event.record()
         return event
 
     def between(self, start: Any, end: Any) -> float:
+        """Seconds between two events, which have happened."""
         return float(self.cupy.cuda.get_elapsed_time(start, end)) / 1e3
 
 
-def side_by_side(
-    sides: Mapping[str, Side],
-    clock: Clock,
-    rounds: int = ROUNDS,
-    block: float = BLOCK,
-    until: float = float("inf"),
-) -> dict[str, Times]:
+def side_by_side(sides: Mapping[str, Side], clock: Clock, until: float) -> dict[str, Times]:
     """Time the sides in turns, A B C, B C A, ...: as many calls in each turn as fit a block.
 
     The first call of a turn is not counted. After the first round no other is begun beyond `until`
@@ -111,13 +86,13 @@ def side_by_side(
     walls: dict[str, list[float]] = {name: [] for name in sides}
     devices: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
-    for turn in range(rounds):
+    for turn in range(ROUNDS):
         if turn and clock.now() > until:
             break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             with sides[name].around():
-                _turn(sides[name].call, clock, block, walls[name], devices[name])
+                _turn(sides[name].call, clock, walls[name], devices[name])
     median = statistics.median
     return {
         n: Times(median(walls[n]), median(devices[n]), min(walls[n]), len(walls[n])) for n in sides
@@ -125,11 +100,11 @@ def side_by_side(
 
 
 def _turn(
-    call: Callable[[], object], clock: Clock, block: float, walls: list[float], devices: list[float]
+    call: Callable[[], object], clock: Clock, walls: list[float], devices: list[float]
 ) -> None:
     call()
     clock.synchronize()
-    end = clock.now() + block
+    end = clock.now() + BLOCK
     while True:
         before = clock.now()
         call()

@@ -12,8 +12,9 @@ kept apart for a final check.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -115,7 +116,7 @@ def bundled_here() -> Iterator[tuple[str, str, np.ndarray]]:
     yield "co2 weekly", "weekly", read_csv(bundled("co2")).values
 
 
-def kept() -> Iterator[tuple[str, str, np.ndarray]]:
+def of_statsmodels() -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield series of statsmodels, which nothing was chosen by: they are for a final check."""
     data = folder("statsmodels") / "datasets"
     for name, frequency, columns in (
@@ -135,13 +136,6 @@ def kept() -> Iterator[tuple[str, str, np.ndarray]]:
     yield "elnino", "monthly", months.to_numpy(float).reshape(-1)
 
 
-SOURCES: tuple[Callable[[], Iterator[tuple[str, str, np.ndarray]]], ...] = (
-    of_r,
-    of_tables,
-    bundled_here,
-)
-
-
 def load(*, final: bool = False) -> list[Series]:
     """Return all series, or those of the final check; gaps within one are bridged by straight
     lines.
@@ -149,8 +143,8 @@ def load(*, final: bool = False) -> list[Series]:
     Some peers take no gaps.
     """
     series = []
-    for source in (kept,) if final else SOURCES:
-        for name, frequency, values in source():
-            whole = pd.Series(np.asarray(values, float)).interpolate(limit_area="inside").dropna()
-            series.append(Series(name, frequency, whole.to_numpy()[-LONGEST:]))
+    sources = (of_statsmodels(),) if final else (of_r(), of_tables(), bundled_here())
+    for name, frequency, values in itertools.chain(*sources):
+        whole = pd.Series(np.asarray(values, float)).interpolate(limit_area="inside").dropna()
+        series.append(Series(name, frequency, whole.to_numpy()[-LONGEST:]))
     return series

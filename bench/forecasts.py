@@ -21,15 +21,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+import pandas as pd
 from rich.progress import track
-from rich.table import Table
 
 from bench.__main__ import name_of_machine
 from bench.forecast_peers import NHITS, Ridge
@@ -64,23 +63,24 @@ def main() -> None:
     file = f"forecasts-{'final-' if options.final else ''}{name_of_machine()}.json"
     path = options.json or Path("bench/results") / file
     series = load(final=options.final)
-    if unknown := set(options.only or ()) - {item.name for item in series}:
-        parser.error(
-            f"no series {', '.join(sorted(unknown))}; there are"
-            f" {', '.join(item.name for item in series)}"
-        )
-    methods = (OURS, *PEERS, NEURAL) if options.neural else (OURS, *PEERS)
-    if options.only:
-        series = [item for item in series if item.name in options.only]
-    lines = [measure(item, methods) for item in track(series, "series")]
-    console = Console(width=140)
-    console.print(table_of_series(lines, methods))
-    console.print(summary(lines, methods))
+    names = {item.name for item in series}
+    only = {*(options.only or names)}
+    if not only <= names:
+        parser.error(f"no series {sorted(only - names)}; there are {sorted(names)}")
+    methods = [OURS, *PEERS, *[NEURAL] * options.neural]
+    lines = [measure(item, methods) for item in track(series, "series") if item.name in only]
+    scores = pd.json_normalize(lines).set_index("series")
+    rmse = scores.reindex(columns=[f"scores.{method}.rmse" for method in methods])
+    rmse.columns = methods
+    best = rmse[[*PEERS]].min(axis=1)
+    print("RMSE over that of the best peer of the series")
+    print(rmse.div(best, axis=0).to_string(float_format="%.2f", na_rep="failed"))
+    print(summary(scores, rmse, best).to_string(float_format="%.3f"))
     if options.neural:
-        best = ratios(lines, OURS, methods[1:])
+        ratio = rmse[OURS] / rmse[methods[1:]].min(axis=1)
         print(
-            f"{OURS} over the best peer, {NEURAL} among them: {geometric_mean(best):.3f}, at most"
-            f" {best.max():.3f}"
+            f"{OURS} over the best peer, {NEURAL} among them: {geometric_mean(ratio):.3f}, at most"
+            f" {ratio.max():.3f}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -124,77 +124,41 @@ def measure(series: Series, methods: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def ratios(lines: list[dict[str, Any]], method: str, peers: Iterable[str] = PEERS) -> np.ndarray:
-    """Return the RMSE of a method over that of the best of some peers, of each series that both
-    forecast.
+def summary(scores: pd.DataFrame, rmse: pd.DataFrame, best: pd.Series) -> pd.DataFrame:
+    """Return a table of means over all series, a row for each method that forecasts any.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        A row for each series, with columns of all scores of methods.
+    rmse : DataFrame
+        A column for each method.
+    best : Series
+        The RMSE of the best peer.
     """
-    quotients = []
-    for line in lines:
-        rmse = {name: score["rmse"] for name, score in line["scores"].items() if "rmse" in score}
-        others = [rmse[peer] for peer in peers if peer in rmse]
-        if method in rmse and others:
-            quotients.append(rmse[method] / min(others))
-    return np.array(quotients)
-
-
-def table_of_series(lines: list[dict[str, Any]], methods: Iterable[str]) -> Table:
-    """Return a table of the RMSE of each method on each series, over that of the best peer."""
-    table = Table(title="RMSE over that of the best peer of the series", title_justify="left")
-    for head in ("series", "values", "ahead", *methods):
-        table.add_column(head, justify="left" if head == "series" else "right")
-    for line in lines:
-        cells = [
-            f"{ratio[0]:.2f}" if len(ratio := ratios([line], method)) else "failed"
-            for method in methods
-        ]
-        table.add_row(line["series"], str(line["length"]), str(line["horizon"]), *cells)
-    return table
-
-
-def summary(lines: list[dict[str, Any]], methods: Iterable[str]) -> Table:
-    """Return a table of means over all series, a row for each method."""
-    table = Table(title=f"all {len(lines)} series", title_justify="left")
-    heads = (
-        "",
-        "RMSE over the best peer's",
-        "at most",
-        f"{OURS} over it",
-        "MASE",
-        "covers",
-        "at least",
-        "at most",
-    )
-    for head in (*heads, "width", "seconds", "at most"):
-        table.add_column(head, justify="right")
-    for method in methods:
-        scores = [score for line in lines if "rmse" in (score := line["scores"][method])]
-        if not scores:
-            continue
+    rows = {}
+    for method in rmse.columns[rmse.notna().any()]:
+        ratio = rmse[method] / best
         mase, coverage, width, seconds = (
-            np.array([score[key] for score in scores])
-            for key in ("mase", "coverage", "width", "seconds")
+            scores[f"scores.{method}.{name}"] for name in ("mase", "coverage", "width", "seconds")
         )
-        best = ratios(lines, method)
-        table.add_row(
-            method,
-            *(
-                f"{x:.3f}"
-                for x in (
-                    geometric_mean(best),
-                    best.max(),
-                    geometric_mean(ratios(lines, OURS, [method])),
-                )
-            ),
-            f"{mase.mean():.3f}",
-            *(f"{100 * x:.0f} %" for x in (coverage.mean(), coverage.min(), coverage.max())),
-            f"{width.mean():.2f}",
-            *(f"{x:.1f}" for x in (seconds.mean(), seconds.max())),
-        )
-    return table
+        rows[method] = {
+            "RMSE over the best peer's": geometric_mean(ratio),
+            "at most": ratio.max(),
+            f"{OURS} over it": geometric_mean(rmse[OURS] / rmse[method]),
+            "MASE": mase.mean(),
+            "covers": coverage.mean(),
+            "from": coverage.min(),
+            "to": coverage.max(),
+            "width": width.mean(),
+            "seconds": seconds.mean(),
+            "longest": seconds.max(),
+        }
+    return pd.DataFrame.from_dict(rows, "index")
 
 
-def geometric_mean(numbers: np.ndarray) -> float:
-    return float(np.exp(np.mean(np.log(numbers))))
+def geometric_mean(numbers: pd.Series) -> float:
+    return float(np.exp(np.log(numbers).mean()))
 
 
 if __name__ == "__main__":

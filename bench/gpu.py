@@ -15,9 +15,9 @@ or left out.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -32,8 +32,7 @@ from typing import Any, NamedTuple
 
 import xlstm
 from bench import gpu_table, rows
-from bench.budget import Budget, Part
-from bench.options import parser_of
+from bench.options import file_name, parser_of
 from xlstm.arrays import cores, optional_imports
 from xlstm.cli import info
 from xlstm.engines.cuda import launch
@@ -45,6 +44,17 @@ OK = "ok"
 FAILED = "FAILED"
 CUT = "CUT SHORT"
 OUT = "LEFT OUT"
+
+
+class Part(NamedTuple):
+    """A part of the check, and the time that it may take."""
+
+    name: str
+    most: float  # seconds it may take
+    # seconds that are left to it when parts before it are slow; with less it is not begun
+    least: float
+
+
 PARTS = (
     Part("parity", 80, 30),
     Part("dtypes", 60, 30),
@@ -61,9 +71,12 @@ MEASURED = ("barriers", "cudnn", "mlstm", "language")  # parts with a record of 
 # Files of tests that are parts: halves with lengths, and the bits of graphs beside those of single
 # calls.
 TESTS = {
-    "dtypes": ["tests/layers/test_cupy_dtypes.py"],
-    "graphs": ["tests/arrays/test_cupy_graphs.py", "tests/training/test_cupy_steps.py"],
+    "dtypes": "tests/layers/test_cupy_dtypes.py",
+    "graphs": "tests/arrays/test_cupy_graphs.py tests/training/test_cupy_steps.py",
+    "tests": "tests",
 }
+# Packages that parts need.
+PACKAGES = {**dict.fromkeys(TESTS, "pytest"), "cudnn": "torch", "main job": "typer"}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -88,52 +101,30 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
     ImportError
         Something that it needs is not installed.
     """
-    own = str(max(seconds - SLACK, 1.0))
-    processes = max(1, min(8, cores.usable() - 1))
-    if name == "barriers":
-        return ["-m", "bench.barriers", "--json", str(room / "barriers.json")], {}
-    if name == "races":
-        words = [
-            "-m",
-            "bench.sanitize",
-            "--tools",
-            "racecheck",
-            "synccheck",
-            "--paths",
-            "grid",
-            "cluster",
-        ]
-        return [*words, "--widths", "40", "--seconds", own], {}
-    if name == "tests" or name in TESTS:
-        _needs("pytest")
-        words = ["-m", "pytest", *TESTS.get(name, ["tests"]), "-q", "-k", "cupy"]
-        words += ["--tb=short", "-p", "no:cacheprovider"]
-        parallel = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
-        return [*words, *parallel], {**ONE_THREAD, "XLSTM_TEST_REQUIRE": "cupy"}
-    if name == "parity":
-        words = [
-            "-m",
-            "tests.parity",
-            "--require",
-            "cupy",
-            "--brief",
-            "--seconds",
-            own,
-            "--processes",
-            str(processes),
-        ]
-        return [*words, "--json", str(room / "parity.json")], ONE_THREAD
-    if name in ("cudnn", "mlstm", "language"):
-        if name == "cudnn":
-            _needs("torch")
-        return ["-m", f"bench.{name}", "--seconds", own, "--json", str(room / f"{name}.json")], {}
-    _needs("typer")
-    return ["-m", "xlstm", "train", "--backend", "cupy", "--output", str(room / "main-job")], {}
-
-
-def _needs(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
+    package = PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
         raise ImportError(f"{package} is not installed")
+    own = f"--seconds {max(seconds - SLACK, 1.0)}"
+    processes = max(1, min(8, cores.usable() - 1))
+    words = f"-m bench.{name}"
+    rest = ["--json", str(room / f"{name}.json")]
+    environment = {}
+    if name == "main job":
+        words = "-m xlstm train --backend cupy"
+        rest = ["--output", str(room / name)]
+    elif name == "races":
+        words = f"-m bench.sanitize --tools racecheck synccheck --paths grid cluster {own}"
+        rest = ["--widths", "40"]
+    elif name == "parity":
+        words = f"-m tests.parity --require cupy --brief --processes {processes} {own}"
+        environment = ONE_THREAD
+    elif name in TESTS:
+        words = f"-m pytest {TESTS[name]} -q -k cupy --tb=short -p no:cacheprovider"
+        rest = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
+        environment = {**ONE_THREAD, "XLSTM_TEST_REQUIRE": "cupy"}
+    elif name != "barriers":
+        words += f" {own}"
+    return [*words.split(), *rest], environment
 
 
 def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -177,40 +168,35 @@ def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tupl
 
 def check(
     names: list[str],
-    budget: Budget,
+    end: float,
     make: Callable[[str, float], tuple[list[str], dict[str, str]]],
+    done: Callable[[list[Outcome]], object],
     execute: Run = run,
-    done: Callable[[list[Outcome]], object] = lambda outcomes: None,
+    now: Callable[[], float] = time.monotonic,
 ) -> list[Outcome]:
-    """Run the parts of these names in turn, each within what the budget has for it; `done` is told
-    after every one.
+    """Run the parts of these names in turn until `end`, so that those after a part get their least;
+    `done` is told after every one.
     """
     outcomes: list[Outcome] = []
     todo = [part for part in PARTS if part.name in names]
     for k, part in enumerate(todo):
-        seconds = budget.of(part, todo[k + 1 :])
-        begun = budget.spent
-        if not seconds:
-            outcome = Outcome(
-                part.name,
-                OUT,
-                0.0,
-                f"{max(budget.left, 0):.0f} of {budget.total:.0f} seconds were left",
-            )
-        else:
+        begun = now()
+        left = end - begun
+        seconds = min(part.most, left - sum(later.least for later in todo[k + 1 :]))
+        result = OUT
+        said = f"{max(left, 0):.0f} seconds were left"
+        if seconds >= part.least:
             print(f"\n{part.name}: at most {seconds:.0f} s", flush=True)
             try:
                 argv, environment = make(part.name, seconds)
                 result, said = execute(argv, seconds, environment)
-                outcome = Outcome(part.name, result, budget.spent - begun, said)
             except ImportError as reason:
-                outcome = Outcome(part.name, OUT, 0.0, str(reason))
+                said = str(reason)
             except Exception as error:  # the parts after it are run
                 traceback.print_exc()
-                outcome = Outcome(
-                    part.name, FAILED, budget.spent - begun, optional_imports.first_line(error)
-                )
-        outcomes.append(outcome)
+                result = FAILED
+                said = optional_imports.first_line(error)
+        outcomes.append(Outcome(part.name, result, now() - begun, said))
         done(outcomes)
     return outcomes
 
@@ -224,16 +210,10 @@ def status(outcomes: list[Outcome], left_out: bool) -> int:
 
 
 def smi() -> str:
-    """Card, driver, clocks and power as nvidia-smi has them, or why it says nothing."""
-    if shutil.which("nvidia-smi") is None:
-        return "nvidia-smi is not there"
+    """Card, driver, clocks and power as nvidia-smi has them."""
     fields = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,memory.total"
     words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"nvidia-smi says nothing: {error}"
-    return (done.stdout or done.stderr).strip()
+    return subprocess.check_output(words, text=True, timeout=20).strip()
 
 
 def attempt(call: Callable[[], Any]) -> Any:
@@ -245,11 +225,6 @@ def attempt(call: Callable[[], Any]) -> Any:
         return optional_imports.first_line(error)
 
 
-def slug(card: str) -> str:
-    """Fit for a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
-
-
 def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
@@ -258,7 +233,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=TOTAL, help="of all parts together")
     options = parser.parse_args()
-    budget = Budget(options.seconds)
+    begun = time.monotonic()
     try:
         backend = rows.card()
     except xlstm.BackendError as reason:
@@ -266,13 +241,11 @@ def main() -> int:
     card = str(backend).partition("(")[2].removesuffix(")")
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"gpu-{slug(card)}.json"
+    path = folder / f"gpu-{file_name(card)}.json"
     record: dict[str, Any] = {
         "card": card,
         "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "nvidia-smi": smi(),
-    }
-    record |= {
+        "nvidia-smi": attempt(smi),
         "device": attempt(lambda: launch.current()._asdict()),
         "machine": attempt(info.describe),
     }
@@ -287,10 +260,13 @@ def main() -> int:
             if (room / "parity.json").exists():
                 shutil.copy(room / "parity.json", path.with_name(f"{path.stem}-parity.json"))
 
-        outcomes = check(options.parts, budget, lambda n, s: command(n, s, room), done=done)
+        end = begun + options.seconds
+        outcomes = check(options.parts, end, functools.partial(command, room=room), done)
         records = [rows.read(room / "parity.json"), *(record[part] for part in MEASURED)]
     left_out = any(part and part.get("left out") for part in records)
-    print(f"\n{attempt(lambda: gpu_table.text(record))}\n\n{budget.spent:.0f} s in all; {path}")
+    print(
+        f"\n{attempt(lambda: gpu_table.text(record))}\n\n{time.monotonic() - begun:.0f} s in all; {path}"
+    )
     return status(outcomes, left_out)
 
 

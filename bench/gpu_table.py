@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from bench import barriers, limits
 from bench.cudnn import CAPTURED, EAGER
-from bench.limits import Limit
 from bench.mlstm import KERNELS
 from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agrees
 from xlstm.engines.cuda.tiling import Device
@@ -99,10 +98,7 @@ def _line(row: Record, record: Record) -> Line:
     case = row["case"]
     seconds = row["seconds"]
     walls = {name: times["wall"] * 1e3 for name, times in seconds.items()}
-    card = record.get("barriers") or {}
-    device = _device(record)
-    estimate = _limit(row, device, {})
-    measured = _limit(row, device, card)
+    card = record.get("barriers")
     remarks = [
         f"no {name}" for name in row["missing"] if name in (CAPTURED, OURS_CAPTURED, *KERNELS)
     ]
@@ -122,44 +118,41 @@ def _line(row: Record, record: Record) -> Line:
         seconds[OURS]["device"] * 1e3,
         min((walls[name] for name in (EAGER, *KERNELS) if name in walls), default=None),
         walls.get(CAPTURED),
-        None if estimate is None else estimate.of(case["train"]) * 1e3,
-        None if measured is None or not card else measured.of(case["train"]) * 1e3,
+        _limit(row, record, {}),
+        _limit(row, record, card) if card else None,
         row.get("choice", {}).get("path", ""),
         ", ".join(remarks),
     )
 
 
-def _device(record: Record) -> Device | None:
-    return Device(**record["device"]) if isinstance(record.get("device"), Mapping) else None
-
-
-def _limit(row: Record, device: Device | None, card: Record) -> Limit | None:
-    """Return the limit of a row with what was measured of the card, if anything was."""
+def _limit(row: Record, record: Record, card: Record) -> float | None:
+    """Return the milliseconds of the limit of a row with what was measured of the card; None
+    without.
+    """
+    if not isinstance(record.get("device"), Mapping):
+        return None
+    device = Device(**record["device"])
     case = row["case"]
     layer = case["layer"]
     B = case["B"]
     T = case["T"]
     size = 4 if PRECISIONS[case["precision"]] == "float32" else 2
     H = case["H" if layer in LOOPS else "D"] if layer != "mlstm" else 1
-    wait = None if device is None else barrier(card, H, device)
+    # microseconds of the barriers that the limit of H units is about, of which the largest counts
+    waits = card.get(limits.way(H, device))
+    wait = waits[max(waits, key=int)] * 1e-6 if waits else None
     rates = limits.rates(device, case["precision"], H, wait, card.get("copied"))
     if rates is None:
         return None
     if layer in LOOPS:
-        return rates.limit(limits.recurrent(layer, T, B, H))
-    if layer == "mlstm":
-        return rates.limit(limits.mlstm(B, case["N"], T, case["K"], case["V"], size))
-    if case["train"]:
-        return rates.limit(limits.language(row["weights"], B * T, T * row["loops"]))
-    return Limit(rates.seconds(limits.token(row["weights"], B, size)), 0.0)
-
-
-def barrier(card: Record, H: int, device: Device) -> float | None:
-    """Seconds of the barrier that the limit of H units is about, the largest one measured; None
-    without.
-    """
-    waits = card.get(limits.way(H, device))
-    return waits[max(waits, key=int)] * 1e-6 if waits else None
+        passes = limits.recurrent(layer, T, B, H)
+    elif layer == "mlstm":
+        passes = limits.mlstm(B, case["N"], T, case["K"], case["V"], size)
+    elif case["train"]:
+        passes = limits.language(row["weights"], B * T, T * row["loops"])
+    else:
+        passes = (limits.token(row["weights"], B, size),)
+    return sum(map(rates.seconds, passes if case["train"] else passes[:1])) * 1e3
 
 
 def table(some: list[Line]) -> list[str]:

@@ -23,14 +23,11 @@ def main() -> None:
     names = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
     missing = {name: "not installed" for name in PACKAGES if name not in names}
     environment = {"KERAS_BACKEND": "jax", **os.environ}
+    codes = {"python": "pass"} | {name: f"import {PACKAGES[name]}" for name in names}
+    run_python = functools.partial(subprocess.run, check=True, env=environment)
     calls = {
-        name: functools.partial(
-            subprocess.run, [sys.executable, "-c", code], check=True, env=environment
-        )
-        for name, code in {
-            "python": "pass",
-            **{name: f"import {PACKAGES[name]}" for name in names},
-        }.items()
+        name: functools.partial(run_python, [sys.executable, "-c", code])
+        for name, code in codes.items()
     }
     timings = interleave(calls, options.rounds, block=0)
     python = timings.pop("python")
@@ -38,7 +35,7 @@ def main() -> None:
         n: Timing(t.best - python.best, t.median - python.median, t.calls)
         for n, t in timings.items()
     }
-    run.record("import", "import", imports, options.json, missing=missing)
+    run.record("import", "import", imports, options.json, missing=missing, case={})
 
 
 if __name__ == "__main__":

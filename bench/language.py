@@ -10,7 +10,7 @@ the host waits for; times are of one.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +75,7 @@ class Model:
         )
         self.params = self.model.init(0, be)
         self.losses: list[float] = []
+        self.tf32 = functools.partial(precision.tf32, case.precision == "TF32")
 
     def weights(self) -> int:
         """The number of weights in products: all matrices but the embedding."""
@@ -83,10 +84,6 @@ class Model:
             for name, p in self.params.items()
             if p.ndim > 1 and not name.startswith("embedding.")
         )
-
-    def around(self) -> contextlib.AbstractContextManager[None]:
-        """TF32 or not, as the case says."""
-        return precision.tf32(self.case.precision == "TF32")
 
     def step(self, **options: Any) -> Callable[[], None]:
         """A call that takes a step, with options of `Step`; the scale of gradients fits."""
@@ -105,7 +102,7 @@ class Model:
             state, taken = step(state, batch)
             self.losses.append(taken.loss)
 
-        with self.around():
+        with self.tf32():
             while len(self.losses) < SCALES and not state.updates:
                 call()
         return call
@@ -120,14 +117,14 @@ class Model:
         return call
 
 
-def measure(case: Case, clock: Clock, until: float = float("inf")) -> dict[str, Any]:
+def measure(case: Case, clock: Clock, until: float) -> dict[str, Any]:
     """The row of a case, fit for JSON: times of a step, also as a graph, or of a token."""
     be = xlstm.backend("cupy", dtype="float32" if case.train else PRECISIONS[case.precision])
     model = Model(case, be)
     row = {**rows.head(case), "weights": model.weights(), "loops": len(SLSTM)}
-    sides = {OURS: Side(model.step() if case.train else model.text(), model.around)}
+    sides = {OURS: Side(model.step() if case.train else model.text(), model.tf32)}
     if case.train:
-        sides[OURS_CAPTURED] = Side(Model(case, be).step(graph=True), model.around)
+        sides[OURS_CAPTURED] = Side(Model(case, be).step(graph=True), model.tf32)
     seconds = rows.seconds_of(sides, clock, until)
     if not case.train:
         for name in ("wall", "device", "best"):

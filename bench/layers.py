@@ -9,14 +9,19 @@ unpacks; and inference, an LSTM forward alone; all by default. On a GPU, `bench.
 
 from __future__ import annotations
 
-from bench import peers, run
-from bench.cases import LARGE, SHAPES, Case
+import functools
+from dataclasses import asdict
+
+from bench import cases, peers, run
+from bench.cases import LARGE, Case
+from xlstm.cli.bench import SIZES
 
 CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference")
 
 
 def main() -> None:
-    parser = run.for_layers(__doc__)
+    parser = run.parser(__doc__)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument(
         "cases", nargs="*", metavar="CASE", choices=[*CASES, []], help="all by default"
     )
@@ -24,24 +29,28 @@ def main() -> None:
     for name in options.cases or CASES:
         layer = name if name in ("gru", "rnn") else "lstm"
         title = f"{name} forward + backward"
-        shapes = SHAPES + LARGE
+        shapes = (*SIZES, LARGE)
         others = peers.CPU
         settings = {}
         if name == "stack":
-            shapes = SHAPES
+            shapes = SIZES
             others = ("torch",)
             settings = {"num_layers": 2, "bidirectional": True}
         elif name == "lengths":
             title = "lstm, lengths T/4 to T"
-            shapes = [shape for shape in SHAPES if shape[1] > 1]  # one sequence has one length
+            shapes = [size for size in SIZES if size.B > 1]  # one sequence has one length
             others = ("torch",)
             settings = {"ragged": True}
         elif name == "inference":
             title = "lstm inference"
             others = (*peers.CPU, "onnxruntime")
             settings = {"train": False}
-        todo = [Case(layer, *shape, options.dtype, **settings) for shape in shapes]
-        run.layers(title, todo, options, others)
+        run.start(title)
+        for shape in shapes:
+            case = Case(layer, *shape, options.dtype, **settings)
+            theirs = {other: functools.partial(peers.PEERS[other], case) for other in others}
+            about = {"case": asdict(case), "precision": case.dtype}
+            run.beside(title, str(case), cases.ours(case), theirs, options, **about)
 
 
 if __name__ == "__main__":

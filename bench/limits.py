@@ -19,17 +19,6 @@ WIDEST = 512  # units whose weights fit the largest cluster
 FLOPS = {"lstm": 16, "gru": 12}  # of a forward pass, times T B H^2
 
 
-class Limit(NamedTuple):
-    """Seconds."""
-
-    forward: float
-    backward: float
-
-    def of(self, train: bool) -> float:
-        """The time of forward and backward, or of forward alone."""
-        return self.forward + self.backward if train else self.forward
-
-
 class Work(NamedTuple):
     """The least that a pass does."""
 
@@ -49,10 +38,6 @@ class Rates(NamedTuple):
         """The time of a pass at least."""
         moving = 0.0 if self.moved is None else work.moved / self.moved
         return max(work.flops / self.flops, moving) + work.waits * self.wait
-
-    def limit(self, passes: tuple[Work, Work]) -> Limit:
-        """The times of a forward and a backward pass at least."""
-        return Limit(*map(self.seconds, passes))
 
 
 def recurrent(layer: str, T: int, B: int, H: int) -> tuple[Work, Work]:
@@ -91,13 +76,13 @@ def way(H: int, device: Device) -> str:
 
 
 def rates(
-    device: Device | None, precision: str, H: int, wait: float | None, moved: float | None
+    device: Device, precision: str, H: int, wait: float | None, moved: float | None
 ) -> Rates | None:
-    """Return the rates of a card, or None where it is not known or has no such precision.
+    """Return the rates of a card, or None where it has no such precision.
 
     Parameters
     ----------
-    device : Device or None
+    device : Device
     precision : str
         A name of PEAK.
     H : int
@@ -108,8 +93,6 @@ def rates(
     moved : float or None
         Bytes a second, measured.
     """
-    if device is None:
-        return None
     peak = getattr(peaks(device.name, device.capability), PEAK[precision]) * device.sms * 1e6
     wait = tiling.SYNC[way(H, device) == "cluster"] * 1e-6 if wait is None else wait
     return Rates(peak, moved, wait) if peak else None

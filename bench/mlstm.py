@@ -12,10 +12,8 @@ denominator.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +67,9 @@ def cases() -> list[Case]:
     ]
 
 
-def arrays(case: Case) -> dict[str, np.ndarray]:
-    """Inputs and the gradient of h, (B, N, T, width) or (B, N, T)."""
-    return _arrays(case.B, case.N, case.T, case.K, case.V)
-
-
 @functools.lru_cache(maxsize=1)  # to draw them takes longer than to run a kernel
-def _arrays(B: int, N: int, T: int, K: int, V: int) -> dict[str, np.ndarray]:
+def arrays(B: int, N: int, T: int, K: int, V: int) -> dict[str, np.ndarray]:
+    """Inputs and the gradient of h, (B, N, T, width) or (B, N, T)."""
     rng = np.random.default_rng(0)
     widths = {"q": (K,), "k": (K,), "v": (V,), "i": (), "f": (), "dh": (V,)}
     drawn = {
@@ -106,10 +100,6 @@ class Ours:
         self.h: Any = None
         self.grads: tuple[Any, ...] = ()
 
-    def around(self) -> contextlib.AbstractContextManager[None]:
-        """TF32 or not, as the case says."""
-        return precision.tf32(self.case.precision == "TF32")
-
     def call(self) -> None:
         """Ask for the work."""
         self.h, _, saved = self.memory.run(
@@ -120,10 +110,9 @@ class Ours:
 
     def results(self) -> dict[str, np.ndarray]:
         """Return the results of the last call that are compared."""
-        results = {
-            "h": self.h,
-            **({"dv": self.grads[INPUTS.index("v")]} if self.case.train else {}),
-        }
+        results = {"h": self.h}
+        if self.case.train:
+            results["dv"] = self.grads[INPUTS.index("v")]
         return {name: to_numpy(a).astype("float32") for name, a in results.items()}
 
 
@@ -166,45 +155,35 @@ class Published:
 
     def results(self) -> dict[str, np.ndarray]:
         """Return the same of theirs."""
-        results = {"h": self.h, **({"dv": self.inputs["v"].grad} if self.case.train else {})}
+        results = {"h": self.h}
+        if self.case.train:
+            results["dv"] = self.inputs["v"].grad
         return {name: by_rows(a.detach().float().cpu().numpy()) for name, a in results.items()}
 
 
-def measure(
-    case: Case, clock: Clock, until: float = float("inf"), device: str = "cuda"
-) -> dict[str, Any]:
+def measure(case: Case, clock: Clock, until: float, device: str = "cuda") -> dict[str, Any]:
     """The row of a case, fit for JSON: times by side, what is missing and why, and agreement."""
-    inputs = arrays(case)
+    inputs = arrays(case.B, case.N, case.T, case.K, case.V)
     ours = Ours(case, inputs, xlstm.backend("cupy", dtype=PRECISIONS[case.precision]))
     row = rows.head(case)
-    sides = {OURS: Side(ours.call, ours.around)}
-    with ours.around():
+    tf32 = functools.partial(precision.tf32, case.precision == "TF32")
+    sides = {OURS: Side(ours.call, tf32)}
+    with tf32():
         ours.call()
+    results = ours.results()
     for kernel in KERNELS:
         try:
-            call, results = _peer(case, inputs, kernel, device)
+            theirs = Published(case, inputs, kernel, device)
+            theirs.call()
+            gap = rows.agreement(results, theirs.results())
         except MissingError as reason:
             row["missing"][kernel] = str(reason)
+        except Exception as error:  # Triton has errors of its own
+            row["missing"][kernel] = f"it failed: {optional_imports.first_line(error)}"
         else:
-            sides[kernel] = Side(call)
-            row["difference"] = max(
-                row.get("difference", 0.0), rows.agreement(ours.results(), results)
-            )
+            sides[kernel] = Side(theirs.call)
+            row["difference"] = max(row.get("difference", 0.0), gap)
     return {**row, "seconds": rows.seconds_of(sides, clock, until)}
-
-
-def _peer(
-    case: Case, inputs: dict[str, np.ndarray], kernel: str, device: str
-) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
-    """Return a call of a published kernel, and what it gives; a kernel that fails is missing."""
-    try:
-        theirs = Published(case, inputs, kernel, device)
-        theirs.call()
-        return theirs.call, theirs.results()
-    except MissingError:
-        raise
-    except Exception as error:  # Triton has errors of its own
-        raise MissingError(f"it failed: {optional_imports.first_line(error)}") from error
 
 
 def main() -> int:

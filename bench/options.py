@@ -1,6 +1,7 @@
 """The options of programs."""
 
 import argparse
+import re
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -8,3 +9,8 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def file_name(text: str) -> str:
+    """Return a text fit for a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -60,13 +60,17 @@ def torch_call(case: Case) -> Call:
     return run
 
 
+def _jax(case: Case) -> Any:
+    """JAX, for numbers of the dtype of a case."""
+    jax = module("jax")
+    jax.config.update("jax_enable_x64", case.dtype == "float64")
+    return jax
+
+
 def jax_call(case: Case) -> Call:
     """A compiled `jax.lax.scan` over the pointwise maths of xlstm's own cell, gradients by JAX."""
-    jax = module("jax")
-    if case.ragged or case.num_layers > 1:
-        raise MissingError("written for one layer of full sequences")
+    jax = _jax(case)
     jnp = jax.numpy
-    jax.config.update("jax_enable_x64", case.dtype == "float64")
     layer = case.layer_of()
     cell = layer.cells[""]
     params = {
@@ -92,31 +96,32 @@ def jax_call(case: Case) -> Call:
         start = tuple(jnp.zeros((case.B, H), dtype=case.dtype) for _ in layer.STATES)
         return jax.lax.scan(step, start, inputs)[1]
 
+    return _compiled(jax, case, forward, params, x, dy)
+
+
+def _compiled(
+    jax: Any, case: Case, forward: Callable[[Any, Any], Any], weights: Any, x: Any, dy: Any
+) -> Call:
+    """Return a call of a forward pass, with its gradients in a case that trains."""
+    work = forward
     if case.train:
-        work = jax.jit(jax.grad(lambda p, x: (forward(p, x) * dy).sum(), argnums=(0, 1)))
-    else:
-        work = jax.jit(forward)
-    return lambda: jax.block_until_ready(work(params, x))
+        work = jax.grad(lambda w, x: (forward(w, x) * dy).sum(), argnums=(0, 1))
+    compiled = jax.jit(work)
+    return lambda: jax.block_until_ready(compiled(weights, x))
 
 
 def keras_call(case: Case) -> Call:
     """A Keras layer, compiled by JAX."""
-    jax = module("jax")
+    jax = _jax(case)
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras = module("keras")
     if keras.backend.backend() != "jax":
         raise MissingError(
             f"it runs on {keras.backend.backend()} here, KERAS_BACKEND=jax is needed"
         )
-    if case.ragged or case.num_layers > 1:
-        raise MissingError("written for one layer of full sequences")
-    jnp = jax.numpy
-    jax.config.update("jax_enable_x64", case.dtype == "float64")
-    kind = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}[
-        case.layer
-    ]
-    layer = kind(case.H, return_sequences=True, dtype=case.dtype)
-    x, dy = (jnp.asarray(a.swapaxes(0, 1)) for a in case.arrays())
+    kinds = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}
+    layer = kinds[case.layer](case.H, return_sequences=True, dtype=case.dtype)
+    x, dy = (jax.numpy.asarray(a.swapaxes(0, 1)) for a in case.arrays())
     layer.build(x.shape)
     weights, others = (
         [v.value for v in vs] for vs in (layer.trainable_variables, layer.non_trainable_variables)
@@ -125,19 +130,13 @@ def keras_call(case: Case) -> Call:
     def forward(weights: list[Any], x: Any) -> Any:
         return layer.stateless_call(weights, others, x)[0]
 
-    if case.train:
-        work = jax.jit(jax.grad(lambda w, x: (forward(w, x) * dy).sum(), argnums=(0, 1)))
-    else:
-        work = jax.jit(forward)
-    return lambda: jax.block_until_ready(work(weights, x))
+    return _compiled(jax, case, forward, weights, x, dy)
 
 
 def onnxruntime_call(case: Case) -> Call:
     """The layer exported and run by onnxruntime, which does not train."""
     onnxruntime = module("onnxruntime")
     module("onnx")
-    if case.train or case.ragged:
-        raise MissingError("written for inference of full sequences")
     layer = case.layer_of()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"

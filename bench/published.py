@@ -28,11 +28,12 @@ from bench.workers import Theirs
 from xlstm.cli.timing import interleave
 from xlstm.training import optimizers
 
-MLSTM = [(4, 4, 1024, 64), (1, 4, 4096, 64)]  # B, heads, T, K
-SLSTM = [(64, 16, 128, 4), (128, 32, 256, 4)]  # T, B, H, heads
-STACK = [(8, 256, 128)]  # B, T, D
+CASES = {
+    "mlstm": [(4, 4, 1024, 64), (1, 4, 4096, 64)],  # B, heads, T, K
+    "slstm": [(64, 16, 128, 4), (128, 32, 256, 4)],  # T, B, H, heads
+    "stack": [(8, 256, 128)],  # B, T, D
+}
 LENGTHS = (1024, 2048, 4096, 8192)  # of memory
-CASES = {"mlstm": MLSTM, "slstm": SLSTM, "stack": STACK}
 PEERS = {"mlstm": ("by hand", "autograd"), "slstm": ("vanilla",), "stack": ("vanilla",)}
 VOCABULARY = 256
 
@@ -42,14 +43,14 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
     rng = np.random.default_rng(0)
     if kind == "mlstm":
         B, N, T, K = sizes
+        inputs = mlstm.arrays(B, N, T, K, K)
         case = mlstm.Case(B, N, T, K, K)
-        return mlstm.Ours(case, mlstm.arrays(case), xlstm.backend("numpy", dtype="float32")).call
+        return mlstm.Ours(case, inputs, xlstm.backend("numpy", dtype="float32")).call
     if kind == "slstm":
         T, B, H, N = sizes
-        layer = xlstm.sLSTM(4 * H, H, num_heads=N)
         recurrence = xlstm.sLSTMBlock(H, N).parts["cell"]
         params = recurrence.init(0, "numpy")
-        x = rng.standard_normal((T, B, layer.input_size), dtype=np.float32)
+        x = rng.standard_normal((T, B, 4 * H), dtype=np.float32)
         dy = np.ones((T, B, H), np.float32)
 
         def call() -> None:
@@ -59,16 +60,17 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
         return call
     B, T, D = sizes
     model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(D, 4, [1], 4, eps=1e-6), VOCABULARY)
-    state = {"params": model.init(0, "numpy")}
+    params = model.init(0, "numpy")
     adam = optimizers.adamw(1e-3)
-    state["adam"] = adam.init(state["params"])
+    state = adam.init(params)
     tokens = rng.integers(0, VOCABULARY, (B, T))
 
     def call() -> None:
-        logits, _, saved = model.forward(state["params"], tokens)
+        nonlocal params, state
+        logits, _, saved = model.forward(params, tokens)
         _, dlogits = model.loss(logits, tokens)
-        grads, _, _ = model.backward(state["params"], saved, dlogits)
-        state["params"], state["adam"] = adam.update(state["params"], grads, state["adam"])
+        grads, _, _ = model.backward(params, saved, dlogits)
+        params, state = adam.update(params, grads, state)
 
     return call
 
@@ -83,31 +85,38 @@ def main() -> None:
     options = run.for_packages(__doc__, "XLSTM_BENCH_PEER").parse_args()
     run.start("beside the published packages")
     missing = {}
-    theirs = None
+    peers: dict[str, tuple[str, ...]] = {}
     if options.peer is None:
         missing = run.without_packages(__doc__)
     else:
+        peers = PEERS
         theirs = Theirs("published_worker.py", Path(options.peer).resolve(), os.path.sep)
         theirs.ask("ready")
     for kind, cases in CASES.items():
         for sizes in cases:
             calls: dict[str, Callable[[], object]] = {"xlstm": ours(kind, sizes)}
-            for peer in PEERS[kind] if theirs is not None else ():
-                assert theirs is not None
+            for peer in peers.get(kind, ()):
                 theirs.ask("make", kind, peer, sizes)
                 calls[peer] = functools.partial(theirs.ask, "run", kind, peer, sizes)
             name = f"{kind} {','.join(map(str, sizes))}"
             timings = interleave(calls, options.rounds)
-            about = {"missing": missing, "case": {"sizes": sizes}}
-            run.record("published", name, timings, options.json, **about)
-            if theirs is not None:
+            case = {"sizes": sizes}
+            run.record("published", name, timings, options.json, missing=missing, case=case)
+            if peers:
                 theirs.ask("forget")
     for T in LENGTHS:
         peak = peak_memory(prepare, (1, 4, T, 64))
         if peak is not None:
             name = f"mlstm 1,4,{T},64"
-            about = {"unit": "bytes", "case": {"T": T}}
-            run.record("published memory", name, {"xlstm": peak}, options.json, **about)
+            run.record(
+                "published memory",
+                name,
+                {"xlstm": peak},
+                options.json,
+                missing={},
+                case={"T": T},
+                unit="bytes",
+            )
 
 
 if __name__ == "__main__":

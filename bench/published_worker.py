@@ -7,7 +7,7 @@ It imports nothing of this project, whose import name is theirs.
 import json
 import sys
 
-sys.path[:] = [sys.argv[1], *(p for p in sys.path[1:])]
+sys.path[0] = sys.argv[1]
 
 import torch  # noqa: E402
 from mlstm_kernels.torch.chunkwise.native import fwbw  # noqa: E402

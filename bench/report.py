@@ -25,9 +25,10 @@ def read(path: Path) -> list[Line]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def benches(lines: list[Line]) -> list[str]:
-    """Their names, in order."""
-    return list(dict.fromkeys(line["bench"] for line in lines))
+def by_bench(lines: list[Line]) -> dict[str, list[Line]]:
+    """Return the lines of each benchmark, by its name."""
+    names = dict.fromkeys(line["bench"] for line in lines)
+    return {name: [line for line in lines if line["bench"] == name] for name in names}
 
 
 def ratio(line: Line, peer: str, mine: str = "xlstm") -> float | None:
@@ -102,9 +103,8 @@ def summary(lines: list[Line]) -> str:
     """A row for each group: geometric mean and worst case of its ratios."""
     peers = peers_of(lines)
     compared = [*(("xlstm", peer) for peer in peers), *((ALONE, peer) for peer in peers[:1])]
-    groups = {bench: [line for line in lines if line["bench"] == bench] for bench in benches(lines)}
     rows = []
-    for name, some in groups.items():
+    for name, some in by_bench(lines).items():
         cells = [f"{name} ({len(some)})" if len(some) > 1 else name]
         for mine, peer in compared:
             ratios = [r for line in some if (r := ratio(line, peer, mine)) is not None]
@@ -122,7 +122,7 @@ def summary(lines: list[Line]) -> str:
 def text(lines: list[Line], paths: list[Path]) -> str:
     """Return the tables of docs/speed.md: LSTM case by case, the others summed up."""
     files = ", ".join(path.as_posix() for path in paths)
-    lstm = [line for line in lines if line["bench"] == "lstm forward + backward"]
+    lstm = by_bench(lines)["lstm forward + backward"]
     return (
         "LSTM forward + backward, median time of a call and its ratio to others' (below 1: xlstm"
         f" is faster):\n\n{details(lstm)}\n{published(lines)}Everything measured, geometric mean of"
@@ -134,8 +134,8 @@ def text(lines: list[Line], paths: list[Path]) -> str:
 
 def published(lines: list[Line]) -> str:
     """Beside the published xLSTM packages."""
-    some = [line for line in lines if line["bench"] == "published"]
-    if not some:
+    some = by_bench(lines).get("published")
+    if some is None:
         return ""
     return (
         "xLSTM forward + backward beside the published packages (`python -m bench.published`):"
@@ -145,11 +145,8 @@ def published(lines: list[Line]) -> str:
 
 
 def insert(page: Path, block: str) -> None:
-    """Replace everything between the marks of a page."""
-    whole = page.read_text(encoding="utf-8")
-    if whole.count(START) != 1 or whole.count(END) != 1:
-        raise SystemExit(f"{page}: expected the marks {START.strip()} and {END.strip()}, once each")
-    before, rest = whole.split(START)
+    """Replace everything between the marks of a page; ValueError unless they are there once."""
+    before, rest = page.read_text(encoding="utf-8").split(START)
     _, after = rest.split(END)
     page.write_text(f"{before}{START}{block}{END}{after}", encoding="utf-8")
 
@@ -161,8 +158,8 @@ def main() -> None:
     options = parser.parse_args()
     lines = [line for file in options.files for line in read(file)]
     print(f"{about(lines)}\n")
-    for bench in benches(lines):
-        print(f"{bench}\n\n{details([line for line in lines if line['bench'] == bench])}")
+    for name, some in by_bench(lines).items():
+        print(f"{name}\n\n{details(some)}")
     print(summary(lines))
     if options.page:
         insert(options.page, text(lines, options.files))

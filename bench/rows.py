@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import xlstm
-from bench.events import Clock, CupyClock, Side, side_by_side
+from bench.events import Clock, Side, side_by_side
 from bench.options import parser_of
 from bench.peers import MissingError
 from xlstm.arrays import optional_imports
@@ -70,7 +70,7 @@ def head(case: Any) -> Record:
 
 def seconds_of(sides: Mapping[str, Side], clock: Clock, until: float) -> dict[str, Any]:
     """Return the times of the sides of a row, until a time of the clock, fit for JSON."""
-    times = side_by_side(sides, clock, until=min(until, clock.now() + LONGEST))
+    times = side_by_side(sides, clock, min(until, clock.now() + LONGEST))
     return {name: asdict(side) for name, side in times.items()}
 
 
@@ -98,25 +98,24 @@ def agrees(row: Record) -> bool:
 
 def run(
     todo: Sequence[Any],
-    measured: Callable[[Any, float], Record],
-    seconds: float,
+    measured: Callable[[Any], Record],
+    end: float,
+    done: Callable[[Record], object],
     now: Callable[[], float] = time.monotonic,
-    done: Callable[[Record], object] = lambda record: None,
 ) -> Record:
-    """Rows of the cases that fit so many seconds, and the names of those that do not.
+    """Rows of the cases that fit the time until `end`, and the names of those that do not.
 
     A case is begun if one like the slowest so far would fit. One that fails is a row with its
     error; `done` gets the record after every case.
     """
-    start = now()
     slowest = 0.0
     record: Record = {"rows": [], "left out": [str(case) for case in todo]}
     for case in todo:
         begun = now()
-        if begun + slowest > start + seconds:
+        if begun + slowest > end:
             break
         try:
-            row = measured(case, start + seconds)
+            row = measured(case)
         except Exception as error:  # whatever it is, the other cases are measured
             traceback.print_exc()
             row = {**head(case), "error": optional_imports.first_line(error)}
@@ -166,36 +165,31 @@ def main(
     )
     parser.add_argument("--json", type=Path, help="write the record to this file, after every case")
     options = parser.parse_args()
-    begun = time.monotonic()
+    end = time.monotonic() + options.seconds
     try:
         card()
         needs()
     except (xlstm.BackendError, MissingError) as reason:
         raise SystemExit(f"{name}: {reason}") from None
-    clock = CupyClock()
+    clock = Clock()
 
     def done(record: Record) -> None:
         print(show(record["rows"][-1]), flush=True)
         keep(options.json, record)
 
-    def measured(case: Any, until: float) -> Record:
+    def measured(case: Any) -> Record:
         try:
-            return measure(case, clock, clock.now() + until - time.monotonic())
-        finally:
-            _free()
+            return measure(case, clock, clock.now() + end - time.monotonic())
+        finally:  # return to the device the memory that neither library uses
+            optional_imports.cupy().get_default_memory_pool().free_all_blocks()
+            if (torch := sys.modules.get("torch")) is not None:
+                torch.cuda.empty_cache()
 
-    record = run(todo, measured, options.seconds - (time.monotonic() - begun), done=done)
+    record = run(todo, measured, end, done)
     keep(options.json, record)
     if record["left out"]:
         print(f"  left out for want of time: {'; '.join(record['left out'])}")
     wrong = [row["name"] for row in record["rows"] if "error" in row or not agrees(row)]
     if wrong:
         print(f"  failed, or other results than the peer's: {'; '.join(wrong)}")
-    return 1 if wrong else 0
-
-
-def _free() -> None:
-    """Return to the device the memory that neither library uses."""
-    optional_imports.cupy().get_default_memory_pool().free_all_blocks()
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.cuda.empty_cache()
+    return int(bool(wrong))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import cases, peers
-from bench.cases import Case
+from bench import cases
 from bench.options import parser_of
 from bench.peers import Call, MissingError
 from xlstm.arrays import cores
@@ -28,13 +26,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options = parser_of(description)
     options.add_argument("--json", type=Path, help="append results to this file, a line each")
     options.add_argument("--rounds", type=int, default=9, help="how often each is timed in turn")
-    return options
-
-
-def for_layers(description: str | None) -> argparse.ArgumentParser:
-    """Options of those that time layers."""
-    options = parser(description)
-    options.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     return options
 
 
@@ -57,31 +48,16 @@ def without_packages(description: str | None) -> dict[str, str]:
     return {"published": f"--peer is not given; {' '.join(install.split())}"}
 
 
-def layers(
-    bench: str, todo: Iterable[Case], options: argparse.Namespace, names: tuple[str, ...]
-) -> None:
-    """Time xlstm beside the peers of these names, case by case."""
-    start(bench)
-    for case in todo:
-        theirs = {name: functools.partial(peers.PEERS[name], case) for name in names}
-        about = {"case": asdict(case), "precision": case.dtype}
-        beside(bench, str(case), cases.ours(case), theirs, options, **about)
-
-
 def beside(
     bench: str,
     name: str,
     ours: Call,
     theirs: Mapping[str, Callable[[], Call]],
     options: argparse.Namespace,
-    repeats: int = 1,
     **about: Any,
 ) -> None:
     """Time xlstm beside peers, each made by a function that raises MissingError where it is not
-    there.
-
-    Times are those of one of `repeats` calls that follow each other. `about` are options of
-    `record`.
+    there. `about` are options of `record`.
     """
     calls = {"xlstm": ours}
     missing = {}
@@ -92,20 +68,8 @@ def beside(
             calls[peer] = make()
         except MissingError as reason:
             missing[peer] = str(reason)
-    timings = interleave(
-        {peer: functools.partial(_repeat, call, repeats) for peer, call in calls.items()},
-        options.rounds,
-    )
-    each = {
-        peer: Timing(t.best / repeats, t.median / repeats, t.calls * repeats)
-        for peer, t in timings.items()
-    }
-    record(bench, name, each, options.json, missing=missing, **about)
-
-
-def _repeat(call: Call, repeats: int) -> None:
-    for _ in range(repeats):
-        call()
+    timings = interleave(calls, options.rounds)
+    record(bench, name, timings, options.json, missing=missing, **about)
 
 
 def start(bench: str) -> None:
@@ -122,9 +86,9 @@ def record(
     results: Mapping[str, Timing | float],
     path: Path | None,
     *,
+    missing: Mapping[str, str],
+    case: Mapping[str, object],
     unit: str = "seconds",
-    missing: Mapping[str, str] | None = None,
-    case: Mapping[str, object] | None = None,
     precision: str = "float32",
 ) -> None:
     """Print one case, and append it to a file: timings, or numbers in another unit."""
@@ -140,16 +104,16 @@ def record(
         for peer, r in numbers.items()
     ]
     print(f"  {name:52s} {'   '.join(cells)}", flush=True)
-    for peer, reason in (missing or {}).items():
+    for peer, reason in missing.items():
         print(f"  {'':52s} without {peer}: {reason}")
     line = {
         "bench": bench,
         "name": name,
-        "case": dict(case or {}),
+        "case": dict(case),
         "precision": precision,
         "unit": unit,
         "results": numbers,
-        "missing": dict(missing or {}),
+        "missing": dict(missing),
     }
     append(path, line)
 

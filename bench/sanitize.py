@@ -27,7 +27,6 @@ from bench.options import parser_of
 PROGRAM = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FINDINGS = 99  # exit status of compute-sanitizer where there are any
-HOMES = ("CUDA_HOME", "CUDA_PATH")
 
 
 class Report(NamedTuple):
@@ -57,18 +56,13 @@ def find() -> str:
     FileNotFoundError
         It is in none of the places.
     """
-    places = [Path(os.environ[name]) for name in HOMES if os.environ.get(name)] + [
-        Path("/usr/local/cuda")
-    ]
-    program = shutil.which(PROGRAM)
-    for place in places:
-        for folder in (place / "bin", place / PROGRAM, place / "extras" / PROGRAM):
-            program = program or shutil.which(PROGRAM, path=str(folder))
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    folders = [f"{home}/{folder}" for folder in ("bin", PROGRAM, f"extras/{PROGRAM}")]
+    program = shutil.which(PROGRAM) or shutil.which(PROGRAM, path=os.pathsep.join(folders))
     if program is None:
         raise FileNotFoundError(
-            f"{PROGRAM} is neither on PATH nor in {', '.join(str(p) for p in places)}; it comes"
-            " with the CUDA toolkit (apt: cuda-sanitizer, conda: cuda-sanitizer-api); CUDA_HOME"
-            " says where that is"
+            f"{PROGRAM} is neither on PATH nor in {home}; it comes with the CUDA toolkit (apt:"
+            " cuda-sanitizer, conda: cuda-sanitizer-api); CUDA_HOME says where that is"
         )
     return program
 
@@ -102,16 +96,8 @@ def run(
     program: str, tool: str, selected: list[str], seconds: float, folder: Path | None
 ) -> Report:
     """One tool over the layers that these options of `bench.sanitized` select."""
-    words = [
-        program,
-        "--tool",
-        tool,
-        "--error-exitcode",
-        str(FINDINGS),
-        "--target-processes",
-        "all",
-    ]
-    words += [sys.executable, "-m", "bench.sanitized", *selected]
+    own = f"--tool {tool} --error-exitcode {FINDINGS} --target-processes all"
+    words = [program, *own.split(), sys.executable, "-m", "bench.sanitized", *selected]
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, errors="replace", check=False, timeout=seconds
@@ -142,13 +128,11 @@ def main() -> int:
         raise SystemExit(f"sanitize: {reason}") from None
     print(f"{program} on {be}", flush=True)
     reports = []
-    widths = ["--widths", *map(str, options.widths)] if options.widths else []
+    selected = ["--paths", *options.paths]
+    if options.widths:
+        selected += ["--widths", *map(str, options.widths)]
     for tool in options.tools:
-        reports.append(
-            run(
-                program, tool, ["--paths", *options.paths, *widths], options.seconds, options.output
-            )
-        )
+        reports.append(run(program, tool, selected, options.seconds, options.output))
         print(reports[-1], flush=True)
     return max(report.status for report in reports)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,21 +28,17 @@ WIDTHS = (5, 40, 130)  # less than a tile, several blocks, and more with units l
 HEADED = (16, 40)  # of an mLSTM
 B = 9  # a tile of columns and one more
 LENGTHS = [4, 2, 0, 4, 1, 4, 3, 1, 1]
+TILES = (
+    ("float32", "float32"),
+    ("tf32", "float32"),
+    ("float32", "float16"),
+    ("float32", "bfloat16"),
+)
 WAYS = {  # of each path: precisions and dtypes
     "pointwise": (("float32", "float32"), ("float32", "float16")),
     "plain": (("float32", "float64"), ("float32", "float32")),
-    "grid": (
-        ("float32", "float32"),
-        ("tf32", "float32"),
-        ("float32", "float16"),
-        ("float32", "bfloat16"),
-    ),
-    "cluster": (
-        ("float32", "float32"),
-        ("tf32", "float32"),
-        ("float32", "float16"),
-        ("float32", "bfloat16"),
-    ),
+    "grid": TILES,
+    "cluster": TILES,
 }
 
 MLSTM = "mlstm"  # which has paths of its own
@@ -71,9 +68,7 @@ def work(layer: Any, be: Backend, lengths: list[int] | None) -> None:
     be.synchronize()
 
 
-def run(
-    home: Backend, paths: Sequence[str] = PATHS, widths: Sequence[int] | None = None
-) -> Iterator[str]:
+def run(home: Backend, paths: Sequence[str], widths: Sequence[int] | None) -> Iterator[str]:
     """The name of each thing that ran, or of what cannot and why.
 
     Parameters
@@ -82,31 +77,30 @@ def run(
     widths : units of layers, optional
         By default WIDTHS, and HEADED for the mLSTM, whose two heads need an even number.
     """
-    for path in (path for path in paths if path != MLSTM):
-        for precision, dtype in WAYS[path]:
-            be = Backend(home.name, home.xp, home.device, dtype)
+    for path in paths:
+        for precision, dtype in WAYS.get(path, ()):
+            be = replace(home, dtype=dtype)
             for H in widths or WIDTHS:
                 for name, layer in layers(H).items():
-                    what = (
-                        f"{name}, H={H}, {path}, {dtype}{' as TF32' if precision == 'tf32' else ''}"
-                    )
+                    what = f"{name}, H={H}, {path}, {dtype} by {precision}"
                     try:
                         with cuda.use(path, precision):
                             for lengths in (None, LENGTHS):
                                 work(layer, be, lengths)
                     except (ValueError, BackendError) as reason:
-                        if isinstance(reason, ValueError) and "was asked for, but" not in str(
-                            reason
-                        ):
+                        if isinstance(reason, ValueError) and "asked for, but" not in str(reason):
                             raise
                         yield f"not possible: {what}: {reason}"
                     else:
                         yield f"ran: {what}"
     for dtype in ("float32", "float64") if MLSTM in paths else ():
-        be = Backend(home.name, home.xp, home.device, dtype)
         for H in (H for H in widths or HEADED if H % 2 == 0):
             for lengths in (None, LENGTHS):
-                work(xlstm.mLSTM(D, H, num_heads=2, chunk_size=3), be, lengths)
+                work(
+                    xlstm.mLSTM(D, H, num_heads=2, chunk_size=3),
+                    replace(home, dtype=dtype),
+                    lengths,
+                )
             yield f"ran: mLSTM, H={H}, {dtype}"
 
 
@@ -118,17 +112,10 @@ def selecting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--widths",
         nargs="+",
-        type=units,
+        type=int,
         metavar="H",
         help="units of the layers, by default several",
     )
-
-
-def units(text: str) -> int:
-    """Return a number of units from the command line."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number of units, expected 1 or more")
-    return int(text)
 
 
 def main() -> int:
@@ -147,7 +134,7 @@ def main() -> int:
         print(line, flush=True)
         count += line.startswith("ran")
     print(f"{count} layers ran")
-    return 0 if count else 1
+    return int(not count)
 
 
 if __name__ == "__main__":

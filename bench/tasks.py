@@ -140,11 +140,8 @@ def train(
             break
     seconds = time.perf_counter() - start
     recent = float(np.mean(losses[-recipe.check :]))
-    return (
-        model,
-        params,
-        {"steps": step, "seconds": seconds, "ended early": solved == CHECKS, "loss": recent},
-    )
+    how = {"steps": step, "seconds": seconds, "ended early": solved == CHECKS, "loss": recent}
+    return model, params, how
 
 
 def tested(
@@ -197,25 +194,22 @@ def summary(lengths: dict[int, float], task: Task) -> dict[str, float]:
     """Mean accuracy at trained lengths and at longer ones, and these scaled: 0 for guessing, 1 for
     all right.
     """
-    seen = [accuracy for length, accuracy in lengths.items() if length <= task.longest]
-    unseen = [accuracy for length, accuracy in lengths.items() if length > task.longest]
-    means = {"trained": float(np.mean(seen)), "longer": float(np.mean(unseen))}
-    scaled = {
-        f"{name}, scaled": (mean - task.chance) / (1 - task.chance) for name, mean in means.items()
-    }
-    return means | scaled
+    trained = np.array([*lengths]) <= task.longest
+    accuracy = np.array([*lengths.values()])
+    results = {}
+    for name, some in (("trained", trained), ("longer", ~trained)):
+        mean = float(np.mean(accuracy[some]))
+        results[name] = mean
+        results[f"{name}, scaled"] = (mean - task.chance) / (1 - task.chance)
+    return results
 
 
 def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend) -> dict[str, Any]:
     """Train and test one model."""
     model, params, how = train(name, task, recipe, seed, backend)
     lengths = by_length(model, params, task, recipe.sequences, seed, backend)
-    results = (
-        summary(lengths, task)
-        | how
-        | {"by length": {str(T): round(a, 4) for T, a in lengths.items()}}
-    )
-    sizes = {"model": repr(model), "parameters": sum(math.prod(p.shape) for p in params.values())}
+    results = summary(lengths, task) | how
+    results["by length"] = {str(T): round(a, 4) for T, a in lengths.items()}
     print(
         f"{task.name}, {name}: accuracy {results['trained']:.4f} at trained lengths,"
         f" {results['longer']:.4f} at longer ones ({results['longer, scaled']:.3f} scaled);"
@@ -228,14 +222,13 @@ def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend) 
         "name": f"{task.name} {name}",
         "task": task.name,
         "model": name,
-        "case": (
-            asdict(recipe)
-            | sizes
-            | {
-                "chance": task.chance,
-                "trained lengths": [task.shortest, task.longest],
-            }
-        ),
+        "case": {
+            **asdict(recipe),
+            "model": repr(model),
+            "parameters": sum(p.size for p in params.values()),
+            "chance": task.chance,
+            "trained lengths": [task.shortest, task.longest],
+        },
         "seed": seed,
         "precision": backend.dtype,
         "results": results,
@@ -244,12 +237,8 @@ def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend) 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument(
-        "--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="tasks, all by default"
-    )
-    parser.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="all by default"
-    )
+    parser.add_argument("--only", nargs="+", choices=TASKS, default=TASKS, help="all by default")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="the same")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="numpy", choices=["numpy", "cupy"])
     parser.add_argument("--json", type=Path, help="append results to this file, a line each")

@@ -43,6 +43,11 @@ from xlstm.models import TiRex, TiRex2
 
 CONTEXT = 2048
 HORIZONS = {"tirex1": 32, "tirex2": 320}
+PATHS = {"tirex1": "first/TiRex/model.ckpt", "tirex2": "second"}  # of the checkpoints
+LOADS = {
+    "tirex1": "import tirex; tirex.load_model({!r}, device='cpu', backend='torch')",
+    "tirex2": "import tirex2; tirex2.load_model({!r}, device='cpu')",
+}
 SERIES = (1, 64)
 RECIPE = [("mlstm", 4, 4), ("slstm", 4, 4)] * 6
 AGREE = 2e-2  # of a row's largest value: TiRex-1's package rounds to bfloat16 in its cell
@@ -58,7 +63,7 @@ def checkpoints(folder: Path, series: Sequence[int]) -> None:
     first = TiRex(512, 12)
     second = TiRex2(512, RECIPE)
     rng = np.random.default_rng(0)
-    there = folder / "first" / "TiRex"
+    there = (folder / PATHS["tirex1"]).parent
     tirex.save(there, first, first.init(0, "numpy"))
     config = json.loads((there / "config.json").read_text())
     arrays = load_file(there / "model.safetensors")
@@ -67,35 +72,27 @@ def checkpoints(folder: Path, series: Sequence[int]) -> None:
         for name, a in arrays.items()
     }
     torch.save({"hyper_parameters": config, "state_dict": state}, there / "model.ckpt")
-    tirex.save(folder / "second", second, second.init(0, "numpy"))
+    tirex.save(folder / PATHS["tirex2"], second, second.init(0, "numpy"))
     for rows in series:
-        np.save(
-            folder / f"series{rows}.npy",
-            np.cumsum(rng.standard_normal((rows, CONTEXT), np.float32), axis=1),
-        )
+        walks = np.cumsum(rng.standard_normal((rows, CONTEXT), np.float32), axis=1)
+        np.save(folder / f"series{rows}.npy", walks)
 
 
-def path_of(folder: Path, model: str) -> Path:
-    """Where the checkpoint of a model lies."""
-    return folder / "second" if model == "tirex2" else folder / "first" / "TiRex" / "model.ckpt"
-
-
-def ours(folder: Path, model: str, rows: int) -> Callable[[], Any]:
-    """A forecast of ours."""
-    network, params = tirex.load(path_of(folder, model), backend="numpy")
+def ours(folder: Path, model: str, rows: int) -> Callable[..., Any]:
+    """A forecast of ours, of all series or the first ones."""
+    network, params = tirex.load(folder / PATHS[model], backend="numpy")
     series = np.load(folder / f"series{rows}.npy")
-    return lambda: network.forecast(params, series, HORIZONS[model])
+    return lambda most=None: network.forecast(params, series[:most], HORIZONS[model])
 
 
 def memory(folder: str, model: str, rows: int) -> None:
     """Print the bytes that a forecast takes beyond one of a single series, and the peak of this
     process.
     """
-    network, params = tirex.load(path_of(Path(folder), model), backend="numpy")
-    series = np.load(Path(folder) / f"series{rows}.npy")
-    network.forecast(params, series[:1], HORIZONS[model])
+    forecast = ours(Path(folder), model, rows)
+    forecast(1)
     start = resident("VmRSS")
-    network.forecast(params, series, HORIZONS[model])
+    forecast()
     print(json.dumps({"beyond": resident("VmHWM") - start, "peak": resident("VmHWM")}))
 
 
@@ -113,23 +110,16 @@ def loading(peer: Path | None, folder: Path, model: str) -> dict[str, Callable[[
     """New processes that import and load; both sides have their bytecode, as installed packages
     do.
     """
-    mine = (
-        f"from xlstm.interop import tirex; tirex.load({str(path_of(folder, model))!r},"
-        " backend='numpy')"
-    )
-    package, more = ("tirex2", "") if model == "tirex2" else ("tirex", ", backend='torch'")
-    place = str(path_of(folder, model).relative_to(folder))
-    theirs = f"import {package}; {package}.load_model({place!r}, device='cpu'{more})"
-    environment = {
-        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
-    }
+    place = str(folder / PATHS[model])
+    mine = f"from xlstm.interop import tirex; tirex.load({place!r}, backend='numpy')"
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     calls: dict[str, Callable[[], object]] = {
         "xlstm": functools.partial(_python, mine, None, environment)
     }
     if peer is not None:
-        calls["package"] = functools.partial(
-            _python, theirs, folder, {**environment, "PYTHONPATH": str(peer)}
-        )
+        theirs = LOADS[model].format(PATHS[model])
+        environment = {**environment, "PYTHONPATH": str(peer)}
+        calls["package"] = functools.partial(_python, theirs, folder, environment)
     return calls
 
 
@@ -171,28 +161,25 @@ def measure(options: Any, folder: Path) -> None:
     """Run all cases."""
     checkpoints(folder, options.series)
     missing = {}
-    theirs = None
     peer = None
+    packages: list[bool] = []  # whether each is compiled
     if options.peer is None:
         missing = run.without_packages(__doc__)
     else:
         peer = Path(options.peer).resolve()
         theirs = Theirs("tirex_worker.py", peer, folder)
+        packages = [False, True] if options.compiled else [False]
     for model, horizon in HORIZONS.items():
         for rows in options.series:
             name = f"{model} {rows} series, horizon {horizon}"
             case = {"series": rows, "horizon": horizon, "threads": cores.threads()}
             mine = ours(folder, model, rows)
             calls: dict[str, Callable[[], object]] = {"xlstm": mine}
-            for compiled in (False, True) if options.compiled else (False,):
-                if theirs is not None:
-                    agree(
-                        name,
-                        mine().quantiles,
-                        theirs.ask("forecast", model, compiled, rows, horizon),
-                    )
-                    call = functools.partial(theirs.ask, "run", model, compiled, rows, horizon)
-                    calls["package, compiled" if compiled else "package"] = call
+            for compiled in packages:
+                request = (model, compiled, rows, horizon)
+                agree(name, mine().quantiles, theirs.ask("forecast", *request))
+                call = functools.partial(theirs.ask, "run", *request)
+                calls["package, compiled" if compiled else "package"] = call
             timings = interleave(calls, options.rounds)
             about = {"missing": missing, "case": case}
             run.record("tirex", name, timings, options.json, **about)
@@ -212,7 +199,7 @@ def measure(options: Any, folder: Path) -> None:
             )
         timings = interleave(loading(peer, folder, model), options.rounds, block=0)
         name = f"{model} import and load"
-        run.record("tirex import and load", name, timings, options.json, missing=missing)
+        run.record("tirex import and load", name, timings, options.json, missing=missing, case={})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 
-sys.path[:] = [sys.argv[1], *(p for p in sys.path[1:])]
+sys.path[0] = sys.argv[1]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -26,14 +26,15 @@ RATE = 0.05
 def ours(x, target):
     layer = xlstm.LSTM(D, H, initializer="notebook")
     optimizer = optimizers.sgd(RATE)
-    now = {"params": layer.init(0, "numpy", "float64")}
-    now["state"] = optimizer.init(now["params"])
+    params = layer.init(0, "numpy", "float64")
+    state = optimizer.init(params)
 
     def step():
-        y, _, saved = layer.forward(now["params"], x)
+        nonlocal params, state
+        y, _, saved = layer.forward(params, x)
         loss, dy = losses.mse(y, target)
-        grads, _, _ = layer.backward(now["params"], saved, dy)
-        now["params"], now["state"] = optimizer.update(now["params"], grads, now["state"])
+        grads, _, _ = layer.backward(params, saved, dy)
+        params, state = optimizer.update(params, grads, state)
         return float(loss)
 
     return step
@@ -41,10 +42,11 @@ def ours(x, target):
 
 def baseline(x, target):
     params = xlstm.LSTM(D, H, initializer="notebook").init(0, "numpy", "float64")
-    now = {"weights": gate_by_gate.by_gate(params)}
+    weights = gate_by_gate.by_gate(params)
 
     def step():
-        now["weights"], loss = gate_by_gate.step(now["weights"], x[:, 0], target[:, 0], RATE)
+        nonlocal weights
+        weights, loss = gate_by_gate.step(weights, x[:, 0], target[:, 0], RATE)
         return loss
 
     return step
@@ -79,7 +81,7 @@ def main() -> None:
         "torch": functools.partial(theirs, x, target),
     }
     name = f"{T},1,{D},{H} float64"
-    run.beside("training step", name, ours(x, target), peers, options, precision="float64")
+    run.beside("training step", name, ours(x, target), peers, options, case={}, precision="float64")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,17 @@ class Worker:
     """A process that answers requests, JSON lines."""
 
     def __init__(self, command: list[str], folder: str | Path, environment: dict[str, str]) -> None:
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def ask(self, *request: Any) -> Any:
         """Return the answer to a request; the worker says which there are."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -44,14 +48,6 @@ class Theirs(Worker):
 
     def __init__(self, worker: str, peer: Path, folder: str | Path) -> None:
         """Start it in a folder in which nothing of ours is to be found."""
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name(worker)),
-            str(peer),
-            str(cores.threads()),
-        ]
-        super().__init__(
-            command,
-            folder,
-            {name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        )
+        program = str(Path(__file__).with_name(worker))
+        command = [sys.executable, program, str(peer), str(cores.threads())]
+        super().__init__(command, folder, {**os.environ, "PYTHONPATH": ""})

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from bench import barriers, cudnn, events, gpu, gpu_table, limits, rows, sanitize
-from bench.budget import Budget
 from bench.cudnn import CAPTURED, EAGER, Case
 from bench.rows import OURS
 from tests import gpu as on_gpu
@@ -53,30 +52,31 @@ class Clock:
 def test_limits_by_hand():
     h100 = CARDS["h100"]
 
-    def of(precision, T, B, H, layer="lstm", card=h100, wait=None):
-        return limits.rates(card, precision, H, wait, None).limit(limits.recurrent(layer, T, B, H))
+    def seconds(rates, passes):
+        return tuple(map(rates.seconds, passes))
 
     for precision, shape, forward, backward in (
         ("TF32", (512, 64, 512), 0.585, 1.016),
         ("TF32", (1024, 16, 1024), 1.784, 2.954),
     ):
+        rates = limits.rates(h100, precision, shape[-1], None, None)
         np.testing.assert_allclose(
-            of(precision, *shape), [forward * 1e-3, backward * 1e-3], rtol=2e-3
+            seconds(rates, limits.recurrent("lstm", *shape)),
+            [forward * 1e-3, backward * 1e-3],
+            rtol=2e-3,
         )
-    assert (
-        limits.rates(None, "TF32", 256, None, None)
-        is limits.rates(CARDS["v100"], "TF32", 256, None, None)
-        is None
-    )
+    assert limits.rates(CARDS["v100"], "TF32", 256, None, None) is None
     assert [limits.way(H, h100) for H in (512, 513)] == ["cluster", "grid"]
     # An mLSTM is bound by memory, if its speed is known: 16 + 16 + 32 + 32 + 2 numbers of 2 bytes,
     # 3 heads of 5 x 7.
     passes = limits.mlstm(5, 3, 7, 16, 32, 2)
-    assert limits.Rates(1e30, 1e9, 0.0).limit(passes).forward == pytest.approx(98 * 2 * 105 / 1e9)
-    assert limits.Rates(1e9, 1e9, 1e-3).limit(limits.language(100, 10, 4)) == pytest.approx(
+    moving = limits.Rates(1e30, 1e9, 0.0)
+    assert moving.seconds(passes[0]) == pytest.approx(98 * 2 * 105 / 1e9)
+    waiting = limits.Rates(1e9, 1e9, 1e-3)
+    assert seconds(waiting, limits.language(100, 10, 4)) == pytest.approx(
         (2e-6 + 4e-3, 4e-6 + 6e-3)
     )
-    assert limits.Rates(1e30, 1e9, 0.0).seconds(limits.token(100, 2, 4)) == pytest.approx(4e-7)
+    assert moving.seconds(limits.token(100, 2, 4)) == pytest.approx(4e-7)
 
 
 def test_parts_are_run_within_the_budget_and_none_goes_missing():
@@ -99,7 +99,7 @@ def test_parts_are_run_within_the_budget_and_none_goes_missing():
         return (gpu.OK if used < seconds else gpu.CUT), f"{seconds:.0f}"
 
     names = [part.name for part in gpu.PARTS]
-    outcomes = gpu.check(names, Budget(420, clock), make, execute, lambda o: told.append(len(o)))
+    outcomes = gpu.check(names, 420, make, lambda o: told.append(len(o)), execute, clock)
     wrong = {"parity": gpu.CUT, "barriers": gpu.OUT, "mlstm": gpu.FAILED, "tests": gpu.CUT}
     assert [(o.name, o.result) for o in outcomes] == [
         (name, wrong.get(name, gpu.OK)) for name in names
@@ -177,16 +177,16 @@ def test_the_table_and_the_goals():
         assert part in said
 
 
-def test_a_call_that_keeps_its_device_waiting_is_seen():
+def test_a_call_that_keeps_its_device_waiting_is_seen(monkeypatch):
+    monkeypatch.setattr(events, "BLOCK", 0.004)
     clock = Clock()
     slow = events.Side(lambda: clock.ask(1e-3, 2e-4))
     quick = events.Side(lambda: clock.ask(1e-5, 1e-3))
-    found = events.side_by_side({"slow": slow, "quick": quick}, clock, rounds=3, block=0.004)
-    assert found["slow"].wall == pytest.approx(1.1e-3)
-    assert found["slow"].device == pytest.approx(2e-4)
-    assert found["slow"].overhead == pytest.approx(9e-4)
-    assert found["quick"].overhead == pytest.approx(5e-6)
-    assert found["quick"].calls >= 6
+    times = events.side_by_side({"slow": slow, "quick": quick}, clock, float("inf"))
+    assert times["slow"].wall == pytest.approx(1.1e-3)
+    assert times["slow"].device == pytest.approx(2e-4)
+    assert times["quick"].wall - times["quick"].device == pytest.approx(5e-6)
+    assert times["quick"].calls >= 6
 
 
 def test_cases_beyond_the_time_are_named():
@@ -194,13 +194,13 @@ def test_cases_beyond_the_time_are_named():
     told = []
     todo = cudnn.cases()[:5]
 
-    def measured(case, until):
+    def measured(case):
         clock.time += 3
         if case.precision == "bf16":
             raise AttributeError("no memory")
         return {"name": str(case)}
 
-    record = rows.run(todo, measured, 10, clock, lambda r: told.append(len(r["rows"])))
+    record = rows.run(todo, measured, 10, lambda r: told.append(len(r["rows"])), clock)
     assert [r["name"] for r in record["rows"]] == [str(case) for case in todo[:3]]
     assert record["rows"][1]["error"] == "AttributeError: no memory"
     assert record["left out"] == [str(case) for case in todo[3:]]

@@ -18,7 +18,6 @@ from tests.conftest import ROOT
 from xlstm.cli.timing import interleave
 from xlstm.models import TiRex, TiRex2
 
-SHAPES = [(3, 2, 4, 5)]
 SMALL = tasks.Recipe(16, 8, 2, 1e-2, 1e-2, 0.01, 4, 2, growth=0.5, warmup=1, check=1, sequences=3)
 
 
@@ -45,9 +44,9 @@ def sizes(monkeypatch, name, **values):
     ("name", "small"),
     [
         ("training_step", {}),
-        ("step", {"REPEAT": 2}),
+        ("step", {}),
         ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
-        ("memory", {"SHAPES": [*SHAPES, *SHAPES, *SHAPES], "LARGE": []}),
+        ("memory", {"SIZES": [], "LARGE": (3, 2, 4, 5)}),
     ],
 )
 def test_times_and_memory(run, monkeypatch, name, small):

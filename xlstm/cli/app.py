@@ -24,6 +24,7 @@ from xlstm.cli.inspect import inspect_model
 from xlstm.cli.predict import evaluate, forecast, generate, predict
 
 HELP_NAMES = ["-h", "--help"]
+DEFAULT = "series"  # the command of `xlstm train` alone
 TRAIN = (
     "Train a model of a series (forecast, unless another is named), a text, or sequences with"
     " labels."
@@ -51,38 +52,26 @@ class Root(TyperGroup):
 
 
 class GroupWithDefault(TyperGroup):
-    """A group whose first command, which is hidden, is run where none is named."""
-
-    @property
-    def default(self) -> Any:
-        """The command that is run where none is named."""
-        return next(iter(self.commands.values()))
+    """A group whose command `series`, which is hidden, is run where none is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the name of the default command first, where no other one is there."""
-        names = [name for name, command in self.commands.items() if not command.hidden]
-        named = args[0] in (*HELP_NAMES, *names) if args else ctx.resilient_parsing
-        return super().parse_args(ctx, args if named else [self.default.name, *args])
+        names = {*HELP_NAMES, *self.commands} - {DEFAULT}
+        named = args[0] in names if args else ctx.resilient_parsing
+        return super().parse_args(ctx, args if named else [DEFAULT, *args])
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Show the options of the default command, and the other commands."""
-        self.default.format_options(ctx, formatter)
+        self.commands[DEFAULT].format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Complete the name of a command, or an option of the default one."""
-        options = self.default.shell_complete(ctx, incomplete)
+        options = self.commands[DEFAULT].shell_complete(ctx, incomplete)
         return [*super().shell_complete(ctx, incomplete), *options]
 
 
-def _register(group: typer.Typer, name: str, function: Any, hidden: bool = False) -> None:
-    """Register a command; lists show the first paragraph of its docstring, and not cut."""
-    sentence = str(inspect.getdoc(function)).partition("\n\n")[0]
-    group.command(name, short_help=sentence, hidden=hidden)(function)
-
-
 app = typer.Typer(
-    help="The LSTM family with hand-written gradients, on NumPy and CuPy.",
     cls=Root,
     no_args_is_help=True,
     context_settings={"help_option_names": HELP_NAMES},
@@ -97,10 +86,12 @@ trainers = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(trainers, name="train")
-_register(trainers, "series", train.train_forecast, hidden=True)
-_register(trainers, "forecast", train.train_forecast)
-_register(trainers, "text", train.train_text)
-_register(trainers, "classify", train.train_classify)
+TRAINERS: dict[str, Any] = {
+    DEFAULT: train.train_forecast,
+    "forecast": train.train_forecast,
+    "text": train.train_text,
+    "classify": train.train_classify,
+}
 COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "predict": predict,
@@ -114,8 +105,11 @@ COMMANDS: dict[str, Any] = {
     "inspect": inspect_model,
     "check": check_kernels,
 }
-for name, function in COMMANDS.items():
-    _register(app, name, function)
+for group, functions in ((trainers, TRAINERS), (app, COMMANDS)):
+    for name, function in functions.items():
+        # lists show the first paragraph of its docstring, and not cut
+        sentence = str(inspect.getdoc(function)).partition("\n\n")[0]
+        group.command(name, short_help=sentence, hidden=name == DEFAULT)(function)
 
 
 @app.callback(invoke_without_command=True)

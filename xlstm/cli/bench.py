@@ -80,10 +80,8 @@ class Case(NamedTuple):
         """The layer with its dtype."""
         return f"{self.layer} {self.dtype}"
 
-    def call(self, name: str, home: Backend) -> Call | None:
-        """Return the work of a row, finished when it returns; None where `torch.nn` has no such
-        layer.
-        """
+    def call(self, name: str, home: Backend) -> Call:
+        """Return the work of a row, finished when it returns."""
         rng = generator(0)
         T, B, D, H = self.size
         x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
@@ -181,6 +179,8 @@ def rows_of(case: Case, homes: dict[str, Backend], rounds: int) -> list[Measurem
     """Return the rows of a case, without those that have no such layer and those that fail; their
     results are the speeds of a large product, measured in the same run.
     """
+    if case.layer not in TORCH_LAYERS:
+        homes = {name: home for name, home in homes.items() if name != TORCH}
     rows = measure(case, homes, case.call, rounds, lambda result, home: product_speed(home))
     return [row for row in rows if row.timing is not None]
 
@@ -221,12 +221,8 @@ def layer_call(case: Case, home: Backend, x: Any, dy: Any) -> Call:
     return work
 
 
-def torch_call(case: Case, home: Backend, x: Any, dy: Any) -> Call | None:
-    """Return the work of a case in `torch.nn`, with the gradients that xlstm gives; None without
-    such a layer.
-    """
-    if case.layer not in TORCH_LAYERS:
-        return None
+def torch_call(case: Case, home: Backend, x: Any, dy: Any) -> Call:
+    """Return the work of a case in `torch.nn`, with the gradients that xlstm gives."""
     kind = getattr(optional_imports.torch().nn, TORCH_LAYERS[case.layer])
     layer = kind(case.size.D, case.size.H).to(x)
     x.requires_grad_()
@@ -282,16 +278,14 @@ def _print_rows(rows: Sequence[Measurement]) -> None:
 
 def faster(rows: Sequence[Measurement]) -> list[str]:
     """Say at which sizes each other row is faster than the first one, by more than 5 %."""
-    lines = []
     first = rows[0].name
-    for kind, name in dict.fromkeys((row.case.kind, row.name) for row in rows):
-        if name == first:
-            continue
-        sizes = [
-            str(row.case.size)
-            for row in rows
-            if (row.case.kind, row.name) == (kind, name) and (row.ratio or 1) < FASTER
-        ]
-        where = f"at T,B,D,H = {' and '.join(sizes)}" if sizes else "at no size measured"
+    sizes: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.name != first:
+            places = sizes.setdefault((row.case.kind, row.name), [])
+            places += [str(row.case.size)] * ((row.ratio or 1) < FASTER)
+    lines = []
+    for (kind, name), places in sizes.items():
+        where = f"at T,B,D,H = {' and '.join(places)}" if places else "at no size measured"
         lines.append(f"{kind}: {WORDS[name]} is faster than {WORDS[first]} {where}")
     return lines

@@ -20,6 +20,7 @@ from xlstm import losses
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
 from xlstm.cells.lstm import Cell
 from xlstm.cli import info
@@ -76,7 +77,7 @@ WORDS = {name: variant.words for name, variant in VARIANTS.items()}
 
 
 def arrays_of(
-    y: Any, gates: Mapping[str, Any], dx: Any, grads: Mapping[str, Any], params: Mapping[str, Any]
+    y: Any, gates: Mapping[str, Any], dx: Any, grads: Params, params: Params
 ) -> dict[str, Any]:
     """Return the arrays of a training step on the host, by the headings of their columns; gates are
     (T, B, H).
@@ -97,13 +98,9 @@ class Program:
     dtype: str
     is_model: bool = False
 
-    def step(self, name: str, home: Backend) -> Step | None:
-        """Return the step of a variant, finished when it returns; None where the notebook has no
-        such program.
-        """
+    def step(self, name: str, home: Backend) -> Step:
+        """Return the step of a variant, finished when it returns."""
         T, B, D, H = self.size
-        if name == NOTEBOOK and (self.is_model or B > 1):
-            return None
         rng = generator(0)
         layer = xlstm.LSTM(D, H, initializer="notebook")
         model: Any = SequenceModel(layer, 1, last=True) if self.is_model else layer
@@ -235,15 +232,12 @@ def rows_of(program: Program, homes: Mapping[str, Backend], rounds: int) -> list
     """Return the rows of a program, timed in turn; their results are differences from float64
     NumPy, infinite where a row fails.
     """
-    reference = program.step(REFERENCE, replace(homes[REFERENCE], dtype="float64"))
-    assert reference is not None
-    expected = reference()()
+    expected = program.step(REFERENCE, replace(homes[REFERENCE], dtype="float64"))()()
+    ready = {name: replace(home, dtype=program.dtype) for name, home in homes.items()}
+    if program.is_model or program.size.B > 1:
+        del ready[NOTEBOOK]  # it has no such program
     rows = measure(
-        program,
-        {name: replace(home, dtype=program.dtype) for name, home in homes.items()},
-        program.step,
-        rounds,
-        lambda arrays, home: differences(arrays(), expected),
+        program, ready, program.step, rounds, lambda arrays, home: differences(arrays(), expected)
     )
     failed = dict.fromkeys(expected, float("inf"))
     return [row._replace(result=row.result or failed) for row in rows]

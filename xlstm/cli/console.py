@@ -115,7 +115,7 @@ def to_json(values: Any) -> str:
 
 
 def table(
-    title: str | None,
+    title: str,
     names: Iterable[str],
     rows: Iterable[Sequence[str]],
     left: int = 1,

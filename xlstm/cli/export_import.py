@@ -15,7 +15,6 @@ from xlstm.cli.sources import find_model, load_model
 from xlstm.data import writing
 from xlstm.data.pytorch import PICKLED
 from xlstm.models import model_files
-from xlstm.models.sequence import SequenceModel
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h5"}
 
@@ -50,7 +49,7 @@ def export(
         from xlstm.interop.torch import to_torch
 
         weights = to_torch(network, params)
-        layer = network.recurrent if isinstance(network, SequenceModel) else network
+        layer = getattr(network, "recurrent", network)
         about = {
             "format": "pt",
             "kind": type(layer).__name__.lower(),
@@ -66,12 +65,7 @@ def export(
 def import_(
     file: Annotated[
         Path,
-        Argument(
-            help=(
-                ".onnx, .keras, .weights.h5, or .safetensors, .pt, .pth or .ckpt of a PyTorch state"
-                " dict."
-            )
-        ),
+        Argument(help=".onnx, .keras, .weights.h5, or .safetensors, .pt, .pth, .ckpt of PyTorch."),
     ],
     kind: Annotated[
         str | None, Option(help="lstm, gru or rnn; what the file shows if left out.")
@@ -103,10 +97,10 @@ def import_(
         raise ValueError(f"{file}: suffix {file.suffix!r} is unknown, expected {expected}")
     if kind is not None and type(layer).__name__.lower() != kind:
         raise ValueError(f"{file}: holds an {type(layer).__name__}, expected {kind!r}")
-    ending = next(
-        (e for e in (*SUFFIXES.values(), ".safetensors") if file.name.endswith(e)), file.suffix
-    )
-    path = output or file.with_name(f"{file.name.removesuffix(ending)}.model.safetensors")
+    stem = file.name
+    for ending in (*SUFFIXES.values(), file.suffix):
+        stem = stem.removesuffix(ending)
+    path = output or file.with_name(f"{stem}.model.safetensors")
     _check_target(path, file)
     model_files.save(path, layer, params)
     out.print(f"wrote: {path}")

@@ -87,8 +87,8 @@ def info(
         rows = describe() | {"auto chooses": f"{home} ({home.reason})"}
     if as_json:
         typer.echo(json.dumps(rows))
-        return
-    show(rows)
+    else:
+        show(rows)
 
 
 def show(rows: dict[str, Any]) -> None:
@@ -129,16 +129,13 @@ def describe() -> dict[str, Any]:
         about[f"backend {name}"] = f"not usable: {home}" if isinstance(home, str) else str(home)
     if optional_imports.cupy_failure() is None:
         runtime = optional_imports.cupy().cuda.runtime
-        about |= {
-            "cuda driver": runtime.driverGetVersion(),
-            "cuda runtime": runtime.runtimeGetVersion(),
-        }
-        about |= {"rocm": optional_imports.ROCM} if optional_imports.rocm() else {}
+        about["cuda driver"] = runtime.driverGetVersion()
+        about["cuda runtime"] = runtime.runtimeGetVersion()
+        if optional_imports.rocm():
+            about["rocm"] = optional_imports.ROCM
     if "torch" in sys.modules and (torch := optional_imports.torch()).cuda.is_available():
-        about |= {
-            "torch's cuda": torch.version.cuda,
-            "torch's cudnn": torch.backends.cudnn.version(),
-        }
+        about["torch's cuda"] = torch.version.cuda
+        about["torch's cudnn"] = torch.backends.cudnn.version()
     return about
 
 

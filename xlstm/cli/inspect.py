@@ -17,6 +17,7 @@ from xlstm.cli.console import Report, printable
 from xlstm.cli.options import ColumnOption, JsonOption, command
 from xlstm.cli.sources import (
     LANGUAGE,
+    Host,
     Loaded,
     SequenceTable,
     check_options,
@@ -119,61 +120,53 @@ def read(
     OSError, ValueError, TypeError
         The file is missing or not readable, or the data do not fit the model.
     """
-    file, _, fitted, network, params = loaded
-    if isinstance(fitted, Forecaster):
+    estimator = loaded.estimator
+    if isinstance(estimator, Forecaster):
         panel = panel_of(loaded, data, column, dialect)
-        panel.check_ahead(fitted.horizon)
+        panel.check_ahead(estimator.horizon)
         with panel.named():
-            return fitted.windows(panel)[-steps:]
-    if isinstance(fitted, TextModel):
-        return _tokens(fitted.codec_, data, steps)
-    if fitted is not None:
-        return _sequences(loaded, data, steps, dialect)
-    if loaded.kind == LANGUAGE:
-        tokens = _tokens(text.codec(file), data, steps)
-        return tokens if network.batch_first else tokens.T
-    return _table(network, params, data, steps, dialect)
+            return estimator.windows(panel)[-steps:]
+    if isinstance(estimator, TextModel):
+        x = _tokens(estimator.codec_, data, steps)
+    elif estimator is not None:
+        x = _sequences(loaded, data, steps, dialect)
+    elif loaded.kind == LANGUAGE:
+        x = _tokens(text.codec(loaded.file), data, steps)
+    else:
+        x = _table(loaded.network.input_size, data, steps, dialect)
+    if len(x) < 3:
+        raise ValueError(f"{data}: has {len(x)} steps, expected 3 or more")
+    home = backend_like(next(iter(loaded.params.values())))
+    return home.asarray(x.swapaxes(0, 1) if loaded.network.batch_first else x)
 
 
-def _tokens(codec: Any, data: Path, steps: int) -> Any:
-    """Return the first tokens of a text, (1, T)."""
+def _tokens(codec: Any, data: Path, steps: int) -> Host:
+    """Return the first tokens of a text, (T, 1)."""
     start = read_text(data)[: LETTERS * steps]
     try:
-        tokens = codec.encode(start)[:steps]
+        return np.array(codec.encode(start)[:steps])[:, None]
     except ValueError as error:
         raise ValueError(f"{data}: {error}") from error
-    return np.array(_enough(data, tokens, "tokens"))[None]
 
 
-def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Any:
+def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Host:
     """Return the first sequence of a table, or its first rows where each is a sequence, as the
-    network sees them.
+    network sees them, (T, B, D).
     """
     layout = SequenceTable.of_model(loaded)
-    estimator = loaded.estimator
-    rows = estimator.prepared(layout.read(data, dialect, labels=False)[0])
-    x = rows[0][:steps, None] if layout.sequence else np.stack(rows[:steps], axis=1)  # (T, B, D)
-    return backend_like(next(iter(loaded.params.values()))).asarray(_enough(data, x, "steps"))
+    rows = loaded.estimator.prepared(layout.read(data, dialect, labels=False)[0])
+    return rows[0][:steps, None] if layout.sequence else np.stack(rows[:steps], axis=1)
 
 
-def _table(network: Any, params: Params, data: Path, steps: int, dialect: Dialect) -> Any:
-    """Return the first rows of a table as one sequence."""
+def _table(D: int, data: Path, steps: int, dialect: Dialect) -> Host:
+    """Return the first rows of a table as one sequence, (T, 1, D)."""
     columns = read_table(data, **vars(dialect))
     rows = columns.values[:steps]
-    D = network.input_size
     if rows.shape[1] != D:
         names = checks.few(columns.names)
         raise ValueError(
             f"{data}: has {rows.shape[1]} columns of numbers ({names}), x of the model has D = {D}"
         )
-    if not np.all(np.isfinite(_enough(data, rows, "rows"))):
+    if not np.all(np.isfinite(rows)):
         raise ValueError(f"{data}: has gaps, expected numbers")
-    return backend_like(next(iter(params.values()))).asarray(
-        rows[None] if network.batch_first else rows[:, None]
-    )
-
-
-def _enough(data: Path, values: Any, what: str) -> Any:
-    if len(values) < 3:
-        raise ValueError(f"{data}: has {len(values)} {what}, expected 3 or more")
-    return values
+    return rows[:, None]

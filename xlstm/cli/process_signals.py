@@ -37,9 +37,7 @@ def is_command(program: str, original: list[str]) -> bool:
     sys.orig_argv.
     """
     if program == "-m":  # while the package is being imported
-        return "xlstm" in (
-            after for option, after in itertools.pairwise(original) if option == "-m"
-        )
+        return ("-m", "xlstm") in itertools.pairwise(original)
     return os.path.basename(program) in ("xlstm", "xlstm.exe")
 
 

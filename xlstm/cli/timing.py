@@ -118,11 +118,11 @@ class Measurement(NamedTuple):
     @property
     def cells(self) -> tuple[str, ...]:
         """The cells of a table below `HEADS`."""
-        times = ("-", "-", "-")
-        if self.timing is not None:
-            median = f"{self.timing.median * 1e3:.4g}"
-            times = (median, f"{self.ratio:.2f}", f"{self.speed / 1e9:.3g}")
-        return *times, "-" if self.peak is None else f"{self.peak / 1e6:.2f}"
+        peak = "-" if self.peak is None else f"{self.peak / 1e6:.2f}"
+        if self.timing is None:
+            return "-", "-", "-", peak
+        median = f"{self.timing.median * 1e3:.4g}"
+        return median, f"{self.ratio:.2f}", f"{self.speed / 1e9:.3g}", peak
 
     def as_dict(self) -> dict[str, Any]:
         """Return what every line of results has."""
@@ -137,7 +137,7 @@ class Measurement(NamedTuple):
 def measure(
     case: Any,
     homes: Mapping[str, Backend],
-    prepare: Callable[[str, Backend], Call | None],
+    prepare: Callable[[str, Backend], Call],
     rounds: int,
     inspect: Callable[[Any, Backend], Any],
 ) -> list[Measurement]:
@@ -149,7 +149,7 @@ def measure(
         The work; a line that begins with it says why a call failed.
     homes : dict of str to Backend
     prepare : callable
-        Returns the call of a name on its backend, finished when it returns; None if there is none.
+        Returns the call of a name on its backend, finished when it returns.
     rounds : int
     inspect : callable
         Makes `Measurement.result` of the result of a call.
@@ -159,8 +159,7 @@ def measure(
     for name, home in homes.items():
         row = Measurement(case, name, str(home))
         try:
-            if (call := prepare(name, home)) is None:
-                continue
+            call = prepare(name, home)
             row = row._replace(result=inspect(call(), home), peak=peak_memory(call, home))
         except (MemoryError, RuntimeError) as error:  # those of CUDA
             out.print(f"note: {case}: {name} fails: {error}")
@@ -204,7 +203,7 @@ def usable(
         A required one does not work.
     """
     homes: dict[str, Backend] = {}
-    for name in words:
+    for name, text in words.items():
         try:
             homes[name] = opener(name)
         except (TypeError, BackendError) as error:
@@ -213,7 +212,7 @@ def usable(
             out.print(f"without {error}")
         else:
             note = ", counted, not timed" if simulated(homes[name]) else ""
-            out.print(f"{name}: {words[name]}: {homes[name]}{note}")
+            out.print(f"{name}: {text}: {homes[name]}{note}")
     return homes
 
 

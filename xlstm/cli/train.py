@@ -114,25 +114,22 @@ class CommandRun(Report):
     def _check_folder(self) -> None:
         if self.output.exists():
             writing.check(self.file)
-        if self.resume:
-            if not self.checkpoints:
-                raise ValueError(
-                    f"{self.output}: holds no run to resume; `xlstm train KIND` begins one without"
-                    " --resume"
-                )
+        begun = bool(self.checkpoints)
+        if self.resume and not begun:
+            problem = "no run to resume; `xlstm train KIND` begins one without --resume"
+        elif begun and not self.resume:
+            problem = "a run already; --resume goes on with it, and --output names another folder"
+        elif self.file.exists() and not begun:
+            problem = "a model already; --output names another folder"
+        else:
             return
-        held = "a model already;" if self.file.exists() else ""
-        if self.checkpoints:
-            held = "a run already; --resume goes on with it, and"
-        if held:
-            raise ValueError(f"{self.output}: holds {held} --output names another folder")
+        raise ValueError(f"{self.output}: holds {problem}")
 
-    def fit(
-        self, model: Any, *data: Any, file: Path | None = None, note: Any = None, **options: Any
-    ) -> Any:
-        """Train an estimator on data of a file, and save it with a note, also where a signal ends
-        training.
+    def fit(self, model: Any, *data: Any, file: Path, **saved: Any) -> Any:
+        """Train an estimator on data of a file, and save it with options of `save`, also where a
+        signal ends training.
         """
+        options: dict[str, Any] = {}
         model.set_params(graph=self.graph)
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
@@ -149,11 +146,11 @@ class CommandRun(Report):
         try:
             model.fit(*data, **options)
         except (Interrupted, Terminated):
-            self._save(model, file, note)  # the best so far
+            self._save(model, file, saved)  # the best so far
             raise
         finally:
             bar.end()
-        self._save(model, file, note)  # before anything else can go wrong
+        self._save(model, file, saved)  # before anything else can go wrong
         tell_of_ranks(self.group)
         self.group.close()
         if not self.leads:
@@ -172,13 +169,13 @@ class CommandRun(Report):
             steps = f"{len(trained.losses)} batches in {trained.seconds:.1f} s"
             self.print(f"trained: {steps}{best}{early}{skipped}")
 
-    def _save(self, model: Any, file: Path | None, note: dict[str, Any] | None) -> None:
+    def _save(self, model: Any, file: Path, options: dict[str, Any]) -> None:
         if not self.leads:
             return
         # where no network was trained that keeps checkpoints there
         self.output.mkdir(parents=True, exist_ok=True)
-        model.data_ = None if file is None else digest(file)
-        model.save(self.file, **({} if note is None else {"note": note}))
+        model.data_ = digest(file)
+        model.save(self.file, **options)
         self.saved.append(self.file)
 
     def end(self, **values: Any) -> None:
@@ -261,10 +258,11 @@ def train_forecast(
     run.print(f"series: {panel}")
     run.fit(model, panel, file=file)
     score, values = of_forecasts(run, model, panel)
+    picture = run.output / PICTURE
     if figures.available():
-        _picture(run.output / PICTURE, model, panel, score)
-        run.saved.append(run.output / PICTURE)
-        run.print(f"picture: {run.output / PICTURE}")
+        _picture(picture, model, panel, score)
+        run.saved.append(picture)
+        run.print(f"picture: {picture}")
     else:
         run.print("picture: none, matplotlib is not installed (pip install matplotlib)")
     run.end(
@@ -298,8 +296,11 @@ def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
         quantiles = model.predict_quantiles(panel)[0].reshape(H, -1, len(model.quantiles))
         fan = plots.Fan(quantiles[:, 0], model.quantiles)
     forecasts = score.forecasts.reshape(len(ours), H, -1)[ours, :, 0]
-    drawn = [name for name in score.errors if score.season or name != "seasonal"]
-    errors = {name: score.errors[name].rmse.reshape(H, -1)[:, 0] for name in drawn}
+    errors = {
+        name: error.rmse.reshape(H, -1)[:, 0]
+        for name, error in score.errors.items()
+        if score.season or name != "seasonal"
+    }
     plots.save(plots.forecast(panel.shown[0], score.at[ours], forecasts, fan, errors), path)
 
 
@@ -349,12 +350,7 @@ def train_classify(
     layout = SequenceTable.of(table, label, sequence, columns, dialect)
     sequences, _, labels = layout.read(table, dialect)
     rows, test = held_out(labels, test_fraction, settings["seed"])
-    model = run.fit(
-        SequenceClassifier(**settings),
-        sequences[rows],
-        labels[rows],
-        note=asdict(layout),
-        file=table,
-    )
+    classifier = SequenceClassifier(**settings)
+    model = run.fit(classifier, sequences[rows], labels[rows], file=table, note=asdict(layout))
     judged = of_labels(run, model, sequences[test], labels[test]) if len(test) else {}
     run.end(epochs=model.n_iter_, **judged)
