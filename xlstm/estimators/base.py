@@ -22,6 +22,7 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
+from xlstm.data.host import Host
 from xlstm.data.panels import Roles
 from xlstm.training import (
     Batches,
@@ -36,8 +37,9 @@ from xlstm.training import (
 from xlstm.training.schedules import cosine
 
 CANDIDATES = ("linear", "smoothing", "network")  # that a forecaster chooses from
-Host = np.ndarray[Any, Any]
 AnyPath = str | os.PathLike[str]
+# metadata, inputs by name, and a formula: what `for_export` returns
+Export = tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]
 
 
 def _or_auto(kind: checks.Kind) -> checks.Kind:
@@ -47,27 +49,20 @@ def _or_auto(kind: checks.Kind) -> checks.Kind:
     )
 
 
-def _is_named(value: Any) -> bool:
-    """Return whether a value is a dict whose keys are text."""
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
-
-
 def _class_weight(where: str, name: str, value: Any) -> Any:
     """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
     if value is None or (isinstance(value, str) and value == "balanced"):
         return value
-    is_pairs = isinstance(value, list) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
-    )
-    if not (isinstance(value, dict) or is_pairs):
+    try:
+        weights = dict(value)
+    except (TypeError, ValueError):
         raise ValueError(
             f"{where}: {name} is {checks.shown(value)}, expected None, 'balanced' or a dict of"
             " label to weight"
-        )
-    pairs = value.items() if isinstance(value, dict) else value
+        ) from None
     return {
         _plain(label): checks.non_negative(where, f"{name}[{label!r}]", weight)
-        for label, weight in pairs
+        for label, weight in weights.items()
     }
 
 
@@ -102,7 +97,12 @@ CHECKS: dict[str, checks.Kind] = {
     "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
-    "options": checks.optional(checks.accepted(_is_named, "a dict of name to value")),
+    "options": checks.optional(
+        checks.accepted(
+            lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value),
+            "a dict of name to value",
+        )
+    ),
     "precision": checks.optional(checks.choice(precisions.NAMES)),
     "quantiles": checks.rising(0),
     "schedule": checks.choice(("constant", "cosine")),
@@ -334,9 +334,7 @@ class FiledEstimator(Estimator):
             ) from error
         return estimator
 
-    def for_export(
-        self, lengths: bool
-    ) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]:
+    def for_export(self, lengths: bool) -> Export:
         """Return what `interop.onnx.to_onnx` writes beside the network.
 
         Parameters
@@ -490,7 +488,7 @@ def subtree(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def array_of(tree: Mapping[str, Any], name: str, shape: checks.Dims | None = None) -> Host:
     """Return an array of float64 of the tree of a file; raise unless it is there in this shape."""
-    array = tree.get(name)
+    array: Any = tree.get(name)
     if getattr(array, "dtype", None) != np.float64:
         raise TypeError(f"{name} is {checks.shown(array)}, expected an array of float64")
     if shape is not None:

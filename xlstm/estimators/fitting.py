@@ -8,7 +8,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import base, baselines, predictor, selection
 from xlstm.estimators.predictor import Examples, Predictor, Settings
-from xlstm.estimators.selection import Combination, RollingOrigins
+from xlstm.estimators.selection import RollingOrigins
 from xlstm.estimators.series_scaling import SeriesScaling, names_of
 from xlstm.training import Interrupted, Terminated, Trained
 
@@ -79,34 +79,25 @@ def prepared(
         shortest = min(len(series.values) for series in variants[0])
         half = split(max(3, shortest)).train.stop // 2
         settings = replace(settings, window=min(WINDOW, max(2, half)))
-    tried = [_variant(several, ids, settings, backend.dtype) for several in variants]
-    best = min(tried, key=lambda variant: min(variant.combination.every_error.values()))
-    model = predictor.network(settings, best.scaling)
-    predicts = Predictor(settings, backend, best.scaling, best.combination, None, model, {})
+    tried = [_variant(several, ids, settings, backend) for several in variants]
+    several, parts, predicts = min(
+        tried, key=lambda variant: min(variant[2].combination.every_error.values())
+    )
     data: dict[str, Examples] = {}
     for name in ("train", "validation"):
-        origins = [np.array(part[name]) for part in best.parts]
-        stops = [part[name].stop for part in best.parts]
-        data[name] = predictor.examples(predicts, best.several, origins, stops)
+        origins = [np.array(part[name]) for part in parts]
+        stops = [part[name].stop for part in parts]
+        data[name] = predictor.examples(predicts, several, origins, stops)
         predicts = data[name].predictor
     return data
 
 
-class Variant(NamedTuple):
-    """Series with or without features of the calendar, their parts and scaling, and the average of
-    candidates that are fitted to the training part.
-    """
-
-    several: list[TimeSeries]
-    parts: list[Parts]
-    scaling: SeriesScaling
-    combination: Combination
-
-
 def _variant(
-    several: list[TimeSeries], ids: Sequence[str], settings: Settings, dtype: str
-) -> Variant:
-    """Return series after checks, and candidates with their errors before the test part."""
+    several: list[TimeSeries], ids: Sequence[str], settings: Settings, backend: Backend
+) -> tuple[list[TimeSeries], list[Parts], Predictor]:
+    """Return series after checks, with or without features of the calendar, their parts, and a
+    predictor without weights, whose candidates are fitted to the training part.
+    """
     s = settings
     names = names_of(ids, len(several))
     parts = [
@@ -115,7 +106,7 @@ def _variant(
     stops = [part["train"].stop for part in parts]
     scaling = SeriesScaling.fit(several, ids, s.window, stops)
     for series, unit, part, name in zip(several, scaling.units, parts, names, strict=True):
-        check_reach("Forecaster", series.known, unit, dtype, series.begin)
+        check_reach("Forecaster", series.known, unit, backend.dtype, series.begin)
         for kind, rows in part.items():
             there = ~np.isnan(baselines.targets(series, np.array(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
@@ -127,7 +118,9 @@ def _variant(
         name: validated._replace(candidate=selection.refit(training, validated.candidate))
         for name, validated in combination.candidates.items()
     }
-    return Variant(several, parts, scaling, replace(combination, candidates=fitted))
+    combination = replace(combination, candidates=fitted)
+    model = predictor.network(s, scaling)
+    return several, parts, Predictor(s, backend, scaling, combination, None, model, {})
 
 
 def train(

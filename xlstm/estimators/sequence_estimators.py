@@ -19,10 +19,11 @@ from xlstm.arrays.random import generator
 from xlstm.arrays.ranks.groups import Group
 from xlstm.cells.activations import sigmoid, softmax
 from xlstm.data import Sequences
+from xlstm.data.host import Host
 from xlstm.estimators import inputs
 from xlstm.estimators.base import (
     AnyPath,
-    Host,
+    Export,
     NetworkEstimator,
     column_names,
     learn,
@@ -117,7 +118,7 @@ class SequenceEstimator(NetworkEstimator):
         home = self._backend(X)
         if again:
             self._check_warm_start(self.model_.recurrent, model.recurrent)
-        rows = [_scaled(row, mean, std) for row in data.rows]
+        rows = [(row - mean) / std for row in data.rows]
         training, validation = (
             self._batches(rows, target, weights, part, kind == "step")
             for part in self._parts(len(rows), weights)
@@ -180,7 +181,7 @@ class SequenceEstimator(NetworkEstimator):
         where = type(self).__name__
         data = inputs.sequences(where, X, tables=self.table_)
         self._check_features(where, data)
-        rows = [_scaled(row, self.mean_, self.std_) for row in data.rows]
+        rows = [(row - self.mean_) / self.std_ for row in data.rows]
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
@@ -190,9 +191,7 @@ class SequenceEstimator(NetworkEstimator):
                 )
         return rows
 
-    def for_export(
-        self, lengths: bool
-    ) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any]]:
+    def for_export(self, lengths: bool) -> Export:
         where = type(self).__name__
         N = self.n_features_in_
         if lengths and self.table_:
@@ -211,7 +210,7 @@ class SequenceEstimator(NetworkEstimator):
         self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
     ) -> dict[str, Any]:
         """Return the outputs of an exported file."""
-        rows = _scaled(x[..., None] if self.table_ else x, self.mean_, self.std_)
+        rows = ((x[..., None] if self.table_ else x) - self.mean_) / self.std_
         y = run(xp.permute_dims(rows, (1, 0, 2)), *lengths)
         return self._answers(
             xp, xp.permute_dims(y, (1, 0, 2)) if self.target_kind_ == "step" else y
@@ -288,10 +287,9 @@ class SequenceEstimator(NetworkEstimator):
     def _parts(self, count: int, weights: Any) -> tuple[Host, Host]:
         """Return which sequences to train on, and which to validate with, if any."""
         order = generator(self.seed, stream=3, where=type(self).__name__).permutation(count)
-        training, validation = np.split(order, [int(self.validation_fraction * count)])[::-1]
-        both_count = all(
-            any(weights is None or np.any(weights[k]) for k in part)
-            for part in (training, validation)
+        validation, training = np.split(order, [int(self.validation_fraction * count)])
+        both_count = weights is None or all(
+            any(np.any(weights[k]) for k in part) for part in (training, validation)
         )
         if len(validation) < LEAST or not both_count:
             return order, order[:0]
@@ -332,9 +330,9 @@ class SequenceEstimator(NetworkEstimator):
         return sequence_model(
             type(self).__name__,
             self.cell,
-            input_size=width,
-            output_size=outputs,
-            last=last,
+            width,
+            outputs,
+            last,
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
@@ -622,7 +620,7 @@ checkpoints, resume
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
-        predicted = np.asarray(to_numpy(self.predict(X)))
+        predicted = to_numpy(self.predict(X))
         where = type(self).__name__
         truth = inputs.targets(where, y, len(predicted)).reshape(predicted.shape)
         weights = inputs.weights(where, sample_weight, len(predicted))
@@ -663,10 +661,6 @@ checkpoints, resume
         for name in ("target_mean_", "target_std_"):
             checks.shape("file", name, getattr(self, name), {"O": len(self.target_mean_)})
         return super()._restore(fitted)
-
-
-def _scaled(rows: Any, mean: Host, std: Host) -> Any:
-    return (rows - mean) / std
 
 
 def _as(values: Host, X: Any) -> Any:

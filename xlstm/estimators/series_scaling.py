@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.host import LARGEST, Values
+from xlstm.data.host import LARGEST, Host, Values
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
 
@@ -20,7 +20,7 @@ FARTHEST = 1e100  # the same for scales, whose squares are to be finite
 FLAT = (float(np.finfo(np.float64).eps), 1e-200)
 LEAST = 0.05  # least scale of a window, as a share of the typical change of its series
 
-Origins = np.ndarray[Any, Any]  # rows of the first values to predict, (M,)
+Origins = Host  # rows of the first values to predict, (M,)
 
 
 class SeriesScaling(NamedTuple):
@@ -136,7 +136,7 @@ def scales(values: Values, origins: Origins, window: int, units: Values) -> Valu
     for lag in range(2, window + 1):
         changes = np.abs(values[origins - lag] - values[origins - 1]) / units
         total += np.minimum(changes, FARTHEST) ** 2
-    return np.asarray(units * np.maximum(np.sqrt(total / (window - 1)), LEAST))
+    return units * np.maximum(np.sqrt(total / (window - 1)), LEAST)
 
 
 def standard(values: Values, moments: Values) -> Values:

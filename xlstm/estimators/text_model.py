@@ -16,7 +16,8 @@ from xlstm.arrays.namespace import Params
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data import text
 from xlstm.data.batches import Streams
-from xlstm.estimators.base import AnyPath, NetworkEstimator, learn
+from xlstm.data.host import Host
+from xlstm.estimators.base import AnyPath, Export, NetworkEstimator, learn
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
 from xlstm.training import evaluate
@@ -175,12 +176,10 @@ class TextModel(NetworkEstimator):
             params_=trained.params,
             trained_=trained,
             n_iter_=len(trained.losses),
+            vocab_size_=model.vocab_size,
         )
-        self.vocab_size_ = model.vocab_size
         self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
-        if stop is not None:
-            raise stop
-        return self
+        return self._become(stop)
 
     def nats(self, X: Any) -> float:
         """Return the mean of -log p of a token given those before it, in nats; `X` as for `fit`.
@@ -239,12 +238,9 @@ class TextModel(NetworkEstimator):
         """Return a prompt and the text that follows it; the options are those of `stream`."""
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
 
-    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], None]:
-        return (
-            super().for_export(lengths)[0] | {"vocabulary": self.codec_.content.decode()},
-            {},
-            None,
-        )
+    def for_export(self, lengths: bool) -> Export:
+        about, inputs, formula = super().for_export(lengths)
+        return about | {"vocabulary": self.codec_.content.decode()}, inputs, formula
 
     def _fitted(self) -> dict[str, Any]:
         return super()._fitted() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
@@ -258,7 +254,7 @@ class TextModel(NetworkEstimator):
         self.model_ = self._model(self.codec_.size)
         return self._weights(fitted)
 
-    def _nats(self, numbers: np.ndarray[Any, Any]) -> float:
+    def _nats(self, numbers: Host) -> float:
         if len(numbers) < LEAST:
             raise ValueError(
                 f"TextModel: the text has {len(numbers)} tokens, expected {LEAST} or more"

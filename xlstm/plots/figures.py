@@ -139,18 +139,6 @@ def legend(target: Any, axes: Any = None, **options: Any) -> None:
         text.set_parse_math(False)
 
 
-def legend_above(axes: Any) -> None:
-    """Add a legend to the right of the title of a panel, where it covers nothing."""
-    legend(
-        axes,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 0.97),
-        ncols=5,
-        columnspacing=1.2,
-        handlelength=1.6,
-    )
-
-
 def dates(axes: Any, time: Any) -> None:
     """Give ticks that are dates, where `time` holds some, short labels that do not touch."""
     if time.dtype.kind == "M":
@@ -169,11 +157,9 @@ def tint(colour: str, share: float) -> Any:
     return tuple(1 - share * (1 - part) for part in to_rgb(colour))
 
 
-def heat_map(
-    axes: Any, values: Any, limits: tuple[float | None, float | None], text: str = "", **look: Any
-) -> None:
+def heat_map(axes: Any, values: Any, text: str = "", **look: Any) -> None:
     """Draw an array as colours, with a labelled bar that shows their values."""
-    image = axes.imshow(values, cmap=COLOURS, vmin=limits[0], vmax=limits[1], **look)
+    image = axes.imshow(values, cmap=COLOURS, **look)
     bar = axes.figure.colorbar(image, ax=axes)
     bar.set_label(text, fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)

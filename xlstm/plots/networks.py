@@ -15,10 +15,10 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import generator
+from xlstm.data.host import Host
 from xlstm.layers.sequence import Leaf, SequenceLayer
 from xlstm.plots import figures
 
-Host = np.ndarray[Any, Any]
 MOST = 120  # panels of one figure
 BINS = 40
 LETTERS = 28  # of a line of a panel's title
@@ -60,7 +60,7 @@ def parameter_table(params: Params) -> list[Parameter]:
     """
     rows = []
     for name, array in checks.mapping("parameters", params).items():
-        values = np.asarray(to_numpy(array))
+        values = to_numpy(array)
         if values.dtype.kind not in "fiu" or values.size == 0 or not np.all(np.isfinite(values)):
             raise ValueError(
                 f"parameters: {name} is {checks.shown(values)}, expected finite numbers"
@@ -240,12 +240,9 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
         axes.set_ylabel(
             rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT, parse_math=True
         )
-        place = {
-            "loc": "center left",
-            "bbox_to_anchor": (1.0, 0.5),
-            "title_fontsize": figures.SMALL,
-        }
-        figures.legend(axes, title="mean factor\na step back", **place)
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        title = "mean factor\na step back"
+        figures.legend(axes, title=title, title_fontsize=figures.SMALL, **place)
     return figure
 
 

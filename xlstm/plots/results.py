@@ -13,13 +13,12 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, host
-from xlstm.data.host import Values
+from xlstm.data.host import Host, Values
 from xlstm.data.panels import Roles, by_series
 from xlstm.data.series import Series, series_of
 from xlstm.plots import figures
 from xlstm.training import Trained, folder
 
-Host = np.ndarray[Any, Any]
 POINTS = 2000  # of a line that are drawn
 WRITTEN = 12  # labels, up to which counts are written into the matrix
 NAMED = 40  # labels, up to which the axes have their names
@@ -242,7 +241,7 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
     height = min(figures.WIDTH, 2.2 + 0.45 * C)
     figure, (axes,) = figures.panels(1, 1, height)
     figure.set_size_inches(min(figures.WIDTH, height + 1 + 0.06 * max(map(len, names))), height)
-    figures.heat_map(axes, shares, (0, 100), "share of the true label (%)")
+    figures.heat_map(axes, shares, "share of the true label (%)", vmin=0, vmax=100)
     if C <= WRITTEN:
         for row, column in np.ndindex(C, C):
             colour = "black" if shares[row, column] > 55 else "white"
@@ -327,14 +326,14 @@ def forecast(
     part = "test part" if len(shown) == len(at) else f"test part, the last {len(shown)} forecasts"
     figures.label(test, part, y=series.name)
     figures.dates(test, time)
-    figures.legend_above(test)
     if errors is not None:
         first = {name: values[:, 0] for name, values in _measured(errors, "RMSE").items()}
         _draw_errors(rest[0], first, "", series.step, "RMSE")
-        figures.legend_above(rest[0])
     if ahead is not None:
         _draw_fan(rest[-1], series, ahead, "beyond the end of the data")
-        figures.legend_above(rest[-1])
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.97)}
+    for axes in (test, *rest):  # to the right of the title, where it covers nothing
+        figures.legend(axes, ncols=5, columnspacing=1.2, handlelength=1.6, **place)
     return figure
 
 
