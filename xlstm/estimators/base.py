@@ -198,9 +198,10 @@ class Estimator:
         return self
 
     def __repr__(self) -> str:
-        defaults = {field.name: repr(field.default) for field in fields(self)}
-        values = {name: repr(value) for name, value in self.get_params().items()}
-        changed = [f"{name}={value}" for name, value in values.items() if value != defaults[name]]
+        values = [(field, repr(getattr(self, field.name))) for field in fields(self)]
+        changed = [
+            f"{field.name}={value}" for field, value in values if value != repr(field.default)
+        ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __getattr__(self, name: str) -> Any:
@@ -236,11 +237,9 @@ class Estimator:
         range.
         """
         where = type(self).__name__
-        values = self.get_params()
-        return values | {
-            name: CHECKS[name](where, name, value)
-            for name, value in values.items()
-            if name in CHECKS
+        return {
+            name: CHECKS[name](where, name, value) if name in CHECKS else value
+            for name, value in self.get_params().items()
         }
 
     def _become(self, stop: BaseException | None = None, **results: Any) -> Self:
@@ -319,14 +318,14 @@ class FiledEstimator(Estimator):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
             estimator.set_params(**estimator.checked())
             estimator.backend = backend
-            for name, kind in cls._facts.items():
-                value = kind("facts", name, facts.get(name))
-                if value is not None:
-                    setattr(estimator, name, value)
             fitted = subtree(tree, "fitted")
-            for name in cls._arrays:
-                setattr(estimator, name, array_of(fitted, name))
-            estimator.params_ = estimator._restore(fitted)  # makes the model, and checks all else
+            estimator._become(
+                None,
+                **{name: kind("facts", name, facts.get(name)) for name, kind in cls._facts.items()},
+                **{name: array_of(fitted, name) for name in cls._arrays},
+            )
+            # takes what `_fitted` returned, makes the model, and checks all else
+            estimator.params_ = estimator._restore(fitted)
             estimator.data_ = checks.optional(checks.text)("file", "data", tree.get("data"))
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -363,10 +362,6 @@ class FiledEstimator(Estimator):
         """Return the arrays that a file keeps, as a tree."""
         arrays = {name: np.asarray(getattr(self, name), np.float64) for name in self._arrays}
         return {"params": self.params_, **arrays}
-
-    def _restore(self, fitted: dict[str, Any]) -> Params:
-        """Take what `_fitted` returned from a file, make the model, and return its weights."""
-        raise NotImplementedError
 
     def _weights(self, fitted: Mapping[str, Any]) -> Params:
         """Return the weights of a file on the backend; raise unless they are those of the model."""

@@ -100,9 +100,9 @@ def season(values: Values) -> int:
         (correlation[1:-1] >= correlation[:-2]) & (correlation[1:-1] > correlation[2:])
     )
     peaks = peaks[(peaks >= SHORTEST) & (peaks > below[0])]
-    if peaks.size == 0 or np.max(correlation[peaks]) < SEASONAL:
-        return 0
-    return int(peaks[correlation[peaks] >= NEAR * np.max(correlation[peaks])][0])
+    heights = correlation[peaks]
+    best = np.max(heights, initial=0.0)
+    return 0 if best < SEASONAL else int(peaks[heights >= NEAR * best][0])
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def fit(
         by_target.append(_solved(x, ahead, np.ascontiguousarray(change[..., c]), order, penalties))
     coefficients = np.stack(by_target, axis=1)  # (penalties, C, H, K)
     return [
-        LinearBaseline(order, *fitted)
-        for fitted in zip(coefficients, *zip(*penalties, strict=True), strict=True)
+        LinearBaseline(order, fitted, *penalty)
+        for fitted, penalty in zip(coefficients, penalties, strict=True)
     ]
 
 

@@ -166,10 +166,11 @@ def score(
     counts = [len(at) for _, at in pairs]
     order = min(AR_ORDER, *(int(at[0]) // 3 for _, at in pairs))
     lag = season or 1
-    _, mean, quantiles, truth = joined(forecasts)
+    targets: Any = 0 if all(panel.flat) else slice(None)
+    mean, quantiles, truth = (part[:, :, targets] for part in joined(forecasts)[1:])
     H = truth.shape[1]
     methods = {
-        "model": [mean],
+        "model": [ahead.mean for ahead in forecasts],
         "persistence": [baselines.seasonal(series.known, 1, H, at) for series, at in pairs],
         "autoregression": [
             baselines.autoregression(series.known, series.values, order, H, at)
@@ -178,24 +179,23 @@ def score(
         "seasonal": [baselines.seasonal(series.known, lag, H, at) for series, at in pairs],
     }
     scales = [naive_error(series.values[: at[0]], lag) for series, at in pairs]
-    base = np.repeat(scales, counts, axis=0)[:, None]
-    targets: Any = 0 if all(panel.flat) else slice(None)
-    errors = {}
-    for name, parts in methods.items():
-        measures = _errors(np.concatenate(parts), truth, base)
-        errors[name] = Errors(*(by_step[:, targets] for by_step in measures))
+    base = np.repeat(scales, counts, axis=0)[:, None, targets]
+    errors = {
+        name: _errors(np.concatenate(parts)[:, :, targets], truth, base)
+        for name, parts in methods.items()
+    }
     crps, coverage = _probabilistic(quantiles, truth, levels)
     return Score(
         **{name: of_method.rmse for name, of_method in errors.items()},
         order=order,
         points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
         at=np.concatenate([at + series.begin for series, at in pairs]),
-        forecasts=mean[:, :, targets],
+        forecasts=mean,
         season=season,
         errors=errors,
-        quantiles=quantiles[:, :, targets],
-        crps=crps[:, targets],
-        coverage=coverage[:, targets],
+        quantiles=quantiles,
+        crps=crps,
+        coverage=coverage,
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
         series=np.repeat(np.arange(len(pairs)), counts),
         targets=panel.names,
@@ -218,7 +218,7 @@ def joined(parts: Sequence[Forecasts]) -> Forecasts:
 def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
     e = np.abs(forecasts - truth)
     sizes = np.abs(forecasts) + np.abs(truth)
-    relative = np.where(sizes == 0, 0.0, 200 * e / np.where(sizes == 0, 1.0, sizes))
+    relative = 200 * e / np.where(sizes == 0, 1.0, sizes)  # where sizes are 0, so is e
     scaled = e / np.where(base > 0, base, np.nan)
     return Errors(np.sqrt(mean(e**2)), mean(e), mean(scaled), mean(relative))
 

@@ -5,7 +5,6 @@ of the network.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,19 +44,16 @@ def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
     """Return the first rows after the windows of each part of a series: those of a part predict
     into it.
 
-    If the window and the horizon do not fit, a ValueError names the series and the settings that
-    would.
+    If the window and the horizon do not fit, a ValueError names the series and a window that would.
     """
     window = settings.window
     horizon = settings.horizon
     fits = longest(rows, horizon)
     if fits < window:
-        least = max(rows + 1, 5 * horizon - 3, 5 * (window + horizon) // 3 - 3)
-        need = next(n for n in itertools.count(least) if longest(n, horizon) >= window)
         advice = f"a window of at most {fits}" if fits >= 2 else "a shorter horizon"
         raise ValueError(
-            f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows, {name}"
-            f" has {rows}; expected more rows, or {advice}"
+            f"Forecaster: a window of {window} and a horizon of {horizon} need more rows, {name} has"
+            f" {rows}; expected more, or {advice}"
         )
     return {
         part: range(max(window, span.start), span.stop)
@@ -143,14 +139,6 @@ def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in params.items()}
 
 
-def tries_network(data: Examples) -> bool:
-    """Return whether a network is to be trained: where it is named, or where there are enough
-    windows to choose it.
-    """
-    candidates = data.predictor.settings.candidates
-    return len(data.origins) >= ENOUGH if isinstance(candidates, str) else "network" in candidates
-
-
 def network_errors(fitted: Predictor, data: Examples) -> dict[str, float]:
     """Return the errors of the "average" of the other candidates, and of what the "network" makes
     of it, on examples.
@@ -167,10 +155,8 @@ def network_errors(fitted: Predictor, data: Examples) -> dict[str, float]:
             last = np.broadcast_to(series.known[origins - 1, None], average.shape)
             squares.append(((np.stack((last, average, network)) - truth) / scale[:, None]) ** 2)
     naive, *errors = (float(np.sqrt(np.nanmean(part))) for part in np.concatenate(squares, axis=1))
-    return {
-        name: error / max(naive, 1e-12)
-        for name, error in zip(("average", "network"), errors, strict=True)
-    }
+    without, beside = (error / max(naive, 1e-12) for error in errors)
+    return {"average": without, "network": beside}
 
 
 def alone(fitted: Predictor, data: Examples) -> Predictor:

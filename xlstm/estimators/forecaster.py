@@ -639,22 +639,19 @@ quantiles, linear_baseline, season, calendar, least, refit
         s = train.predictor.settings
         run = {"progress": progress, "group": group}
         trained = stop = None
-        if fitting.tries_network(train):
+        validation = data["validation"]
+        chooses = isinstance(s.candidates, str)  # whether the network is used
+        if len(train.origins) >= fitting.ENOUGH if chooses else "network" in s.candidates:
             options = run | {name: getattr(self, name) for name in OF_TRAIN}
-            options |= {
-                "validation": data["validation"],
-                "epochs": s.epochs,
-                "patience": s.patience,
-            }
+            options |= {"validation": validation, "epochs": s.epochs, "patience": s.patience}
             trained, stop = fitting.train(train, start, **options)
-        test = fitting.alone(data["validation"].predictor, train)
+        test = fitting.alone(validation.predictor, train)
         errors = dict[str, float]()
         epochs = 0  # of the network, if it forecasts
         if trained is not None:
             network = replace(test, params=trained.params)
-            errors = fitting.network_errors(network, data["validation"])
-            is_better = errors["network"] < fitting.GAIN * errors["average"]
-            if is_better or not isinstance(s.candidates, str):
+            errors = fitting.network_errors(network, validation)
+            if not chooses or errors["network"] < fitting.GAIN * errors["average"]:
                 test = network
                 epochs = max(1, trained.best_epoch)
         final = test

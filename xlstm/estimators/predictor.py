@@ -260,11 +260,12 @@ class Examples(ByRows):
     def batch(self, rows: Host, own: slice) -> Batch:
         mask = self.mask[rows]
         rows = rows[own]
-        x = np.empty((self.predictor.settings.window, len(rows), width(self.predictor.scaling)))
+        p = self.predictor
+        x = np.empty((p.settings.window, len(rows), p.model.input_size))
         for k in np.unique(self.series[rows]):
             columns = np.flatnonzero(self.series[rows] == k)
             at = rows[columns]
-            x[:, columns] = self.predictor.inputs(self.several[k], self.scale[at], self.origins[at])
+            x[:, columns] = p.inputs(self.several[k], self.scale[at], self.origins[at])
         return Batch(x, self.target[rows], mask, True)
 
 
@@ -299,22 +300,19 @@ def examples(
     return Examples(predictor, several, numbers, rows, scale, target, mask)
 
 
-def width(scaling: SeriesScaling) -> int:
-    """Return the number of columns that a network sees."""
-    units, past, future, static = (part.shape[1] for part in scaling[:4])
-    return int(units + past + 2 * future + static)
-
-
 def network(settings: Settings, scaling: SeriesScaling) -> SequenceModel:
     """Return the network of a forecaster: recurrent layers and a head for each step ahead, target
     and quantile.
     """
     s = settings
-    outputs = s.horizon * scaling.units.shape[1] * (1 + len(s.quantiles))
+    C, past, future, static = (part.shape[1] for part in scaling[:4])
+    outputs = s.horizon * C * (1 + len(s.quantiles))
     sizes = {
         name: getattr(s, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")
     }
-    return sequence_model("Forecaster", s.cell, width(scaling), outputs, True, **sizes)
+    return sequence_model(
+        "Forecaster", s.cell, C + past + 2 * future + static, outputs, True, **sizes
+    )
 
 
 def first_weights(predictor: Predictor, data: Examples) -> Params:

@@ -327,11 +327,9 @@ class RollingOrigins:
     @cached_property
     def cuts(self) -> list[list[int]]:
         """The row of each series at which each fold begins, and the end of the last one."""
-        ends = [(stop, min(stop // 2, ORIGINS)) for stop in self.stops]
-        by_series = [
-            [stop - count + count * k // FOLDS for k in range(FOLDS + 1)] for stop, count in ends
-        ]
-        return [list(cuts) for cuts in zip(*by_series, strict=True)]
+        stops = np.array(self.stops)
+        counts = np.minimum(stops // 2, ORIGINS)
+        return [(stops - counts + counts * k // FOLDS).tolist() for k in range(FOLDS + 1)]
 
     def fold(self, k: int) -> Iterator[tuple[TimeSeries, Values, Origins, int]]:
         """Return each series, its units, its origins in a fold, and the row that it stops at."""

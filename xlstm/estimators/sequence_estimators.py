@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm import losses
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Backend, backend_like, backend_of
+from xlstm.arrays.backend import backend_like, backend_of
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Namespace, Params
@@ -115,7 +115,10 @@ class SequenceEstimator(NetworkEstimator):
         mean, std = (self.mean_, self.std_) if again else self._scale(data)
         outputs = len(results[self._each_output])
         model = self.network(data.rows[0].shape[1], outputs, last=kind != "step")
-        home = self._backend(X)
+        backend = self.backend
+        if backend is None and inputs.is_foreign(X):
+            backend = backend_like(from_foreign("fit", X))
+        home = backend_of(backend, self.dtype)
         if again:
             self._check_warm_start(self.model_.recurrent, model.recurrent)
         rows = [(row - mean) / std for row in data.rows]
@@ -124,10 +127,18 @@ class SequenceEstimator(NetworkEstimator):
             for part in self._parts(len(rows), weights)
         )
         start = self.params_ if again else model.init(self.seed, home)
-        patience = None if validation is None else self.patience
-        options = {"epochs": self.epochs, "patience": patience, "validation": validation}
-        loss = self._losses[kind]
-        trained, stop = learn(self, model, start, training, home, loss=loss, group=group, **options)
+        trained, stop = learn(
+            self,
+            model,
+            start,
+            training,
+            home,
+            loss=self._losses[kind],
+            group=group,
+            epochs=self.epochs,
+            patience=None if validation is None else self.patience,
+            validation=validation,
+        )
         return self._become(
             stop,
             model_=model,
@@ -192,11 +203,10 @@ class SequenceEstimator(NetworkEstimator):
         return rows
 
     def for_export(self, lengths: bool) -> Export:
-        where = type(self).__name__
         N = self.n_features_in_
         if lengths and self.table_:
             raise ValueError(
-                f"{where}: lengths is True, expected False: it takes tables, whose rows have {N}"
+                f"{type(self).__name__}: lengths is True, expected False: it takes tables, whose rows have {N}"
                 " steps"
             )
         inputs: dict[str, Any] = {
@@ -212,37 +222,30 @@ class SequenceEstimator(NetworkEstimator):
         """Return the outputs of an exported file."""
         rows = ((x[..., None] if self.table_ else x) - self.mean_) / self.std_
         y = run(xp.permute_dims(rows, (1, 0, 2)), *lengths)
-        return self._answers(
-            xp, xp.permute_dims(y, (1, 0, 2)) if self.target_kind_ == "step" else y
-        )
-
-    def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
-        """Return what is made of the network's y (N, O) or (N, T, O), by name."""
-        raise NotImplementedError
+        if self.target_kind_ == "step":
+            y = xp.permute_dims(y, (1, 0, 2))
+        answers: dict[str, Any] = self._answers(xp, y)
+        return answers
 
     def _answer(self, X: Any, name: str) -> Any:
         """Return the answers of a name for X; those of steps are a list where X is one."""
-        y = self._outputs(X)
-        if self.target_kind_ == "step" and len(getattr(X, "shape", ())) < 2:
-            return [self._answers(np, of_sequence)[name] for of_sequence in y]
-        return self._answers(np, np.stack(y))[name]
-
-    def _outputs(self, X: Any) -> list[Host]:
-        """Return what the model gives for each sequence, (O,) or (T, O) of float64, on the host."""
         rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
         # sorted by length, they need little padding
         order = np.argsort([len(row) for row in rows], kind="stable")
         data = Sequences([rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK)
+        is_step = self.target_kind_ == "step"
         outputs: list[Host] = []
         for batch in data.batches():
             lengths: Any = batch.lengths
             x = home.asarray(batch.x)
             y, *_ = self.model_(self.params_, x, lengths=None if self.table_ else lengths)
             y = to_numpy(y).astype(np.float64)
-            is_step = self.target_kind_ == "step"
             outputs.extend((y[:T, k] for k, T in enumerate(lengths)) if is_step else y)
-        return [outputs[k] for k in np.argsort(order)]
+        outputs = [outputs[k] for k in np.argsort(order)]
+        if is_step and len(getattr(X, "shape", ())) < 2:
+            return [self._answers(np, of_sequence)[name] for of_sequence in outputs]
+        return self._answers(np, np.stack(outputs))[name]
 
     def _check_features(self, where: str, data: inputs.InputSequences) -> None:
         count = data.features
@@ -265,15 +268,6 @@ class SequenceEstimator(NetworkEstimator):
                 f"{where}: The feature names should match those that were passed during fit: they"
                 f" are {checks.shown(data.names)}, expected {checks.shown(names)}"
             )
-
-    def _backend(self, X: Any) -> Backend:
-        """Return the backend that is asked for, or that of X where it is an array of a library
-        other than NumPy.
-        """
-        backend = self.backend
-        if backend is None and inputs.is_foreign(X):
-            backend = backend_like(from_foreign("fit", X))
-        return backend_of(backend, self.dtype)
 
     def _scale(self, data: inputs.InputSequences) -> tuple[Host, Host]:
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
@@ -323,7 +317,7 @@ class SequenceEstimator(NetworkEstimator):
         )
         return self._weights(fitted)
 
-    def network(self, width: int, outputs: int, last: bool = True) -> Any:
+    def network(self, width: int, outputs: int, last: bool) -> Any:
         """Return the model for sequences of a width D that gives so many numbers at the end, or at
         each step.
         """
@@ -492,6 +486,7 @@ class SequenceClassifier(SequenceEstimator):
         return float(np.average(hits, weights=weights))
 
     def _answers(self, xp: Namespace, logits: Any) -> dict[str, Any]:
+        """Return what is made of the network's logits (N, O) or (N, T, O), by name."""
         if self.target_kind_ == "multilabel":
             return {
                 "label": xp.asarray(logits > 0, dtype=xp.int64),
@@ -631,6 +626,7 @@ checkpoints, resume
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
 
     def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
+        """Return what is made of the network's y (N, O), by name."""
         numbers = y * self.target_std_ + self.target_mean_
         return {"y": numbers[:, 0] if self.one_target_ else numbers}
 

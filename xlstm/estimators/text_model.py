@@ -148,20 +148,19 @@ class TextModel(NetworkEstimator):
         Interrupted, Terminated
             A signal ended training after a step; the model has what was best so far.
         """
-        where = type(self).__name__
         self.checked()
-        whole = _text(where, X)
+        whole = _text(X)
         again = self.warm_start and self.__sklearn_is_fitted__()
         kind, codec = (self.codec_kind_, self.codec_) if again else self._codec(whole)
         if self.tokens in CODECS and self.tokens != kind:
             raise ValueError(
-                f"{where}: tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
+                f"TextModel: tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
                 " warm_start=False"
             )
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
         fitted, held_out = np.split(numbers, [len(numbers) - held])
-        data = Streams(fitted[:-1], fitted[1:], self.batch_size, self.length)
+        data = Streams.of_tokens(fitted, self.batch_size, self.length)
         model = self._model(codec.size)
         home = backend_of(self.backend, self.dtype)
         if again:
@@ -189,9 +188,7 @@ class TextModel(NetworkEstimator):
         ValueError, TypeError
             The text has fewer than two tokens or a character that is not known, or is no text.
         """
-        return self._nats(
-            np.array(self.codec_.encode(_text(type(self).__name__, X)), dtype=np.int64)
-        )
+        return self._nats(np.array(self.codec_.encode(_text(X)), dtype=np.int64))
 
     def perplexity(self, X: Any) -> float:
         """Return the perplexity of a text by token, exp of `nats`."""
@@ -261,16 +258,14 @@ class TextModel(NetworkEstimator):
             )
         streams = max(1, min(self.batch_size, (len(numbers) - 1) // self.length))
         length = min(self.length, (len(numbers) - 1) // streams)
-        return float(
-            evaluate(self.model_, self.params_, Streams(numbers[:-1], numbers[1:], streams, length))
-        )
+        data = Streams.of_tokens(numbers, streams, length)
+        return float(evaluate(self.model_, self.params_, data))
 
     def _codec(self, whole: str) -> tuple[str, text.Codec]:
         """Return the kind and the codec that `tokens` asks for."""
-        named = self.tokens if isinstance(self.tokens, str) else ""
-        if named == "characters":
+        if self.tokens == "characters":
             return "characters", text.Characters.of(whole)
-        if named == "bytes":
+        if self.tokens == "bytes":
             return "bytes", text.Bytes()
         path = checks.path("TextModel", "tokens", self.tokens)
         if not path.is_file():
@@ -287,11 +282,11 @@ class TextModel(NetworkEstimator):
         return xLSTMLanguageModel(layer, vocab_size, embedding_dropout=self.dropout)
 
 
-def _text(where: str, X: Any) -> str:
+def _text(X: Any) -> str:
     """Return X as one text, which UTF-8 can hold."""
     texts = [X] if isinstance(X, str) or not isinstance(X, Iterable) else [*X]
     if not texts or not all(isinstance(part, str) for part in texts):
-        raise TypeError(f"{where}: X is {checks.shown(X)}, expected a text or a list of texts")
+        raise TypeError(f"TextModel: X is {checks.shown(X)}, expected a text or a list of texts")
     whole = "".join(texts)
     whole.encode()  # raises where it has half of a surrogate pair
     return whole

@@ -187,7 +187,7 @@ class ZeroShotForecaster(SeriesEstimator):
             The checkpoint cannot be read, a series is out of range, there are covariates and the
             model takes none, or a parameter is out of range.
         """
-        return self._after(values, steps, covariates, False)
+        return self._after(values, steps, covariates).mean
 
     def predict_quantiles(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -211,7 +211,7 @@ class ZeroShotForecaster(SeriesEstimator):
         OSError, ValueError, TypeError
             As for `predict`.
         """
-        return self._after(values, steps, covariates, True)
+        return self._after(values, steps, covariates).quantiles
 
     def score(
         self, values: Any, stride: int = 1, **covariates: Unpack[CovariateArguments]
@@ -284,14 +284,11 @@ class ZeroShotForecaster(SeriesEstimator):
             name: value for name, value in vars(self).items() if name not in ("_source", "_loaded")
         }
 
-    def _after(
-        self, values: Any, steps: int | None, covariates: CovariateArguments, quantiles: bool
-    ) -> Any:
+    def _after(self, values: Any, steps: int | None, covariates: CovariateArguments) -> Any:
         """Return forecasts after the end of series in the kind that the series came in."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(FORECASTER, "steps", steps)
-        ahead = network.after(*self._read(network, values, covariates, steps), steps)
-        return ahead.quantiles if quantiles else ahead.mean
+        return network.after(*self._read(network, values, covariates, steps), steps)
 
     def _scored(
         self, values: Any, covariates: CovariateArguments, origins: Callable[[int, int], Host]

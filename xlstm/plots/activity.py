@@ -285,13 +285,9 @@ def memory_table(saved: Any) -> list[Retention]:
     """
     rows = []
     for trace in traces("memory", saved):
-        values = None if trace.retained is None else trace.within(trace.retained)
-        if values is not None and len(values):
-            means = values.mean(axis=0, dtype=np.float64)
-            rows += [
-                Retention(trace.name, k, float(f), _time_constant(float(f)))
-                for k, f in enumerate(means)
-            ]
+        if trace.retained is not None and len(values := trace.within(trace.retained)):
+            means = values.mean(axis=0, dtype=np.float64).tolist()
+            rows += [Retention(trace.name, k, f, _time_constant(f)) for k, f in enumerate(means)]
     if not rows:
         raise ValueError(
             f"memory: {checks.shown(saved.layer)} has no forget gate, expected a layer with one, or"

@@ -183,22 +183,34 @@ def gradient_norms(
         y, state, of_step = layer.forward(params, step, state, train=False, keep=True)
         saved.append(of_step)
     dstate = None
-    d = _upstream(y, dy, seed)
-    by_name: dict[tuple[str, str], Host] = {}
+    size = {"B": math.prod(y.shape[:-1]), "O": int(y.shape[-1])}  # one step of B sequences
+    if dy is None:
+        values = generator(seed, where="gradients").standard_normal(tuple(size.values()))
+        values /= np.linalg.norm(values)
+    else:
+        values = to_numpy(dy)
+        checks.shape("gradients", "dy", values, size)
+    d = like(values.reshape(y.shape), y)
+    by_name: dict[tuple[str, str], list[float]] = {}  # from the last step on
     for t in range(T - 1, -1, -1):
         _, dx, dstate = layer.backward(params, saved[t], d, dstate)
         d = None
         if dx is not None:
-            by_name.setdefault(("x", ""), np.zeros(T))[t] = _norm(dx)
+            by_name.setdefault(("x", ""), []).append(_norm(dx))
         if t:  # before the first step there is no state of the sequence
             for of, name, array in _leaves(layer.states, dstate):
-                by_name.setdefault((of, name), np.zeros(T - 1))[t - 1] = _norm(array)
-    for (of, name), norms in by_name.items():
+                by_name.setdefault((of, name), []).append(_norm(array))
+    results = []
+    for (of, name), each in by_name.items():
+        norms = np.array(each[::-1])
         if not np.all(np.isfinite(norms)):
             raise ValueError(
                 f"gradients: that of {of} is not finite{f' in layer {name}' if name else ''}"
             )
-    return [GradientNorm(of, name, norms, _factor(norms)) for (of, name), norms in by_name.items()]
+        # between the first and the last norm; NaN if the last one is 0
+        factor = (norms[0] / norms[-1]) ** (1 / (len(norms) - 1)) if norms[-1] else math.nan
+        results.append(GradientNorm(of, name, norms, float(factor)))
+    return results
 
 
 def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm]]) -> Any:
@@ -246,19 +258,6 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
     return figure
 
 
-def _upstream(y: Array, dy: Any, seed: int) -> Array:
-    """Return the gradient at y of the last step, in its shape."""
-    B = math.prod(y.shape[:-1])
-    size = int(y.shape[-1])  # one step of B sequences
-    if dy is None:
-        values = generator(seed, where="gradients").standard_normal((B, size))
-        values /= np.linalg.norm(values)
-    else:
-        values = to_numpy(dy)
-        checks.shape("gradients", "dy", values, {"B": B, "O": size})
-    return like(values.reshape(y.shape), y)
-
-
 def _leaves(leaves: Any, state: Any, block: str = "") -> Iterator[tuple[str, str, Array]]:
     """Yield the name, the layer or block, and the array of every state that carries content."""
     for k, (leaf, part) in enumerate(zip(leaves, state, strict=True)):
@@ -272,10 +271,3 @@ def _leaves(leaves: Any, state: Any, block: str = "") -> Iterator[tuple[str, str
 
 def _norm(array: Array) -> float:
     return float(np.linalg.norm(to_numpy(array).astype(np.float64)))
-
-
-def _factor(norms: Host) -> float:
-    """Return the mean factor a step back, between the first and the last norm; NaN if the last one
-    is 0.
-    """
-    return float((norms[0] / norms[-1]) ** (1 / (len(norms) - 1))) if norms[-1] else math.nan

@@ -145,20 +145,17 @@ def _draw(axes: Any, kind: str, points: Host, look: dict[str, Any], name: str) -
     few = slice(None, None, max(1, len(at) // POINTS))
     means = smoothed(values, len(values) // 20)
     axes.plot(at[few], values[few], color=look["color"], alpha=0.25, linewidth=0.7)
-    axes.plot(
-        at[few],
-        means[few],
-        label=name,
-        color=look["color"],
-        linestyle=look["linestyle"],
-        linewidth=1.4,
-    )
+    axes.plot(at[few], means[few], label=name, **look | {"marker": ""})
 
 
 def _column(lines: Iterable[Mapping[str, Any]], key: str) -> Host:
     """Return the batches and the finite values of lines that have a value (n, 2)."""
-    rows = [(line["total"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
-    return np.array([row for row in rows if math.isfinite(row[1])], dtype=np.float64).reshape(-1, 2)
+    rows = [
+        (line["total"], line[key])
+        for line in lines
+        if isinstance(line.get(key), int | float) and math.isfinite(line[key])
+    ]
+    return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
 def confusion_counts(
@@ -198,7 +195,7 @@ def confusion_counts(
     if labels is not None:
         labels = checks.several("confusion", "labels", labels, "a list of labels")
     try:
-        names = sorted({*rows.tolist(), *columns.tolist()}) if labels is None else list(labels)
+        names = sorted({*itertools.chain(*pairs)}) if labels is None else list(labels)
         place = {label: k for k, label in enumerate(names)}
     except TypeError as error:
         raise TypeError(
@@ -315,13 +312,12 @@ def forecast(
     test.plot(time[shown], series.values[shown], color=TRUTH, linewidth=1.2, label="truth")
     for h, colour in zip(sorted({1, forecasts.shape[1]}), LEADS, strict=False):
         there = shown[shown + h <= len(time)] + h - 1
-        named = f"{h} {series.step}{'s' if h > 1 else ''} ahead"
         test.plot(
             time[there],
             forecasts[-len(shown) :][: len(there), h - 1],
             color=colour,
             linewidth=1.0,
-            label=named,
+            label=f"{h} {series.step}{'s' if h > 1 else ''} ahead",
         )
     part = "test part" if len(shown) == len(at) else f"test part, the last {len(shown)} forecasts"
     figures.label(test, part, y=series.name)
@@ -480,22 +476,18 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
         future = past[-1] + (later - calendars.on_clocks(calendar.dates)[-1])
     axes.plot(past, values, color=TRUTH, linewidth=1.2)
     last = np.flatnonzero(~np.isnan(values))[-1]
-    # (1 + H, Q)
-    quantiles = np.concatenate((np.full((1, len(levels)), values[last]), ahead.quantiles))
+    quantiles = np.insert(ahead.quantiles, 0, values[last], axis=0)  # (1 + H, Q)
     time = np.concatenate((past[last : last + 1], future))
     half = len(levels) // 2
     for k in range(half):  # opaque, the widest first, so that each has the shade of the legend
-        low = quantiles[:, k]
-        high = quantiles[:, -1 - k]
         shade = figures.tint(FAN, 0.15 + 0.55 * k / half)
         label = (
             f"{100 * (levels[-1 - k] - levels[k]):.0f} %" if k % max(1, half // 4) == 0 else None
         )
-        axes.fill_between(time, low, high, color=shade, linewidth=0, label=label)
+        bounds = quantiles[:, k], quantiles[:, -1 - k]
+        axes.fill_between(time, *bounds, color=shade, linewidth=0, label=label)
     if len(levels) % 2:
-        axes.plot(
-            time, quantiles[:, half], color=figures.tint(FAN, 1.0), linewidth=1.4, label="median"
-        )
+        axes.plot(time, quantiles[:, half], color=FAN, linewidth=1.4, label="median")
     x = "steps after the end" if series.calendar is None else ""
     figures.label(axes, title, x, series.name)
     figures.dates(axes, time)
