@@ -187,14 +187,14 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     arrays = {f"gate {name}": values for name, values in trace.gates.items()}
     arrays |= {f"state {name}": values for name, values in trace.states.items()}
     shares = [f"gate {name}" for name in trace.shares]
-    figure, panels = figures.panels(len(arrays), 2, 1.6, sharex=True)
-    for k, (axes, (title, values)) in enumerate(zip(panels, arrays.items(), strict=True)):
+    figure, panels = figures.panels(len(arrays), 2, 1.6, "time step", sharex=True)
+    for axes, (title, values) in zip(panels, arrays.items(), strict=True):
         look: dict[str, Any] = {"vmin": 0, "vmax": 1} if title in shares else {}
         figures.heat_map(
             axes, values[:T, b].T, aspect="auto", origin="lower", interpolation="nearest", **look
         )
         figures.whole_numbers(axes.xaxis, axes.yaxis)
-        figures.label(axes, title, "time step" if k + 2 >= len(arrays) else "", "unit")
+        figures.label(axes, title, y="unit")
     return figure
 
 
@@ -321,7 +321,7 @@ def memory(saved: Any) -> Any:
     layers = list(dict.fromkeys(row.layer for row in rows))
     finite = [row.steps for row in rows if 0 < row.steps < math.inf]
     bins = np.geomspace(min(T, *finite) / 1.2, max(T, *finite) * 1.2, BINS)
-    figure, panels = figures.panels(len(layers), 2, 2.0, sharex=True)
+    figure, panels = figures.panels(len(layers), 2, 2.0, "time constant (steps)", sharex=True)
     for k, (axes, name) in enumerate(zip(panels, layers, strict=True)):
         steps = np.array([row.steps for row in rows if row.layer == name])
         axes.hist(steps[np.isfinite(steps)], bins, color=figures.DARK)
@@ -334,9 +334,7 @@ def memory(saved: Any) -> Any:
         title = f"{name}\nmedian {np.median(steps):.3g} steps" + (
             f", {left} of {len(steps)} infinite" if left else ""
         )
-        x = "time constant (steps)" if k + 2 >= len(layers) else ""
-        y = "units" if k % 2 == 0 else ""
-        figures.label(axes, title, x, y)
+        figures.label(axes, title, y="units" if k % 2 == 0 else "")
     figures.legend(figure, panels[0], loc="outside upper right")
     return figure
 

@@ -94,7 +94,9 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
         figure.savefig(temporary, dpi=DPI, format=kind, metadata=dates.get(kind))
 
 
-def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
+def panels(
+    count: int, columns: int, height: float, x: str = "", **options: Any
+) -> tuple[Any, list[Any]]:
     """Return a new figure as wide as a page, and its axes, row by row.
 
     Parameters
@@ -105,6 +107,8 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
         The most axes in a row.
     height : float
         Inches of a row.
+    x : str
+        The label below the lowest axes of each column.
     options : dict
         Options of matplotlib's `subplots`.
     """
@@ -121,6 +125,7 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
         axes.tick_params(which="both", labelsize=SMALL)
         if k + columns >= count:  # the lowest one of its column, whatever axes are shared
             axes.tick_params(labelbottom=True)
+            label(axes, x=x)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, grid[:count]
 
@@ -128,7 +133,7 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
 def label(axes: Any, title: str = "", x: str = "", y: str = "", size: int = TITLE) -> None:
     """Label a panel; names are shown as they are, whatever letters they have."""
     axes.set_title(title, loc="left", fontsize=size, parse_math=False)
-    axes.set_xlabel(x, fontsize=TEXT, parse_math=False)
+    axes.set_xlabel(x or axes.get_xlabel(), fontsize=TEXT, parse_math=False)
     axes.set_ylabel(y, fontsize=TEXT, parse_math=False)
 
 

@@ -94,20 +94,14 @@ def parameters(params: Params) -> Any:
             f"parameters: there are {len(rows)} parameters, expected at most {MOST}; draw some at a"
             " time"
         )
-    figure, panels = figures.panels(len(rows), 3, 1.35)
+    figure, panels = figures.panels(len(rows), 3, 1.35, "value")
     for k, (axes, row) in enumerate(zip(panels, rows, strict=True)):
         axes.hist(to_numpy(params[row.name]).reshape(-1), BINS, color=figures.DARK)
         axes.axvline(0, color="0.3", linewidth=0.6)
         axes.locator_params(nbins=4)
         shape = " x ".join(map(str, row.shape)) or "a number"
         title = f"{textwrap.fill(row.name, LETTERS)}\n{shape}, norm {row.norm:.3g}"
-        figures.label(
-            axes,
-            title,
-            "value" if k + 3 >= len(rows) else "",
-            "count" if k % 3 == 0 else "",
-            figures.SMALL,
-        )
+        figures.label(axes, title, y="count" if k % 3 == 0 else "", size=figures.SMALL)
     return figure
 
 
@@ -237,7 +231,8 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
             f"gradients: norms is {checks.shown(norms)}, expected what gradient_norms returns"
         )
     kinds = sorted({line.of for _, line in lines}, key=("h", "c", "C", "x").index)
-    figure, panels = figures.panels(len(kinds), 1, 2.2, sharex=True)
+    below = "time step t; the gradient comes from the last one"
+    figure, panels = figures.panels(len(kinds), 1, 2.2, below, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for k, (name, line) in enumerate(pair for pair in lines if pair[1].of == kind):
             words = f"{name} layer {line.layer}" if line.layer else name
@@ -246,9 +241,6 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
             axes.plot(np.where(line.norms > 0, line.norms, np.nan), label=text, **look)
         axes.set_yscale("log")
         figures.whole_numbers(axes.xaxis)
-        figures.label(
-            axes, x="time step t; the gradient comes from the last one" if kind == kinds[-1] else ""
-        )
         axes.set_ylabel(
             rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT, parse_math=True
         )

@@ -114,13 +114,13 @@ def curves(runs: Any) -> Any:
     kinds = [
         kind for kind in titles if any(len(getattr(of_run, kind)) for of_run in courses.values())
     ]
-    figure, panels = figures.panels(len(kinds), 1, 1.9, sharex=True)
+    figure, panels = figures.panels(len(kinds), 1, 1.9, "batches", sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for k, (name, of_run) in enumerate(courses.items()):
             _draw(axes, kind, getattr(of_run, kind), figures.line(k), name)
         if kind == "norm":
             axes.set_yscale("log")
-        figures.label(axes, x="batches" if kind == kinds[-1] else "", y=titles[kind])
+        figures.label(axes, y=titles[kind])
     figures.legend(figure, panels[0], loc="outside upper left", ncols=3)
     return figure
 
