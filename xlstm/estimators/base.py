@@ -22,6 +22,7 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
+from xlstm.data.host import Host
 from xlstm.data.panels import Roles
 from xlstm.training import (
     Batches,
@@ -36,8 +37,9 @@ from xlstm.training import (
 from xlstm.training.schedules import cosine
 
 CANDIDATES = ("linear", "smoothing", "network")  # that a forecaster chooses from
-Host = np.ndarray[Any, Any]
 AnyPath = str | os.PathLike[str]
+# metadata, inputs by name, and a formula: what `for_export` returns
+Export = tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]
 
 
 def _or_auto(kind: checks.Kind) -> checks.Kind:
@@ -47,27 +49,20 @@ def _or_auto(kind: checks.Kind) -> checks.Kind:
     )
 
 
-def _is_named(value: Any) -> bool:
-    """Return whether a value is a dict whose keys are text."""
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
-
-
 def _class_weight(where: str, name: str, value: Any) -> Any:
     """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
     if value is None or (isinstance(value, str) and value == "balanced"):
         return value
-    is_pairs = isinstance(value, list) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
-    )
-    if not (isinstance(value, dict) or is_pairs):
+    try:
+        weights = dict(value)
+    except (TypeError, ValueError):
         raise ValueError(
             f"{where}: {name} is {checks.shown(value)}, expected None, 'balanced' or a dict of"
             " label to weight"
-        )
-    pairs = value.items() if isinstance(value, dict) else value
+        ) from None
     return {
         _plain(label): checks.non_negative(where, f"{name}[{label!r}]", weight)
-        for label, weight in pairs
+        for label, weight in weights.items()
     }
 
 
@@ -102,7 +97,12 @@ CHECKS: dict[str, checks.Kind] = {
     "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
-    "options": checks.optional(checks.accepted(_is_named, "a dict of name to value")),
+    "options": checks.optional(
+        checks.accepted(
+            lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value),
+            "a dict of name to value",
+        )
+    ),
     "precision": checks.optional(checks.choice(precisions.NAMES)),
     "quantiles": checks.rising(0),
     "schedule": checks.choice(("constant", "cosine")),
@@ -198,9 +198,10 @@ class Estimator:
         return self
 
     def __repr__(self) -> str:
-        defaults = {field.name: repr(field.default) for field in fields(self)}
-        values = {name: repr(value) for name, value in self.get_params().items()}
-        changed = [f"{name}={value}" for name, value in values.items() if value != defaults[name]]
+        values = [(field, repr(getattr(self, field.name))) for field in fields(self)]
+        changed = [
+            f"{field.name}={value}" for field, value in values if value != repr(field.default)
+        ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __getattr__(self, name: str) -> Any:
@@ -236,11 +237,9 @@ class Estimator:
         range.
         """
         where = type(self).__name__
-        values = self.get_params()
-        return values | {
-            name: CHECKS[name](where, name, value)
-            for name, value in values.items()
-            if name in CHECKS
+        return {
+            name: CHECKS[name](where, name, value) if name in CHECKS else value
+            for name, value in self.get_params().items()
         }
 
     def _become(self, stop: BaseException | None = None, **results: Any) -> Self:
@@ -319,14 +318,14 @@ class FiledEstimator(Estimator):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
             estimator.set_params(**estimator.checked())
             estimator.backend = backend
-            for name, kind in cls._facts.items():
-                value = kind("facts", name, facts.get(name))
-                if value is not None:
-                    setattr(estimator, name, value)
             fitted = subtree(tree, "fitted")
-            for name in cls._arrays:
-                setattr(estimator, name, array_of(fitted, name))
-            estimator.params_ = estimator._restore(fitted)  # makes the model, and checks all else
+            estimator._become(
+                None,
+                **{name: kind("facts", name, facts.get(name)) for name, kind in cls._facts.items()},
+                **{name: array_of(fitted, name) for name in cls._arrays},
+            )
+            # takes what `_fitted` returned, makes the model, and checks all else
+            estimator.params_ = estimator._restore(fitted)
             estimator.data_ = checks.optional(checks.text)("file", "data", tree.get("data"))
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -334,9 +333,7 @@ class FiledEstimator(Estimator):
             ) from error
         return estimator
 
-    def for_export(
-        self, lengths: bool
-    ) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]:
+    def for_export(self, lengths: bool) -> Export:
         """Return what `interop.onnx.to_onnx` writes beside the network.
 
         Parameters
@@ -365,10 +362,6 @@ class FiledEstimator(Estimator):
         """Return the arrays that a file keeps, as a tree."""
         arrays = {name: np.asarray(getattr(self, name), np.float64) for name in self._arrays}
         return {"params": self.params_, **arrays}
-
-    def _restore(self, fitted: dict[str, Any]) -> Params:
-        """Take what `_fitted` returned from a file, make the model, and return its weights."""
-        raise NotImplementedError
 
     def _weights(self, fitted: Mapping[str, Any]) -> Params:
         """Return the weights of a file on the backend; raise unless they are those of the model."""
@@ -490,7 +483,7 @@ def subtree(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def array_of(tree: Mapping[str, Any], name: str, shape: checks.Dims | None = None) -> Host:
     """Return an array of float64 of the tree of a file; raise unless it is there in this shape."""
-    array = tree.get(name)
+    array: Any = tree.get(name)
     if getattr(array, "dtype", None) != np.float64:
         raise TypeError(f"{name} is {checks.shown(array)}, expected an array of float64")
     if shape is not None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import cores
-from xlstm.data.host import Values
+from xlstm.data.host import Host, Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
 
@@ -26,18 +25,15 @@ SEASONAL = 0.2  # least autocorrelation of a season
 NEAR = 0.9  # a shorter season is taken where its autocorrelation is this share of the best
 SHORTEST = 4  # rows of the shortest season that is looked for
 
-Host = np.ndarray[Any, Any]
-
 
 def mean(values: Values) -> Values:
     """Return the mean over the first axis, of the values that are there; NaN where there are
     none.
     """
     there = ~np.isnan(values)
-    count = np.count_nonzero(there, axis=0)
-    return np.where(
-        count > 0, np.sum(np.where(there, values, 0.0), axis=0) / np.maximum(count, 1), np.nan
-    )
+    total = np.sum(np.where(there, values, 0.0), axis=0)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.asarray(total / np.count_nonzero(there, axis=0))
 
 
 def seasonal(values: Values, season: int, horizon: int, at: Origins) -> Values:
@@ -104,9 +100,9 @@ def season(values: Values) -> int:
         (correlation[1:-1] >= correlation[:-2]) & (correlation[1:-1] > correlation[2:])
     )
     peaks = peaks[(peaks >= SHORTEST) & (peaks > below[0])]
-    if peaks.size == 0 or np.max(correlation[peaks]) < SEASONAL:
-        return 0
-    return int(peaks[correlation[peaks] >= NEAR * np.max(correlation[peaks])][0])
+    heights = correlation[peaks]
+    best = np.max(heights, initial=0.0)
+    return 0 if best < SEASONAL else int(peaks[heights >= NEAR * best][0])
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,6 @@ def repeating(scaling: SeriesScaling, horizon: int) -> LinearBaseline:
 def fit(
     several: Sequence[TimeSeries],
     scaling: SeriesScaling,
-    origins: Sequence[Origins],
     stops: Sequence[int],
     horizon: int,
     order: int,
@@ -173,9 +168,9 @@ def fit(
     Windows that reach back before the beginning of their series do not count, if there are enough
     others.
     """
-    whole = [at[at >= order] for at in origins]
-    if sum(map(len, whole)) >= 2 * order:
-        origins = whole
+    origins = [np.arange(order, stop) for stop in stops]
+    if sum(map(len, origins)) < 2 * order:
+        origins = [np.arange(1, stop) for stop in stops]
     every = -(-sum(map(len, origins)) // MOST)
     parts = [
         (series, units, at[::every], stop)
@@ -194,8 +189,8 @@ def fit(
         by_target.append(_solved(x, ahead, np.ascontiguousarray(change[..., c]), order, penalties))
     coefficients = np.stack(by_target, axis=1)  # (penalties, C, H, K)
     return [
-        LinearBaseline(order, *fitted)
-        for fitted in zip(coefficients, *zip(*penalties, strict=True), strict=True)
+        LinearBaseline(order, fitted, *penalty)
+        for fitted, penalty in zip(coefficients, penalties, strict=True)
     ]
 
 

@@ -231,7 +231,7 @@ def _one_series(series: Any, dates: Any) -> TimeSeries:
 def _model(name: str, model: Any, horizon: int, season: int) -> Any:
     """Return a model that is not fitted; raise where there is none."""
     if isinstance(model, SeriesEstimator):
-        return type(model)(**{**model.get_params(), "horizon": horizon})
+        return type(model)(**model.get_params() | {"horizon": horizon})
     if isinstance(model, str) and model in STATISTICAL:
         try:
             from statsforecast import models
@@ -255,19 +255,20 @@ def _model(name: str, model: Any, horizon: int, season: int) -> Any:
 def _of_estimator(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Forecast:
     """Fit an estimator and forecast."""
     values = [series.values[:end, 0] for end in at]
-    dates = {}
+    dates = None
     if series.calendar is not None:
         steps = series.calendar.dates[series.begin :]
-        dates["dates"] = [steps[:end] for end in at]
+        dates = [steps[:end] for end in at]
     begin = time.perf_counter()
-    model.fit(values[:1], **{name: some[:1] for name, some in dates.items()})
+    model.fit(values[:1], dates=dates and dates[:1])
     seconds = time.perf_counter() - begin
-    mean = np.stack(model.predict(values, **dates))
+    mean = np.stack(model.predict(values, dates=dates))
     levels = model.model_.quantiles if model.quantiles is None else model.quantiles
     places = [k for level in LEVELS for k, other in enumerate(levels) if math.isclose(level, other)]
-    if len(places) < 2:
-        return seconds, mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    low, high = np.moveaxis(np.stack(model.predict_quantiles(values, **dates))[..., places], -1, 0)
+    low = high = np.full_like(mean, np.nan)
+    if len(places) == 2:
+        quantiles = np.stack(model.predict_quantiles(values, dates=dates))
+        low, high = np.moveaxis(quantiles[..., places], -1, 0)
     return seconds, mean, low, high
 
 

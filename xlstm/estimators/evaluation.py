@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.data.host import Values
+from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
@@ -98,7 +98,7 @@ class Score:
     autoregression: Values
     order: int
     points: int
-    at: np.ndarray[Any, Any]
+    at: Host
     forecasts: Values
     seasonal: Values
     season: int
@@ -107,7 +107,7 @@ class Score:
     crps: Values
     coverage: Values
     interval: float
-    series: np.ndarray[Any, Any]
+    series: Host
     targets: Sequence[str] = ()
 
     def __repr__(self) -> str:
@@ -146,7 +146,7 @@ class Forecasts(NamedTuple):
     quantiles : array (N, H, C, Q)
     """
 
-    at: np.ndarray[Any, Any]
+    at: Host
     mean: Values
     quantiles: Values
     truth: Values
@@ -162,54 +162,44 @@ def score(
     """Return the score of forecasts of series; where all came flat, there is one target without an
     axis.
     """
-    pairs = list(zip(several, forecasts, strict=True))
-    order = min(AR_ORDER, *(int(ahead.at[0]) // 3 for ahead in forecasts))
-    errors = _errors_of_methods(pairs, order, season or 1)
-    quantiles = _joined([ahead.quantiles for ahead in forecasts])
-    truth = _joined([ahead.truth for ahead in forecasts])
+    pairs = [(series, ahead.at) for series, ahead in zip(several, forecasts, strict=True)]
+    counts = [len(at) for _, at in pairs]
+    order = min(AR_ORDER, *(int(at[0]) // 3 for _, at in pairs))
+    lag = season or 1
+    targets: Any = 0 if all(panel.flat) else slice(None)
+    mean, quantiles, truth = (part[:, :, targets] for part in joined(forecasts)[1:])
+    H = truth.shape[1]
+    methods = {
+        "model": [ahead.mean for ahead in forecasts],
+        "persistence": [baselines.seasonal(series.known, 1, H, at) for series, at in pairs],
+        "autoregression": [
+            baselines.autoregression(series.known, series.values, order, H, at)
+            for series, at in pairs
+        ],
+        "seasonal": [baselines.seasonal(series.known, lag, H, at) for series, at in pairs],
+    }
+    scales = [naive_error(series.values[: at[0]], lag) for series, at in pairs]
+    base = np.repeat(scales, counts, axis=0)[:, None, targets]
+    errors = {
+        name: _errors(np.concatenate(parts)[:, :, targets], truth, base)
+        for name, parts in methods.items()
+    }
     crps, coverage = _probabilistic(quantiles, truth, levels)
-
-    # by steps ahead and targets, (..., C), or those of the one target
-    def shaped(values: Values) -> Values:
-        return values[..., 0] if all(panel.flat) else values
-
-    errors = {name: Errors(*map(shaped, of_method)) for name, of_method in errors.items()}
     return Score(
         **{name: of_method.rmse for name, of_method in errors.items()},
         order=order,
         points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
-        at=np.concatenate([ahead.at + series.begin for series, ahead in pairs]),
-        forecasts=shaped(_joined([ahead.mean for ahead in forecasts])),
+        at=np.concatenate([at + series.begin for series, at in pairs]),
+        forecasts=mean,
         season=season,
         errors=errors,
-        quantiles=quantiles[:, :, 0] if all(panel.flat) else quantiles,
-        crps=shaped(crps),
-        coverage=shaped(coverage),
+        quantiles=quantiles,
+        crps=crps,
+        coverage=coverage,
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
-        series=np.repeat(np.arange(len(forecasts)), [len(ahead.at) for ahead in forecasts]),
+        series=np.repeat(np.arange(len(pairs)), counts),
         targets=panel.names,
     )
-
-
-def _errors_of_methods(
-    pairs: Sequence[tuple[TimeSeries, Forecasts]], order: int, season: int
-) -> dict[str, Errors]:
-    """Return the errors (H, C) of the model and of each baseline."""
-    truth = _joined([ahead.truth for _, ahead in pairs])
-    H = truth.shape[1]
-    before = [(series.known, ahead.at) for series, ahead in pairs]
-    methods = {
-        "model": [ahead.mean for _, ahead in pairs],
-        "persistence": [baselines.seasonal(values, 1, H, at) for values, at in before],
-        "autoregression": [
-            baselines.autoregression(series.known, series.values, order, H, ahead.at)
-            for series, ahead in pairs
-        ],
-        "seasonal": [baselines.seasonal(values, season, H, at) for values, at in before],
-    }
-    scales = [naive_error(series.values[: ahead.at[0]], season) for series, ahead in pairs]
-    base = np.repeat(scales, [len(ahead.at) for _, ahead in pairs], axis=0)[:, None]
-    return {name: _errors(_joined(parts), truth, base) for name, parts in methods.items()}
 
 
 def naive_error(values: Values, season: int) -> Values:
@@ -220,15 +210,15 @@ def naive_error(values: Values, season: int) -> Values:
     return mean(np.abs(values[lag:] - values[:-lag]))
 
 
-def _joined(parts: Sequence[Any]) -> Any:
-    """Return arrays behind each other; one alone, which may be large, is not copied."""
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+def joined(parts: Sequence[Forecasts]) -> Forecasts:
+    """Return forecasts behind each other."""
+    return Forecasts(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
     e = np.abs(forecasts - truth)
     sizes = np.abs(forecasts) + np.abs(truth)
-    relative = np.where(sizes == 0, 0.0, 200 * e / np.where(sizes == 0, 1.0, sizes))
+    relative = 200 * e / np.where(sizes == 0, 1.0, sizes)  # where sizes are 0, so is e
     scaled = e / np.where(base > 0, base, np.nan)
     return Errors(np.sqrt(mean(e**2)), mean(e), mean(scaled), mean(relative))
 
@@ -253,13 +243,14 @@ def _probabilistic(
     return crps, mean(np.where(np.isnan(truth), np.nan, inside))
 
 
-def pairs(quantiles: Sequence[float]) -> list[tuple[int, int]]:
-    """Return the positions of quantiles q and 1 - q, the widest interval first."""
-    return [
+def pairs(quantiles: Sequence[float]) -> Host:
+    """Return the positions (2, P) of quantiles q and 1 - q, the widest interval first."""
+    both = [
         (low, high)
         for low, high in itertools.combinations(range(len(quantiles)), 2)
         if math.isclose(quantiles[low] + quantiles[high], 1.0)
     ]
+    return np.array(both, np.int64).reshape(-1, 2).T
 
 
 def errors(levels: Values, truth: Values, scale: Values, quantiles: Sequence[float]) -> Values:
@@ -268,12 +259,10 @@ def errors(levels: Values, truth: Values, scale: Values, quantiles: Sequence[flo
 
     Those of the forecast quantiles, `levels` (M, H, C, Q), are in the scale (M, C) of each window.
     """
-    outside = [
-        np.maximum(levels[..., low] - truth, truth - levels[..., high])
-        for low, high in pairs(quantiles)
-    ]
-    stacked = np.stack(outside, axis=-1) if outside else np.empty((*truth.shape, 0))
-    return np.asarray(stacked / scale[:, None, :, None])
+    low, high = pairs(quantiles)
+    truth = truth[..., None]
+    outside = np.maximum(levels[..., low] - truth, truth - levels[..., high])
+    return outside / scale[:, None, :, None]
 
 
 def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:
@@ -281,8 +270,7 @@ def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:
     P).
     """
     recent = np.concatenate([errors[-_recent(errors.shape[1]) :] for errors in outside])
-    by: Values = _limit(np.moveaxis(recent, 0, -1), quantiles)
-    return by
+    return _limit(np.moveaxis(recent, 0, -1), quantiles)
 
 
 def rolling(outside: Values, first: int, quantiles: Sequence[float]) -> Values:
@@ -314,9 +302,9 @@ def widen(
     cross.
     """
     more = np.zeros((*by.shape[:-1], len(quantiles)))
-    for p, (low, high) in enumerate(pairs(quantiles)):
-        more[..., low] = -by[..., p]
-        more[..., high] = by[..., p]
+    low, high = pairs(quantiles)
+    more[..., low] = -by
+    more[..., high] = by
     return xp.sort(levels + more * scale[:, None, :, None], axis=-1)
 
 
@@ -339,13 +327,15 @@ def width(mean: Values, levels: Values, truth: Values, quantiles: Sequence[float
     return np.clip(recent, 1 / MOST, MOST)
 
 
-def _limit(recent: Values, quantiles: Sequence[float]) -> Any:
+def _limit(recent: Values, quantiles: Sequence[float]) -> Values:
     """Return the error (..., P) that the right share of errors (..., P, K) does not exceed; 0 where
     there are none.
     """
-    shares = np.array([quantiles[high] - quantiles[low] for low, high in pairs(quantiles)])
+    low, high = np.array(quantiles)[pairs(quantiles)]
     count = np.count_nonzero(~np.isnan(recent), axis=-1)
-    rank = np.clip(np.ceil((count + 1) * shares).astype(np.int64), 1, np.maximum(count, 1)) - 1
+    rank = (
+        np.clip(np.ceil((count + 1) * (high - low)).astype(np.int64), 1, np.maximum(count, 1)) - 1
+    )
     limits = np.take_along_axis(np.sort(recent, axis=-1), rank[..., None], axis=-1)[..., 0]
     return np.where(count > 0, limits, 0.0)
 
@@ -386,4 +376,4 @@ def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> For
         wider = rolling(outside, before, levels)
         quantiles = widen(np, chunk.quantiles, scale[before:], wider, levels)
         parts.append(chunk._replace(quantiles=predictor.limited(np, quantiles)))
-    return Forecasts(*map(_joined, zip(*parts, strict=True)))
+    return joined(parts)

@@ -5,10 +5,9 @@ of the network.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import base, baselines, predictor, selection
 from xlstm.estimators.predictor import Examples, Predictor, Settings
-from xlstm.estimators.selection import Combination, RollingOrigins
+from xlstm.estimators.selection import RollingOrigins
 from xlstm.estimators.series_scaling import SeriesScaling, names_of
 from xlstm.training import Interrupted, Terminated, Trained
 
@@ -45,19 +44,16 @@ def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
     """Return the first rows after the windows of each part of a series: those of a part predict
     into it.
 
-    If the window and the horizon do not fit, a ValueError names the series and the settings that
-    would.
+    If the window and the horizon do not fit, a ValueError names the series and a window that would.
     """
     window = settings.window
     horizon = settings.horizon
     fits = longest(rows, horizon)
     if fits < window:
-        least = max(rows + 1, 5 * horizon - 3, 5 * (window + horizon) // 3 - 3)
-        need = next(n for n in itertools.count(least) if longest(n, horizon) >= window)
         advice = f"a window of at most {fits}" if fits >= 2 else "a shorter horizon"
         raise ValueError(
-            f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows, {name}"
-            f" has {rows}; expected more rows, or {advice}"
+            f"Forecaster: a window of {window} and a horizon of {horizon} need more rows, {name} has"
+            f" {rows}; expected more, or {advice}"
         )
     return {
         part: range(max(window, span.start), span.stop)
@@ -79,34 +75,25 @@ def prepared(
         shortest = min(len(series.values) for series in variants[0])
         half = split(max(3, shortest)).train.stop // 2
         settings = replace(settings, window=min(WINDOW, max(2, half)))
-    tried = [_variant(several, ids, settings, backend.dtype) for several in variants]
-    best = min(tried, key=lambda variant: min(variant.combination.every_error.values()))
-    model = predictor.network(settings, best.scaling)
-    predicts = Predictor(settings, backend, best.scaling, best.combination, None, model, {})
+    tried = [_variant(several, ids, settings, backend) for several in variants]
+    several, parts, predicts = min(
+        tried, key=lambda variant: min(variant[2].combination.every_error.values())
+    )
     data: dict[str, Examples] = {}
     for name in ("train", "validation"):
-        origins = [np.array(part[name]) for part in best.parts]
-        stops = [part[name].stop for part in best.parts]
-        data[name] = predictor.examples(predicts, best.several, origins, stops)
+        origins = [np.array(part[name]) for part in parts]
+        stops = [part[name].stop for part in parts]
+        data[name] = predictor.examples(predicts, several, origins, stops)
         predicts = data[name].predictor
     return data
 
 
-class Variant(NamedTuple):
-    """Series with or without features of the calendar, their parts and scaling, and the average of
-    candidates that are fitted to the training part.
-    """
-
-    several: list[TimeSeries]
-    parts: list[Parts]
-    scaling: SeriesScaling
-    combination: Combination
-
-
 def _variant(
-    several: list[TimeSeries], ids: Sequence[str], settings: Settings, dtype: str
-) -> Variant:
-    """Return series after checks, and candidates with their errors before the test part."""
+    several: list[TimeSeries], ids: Sequence[str], settings: Settings, backend: Backend
+) -> tuple[list[TimeSeries], list[Parts], Predictor]:
+    """Return series after checks, with or without features of the calendar, their parts, and a
+    predictor without weights, whose candidates are fitted to the training part.
+    """
     s = settings
     names = names_of(ids, len(several))
     parts = [
@@ -115,7 +102,7 @@ def _variant(
     stops = [part["train"].stop for part in parts]
     scaling = SeriesScaling.fit(several, ids, s.window, stops)
     for series, unit, part, name in zip(several, scaling.units, parts, names, strict=True):
-        check_reach("Forecaster", series.known, unit, dtype, series.begin)
+        check_reach("Forecaster", series.known, unit, backend.dtype, series.begin)
         for kind, rows in part.items():
             there = ~np.isnan(baselines.targets(series, np.array(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
@@ -127,7 +114,9 @@ def _variant(
         name: validated._replace(candidate=selection.refit(training, validated.candidate))
         for name, validated in combination.candidates.items()
     }
-    return Variant(several, parts, scaling, replace(combination, candidates=fitted))
+    combination = replace(combination, candidates=fitted)
+    model = predictor.network(s, scaling)
+    return several, parts, Predictor(s, backend, scaling, combination, None, model, {})
 
 
 def train(
@@ -150,14 +139,6 @@ def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in params.items()}
 
 
-def tries_network(data: Examples) -> bool:
-    """Return whether a network is to be trained: where it is named, or where there are enough
-    windows to choose it.
-    """
-    candidates = data.predictor.settings.candidates
-    return len(data.origins) >= ENOUGH if isinstance(candidates, str) else "network" in candidates
-
-
 def network_errors(fitted: Predictor, data: Examples) -> dict[str, float]:
     """Return the errors of the "average" of the other candidates, and of what the "network" makes
     of it, on examples.
@@ -174,10 +155,8 @@ def network_errors(fitted: Predictor, data: Examples) -> dict[str, float]:
             last = np.broadcast_to(series.known[origins - 1, None], average.shape)
             squares.append(((np.stack((last, average, network)) - truth) / scale[:, None]) ** 2)
     naive, *errors = (float(np.sqrt(np.nanmean(part))) for part in np.concatenate(squares, axis=1))
-    return {
-        name: error / max(naive, 1e-12)
-        for name, error in zip(("average", "network"), errors, strict=True)
-    }
+    without, beside = (error / max(naive, 1e-12) for error in errors)
+    return {"average": without, "network": beside}
 
 
 def alone(fitted: Predictor, data: Examples) -> Predictor:

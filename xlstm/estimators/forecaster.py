@@ -15,15 +15,15 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.arrays.ranks.groups import Group
-from xlstm.data.host import Values, check_reach
+from xlstm.data.host import Host, Values, check_reach
 from xlstm.data.panels import Panel
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, selection
 from xlstm.estimators.base import (
     OF_TRAIN,
     AnyPath,
+    Export,
     FiledEstimator,
-    Host,
     SeriesEstimator,
     array_of,
     column_names,
@@ -35,7 +35,7 @@ from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import SeriesScaling, names_of
-from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained
+from xlstm.training import Callback, Progress
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -257,7 +257,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         """
         steps = self._steps(steps)
         panel, several, pairs = self._read(values, covariates, steps)
-        return panel.forecast_frame([self._ahead(*pair, steps) for pair in pairs], several)
+        return panel.forecast_frame([self._paths(*pair, steps)[0] for pair in pairs], several)
 
     def predict_quantiles(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -298,7 +298,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             quantiles, width = self._next(series, units)
             quantiles = quantiles[:steps]
             if steps > s.horizon:
-                paths = self._paths(series, units, sampling.PATHS, steps, [s.seed], width)
+                paths = self._paths(series, units, steps, width, sampling.PATHS, [s.seed])
                 later = np.quantile(paths[:, s.horizon :], s.quantiles, axis=0)
                 quantiles = np.concatenate((quantiles, np.moveaxis(later, 0, -1)))
             ahead.append(quantiles)
@@ -348,7 +348,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         steps = self._steps(steps)
         seed = checks.seed_number("Forecaster", "seed", seed)
         panel, _, pairs = self._read(values, covariates, steps)
-        drawn = [self._paths(*pair, n, steps, [seed, k]) for k, pair in enumerate(pairs)]
+        drawn = [
+            self._paths(*pair, steps, self._next(*pair)[1], n, [seed, k])
+            for k, pair in enumerate(pairs)
+        ]
         shaped = [
             paths[..., 0] if flat else paths for paths, flat in zip(drawn, panel.flat, strict=True)
         ]
@@ -451,17 +454,19 @@ quantiles, linear_baseline, season, calendar, least, refit
             fitted._fit(cut, panel, backend, None)
             several = cut[-1] if fitted.calendar_ else cut[0]
             units = fitted.scaling_.of(several, panel.ids, fitted.window_)
+            at = np.array(ends)[:, None]
             rounds.append(
                 [
-                    (end, fitted._ahead(series, u, s.horizon), fitted._next(series, u)[0])
-                    for end, series, u in zip(ends, several, units, strict=True)
+                    Forecasts(
+                        end,
+                        fitted._paths(before, u, s.horizon),
+                        fitted._next(before, u)[0][None],
+                        baselines.targets(series, end, s.horizon, len(series.values)),
+                    )
+                    for series, end, before, u in zip(variants[0], at, several, units, strict=True)
                 ]
             )
-        forecasts = []
-        for series, parts in zip(variants[0], zip(*rounds, strict=True), strict=True):
-            at, mean, quantiles = (np.array(part) for part in zip(*parts, strict=True))
-            truth = baselines.targets(series, at, s.horizon, len(series.values))
-            forecasts.append(Forecasts(at, mean, quantiles, truth))
+        forecasts = [evaluation.joined(parts) for parts in zip(*rounds, strict=True)]
         season = fitting.season_of(variants[0], s.season)
         return evaluation.score(variants[0], forecasts, s.quantiles, season, panel)
 
@@ -501,9 +506,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             inputs["width"] = np.concatenate([self._next(*pair)[1] for pair in pairs])
         return inputs
 
-    def for_export(
-        self, lengths: bool
-    ) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any]]:
+    def for_export(self, lengths: bool) -> Export:
         p = self.predictor_
         if lengths:
             raise ValueError(
@@ -554,29 +557,25 @@ quantiles, linear_baseline, season, calendar, least, refit
         checks.size("settings", "window", self.window)
         self._roles()
         s = self.settings
-        scaling = self._scaling(fitted)
+        ids = [*vars(self).get("series_names_", ())]
+        sizes = {"S": len(ids) or None, "C": len(self._names()) or None}
+        parts = {"units": array_of(fitted, "scaling.units", sizes)}
+        for name in ("past", "future", "static"):
+            parts[name] = array_of(fitted, f"scaling.{name}", {"2": 2, "K": None})
+        for name, part in parts.items():
+            if not np.all((part if name == "units" else part[1]) > 0):
+                raise ValueError(f"scaling.{name} has {np.min(part):g}, expected scales above 0")
+        scaling = SeriesScaling(**parts, ids=ids)
         self.model_ = predictor.network(s, scaling)
         H = s.horizon
         C = scaling.units.shape[1]
-        P = len(evaluation.pairs(s.quantiles))
+        _, P = evaluation.pairs(s.quantiles).shape
         adjustment = array_of(fitted, "adjustment", {"H": H, "C": C, "P": P})
         ranks = array_of(fitted, "ranks", {"K": None, "H": H, "C": C})
         final = self._predictor(fitted, scaling)
         test = self._predictor(subtree(fitted, "test"), scaling) if "test" in fitted else final
         self._keep(test, final, adjustment, ranks_=ranks)
         return final.params
-
-    def _scaling(self, arrays: dict[str, Any]) -> SeriesScaling:
-        """Return the scaling of a file; raise where scales are not above 0."""
-        ids = [*vars(self).get("series_names_", ())]
-        sizes = {"S": len(ids) or None, "C": len(self._names()) or None}
-        parts = {"units": array_of(arrays, "scaling.units", sizes)}
-        for name in ("past", "future", "static"):
-            parts[name] = array_of(arrays, f"scaling.{name}", {"2": 2, "K": None})
-        for name, part in parts.items():
-            if not np.all((part if name == "units" else part[1]) > 0):
-                raise ValueError(f"scaling.{name} has {np.min(part):g}, expected scales above 0")
-        return SeriesScaling(**parts, ids=ids)
 
     def _predictor(self, arrays: dict[str, Any], scaling: SeriesScaling) -> Predictor:
         """Return the predictor of one network of a file."""
@@ -589,9 +588,9 @@ quantiles, linear_baseline, season, calendar, least, refit
         params = self._weights(arrays)
         return Predictor(s, backend, scaling, combination, spread, self.model_, params)
 
-    def _keep(self, test: Predictor, final: Predictor, adjustment: Values, **facts: Any) -> None:
-        """Store what was fitted."""
-        self._become(
+    def _keep(self, test: Predictor, final: Predictor, adjustment: Values, **facts: Any) -> Self:
+        """Store what was fitted, and `facts` as `_become` does."""
+        return self._become(
             test_predictor_=test,
             predictor_=final,
             adjustment_=adjustment,
@@ -619,11 +618,10 @@ quantiles, linear_baseline, season, calendar, least, refit
             "Forecaster", values, Covariates.of("Forecaster", covariates), self._roles()
         )
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
-        variants = [self._series(panel, self.horizon, look) for look in looks]
+        variants = [
+            panel.read("Forecaster", self.horizon, look, holidays=self.holidays) for look in looks
+        ]
         return backend, panel, variants if variants[-1][0].marks else variants[:1]
-
-    def _series(self, panel: Panel, more: int, look: bool) -> list[TimeSeries]:
-        return panel.read("Forecaster", more, look, holidays=self.holidays)
 
     def _fit(
         self,
@@ -640,15 +638,20 @@ quantiles, linear_baseline, season, calendar, least, refit
         train = data["train"]
         s = train.predictor.settings
         run = {"progress": progress, "group": group}
-        trained, stop = self._train_network(data, start, run)
-        test = fitting.alone(data["validation"].predictor, train)
+        trained = stop = None
+        validation = data["validation"]
+        chooses = isinstance(s.candidates, str)  # whether the network is used
+        if len(train.origins) >= fitting.ENOUGH if chooses else "network" in s.candidates:
+            options = run | {name: getattr(self, name) for name in OF_TRAIN}
+            options |= {"validation": validation, "epochs": s.epochs, "patience": s.patience}
+            trained, stop = fitting.train(train, start, **options)
+        test = fitting.alone(validation.predictor, train)
         errors = dict[str, float]()
         epochs = 0  # of the network, if it forecasts
         if trained is not None:
             network = replace(test, params=trained.params)
-            errors = fitting.network_errors(network, data["validation"])
-            is_better = errors["network"] < fitting.GAIN * errors["average"]
-            if is_better or not isinstance(s.candidates, str):
+            errors = fitting.network_errors(network, validation)
+            if not chooses or errors["network"] < fitting.GAIN * errors["average"]:
                 test = network
                 epochs = max(1, trained.best_epoch)
         final = test
@@ -656,46 +659,16 @@ quantiles, linear_baseline, season, calendar, least, refit
             rows = fitting.refitted(train)
             final = fitting.alone(rows.predictor, rows)
             if epochs:
-                options = run | {"epochs": epochs, "graph": self.graph}
-                again, stop = fitting.train(rows, start, **options)
+                again, stop = fitting.train(rows, start, epochs=epochs, graph=self.graph, **run)
                 final = replace(final, params=again.params)
             if stop is not None:
                 final = test
                 problem = (
-                    f"the training on all rows; the forecaster has the network of epoch {epochs}"
+                    f"Forecaster: signal {stop.signal} stopped the training on all rows; the"
+                    f" forecaster has the network of epoch {epochs}"
                 )
-                stop = type(stop)(
-                    f"Forecaster: signal {stop.signal} stopped {problem}", trained, stop.signal
-                )
-        self._keep_fit(test, final, train.several, panel, errors, epochs, trained)
-        return self._become(stop)
-
-    def _train_network(
-        self, data: dict[str, predictor.Examples], start: Params | None, run: dict[str, Any]
-    ) -> tuple[Trained | None, Interrupted | Terminated | None]:
-        """Train the network until validation ends it, where one is tried; return the result, and
-        the signal that ended it.
-        """
-        train = data["train"]
-        if not fitting.tries_network(train):
-            return None, None
-        s = train.predictor.settings
-        options = run | {name: getattr(self, name) for name in OF_TRAIN}
-        options |= {"validation": data["validation"], "epochs": s.epochs, "patience": s.patience}
-        return fitting.train(train, start, **options)
-
-    def _keep_fit(
-        self,
-        test: Predictor,
-        final: Predictor,
-        several: Sequence[TimeSeries],
-        panel: Panel,
-        errors: dict[str, float],
-        epochs: int,
-        trained: Trained | None,
-    ) -> None:
-        """Store what was fitted, and all that is made of it."""
-        s = test.settings
+                stop = type(stop)(problem, trained, stop.signal)
+        several = train.several
         pairs = zip(several, test.scaling.units, strict=True)
         outside = [evaluation.last_errors(test, *pair) for pair in pairs]
         allowed = {
@@ -704,10 +677,11 @@ quantiles, linear_baseline, season, calendar, least, refit
             if selection.allows(s, name)
         }
         used = [name for name in final.combination.candidates if name in allowed]
-        self._keep(
+        return self._keep(
             test,
             final,
             evaluation.adjustment(outside, s.quantiles),
+            stop=stop,
             trained_=trained,
             chosen_=np.array([*used, *["network"] * bool(epochs)], dtype=object),
             candidate_errors_=errors | allowed,
@@ -728,9 +702,12 @@ quantiles, linear_baseline, season, calendar, least, refit
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
         panel = Panel.of("Forecaster", values, beside, self._roles(), self._names())
-        several = self._series(panel, max(steps, s.horizon), self.calendar_)
+        several = panel.read(
+            "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
+        )
+        pairs = list(zip(several, scaling.of(several, panel.ids, s.window), strict=True))
         fitted = [part.shape[1] for part in scaling[:4]]
-        for series, name in zip(several, names_of(panel.ids, len(several)), strict=True):
+        for (series, units), name in zip(pairs, names_of(panel.ids, len(several)), strict=True):
             N = len(series.values)
             parts = (series.values, series.past, series.future, series.static)
             widths = [part.shape[-1] for part in parts]
@@ -749,9 +726,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                 raise ValueError(
                     f"Forecaster: future has {rows} rows after {name}, expected {steps}"
                 )
-        pairs = list(zip(several, scaling.of(several, panel.ids, s.window), strict=True))
-        dtype = self.predictor_.backend.dtype
-        for series, units in pairs:
+            dtype = self.predictor_.backend.dtype
             check_reach("Forecaster", series.known, units, dtype, series.begin)
         return panel, several, pairs
 
@@ -779,48 +754,32 @@ quantiles, linear_baseline, season, calendar, least, refit
         self,
         series: TimeSeries,
         units: Values,
-        n: int,
         steps: int,
-        seed: list[int],
         width: Values | None = None,
+        n: int = 1,
+        seed: Sequence[int] = (),
     ) -> Values:
-        """Return sample paths (n, steps, C) after a series; beyond the horizon each is fed back as
-        if observed.
+        """Return n paths (n, steps, C) after a series, each fed back beyond the horizon as if
+        observed: sample paths with a width of intervals, and means without one.
         """
         p = self.predictor_
-        rng = np.random.default_rng(seed)
-        if len(levels := p.settings.quantiles) < 2:
+        levels = p.settings.quantiles
+        if width is not None and len(levels) < 2:
             raise ValueError(
                 f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw"
                 " paths"
             )
-        width = self._next(series, units)[1] if width is None else width
-
-        def drawn(mean: Values, quantiles: Values, scale: Values) -> Values:
-            calibrated = self._calibrated(np, mean, quantiles, scale, width)
-            paths = sampling.draw(calibrated, levels, self.ranks_, rng, n)
-            predictor.finite(paths)
-            return np.asarray(p.limited(np, paths))
-
-        return self._fed_back(series, units, n, steps, drawn)
-
-    def _fed_back(
-        self,
-        series: TimeSeries,
-        units: Values,
-        n: int,
-        steps: int,
-        values: Callable[[Values, Values, Values], Values],
-    ) -> Values:
-        """Return n paths (n, steps, C) after a series; `values` has those of a horizon from what is
-        forecast of it.
-        """
-        p = self.predictor_
+        rng = np.random.default_rng(seed)
         H = p.settings.horizon
         ahead: Values = np.empty((n, -(-steps // H) * H, self.n_targets_))
         for t in sampling.announced(steps, H):
             past = ahead[: n if t else 1, :t]
-            ahead[:, t : t + H] = values(*p.finished(*sampling.before(p, series, units, past)))
+            values, quantiles, scale = p.finished(*sampling.before(p, series, units, past))
+            if width is not None:
+                calibrated = self._calibrated(np, values, quantiles, scale, width)
+                drawn = sampling.draw(calibrated, levels, self.ranks_, rng, n)
+                values = p.limited(np, predictor.finite(drawn))
+            ahead[:, t : t + H] = values
         return ahead[:, :steps]
 
     def _calibrated(
@@ -833,12 +792,6 @@ quantiles, linear_baseline, season, calendar, least, refit
         mean = mean[..., None]
         wide = evaluation.widen(xp, quantiles, scale, self.adjustment_, p.settings.quantiles)
         return p.limited(xp, mean + (wide - mean) * width[:, None, :, None])
-
-    def _ahead(self, series: TimeSeries, units: Values, steps: int) -> Values:
-        """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
-        return np.asarray(
-            self._fed_back(series, units, 1, steps, lambda mean, quantiles, scale: mean)[0]
-        )
 
 
 def _arrays_of(fitted: Predictor) -> dict[str, Any]:

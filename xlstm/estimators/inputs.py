@@ -12,9 +12,8 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.frames import is_on_gpu
-from xlstm.data.host import LARGEST
+from xlstm.data.host import LARGEST, Host
 
-Host = np.ndarray[Any, Any]
 FORMS = "(N, T, D), (N, T) or a list of (T, D)"
 MANY = (
     "Reshape your data either using array.reshape(-1, 1) if it has one feature or array.reshape(1,"

@@ -3,7 +3,7 @@ forecasts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.batches import Batch, ByRows, orders
-from xlstm.data.host import Values
+from xlstm.data.host import Host, Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
-from xlstm.estimators.base import CHECKS, Host
+from xlstm.estimators.base import CHECKS
 from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import Origins, SeriesScaling, scales, standard
 from xlstm.models.sequence import SequenceModel, sequence_model
@@ -109,12 +109,8 @@ class Settings:
     refit: bool = True
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            setattr(
-                self,
-                field.name,
-                CHECKS[field.name]("Forecaster", field.name, getattr(self, field.name)),
-            )
+        for name, value in vars(self).items():
+            setattr(self, name, CHECKS[name]("Forecaster", name, value))
 
 
 def finite(forecast: Values) -> Values:
@@ -264,11 +260,12 @@ class Examples(ByRows):
     def batch(self, rows: Host, own: slice) -> Batch:
         mask = self.mask[rows]
         rows = rows[own]
-        x = np.empty((self.predictor.settings.window, len(rows), width(self.predictor.scaling)))
+        p = self.predictor
+        x = np.empty((p.settings.window, len(rows), p.model.input_size))
         for k in np.unique(self.series[rows]):
             columns = np.flatnonzero(self.series[rows] == k)
             at = rows[columns]
-            x[:, columns] = self.predictor.inputs(self.several[k], self.scale[at], self.origins[at])
+            x[:, columns] = p.inputs(self.several[k], self.scale[at], self.origins[at])
         return Batch(x, self.target[rows], mask, True)
 
 
@@ -292,10 +289,7 @@ def examples(
         left -= predictor.combination.apply(series, predictor.scaling, units, at)
         left *= units / scale[:, None]
         parts.append((np.full(len(at), k), at, scale, left))
-    # One series, which may be long, is not copied.
-    numbers, rows, scale, left = (
-        parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-    )
+    numbers, rows, scale, left = map(np.concatenate, zip(*parts, strict=True))
     if predictor.spread is None:
         squares = [baselines.mean(left[:, h] ** 2) for h in range(s.horizon)]
         predictor = replace(predictor, spread=np.fmax(np.sqrt(squares), NARROWEST))
@@ -306,22 +300,19 @@ def examples(
     return Examples(predictor, several, numbers, rows, scale, target, mask)
 
 
-def width(scaling: SeriesScaling) -> int:
-    """Return the number of columns that a network sees."""
-    units, past, future, static = (part.shape[1] for part in scaling[:4])
-    return int(units + past + 2 * future + static)
-
-
 def network(settings: Settings, scaling: SeriesScaling) -> SequenceModel:
     """Return the network of a forecaster: recurrent layers and a head for each step ahead, target
     and quantile.
     """
     s = settings
-    outputs = s.horizon * scaling.units.shape[1] * (1 + len(s.quantiles))
+    C, past, future, static = (part.shape[1] for part in scaling[:4])
+    outputs = s.horizon * C * (1 + len(s.quantiles))
     sizes = {
         name: getattr(s, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")
     }
-    return sequence_model("Forecaster", s.cell, width(scaling), outputs, True, **sizes)
+    return sequence_model(
+        "Forecaster", s.cell, C + past + 2 * future + static, outputs, True, **sizes
+    )
 
 
 def first_weights(predictor: Predictor, data: Examples) -> Params:

@@ -65,7 +65,7 @@ def draw(
     """
     scores = np.vectorize(NORMAL, otypes=[np.float64])
     drawn = (ranked[rng.integers(len(ranked), size=n)] + rng.random((n, 1, 1))) / len(ranked)
-    z = scores(np.clip(drawn, FARTHEST, 1 - FARTHEST))[..., None]
+    z = scores(np.clip(drawn, FARTHEST, 1 - FARTHEST))
     inner = scores(levels)
     low = len(levels) // 2
     high = (len(levels) - 1) // 2  # the tails are as wide as the sides of the middle say
@@ -76,12 +76,12 @@ def draw(
     above = last + (end - inner[-1]) / (inner[-1] - inner[high]) * (last - quantiles[..., [high]])
     knots = np.array([-end, *inner, end])
     values = np.concatenate((below, quantiles, above), axis=-1)
-    left = np.clip(np.searchsorted(knots, z, side="right") - 1, 0, len(knots) - 2)  # (n, H, C, 1)
-    values = np.broadcast_to(values, (n, *values.shape[1:]))
-    start, stop = (np.take_along_axis(values, left + k, axis=-1) for k in (0, 1))
-    return np.asarray(start + (z - knots[left]) / (knots[left + 1] - knots[left]) * (stop - start))[
-        ..., 0
-    ]
+    paths: Values = values[..., 0]
+    for k in range(len(knots) - 1):
+        rise = values[..., k + 1] - values[..., k]
+        line = values[..., k] + (z - knots[k]) / (knots[k + 1] - knots[k]) * rise
+        paths = np.where((z >= knots[k]) | (k == 0), line, paths)
+    return paths
 
 
 def announced(steps: int, horizon: int) -> Iterator[int]:

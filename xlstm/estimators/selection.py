@@ -41,12 +41,11 @@ SEASONAL_SHARE = (
 OUTLIER = 6.0  # median absolute deviations beyond which a change counts as no larger
 LONGEST_SEASON = 100_000  # steps of a season in a file, whose states are as many
 # Exponential smoothing.
-GRID = {  # the coefficients that are tried; beta is a share of alpha, and gamma of 1 - alpha
-    "alpha": (0.05, 0.15, 0.3, 0.5, 0.75, 1.0),
-    "beta": (0.05, 0.2, 0.5),
-    "phi": (0.8, 0.9, 0.97, 1.0),
-    "gamma": (0.0, 0.1, 0.3, 0.6),
-}
+# the coefficients that are tried; beta is a share of alpha, and gamma of 1 - alpha
+ALPHAS = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
+BETAS = (0.05, 0.2, 0.5)
+PHIS = (0.8, 0.9, 0.97, 1.0)
+GAMMAS = (0.0, 0.1, 0.3, 0.6)
 FORECASTS = 8_000_000  # in memory while coefficients are tried: 64 MB
 WARM_UP = (
     2000  # steps that are smoothed before the first forecast, at most, so that it takes no longer
@@ -146,7 +145,7 @@ class Combination:
         """
         candidates = [each.candidate for each in self.candidates.values()]
         if len(candidates) == 1:
-            return np.asarray(candidates[0].apply(series, scaling, units, origins))
+            return candidates[0].apply(series, scaling, units, origins)
         rows = np.arange(max(1, int(np.min(origins)) - self.before), int(np.max(origins)) + 1)
         # (K, R, H, C)
         ahead = np.stack(
@@ -180,10 +179,7 @@ class Combination:
 
     def arrays(self) -> dict[str, Values]:
         """Return the arrays of a file."""
-        arrays = {
-            "candidates": self._errors,
-            "usual": self.naive_squares,
-        }
+        arrays = {"candidates": self._errors, "usual": self.naive_squares}
         for candidate, _, _ in self.candidates.values():
             if isinstance(candidate, Smoothing):
                 layer = candidate.layer
@@ -288,7 +284,8 @@ def errors_of_rows(squares: Values) -> Values:
         there = ~np.isnan(errors)
         total[h + 1 :] += np.where(there, errors, 0.0)
         count[h + 1 :] += there
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return total / count
 
 
 def smoothed(
@@ -330,11 +327,9 @@ class RollingOrigins:
     @cached_property
     def cuts(self) -> list[list[int]]:
         """The row of each series at which each fold begins, and the end of the last one."""
-        ends = [(stop, min(stop // 2, ORIGINS)) for stop in self.stops]
-        by_series = [
-            [stop - count + count * k // FOLDS for k in range(FOLDS + 1)] for stop, count in ends
-        ]
-        return [list(cuts) for cuts in zip(*by_series, strict=True)]
+        stops = np.array(self.stops)
+        counts = np.minimum(stops // 2, ORIGINS)
+        return [(stops - counts + counts * k // FOLDS).tolist() for k in range(FOLDS + 1)]
 
     def fold(self, k: int) -> Iterator[tuple[TimeSeries, Values, Origins, int]]:
         """Return each series, its units, its origins in a fold, and the row that it stops at."""
@@ -382,6 +377,14 @@ class RollingOrigins:
             ]
         )
 
+    def lines(
+        self, stops: Sequence[int], order: int, penalties: Sequence[tuple[float, float]]
+    ) -> list[LinearBaseline]:
+        """Return a linear autoregression for each penalty, fitted to the values before the rows
+        `stops`.
+        """
+        return baselines.fit(self.several, self.scaling, stops, self.horizon, order, penalties)
+
     def validated(self, candidate: Candidate, error: float) -> Validated:
         """Return a candidate that is fitted to all rows beside its validation error."""
         own = self.error([self.forecasts(k, candidate) for k in range(FOLDS)])
@@ -399,30 +402,15 @@ def linear(
         by_fold = [
             [
                 rolling.forecasts(k, line)
-                for line in _fitted(rolling, rolling.cuts[k], order, penalties)
+                for line in rolling.lines(rolling.cuts[k], order, penalties)
             ]
             for k in range(FOLDS)
         ]
         for penalty, ahead in zip(penalties, zip(*by_fold, strict=True), strict=True):
             errors[order, penalty] = rolling.error(ahead)
     order, penalty = min(errors, key=errors.__getitem__)
-    line = _fitted(rolling, rolling.stops, order, [penalty])[0]
+    line = rolling.lines(rolling.stops, order, [penalty])[0]
     return rolling.validated(line, errors[order, penalty])
-
-
-def _fitted(
-    rolling: RollingOrigins,
-    stops: Sequence[int],
-    order: int,
-    penalties: Sequence[tuple[float, float]],
-) -> list[LinearBaseline]:
-    """Return a linear autoregression for each penalty, fitted to the values before the rows
-    `stops`.
-    """
-    origins = [np.arange(1, stop) for stop in stops]
-    return baselines.fit(
-        rolling.several, rolling.scaling, origins, stops, rolling.horizon, order, penalties
-    )
 
 
 def smoothing(rolling: RollingOrigins, season: int) -> Validated:
@@ -447,12 +435,8 @@ def _fitted_smoothing(
     its validation error.
     """
     grid = coefficients(bool(layer.periods))
-    begins = []
-    squares = []
-    for k in range(len(rolling.several)):
-        begin, of_series = _squares(rolling, k, layer, grid)
-        begins.append(begin)
-        squares.append(of_series)
+    looks = [_squares(rolling, k, layer, grid) for k in range(len(rolling.several))]
+    begins, squares = zip(*looks, strict=True)
     results = []
     for steps in sorted({1, rolling.horizon}):
         # (K, FOLDS + 1, G, C)
@@ -520,8 +504,8 @@ def _squares(
 def coefficients(seasonal: bool) -> Values:
     """Return the coefficients of smoothing that are tried, (4, G): gamma, alpha, beta and phi."""
     rows = []
-    for alpha, gamma in itertools.product(GRID["alpha"], GRID["gamma"] if seasonal else (0.0,)):
-        for beta, phi in [(0.0, 0.0), *itertools.product(GRID["beta"], GRID["phi"])]:
+    for alpha, gamma in itertools.product(ALPHAS, GAMMAS if seasonal else (0.0,)):
+        for beta, phi in [(0.0, 0.0), *itertools.product(BETAS, PHIS)]:
             rows.append((gamma * (1 - alpha), alpha, alpha * beta, phi))
     return np.array(rows).T
 
@@ -561,7 +545,7 @@ def refit(rolling: RollingOrigins, candidate: Candidate) -> Candidate:
     if candidate.ridge == 0:
         return candidate
     penalty = (candidate.ridge, candidate.covariate_ridge)
-    return _fitted(rolling, rolling.stops, candidate.order, [penalty])[0]
+    return rolling.lines(rolling.stops, candidate.order, [penalty])[0]
 
 
 def combined(rolling: RollingOrigins, settings: Any) -> Combination:

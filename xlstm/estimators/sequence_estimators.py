@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm import losses
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Backend, backend_like, backend_of
+from xlstm.arrays.backend import backend_like, backend_of
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Namespace, Params
@@ -19,10 +19,11 @@ from xlstm.arrays.random import generator
 from xlstm.arrays.ranks.groups import Group
 from xlstm.cells.activations import sigmoid, softmax
 from xlstm.data import Sequences
+from xlstm.data.host import Host
 from xlstm.estimators import inputs
 from xlstm.estimators.base import (
     AnyPath,
-    Host,
+    Export,
     NetworkEstimator,
     column_names,
     learn,
@@ -114,19 +115,30 @@ class SequenceEstimator(NetworkEstimator):
         mean, std = (self.mean_, self.std_) if again else self._scale(data)
         outputs = len(results[self._each_output])
         model = self.network(data.rows[0].shape[1], outputs, last=kind != "step")
-        home = self._backend(X)
+        backend = self.backend
+        if backend is None and inputs.is_foreign(X):
+            backend = backend_like(from_foreign("fit", X))
+        home = backend_of(backend, self.dtype)
         if again:
             self._check_warm_start(self.model_.recurrent, model.recurrent)
-        rows = [_scaled(row, mean, std) for row in data.rows]
+        rows = [(row - mean) / std for row in data.rows]
         training, validation = (
             self._batches(rows, target, weights, part, kind == "step")
             for part in self._parts(len(rows), weights)
         )
         start = self.params_ if again else model.init(self.seed, home)
-        patience = None if validation is None else self.patience
-        options = {"epochs": self.epochs, "patience": patience, "validation": validation}
-        loss = self._losses[kind]
-        trained, stop = learn(self, model, start, training, home, loss=loss, group=group, **options)
+        trained, stop = learn(
+            self,
+            model,
+            start,
+            training,
+            home,
+            loss=self._losses[kind],
+            group=group,
+            epochs=self.epochs,
+            patience=None if validation is None else self.patience,
+            validation=validation,
+        )
         return self._become(
             stop,
             model_=model,
@@ -180,7 +192,7 @@ class SequenceEstimator(NetworkEstimator):
         where = type(self).__name__
         data = inputs.sequences(where, X, tables=self.table_)
         self._check_features(where, data)
-        rows = [_scaled(row, self.mean_, self.std_) for row in data.rows]
+        rows = [(row - self.mean_) / self.std_ for row in data.rows]
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
@@ -190,14 +202,11 @@ class SequenceEstimator(NetworkEstimator):
                 )
         return rows
 
-    def for_export(
-        self, lengths: bool
-    ) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any]]:
-        where = type(self).__name__
+    def for_export(self, lengths: bool) -> Export:
         N = self.n_features_in_
         if lengths and self.table_:
             raise ValueError(
-                f"{where}: lengths is True, expected False: it takes tables, whose rows have {N}"
+                f"{type(self).__name__}: lengths is True, expected False: it takes tables, whose rows have {N}"
                 " steps"
             )
         inputs: dict[str, Any] = {
@@ -211,39 +220,32 @@ class SequenceEstimator(NetworkEstimator):
         self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
     ) -> dict[str, Any]:
         """Return the outputs of an exported file."""
-        rows = _scaled(x[..., None] if self.table_ else x, self.mean_, self.std_)
+        rows = ((x[..., None] if self.table_ else x) - self.mean_) / self.std_
         y = run(xp.permute_dims(rows, (1, 0, 2)), *lengths)
-        return self._answers(
-            xp, xp.permute_dims(y, (1, 0, 2)) if self.target_kind_ == "step" else y
-        )
-
-    def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
-        """Return what is made of the network's y (N, O) or (N, T, O), by name."""
-        raise NotImplementedError
+        if self.target_kind_ == "step":
+            y = xp.permute_dims(y, (1, 0, 2))
+        answers: dict[str, Any] = self._answers(xp, y)
+        return answers
 
     def _answer(self, X: Any, name: str) -> Any:
         """Return the answers of a name for X; those of steps are a list where X is one."""
-        y = self._outputs(X)
-        if self.target_kind_ == "step" and len(getattr(X, "shape", ())) < 2:
-            return [self._answers(np, of_sequence)[name] for of_sequence in y]
-        return self._answers(np, np.stack(y))[name]
-
-    def _outputs(self, X: Any) -> list[Host]:
-        """Return what the model gives for each sequence, (O,) or (T, O) of float64, on the host."""
         rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
         # sorted by length, they need little padding
         order = np.argsort([len(row) for row in rows], kind="stable")
         data = Sequences([rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK)
+        is_step = self.target_kind_ == "step"
         outputs: list[Host] = []
         for batch in data.batches():
             lengths: Any = batch.lengths
             x = home.asarray(batch.x)
             y, *_ = self.model_(self.params_, x, lengths=None if self.table_ else lengths)
             y = to_numpy(y).astype(np.float64)
-            is_step = self.target_kind_ == "step"
             outputs.extend((y[:T, k] for k, T in enumerate(lengths)) if is_step else y)
-        return [outputs[k] for k in np.argsort(order)]
+        outputs = [outputs[k] for k in np.argsort(order)]
+        if is_step and len(getattr(X, "shape", ())) < 2:
+            return [self._answers(np, of_sequence)[name] for of_sequence in outputs]
+        return self._answers(np, np.stack(outputs))[name]
 
     def _check_features(self, where: str, data: inputs.InputSequences) -> None:
         count = data.features
@@ -267,15 +269,6 @@ class SequenceEstimator(NetworkEstimator):
                 f" are {checks.shown(data.names)}, expected {checks.shown(names)}"
             )
 
-    def _backend(self, X: Any) -> Backend:
-        """Return the backend that is asked for, or that of X where it is an array of a library
-        other than NumPy.
-        """
-        backend = self.backend
-        if backend is None and inputs.is_foreign(X):
-            backend = backend_like(from_foreign("fit", X))
-        return backend_of(backend, self.dtype)
-
     def _scale(self, data: inputs.InputSequences) -> tuple[Host, Host]:
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
         if not self.standardize:
@@ -288,10 +281,9 @@ class SequenceEstimator(NetworkEstimator):
     def _parts(self, count: int, weights: Any) -> tuple[Host, Host]:
         """Return which sequences to train on, and which to validate with, if any."""
         order = generator(self.seed, stream=3, where=type(self).__name__).permutation(count)
-        training, validation = np.split(order, [int(self.validation_fraction * count)])[::-1]
-        both_count = all(
-            any(weights is None or np.any(weights[k]) for k in part)
-            for part in (training, validation)
+        validation, training = np.split(order, [int(self.validation_fraction * count)])
+        both_count = weights is None or all(
+            any(np.any(weights[k]) for k in part) for part in (training, validation)
         )
         if len(validation) < LEAST or not both_count:
             return order, order[:0]
@@ -325,16 +317,16 @@ class SequenceEstimator(NetworkEstimator):
         )
         return self._weights(fitted)
 
-    def network(self, width: int, outputs: int, last: bool = True) -> Any:
+    def network(self, width: int, outputs: int, last: bool) -> Any:
         """Return the model for sequences of a width D that gives so many numbers at the end, or at
         each step.
         """
         return sequence_model(
             type(self).__name__,
             self.cell,
-            input_size=width,
-            output_size=outputs,
-            last=last,
+            width,
+            outputs,
+            last,
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
@@ -494,6 +486,7 @@ class SequenceClassifier(SequenceEstimator):
         return float(np.average(hits, weights=weights))
 
     def _answers(self, xp: Namespace, logits: Any) -> dict[str, Any]:
+        """Return what is made of the network's logits (N, O) or (N, T, O), by name."""
         if self.target_kind_ == "multilabel":
             return {
                 "label": xp.asarray(logits > 0, dtype=xp.int64),
@@ -622,7 +615,7 @@ checkpoints, resume
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
-        predicted = np.asarray(to_numpy(self.predict(X)))
+        predicted = to_numpy(self.predict(X))
         where = type(self).__name__
         truth = inputs.targets(where, y, len(predicted)).reshape(predicted.shape)
         weights = inputs.weights(where, sample_weight, len(predicted))
@@ -633,6 +626,7 @@ checkpoints, resume
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
 
     def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
+        """Return what is made of the network's y (N, O), by name."""
         numbers = y * self.target_std_ + self.target_mean_
         return {"y": numbers[:, 0] if self.one_target_ else numbers}
 
@@ -663,10 +657,6 @@ checkpoints, resume
         for name in ("target_mean_", "target_std_"):
             checks.shape("file", name, getattr(self, name), {"O": len(self.target_mean_)})
         return super()._restore(fitted)
-
-
-def _scaled(rows: Any, mean: Host, std: Host) -> Any:
-    return (rows - mean) / std
 
 
 def _as(values: Host, X: Any) -> Any:

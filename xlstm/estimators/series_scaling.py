@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.host import LARGEST, Values
+from xlstm.data.host import LARGEST, Host, Values
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
 
@@ -20,7 +20,7 @@ FARTHEST = 1e100  # the same for scales, whose squares are to be finite
 FLAT = (float(np.finfo(np.float64).eps), 1e-200)
 LEAST = 0.05  # least scale of a window, as a share of the typical change of its series
 
-Origins = np.ndarray[Any, Any]  # rows of the first values to predict, (M,)
+Origins = Host  # rows of the first values to predict, (M,)
 
 
 class SeriesScaling(NamedTuple):
@@ -49,13 +49,23 @@ class SeriesScaling(NamedTuple):
         """Return the units of series, each up to a row of `stops`; raise where one cannot be
         measured.
         """
+        units = []
+        for series, stop, name in zip(several, stops, names_of(ids, len(several)), strict=True):
+            values = series.known[:stop]
+            check_changes("Forecaster", values, name)
+            if np.any(constant := np.ptp(values, axis=0) == 0):
+                c = int(np.argmax(constant))
+                where = f" in column {c}" if values.shape[1] > 1 else ""
+                raise ValueError(
+                    f"Forecaster: the training part of {name} is constant at {values[0, c]:g}"
+                    f"{where}, there is nothing to learn"
+                )
+            units.append(_typical_change(series, stop, window))
         until = list(zip(several, stops, strict=True))
-        named = zip(until, names_of(ids, len(several)), strict=True)
-        units = np.stack([units_of(series, window, stop, name) for (series, stop), name in named])
         past = _moments(np.concatenate([series.past[:stop] for series, stop in until]))
         future = _moments(np.concatenate([series.future[:stop] for series, stop in until]))
         static = _moments(np.stack([series.static for series in several]))
-        return cls(units, past, future, static, ids)
+        return cls(np.stack(units), past, future, static, ids)
 
     def of(self, several: Sequence[TimeSeries], ids: Sequence[str], window: int) -> list[Values]:
         """Return the units (C,) of series: those of the fitted series of the same name, else their
@@ -72,22 +82,6 @@ def names_of(ids: Sequence[str], count: int) -> list[str]:
     if count == 1 and not ids:
         return ["the series"]
     return [f"series {checks.shown(name)}" for name in ids or range(count)]
-
-
-def units_of(series: TimeSeries, window: int, stop: int, name: str) -> Values:
-    """Return the root mean square by which values within a window differ from the last one,
-    (C,).
-    """
-    values = series.known[:stop]
-    check_changes("Forecaster", values, name)
-    if np.any(constant := np.ptp(values, axis=0) == 0):
-        c = int(np.argmax(constant))
-        where = f" in column {c}" if values.shape[1] > 1 else ""
-        raise ValueError(
-            f"Forecaster: the training part of {name} is constant at {values[0, c]:g}{where}, there"
-            " is nothing to learn"
-        )
-    return _typical_change(series, stop, window)
 
 
 def check_changes(where: str, values: Values, name: str) -> None:
@@ -136,7 +130,7 @@ def scales(values: Values, origins: Origins, window: int, units: Values) -> Valu
     for lag in range(2, window + 1):
         changes = np.abs(values[origins - lag] - values[origins - 1]) / units
         total += np.minimum(changes, FARTHEST) ** 2
-    return np.asarray(units * np.maximum(np.sqrt(total / (window - 1)), LEAST))
+    return units * np.maximum(np.sqrt(total / (window - 1)), LEAST)
 
 
 def standard(values: Values, moments: Values) -> Values:

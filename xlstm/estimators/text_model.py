@@ -16,7 +16,8 @@ from xlstm.arrays.namespace import Params
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data import text
 from xlstm.data.batches import Streams
-from xlstm.estimators.base import AnyPath, NetworkEstimator, learn
+from xlstm.data.host import Host
+from xlstm.estimators.base import AnyPath, Export, NetworkEstimator, learn
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
 from xlstm.training import evaluate
@@ -147,20 +148,19 @@ class TextModel(NetworkEstimator):
         Interrupted, Terminated
             A signal ended training after a step; the model has what was best so far.
         """
-        where = type(self).__name__
         self.checked()
-        whole = _text(where, X)
+        whole = _text(X)
         again = self.warm_start and self.__sklearn_is_fitted__()
         kind, codec = (self.codec_kind_, self.codec_) if again else self._codec(whole)
         if self.tokens in CODECS and self.tokens != kind:
             raise ValueError(
-                f"{where}: tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
+                f"TextModel: tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
                 " warm_start=False"
             )
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
         fitted, held_out = np.split(numbers, [len(numbers) - held])
-        data = Streams(fitted[:-1], fitted[1:], self.batch_size, self.length)
+        data = Streams.of_tokens(fitted, self.batch_size, self.length)
         model = self._model(codec.size)
         home = backend_of(self.backend, self.dtype)
         if again:
@@ -175,12 +175,10 @@ class TextModel(NetworkEstimator):
             params_=trained.params,
             trained_=trained,
             n_iter_=len(trained.losses),
+            vocab_size_=model.vocab_size,
         )
-        self.vocab_size_ = model.vocab_size
         self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
-        if stop is not None:
-            raise stop
-        return self
+        return self._become(stop)
 
     def nats(self, X: Any) -> float:
         """Return the mean of -log p of a token given those before it, in nats; `X` as for `fit`.
@@ -190,9 +188,7 @@ class TextModel(NetworkEstimator):
         ValueError, TypeError
             The text has fewer than two tokens or a character that is not known, or is no text.
         """
-        return self._nats(
-            np.array(self.codec_.encode(_text(type(self).__name__, X)), dtype=np.int64)
-        )
+        return self._nats(np.array(self.codec_.encode(_text(X)), dtype=np.int64))
 
     def perplexity(self, X: Any) -> float:
         """Return the perplexity of a text by token, exp of `nats`."""
@@ -239,12 +235,9 @@ class TextModel(NetworkEstimator):
         """Return a prompt and the text that follows it; the options are those of `stream`."""
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
 
-    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], None]:
-        return (
-            super().for_export(lengths)[0] | {"vocabulary": self.codec_.content.decode()},
-            {},
-            None,
-        )
+    def for_export(self, lengths: bool) -> Export:
+        about, inputs, formula = super().for_export(lengths)
+        return about | {"vocabulary": self.codec_.content.decode()}, inputs, formula
 
     def _fitted(self) -> dict[str, Any]:
         return super()._fitted() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
@@ -258,23 +251,21 @@ class TextModel(NetworkEstimator):
         self.model_ = self._model(self.codec_.size)
         return self._weights(fitted)
 
-    def _nats(self, numbers: np.ndarray[Any, Any]) -> float:
+    def _nats(self, numbers: Host) -> float:
         if len(numbers) < LEAST:
             raise ValueError(
                 f"TextModel: the text has {len(numbers)} tokens, expected {LEAST} or more"
             )
         streams = max(1, min(self.batch_size, (len(numbers) - 1) // self.length))
         length = min(self.length, (len(numbers) - 1) // streams)
-        return float(
-            evaluate(self.model_, self.params_, Streams(numbers[:-1], numbers[1:], streams, length))
-        )
+        data = Streams.of_tokens(numbers, streams, length)
+        return float(evaluate(self.model_, self.params_, data))
 
     def _codec(self, whole: str) -> tuple[str, text.Codec]:
         """Return the kind and the codec that `tokens` asks for."""
-        named = self.tokens if isinstance(self.tokens, str) else ""
-        if named == "characters":
+        if self.tokens == "characters":
             return "characters", text.Characters.of(whole)
-        if named == "bytes":
+        if self.tokens == "bytes":
             return "bytes", text.Bytes()
         path = checks.path("TextModel", "tokens", self.tokens)
         if not path.is_file():
@@ -291,11 +282,11 @@ class TextModel(NetworkEstimator):
         return xLSTMLanguageModel(layer, vocab_size, embedding_dropout=self.dropout)
 
 
-def _text(where: str, X: Any) -> str:
+def _text(X: Any) -> str:
     """Return X as one text, which UTF-8 can hold."""
     texts = [X] if isinstance(X, str) or not isinstance(X, Iterable) else [*X]
     if not texts or not all(isinstance(part, str) for part in texts):
-        raise TypeError(f"{where}: X is {checks.shown(X)}, expected a text or a list of texts")
+        raise TypeError(f"TextModel: X is {checks.shown(X)}, expected a text or a list of texts")
     whole = "".join(texts)
     whole.encode()  # raises where it has half of a surrogate pair
     return whole

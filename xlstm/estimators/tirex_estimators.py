@@ -13,12 +13,19 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
-from xlstm.data.host import Values
+from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation, fitting
-from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, names_array
+from xlstm.estimators.base import (
+    CHECKS,
+    AnyPath,
+    Estimator,
+    Export,
+    SeriesEstimator,
+    names_array,
+)
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.series_scaling import check_changes, names_of
 from xlstm.interop import tirex
@@ -180,7 +187,7 @@ class ZeroShotForecaster(SeriesEstimator):
             The checkpoint cannot be read, a series is out of range, there are covariates and the
             model takes none, or a parameter is out of range.
         """
-        return self._after(values, steps, covariates, False)
+        return self._after(values, steps, covariates).mean
 
     def predict_quantiles(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -204,7 +211,7 @@ class ZeroShotForecaster(SeriesEstimator):
         OSError, ValueError, TypeError
             As for `predict`.
         """
-        return self._after(values, steps, covariates, True)
+        return self._after(values, steps, covariates).quantiles
 
     def score(
         self, values: Any, stride: int = 1, **covariates: Unpack[CovariateArguments]
@@ -263,7 +270,7 @@ class ZeroShotForecaster(SeriesEstimator):
             values, covariates, lambda rows, horizon: rows - horizon * np.arange(folds, 0, -1)
         )
 
-    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], None]:
+    def for_export(self, lengths: bool) -> Export:
         """Return what `interop.onnx.to_onnx` writes beside the network, which takes tokens of
         scaled patches.
         """
@@ -277,14 +284,11 @@ class ZeroShotForecaster(SeriesEstimator):
             name: value for name, value in vars(self).items() if name not in ("_source", "_loaded")
         }
 
-    def _after(
-        self, values: Any, steps: int | None, covariates: CovariateArguments, quantiles: bool
-    ) -> Any:
+    def _after(self, values: Any, steps: int | None, covariates: CovariateArguments) -> Any:
         """Return forecasts after the end of series in the kind that the series came in."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(FORECASTER, "steps", steps)
-        ahead = network.after(*self._read(network, values, covariates, steps), steps)
-        return ahead.quantiles if quantiles else ahead.mean
+        return network.after(*self._read(network, values, covariates, steps), steps)
 
     def _scored(
         self, values: Any, covariates: CovariateArguments, origins: Callable[[int, int], Host]
@@ -454,20 +458,19 @@ class TiRexFeatures(Estimator):
         NotFittedError, ValueError, TypeError
             `fit` was not called, or the series do not fit.
         """
-        model = self.model_
         X = _rows(X)
         count = _variates(X)
         if count != self.n_variates_:
             raise ValueError(
                 f"{FEATURES}: series have {count} variates, expected {self.n_variates_}, as in fit"
             )
-        return np.asarray(model.embed(self.params_, X, batch_size=self.batch_size))
+        return np.asarray(self.model_.embed(self.params_, X, batch_size=self.batch_size))
 
     def fit_transform(self, X: Any, y: Any = None) -> Values:
         """Return `fit(X).transform(X)`; see there."""
         return self.fit(X).transform(X)
 
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray[Any, Any]:
+    def get_feature_names_out(self, input_features: Any = None) -> Host:
         """Return the names of the features, such as "block3_unit17", and "block3_variate1_unit17"
         of several variates.
 
@@ -482,7 +485,7 @@ class TiRexFeatures(Estimator):
         """
         model = self.model_
         count = self.n_variates_
-        variates = [f"_variate{v}" for v in range(count)] if count > 1 else [""]
+        variates = [""] if count == 1 else [f"_variate{v}" for v in range(count)]
         names = [
             f"block{k}{v}_unit{d}"
             for k in range(model.num_blocks)

@@ -23,7 +23,7 @@ OURS = {"U": "Wx", "W": "Wh", "b": "b"}
 
 def sigmoid(x: Values) -> Values:
     """Return 1 / (1 + exp(-x))."""
-    return np.asarray(1 / (1 + np.exp(-x)))
+    return 1 / (1 + np.exp(-x))
 
 
 def forward(p: Weights, x: Values) -> tuple[Values, Values, Weights]:

@@ -5,7 +5,6 @@ layer remembers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,11 +12,11 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
+from xlstm.data.host import Host
 from xlstm.layers.gated import LayerTape
 from xlstm.layers.module import Saved
 from xlstm.plots import figures
 
-Host = np.ndarray[Any, Any]
 LOW = 0.05
 HIGH = 0.95  # a gate below the one or above the other is saturated
 BINS = 30
@@ -51,7 +50,7 @@ class Trace:
 
     def within(self, values: Host) -> Host:
         """Return the values (n, H) of all steps before the ends of sequences."""
-        return np.asarray(values[np.arange(len(values))[:, None] < self.lengths])
+        return values[np.arange(len(values))[:, None] < self.lengths]
 
 
 def layers_of(saved: Any) -> list[str]:
@@ -86,26 +85,22 @@ def traces(where: str, saved: Any) -> list[Trace]:
             f"{where}: saved is {checks.shown(saved)}, expected what forward of a recurrent layer"
             " keeps"
         )
-    layers = list(_each_layer(saved))
+    lengths = saved.span.lengths
+    parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}
+    layers = []
+    for name, part in parts.items():
+        content = part.kept if isinstance(part, Saved) else part
+        if isinstance(content, LayerTape):
+            layers.append(_gated(name, content, lengths))
+            continue
+        layer = content if isinstance(content, dict) else getattr(content, "_asdict", dict)()
+        if layer.get("memory") is not None:
+            layers.append(_matrix(name, content, layer["memory"], lengths))
     if not layers:
         raise ValueError(
             f"{where}: {checks.shown(saved.layer)} keeps no gates, expected a recurrent layer"
         )
     return layers
-
-
-def _each_layer(saved: Saved) -> Iterator[Trace]:
-    assert saved.span is not None
-    lengths = saved.span.lengths
-    parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}
-    for name, part in parts.items():
-        content = part.kept if isinstance(part, Saved) else part
-        if isinstance(content, LayerTape):
-            yield _gated(name, content, lengths)
-            continue
-        layer = content if isinstance(content, dict) else getattr(content, "_asdict", dict)()
-        if layer.get("memory") is not None:
-            yield _matrix(name, content, layer["memory"], lengths)
 
 
 def _gated(name: str, passed: LayerTape, lengths: Host) -> Trace:
@@ -192,15 +187,14 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     arrays = {f"gate {name}": values for name, values in trace.gates.items()}
     arrays |= {f"state {name}": values for name, values in trace.states.items()}
     shares = [f"gate {name}" for name in trace.shares]
-    figure, panels = figures.panels(len(arrays), 2, 1.6, sharex=True)
-    for k, (axes, (title, values)) in enumerate(zip(panels, arrays.items(), strict=True)):
-        # without limits, those of the values
-        limits = (0, 1) if title in shares else (None, None)
+    figure, panels = figures.panels(len(arrays), 2, 1.6, "time step", sharex=True)
+    for axes, (title, values) in zip(panels, arrays.items(), strict=True):
+        look: dict[str, Any] = {"vmin": 0, "vmax": 1} if title in shares else {}
         figures.heat_map(
-            axes, values[:T, b].T, limits, aspect="auto", origin="lower", interpolation="nearest"
+            axes, values[:T, b].T, aspect="auto", origin="lower", interpolation="nearest", **look
         )
         figures.whole_numbers(axes.xaxis, axes.yaxis)
-        figures.label(axes, title, "time step" if k + 2 >= len(arrays) else "", "unit")
+        figures.label(axes, title, y="unit")
     return figure
 
 
@@ -291,13 +285,9 @@ def memory_table(saved: Any) -> list[Retention]:
     """
     rows = []
     for trace in traces("memory", saved):
-        values = None if trace.retained is None else trace.within(trace.retained)
-        if values is not None and len(values):
-            means = values.mean(axis=0, dtype=np.float64)
-            rows += [
-                Retention(trace.name, k, float(f), _time_constant(float(f)))
-                for k, f in enumerate(means)
-            ]
+        if trace.retained is not None and len(values := trace.within(trace.retained)):
+            means = values.mean(axis=0, dtype=np.float64).tolist()
+            rows += [Retention(trace.name, k, f, _time_constant(f)) for k, f in enumerate(means)]
     if not rows:
         raise ValueError(
             f"memory: {checks.shown(saved.layer)} has no forget gate, expected a layer with one, or"
@@ -331,7 +321,7 @@ def memory(saved: Any) -> Any:
     layers = list(dict.fromkeys(row.layer for row in rows))
     finite = [row.steps for row in rows if 0 < row.steps < math.inf]
     bins = np.geomspace(min(T, *finite) / 1.2, max(T, *finite) * 1.2, BINS)
-    figure, panels = figures.panels(len(layers), 2, 2.0, sharex=True)
+    figure, panels = figures.panels(len(layers), 2, 2.0, "time constant (steps)", sharex=True)
     for k, (axes, name) in enumerate(zip(panels, layers, strict=True)):
         steps = np.array([row.steps for row in rows if row.layer == name])
         axes.hist(steps[np.isfinite(steps)], bins, color=figures.DARK)
@@ -344,9 +334,7 @@ def memory(saved: Any) -> Any:
         title = f"{name}\nmedian {np.median(steps):.3g} steps" + (
             f", {left} of {len(steps)} infinite" if left else ""
         )
-        x = "time constant (steps)" if k + 2 >= len(layers) else ""
-        y = "units" if k % 2 == 0 else ""
-        figures.label(axes, title, x, y)
+        figures.label(axes, title, y="units" if k % 2 == 0 else "")
     figures.legend(figure, panels[0], loc="outside upper right")
     return figure
 

@@ -94,7 +94,9 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
         figure.savefig(temporary, dpi=DPI, format=kind, metadata=dates.get(kind))
 
 
-def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
+def panels(
+    count: int, columns: int, height: float, x: str = "", **options: Any
+) -> tuple[Any, list[Any]]:
     """Return a new figure as wide as a page, and its axes, row by row.
 
     Parameters
@@ -105,6 +107,8 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
         The most axes in a row.
     height : float
         Inches of a row.
+    x : str
+        The label below the lowest axes of each column.
     options : dict
         Options of matplotlib's `subplots`.
     """
@@ -121,6 +125,7 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
         axes.tick_params(which="both", labelsize=SMALL)
         if k + columns >= count:  # the lowest one of its column, whatever axes are shared
             axes.tick_params(labelbottom=True)
+            label(axes, x=x)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, grid[:count]
 
@@ -128,7 +133,7 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
 def label(axes: Any, title: str = "", x: str = "", y: str = "", size: int = TITLE) -> None:
     """Label a panel; names are shown as they are, whatever letters they have."""
     axes.set_title(title, loc="left", fontsize=size, parse_math=False)
-    axes.set_xlabel(x, fontsize=TEXT, parse_math=False)
+    axes.set_xlabel(x or axes.get_xlabel(), fontsize=TEXT, parse_math=False)
     axes.set_ylabel(y, fontsize=TEXT, parse_math=False)
 
 
@@ -137,18 +142,6 @@ def legend(target: Any, axes: Any = None, **options: Any) -> None:
     handles, names = (target if axes is None else axes).get_legend_handles_labels()
     for text in target.legend(handles, names, frameon=False, fontsize=SMALL, **options).get_texts():
         text.set_parse_math(False)
-
-
-def legend_above(axes: Any) -> None:
-    """Add a legend to the right of the title of a panel, where it covers nothing."""
-    legend(
-        axes,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 0.97),
-        ncols=5,
-        columnspacing=1.2,
-        handlelength=1.6,
-    )
 
 
 def dates(axes: Any, time: Any) -> None:
@@ -169,11 +162,9 @@ def tint(colour: str, share: float) -> Any:
     return tuple(1 - share * (1 - part) for part in to_rgb(colour))
 
 
-def heat_map(
-    axes: Any, values: Any, limits: tuple[float | None, float | None], text: str = "", **look: Any
-) -> None:
+def heat_map(axes: Any, values: Any, text: str = "", **look: Any) -> None:
     """Draw an array as colours, with a labelled bar that shows their values."""
-    image = axes.imshow(values, cmap=COLOURS, vmin=limits[0], vmax=limits[1], **look)
+    image = axes.imshow(values, cmap=COLOURS, **look)
     bar = axes.figure.colorbar(image, ax=axes)
     bar.set_label(text, fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)

@@ -15,10 +15,10 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import generator
+from xlstm.data.host import Host
 from xlstm.layers.sequence import Leaf, SequenceLayer
 from xlstm.plots import figures
 
-Host = np.ndarray[Any, Any]
 MOST = 120  # panels of one figure
 BINS = 40
 LETTERS = 28  # of a line of a panel's title
@@ -60,7 +60,7 @@ def parameter_table(params: Params) -> list[Parameter]:
     """
     rows = []
     for name, array in checks.mapping("parameters", params).items():
-        values = np.asarray(to_numpy(array))
+        values = to_numpy(array)
         if values.dtype.kind not in "fiu" or values.size == 0 or not np.all(np.isfinite(values)):
             raise ValueError(
                 f"parameters: {name} is {checks.shown(values)}, expected finite numbers"
@@ -94,20 +94,14 @@ def parameters(params: Params) -> Any:
             f"parameters: there are {len(rows)} parameters, expected at most {MOST}; draw some at a"
             " time"
         )
-    figure, panels = figures.panels(len(rows), 3, 1.35)
+    figure, panels = figures.panels(len(rows), 3, 1.35, "value")
     for k, (axes, row) in enumerate(zip(panels, rows, strict=True)):
         axes.hist(to_numpy(params[row.name]).reshape(-1), BINS, color=figures.DARK)
         axes.axvline(0, color="0.3", linewidth=0.6)
         axes.locator_params(nbins=4)
         shape = " x ".join(map(str, row.shape)) or "a number"
         title = f"{textwrap.fill(row.name, LETTERS)}\n{shape}, norm {row.norm:.3g}"
-        figures.label(
-            axes,
-            title,
-            "value" if k + 3 >= len(rows) else "",
-            "count" if k % 3 == 0 else "",
-            figures.SMALL,
-        )
+        figures.label(axes, title, y="count" if k % 3 == 0 else "", size=figures.SMALL)
     return figure
 
 
@@ -183,22 +177,34 @@ def gradient_norms(
         y, state, of_step = layer.forward(params, step, state, train=False, keep=True)
         saved.append(of_step)
     dstate = None
-    d = _upstream(y, dy, seed)
-    by_name: dict[tuple[str, str], Host] = {}
+    size = {"B": math.prod(y.shape[:-1]), "O": int(y.shape[-1])}  # one step of B sequences
+    if dy is None:
+        values = generator(seed, where="gradients").standard_normal(tuple(size.values()))
+        values /= np.linalg.norm(values)
+    else:
+        values = to_numpy(dy)
+        checks.shape("gradients", "dy", values, size)
+    d = like(values.reshape(y.shape), y)
+    by_name: dict[tuple[str, str], list[float]] = {}  # from the last step on
     for t in range(T - 1, -1, -1):
         _, dx, dstate = layer.backward(params, saved[t], d, dstate)
         d = None
         if dx is not None:
-            by_name.setdefault(("x", ""), np.zeros(T))[t] = _norm(dx)
+            by_name.setdefault(("x", ""), []).append(_norm(dx))
         if t:  # before the first step there is no state of the sequence
             for of, name, array in _leaves(layer.states, dstate):
-                by_name.setdefault((of, name), np.zeros(T - 1))[t - 1] = _norm(array)
-    for (of, name), norms in by_name.items():
+                by_name.setdefault((of, name), []).append(_norm(array))
+    results = []
+    for (of, name), each in by_name.items():
+        norms = np.array(each[::-1])
         if not np.all(np.isfinite(norms)):
             raise ValueError(
                 f"gradients: that of {of} is not finite{f' in layer {name}' if name else ''}"
             )
-    return [GradientNorm(of, name, norms, _factor(norms)) for (of, name), norms in by_name.items()]
+        # between the first and the last norm; NaN if the last one is 0
+        factor = (norms[0] / norms[-1]) ** (1 / (len(norms) - 1)) if norms[-1] else math.nan
+        results.append(GradientNorm(of, name, norms, float(factor)))
+    return results
 
 
 def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm]]) -> Any:
@@ -225,7 +231,8 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
             f"gradients: norms is {checks.shown(norms)}, expected what gradient_norms returns"
         )
     kinds = sorted({line.of for _, line in lines}, key=("h", "c", "C", "x").index)
-    figure, panels = figures.panels(len(kinds), 1, 2.2, sharex=True)
+    below = "time step t; the gradient comes from the last one"
+    figure, panels = figures.panels(len(kinds), 1, 2.2, below, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for k, (name, line) in enumerate(pair for pair in lines if pair[1].of == kind):
             words = f"{name} layer {line.layer}" if line.layer else name
@@ -234,32 +241,13 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
             axes.plot(np.where(line.norms > 0, line.norms, np.nan), label=text, **look)
         axes.set_yscale("log")
         figures.whole_numbers(axes.xaxis)
-        figures.label(
-            axes, x="time step t; the gradient comes from the last one" if kind == kinds[-1] else ""
-        )
         axes.set_ylabel(
             rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT, parse_math=True
         )
-        place = {
-            "loc": "center left",
-            "bbox_to_anchor": (1.0, 0.5),
-            "title_fontsize": figures.SMALL,
-        }
-        figures.legend(axes, title="mean factor\na step back", **place)
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        title = "mean factor\na step back"
+        figures.legend(axes, title=title, title_fontsize=figures.SMALL, **place)
     return figure
-
-
-def _upstream(y: Array, dy: Any, seed: int) -> Array:
-    """Return the gradient at y of the last step, in its shape."""
-    B = math.prod(y.shape[:-1])
-    size = int(y.shape[-1])  # one step of B sequences
-    if dy is None:
-        values = generator(seed, where="gradients").standard_normal((B, size))
-        values /= np.linalg.norm(values)
-    else:
-        values = to_numpy(dy)
-        checks.shape("gradients", "dy", values, {"B": B, "O": size})
-    return like(values.reshape(y.shape), y)
 
 
 def _leaves(leaves: Any, state: Any, block: str = "") -> Iterator[tuple[str, str, Array]]:
@@ -275,10 +263,3 @@ def _leaves(leaves: Any, state: Any, block: str = "") -> Iterator[tuple[str, str
 
 def _norm(array: Array) -> float:
     return float(np.linalg.norm(to_numpy(array).astype(np.float64)))
-
-
-def _factor(norms: Host) -> float:
-    """Return the mean factor a step back, between the first and the last norm; NaN if the last one
-    is 0.
-    """
-    return float((norms[0] / norms[-1]) ** (1 / (len(norms) - 1))) if norms[-1] else math.nan

@@ -13,13 +13,12 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, host
-from xlstm.data.host import Values
+from xlstm.data.host import Host, Values
 from xlstm.data.panels import Roles, by_series
 from xlstm.data.series import Series, series_of
 from xlstm.plots import figures
 from xlstm.training import Trained, folder
 
-Host = np.ndarray[Any, Any]
 POINTS = 2000  # of a line that are drawn
 WRITTEN = 12  # labels, up to which counts are written into the matrix
 NAMED = 40  # labels, up to which the axes have their names
@@ -115,13 +114,13 @@ def curves(runs: Any) -> Any:
     kinds = [
         kind for kind in titles if any(len(getattr(of_run, kind)) for of_run in courses.values())
     ]
-    figure, panels = figures.panels(len(kinds), 1, 1.9, sharex=True)
+    figure, panels = figures.panels(len(kinds), 1, 1.9, "batches", sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for k, (name, of_run) in enumerate(courses.items()):
             _draw(axes, kind, getattr(of_run, kind), figures.line(k), name)
         if kind == "norm":
             axes.set_yscale("log")
-        figures.label(axes, x="batches" if kind == kinds[-1] else "", y=titles[kind])
+        figures.label(axes, y=titles[kind])
     figures.legend(figure, panels[0], loc="outside upper left", ncols=3)
     return figure
 
@@ -146,20 +145,17 @@ def _draw(axes: Any, kind: str, points: Host, look: dict[str, Any], name: str) -
     few = slice(None, None, max(1, len(at) // POINTS))
     means = smoothed(values, len(values) // 20)
     axes.plot(at[few], values[few], color=look["color"], alpha=0.25, linewidth=0.7)
-    axes.plot(
-        at[few],
-        means[few],
-        label=name,
-        color=look["color"],
-        linestyle=look["linestyle"],
-        linewidth=1.4,
-    )
+    axes.plot(at[few], means[few], label=name, **look | {"marker": ""})
 
 
 def _column(lines: Iterable[Mapping[str, Any]], key: str) -> Host:
     """Return the batches and the finite values of lines that have a value (n, 2)."""
-    rows = [(line["total"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
-    return np.array([row for row in rows if math.isfinite(row[1])], dtype=np.float64).reshape(-1, 2)
+    rows = [
+        (line["total"], line[key])
+        for line in lines
+        if isinstance(line.get(key), int | float) and math.isfinite(line[key])
+    ]
+    return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
 def confusion_counts(
@@ -199,7 +195,7 @@ def confusion_counts(
     if labels is not None:
         labels = checks.several("confusion", "labels", labels, "a list of labels")
     try:
-        names = sorted({*rows.tolist(), *columns.tolist()}) if labels is None else list(labels)
+        names = sorted({*itertools.chain(*pairs)}) if labels is None else list(labels)
         place = {label: k for k, label in enumerate(names)}
     except TypeError as error:
         raise TypeError(
@@ -242,7 +238,7 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
     height = min(figures.WIDTH, 2.2 + 0.45 * C)
     figure, (axes,) = figures.panels(1, 1, height)
     figure.set_size_inches(min(figures.WIDTH, height + 1 + 0.06 * max(map(len, names))), height)
-    figures.heat_map(axes, shares, (0, 100), "share of the true label (%)")
+    figures.heat_map(axes, shares, "share of the true label (%)", vmin=0, vmax=100)
     if C <= WRITTEN:
         for row, column in np.ndindex(C, C):
             colour = "black" if shares[row, column] > 55 else "white"
@@ -316,25 +312,24 @@ def forecast(
     test.plot(time[shown], series.values[shown], color=TRUTH, linewidth=1.2, label="truth")
     for h, colour in zip(sorted({1, forecasts.shape[1]}), LEADS, strict=False):
         there = shown[shown + h <= len(time)] + h - 1
-        named = f"{h} {series.step}{'s' if h > 1 else ''} ahead"
         test.plot(
             time[there],
             forecasts[-len(shown) :][: len(there), h - 1],
             color=colour,
             linewidth=1.0,
-            label=named,
+            label=f"{h} {series.step}{'s' if h > 1 else ''} ahead",
         )
     part = "test part" if len(shown) == len(at) else f"test part, the last {len(shown)} forecasts"
     figures.label(test, part, y=series.name)
     figures.dates(test, time)
-    figures.legend_above(test)
     if errors is not None:
         first = {name: values[:, 0] for name, values in _measured(errors, "RMSE").items()}
         _draw_errors(rest[0], first, "", series.step, "RMSE")
-        figures.legend_above(rest[0])
     if ahead is not None:
         _draw_fan(rest[-1], series, ahead, "beyond the end of the data")
-        figures.legend_above(rest[-1])
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.97)}
+    for axes in (test, *rest):  # to the right of the title, where it covers nothing
+        figures.legend(axes, ncols=5, columnspacing=1.2, handlelength=1.6, **place)
     return figure
 
 
@@ -481,22 +476,18 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
         future = past[-1] + (later - calendars.on_clocks(calendar.dates)[-1])
     axes.plot(past, values, color=TRUTH, linewidth=1.2)
     last = np.flatnonzero(~np.isnan(values))[-1]
-    # (1 + H, Q)
-    quantiles = np.concatenate((np.full((1, len(levels)), values[last]), ahead.quantiles))
+    quantiles = np.insert(ahead.quantiles, 0, values[last], axis=0)  # (1 + H, Q)
     time = np.concatenate((past[last : last + 1], future))
     half = len(levels) // 2
     for k in range(half):  # opaque, the widest first, so that each has the shade of the legend
-        low = quantiles[:, k]
-        high = quantiles[:, -1 - k]
         shade = figures.tint(FAN, 0.15 + 0.55 * k / half)
         label = (
             f"{100 * (levels[-1 - k] - levels[k]):.0f} %" if k % max(1, half // 4) == 0 else None
         )
-        axes.fill_between(time, low, high, color=shade, linewidth=0, label=label)
+        bounds = quantiles[:, k], quantiles[:, -1 - k]
+        axes.fill_between(time, *bounds, color=shade, linewidth=0, label=label)
     if len(levels) % 2:
-        axes.plot(
-            time, quantiles[:, half], color=figures.tint(FAN, 1.0), linewidth=1.4, label="median"
-        )
+        axes.plot(time, quantiles[:, half], color=FAN, linewidth=1.4, label="median")
     x = "steps after the end" if series.calendar is None else ""
     figures.label(axes, title, x, series.name)
     figures.dates(axes, time)
