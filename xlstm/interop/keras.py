@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +32,7 @@ __all__ = ["from_keras", "layer", "to_keras"]
 
 # The position of each of our gates among Keras'.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (0, 1, 2), "rnn": (0,)}
-# Options that Keras lacks, and the values that mean they are not used.
-ABSENT = {"proj_size": 0, "peepholes": False, "coupled_input_forget": False, "clip": None}
+ABSENT = ("proj_size", "peepholes", "coupled_input_forget", "clip")  # options that Keras lacks
 WEIGHTS = ("kernel", "recurrent_kernel", "bias")
 CLASSES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 GROUPS = {"lstm": "lstm", "gru": "gru", "rnn": "simple_rnn"}  # the names of their groups in a file
@@ -173,7 +173,9 @@ def _in_arrays(
 
 
 def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
-    """Return one layer of levels that are alike and run on one another's output."""
+    """Return one layer of levels; raise ValueError unless they are alike and run on one another's
+    output.
+    """
     if not levels:
         raise ValueError("from_keras: there is no LSTM, GRU or SimpleRNN")
     for level in levels:
@@ -182,13 +184,18 @@ def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
                 f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}"
             )
     singles = [_single(level) for level in levels]
-    # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the
-    # other direction.
-    is_flipped = singles[0][0].reverse and len(levels) > 1
-    follow = not is_flipped and all(level.follows for level in levels[1:])
-    layer, params = common.stacked("from_keras", [level.name for level in levels], singles, follow)
+    first, _ = singles[0]
+    params: Params = {}
+    for k, (layer, weights) in enumerate(singles):
+        # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the
+        # other direction.
+        fits = not first.reverse and levels[k].follows and layer.input_size == first.output_size
+        if replace(layer, input_size=first.input_size) != first or not (fits or k == 0):
+            names = ", ".join(level.name for level in levels)
+            raise ValueError(f"from_keras: the layers form no stack, name one of them: {names}")
+        params |= {f"{k}{name[1:]}": array for name, array in weights.items()}
     one_dtype("from_keras", params)
-    return layer, params
+    return replace(first, num_layers=len(singles)), params
 
 
 def _single(level: Level) -> tuple[Layer, Params]:
@@ -448,6 +455,7 @@ def to_keras(
     recurrent, hosts, head = common.prepared("to_keras", "Keras", layer, params, ABSENT)
     _refuse(recurrent)
     kind = type(recurrent).__name__.lower()
+    order = np.argsort(ORDER[kind])
     both = recurrent.bidirectional
     base = f"layers/{'bidirectional' if both else GROUPS[kind]}"
     arrays: dict[str, list[Host]] = {"vars": []}  # of each group of a file
@@ -456,7 +464,7 @@ def to_keras(
         arrays[f"{group}/vars"] = []
         for direction, part in zip(recurrent.directions, PARTS[both], strict=True):
             weights = common.part(recurrent, hosts, k, direction)
-            arrays[f"{group}/{part}cell/vars"] = _arrays(recurrent, ORDER[kind], weights)
+            arrays[f"{group}/{part}cell/vars"] = _arrays(recurrent, order, weights)
             arrays[f"{group}/{part}vars"] = []
     if head is not None:
         arrays["layers/dense/vars"] = [np.ascontiguousarray(head[0].T), head[1]]
@@ -515,9 +523,8 @@ def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: An
     return KerasLayer(layer, params, seed, **options)
 
 
-def _arrays(layer: Layer, order: Sequence[int], weights: dict[str, Host]) -> list[Host]:
-    """Return the weights of one layer and direction as Keras has them."""
-    order = common.inverse(order)
+def _arrays(layer: Layer, order: Host, weights: dict[str, Host]) -> list[Host]:
+    """Return the weights of one layer and direction as Keras has them, with gates in this order."""
     theirs = {name: reordered(array, order) for name, array in weights.items()}
     arrays = [np.ascontiguousarray(theirs["Wx"].T), np.ascontiguousarray(theirs["Wh"].T)]
     if "b" in theirs:

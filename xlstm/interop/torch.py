@@ -27,13 +27,12 @@ from xlstm.interop.common import (
     Host,
     Layer,
     floating,
-    inverse,
     kind_by_shape,
     one_dtype,
     prepared,
     reordered,
 )
-from xlstm.layers.recurrent import KINDS, RNN
+from xlstm.layers.recurrent import GRU, KINDS, RNN
 from xlstm.models.sequence import SequenceModel
 
 __all__ = ["from_torch", "module", "to_torch"]
@@ -41,14 +40,7 @@ __all__ = ["from_torch", "module", "to_torch"]
 # The position of each of our gates among PyTorch's.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
-# Options that PyTorch lacks, and the values that mean they are not used.
-ABSENT = {
-    "reverse": False,
-    "peepholes": False,
-    "coupled_input_forget": False,
-    "clip": None,
-    "reset_after": True,
-}
+ABSENT = ("reverse", "peepholes", "coupled_input_forget", "clip")  # options that PyTorch lacks
 
 
 def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> Any:
@@ -230,7 +222,9 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     functions = recurrent.activations
     if functions is not None and (not isinstance(recurrent, RNN) or set(functions) != {"relu"}):
         raise ValueError(f"to_torch: activations are {functions}, which PyTorch cannot express")
-    order = inverse(ORDER[type(recurrent).__name__.lower()])
+    if isinstance(recurrent, GRU) and not recurrent.reset_after:
+        raise ValueError("to_torch: reset_after is False, which PyTorch cannot express")
+    order = np.argsort(ORDER[type(recurrent).__name__.lower()])
     theirs = {_name(name): _rows(name, array, order) for name, array in weights.items()}
     if not recurrent.recurrent_bias:
         theirs |= {

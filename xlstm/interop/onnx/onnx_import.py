@@ -58,7 +58,7 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     ------
     OSError
         There is no such file, or none with the external data it names.
-    ValueError
+    ValueError, TypeError
         It is no ONNX model; there is no such node, or there are several and none is named; an
         attribute is unknown or has an unknown value; an initial state is a constant other than 0; a
         weight is no constant, damaged or misshapen, or it is external data outside the folder of
@@ -96,7 +96,7 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
         proto.input[0] in before.output and _swaps_batch_and_time(before) for before in graph.node
     ):
         layer = replace(layer, batch_first=True)
-    return layer, {name: params[name] for name in layer.shapes}
+    return layer, params
 
 
 def _node(where: str, graph: Any, node: str | None) -> Any:
@@ -158,7 +158,7 @@ def _read(
         arrays[name] = floating(
             where, name, values(f"{where}: {name}", constants[inputs[name]], folder)
         )
-    one_dtype(where, arrays, ValueError)
+    one_dtype(where, arrays)
     D, H = (arrays[name].shape[-1] if arrays[name].ndim else 0 for name in "WR")
     H = checks.size(where, "hidden_size", attributes.get("hidden_size", H))
     kind = KINDS_THERE[proto.op_type]
