@@ -13,7 +13,6 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
-from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
@@ -181,7 +180,7 @@ def load(
         shards = Shards(file, [pickled], canonical)
         config = _own_config(pickled)
     else:
-        shards = Shards(path, map(Tensors, published.files_of(path, " or model.ckpt")), canonical)
+        shards = Shards(path, map(Tensors, published.files_of(path)), canonical)
         config = None
     config = published.config_beside(path, CONFIGS) if config is None else config
     model = model_of(config, f"{path}: config")
@@ -273,7 +272,7 @@ def _pieces(model: TiRex | TiRex2) -> Pieces:
     return published.pieces_of(model.shapes, names, model.size, layout)
 
 
-def model_of(config: Config, where: str = "config") -> TiRex | TiRex2:
+def model_of(config: Config, where: str) -> TiRex | TiRex2:
     """Return the model that a configuration describes: TiRex-1 with `model_config`, TiRex-2 with
     `stack_config`.
 
@@ -333,11 +332,14 @@ def _second(config: Config, where: str) -> TiRex2:
     eps = None
     if norm is not None:
         eps = options(norm, f"{where}.stack_out_norm_config", {"eps": "eps"}).get("eps", 1e-7)
+    # a class of torch.nn, which may be written with its package
+    name = checks.text(where, "act_func", config["act_func"])
+    activation = re.sub(r"^torch\.nn\.(.*\.)?", "", name)
     return TiRex2(
         recipe=_recipe(config, f"{where}.stack_config"),
         **settings,
         norm_eps=eps,
-        activation=_activation(where, config["act_func"]),
+        activation=ACTIVATIONS[checks.choice(ACTIVATIONS)(where, "act_func", activation)],
         output_ff_size=int(D * checks.above_0(where, "h_expand", config["h_expand"])),
         ffn_proj_factor=FFN_PROJ_FACTOR,
     )
@@ -350,33 +352,21 @@ def _named(
     return options(config, where, published.table(*names), (), required=required)
 
 
-def _activation(where: str, name: Any) -> str:
-    """Return our name of a class of torch.nn, which may be written with its package."""
-    *package, last = checks.text(where, "act_func", name).split(".")
-    if package and package[:2] != ["torch", "nn"]:
-        last = name
-    return ACTIVATIONS[checks.choice(ACTIVATIONS)(where, "act_func", last)]
-
-
 def _recipe(config: Config, where: str) -> list[Mixers]:
     """Return the blocks in their order."""
     keys = ("templates", "recipe")
     most = published.blocks(where, "num_blocks", config["num_blocks"])
     templates, recipe = _named(config["stack_config"], where, keys, required=keys).values()
-    names = checks.several(where, "recipe", recipe, "names of templates", most=most)
-    if len(names) < most:
-        raise ValueError(f"{where}: recipe has {len(names)} blocks, expected num_blocks, {most}")
     options(templates, f"{where}.templates", {})
     D = config["embedding_dim"]
     mixers = {
         name: _mixers(template, D, f"{where}.templates.{name}")
         for name, template in templates.items()
     }
-    for name in names:
-        if not isinstance(name, str) or name not in mixers:
-            raise ValueError(
-                f"{where}: recipe has {shown(name)}, expected some of {checks.few(mixers)}"
-            )
+    template = checks.choice(mixers)
+    names = checks.several(where, "recipe", recipe, "names of templates", template, most)
+    if len(names) < most:
+        raise ValueError(f"{where}: recipe has {len(names)} blocks, expected num_blocks, {most}")
     return [mixers[name] for name in names]
 
 
@@ -401,9 +391,11 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         )
     D = model.size
     types = {ours: theirs for theirs, ours in CELLS.items()}
-    names = [f"{cell}_{heads}_{variate_heads}" for cell, heads, variate_heads in model.recipe]
+    names = []
     templates = {}
-    for name, (cell, heads, variate_heads) in zip(names, model.recipe, strict=True):
+    for cell, heads, variate_heads in model.recipe:
+        name = f"{cell}_{heads}_{variate_heads}"
+        names.append(name)
         templates[name] = {
             "time_mixer": {
                 "model_type": types[cell],
@@ -416,7 +408,7 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
             "eps": 1e-7,
         }
     classes = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    checks.choice(classes)("save", "activation", model.activation)
+    activation = checks.choice(classes)("save", "activation", model.activation)
     return {
         **values(model, SECOND),
         "output_patch_size": model.patch_size,
@@ -424,7 +416,7 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         "num_blocks": len(names),
         "tokenizer_cfg": dict.fromkeys(PATCHES, model.patch_size),
         "h_expand": published.factor(D, model.output_ff_size),
-        "act_func": classes[model.activation],
+        "act_func": classes[activation],
         "stack_config": {"templates": templates, "recipe": names},
         "stack_out_norm_config": None if model.norm_eps is None else {"eps": model.norm_eps},
         "dropout": 0.0,
