@@ -84,11 +84,14 @@ def floating(where: str, name: str, array: Any) -> Host:
     return host.astype(np.float32) if dtype == "float16" else host
 
 
-def kind_by_shape(rows: int, H: int) -> str | None:
-    """Return the kind of a layer by the shape of its recurrent weights (gates * H, H), None if it
-    fits no kind.
+def kind_by_shape(where: str, name: str, shape: tuple[int, ...]) -> str:
+    """Return the kind of a layer by the shape of its recurrent weights, H and gates * H; raise
+    ValueError if it fits no kind.
     """
-    return next((kind for kind, gates in GATE_COUNTS.items() if rows == gates * H), None)
+    for kind, gates in GATE_COUNTS.items():
+        if len(shape) == 2 and max(shape) == gates * min(shape):
+            return kind
+    raise ValueError(f"{where}: {name} has shape {shape}, expected H and 4H, 3H or H")
 
 
 def one_dtype(where: str, params: Params) -> None:

@@ -134,24 +134,30 @@ def from_keras(
         )
     if is_path:
         levels = _in_file(Path(source), told)
+    elif arrays:
+        levels = _in_arrays(source, kind, bidirectional, told)
     else:
-        levels = _in_arrays(source, kind, bidirectional, told) if arrays else _in_objects(source)
-    if name is not None:
-        there = ", ".join(level.name for level in levels) or "none"
-        levels = [level for level in levels if level.name == name]
-        if not levels:
-            raise ValueError(f"from_keras: there is no recurrent layer {name!r}, found {there}")
-    return _joined(levels, kind)
+        about = {"class_name": "Sequential", "config": {"layers": [_about(source)]}}
+        levels = _levels(about)
+    there = ", ".join(level.name for level in levels) or "none"
+    levels = [level for level in levels if name in (None, level.name)]
+    if not levels:
+        raise ValueError(
+            f"from_keras: there is no LSTM, GRU or SimpleRNN of name {name!r}, found {there}"
+        )
+    for level in levels:
+        if kind not in (None, level.kind):
+            raise ValueError(
+                f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}"
+            )
+    return _joined(levels)
 
 
 def _in_arrays(
     arrays: Sequence[Host], kind: str | None, both: bool, told: dict[str, Any]
 ) -> list[Level]:
     """Return the layers whose arrays, as from `get_weights()`, follow one another."""
-    if kind is None:
-        raise ValueError(
-            f"from_keras: arrays do not show their kind, expected one of {', '.join(KINDS)}"
-        )
+    kind = checks.choice(KINDS)("from_keras", "kind", kind)  # which arrays do not show
     hosts = [floating("from_keras", f"array {k}", array) for k, array in enumerate(arrays)]
     gates = len(ORDER[kind])
     directions = 2 if both else 1
@@ -172,17 +178,10 @@ def _in_arrays(
     return [Level(f"layer {k}", kind, weights, told) for k, weights in enumerate(groups)]
 
 
-def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
+def _joined(levels: list[Level]) -> tuple[Layer, Params]:
     """Return one layer of levels; raise ValueError unless they are alike and run on one another's
     output.
     """
-    if not levels:
-        raise ValueError("from_keras: there is no LSTM, GRU or SimpleRNN")
-    for level in levels:
-        if kind is not None and level.kind != kind:
-            raise ValueError(
-                f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}"
-            )
     singles = [_single(level) for level in levels]
     first, _ = singles[0]
     params: Params = {}
@@ -241,14 +240,6 @@ class Level(NamedTuple):
     follows: bool = True
 
 
-def _in_objects(source: Any) -> list[Level]:
-    """Return the recurrent layers of a Keras layer, model, or list of layers."""
-    if hasattr(source, "layers"):
-        return _levels(_about(source))
-    layers = source if isinstance(source, list | tuple) else [source]
-    return _levels({"class_name": "Sequential", "config": {"layers": list(map(_about, layers))}})
-
-
 def _about(layer: Any) -> dict[str, Any]:
     """Return the configuration of a layer or model as a file has it, with the layers themselves in
     it.
@@ -268,16 +259,12 @@ def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
     """
     try:
         with hdf5.opened(path) as (datasets, config):
-            if config is None:
-                return _in_groups(datasets, told)
-            try:
-                return _levels(config, datasets)
-            except (KeyError, TypeError, AttributeError) as error:
-                problem = f"{type(error).__name__}: {error}"
-                raise ValueError(f"{hdf5.CONFIG} is not Keras' ({problem})") from error
+            return _in_groups(datasets, told) if config is None else _levels(config, datasets)
+    except (KeyError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: {hdf5.CONFIG} is not Keras' ({problem})") from error
     except ValueError as error:
-        words = str(error).removeprefix("from_keras: ").removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: {words}") from error
+        raise ValueError(f"{path}: {str(error).removeprefix('from_keras: ')}") from error
 
 
 def _levels(
@@ -333,11 +320,7 @@ def _in_groups(datasets: dict[str, Any], told: dict[str, Any]) -> list[Level]:
     for group, both in groups.items():
         name = "/".join(part for part in group.split("/") if part != "layers")
         weights = _weights(datasets, group, both)
-        shape = weights[0][1].shape
-        kind = kind_by_shape(shape[1], shape[0]) if len(shape) == 2 else None
-        if kind is None:
-            expected = "expected (H, 4H), (H, 3H) or (H, H)"
-            raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, {expected}")
+        kind = kind_by_shape("from_keras", f"{name}: recurrent_kernel", weights[0][1].shape)
         levels.append(Level(name, kind, weights, told))
     return levels
 
@@ -357,27 +340,22 @@ def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None
     name = outer["name"]
     config = inner["config"]
     kind = CLASSES.get(inner["class_name"])
-    if kind is None and not both:
-        return None
-    if kind is None:
-        raise ValueError(
-            f"from_keras: {name} wraps a {inner['class_name']}, expected LSTM, GRU or SimpleRNN"
-        )
     if both:
+        if kind is None or config["go_backwards"] or outer["merge_mode"] != "concat":
+            raise ValueError(
+                f"from_keras: {name} wraps a {inner['class_name']} with merge_mode"
+                f" {outer['merge_mode']!r} and go_backwards {config.get('go_backwards')}, expected"
+                " an LSTM, GRU or SimpleRNN with 'concat' and False"
+            )
         back = outer.get("backward_layer") or inner
-        same = all(back["config"].get(key) == config.get(key) for key in SHARED)
-        if outer["merge_mode"] != "concat":
-            raise ValueError(
-                f"from_keras: {name} has merge_mode {outer['merge_mode']!r}, expected 'concat'"
-            )
-        if config["go_backwards"]:
-            raise ValueError(
-                f"from_keras: {name} has go_backwards=True inside Bidirectional, expected False"
-            )
-        if not same or back["class_name"] != inner["class_name"]:
+        if back["class_name"] != inner["class_name"] or any(
+            back["config"].get(key) != config.get(key) for key in SHARED
+        ):
             raise ValueError(
                 f"from_keras: {name} has a backward_layer that is not its layer backwards"
             )
+    elif kind is None:
+        return None
     options = {"reverse": config["go_backwards"], "activations": _activations(name, kind, config)}
     if kind == "gru":
         options["reset_after"] = config["reset_after"]

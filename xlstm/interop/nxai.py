@@ -21,7 +21,6 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.checks import shown
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.tensors import Host, Tensors
@@ -294,7 +293,7 @@ def save(path: AnyPath, model: xLSTMLanguageModel, params: Params) -> None:
         )
     model.namespace(params, {})
     config = config_of(model)
-    arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
+    arrays = exported(model, params)
     # in YAML 1e-06 would be a string
     text = re.sub(r"(: \d+)e", r"\1.0e", json.dumps(config, indent=2))
     published.write(Path(path), arrays, text, as_yaml=isinstance(backbone, xLSTMLarge))
@@ -315,7 +314,7 @@ def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
     )
 
 
-def exported(model: xLSTMLanguageModel, arrays: Mapping[str, Host]) -> dict[str, Host]:
+def exported(model: xLSTMLanguageModel, arrays: Params) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are in the
     package.
     """
@@ -375,8 +374,7 @@ def model_of(config: Config, large: bool = False) -> tuple[xLSTMLanguageModel, s
     tell it from a block stack have been left out. Raise ValueError or TypeError if it is none of
     theirs, has an unknown key, or a value that ours cannot express.
     """
-    if not isinstance(config, Mapping):
-        raise TypeError(f"config: is a {type(config).__name__}, expected a dict")
+    checks.instance(Mapping, "a dict")("load", "config", config)
     kind = config.get("model_type")
     if kind not in (None, "xlstm"):
         raise ValueError(f"config: model_type is {shown(kind)}, expected 'xlstm'")

@@ -15,6 +15,7 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.checks import shown
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
 from xlstm.data.pytorch import TorchFile
@@ -31,9 +32,9 @@ class Shards:
     """The arrays of a checkpoint: names, shapes and dtypes of all, and any of them when it is asked
     for.
 
-    Making one raises OSError or ValueError if a file is damaged or holds other than real numbers,
-    or a name is there twice. `renamed` gives the name under which an array is known here; several
-    arrays may share one, and have to be equal when they are read.
+    Making one raises OSError or ValueError if a file is damaged or holds other than real numbers.
+    `renamed` gives the name under which an array is known here; several arrays, also of several
+    files, may share one, and have to be equal when they are read.
     """
 
     def __init__(
@@ -45,22 +46,13 @@ class Shards:
         self._copies: dict[str, list[tuple[Tensors | TorchFile, str]]] = {}
         for file in files:
             for name, dtype in file.dtypes.items():
-                ours = renamed(name)
-                copies = self._copies.setdefault(ours, [])
-                if any(name == stored_name for _, stored_name in copies):
-                    raise ValueError(
-                        f"{file.path}: {name} is in another file of the checkpoint too"
-                    )
                 if dtype not in WIDE:
                     raise ValueError(
                         f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}"
                     )
-                shape = file.shapes[name]
-                if self.shapes.setdefault(ours, shape) != shape:
-                    raise ValueError(
-                        f"{path}: {self._other(ours, name)} in its shape, {self.shapes[ours]}"
-                    )
-                copies.append((file, name))
+                ours = renamed(name)
+                self.shapes.setdefault(ours, file.shapes[name])
+                self._copies.setdefault(ours, []).append((file, name))
                 self.dtype = max(self.dtype, WIDE[dtype])
 
     def read(self, name: str, dtype: str | None = None) -> Host:
@@ -71,7 +63,9 @@ class Shards:
         array = file.read([stored_name])[stored_name]
         for other, alias in others:
             if not np.array_equal(array, other.read([alias])[alias]):
-                raise ValueError(f"{self.path}: {self._other(name, alias)}")
+                raise ValueError(
+                    f"{self.path}: {alias} is another array than {stored_name}, expected the same"
+                )
         checkpoint.finite(self.path, {name: array}, dtype)
         return array
 
@@ -81,9 +75,6 @@ class Shards:
         """
         file, stored_name = self._copies[name][0]
         return file.mapped(stored_name) if isinstance(file, Tensors) else None
-
-    def _other(self, ours: str, name: str) -> str:
-        return f"{name} is another array than {self._copies[ours][0][1]}, expected the same"
 
 
 def write(path: Path, arrays: Mapping[str, Host], config: str, as_yaml: bool = False) -> None:
@@ -246,12 +237,12 @@ def params(
     }
 
 
-def exported(pieces: Pieces, arrays: Mapping[str, Host]) -> dict[str, Host]:
+def exported(pieces: Pieces, arrays: Params) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are there."""
     theirs = {}
     for name, some in pieces.items():
         for piece in some:
-            divided = arrays[name][piece.rows].reshape(piece.fine)
+            divided = to_numpy(arrays[name])[piece.rows].reshape(piece.fine)
             theirs[piece.name] = divided.transpose(piece.order).reshape(piece.there)
     return theirs
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
@@ -183,7 +182,8 @@ def load(
         shards = Shards(path, map(Tensors, published.files_of(path)), canonical)
         config = None
     config = published.config_beside(path, CONFIGS) if config is None else config
-    model = model_of(config, f"{path}: config")
+    read_config = _first if "model_config" in config else _second
+    model = read_config(config, f"{path}: config")
     theirs = _pieces(model)
     published.check(theirs, shards)
     return model, published.params(theirs, shards, model.shapes, backend, dtype)
@@ -214,7 +214,7 @@ def save(path: AnyPath, model: TiRex | TiRex2, params: Params) -> None:
     checks.instance((TiRex, TiRex2), "a TiRex or a TiRex2")("save", "model", model)
     model.namespace(params, {})
     config = config_of(model)
-    arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
+    arrays = exported(model, params)
     if path.suffix in PICKLED:
         raise ValueError(f"save: path is {path}, expected a folder or NAME.safetensors")
     published.write(path, arrays, json.dumps(config, indent=2))
@@ -235,7 +235,7 @@ def _own_config(pickled: TorchFile) -> Mapping[str, Any] | None:
         raise ValueError(f"{pickled.path}: {HYPER} are no configuration ({error})") from error
 
 
-def exported(model: TiRex | TiRex2, arrays: Mapping[str, Host]) -> dict[str, Host]:
+def exported(model: TiRex | TiRex2, arrays: Params) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are there."""
     return published.exported(_pieces(model), arrays)
 
@@ -270,23 +270,6 @@ def _pieces(model: TiRex | TiRex2) -> Pieces:
         return (4, N, K), (1, 0, 2), shape if first else (N, 4, K)
 
     return published.pieces_of(model.shapes, names, model.size, layout)
-
-
-def model_of(config: Config, where: str) -> TiRex | TiRex2:
-    """Return the model that a configuration describes: TiRex-1 with `model_config`, TiRex-2 with
-    `stack_config`.
-
-    Messages call the configuration `where`. Raise ValueError or TypeError if it is neither, a key
-    is unknown or missing, or a value is none that ours expresses.
-    """
-    if not isinstance(config, Mapping):
-        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
-    if ("model_config" in config) == ("stack_config" in config):
-        problem = f"has the keys {checks.few(map(str, config)) or None}"
-        raise ValueError(
-            f"{where}: {problem}, expected model_config for TiRex-1 or stack_config for TiRex-2"
-        )
-    return _first(config, where) if "model_config" in config else _second(config, where)
 
 
 def config_of(model: TiRex | TiRex2) -> dict[str, Any]:

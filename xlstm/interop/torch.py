@@ -8,10 +8,8 @@ has two biases.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,11 +161,7 @@ def from_torch(
         checks.shape("from_torch", name, weights[name], {"gates*H": None, "size": None})
     (rows, D), (_, P) = (weights[name].shape for name in first)
     projected = f"{prefix}weight_hr_l0" in weights
-    kind = kind or ("lstm" if projected else kind_by_shape(rows, P))
-    if kind is None:
-        raise ValueError(
-            f"from_torch: {first[1]} has shape {(rows, P)}, expected (4H, H), (3H, H) or (H, H)"
-        )
+    kind = kind or ("lstm" if projected else kind_by_shape("from_torch", first[1], (rows, P)))
     if activation is None:
         activation = metadata.get("activation", "tanh")
     if batch_first is None:
@@ -250,11 +244,7 @@ def _read(
             for name, array in source.items()
             if str(name).startswith(prefix)
         }, {}
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(
-            f"from_torch: got a {type(source).__name__}, expected a state dict or a path"
-        )
-    path = Path(source)
+    path = checks.path("from_torch", "state_dict_or_path", source)
     file = TorchFile(path) if path.suffix in PICKLED else Tensors(path)
     names = [name for name in file.shapes if name.startswith(prefix)]
     arrays = {name: floating("from_torch", name, array) for name, array in file.read(names).items()}
