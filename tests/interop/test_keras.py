@@ -157,7 +157,6 @@ def test_files(tmp_path, rng, kind, levels, both, use_bias):
     expected = from_keras(recurrent, kind, bidirectional=both)
     for source in (
         theirs,
-        theirs.layers[:-1],
         tmp_path / "their.weights.h5",
         tmp_path / "their.keras",
     ):

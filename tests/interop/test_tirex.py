@@ -153,7 +153,7 @@ def nested(config, path, value):
         (SECOND, "num_blocks", 3, "recipe has 2 blocks"),
         (SECOND, "act_func", "os.system.SiLU", "act_func is 'os.system.SiLU'"),
         (SECOND, "tokenizer_cfg/input_patch_stride", 2, "input_patch_stride is 2"),
-        (SECOND, "stack_config/recipe", ["slstm_attn", "x"], "recipe has 'x'"),
+        (SECOND, "stack_config/recipe", ["slstm_attn", "x"], r"recipe\[1\] is 'x'"),
         (SECOND, "stack_config/templates/slstm_attn/time_mixer/model_type", "lstm", "is 'lstm'"),
     ],
 )

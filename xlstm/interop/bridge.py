@@ -25,6 +25,8 @@ class Bridge:
         The caller, with whose name an error begins.
     layer : Module
         Anything with `init`, `forward` and `backward`: a layer, a block, a stack or a model.
+    kind : type
+        The class that `layer` has to be of.
 
     Attributes
     ----------
@@ -43,15 +45,14 @@ class Bridge:
         `layer` is something else.
     """
 
-    def __init__(self, where: str, layer: Any) -> None:
-        if not isinstance(layer, Module):
-            raise TypeError(f"{where}: layer is {checks.shown(layer)}, expected a layer or a model")
+    def __init__(self, where: str, layer: Any, kind: type[Module] = Module) -> None:
+        checks.instance(kind, f"a {kind.__name__}, such as an LSTM")(where, "layer", layer)
         self.layer: Any = layer
         self.name = type(layer).__name__
         self.names = tuple(layer.shapes)
         self.has_state = isinstance(layer, SequenceLayer)
-        states = layer.states if isinstance(layer, SequenceLayer) else ()
-        self.leaves: tuple[Leaf, ...] = tuple(leaves(states, Leaf))
+        self._states: State = layer.states if self.has_state else ()
+        self.leaves: tuple[Leaf, ...] = tuple(leaves(self._states, Leaf))
 
     def params(self, arrays: Sequence[Array]) -> Params:
         """Return parameters by name."""
@@ -65,18 +66,11 @@ class Bridge:
         ValueError, TypeError
             The state is not nested as the layer's is.
         """
-        if not self.has_state:
-            if state is not None:
-                raise TypeError(
-                    f"{self.name}: state is {checks.shown(state)}, expected None, as the layer has"
-                    " none"
-                )
-            return []
-        return [array for _, _, array in flat(self.name, "state", state, self.layer.states)]
+        return [array for _, _, array in flat(self.name, "state", state, self._states)]
 
     def state(self, arrays: Sequence[Array | None]) -> State:
         """Return a state, nested as the layer has it, of arrays in their order."""
-        return nested(self.layer.states, iter(arrays)) if self.has_state else ()
+        return nested(self._states, iter(arrays))
 
     def shapes(self, x: Array) -> list[Shape]:
         """Return the shape of y, and those of the arrays of the state, for x or anything with its

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,13 @@ def part(layer: Layer, arrays: Mapping[str, Any], k: int, direction: str) -> dic
 
 
 def prepared(
-    who: str, library: str, model: Any, params: Params, absent: Mapping[str, Any]
+    who: str, library: str, model: Any, params: Params, absent: Sequence[str]
 ) -> tuple[Layer, dict[str, Host], tuple[Host, Host] | None]:
     """Return what `who` writes of a model for a library: the recurrent layer, its weights on the
     host, and the W (O, directions * H) and b (O,) of the head above it, or None.
 
-    `absent` maps each option that the library lacks to the value that means it is not used. No
-    library has layer_norm, cell_clip or zoneout, which changes inference too. Raise TypeError if
+    `absent` are options that the library lacks. No library has layer_norm, cell_clip or zoneout,
+    which changes inference too. Raise TypeError if
     the layer is no LSTM, GRU or RNN, and ValueError if it uses an option that the library lacks, or
     if parameters do not fit it.
     """
@@ -50,13 +49,10 @@ def prepared(
         raise ValueError(
             f"{who}: inputs is {model.inputs}, expected None: {library} gets no linear layer before"
         )
-    nowhere = {"layer_norm": False, "cell_clip": None, "zoneout": (0.0,) * len(layer.STATES)}
-    for name, unused in {**absent, **nowhere}.items():
-        value = getattr(layer, name, unused)
-        if value != unused:
-            raise ValueError(
-                f"{who}: {name} is {value}, which {library} cannot express, expected {unused}"
-            )
+    for name, value in layer._used(*absent, "layer_norm", "cell_clip", "zoneout").items():
+        raise ValueError(
+            f"{who}: {name} is {value}, which {library} cannot express, expected a layer without it"
+        )
     checks.params(type(model).__name__, params, model.shapes)
     host = {name: to_numpy(array) for name, array in params.items()}
     head = (host.pop("head.W"), host.pop("head.b")) if whole else None
@@ -88,31 +84,29 @@ def floating(where: str, name: str, array: Any) -> Host:
     return host.astype(np.float32) if dtype == "float16" else host
 
 
-def kind_by_shape(rows: int, H: int) -> str | None:
-    """Return the kind of a layer by the shape of its recurrent weights (gates * H, H), None if it
-    fits no kind.
+def kind_by_shape(where: str, name: str, shape: tuple[int, ...]) -> str:
+    """Return the kind of a layer by the shape of its recurrent weights, H and gates * H; raise
+    ValueError if it fits no kind.
     """
-    return next((kind for kind, gates in GATE_COUNTS.items() if rows == gates * H), None)
+    for kind, gates in GATE_COUNTS.items():
+        if len(shape) == 2 and max(shape) == gates * min(shape):
+            return kind
+    raise ValueError(f"{where}: {name} has shape {shape}, expected H and 4H, 3H or H")
 
 
-def one_dtype(where: str, params: Params, error: type[Exception] = TypeError) -> None:
-    """Raise an error, TypeError by default, unless all arrays have the same dtype."""
+def one_dtype(where: str, params: Params) -> None:
+    """Raise TypeError unless all arrays have the same dtype."""
     dtypes = sorted({str(array.dtype) for array in params.values()})
     if len(dtypes) > 1:
-        raise error(f"{where}: weights are of dtypes {', '.join(dtypes)}, expected one")
+        raise TypeError(f"{where}: weights are of dtypes {', '.join(dtypes)}, expected one")
 
 
-def reordered(array: Host, order: Sequence[int]) -> Host:
+def reordered(array: Host, order: Sequence[int] | Host) -> Host:
     """Return a copy of weights or biases (G*H, ...) whose block of rows k is the block `order[k]`
     of `array`.
     """
-    blocks = array.reshape((len(order), len(array) // len(order), *array.shape[1:]))
-    return np.ascontiguousarray(blocks[list(order)]).reshape(array.shape)
-
-
-def inverse(order: Sequence[int]) -> list[int]:
-    """Return the order that undoes `reordered`."""
-    return [order.index(k) for k in range(len(order))]
+    blocks = array.reshape((len(order), -1, *array.shape[1:]))
+    return blocks.take(order, axis=0).reshape(array.shape)
 
 
 def single(kind: str, arrays: Sequence[dict[str, Host]], **options: Any) -> tuple[Layer, Params]:
@@ -127,30 +121,7 @@ def single(kind: str, arrays: Sequence[dict[str, Host]], **options: Any) -> tupl
     }
     layer = KINDS[kind](first["Wx"].shape[1], first["Wh"].shape[1], **options)
     return layer, {
-        f"0.{direction}{name}": array
-        for direction, weights in zip(layer.directions, arrays, strict=True)
-        for name, array in weights.items()
+        name: weights[last]
+        for names, weights in zip(layer.names.values(), arrays, strict=True)
+        for last, name in names.items()
     }
-
-
-def stacked(
-    where: str, names: Sequence[str], singles: Sequence[tuple[Layer, Params]], follow: bool = True
-) -> tuple[Layer, Params]:
-    """Join layers into one layer with parameters in the order of its `shapes`.
-
-    Raise ValueError if a layer has other options or sizes than the first one, if its input is not
-    as wide as the output below it, or if `follow` says that they do not run on one another's
-    output.
-    """
-    first = singles[0][0]
-    params: Params = {}
-    for k, (layer, weights) in enumerate(singles):
-        fits = k == 0 or (follow and layer.input_size == first.output_size)
-        if not fits or replace(layer, input_size=first.input_size) != first:
-            layers = [f"{name} is {single[0]}" for name, single in zip(names, singles, strict=True)]
-            raise ValueError(
-                f"{where}: the layers form no stack, name one of them: {checks.few(layers)}"
-            )
-        params |= {f"{k}.{name.removeprefix('0.')}": array for name, array in weights.items()}
-    layer = replace(first, num_layers=len(singles))
-    return layer, {name: params[name] for name in layer.shapes}

@@ -53,29 +53,29 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there.
         file = h5py.File(h5py.h5f.open_file_image(blob), "r")
     except (*DAMAGED, ValueError) as error:
-        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
+        raise ValueError(f"not a readable HDF5 file ({error})") from error
     with file:
-        yield _datasets(path, file, len(blob)), config
+        yield _datasets(file, len(blob)), config
 
 
 def _unzipped(path: Path) -> tuple[Any, bytes]:
     """Return the configuration and the HDF5 file in a .keras file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            config, weights = (_entry(path, archive, name) for name in (CONFIG, WEIGHTS))
+            config, weights = (_entry(archive, name) for name in (CONFIG, WEIGHTS))
     except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable .keras file ({error})") from error
-    return reading.from_json(f"{path}: {CONFIG}", config), weights
+        raise ValueError(f"not a readable .keras file ({error})") from error
+    return reading.from_json(CONFIG, config), weights
 
 
-def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
     """Return the bytes of an entry, which lie in the file as they are."""
     count = archive.namelist().count(name)
     if count != 1:
-        raise ValueError(f"{path}: {name} is there {count} times, expected once")
+        raise ValueError(f"{name} is there {count} times, expected once")
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-        raise ValueError(f"{path}: {name} is compressed, which Keras' are not")
+        raise ValueError(f"{name} is compressed, which Keras' are not")
     return archive.read(info)
 
 
@@ -99,7 +99,7 @@ def _check_lists(blob: bytes) -> None:
                 raise ValueError("its lists of free space loop")
 
 
-def _datasets(path: Path, file: Any, most: int) -> dict[str, Any]:
+def _datasets(file: Any, most: int) -> dict[str, Any]:
     """Return the arrays of a file by their paths, not read yet; links are not followed.
 
     Raise ValueError if there are too many items or too deep groups, or if arrays declare more than
@@ -113,8 +113,7 @@ def _datasets(path: Path, file: Any, most: int) -> dict[str, Any]:
         count += 1
         if count > MOST or name.count("/") > DEEPEST:
             raise ValueError(
-                f"{path}: there are more than {MOST} groups and arrays, or more than {DEEPEST}"
-                " levels"
+                f"there are more than {MOST} groups and arrays, or more than {DEEPEST} levels"
             )
         if isinstance(item, library().Dataset):
             declared += math.prod(item.shape or (0,)) * item.id.get_type().get_size()
@@ -123,10 +122,10 @@ def _datasets(path: Path, file: Any, most: int) -> dict[str, Any]:
     try:
         file.visititems(visit)
     except DAMAGED as error:
-        raise ValueError(f"{path}: is not readable ({error})") from error
+        raise ValueError(f"not a readable HDF5 file ({error})") from error
     # of all arrays together, since several can be said to lie at the same place
     if declared > most:
-        raise ValueError(f"{path}: its arrays declare {declared} bytes, the file has {most}")
+        raise ValueError(f"its arrays declare {declared} bytes, the file has {most}")
     return datasets
 
 
@@ -139,11 +138,8 @@ def array(where: str, dataset: Any) -> Host:
     try:
         layout = dataset.id.get_create_plist()
         dtype = dataset.dtype
-        shape = dataset.shape
         if dtype not in (np.float16, np.float32, np.float64):
             raise ValueError(f"has dtype {dtype}, expected float32 or float64")
-        if shape is None or not 1 <= len(shape) <= 2:
-            raise ValueError(f"has shape {shape}, expected one axis or two")
         in_one_piece = (
             layout.get_layout() == library().h5d.CONTIGUOUS and dataset.id.get_storage_size()
         )

@@ -69,11 +69,7 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     import jax
     import jax.numpy as jnp
 
-    bridge = Bridge(WHERE, layer)
-    if not bridge.has_state:
-        raise TypeError(
-            f"{WHERE}: layer is {checks.shown(layer)}, expected one that goes through time"
-        )
+    bridge = Bridge(WHERE, layer, SequenceLayer)
     run = _differentiable(bridge)
 
     def call(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +32,7 @@ __all__ = ["from_keras", "layer", "to_keras"]
 
 # The position of each of our gates among Keras'.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (0, 1, 2), "rnn": (0,)}
-# Options that Keras lacks, and the values that mean they are not used.
-ABSENT = {"proj_size": 0, "peepholes": False, "coupled_input_forget": False, "clip": None}
+ABSENT = ("proj_size", "peepholes", "coupled_input_forget", "clip")  # options that Keras lacks
 WEIGHTS = ("kernel", "recurrent_kernel", "bias")
 CLASSES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 GROUPS = {"lstm": "lstm", "gru": "gru", "rnn": "simple_rnn"}  # the names of their groups in a file
@@ -134,24 +134,30 @@ def from_keras(
         )
     if is_path:
         levels = _in_file(Path(source), told)
+    elif arrays:
+        levels = _in_arrays(source, kind, bidirectional, told)
     else:
-        levels = _in_arrays(source, kind, bidirectional, told) if arrays else _in_objects(source)
-    if name is not None:
-        there = ", ".join(level.name for level in levels) or "none"
-        levels = [level for level in levels if level.name == name]
-        if not levels:
-            raise ValueError(f"from_keras: there is no recurrent layer {name!r}, found {there}")
-    return _joined(levels, kind)
+        about = {"class_name": "Sequential", "config": {"layers": [_about(source)]}}
+        levels = _levels(about)
+    there = ", ".join(level.name for level in levels) or "none"
+    levels = [level for level in levels if name in (None, level.name)]
+    if not levels:
+        raise ValueError(
+            f"from_keras: there is no LSTM, GRU or SimpleRNN of name {name!r}, found {there}"
+        )
+    for level in levels:
+        if kind not in (None, level.kind):
+            raise ValueError(
+                f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}"
+            )
+    return _joined(levels)
 
 
 def _in_arrays(
     arrays: Sequence[Host], kind: str | None, both: bool, told: dict[str, Any]
 ) -> list[Level]:
     """Return the layers whose arrays, as from `get_weights()`, follow one another."""
-    if kind is None:
-        raise ValueError(
-            f"from_keras: arrays do not show their kind, expected one of {', '.join(KINDS)}"
-        )
+    kind = checks.choice(KINDS)("from_keras", "kind", kind)  # which arrays do not show
     hosts = [floating("from_keras", f"array {k}", array) for k, array in enumerate(arrays)]
     gates = len(ORDER[kind])
     directions = 2 if both else 1
@@ -172,23 +178,23 @@ def _in_arrays(
     return [Level(f"layer {k}", kind, weights, told) for k, weights in enumerate(groups)]
 
 
-def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
-    """Return one layer of levels that are alike and run on one another's output."""
-    if not levels:
-        raise ValueError("from_keras: there is no LSTM, GRU or SimpleRNN")
-    for level in levels:
-        if kind is not None and level.kind != kind:
-            raise ValueError(
-                f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}"
-            )
+def _joined(levels: list[Level]) -> tuple[Layer, Params]:
+    """Return one layer of levels; raise ValueError unless they are alike and run on one another's
+    output.
+    """
     singles = [_single(level) for level in levels]
-    # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the
-    # other direction.
-    is_flipped = singles[0][0].reverse and len(levels) > 1
-    follow = not is_flipped and all(level.follows for level in levels[1:])
-    layer, params = common.stacked("from_keras", [level.name for level in levels], singles, follow)
+    first, _ = singles[0]
+    params: Params = {}
+    for k, (layer, weights) in enumerate(singles):
+        # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the
+        # other direction.
+        fits = not first.reverse and levels[k].follows and layer.input_size == first.output_size
+        if replace(layer, input_size=first.input_size) != first or not (fits or k == 0):
+            names = ", ".join(level.name for level in levels)
+            raise ValueError(f"from_keras: the layers form no stack, name one of them: {names}")
+        params |= {f"{k}{name[1:]}": array for name, array in weights.items()}
     one_dtype("from_keras", params)
-    return layer, params
+    return replace(first, num_layers=len(singles)), params
 
 
 def _single(level: Level) -> tuple[Layer, Params]:
@@ -234,14 +240,6 @@ class Level(NamedTuple):
     follows: bool = True
 
 
-def _in_objects(source: Any) -> list[Level]:
-    """Return the recurrent layers of a Keras layer, model, or list of layers."""
-    if hasattr(source, "layers"):
-        return _levels(_about(source))
-    layers = source if isinstance(source, list | tuple) else [source]
-    return _levels({"class_name": "Sequential", "config": {"layers": list(map(_about, layers))}})
-
-
 def _about(layer: Any) -> dict[str, Any]:
     """Return the configuration of a layer or model as a file has it, with the layers themselves in
     it.
@@ -261,16 +259,12 @@ def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
     """
     try:
         with hdf5.opened(path) as (datasets, config):
-            if config is None:
-                return _in_groups(datasets, told)
-            try:
-                return _levels(config, datasets)
-            except (KeyError, TypeError, AttributeError) as error:
-                problem = f"{type(error).__name__}: {error}"
-                raise ValueError(f"{hdf5.CONFIG} is not Keras' ({problem})") from error
+            return _in_groups(datasets, told) if config is None else _levels(config, datasets)
+    except (KeyError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: {hdf5.CONFIG} is not Keras' ({problem})") from error
     except ValueError as error:
-        words = str(error).removeprefix("from_keras: ").removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: {words}") from error
+        raise ValueError(f"{path}: {str(error).removeprefix('from_keras: ')}") from error
 
 
 def _levels(
@@ -326,11 +320,7 @@ def _in_groups(datasets: dict[str, Any], told: dict[str, Any]) -> list[Level]:
     for group, both in groups.items():
         name = "/".join(part for part in group.split("/") if part != "layers")
         weights = _weights(datasets, group, both)
-        shape = weights[0][1].shape
-        kind = kind_by_shape(shape[1], shape[0]) if len(shape) == 2 else None
-        if kind is None:
-            expected = "expected (H, 4H), (H, 3H) or (H, H)"
-            raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, {expected}")
+        kind = kind_by_shape("from_keras", f"{name}: recurrent_kernel", weights[0][1].shape)
         levels.append(Level(name, kind, weights, told))
     return levels
 
@@ -350,27 +340,22 @@ def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None
     name = outer["name"]
     config = inner["config"]
     kind = CLASSES.get(inner["class_name"])
-    if kind is None and not both:
-        return None
-    if kind is None:
-        raise ValueError(
-            f"from_keras: {name} wraps a {inner['class_name']}, expected LSTM, GRU or SimpleRNN"
-        )
     if both:
+        if kind is None or config["go_backwards"] or outer["merge_mode"] != "concat":
+            raise ValueError(
+                f"from_keras: {name} wraps a {inner['class_name']} with merge_mode"
+                f" {outer['merge_mode']!r} and go_backwards {config.get('go_backwards')}, expected"
+                " an LSTM, GRU or SimpleRNN with 'concat' and False"
+            )
         back = outer.get("backward_layer") or inner
-        same = all(back["config"].get(key) == config.get(key) for key in SHARED)
-        if outer["merge_mode"] != "concat":
-            raise ValueError(
-                f"from_keras: {name} has merge_mode {outer['merge_mode']!r}, expected 'concat'"
-            )
-        if config["go_backwards"]:
-            raise ValueError(
-                f"from_keras: {name} has go_backwards=True inside Bidirectional, expected False"
-            )
-        if not same or back["class_name"] != inner["class_name"]:
+        if back["class_name"] != inner["class_name"] or any(
+            back["config"].get(key) != config.get(key) for key in SHARED
+        ):
             raise ValueError(
                 f"from_keras: {name} has a backward_layer that is not its layer backwards"
             )
+    elif kind is None:
+        return None
     options = {"reverse": config["go_backwards"], "activations": _activations(name, kind, config)}
     if kind == "gru":
         options["reset_after"] = config["reset_after"]
@@ -448,6 +433,7 @@ def to_keras(
     recurrent, hosts, head = common.prepared("to_keras", "Keras", layer, params, ABSENT)
     _refuse(recurrent)
     kind = type(recurrent).__name__.lower()
+    order = np.argsort(ORDER[kind])
     both = recurrent.bidirectional
     base = f"layers/{'bidirectional' if both else GROUPS[kind]}"
     arrays: dict[str, list[Host]] = {"vars": []}  # of each group of a file
@@ -456,7 +442,7 @@ def to_keras(
         arrays[f"{group}/vars"] = []
         for direction, part in zip(recurrent.directions, PARTS[both], strict=True):
             weights = common.part(recurrent, hosts, k, direction)
-            arrays[f"{group}/{part}cell/vars"] = _arrays(recurrent, ORDER[kind], weights)
+            arrays[f"{group}/{part}cell/vars"] = _arrays(recurrent, order, weights)
             arrays[f"{group}/{part}vars"] = []
     if head is not None:
         arrays["layers/dense/vars"] = [np.ascontiguousarray(head[0].T), head[1]]
@@ -515,9 +501,8 @@ def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: An
     return KerasLayer(layer, params, seed, **options)
 
 
-def _arrays(layer: Layer, order: Sequence[int], weights: dict[str, Host]) -> list[Host]:
-    """Return the weights of one layer and direction as Keras has them."""
-    order = common.inverse(order)
+def _arrays(layer: Layer, order: Host, weights: dict[str, Host]) -> list[Host]:
+    """Return the weights of one layer and direction as Keras has them, with gates in this order."""
     theirs = {name: reordered(array, order) for name, array in weights.items()}
     arrays = [np.ascontiguousarray(theirs["Wx"].T), np.ascontiguousarray(theirs["Wh"].T)]
     if "b" in theirs:

@@ -16,6 +16,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.interop.bridge import Bridge
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import model_files
 
 WHERE = "interop.keras.layer"
@@ -37,15 +38,8 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
         self, layer: Any, params: Params | None = None, seed: int = 0, **options: Any
     ) -> None:
         super().__init__(**options)
-        self._bridge = Bridge(WHERE, layer)
-        if not self._bridge.has_state:
-            raise TypeError(
-                f"{WHERE}: layer is {checks.shown(layer)}, expected one that goes through time"
-            )
-        if (
-            self.compute_dtype not in ("float32", "float64")
-            or self.compute_dtype != self.variable_dtype
-        ):
+        self._bridge = Bridge(WHERE, layer, SequenceLayer)
+        if self.dtype_policy.name not in ("float32", "float64"):
             raise ValueError(
                 f"{WHERE}: the dtype policy is {self.dtype_policy.name}, expected float32 or"
                 " float64"

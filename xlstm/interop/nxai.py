@@ -21,7 +21,6 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.checks import shown
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.tensors import Host, Tensors
@@ -37,6 +36,7 @@ __all__ = ["load", "save"]
 
 Config = Mapping[str, Any]
 
+CONFIGS = ("config.json", "config.yaml")
 HEAD = "lm_head.weight"
 
 # By our name within a block the name of theirs, or of several that lie one below the other in ours.
@@ -252,8 +252,8 @@ def load(
     path = Path(path)
     shards = Shards(path, map(Tensors, published.files_of(path)))
     large = any(name.startswith("backbone.") for name in shards.shapes)
-    described = published.config_beside(path, instead=", or config=") if config is None else config
-    model, style = model_of(described, large=large)
+    config = published.config_beside(path, CONFIGS) if config is None else config
+    model, style = model_of(config, large)
     theirs = _pieces(model, style, shards.shapes)
     published.check(theirs, shards, {HEAD, _embedding(model, style)} if model.tied else ())
     if model.tied and not _same_head(model, style, shards):
@@ -293,7 +293,7 @@ def save(path: AnyPath, model: xLSTMLanguageModel, params: Params) -> None:
         )
     model.namespace(params, {})
     config = config_of(model)
-    arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
+    arrays = exported(model, params)
     # in YAML 1e-06 would be a string
     text = re.sub(r"(: \d+)e", r"\1.0e", json.dumps(config, indent=2))
     published.write(Path(path), arrays, text, as_yaml=isinstance(backbone, xLSTMLarge))
@@ -314,7 +314,7 @@ def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
     )
 
 
-def exported(model: xLSTMLanguageModel, arrays: Mapping[str, Host]) -> dict[str, Host]:
+def exported(model: xLSTMLanguageModel, arrays: Params) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are in the
     package.
     """
@@ -366,26 +366,23 @@ def _embedding(model: xLSTMLanguageModel, style: str) -> str:
 
 
 @reading.brief()
-def model_of(
-    config: Config, where: str = "config", large: bool = False
-) -> tuple[xLSTMLanguageModel, str]:
+def model_of(config: Config, large: bool = False) -> tuple[xLSTMLanguageModel, str]:
     """Return the model that a configuration describes, and whose names its checkpoint has: "xlstm"
     or "transformers".
 
-    Messages call the configuration `where`. With `large` it is a large model, though all keys that
+    With `large` it is a large model, though all keys that
     tell it from a block stack have been left out. Raise ValueError or TypeError if it is none of
     theirs, has an unknown key, or a value that ours cannot express.
     """
-    if not isinstance(config, Mapping):
-        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
+    checks.instance(Mapping, "a dict")("load", "config", config)
     kind = config.get("model_type")
     if kind not in (None, "xlstm"):
-        raise ValueError(f"{where}: model_type is {shown(kind)}, expected 'xlstm'")
+        raise ValueError(f"config: model_type is {shown(kind)}, expected 'xlstm'")
     if kind == "xlstm":
-        return _large(config, where, True), "transformers"
+        return _large(config, True), "transformers"
     if large or config.keys() & ONLY_LARGE:
-        return _large(config, where, False), "xlstm"
-    return _stack(config, where), "xlstm"
+        return _large(config, False), "xlstm"
+    return _stack(config), "xlstm"
 
 
 def config_of(model: xLSTMLanguageModel) -> dict[str, Any]:
@@ -395,55 +392,55 @@ def config_of(model: xLSTMLanguageModel) -> dict[str, Any]:
     return _large_config(model) if isinstance(model.backbone, xLSTMLarge) else _stack_config(model)
 
 
-def _stack(config: Config, where: str) -> xLSTMLanguageModel:
+def _stack(config: Config) -> xLSTMLanguageModel:
     """Return the model of a block stack's configuration, which has a dict for each kind of block,
     or none at all.
     """
     nested = any(config.get(name) is not None for name in ("mlstm_block", "slstm_block"))
     names = STACK if nested else STACK | FLAT
     settings: dict[str, Any] = {"num_blocks": 1, "size": 128}
-    settings |= options(config, where, names, IGNORED | WHOLE, FIXED, ["vocab_size"])
+    settings |= options(config, "config", names, IGNORED | WHOLE, FIXED, ["vocab_size"])
     if nested:
-        settings |= _blocks(config, where)
+        settings |= _blocks(config)
     else:
         settings["slstm_num_heads"] = settings.get("num_heads", 4)
         settings["slstm_conv_kernel_size"] = settings.get("conv_kernel_size", 4)
-    num_blocks = published.blocks(where, "num_blocks", settings["num_blocks"])
+    num_blocks = published.blocks("config", "num_blocks", settings["num_blocks"])
     if settings.get("slstm_at") == "all":
         settings["slstm_at"] = range(num_blocks)
     if "ffn_activation" in settings:
-        name = checks.choice(ACTIVATIONS)(where, "act_fn", settings["ffn_activation"])
+        name = checks.choice(ACTIVATIONS)("config", "act_fn", settings["ffn_activation"])
         settings["ffn_activation"] = ACTIVATIONS[name]
     dropout = config.get("dropout", 0.0)
     if settings.get("ffn_dropout") == dropout:
         settings["ffn_dropout"] = None
     backbone = xLSTMStack(**settings, eps=EPS)
     dropped = config.get("add_embedding_dropout", False)
-    rate = dropout if checks.flag(where, "add_embedding_dropout", dropped) else 0.0
+    rate = dropout if checks.flag("config", "add_embedding_dropout", dropped) else 0.0
     tied = config.get("tie_weights", False)
     return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, embedding_dropout=rate)
 
 
-def _blocks(config: Config, where: str) -> dict[str, Any]:
+def _blocks(config: Config) -> dict[str, Any]:
     """Return the options of the blocks, which a configuration has in a dict for each kind."""
     mlstm = config.get("mlstm_block")
     slstm = config.get("slstm_block")
     settings: dict[str, Any] = {"slstm_at": "all"}
     if mlstm is not None:
-        settings = _block(mlstm, f"{where}.mlstm_block", "mlstm", MLSTM)
+        settings = _block(mlstm, "config.mlstm_block", "mlstm", MLSTM)
     if slstm is None:
         if config.get("slstm_at"):
             raise ValueError(
-                f"{where}: slstm_at is {shown(config['slstm_at'])}, but there is no slstm_block"
+                f"config: slstm_at is {shown(config['slstm_at'])}, but there is no slstm_block"
             )
         return settings
     settings |= {"slstm_num_heads": 4, "slstm_conv_kernel_size": 4, "ffn_dropout": 0.0}
-    settings |= _block(slstm, f"{where}.slstm_block", "slstm", SLSTM)
+    settings |= _block(slstm, "config.slstm_block", "slstm", SLSTM)
     feed = slstm.get("feedforward", {})
     if feed is None:
         return settings | {"ffn_proj_factor": 0.0, "ffn_dropout": None}
-    inside = f"{where}.slstm_block.feedforward"
-    return settings | options(feed, inside, FEED_FORWARD, IGNORED, {**FIXED, "bias": False})
+    where = "config.slstm_block.feedforward"
+    return settings | options(feed, where, FEED_FORWARD, IGNORED, {**FIXED, "bias": False})
 
 
 def _block(block: Any, where: str, kind: str, names: Mapping[str, str]) -> dict[str, Any]:
@@ -486,7 +483,7 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     }
 
 
-def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel:
+def _large(config: Config, transformers: bool) -> xLSTMLanguageModel:
     if transformers:
         renamed = {
             ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None
@@ -502,15 +499,15 @@ def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel
         ignored = {*DEFAULTS, *IGNORED_LARGE, "vocab_size"}
         fixed = FIXED
     required = ("embedding_dim", "num_blocks", "num_heads", "vocab_size")
-    settings = options(config, where, names, ignored, fixed, required)
+    settings = options(config, "config", names, ignored, fixed, required)
     if config.get("cell_norm_eps") is not None:
-        published.only(where, "cell_norm_eps", config["cell_norm_eps"], config["norm_eps"])
-    published.blocks(where, "num_blocks", config["num_blocks"])
-    D = checks.size(where, "embedding_dim", config["embedding_dim"])
+        published.only("config", "cell_norm_eps", config["cell_norm_eps"], config["norm_eps"])
+    published.blocks("config", "num_blocks", config["num_blocks"])
+    D = checks.size("config", "embedding_dim", config["embedding_dim"])
     factors = ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor")
-    qk, v, ffn = (D * checks.non_negative(where, name, config[name]) for name in factors)
+    qk, v, ffn = (D * checks.non_negative("config", name, config[name]) for name in factors)
     multiple = checks.size(
-        where, "ffn_round_up_to_multiple_of", config["ffn_round_up_to_multiple_of"]
+        "config", "ffn_round_up_to_multiple_of", config["ffn_round_up_to_multiple_of"]
     )
     backbone = xLSTMLarge(
         **settings,

@@ -15,6 +15,7 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.checks import shown
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
 from xlstm.data.pytorch import TorchFile
@@ -23,7 +24,6 @@ from xlstm.data.tensors import Host, Tensors
 Shape = tuple[int, ...]
 Layout = tuple[Shape, Shape, Shape]  # `fine`, `order` and `there` of a `Piece`
 WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
-CONFIGS = ("config.json", "config.yaml")
 blocks = checks.whole(1, 1 << 10)  # no model has more
 ENDINGS = {"W": "weight", "w": "weight", "b": "bias"}  # their endings of names by ours
 
@@ -32,9 +32,9 @@ class Shards:
     """The arrays of a checkpoint: names, shapes and dtypes of all, and any of them when it is asked
     for.
 
-    Making one raises OSError or ValueError if a file is damaged or holds other than real numbers,
-    or a name is there twice. `renamed` gives the name under which an array is known here; several
-    arrays may share one, and have to be equal when they are read.
+    Making one raises OSError or ValueError if a file is damaged or holds other than real numbers.
+    `renamed` gives the name under which an array is known here; several arrays, also of several
+    files, may share one, and have to be equal when they are read.
     """
 
     def __init__(
@@ -44,36 +44,29 @@ class Shards:
         self.shapes: dict[str, Shape] = {}
         self.dtype = "float32"  # that which holds all arrays: float64 if one of them has it
         self._copies: dict[str, list[tuple[Tensors | TorchFile, str]]] = {}
-        owners: dict[str, Path] = {}
         for file in files:
             for name, dtype in file.dtypes.items():
-                if name in owners:
-                    raise ValueError(
-                        f"{path}: {name} is in {owners[name].name} and in {file.path.name}"
-                    )
                 if dtype not in WIDE:
                     raise ValueError(
                         f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}"
                     )
-                owners[name] = file.path
                 ours = renamed(name)
-                shape = file.shapes[name]
-                if self.shapes.setdefault(ours, shape) != shape:
-                    raise ValueError(
-                        f"{path}: {self._other(ours, name)} in its shape, {self.shapes[ours]}"
-                    )
+                self.shapes.setdefault(ours, file.shapes[name])
                 self._copies.setdefault(ours, []).append((file, name))
                 self.dtype = max(self.dtype, WIDE[dtype])
 
-    def read(self, name: str) -> Host:
-        """Return an array, once its copies under other names are compared with it; bfloat16 becomes
-        float32.
+    def read(self, name: str, dtype: str | None = None) -> Host:
+        """Return an array, once its copies under other names are compared with it, and its numbers
+        are finite, also in a dtype; bfloat16 becomes float32.
         """
         (file, stored_name), *others = self._copies[name]
         array = file.read([stored_name])[stored_name]
         for other, alias in others:
             if not np.array_equal(array, other.read([alias])[alias]):
-                raise ValueError(f"{self.path}: {self._other(name, alias)}")
+                raise ValueError(
+                    f"{self.path}: {alias} is another array than {stored_name}, expected the same"
+                )
+        checkpoint.finite(self.path, {name: array}, dtype)
         return array
 
     def mapped(self, name: str) -> Host | None:
@@ -82,9 +75,6 @@ class Shards:
         """
         file, stored_name = self._copies[name][0]
         return file.mapped(stored_name) if isinstance(file, Tensors) else None
-
-    def _other(self, ours: str, name: str) -> str:
-        return f"{name} is another array than {self._copies[ours][0][1]}, expected the same"
 
 
 def write(path: Path, arrays: Mapping[str, Host], config: str, as_yaml: bool = False) -> None:
@@ -114,15 +104,12 @@ def write(path: Path, arrays: Mapping[str, Host], config: str, as_yaml: bool = F
             description.write_bytes(config.encode())
 
 
-def config_beside(
-    path: Path, names: Sequence[str] = CONFIGS, instead: str = ""
-) -> Mapping[str, Any]:
+def config_beside(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
     """Return the configuration beside a checkpoint; YAML is read as version 1.2 has it, without
     tags.
 
-    `names` are those of files in its folder, and `instead` says in messages what else would do.
-    Raise FileNotFoundError if there is none, ValueError if it cannot be read, and ImportError
-    without PyYAML.
+    `names` are those of files in its folder. Raise FileNotFoundError if there is none, ValueError
+    if it cannot be read, and ImportError without PyYAML.
     """
     folder = path if path.is_dir() else path.parent
     beside = [*(f"{path.stem}_{name}" for name in names), *names]
@@ -131,15 +118,11 @@ def config_beside(
     for name in beside:
         if (folder / name).is_file():
             return reading.document(folder / name)
-    raise FileNotFoundError(
-        f"{path}: no configuration beside it, expected {' or '.join(names)}{instead}"
-    )
+    raise FileNotFoundError(f"{path}: no configuration beside it, expected {' or '.join(names)}")
 
 
-def files_of(path: Path, instead: str = "") -> list[Path]:
-    """Return the safetensors files of a checkpoint; `instead` says in messages what else would
-    do.
-    """
+def files_of(path: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint."""
     if not path.is_dir():
         return [path]
     index = path / "model.safetensors.index.json"
@@ -157,9 +140,7 @@ def files_of(path: Path, instead: str = "") -> list[Path]:
             if file.parent != path or not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
         return listed
-    raise FileNotFoundError(
-        f"{path}: no checkpoint in it, expected model.safetensors or {index.name}{instead}"
-    )
+    raise FileNotFoundError(f"{path}: no checkpoint in it, expected {whole.name} or {index.name}")
 
 
 class Piece(NamedTuple):
@@ -172,20 +153,6 @@ class Piece(NamedTuple):
     fine: Shape
     order: Shape
     there: Shape
-
-    @property
-    def same(self) -> bool:
-        """Whether numbers lie there in the order that they have in ours."""
-        return self.order == tuple(range(len(self.order)))
-
-    def write(self, array: Host) -> Host:
-        """Return an array of ours in their layout."""
-        return array.reshape(self.fine).transpose(self.order).reshape(self.there)
-
-    def read(self, array: Host, shape: Shape) -> Host:
-        """Return an array of theirs in our layout and shape."""
-        permuted = array.reshape([self.fine[k] for k in self.order])
-        return permuted.transpose(np.argsort(self.order)).reshape(shape)
 
 
 # by our names the arrays of theirs that make a parameter, one below the other
@@ -270,13 +237,14 @@ def params(
     }
 
 
-def exported(pieces: Pieces, arrays: Mapping[str, Host]) -> dict[str, Host]:
+def exported(pieces: Pieces, arrays: Params) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are there."""
-    return {
-        piece.name: piece.write(np.asarray(arrays[name])[piece.rows])
-        for name, some in pieces.items()
-        for piece in some
-    }
+    theirs = {}
+    for name, some in pieces.items():
+        for piece in some:
+            divided = to_numpy(arrays[name])[piece.rows].reshape(piece.fine)
+            theirs[piece.name] = divided.transpose(piece.order).reshape(piece.there)
+    return theirs
 
 
 def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: str) -> Any:
@@ -286,20 +254,19 @@ def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: st
     One that lies in its file as it is here stays there until it is used.
     """
     shape = tuple(n or 0 for n in dims.values())
-    whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
-    for piece in pieces:
-        array = shards.read(piece.name)
-        # of a copy: all of a mapping would come to stay
-        checkpoint.finite(shards.path, {piece.name: array}, dtype)
-        if whole is not None:
-            whole[piece.rows] = array
-            continue
-        as_it_lies = piece.same and array.dtype.name == dtype
-        mapped = shards.mapped(piece.name) if as_it_lies else None
-        if mapped is not None:
-            return mapped.reshape(shape)
-        return np.ascontiguousarray(piece.read(array, shape), dtype=dtype)
-    return whole
+    if len(pieces) > 1:
+        whole = np.empty(shape, dtype=dtype)
+        for piece in pieces:
+            whole[piece.rows] = shards.read(piece.name, dtype)
+        return whole
+    name, _, fine, order, _ = pieces[0]
+    array = shards.read(name, dtype)  # a copy: all of a mapping would come to stay
+    as_it_lies = order == tuple(range(len(order))) and array.dtype.name == dtype
+    mapped = shards.mapped(name) if as_it_lies else None
+    if mapped is not None:
+        return mapped.reshape(shape)
+    permuted = array.reshape([fine[k] for k in order]).transpose(np.argsort(order))
+    return np.ascontiguousarray(permuted.reshape(shape), dtype=dtype)
 
 
 def table(*same: str, **others: str) -> dict[str, str]:

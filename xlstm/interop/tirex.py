@@ -13,8 +13,6 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
-from xlstm.arrays.checks import shown
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
@@ -181,10 +179,11 @@ def load(
         shards = Shards(file, [pickled], canonical)
         config = _own_config(pickled)
     else:
-        shards = Shards(path, map(Tensors, published.files_of(path, " or model.ckpt")), canonical)
+        shards = Shards(path, map(Tensors, published.files_of(path)), canonical)
         config = None
     config = published.config_beside(path, CONFIGS) if config is None else config
-    model = model_of(config, f"{path}: config")
+    read_config = _first if "model_config" in config else _second
+    model = read_config(config, f"{path}: config")
     theirs = _pieces(model)
     published.check(theirs, shards)
     return model, published.params(theirs, shards, model.shapes, backend, dtype)
@@ -215,7 +214,7 @@ def save(path: AnyPath, model: TiRex | TiRex2, params: Params) -> None:
     checks.instance((TiRex, TiRex2), "a TiRex or a TiRex2")("save", "model", model)
     model.namespace(params, {})
     config = config_of(model)
-    arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
+    arrays = exported(model, params)
     if path.suffix in PICKLED:
         raise ValueError(f"save: path is {path}, expected a folder or NAME.safetensors")
     published.write(path, arrays, json.dumps(config, indent=2))
@@ -236,7 +235,7 @@ def _own_config(pickled: TorchFile) -> Mapping[str, Any] | None:
         raise ValueError(f"{pickled.path}: {HYPER} are no configuration ({error})") from error
 
 
-def exported(model: TiRex | TiRex2, arrays: Mapping[str, Host]) -> dict[str, Host]:
+def exported(model: TiRex | TiRex2, arrays: Params) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are there."""
     return published.exported(_pieces(model), arrays)
 
@@ -271,23 +270,6 @@ def _pieces(model: TiRex | TiRex2) -> Pieces:
         return (4, N, K), (1, 0, 2), shape if first else (N, 4, K)
 
     return published.pieces_of(model.shapes, names, model.size, layout)
-
-
-def model_of(config: Config, where: str = "config") -> TiRex | TiRex2:
-    """Return the model that a configuration describes: TiRex-1 with `model_config`, TiRex-2 with
-    `stack_config`.
-
-    Messages call the configuration `where`. Raise ValueError or TypeError if it is neither, a key
-    is unknown or missing, or a value is none that ours expresses.
-    """
-    if not isinstance(config, Mapping):
-        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
-    if ("model_config" in config) == ("stack_config" in config):
-        problem = f"has the keys {checks.few(map(str, config)) or None}"
-        raise ValueError(
-            f"{where}: {problem}, expected model_config for TiRex-1 or stack_config for TiRex-2"
-        )
-    return _first(config, where) if "model_config" in config else _second(config, where)
 
 
 def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
@@ -333,11 +315,14 @@ def _second(config: Config, where: str) -> TiRex2:
     eps = None
     if norm is not None:
         eps = options(norm, f"{where}.stack_out_norm_config", {"eps": "eps"}).get("eps", 1e-7)
+    # a class of torch.nn, which may be written with its package
+    name = checks.text(where, "act_func", config["act_func"])
+    activation = re.sub(r"^torch\.nn\.(.*\.)?", "", name)
     return TiRex2(
         recipe=_recipe(config, f"{where}.stack_config"),
         **settings,
         norm_eps=eps,
-        activation=_activation(where, config["act_func"]),
+        activation=ACTIVATIONS[checks.choice(ACTIVATIONS)(where, "act_func", activation)],
         output_ff_size=int(D * checks.above_0(where, "h_expand", config["h_expand"])),
         ffn_proj_factor=FFN_PROJ_FACTOR,
     )
@@ -350,33 +335,21 @@ def _named(
     return options(config, where, published.table(*names), (), required=required)
 
 
-def _activation(where: str, name: Any) -> str:
-    """Return our name of a class of torch.nn, which may be written with its package."""
-    *package, last = checks.text(where, "act_func", name).split(".")
-    if package and package[:2] != ["torch", "nn"]:
-        last = name
-    return ACTIVATIONS[checks.choice(ACTIVATIONS)(where, "act_func", last)]
-
-
 def _recipe(config: Config, where: str) -> list[Mixers]:
     """Return the blocks in their order."""
     keys = ("templates", "recipe")
     most = published.blocks(where, "num_blocks", config["num_blocks"])
     templates, recipe = _named(config["stack_config"], where, keys, required=keys).values()
-    names = checks.several(where, "recipe", recipe, "names of templates", most=most)
-    if len(names) < most:
-        raise ValueError(f"{where}: recipe has {len(names)} blocks, expected num_blocks, {most}")
     options(templates, f"{where}.templates", {})
     D = config["embedding_dim"]
     mixers = {
         name: _mixers(template, D, f"{where}.templates.{name}")
         for name, template in templates.items()
     }
-    for name in names:
-        if not isinstance(name, str) or name not in mixers:
-            raise ValueError(
-                f"{where}: recipe has {shown(name)}, expected some of {checks.few(mixers)}"
-            )
+    template = checks.choice(mixers)
+    names = checks.several(where, "recipe", recipe, "names of templates", template, most)
+    if len(names) < most:
+        raise ValueError(f"{where}: recipe has {len(names)} blocks, expected num_blocks, {most}")
     return [mixers[name] for name in names]
 
 
@@ -401,9 +374,11 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         )
     D = model.size
     types = {ours: theirs for theirs, ours in CELLS.items()}
-    names = [f"{cell}_{heads}_{variate_heads}" for cell, heads, variate_heads in model.recipe]
+    names = []
     templates = {}
-    for name, (cell, heads, variate_heads) in zip(names, model.recipe, strict=True):
+    for cell, heads, variate_heads in model.recipe:
+        name = f"{cell}_{heads}_{variate_heads}"
+        names.append(name)
         templates[name] = {
             "time_mixer": {
                 "model_type": types[cell],
@@ -416,7 +391,7 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
             "eps": 1e-7,
         }
     classes = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    checks.choice(classes)("save", "activation", model.activation)
+    activation = checks.choice(classes)("save", "activation", model.activation)
     return {
         **values(model, SECOND),
         "output_patch_size": model.patch_size,
@@ -424,7 +399,7 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         "num_blocks": len(names),
         "tokenizer_cfg": dict.fromkeys(PATCHES, model.patch_size),
         "h_expand": published.factor(D, model.output_ff_size),
-        "act_func": classes[model.activation],
+        "act_func": classes[activation],
         "stack_config": {"templates": templates, "recipe": names},
         "stack_out_norm_config": None if model.norm_eps is None else {"eps": model.norm_eps},
         "dropout": 0.0,

@@ -8,10 +8,8 @@ has two biases.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,13 +25,12 @@ from xlstm.interop.common import (
     Host,
     Layer,
     floating,
-    inverse,
     kind_by_shape,
     one_dtype,
     prepared,
     reordered,
 )
-from xlstm.layers.recurrent import KINDS, RNN
+from xlstm.layers.recurrent import GRU, KINDS, RNN
 from xlstm.models.sequence import SequenceModel
 
 __all__ = ["from_torch", "module", "to_torch"]
@@ -41,14 +38,7 @@ __all__ = ["from_torch", "module", "to_torch"]
 # The position of each of our gates among PyTorch's.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
-# Options that PyTorch lacks, and the values that mean they are not used.
-ABSENT = {
-    "reverse": False,
-    "peepholes": False,
-    "coupled_input_forget": False,
-    "clip": None,
-    "reset_after": True,
-}
+ABSENT = ("reverse", "peepholes", "coupled_input_forget", "clip")  # options that PyTorch lacks
 
 
 def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> Any:
@@ -171,11 +161,7 @@ def from_torch(
         checks.shape("from_torch", name, weights[name], {"gates*H": None, "size": None})
     (rows, D), (_, P) = (weights[name].shape for name in first)
     projected = f"{prefix}weight_hr_l0" in weights
-    kind = kind or ("lstm" if projected else kind_by_shape(rows, P))
-    if kind is None:
-        raise ValueError(
-            f"from_torch: {first[1]} has shape {(rows, P)}, expected (4H, H), (3H, H) or (H, H)"
-        )
+    kind = kind or ("lstm" if projected else kind_by_shape("from_torch", first[1], (rows, P)))
     if activation is None:
         activation = metadata.get("activation", "tanh")
     if batch_first is None:
@@ -230,7 +216,9 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     functions = recurrent.activations
     if functions is not None and (not isinstance(recurrent, RNN) or set(functions) != {"relu"}):
         raise ValueError(f"to_torch: activations are {functions}, which PyTorch cannot express")
-    order = inverse(ORDER[type(recurrent).__name__.lower()])
+    if isinstance(recurrent, GRU) and not recurrent.reset_after:
+        raise ValueError("to_torch: reset_after is False, which PyTorch cannot express")
+    order = np.argsort(ORDER[type(recurrent).__name__.lower()])
     theirs = {_name(name): _rows(name, array, order) for name, array in weights.items()}
     if not recurrent.recurrent_bias:
         theirs |= {
@@ -256,11 +244,7 @@ def _read(
             for name, array in source.items()
             if str(name).startswith(prefix)
         }, {}
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(
-            f"from_torch: got a {type(source).__name__}, expected a state dict or a path"
-        )
-    path = Path(source)
+    path = checks.path("from_torch", "state_dict_or_path", source)
     file = TorchFile(path) if path.suffix in PICKLED else Tensors(path)
     names = [name for name in file.shapes if name.startswith(prefix)]
     arrays = {name: floating("from_torch", name, array) for name, array in file.read(names).items()}

@@ -31,8 +31,6 @@ LARGEST_SEED = 2**63 - 1
 _saved_passes: weakref.WeakValueDictionary[int, SavedHandle] = weakref.WeakValueDictionary()
 _unfiled: weakref.WeakValueDictionary[str, Bridge] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
-# a part of their names, which a program from another process does not find here
-PROCESS = uuid.uuid4().hex
 # a tensor of another class, such as FakeTensor, may have no values
 PLAIN = {torch.Tensor, torch.nn.Parameter}
 OF_A_CPU = torch.float32, torch.float64  # dtypes of parameters there
@@ -99,13 +97,11 @@ def _forward(
         raise TypeError(
             f"{bridge.name}: lengths is on meta, expected whole numbers on the device of x or a CPU"
         )
-    options: dict[str, Any] = {}
-    if bridge.has_state:
-        options = {
-            "lengths": lengths,
-            "seed": None if seed is None else int(seed),
-            "train": seed is not None,
-        }
+    options = {
+        "lengths": lengths,
+        "seed": None if seed is None else int(seed),
+        "train": seed is not None,
+    }
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
         x = take(x)
@@ -236,8 +232,7 @@ def _bridge(spec: str) -> Bridge:
     ValueError
         The layer is of a class that files do not know, and it is gone or another process has it.
     """
-    bridge = _unfiled.get(spec)
-    return _filed(spec) if bridge is None else bridge
+    return _unfiled.get(spec) or _filed(spec)
 
 
 @functools.lru_cache(maxsize=64)
@@ -257,8 +252,8 @@ def spec_of(bridge: Bridge) -> str:
     try:
         return json.dumps(model_files.config_of("module", bridge.layer))
     except TypeError:
-        # layers of two classes may have the same repr
-        spec = f"{bridge.layer!r} {PROCESS} {next(_numbers)}"
+        # layers of two classes may have the same repr, and another process has other layers
+        spec = f"{bridge.layer!r} {uuid.uuid4()}"
         _unfiled[spec] = bridge
         return spec
 
@@ -329,12 +324,8 @@ def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
     return None, grads[:params], dx, grads[params:inputs], None, None, None
 
 
-def _refuse_op(ctx: Any, *_: Any) -> None:
-    _refuse("xlstm::backward")
-
-
 forward_op.register_autograd(_differentiate, setup_context=_remember)
-backward_op.register_autograd(_refuse_op)
+backward_op.register_autograd(lambda ctx, *_: _refuse("xlstm::backward"))
 
 
 def _dtypes(bridge: Bridge, like: Tensor) -> list[torch.dtype]:
@@ -431,11 +422,8 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         params = self._tensors()
         if not torch.is_tensor(x):
             raise TypeError(f"{bridge.name}: x is {checks.shown(x)}, expected a PyTorch tensor")
-        if lengths is not None and not bridge.has_state:
-            raise TypeError(
-                f"{bridge.name}: lengths is {checks.shown(lengths)}, expected None, as there are no"
-                " sequences"
-            )
+        if not bridge.has_state and (state is not None or lengths is not None):
+            raise TypeError(f"{bridge.name} has no state, expected neither state nor lengths")
         start: list[Tensor] = [] if state is None else bridge.flat(state)
         if any(a is None for a in start):
             raise TypeError(

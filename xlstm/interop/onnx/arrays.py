@@ -54,15 +54,14 @@ class OnnxGraph:
     repeat it.
     """
 
-    def __init__(self, opset: int, outer: OnnxGraph | None = None) -> None:
+    def __init__(self, opset: int) -> None:
         self.opset = opset
         self.nodes: list[Any] = []
-        self.outermost: OnnxGraph = self if outer is None else outer.outermost
-        self.constants: dict[str, Host] = {} if outer is None else outer.constants
-        # names of what is the same in all steps
-        self.fixed: set[str] = set() if outer is None else outer.fixed
-        self.device: Any = object() if outer is None else outer.device
-        self._count: list[int] = [0] if outer is None else outer._count
+        self.outermost = self
+        self.constants: dict[str, Host] = {}
+        self.fixed: set[str] = set()  # names of what is the same in all steps
+        self.device = object()
+        self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -75,8 +74,7 @@ class OnnxGraph:
 
     def name(self) -> str:
         """Return a name that nothing else has."""
-        self._count[0] += 1
-        return f"v{self._count[0]}"
+        return f"v{next(self._numbers)}"
 
     def node(
         self, op_type: str, inputs: Sequence[str], outputs: int | list[str] = 1, **attributes: Any
@@ -102,20 +100,11 @@ class OnnxGraph:
     def model(self, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
         """Return the checked model of the graph, with outputs of these names."""
         onnx = library()
-        for output, array in outputs.items():
-            self.node("Identity", [array.name], [output])
-        proto = self.part(
-            inputs,
-            [Array(output, array.shape, array.dtype) for output, array in outputs.items()],
-            name,
-        )
+        proto = self.part(inputs, outputs, name)
         used = {name for node in proto.node for name in names_into(node)}
-        constants = [
-            onnx.numpy_helper.from_array(a, name)
-            for name, a in self.constants.items()
-            if name in used
-        ]
-        proto.initializer.extend(constants)
+        for name, a in self.constants.items():
+            if name in used:
+                proto.initializer.append(onnx.numpy_helper.from_array(a, name))
         versions = [onnx.helper.make_opsetid("", self.opset)]
         ir_version = onnx.helper.find_min_ir_version_for(versions)
         model = onnx.helper.make_model(
@@ -124,26 +113,16 @@ class OnnxGraph:
         onnx.checker.check_model(model, full_check=True)
         return model
 
-    def part(self, inputs: Sequence[Array], outputs: Sequence[Array], title: str = "step") -> Any:
-        """Return a graph of those nodes that the outputs need; one that is there twice gets a name
-        of its own.
-        """
+    def part(self, inputs: Sequence[Array], outputs: Mapping[str, Array], title: str) -> Any:
+        """Return a graph of those nodes that outputs of these names need."""
         helper = library().helper
-        computed = {output for node in self.nodes for output in node.output}
-        names: list[str] = []
-        for array in outputs:
-            name = array.name
-            if name in names or name not in computed:
-                name = self.name()
-                self.nodes.append(helper.make_node("Identity", [array.name], [name]))
-            names.append(name)
-        needed = set(names)
-        nodes = []
+        nodes = [helper.make_node("Identity", [a.name], [name]) for name, a in outputs.items()]
+        needed = {a.name for a in outputs.values()}
         for node in reversed(self.nodes):
             if needed & set(node.output):
                 nodes.append(node)
                 needed |= set(names_into(node))
-        results = [_value(name, a) for name, a in zip(names, outputs, strict=True)]
+        results = [_value(name, a) for name, a in outputs.items()]
         return helper.make_graph(nodes[::-1], title, [_value(a.name, a) for a in inputs], results)
 
 
@@ -151,9 +130,8 @@ def names_into(node: Any) -> Iterator[str]:
     """Yield the names that go into a node, and those that go into the nodes of graphs inside it."""
     yield from node.input
     for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            for inner in graph.node:
-                yield from names_into(inner)
+        for inner in attribute.g.node:
+            yield from names_into(inner)
 
 
 def _value(name: str, array: Array) -> Any:
@@ -213,14 +191,16 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, key: Any) -> Array:
         keys = list(key) if isinstance(key, tuple) else [key]
-        existing = [k for k in keys if k is not None and k is not Ellipsis]
-        spread: list[Any] = [slice(None)] * (self.ndim - len(existing))
-        at = next((n for n, k in enumerate(keys) if k is Ellipsis), len(keys))
+        if Ellipsis not in keys:
+            keys.append(Ellipsis)
+        at = keys.index(Ellipsis)
+        axes = len(keys) - 1 - keys.count(None)
+        keys[at : at + 1] = [slice(None)] * (self.ndim - axes)
         cuts = []
         sizes = []
         shape = []
         axis = 0
-        for k in [*keys[:at], *spread, *keys[at + 1 :]]:
+        for k in keys:
             if k is None:
                 shape.append(1)
                 continue
@@ -327,19 +307,21 @@ def reshape(x: Array, shape: Sequence[int]) -> Array:
     if shape == x.shape:
         return x
     places = [0 if x.shape[k : k + 1] == (n,) else -1 for k, n in enumerate(shape)]
-    numbers = [
-        place if n and any(n % size == 0 for size in OPEN.values()) else n
-        for n, place in zip(shape, places, strict=True)
-    ]
+    numbers = [place if _open_sizes(n) else n for n, place in zip(shape, places, strict=True)]
     sizes = _sizes(shape).name if numbers.count(-1) > 1 else current().enter(numbers, int64)
     return _node("Reshape", [x, sizes], shape, x.dtype)
+
+
+def _open_sizes(n: int) -> list[str]:
+    """Return the names of the open sizes that a size is a multiple of."""
+    return [name for name, size in OPEN.items() if n and n % size == 0]
 
 
 def _sizes(shape: Sequence[int]) -> Array:
     """Return the sizes of a shape as an array, by those that `OPEN` names where they are open."""
     sizes = []
     for n in shape:
-        factors = [name for name, size in OPEN.items() if n and n % size == 0]
+        factors = _open_sizes(n)
         size = constant([n // math.prod(OPEN[name] for name in factors)], int64)
         for name in factors:
             size *= open_size(name)
@@ -419,7 +401,7 @@ def constant(values: Any, dtype: Any = None) -> Array:
 
 def full(shape: Sequence[int], value: float, dtype: Any = float32, device: Any = None) -> Array:
     """Return one number in any shape."""
-    if not any(n and n % size == 0 for n in shape for size in OPEN.values()):
+    if not any(map(_open_sizes, shape)):
         return constant(np.full(shape, value, dtype))
     return broadcast_to(constant(value, dtype), shape)
 

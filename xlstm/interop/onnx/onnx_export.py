@@ -7,6 +7,7 @@ is written.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -166,12 +167,19 @@ def to_onnx(
         layer = layer.model_
     weights: Params = {} if params is None else params
     LAYER("to_onnx", "layer", layer).check(weights)
-    with _writing(OnnxGraph(opset)) as graph:
+    any_time = isinstance(layer, SequenceLayer) and not isinstance(layer, TiRex | TiRex2)
+    if (step or lengths) and formula is None and not any_time:
+        raise ValueError(
+            "to_onnx: step and lengths are for layers of any number of steps, expected neither for"
+            f" a {type(layer).__name__}"
+        )
+    graph = OnnxGraph(opset)
+    with graph.open(), _recurrences():
         p = {name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()}
         if formula is not None:
             inputs, outputs = _estimator(layer, p, signature, formula)
         elif isinstance(layer, TiRex | TiRex2):
-            inputs, outputs = _tirex(layer, p, lengths)
+            inputs, outputs = _tirex(layer, p)
         else:
             inputs, outputs = _model(layer, p, state, lengths, step)
     model = graph.model(inputs, outputs, type(layer).__name__)
@@ -199,13 +207,8 @@ def _estimator(
     return inputs, formula(arrays, run, *inputs)
 
 
-def _tirex(model: TiRex | TiRex2, p: Params, lengths: bool) -> Written:
+def _tirex(model: TiRex | TiRex2, p: Params) -> Written:
     """Write a network whose input has the batch first."""
-    if lengths:
-        kind = type(model).__name__
-        raise ValueError(
-            f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed"
-        )
     T = (model.context + getattr(model, "horizon", 0)) // model.patch_size
     x = Array("tokens", (BATCH, T, model.input_size), np.float32)
     _write_sizes([x])
@@ -218,10 +221,6 @@ def _tirex(model: TiRex | TiRex2, p: Params, lengths: bool) -> Written:
 def _model(layer: Any, p: Params, state: bool, lengths: bool, step: bool) -> Written:
     """Write a layer or model over all steps, or for one of them."""
     through_time = isinstance(layer, SequenceLayer)
-    if (step or lengths) and not through_time:
-        raise ValueError(
-            f"to_onnx: step and lengths are not for a {type(layer).__name__}, which has no time"
-        )
     if step and (lengths or layer.directions != ("",)):
         name = "lengths" if lengths else "a reverse direction"
         raise ValueError(f"to_onnx: step is True, which does not go with {name}")
@@ -272,13 +271,12 @@ def _state(states: State, prefix: str = "") -> State:
     """Return the inputs of a state: `h0`, or the places of its parts before that, such as
     `0.1.C0`.
     """
-    parts: list[Any] = []
-    for k, leaf in enumerate(states):
-        if isinstance(leaf, Leaf):
-            parts.append(Array(f"{prefix}{leaf.name}0", leaf.dims(BATCH).values(), np.float32))
-        else:
-            parts.append(_state(leaf, f"{prefix}{k}."))
-    return tuple(parts)
+    return tuple(
+        Array(f"{prefix}{leaf.name}0", leaf.dims(BATCH).values(), np.float32)
+        if isinstance(leaf, Leaf)
+        else _state(leaf, f"{prefix}{k}.")
+        for k, leaf in enumerate(states)
+    )
 
 
 def _over_time(
@@ -287,9 +285,7 @@ def _over_time(
     """Write a layer or model over x (T, B, ...): return y, zero past the end of a sequence, and the
     final state.
     """
-    has_head = isinstance(layer, SequenceModel)
-    native = _is_native(layer.recurrent if has_head else layer)
-    if has_head and (layer.last or native or layer.directions != ("",)):
+    if isinstance(layer, SequenceModel):
         run = Forward(layer, arrays, p)
         x = x if layer.inputs is None else run("input", x)
         y, end = _body(layer, layer.below("recurrent", p), x, start, lengths)
@@ -297,7 +293,7 @@ def _over_time(
         if lengths is not None and not layer.last:
             y = _where(_steps()[:, None] < lengths, y, 0.0)
         return y, end
-    if native:
+    if _is_native(layer):
         return _native(layer, p, x, start, lengths)
     if layer.directions == ("",):
         return _scan(functools.partial(layer.run_step, arrays, p), x, start, lengths)
@@ -404,7 +400,8 @@ def _scan(
     """
     outer = arrays.current()
     flat = [*leaves(start)]
-    body = OnnxGraph(outer.opset, outer)
+    body = copy.copy(outer)  # it shares all but the nodes
+    body.nodes = []
     over = [x] if lengths is None else [x, _steps()]
     with body.open():
         before = [Array(body.name(), a.shape, a.dtype) for a in flat]
@@ -419,7 +416,7 @@ def _scan(
         "Scan",
         [a.name for a in (*flat, *over)],
         len(flat) + 1,
-        body=body.part([*before, *now], [*after, y]),
+        body=body.part([*before, *now], {body.name(): a for a in (*after, y)}, "step"),
         num_scan_inputs=len(over),
         scan_input_directions=[int(reverse)] * len(over),
         scan_output_directions=[int(reverse)],
@@ -491,11 +488,6 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
         if name == "linear":
             name = "affine"
             values = (1.0, 0.0)
-        if name not in FUNCTIONS:
-            expected = ", ".join(["linear", *FUNCTIONS])
-            raise ValueError(
-                f"to_onnx: activation {text!r} is none that ONNX has, which are {expected}"
-            )
         for key, value in zip(attributes, (FUNCTIONS[name], *values), strict=False):
             attributes[key].append(value)
     return {key: values for key, values in attributes.items() if values}
@@ -533,12 +525,11 @@ class _Scan(engine.Engine):
 
 
 @contextlib.contextmanager
-def _writing(graph: OnnxGraph) -> Iterator[OnnxGraph]:
-    """Write what arrays do in this context to a graph, and let their recurrences run."""
+def _recurrences() -> Iterator[None]:
+    """Let recurrences of arrays that write ONNX run in this context."""
     scan: Any = _Scan()
     engine.ENGINES.insert(0, scan)
     try:
-        with graph.open():
-            yield graph
+        yield
     finally:
         engine.ENGINES.remove(scan)

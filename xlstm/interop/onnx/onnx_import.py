@@ -58,7 +58,7 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     ------
     OSError
         There is no such file, or none with the external data it names.
-    ValueError
+    ValueError, TypeError
         It is no ONNX model; there is no such node, or there are several and none is named; an
         attribute is unknown or has an unknown value; an initial state is a constant other than 0; a
         weight is no constant, damaged or misshapen, or it is external data outside the folder of
@@ -93,29 +93,28 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     label = f"{where}: {proto.op_type} {shown(_name(proto))}"
     layer, params = _read(label, proto, _constants(graph), folder)
     if node is None and any(
-        proto.input[0] in before.output and _swaps_batch_and_time(before) for before in graph.node
+        before.op_type == "Transpose"
+        and proto.input[0] in before.output
+        and [entry.ints for entry in before.attribute] == [[1, 0, 2]]
+        for before in graph.node
     ):
         layer = replace(layer, batch_first=True)
-    return layer, {name: params[name] for name in layer.shapes}
+    return layer, params
 
 
 def _node(where: str, graph: Any, node: str | None) -> Any:
     """Return the node to read."""
     nodes = [n for n in graph.node if n.op_type in KINDS_THERE and n.domain in DOMAINS]
-    names = [_name(n) for n in nodes]
     if not nodes:
         hint = "PyTorch writes an nn.RNN as one with dynamo=False only"
         raise ValueError(f"{where}: the model has no node LSTM, GRU or RNN ({hint})")
-    if node is None:
-        if len(nodes) > 1:
-            raise ValueError(
-                f"{where}: there are {len(nodes)} recurrent nodes, expected node=... to choose from"
-                f" {few(names)}"
-            )
-        return nodes[0]
-    if names.count(node) != 1:
-        raise ValueError(f"{where}: node {shown(node)} is not one of {few(names)}, each named once")
-    return nodes[names.index(node)]
+    matching = [n for n in nodes if node in (None, _name(n))]
+    if len(matching) != 1:
+        raise ValueError(
+            f"{where}: for node {shown(node)} there are {len(matching)} recurrent nodes, expected"
+            f" one of {few(map(_name, nodes))}"
+        )
+    return matching[0]
 
 
 def _constants(graph: Any) -> dict[str, Any]:
@@ -129,12 +128,6 @@ def _constants(graph: Any) -> dict[str, Any]:
         elif node.op_type == "Identity" and node.input[0] in tensors:
             tensors[node.output[0]] = tensors[node.input[0]]
     return tensors
-
-
-def _swaps_batch_and_time(node: Any) -> bool:
-    return node.op_type == "Transpose" and [1, 0, 2] in [
-        list(entry.ints) for entry in node.attribute
-    ]
 
 
 def _name(node: Any) -> str:
@@ -158,7 +151,7 @@ def _read(
         arrays[name] = floating(
             where, name, values(f"{where}: {name}", constants[inputs[name]], folder)
         )
-    one_dtype(where, arrays, ValueError)
+    one_dtype(where, arrays)
     D, H = (arrays[name].shape[-1] if arrays[name].ndim else 0 for name in "WR")
     H = checks.size(where, "hidden_size", attributes.get("hidden_size", H))
     kind = KINDS_THERE[proto.op_type]
