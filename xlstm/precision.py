@@ -218,7 +218,7 @@ def tf32(on: bool = True) -> Iterator[None]:
             f"tf32: needs a GPU of compute capability 8.0 or more, this one has {capability / 10}"
         )
     core = cupy._core
-    kinds = cupy._core._routines_linalg
+    kinds = core._routines_linalg
     before = core.get_compute_type(np.float32)
     core.set_compute_type(np.float32, kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT)
     try:

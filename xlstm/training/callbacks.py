@@ -131,13 +131,12 @@ def has(callback: Callback, *names: str) -> bool:
 class Each(Callback):
     """Calls a function of a `Progress` after every step; where it returns True, training stops."""
 
-    function: Callable[[Progress], Any]
+    function: Callable[[Progress], bool | None]
 
     everywhere = False
 
     def step(self, now: Progress) -> bool | None:
-        answer: bool | None = self.function(now)
-        return answer
+        return self.function(now)
 
 
 @dataclass(frozen=True)
@@ -171,11 +170,9 @@ class Clip(Callback):
         if self.value is not None:
             grads = optimizers.clip_value(grads, self.value)
             norm = optimizers.global_norm(grads)
-        return (
-            grads
-            if self.norm is None
-            else optimizers.clip_global_norm(grads, self.norm, norm, in_place=True)
-        )
+        if self.norm is not None:
+            grads = optimizers.clip_global_norm(grads, self.norm, norm, in_place=True)
+        return grads
 
 
 @dataclass(frozen=True)
@@ -304,8 +301,7 @@ class ReduceOnPlateau(Callback):
                 "ReduceOnPlateau: it is a learning rate, expected it in callbacks of train, too"
             )
         self.is_rate = True
-        rate: float = self.lr(step)
-        return self.scale * rate
+        return float(self.scale * self.lr(step))
 
     def begin(self, params: Params) -> None:
         self.scale = 1.0
@@ -313,14 +309,13 @@ class ReduceOnPlateau(Callback):
         self.bad = 0
         self.is_callback = bool(params)
 
-    def epoch(self, now: Progress) -> bool | None:
+    def epoch(self, now: Progress) -> None:
         assert now.validation is not None
         if not self.is_rate:
-            expected = (
-                "expected it as the learning rate of the optimizer, too, such as"
-                " optim.adam(plateau)"
+            raise ValueError(
+                "ReduceOnPlateau: it is in callbacks, expected it as the learning rate of the"
+                " optimizer, too, such as optim.adam(plateau)"
             )
-            raise ValueError(f"ReduceOnPlateau: it is in callbacks, {expected}")
         if now.validation < self.best * (1 - self.threshold):
             self.best = now.validation
             self.bad = 0
@@ -329,7 +324,6 @@ class ReduceOnPlateau(Callback):
         if self.bad > self.patience:
             self.scale = max(self.scale * self.factor, self.floor)
             self.bad = 0
-        return None
 
     def state(self) -> dict[str, Any]:
         return {"scale": self.scale, "best": self.best, "bad": self.bad}
@@ -388,7 +382,7 @@ class ProgressBar(Callback):
         self._bar.add_task("", total=None)
         self._due = time.monotonic() + EVERY
 
-    def step(self, now: Progress) -> bool | None:
+    def step(self, now: Progress) -> None:
         judged = {} if now.validation is None else {"validation": now.validation}
         losses = {"loss": now.loss, **judged, **now.metrics}
         words = f"epoch {now.epoch}/{now.epochs}" + "".join(
@@ -406,7 +400,6 @@ class ProgressBar(Callback):
             self._due = time.monotonic() + EVERY
             with contextlib.suppress(OSError):  # nobody reads any more
                 self._bar.console.print(f"{words}, step {now.step}/{now.steps}")
-        return None
 
     def end(self) -> None:
         if self._bar is not None and self._bar.live.is_started:  # another would print an empty line
@@ -449,19 +442,17 @@ class TensorBoard(Callback):
             ) from error
         self._writer = Writer(str(self.folder))
 
-    def step(self, now: Progress) -> bool | None:
+    def step(self, now: Progress) -> None:
         if now.total % self.every == 0:
             self._writer.add_scalar("loss", now.loss, now.total)
             self._writer.add_scalar("gradient norm", now.norm, now.total)
-        return None
 
-    def epoch(self, now: Progress) -> bool | None:
+    def epoch(self, now: Progress) -> None:
         if now.validation is not None:
             self._writer.add_scalar("validation loss", now.validation, now.total)
         for name, value in now.metrics.items():
             self._writer.add_scalar(f"validation {name}", value, now.total)
         self._writer.flush()
-        return None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files out of copies and pickles."""

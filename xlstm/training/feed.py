@@ -90,17 +90,13 @@ class Iterated:
     Raises
     ------
     TypeError
-        The data are not iterable; or, once it is its turn, an entry is neither a pair nor a
-        `Batch`.
+        Once it is its turn: an entry is neither a pair nor a `Batch`.
     ValueError
         Once it is its turn: the shapes of a pair do not go together.
     """
 
     data: Iterable[Any]
-    every_step: bool = True
-
-    def __post_init__(self) -> None:
-        checks.fields(self, data=ITERABLE, every_step=checks.flag)
+    every_step: bool
 
     @property
     def once(self) -> bool:
@@ -129,11 +125,9 @@ class Iterated:
             seed = 0 if rng is None else int(rng.integers(2**63))
             data.sampler.generator = torch.Generator().manual_seed(seed)
         for number, entry in enumerate(data, 1):
-            yield (
-                entry
-                if isinstance(entry, Batch)
-                else _batch_of(f"train: batch {number}", entry, self.every_step)
-            )
+            if not isinstance(entry, Batch):
+                entry = _batch_of(f"train: batch {number}", entry, self.every_step)
+            yield entry
 
 
 def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
@@ -149,9 +143,9 @@ def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
     axes = 2 if every_step else 1
     if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
         leading = "(B, T, ...)" if every_step else "(B, ...)"
-        shapes = f"x of shape {x.shape} and target of shape {target.shape}"
         raise ValueError(
-            f"{where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}"
+            f"{where} has x of shape {x.shape} and target of shape {target.shape}, expected"
+            f" (B, T, D), or tokens (B, T), and {leading}"
         )
     return Batch(time_first(x), time_first(target) if every_step else target, None, True)
 

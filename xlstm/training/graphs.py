@@ -16,14 +16,11 @@ from xlstm.arrays.cuda.cuda_graph import CudaGraph, Recorder
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, leaves, namespace
 from xlstm.training.feed import Inputs
-from xlstm.training.state import StepState, decision
+from xlstm.training.state import StepState
 
 MOST = 8  # graphs of a run; batches of other shapes go without
 SEEN = 64  # shapes that came before and are remembered
 MASKS = 1024  # that a step draws at most
-
-# the array has the numbers of `HostScalars` and those of the optimiser
-StepFunction = Callable[[StepState, Inputs, Array], StepState]
 
 
 def choice(where: str, name: str, value: Any) -> bool | str:
@@ -100,18 +97,13 @@ class Graphs:
         same = state.params is self.params and state.moments.slots is self.slots
         return same and owner is self.owner and (state.sums is None or state.sums is self.sums)
 
-    def take(
-        self, step: StepFunction, state: StepState, inputs: Inputs, scalars: np.ndarray[Any, Any]
-    ) -> StepState:
-        """Return the state after a step, whose arrays are those of this object.
+    def take(self, state: StepState, inputs: Inputs, scalars: np.ndarray[Any, Any]) -> StepState:
+        """Return the state after a step of the owner, whose arrays are those of this object.
 
         There is one warning where a step cannot be captured; steps go on without graphs then.
 
         Parameters
         ----------
-        step : callable
-            `step(state, inputs, scalars) -> state` changes the arrays of the state in their places,
-            but for `decided` and the state of the model.
         state : StepState
         inputs : Inputs
         scalars : array
@@ -126,10 +118,10 @@ class Graphs:
         if key in self.captured:
             return self._launched(self.captured[key], state, inputs, scalars)
         with contextlib.nullcontext() if self.recorder is None else self.recorder.rehearsal():
-            after = self._done(step, state, inputs, self.home.asarray(scalars, "float64"))
+            after = self._done(state, inputs, self.home.asarray(scalars, "float64"))
         if key in self.seen and len(self.captured) < self.most:
             try:
-                self.captured[key] = self._capture(step, state, inputs, after.carried)
+                self.captured[key] = self._capture(state, inputs, after.carried)
             except Exception as error:
                 self._refused(error)
         self.seen[key] = None
@@ -177,17 +169,15 @@ class Graphs:
             params=self.params, moments=moments, decided=self.decided, sums=self.sums
         )
 
-    def _done(
-        self, step: StepFunction, state: StepState, inputs: Inputs, scalars: Array
-    ) -> StepState:
+    def _done(self, state: StepState, inputs: Inputs, scalars: Array) -> StepState:
         """Take a step in place, with what it decides in its place too."""
-        after = step(state, inputs, scalars)
+        after: StepState = self.owner.take_on_device(state, inputs, scalars, in_place=True)
         self.decided[...] = after.decided
         if self.sums is None:
             self.sums = after.sums
         return self._with_arrays(after)
 
-    def _capture(self, step: StepFunction, state: StepState, inputs: Inputs, end: Any) -> _Captured:
+    def _capture(self, state: StepState, inputs: Inputs, end: Any) -> _Captured:
         """Capture a step, which has just been taken and has left the model in the state `end`."""
         if _kinds(end) not in self.places:
             self.places[_kinds(end)] = _copied(end)
@@ -203,7 +193,7 @@ class Graphs:
         self._leave(place, end)  # its kernels are to be compiled, too
         assert self.recorder is not None
         graph = self.recorder.capture(
-            lambda: self._leave(place, self._done(step, state, fixed, self.scalars).carried)
+            lambda: self._leave(place, self._done(state, fixed, self.scalars).carried)
         )
         return _Captured(graph, fixed, place, [] if later is None else later.sizes)
 
@@ -211,7 +201,7 @@ class Graphs:
         """Put the state of the model after a step into its place, unless the step could not be
         taken.
         """
-        failed = decision(self.decided, "failed")
+        _, _, failed, _ = self.decided
         for old, new in zip(leaves(place), leaves(end), strict=True):
             fuse(self.home.xp, _unless_failed, old, new, failed, out=old)
 

@@ -340,12 +340,10 @@ def clip_global_norm(
     limit = checks.above_0("clip_global_norm", "limit", limit)
     checks.mapping("clip_global_norm", grads, "gradients")
     xp = namespace("clip_global_norm", grads)
-    norm = global_norm(grads) if norm is None else norm
-    if not compiles(xp):
-        scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
-        return {name: g * scale for name, g in grads.items()}
+    norm = norm_of(xp, grads) if norm is None else norm
     arrays = list(grads.values())
-    into = (0,) if in_place and all(g.flags.c_contiguous for g in arrays) else ()
+    in_place = in_place and compiles(xp) and all(g.flags.c_contiguous for g in arrays)
+    into = (0,) if in_place else ()
     results = foreach.apply(xp, _scaled, [arrays], (norm, limit), into)
     return {name: g for name, (g,) in zip(grads, results, strict=True)}
 
@@ -494,9 +492,10 @@ class ByRules(Optimizer):
                 raise ValueError(
                     f"{self.where}: no parameter matches {checks.shown(pattern)} first, {expected}"
                 )
-        slots: Slots = {}
-        for slot, arrays in self._by_slot(params).items():
-            slots[slot] = {name: xp.zeros_like(p) for name, p in arrays.items()}
+        slots = {
+            slot: {name: xp.zeros_like(p) for name, p in arrays.items()}
+            for slot, arrays in self._by_slot(params).items()
+        }
         return OptimState(0, slots)
 
     def numbers(self, step: int) -> tuple[float, ...]:
@@ -533,7 +532,9 @@ class ByRules(Optimizer):
         take the places of the old ones. `check` says whether gradients are to be checked.
         """
         if check:
-            self._check(params, grads)
+            named = {f"gradient of {name}": g for name, g in grads.items()}
+            namespace(self.where, {**params, **named})
+            check_alike(f"{self.where}: gradients", self.moving(grads), self.moving(params))
         new = dict(params)
         slots: Slots = {slot: {} for slot in state.slots}
         first = 0
@@ -557,12 +558,6 @@ class ByRules(Optimizer):
             for after, arrays in zip(afters, zip(*results, strict=True), strict=True):
                 after.update(zip(names, arrays, strict=True))
         return new, OptimState(state.step + 1, slots)
-
-    def _check(self, params: Params, grads: Params) -> None:
-        """Raise an error unless gradients go with the parameters that change."""
-        namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
-        where = f"{self.where}: gradients"
-        check_alike(where, self.moving(grads), self.moving(params))
 
     def _by_slot(self, params: Params) -> Slots:
         """Return the parameters that have a moment, by slot."""

@@ -126,7 +126,7 @@ class RunRanks:
         """
         if self.reduce is None:
             return asked
-        every = self._told("the end of an epoch", (checksum(params), asked))
+        every = self._told("the end of an epoch", (checksum(params.values()), asked))
         self._compare([number for number, _ in every], total)
         return any(of_rank for _, of_rank in every)
 
@@ -150,7 +150,9 @@ class RunRanks:
         if self.reduce is None:
             return state
         if self.compared != total:
-            self._compare(told(self.group, "a checkpoint", None, checksum(state.params)), total)
+            self._compare(
+                told(self.group, "a checkpoint", None, checksum(state.params.values())), total
+            )
         sums = state.sums
         # those of each rank: their sum would be rounded in another order
         if sums is not None and self.sums_locally:

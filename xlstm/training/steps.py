@@ -1,7 +1,8 @@
 """One step of training: forward, loss, backward, and an update of the parameters.
 
-A step is one function of the state, `TrainStep._take`. On CuPy it only asks the GPU for its work,
-and a CUDA graph can capture it; elsewhere the host decides within it whether the step counts.
+A step is two functions of the state: `TrainStep._gradients` and `TrainStep._update`. On CuPy they
+only ask the GPU for its work, and a CUDA graph can capture them; elsewhere the host decides between
+them whether the step counts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.fuse import listed
+from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.arrays.ranks.groups import GROUP, Group
@@ -50,9 +51,7 @@ from xlstm.training.state import (
     Runtime,
     StepState,
     Taken,
-    decide,
     decide_on_device,
-    decision,
     read,
 )
 
@@ -167,7 +166,7 @@ class TrainStep:
         params = from_foreign("train", params)
         runtime = Runtime(Feed.of("train", self.model, params, self.precision))
         feed = runtime.feed
-        if runtime.compiles:
+        if compiles(feed.home.xp):
             first_training(feed.low.dtype, feed.home.dtype)
         elif self.graph is True:
             raise BackendError(
@@ -201,7 +200,7 @@ class TrainStep:
             **self.settings,
             "backend": runtime.feed.home.name,
             "parameters": {name: f"{p.dtype} {p.shape}" for name, p in params.items()},
-            "checksum of the weights that stay": checksum(frozen),
+            "checksum of the weights that stay": checksum(frozen.values()),
         }
         drawn_by = None if masks is None else masks.bit_generator.state
         drawn_by = same(group, "train", settings, drawn_by)
@@ -238,7 +237,7 @@ class TrainStep:
         """
         ranks = state.runtime.ranks
         if ranks is None:
-            inputs = batch if isinstance(batch, Inputs) else self._inputs(state, batch, where)
+            inputs = self._inputs(state, batch, where)
         else:
             common = self._common_inputs(state, ranks, batch, where)
             if common is None:
@@ -249,10 +248,21 @@ class TrainStep:
         else:
             state = self.settle(state) if state.pending else state
             numbers = self.optimizer.numbers(state.updates)
-            new, passed = self._take(state, inputs, self._scalars(state, inputs), numbers)
-            if new.decided.failed:
+            scalars = self._scalars(state, inputs)
+            gradients = self._gradients if self.group is None else self._all_gradients
+            passed = gradients(state, inputs, scalars)
+            if ranks is not None:
+                ranks.look()
+            loss = float(passed.loss)
+            norm = float(passed.norm)
+            finite = math.isfinite(norm)
+            if not math.isfinite(loss) or not (finite or scalars.forgiven):
                 raise self._failure(state, inputs, where, passed)
-            new, taken = self._settled(state, new, inputs, new.decided)
+            decided = Decided(loss, norm, counts=float(finite))
+            new = state._replace(carried=passed.carried, decided=decided)
+            if finite:
+                new = self._update(new, passed, scalars, numbers)
+            new, taken = self._settled(state, new, inputs, decided)
         if ranks is not None and state.masks is not None and inputs.host.part is not None:
             ranks.same_masks(state.masks, inputs.host.part)
         return new, taken
@@ -285,52 +295,34 @@ class TrainStep:
             )
         return state._replace(pending=())
 
-    def _take(
+    def _update(
         self,
         state: StepState,
-        inputs: Inputs,
+        passed: LossAndGradients,
         scalars: HostScalars,
         numbers: Any,
-        on_device: bool = False,
+        counts: Array | None = None,
         in_place: bool = False,
-    ) -> tuple[StepState, LossAndGradients]:
-        """Return the state after a step, with its decisions and the counts from before it, and the
-        gradients.
+    ) -> StepState:
+        """Return the state after a step with these gradients, with the counts from before it.
 
-        On a device nothing here waits, and a graph can capture it: `scalars` and the `numbers` of
-        the optimiser lie there. With `in_place` parameters, moments and sums of gradients are
-        changed where they are.
+        On a device nothing here waits, and a graph can capture it: `scalars`, the `numbers` of the
+        optimiser, and `counts`, which says whether the gradients are taken, lie there. With
+        `in_place` parameters, moments and sums of gradients are changed where they are.
         """
         ranks = state.runtime.ranks
-        xp = state.runtime.feed.home.xp
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
-            if ranks is None:
-                passed = self._gradients(state, inputs, scalars)
-            else:
-                passed = self._all_gradients(state, ranks, inputs, scalars)
-        counts = None
-        if on_device:
-            decided = decide_on_device(xp, state.decided, passed.loss, passed.norm, scalars)
-            counts = decision(decided, "counts")
-        else:
-            if ranks is not None:
-                ranks.look()
-            decided = decide(passed.loss, passed.norm, scalars)
-        changes: dict[str, Any] = {"carried": passed.carried, "decided": decided}
-        if not (on_device or decided.counts):
-            return state._replace(**changes), passed
         grads = passed.grads
         norm = passed.norm
         if self.accumulate > 1:
             sums = _sums(state, grads, scalars.targets, counts, in_place)
-            changes["sums"] = sums
+            state = state._replace(sums=sums)
             if state.batches + 1 < self.accumulate:
-                return state._replace(**changes), passed
+                return state
             if ranks is not None and self.sums_locally:
                 grads, norm = ranks.mean(sums, scalars.total)
             else:
                 grads = _each(_mean, [sums], (scalars.total,))
-                norm = norm_of(xp, grads)
+                norm = norm_of(state.runtime.feed.home.xp, grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
         update = self.optimizer.apply
@@ -338,7 +330,7 @@ class TrainStep:
             update = functools.partial(ranks.updated, update)
         how = (numbers, counts, in_place, not self._is_ours)
         params, moments = update(state.params, grads, state.moments, *how)
-        return state._replace(**changes, params=params, moments=moments), passed
+        return state._replace(params=params, moments=moments)
 
     def _gradients(
         self,
@@ -355,23 +347,28 @@ class TrainStep:
         scale = scalars.scale if self.scales else 1.0
         masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
         used = state.params
-        if self.precision is not None:
-            used = lowered(used, feed.low.dtype)
-        y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
-        y = raised(y, feed.home.dtype)
-        loss, dy = self.loss(y, inputs.target, inputs.mask)  # type: ignore[misc]
-        dy = lowered(dy, feed.low.dtype, scale * share)
-        grads = self.optimizer.moving(self.model.backward(used, saved, dy)[0])
-        grads = raised(grads, feed.home.dtype, scale)
-        norm = norm_of(feed.home.xp, grads) if normed else None
+        # parts of this package keep to the dtype of the weights
+        casts = self.precision is not None or not self._is_ours
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
+            if self.precision is not None:
+                used = lowered(used, feed.low.dtype)
+            y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
+            y = raised(y, feed.home.dtype) if casts else y
+            loss, dy = self.loss(y, inputs.target, inputs.mask)  # type: ignore[misc]
+            dy = lowered(dy, feed.low.dtype, scale * share) if casts else dy
+            grads = self.optimizer.moving(self.model.backward(used, saved, dy)[0])
+            grads = raised(grads, feed.home.dtype, scale) if casts else grads
+            norm = norm_of(feed.home.xp, grads) if normed else None
         return LossAndGradients(loss, carried, used, grads, norm)
 
     def _all_gradients(
-        self, state: StepState, ranks: AllReduce, inputs: Inputs, scalars: HostScalars
+        self, state: StepState, inputs: Inputs, scalars: HostScalars
     ) -> LossAndGradients:
         """Return the loss and the gradients of the batch of all ranks, to which this one adds its
         part.
         """
+        ranks = state.runtime.ranks
+        assert ranks is not None
         share = scalars.share
         # scaled ones are shared before, so that the same gradients overflow as in the whole batch
         early, late = (share, 1.0) if self.scales else (1.0, share)
@@ -382,7 +379,8 @@ class TrainStep:
         if own is None:
             own = ranks.nothing(None if ranks.error is None else state.carried, state.params)
         head = Head(0.0, 0.0, 0.0, share, scalars.signal, scalars.stop, scalars.check)
-        return ranks.reduce(own, head, self.sums_locally, late)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return ranks.reduce(own, head, self.sums_locally, late)
 
     def _enqueue(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Ask a GPU for a step, which decides about it, and wait for that where steps wait."""
@@ -399,11 +397,10 @@ class TrainStep:
         if self._captures(state.masks):
             if runtime.graphs is None or not runtime.graphs.hold(self, state):
                 runtime.graphs = Graphs(self, state)
-            step = functools.partial(self._take_on_device, in_place=True)
-            new = runtime.graphs.take(step, state, inputs, scalars)
+            new = runtime.graphs.take(state, inputs, scalars)
         else:
             runtime.graphs = None
-            new = self._take_on_device(state, inputs, home.asarray(scalars, "float64"))
+            new = self.take_on_device(state, inputs, home.asarray(scalars, "float64"))
         if waits:
             decided = read(new.decided)
             if runtime.ranks is not None:
@@ -415,24 +412,33 @@ class TrainStep:
                     state = state._replace(masks=copy.deepcopy(state.masks))
                     state.masks.bit_generator.state = drawn_by  # type: ignore[union-attr]
                 # no array of the state before has changed: the step shows why on the host
-                _, passed = self._take(state, inputs, self._scalars(state, inputs), numbers)
+                gradients = self._gradients if self.group is None else self._all_gradients
+                passed = gradients(state, inputs, self._scalars(state, inputs))
+                if runtime.ranks is not None:
+                    runtime.ranks.look()
                 raise self._failure(state, inputs, where, passed)
             return self._settled(state, new, inputs, decided)
         # graphs change the array of decisions
         decided = new.decided if runtime.graphs is None else home.xp.asarray(new.decided, copy=True)
-        loss, norm, counts = (decision(decided, name) for name in ("loss", "norm", "counts"))
+        loss, norm, _, counts = decided
         new = self._counted(new, inputs, pending=(*state.pending, where))
         return new, Taken(loss, norm, counts if new.batches == 0 else False)
 
-    def _take_on_device(
-        self, state: StepState, inputs: Inputs, scalars: Array, in_place: bool = False
+    def take_on_device(
+        self, state: StepState, inputs: Inputs, numbers: Array, in_place: bool = False
     ) -> StepState:
-        """Return the state after a step whose numbers lie in an array on the device."""
+        """Return the state after a step that is decided on the device, where `numbers` are those of
+        `HostScalars` and of the optimiser.
+        """
         width = len(HostScalars._fields)
-        numbers = list(scalars[width:])
-        return self._take(
-            state, inputs, HostScalars(*scalars[:width]), numbers, on_device=True, in_place=in_place
-        )[0]
+        scalars = HostScalars(*numbers[:width])
+        gradients = self._gradients if self.group is None else self._all_gradients
+        passed = gradients(state, inputs, scalars)
+        xp = state.runtime.feed.home.xp
+        decided = decide_on_device(xp, state.decided, passed.loss, passed.norm, scalars)
+        state = state._replace(carried=passed.carried, decided=decided)
+        *_, counts = decided
+        return self._update(state, passed, scalars, list(numbers[width:]), counts, in_place)
 
     def _settled(
         self, state: StepState, new: StepState, inputs: Inputs, decided: Decided
@@ -502,6 +508,8 @@ class TrainStep:
 
     def _inputs(self, state: StepState, batch: Any, where: str) -> Inputs:
         """Return a batch as the model takes it."""
+        if isinstance(batch, Inputs):
+            return batch
         inputs = state.runtime.feed.inputs(batch, where)
         if (batch.part is None) != (self.group is None):
             expected = (
@@ -522,7 +530,7 @@ class TrainStep:
         ranks.ended = batch is None
         if ranks.error is None and batch is not None:
             with held(ranks):
-                inputs = batch if isinstance(batch, Inputs) else self._inputs(state, batch, where)
+                inputs = self._inputs(state, batch, where)
                 assert inputs.host.part is not None
                 ranks.note(inputs.host.part, self.optimizer.rates(state.updates))
                 return inputs
@@ -545,7 +553,7 @@ class TrainStep:
 
     def _decides_on_device(self, state: StepState) -> bool:
         """Return whether a GPU makes the decisions of a step."""
-        return state.runtime.compiles and isinstance(self.optimizer, ByRules)
+        return compiles(state.runtime.feed.home.xp) and isinstance(self.optimizer, ByRules)
 
     @cached_property
     def scales(self) -> bool:
