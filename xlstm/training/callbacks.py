@@ -233,12 +233,10 @@ class MovingAverage(Callback):
 
     def weights(self, params: Params, updates: int) -> Params:
         decay = min(self.decay, 1 - 1 / updates)
-        self.mean = (
-            {name: decay * self.mean[name] + (1 - decay) * p for name, p in params.items()}
-            if decay
-            else params
-        )
-        return self.mean
+        if decay:
+            params = {name: decay * self.mean[name] + (1 - decay) * p for name, p in params.items()}
+        self.mean = params
+        return params
 
     def state(self) -> dict[str, Any]:
         return {"mean": self.mean}
@@ -371,30 +369,28 @@ class ProgressBar(Callback):
         except ImportError as error:
             raise ImportError("ProgressBar: rich is not installed; pip install rich") from error
 
-        columns = (
+        self._bar = progress.Progress(
             progress.BarColumn(16),
             progress.TextColumn("{task.description}"),
             progress.TimeRemainingColumn(),
-        )
-        self._bar = progress.Progress(
-            *columns, console=self.console or console.Console(stderr=True)
+            console=self.console or console.Console(stderr=True),
         )
         self._bar.add_task("", total=None)
         self._due = time.monotonic() + EVERY
 
     def step(self, now: Progress) -> None:
-        judged = {} if now.validation is None else {"validation": now.validation}
-        losses = {"loss": now.loss, **judged, **now.metrics}
+        losses = {"loss": now.loss, "validation": now.validation, **now.metrics}
         words = f"epoch {now.epoch}/{now.epochs}" + "".join(
-            f"  {name} {value:.4f}" for name, value in losses.items()
+            f"  {name} {value:.4f}" for name, value in losses.items() if value is not None
         )
         if self._bar.console.is_terminal or self._bar.console.is_jupyter:
             # Training may stop early: the time left is at most that which is shown.
-            done = {
-                "total": now.epochs * now.steps,
-                "completed": (now.epoch - 1) * now.steps + now.step,
-            }
-            self._bar.update(self._bar.task_ids[0], description=f"{words}  left", **done)
+            self._bar.update(
+                self._bar.task_ids[0],
+                description=f"{words}  left",
+                total=now.epochs * now.steps,
+                completed=(now.epoch - 1) * now.steps + now.step,
+            )
             self._bar.start()
         elif time.monotonic() >= self._due:
             self._due = time.monotonic() + EVERY

@@ -232,10 +232,10 @@ class Feed:
             y, saved = self.model.forward(params, inputs.x)
             return y, None, saved
         start = None if inputs.fresh else state
-        y, state, saved = self.model.forward(
+        result: tuple[Array, Any, Any] = self.model.forward(
             params, inputs.x, start, train=train, **inputs.options, **masks
         )
-        return y, state, saved
+        return result
 
     @cached_property
     def _goes_through_time(self) -> bool:

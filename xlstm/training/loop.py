@@ -363,20 +363,17 @@ class TrainingRun:
         self.most_epochs = self.epochs or checks.COUNTED
         self.most_steps = self.steps or checks.COUNTED
         self.state: StepState = self.step.init(start_params, self.seed)
-        reduce = self.state.runtime.ranks
-        self.ranks = RunRanks(reduce, self.step.model, self.step.sums_locally)
-        all_callbacks = list(self.step.callbacks)
+        self.ranks = RunRanks(self.state.runtime.ranks, self.step.model, self.step.sums_locally)
         self.callbacks = [
-            callback for callback in all_callbacks if self.ranks.first or callback.everywhere
+            callback for callback in self.step.callbacks if self.ranks.first or callback.everywhere
         ]
         # the weights of each step
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
-        self.remembering = [callback for callback in all_callbacks if has(callback, "state")]
-        for callback in all_callbacks:
+        self.remembering = [callback for callback in self.step.callbacks if has(callback, "state")]
+        for callback in self.step.callbacks:
             if not callback.everywhere and has(callback, "gradients", "weights"):
-                kind = type(callback).__name__
                 raise ValueError(
-                    f"train: {kind}.everywhere is False, expected True as it changes gradients or"
+                    f"train: {type(callback).__name__}.everywhere is False, expected True as it changes gradients or"
                     " weights"
                 )
         steps = min(self.most_epochs * len(self.data), self.most_steps)
@@ -386,12 +383,11 @@ class TrainingRun:
             )
         self.order = generator(self.seed, stream=1, where="train")  # stream 0 drew the weights
         self.order_before: Any = None  # its state when the epoch began
-        start_params = start_params if reduce is None else self.state.params  # those of rank 0
-        self.best = self.judged = start_params
+        self.best = self.judged = self.state.params
         # the metrics, one value an epoch
         self.measured: dict[str, list[float]] = {name: [] for name in self.metrics}
         for callback in self.callbacks:
-            self.ranks.tried(callback.begin, start_params)
+            self.ranks.tried(callback.begin, self.state.params)
 
     @property
     def total(self) -> int:
@@ -629,8 +625,13 @@ class TrainingRun:
         if not self.ranks.first:
             return
         numbers, tree = packed(state)
-        place = {name: getattr(self, name) for name in PLACES}
-        about = {**self.settings, **place, "total": self.total, "seconds": self.seconds, **numbers}
+        about = {
+            **self.settings,
+            **{name: getattr(self, name) for name in PLACES},
+            "total": self.total,
+            "seconds": self.seconds,
+            **numbers,
+        }
         tree |= {
             "order": self.order_before if self.done else self.order.bit_generator.state,
             "best": self.best,
@@ -647,8 +648,10 @@ class TrainingRun:
         about = origin.about
         for name, expected in self.settings.items():
             if about.get(name) != expected:
-                problem = different(f"its {name}", about.get(name), expected)
-                raise ValueError(f"train: {origin.path} is of another run: {problem}")
+                raise ValueError(
+                    f"train: {origin.path} is of another run:"
+                    f" {different(f'its {name}', about.get(name), expected)}"
+                )
         try:
             self._unpack(about, origin)
         except Exception as error:

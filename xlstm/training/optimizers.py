@@ -276,10 +276,9 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
         elif optimizer is None and otherwise is not None:
             all_rules.append(None)
         else:
-            expected = "an optimiser such as adam(1e-3), or None to freeze parameters"
             raise TypeError(
-                f"by_name: {checks.shown(pattern)} has {checks.shown(optimizer)}, expected"
-                f" {expected}"
+                f"by_name: {checks.shown(pattern)} has {checks.shown(optimizer)}, expected an"
+                " optimiser such as adam(1e-3), or None to freeze parameters"
             )
     return ByRules("by_name", (*rules, "*"), tuple(all_rules))
 
@@ -488,9 +487,9 @@ class ByRules(Optimizer):
         groups = _groups(self.patterns, tuple(params))
         for pattern, names in zip(self.patterns[:-1], groups, strict=False):
             if not names:
-                expected = f"expected names among {checks.few(params)}"
                 raise ValueError(
-                    f"{self.where}: no parameter matches {checks.shown(pattern)} first, {expected}"
+                    f"{self.where}: no parameter matches {checks.shown(pattern)} first, expected"
+                    f" names among {checks.few(params)}"
                 )
         slots = {
             slot: {name: xp.zeros_like(p) for name, p in arrays.items()}

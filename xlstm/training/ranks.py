@@ -40,7 +40,6 @@ class RunRanks:
         self.sums_locally = sums_locally
         self.group: Group = Alone() if reduce is None else reduce.group
         self.first = self.group.rank == 0  # which alone writes and speaks
-        self.compared = 0  # steps after which the weights of all ranks were found to be the same
 
     def guarded(self, batches: Iterable[Inputs]) -> Iterator[Any]:
         """Yield batches; with other ranks then None, at their end or for one that failed, which the
@@ -136,12 +135,10 @@ class RunRanks:
         """
         _, odd = odd_ranks(checksums)
         if odd:
-            names = ", ".join(map(str, odd))
-            problem = f"the weights of rank {names} differ from those of the other ranks"
             raise RuntimeError(
-                f"train: after step {total} {problem}; is its memory sound, and its code the same?"
+                f"train: after step {total} the weights of rank {', '.join(map(str, odd))} differ"
+                " from those of the other ranks; is its memory sound, and its code the same?"
             )
-        self.compared = total
 
     def whole(self, state: StepState, total: int) -> StepState:
         """Return the state of one process, from all ranks; RuntimeError where their weights
@@ -149,10 +146,9 @@ class RunRanks:
         """
         if self.reduce is None:
             return state
-        if self.compared != total:
-            self._compare(
-                told(self.group, "a checkpoint", None, checksum(state.params.values())), total
-            )
+        self._compare(
+            told(self.group, "a checkpoint", None, checksum(state.params.values())), total
+        )
         sums = state.sums
         # those of each rank: their sum would be rounded in another order
         if sums is not None and self.sums_locally:
@@ -221,9 +217,8 @@ class RunRanks:
         """The axis of each array of the state that sequences lie along."""
         states = getattr(self.model, "states", None)
         if states is None:
-            kind = type(self.model).__name__
             raise ValueError(
-                f"train: {kind} has no `states`, expected Leaf objects that say where sequences lie"
-                " in it"
+                f"train: {type(self.model).__name__} has no `states`, expected Leaf objects that"
+                " say where sequences lie in it"
             )
         return [len(leaf.before) for leaf in leaves(states, Leaf)]

@@ -13,7 +13,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,6 @@ from xlstm.training.parallel import (
     checksum,
     held,
     same,
-    shared,
 )
 from xlstm.training.state import (
     Decided,
@@ -130,13 +129,14 @@ class TrainStep:
 
     model: Any
     optimizer: Optimizer
-    loss: Loss | None = field(default=None, kw_only=True)
-    precision: Mixed | None = field(default=None, kw_only=True)
-    callbacks: Iterable[Callback] = field(default=(), kw_only=True)
-    accumulate: int = field(default=1, kw_only=True)
-    wait: bool = field(default=True, kw_only=True)
-    graph: bool | str = field(default=False, kw_only=True)
-    group: Group | None = field(default=None, kw_only=True)
+    _: KW_ONLY
+    loss: Loss | None = None
+    precision: Mixed | None = None
+    callbacks: Iterable[Callback] = ()
+    accumulate: int = 1
+    wait: bool = True
+    graph: bool | str = False
+    group: Group | None = None
 
     def __post_init__(self) -> None:
         checks.fields(self, **OPTIONS)
@@ -176,8 +176,21 @@ class TrainStep:
         scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.group is not None:
-            self._compare(self.group, runtime, params, masks)
-            params = shared(self.group, feed.home, params)
+            # no rank sends these
+            frozen = self.model.params if isinstance(self.model, LowRank) else {}
+            settings = {
+                **self.settings,
+                "backend": feed.home.name,
+                "parameters": {name: f"{p.dtype} {p.shape}" for name, p in params.items()},
+                "checksum of the weights that stay": checksum(frozen.values()),
+            }
+            drawn_by = None if masks is None else masks.bit_generator.state
+            drawn_by = same(self.group, "train", settings, drawn_by)
+            if masks is not None:  # each rank may have been given another generator
+                masks.bit_generator.state = drawn_by
+            xp = feed.home.xp
+            params = {name: xp.asarray(p, copy=True, order="C") for name, p in params.items()}
+            self.group.share(list(params.values()))
             runtime.ranks = all_reduce(
                 self.group, feed.home, params, self.optimizer, self.callbacks
             )
@@ -187,25 +200,6 @@ class TrainStep:
         return StepState(
             params, moments, None, scaling, None, 0.0, 0, 0, masks, Decided(), (), runtime
         )
-
-    def _compare(
-        self, group: Group, runtime: Runtime, params: Params, masks: np.random.Generator | None
-    ) -> None:
-        """Raise ValueError unless all ranks have the same settings; all take masks as rank 0
-        does.
-        """
-        # no rank sends these
-        frozen = self.model.params if isinstance(self.model, LowRank) else {}
-        settings = {
-            **self.settings,
-            "backend": runtime.feed.home.name,
-            "parameters": {name: f"{p.dtype} {p.shape}" for name, p in params.items()},
-            "checksum of the weights that stay": checksum(frozen.values()),
-        }
-        drawn_by = None if masks is None else masks.bit_generator.state
-        drawn_by = same(group, "train", settings, drawn_by)
-        if masks is not None:  # each rank may have been given another generator
-            masks.bit_generator.state = drawn_by
 
     def __call__(
         self, state: StepState, batch: Batch | Inputs, where: str = "step"
@@ -394,7 +388,9 @@ class TrainStep:
         drawn_by = None if state.masks is None else state.masks.bit_generator.state
         numbers = self.optimizer.numbers(state.updates)
         scalars = np.array([*self._scalars(state, inputs), *numbers])
-        if self._captures(state.masks):
+        masks = state.masks
+        can_draw = masks is None or isinstance(masks.bit_generator, np.random.PCG64)
+        if (can_draw and self._is_ours) if self.graph == "auto" else self.graph:
             if runtime.graphs is None or not runtime.graphs.hold(self, state):
                 runtime.graphs = Graphs(self, state)
             new = runtime.graphs.take(state, inputs, scalars)
@@ -484,7 +480,23 @@ class TrainStep:
         if self.precision is not None:
             lower = f" in {feed.low.dtype} at a loss scale of {state.scaling.scale:g}"
         loss = float(passed.loss)
-        return FloatingPointError(f"{where}: {_diagnosis(loss, passed.used, passed.grads, lower)}")
+        arrays = {f"parameter {name}": p for name, p in passed.used.items()}
+        arrays |= {f"gradient of {name}": g for name, g in passed.grads.items()}
+        bad = [name for name, a in arrays.items() if not np.all(np.isfinite(to_numpy(a)))]
+        if bad:
+            problem = (
+                f"{bad[0]} is not finite{lower}; a smaller learning rate, clipping or a wider dtype"
+                " may help"
+            )
+        elif math.isfinite(loss):
+            problem = (
+                "the norm of the gradient overflows; clipping values or a wider dtype may help"
+            )
+        else:
+            problem = (
+                "though every parameter and gradient is finite: are there targets out of range?"
+            )
+        return FloatingPointError(f"{where}: loss is {loss:g}, {problem}")
 
     def _scalars(self, state: StepState, inputs: Inputs) -> HostScalars:
         """Return the numbers that the host gives a step."""
@@ -512,11 +524,9 @@ class TrainStep:
             return batch
         inputs = state.runtime.feed.inputs(batch, where)
         if (batch.part is None) != (self.group is None):
-            expected = (
-                "expected batches of distributed.Shard where the step has a group, and only there"
-            )
             raise ValueError(
-                f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}"
+                f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, expected"
+                " batches of distributed.Shard where the step has a group, and only there"
             )
         return inputs
 
@@ -586,13 +596,6 @@ class TrainStep:
             "callbacks": callbacks,
         }
 
-    def _captures(self, masks: np.random.Generator | None) -> bool:
-        """Return whether steps on a GPU are captured."""
-        if self.graph != "auto":
-            return bool(self.graph)
-        can_draw = masks is None or isinstance(masks.bit_generator, np.random.PCG64)
-        return can_draw and self._is_ours
-
     @cached_property
     def _is_ours(self) -> bool:
         """Whether all that a step runs on the host is of this package."""
@@ -605,27 +608,6 @@ def text_of(value: Any) -> str:
     a cosine.
     """
     return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
-
-
-def _diagnosis(loss: float, params: Params, grads: Params, lower: str) -> str:
-    """Return why a step cannot be taken; `lower` names a lower precision."""
-    for what, arrays in {"parameter": params, "gradient of": grads}.items():
-        for name, array in arrays.items():
-            if not np.all(np.isfinite(to_numpy(array))):
-                wider = ", clipping, or float32" if lower else " or clipping"
-                problem = (
-                    f"{what} {name} is not finite{lower}; a smaller learning rate{wider} may help"
-                )
-                return f"loss is {loss:g}, {problem}"
-    if math.isfinite(loss):
-        return (
-            f"loss is {loss:g}, the norm of the gradient overflows; clipping values or a wider"
-            " dtype may help"
-        )
-    return (
-        f"loss is {loss:g} though every parameter and gradient is finite: are there targets out of"
-        " range?"
-    )
 
 
 def _sums(
