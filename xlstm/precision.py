@@ -81,9 +81,14 @@ class Mixed:
     def __post_init__(self) -> None:
         if isinstance(self.dtype, np.dtype | type):
             object.__setattr__(self, "dtype", dtype_text("Mixed", self.dtype))
-        factors = {"growth": checks.real(1, checks.HUGE), "backoff": checks.real(0, 1, strict=True)}
-        factors["scale"] = checks.optional(checks.real(LEAST, MOST + 1))
-        checks.fields(self, dtype=checks.choice(DTYPES), every=checks.count, **factors)
+        checks.fields(
+            self,
+            dtype=checks.choice(DTYPES),
+            every=checks.count,
+            growth=checks.real(1, checks.HUGE),
+            backoff=checks.real(0, 1, strict=True),
+            scale=checks.optional(checks.real(LEAST, MOST + 1)),
+        )
         if self.scale is not None and not self.scales:
             raise ValueError(
                 f"Mixed: scale is {self.scale} for {self.dtype}, which needs none; leave it out"

@@ -160,9 +160,8 @@ class Clip(Callback):
     value: float | None = None
 
     def __post_init__(self) -> None:
-        checks.fields(
-            self, norm=checks.optional(checks.above_0), value=checks.optional(checks.above_0)
-        )
+        limit = checks.optional(checks.above_0)
+        checks.fields(self, norm=limit, value=limit)
         if self.norm is None and self.value is None:
             raise ValueError("Clip: norm and value are None, expected a limit")
 
@@ -283,12 +282,14 @@ class ReduceOnPlateau(Callback):
     needs_validation = True
 
     def __post_init__(self) -> None:
-        ranges = {
-            "factor": checks.real(0, 1, strict=True),
-            "threshold": checks.rate,
-            "floor": checks.real(0, 1),
-        }
-        checks.fields(self, lr=schedule, patience=checks.size_or_0, **ranges)
+        checks.fields(
+            self,
+            lr=schedule,
+            patience=checks.size_or_0,
+            factor=checks.real(0, 1, strict=True),
+            threshold=checks.rate,
+            floor=checks.rate,
+        )
         self.begin({})
         self.is_rate = False  # of an optimiser, which asked for it
 

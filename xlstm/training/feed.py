@@ -258,8 +258,11 @@ class Feed:
             values = getattr(batch, name)
             if values is not None and type(values) is not np.ndarray:  # which has no mask
                 checks.unmasked(where, name, values)
-        mask = self._mask(batch)
-        if mask is not batch.mask:
+        timed = not getattr(self.model, "last", False)  # targets have a time axis
+        mask = batch.mask
+        if timed and (batch.lengths is not None or (mask is not None and mask.ndim < 2)):
+            # without targets past the end of a sequence
+            mask = mask_of_steps(mask, batch.lengths, *batch.x.shape[:2])
             batch = batch._replace(mask=mask)
         self.check(where, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that do not count may overflow
@@ -271,7 +274,7 @@ class Feed:
             mask = self.home.asarray(mask)
         if getattr(self.model, "batch_first", False):
             x = self._swapped(x)
-            if not getattr(self.model, "last", False):  # whose targets have no time axis
+            if timed:
                 target = self._swapped(target)
                 mask = None if mask is None else self._swapped(mask)
         options = dict(batch.options or {})
@@ -279,13 +282,6 @@ class Feed:
             options["lengths"] = batch.lengths
         total = weight if batch.part is None else batch.part.total
         return Inputs(x, target, mask, batch.fresh, options, weight, batch, total)
-
-    def _mask(self, batch: Batch) -> Any:
-        """Return the mask (T, B, ...) without targets past the end of a sequence."""
-        whole = batch.lengths is None and (batch.mask is None or batch.mask.ndim > 1)
-        if whole or getattr(self.model, "last", False):
-            return batch.mask
-        return mask_of_steps(batch.mask, batch.lengths, *batch.x.shape[:2])
 
     def _swapped(self, array: Array) -> Array:
         """Return (T, B, ...) as (B, T, ...)."""

@@ -14,7 +14,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -180,11 +180,6 @@ class AllReduce:
         grads = own.grads or {name: xp.zeros_like(place) for name, place in self.grads.items()}
         return own._replace(loss=self.head[0], grads=grads, norm=xp.sqrt(self.head[1]))
 
-    def nothing(self, carried: Any, params: Params) -> LossAndGradients:
-        """Return the part of a rank that has no sequence in a batch, or cannot take the step."""
-        zero = self.home.xp.zeros_like(self.head[0])
-        return LossAndGradients(zero, carried, params, {}, zero)
-
     def mean(self, sums: Params, total: Any) -> tuple[Params, Array]:
         """Return the sums of gradients of all ranks, divided by the total number of targets, and
         their norm.
@@ -262,17 +257,11 @@ class AllReduce:
             agreed.check or (agreed.share and abs(agreed.share - 1) > SHARES)
         ):
             with together(self):
-                self._differ()
-
-    def _differ(self) -> NoReturn:
-        """Raise ValueError, which names the rank that has had another batch or learning rate than
-        most.
-        """
-        same(self.group, self.where, self.noted)
-        raise ValueError(
-            f"{self.where}: the shares of ranks in its targets sum to {self.agreed.share:g},"
-            " expected 1; do all ranks have the same data, in the same order?"
-        )
+                same(self.group, self.where, self.noted)
+                raise ValueError(
+                    f"{self.where}: the shares of ranks in its targets sum to {agreed.share:g},"
+                    " expected 1; do all ranks have the same data, in the same order?"
+                )
 
     def same_masks(self, masks: np.random.Generator, part: Part) -> None:
         """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of

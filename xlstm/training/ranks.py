@@ -149,11 +149,23 @@ class RunRanks:
         self._compare(
             told(self.group, "a checkpoint", None, checksum(state.params.values())), total
         )
+        xp = self.reduce.home.xp
         sums = state.sums
         # those of each rank: their sum would be rounded in another order
         if sums is not None and self.sums_locally:
-            sums = {name: self._side_by_side(a) for name, a in sums.items()}
-        carried = self._gathered(state.carried)
+            side_by_side = {}  # (ranks, ...)
+            for name, a in sums.items():
+                every: Array = xp.zeros((self.group.size, *a.shape), dtype=a.dtype)
+                every[self.group.rank] = a
+                self.group.sum(every)
+                side_by_side[name] = every
+            sums = side_by_side
+        own = [] if state.carried is None else list(leaves(state.carried))
+        carried = None
+        if parts := list(filter(None, told(self.group, "a checkpoint", None, own))):
+            several = zip(self._axes, zip(*parts, strict=True), strict=True)
+            whole = [xp.concat(arrays, axis=axis) for axis, arrays in several]
+            carried = nested(self.model.states, iter(whole))
         moments = self.reduce.whole_of(state.moments)
         return state._replace(carried=carried, sums=sums, moments=moments)
 
@@ -182,25 +194,6 @@ class RunRanks:
             else:
                 own[name] = every.sum(axis=0) * (self.first or not self.sums_locally)
         return own
-
-    def _side_by_side(self, a: Array) -> Array:
-        """Return the arrays of all ranks, (ranks, ...)."""
-        assert self.reduce is not None
-        every: Array = self.reduce.home.xp.zeros((self.group.size, *a.shape), dtype=a.dtype)
-        every[self.group.rank] = a
-        self.group.sum(every)
-        return every
-
-    def _gathered(self, carried: Any) -> Any:
-        """Return the states of all sequences, side by side in the order of the ranks."""
-        assert self.reduce is not None
-        own = [] if carried is None else list(leaves(carried))
-        every = list(filter(None, told(self.group, "a checkpoint", None, own)))
-        if not every:
-            return None
-        concat = self.reduce.home.xp.concat
-        several = zip(self._axes, zip(*every, strict=True), strict=True)
-        return nested(self.model.states, iter([concat(parts, axis=k) for k, parts in several]))
 
     def _cut(self, carried: Any) -> Any:
         """Return the states of the sequences that this rank has, None where it has none."""

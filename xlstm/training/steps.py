@@ -54,7 +54,6 @@ from xlstm.training.state import (
     read,
 )
 
-NOT_FINITE = "the loss or the norm of the gradient is not finite"
 AHEAD = 32  # steps that the host is ahead of a GPU at most, before it looks how they went
 # The checks of the options of a step.
 OPTIONS: dict[str, checks.Kind] = {
@@ -285,7 +284,8 @@ class TrainStep:
         failed = int(read(state.decided).failed)
         if failed:
             raise FloatingPointError(
-                f"{state.pending[failed - 1]}: {NOT_FINITE}; where steps wait, the error says why"
+                f"{state.pending[failed - 1]}: the loss or the norm of the gradient is not finite;"
+                " where steps wait, the error says why"
             )
         return state._replace(pending=())
 
@@ -308,7 +308,12 @@ class TrainStep:
         grads = passed.grads
         norm = passed.norm
         if self.accumulate > 1:
-            sums = _sums(state, grads, scalars.targets, counts, in_place)
+            # the first batch of an update does not look at the sums before it
+            first = state.batches == 0
+            columns = [grads, grads if state.sums is None else state.sums]
+            into = (1,) if in_place and state.sums is not None else ()
+            factors = (scalars.targets,) if counts is None else (scalars.targets, counts)
+            sums = _each(_weighted, columns, factors, into, first=first)
             state = state._replace(sums=sums)
             if state.batches + 1 < self.accumulate:
                 return state
@@ -370,8 +375,10 @@ class TrainStep:
         if ranks.error is None and inputs.host.x.shape[1]:
             with held(ranks):
                 own = self._gradients(state, inputs, scalars, early, self.sums_locally)
-        if own is None:
-            own = ranks.nothing(None if ranks.error is None else state.carried, state.params)
+        if own is None:  # there is no sequence in the part, or the step cannot be taken
+            zero = ranks.home.xp.zeros_like(ranks.head[0])
+            carried = None if ranks.error is None else state.carried
+            own = LossAndGradients(zero, carried, state.params, {}, zero)
         head = Head(0.0, 0.0, 0.0, share, scalars.signal, scalars.stop, scalars.check)
         with np.errstate(over="ignore", invalid="ignore"):
             return ranks.reduce(own, head, self.sums_locally, late)
@@ -608,17 +615,6 @@ def text_of(value: Any) -> str:
     a cosine.
     """
     return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
-
-
-def _sums(
-    state: StepState, grads: Params, weight: float | Array, counts: Array | None, in_place: bool
-) -> Params:
-    """Return the sums of gradients of an update with those of a batch, where it counts."""
-    # the first batch of an update does not look at them
-    sums = grads if state.sums is None else state.sums
-    into = (1,) if in_place and state.sums is not None else ()
-    numbers = (weight,) if counts is None else (weight, counts)
-    return _each(_weighted, [grads, sums], numbers, into, first=state.batches == 0)
 
 
 def _each(

@@ -237,10 +237,10 @@ class MpiGroup:
         """End the job since those ranks failed; of all that find this out, one rank says so."""
         if self._watch.speaks():
             show()
-            names = ", ".join(map(str, ranks))
-            hosts = ", ".join(dict.fromkeys(self._hosts[rank] for rank in ranks))
+            hosts = dict.fromkeys(self._hosts[rank] for rank in ranks)
             self.abort(
-                f"xlstm: rank {names} of {self.size} (host {hosts}) failed, the job ends: {why}"
+                f"xlstm: rank {', '.join(map(str, ranks))} of {self.size} (host"
+                f" {', '.join(hosts)}) failed, the job ends: {why}"
             )
         time.sleep(SILENT)
         self._comm.Abort(1)
