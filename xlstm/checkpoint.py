@@ -55,7 +55,10 @@ def save(
     from safetensors.numpy import save as to_bytes
 
     instance(dict, "a dict of name to array")("save", "params", params)
-    arrays = {name: _stored(to_numpy(array)) for name, array in params.items()}
+    arrays = {}
+    for name, array in params.items():
+        host = to_numpy(array)
+        arrays[name] = np.asarray(host, host.dtype.newbyteorder("<"), order="C")
     about = dict(zip(ENTRIES, (VERSION, kind, config, digest(kind, config, arrays)), strict=True))
     writing.write(path, to_bytes(arrays, metadata={KEY: json.dumps(about)}))
 
@@ -67,11 +70,6 @@ def digest(kind: str, config: dict[str, Any], arrays: dict[str, Host]) -> str:
         sha256.update(json.dumps([name, array.dtype.str, array.shape]).encode())
         sha256.update(array.reshape(-1).view(np.uint8).data)
     return sha256.hexdigest()
-
-
-def _stored(array: Host) -> Host:
-    """Return an array in the order of a file: that of C, with little-endian numbers."""
-    return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
 @reading.brief()
@@ -189,8 +187,10 @@ def _packed(value: Any, path: str, arrays: dict[str, Host], names: dict[int, str
         return parts if isinstance(value, list) else {"tuple": parts}
     on_host = isinstance(value, np.ndarray)
     if not hasattr(value, "shape") or (on_host and value.dtype.kind not in "fiub"):
-        expected = "numbers, text, arrays of numbers, or containers of them"
-        raise TypeError(f"{path[1:]} is {shown(value)}, expected {expected}")
+        raise TypeError(
+            f"{path[1:]} is {shown(value)}, expected numbers, text, arrays of numbers, or"
+            " containers of them"
+        )
     name = names.setdefault(id(value), path[1:])
     if name not in arrays:
         arrays[name] = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)

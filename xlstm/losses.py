@@ -156,11 +156,10 @@ def pinball(
     levels = checks.several("pinball", "quantiles", quantiles, expected, share)
     xp = namespace("pinball", {"y": y, "target": target})
     if tuple(y.shape) != (*target.shape, len(levels)):
-        expected = (
-            f"that of target and one axis of {len(levels)} quantiles,"
-            f" {(*target.shape, len(levels))}"
+        raise ValueError(
+            f"pinball: y has shape {tuple(y.shape)}, expected that of target and one axis of"
+            f" {len(levels)} quantiles, {(*target.shape, len(levels))}"
         )
-        raise ValueError(f"pinball: y has shape {tuple(y.shape)}, expected {expected}")
     weight = _weight("pinball", xp, target, mask, y)
     weight = weight if mask is None else weight[..., None]
     q = xp.astype(constants.copied(xp, np.array(levels), device_of(y)), y.dtype, copy=False)
@@ -234,9 +233,9 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
         )
     _belongs("cross_entropy", "labels", xp, labels, "integral")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
-        expected = f"that of the logits without the last axis, {tuple(logits.shape[:-1])}"
         raise ValueError(
-            f"cross_entropy: labels have shape {tuple(labels.shape)}, expected {expected}"
+            f"cross_entropy: labels have shape {tuple(labels.shape)}, expected that of the logits"
+            f" without the last axis, {tuple(logits.shape[:-1])}"
         )
     weight = _weight("cross_entropy", xp, labels, mask, logits)
     V = logits.shape[-1]
@@ -325,10 +324,12 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
     """
     if mask is None:
         return 1 / max(1, math.prod(target.shape))  # (7)
-    _belongs(where, "mask", xp, mask, ("bool", "real floating"))
+    _belongs(where, "mask", xp, mask, "bool", "real floating")
     if tuple(mask.shape) != tuple(target.shape[: mask.ndim]):
-        expected = f"the leading axes of {tuple(target.shape)}"
-        raise ValueError(f"{where}: mask has shape {tuple(mask.shape)}, expected {expected}")
+        raise ValueError(
+            f"{where}: mask has shape {tuple(mask.shape)}, expected the leading axes of"
+            f" {tuple(target.shape)}"
+        )
     ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
     weight = ones * xp.astype(_leading(xp, mask, target), like.dtype)
     total = xp.sum(weight)
@@ -340,10 +341,8 @@ def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
     return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
 
 
-def _belongs(
-    where: str, name: str, xp: Namespace, array: Array, kind: str | tuple[str, ...]
-) -> None:
+def _belongs(where: str, name: str, xp: Namespace, array: Array, *kinds: str) -> None:
     check_library(where, name, xp, array)
-    if not xp.isdtype(array.dtype, kind):
-        kinds = kind if isinstance(kind, str) else " or ".join(kind)
-        raise TypeError(f"{where}: {name} has dtype {array.dtype}, expected {kinds} values")
+    if not xp.isdtype(array.dtype, kinds):
+        expected = " or ".join(kinds)
+        raise TypeError(f"{where}: {name} has dtype {array.dtype}, expected {expected} values")

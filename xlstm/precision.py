@@ -81,9 +81,14 @@ class Mixed:
     def __post_init__(self) -> None:
         if isinstance(self.dtype, np.dtype | type):
             object.__setattr__(self, "dtype", dtype_text("Mixed", self.dtype))
-        factors = {"growth": checks.real(1, checks.HUGE), "backoff": checks.real(0, 1, strict=True)}
-        factors["scale"] = checks.optional(checks.real(LEAST, MOST + 1))
-        checks.fields(self, dtype=checks.choice(DTYPES), every=checks.count, **factors)
+        checks.fields(
+            self,
+            dtype=checks.choice(DTYPES),
+            every=checks.count,
+            growth=checks.real(1, checks.HUGE),
+            backoff=checks.real(0, 1, strict=True),
+            scale=checks.optional(checks.real(LEAST, MOST + 1)),
+        )
         if self.scale is not None and not self.scales:
             raise ValueError(
                 f"Mixed: scale is {self.scale} for {self.dtype}, which needs none; leave it out"
@@ -218,7 +223,7 @@ def tf32(on: bool = True) -> Iterator[None]:
             f"tf32: needs a GPU of compute capability 8.0 or more, this one has {capability / 10}"
         )
     core = cupy._core
-    kinds = cupy._core._routines_linalg
+    kinds = core._routines_linalg
     before = core.get_compute_type(np.float32)
     core.set_compute_type(np.float32, kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT)
     try:

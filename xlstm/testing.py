@@ -130,62 +130,38 @@ def gradcheck(
             }
             cotangent = _replace(outputs, {name: like(w[name], y) for name, y in results.items()})
             dinputs = _gradients(backward(saved, cotangent), leaves)
+            exact = {name: float(np.sum(dinputs[name] * v)) for name, v in along.items()}
             difference = functools.partial(_difference, moved, {n: w[n] for n in names})
-            of_inputs = {name: functools.partial(difference, name) for name in along}
-            derivatives = {
-                name: _derivative(dinputs[name], along[name], of_inputs[name], step)
-                for name in along
-            }
-            largest = max(scale for *_, scale in derivatives.values())
-            for name, derivative in derivatives.items():
+            scales = {}
+            for name, v in along.items():
+                sizes = float(np.linalg.norm(dinputs[name]) * np.linalg.norm(v))
+                typical = sizes / max(1.0, v.size**0.5)
+                scales[name] = max(abs(exact[name]), abs(difference(name, step)[0]), typical, TINY)
+            most_noise = tolerance * max(scales.values())
+            for name in along:
                 pair = f"gradient of output {', '.join(names)} by input {name}"
-                error = _checked(pair, derivative, of_inputs[name], step, tolerance, largest)
+                numeric, noise = difference(name, step)
+                if noise > most_noise > tolerance * TINY:
+                    raise GradientError(
+                        f"{pair}: cannot be checked, it drowns in the rounding of the outputs"
+                    )
+                error = max(abs(exact[name] - numeric) - noise, 0.0) / scales[name]
+                # The error of the difference, or of a kink within its reach, goes away with the
+                # step; a wrong gradient does not.
+                for smaller in (step / 10, step / 100):
+                    if error <= tolerance:
+                        break
+                    again, noise = difference(name, smaller)
+                    if noise > most_noise:
+                        break
+                    error = max(abs(exact[name] - again) - noise, 0.0) / scales[name]
+                if not error <= tolerance:  # NaN is not
+                    raise GradientError(
+                        f"{pair}: backward gives {exact[name]:.12g}, finite differences"
+                        f" {numeric:.12g}, relative error {error:.2g} > {tolerance:.2g}"
+                    )
                 worst = max(worst, error)
     return worst
-
-
-def _derivative(
-    gradient: Host, v: Host, difference: Callable[[float], tuple[float, float]], step: float
-) -> tuple[float, float, float, float]:
-    """Return the derivative along a direction by a backward pass and by differences, the noise of
-    the latter, and the size that errors are relative to.
-    """
-    exact = float(np.sum(gradient * v))
-    numeric, noise = difference(step)
-    typical = float(np.linalg.norm(gradient) * np.linalg.norm(v)) / max(1.0, v.size**0.5)
-    return exact, numeric, noise, max(abs(exact), abs(numeric), typical, TINY)
-
-
-def _checked(
-    pair: str,
-    derivative: tuple[float, float, float, float],
-    difference: Callable[[float], tuple[float, float]],
-    step: float,
-    tolerance: float,
-    largest: float,
-) -> float:
-    """Return the relative error of a derivative; GradientError where it is above the tolerance."""
-    exact, numeric, noise, scale = derivative
-    if noise > tolerance * largest > tolerance * TINY:
-        raise GradientError(f"{pair}: cannot be checked, it drowns in the rounding of the outputs")
-    error = _error(exact - numeric, noise, scale)
-    for smaller in (step / 10, step / 100):
-        if error <= tolerance:
-            break
-        # The error of the difference, or of a kink within its reach, goes away; a wrong gradient
-        # does not.
-        again, noise = difference(smaller)
-        if noise > tolerance * largest:
-            break
-        error = _error(exact - again, noise, scale)
-    if not error <= tolerance:  # NaN is not
-        both = f"backward gives {exact:.12g}, finite differences {numeric:.12g}"
-        raise GradientError(f"{pair}: {both}, relative error {error:.2g} > {tolerance:.2g}")
-    return error
-
-
-def _error(gap: float, noise: float, scale: float) -> float:
-    return 0.0 if abs(gap) <= noise else (abs(gap) - noise) / scale
 
 
 def _moved(

@@ -81,8 +81,10 @@ class LowRank:
             and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         ]
         if not self.names:
-            problem = f"no matrix of the model has rank {rank} and names {checks.shown(names)}"
-            raise ValueError(f"{where}: {problem}, expected one or more")
+            raise ValueError(
+                f"{where}: no matrix of the model has rank {rank} and names {checks.shown(names)},"
+                " expected one or more"
+            )
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the model, such as `batch_first` and its `loss`."""
@@ -105,11 +107,9 @@ class LowRank:
         params: Params = {}
         for name, dims in self.shapes.items():
             shape = tuple(dims.values())
-            values = (
-                rng.standard_normal(shape) / math.sqrt(dims["I"])
-                if "I" in dims
-                else np.zeros(shape)
-            )
+            values = np.zeros(shape)
+            if "I" in dims:
+                values = rng.standard_normal(shape) / math.sqrt(dims["I"])
             params[name] = like(values, self.params[name.rpartition(".")[0]])
         return params
 

@@ -131,13 +131,12 @@ def has(callback: Callback, *names: str) -> bool:
 class Each(Callback):
     """Calls a function of a `Progress` after every step; where it returns True, training stops."""
 
-    function: Callable[[Progress], Any]
+    function: Callable[[Progress], bool | None]
 
     everywhere = False
 
     def step(self, now: Progress) -> bool | None:
-        answer: bool | None = self.function(now)
-        return answer
+        return self.function(now)
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,8 @@ class Clip(Callback):
     value: float | None = None
 
     def __post_init__(self) -> None:
-        checks.fields(
-            self, norm=checks.optional(checks.above_0), value=checks.optional(checks.above_0)
-        )
+        limit = checks.optional(checks.above_0)
+        checks.fields(self, norm=limit, value=limit)
         if self.norm is None and self.value is None:
             raise ValueError("Clip: norm and value are None, expected a limit")
 
@@ -171,11 +169,9 @@ class Clip(Callback):
         if self.value is not None:
             grads = optimizers.clip_value(grads, self.value)
             norm = optimizers.global_norm(grads)
-        return (
-            grads
-            if self.norm is None
-            else optimizers.clip_global_norm(grads, self.norm, norm, in_place=True)
-        )
+        if self.norm is not None:
+            grads = optimizers.clip_global_norm(grads, self.norm, norm, in_place=True)
+        return grads
 
 
 @dataclass(frozen=True)
@@ -236,12 +232,10 @@ class MovingAverage(Callback):
 
     def weights(self, params: Params, updates: int) -> Params:
         decay = min(self.decay, 1 - 1 / updates)
-        self.mean = (
-            {name: decay * self.mean[name] + (1 - decay) * p for name, p in params.items()}
-            if decay
-            else params
-        )
-        return self.mean
+        if decay:
+            params = {name: decay * self.mean[name] + (1 - decay) * p for name, p in params.items()}
+        self.mean = params
+        return params
 
     def state(self) -> dict[str, Any]:
         return {"mean": self.mean}
@@ -288,12 +282,14 @@ class ReduceOnPlateau(Callback):
     needs_validation = True
 
     def __post_init__(self) -> None:
-        ranges = {
-            "factor": checks.real(0, 1, strict=True),
-            "threshold": checks.rate,
-            "floor": checks.real(0, 1),
-        }
-        checks.fields(self, lr=schedule, patience=checks.size_or_0, **ranges)
+        checks.fields(
+            self,
+            lr=schedule,
+            patience=checks.size_or_0,
+            factor=checks.real(0, 1, strict=True),
+            threshold=checks.rate,
+            floor=checks.rate,
+        )
         self.begin({})
         self.is_rate = False  # of an optimiser, which asked for it
 
@@ -304,8 +300,7 @@ class ReduceOnPlateau(Callback):
                 "ReduceOnPlateau: it is a learning rate, expected it in callbacks of train, too"
             )
         self.is_rate = True
-        rate: float = self.lr(step)
-        return self.scale * rate
+        return float(self.scale * self.lr(step))
 
     def begin(self, params: Params) -> None:
         self.scale = 1.0
@@ -313,14 +308,13 @@ class ReduceOnPlateau(Callback):
         self.bad = 0
         self.is_callback = bool(params)
 
-    def epoch(self, now: Progress) -> bool | None:
+    def epoch(self, now: Progress) -> None:
         assert now.validation is not None
         if not self.is_rate:
-            expected = (
-                "expected it as the learning rate of the optimizer, too, such as"
-                " optim.adam(plateau)"
+            raise ValueError(
+                "ReduceOnPlateau: it is in callbacks, expected it as the learning rate of the"
+                " optimizer, too, such as optim.adam(plateau)"
             )
-            raise ValueError(f"ReduceOnPlateau: it is in callbacks, {expected}")
         if now.validation < self.best * (1 - self.threshold):
             self.best = now.validation
             self.bad = 0
@@ -329,7 +323,6 @@ class ReduceOnPlateau(Callback):
         if self.bad > self.patience:
             self.scale = max(self.scale * self.factor, self.floor)
             self.bad = 0
-        return None
 
     def state(self) -> dict[str, Any]:
         return {"scale": self.scale, "best": self.best, "bad": self.bad}
@@ -377,36 +370,33 @@ class ProgressBar(Callback):
         except ImportError as error:
             raise ImportError("ProgressBar: rich is not installed; pip install rich") from error
 
-        columns = (
+        self._bar = progress.Progress(
             progress.BarColumn(16),
             progress.TextColumn("{task.description}"),
             progress.TimeRemainingColumn(),
-        )
-        self._bar = progress.Progress(
-            *columns, console=self.console or console.Console(stderr=True)
+            console=self.console or console.Console(stderr=True),
         )
         self._bar.add_task("", total=None)
         self._due = time.monotonic() + EVERY
 
-    def step(self, now: Progress) -> bool | None:
-        judged = {} if now.validation is None else {"validation": now.validation}
-        losses = {"loss": now.loss, **judged, **now.metrics}
+    def step(self, now: Progress) -> None:
+        losses = {"loss": now.loss, "validation": now.validation, **now.metrics}
         words = f"epoch {now.epoch}/{now.epochs}" + "".join(
-            f"  {name} {value:.4f}" for name, value in losses.items()
+            f"  {name} {value:.4f}" for name, value in losses.items() if value is not None
         )
         if self._bar.console.is_terminal or self._bar.console.is_jupyter:
             # Training may stop early: the time left is at most that which is shown.
-            done = {
-                "total": now.epochs * now.steps,
-                "completed": (now.epoch - 1) * now.steps + now.step,
-            }
-            self._bar.update(self._bar.task_ids[0], description=f"{words}  left", **done)
+            self._bar.update(
+                self._bar.task_ids[0],
+                description=f"{words}  left",
+                total=now.epochs * now.steps,
+                completed=(now.epoch - 1) * now.steps + now.step,
+            )
             self._bar.start()
         elif time.monotonic() >= self._due:
             self._due = time.monotonic() + EVERY
             with contextlib.suppress(OSError):  # nobody reads any more
                 self._bar.console.print(f"{words}, step {now.step}/{now.steps}")
-        return None
 
     def end(self) -> None:
         if self._bar is not None and self._bar.live.is_started:  # another would print an empty line
@@ -449,19 +439,17 @@ class TensorBoard(Callback):
             ) from error
         self._writer = Writer(str(self.folder))
 
-    def step(self, now: Progress) -> bool | None:
+    def step(self, now: Progress) -> None:
         if now.total % self.every == 0:
             self._writer.add_scalar("loss", now.loss, now.total)
             self._writer.add_scalar("gradient norm", now.norm, now.total)
-        return None
 
-    def epoch(self, now: Progress) -> bool | None:
+    def epoch(self, now: Progress) -> None:
         if now.validation is not None:
             self._writer.add_scalar("validation loss", now.validation, now.total)
         for name, value in now.metrics.items():
             self._writer.add_scalar(f"validation {name}", value, now.total)
         self._writer.flush()
-        return None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files out of copies and pickles."""

@@ -90,17 +90,13 @@ class Iterated:
     Raises
     ------
     TypeError
-        The data are not iterable; or, once it is its turn, an entry is neither a pair nor a
-        `Batch`.
+        Once it is its turn: an entry is neither a pair nor a `Batch`.
     ValueError
         Once it is its turn: the shapes of a pair do not go together.
     """
 
     data: Iterable[Any]
-    every_step: bool = True
-
-    def __post_init__(self) -> None:
-        checks.fields(self, data=ITERABLE, every_step=checks.flag)
+    every_step: bool
 
     @property
     def once(self) -> bool:
@@ -129,11 +125,9 @@ class Iterated:
             seed = 0 if rng is None else int(rng.integers(2**63))
             data.sampler.generator = torch.Generator().manual_seed(seed)
         for number, entry in enumerate(data, 1):
-            yield (
-                entry
-                if isinstance(entry, Batch)
-                else _batch_of(f"train: batch {number}", entry, self.every_step)
-            )
+            if not isinstance(entry, Batch):
+                entry = _batch_of(f"train: batch {number}", entry, self.every_step)
+            yield entry
 
 
 def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
@@ -149,9 +143,9 @@ def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
     axes = 2 if every_step else 1
     if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
         leading = "(B, T, ...)" if every_step else "(B, ...)"
-        shapes = f"x of shape {x.shape} and target of shape {target.shape}"
         raise ValueError(
-            f"{where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}"
+            f"{where} has x of shape {x.shape} and target of shape {target.shape}, expected"
+            f" (B, T, D), or tokens (B, T), and {leading}"
         )
     return Batch(time_first(x), time_first(target) if every_step else target, None, True)
 
@@ -238,10 +232,10 @@ class Feed:
             y, saved = self.model.forward(params, inputs.x)
             return y, None, saved
         start = None if inputs.fresh else state
-        y, state, saved = self.model.forward(
+        result: tuple[Array, Any, Any] = self.model.forward(
             params, inputs.x, start, train=train, **inputs.options, **masks
         )
-        return y, state, saved
+        return result
 
     @cached_property
     def _goes_through_time(self) -> bool:
@@ -264,8 +258,11 @@ class Feed:
             values = getattr(batch, name)
             if values is not None and type(values) is not np.ndarray:  # which has no mask
                 checks.unmasked(where, name, values)
-        mask = self._mask(batch)
-        if mask is not batch.mask:
+        timed = not getattr(self.model, "last", False)  # targets have a time axis
+        mask = batch.mask
+        if timed and (batch.lengths is not None or (mask is not None and mask.ndim < 2)):
+            # without targets past the end of a sequence
+            mask = mask_of_steps(mask, batch.lengths, *batch.x.shape[:2])
             batch = batch._replace(mask=mask)
         self.check(where, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that do not count may overflow
@@ -277,7 +274,7 @@ class Feed:
             mask = self.home.asarray(mask)
         if getattr(self.model, "batch_first", False):
             x = self._swapped(x)
-            if not getattr(self.model, "last", False):  # whose targets have no time axis
+            if timed:
                 target = self._swapped(target)
                 mask = None if mask is None else self._swapped(mask)
         options = dict(batch.options or {})
@@ -285,13 +282,6 @@ class Feed:
             options["lengths"] = batch.lengths
         total = weight if batch.part is None else batch.part.total
         return Inputs(x, target, mask, batch.fresh, options, weight, batch, total)
-
-    def _mask(self, batch: Batch) -> Any:
-        """Return the mask (T, B, ...) without targets past the end of a sequence."""
-        whole = batch.lengths is None and (batch.mask is None or batch.mask.ndim > 1)
-        if whole or getattr(self.model, "last", False):
-            return batch.mask
-        return mask_of_steps(batch.mask, batch.lengths, *batch.x.shape[:2])
 
     def _swapped(self, array: Array) -> Array:
         """Return (T, B, ...) as (B, T, ...)."""

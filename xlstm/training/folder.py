@@ -33,7 +33,9 @@ COUNT = checks.whole(0, checks.COUNTED)
 PLACE = ("epoch", "done", "ended")  # by which checkpoints of a run differ
 # The numbers of a checkpoint's description: where a run is, and the state of a step.
 RULES: dict[str, checks.Kind] = {
-    **{"epoch": checks.count, "ended": checks.flag, "scale": checks.above_0},
+    "epoch": checks.count,
+    "ended": checks.flag,
+    "scale": checks.above_0,
     **dict.fromkeys(
         ("done", "total", "updates", "skipped", "best_epoch", "good", "batches"), COUNT
     ),
@@ -41,7 +43,8 @@ RULES: dict[str, checks.Kind] = {
 }
 # Those of a line of the history.
 ENTRY: dict[str, checks.Kind] = {
-    **{"total": COUNT, "epoch": checks.optional(COUNT)},
+    "total": COUNT,
+    "epoch": checks.optional(COUNT),
     **dict.fromkeys(("loss", "norm", "validation", "seconds"), checks.optional(checks.any_number)),
 }
 
@@ -111,11 +114,10 @@ class Folder:
         """
         for path in self.checkpoints()[-1:]:
             if origin is None or origin.path != path:
-                how = (
-                    "resume=True goes on with it where it can be read, and another folder begins a"
-                    " new one"
+                raise ValueError(
+                    f"train: {self.path} holds a run already ({path.name}); resume=True goes on"
+                    " with it where it can be read, and another folder begins a new one"
                 )
-                raise ValueError(f"train: {self.path} holds a run already ({path.name}); {how}")
 
     def save(self, about: dict[str, Any], tree: Any, validated: bool) -> None:
         """Write a checkpoint, and delete those that are not to be kept, unless the newest one is of
@@ -129,9 +131,7 @@ class Folder:
         validated : bool
             There is a best epoch, whose checkpoint is written, too, where it is not on the disk.
         """
-        if self.path is None or (
-            self.saved and all(self.saved[name] == about[name] for name in PLACE)
-        ):
+        if self.path is None or all(self.saved.get(name) == about[name] for name in PLACE):
             return
         self.flush()
         value, arrays = checkpoint.pack(tree)
@@ -162,7 +162,10 @@ class Folder:
     def checkpoints(self) -> list[Path]:
         """Return the numbered checkpoints, the newest last."""
         names = () if self.path is None else self.path.glob("step-*")
-        return sorted((path for path in names if NAME.fullmatch(path.name)), key=_total)
+        return sorted(
+            (path for path in names if NAME.fullmatch(path.name)),
+            key=lambda path: int(path.stem.removeprefix("step-")),
+        )
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that can be read, or None where there is none at all.
@@ -301,8 +304,3 @@ def _entry(line: bytes) -> dict[str, Any]:
     for name, rule in ENTRY.items():
         rule("entry", name, entry.get(name))
     return entry
-
-
-def _total(path: Path) -> int:
-    """Return the number in the name of a checkpoint."""
-    return int(path.stem.removeprefix("step-"))

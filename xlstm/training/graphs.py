@@ -5,25 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks, foreach, optional_imports, random
+from xlstm.arrays import checks, optional_imports, random
 from xlstm.arrays.cuda.cuda_graph import CudaGraph, Recorder
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, leaves, namespace
 from xlstm.training.feed import Inputs
-from xlstm.training.state import StepState, decision
+from xlstm.training.state import StepState
 
 MOST = 8  # graphs of a run; batches of other shapes go without
 SEEN = 64  # shapes that came before and are remembered
 MASKS = 1024  # that a step draws at most
-
-# the array has the numbers of `HostScalars` and those of the optimiser
-StepFunction = Callable[[StepState, Inputs, Array], StepState]
 
 
 def choice(where: str, name: str, value: Any) -> bool | str:
@@ -68,9 +65,9 @@ class Graphs:
         self.owner = owner
         self.home = state.runtime.feed.home
         xp = self.home.xp
-        self.params = _copies(xp, state.params)
-        self.slots = {slot: _copies(xp, moments) for slot, moments in state.moments.slots.items()}
-        self.sums = None if state.sums is None else _copies(xp, state.sums)
+        self.params = _copies(state.params)
+        self.slots = {slot: _copies(moments) for slot, moments in state.moments.slots.items()}
+        self.sums = None if state.sums is None else _copies(state.sums)
         self.decided = xp.asarray(state.decided, copy=True)
         self.scalars: Array = None
         self.states: Array = None  # of masks
@@ -84,8 +81,7 @@ class Graphs:
         self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
         self.captured: dict[Hashable, _Captured] = {}
         self.seen: dict[Hashable, None] = {}
-        self.most = MOST  # 0 once a step could not be captured
-        self.recorder: Recorder | None = None
+        self.recorder: Recorder | None = None  # nor once a step could not be captured
         try:
             self.recorder = Recorder()
         except Exception as error:
@@ -100,36 +96,32 @@ class Graphs:
         same = state.params is self.params and state.moments.slots is self.slots
         return same and owner is self.owner and (state.sums is None or state.sums is self.sums)
 
-    def take(
-        self, step: StepFunction, state: StepState, inputs: Inputs, scalars: np.ndarray[Any, Any]
-    ) -> StepState:
-        """Return the state after a step, whose arrays are those of this object.
+    def take(self, state: StepState, inputs: Inputs, scalars: np.ndarray[Any, Any]) -> StepState:
+        """Return the state after a step of the owner, whose arrays are those of this object.
 
         There is one warning where a step cannot be captured; steps go on without graphs then.
 
         Parameters
         ----------
-        step : callable
-            `step(state, inputs, scalars) -> state` changes the arrays of the state in their places,
-            but for `decided` and the state of the model.
         state : StepState
         inputs : Inputs
         scalars : array
             The numbers of `HostScalars` and those of the optimiser, on the host.
         """
-        if self.recorder is not None:
-            self.recorder.check()
+        recorder = self.recorder
+        if recorder is not None:
+            recorder.check()
         state = self._with_arrays(state)
         if self.scalars is None:
             self.scalars = self.home.asarray(np.zeros(scalars.shape), "float64")
         key = self._key(state, inputs)
         if key in self.captured:
             return self._launched(self.captured[key], state, inputs, scalars)
-        with contextlib.nullcontext() if self.recorder is None else self.recorder.rehearsal():
-            after = self._done(step, state, inputs, self.home.asarray(scalars, "float64"))
-        if key in self.seen and len(self.captured) < self.most:
+        with contextlib.nullcontext() if recorder is None else recorder.rehearsal():
+            after = self._done(state, inputs, self.home.asarray(scalars, "float64"))
+        if recorder is not None and key in self.seen and len(self.captured) < MOST:
             try:
-                self.captured[key] = self._capture(step, state, inputs, after.carried)
+                self.captured[key] = self._capture(recorder, state, inputs, after.carried)
             except Exception as error:
                 self._refused(error)
         self.seen[key] = None
@@ -161,13 +153,13 @@ class Graphs:
         """Say why steps go on without graphs, and give back the memory of all that were
         captured.
         """
-        problem = (
-            f"graph is {self.owner.graph}, but a step cannot be captured"
-            f" ({optional_imports.first_line(error)})"
+        warnings.warn(
+            f"TrainStep: graph is {self.owner.graph}, but a step cannot be captured"
+            f" ({optional_imports.first_line(error)}); steps go on without",
+            RuntimeWarning,
+            stacklevel=5,
         )
-        warnings.warn(f"TrainStep: {problem}; steps go on without", RuntimeWarning, stacklevel=5)
         self.recorder = None
-        self.most = 0
         self.captured.clear()
 
     def _with_arrays(self, state: StepState) -> StepState:
@@ -177,17 +169,15 @@ class Graphs:
             params=self.params, moments=moments, decided=self.decided, sums=self.sums
         )
 
-    def _done(
-        self, step: StepFunction, state: StepState, inputs: Inputs, scalars: Array
-    ) -> StepState:
+    def _done(self, state: StepState, inputs: Inputs, scalars: Array) -> StepState:
         """Take a step in place, with what it decides in its place too."""
-        after = step(state, inputs, scalars)
+        after: StepState = self.owner.take_on_device(state, inputs, scalars, in_place=True)
         self.decided[...] = after.decided
         if self.sums is None:
             self.sums = after.sums
         return self._with_arrays(after)
 
-    def _capture(self, step: StepFunction, state: StepState, inputs: Inputs, end: Any) -> _Captured:
+    def _capture(self, recorder: Recorder, state: StepState, inputs: Inputs, end: Any) -> _Captured:
         """Capture a step, which has just been taken and has left the model in the state `end`."""
         if _kinds(end) not in self.places:
             self.places[_kinds(end)] = _copied(end)
@@ -201,9 +191,8 @@ class Graphs:
             masks=later, carried=None if state.carried is None else place
         )
         self._leave(place, end)  # its kernels are to be compiled, too
-        assert self.recorder is not None
-        graph = self.recorder.capture(
-            lambda: self._leave(place, self._done(step, state, fixed, self.scalars).carried)
+        graph = recorder.capture(
+            lambda: self._leave(place, self._done(state, fixed, self.scalars).carried)
         )
         return _Captured(graph, fixed, place, [] if later is None else later.sizes)
 
@@ -211,7 +200,7 @@ class Graphs:
         """Put the state of the model after a step into its place, unless the step could not be
         taken.
         """
-        failed = decision(self.decided, "failed")
+        _, _, failed, _ = self.decided
         for old, new in zip(leaves(place), leaves(end), strict=True):
             fuse(self.home.xp, _unless_failed, old, new, failed, out=old)
 
@@ -237,28 +226,22 @@ class Graphs:
         return state._replace(carried=step.start, moments=state.moments._replace(step=updates))
 
 
-def _copies(xp: Namespace, arrays: Params) -> Params:
+def _copies(arrays: Params) -> Params:
     """Return copies of arrays, each contiguous."""
-    whole = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays.values()]
-    return dict(zip(arrays, foreach.copies(xp, whole), strict=True))
+    return {name: a.copy(order="C") for name, a in arrays.items()}
 
 
 def _unless_failed(xp: Namespace, old: Array, new: Array, failed: Any) -> Array:
     return xp.where(failed > 0, old, new)
 
 
-def _mapped(function: Callable[[Array], Any], tree: Any) -> Any:
-    """Return what a function does with each array of a state of a model, in tuples."""
-    if isinstance(tree, tuple | list):
-        return tuple(_mapped(function, part) for part in tree)
-    return None if tree is None else function(tree)
-
-
 def _copied(tree: Any) -> Any:
-    """Return a copy of a state of a model."""
-    return _mapped(lambda a: a.copy(order="K"), tree)
+    """Return a copy of a state of a model, in tuples."""
+    if isinstance(tree, tuple | list):
+        return tuple(map(_copied, tree))
+    return None if tree is None else tree.copy(order="K")
 
 
 def _kinds(tree: Any) -> Hashable:
     """Return the shapes and dtypes of arrays."""
-    return _mapped(lambda a: (tuple(a.shape), str(a.dtype)), tree)  # type: ignore[no-any-return]
+    return tuple([(tuple(a.shape), str(a.dtype)) for a in leaves(tree)])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
+import itertools
 import logging
 import math
 import os
 import signal
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -23,7 +22,6 @@ from xlstm import checkpoint
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import backend_of
 from xlstm.arrays.cached import cached_property
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.arrays.ranks.groups import Group
@@ -44,7 +42,7 @@ from xlstm.training.callbacks import (
 from xlstm.training.evaluation import Metric, evaluate, metrics_of
 from xlstm.training.feed import Inputs, Iterated, Loss, batches_of
 from xlstm.training.folder import Checkpoint, Folder
-from xlstm.training.parallel import different, together
+from xlstm.training.parallel import checksum, different, together
 from xlstm.training.ranks import RunRanks
 from xlstm.training.state import StepState, Taken, packed, unpacked
 from xlstm.training.steps import TrainStep
@@ -232,17 +230,28 @@ def train(
     OtherRankError
         Another rank of the group could not go on; this one stopped before the same step.
     """
-    how: dict[str, Any] = {"loss": loss, "precision": precision, "accumulate": accumulate}
-    how |= {"graph": graph, "group": group}
-    every_callback = _callbacks(callbacks, clip, averaging, patience, progress)
-    step = TrainStep(model, optimizer, callbacks=every_callback, **how)
+    step = TrainStep(
+        model,
+        optimizer,
+        loss=loss,
+        precision=precision,
+        callbacks=_callbacks(callbacks, clip, averaging, patience, progress),
+        accumulate=accumulate,
+        graph=graph,
+        group=group,
+    )
     metrics = metrics_of("train", metrics)
     data = batches_of("train", "data", model, data)
     if validation is not None:
         validation = batches_of("train", "validation", model, validation)
-    epochs = _epochs(epochs, data, validation, resume)
-    limits: dict[str, Any] = {"epochs": epochs, "steps": steps, "every": every, "keep": keep}
-    limits |= {"resume": resume, "checkpoints": checkpoints}
+    limits: dict[str, Any] = {
+        "epochs": _epochs(epochs, data, validation, resume),
+        "steps": steps,
+        "every": every,
+        "keep": keep,
+        "resume": resume,
+        "checkpoints": checkpoints,
+    }
     limits = {name: kind("train", name, limits[name]) for name, kind in OPTIONS.items()}
     path = limits.pop("checkpoints")
     if group is not None:
@@ -302,27 +311,6 @@ def _epochs(
     return epochs
 
 
-# The combinations of arguments that are refused, in words.
-REFUSED: dict[str, Callable[[TrainingRun], object]] = {
-    "patience needs validation data, and so does each callback that looks at its loss": lambda run: (
-        run.validation is None and any(c.needs_validation for c in run.step.callbacks)
-    ),
-    "metrics are computed on validation data, but there are none": lambda run: (
-        run.validation is None and run.metrics
-    ),
-    "data has no batches": lambda run: len(run.data) == 0,
-    "validation has no batches": lambda run: (
-        run.validation is not None and len(run.validation) == 0
-    ),
-    "epochs and steps are None, expected one of them": lambda run: (
-        run.epochs is None and run.steps is None
-    ),
-    "resume is True, but checkpoints names no folder to resume from": lambda run: (
-        run.resume and not run.saving and (run.step.group is None or run.step.group.rank == 0)
-    ),
-}
-
-
 @dataclass(eq=False)
 class TrainingRun:
     """A run of training, from its first step or from a checkpoint to its end."""
@@ -351,26 +339,41 @@ class TrainingRun:
     start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self, start_params: Params) -> None:
-        for problem, holds in REFUSED.items():
-            if holds(self):
+        refused = {
+            "patience needs validation data, and so does each callback that looks at its loss": (
+                self.validation is None and any(c.needs_validation for c in self.step.callbacks)
+            ),
+            "metrics are computed on validation data, but there are none": (
+                self.validation is None and self.metrics
+            ),
+            "data has no batches": len(self.data) == 0,
+            "validation has no batches": self.validation is not None and len(self.validation) == 0,
+            "epochs and steps are None, expected one of them": (
+                self.epochs is None and self.steps is None
+            ),
+            "resume is True, but checkpoints names no folder to resume from": (
+                self.resume
+                and not self.saving
+                and (self.step.group is None or self.step.group.rank == 0)
+            ),
+        }
+        for problem, holds in refused.items():
+            if holds:
                 raise ValueError(f"train: {problem}")
         self.most_epochs = self.epochs or checks.COUNTED
         self.most_steps = self.steps or checks.COUNTED
         self.state: StepState = self.step.init(start_params, self.seed)
-        reduce = self.state.runtime.ranks
-        self.ranks = RunRanks(reduce, self.step.model, self.step.sums_locally)
-        all_callbacks = list(self.step.callbacks)
+        self.ranks = RunRanks(self.state.runtime.ranks, self.step.model, self.step.sums_locally)
         self.callbacks = [
-            callback for callback in all_callbacks if self.ranks.first or callback.everywhere
+            callback for callback in self.step.callbacks if self.ranks.first or callback.everywhere
         ]
         # the weights of each step
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
-        self.remembering = [callback for callback in all_callbacks if has(callback, "state")]
-        for callback in all_callbacks:
+        self.remembering = [callback for callback in self.step.callbacks if has(callback, "state")]
+        for callback in self.step.callbacks:
             if not callback.everywhere and has(callback, "gradients", "weights"):
-                kind = type(callback).__name__
                 raise ValueError(
-                    f"train: {kind}.everywhere is False, expected True as it changes gradients or"
+                    f"train: {type(callback).__name__}.everywhere is False, expected True as it changes gradients or"
                     " weights"
                 )
         steps = min(self.most_epochs * len(self.data), self.most_steps)
@@ -380,12 +383,11 @@ class TrainingRun:
             )
         self.order = generator(self.seed, stream=1, where="train")  # stream 0 drew the weights
         self.order_before: Any = None  # its state when the epoch began
-        start_params = start_params if reduce is None else self.state.params  # those of rank 0
-        self.best = self.judged = start_params
+        self.best = self.judged = self.state.params
         # the metrics, one value an epoch
         self.measured: dict[str, list[float]] = {name: [] for name in self.metrics}
         for callback in self.callbacks:
-            self.ranks.tried(callback.begin, start_params)
+            self.ranks.tried(callback.begin, self.state.params)
 
     @property
     def total(self) -> int:
@@ -549,14 +551,16 @@ class TrainingRun:
         """Judge the weights; return whether they are the best so far. A signal ends it at once,
         without a result.
         """
-        stopped = functools.partial(bool, received)
-        how: dict[str, Any] = {
-            "group": self.step.group,
-            "metrics": self.metrics,
-            "stopped": stopped,
-        }
         with together(self.ranks.reduce):
-            result = evaluate(self.step.model, self.judged, data, self.step.loss, **how)
+            result = evaluate(
+                self.step.model,
+                self.judged,
+                data,
+                self.step.loss,
+                stopped=lambda: bool(received),
+                group=self.step.group,
+                metrics=self.metrics,
+            )
         if self.ranks.meets(received):
             return False
         loss, measured = result
@@ -569,8 +573,7 @@ class TrainingRun:
         self.validations.append(loss)
         for name, value in measured.items():
             self.measured[name].append(value)
-        more = {f"metrics.{name}": value for name, value in measured.items()}
-        self._log(validation=loss, **more)
+        self._log(validation=loss, **{f"metrics.{name}": value for name, value in measured.items()})
         return improved
 
     def _asks(self, event: str) -> bool:
@@ -622,8 +625,13 @@ class TrainingRun:
         if not self.ranks.first:
             return
         numbers, tree = packed(state)
-        place = {name: getattr(self, name) for name in PLACES}
-        about = {**self.settings, **place, "total": self.total, "seconds": self.seconds, **numbers}
+        about = {
+            **self.settings,
+            **{name: getattr(self, name) for name in PLACES},
+            "total": self.total,
+            "seconds": self.seconds,
+            **numbers,
+        }
         tree |= {
             "order": self.order_before if self.done else self.order.bit_generator.state,
             "best": self.best,
@@ -640,8 +648,10 @@ class TrainingRun:
         about = origin.about
         for name, expected in self.settings.items():
             if about.get(name) != expected:
-                problem = different(f"its {name}", about.get(name), expected)
-                raise ValueError(f"train: {origin.path} is of another run: {problem}")
+                raise ValueError(
+                    f"train: {origin.path} is of another run:"
+                    f" {different(f'its {name}', about.get(name), expected)}"
+                )
         try:
             self._unpack(about, origin)
         except Exception as error:
@@ -691,7 +701,6 @@ class TrainingRun:
         """The settings that decide the numbers of a run, apart from the arrays; a run that goes on
         shares them.
         """
-        data = {"first batch": self.data, "first batch of validation": self.validation}
         return {
             **self.step.settings,
             "parameters": {name: list(p.shape) for name, p in self.state.params.items()},
@@ -700,26 +709,21 @@ class TrainingRun:
             "moments": sorted(self.ranks.slots(self.state)),
             "steps": len(self.data),
             "metrics": [*self.metrics],
-            **{
-                name: None if batches is None else first_batch(batches)
-                for name, batches in data.items()
-            },
+            "first batch": first_batch(self.data),
+            "first batch of validation": first_batch(self.validation),
         }
 
 
-def first_batch(data: Batches) -> str:
+def first_batch(data: Batches | None) -> str | None:
     """Return a number that tells data apart: it is made of their first batch in order, if they can
     begin anew.
     """
     whole = data.data if isinstance(data, Shard) else data
+    if whole is None:
+        return None
     if isinstance(whole, Iterated) and whole.once:
         return "unknown"
-    first = next(iter(whole.batches()), None)
     arrays: list[Any] = []
-    if first is not None:
+    for first in itertools.islice(whole.batches(), 1):
         arrays = [first.x, first.target, first.lengths, *(first.options or {}).values()]
-    crc = 0
-    for array in arrays:
-        if array is not None:
-            crc = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), crc)
-    return f"{crc:08x}"
+    return f"{checksum(arrays):08x}"

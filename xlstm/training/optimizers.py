@@ -52,13 +52,13 @@ __all__ = [
 ]
 
 Slots = dict[str, Params]  # moments: slot name -> parameter name -> array
-# The arguments and checks of the options of formulas.
-OPTIONS: dict[str, tuple[str, checks.Kind]] = {
-    "momentum": ("momentum", checks.rate),
-    "nesterov": ("nesterov", checks.flag),
-    "alpha": ("alpha", checks.rate),
-    "eps": ("eps", checks.non_negative),
-    "decay": ("weight_decay", checks.squared),
+# The checks of the options of formulas.
+OPTIONS: dict[str, checks.Kind] = {
+    "momentum": checks.rate,
+    "nesterov": checks.flag,
+    "alpha": checks.rate,
+    "eps": checks.non_negative,
+    "weight_decay": checks.squared,
 }
 
 
@@ -140,7 +140,7 @@ def sgd(
     ValueError
         A setting is out of range, or `nesterov` has no momentum.
     """
-    options = {"decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+    options = {"weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
     optimizer = _by_rule("sgd", lr, ("v",), _sgd, options)
     if nesterov and momentum == 0:
         raise ValueError("sgd: nesterov needs a momentum above 0")
@@ -176,7 +176,7 @@ def rmsprop(
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    options = {"decay": weight_decay, "alpha": alpha, "eps": eps, "momentum": momentum}
+    options = {"weight_decay": weight_decay, "alpha": alpha, "eps": eps, "momentum": momentum}
     return _by_rule("rmsprop", lr, ("s", "v"), _rmsprop, options)
 
 
@@ -276,10 +276,9 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
         elif optimizer is None and otherwise is not None:
             all_rules.append(None)
         else:
-            expected = "an optimiser such as adam(1e-3), or None to freeze parameters"
             raise TypeError(
-                f"by_name: {checks.shown(pattern)} has {checks.shown(optimizer)}, expected"
-                f" {expected}"
+                f"by_name: {checks.shown(pattern)} has {checks.shown(optimizer)}, expected an"
+                " optimiser such as adam(1e-3), or None to freeze parameters"
             )
     return ByRules("by_name", (*rules, "*"), tuple(all_rules))
 
@@ -340,12 +339,10 @@ def clip_global_norm(
     limit = checks.above_0("clip_global_norm", "limit", limit)
     checks.mapping("clip_global_norm", grads, "gradients")
     xp = namespace("clip_global_norm", grads)
-    norm = global_norm(grads) if norm is None else norm
-    if not compiles(xp):
-        scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
-        return {name: g * scale for name, g in grads.items()}
+    norm = norm_of(xp, grads) if norm is None else norm
     arrays = list(grads.values())
-    into = (0,) if in_place and all(g.flags.c_contiguous for g in arrays) else ()
+    in_place = in_place and compiles(xp) and all(g.flags.c_contiguous for g in arrays)
+    into = (0,) if in_place else ()
     results = foreach.apply(xp, _scaled, [arrays], (norm, limit), into)
     return {name: g for name, (g,) in zip(grads, results, strict=True)}
 
@@ -391,7 +388,7 @@ def _by_adam(
     if len(rates) != 2:
         raise ValueError(f"{where}: betas has {len(rates)} entries, expected two rates")
     b1, b2 = rates
-    options = {"b1": b1, "b2": b2, "eps": eps, "decay": weight_decay, "decoupled": decoupled}
+    options = {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled}
     return _by_rule(where, lr, ("m", "v"), _adam, options, _adam_scalars, 3)
 
 
@@ -404,9 +401,9 @@ def _by_rule(
     *scalars: Any,
 ) -> ByRules:
     """Return the optimiser of one rule, whose last slot is that of the momentum, if it has one."""
-    for name, (argument, kind) in OPTIONS.items():
+    for name, kind in OPTIONS.items():
         if name in options:
-            options[name] = kind(where, argument, options[name])
+            options[name] = kind(where, name, options[name])
     if options.get("momentum") == 0:
         slots = slots[:-1]
     rule = _Rule(where, schedule(where, "lr", lr), slots, formula, options, *scalars)
@@ -490,13 +487,14 @@ class ByRules(Optimizer):
         groups = _groups(self.patterns, tuple(params))
         for pattern, names in zip(self.patterns[:-1], groups, strict=False):
             if not names:
-                expected = f"expected names among {checks.few(params)}"
                 raise ValueError(
-                    f"{self.where}: no parameter matches {checks.shown(pattern)} first, {expected}"
+                    f"{self.where}: no parameter matches {checks.shown(pattern)} first, expected"
+                    f" names among {checks.few(params)}"
                 )
-        slots: Slots = {}
-        for slot, arrays in self._by_slot(params).items():
-            slots[slot] = {name: xp.zeros_like(p) for name, p in arrays.items()}
+        slots = {
+            slot: {name: xp.zeros_like(p) for name, p in arrays.items()}
+            for slot, arrays in self._by_slot(params).items()
+        }
         return OptimState(0, slots)
 
     def numbers(self, step: int) -> tuple[float, ...]:
@@ -533,7 +531,9 @@ class ByRules(Optimizer):
         take the places of the old ones. `check` says whether gradients are to be checked.
         """
         if check:
-            self._check(params, grads)
+            named = {f"gradient of {name}": g for name, g in grads.items()}
+            namespace(self.where, {**params, **named})
+            check_alike(f"{self.where}: gradients", self.moving(grads), self.moving(params))
         new = dict(params)
         slots: Slots = {slot: {} for slot in state.slots}
         first = 0
@@ -557,12 +557,6 @@ class ByRules(Optimizer):
             for after, arrays in zip(afters, zip(*results, strict=True), strict=True):
                 after.update(zip(names, arrays, strict=True))
         return new, OptimState(state.step + 1, slots)
-
-    def _check(self, params: Params, grads: Params) -> None:
-        """Raise an error unless gradients go with the parameters that change."""
-        namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
-        where = f"{self.where}: gradients"
-        check_alike(where, self.moving(grads), self.moving(params))
 
     def _by_slot(self, params: Params) -> Slots:
         """Return the parameters that have a moment, by slot."""
@@ -589,11 +583,17 @@ def _unless_0(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sgd(
-    xp: Namespace, p: Array, g: Array, *rest: Any, decay: float, momentum: float, nesterov: bool
+    xp: Namespace,
+    p: Array,
+    g: Array,
+    *rest: Any,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
 ) -> Any:
     *moments, lr = rest
-    if decay:
-        g = g + decay * p
+    if weight_decay:
+        g = g + weight_decay * p
     if not momentum:
         return p - lr * g
     v = momentum * moments[0] + g
@@ -606,14 +606,14 @@ def _rmsprop(
     g: Array,
     s: Array,
     *rest: Any,
-    decay: float,
+    weight_decay: float,
     alpha: float,
     eps: float,
     momentum: float,
 ) -> Any:
     *moments, lr = rest
-    if decay:
-        g = g + decay * p
+    if weight_decay:
+        g = g + weight_decay * p
     s = alpha * s + (1 - alpha) * (g * g)
     d = g / (xp.sqrt(s) + eps)
     if not momentum:
@@ -623,22 +623,22 @@ def _rmsprop(
 
 
 def _adam_scalars(
-    lr: float, step: int, *, b1: float, b2: float, decay: float, **_: Any
+    lr: float, step: int, *, b1: float, b2: float, weight_decay: float, **_: Any
 ) -> tuple[float, ...]:
     """Return the rate and the factor that correct for moments that begin at zero, and the share
     that decays.
     """
-    return lr / (1 - b1**step), 1 / math.sqrt(1 - b2**step), lr * decay
+    return lr / (1 - b1**step), 1 / math.sqrt(1 - b2**step), lr * weight_decay
 
 
 def _adam(
     xp: Namespace, p: Array, g: Array, m: Array, v: Array, rate: Any, widening: Any, share: Any, *, b1: float,
-    b2: float, eps: float, decay: float, decoupled: bool,
+    b2: float, eps: float, weight_decay: float, decoupled: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    if decay and decoupled:
+    if weight_decay and decoupled:
         p = p - share * p
-    elif decay:
-        g = g + decay * p
+    elif weight_decay:
+        g = g + weight_decay * p
     m = b1 * m + (1 - b1) * g
     v = b2 * v + (1 - b2) * (g * g)
     return p - rate * (m / (widening * xp.sqrt(v) + eps)), m, v

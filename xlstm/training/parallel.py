@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -179,11 +180,6 @@ class AllReduce:
         grads = own.grads or {name: xp.zeros_like(place) for name, place in self.grads.items()}
         return own._replace(loss=self.head[0], grads=grads, norm=xp.sqrt(self.head[1]))
 
-    def nothing(self, carried: Any, params: Params) -> LossAndGradients:
-        """Return the part of a rank that has no sequence in a batch, or cannot take the step."""
-        zero = self.home.xp.zeros_like(self.head[0])
-        return LossAndGradients(zero, carried, params, {}, zero)
-
     def mean(self, sums: Params, total: Any) -> tuple[Params, Array]:
         """Return the sums of gradients of all ranks, divided by the total number of targets, and
         their norm.
@@ -261,17 +257,11 @@ class AllReduce:
             agreed.check or (agreed.share and abs(agreed.share - 1) > SHARES)
         ):
             with together(self):
-                self._differ()
-
-    def _differ(self) -> NoReturn:
-        """Raise ValueError, which names the rank that has had another batch or learning rate than
-        most.
-        """
-        same(self.group, self.where, self.noted)
-        shares = f"the shares of ranks in its targets sum to {self.agreed.share:g}, expected 1"
-        raise ValueError(
-            f"{self.where}: {shares}; do all ranks have the same data, in the same order?"
-        )
+                same(self.group, self.where, self.noted)
+                raise ValueError(
+                    f"{self.where}: the shares of ranks in its targets sum to {agreed.share:g},"
+                    " expected 1; do all ranks have the same data, in the same order?"
+                )
 
     def same_masks(self, masks: np.random.Generator, part: Part) -> None:
         """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of
@@ -292,12 +282,9 @@ class AllReduce:
         """
         if not grads:
             self.buffer[ROOM:] = 0.0
-        elif self.home.name == "cupy":
+        else:
             columns = [[arrays[name] for name in self.grads] for arrays in (grads, self.grads)]
             foreach.apply(self.home.xp, _shared, columns, (share,), (1,))
-        else:
-            for name, place in self.grads.items():
-                np.multiply(grads[name] if share else 0.0, share, out=place)
 
 
 class Sharded(AllReduce):
@@ -452,8 +439,10 @@ def told(group: Group, place: str, error: Exception | None, what: Any = None) ->
     for rank, said in enumerate(every):
         there = said.place if isinstance(said, Said) else "`tell`"
         if there != place:
-            places = f"rank {rank} of {group.size} is at {there}, rank {group.rank} at {place}"
-            raise ApartError(f"{places}; all ranks are to go through the same steps") from error
+            raise ApartError(
+                f"rank {rank} of {group.size} is at {there}, rank {group.rank} at {place}; all"
+                " ranks are to go through the same steps"
+            ) from error
     if error is not None:
         raise error
     for rank, said in enumerate(every):
@@ -491,26 +480,17 @@ def different(name: str, there: Any, expected: Any, of: str = "") -> str:
             if there.get(key) != expected.get(key):
                 return different(f"{name}[{key!r}]", there.get(key), expected.get(key), of)
     if isinstance(there, str) and isinstance(expected, str):
-        same_to = next(
-            (k for k, (a, b) in enumerate(zip(there, expected, strict=False)) if a != b), 32
-        )
-        start = max(0, same_to - 32)
+        common = os.path.commonprefix((there, expected))  # noqa: RUF071 (of texts, not of paths)
+        start = max(0, len(common) - 32)
         there = there[start:]
         expected = expected[start:]
     return f"{name}{of} is {checks.shown(there)}, expected {checks.shown(expected)}"
 
 
-def checksum(params: Params) -> int:
-    """Return a number that tells weights apart."""
+def checksum(arrays: Iterable[Array | None]) -> int:
+    """Return a number that tells arrays apart."""
     number = 0
-    for p in params.values():
-        number = zlib.crc32(np.ascontiguousarray(to_numpy(p)).data, number)
+    for a in arrays:
+        if a is not None:
+            number = zlib.crc32(np.ascontiguousarray(to_numpy(a)).data, number)
     return number
-
-
-def shared(group: Group, home: Backend, params: Params) -> Params:
-    """Return copies of the weights of rank 0."""
-    xp = home.xp
-    copies = {name: xp.asarray(p, copy=True, order="C") for name, p in params.items()}
-    group.share(list(copies.values()))
-    return copies

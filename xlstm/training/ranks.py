@@ -40,7 +40,6 @@ class RunRanks:
         self.sums_locally = sums_locally
         self.group: Group = Alone() if reduce is None else reduce.group
         self.first = self.group.rank == 0  # which alone writes and speaks
-        self.compared = 0  # steps after which the weights of all ranks were found to be the same
 
     def guarded(self, batches: Iterable[Inputs]) -> Iterator[Any]:
         """Yield batches; with other ranks then None, at their end or for one that failed, which the
@@ -126,7 +125,7 @@ class RunRanks:
         """
         if self.reduce is None:
             return asked
-        every = self._told("the end of an epoch", (checksum(params), asked))
+        every = self._told("the end of an epoch", (checksum(params.values()), asked))
         self._compare([number for number, _ in every], total)
         return any(of_rank for _, of_rank in every)
 
@@ -136,12 +135,10 @@ class RunRanks:
         """
         _, odd = odd_ranks(checksums)
         if odd:
-            names = ", ".join(map(str, odd))
-            problem = f"the weights of rank {names} differ from those of the other ranks"
             raise RuntimeError(
-                f"train: after step {total} {problem}; is its memory sound, and its code the same?"
+                f"train: after step {total} the weights of rank {', '.join(map(str, odd))} differ"
+                " from those of the other ranks; is its memory sound, and its code the same?"
             )
-        self.compared = total
 
     def whole(self, state: StepState, total: int) -> StepState:
         """Return the state of one process, from all ranks; RuntimeError where their weights
@@ -149,13 +146,26 @@ class RunRanks:
         """
         if self.reduce is None:
             return state
-        if self.compared != total:
-            self._compare(told(self.group, "a checkpoint", None, checksum(state.params)), total)
+        self._compare(
+            told(self.group, "a checkpoint", None, checksum(state.params.values())), total
+        )
+        xp = self.reduce.home.xp
         sums = state.sums
         # those of each rank: their sum would be rounded in another order
         if sums is not None and self.sums_locally:
-            sums = {name: self._side_by_side(a) for name, a in sums.items()}
-        carried = self._gathered(state.carried)
+            side_by_side = {}  # (ranks, ...)
+            for name, a in sums.items():
+                every: Array = xp.zeros((self.group.size, *a.shape), dtype=a.dtype)
+                every[self.group.rank] = a
+                self.group.sum(every)
+                side_by_side[name] = every
+            sums = side_by_side
+        own = [] if state.carried is None else list(leaves(state.carried))
+        carried = None
+        if parts := list(filter(None, told(self.group, "a checkpoint", None, own))):
+            several = zip(self._axes, zip(*parts, strict=True), strict=True)
+            whole = [xp.concat(arrays, axis=axis) for axis, arrays in several]
+            carried = nested(self.model.states, iter(whole))
         moments = self.reduce.whole_of(state.moments)
         return state._replace(carried=carried, sums=sums, moments=moments)
 
@@ -185,25 +195,6 @@ class RunRanks:
                 own[name] = every.sum(axis=0) * (self.first or not self.sums_locally)
         return own
 
-    def _side_by_side(self, a: Array) -> Array:
-        """Return the arrays of all ranks, (ranks, ...)."""
-        assert self.reduce is not None
-        every: Array = self.reduce.home.xp.zeros((self.group.size, *a.shape), dtype=a.dtype)
-        every[self.group.rank] = a
-        self.group.sum(every)
-        return every
-
-    def _gathered(self, carried: Any) -> Any:
-        """Return the states of all sequences, side by side in the order of the ranks."""
-        assert self.reduce is not None
-        own = [] if carried is None else list(leaves(carried))
-        every = list(filter(None, told(self.group, "a checkpoint", None, own)))
-        if not every:
-            return None
-        concat = self.reduce.home.xp.concat
-        several = zip(self._axes, zip(*every, strict=True), strict=True)
-        return nested(self.model.states, iter([concat(parts, axis=k) for k, parts in several]))
-
     def _cut(self, carried: Any) -> Any:
         """Return the states of the sequences that this rank has, None where it has none."""
         if carried is None:
@@ -219,9 +210,8 @@ class RunRanks:
         """The axis of each array of the state that sequences lie along."""
         states = getattr(self.model, "states", None)
         if states is None:
-            kind = type(self.model).__name__
             raise ValueError(
-                f"train: {kind} has no `states`, expected Leaf objects that say where sequences lie"
-                " in it"
+                f"train: {type(self.model).__name__} has no `states`, expected Leaf objects that"
+                " say where sequences lie in it"
             )
         return [len(leaf.before) for leaf in leaves(states, Leaf)]

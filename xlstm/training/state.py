@@ -7,16 +7,14 @@ is an array there with the numbers of `Decided`.
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.fuse import compiles, fuse
+from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.precision import Scaling
 from xlstm.training.feed import Feed
@@ -91,11 +89,6 @@ class Runtime:
     ranks: AllReduce | None = None
     graphs: Any = None
 
-    @cached_property
-    def compiles(self) -> bool:
-        """Whether the parameters are on a GPU that can decide about steps."""
-        return compiles(self.feed.home.xp)
-
 
 class StepState(NamedTuple):
     """All that a step changes.
@@ -160,23 +153,9 @@ class Taken(NamedTuple):
     updated: bool | Array
 
 
-def decision(decided: Decided | Array, name: str) -> Any:
-    """Return a decision: a number, or a 0-d array that lies in the array of all."""
-    return decided[Decided._fields.index(name)]
-
-
 def read(decided: Decided | Array) -> Decided:
     """Return decisions on the host, which waits for those of a GPU."""
-    return decided if isinstance(decided, Decided) else Decided(*to_numpy(decided).tolist())
-
-
-def decide(loss: Array, norm: Array, scalars: HostScalars) -> Decided:
-    """Return the decisions of a step with this loss and norm of its gradients, on the host."""
-    value = float(loss)
-    size = float(norm)
-    finite = math.isfinite(size)
-    sound = math.isfinite(value) and (finite or scalars.forgiven)
-    return Decided(value, size, 0.0 if sound else scalars.number, float(sound and finite))
+    return Decided(*to_numpy(decided).tolist())
 
 
 def decide_on_device(
@@ -184,9 +163,9 @@ def decide_on_device(
 ) -> Array:
     """Return the decisions of a step on a GPU, from those of the last, by one launch."""
     decided = xp.empty_like(last)
-    failed = decision(last, "failed")
-    places = tuple(decided[k] for k in range(len(decided)))
-    fuse(xp, _decisions, loss, norm, scalars.number, scalars.forgiven, failed, out=places)
+    _, _, failed, _ = last
+    numbers = (scalars.number, scalars.forgiven, failed)
+    fuse(xp, _decisions, loss, norm, *numbers, out=tuple(decided))
     return decided
 
 

@@ -1,7 +1,8 @@
 """One step of training: forward, loss, backward, and an update of the parameters.
 
-A step is one function of the state, `TrainStep._take`. On CuPy it only asks the GPU for its work,
-and a CUDA graph can capture it; elsewhere the host decides within it whether the step counts.
+A step is two functions of the state: `TrainStep._gradients` and `TrainStep._update`. On CuPy they
+only ask the GPU for its work, and a CUDA graph can capture them; elsewhere the host decides between
+them whether the step counts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.fuse import listed
+from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.arrays.ranks.groups import GROUP, Group
@@ -42,7 +43,6 @@ from xlstm.training.parallel import (
     checksum,
     held,
     same,
-    shared,
 )
 from xlstm.training.state import (
     Decided,
@@ -50,13 +50,10 @@ from xlstm.training.state import (
     Runtime,
     StepState,
     Taken,
-    decide,
     decide_on_device,
-    decision,
     read,
 )
 
-NOT_FINITE = "the loss or the norm of the gradient is not finite"
 AHEAD = 32  # steps that the host is ahead of a GPU at most, before it looks how they went
 # The checks of the options of a step.
 OPTIONS: dict[str, checks.Kind] = {
@@ -131,13 +128,14 @@ class TrainStep:
 
     model: Any
     optimizer: Optimizer
-    loss: Loss | None = field(default=None, kw_only=True)
-    precision: Mixed | None = field(default=None, kw_only=True)
-    callbacks: Iterable[Callback] = field(default=(), kw_only=True)
-    accumulate: int = field(default=1, kw_only=True)
-    wait: bool = field(default=True, kw_only=True)
-    graph: bool | str = field(default=False, kw_only=True)
-    group: Group | None = field(default=None, kw_only=True)
+    _: KW_ONLY
+    loss: Loss | None = None
+    precision: Mixed | None = None
+    callbacks: Iterable[Callback] = ()
+    accumulate: int = 1
+    wait: bool = True
+    graph: bool | str = False
+    group: Group | None = None
 
     def __post_init__(self) -> None:
         checks.fields(self, **OPTIONS)
@@ -167,7 +165,7 @@ class TrainStep:
         params = from_foreign("train", params)
         runtime = Runtime(Feed.of("train", self.model, params, self.precision))
         feed = runtime.feed
-        if runtime.compiles:
+        if compiles(feed.home.xp):
             first_training(feed.low.dtype, feed.home.dtype)
         elif self.graph is True:
             raise BackendError(
@@ -177,8 +175,21 @@ class TrainStep:
         scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.group is not None:
-            self._compare(self.group, runtime, params, masks)
-            params = shared(self.group, feed.home, params)
+            # no rank sends these
+            frozen = self.model.params if isinstance(self.model, LowRank) else {}
+            settings = {
+                **self.settings,
+                "backend": feed.home.name,
+                "parameters": {name: f"{p.dtype} {p.shape}" for name, p in params.items()},
+                "checksum of the weights that stay": checksum(frozen.values()),
+            }
+            drawn_by = None if masks is None else masks.bit_generator.state
+            drawn_by = same(self.group, "train", settings, drawn_by)
+            if masks is not None:  # each rank may have been given another generator
+                masks.bit_generator.state = drawn_by
+            xp = feed.home.xp
+            params = {name: xp.asarray(p, copy=True, order="C") for name, p in params.items()}
+            self.group.share(list(params.values()))
             runtime.ranks = all_reduce(
                 self.group, feed.home, params, self.optimizer, self.callbacks
             )
@@ -188,25 +199,6 @@ class TrainStep:
         return StepState(
             params, moments, None, scaling, None, 0.0, 0, 0, masks, Decided(), (), runtime
         )
-
-    def _compare(
-        self, group: Group, runtime: Runtime, params: Params, masks: np.random.Generator | None
-    ) -> None:
-        """Raise ValueError unless all ranks have the same settings; all take masks as rank 0
-        does.
-        """
-        # no rank sends these
-        frozen = self.model.params if isinstance(self.model, LowRank) else {}
-        settings = {
-            **self.settings,
-            "backend": runtime.feed.home.name,
-            "parameters": {name: f"{p.dtype} {p.shape}" for name, p in params.items()},
-            "checksum of the weights that stay": checksum(frozen),
-        }
-        drawn_by = None if masks is None else masks.bit_generator.state
-        drawn_by = same(group, "train", settings, drawn_by)
-        if masks is not None:  # each rank may have been given another generator
-            masks.bit_generator.state = drawn_by
 
     def __call__(
         self, state: StepState, batch: Batch | Inputs, where: str = "step"
@@ -238,7 +230,7 @@ class TrainStep:
         """
         ranks = state.runtime.ranks
         if ranks is None:
-            inputs = batch if isinstance(batch, Inputs) else self._inputs(state, batch, where)
+            inputs = self._inputs(state, batch, where)
         else:
             common = self._common_inputs(state, ranks, batch, where)
             if common is None:
@@ -249,10 +241,21 @@ class TrainStep:
         else:
             state = self.settle(state) if state.pending else state
             numbers = self.optimizer.numbers(state.updates)
-            new, passed = self._take(state, inputs, self._scalars(state, inputs), numbers)
-            if new.decided.failed:
+            scalars = self._scalars(state, inputs)
+            gradients = self._gradients if self.group is None else self._all_gradients
+            passed = gradients(state, inputs, scalars)
+            if ranks is not None:
+                ranks.look()
+            loss = float(passed.loss)
+            norm = float(passed.norm)
+            finite = math.isfinite(norm)
+            if not math.isfinite(loss) or not (finite or scalars.forgiven):
                 raise self._failure(state, inputs, where, passed)
-            new, taken = self._settled(state, new, inputs, new.decided)
+            decided = Decided(loss, norm, counts=float(finite))
+            new = state._replace(carried=passed.carried, decided=decided)
+            if finite:
+                new = self._update(new, passed, scalars, numbers)
+            new, taken = self._settled(state, new, inputs, decided)
         if ranks is not None and state.masks is not None and inputs.host.part is not None:
             ranks.same_masks(state.masks, inputs.host.part)
         return new, taken
@@ -281,56 +284,44 @@ class TrainStep:
         failed = int(read(state.decided).failed)
         if failed:
             raise FloatingPointError(
-                f"{state.pending[failed - 1]}: {NOT_FINITE}; where steps wait, the error says why"
+                f"{state.pending[failed - 1]}: the loss or the norm of the gradient is not finite;"
+                " where steps wait, the error says why"
             )
         return state._replace(pending=())
 
-    def _take(
+    def _update(
         self,
         state: StepState,
-        inputs: Inputs,
+        passed: LossAndGradients,
         scalars: HostScalars,
         numbers: Any,
-        on_device: bool = False,
+        counts: Array | None = None,
         in_place: bool = False,
-    ) -> tuple[StepState, LossAndGradients]:
-        """Return the state after a step, with its decisions and the counts from before it, and the
-        gradients.
+    ) -> StepState:
+        """Return the state after a step with these gradients, with the counts from before it.
 
-        On a device nothing here waits, and a graph can capture it: `scalars` and the `numbers` of
-        the optimiser lie there. With `in_place` parameters, moments and sums of gradients are
-        changed where they are.
+        On a device nothing here waits, and a graph can capture it: `scalars`, the `numbers` of the
+        optimiser, and `counts`, which says whether the gradients are taken, lie there. With
+        `in_place` parameters, moments and sums of gradients are changed where they are.
         """
         ranks = state.runtime.ranks
-        xp = state.runtime.feed.home.xp
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
-            if ranks is None:
-                passed = self._gradients(state, inputs, scalars)
-            else:
-                passed = self._all_gradients(state, ranks, inputs, scalars)
-        counts = None
-        if on_device:
-            decided = decide_on_device(xp, state.decided, passed.loss, passed.norm, scalars)
-            counts = decision(decided, "counts")
-        else:
-            if ranks is not None:
-                ranks.look()
-            decided = decide(passed.loss, passed.norm, scalars)
-        changes: dict[str, Any] = {"carried": passed.carried, "decided": decided}
-        if not (on_device or decided.counts):
-            return state._replace(**changes), passed
         grads = passed.grads
         norm = passed.norm
         if self.accumulate > 1:
-            sums = _sums(state, grads, scalars.targets, counts, in_place)
-            changes["sums"] = sums
+            # the first batch of an update does not look at the sums before it
+            first = state.batches == 0
+            columns = [grads, grads if state.sums is None else state.sums]
+            into = (1,) if in_place and state.sums is not None else ()
+            factors = (scalars.targets,) if counts is None else (scalars.targets, counts)
+            sums = _each(_weighted, columns, factors, into, first=first)
+            state = state._replace(sums=sums)
             if state.batches + 1 < self.accumulate:
-                return state._replace(**changes), passed
+                return state
             if ranks is not None and self.sums_locally:
                 grads, norm = ranks.mean(sums, scalars.total)
             else:
                 grads = _each(_mean, [sums], (scalars.total,))
-                norm = norm_of(xp, grads)
+                norm = norm_of(state.runtime.feed.home.xp, grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
         update = self.optimizer.apply
@@ -338,7 +329,7 @@ class TrainStep:
             update = functools.partial(ranks.updated, update)
         how = (numbers, counts, in_place, not self._is_ours)
         params, moments = update(state.params, grads, state.moments, *how)
-        return state._replace(**changes, params=params, moments=moments), passed
+        return state._replace(params=params, moments=moments)
 
     def _gradients(
         self,
@@ -355,23 +346,28 @@ class TrainStep:
         scale = scalars.scale if self.scales else 1.0
         masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
         used = state.params
-        if self.precision is not None:
-            used = lowered(used, feed.low.dtype)
-        y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
-        y = raised(y, feed.home.dtype)
-        loss, dy = self.loss(y, inputs.target, inputs.mask)  # type: ignore[misc]
-        dy = lowered(dy, feed.low.dtype, scale * share)
-        grads = self.optimizer.moving(self.model.backward(used, saved, dy)[0])
-        grads = raised(grads, feed.home.dtype, scale)
-        norm = norm_of(feed.home.xp, grads) if normed else None
+        # parts of this package keep to the dtype of the weights
+        casts = self.precision is not None or not self._is_ours
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
+            if self.precision is not None:
+                used = lowered(used, feed.low.dtype)
+            y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
+            y = raised(y, feed.home.dtype) if casts else y
+            loss, dy = self.loss(y, inputs.target, inputs.mask)  # type: ignore[misc]
+            dy = lowered(dy, feed.low.dtype, scale * share) if casts else dy
+            grads = self.optimizer.moving(self.model.backward(used, saved, dy)[0])
+            grads = raised(grads, feed.home.dtype, scale) if casts else grads
+            norm = norm_of(feed.home.xp, grads) if normed else None
         return LossAndGradients(loss, carried, used, grads, norm)
 
     def _all_gradients(
-        self, state: StepState, ranks: AllReduce, inputs: Inputs, scalars: HostScalars
+        self, state: StepState, inputs: Inputs, scalars: HostScalars
     ) -> LossAndGradients:
         """Return the loss and the gradients of the batch of all ranks, to which this one adds its
         part.
         """
+        ranks = state.runtime.ranks
+        assert ranks is not None
         share = scalars.share
         # scaled ones are shared before, so that the same gradients overflow as in the whole batch
         early, late = (share, 1.0) if self.scales else (1.0, share)
@@ -379,10 +375,13 @@ class TrainStep:
         if ranks.error is None and inputs.host.x.shape[1]:
             with held(ranks):
                 own = self._gradients(state, inputs, scalars, early, self.sums_locally)
-        if own is None:
-            own = ranks.nothing(None if ranks.error is None else state.carried, state.params)
+        if own is None:  # there is no sequence in the part, or the step cannot be taken
+            zero = ranks.home.xp.zeros_like(ranks.head[0])
+            carried = None if ranks.error is None else state.carried
+            own = LossAndGradients(zero, carried, state.params, {}, zero)
         head = Head(0.0, 0.0, 0.0, share, scalars.signal, scalars.stop, scalars.check)
-        return ranks.reduce(own, head, self.sums_locally, late)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return ranks.reduce(own, head, self.sums_locally, late)
 
     def _enqueue(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Ask a GPU for a step, which decides about it, and wait for that where steps wait."""
@@ -396,14 +395,15 @@ class TrainStep:
         drawn_by = None if state.masks is None else state.masks.bit_generator.state
         numbers = self.optimizer.numbers(state.updates)
         scalars = np.array([*self._scalars(state, inputs), *numbers])
-        if self._captures(state.masks):
+        masks = state.masks
+        can_draw = masks is None or isinstance(masks.bit_generator, np.random.PCG64)
+        if (can_draw and self._is_ours) if self.graph == "auto" else self.graph:
             if runtime.graphs is None or not runtime.graphs.hold(self, state):
                 runtime.graphs = Graphs(self, state)
-            step = functools.partial(self._take_on_device, in_place=True)
-            new = runtime.graphs.take(step, state, inputs, scalars)
+            new = runtime.graphs.take(state, inputs, scalars)
         else:
             runtime.graphs = None
-            new = self._take_on_device(state, inputs, home.asarray(scalars, "float64"))
+            new = self.take_on_device(state, inputs, home.asarray(scalars, "float64"))
         if waits:
             decided = read(new.decided)
             if runtime.ranks is not None:
@@ -415,24 +415,33 @@ class TrainStep:
                     state = state._replace(masks=copy.deepcopy(state.masks))
                     state.masks.bit_generator.state = drawn_by  # type: ignore[union-attr]
                 # no array of the state before has changed: the step shows why on the host
-                _, passed = self._take(state, inputs, self._scalars(state, inputs), numbers)
+                gradients = self._gradients if self.group is None else self._all_gradients
+                passed = gradients(state, inputs, self._scalars(state, inputs))
+                if runtime.ranks is not None:
+                    runtime.ranks.look()
                 raise self._failure(state, inputs, where, passed)
             return self._settled(state, new, inputs, decided)
         # graphs change the array of decisions
         decided = new.decided if runtime.graphs is None else home.xp.asarray(new.decided, copy=True)
-        loss, norm, counts = (decision(decided, name) for name in ("loss", "norm", "counts"))
+        loss, norm, _, counts = decided
         new = self._counted(new, inputs, pending=(*state.pending, where))
         return new, Taken(loss, norm, counts if new.batches == 0 else False)
 
-    def _take_on_device(
-        self, state: StepState, inputs: Inputs, scalars: Array, in_place: bool = False
+    def take_on_device(
+        self, state: StepState, inputs: Inputs, numbers: Array, in_place: bool = False
     ) -> StepState:
-        """Return the state after a step whose numbers lie in an array on the device."""
+        """Return the state after a step that is decided on the device, where `numbers` are those of
+        `HostScalars` and of the optimiser.
+        """
         width = len(HostScalars._fields)
-        numbers = list(scalars[width:])
-        return self._take(
-            state, inputs, HostScalars(*scalars[:width]), numbers, on_device=True, in_place=in_place
-        )[0]
+        scalars = HostScalars(*numbers[:width])
+        gradients = self._gradients if self.group is None else self._all_gradients
+        passed = gradients(state, inputs, scalars)
+        xp = state.runtime.feed.home.xp
+        decided = decide_on_device(xp, state.decided, passed.loss, passed.norm, scalars)
+        state = state._replace(carried=passed.carried, decided=decided)
+        *_, counts = decided
+        return self._update(state, passed, scalars, list(numbers[width:]), counts, in_place)
 
     def _settled(
         self, state: StepState, new: StepState, inputs: Inputs, decided: Decided
@@ -478,7 +487,23 @@ class TrainStep:
         if self.precision is not None:
             lower = f" in {feed.low.dtype} at a loss scale of {state.scaling.scale:g}"
         loss = float(passed.loss)
-        return FloatingPointError(f"{where}: {_diagnosis(loss, passed.used, passed.grads, lower)}")
+        arrays = {f"parameter {name}": p for name, p in passed.used.items()}
+        arrays |= {f"gradient of {name}": g for name, g in passed.grads.items()}
+        bad = [name for name, a in arrays.items() if not np.all(np.isfinite(to_numpy(a)))]
+        if bad:
+            problem = (
+                f"{bad[0]} is not finite{lower}; a smaller learning rate, clipping or a wider dtype"
+                " may help"
+            )
+        elif math.isfinite(loss):
+            problem = (
+                "the norm of the gradient overflows; clipping values or a wider dtype may help"
+            )
+        else:
+            problem = (
+                "though every parameter and gradient is finite: are there targets out of range?"
+            )
+        return FloatingPointError(f"{where}: loss is {loss:g}, {problem}")
 
     def _scalars(self, state: StepState, inputs: Inputs) -> HostScalars:
         """Return the numbers that the host gives a step."""
@@ -502,13 +527,13 @@ class TrainStep:
 
     def _inputs(self, state: StepState, batch: Any, where: str) -> Inputs:
         """Return a batch as the model takes it."""
+        if isinstance(batch, Inputs):
+            return batch
         inputs = state.runtime.feed.inputs(batch, where)
         if (batch.part is None) != (self.group is None):
-            expected = (
-                "expected batches of distributed.Shard where the step has a group, and only there"
-            )
             raise ValueError(
-                f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}"
+                f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, expected"
+                " batches of distributed.Shard where the step has a group, and only there"
             )
         return inputs
 
@@ -522,7 +547,7 @@ class TrainStep:
         ranks.ended = batch is None
         if ranks.error is None and batch is not None:
             with held(ranks):
-                inputs = batch if isinstance(batch, Inputs) else self._inputs(state, batch, where)
+                inputs = self._inputs(state, batch, where)
                 assert inputs.host.part is not None
                 ranks.note(inputs.host.part, self.optimizer.rates(state.updates))
                 return inputs
@@ -545,7 +570,7 @@ class TrainStep:
 
     def _decides_on_device(self, state: StepState) -> bool:
         """Return whether a GPU makes the decisions of a step."""
-        return state.runtime.compiles and isinstance(self.optimizer, ByRules)
+        return compiles(state.runtime.feed.home.xp) and isinstance(self.optimizer, ByRules)
 
     @cached_property
     def scales(self) -> bool:
@@ -578,13 +603,6 @@ class TrainStep:
             "callbacks": callbacks,
         }
 
-    def _captures(self, masks: np.random.Generator | None) -> bool:
-        """Return whether steps on a GPU are captured."""
-        if self.graph != "auto":
-            return bool(self.graph)
-        can_draw = masks is None or isinstance(masks.bit_generator, np.random.PCG64)
-        return can_draw and self._is_ours
-
     @cached_property
     def _is_ours(self) -> bool:
         """Whether all that a step runs on the host is of this package."""
@@ -597,38 +615,6 @@ def text_of(value: Any) -> str:
     a cosine.
     """
     return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
-
-
-def _diagnosis(loss: float, params: Params, grads: Params, lower: str) -> str:
-    """Return why a step cannot be taken; `lower` names a lower precision."""
-    for what, arrays in {"parameter": params, "gradient of": grads}.items():
-        for name, array in arrays.items():
-            if not np.all(np.isfinite(to_numpy(array))):
-                wider = ", clipping, or float32" if lower else " or clipping"
-                problem = (
-                    f"{what} {name} is not finite{lower}; a smaller learning rate{wider} may help"
-                )
-                return f"loss is {loss:g}, {problem}"
-    if math.isfinite(loss):
-        return (
-            f"loss is {loss:g}, the norm of the gradient overflows; clipping values or a wider"
-            " dtype may help"
-        )
-    return (
-        f"loss is {loss:g} though every parameter and gradient is finite: are there targets out of"
-        " range?"
-    )
-
-
-def _sums(
-    state: StepState, grads: Params, weight: float | Array, counts: Array | None, in_place: bool
-) -> Params:
-    """Return the sums of gradients of an update with those of a batch, where it counts."""
-    # the first batch of an update does not look at them
-    sums = grads if state.sums is None else state.sums
-    into = (1,) if in_place and state.sums is not None else ()
-    numbers = (weight,) if counts is None else (weight, counts)
-    return _each(_weighted, [grads, sums], numbers, into, first=state.batches == 0)
 
 
 def _each(

@@ -74,19 +74,15 @@ def group(version: str) -> Group:
             with _ended_by_signals():
                 mpi.Init_thread(mpi.THREAD_MULTIPLE)
     except (ImportError, RuntimeError) as error:
-        needs = (
-            f"mpi4py and an MPI ({optional_imports.first_line(error)}); {INSTALL}, or load the MPI of the"
-            " cluster"
-        )
-        raise BackendError(f"{launched}, which needs {needs}") from error
+        raise BackendError(
+            f"{launched}, which needs mpi4py and an MPI ({optional_imports.first_line(error)});"
+            f" {INSTALL}, or load the MPI of the cluster"
+        ) from error
     if foreign or mpi.COMM_WORLD.size == 1 < started:
         first = " ".join(library.splitlines()[0].rstrip("\0").split())
-        other = (
-            f"that of another MPI than mpi4py's ({first}), or of none; start with the mpiexec of"
-            " this one"
-        )
         raise BackendError(
-            f"{launched}, but each of them sees itself alone: the launcher is {other}"
+            f"{launched}, but each of them sees itself alone: the launcher is that of another MPI"
+            f" than mpi4py's ({first}), or of none; start with the mpiexec of this one"
         )
     if mpi.COMM_WORLD.size == 1:
         return Alone()
@@ -99,11 +95,10 @@ def group(version: str) -> Group:
         versions = ranks.tell(f"{version} (checksum of its files {_checksum_of_files():08x})")
     common, odd = odd_ranks(versions)
     if odd:
-        problem = (
-            f"rank {odd[0]} has version {versions[odd[0]]} of xlstm, expected that of other ranks,"
-            f" {common}"
+        raise BackendError(
+            f"group: rank {odd[0]} has version {versions[odd[0]]} of xlstm, expected that of other"
+            f" ranks, {common}"
         )
-        raise BackendError(f"group: {problem}")
     return ranks
 
 
@@ -242,10 +237,10 @@ class MpiGroup:
         """End the job since those ranks failed; of all that find this out, one rank says so."""
         if self._watch.speaks():
             show()
-            names = ", ".join(map(str, ranks))
-            hosts = ", ".join(dict.fromkeys(self._hosts[rank] for rank in ranks))
+            hosts = dict.fromkeys(self._hosts[rank] for rank in ranks)
             self.abort(
-                f"xlstm: rank {names} of {self.size} (host {hosts}) failed, the job ends: {why}"
+                f"xlstm: rank {', '.join(map(str, ranks))} of {self.size} (host"
+                f" {', '.join(hosts)}) failed, the job ends: {why}"
             )
         time.sleep(SILENT)
         self._comm.Abort(1)
@@ -322,9 +317,9 @@ def _agreed(group: Group) -> Any:
         owners[gpu].append(rank)
     for (bus, host), ranks in owners.items():
         if len(ranks) > 1:
-            most = "NCCL takes one rank for each GPU, so start no more ranks than there are GPUs"
             raise BackendError(
-                f"group: ranks {ranks} have the same GPU ({bus} on host {host}); {most}"
+                f"group: ranks {ranks} have the same GPU ({bus} on host {host}); NCCL takes one"
+                " rank for each GPU, so start no more ranks than there are GPUs"
             )
     return group.tell(library.get_unique_id() if group.rank == 0 else None)[0]
 

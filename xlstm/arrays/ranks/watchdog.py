@@ -163,10 +163,7 @@ class Watch:
     def _failing(self) -> list[int]:
         """Return the other ranks that fail."""
         self._receive()
-        return self._ranks_that("fails")
-
-    def _ranks_that(self, how: str) -> list[int]:
-        return [rank for rank, notice in self._notices.items() if notice.how == how]
+        return [rank for rank, notice in self._notices.items() if notice.how == "fails"]
 
     def _run(self) -> None:
         """Look at the clocks until all ranks leave."""
@@ -197,21 +194,20 @@ class Watch:
         last, kind = self._clocks[k].begun
         if last != begun:  # it has just ended
             return asked
-        for rank, notice in self._notices.items():
+        notices = self._notices
+        came = []
+        for rank, notice in notices.items():
             number, other = notice.begun[k]
             if number == begun and other != kind:
-                places = (
+                self._fail(
+                    sorted((rank, self._comm.rank)),
                     f"rank {rank} came to {other} {begun} and rank {self._comm.rank} to {kind}"
-                    f" {begun}"
+                    f" {begun}, so neither can end",
                 )
-                self._fail(sorted((rank, self._comm.rank)), f"{places}, so neither can end")
-        came = [
-            rank
-            for rank, notice in self._notices.items()
-            if notice.begun[k][0] > begun or notice.begun[k] == (begun, kind)
-        ]
+            elif number >= begun:
+                came.append(rank)
         late = [rank for rank in self._others if rank not in came]
-        left = [rank for rank in late if rank in self._ranks_that("leaves")]
+        left = [rank for rank in late if rank in notices and notices[rank].how == "leaves"]
         if left:
             self._fail(left, f"left before {kind} {begun}")
         if waited >= self._limit + ANSWER:
