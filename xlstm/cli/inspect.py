@@ -19,7 +19,6 @@ from xlstm.cli.sources import (
     LANGUAGE,
     Loaded,
     SequenceTable,
-    check_options,
     load_model,
     panel_of,
     read_text,
@@ -54,8 +53,7 @@ def inspect_model(
     """Draw the parameters of a model and, over data, its gates, states, memory and gradients."""
     printable("inspect")
     checks.whole(3, checks.LARGEST)("inspect", "steps", steps)
-    loaded = load_model("inspect", model)
-    check_options(loaded.file, loaded.kind, dialect, column=column)
+    loaded = load_model("inspect", model, "numpy", dialect, column=column)
     x = None if data is None else read(loaded, data, column, steps, dialect)
     if output is None and not as_json:
         output = FOLDER
