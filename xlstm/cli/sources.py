@@ -179,7 +179,7 @@ class SequenceTable:
         label: str,
         sequence: str | None,
         features: str | None,
-        dialect: Dialect,
+        dialect: Dialect = PLAIN,
     ) -> Self:
         """Return the layout of a file, whose features are by default all other columns but that of
         dates.
@@ -210,7 +210,7 @@ class SequenceTable:
             ) from None
 
     def read(
-        self, path: Path, dialect: Dialect, labels: bool = True
+        self, path: Path, dialect: Dialect = PLAIN, labels: bool = True
     ) -> tuple[Host, list[str], Host]:
         """Read sequences, their names and their labels from a CSV or Parquet file.
 

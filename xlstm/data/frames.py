@@ -156,9 +156,9 @@ def table_of(
         return columns
     return replace(
         columns,
-        index=np.asarray(labels.to_numpy()),
+        index=labels.to_numpy(),
         index_name=None if dated is None else str(dated),
-        zone=None if zone is None else str(zone),
+        zone=zone and str(zone),
     )
 
 
@@ -212,9 +212,8 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     table = nw.to_native(table)
     if old is not None:  # pandas and its kin
         if index is not None:
-            table.index = _index_like(space.Index(index, name=old.name), old, is_moved)
-        elif length == len(frame):
-            table.index = old
+            old = _index_like(space.Index(index, name=old.name), old, is_moved)
+        table.index = old
     elif index is not None and hasattr(table, "index"):
         table.index = space.Index(index)
     return table.reset_index() if is_moved else table

@@ -174,8 +174,8 @@ class Panel:
                 f"{where}: the targets of the table are {checks.few(names)}, expected"
                 f" {checks.few(fitted)}, as in fit"
             )
-        panel = cls._from_columns(where, groups, roles, fitted or names, after, later, {})
-        return replace(panel, table=values)
+        names = fitted or names
+        return cls._from_columns(where, groups, roles, names, after, later, {}, table=values)
 
     @classmethod
     def from_arrays(cls, where: str, values: Any, beside: Covariates) -> Self:
@@ -251,16 +251,18 @@ class Panel:
             after = {
                 label: columns.take(rows) for label, rows in rows_by(rest, roles.id_name).items()
             }
-        panel = cls._from_columns(
-            str(path), groups, roles, names, after, str(later or "the table"), lines
-        )
         time = "step" if "time" in file.names else "time"
-        if table.dates is not None and table.index_name is not None:
-            time = table.index_name
+        if table.dates is not None:
+            time = str(table.index_name)
         used = {*names, *covariates, *roles.series_id, table.index_name, ""}
-        return replace(
-            panel,
-            flat=[len(names) == 1] * len(groups),
+        return cls._from_columns(
+            str(path),
+            groups,
+            roles,
+            names,
+            after,
+            str(later or "the table"),
+            lines,
             time=time,
             kinds={
                 name: file.kinds[name] for name in (*roles.series_id, time) if name in file.kinds
@@ -278,9 +280,10 @@ class Panel:
         after: BySeries,
         later: str,
         lines: Mapping[Any, Line],
+        **fields: Any,
     ) -> Self:
         """Return series with targets `names` of the columns of each, and of those `after` them;
-        `lines` name the rows of each, for errors.
+        `lines` name the rows of each, for errors. Forecasts of a file's only target are flat.
         """
         values = []
         covariates = []
@@ -308,8 +311,8 @@ class Panel:
                     )
                 static = static[0]
             covariates.append(Covariates(past, future, static, calendar))
-        flat = [False] * len(values)
-        return cls(values, covariates, False, flat, roles, names, groups=groups)
+        flat = [bool(lines) and len(names) == 1] * len(values)
+        return cls(values, covariates, False, flat, roles, names, groups=groups, **fields)
 
     def __str__(self) -> str:
         """Describe the series of a file in a line."""
@@ -325,11 +328,17 @@ class Panel:
 
     @cached_property
     def shown(self) -> list[Series]:
-        """The first target of each series of a file, as people read it."""
-        return [
-            _shown(self.names[0], label, columns, beside.dates)
-            for (label, columns), beside in zip(self.groups.items(), self.covariates, strict=True)
-        ]
+        """The first target of each series of a file as people read it, with dates of the clocks of
+        their zone.
+        """
+        several = []
+        for (label, columns), beside in zip(self.groups.items(), self.covariates, strict=True):
+            series = series_of(self.names[0], columns, beside.dates)
+            if series.calendar is not None and series.calendar.zone is not None:
+                clocks = calendars.on_clocks(series.calendar.dates)
+                series = replace(series, index=calendars.coarsest(clocks))
+            several.append(replace(series, name=f"{series.name} of {label}") if label else series)
+        return several
 
     @property
     def title(self) -> str:
@@ -507,14 +516,6 @@ def _end(is_there: Any) -> int:
 def _line_of(file: CsvFile | ParquetFile, rows: frames.Rows) -> Line:
     """Return a function that names some rows of a file."""
     return lambda row: file.line(int(rows[row]))
-
-
-def _shown(name: str, label: str, columns: Columns, calendar: Calendar | None) -> Series:
-    """Return one target of a series as people read it, with dates of the clocks of their zone."""
-    series = series_of(name, columns, calendar)
-    if calendar is not None and calendar.zone is not None:
-        series = replace(series, index=calendars.coarsest(calendars.on_clocks(calendar.dates)))
-    return replace(series, name=f"{name} of {label}") if label else series
 
 
 def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:

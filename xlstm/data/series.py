@@ -171,13 +171,12 @@ def only_column(
         raise ValueError(f"{file.path}: {file.rows} rows under the header, expected a series")
     if not numeric:
         raise ValueError(f"{file.path}: no column holds numbers; the header has {few(file.names)}")
-    if len(numeric) == 1:
-        return numeric[0]
-    if usual is None or numeric.count(usual) != 1:
+    names = numeric if len(numeric) == 1 else [name for name in numeric if name == usual]
+    if len(names) != 1:
         raise ValueError(
             f"{file.path}: several columns hold numbers, choose one of {few(numeric)} with --column"
         )
-    return usual
+    return names[0]
 
 
 def series_of(

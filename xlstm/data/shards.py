@@ -89,11 +89,9 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
         raise TypeError(f"Shard: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
     T, B = batch.x.shape[:2]
     options = batch.options or {}
-    own = (
-        _whole_groups(to_numpy(options["groups"]), group)
-        if "groups" in options
-        else columns(B, group)
-    )
+    own = columns(B, group)
+    if "groups" in options:
+        own = _whole_groups(to_numpy(options["groups"]), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
     options = {name: value[own] for name, value in options.items()}
     steps = (slice(None),) if timed else ()
