@@ -142,7 +142,6 @@ def _columns(
     those of the trained quantiles that are in `levels`.
     """
     steps = len(points[0])
-    places = [trained.index(level) for level in levels]
     columns: dict[str, Any] = {}
     if panel.roles.series_id:
         columns[panel.roles.id_name] = [label for label in panel.groups for _ in range(steps)]
@@ -151,6 +150,7 @@ def _columns(
     shape = (len(panel.shown), steps, len(panel.names), -1)
     ahead = np.reshape(points, shape)
     if levels:
+        places = [trained.index(level) for level in levels]
         ahead = np.concatenate((ahead, np.reshape(quantiles, shape)[..., places]), axis=-1)
     cells = panel.forecast_columns(list(ahead), suffixes)
     return columns | {name: column.tolist() for name, column in cells.items()}

@@ -78,12 +78,11 @@ def finite(
     bad = ~(np.abs(array) <= most)
     if counts is not None:
         bad &= counts.reshape(counts.shape + (1,) * (array.ndim - counts.ndim))
-    if np.any(bad):
-        at = tuple(int(k) for k in np.argwhere(bad)[0])
-        value = array[at]
+    for at in np.argwhere(bad)[:1].tolist():
+        value = array[*at]
         is_large = np.isfinite(value)
         problem = f"more than {dtype} has room for" if is_large else "expected finite numbers"
-        raise ValueError(f"{where}: {name}{list(at)} is {value:g}, {problem}")
+        raise ValueError(f"{where}: {name}{at} is {value:g}, {problem}")
 
 
 class SeriesError(ValueError):
