@@ -45,7 +45,7 @@ SAFETENSORS = {
     "deep header": (safetensors(DEEP.encode()), "not a readable safetensors file"),
     "unknown dtype": (
         safetensors({"a": array([8], dtype="F8_E4M3")}, bytes(8)),
-        "a has dtype 'F8_E4M3', expected one",
+        "a: dtype is 'F8_E4M3', expected one",
     ),
     "large shape": (
         safetensors({"a": array([10**18])}, bytes(8)),

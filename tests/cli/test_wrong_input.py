@@ -57,7 +57,7 @@ WRONG = {
         "kind is 'training', which is for xlstm train --resume"
     ),
     "generate series --prompt a": "kind is 'forecaster', which is for xlstm predict, forecast,",
-    "import weights.pt": "weights.pt: not read without PyTorch (File is not a zip file)",
+    "import weights.pt": "weights.pt: not read without PyTorch (BadZipFile: File is not a zip file)",
     "info --card h100": "info: --card goes with --explain",
 }
 

@@ -183,7 +183,7 @@ def without(*rows):
         (1e-200 * without(), {}, "the series changes by no more than .*e-200"),
         (without(*range(170, 245)), {}, "validation part of the series has no values"),
         (without(), {"past": np.full(300, np.inf)}, "past begins with a gap or is infinite"),
-        (without(), {"static": [np.nan]}, "static has a number that is not finite"),
+        (without(), {"static": [np.nan]}, "is nan, expected finite numbers"),
         (without(), {"dates": np.zeros(300, "datetime64[D]")}, r"dates\[1\] is 1970-01-01"),
         (
             without(),

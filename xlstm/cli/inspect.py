@@ -17,16 +17,15 @@ from xlstm.cli.console import Report, printable
 from xlstm.cli.options import ColumnOption, JsonOption, command
 from xlstm.cli.sources import (
     LANGUAGE,
-    Host,
     Loaded,
     SequenceTable,
-    check_options,
     load_model,
     panel_of,
     read_text,
 )
 from xlstm.data import text
 from xlstm.data.csv_file import PLAIN, Dialect
+from xlstm.data.host import Host
 from xlstm.data.table import read_table
 from xlstm.estimators import Forecaster, TextModel
 from xlstm.plots.networks import MOST
@@ -55,8 +54,7 @@ def inspect_model(
     """Draw the parameters of a model and, over data, its gates, states, memory and gradients."""
     printable("inspect")
     checks.whole(3, checks.LARGEST)("inspect", "steps", steps)
-    loaded = load_model("inspect", model)
-    check_options(loaded.file, loaded.kind, dialect, column=column)
+    loaded = load_model("inspect", model, "numpy", dialect, column=column)
     x = None if data is None else read(loaded, data, column, steps, dialect)
     if output is None and not as_json:
         output = FOLDER

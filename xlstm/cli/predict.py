@@ -14,7 +14,6 @@ import numpy as np
 from typer import Argument, Option
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Params
 from xlstm.cli import sources
 from xlstm.cli.console import Report, printable, put, table, tell
 from xlstm.cli.options import (
@@ -29,6 +28,7 @@ from xlstm.cli.options import (
 from xlstm.cli.sources import Loaded, SequenceTable, find_model, load_model, panel_of
 from xlstm.data import text
 from xlstm.data.csv_file import Dialect
+from xlstm.data.host import Host
 from xlstm.data.panels import Panel
 from xlstm.data.table import as_csv, check_table, is_parquet, write_table
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, ZeroShotForecaster
@@ -68,14 +68,15 @@ def predict(
     their probabilities.
     """
     check_output("predict", output)
-    loaded = load_model("predict", model, backend)
-    own: dict[str, Any] = {
-        "column": column,
-        "steps": steps,
-        "intervals": intervals,
-        "future_file": future_file,
-    }
-    sources.check_options(loaded.file, loaded.kind, **own)
+    loaded = load_model(
+        "predict",
+        model,
+        backend,
+        column=column,
+        steps=steps,
+        intervals=intervals,
+        future_file=future_file,
+    )
     if isinstance(loaded.estimator, SequenceClassifier):
         _write(output, _labels(loaded, table, dialect))
     else:
@@ -119,20 +120,26 @@ def _ahead(
     steps = fitted.horizon if steps is None else steps
     trained = list(fitted.quantiles)
     panel.check_ahead(steps)
-    if unknown := [level for level in levels if level not in trained]:
-        raise ValueError(
-            f"{loaded.file}: has no quantile {unknown[0]:g}, expected some of {trained}"
-        )
+    for level in levels:
+        if level not in trained:
+            raise ValueError(
+                f"{loaded.file}: has no quantile {level:g}, expected some of {trained}"
+            )
     with panel.named():
         points = fitted.predict(panel, steps)
         quantiles = fitted.predict_quantiles(panel, steps) if levels else []
-    places = [trained.index(level) for level in levels]
-    return _columns(panel, points, levels, [ahead[..., places] for ahead in quantiles])
+    return _columns(panel, points, quantiles, trained, levels)
 
 
-def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any) -> dict[str, Any]:
+def _columns(
+    panel: Panel,
+    points: Sequence[Any],
+    quantiles: Sequence[Any],
+    trained: list[float],
+    levels: Sequence[float],
+) -> dict[str, Any]:
     """Return forecasts of each series as columns: its name, times, and of each target the value and
-    quantiles.
+    those of the trained quantiles that are in `levels`.
     """
     steps = len(points[0])
     columns: dict[str, Any] = {}
@@ -141,9 +148,12 @@ def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any)
     columns[panel.time] = [label for series in panel.shown for label in series.after(steps)]
     suffixes = ["", *(f" {level:g}" for level in levels)]
     shape = (len(panel.shown), steps, len(panel.names), -1)
-    parts = [np.reshape(part, shape) for part in (points, quantiles) if len(part)]
-    ahead = panel.forecast_columns(list(np.concatenate(parts, axis=-1)), suffixes)
-    return columns | {name: cells.tolist() for name, cells in ahead.items()}
+    ahead = np.reshape(points, shape)
+    if levels:
+        places = [trained.index(level) for level in levels]
+        ahead = np.concatenate((ahead, np.reshape(quantiles, shape)[..., places]), axis=-1)
+    cells = panel.forecast_columns(list(ahead), suffixes)
+    return columns | {name: column.tolist() for name, column in cells.items()}
 
 
 def _labels(loaded: Loaded, table: Path, dialect: Dialect) -> dict[str, Sequence[Any]]:
@@ -152,12 +162,10 @@ def _labels(loaded: Loaded, table: Path, dialect: Dialect) -> dict[str, Sequence
     layout = SequenceTable.of_model(loaded)
     sequences, names, _ = layout.read(table, dialect, labels=False)
     shares = classifier.predict_proba(sequences)
-    columns: dict[str, Sequence[Any]] = {
+    return {
         layout.sequence or "row": names,
         layout.label: classifier.classes_[shares.argmax(axis=1)].tolist(),
-    }
-    return columns | {
-        f"p({label})": shares[:, k].tolist() for k, label in enumerate(classifier.classes_)
+        **{f"p({label})": shares[:, k].tolist() for k, label in enumerate(classifier.classes_)},
     }
 
 
@@ -198,36 +206,32 @@ def forecast(
         panel = panel_of(loaded, table, None, dialect, future_file)
         levels = list(loaded.estimator.quantiles) if levels is None else levels
         name = kind
-        ahead = _ahead(loaded, panel, horizon, levels)
+        columns = _ahead(loaded, panel, horizon, levels)
     else:
         roles = by_role.roles()
         panel = Panel.from_file(table, roles, dialect, future_file, all_columns=True)
         if panel.left_out and not roles.targets:
-            columns = checks.few(panel.left_out)
-            tell(f"warning: {table}: columns without a number are not forecast: {columns}")
+            left_out = checks.few(panel.left_out)
+            tell(f"warning: {table}: columns without a number are not forecast: {left_out}")
         zero_shot = ZeroShotForecaster(file, backend, dtype, horizon=horizon)
         name = type(zero_shot.fit().model_).__name__
         levels = levels or [*zero_shot.model_.quantiles]
-        ahead = _zero_shot(zero_shot, panel, levels)
+        predicted = sorted({*levels, 0.5})
+        q = zero_shot.set_params(quantiles=predicted).predict_quantiles(panel)
+        medians = [ahead[..., predicted.index(0.5)] for ahead in q]
+        columns = _columns(panel, medians, q, predicted, levels)
     report = Report(as_json)
     if output is not None or not as_json:
-        _write(output, ahead, panel)
+        _write(output, columns, panel)
     if output is not None:
         report.print(f"forecasts: {output}")
-    steps = len(ahead[panel.time]) // len(panel.shown)
-    about: dict[str, Any] = {"model": name, "horizon": steps, "quantiles": levels}
-    report.finish(**about, output=None if output is None else str(output), forecasts=ahead)
-
-
-def _zero_shot(
-    forecaster: ZeroShotForecaster, panel: Panel, levels: Sequence[float]
-) -> dict[str, Any]:
-    """Return the median and quantiles that a pretrained model forecasts as columns."""
-    forecast = sorted({*levels, 0.5})
-    quantiles = forecaster.set_params(quantiles=forecast).predict_quantiles(panel)
-    medians = [ahead[..., forecast.index(0.5)] for ahead in quantiles]
-    places = [forecast.index(level) for level in levels]
-    return _columns(panel, medians, levels, [ahead[..., places] for ahead in quantiles])
+    report.finish(
+        model=name,
+        horizon=len(columns[panel.time]) // len(panel.shown),
+        quantiles=levels,
+        output=None if output is None else str(output),
+        forecasts=columns,
+    )
 
 
 def _levels(text: str) -> list[float]:
@@ -269,11 +273,21 @@ def generate(
     }
     model, kind = find_model("generate", model, foreign=True)
     if kind == TextModel.KIND:
-        sources.check_options(model, kind, stop=stop, bytes=as_bytes, dtype=dtype)
+        sources.refuse(model, kind, {"stop": stop, "bytes": as_bytes, "dtype": dtype})
         gap = ""
         pieces = TextModel.load(model, backend).stream(prompt, max_tokens, **draws)
     else:
-        network, params = _language_model(model, kind, backend, dtype)
+        if kind:
+            network, params = model_files.load(model, backend, dtype)
+            if not isinstance(network, xLSTMLanguageModel):
+                raise ValueError(
+                    f"{model}: holds {network}, expected a language model; xlstm export and inspect"
+                    " take it"
+                )
+        else:
+            from xlstm.interop import nxai
+
+            network, params = nxai.load(model, backend=backend, dtype=dtype)
         codec = text.codec(model, as_bytes)
         drawn = network.stream(params, [codec.encode(prompt)], max_tokens, stop=stop, **draws)
         gap = codec.GAP
@@ -282,24 +296,6 @@ def generate(
     for piece in pieces:
         put(piece)
     put("\n")
-
-
-def _language_model(
-    file: Path, kind: str, backend: str, dtype: str | None
-) -> tuple[xLSTMLanguageModel, Params]:
-    """Return a language model from a model file, or from a published checkpoint, which has no
-    kind.
-    """
-    if not kind:
-        from xlstm.interop import nxai
-
-        return nxai.load(file, backend=backend, dtype=dtype)
-    model, params = model_files.load(file, backend, dtype)
-    if not isinstance(model, xLSTMLanguageModel):
-        raise ValueError(
-            f"{file}: holds {model}, expected a language model; xlstm export and inspect take it"
-        )
-    return model, params
 
 
 @command()
@@ -320,8 +316,7 @@ def evaluate(
     on sequences.
     """
     printable("evaluate")
-    loaded = load_model("evaluate", model, backend)
-    sources.check_options(loaded.file, loaded.kind, dialect, column=column)
+    loaded = load_model("evaluate", model, backend, dialect, column=column)
     report = Report(as_json)
     estimator = loaded.estimator
     if estimator.data_ == sources.digest(data):
@@ -335,9 +330,9 @@ def evaluate(
         values = of_text(report, estimator, estimator.nats(sources.read_text(data)), str(data))
     elif isinstance(estimator, SequenceClassifier):
         sequences, _, labels = SequenceTable.of_model(loaded).read(data, dialect)
-        if unknown := sorted({*labels.tolist()} - {*estimator.classes_.tolist()}):
+        for label in sorted({*labels} - {*estimator.classes_}):
             raise ValueError(
-                f"{data}: label {unknown[0]!r} is not one of those that {loaded.file} knows"
+                f"{data}: label {label!r} is not one of those that {loaded.file} knows"
             )
         values = of_labels(report, estimator, sequences, labels)
     else:
@@ -349,14 +344,14 @@ def of_text(report: Report, model: TextModel, nats: float, what: str) -> dict[st
     """Print the mean of -log p of a token of a text, and return it; `what` is the text, in
     words.
     """
-    perplexity = math.exp(nats) if nats < LARGEST else None
-    shown = "" if perplexity is None else f", perplexity {perplexity:.4g}"
-    report.print(f"{what}: {nats:.4f} nats a {UNITS[model.codec_kind_]}{shown}")
+    perplexity = math.exp(nats) if nats < LARGEST else math.inf
+    unit = UNITS[model.codec_kind_]
+    report.print(f"{what}: {nats:.4f} nats a {unit}, perplexity {perplexity:.4g}")
     return {"nats": nats, "perplexity": perplexity}
 
 
 def of_labels(
-    report: Report, model: SequenceClassifier, sequences: Any, truth: np.ndarray[Any, Any]
+    report: Report, model: SequenceClassifier, sequences: Any, truth: Host
 ) -> dict[str, Any]:
     """Print accuracy and confusion of the labels that a classifier gives to sequences, and return
     them.
@@ -367,9 +362,8 @@ def of_labels(
     counts = confusion_counts(truth, predicted, model.classes_.tolist())[1].tolist()
     report.print(f"accuracy: {accuracy:.2%} of {len(truth)} sequences")
     rows = ([name, *map(str, row)] for name, row in zip(names, counts, strict=True))
-    report.print(
-        table("sequences by label (rows) and predicted label (columns)", ["", *names], rows)
-    )
+    title = "sequences by label (rows) and predicted label (columns)"
+    report.print(table(title, ["", *names], rows))
     return {"sequences": len(truth), "accuracy": accuracy, "classes": names, "confusion": counts}
 
 
@@ -394,18 +388,17 @@ def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score
     by_target = [values.reshape(horizon, -1) for values in (*errors.values(), score.coverage)]
     for (c, name), h in itertools.product(enumerate(names), steps):
         *rmse, coverage = (values[h - 1, c] for values in by_target)
-        ahead = f"{h} {step}{'s' if h > 1 else ''} ahead"
-        ahead = ahead if len(names) == 1 else f"{name}, {ahead}"
-        rows.append((ahead, *(f"{error:.4g}" for error in rmse), f"{100 * coverage:.0f} %"))
+        label = f"{h} {step}{'s' if h > 1 else ''} ahead"
+        label = label if len(names) == 1 else f"{name}, {label}"
+        rows.append((label, *(f"{error:.4g}" for error in rmse), f"{100 * coverage:.0f} %"))
     heads = ("", *errors, f"{100 * score.interval:.0f} % interval")
     report.print(table(f"test RMSE on the last 20 %, {score.points} forecasts", heads, rows))
-    methods = ("model", "persistence", "autoregression", "seasonal")
     return score, {
         "forecasts": score.points,
         "order": score.order,
         "season": score.season,
         "interval": score.interval,
         "targets": names,
-        "rmse": {name: getattr(score, name).tolist() for name in methods},
+        "rmse": {name: of_method.rmse.tolist() for name, of_method in score.errors.items()},
         "coverage": score.coverage.tolist(),
     }

@@ -5,7 +5,6 @@ with labels.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from xlstm.cli.console import tell
 from xlstm.data import reading
 from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.frames import grouped, places_of
+from xlstm.data.host import Host
 from xlstm.data.panels import Panel, Roles
 from xlstm.data.table import names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
@@ -27,7 +27,6 @@ from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.training import folder
 
-Host = np.ndarray[Any, Any]
 MODEL = "model.safetensors"  # in the folder of a run
 LONGEST = 1 << 32  # bytes of a text
 LANGUAGE = "language model"  # a kind of network
@@ -82,28 +81,31 @@ def find_model(command: str, path: Path, foreign: bool = False) -> tuple[Path, s
     return file, kind
 
 
-def load_model(command: str, path: Path, backend: str = "numpy") -> Loaded:
-    """Return what a model file holds; raises as `find_model` and as the loader of its kind do."""
+def load_model(
+    command: str,
+    path: Path,
+    backend: str = "numpy",
+    dialect: Dialect = PLAIN,
+    **options: object,
+) -> Loaded:
+    """Return what a model file holds; raises as `find_model` and as the loader of its kind do, and
+    ValueError where options of a forecaster, or of tables, are given for a model of another kind.
+    """
     file, kind = find_model(command, path)
-    if kind not in ESTIMATORS:
+    if kind in ESTIMATORS:
+        estimator: Any = ESTIMATORS[kind].load(file, backend)
+        loaded = Loaded(file, kind, estimator, estimator.model_, estimator.params_)
+    else:
         network, params = model_files.load(file, backend)
         kind = LANGUAGE if isinstance(network, xLSTMLanguageModel) else kind
-        return Loaded(file, kind, None, network, params)
-    estimator: Any = ESTIMATORS[kind].load(file, backend)
-    return Loaded(file, kind, estimator, estimator.model_, estimator.params_)
-
-
-def check_options(file: Path, kind: str, dialect: Dialect = PLAIN, **options: object) -> None:
-    """Raise ValueError where options of a forecaster, or of tables, are given for a model of
-    another kind.
-    """
-    if kind == Forecaster.KIND:
-        return
+        loaded = Loaded(file, kind, None, network, params)
     if kind in (TextModel.KIND, LANGUAGE):
         options |= {
             name: value for name, value in vars(dialect).items() if value != getattr(PLAIN, name)
         }
-    refuse(file, kind, options)
+    if kind != Forecaster.KIND:
+        refuse(file, kind, options)
+    return loaded
 
 
 def refuse(file: Path, kind: str, options: Mapping[str, object]) -> None:
@@ -139,7 +141,7 @@ def panel_of(
     in another column.
     """
     model = loaded.estimator
-    names = [*getattr(loaded.estimator, "feature_names_in_", ())]
+    names = [*getattr(model, "feature_names_in_", ())]
     roles = Roles(model.targets, model.past, model.future, model.static, model.series_id).checked(
         str(loaded.file)
     )
@@ -189,9 +191,9 @@ class SequenceTable:
         if features is not None:
             columns = [name.strip() for name in features.split(",")]
         if label == sequence or {*roles} & {*columns} or not columns:
-            several = f"label {label!r}, sequence {sequence!r} and features {checks.few(columns)}"
             raise ValueError(
-                f"{path}: {several}, expected different columns and a feature; it has"
+                f"{path}: label {label!r}, sequence {sequence!r} and features"
+                f" {checks.few(columns)}, expected different columns and a feature; it has"
                 f" {checks.few(file.names)}"
             )
         return cls(columns, label, sequence)
@@ -199,15 +201,13 @@ class SequenceTable:
     @classmethod
     def of_model(cls, loaded: Loaded) -> Self:
         """Return the layout that the file of a classifier keeps; ValueError if it keeps none."""
-        expected = "expected a model of `xlstm train classify`"
-        if loaded.estimator.target_kind_ != "sequence":
-            raise ValueError(
-                f"{loaded.file}: has a {loaded.estimator.target_kind_} target, {expected}"
-            )
         try:
             return cls(**loaded.estimator.note_)
         except TypeError:
-            raise ValueError(f"{loaded.file}: says nothing of a table, {expected}") from None
+            raise ValueError(
+                f"{loaded.file}: says nothing of a table, expected a model of"
+                " `xlstm train classify`"
+            ) from None
 
     def read(
         self, path: Path, dialect: Dialect = PLAIN, labels: bool = True
@@ -225,8 +225,7 @@ class SequenceTable:
         """
         file = opened(path, dialect)
         values = file.numbers(self.features)
-        if missing := np.argwhere(np.isnan(values)).tolist():
-            row, column = missing[0]
+        for row, column in np.argwhere(np.isnan(values)):
             raise ValueError(
                 f"{path}: column {checks.shown(self.features[column])} is empty in row {row + 1}"
             )
@@ -235,9 +234,11 @@ class SequenceTable:
             return values, [str(row) for row in range(1, len(values) + 1)], read
         groups = grouped(names_in(file, self.sequence))
         for name, rows in groups.items():
-            if len(several := dict.fromkeys(read[rows].tolist())) > 1:
-                labels_of = f"sequence {checks.shown(name)} has labels {checks.few(several)}"
-                raise ValueError(f"{path}: {labels_of}, expected one")
+            if len(several := dict.fromkeys(read[rows])) > 1:
+                raise ValueError(
+                    f"{path}: sequence {checks.shown(name)} has labels {checks.few(several)},"
+                    " expected one"
+                )
         firsts = np.array([rows[0] for rows in groups.values()])
         return (
             np.fromiter((values[rows] for rows in groups.values()), object),
@@ -254,17 +255,13 @@ def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
     ValueError
         No class has enough sequences for the fraction.
     """
-    counts = Counter(sorted(labels.tolist()))
     rng = np.random.default_rng(seed)
-    held = [
-        rng.permutation(np.flatnonzero(labels == label))[: round(fraction * n)]
-        for label, n in counts.items()
-    ]
+    rows_by_class = [np.flatnonzero(labels == label) for label in sorted({*labels})]
+    held = [rng.permutation(rows)[: round(fraction * len(rows))] for rows in rows_by_class]
     test = np.sort(np.concatenate(held))
     if fraction and not len(test):
-        most = max(counts.values())
         raise ValueError(
             f"classify: no class has enough sequences to hold out {fraction:.0%}, the largest has"
-            f" {most}"
+            f" {max(map(len, rows_by_class))}"
         )
     return np.setdiff1d(np.arange(len(labels)), test), test

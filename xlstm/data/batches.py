@@ -128,19 +128,16 @@ class Windows(ByRows):
         axes = 2 if self.every_step else 1
         fits = is_input(self.x, 3) and self.x.shape[:axes] == self.target.shape[:axes]
         if not fits or 0 in self.x.shape[:2]:
-            leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
             raise ValueError(
                 f"Windows: x has shape {self.x.shape} and target {self.target.shape}, expected"
-                f" (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
+                " (N, T, D) and (N, ...), or (N, T, ...) with every_step; x may also be tokens,"
+                " whole numbers (N, T)"
             )
         check_mask("Windows", self.mask, self.target, axes)
-        there = None
+        N, T = self.x.shape[:2]
         if self.lengths is not None:
-            N, T = self.x.shape[:2]
-            lengths = checked_lengths("Windows", self.lengths, T, N)
-            vars(self)["lengths"] = lengths
-            there = np.arange(T) < lengths[:, None]
-        finite("Windows", "x", self.x, counts=there)
+            vars(self)["lengths"] = checked_lengths("Windows", self.lengths, T, N)
+        finite("Windows", "x", self.x, counts=within_lengths(self.lengths, T, N).T)
         finite("Windows", "target", self.target)
 
     def __len__(self) -> int:
@@ -154,14 +151,11 @@ class Windows(ByRows):
         return self.target[rows]
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        x = time_first(self.x[rows[own]])
-        target = self.target[rows[own]]
-        mask = None if self.mask is None else self.mask[rows]
+        ordered = time_first if self.every_step else np.asarray
+        mask = None if self.mask is None else ordered(self.mask[rows])
         lengths = None if self.lengths is None else self.lengths[rows]
-        if self.every_step:
-            target = time_first(target)
-            mask = None if mask is None else time_first(mask)
-        return Batch(x, target, mask, True, lengths)
+        x = time_first(self.x[rows[own]])
+        return Batch(x, ordered(self.target[rows[own]]), mask, True, lengths)
 
 
 @dataclass(frozen=True)
@@ -196,16 +190,16 @@ class Streams:
     def __post_init__(self) -> None:
         checks.fields(self, x=numbers, target=numbers, batch_size=checks.size, length=checks.size)
         if not is_input(self.x, 2) or self.target.ndim == 0 or len(self.x) != len(self.target):
-            expected = "expected (N, D) and (N, ...); x may also be tokens, whole numbers (N,)"
             raise ValueError(
-                f"Streams: x has shape {self.x.shape} and target {self.target.shape}, {expected}"
+                f"Streams: x has shape {self.x.shape} and target {self.target.shape}, expected"
+                " (N, D) and (N, ...); x may also be tokens, whole numbers (N,)"
             )
         need = self.batch_size * self.length
         if len(self.x) < need:
-            streams = f"{self.batch_size} streams (batch_size) of {self.length} steps (length)"
-            expected = "expected more of them, or a smaller batch_size or length"
             raise ValueError(
-                f"Streams: {streams} need {need} rows or tokens, got {len(self.x)}; {expected}"
+                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length)"
+                f" need {need} rows or tokens, got {len(self.x)}; expected more of them, or a"
+                " smaller batch_size or length"
             )
         finite("Streams", "x", self.x)
         finite("Streams", "target", self.target)
@@ -244,8 +238,10 @@ class Streams:
             else numbers("Streams", "tokens", tokens)
         )
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            kind = f"dtype {ids.dtype} and shape {ids.shape}"
-            raise ValueError(f"Streams: tokens has {kind}, expected whole numbers (N,)")
+            raise ValueError(
+                f"Streams: tokens has dtype {ids.dtype} and shape {ids.shape}, expected whole"
+                " numbers (N,)"
+            )
         return cls(ids[:-1], ids[1:], batch_size, length)
 
     def __len__(self) -> int:
@@ -323,10 +319,12 @@ class Sequences(ByRows):
         checks.fields(self, batch_size=checks.size, every_step=checks.flag, bucket=checks.count)
         rows = _of_one_width(_arrays("sequences", self.sequences, numbers))
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        if not rows or 0 in lengths:
-            empty = np.argmin(lengths) if rows else 0
-            problem = f"sequences[{empty}] is empty" if rows else "there are no sequences"
-            raise ValueError(f"Sequences: {problem}, expected one step or more")
+        if not rows:
+            raise ValueError("Sequences: there are no sequences, expected one or more")
+        if 0 in lengths:
+            raise ValueError(
+                f"Sequences: sequences[{np.argmin(lengths)}] is empty, expected one step or more"
+            )
         target, mask = self._targets_of_steps(lengths) if self.every_step else self._targets(rows)
         for k, row in enumerate(rows):
             finite("Sequences", f"sequences[{k}]", row)
@@ -336,9 +334,11 @@ class Sequences(ByRows):
         """Return the target and the mask after the last step of each sequence."""
         target = numbers("Sequences", "target", self.target)
         mask = checks.optional(weights)("Sequences", "mask", self.mask)
-        if target.ndim == 0 or len(target) != len(rows):
-            expected = f"(N, ...) with N = {len(rows)}"
-            raise ValueError(f"Sequences: target has shape {target.shape}, expected {expected}")
+        if target.shape[:1] != (len(rows),):
+            raise ValueError(
+                f"Sequences: target has shape {target.shape}, expected (N, ...) with N ="
+                f" {len(rows)}"
+            )
         finite("Sequences", "target", target)
         check_mask("Sequences", mask, target, 1)
         return target, mask
@@ -350,9 +350,9 @@ class Sequences(ByRows):
         for k, truth in enumerate(target):
             finite("Sequences", f"target[{k}]", truth)
             if truth.shape[1:] != target[0].shape[1:]:
-                expected = f"(T, ...) like target[0], {target[0].shape}"
                 raise ValueError(
-                    f"Sequences: target[{k}] has shape {truth.shape}, expected {expected}"
+                    f"Sequences: target[{k}] has shape {truth.shape}, expected (T, ...) like"
+                    f" target[0], {target[0].shape}"
                 )
             check_mask(f"Sequences: sequence {k}", None if mask is None else mask[k], truth, 1)
         return target, mask
@@ -369,8 +369,9 @@ class Sequences(ByRows):
         if rng is None:
             return batches
         pools = orders(len(self.lengths), self.bucket * self.batch_size, rng)
-        by_length = [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
-        order = np.concatenate(by_length)
+        order = np.concatenate(
+            [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
+        )
         return [order[batches[k]] for k in rng.permutation(len(batches))]
 
     def truths(self, rows: Host) -> Host:
@@ -479,13 +480,16 @@ def _arrays(name: str, values: Any, kind: checks.Kind, lengths: Host | None = No
     if lengths is None:
         return rows
     if len(rows) != len(lengths):
-        expected = f"one for each of {len(lengths)} sequences"
-        raise ValueError(f"Sequences: {name} has {len(rows)} entries, expected {expected}")
+        raise ValueError(
+            f"Sequences: {name} has {len(rows)} entries, expected one for each of {len(lengths)}"
+            " sequences"
+        )
     for k, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         if row.shape[:1] != (length,):
-            hint = ", as every_step is True" if name == "target" else ""
-            expected = f"(T, ...) with T = {length}{hint}"
-            raise ValueError(f"Sequences: {name}[{k}] has shape {row.shape}, expected {expected}")
+            raise ValueError(
+                f"Sequences: {name}[{k}] has shape {row.shape}, expected (T, ...) with T ="
+                f" {length}, as every_step is True"
+            )
     return rows
 
 
@@ -496,8 +500,10 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
     wide = [row[:, None] if row.ndim == 1 else row for row in rows]
     for k, row in enumerate(wide):
         if row.ndim != 2 or row.shape[1] != wide[0].shape[-1]:
-            shapes = f"sequences[{k}] has shape {rows[k].shape} and sequences[0] {rows[0].shape}"
-            raise ValueError(f"Sequences: {shapes}, expected (T, D) with one D, or (T,)")
+            raise ValueError(
+                f"Sequences: sequences[{k}] has shape {rows[k].shape} and sequences[0]"
+                f" {rows[0].shape}, expected (T, D) with one D, or (T,)"
+            )
     return wide
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import datetime
 import re
 import warnings
@@ -67,8 +69,8 @@ class Calendar(NamedTuple):
     grid: Any
     place: Counts
     offset: Any
-    clocks: str | None = None
-    zone: str | None = None
+    clocks: str | None
+    zone: str | None
 
     @property
     def seconds(self) -> float:
@@ -114,8 +116,10 @@ def load_pandas(where: str) -> Any:
     try:
         import pandas
     except ImportError as error:
-        extra = "pandas, which the extra tables brings: pip install 'xlstm-xp[tables]'"
-        raise ImportError(f"{where}: dates need {extra}") from error
+        raise ImportError(
+            f"{where}: dates need pandas, which the extra tables brings: pip install"
+            " 'xlstm-xp[tables]'"
+        ) from error
     return pandas
 
 
@@ -127,7 +131,7 @@ def in_utc(dates: Any) -> Dates:
 
 def on_clocks(dates: Any) -> Dates:
     """Return dates of pandas as those of NumPy, as the clocks of their time zone show them."""
-    shown: Dates = (dates if dates.tz is None else dates.tz_localize(None)).to_numpy()
+    shown: Dates = dates.tz_localize(None).to_numpy()
     return shown
 
 
@@ -143,7 +147,7 @@ def coarsest(dates: Dates) -> Dates:
 
 
 def read_dates(
-    cells: Sequence[str], line: Line, date_format: str | None = None
+    cells: Sequence[str], line: Line, date_format: str | None
 ) -> tuple[Dates, str | None]:
     """Return text (N,) as dates, and the name of the time zone that they have.
 
@@ -159,31 +163,29 @@ def read_dates(
         errors="coerce",
     )
     wrong = moments.isna().to_numpy()
-    form = "like the others"
-    zones = [None if match is None else match[0] for match in map(ZONE.search, cells)]
+    zones = [match and match[0] for match in map(ZONE.search, cells)]
     if date_format is None:
         wrong = wrong | [ISO_DATE.fullmatch(cell) is None for cell in cells]
-    else:
-        form = f"of the format {date_format!r}"
-        zones = zones if "%z" in date_format else [None] * len(cells)
+    elif "%z" not in date_format:
+        zones = [None] * len(cells)
     wrong = wrong | [(zone is None) != (zones[0] is None) for zone in zones]
     if np.any(wrong):
         row = int(np.argmax(wrong))
         raise ValueError(
-            f"{line(row)}: {checks.shown(cells[row])} is not a date {form}, from 1678 to 2261"
+            f"{line(row)}: {checks.shown(cells[row])} is not a date like the others, in"
+            f" {date_format or 'ISO 8601'} from 1678 to 2261"
         )
     dates = coarsest(moments.dt.tz_localize(None).to_numpy())
     unit = UNITS.get(max(map(len, cells)))
     if date_format is None and unit is not None:
         dates = dates.astype(f"datetime64[{unit}]")
     zone = zones[0]
-    if zone is None:
-        return dates, None
-    is_one = len({*zones}) == 1 and zone != "Z"
-    return dates, f"{zone[:3]}:{zone[-2:]}" if is_one else "UTC"
+    if zone is None or zone == "Z" or len({*zones}) > 1:
+        return dates, zone and "UTC"
+    return dates, f"{zone[:3]}:{zone[-2:]}"
 
 
-def check_rising(dates: Dates, line: Line, hint: str = "") -> None:
+def check_rising(dates: Dates, line: Line, hint: str) -> None:
     """Raise ValueError, with `line` of the row and a hint, unless each date comes after the one
     before.
     """
@@ -233,7 +235,10 @@ def calendar_of(
     moments = pandas.DatetimeIndex(array.astype("datetime64[us]"))
     clocks = None
     if zone is not None:
-        zoned = _in_zone(moments.tz_localize("UTC"), zone)
+        zoned = moments.tz_localize("UTC")
+        # the dates stay in UTC where this machine does not know the zone
+        with contextlib.suppress(KeyError, OSError, ValueError):
+            zoned = zoned.tz_convert(zone)
         clocks = zone if _is_daily(zoned) else "UTC"
         moments = zoned.tz_convert(clocks).tz_localize(None)
         zone = str(zoned.tz)
@@ -254,9 +259,7 @@ def features(calendar: Calendar, steps: int = 0) -> Values:
     seconds = np.concatenate(parts).astype("datetime64[s]")
     within_day = (seconds - seconds.astype("datetime64[D]")).astype(np.float64) / DAY
     days = seconds.astype("datetime64[D]").astype(np.int64)
-    within_year = (seconds - seconds.astype("datetime64[Y]").astype("datetime64[s]")).astype(
-        np.float64
-    ) / YEAR
+    within_year = (seconds - seconds.astype("datetime64[Y]")).astype(np.float64) / YEAR
     shares = [k * within_year for k in range(1, HARMONICS + 1)] if step < YEAR / 2 else []
     shares += [(days % 7 + within_day) / 7] if step < WEEK / 2 else []
     shares += [within_day] if step < DAY / 2 else []
@@ -275,8 +278,9 @@ def holiday_shares(where: str, country: str, calendar: Calendar, steps: int = 0)
     try:
         import holidays
     except ImportError as error:
-        needed = "needs the package holidays; pip install holidays"
-        raise ImportError(f"{where}: holidays={country!r} {needed}") from error
+        raise ImportError(
+            f"{where}: holidays={country!r} needs the package holidays; pip install holidays"
+        ) from error
     dates = calendar.dates.append(calendar.following(steps + 1)).tz_localize(None)
     first = on_clocks(dates[:-1]).astype("datetime64[D]")
     stop = first + np.timedelta64(1, "D")
@@ -293,11 +297,9 @@ def holiday_shares(where: str, country: str, calendar: Calendar, steps: int = 0)
     try:
         days = holidays.country_holidays(code, part or None, years=years)
     except NotImplementedError as error:
-        expected = (
-            'expected a code of ISO 3166 that the package holidays knows, such as "DE" or "DE-BY"'
-        )
         raise ValueError(
-            f"{where}: holidays is {checks.shown(country)}, {expected} ({error})"
+            f"{where}: holidays is {checks.shown(country)}, expected a code of ISO 3166 that the"
+            f' package holidays knows, such as "DE" or "DE-BY" ({error})'
         ) from None
     free = np.array(sorted(days), "datetime64[D]")
     counts = np.searchsorted(free, stop) - np.searchsorted(free, first)
@@ -312,10 +314,9 @@ def _plain(where: str, dates: Any, zone: str | None) -> tuple[Dates, str | None]
         dates = np.asarray(dates, "datetime64[us]")
         zone = str(own_zone)
     array: Any = checks.host(where, "dates", dates, "dates (N,)")
-    try:
-        array = array.astype("datetime64") if array.dtype.kind in "UTO" else array
-    except (TypeError, ValueError):
-        array = np.zeros(0)
+    if array.dtype.kind in "UTO":
+        with contextlib.suppress(TypeError, ValueError):
+            array = array.astype("datetime64")
     if array.dtype.kind != "M" or array.ndim != 1:
         raise TypeError(f"{where}: dates is {checks.shown(dates)}, expected dates (N,)")
     return array, zone
@@ -325,16 +326,8 @@ def _is_daily(moments: Any) -> bool:
     """Return whether dates are half a day apart or more, and at one time of the clocks."""
     shown = moments.tz_localize(None)
     times = shown - shown.normalize()
-    half_day = 12 * 3600 * 10**6  # in microseconds
+    half_day = 1e6 * DAY / 2  # in microseconds
     return bool(np.all(np.diff(moments.asi8) >= half_day) and np.all(times == times[0]))
-
-
-def _in_zone(moments: Any, zone: str) -> Any:
-    """Return dates of UTC in a time zone, or as they are where this machine does not know it."""
-    try:
-        return moments.tz_convert(zone)
-    except (KeyError, OSError, ValueError):
-        return moments
 
 
 def _grid(first: Any, count: int, offset: Any) -> Any:
@@ -422,22 +415,21 @@ def _units(pandas: Any, dates: Any) -> Iterator[tuple[Any, Counts]]:
 
 def _fixed(pandas: Any, dates: Any) -> tuple[Any, Counts]:
     """Return the largest time that fits into all steps, and how often it does up to each date."""
-    passed = (dates - dates[0]).to_numpy("timedelta64[us]").astype(np.int64)
+    passed = dates.asi8 - dates.asi8[0]
     size = int(np.gcd.reduce(passed))
-    offset = pandas.tseries.frequencies.to_offset(pandas.Timedelta(size, "us"))
-    return offset, passed // size
+    return pandas.tseries.frequencies.to_offset(pandas.Timedelta(size, "us")), passed // size
 
 
 def _irregular(pandas: Any, dates: Any, line: Line) -> str:
     """Return which row is off the step of those before it, and the date that was expected there."""
-    regular = 2  # so many rows at the beginning have equal steps, and so many have not
-    irregular = len(dates)
-    while irregular - regular > 1:
-        middle = (regular + irregular) // 2
-        if _equal_steps(pandas, dates[:middle], line) is None:
-            irregular = middle
-        else:
-            regular = middle
+    regular = (
+        2
+        + bisect.bisect(  # so many rows at the beginning have equal steps
+            range(3, len(dates)),
+            False,
+            key=lambda count: _equal_steps(pandas, dates[:count], line) is None,
+        )
+    )
     grid, _, offset = _equal_steps(pandas, dates[:regular], line) or (dates, None, None)
     before, after, expected = coarsest(
         np.array([dates[regular - 1], dates[regular], grid[-1] + offset], "datetime64[us]")

@@ -31,8 +31,21 @@ NAME = 1024  # characters of the name of a column at most
 # Encodings by the names that declare them; a mark at the beginning of a file is no part of its
 # text.
 ENCODINGS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "cp1252": "cp1252"}
-INDEX = {"", "index"}  # headers of labels, and those of dates
-HEADERS = {"date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds"}
+# headers of labels and of dates
+HEADERS = {
+    "",
+    "index",
+    "date",
+    "datetime",
+    "time",
+    "timestamp",
+    "year",
+    "month",
+    "week",
+    "day",
+    "hour",
+    "ds",
+}
 
 
 @dataclass(frozen=True)
@@ -68,18 +81,6 @@ class Dialect:
             decimal=signs,
             encoding=checks.choice(ENCODINGS),
         )
-        if self.date_format is not None and "%" not in self.date_format:
-            raise ValueError(
-                f"date_format is {shown(self.date_format)}, expected a format such as '%d/%m/%Y'"
-            )
-        try:
-            datetime.datetime.strptime("", self.date_format or "")
-        except re.error:
-            raise ValueError(
-                f"date_format is {shown(self.date_format)}, expected each directive once"
-            ) from None
-        except ValueError:  # which says that no date is in this text
-            pass
 
 
 PLAIN = Dialect()
@@ -119,18 +120,17 @@ class CsvFile:
                 self._check_header()
                 for row in filter(None, reader):
                     if len(row) != len(self.names):
-                        problem = (
-                            f"line {reader.line_num} has {len(row)} cells, expected"
-                            f" {len(self.names)}"
+                        raise ValueError(
+                            f"{path}: line {reader.line_num} has {len(row)} cells, expected"
+                            f" {len(self.names)} as in the header"
                         )
-                        raise ValueError(f"{path}: {problem} as in the header")
                     self._lines.append(reader.line_num)
                     cells += row
         except UnicodeError as error:
             others = " or ".join(name for name in ENCODINGS if name != dialect.encoding)
-            problem = f"not {dialect.encoding.upper()} text ({getattr(error, 'reason', error)})"
             raise ValueError(
-                f"{path}: {problem}; if it is in {others}, say so with --encoding (encoding=)"
+                f"{path}: not {dialect.encoding.upper()} text ({getattr(error, 'reason', error)});"
+                f" if it is in {others}, say so with --encoding (encoding=)"
             ) from error
         except csv.Error as error:
             raise ValueError(
@@ -138,13 +138,11 @@ class CsvFile:
             ) from error
         self.rows, width = len(self._lines), len(self.names)
         self._cells = [[cell.strip() for cell in cells[k::width]] for k in range(width)]
-        self._signs = (
-            {",": "."}
-            if dialect.decimal == "," or (dialect.decimal is None and delimiter == ";")
-            else {}
-        )
-        if dialect.decimal == ",":
-            self._signs["."] = "x"  # a point is that of thousands, or a mistake
+        self._signs = {}
+        if dialect.decimal == ",":  # a point is that of thousands, or a mistake
+            self._signs = str.maketrans(",.", ".x")
+        elif dialect.decimal is None and delimiter == ";":
+            self._signs = str.maketrans(",", ".")
 
     def _check_header(self) -> None:
         if not self.names:
@@ -169,8 +167,10 @@ class CsvFile:
     def numbers(self, names: Sequence[str]) -> Values:
         """Return columns of numbers, (N, C), NaN where a cell is empty."""
         if self.rows == 0 or not names:
-            some = f"{self.rows} rows under the header and {len(names)} columns of numbers"
-            raise ValueError(f"{self.path}: {some}, expected some")
+            raise ValueError(
+                f"{self.path}: {self.rows} rows under the header and {len(names)} columns of"
+                " numbers, expected some"
+            )
         return np.stack([self._numbers(k) for k in self._places(names)], axis=1)
 
     def columns(self, names: Sequence[str]) -> Columns:
@@ -178,11 +178,11 @@ class CsvFile:
         the numbers.
         """
         k, is_date = self._label
-        label = None if k is None else self.names[k]
+        if k is None:
+            return Columns([*names], self.numbers(names))
+        label = self.names[k]
         wanted = [name for name in names if name != label]
         values = self.numbers(wanted)
-        if k is None:
-            return Columns(wanted, values)
         if not is_date:
             return Columns(wanted, values, np.array(self._cells[k], object), label)
         dates, zone = calendars.read_dates(self._cells[k], self.line, self.dialect.date_format)
@@ -193,12 +193,10 @@ class CsvFile:
         """The columns in which some cell is a number, but the labels of rows, and numbers of rows
         without a name.
         """
-        label = self._label[0]
-        cells = self._cells
         return [
             name
             for k, name in enumerate(self.names)
-            if name and k != label and any(map(is_number, cells[k]))
+            if name and k != self._label[0] and any(map(is_number, self._cells[k]))
         ]
 
     @property
@@ -212,20 +210,17 @@ class CsvFile:
         """The first column that begins with a date, else a first column that holds no numbers; and
         whether it is dates.
         """
-        for k, name in enumerate(self.names):
-            years = (
-                not any(self.names[:k])
-                and name.lower() in HEADERS | INDEX
-                and {*map(len, self._cells[k])} == {4}
-            )
-            if self._is_date(next(filter(None, self._cells[k]), ""), years):
+        for k, (name, cells) in enumerate(zip(self.names, self._cells, strict=True)):
+            is_first = not any(self.names[:k]) and name.lower() in HEADERS
+            years = is_first and {*map(len, cells)} == {4}
+            if self._is_date(next(filter(None, cells), ""), years):
                 return k, True
         if self.dialect.date_format is not None:
             raise ValueError(
                 f"{self.path}: no column holds dates of the format"
-                f" {shown(self.dialect.date_format)}"
+                f" {shown(self.dialect.date_format)}, expected one such as '%d/%m/%Y'"
             )
-        named = self.names[0].lower() in HEADERS | INDEX
+        named = self.names[0].lower() in HEADERS
         is_label = len(self.names) > 1 and (named or not any(map(is_number, self._cells[0])))
         return (0 if is_label else None), False
 
@@ -235,26 +230,23 @@ class CsvFile:
             return ISO_DATE.fullmatch(cell) is not None and (years or "-" in cell)
         try:
             return bool(datetime.datetime.strptime(cell, self.dialect.date_format))
-        except ValueError:
+        except (ValueError, re.error):  # the latter where a directive comes twice
             return False
 
     def _numbers(self, k: int) -> Values:
         """Return the numbers of a column, (N,)."""
         cells = self._cells[k]
-        signs = str.maketrans(self._signs)
-        numbers = np.array([_float(cell.translate(signs) if signs else cell) for cell in cells])
+        points = [cell.translate(self._signs) for cell in cells] if self._signs else cells
+        numbers = np.array([*map(_float, points)])
         for row in map(int, np.flatnonzero(~np.isfinite(numbers))):
             if cell := cells[row]:
-                hint = (
-                    "; if the comma is a decimal sign, say so with --decimal , (decimal=',')"
-                    if "," in cell
-                    else ""
+                hint = ""
+                if "," in cell and not self._signs:
+                    hint = "; if the comma is a decimal sign, say so with --decimal , (decimal=',')"
+                raise ValueError(
+                    f"{self.line(row)}, column {self.names[k]} holds {shown(cell)}, expected a"
+                    f" finite number or nothing for a gap{hint}"
                 )
-                problem = (
-                    f"column {self.names[k]} holds {shown(cell)}, expected a finite number or"
-                    " nothing for a gap"
-                )
-                raise ValueError(f"{self.line(row)}, {problem}{'' if signs else hint}")
         return numbers
 
 

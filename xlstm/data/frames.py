@@ -146,7 +146,6 @@ def table_of(
         labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # of periods
         zone = getattr(labels, "tz", None)
         labels = labels if zone is None else labels.tz_convert(None)
-        labels = nw.from_native(labels.to_series(), series_only=True)
         dated = index.name
     elif dated is not None:
         labels = frame.get_column(dated)
@@ -157,9 +156,9 @@ def table_of(
         return columns
     return replace(
         columns,
-        index=np.asarray(labels.to_numpy()),
+        index=labels.to_numpy(),
         index_name=None if dated is None else str(dated),
-        zone=None if zone is None else str(zone),
+        zone=zone and str(zone),
     )
 
 
@@ -213,10 +212,9 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     table = nw.to_native(table)
     if old is not None:  # pandas and its kin
         if index is not None:
-            table.index = _index_like(space.Index(index, name=old.name), old, is_moved)
-        elif length == len(frame):
-            table.index = old
-    elif index is not None and hasattr(table, "index") and dated is None:
+            old = _index_like(space.Index(index, name=old.name), old, is_moved)
+        table.index = old
+    elif index is not None and hasattr(table, "index"):
         table.index = space.Index(index)
     return table.reset_index() if is_moved else table
 
@@ -312,9 +310,9 @@ def _frame(where: str, table: Any) -> _Frame:
         frame = frame.to_frame() if is_column else frame
         schema = frame.schema  # where two columns have one name it raises
     except Exception as error:  # its kind depends on the version of narwhals
-        kind = f"{type(table).__module__.partition('.')[0]}.{type(table).__name__}"
         raise TypeError(
-            f"{where}: a {kind} is not taken as a table ({' '.join(str(error).split())})"
+            f"{where}: {checks.shown(type(table))} is not taken as a table"
+            f" ({' '.join(str(error).split())})"
         ) from error
     native = nw.to_native(frame)
     dated = []
@@ -346,18 +344,19 @@ def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> 
     if may_be_empty and cells.is_null().all():  # then its dtype says nothing
         return np.full(len(cells), np.nan)
     if not (cells.dtype.is_numeric() or cells.dtype == nw.Boolean):
-        expected = "numbers, dates, or names of series (series_id); leave it out or encode it"
-        raise TypeError(f"{where}: column {column} holds {cells.dtype}, expected {expected}")
+        raise TypeError(
+            f"{where}: column {column} holds {cells.dtype}, expected numbers, dates, or names of"
+            " series (series_id); leave it out or encode it"
+        )
     try:
         numbers = np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)
     except ValueError as error:  # PyArrow casts no whole number that float64 does not have
         raise ValueError(f"{where}: column {column} does not go into float64 ({error})") from error
     for row in np.flatnonzero(np.isinf(numbers)):
-        problem = (
-            f"column {column} is {numbers[row]:g} in row {row}, expected a finite number, or none"
-            " for a gap"
+        raise ValueError(
+            f"{where}: column {column} is {numbers[row]:g} in row {row}, expected a finite number,"
+            " or none for a gap"
         )
-        raise ValueError(f"{where}: {problem}")
     return numbers
 
 
@@ -367,10 +366,9 @@ def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
     """
     if dtype == nw.Date:
         return dates.cast(nw.Date)
-    if dates.dtype != nw.Datetime or dates.dtype.time_zone is None:
-        dates = dates.cast(nw.Datetime(dtype.time_unit))
-        if dtype.time_zone is not None:
-            dates = dates.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
+    dates = dates.cast(nw.Datetime(dtype.time_unit))
+    if dtype.time_zone is not None:
+        dates = dates.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
     return dates
 
 

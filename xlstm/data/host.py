@@ -78,12 +78,11 @@ def finite(
     bad = ~(np.abs(array) <= most)
     if counts is not None:
         bad &= counts.reshape(counts.shape + (1,) * (array.ndim - counts.ndim))
-    if np.any(bad):
-        at = tuple(int(k) for k in np.argwhere(bad)[0])
-        value = array[at]
+    for at in np.argwhere(bad)[:1].tolist():
+        value = array[*at]
         is_large = np.isfinite(value)
         problem = f"more than {dtype} has room for" if is_large else "expected finite numbers"
-        raise ValueError(f"{where}: {name}{list(at)} is {value:g}, {problem}")
+        raise ValueError(f"{where}: {name}{at} is {value:g}, {problem}")
 
 
 class SeriesError(ValueError):
@@ -129,13 +128,12 @@ def series(where: str, value: Any) -> Values:
     if len(array) == 0:
         raise ValueError(f"{where}: the series is empty, expected values (N,) or (N, C)")
     for row, c in np.argwhere(np.abs(array) > LARGEST):
-        column_of = f" in column {c}" if array.shape[1] > 1 else ""
-        problem = f"expected numbers from {-LARGEST:g} to {LARGEST:g}{column_of}"
+        problem = f"expected numbers from {-LARGEST:g} to {LARGEST:g} in column {c}"
         raise SeriesError(where, int(row), array[row, c], problem)
     return array
 
 
-def check_reach(where: str, rows: Values, units: Values, dtype: str, begin: int = 0) -> None:
+def check_reach(where: str, rows: Values, units: Values, dtype: str, begin: int) -> None:
     """Raise SeriesError for a value so far from the others that its square, once scaled, overflows
     the dtype.
 
@@ -156,7 +154,8 @@ def check_reach(where: str, rows: Values, units: Values, dtype: str, begin: int 
         far = np.abs(rows - np.median(rows, axis=0)) / units
     row, c = np.unravel_index(np.argmax(far), far.shape)
     if far[row, c] > math.sqrt(float(np.finfo(dtype).max)) / 4:
-        times = f"{far[row, c]:.2g} times the usual change of the series"
-        column_of = f" in column {c}" if rows.shape[1] > 1 else ""
-        problem = f"{times}, more than {dtype} has room for{column_of}"
+        problem = (
+            f"{far[row, c]:.2g} times the usual change of the series, more than {dtype} has room"
+            f" for in column {c}"
+        )
         raise SeriesError(where, begin + int(row), rows[row, c], problem)

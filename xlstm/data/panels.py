@@ -5,6 +5,7 @@ files; forecasts in the same kind.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,26 +48,19 @@ class Roles(NamedTuple):
         the caller.
         """
         lists: dict[str, list[str]] = {}
-        for role, value in self._asdict().items():
-            names = [value] if isinstance(value, str) or value is None else value
-            names = checks.several(
-                where, role, names, "names of columns", checks.optional(checks.text)
-            )
-            lists[role] = [name for name in names if name is not None]
-        if len(lists["series_id"]) > 1:
-            raise ValueError(
-                f"{where}: series_id is {checks.shown(self.series_id)}, expected the name of one"
-                " column"
-            )
         taken: dict[str, str] = {}
-        for role, column in ((role, column) for role, names in lists.items() for column in names):
-            if column in taken:
-                problem = (
-                    f"column {checks.shown(column)} is in {taken[column]} and {role}, expected one"
-                    " role"
-                )
-                raise ValueError(f"{where}: {problem}")
-            taken[column] = role
+        for role, value in self._asdict().items():
+            names = [value] if isinstance(value, str) else [] if value is None else value
+            most = 1 if role == "series_id" else checks.LARGEST
+            names = checks.several(where, role, names, "names of columns", checks.text, most)
+            for column in names:
+                if column in taken:
+                    raise ValueError(
+                        f"{where}: column {checks.shown(column)} is in {taken[column]} and {role},"
+                        " expected one role"
+                    )
+                taken[column] = role
+            lists[role] = names
         return Roles(**lists)
 
     def parameters(self) -> dict[str, Any]:
@@ -158,9 +152,30 @@ class Panel:
         """
         if isinstance(values, cls):
             return values
-        if frames.is_table(values):
-            return cls.from_table(where, values, beside, roles, fitted, later)
-        return cls.from_arrays(where, values, beside)
+        if not frames.is_table(values):
+            return cls.from_arrays(where, values, beside)
+        for name, other in beside._asdict().items():
+            is_later = name == "future" and roles.future and frames.is_table(other)
+            if other is not None and not is_later:
+                raise ValueError(
+                    f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by"
+                    " name"
+                )
+        after: BySeries = {}
+        if beside.future is not None:
+            after = by_series(f"{where}: {later}", beside.future, roles, roles.future)
+        used = [*roles.past, *roles.future, *roles.static]
+        groups = by_series(where, values, roles, [*roles.targets, *used] if roles.targets else None)
+        names = roles.targets
+        if not names:
+            names = [name for name in next(iter(groups.values())).names if name not in used]
+        if fitted and sorted(names) != sorted(fitted):
+            raise ValueError(
+                f"{where}: the targets of the table are {checks.few(names)}, expected"
+                f" {checks.few(fitted)}, as in fit"
+            )
+        names = fitted or names
+        return cls._from_columns(where, groups, roles, names, after, later, {}, table=values)
 
     @classmethod
     def from_arrays(cls, where: str, values: Any, beside: Covariates) -> Self:
@@ -172,40 +187,6 @@ class Panel:
         covariates = beside.each(where, len(series)) if several else [beside]
         flat = [_axes(where, value) == 1 for value in series]
         return cls(series, covariates, not several, flat, Roles().checked(where))
-
-    @classmethod
-    def from_table(
-        cls,
-        where: str,
-        table: Any,
-        beside: Covariates,
-        roles: Roles,
-        fitted: Sequence[str] = (),
-        later: str = "future",
-    ) -> Self:
-        """Return the series of a table; see `of`."""
-        for name, other in beside._asdict().items():
-            is_later = name == "future" and roles.future and frames.is_table(other)
-            if other is not None and not is_later:
-                shown = checks.shown(other)
-                raise ValueError(
-                    f"{where}: {name} is {shown}, expected columns of the table, by name"
-                )
-        after: BySeries = {}
-        if beside.future is not None:
-            after = by_series(f"{where}: {later}", beside.future, roles, roles.future)
-        used = [*roles.past, *roles.future, *roles.static]
-        groups = by_series(where, table, roles, [*roles.targets, *used] if roles.targets else None)
-        first = next(iter(groups.values()))
-        names = roles.targets or [name for name in first.names if name not in used]
-        if fitted and sorted(names) != sorted(fitted):
-            targets = checks.few(names)
-            expected = checks.few(fitted)
-            raise ValueError(
-                f"{where}: the targets of the table are {targets}, expected {expected}, as in fit"
-            )
-        panel = cls._from_columns(where, groups, roles, [*fitted] or names, after, later)
-        return replace(panel, table=table)
 
     @classmethod
     def from_file(
@@ -248,7 +229,11 @@ class Panel:
         covariates = [*roles.past, *roles.future, *roles.static]
         names = _targets(file, roles, covariates, default, all_columns)
         table = file.columns([*names, *covariates])
-        names = _with_numbers(file.path, table, names, bool(roles.targets))
+        empty = np.all(np.isnan(table.numbers(str(path), names)), axis=0)
+        if roles.targets and np.any(empty):
+            column = checks.shown(names[int(np.argmax(empty))])
+            raise ValueError(f"{path}: column {column} has no value to forecast from")
+        names = list(itertools.compress(names, ~empty)) or names
         groups = {}
         after = {}
         lines = {}
@@ -261,18 +246,23 @@ class Panel:
             after[label] = columns.take(slice(end, None))
             lines[label] = _line_of(file, rows)
         if later is not None:
-            after = _groups(opened(later, dialect), roles)
-        named = str(later or "the table")
-        panel = cls._from_columns(
-            str(path), groups, roles, names, after if roles.future else {}, named, lines
-        )
+            rest = opened(later, dialect)
+            columns = rest.columns(roles.future)
+            after = {
+                label: columns.take(rows) for label, rows in rows_by(rest, roles.id_name).items()
+            }
         time = "step" if "time" in file.names else "time"
-        if table.dates is not None and table.index_name is not None:
-            time = table.index_name
+        if table.dates is not None:
+            time = str(table.index_name)
         used = {*names, *covariates, *roles.series_id, table.index_name, ""}
-        return replace(
-            panel,
-            flat=[len(names) == 1] * len(groups),
+        return cls._from_columns(
+            str(path),
+            groups,
+            roles,
+            names,
+            after,
+            str(later or "the table"),
+            lines,
             time=time,
             kinds={
                 name: file.kinds[name] for name in (*roles.series_id, time) if name in file.kinds
@@ -289,42 +279,40 @@ class Panel:
         names: Sequence[str],
         after: BySeries,
         later: str,
-        lines: Mapping[Any, Line] | None = None,
+        lines: Mapping[Any, Line],
+        **fields: Any,
     ) -> Self:
         """Return series with targets `names` of the columns of each, and of those `after` them;
-        `lines` name the rows of each, for errors.
+        `lines` name the rows of each, for errors. Forecasts of a file's only target are flat.
         """
         values = []
         covariates = []
         for label, columns in groups.items():
             values.append(columns.numbers(where, names))
-            past = columns.numbers(where, roles.past)
-            future = columns.numbers(where, roles.future)
-            static = columns.numbers(where, roles.static)
+            past, future, static = (
+                columns.numbers(where, role) if role else None
+                for role in (roles.past, roles.future, roles.static)
+            )
             calendar = None
             if columns.dates is not None:
                 series = f"{where}: series {checks.shown(label)}" if roles.id_name else where
                 hint = "" if roles.id_name else calendars.SEVERAL
-                line = None if lines is None else lines[label]
-                calendar = calendars.calendar_of(series, columns.dates, columns.zone, hint, line)
-            if label in after:
+                calendar = calendars.calendar_of(
+                    series, columns.dates, columns.zone, hint, lines.get(label)
+                )
+            if future is not None and label in after:
                 ahead = _next_rows(where, later, after[label], roles.future, calendar, columns.zone)
                 future = np.concatenate((future, ahead))
-            if np.any(static != static[:1]):  # as missing values are
-                raise ValueError(
-                    f"{where}: static columns {checks.few(roles.static)} have gaps or change within"
-                    " a series"
-                )
-            covariates.append(
-                Covariates(
-                    past if roles.past else None,
-                    future if roles.future else None,
-                    static[0] if roles.static else None,
-                    calendar,
-                )
-            )
-        flat = [False] * len(values)
-        return cls(values, covariates, False, flat, roles, names, groups=groups)
+            if static is not None:
+                if np.any(static != static[0]):  # as missing values are
+                    raise ValueError(
+                        f"{where}: static columns {checks.few(roles.static)} have gaps or change"
+                        " within a series"
+                    )
+                static = static[0]
+            covariates.append(Covariates(past, future, static, calendar))
+        flat = [bool(lines) and len(names) == 1] * len(values)
+        return cls(values, covariates, False, flat, roles, names, groups=groups, **fields)
 
     def __str__(self) -> str:
         """Describe the series of a file in a line."""
@@ -335,16 +323,22 @@ class Panel:
             return f"{self.title}, {many}"
         gaps = f", {first.gaps} of them gaps" if first.gaps else ""
         note = f" ({first.note})" if first.note else ""
-        begin = first.labels[0]
-        end = first.labels[-1]
-        return f"{self.title}, {sizes[0]} {first.step}s from {begin} to {end}{gaps}{note}"
+        span = f"from {first.labels[0]} to {first.labels[-1]}"
+        return f"{self.title}, {sizes[0]} {first.step}s {span}{gaps}{note}"
 
     @cached_property
     def shown(self) -> list[Series]:
-        """The first target of each series of a file, as people read it."""
-        calendars_of = [beside.dates for beside in self.covariates]
-        series = zip(self.groups, self.groups.values(), calendars_of, strict=True)
-        return [_shown(self.names[0], *parts) for parts in series]
+        """The first target of each series of a file as people read it, with dates of the clocks of
+        their zone.
+        """
+        several = []
+        for (label, columns), beside in zip(self.groups.items(), self.covariates, strict=True):
+            series = series_of(self.names[0], columns, beside.dates)
+            if series.calendar is not None and series.calendar.zone is not None:
+                clocks = calendars.on_clocks(series.calendar.dates)
+                series = replace(series, index=calendars.coarsest(clocks))
+            several.append(replace(series, name=f"{series.name} of {label}") if label else series)
+        return several
 
     @property
     def title(self) -> str:
@@ -374,24 +368,24 @@ class Panel:
         """
         for name, rows in self.rows_ahead.items():
             if rows < steps:
-                columns = checks.few(self.roles.future)
-                more = f"add rows without {self.title}, or give --future-file"
                 raise ValueError(
-                    f"{columns}: known for {rows} steps after {name} ends, expected {steps}; {more}"
+                    f"{checks.few(self.roles.future)}: known for {rows} steps after {name} ends,"
+                    f" expected {steps}; add rows without {self.title}, or give --future-file"
                 )
 
     @contextlib.contextmanager
-    def named(self) -> Iterator[Self]:
+    def named(self) -> Iterator[None]:
         """Give the series of a file to an estimator, and name the date of a value that cannot be
         used.
         """
         try:
-            yield self
+            yield
         except SeriesError as error:
             for series in self.shown:
                 for row in np.flatnonzero(series.values == error.value):
-                    place = f"{series.name}, {series.step} {series.labels[row]}"
-                    raise ValueError(f"{place}: {error}") from error
+                    raise ValueError(
+                        f"{series.name}, {series.step} {series.labels[row]}: {error}"
+                    ) from error
             raise
 
     def read(
@@ -435,16 +429,15 @@ class Panel:
             (s.values.shape[1], s.past.shape[1], s.future.shape[1], len(s.static)) for s in read
         }
         if len(widths) > 1:
-            names = "(values, past, future, static)"
             raise ValueError(
-                f"{where}: the series differ in their columns {names}, {sorted(widths)}"
+                f"{where}: the series differ in their columns (values, past, future, static),"
+                f" {sorted(widths)}"
             )
         return read
 
     def forecast_frame(
         self,
         forecasts: Sequence[Values],
-        read: Sequence[TimeSeries],
         suffixes: Sequence[str] = ("",),
     ) -> Any:
         """Return forecasts after the ends of series in the kind that the series came in.
@@ -452,7 +445,6 @@ class Panel:
         Parameters
         ----------
         forecasts : list of arrays (steps, C, ...)
-        read : list of TimeSeries
         suffixes : list of str
             Ends of the names of columns, along the last axis of forecasts, if there is one.
         """
@@ -466,16 +458,16 @@ class Panel:
             columns[self.roles.id_name] = np.repeat(np.array([*self.groups]), steps)
         columns |= self.forecast_columns(forecasts, suffixes)
         ahead = [
-            calendars.in_utc(series.calendar.following(steps))
-            for series in read
-            if series.calendar is not None
+            calendars.in_utc(beside.dates.following(steps))
+            for beside in self.covariates
+            if beside.dates is not None
         ]
         labels = [group.index for group in self.groups.values() if group.index is not None]
         ahead = ahead or [_numbers_after(rows, steps) for rows in labels]
         return frames.table_like(self.table, columns, np.concatenate(ahead) if ahead else None)
 
     def forecast_columns(
-        self, forecasts: Sequence[Values], suffixes: Sequence[str] = ("",)
+        self, forecasts: Sequence[Values], suffixes: Sequence[str]
     ) -> dict[str, Any]:
         """Return forecasts of all series, one below the other, by the names of targets with
         suffixes.
@@ -515,42 +507,15 @@ def _targets(
     return names if names and all_columns else [only_column(file, names, default)]
 
 
-def _with_numbers(
-    path: Path, table: Columns, names: Sequence[str], all_of_them: bool
-) -> Sequence[str]:
-    """Return the columns that hold a number; ValueError where all of them have to and one does
-    not.
-    """
-    is_empty = np.all(np.isnan(table.numbers(str(path), names)), axis=0)
-    if all_of_them and np.any(is_empty):
-        empty = checks.shown(names[int(np.argmax(is_empty))])
-        raise ValueError(f"{path}: column {empty} has no value to forecast from")
-    return [name for name, empty in zip(names, is_empty, strict=True) if not empty] or names
-
-
 def _end(is_there: Any) -> int:
     """Return the number of rows (N,) up to the last one that is there."""
     rows = np.flatnonzero(is_there)
     return int(rows[-1]) + 1 if len(rows) else 0
 
 
-def _groups(file: CsvFile | ParquetFile, roles: Roles) -> dict[str, Columns]:
-    """Return the columns that are known in advance of each series of a file."""
-    table = file.columns(roles.future)
-    return {label: table.take(rows) for label, rows in rows_by(file, roles.id_name).items()}
-
-
 def _line_of(file: CsvFile | ParquetFile, rows: frames.Rows) -> Line:
     """Return a function that names some rows of a file."""
     return lambda row: file.line(int(rows[row]))
-
-
-def _shown(name: str, label: str, columns: Columns, calendar: Calendar | None) -> Series:
-    """Return one target of a series as people read it, with dates of the clocks of their zone."""
-    series = series_of(name, columns, calendar)
-    if calendar is not None and calendar.zone is not None:
-        series = replace(series, index=calendars.coarsest(calendars.on_clocks(calendar.dates)))
-    return replace(series, name=f"{name} of {label}") if label else series
 
 
 def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
@@ -580,27 +545,23 @@ def _next_rows(
     """
     rows = later.numbers(where, names)
     dates = later.dates
-    if (dates is None) != (calendar is None):
-        problem = "no dates, expected some" if dates is None else "dates, expected none"
+    theirs = "no dates" if dates is None else f"dates of time zone {later.zone}"
+    ours = "no dates" if calendar is None else f"dates of time zone {zone}"
+    if (dates is None, later.zone is None) != (calendar is None, zone is None):
         raise ValueError(
-            f"{where}: the rows of {name} have {problem}, as in the table of the series"
+            f"{where}: the rows of {name} have {theirs}, expected {ours}, as in the table of the"
+            " series"
         )
     if calendar is None:
         return rows
-    if (later.zone is None) != (zone is None):
-        theirs, ours = (
-            "no time zone" if name is None else f"time zone {name}" for name in (later.zone, zone)
-        )
-        raise ValueError(
-            f"{where}: the dates of {name} have {theirs}, expected {ours}, as in the table of the"
-            " series"
-        )
     order = np.argsort(dates)
     expected = calendars.in_utc(calendar.following(len(dates)))
     for date, wanted in zip(dates[order], expected, strict=True):
         if date.astype(expected.dtype) != wanted:
-            problem = f"{name} has a row for {date}, expected {wanted}, the next step of the series"
-            raise ValueError(f"{where}: {problem}")
+            raise ValueError(
+                f"{where}: {name} has a row for {date}, expected {wanted}, the next step of the"
+                " series"
+            )
     return rows[order]
 
 
@@ -608,10 +569,7 @@ def _numbers_after(labels: Any, steps: int) -> Any:
     """Return the next whole numbers in the step of labels (N,), or in steps of 1; after other
     labels those of rows.
     """
-    last = len(labels) - 1
-    every = 1
-    if labels.dtype.kind in "iu":
-        rises = np.diff(labels.astype(np.int64))
-        last = int(labels[-1])
-        every = int(rises[0]) if len(rises) and rises[0] > 0 and np.all(rises == rises[0]) else 1
-    return last + every * np.arange(1, steps + 1)
+    labels = labels if labels.dtype.kind in "iu" else np.arange(len(labels))
+    rises = {*np.diff(labels.astype(np.int64)).tolist()}
+    every = rises.pop() if len(rises) == 1 else 1
+    return int(labels[-1]) + max(every, 1) * np.arange(1, steps + 1)

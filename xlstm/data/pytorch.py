@@ -46,23 +46,18 @@ CONVERSION = (
 BYTES = 1 << 20  # of a pickle, which is read in a second or two
 # bytes of a whole number in a pickle: a dict of wider ones may take the square of their number
 WIDEST = 8
-DAMAGED = (
+DAMAGED = (  # the errors of zips and of pickles that hold something else
     zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    OSError,
-)
-UNREADABLE = (
     pickle.UnpicklingError,
+    ValueError,
     LookupError,
     TypeError,
     AttributeError,
     EOFError,
     RuntimeError,
+    OverflowError,
     struct.error,
+    OSError,
 )
 OPCODES = (
     "PROTO",
@@ -164,8 +159,10 @@ class Tensor(NamedTuple):
         if not isinstance(storage, Storage) or not all(
             type(n) is int and n >= 0 for n in (*shape, *strides, offset)
         ):
-            problem = f"a tensor is {shown((storage, offset, shape, strides))}"
-            raise ValueError(f"{problem}, expected a storage, an offset, a shape and strides")
+            raise ValueError(
+                f"a tensor is {shown((storage, offset, shape, strides))}, expected a storage, an"
+                " offset, a shape and strides"
+            )
         tensor = cls(storage, offset, tuple(shape), tuple(strides))
         where = (
             f"a tensor of shape {shown(tensor.shape)}, strides {shown(tensor.strides)} and offset"
@@ -173,7 +170,7 @@ class Tensor(NamedTuple):
         )
         if len(shape) != len(strides):
             raise ValueError(f"{where} has not as many strides as axes")
-        check_shape("a tensor", shape, np.dtype(DTYPES[storage.dtype]).itemsize)
+        check_shape("a tensor", shape, storage.dtype)
         span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if (0 not in shape and offset + span > storage.numel) or math.prod(shape) > storage.numel:
             raise ValueError(f"{where} does not lie within its storage of {storage.numel} numbers")
@@ -198,7 +195,7 @@ class TorchFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path = reading.regular(Path(path))
         self._size = path.stat().st_size
-        self._latest: tuple[Storage, Host] | None = None
+        self._latest: tuple[Storage | None, Host] = None, np.empty(0)
         try:
             self._archive = zipfile.ZipFile(path)
             entries = self._archive.infolist()
@@ -208,10 +205,12 @@ class TorchFile:
                 raise ValueError("entries of the zip have the same name")
             if "byteorder" in self._entries and (order := self._bytes("byteorder")) != b"little":
                 raise ValueError(f"its numbers are {shown(order)}, expected b'little' endian")
-            self.content = _dict(loads(self._bytes("data.pkl"), self._storage))
+            self.content = _dict(_Unpickler(self._bytes("data.pkl"), self._storage).load())
             self._tensors = self._state()
-        except (ValueError, *DAMAGED) as error:
-            raise ValueError(f"{path}: not read without PyTorch ({error}); {CONVERSION}") from error
+        except DAMAGED as error:
+            raise ValueError(
+                f"{path}: not read without PyTorch ({type(error).__name__}: {error}); {CONVERSION}"
+            ) from error
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         self.dtypes = {name: tensor.storage.dtype for name, tensor in self._tensors.items()}
 
@@ -223,27 +222,21 @@ class TorchFile:
         storage, offset, shape, strides = self._tensors[name]
         try:
             numbers = self._numbers(storage)
-        except (ValueError, *DAMAGED) as error:
+        except DAMAGED as error:
             raise ValueError(f"{self.path}: {name} is damaged ({error})") from error
-        if 0 in shape:
-            return widened(np.empty(shape, numbers.dtype), storage.dtype)
         steps = [stride * numbers.itemsize for stride in strides]
-        return widened(
-            np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps).copy(), storage.dtype
-        )
+        view = np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps)
+        return widened(view.copy(), storage.dtype)
 
     def _numbers(self, storage: Storage) -> Host:
         """Return all numbers of a storage, which is read once, and its checksum checked, for
         tensors in a row.
         """
-        latest = self._latest
-        if latest is None or latest[0] != storage:
+        if self._latest[0] != storage:
             blob = self._archive.read(self._entries[storage.entry])
-            self._latest = latest = (
-                storage,
-                np.frombuffer(blob, DTYPES[storage.dtype], storage.numel),
-            )
-        return latest[1]
+            numbers = np.frombuffer(blob, DTYPES[storage.dtype], storage.numel)
+            self._latest = storage, numbers
+        return self._latest[1]
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
         """Return an entry, whose bytes lie in the file as they are; ValueError unless they do."""
@@ -299,19 +292,6 @@ class TorchFile:
         if declared > self._size:
             raise ValueError(f"its tensors declare {declared} bytes, the file has {self._size}")
         return state
-
-
-def loads(blob: bytes, storage: Callable[[Any], Any]) -> Any:
-    """Return the value of a pickle, where `storage` gives the object of a persistent id; ValueError
-    for any other.
-    """
-    try:
-        return _Unpickler(blob, storage).load()
-    except UNREADABLE as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"its pickle is damaged, or holds more than plain values and tensors ({problem})"
-        ) from error
 
 
 def _dict(value: Any) -> dict[Any, Any]:

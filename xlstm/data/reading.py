@@ -92,11 +92,12 @@ def readable(path: Path) -> Path:
     have no writer.
     """
     if path.is_fifo() and not os.path.realpath(path).startswith(("/dev/", "/proc/")):
-        problem = (
+        raise OSError(
+            errno.EINVAL,
             "it is a pipe with a name, to which perhaps nobody writes; expected a file, or"
-            " <(command) of a shell"
+            " <(command) of a shell",
+            str(path),
         )
-        raise OSError(errno.EINVAL, problem, str(path))
     return path
 
 
@@ -195,12 +196,12 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of pairs; ValueError if a key is there twice."""
-    names: set[str] = set()
-    for name, _ in pairs:
-        if name in names:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
             raise ValueError(f"key {shown(name)} is there twice")
-        names.add(name)
-    return dict(pairs)
+        values[name] = value
+    return values
 
 
 def construct(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from xlstm.data import calendars
 from xlstm.data.calendars import Calendar, Line
 from xlstm.data.csv_file import CsvFile, Dialect
 from xlstm.data.frames import Columns
-from xlstm.data.host import Values
+from xlstm.data.host import Host, Values
 from xlstm.data.table import ParquetFile, opened
 from xlstm.data.writing import AnyPath
 
@@ -48,7 +47,7 @@ class Series:
 
     name: str
     values: Values
-    index: np.ndarray[Any, Any]
+    index: Host
     calendar: Calendar | None = None
     note: str = ""
 
@@ -157,8 +156,8 @@ def read_csv(
     places = np.flatnonzero(~np.isnan(columns.values[:, 0]))
     if places.size == 0:
         raise ValueError(f"{file.path}: column {name} has no numbers")
-    begin = int(places[0])
-    columns = columns.take(slice(begin, int(places[-1]) + 1))
+    begin = places[0]
+    columns = columns.take(slice(begin, places[-1] + 1))
     return series_of(name, columns, line=lambda row: file.line(begin + row))
 
 
@@ -172,13 +171,12 @@ def only_column(
         raise ValueError(f"{file.path}: {file.rows} rows under the header, expected a series")
     if not numeric:
         raise ValueError(f"{file.path}: no column holds numbers; the header has {few(file.names)}")
-    if len(numeric) == 1:
-        return numeric[0]
-    if usual is None or numeric.count(usual) != 1:
+    names = numeric if len(numeric) == 1 else [name for name in numeric if name == usual]
+    if len(names) != 1:
         raise ValueError(
             f"{file.path}: several columns hold numbers, choose one of {few(numeric)} with --column"
         )
-    return usual
+    return names[0]
 
 
 def series_of(
@@ -247,12 +245,8 @@ def _one(rng: np.random.Generator, n: int) -> Values:
 
 def _season(rng: np.random.Generator, t: Values) -> Values:
     """Return a periodic series about 0, with harmonics."""
-    angle = (
-        2
-        * np.pi
-        * t
-        / np.exp(rng.uniform(np.log(SHORTEST_SEASON), np.log(max(SHORTEST_SEASON + 1, len(t) / 3))))
-    )
+    longest = max(SHORTEST_SEASON + 1, len(t) / 3)
+    angle = 2 * np.pi * t / np.exp(rng.uniform(np.log(SHORTEST_SEASON), np.log(longest)))
     count = int(rng.integers(1, HARMONICS + 1))
     waves = [np.sin(k * angle + rng.uniform(0, 2 * np.pi)) / k for k in range(1, 1 + count)]
     return np.asarray(np.sum(waves, axis=0))

@@ -90,9 +90,9 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
     last = length - round(length * test)
     first = last - round(length * validation)
     if not 0 < first < last < length:
-        shares = f"validation {validation:g} and test {test:g}"
         raise ValueError(
-            f"split: {length} rows (length) are too few for three parts, with {shares}"
+            f"split: {length} rows (length) are too few for three parts, with validation"
+            f" {validation:g} and test {test:g}"
         )
     return Split(slice(0, first), slice(first, last), slice(last, length))
 
@@ -155,6 +155,7 @@ class SeriesWindows(ByRows):
     starts: Host = field(init=False, repr=False, compare=False)
     _rows: Host = field(init=False, repr=False, compare=False)
     _observed: Host | None = field(init=False, repr=False, compare=False)
+    _columns: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         sizes = dict.fromkeys(("window", "horizon", "batch_size", "stride"), checks.size)
@@ -162,42 +163,40 @@ class SeriesWindows(ByRows):
         several = isinstance(self.series, list | tuple)
         names = [f"series[{k}]" for k in range(len(self.series))] if several else ["series"]
         series = [*map(_rows, names, self.series if several else [self.series])]
-        columns = {rows.shape[1] for rows in series}
-        if len(columns) != 1 or 0 in columns:
+        widths = {rows.shape[1] for rows in series}
+        if len(widths) != 1 or 0 in widths:
             raise ValueError(
-                f"SeriesWindows: series have {sorted(columns)} columns, expected one number of them"
+                f"SeriesWindows: series have {sorted(widths)} columns, expected one number of them"
             )
-        if self.targets is not None:
-            column = checks.whole(0, columns.pop() - 1)
-            targets = checks.several(
-                "SeriesWindows", "targets", self.targets, "a list of columns", column
+        columns: Any = np.arange(widths.pop())
+        targets = self.targets
+        if targets is not None:
+            column = checks.whole(0, len(columns) - 1)
+            columns = targets = checks.several(
+                "SeriesWindows", "targets", targets, "a list of columns", column
             )
-            object.__setattr__(self, "targets", targets)
-        firsts = [
-            first_row(f"SeriesWindows: {name}", rows)
-            for name, rows in zip(names, series, strict=True)
-        ]
-        lengths = [len(rows) for rows in series]
-        starts = [
-            border + np.arange(first, length - self.window - self.horizon + 1, self.stride)
-            for first, length, border in zip(
-                firsts, lengths, np.cumsum([0, *lengths]), strict=False
+        need = self.window + self.horizon
+        starts = []
+        border = longest = 0
+        for name, rows in zip(names, series, strict=True):
+            first = first_row(f"SeriesWindows: {name}", rows)
+            starts.append(border + np.arange(first, len(rows) - need + 1, self.stride))
+            longest = max(longest, len(rows) - first)
+            border += len(rows)
+        if longest < need:
+            raise ValueError(
+                f"SeriesWindows: a window of {self.window} and a horizon of {self.horizon} need"
+                f" {need} rows, the longest series has {longest}"
             )
-        ]
-        object.__setattr__(self, "starts", np.concatenate(starts))
-        if len(self.starts) == 0:
-            need = (
-                f"a window of {self.window} and a horizon of {self.horizon} need"
-                f" {self.window + self.horizon} rows"
-            )
-            longest = max(length - first for first, length in zip(firsts, lengths, strict=True))
-            raise ValueError(f"SeriesWindows: {need}, the longest series has {longest}")
-        observed = ~np.isnan(np.concatenate(series))[
-            :, slice(None) if self.targets is None else self.targets
-        ]
-        object.__setattr__(self, "_observed", None if np.all(observed) else observed)
-        object.__setattr__(self, "_rows", np.concatenate([carry_forward(rows) for rows in series]))
-        object.__setattr__(self, "series", series)
+        observed = ~np.isnan(np.concatenate(series))[:, columns]
+        vars(self).update(
+            series=series,
+            targets=targets,
+            starts=np.concatenate(starts),
+            _rows=np.concatenate([*map(carry_forward, series)]),
+            _observed=None if np.all(observed) else observed,
+            _columns=columns,
+        )
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -215,24 +214,17 @@ class SeriesWindows(ByRows):
         x is (T, B, C), and target and mask are (B, horizon, targets), or (B, horizon * targets)
         with `flat`. The mask is None where no target of any stretch is missing.
         """
-        target: Any = self.truths(rows[own])
-        mask: Any = None if self._observed is None else self._observed[self._ahead(rows)]
+        x = self._rows[np.arange(self.window)[:, None] + self.starts[rows[own]]]
+        target = self.truths(rows[own])
+        mask = None if self._observed is None else self._observed[self._ahead(rows)]
         if self.flat:
-            target, mask = (
-                None if a is None else a.reshape(len(a), math.prod(a.shape[1:]))
-                for a in (target, mask)
-            )
-        return Batch(
-            self._rows[np.arange(self.window)[:, None] + self.starts[rows[own]]], target, mask, True
-        )
+            target = target.reshape(len(target), math.prod(target.shape[1:]))
+            mask = None if mask is None else mask.reshape(len(mask), -1)
+        return Batch(x, target, mask, True)
 
     def _ahead(self, rows: Host) -> Host:
         """Return the rows of the series that are predicted, (B, horizon)."""
         return np.asarray(self.starts[rows][:, None] + self.window + np.arange(self.horizon))
-
-    @property
-    def _columns(self) -> Any:
-        return np.arange(self._rows.shape[1]) if self.targets is None else self.targets
 
 
 def _rows(name: str, series: Any) -> Host:

@@ -88,12 +88,12 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     if not isinstance(batch, Batch):
         raise TypeError(f"Shard: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
     T, B = batch.x.shape[:2]
-    groups = (batch.options or {}).get("groups")
-    own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
+    options = batch.options or {}
+    own = columns(B, group)
+    if "groups" in options:
+        own = _whole_groups(to_numpy(options["groups"]), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
-    options = batch.options
-    if options is not None:
-        options = {name: value[own] for name, value in options.items()}
+    options = {name: value[own] for name, value in options.items()}
     steps = (slice(None),) if timed else ()
     some = _compared(batch.target, timed, B, number)
     mine = batch._replace(x=batch.x[:, own], target=batch.target[*steps, own], options=options)

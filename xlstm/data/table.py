@@ -16,14 +16,12 @@ from xlstm.arrays import checks
 from xlstm.data import calendars, frames, reading, writing
 from xlstm.data.csv_file import PLAIN, CsvFile, Dialect, check_names
 from xlstm.data.frames import Columns, Rows, grouped
-from xlstm.data.host import Values
+from xlstm.data.host import Host, Values
 from xlstm.data.writing import AnyPath
 
 # Few bytes of Parquet can hold any number of cells: so many bytes of them are read, and so many for
 # each of the file.
 UNPACKED = 1 << 26, 256
-
-Names = np.ndarray[Any, Any]
 
 
 class ParquetFile:
@@ -63,11 +61,11 @@ class ParquetFile:
         memory once.
         """
         column = self._table([name]).column(name)
-        cells = []
         if column.type.num_fields:
             raise TypeError(
                 f"{self.path}: column {checks.shown(name)} holds {column.type}, expected names"
             )
+        cells = []
         for chunk in column.chunks:
             coded = chunk if hasattr(chunk, "dictionary") else chunk.dictionary_encode()
             words = ["" if word is None else str(word) for word in coded.dictionary.to_pylist()]
@@ -94,18 +92,17 @@ class ParquetFile:
         with self._opened() as (file, _):
             metadata = file.metadata
             wanted = {*names}
-            groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
-            leaves = (group.column(k) for group in groups for k in range(group.num_columns))
-            sizes = [
-                leaf.total_uncompressed_size
-                for leaf in leaves
-                if leaf.path_in_schema.partition(".")[0] in wanted
-            ]
-            size = 8 * metadata.num_rows * len(wanted) + sum(sizes)
+            size = 8 * metadata.num_rows * len(wanted)
+            for group in map(metadata.row_group, range(metadata.num_row_groups)):
+                for leaf in map(group.column, range(group.num_columns)):
+                    if leaf.path_in_schema.partition(".")[0] in wanted:
+                        size += leaf.total_uncompressed_size
             most = UNPACKED[0] + UNPACKED[1] * self._size
             if size > most:
-                held = f"holds {size} bytes in {self._size} of the file, expected at most {most}"
-                raise ValueError(f"{self.path}: {checks.few(names)} {held}; take fewer rows")
+                raise ValueError(
+                    f"{self.path}: {checks.few(names)} holds {size} bytes in {self._size} of the"
+                    f" file, expected at most {most}; take fewer rows"
+                )
             table = file.read(names)
             table.validate(full=True)
             return table
@@ -123,8 +120,9 @@ class ParquetFile:
                 yield parquet.ParquetFile(native, read_dictionary=self._texts), pyarrow.types
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             # damaged files raise all three
-            problem = " ".join(str(error).split())
-            raise ValueError(f"{self.path}: not a readable Parquet file ({problem})") from error
+            raise ValueError(
+                f"{self.path}: not a readable Parquet file ({' '.join(str(error).split())})"
+            ) from error
 
 
 def is_parquet(path: AnyPath) -> bool:
@@ -210,7 +208,7 @@ def rows_by(file: CsvFile | ParquetFile, column: str) -> dict[str, Rows]:
     return grouped(names_in(file, column)) if column else {"": np.arange(file.rows)}
 
 
-def names_in(file: CsvFile | ParquetFile, column: str) -> Names:
+def names_in(file: CsvFile | ParquetFile, column: str) -> Host:
     """Return a column of names, such as labels of classes, (N,); numbers are written out.
 
     A cell that is empty is a ValueError that names file, column and row.
@@ -249,9 +247,8 @@ def write_table(
     Raises
     ------
     ValueError, ImportError, OSError
-        As for `check_table`.
+        It cannot be written there, as `check_table` says beforehand.
     """
-    check_table(path)
     if not is_parquet(path):
         writing.write(path, as_csv(columns).encode())
         return

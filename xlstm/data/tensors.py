@@ -68,7 +68,6 @@ class Tensors:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path = reading.regular(checks.path("load", "path", path))
-        self.metadata: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._starts: dict[str, int] = {}
@@ -136,15 +135,12 @@ class Tensors:
                 f"its header has {length} bytes, expected at most {reading.JSON_BYTES}"
             )
         header = reading.from_json("header", self._file.read(length))
-        self.metadata = header.pop(METADATA, {})
+        self.metadata: dict[str, str] = header.pop(METADATA, {})
         for name, about in header.items():
             shape = tuple(about["shape"])
             dtype = about["dtype"]
-            if dtype not in DTYPES:
-                raise ValueError(
-                    f"{name} has dtype {shown(dtype)}, expected one of {', '.join(DTYPES)}"
-                )
-            check_shape(name, shape, np.dtype(DTYPES[dtype]).itemsize)
+            checks.choice(DTYPES)(name, "dtype", dtype)
+            check_shape(name, shape, dtype)
             self.shapes[name] = shape
             self.dtypes[name] = dtype
             self._starts[name] = 8 + length + about["data_offsets"][0]
@@ -155,7 +151,8 @@ def widened(array: Host, dtype: str) -> Host:
     return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
 
 
-def check_shape(name: str, shape: Sequence[int], itemsize: int) -> None:
+def check_shape(name: str, shape: Sequence[int], dtype: str) -> None:
     """Raise ValueError for a shape that no array of NumPy can have."""
+    itemsize = np.dtype(DTYPES[dtype]).itemsize
     if len(shape) > AXES or math.prod(n or 1 for n in shape) * itemsize >= 2**63:
         raise ValueError(f"{name} has shape {shown(shape)}, which no array can have")

@@ -175,10 +175,7 @@ def codec(model: Path, as_bytes: bool = False) -> Codec:
 
 def _check_growth(about: Any) -> None:
     """Raise ValueError if a tokenizer takes memory, or makes texts longer, out of proportion."""
-    if not isinstance(about, dict):
-        return
-    added = [token for token in about.get("added_tokens") or [] if isinstance(token, dict)]
-    total = sum(len(str(token.get("content"))) for token in added)
+    total = sum(len(token["content"]) for token in about.get("added_tokens") or [])
     if total > LONGEST_ADDED:
         raise ValueError(
             f"its added tokens have {total} characters, expected at most {LONGEST_ADDED}"

@@ -69,10 +69,9 @@ class Covariates(NamedTuple):
         """Return the keywords of a caller, a forecaster `where`; TypeError where one is unknown."""
         for name in arguments:
             if name not in cls._fields:
-                others = f"horizon and quantiles are set in {where}(...), steps in predict"
                 raise TypeError(
                     f"{where}: argument {name} is unknown, expected {checks.few(cls._fields)};"
-                    f" {others}"
+                    f" horizon and quantiles are set in {where}(...), steps in predict"
                 )
         return cls(**arguments)
 
@@ -81,8 +80,10 @@ class Covariates(NamedTuple):
         for name, value in self._asdict().items():
             listed = isinstance(value, list | tuple) or len(getattr(value, "shape", ())) > 0
             if value is not None and (not listed or len(value) != number):
-                expected = f"one for each of {number} series"
-                raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+                raise ValueError(
+                    f"{where}: {name} is {checks.shown(value)}, expected one for each of {number}"
+                    " series"
+                )
         lists = ([None] * number if value is None else value for value in self)
         return [*map(Covariates, *lists)]
 
@@ -114,6 +115,7 @@ def read_one(
     static = _static(where, covariates.static)
     ahead = max(more, len(future) - N)
     calendar = None
+    marks = 0
     if covariates.dates is not None:
         calendar = calendars.calendar_of(where, covariates.dates)
         rows = len(calendar.place)
@@ -123,19 +125,20 @@ def read_one(
         past = calendar.placed(past)
         future = np.concatenate((calendar.placed(future[:N]), future[N:]))
     elif holidays is not None:
-        needs = f"holidays={holidays!r} needs dates, the series has none"
-        raise ValueError(f"{where}: {needs}; expected a column of dates, or dates=")
+        raise ValueError(
+            f"{where}: holidays={holidays!r} needs dates, the series has none; expected a column"
+            " of dates, or dates="
+        )
     if not future.shape[1]:
         future = np.empty((len(values) + more, 0))
-    rows = len(future)
-    if calendar is not None and holidays is not None:
-        shares = calendars.holiday_shares(where, holidays, calendar, ahead)
-        future = np.concatenate((shares[:rows], future), axis=1)
-    marks = 0
-    if calendar is not None and look:
-        features = calendars.features(calendar, ahead)
-        marks = features.shape[1]
-        future = np.concatenate((features[:rows], future), axis=1)
+    if calendar is not None:
+        parts = [future]
+        if holidays is not None:
+            parts.insert(0, calendars.holiday_shares(where, holidays, calendar, ahead))
+        if look:
+            parts.insert(0, calendars.features(calendar, ahead))
+            marks = parts[0].shape[1]
+        future = np.concatenate([part[: len(future)] for part in parts], axis=1)
     bridged = _begun(carry_forward(values))
     begin = 0
     if not gaps:
@@ -152,23 +155,17 @@ def _static(where: str, value: Any) -> Values:
         return np.empty(0)
     numbers = checks.host(where, "static", value, "real numbers (S,)")
     static = host.columns(where, "static", np.atleast_1d(numbers))[:, 0]
-    if not np.all(np.isfinite(static)):
-        raise ValueError(
-            f"{where}: static has a number that is not finite, expected finite numbers (S,)"
-        )
+    host.finite(where, "static", static)
     return static
 
 
 def _first(values: Values, past: Values, future: Values) -> int:
     """Return the first row of a series that is used: see `Panel.read`."""
     N = len(values)
-    any_target = int(np.argmax(np.any(~np.isnan(values), axis=1)))
+    begins = [first_row("covariates", part[:N]) for part in (past, future) if part.shape[1]]
+    begins.append(int(np.argmax(np.any(~np.isnan(values), axis=1))))
     late = math.ceil((first_row("the series", values) - LATEST * N) / (1 - LATEST))
-    return max(
-        any_target,
-        late,
-        *(first_row("covariates", part[:N]) for part in (past, future) if part.shape[1]),
-    )
+    return max(late, *begins)
 
 
 def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: bool) -> Values:

@@ -256,8 +256,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             The forecast is not finite.
         """
         steps = self._steps(steps)
-        panel, several, pairs = self._read(values, covariates, steps)
-        return panel.forecast_frame([self._paths(*pair, steps)[0] for pair in pairs], several)
+        panel, _, pairs = self._read(values, covariates, steps)
+        return panel.forecast_frame([self._paths(*pair, steps)[0] for pair in pairs])
 
     def predict_quantiles(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -292,7 +292,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                 " others"
             )
         steps = self._steps(steps)
-        panel, several, pairs = self._read(values, covariates, steps)
+        panel, _, pairs = self._read(values, covariates, steps)
         ahead = []
         for series, units in pairs:
             quantiles, width = self._next(series, units)
@@ -302,7 +302,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                 later = np.quantile(paths[:, s.horizon :], s.quantiles, axis=0)
                 quantiles = np.concatenate((quantiles, np.moveaxis(later, 0, -1)))
             ahead.append(quantiles)
-        return panel.forecast_frame(ahead, several, [f" {q:g}" for q in s.quantiles])
+        return panel.forecast_frame(ahead, [f" {q:g}" for q in s.quantiles])
 
     def sample(
         self,

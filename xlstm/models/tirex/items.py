@@ -4,6 +4,7 @@ same kind.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import is_foreign
 from xlstm.arrays.namespace import Params
 from xlstm.data import frames
-from xlstm.data.host import LARGEST, Values, floats
+from xlstm.data.host import LARGEST, Host, Values, floats
 from xlstm.data.panels import Panel, Roles
 from xlstm.data.time_series import Covariates, TimeSeries
 from xlstm.models.tirex import transforms
@@ -107,10 +108,12 @@ def read_arrays(where: str, series: Any, most: int, name: str = "series") -> Ser
         series = list(array)
     if len(series) == 0:
         raise ValueError(f"{where}: {name} is empty, expected {expected}")
-    names = [f"{name}[{k}]" for k in range(len(series))]
-    arrays = [_numbers(where, *entry, expected) for entry in zip(names, series, strict=True)]
-    rows = [_row(where, *entry, most) for entry in zip(names, arrays, strict=True)]
-    return SeriesBatch(rows, [array.ndim for array in arrays], False)
+    batch = SeriesBatch([], [], False)
+    for k, value in enumerate(series):
+        array = _numbers(where, f"{name}[{k}]", value, expected)
+        batch.axes.append(array.ndim)
+        batch.rows.append(_row(where, f"{name}[{k}]", array, most))
+    return batch
 
 
 def _numbers(where: str, name: str, value: Any, expected: str) -> Values:
@@ -118,12 +121,13 @@ def _numbers(where: str, name: str, value: Any, expected: str) -> Values:
     masked.
     """
     if frames.has_columns(value):
-        advice = "forecast takes one table, with series_id for several series"
-        raise TypeError(f"{where}: {name} is a table, expected {expected}; {advice}")
+        raise TypeError(
+            f"{where}: {name} is a table, expected {expected}; forecast takes one table, with"
+            " series_id for several series"
+        )
     if checks.is_masked(value):
         value = np.where(np.ma.getmaskarray(value), np.nan, np.ma.getdata(value))
-    is_array = isinstance(value, np.ndarray)
-    if not is_array and (hasattr(value, "__dlpack__") or is_foreign(value)):
+    if hasattr(value, "__dlpack__") or is_foreign(value):
         value = to_numpy(value)
     try:
         array = floats(where, name, value, expected)
@@ -132,8 +136,7 @@ def _numbers(where: str, name: str, value: Any, expected: str) -> Values:
             return frames.table_of(f"{where}: {name}", value).values[:, 0]
         raise
     if not array.ndim:
-        shown = checks.shown(value)
-        raise TypeError(f"{where}: {name} is {shown}, expected numbers {expected}")
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected numbers {expected}")
     return array
 
 
@@ -145,11 +148,11 @@ def _row(where: str, name: str, array: Values, most: int) -> Values:
             f"{where}: {name} has shape {array.shape}, expected {expected}, of one value or more"
         )
     array = np.where(np.isinf(array), np.nan, array)
-    beyond = np.argwhere(np.abs(array) > LARGEST)
-    if len(beyond):
-        at = [int(k) for k in beyond[0]]
-        expected = f"numbers from {-LARGEST:g} to {LARGEST:g}"
-        raise ValueError(f"{where}: {name}{at} is {array[tuple(at)]:g}, expected {expected}")
+    for at in np.argwhere(np.abs(array) > LARGEST).tolist():
+        raise ValueError(
+            f"{where}: {name}{at} is {array[*at]:g}, expected numbers from {-LARGEST:g} to"
+            f" {LARGEST:g}"
+        )
     return array.reshape(-1, array.shape[-1])
 
 
@@ -186,30 +189,28 @@ def read_items(
     beside = Covariates(past, future)
     for name, value in beside._asdict().items():
         if value is not None and not model.COVARIATES:
-            expected = "expected None: TiRex takes no covariates, TiRex2 does"
-            raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
+            raise ValueError(
+                f"{where}: {name} is {checks.shown(value)}, expected None: TiRex takes no"
+                " covariates, TiRex2 does"
+            )
     items = []
     each = [beside] if batch.single else beside.each(where, len(batch.rows))
     for k, (target, covariates) in enumerate(zip(batch.rows, each, strict=True)):
         L = target.shape[1]
         entry = "" if batch.single else f"[{k}]"
-        item = Item(
-            target,
-            _covariate(where, f"past{entry}", covariates.past, L),
-            _covariate(where, f"future{entry}", covariates.future, L),
-        )
-        steps = item.past.shape[1]
-        if steps != L:
+        past = _covariate(where, f"past{entry}", covariates.past, L)
+        future = _covariate(where, f"future{entry}", covariates.future, L + horizon)
+        if past.shape[1] != L:
             raise ValueError(
-                f"{where}: past{entry} has {steps} steps, expected {L}, as many as the series"
+                f"{where}: past{entry} has {past.shape[1]} steps, expected {L}, as many as the"
+                " series"
             )
-        steps = item.future.shape[1]
-        if len(item.future) and steps < L + horizon:
-            those = "those of the series and of the horizon" if horizon else "those of the series"
+        if future.shape[1] < L + horizon:
             raise ValueError(
-                f"{where}: future{entry} has {steps} steps, expected {L + horizon} or more, {those}"
+                f"{where}: future{entry} has {future.shape[1]} steps, expected {L + horizon} or"
+                f" more, {L} of the series and {horizon} of the horizon"
             )
-        items.append(item)
+        items.append(Item(target, past, future))
     return batch, items
 
 
@@ -239,7 +240,7 @@ class ItemRows(NamedTuple):
     x: Values
     targets: Mask
     known: Mask
-    groups: np.ndarray[Any, Any]
+    groups: Host
 
     @classmethod
     def of(cls, item: Item, horizon: int, ahead: int, context: int) -> ItemRows:
@@ -256,16 +257,16 @@ class ItemRows(NamedTuple):
             Steps before them, those of the window.
         """
         width = context + ahead
-        x = [transforms.last(row, width, ahead) for row in (*item.target, *item.past)]
         end = item.target.shape[1] + horizon
-        x += [
-            transforms.last(row[:end], width, ahead - horizon + max(0, end - len(row)))
-            for row in item.future
-        ]
-        windows = np.stack(x)
-        targets = np.arange(len(x)) < len(item.target)
+        windows = np.stack(
+            [
+                transforms.last(row[:end], width, ahead - horizon + max(0, end - len(row)))
+                for row in itertools.chain(*item)
+            ]
+        )
+        targets = np.arange(len(windows)) < len(item.target)
         known = ~targets & np.any(~np.isnan(windows[:, context:]), axis=1)
-        return cls(windows, targets, known, np.zeros(len(x), np.int64))
+        return cls(windows, targets, known, np.zeros(len(windows), np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence[ItemRows]) -> ItemRows:
@@ -281,16 +282,16 @@ class ItemRows(NamedTuple):
         return {"groups": self.groups, "targets": self.targets, "known": self.known}
 
 
-def is_table(where: str, name: str, series: Any, **names: Any) -> bool:
-    """Return whether an argument is a table; raise ValueError where it is not, and one of `names`
-    is there for it.
+def is_table(where: str, series: Any, **names: Any) -> bool:
+    """Return whether series are a table; raise ValueError where they are not, and one of `names` is
+    there for it.
     """
     if frames.has_columns(series):
         return True
-    for other, value in names.items():
+    for name, value in names.items():
         if value is not None:
             raise ValueError(
-                f"{where}: {other} is {checks.shown(value)}, expected None, as {name} is no table"
+                f"{where}: {name} is {checks.shown(value)}, expected None, as series is no table"
             )
     return False
 
@@ -321,15 +322,13 @@ def read_table(
             raise ValueError(f"{where}: static has {read.static.size} numbers, expected none")
         columns = read.past.shape[1] + read.future.shape[1]
         if columns and not model.COVARIATES:
-            problem = f"past and future have {columns} columns"
             raise ValueError(
-                f"{where}: {problem}, expected none: TiRex takes no covariates, TiRex2 does"
+                f"{where}: past and future have {columns} columns, expected none: TiRex takes no"
+                " covariates, TiRex2 does"
             )
         more = len(read.future) - len(read.values)
         if read.future.shape[1] and more < steps:
-            owner = "the series"
-            if panel.roles.id_name:
-                owner = f"series {checks.shown([*panel.groups][k])}"
+            owner = f"series {panel.ids[k]!r}" if panel.ids else "the series"
             raise ValueError(f"{where}: {later} has {more} rows after {owner}, expected {steps}")
     return panel, series
 
@@ -347,9 +346,8 @@ class Pretrained(NamedTuple):
         """Return forecasts after the ends of series, in the kind that the series came in."""
         median, q = self._at([(read, len(read.values)) for read in series], steps)
         levels = self.options["quantiles"]
-        suffixes = [f" {level:g}" for level in levels]
-        quantiles = panel.forecast_frame(list(q), series, suffixes)
-        return Forecast(quantiles, panel.forecast_frame(list(median), series), levels)
+        quantiles = panel.forecast_frame(list(q), [f" {level:g}" for level in levels])
+        return Forecast(quantiles, panel.forecast_frame(list(median)), levels)
 
     def forecast(
         self, series: TimeSeries, origins: Sequence[int], steps: int
@@ -387,9 +385,10 @@ class Pretrained(NamedTuple):
 
 def _until(future: Values, rows: int) -> Values | None:
     """Return what is known in advance (K, N) of so many rows or more; missing ones are NaN."""
+    if not future.size:
+        return None
     more = max(0, rows - len(future))
-    padded = np.pad(future.T, ((0, 0), (0, more)), constant_values=np.nan)
-    return padded if future.size else None
+    return np.pad(future.T, ((0, 0), (0, more)), constant_values=np.nan)
 
 
 def forecast_table(
@@ -408,9 +407,10 @@ def forecast_table(
     roles = roles.checked(where)
     levels = transforms.levels_of(where, quantiles, model.quantiles)
     if not (frames.has_columns(later) if roles.future else later is None):
-        ahead = f"a table with the {horizon} rows ahead of the columns of future"
-        expected = ahead if roles.future else "None, as future names no column"
-        raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
+        raise TypeError(
+            f"{where}: later is {checks.shown(later)}, expected a table with the {horizon} rows"
+            " ahead of the columns of future, or None where it names no column"
+        )
     panel, series = read_table(
         where, model, table, Covariates(future=later), roles, horizon, later="later"
     )

@@ -174,7 +174,7 @@ class TiRex(PatchNetwork):
         ((6, 9), (6,))
         """
         where = "TiRex"
-        if items.is_table(where, "series", series, targets=targets, series_id=series_id):
+        if items.is_table(where, series, targets=targets, series_id=series_id):
             roles = Roles(targets, series_id=series_id)
             options = {
                 "batch_size": batch_size,

@@ -353,9 +353,7 @@ class TiRex2(PatchNetwork):
         (1, 2, 6, 9)
         """
         where = "TiRex2"
-        if items.is_table(
-            where, "series", series, targets=targets, series_id=series_id, later=later
-        ):
+        if items.is_table(where, series, targets=targets, series_id=series_id, later=later):
             options: dict[str, Any] = {
                 "batch_size": batch_size,
                 "sign_flip": sign_flip,
