@@ -13,7 +13,7 @@ import numpy as np
 
 from xlstm.arrays import fuse, optional_imports
 from xlstm.arrays.cuda import constants, device, kernel_fallback
-from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.namespace import Array, Namespace, Shape, device_of
 
 AXES = 6
 PARTS = 6
@@ -100,7 +100,7 @@ def filled(xp: Namespace, like: Array, value: float, width: int, axis: int) -> A
 class ConcatPlan(NamedTuple):
     """A launch, but for the addresses of its arrays."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: Any
     grid: tuple[int]
     layout: bytes  # `Parts` after its addresses

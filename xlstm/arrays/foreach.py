@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ import numpy as np
 from xlstm.arrays import fuse, optional_imports
 from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.cuda.row_kernel_text import SYNC
-from xlstm.arrays.namespace import Array, Namespace, dtype_name
-from xlstm.tracing.array_functions import ArrayFunction, Options, kind_of, listed
+from xlstm.arrays.namespace import Array, Namespace, Shape, dtype_name
+from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of, listed
 from xlstm.tracing.writers import C
 
 CHUNK = 2048
@@ -76,7 +76,7 @@ extern "C" __global__ void {name}(const Table table, int count, long long start,
 
 def apply(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     columns: Sequence[Sequence[Array]],
     numbers: Sequence[Any] = (),
     into: Sequence[int] = (),
@@ -137,7 +137,7 @@ def apply(
     )
 
 
-def _shapes(columns: Sequence[Sequence[Array]]) -> tuple[tuple[int, ...], ...]:
+def _shapes(columns: Sequence[Sequence[Array]]) -> tuple[Shape, ...]:
     shapes = tuple([a.shape for a in columns[0]])
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
@@ -151,7 +151,7 @@ def _shapes(columns: Sequence[Sequence[Array]]) -> tuple[tuple[int, ...], ...]:
 
 def _with_numbers(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     arrays: tuple[Array, ...],
     numbers: Sequence[Any],
     options: dict[str, Any],
@@ -169,7 +169,7 @@ def _with_numbers(
 
 
 def _one_by_one(
-    columns: Sequence[Sequence[Array]], into: Sequence[int], run: Callable[..., Any]
+    columns: Sequence[Sequence[Array]], into: Sequence[int], run: Formula
 ) -> list[tuple[Array, ...]]:
     calls = [listed(run(*arrays)) for arrays in zip(*columns, strict=True)]
     if not into:
@@ -183,7 +183,7 @@ def _one_by_one(
 def _applied(
     kernel: Any,
     columns: Sequence[Sequence[Array]],
-    shapes: tuple[tuple[int, ...], ...],
+    shapes: tuple[Shape, ...],
     results: Sequence[Any],
     into: Sequence[int],
     numbers: Sequence[Any],
@@ -197,7 +197,7 @@ def _applied(
     return list(zip(*parts, strict=True))
 
 
-def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
+def views(flat: Array, shapes: Sequence[Shape], places: Sequence[int]) -> list[Array]:
     """Return the arrays of CuPy that begin in these places of a longer one."""
     cp = optional_imports.cupy()
     dtype = flat.dtype
@@ -302,7 +302,7 @@ def _launch(
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(shapes: tuple[tuple[int, ...], ...], columns: int) -> ChunkPlan:
+def _plan(shapes: tuple[Shape, ...], columns: int) -> ChunkPlan:
     """Return the plan for so many columns of arrays."""
     most = _most(columns)
     sizes = [math.prod(shape) for shape in shapes]
@@ -325,10 +325,10 @@ def _plan(shapes: tuple[tuple[int, ...], ...], columns: int) -> ChunkPlan:
 
 @functools.cache
 def _each_kernel(
-    function: Callable[..., Any],
+    function: Formula,
     dtypes: tuple[Any, ...],
     numbers: tuple[str | None, ...],
-    into: tuple[int, ...],
+    into: Shape,
     options: Options,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return the kernel, and the dtypes of its results; `numbers` has the C types of those on the

@@ -9,15 +9,15 @@ that: the function is the one that NumPy runs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import compiled, optional_imports
 from xlstm.arrays.cuda import kernel_fallback
-from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of, dtype_name
-from xlstm.tracing.array_functions import ArrayFunction, Options, kind_of, result_dtypes
+from xlstm.arrays.namespace import HALVES, Array, Namespace, Shape, device_of, dtype_name
+from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of, result_dtypes
 from xlstm.tracing.array_functions import listed as listed
 from xlstm.tracing.writers import C
 
@@ -36,7 +36,7 @@ def compiles(xp: Namespace) -> bool:
 
 def fuse(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     *arrays: Array,
     out: Array | tuple[Array, ...] | None = None,
     **options: Any,
@@ -91,7 +91,7 @@ def fuse(
 
 def plain(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     arrays: Sequence[Array],
     options: dict[str, Any],
     *numbers: Any,
@@ -115,7 +115,7 @@ def plain(
 
 def looped(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     arrays: tuple[Array, ...],
     sums: int,
     options: dict[str, Any],
@@ -129,9 +129,7 @@ def looped(
     return compiled.module("loops").run(function, arrays, sums, options)
 
 
-def total(
-    xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, dtype: Any = None
-) -> Array:
+def total(xp: Namespace, a: Array, b: Array, axes: int | Shape = -1, dtype: Any = None) -> Array:
     """Return the sum of a * b over some axes, on CuPy from one launch, where halves are summed in
     float32.
 
@@ -163,7 +161,7 @@ def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 
 def scan(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     start: Array,
     *arrays: Array,
     axis: int = -1,
@@ -214,9 +212,9 @@ def scan(
 
 def walk(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     operands: tuple[tuple[Array, ...], ...],
-    lags: tuple[int, ...],
+    lags: Shape,
     results: int,
     reverse: bool = False,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -293,7 +291,7 @@ def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 
 
 @functools.cache
-def _kernel(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Options) -> Any:
+def _kernel(function: Formula, dtypes: tuple[Any, ...], options: Options) -> Any:
     """Return the kernel of `fuse`."""
     traced = ArrayFunction(function, dtypes, options)
     body = C(

@@ -17,7 +17,7 @@ import numpy as np
 
 from xlstm.arrays import compiled, fuse, optional_imports
 from xlstm.arrays.cuda import cuda_graph
-from xlstm.arrays.namespace import Array, Namespace, astype, dtype_name, reshape
+from xlstm.arrays.namespace import Array, Namespace, Shape, astype, dtype_name, reshape
 from xlstm.tracing.loop_nest import loop_nest
 
 KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
@@ -44,15 +44,15 @@ class Call(NamedTuple):
     lie in one way.
     """
 
-    shape: tuple[int, ...]  # of the result
+    shape: Shape  # of the result
     empty: bool  # whether there is nothing to sum up
     copied: tuple[bool, bool] | None  # which operands have to be copied first, where one has
     zero: int  # the addresses of 0 and 1
     unit: int
-    head: tuple[int, ...]  # transpositions, sizes, alpha
-    b: tuple[int, ...]  # the kind of numbers, lead and step
-    a: tuple[int, ...]
-    out: tuple[int, ...]  # these, and how many products there are
+    head: Shape  # transpositions, sizes, alpha
+    b: Shape  # the kind of numbers, lead and step
+    a: Shape
+    out: Shape  # these, and how many products there are
 
 
 def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: Any = None) -> Array:
@@ -167,7 +167,7 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
     return out
 
 
-def _copy(a: Array, batch: tuple[int, ...]) -> Array:
+def _copy(a: Array, batch: Shape) -> Array:
     cp = optional_imports.cupy()
     return cp.ascontiguousarray(a if a.ndim == 2 else cp.broadcast_to(a, (*batch, *a.shape[-2:])))
 
@@ -224,8 +224,8 @@ def _scalars(dtype: str) -> tuple[Any, int, int]:
 
 @functools.lru_cache(maxsize=4096)
 def _call(
-    a: tuple[int, ...], a_steps: tuple[int, ...], b: tuple[int, ...], b_steps: tuple[int, ...],
-    A: Any, B: Any, to: Any, out_steps: tuple[int, ...] | None = None,
+    a: Shape, a_steps: Shape, b: Shape, b_steps: Shape,
+    A: Any, B: Any, to: Any, out_steps: Shape | None = None,
 ) -> Call:  # fmt: skip
     """Return the call for shapes, strides and dtypes, by default into a new array.
 
@@ -274,7 +274,7 @@ def _call(
     )
 
 
-def _product_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+def _product_shape(a: Shape, b: Shape) -> Shape:
     try:
         batch = np.broadcast_shapes(a[:-2], b[:-2])
     except ValueError:

@@ -14,6 +14,8 @@ from xlstm.arrays import checks, optional_imports
 Array = Any  # an array of whichever library is in use
 Namespace = Any  # the array API namespace of that library
 Params = dict[str, Array]  # parameters, or their gradients, by dotted name
+Shape: TypeAlias = tuple[int, ...]
+Host: TypeAlias = np.ndarray[Any, Any]  # an array of NumPy
 DType: TypeAlias = "str | np.dtype[Any] | type[np.generic]"
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")  # dtypes that layers compute in
@@ -174,14 +176,14 @@ def is_floating(xp: Namespace, dtype: Any) -> bool:
     return kind == "f" or (kind == "V" and dtype_name(dtype) == "bfloat16")
 
 
-def reshape(array: Array, shape: tuple[int, ...]) -> Array:
+def reshape(array: Array, shape: Shape) -> Array:
     """Reshape by the method, where the library has one: it takes less time than the function."""
     if hasattr(array, "reshape"):
         return array.reshape(shape)
     return array.__array_namespace__().reshape(array, shape)
 
 
-def room(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
+def room(xp: Namespace, like: Array, shape: Shape, dtype: Any = None) -> Array:
     """Return a new array on the device of another one, and in its dtype unless there is another;
     nothing is in it.
     """

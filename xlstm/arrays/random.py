@@ -18,7 +18,7 @@ from xlstm.arrays import checks, fuse
 from xlstm.arrays.convert import like
 from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
-from xlstm.arrays.namespace import Array, Namespace, device_of, namespace_of, room
+from xlstm.arrays.namespace import Array, Host, Namespace, Shape, device_of, namespace_of, room
 from xlstm.arrays.ranks.groups import Part, rows
 
 Seed: TypeAlias = "int | np.random.Generator"
@@ -150,7 +150,7 @@ def generator(seed: Seed, stream: int = 0, where: str = "") -> np.random.Generat
 def bernoulli(
     rng: np.random.Generator,
     rate: float,
-    shape: tuple[int, ...],
+    shape: Shape,
     array: Array,
     *,
     dropout: bool = False,
@@ -191,7 +191,7 @@ def bernoulli(
 def _launched(
     rng: np.random.Generator,
     rate: float,
-    shape: tuple[int, ...],
+    shape: Shape,
     array: Array,
     pair: tuple[float, float],
 ) -> Array:
@@ -266,7 +266,7 @@ class Later(np.random.Generator):
         return self.states[len(self.sizes) - 1]
 
 
-def states(rng: np.random.Generator, sizes: Sequence[int]) -> np.ndarray[Any, Any]:
+def states(rng: np.random.Generator, sizes: Sequence[int]) -> Host:
     """Return the states (masks, STATE) that masks of so many numbers are drawn from, and leave
     `rng` after them.
     """
@@ -337,7 +337,7 @@ class PartGenerator(np.random.Generator):
             return super().random((count // max(1, width), width), dtype)[own].reshape(size)
         return self._drawn(own, width, count).reshape(size)
 
-    def _drawn(self, own: np.ndarray[Any, Any], width: int, count: int) -> np.ndarray[Any, Any]:
+    def _drawn(self, own: Host, width: int, count: int) -> Host:
         """Return the rows `own` of all that are drawn, in float32; a draw of 64 bits has two
         numbers.
         """

@@ -116,15 +116,9 @@ class Cell(cell.Summed):
             n, r = normalize(xp, c, -2)  # (5)
             v = gc * n + bc  # (5)
         u = self._pairs[2].fwd(xp, v)  # (6)
-        kept = (
-            self._kept(z),
-            v if self._pairs[2].from_input else None,
-            raw,
-            None if p is None else c,
-            n,
-            r,
-        )
-        return o * u, c, Saved(s, g, u, *kept)  # (7) h
+        v = v if self._pairs[2].from_input else None
+        saved = Saved(s, g, u, self._kept(z), v, raw, None if p is None else c, n, r)
+        return o * u, c, saved  # (7) h
 
     def derivatives(
         self, xp: Namespace, saved: Saved, c0: Array, p: Own = None, gc: Own = None, bc: Own = None

@@ -42,8 +42,10 @@ def step(
         "forget": forget,
         "low": low_of(xp, m0.dtype),
         "root": q.shape[-1] ** -0.5,
+        "eps": eps,
+        "limit": limit_of(xp, n0.dtype),
+        "dtype": n0.dtype,
     }
-    options |= {"eps": eps, "limit": limit_of(xp, n0.dtype), "dtype": n0.dtype}
     inputs = *(reshape(a, (*m0.shape, 1)) for a in (i, f, m0)), q, k, n0
     m, f1, den, q, ik, n = (
         by_rows(xp, _begin, *inputs, **options) if compiles(xp) else _begin(xp, *inputs, **options)

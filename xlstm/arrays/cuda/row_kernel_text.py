@@ -12,11 +12,11 @@ order that follows from shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xlstm.arrays.cuda import device
-from xlstm.tracing.array_functions import ArrayFunction, Lengths, Options
+from xlstm.arrays.namespace import Shape
+from xlstm.tracing.array_functions import ArrayFunction, Formula, Lengths, Options
 from xlstm.tracing.reductions import REDUCTIONS, RowWriter
 from xlstm.tracing.writers import C
 
@@ -105,7 +105,7 @@ class RowResult(NamedTuple):
     single: bool  # whether it is one number for a row
     summed: bool
 
-    def shape(self, shape: tuple[int, ...], keep: int) -> tuple[int, ...]:
+    def shape(self, shape: Shape, keep: int) -> Shape:
         """Return its shape, from that of all arrays broadcast together."""
         leading = () if self.length is None else (self.length,)
         if self.summed:
@@ -140,7 +140,7 @@ class RowKernel:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Formula,
         dtypes: tuple[Any, ...],
         options: Options,
         single: tuple[bool, ...],
