@@ -16,7 +16,16 @@ import numpy as np
 
 from xlstm.arrays import compiled, optional_imports
 from xlstm.arrays.cuda import kernel_fallback
-from xlstm.arrays.namespace import HALVES, Array, Namespace, Shape, device_of, dtype_name
+from xlstm.arrays.namespace import (
+    HALVES,
+    Array,
+    Namespace,
+    Shape,
+    astype,
+    device_of,
+    dtype_name,
+    widened,
+)
 from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of, result_dtypes
 from xlstm.tracing.array_functions import listed as listed
 from xlstm.tracing.writers import C
@@ -103,7 +112,7 @@ def plain(
     Results are those of a kernel: CuPy itself would compute in halves, and make float32 of some
     results in bfloat16.
     """
-    wide = [xp.astype(a, xp.float32) if dtype_name(a.dtype) in HALVES else a for a in arrays]
+    wide = [astype(xp, a, widened(xp, a.dtype)) for a in arrays]
     dtypes = (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers))
     results = listed(function(xp, *wide, *numbers, **options))
     results = tuple(
@@ -146,7 +155,7 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | Shape = -1, dtype: Any 
     result = kernel_fallback.attempt("xlstm_total", lambda: _total(a.dtype, to)(a, b, axis=axes))
     if result is not None:
         return result
-    wide = xp.float32 if dtype_name(a.dtype) in HALVES else a.dtype
+    wide = widened(xp, a.dtype)
     return xp.astype(xp.sum(xp.astype(a, wide) * xp.astype(b, wide), axis=axes), to)
 
 
@@ -288,6 +297,11 @@ def parameters(dtypes: dict[str, Any]) -> str:
 
 def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
     return xp.where(condition, a, b)
+
+
+def same(xp: Namespace, a: Array) -> Array:
+    """Return an array: the formula of copies and of plain sums."""
+    return a
 
 
 @functools.cache

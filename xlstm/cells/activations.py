@@ -501,10 +501,9 @@ def parse(text: str | Activation) -> Activation:
             f"activations: {text!r} is unknown, expected one of {', '.join(GATE_ACTIVATIONS)}"
         )
     name = match[1]
-    numbers = [part for part in (match[2] or "").split(",") if part.strip()]
     defaults = _defaults(name)
     try:
-        values = [float(part) for part in numbers]
+        values = [float(part) for part in (match[2] or "").split(",") if part.strip()]
     except ValueError:
         raise ValueError(f"activations: {text!r} has parameters that are not numbers") from None
     if len(values) > len(defaults) or not all(map(math.isfinite, values)):

@@ -126,7 +126,7 @@ class Cell(cell.Summed):
         """Return the local derivatives of `gates`."""
         s, g, u, z = saved[:4]
         i, o = s[0, ...], s[1, ...]
-        f = 1 - i if self.coupled_input_forget else s[2, ...]
+        f = self.retained(xp, saved)
         zi, zo, zf, zg = (None if z is None else z[k, ...] for k in (0, 1, 2, -1))
         # (3) through i, (1)
         ai = self._activate_bwd(xp, 0, g - c0 if self.coupled_input_forget else g, zi, i)

@@ -243,7 +243,9 @@ def _function(name: str, types: tuple[Any, ...]) -> Any:
     """
     cuda = optional_imports.cupy().cuda
     cuda.get_cublas_handle()  # loads it
-    library = library_name(sys.platform, cuda.runtime.runtimeGetVersion())
+    version = cuda.runtime.runtimeGetVersion() // 1000  # of 12090, say
+    windows = sys.platform == "win32"
+    library = f"cublas64_{version}.dll" if windows else f"libcublas.so.{version}"
     try:
         function = getattr(ctypes.CDLL(library), name)
     except (OSError, AttributeError) as error:
@@ -253,12 +255,3 @@ def _function(name: str, types: tuple[Any, ...]) -> Any:
     function.argtypes = types
     function.restype = c_int
     return function
-
-
-def library_name(platform: str, version: int) -> str:
-    """Return the file name of cuBLAS on a platform, from the version of CUDA, such as 12090."""
-    return (
-        f"cublas64_{version // 1000}.dll"
-        if platform == "win32"
-        else f"libcublas.so.{version // 1000}"
-    )

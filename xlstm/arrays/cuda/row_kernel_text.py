@@ -190,8 +190,12 @@ class RowKernel:
             begin.append(f"{self.real}* mine = sums + {place};")
         first, row, end = ([], self.rows.body(), []) if self.whole else self._one_column(still)
         if count:
-            results = "\n        ".join(self._ends())
-            end.append(SUMS.format(fan=FAN, slots=count, real=self.real, results=results))
+            results = []
+            for slot, (name, part) in enumerate(self.slots):
+                at = "at" if part is None else f"at * {self.results[name].length} + {part}"
+                results.append(f"narrow({name}[{at}], sums[{slot} * width + at]);")
+            stored = "\n        ".join(results)
+            end.append(SUMS.format(fan=FAN, slots=count, real=self.real, results=stored))
         kernel = TEXT.format(
             name=self.name,
             parameters="".join(f", {parameter}" for parameter in parameters),
@@ -227,14 +231,6 @@ class RowKernel:
         layout = f"layout.of[{self.lying.index(name)}]"
         steps = "".join(f" + i{k} * {layout}.steps[{k}]" for k in range(outer))
         return f"{self.types[name]} at_{name} = {name} + head * {layout}.head{steps};"
-
-    def _ends(self) -> list[str]:
-        """Return the statements that store sums."""
-        ends = []
-        for slot, (name, row) in enumerate(self.slots):
-            at = "at" if row is None else f"at * {self.results[name].length} + {row}"
-            ends.append(f"narrow({name}[{at}], sums[{slot} * width + at]);")
-        return ends
 
     def _load(self, name: str, row: int | None) -> str:
         return f"widen({self._at(name, row)})"
