@@ -47,19 +47,14 @@ def given() -> int | None:
     """
     for name in (VARIABLE, COMMON):
         if text := os.environ.get(name):
-            number = _number(text.partition(",")[0].strip() if name == COMMON else text)
-            if number is None:
+            outer = text.partition(",")[0].strip() if name == COMMON else text
+            match = re.fullmatch("0*([1-9][0-9]{0,3})", outer)
+            if match is None or int(match[1]) > MOST:
                 raise ValueError(
                     f"{name}: {checks.shown(text)} is not a number of threads, expected 1 to {MOST}"
                 )
-            return number
+            return int(match[1])
     return None
-
-
-def _number(text: str) -> int | None:
-    """Return a whole number from 1 to 1024, or None where a text is none."""
-    match = re.fullmatch("0*([1-9][0-9]{0,3})", text)
-    return int(match[1]) if match and int(match[1]) <= MOST else None
 
 
 def share(ranks: int) -> None:

@@ -28,7 +28,6 @@ Columns: TypeAlias = Sequence[Sequence[Array]]  # the k-th arrays of all are tho
 CHUNK = 2048
 THREADS = 256  # elements of a block, which belong to one array, and its threads
 REAL = {"float": np.float32, "double": np.float64}
-NUMBERS = (int, float, np.generic)  # that the host knows
 # bytes of a kernel's arguments for addresses and sizes; a device takes 4096 bytes in all
 ROOM = 3840
 
@@ -125,7 +124,8 @@ def apply(
     shapes = tuple([a.shape for a in columns[0]])
     dtypes = tuple(column[0].dtype for column in columns)
     real = REAL[kind_of(dtypes[0])]
-    numbers = [real(number) if isinstance(number, NUMBERS) else number for number in numbers]
+    # numbers that the host knows, and others
+    numbers = [real(a) if isinstance(a, int | float | np.generic) else a for a in numbers]
     # the C types of those on the device
     types = tuple([None if isinstance(a, np.generic) else device.type_of(a.dtype) for a in numbers])
     kernel, results = _each_kernel(function, dtypes, types, tuple(into), tuple(options.items()))

@@ -196,7 +196,8 @@ def _launched(
     pair: tuple[float, float],
 ) -> Array:
     """Return the array, drawn on the device."""
-    mask = room(namespace_of(array), array, shape)
+    xp = namespace_of(array)
+    mask = room(xp, array, shape)
     part: Part | None = getattr(rng, "part", None)
     # of the numbers that are drawn, others' too
     count = mask.size if part is None else part.count(shape)
@@ -217,10 +218,7 @@ def _launched(
         if part is not None:
             name = "xlstm_bernoulli_rows"
             draws = PIECE
-            packed = mask.ndim == 2
-            places = _on_device(
-                namespace_of(mask), part.key, mask.shape[0], packed, home(device_of(mask))
-            )
+            places = _on_device(xp, part.key, shape[0], len(shape) == 2, home(device_of(mask)))
             rows_of_part = (places, np.int64(mask.size // len(places)))
         numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
         start = device.struct(state, form="4Q"), on_device, step

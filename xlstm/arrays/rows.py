@@ -107,10 +107,8 @@ def summed(
         results = fuse.looped(xp, function, arrays, sums, options)
         if results is None:
             results = fuse.fuse(xp, function, *arrays, **options)
-        elif out:
-            sums = 0
         else:
-            return results
+            sums = 0
     results = list(listed(results))
     if sums:
         ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))

@@ -109,19 +109,11 @@ def scaled(
     """
     if limit is None:
         return formula(xp, x, axis, eps)  # type: ignore[no-any-return]
-    c = _factor(xp, x, axis, limit)
+    most = xp.max(xp.abs(x), axis=axis, keepdims=True)
+    # it is 1 unless an element is larger than the limit, beside which eps does not matter
+    c = limit / xp.maximum(most, xp.full_like(most, limit))  # (5)
     n, r = formula(xp, x * c, axis, eps)  # (5)
     return n, r * c  # (5)
-
-
-def _factor(xp: Namespace, x: Array, axis: Axis, limit: float) -> Array:
-    """Return c, one factor for each vector along `axis`.
-
-    It is 1 unless x has elements larger than the limit, `fourth_root`, beside which eps does not
-    matter.
-    """
-    most = xp.max(xp.abs(x), axis=axis, keepdims=True)
-    return limit / xp.maximum(most, xp.full_like(most, limit))  # (5)
 
 
 @functools.cache
