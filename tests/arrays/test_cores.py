@@ -52,7 +52,7 @@ def test_without_cgroups_there_is_no_quota(tmp_path):
 )
 def test_the_smaller_of_affinity_and_quota_counts(monkeypatch, quota, expected):
     monkeypatch.setattr(cores, "_affinity", lambda: 8)
-    monkeypatch.setattr(cores, "_own_quota", lambda: quota)
+    monkeypatch.setattr(cores, "quota", lambda: quota)
     assert cores.usable() == expected
 
 

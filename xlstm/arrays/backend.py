@@ -113,7 +113,16 @@ class Backend(Portable):
             optional_imports.torch().cuda.synchronize(self.device)
 
     def __str__(self) -> str:
-        return f"{self.name} on {device_name(self)}"
+        """Name the library and the device, with the name of the card where it is a GPU."""
+        device = self.device
+        place = str(device)
+        if self.name == "cupy":
+            properties = optional_imports.cupy().cuda.runtime.getDeviceProperties(device.id)
+            place = f"GPU {device.id} ({properties['name'].decode()})"
+        elif self.name == "torch" and device.type == "cuda":
+            card = optional_imports.torch().cuda.get_device_name(device)
+            place = f"GPU {device.index or 0} ({card})"
+        return f"{self.name} on {'CPU' if place == 'cpu' else place}"
 
 
 def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") -> Backend:
@@ -145,33 +154,28 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
     BackendError
         The named library, or what it needs for the dtype, is missing or does not work here.
     """
+    source = "backend: name"
     reason = "asked for"
     if not isinstance(name, str):
         raise TypeError(f"backend: name is {checks.shown(name)}, expected auto, {', '.join(NAMES)}")
-    if name == "auto" and os.environ.get(VARIABLE) not in (None, "", "auto"):
+    if name == "auto" and os.environ.get(VARIABLE):
+        source = f"{VARIABLE}:"
         name = os.environ[VARIABLE]
         reason = f"{VARIABLE}={name}"
-        if name not in NAMES:
-            raise ValueError(
-                f"{VARIABLE}: {name!r} is not a backend, expected auto, {', '.join(NAMES)}"
-            )
     if name == "auto":
         if device is not None:
             raise ValueError(
                 f"backend: device {checks.shown(device)} goes with a named backend, not with auto"
             )
-        failure = optional_imports.cupy_failure()
-        if failure is None:
-            name = "cupy"
-            reason = "a kernel and a matrix product ran on the GPU"
-        else:
+        name = "cupy"
+        reason = "a kernel and a matrix product ran on the GPU"
+        if failure := optional_imports.cupy_failure():
             name = "numpy"
             reason = f"no usable GPU: {failure}"
     makers = {"numpy": _numpy, "cupy": _cupy, "torch": _torch}
     if name not in makers:
         raise ValueError(
-            f"backend: name {checks.shown(name)} is not a backend, expected auto,"
-            f" {', '.join(NAMES)}"
+            f"{source} {checks.shown(name)} is not a backend, expected auto, {', '.join(NAMES)}"
         )
     return _with_dtype(replace(makers[name](device), reason=reason), dtype)
 
@@ -204,16 +208,6 @@ def available_backends() -> dict[str, Backend | str]:
     return available
 
 
-def device_name(backend: Backend) -> str:
-    """Return the device in words, with the card's name where it is a GPU."""
-    if backend.name == "cupy":
-        properties = optional_imports.cupy().cuda.runtime.getDeviceProperties(backend.device.id)
-        return f"GPU {backend.device.id} ({properties['name'].decode()})"
-    if backend.name == "torch" and backend.device.type == "cuda":
-        return f"GPU {backend.device.index or 0} ({optional_imports.torch().cuda.get_device_name(backend.device)})"
-    return "CPU" if str(backend.device) == "cpu" else str(backend.device)
-
-
 def _with_dtype(backend: Backend, value: DType) -> Backend:
     dtype = dtype_text("backend", value)
     if dtype not in DTYPES:
@@ -238,17 +232,14 @@ def _with_dtype(backend: Backend, value: DType) -> Backend:
 
 
 def _numpy(device: Any) -> Backend:
-    if device is not None and not (isinstance(device, str) and device == "cpu"):
+    if device is not None and str(device) != "cpu":
         raise ValueError(f"backend: numpy has only the device 'cpu', got {checks.shown(device)}")
     return Backend("numpy", np, "cpu")
 
 
 def _cupy(device: Any) -> Backend:
-    current = (
-        int(optional_imports.cupy().cuda.runtime.getDevice())
-        if optional_imports.cupy_failure() is None
-        else 0
-    )
+    works = optional_imports.cupy_failure() is None
+    current = int(optional_imports.cupy().cuda.runtime.getDevice()) if works else 0
     number = getattr(device, "id", current if device is None else device)
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= checks.LARGEST:
         raise ValueError(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Namespace, reshape, room
+from xlstm.arrays.namespace import Array, Namespace, Shape, reshape, room
 from xlstm.arrays.rows import summed
+from xlstm.tracing.array_functions import Formula
 
 WIDEST = 4  # more would not fit a thread's registers
 
@@ -71,7 +72,7 @@ def products_bwd(
 
 def _by_blocks(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     arrays: Sequence[Array],
     Ws: Sequence[Array],
     K: int,
@@ -109,8 +110,8 @@ def _products_bwd(
     xp: Namespace,
     *arrays: Array,
     K: int,
-    of: tuple[int, ...],
-    counts: tuple[int, ...],
+    of: Shape,
+    counts: Shape,
     add: tuple[bool, ...],
 ) -> tuple[Array, ...]:
     """Return the gradients of each x, and of each W by this row."""

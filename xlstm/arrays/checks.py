@@ -90,7 +90,7 @@ integer = whole(-COUNTED, COUNTED)
 
 def any_number(where: str, name: str, value: Any) -> float:
     """Check a real number; NaN and infinity are allowed."""
-    if not isinstance(value, int | float | Real) or isinstance(value, NO_NUMBERS):
+    if not isinstance(value, Real) or isinstance(value, NO_NUMBERS):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected a number")
     try:
         return float(value)
@@ -192,8 +192,7 @@ def keeps(where: str, train: Any, keep: Any) -> bool:
     """Return whether a forward pass keeps what backward needs: `keep`, by default `train`; both are
     True or False.
     """
-    if train is not True and train is not False:
-        train = flag(where, "train", train)
+    train = flag(where, "train", train)
     return bool(train if keep is None else flag(where, "keep", keep))
 
 
@@ -296,14 +295,13 @@ def seed(where: str, name: str, value: Any) -> Any:
 
 
 def seed_number(where: str, name: str, value: Any) -> int:
-    """Check a whole number from 0 up, of at most 128 bits; `where` may be empty."""
+    """Check a whole number from 0 up, of at most 128 bits."""
     if (
         not isinstance(value, Integral)
         or isinstance(value, NO_NUMBERS)
         or not 0 <= int(value) < SEEDS
     ):
-        who = f"{where}: " if where else ""
-        raise ValueError(f"{who}{name}: expected a whole number from 0 up, got {shown(value)}")
+        raise ValueError(f"{where}: {name} is {shown(value)}, expected a whole number from 0 up")
     return int(value)
 
 
@@ -361,8 +359,9 @@ def params(where: str, arrays: Any, expected: Mapping[str, Dims]) -> None:
         shape(where, name, arrays[name], dims)
     if len(arrays) > len(expected):
         surplus = next(name for name in arrays if name not in expected)
-        surplus = surplus if isinstance(surplus, str) and len(surplus) <= SHOWN else shown(surplus)
-        raise ValueError(f"{where}: parameter {surplus} is unknown, expected {few(expected)}")
+        raise ValueError(
+            f"{where}: parameter {few([str(surplus)])} is unknown, expected {few(expected)}"
+        )
 
 
 def few(names: Iterable[str]) -> str:
@@ -374,6 +373,5 @@ def few(names: Iterable[str]) -> str:
     return line if len(listed) <= FEW else f"{line} and {len(listed) - FEW} more"
 
 
-def _tuple(parts: Any) -> str:
-    parts = list(parts)
-    return f"({', '.join(parts)},)" if len(parts) == 1 else f"({', '.join(parts)})"
+def _tuple(parts: Collection[str]) -> str:
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"

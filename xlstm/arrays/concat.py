@@ -13,20 +13,11 @@ import numpy as np
 
 from xlstm.arrays import fuse, optional_imports
 from xlstm.arrays.cuda import constants, device, kernel_fallback
-from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.namespace import Array, Namespace, Shape, device_of
 
 AXES = 6
 PARTS = 6
 THREADS = 256
-PART = [("first", "i8"), ("steps", "i8", AXES)]
-# `Parts` after its addresses
-LAYOUT = [
-    ("count", "i8"),
-    ("axes", "i8"),
-    ("axis", "i8"),
-    ("shape", "i8", AXES),
-    ("each", PART, PARTS),
-]
 
 TEXT = f"""
 struct Part {{
@@ -100,7 +91,7 @@ def filled(xp: Namespace, like: Array, value: float, width: int, axis: int) -> A
 class ConcatPlan(NamedTuple):
     """A launch, but for the addresses of its arrays."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: Any
     grid: tuple[int]
     layout: bytes  # `Parts` after its addresses
@@ -137,18 +128,14 @@ def _plan(arrays: tuple[tuple[Any, ...], ...], axis: int) -> ConcatPlan | None:
     widths = [shape[axis] for shape in shapes]
     shape = (*shapes[0][:axis], sum(widths), *shapes[0][axis + 1 :])
     size = math.prod(shape)
-    if set(dtypes) != {dtype} or dtype.itemsize == 1 or len(shape) > AXES:
+    alike = set(dtypes) == {dtype} and dtype.itemsize > 1
+    if not alike or len(shape) > AXES or not 0 < size < 2**31:
         return None
-    if not 0 < size < 2**31:
-        return None
-    layout = np.zeros((), LAYOUT)
-    layout["count"] = len(arrays)
-    layout["axes"] = len(shape)
-    layout["axis"] = axis
-    layout["shape"][: len(shape)] = shape
+    rest = [0] * (AXES - len(shape))
+    layout = [len(arrays), len(shape), axis, *shape, *rest]
     for k, (_, _, strides) in enumerate(arrays):
-        part = layout["each"][k]
-        part["first"] = sum(widths[:k])
-        part["steps"][: len(shape)] = [step // dtype.itemsize for step in strides]
+        layout += [sum(widths[:k]), *(step // dtype.itemsize for step in strides), *rest]
+    layout += [0] * ((PARTS - len(arrays)) * (1 + AXES))
     sizes = np.uint32(size), np.int32(dtype.itemsize)
-    return ConcatPlan(shape, dtype, (-(-size // THREADS),), layout.tobytes(), sizes)
+    grid = (-(-size // THREADS),)
+    return ConcatPlan(shape, dtype, grid, np.array(layout, np.int64).tobytes(), sizes)

@@ -13,6 +13,7 @@ from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.arrays.namespace import (
     DTYPES,
     Array,
+    Host,
     Namespace,
     device_of,
     dtype_name,
@@ -24,7 +25,7 @@ from xlstm.arrays.optional_imports import BackendError as BackendError
 OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
-def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+def to_numpy(array: Array) -> Host:
     """Return a NumPy array with the values of `array`, copied to the host where they are elsewhere.
 
     Parameters

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,25 +47,14 @@ def given() -> int | None:
     """
     for name in (VARIABLE, COMMON):
         if text := os.environ.get(name):
-            number = _number(text.partition(",")[0].strip() if name == COMMON else text)
-            if number is None:
+            outer = text.partition(",")[0].strip() if name == COMMON else text
+            match = re.fullmatch("0*([1-9][0-9]{0,3})", outer)
+            if match is None or int(match[1]) > MOST:
                 raise ValueError(
                     f"{name}: {checks.shown(text)} is not a number of threads, expected 1 to {MOST}"
                 )
-            return number
+            return int(match[1])
     return None
-
-
-def _number(text: str) -> int | None:
-    """Return a whole number from 1 to 1024, or None where a text is none."""
-    digits = text.lstrip("0")
-    right = (
-        text.isascii()
-        and text.isdecimal()
-        and 0 < len(digits) <= len(str(MOST))
-        and int(digits) <= MOST
-    )
-    return int(digits) if right else None
 
 
 def share(ranks: int) -> None:
@@ -95,9 +85,10 @@ def usable() -> int:
     """Return the number of cores, at least 1; the affinity is read at every call, the quota once
     for the process.
     """
-    return math.ceil(min(_affinity(), _own_quota()))
+    return math.ceil(min(_affinity(), quota()))
 
 
+@functools.cache
 def quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
     """Return the smallest CPU quota of the process's cgroup and of those above it, in cores;
     infinity without one.
@@ -121,16 +112,9 @@ def quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
     )
 
 
-@functools.cache
-def _own_quota() -> float:
-    return quota()
-
-
 def _affinity() -> int:
     count = getattr(os, "process_cpu_count", None)  # exists since Python 3.13
-    if count is not None:
-        return count() or 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (count() if count else len(affinity())) or os.cpu_count() or 1
 
 
 def _read(path: Path) -> float:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from xlstm.arrays import foreach, fuse
-from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.namespace import Array, Namespace, Shape, device_of
 
 ALIGNED = 64  # elements between the beginnings of arrays that are made together
 
 
 def filled_at_once(
-    xp: Namespace, like: Array, wanted: Iterable[tuple[tuple[int, ...], Any, float]]
+    xp: Namespace, like: Array, wanted: Iterable[tuple[Shape, Any, float]]
 ) -> Iterator[Array] | None:
     """Return arrays of CuPy of a shape, a dtype and a value each, on the device of another array.
 

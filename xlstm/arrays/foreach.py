@@ -11,22 +11,23 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from xlstm.arrays import fuse, optional_imports
 from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.cuda.row_kernel_text import SYNC
-from xlstm.arrays.namespace import Array, Namespace, dtype_name
-from xlstm.tracing.array_functions import ArrayFunction, Options, kind_of, listed
+from xlstm.arrays.namespace import Array, Namespace, Shape, dtype_name
+from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of, listed
 from xlstm.tracing.writers import C
+
+Columns: TypeAlias = Sequence[Sequence[Array]]  # the k-th arrays of all are those of a call
 
 CHUNK = 2048
 THREADS = 256  # elements of a block, which belong to one array, and its threads
 REAL = {"float": np.float32, "double": np.float64}
-NUMBERS = (int, float, np.generic)  # that the host knows
 # bytes of a kernel's arguments for addresses and sizes; a device takes 4096 bytes in all
 ROOM = 3840
 
@@ -76,8 +77,8 @@ extern "C" __global__ void {name}(const Table table, int count, long long start,
 
 def apply(
     xp: Namespace,
-    function: Callable[..., Any],
-    columns: Sequence[Sequence[Array]],
+    function: Formula,
+    columns: Columns,
     numbers: Sequence[Any] = (),
     into: Sequence[int] = (),
     **options: Any,
@@ -111,20 +112,22 @@ def apply(
     Raises
     ------
     ValueError
-        The arrays whose places results take are not contiguous; or on CuPy the arrays of a call
-        differ in shape.
+        The arrays whose places results take are not contiguous.
     """
     if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
         raise ValueError("foreach: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
-        return _one_by_one(
-            columns, into, lambda *arrays: _with_numbers(xp, function, arrays, numbers, options)
-        )
-    shapes = _shapes(columns)
+        calls = [
+            _call(xp, function, arrays, numbers, options) for arrays in zip(*columns, strict=True)
+        ]
+        return _placed(calls, columns, into)
+    shapes = tuple([a.shape for a in columns[0]])
     dtypes = tuple(column[0].dtype for column in columns)
     real = REAL[kind_of(dtypes[0])]
-    numbers = [real(number) if isinstance(number, NUMBERS) else number for number in numbers]
-    types = tuple([_type_on_device(number) for number in numbers])
+    # numbers that the host knows, and others
+    numbers = [real(a) if isinstance(a, int | float | np.generic) else a for a in numbers]
+    # the C types of those on the device
+    types = tuple([None if isinstance(a, np.generic) else device.type_of(a.dtype) for a in numbers])
     kernel, results = _each_kernel(function, dtypes, types, tuple(into), tuple(options.items()))
     launched = kernel_fallback.attempt(
         kernel.name, _applied, kernel, columns, shapes, results, into, numbers
@@ -132,26 +135,15 @@ def apply(
     if launched is not None:
         return launched
     wide = [number if isinstance(number, real) else xp.astype(number, real) for number in numbers]
-    return _one_by_one(
-        columns, into, lambda *arrays: fuse.plain(xp, function, arrays, options, *wide)
-    )
+    calls = [
+        fuse.plain(xp, function, arrays, options, *wide) for arrays in zip(*columns, strict=True)
+    ]
+    return _placed(calls, columns, into)
 
 
-def _shapes(columns: Sequence[Sequence[Array]]) -> tuple[tuple[int, ...], ...]:
-    shapes = tuple([a.shape for a in columns[0]])
-    for column in columns[1:]:
-        for a, shape in zip(column, shapes, strict=True):
-            if a.shape != shape:
-                raise ValueError(
-                    f"foreach: an array has shape {a.shape}, expected {shape} as the others of its"
-                    " call"
-                )
-    return shapes
-
-
-def _with_numbers(
+def _call(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     arrays: tuple[Array, ...],
     numbers: Sequence[Any],
     options: dict[str, Any],
@@ -168,22 +160,20 @@ def _with_numbers(
     return function(xp, *arrays, *numbers, **options)
 
 
-def _one_by_one(
-    columns: Sequence[Sequence[Array]], into: Sequence[int], run: Callable[..., Any]
-) -> list[tuple[Array, ...]]:
-    calls = [listed(run(*arrays)) for arrays in zip(*columns, strict=True)]
+def _placed(calls: Sequence[Any], columns: Columns, into: Sequence[int]) -> list[tuple[Array, ...]]:
+    """Return the results of all calls, which take the places of the columns `into`, if any."""
     if not into:
-        return calls
+        return list(map(listed, calls))
     for k, results in enumerate(calls):
-        for j, result in zip(into, results, strict=True):
+        for j, result in zip(into, listed(results), strict=True):
             columns[j][k][...] = result
     return list(zip(*(columns[j] for j in into), strict=True))
 
 
 def _applied(
     kernel: Any,
-    columns: Sequence[Sequence[Array]],
-    shapes: tuple[tuple[int, ...], ...],
+    columns: Columns,
+    shapes: tuple[Shape, ...],
     results: Sequence[Any],
     into: Sequence[int],
     numbers: Sequence[Any],
@@ -197,7 +187,7 @@ def _applied(
     return list(zip(*parts, strict=True))
 
 
-def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
+def views(flat: Array, shapes: Sequence[Shape], places: Sequence[int]) -> list[Array]:
     """Return the arrays of CuPy that begin in these places of a longer one."""
     cp = optional_imports.cupy()
     dtype = flat.dtype
@@ -208,20 +198,11 @@ def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int])
     ]
 
 
-def _type_on_device(number: Any) -> str | None:
-    """Return the C type of a number on the device, or None where the host knows it."""
-    return None if isinstance(number, np.generic) else device.type_of(number.dtype)
-
-
 def copies(xp: Namespace, arrays: Sequence[Array]) -> list[Array]:
     """Return copies of arrays, on CuPy from one launch."""
     if not _takes(xp, [arrays]) or not all(a.flags.c_contiguous for a in arrays):
         return [xp.asarray(a, copy=True) for a in arrays]
-    return [a for (a,) in apply(xp, _same, [arrays])]
-
-
-def _same(xp: Namespace, a: Array) -> Array:
-    return a
+    return [a for (a,) in apply(xp, fuse.same, [arrays])]
 
 
 def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
@@ -251,7 +232,7 @@ def _launched_norm(arrays: Sequence[Array]) -> Array:
     return root(sums, axis=0)
 
 
-def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:
+def _takes(xp: Namespace, columns: Columns) -> bool:
     """Return whether there is a kernel for these arrays."""
     if not fuse.compiles(xp) or not all(a.size for a in columns[0]):
         return False
@@ -284,9 +265,7 @@ class ChunkPlan(NamedTuple):
     launches: list[ChunkLaunch]
 
 
-def _launch(
-    kernel: Any, plan: ChunkPlan, columns: Sequence[Sequence[Array]], *arguments: Any
-) -> None:
+def _launch(kernel: Any, plan: ChunkPlan, columns: Columns, *arguments: Any) -> None:
     """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments
     come last.
     """
@@ -302,7 +281,7 @@ def _launch(
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(shapes: tuple[tuple[int, ...], ...], columns: int) -> ChunkPlan:
+def _plan(shapes: tuple[Shape, ...], columns: int) -> ChunkPlan:
     """Return the plan for so many columns of arrays."""
     most = _most(columns)
     sizes = [math.prod(shape) for shape in shapes]
@@ -325,10 +304,10 @@ def _plan(shapes: tuple[tuple[int, ...], ...], columns: int) -> ChunkPlan:
 
 @functools.cache
 def _each_kernel(
-    function: Callable[..., Any],
+    function: Formula,
     dtypes: tuple[Any, ...],
     numbers: tuple[str | None, ...],
-    into: tuple[int, ...],
+    into: Shape,
     options: Options,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return the kernel, and the dtypes of its results; `numbers` has the C types of those on the

@@ -24,8 +24,8 @@ R = TypeVar("R")
 # types of values that stay as they are, of which others are found
 _own: set[type] = {np.ndarray, type(None)}
 # DLPack's numbers of the kinds of memory that each library takes.
-HOST = {1: "a CPU", 3: "a CPU, pinned"}
-DEVICE = {2: "a GPU", 13: "managed"}
+HOST = (1, 3)  # a CPU, or pinned
+DEVICE = (2, 13)  # a GPU, or managed
 
 
 def is_foreign(value: Any) -> bool:
@@ -62,8 +62,6 @@ def from_foreign(where: str, value: Any) -> Any:
         return value
     if kind in (dict, tuple, list):
         parts = value.values() if kind is dict else value
-        if _own.issuperset(map(type, parts)):
-            return value
         some = [from_foreign(where, a) for a in parts]
         if all(map(operator.is_, some, parts)):
             return value
@@ -93,11 +91,9 @@ def _adopted(where: str, value: Any) -> Any:
         if kind in HOST:
             return taken(where, value, np.from_dlpack)
         if kind not in DEVICE:
-            expected = ", ".join(
-                f"{number} ({words})" for number, words in sorted((HOST | DEVICE).items())
-            )
             raise TypeError(
-                f"{where}: {_kind(value)} is on a DLPack device of kind {kind}, expected {expected}"
+                f"{where}: {_kind(value)} is on a DLPack device of kind {kind}, expected one of"
+                f" {HOST + DEVICE}, a CPU or a GPU"
             )
     cupy = cupy_for(where, _kind(value))
     return taken(

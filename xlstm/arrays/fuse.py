@@ -9,15 +9,24 @@ that: the function is the one that NumPy runs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import compiled, optional_imports
 from xlstm.arrays.cuda import kernel_fallback
-from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of, dtype_name
-from xlstm.tracing.array_functions import ArrayFunction, Options, kind_of, result_dtypes
+from xlstm.arrays.namespace import (
+    HALVES,
+    Array,
+    Namespace,
+    Shape,
+    astype,
+    device_of,
+    dtype_name,
+    widened,
+)
+from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of, result_dtypes
 from xlstm.tracing.array_functions import listed as listed
 from xlstm.tracing.writers import C
 
@@ -36,7 +45,7 @@ def compiles(xp: Namespace) -> bool:
 
 def fuse(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     *arrays: Array,
     out: Array | tuple[Array, ...] | None = None,
     **options: Any,
@@ -91,7 +100,7 @@ def fuse(
 
 def plain(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     arrays: Sequence[Array],
     options: dict[str, Any],
     *numbers: Any,
@@ -103,7 +112,7 @@ def plain(
     Results are those of a kernel: CuPy itself would compute in halves, and make float32 of some
     results in bfloat16.
     """
-    wide = [xp.astype(a, xp.float32) if dtype_name(a.dtype) in HALVES else a for a in arrays]
+    wide = [astype(xp, a, widened(xp, a.dtype)) for a in arrays]
     dtypes = (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers))
     results = listed(function(xp, *wide, *numbers, **options))
     results = tuple(
@@ -115,7 +124,7 @@ def plain(
 
 def looped(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     arrays: tuple[Array, ...],
     sums: int,
     options: dict[str, Any],
@@ -129,9 +138,7 @@ def looped(
     return compiled.module("loops").run(function, arrays, sums, options)
 
 
-def total(
-    xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, dtype: Any = None
-) -> Array:
+def total(xp: Namespace, a: Array, b: Array, axes: int | Shape = -1, dtype: Any = None) -> Array:
     """Return the sum of a * b over some axes, on CuPy from one launch, where halves are summed in
     float32.
 
@@ -148,7 +155,7 @@ def total(
     result = kernel_fallback.attempt("xlstm_total", lambda: _total(a.dtype, to)(a, b, axis=axes))
     if result is not None:
         return result
-    wide = xp.float32 if dtype_name(a.dtype) in HALVES else a.dtype
+    wide = widened(xp, a.dtype)
     return xp.astype(xp.sum(xp.astype(a, wide) * xp.astype(b, wide), axis=axes), to)
 
 
@@ -163,7 +170,7 @@ def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 
 def scan(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     start: Array,
     *arrays: Array,
     axis: int = -1,
@@ -214,9 +221,9 @@ def scan(
 
 def walk(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     operands: tuple[tuple[Array, ...], ...],
-    lags: tuple[int, ...],
+    lags: Shape,
     results: int,
     reverse: bool = False,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -292,8 +299,13 @@ def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
     return xp.where(condition, a, b)
 
 
+def same(xp: Namespace, a: Array) -> Array:
+    """Return an array: the formula of copies and of plain sums."""
+    return a
+
+
 @functools.cache
-def _kernel(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Options) -> Any:
+def _kernel(function: Formula, dtypes: tuple[Any, ...], options: Options) -> Any:
     """Return the kernel of `fuse`."""
     traced = ArrayFunction(function, dtypes, options)
     body = C(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import fuse, optional_imports
-from xlstm.arrays.concat import concat
+from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
@@ -79,23 +79,20 @@ def gather(
         if gathered is not None:
             return gathered
     if zeros:
-        arrays = [_with_zeros(xp, a) for a in arrays[:zeros]] + list(arrays[zeros:])
+        ended = [concat(xp, (a, filled(xp, a, 0.0, 1, 0)), 0) for a in arrays[:zeros]]
+        arrays = [*ended, *arrays[zeros:]]
     return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
-
-
-def _with_zeros(xp: Namespace, a: Array) -> Array:
-    row = xp.zeros((1, *a.shape[1:]), dtype=a.dtype, device=device_of(a))
-    return xp.concat((a, row))
 
 
 def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
     """Return the rows, of `ARRAYS` arrays from each launch."""
     cp = optional_imports.cupy()
-    results: list[Array] = []
     with device_of(places[0]):
         inputs = [cp.ascontiguousarray(a) for a in arrays]
-        for a, at in zip(inputs, places, strict=True):
-            results.append(cp.empty((at.size, *a.shape[1:]), dtype=a.dtype))
+        results = [
+            cp.empty((at.size, *a.shape[1:]), dtype=a.dtype)
+            for a, at in zip(inputs, places, strict=True)
+        ]
         for k in range(0, len(inputs), ARRAYS):
             numbers: list[int] = []
             some = slice(k, k + ARRAYS)

@@ -8,6 +8,7 @@ matrix of the batch to the next.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -17,11 +18,10 @@ import numpy as np
 
 from xlstm.arrays import compiled, fuse, optional_imports
 from xlstm.arrays.cuda import cuda_graph
-from xlstm.arrays.namespace import Array, Namespace, astype, dtype_name, reshape
+from xlstm.arrays.namespace import Array, Namespace, Shape, astype, dtype_name, reshape
 from xlstm.tracing.loop_nest import loop_nest
 
 KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
-FLOATS = tuple(KINDS)
 SMALL = 1 << 16  # multiplications below which NumPy's call costs less than compiled tiles
 LIMIT = 2**31  # sizes for cuBLAS are less
 PEDANTIC = 2
@@ -44,15 +44,15 @@ class Call(NamedTuple):
     lie in one way.
     """
 
-    shape: tuple[int, ...]  # of the result
+    shape: Shape  # of the result
     empty: bool  # whether there is nothing to sum up
-    copied: tuple[bool, bool] | None  # which operands have to be copied first, where one has
+    copied: tuple[bool, bool]  # which operands have to be copied first
     zero: int  # the addresses of 0 and 1
     unit: int
-    head: tuple[int, ...]  # transpositions, sizes, alpha
-    b: tuple[int, ...]  # the kind of numbers, lead and step
-    a: tuple[int, ...]
-    out: tuple[int, ...]  # these, and how many products there are
+    head: Shape  # transpositions, sizes, alpha
+    b: Shape  # the kind of numbers, lead and step
+    a: Shape
+    out: Shape  # these, and how many products there are
 
 
 def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: Any = None) -> Array:
@@ -84,7 +84,7 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
     ValueError
         On CuPy, where shapes do not fit.
     """
-    if not fuse.compiles(xp) or A.dtype != B.dtype or dtype_name(A.dtype) not in FLOATS:
+    if not fuse.compiles(xp) or A.dtype != B.dtype or dtype_name(A.dtype) not in KINDS:
         product = _elsewhere(xp, A, B)
         if add is not None:
             add += product
@@ -92,7 +92,7 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
         return product if dtype is None else astype(xp, product, dtype)
     if add is None:
         to = A.dtype if dtype is None else dtype
-        call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, to)
+        call = _call(*_lie(A, B), to)
         return _multiply(call, A, B, optional_imports.cupy().ndarray(call.shape, to), call.zero)
     wide = add.dtype == np.float32 and A.dtype.itemsize == 2
     if add.flags.c_contiguous and (wide or add.dtype == A.dtype):
@@ -142,7 +142,7 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
         if beta == call.zero:
             out[...] = 0
         return out
-    if call.copied is not None:
+    if any(call.copied):
         A, B = (
             _copy(a, call.shape[:-2]) if copied else a
             for a, copied in zip((A, B), call.copied, strict=True)
@@ -167,7 +167,7 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
     return out
 
 
-def _copy(a: Array, batch: tuple[int, ...]) -> Array:
+def _copy(a: Array, batch: Shape) -> Array:
     cp = optional_imports.cupy()
     return cp.ascontiguousarray(a if a.ndim == 2 else cp.broadcast_to(a, (*batch, *a.shape[-2:])))
 
@@ -224,8 +224,8 @@ def _scalars(dtype: str) -> tuple[Any, int, int]:
 
 @functools.lru_cache(maxsize=4096)
 def _call(
-    a: tuple[int, ...], a_steps: tuple[int, ...], b: tuple[int, ...], b_steps: tuple[int, ...],
-    A: Any, B: Any, to: Any, out_steps: tuple[int, ...] | None = None,
+    a: Shape, a_steps: Shape, b: Shape, b_steps: Shape,
+    A: Any, B: Any, to: Any, out_steps: Shape | None = None,
 ) -> Call:  # fmt: skip
     """Return the call for shapes, strides and dtypes, by default into a new array.
 
@@ -234,9 +234,9 @@ def _call(
     kind = dtype_name(A)
     kind_out = dtype_name(to)
     sums = "float32" if A.itemsize == 2 else kind
-    if kind not in FLOATS or A != B or kind_out not in (kind, sums):
+    if kind not in KINDS or A != B or kind_out not in (kind, sums):
         raise TypeError(
-            f"multiply: dtypes are {A} @ {B} -> {to}, expected one of {', '.join(FLOATS)}"
+            f"multiply: dtypes are {A} @ {B} -> {to}, expected one of {', '.join(KINDS)}"
         )
     shape = _product_shape(a, b)
     batch = shape[:-2]
@@ -261,7 +261,7 @@ def _call(
         step = apart[-1] if apart else step
     left = _operand(a, a_steps, batch)
     right = _operand(b, b_steps, batch)
-    copied = None if left and right else (left is None, right is None)
+    copied = (left is None, right is None)
     left = left or WHOLE
     right = right or WHOLE
     _, zero, unit = _scalars(kind)
@@ -274,14 +274,11 @@ def _call(
     )
 
 
-def _product_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    try:
-        batch = np.broadcast_shapes(a[:-2], b[:-2])
-    except ValueError:
-        batch = None
-    if batch is None or a[-1] != b[-2]:
-        raise ValueError(f"matmul: shapes {a} and {b} do not fit")
-    return (*batch, a[-2], b[-1])
+def _product_shape(a: Shape, b: Shape) -> Shape:
+    with contextlib.suppress(ValueError):
+        if a[-1] == b[-2]:
+            return (*np.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
+    raise ValueError(f"matmul: shapes {a} and {b} do not fit")
 
 
 @functools.cache

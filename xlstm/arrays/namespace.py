@@ -14,11 +14,12 @@ from xlstm.arrays import checks, optional_imports
 Array = Any  # an array of whichever library is in use
 Namespace = Any  # the array API namespace of that library
 Params = dict[str, Array]  # parameters, or their gradients, by dotted name
+Shape: TypeAlias = tuple[int, ...]
+Host: TypeAlias = np.ndarray[Any, Any]  # an array of NumPy
 DType: TypeAlias = "str | np.dtype[Any] | type[np.generic]"
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")  # dtypes that layers compute in
 HALVES = ("float16", "bfloat16")  # dtypes that are refused on a CPU
-COMPAT = "array_api_compat."  # the start of the name of a namespace that array_api_compat makes
 
 SINGLE = np.dtype(np.float32)
 DOUBLE = np.dtype(np.float64)
@@ -64,16 +65,17 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
     for name, array in arrays.items():
         if type(array) is not type(first):
             check_library(where, name, xp, array)
-        _check_dtype(where, name, array, first_name, first, name in wide)
-        _check_place(where, name, array, first_name, first)
+        _check_alike(where, name, array, first_name, first, name in wide)
     _check_first(where, first_name, first)
     return xp
 
 
-def _check_dtype(
+def _check_alike(
     where: str, name: str, array: Array, first_name: str, first: Array, wide: bool
 ) -> None:
-    """Raise TypeError unless an array has the dtype of the first one, or float32 beside halves."""
+    """Raise TypeError unless an array has the dtype of the first one, or float32 beside halves, is
+    on its device, and records no graph.
+    """
     if wide and dtype_name(first.dtype) in HALVES:
         if dtype_name(array.dtype) != "float32":
             raise TypeError(
@@ -89,10 +91,6 @@ def _check_dtype(
                 f': init(dtype="{dtype_name(first.dtype)}") or x.astype("{dtype}") makes them alike'
             )
         raise TypeError(f"{where}: {name} has dtype {problem}")
-
-
-def _check_place(where: str, name: str, array: Array, first_name: str, first: Array) -> None:
-    """Raise TypeError unless an array is on the device of the first one, and records no graph."""
     if device_of(array) != device_of(first):
         raise TypeError(
             f"{where}: {name} is on {device_of(array)} but {first_name} on {device_of(first)},"
@@ -115,7 +113,10 @@ def _check_first(where: str, name: str, array: Array) -> None:
                 f"{where}: {name} is on CUDA device {home.id}, which is not the current one,"
                 f" {current}; with cupy.cuda.Device({home.id}): works with it"
             )
-    if dtype_name(array.dtype) in HALVES and _on_cpu_array(array):
+    on_gpu = array_api_compat.is_cupy_array(array) or (
+        array_api_compat.is_torch_array(array) and array.device.type != "cpu"
+    )
+    if dtype_name(array.dtype) in HALVES and not on_gpu:
         raise TypeError(f"{where}: {name} is {array.dtype} on a CPU, expected float32 or float64")
 
 
@@ -148,7 +149,7 @@ def namespace_of(array: Array) -> Namespace:
 
 def library(xp: Namespace) -> str:
     """Return the name of a namespace's library, such as "numpy" or "cupy"."""
-    return str(xp.__name__).removeprefix(COMPAT)
+    return str(xp.__name__).removeprefix("array_api_compat.")
 
 
 def device_of(array: Array) -> Any:
@@ -174,14 +175,14 @@ def is_floating(xp: Namespace, dtype: Any) -> bool:
     return kind == "f" or (kind == "V" and dtype_name(dtype) == "bfloat16")
 
 
-def reshape(array: Array, shape: tuple[int, ...]) -> Array:
+def reshape(array: Array, shape: Shape) -> Array:
     """Reshape by the method, where the library has one: it takes less time than the function."""
     if hasattr(array, "reshape"):
         return array.reshape(shape)
     return array.__array_namespace__().reshape(array, shape)
 
 
-def room(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
+def room(xp: Namespace, like: Array, shape: Shape, dtype: Any = None) -> Array:
     """Return a new array on the device of another one, and in its dtype unless there is another;
     nothing is in it.
     """
@@ -241,12 +242,6 @@ def _kind(value: Any) -> str:
     if array_api_compat.is_array_api_obj(value):
         return f"a {type(value).__module__.split('.')[0]} array"
     return f"a {type(value).__name__}"
-
-
-def _on_cpu_array(array: Array) -> bool:
-    if array_api_compat.is_torch_array(array):
-        return bool(array.device.type == "cpu")
-    return not array_api_compat.is_cupy_array(array)
 
 
 def plain_namespace(

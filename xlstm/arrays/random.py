@@ -9,6 +9,7 @@ where it would be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ from xlstm.arrays import checks, fuse
 from xlstm.arrays.convert import like
 from xlstm.arrays.cuda import device, kernel_fallback
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
-from xlstm.arrays.namespace import Array, Namespace, device_of, namespace_of, room
+from xlstm.arrays.namespace import Array, Host, Namespace, Shape, device_of, namespace_of, room
 from xlstm.arrays.ranks.groups import Part, rows
 
 Seed: TypeAlias = "int | np.random.Generator"
@@ -120,7 +121,7 @@ extern "C" __global__ void xlstm_bernoulli_rows(void* to, long long count, int s
 )
 
 
-def generator(seed: Seed, stream: int = 0, where: str = "") -> np.random.Generator:
+def generator(seed: Seed, stream: int = 0, where: str = "random") -> np.random.Generator:
     """Return the generator from which the library draws every random number.
 
     It is on the host, the same for every backend, so equal seeds give equal weights everywhere.
@@ -139,18 +140,17 @@ def generator(seed: Seed, stream: int = 0, where: str = "") -> np.random.Generat
     ValueError
         The seed is neither.
     """
-    checked = checks.seed(where, "seed", seed)
-    if isinstance(checked, np.random.Generator):
-        return checked
-    return np.random.Generator(
-        np.random.PCG64(np.random.SeedSequence(checked, spawn_key=(stream,) if stream else ()))
-    )
+    if isinstance(seed, np.random.Generator):
+        return seed
+    number = checks.seed_number(where, "seed", seed)
+    sequence = np.random.SeedSequence(number, spawn_key=(stream,) if stream else ())
+    return np.random.Generator(np.random.PCG64(sequence))
 
 
 def bernoulli(
     rng: np.random.Generator,
     rate: float,
-    shape: tuple[int, ...],
+    shape: Shape,
     array: Array,
     *,
     dropout: bool = False,
@@ -185,18 +185,19 @@ def bernoulli(
             return mask
         rng.bit_generator.state = before
     drawn = rng.random(shape, dtype=np.float32)
-    return like((drawn >= rate) * high if dropout else drawn < rate, array)
+    return like(np.where(drawn < rate, low, high), array)
 
 
 def _launched(
     rng: np.random.Generator,
     rate: float,
-    shape: tuple[int, ...],
+    shape: Shape,
     array: Array,
     pair: tuple[float, float],
 ) -> Array:
     """Return the array, drawn on the device."""
-    mask = room(namespace_of(array), array, shape)
+    xp = namespace_of(array)
+    mask = room(xp, array, shape)
     part: Part | None = getattr(rng, "part", None)
     # of the numbers that are drawn, others' too
     count = mask.size if part is None else part.count(shape)
@@ -217,10 +218,7 @@ def _launched(
         if part is not None:
             name = "xlstm_bernoulli_rows"
             draws = PIECE
-            packed = mask.ndim == 2
-            places = _on_device(
-                namespace_of(mask), part.key, mask.shape[0], packed, home(device_of(mask))
-            )
+            places = _on_device(xp, part.key, shape[0], len(shape) == 2, home(device_of(mask)))
             rows_of_part = (places, np.int64(mask.size // len(places)))
         numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
         start = device.struct(state, form="4Q"), on_device, step
@@ -266,7 +264,7 @@ class Later(np.random.Generator):
         return self.states[len(self.sizes) - 1]
 
 
-def states(rng: np.random.Generator, sizes: Sequence[int]) -> np.ndarray[Any, Any]:
+def states(rng: np.random.Generator, sizes: Sequence[int]) -> Host:
     """Return the states (masks, STATE) that masks of so many numbers are drawn from, and leave
     `rng` after them.
     """
@@ -332,39 +330,20 @@ class PartGenerator(np.random.Generator):
             return super().random(size, dtype, out)
         own = rows(self.part.key, size[0], len(size) == 2)
         count = self.part.count(size)
-        width = int(np.prod(size)) // max(1, len(own))
-        if np.dtype(dtype) != np.float32 or not isinstance(self.bit_generator, np.random.PCG64):
+        width = math.prod(size) // max(1, len(own))
+        bits = self.bit_generator
+        if np.dtype(dtype) != np.float32 or not isinstance(bits, np.random.PCG64):
             return super().random((count // max(1, width), width), dtype)[own].reshape(size)
-        return self._drawn(own, width, count).reshape(size)
-
-    def _drawn(self, own: np.ndarray[Any, Any], width: int, count: int) -> np.ndarray[Any, Any]:
-        """Return the rows `own` of all that are drawn, in float32; a draw of 64 bits has two
-        numbers.
-        """
-        bits: Any = self.bit_generator
-        state = bits.state
-        half = state["has_uint32"]
-        drawn = [np.zeros((0, width), np.uint32)]
+        drawn = [np.zeros((0, width), np.float32)]
         at = 0
         for run in np.split(own, np.flatnonzero(np.diff(own) * width > GAP) + 1):
-            if not len(run):
-                continue
-            start = int(run[0]) * width
-            end = int(run[-1] + 1) * width
-            first = max(0, start - half) // 2
-            last = (end - half + 1) // 2
-            bits.advance(first - at)
-            numbers = bits.random_raw(last - first).view(np.uint32)
-            at = last
-            if half and start == 0:
-                numbers = np.concatenate(([np.uint32(state["uinteger"])], numbers))
-            else:
-                numbers = numbers[start - half - 2 * first :]
-            drawn.append(numbers[: end - start].reshape(-1, width)[run - run[0]])
-        bits.state = state
-        _skip(bits, count)
-        whole = np.concatenate(drawn)
-        return (whole >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+            if len(run):
+                first, last = int(run[0]), int(run[-1]) + 1
+                _skip(bits, first * width - at)
+                drawn.append(super().random((last - first, width), np.float32)[run - first])
+                at = last * width
+        _skip(bits, count - at)
+        return np.concatenate(drawn).reshape(size)
 
 
 def of_part(rng: np.random.Generator, part: Part | None) -> np.random.Generator:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +15,8 @@ import numpy as np
 from xlstm.arrays import fuse, optional_imports
 from xlstm.arrays.cuda import constants, device, kernel_fallback
 from xlstm.arrays.cuda.row_kernel_text import FAN, MOST, RowKernel
-from xlstm.arrays.namespace import Array, Namespace, device_of
-from xlstm.tracing.array_functions import Lengths, Options, listed
+from xlstm.arrays.namespace import Array, Namespace, Shape, device_of
+from xlstm.tracing.array_functions import Formula, Lengths, Options, listed
 from xlstm.tracing.loop_nest import contiguous_steps, loop_nest
 from xlstm.tracing.symbols import UntraceableError
 
@@ -25,10 +25,10 @@ OUTER = 3  # loops over rows at most
 BLOCKS = FAN * FAN
 COUNTERS = 2 * BLOCKS  # more than so many blocks have
 
-Layout = tuple[Any, tuple[int, ...], tuple[int, ...]]  # dtype, shape and strides of an array
+Layout = tuple[Any, Shape, Shape]  # dtype, shape and strides of an array
 
 
-def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+def by_rows(xp: Namespace, function: Formula, *arrays: Array, **options: Any) -> Any:
     """Return `function(xp, *arrays, **options)`, which may take sums, means and maxima along the
     last axis.
 
@@ -50,7 +50,7 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
 
 def summed(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     *arrays: Array,
     sums: int = 1,
     keep: int = 1,
@@ -107,10 +107,8 @@ def summed(
         results = fuse.looped(xp, function, arrays, sums, options)
         if results is None:
             results = fuse.fuse(xp, function, *arrays, **options)
-        elif out:
-            sums = 0
         else:
-            return results
+            sums = 0
     results = list(listed(results))
     if sums:
         ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))
@@ -135,12 +133,8 @@ def _sum(xp: Namespace, a: Array, leading: int, keep: int) -> Array:
 def column_sums(xp: Namespace, a: Array) -> Array:
     """Return the sum over all axes but the last, on CuPy halves in float32."""
     if fuse.compiles(xp):
-        return summed(xp, _same, a)
+        return summed(xp, fuse.same, a)
     return xp.sum(xp.reshape(a, (math.prod(a.shape[:-1]), a.shape[-1])), axis=0)
-
-
-def _same(xp: Namespace, a: Array) -> Array:
-    return a
 
 
 class RowLaunch(NamedTuple):
@@ -150,7 +144,7 @@ class RowLaunch(NamedTuple):
     grid: tuple[int, int]
     threads: int
     layout: Any
-    results: list[tuple[tuple[int, ...], Any]]  # shapes and dtypes, those that are summed last
+    results: list[tuple[Shape, Any]]  # shapes and dtypes, those that are summed last
     partial_sums: tuple[int, Any]  # size and dtype of those of all blocks
 
 
@@ -167,7 +161,7 @@ def _launched(xp: Namespace, plan: RowLaunch, arrays: Sequence[Array], out: Sequ
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    function: Callable[..., Any],
+    function: Formula,
     arrays: tuple[Layout, ...],
     options: Options,
     sums: int,
@@ -237,7 +231,7 @@ def _with_first(arrays: Sequence[Layout], lengths: Sequence[Any]) -> tuple[Layou
     )
 
 
-def _in_elements(strides: tuple[int, ...], dtype: Any) -> tuple[int, ...]:
+def _in_elements(strides: Shape, dtype: Any) -> Shape:
     return tuple([step // dtype.itemsize for step in strides])
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from xlstm.arrays.fuse import compiles, fuse, windows
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.rows import summed
+from xlstm.tracing.array_functions import Formula
 
 
 def computes_again(xp: Namespace) -> bool:
@@ -19,7 +19,7 @@ def computes_again(xp: Namespace) -> bool:
 
 def slid(
     xp: Namespace,
-    function: Callable[..., Any],
+    function: Formula,
     taps: Array,
     xs: Array,
     *more: Array,
@@ -46,8 +46,6 @@ def steps_of(xs: Array, size: int) -> list[Array]:
     return [xs[j : j + T, ...] for j in range(size)]
 
 
-def of_windows(
-    xp: Namespace, taps: Array, xs: Array, *more: Array, of: Callable[..., Any], size: int
-) -> Any:
+def of_windows(xp: Namespace, taps: Array, xs: Array, *more: Array, of: Formula, size: int) -> Any:
     """Return what a function gives for taps and for steps that are (size, ...) each."""
     return of(xp, *(a[j, ...] for a in (taps, xs) for j in range(size)), *more, size=size)

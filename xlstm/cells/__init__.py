@@ -4,7 +4,7 @@ The table shows how our letters read in the papers. A suffix 0 marks the state b
 prefix `d` a gradient, and `~` a pre-activation; capitals span all steps of a chunk or a sequence.
 
     ours          in the papers            meaning
-    ------------  -----------------------  -------------------------------------------------------------------
+    ------------  -----------------------  -----------------------------------------------------
     x, h, y       x_t, h_t                 input and output of a step; y is h of all steps
     Wx, Wh, b     W, R (or U), b           weights of x and of h, bias
 
@@ -14,18 +14,20 @@ prefix `d` a gradient, and `~` a pre-activation; capitals span all steps of a ch
     c, u          c_t, tanh(c_t)           cell state, and its activation
     p             w_ci, w_co, w_cf         peepholes
 
-    GRU (Cho et al. 2014), gates in the order z r n z, r          z_t, r_t                 update
-    and reset gate; h = (1 - z) n + z h0 n             h~_t                     candidate m
-    U h_t-1                  product of h with the candidate's weight, which r multiplies
+    GRU (Cho et al. 2014), gates in the order z r n
+    z, r          z_t, r_t                 update and reset gate; h = (1 - z) n + z h0
+    n             h~_t                     candidate
+    m             U h_t-1                  product of h and the candidate's weight, times r
 
-    sLSTM (Beck et al. 2024, eqs. 8 to 18), gates in the order i f z o i, f          i'_t, f'_t
-    input and forget gate, divided by exp(m) z, o          z_t, o_t                 cell input and
-    output gate c, n, m       c_t, n_t, m_t            cell state and normaliser, divided by exp(m),
-    and the stabiliser m
+    sLSTM (Beck et al. 2024, eqs. 8 to 18), gates in the order i f z o
+    i, f          i'_t, f'_t               input and forget gate, divided by exp(m)
+    z, o          z_t, o_t                 cell input and output gate
+    c, n, m       c_t, n_t, m_t            cell state, normaliser (both over exp(m)), stabiliser
 
-    mLSTM (Beck et al. 2024, eqs. 19 to 27) q, k, v       q_t, k_t, v_t            query, key and
-    value; k is divided by sqrt(K) in the cell i~, f~        i~_t, f~_t
-    pre-activations of the gates, one number a head i1, f1        i'_t, f'_t               gates
-    divided by exp(m) C, n, m       C_t^T, n_t, m_t          matrix memory (K, V) and normaliser,
-    divided by exp(m), and the stabiliser s, den        n_t^T q_t, max{...}      denominator of h
+    mLSTM (Beck et al. 2024, eqs. 19 to 27)
+    q, k, v       q_t, k_t, v_t            query, key (over sqrt(K) in the cell) and value
+    i~, f~        i~_t, f~_t               pre-activations of the gates, one number a head
+    i1, f1        i'_t, f'_t               gates divided by exp(m)
+    C, n, m       C_t^T, n_t, m_t          matrix memory (K, V), normaliser, stabiliser, likewise
+    s, den        n_t^T q_t, max{...}      denominator of h
 """

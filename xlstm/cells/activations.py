@@ -18,8 +18,6 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, constant
 
@@ -28,11 +26,8 @@ def sigmoid(xp: Namespace, x: Array) -> Array:
     """Return 1 / (1 + exp(-x)) as e / (1 + e) with e = exp(x), which keeps all digits of small
     results.
     """
-    # From this bound on, sigmoid(x) rounds to 1, and exp(x) is still finite.
-    # (1)
-    e = xp.exp(
-        xp.minimum(x, 40.0 if xp is np and x.itemsize > 2 else constant(xp, x, 40.0, half=10.0))
-    )
+    # From the bound on, sigmoid(x) rounds to 1, and exp(x) is still finite.
+    e = xp.exp(xp.minimum(x, constant(xp, x, 40.0, half=10.0)))  # (1)
     e /= 1 + e  # (1)
     return e
 
@@ -144,32 +139,28 @@ def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:
 # Numerator and denominator of the rational functions of `erf`.
 ERF_SINGLE = (
     (
-        *(
-            -2.72614225801306e-10,
-            2.77068142495902e-08,
-            -2.10102402082508e-06,
-            -5.69250639462346e-05,
-        ),
-        *(-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
+        -2.72614225801306e-10,
+        2.77068142495902e-08,
+        -2.10102402082508e-06,
+        -5.69250639462346e-05,
+        -7.34990630326855e-04,
+        -2.95459980854025e-03,
+        -1.60960333262415e-02,
     ),
     (
-        *(
-            -1.45660718464996e-05,
-            -2.13374055278905e-04,
-            -1.68282697438203e-03,
-            -7.37332916720468e-03,
-        ),
+        -1.45660718464996e-05,
+        -2.13374055278905e-04,
+        -1.68282697438203e-03,
+        -7.37332916720468e-03,
         -1.42647390514189e-02,
     ),
 )
 ERF_NEAR = (
     (
-        *(
-            1.85777706184603153e-1,
-            3.16112374387056560e00,
-            1.13864154151050156e02,
-            3.77485237685302021e02,
-        ),
+        1.85777706184603153e-1,
+        3.16112374387056560e00,
+        1.13864154151050156e02,
+        3.77485237685302021e02,
         3.20937758913846947e03,
     ),
     (
@@ -182,34 +173,26 @@ ERF_NEAR = (
 )
 ERF_FAR = (
     (
-        *(
-            2.15311535474403846e-8,
-            5.64188496988670089e-1,
-            8.88314979438837594e0,
-            6.61191906371416295e01,
-        ),
-        *(
-            2.98635138197400131e02,
-            8.81952221241769090e02,
-            1.71204761263407058e03,
-            2.05107837782607147e03,
-        ),
+        2.15311535474403846e-8,
+        5.64188496988670089e-1,
+        8.88314979438837594e0,
+        6.61191906371416295e01,
+        2.98635138197400131e02,
+        8.81952221241769090e02,
+        1.71204761263407058e03,
+        2.05107837782607147e03,
         1.23033935479799725e03,
     ),
     (
-        *(
-            1.0,
-            1.57449261107098347e01,
-            1.17693950891312499e02,
-            5.37181101862009858e02,
-            1.62138957456669019e03,
-        ),
-        *(
-            3.29079923573345963e03,
-            4.36261909014324716e03,
-            3.43936767414372164e03,
-            1.23033935480374942e03,
-        ),
+        1.0,
+        1.57449261107098347e01,
+        1.17693950891312499e02,
+        5.37181101862009858e02,
+        1.62138957456669019e03,
+        3.29079923573345963e03,
+        4.36261909014324716e03,
+        3.43936767414372164e03,
+        1.23033935480374942e03,
     ),
 )
 
@@ -512,16 +495,15 @@ def parse(text: str | Activation) -> Activation:
     """
     if isinstance(text, Activation):
         return text
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text) if isinstance(text, str) else None
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", str(text))
     if match is None or match[1] not in GATE_ACTIVATIONS:
         raise ValueError(
             f"activations: {text!r} is unknown, expected one of {', '.join(GATE_ACTIVATIONS)}"
         )
     name = match[1]
-    numbers = [part for part in (match[2] or "").split(",") if part.strip()]
     defaults = _defaults(name)
     try:
-        values = [float(part) for part in numbers]
+        values = [float(part) for part in (match[2] or "").split(",") if part.strip()]
     except ValueError:
         raise ValueError(f"activations: {text!r} has parameters that are not numbers") from None
     if len(values) > len(defaults) or not all(map(math.isfinite, values)):

@@ -116,15 +116,9 @@ class Cell(cell.Summed):
             n, r = normalize(xp, c, -2)  # (5)
             v = gc * n + bc  # (5)
         u = self._pairs[2].fwd(xp, v)  # (6)
-        kept = (
-            self._kept(z),
-            v if self._pairs[2].from_input else None,
-            raw,
-            None if p is None else c,
-            n,
-            r,
-        )
-        return o * u, c, Saved(s, g, u, *kept)  # (7) h
+        v = v if self._pairs[2].from_input else None
+        saved = Saved(s, g, u, self._kept(z), v, raw, None if p is None else c, n, r)
+        return o * u, c, saved  # (7) h
 
     def derivatives(
         self, xp: Namespace, saved: Saved, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
@@ -132,7 +126,7 @@ class Cell(cell.Summed):
         """Return the local derivatives of `gates`."""
         s, g, u, z = saved[:4]
         i, o = s[0, ...], s[1, ...]
-        f = 1 - i if self.coupled_input_forget else s[2, ...]
+        f = self.retained(xp, saved)
         zi, zo, zf, zg = (None if z is None else z[k, ...] for k in (0, 1, 2, -1))
         # (3) through i, (1)
         ai = self._activate_bwd(xp, 0, g - c0 if self.coupled_input_forget else g, zi, i)

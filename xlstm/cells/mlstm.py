@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xlstm.arrays.fuse import compiles, fuse
+from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, astype, reshape
 from xlstm.arrays.rows import by_rows
@@ -42,12 +42,12 @@ def step(
         "forget": forget,
         "low": low_of(xp, m0.dtype),
         "root": q.shape[-1] ** -0.5,
+        "eps": eps,
+        "limit": limit_of(xp, n0.dtype),
+        "dtype": n0.dtype,
     }
-    options |= {"eps": eps, "limit": limit_of(xp, n0.dtype), "dtype": n0.dtype}
     inputs = *(reshape(a, (*m0.shape, 1)) for a in (i, f, m0)), q, k, n0
-    m, f1, den, q, ik, n = (
-        by_rows(xp, _begin, *inputs, **options) if compiles(xp) else _begin(xp, *inputs, **options)
-    )
+    m, f1, den, q, ik, n = by_rows(xp, _begin, *inputs, **options)
     C = fuse(xp, _memory, C0, f1[..., None], ik[..., :, None], v[..., None, :])  # (19)
     Cq = reshape(matmul(xp, q[..., None, :], C), v.shape)  # (21)
     return astype(xp, Cq / den, v.dtype), C, n, reshape(m, m0.shape)  # (21)

@@ -3,14 +3,17 @@
 These are the equations of a chunk of L steps. C0, n0 and m0 are the state before it; capital
 letters span its steps.
 
-    b_t = sum of log f_s over s <= t                                        (1) w_s = i~_s - b_s
-    (2) r_t = max(m0, max of w_s over s <= t)         m_t = b_t + r_t           (3)  eq. 15 D_ts =
-    exp(w_s - r_t) / sqrt(K) for s <= t, else 0                      (4)  eqs. 16, 17, 23 P = (Q
-    K^T) * D                                                         (5) [num, s] = P [V, 1] +
-    exp(m0 - r) Q [C0, n0]                            (6)  eqs. 19, 20, and q of eq. 21 den =
-    max(|s|, exp(-m)) + eps                                           (7)  eq. 21 h = num / den
-    (8)  eq. 21 [C, n] = exp(m0 - r_L) [C0, n0] + (exp(w - r_L) / sqrt(K) K)^T [V, 1]   (9)  eqs.
-    19, 20: the state after it
+    b_t = sum of log f_s over s <= t                                      (1)
+    w_s = i~_s - b_s                                                      (2)
+    r_t = max(m0, max of w_s over s <= t)       m_t = b_t + r_t           (3)  eq. 15
+    D_ts = exp(w_s - r_t) / sqrt(K) for s <= t, else 0                    (4)  eqs. 16, 17, 23
+    P = (Q K^T) * D                                                       (5)
+    [num, s] = P [V, 1] + exp(m0 - r) Q [C0, n0]                          (6)  eqs. 19, 20, q of 21
+    den = max(|s|, exp(-m)) + eps                                         (7)  eq. 21
+    h = num / den                                                         (8)  eq. 21
+    [C, n] = exp(m0 - r_L) [C0, n0] + (exp(w - r_L) / sqrt(K) K)^T [V, 1] (9)  eqs. 19, 20
+
+The state after the chunk is (9).
 
 The normaliser n is kept as one more column of C, so that it needs no code of its own.
 
@@ -78,8 +81,9 @@ def chunkwise(
     wide = C0.dtype
     f = astype(xp, f, wide)
     logf = fuse(xp, FORGET[forget].fwd, f)
-    # (1) (2) (3)
-    logs, m = _logs(xp, _chunks(xp, i, L, -1, -math.inf), _chunks(xp, logf, L, -1), m0)
+    logs, m = _logs(
+        xp, _chunks(xp, i, L, -1, -math.inf), _chunks(xp, logf, L, -1), m0
+    )  # (1) (2) (3)
     Q, K = (packed(xp, _chunks(xp, a, L, -2)) for a in (q, k))
     V1 = _with_normaliser(xp, _chunks(xp, v, L, -2))
     read, write, keep = _weights(xp, logs, q, wide)  # (6) (9)
@@ -274,7 +278,7 @@ def _accumulated(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array]:
     i = formulas.wide(xp, i)
     logf = formulas.wide(xp, logf)
     logf = xp.maximum(logf, xp.full_like(logf, formulas.FORGOTTEN))
-    b = product(xp, logf, xp.triu(_ones(xp, logf, (i.shape[-1],) * 2)))  # (1)
+    b = product(xp, logf, xp.triu(_ones(xp, logf)))  # (1)
     most = i - b
     k = 1  # (2)
     while k < i.shape[-1]:  # the largest of the last 2 k, from that of the last k
@@ -285,7 +289,7 @@ def _accumulated(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array]:
 
 def _suffix_sums(xp: Namespace, start: Array, d: Array) -> Array:
     """Return for each step `start` plus the sum of d from that step on."""
-    return product(xp, d, xp.tril(_ones(xp, d, (d.shape[-1],) * 2))) + start[..., None]  # (1)
+    return product(xp, d, xp.tril(_ones(xp, d))) + start[..., None]  # (1)
 
 
 # Steps and chunks:
@@ -295,12 +299,10 @@ def _chunks(xp: Namespace, a: Array, L: int, axis: int, fill: float = 0.0) -> Ar
     """Return steps along `axis` (-1 or -2) as chunks of L steps, the last one filled up with
     `fill`.
     """
-    T = a.shape[axis]
-    before = tuple(a.shape[: a.ndim + axis])
-    rest = tuple(a.shape[a.ndim + axis + 1 :])
-    if T % L:
-        a = concat(xp, (a, filled(xp, a, fill, L - T % L, axis)), axis)
-    return xp.reshape(a, (*before, -(-T // L), L, *rest))
+    at = a.ndim + axis
+    if left := -a.shape[at] % L:
+        a = concat(xp, (a, filled(xp, a, fill, left, axis)), axis)
+    return xp.reshape(a, (*a.shape[:at], a.shape[at] // L, L, *a.shape[at + 1 :]))
 
 
 def _steps(xp: Namespace, a: Array, T: int, axis: int) -> Array:
@@ -326,8 +328,10 @@ def _with_normaliser(xp: Namespace, v: Array, n: Array | None = None) -> Array:
     return concat(xp, [v, filled(xp, v, 1.0, 1, -1) if n is None else n[..., None]], -1)
 
 
-def _ones(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:
-    return xp.ones(shape, dtype=like.dtype, device=device_of(like))
+def _ones(xp: Namespace, like: Array) -> Array:
+    """Return a matrix of ones that multiplies the last axis of an array."""
+    L = like.shape[-1]
+    return xp.ones((L, L), dtype=like.dtype, device=device_of(like))
 
 
 def _T(xp: Namespace, a: Array) -> Array:  # noqa: N802

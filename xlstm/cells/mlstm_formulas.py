@@ -10,15 +10,15 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace, astype, finfo
 from xlstm.cells.activations import FORGET, clamp
+from xlstm.tracing.array_functions import Formula
 
-# float64, whatever the dtype of the states is; `Formula.kinds` looks for it
+# float64, whatever the dtype of the states is; `kinds` looks for it
 Wide: TypeAlias = Array
 # the least log f in use; a lower one would cost the other terms of its sum their digits
 FORGOTTEN = -1e5
@@ -158,8 +158,7 @@ def limit_of(xp: Namespace, dtype: Any) -> float:
 
 def exp_minus(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
     """Return exp(-m) within the range of the dtype, neither infinite nor 0."""
-    one = xp.exp(clamp(xp, -m, limit))
-    return one if m.dtype == dtype else xp.astype(one, dtype)
+    return astype(xp, xp.exp(clamp(xp, -m, limit)), dtype)
 
 
 def denominator(xp: Namespace, s: Array, m: Array, eps: float, limit: float, dtype: Any) -> Array:
@@ -175,45 +174,40 @@ def sign_beyond(xp: Namespace, s: Array, one: Array, dtype: Any) -> Array:
 OPTIONS = ("root", "low", "eps", "limit", "dtype")  # arguments that are the same for all steps
 
 
-class Formula(NamedTuple):
-    """A formula on single numbers, which have the dtype of the states, but for those that are
-    `Wide`.
+def kinds(formula: Formula, real: str, wide: str) -> dict[str, str]:
+    """Return the kind of each argument that changes from step to step: `wide` for those that are
+    `Wide`, `real` for the others, which have the dtype of the states.
     """
+    arguments = list(inspect.signature(formula).parameters.values())[1:]
+    return {
+        a.name: wide if a.annotation == "Wide" else real for a in arguments if a.name not in OPTIONS
+    }
 
-    function: Callable[..., Any]
 
-    def kinds(self, real: str, wide: str) -> dict[str, str]:
-        """Return the kind of each argument, which is `wide` for float64."""
-        arguments = list(inspect.signature(self.function).parameters.values())[1:]
-        return {
-            a.name: wide if a.annotation == "Wide" else real
-            for a in arguments
-            if a.name not in OPTIONS
-        }
-
-    def taken(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return those of all options that the formula has."""
-        return {
-            name: options[name]
-            for name in inspect.signature(self.function).parameters
-            if name in options
-        }
+def taken(formula: Formula, options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of all options that a formula has."""
+    names = inspect.signature(formula).parameters
+    return {name: options[name] for name in names if name in options}
 
 
 FORMULAS = (
-    *(
-        accumulate,
-        written,
-        m_after,
-        stabilise,
-        read_write,
-        keep,
-        state,
-        den_bwd,
-        quotient,
-        scale_add,
-    ),
-    *(b_bwd, m_bwd, from_before, add_to_last, is_largest, share, add),
+    accumulate,
+    written,
+    m_after,
+    stabilise,
+    read_write,
+    keep,
+    state,
+    den_bwd,
+    quotient,
+    scale_add,
+    b_bwd,
+    m_bwd,
+    from_before,
+    add_to_last,
+    is_largest,
+    share,
+    add,
 )
 
 
@@ -221,15 +215,11 @@ def by_name(forget: str) -> dict[str, Formula]:
     """Return all formulas with the names that kernels have for them, from the name of the forget
     gate.
     """
-    named = {
+    return {formula.__name__: formula for formula in FORMULAS} | {
         "decay": D,
         "denominator": den,
         "forget": FORGET[forget].fwd,
         "forget_bwd": FORGET[forget].bwd,
-    }
-    return {
-        name: Formula(one)
-        for name, one in ({one.__name__: one for one in FORMULAS} | named).items()
     }
 
 

@@ -12,55 +12,9 @@ from xlstm.arrays.fuse import looped
 from xlstm.arrays.namespace import Array, Namespace, finfo
 from xlstm.arrays.rows import by_rows
 
-
-class Normal(NamedTuple):
-    """A norm: its backward function, and the formulas for a row."""
-
-    backward: Any
-    row: Any
-    row_bwd: Any
-
-
 Axis: TypeAlias = "int | tuple[int, ...]"
 
 EPS = 1e-5  # that of torch.nn.LayerNorm
-
-
-def normalize(xp: Namespace, x: Array, axis: Axis, eps: float = EPS) -> tuple[Array, Array]:
-    """Return x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its
-    standard deviation.
-    """
-    return normed(xp, scaled, x, formula=_centred, axis=axis, eps=eps)  # type: ignore[no-any-return]
-
-
-def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis) -> Array:
-    """Return the gradient of x from that of n, with `n, r = normalize(xp, x, axis)`."""
-    return by_rows(xp, _centred_bwd, dn, n, r, axis=axis)
-
-
-def layer_norm(
-    xp: Namespace, x: Array, gain: Array, axis: Axis
-) -> tuple[Array, tuple[Array, Array]]:
-    """Return x normalised and times a gain, and what `normalize` returns."""
-    n, r = normalize(xp, x, axis)
-    return gain * n, (n, r)  # (4)
-
-
-def layer_norm_bwd(xp: Namespace, dy: Array, gain: Array, n: Array, r: Array, axis: Axis) -> Array:
-    """Return the gradient of x from that of y, with `y, (n, r) = layer_norm(xp, x, gain, axis)`."""
-    return normalize_bwd(xp, gain * dy, n, r, axis)  # (4)
-
-
-def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
-    """Return x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of
-    the mean square.
-    """
-    return normed(xp, scaled, x, formula=_by_root, axis=axis, eps=eps)  # type: ignore[no-any-return]
-
-
-def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
-    """Return the gradient of x from that of n, with `n, r = normalize_root(xp, x, axis)`."""
-    return by_rows(xp, _by_root_bwd, dn, n, r, axis=axis)
 
 
 def _centred(xp: Namespace, x: Array, axis: Axis, eps: float) -> tuple[Array, Array]:
@@ -82,8 +36,44 @@ def _by_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Arr
     return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))  # (3) (2)
 
 
-MEAN_AND_VARIANCE = Normal(normalize_bwd, _centred, _centred_bwd)
-MEAN_SQUARE = Normal(normalize_root_bwd, _by_root, _by_root_bwd)
+class Normal(NamedTuple):
+    """A norm: the formulas for a row, forward and backward."""
+
+    row: Any
+    row_bwd: Any
+
+
+MEAN_AND_VARIANCE = Normal(_centred, _centred_bwd)  # Ba et al. 2016, eq. 3
+MEAN_SQUARE = Normal(_by_root, _by_root_bwd)  # Zhang & Sennrich 2019, eq. 4
+
+
+def normalize(
+    xp: Namespace, x: Array, axis: Axis, norm: Normal = MEAN_AND_VARIANCE, eps: float = EPS
+) -> tuple[Array, Array]:
+    """Return x with mean 0 and variance 1, or mean square 1, along `axis`; and 1 / the root of its
+    variance or mean square.
+    """
+    return normed(xp, scaled, x, formula=norm.row, axis=axis, eps=eps)  # type: ignore[no-any-return]
+
+
+def normalize_bwd(
+    xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis, norm: Normal = MEAN_AND_VARIANCE
+) -> Array:
+    """Return the gradient of x from that of n, with `n, r = normalize(xp, x, axis, norm)`."""
+    return by_rows(xp, norm.row_bwd, dn, n, r, axis=axis)
+
+
+def layer_norm(
+    xp: Namespace, x: Array, gain: Array, axis: Axis
+) -> tuple[Array, tuple[Array, Array]]:
+    """Return x normalised and times a gain, and what `normalize` returns."""
+    n, r = normalize(xp, x, axis)
+    return gain * n, (n, r)  # (4)
+
+
+def layer_norm_bwd(xp: Namespace, dy: Array, gain: Array, n: Array, r: Array, axis: Axis) -> Array:
+    """Return the gradient of x from that of y, with `y, (n, r) = layer_norm(xp, x, gain, axis)`."""
+    return normalize_bwd(xp, gain * dy, n, r, axis)  # (4)
 
 
 def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: Any) -> Any:
@@ -119,19 +109,11 @@ def scaled(
     """
     if limit is None:
         return formula(xp, x, axis, eps)  # type: ignore[no-any-return]
-    c = _factor(xp, x, axis, limit)
+    most = xp.max(xp.abs(x), axis=axis, keepdims=True)
+    # it is 1 unless an element is larger than the limit, beside which eps does not matter
+    c = limit / xp.maximum(most, xp.full_like(most, limit))  # (5)
     n, r = formula(xp, x * c, axis, eps)  # (5)
     return n, r * c  # (5)
-
-
-def _factor(xp: Namespace, x: Array, axis: Axis, limit: float) -> Array:
-    """Return c, one factor for each vector along `axis`.
-
-    It is 1 unless x has elements larger than the limit, `fourth_root`, beside which eps does not
-    matter.
-    """
-    most = xp.max(xp.abs(x), axis=axis, keepdims=True)
-    return limit / xp.maximum(most, xp.full_like(most, limit))  # (5)
 
 
 @functools.cache

@@ -12,10 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
-from xlstm.cells.activations import FORGET, Pair, sigmoid, sigmoid_bwd, tanh_bwd
+from xlstm.cells.activations import FORGET, sigmoid, sigmoid_bwd, tanh_bwd
 
 SPLIT = 2.0**16 + 1  # of the 24 binary digits of float32 it leaves 8
 
@@ -116,12 +115,12 @@ class Cell(cell.Summed):
 
     def _log_forget(self, xp: Namespace, af: Array) -> Array:
         """Return log f from its pre-activation."""
-        return self._forget.fwd(xp, self._limited(xp, af))  # (1)
+        return FORGET[self.forget_gate].fwd(xp, self._limited(xp, af))  # (1)
 
     def _log_forget_bwd(self, xp: Namespace, af: Array) -> Array:
         """Return the derivative of log f by its pre-activation."""
         limited = self._limited(xp, af)
-        r = self._forget.bwd(xp, xp.ones_like(af), limited, limited)  # (1)
+        r = FORGET[self.forget_gate].bwd(xp, xp.ones_like(af), limited, limited)  # (1)
         # (1)
         return r if self.forget_limit is None else r * xp.astype(af < self.forget_limit, af.dtype)
 
@@ -129,10 +128,6 @@ class Cell(cell.Summed):
         return (
             af if self.forget_limit is None else xp.minimum(af, xp.full_like(af, self.forget_limit))
         )
-
-    @cached_property
-    def _forget(self) -> Pair:
-        return FORGET[self.forget_gate]
 
 
 @dataclass(frozen=True)

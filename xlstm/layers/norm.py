@@ -9,7 +9,15 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, Params, reshape
 from xlstm.arrays.rows import column_sums, summed
 from xlstm.arrays.sliding import computes_again
-from xlstm.cells.normalization import EPS, MEAN_AND_VARIANCE, MEAN_SQUARE, Normal, normed, scaled
+from xlstm.cells.normalization import (
+    EPS,
+    MEAN_AND_VARIANCE,
+    MEAN_SQUARE,
+    Normal,
+    normalize_bwd,
+    normed,
+    scaled,
+)
 from xlstm.layers.initializers import constant
 from xlstm.layers.module import Module, SameWidth, Weight
 
@@ -71,7 +79,7 @@ class LayerNorm(SameWidth, Module):
             }, self._joined(dx, dy)
         dn, dw = summed(xp, _scale_bwd, dy, reshape(n, dy.shape), _gain(p["w"], self.residual))
         grads = {"w": dw} | ({"b": column_sums(xp, dy)} if self.bias else {})
-        dx = reshape(self.NORMAL.backward(xp, self._split(dn), n, r, -1), dy.shape)
+        dx = reshape(normalize_bwd(xp, self._split(dn), n, r, -1, self.NORMAL), dy.shape)
         return grads, dx if add is None else add + dx
 
     def _split(self, x: Array) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from xlstm.tracing.reductions import RowNamespace, SingleRowNamespace
 from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 
+Formula: TypeAlias = Callable[..., Any]  # function(xp, *arrays, **options), pure
 Options: TypeAlias = tuple[tuple[str, Any], ...]
 Lengths: TypeAlias = "Sequence[int | None]"  # of leading axes that a function takes apart
 
@@ -48,7 +49,7 @@ class ArrayFunction:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Formula,
         dtypes: tuple[Any, ...],
         options: Options = (),
         leading: Lengths = (),
@@ -68,7 +69,7 @@ class ArrayFunction:
 
 
 def traced(
-    function: Callable[..., Any],
+    function: Formula,
     inputs: int,
     options: Options,
     library: type[SymbolicNamespace] = SymbolicNamespace,
@@ -85,7 +86,7 @@ def traced(
 
 
 def result_dtypes(
-    function: Callable[..., Any],
+    function: Formula,
     dtypes: tuple[Any, ...],
     options: dict[str, Any],
     leading: Lengths = (),

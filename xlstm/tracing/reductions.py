@@ -118,11 +118,7 @@ class RowWriter:
                 self.lines[v] for v in alone if self.lines[v].op not in REDUCTIONS
             )
             now = [line for line in reductions if self.stage[line.to] == stage + 1]
-            stores = (
-                [line for line in self.stores if line.to not in self.single]
-                if stage == last
-                else []
-            )
+            stores = [line for line in self.stores if stage == last and line.to not in self.single]
             inner = writer.statements(self._needed([line.args[0] for line in (*now, *stores)]))
             parts = [writer.reduction(line) for line in now]
             inner += [gather for _, gather, _ in parts] + writer.statements(stores)

@@ -13,7 +13,7 @@ import numpy as np
 from xlstm.arrays import optional_imports
 from xlstm.arrays.cuda import cuda_graph
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array, Host, Namespace
 from xlstm.arrays.optional_imports import BackendError
 
 Home = tuple[Any, ...]
@@ -65,7 +65,7 @@ def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     return decorate
 
 
-def from_host(xp: Namespace, values: np.ndarray[Any, Any], home: Home) -> Array:
+def from_host(xp: Namespace, values: Host, home: Home) -> Array:
     """Return an array with values of the host, whose memory a graph would read when it is
     launched.
     """
@@ -104,7 +104,7 @@ def _made(xp: Namespace, function: str, args: tuple[Any, ...], dtype: Any, home:
     return getattr(xp, function)(*args, dtype=dtype, device=home[0])
 
 
-def copied(xp: Namespace, values: np.ndarray[Any, Any], device: Any) -> Array:
+def copied(xp: Namespace, values: Host, device: Any) -> Array:
     """Return an array with values of the host, which CuPy is given once for all calls with the same
     values.
     """

@@ -192,9 +192,6 @@ _capturing: contextvars.ContextVar[CudaGraph | None] = contextvars.ContextVar(
 # how it is computed.
 OPERAND = (c_void_p, c_int, c_int, c_longlong)
 GEMM = (c_void_p, *[c_int] * 5, c_void_p, *OPERAND, *OPERAND, c_void_p, *OPERAND, *[c_int] * 3)
-# Bytes of workspace from an sm on, those that cuBLAS takes by itself: with others it may multiply
-# in another way.
-WORKSPACES = {90: 32 << 20, 0: 4 << 20}
 
 
 class Handle:
@@ -205,10 +202,9 @@ class Handle:
     def __init__(self) -> None:
         cp = optional_imports.cupy()
         number = c_void_p()
-        capability = int(cp.cuda.Device().compute_capability)
-        self.workspace: Array = cp.empty(
-            (next(n for sm, n in WORKSPACES.items() if capability >= sm),), dtype=cp.uint8
-        )
+        # as many bytes as cuBLAS takes by itself: with others it may multiply in another way
+        size = 32 << 20 if int(cp.cuda.Device().compute_capability) >= 90 else 4 << 20
+        self.workspace: Array = cp.empty((size,), dtype=cp.uint8)
         _call("cublasCreate_v2", (c_void_p,), byref(number))
         self.number = number.value
         weakref.finalize(self, _call, "cublasDestroy_v2", (c_void_p,), self.number).atexit = False
@@ -243,7 +239,9 @@ def _function(name: str, types: tuple[Any, ...]) -> Any:
     """
     cuda = optional_imports.cupy().cuda
     cuda.get_cublas_handle()  # loads it
-    library = library_name(sys.platform, cuda.runtime.runtimeGetVersion())
+    version = cuda.runtime.runtimeGetVersion() // 1000  # of 12090, say
+    windows = sys.platform == "win32"
+    library = f"cublas64_{version}.dll" if windows else f"libcublas.so.{version}"
     try:
         function = getattr(ctypes.CDLL(library), name)
     except (OSError, AttributeError) as error:
@@ -253,12 +251,3 @@ def _function(name: str, types: tuple[Any, ...]) -> Any:
     function.argtypes = types
     function.restype = c_int
     return function
-
-
-def library_name(platform: str, version: int) -> str:
-    """Return the file name of cuBLAS on a platform, from the version of CUDA, such as 12090."""
-    return (
-        f"cublas64_{version // 1000}.dll"
-        if platform == "win32"
-        else f"libcublas.so.{version // 1000}"
-    )

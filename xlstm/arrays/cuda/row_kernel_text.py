@@ -12,11 +12,11 @@ order that follows from shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xlstm.arrays.cuda import device
-from xlstm.tracing.array_functions import ArrayFunction, Lengths, Options
+from xlstm.arrays.namespace import Shape
+from xlstm.tracing.array_functions import ArrayFunction, Formula, Lengths, Options
 from xlstm.tracing.reductions import REDUCTIONS, RowWriter
 from xlstm.tracing.writers import C
 
@@ -105,7 +105,7 @@ class RowResult(NamedTuple):
     single: bool  # whether it is one number for a row
     summed: bool
 
-    def shape(self, shape: tuple[int, ...], keep: int) -> tuple[int, ...]:
+    def shape(self, shape: Shape, keep: int) -> Shape:
         """Return its shape, from that of all arrays broadcast together."""
         leading = () if self.length is None else (self.length,)
         if self.summed:
@@ -140,7 +140,7 @@ class RowKernel:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Formula,
         dtypes: tuple[Any, ...],
         options: Options,
         single: tuple[bool, ...],
@@ -190,8 +190,12 @@ class RowKernel:
             begin.append(f"{self.real}* mine = sums + {place};")
         first, row, end = ([], self.rows.body(), []) if self.whole else self._one_column(still)
         if count:
-            results = "\n        ".join(self._ends())
-            end.append(SUMS.format(fan=FAN, slots=count, real=self.real, results=results))
+            results = []
+            for slot, (name, part) in enumerate(self.slots):
+                at = "at" if part is None else f"at * {self.results[name].length} + {part}"
+                results.append(f"narrow({name}[{at}], sums[{slot} * width + at]);")
+            stored = "\n        ".join(results)
+            end.append(SUMS.format(fan=FAN, slots=count, real=self.real, results=stored))
         kernel = TEXT.format(
             name=self.name,
             parameters="".join(f", {parameter}" for parameter in parameters),
@@ -227,14 +231,6 @@ class RowKernel:
         layout = f"layout.of[{self.lying.index(name)}]"
         steps = "".join(f" + i{k} * {layout}.steps[{k}]" for k in range(outer))
         return f"{self.types[name]} at_{name} = {name} + head * {layout}.head{steps};"
-
-    def _ends(self) -> list[str]:
-        """Return the statements that store sums."""
-        ends = []
-        for slot, (name, row) in enumerate(self.slots):
-            at = "at" if row is None else f"at * {self.results[name].length} + {row}"
-            ends.append(f"narrow({name}[{at}], sums[{slot} * width + at]);")
-        return ends
 
     def _load(self, name: str, row: int | None) -> str:
         return f"widen({self._at(name, row)})"

@@ -14,9 +14,9 @@ import numpy as np
 
 from xlstm.arrays.cuda import device
 from xlstm.arrays.cuda.row_kernel_text import SYNC
-from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
+from xlstm.cells.mlstm_formulas import by_name, kinds, options_of, taken
 from xlstm.engines.cuda.kernel_source import KernelSource, template
-from xlstm.tracing.array_functions import traced
+from xlstm.tracing.array_functions import Formula, traced
 from xlstm.tracing.writers import C
 
 THREADS = 256
@@ -157,11 +157,11 @@ def _tile(size: int) -> int:
 
 def _function(name: str, formula: Formula, options: dict[str, Any]) -> str:
     """Return a formula as a function of C, which gives its results to references."""
-    inputs = formula.kinds("float", "double")
-    lines = traced(formula.function, len(inputs), tuple(formula.taken(options).items()))
-    kinds = {f"x{k}": kind for k, kind in enumerate(inputs.values())}
-    writer = C(lines, lambda x, _: x, lambda y, _, value: f"{y} = {value};", kinds, default="float")
-    parameters = [f"{kind} {x}" for x, kind in kinds.items()]
+    inputs = kinds(formula, "float", "double")
+    lines = traced(formula, len(inputs), tuple(taken(formula, options).items()))
+    types = {f"x{k}": kind for k, kind in enumerate(inputs.values())}
+    writer = C(lines, lambda x, _: x, lambda y, _, value: f"{y} = {value};", types, default="float")
+    parameters = [f"{kind} {x}" for x, kind in types.items()]
     parameters += [
         f"{writer.kind(line.args[0])}& {line.to}" for line in lines if line.op == "store"
     ]

@@ -15,11 +15,11 @@ import numpy as np
 from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array
 from xlstm.cells.mlstm_chunks import Logs
-from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
+from xlstm.cells.mlstm_formulas import by_name, kinds, options_of, taken
 from xlstm.engines.numba import chunk_loops, jit
 from xlstm.engines.numba.packed_products import DTYPES
 from xlstm.engines.numba.team import share
-from xlstm.tracing.array_functions import kind_of, traced
+from xlstm.tracing.array_functions import Formula, kind_of, traced
 from xlstm.tracing.writers import Python
 
 SUMS = (chunk_loops.inner, chunk_loops.maximum_bwd)  # in the order that is quickest
@@ -219,16 +219,16 @@ def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -
     """Return a formula as the source of a function of single numbers, with those of NUMBERS that it
     has last.
     """
-    numbers = dict.fromkeys(formula.taken(dict.fromkeys(NUMBERS)), kind)
-    inputs = formula.kinds(kind, "double") | numbers
-    lines = traced(formula.function, len(inputs), tuple(formula.taken(options).items()))
-    kinds = {f"x{k}": kind for k, kind in enumerate(inputs.values())}
+    numbers = dict.fromkeys(taken(formula, dict.fromkeys(NUMBERS)), kind)
+    inputs = kinds(formula, kind, "double") | numbers
+    lines = traced(formula, len(inputs), tuple(taken(formula, options).items()))
+    types = {f"x{k}": kind for k, kind in enumerate(inputs.values())}
     writer = Python(
-        lines, lambda x, _: x, lambda y, _, value: f"{y} = {value}", kinds, default=kind
+        lines, lambda x, _: x, lambda y, _, value: f"{y} = {value}", types, default=kind
     )
     results = [line.to for line in lines if line.op == "store"]
     text = [
-        f"def {name}({', '.join(kinds)}):",
+        f"def {name}({', '.join(types)}):",
         *writer.statements(),
         f"return {', '.join(results)}",
     ]

@@ -17,7 +17,7 @@ from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, finfo
 from xlstm.cells.activations import FEED_FORWARD, softmax, softmax_bwd
-from xlstm.cells.normalization import normalize_root, normalize_root_bwd
+from xlstm.cells.normalization import MEAN_SQUARE, normalize, normalize_bwd
 from xlstm.layers.blocks.block import Block, GatedFeedForward
 from xlstm.layers.blocks.large import LargeBlock
 from xlstm.layers.blocks.stack import Recurrence, sLSTMBlock
@@ -165,7 +165,7 @@ class VariateMixer(SameWidth, SequenceLayer):
         q, k, v = (self._heads(xp, run(name, u)) for name in "qkv")  # (3)
         if self.qk_norm:
             eps = float(finfo(xp, x.dtype).eps)
-            (q, qr), (k, kr) = (normalize_root(xp, h, -1, eps) for h in (q, k))  # (4)
+            (q, qr), (k, kr) = (normalize(xp, h, -1, MEAN_SQUARE, eps) for h in (q, k))  # (4)
             run.keep(qk=(q, qr, k, kr))
         heads = []
         sets = []
@@ -202,7 +202,7 @@ class VariateMixer(SameWidth, SequenceLayer):
         if self.qk_norm:
             q, qr, k, kr = saved["qk"]
             dq, dk = (  # (4)
-                xp.reshape(normalize_root_bwd(xp, self._heads(xp, d), n, r, -1), d.shape)
+                xp.reshape(normalize_bwd(xp, self._heads(xp, d), n, r, -1, MEAN_SQUARE), d.shape)
                 for d, n, r in ((dq, q, qr), (dk, k, kr))
             )
         du = run("q", dq) + run("k", dk) + run("v", dv)  # (3)
