@@ -205,8 +205,10 @@ def function_of(step: Step) -> Pointwise | None:
         rows = None if step.R == step.G * step.H else step.R // step.H
         drop = step.masks.drop is not None
         around = Around(drop, "gh" in step.w, step.Whr is not None, step.matrix, rows, units=True)
-        traced = pointwise(step.cell, step.own_rows, step.added, step.zones, around)
-        step.compiled = (None if _obstacle(step) else traced,)
+        traced = None
+        if not _obstacle(step):
+            traced = pointwise(step.cell, step.own_rows, step.added, step.zones, around)
+        step.compiled = (traced,)
     function: Pointwise | None = step.compiled[0]
     return function
 
