@@ -40,9 +40,8 @@ def by_numba(function, x):
     from xlstm.engines.numba.codegen import kernel
 
     y = np.empty_like(x)
-    kernel(str(x.dtype), lambda xp, x: {"y": function(xp, x)}, {"x": None}).loops.step(
-        0, 0, 0, 0, 0, 0, 0, x.size, x, y
-    )
+    made = kernel(str(x.dtype), lambda xp, x: {"y": function(xp, x)}, {"x": None}, (), {}, {}, ())
+    made.loops.step(0, 0, 0, 0, 0, 0, 0, x.size, x, y)
     return y
 
 

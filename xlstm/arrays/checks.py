@@ -183,6 +183,14 @@ def choice(names: Iterable[str]) -> Kind:
     return kind
 
 
+def variable(name: str, allowed: Collection[str]) -> str:
+    """Return an environment variable, one of these, or "" where it is not set."""
+    value = os.environ.get(name, "")
+    if value and value not in allowed:
+        raise ValueError(f"{name} is {shown(value)}, expected one of {', '.join(allowed)}")
+    return value
+
+
 def optional(kind: Kind) -> Kind:
     """Return the check of None or of what `kind` takes."""
     return lambda where, name, value: None if value is None else kind(where, name, value)

@@ -50,13 +50,16 @@ class Step:
         self.masks = masks
         self.w = w = cell.weights(xp, w)
         # A cell without a product of h runs as one whose weights are zero.
-        Wh = w["Wh"] if "Wh" in w else _no_weights(xp, w["Wx"], len(cell.GATES))
-        self.heads = Wh.ndim == 4
-        if self.heads and Wh.shape[1] == 1:  # one head is a matrix like any other
-            Wh = reshape(Wh, (Wh.shape[0] * Wh.shape[2], Wh.shape[3]))
-            self.heads = False
-        self.Wh = Wh
         self.G = len(cell.GATES)
+        if "Wh" in w:
+            Wh = w["Wh"]
+        else:
+            R = w["Wx"].shape[0]
+            Wh = xp.zeros((R, R // self.G), dtype=w["Wx"].dtype, device=device_of(w["Wx"]))
+        if Wh.ndim == 4 and Wh.shape[1] == 1:  # one head is a matrix like any other
+            Wh = reshape(Wh, (-1, Wh.shape[3]))
+        self.heads = Wh.ndim == 4
+        self.Wh = Wh
         if self.heads:
             _, N, K, _ = Wh.shape
             self.R = self.G * N * K
@@ -67,15 +70,17 @@ class Step:
         self.H = self.P if self.Whr is None else self.Whr.shape[1]
         self.b = w.get("b")
         self.bh = w.get("bh")
-        biases = () if self.b is None else ("b",)
-        self.added = biases if self.bh is None else (*biases, "bh")  # the biases that there are
-        self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
+        self.added = tuple([name for name in ("b", "bh") if name in w])
+        self.zoneout = any(share is not None for share in masks.zoneout)
         # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
-        self.own: Params = (
-            {name: self._own(w[name]) for name in cell.OWN if name in w} if cell.OWN else {}
-        )
+        self.own: Params = {}
+        for name in cell.OWN:
+            if name in w:
+                p = w[name]
+                rows = (-1,) if p.shape[0] > self.H else ()
+                self.own[name] = p if p.ndim == 2 else reshape(p, (*rows, self.H, 1))
         self.compiled: Any = None  # what an engine made of the step
         # Looked up once: they run at every step.
         on_cupy = xp is not np and compiles(xp)
@@ -86,17 +91,15 @@ class Step:
         """Copy and pickle it with its namespace by name, and without what an engine made of it."""
         return _step, (self.xp.__name__, self.cell, self.layer_w, self.masks)
 
-    def _own(self, p: Array) -> Array:
-        return (
-            p
-            if p.ndim == 2
-            else reshape(p, (-1, self.H, 1) if p.shape[0] > self.H else (self.H, 1))
-        )
-
     @property
     def own_rows(self) -> tuple[tuple[str, int | None], ...]:
         """Names of the own parameters, and their rows, None for one without that axis."""
         return tuple([(name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items()])
+
+    @property
+    def matrix(self) -> str:
+        """The name of the own parameter by which the cell multiplies, "" where there is none."""
+        return next((name for name, p in self.own.items() if p.ndim == 2 and p.shape[1] > 1), "")
 
     @property
     def zones(self) -> tuple[tuple[str, bool], ...]:
@@ -109,16 +112,12 @@ class Step:
     @property
     def obstacle(self) -> str:
         """The options that make a step more than the cell beside the product of h, in words."""
-        if self.bare and not self.own:
-            return ""
         there = {
             "zoneout": self.zoneout,
             "recurrent dropout": self.masks.drop is not None,
             "a projection": self.Whr is not None,
             "layer normalisation": "gh" in self.w,
-            "a product within the cell": any(
-                p.ndim == 2 and p.shape[1] > 1 for p in self.own.values()
-            ),
+            "a product within the cell": self.matrix,
         }
         return " and ".join(name for name, is_there in there.items() if is_there)
 
@@ -164,10 +163,6 @@ class Step:
             )
         dh = self._times(WT, da)  # (3)
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
-
-
-def _no_weights(xp: Namespace, Wx: Array, G: int) -> Array:
-    return xp.zeros((Wx.shape[0], Wx.shape[0] // G), dtype=Wx.dtype, device=device_of(Wx))
 
 
 def _step(xp: str, *arguments: Any) -> Step:

@@ -167,10 +167,8 @@ def stream(
     Parameters are those of `Step`, x (B, D), and `choices`, which is as in `choose`.
     """
     asked = _asked.get()
-    run: Stream | None = None
-    if xp is np:
-        key = x.dtype, asked, os.environ.get(jit.VARIABLE)
-        run = choices.get(key)
+    key = x.dtype, asked, os.environ.get(jit.VARIABLE)
+    run: Stream | None = choices.get(key) if xp is np else None
     if run is None:
         step = Step(xp, cell, w, masks)
         run = _first(step, [(1, x.shape[0])], asked).stream(step)
@@ -181,14 +179,12 @@ def stream(
 
 def _first(step: Step, widths: Widths, asked: str | None) -> Engine:
     for engine in ENGINES:
-        if asked is None:
-            if not engine.refuses(step, widths):
-                return engine
-        elif engine.name == asked:
+        if asked in (None, engine.name):
             reason = engine.refuses(step, widths)
-            if reason:
+            if not reason:
+                return engine
+            if asked:
                 raise ValueError(f"engine {asked}: {reason}")
-            return engine
     raise AssertionError("the reference engine refuses nothing")
 
 

@@ -24,6 +24,7 @@ from xlstm.tracing.symbols import SymbolicNamespace, UntraceableError, trace
 Arrays = dict[str, Array]
 # a state, and whether its share is one number instead of a mask
 Zoneout = tuple[tuple[str, bool], ...]
+Own = tuple[tuple[str, "int | None"], ...]  # the cell's own parameters, and their rows
 Rows = Mapping[str, "int | None"]  # of the leading axis of each array, None where it has none
 
 
@@ -64,7 +65,7 @@ def _pointwise(form: Any, *options: Any) -> Pointwise | None:
 
 def pointwise(
     cell: Cell,
-    own: tuple[tuple[str, int | None], ...],
+    own: Own,
     added: tuple[str, ...],
     zoneout: Zoneout = (),
     around: Around = Around(),  # noqa: B008
@@ -104,7 +105,7 @@ class Pointwise:
     def __init__(
         self,
         form: Any,
-        own: tuple[tuple[str, int | None], ...],
+        own: Own,
         added: tuple[str, ...],
         zoneout: Zoneout,
         around: Around,
@@ -150,10 +151,24 @@ class Pointwise:
 
     def forward(self, xp: Namespace, **arrays: Array) -> Arrays:
         """Return the state after the step, and what backward needs."""
-        arrays = self._with_matrix(arrays, _Product)
-        zh, normal = self._normalize(xp, arrays)  # (1)
-        state, saved = self._gates(xp, zh, arrays)  # (2)
-        return self._zoneout(state, arrays) | normal | saved  # (3)
+        arrays = self._with_matrix(arrays)
+        zx = arrays["zx"]
+        zh = arrays["zh"]
+        normal: Arrays = {}
+        if self.around.normal:
+            zh, (n, r) = layer_norm(xp, zh, arrays["gh"], GATES_AND_UNITS)  # (1)
+            normal = {"n_zh": n, "r_zh": r}
+        zx = zx + arrays["b"] if "b" in self.added else zx  # (2)
+        zh = zh + arrays["bh"] if "bh" in self.added else zh  # (2)
+        cell, carry, own = self._arguments(arrays)
+        *after, saved = cell.gates(xp, zx, zh, arrays.get("h"), *carry, **own)  # (2)
+        state = dict(zip(self.form.STATES, after, strict=True))
+        for name in self.zones:
+            share = arrays[f"zone_{name}"]
+            state[name] = share * arrays[name] + (1 - share) * state[name]  # (3)
+        self._saved_type = type(saved)
+        fields = {f"s_{name}": a for name, a in saved._asdict().items() if a is not None}
+        return state | normal | fields
 
     def lean(self, xp: Namespace, **arrays: Array) -> Arrays:
         """Return the state after the step alone."""
@@ -164,61 +179,23 @@ class Pointwise:
         """Return dz; dzh where it differs; da, that of the product before its normalisation; dh0
         where there is one; and the gradients of the other states.
         """
-        arrays = self._with_matrix(arrays, _Transposed)
-        upstream, past = self._zoneout_bwd(arrays)  # (3)
-        dz, dzh, start = self._gates_bwd(xp, upstream, arrays)  # (2)
-        for state, d in past.items():
-            start[state] = d if start[state] is None else start[state] + d  # (3)
-        gradients = {"dz": dz} if dzh is dz else {"dz": dz, "dzh": dzh}
-        gradients |= self._normalize_bwd(xp, dzh, arrays)  # (1)
-        dh0 = start.pop("h")
-        gradients |= {} if dh0 is None else {"dh0": dh0}
-        return gradients | {f"d{state}": d for state, d in start.items()}
-
-    # Each part of the step, and its derivative.
-
-    def _normalize(self, xp: Namespace, arrays: Arrays) -> tuple[Array, Arrays]:
-        if not self.around.normal:
-            return arrays["zh"], {}
-        zh, (n, r) = layer_norm(xp, arrays["zh"], arrays["gh"], GATES_AND_UNITS)  # (1)
-        return zh, {"n_zh": n, "r_zh": r}
-
-    def _normalize_bwd(self, xp: Namespace, dzh: Array, arrays: Arrays) -> Arrays:
-        if not self.around.normal:
-            return {}
-        normal = arrays["gh"], arrays["n_zh"], arrays["r_zh"]
-        return {"da": layer_norm_bwd(xp, dzh, *normal, GATES_AND_UNITS)}  # (1)
-
-    def _gates(self, xp: Namespace, zh: Array, arrays: Arrays) -> tuple[Arrays, Arrays]:
-        cell, carry, own = self._arguments(arrays)
-        zx = arrays["zx"] + arrays["b"] if "b" in self.added else arrays["zx"]  # (2)
-        zh = zh + arrays["bh"] if "bh" in self.added else zh  # (2)
-        *state, saved = cell.gates(xp, zx, zh, arrays.get("h"), *carry, **own)  # (2)
-        self._saved_type = type(saved)
-        fields = {f"s_{name}": a for name, a in saved._asdict().items() if a is not None}
-        return dict(zip(self.form.STATES, state, strict=True)), fields
-
-    def _gates_bwd(
-        self, xp: Namespace, upstream: Arrays, arrays: Arrays
-    ) -> tuple[Array, Array, Arrays]:
-        cell, carry, own = self._arguments(arrays)
-        local = cell.derivatives(xp, self.restore(arrays), *carry, **own)  # (2)
-        dz, dzh, *start = cell.gates_bwd(xp, local, *upstream.values(), **own)  # (2)
-        return dz, dzh, dict(zip(upstream, start, strict=True))
-
-    def _zoneout(self, state: Arrays, arrays: Arrays) -> Arrays:
-        for name in self.zones:
-            share = arrays[f"zone_{name}"]
-            state[name] = share * arrays[name] + (1 - share) * state[name]  # (3)
-        return state
-
-    def _zoneout_bwd(self, arrays: Arrays) -> tuple[Arrays, Arrays]:
-        """Return the gradients of the states of the cell, and those that go past it to the old
-        states.
-        """
+        arrays = self._with_matrix(arrays)
         d = {state: arrays[f"d{state}"] for state in ("h", *self.carried)}
         past = {state: arrays[f"zone_{state}"] * d[state] for state in self.zones}  # (3)
-        return {state: d[state] - past[state] if state in past else d[state] for state in d}, past
+        d |= {state: d[state] - past[state] for state in past}  # (3)
+        cell, carry, own = self._arguments(arrays)
+        local = cell.derivatives(xp, self.restore(arrays), *carry, **own)  # (2)
+        dz, dzh, *before = cell.gates_bwd(xp, local, *d.values(), **own)  # (2)
+        start = dict(zip(d, before, strict=True))
+        for state, passed in past.items():
+            start[state] = passed if start[state] is None else start[state] + passed  # (3)
+        gradients = {"dz": dz} if dzh is dz else {"dz": dz, "dzh": dzh}
+        if self.around.normal:
+            normal = arrays["gh"], arrays["n_zh"], arrays["r_zh"]
+            gradients["da"] = layer_norm_bwd(xp, dzh, *normal, GATES_AND_UNITS)  # (1)
+        dh0 = start.pop("h")
+        gradients |= {} if dh0 is None else {"dh0": dh0}
+        return gradients | {f"d{state}": a for state, a in start.items()}
 
     def _arguments(self, arrays: Arrays) -> tuple[Any, list[Array], Arrays]:
         """Return the cell with its numbers, the states but h, and its own arguments."""
@@ -236,27 +213,28 @@ class Pointwise:
 
     def factor(self, xp: Namespace, **arrays: Array) -> Arrays:
         """Return what the matrix multiplies."""
-        product = _Product(arrays["inner"])
-        self.forward(xp, **arrays, **{self.around.matrix: product})
-        return {"factor": product.factor}
+        arrays = self._with_matrix(arrays)
+        self.forward(xp, **arrays)
+        return {"factor": arrays[self.around.matrix].factor}
 
     def factor_bwd(self, xp: Namespace, **arrays: Array) -> Arrays:
         """Return what the transposed matrix multiplies in backward."""
-        product = _Transposed(arrays["inner"])
-        self.backward(xp, **arrays, **{self.around.matrix: product})
-        return {"factor": product.T.factor}
+        arrays = self._with_matrix(arrays)
+        self.backward(xp, **arrays)
+        return {"factor": arrays[self.around.matrix].factor}
 
-    def _with_matrix(self, arrays: Arrays, side: Any) -> Arrays:
+    def _with_matrix(self, arrays: Arrays) -> Arrays:
         matrix = self.around.matrix
         if not matrix or matrix in arrays:
             return arrays
-        return {**arrays, matrix: side(arrays["inner"])}
+        return {**arrays, matrix: _Product(arrays["inner"])}
 
 
 class _Product:
-    """A matrix whose product with another factor is known."""
+    """A matrix, or backward its transpose `T`, whose product with another factor is known."""
 
     def __init__(self, product: Array) -> None:
+        self.T = self
         self.product = product
         self.factor = None
 
@@ -265,10 +243,3 @@ class _Product:
             raise UntraceableError("tracing: more than one product within a cell")
         self.factor = factor
         return self.product
-
-
-class _Transposed:
-    """A matrix whose transpose has a product that is known."""
-
-    def __init__(self, product: Array) -> None:
-        self.T = _Product(product)

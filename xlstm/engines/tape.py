@@ -63,11 +63,8 @@ def starts_of(widths: tuple[tuple[int, int], ...]) -> Array:
     """Return the first row of every step, and the number of rows, (steps + 1,); nobody changes
     them.
     """
-    if len(widths) == 1:
-        return np.arange(widths[0][0] + 1, dtype=np.int64) * widths[0][1]
-    starts = np.zeros(sum(k for k, _ in widths) + 1, np.int64)
-    np.cumsum(np.repeat([n for _, n in widths], [k for k, _ in widths]), out=starts[1:])
-    return starts
+    sizes = np.repeat([n for _, n in widths], [k for k, _ in widths])
+    return np.append(0, np.cumsum(sizes, dtype=np.int64))
 
 
 def before(xp: Namespace, hs: Array, widths: Widths) -> Array:
@@ -216,7 +213,7 @@ class Tape:
         zx, zh = (xp.permute_dims(reshape(z, (-1, step.H, k, n)), (0, 2, 1, 3)) for z in (zx, zh))
         carry = [c[:-1, ...] for c in kept.carry]
         *_, saved = step.cell.gates(xp, zx, zh, xp.permute_dims(h0, (0, 2, 1)), *carry, **step.own)
-        return kept._replace(saved=saved._make(None if a is None else swap(xp, a) for a in saved))
+        return kept._replace(saved=swapped(xp, saved))
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps; gradients of weights are such
@@ -243,27 +240,20 @@ class Tape:
         xp = self.step.xp
         step = self.step
 
-        def values(kept: SegmentTape) -> Array:
-            saved = kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
-            return swap(xp, step.cell.activated(xp, saved))
-
-        return self.rows(values, (step.G, step.H))
+        return self.rows(
+            lambda kept: swap(xp, step.cell.activated(xp, swapped(xp, kept.saved))),
+            (step.G, step.H),
+        )
 
     def retained(self) -> Array | None:
         """Return the share of the old state that each unit keeps at every step, (N, H), or None
         without one.
         """
         xp = self.step.xp
-        step = self.step
-        if type(step.cell).retained is Cell.retained:
+        cell = self.step.cell
+        if type(cell).retained is Cell.retained:
             return None
-
-        def values(kept: SegmentTape) -> Array:
-            return step.cell.retained(
-                xp, kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
-            )
-
-        return self.rows(values, (step.H,))
+        return self.rows(lambda kept: cell.retained(xp, swapped(xp, kept.saved)), (self.step.H,))
 
     def state(self, name: str) -> Array:
         """Return a state after every step, (N, P) or (N, H)."""
@@ -326,6 +316,11 @@ class Gradients:
         return dz if dzh is dzx else self.put("zh", rows, dzh)
 
 
-def swap(xp: Any, array: Array) -> Array:
+def swapped(xp: Namespace, saved: Any) -> Any:
+    """Return the arrays that a cell saved as `swap` does."""
+    return saved._make(None if a is None else swap(xp, a) for a in saved)
+
+
+def swap(xp: Namespace, array: Array) -> Array:
     """View (k, G, H, n) as (G, k, H, n), and the reverse; (k, H, n) stays as it is."""
     return array if array.ndim == 3 else xp.permute_dims(array, (1, 0, 2, 3))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from xlstm.arrays.fuse import total
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Params, astype, reshape
-from xlstm.engines.tape import Gradients, Tape, swap
+from xlstm.engines.tape import Gradients, Tape, swapped
 
 
 def run_bwd(
@@ -106,14 +106,15 @@ def _own(tape: Tape, dzx: Array) -> Params:
         n = segment.n
         dz = reshape(segment.steps(dzx.T, 0, k), (k, n, -1, step.H))
         dz = xp.permute_dims(dz, (2, 0, 3, 1))  # (rows, k, H, n)
-        saved = segment_tape.saved._make(
-            None if a is None else swap(xp, a) for a in segment_tape.saved
-        )
         own = step.own
         if "drop" in step.cell.OWN and step.masks.drop is not None:
             own = {**own, "drop": step.masks.drop[:, :n]}
         for name, d in step.cell.own_bwd(
-            xp, dz, saved, *(c[:-1, ...] for c in segment_tape.carry), **own
+            xp,
+            dz,
+            swapped(xp, segment_tape.saved),
+            *(c[:-1, ...] for c in segment_tape.carry),
+            **own,
         ).items():
             d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
             grads[name] = grads[name] + d if name in grads else d

@@ -61,7 +61,7 @@ def test_the_variable_decides(monkeypatch):
     monkeypatch.setenv("XLSTM_COMPILE", "0")
     assert not jit.enabled()
     monkeypatch.setenv("XLSTM_COMPILE", "yes")
-    with pytest.raises(ValueError, match="XLSTM_COMPILE: 'yes', expected 0 or 1"):
+    with pytest.raises(ValueError, match="XLSTM_COMPILE is 'yes', expected one of 0, 1"):
         jit.enabled()
     monkeypatch.setattr(jit, "failure", lambda: "numba is not installed; pip install numba")
     monkeypatch.setenv("XLSTM_COMPILE", "1")

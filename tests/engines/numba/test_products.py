@@ -130,6 +130,8 @@ def test_a_wrong_length_of_vectors_is_refused(monkeypatch):
 
     monkeypatch.setenv(llvm.VARIABLE, "48")
     llvm.shape.cache_clear()
-    with pytest.raises(ValueError, match=r"^XLSTM_VECTOR_BYTES: '48', expected one of 16, 32, 64$"):
+    with pytest.raises(
+        ValueError, match=r"^XLSTM_VECTOR_BYTES is '48', expected one of 16, 32, 64$"
+    ):
         llvm.shape("float32")
     llvm.shape.cache_clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -57,8 +56,8 @@ class Choice(NamedTuple):
 
     path: str
     arithmetic: Arithmetic
-    name: str = ""  # under which it is known where it is broken
-    forward: Tiling | None = None  # of a path with one kernel for all steps
+    name: str = ""
+    forward: Tiling | None = None
     backward: Tiling | None = None
     others: dict[str, str] = {}  # noqa: RUF012
 
@@ -109,17 +108,8 @@ def told() -> tuple[str, str]:
         An environment variable has another name.
     """
     path, precision = _told.get()
-    path = path or os.environ.get(PATH) or "auto"
-    precision = precision or os.environ.get(PRECISION) or "float32"
-    for variable, value, allowed in (
-        (PATH, path, ("auto", *PATHS)),
-        (PRECISION, precision, PRECISIONS),
-    ):
-        if value not in allowed:
-            raise ValueError(
-                f"{variable} is {checks.shown(value)}, expected one of {', '.join(allowed)}"
-            )
-    return path, precision
+    path = path or checks.variable(PATH, ("auto", *PATHS)) or "auto"
+    return path, precision or checks.variable(PRECISION, PRECISIONS) or "float32"
 
 
 @kernel_fallback.cached
@@ -151,11 +141,7 @@ def choose(
     possible = {}
     others = {}
     for name in PATHS:
-        way = (
-            why
-            if step is None and name != "loop"
-            else _way(name, precision, step, dtype, width, heads, B, device)
-        )
+        way = _way(name, precision, step, why, dtype, width, heads, B, device)
         if path == "auto" and isinstance(way, Choice):
             way = kernel_fallback.why(way.name, device.name) or way
         if isinstance(way, str):
@@ -181,6 +167,7 @@ def _way(
     path: str,
     precision: str,
     step: Pointwise | None,
+    why: str,
     dtype: str,
     width: int,
     heads: int,
@@ -188,8 +175,10 @@ def _way(
     device: Device,
 ) -> Choice | str:
     """Return how a path runs a layer, or why it does not."""
-    if step is None or path == "loop":
+    if path == "loop":
         return Choice(path, ARITHMETIC[dtype])
+    if step is None:
+        return why
     if refused := _refuses(path, dtype, device):
         return refused
     a = ARITHMETIC[dtype]
@@ -208,12 +197,10 @@ def _way(
         if forward is None or backward is None:
             return (
                 f"no way to divide {heads} x {width} units, {B} sequences and {a.name} fits"
-                f" {device.sms} SMs with {device.shared} bytes,"
-                f" {'forward' if forward is None else 'backward'}"
+                f" {device.sms} SMs with {device.shared} bytes"
             )
-    return Choice(
-        path, a, f"{path} {a.name} {step.before['zx']} x {heads} x {width}", forward, backward
-    )
+    name = f"{path} {a.name} {step.before['zx']} x {heads} x {width}"
+    return Choice(path, a, name, forward, backward)
 
 
 def _refuses(path: str, dtype: str, device: Device) -> str:

@@ -174,7 +174,7 @@ def chunkwise(
     """
     if kernels is None:
         return None
-    return kernel_fallback.attempt(kernels.name, forward, xp, *inputs, kernels)
+    return kernel_fallback.attempt(kernels.name, forward, xp, kernels, *inputs)
 
 
 def chunkwise_bwd(
@@ -188,38 +188,18 @@ def chunkwise_bwd(
 
 
 def forward(
-    xp: Namespace,
-    q: Array,
-    k: Array,
-    v: Array,
-    i: Array,
-    f: Array,
-    C0: Array,
-    n0: Array,
-    m0: Array,
-    kernels: ChunkKernels,
+    xp: Namespace, kernels: ChunkKernels, *arguments: Array
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    q, k, v = (_packed(a, kernels.shape) for a in (q, k, v))
-    C0, n0, m0 = start = tuple(contiguous(astype(xp, a, SINGLE)) for a in (C0, n0, m0))
+    inputs = (*(_packed(a, kernels.shape) for a in arguments[:3]), *arguments[3:5])
+    q, _, v, *_ = inputs
+    start = tuple(contiguous(astype(xp, a, SINGLE)) for a in arguments[5:])
     memory, arrays = kernels.work_space(xp, q, FORWARD)
     h = room(xp, v, v.shape)
-    end_C, end_n, end_m = (room(xp, a, a.shape) for a in start)
-    arrays |= {
-        "q": q,
-        "k": k,
-        "v": v,
-        "i": i,
-        "f": f,
-        "h": h,
-        "C0": C0,
-        "n0": n0,
-        "m0": m0,
-        "end_C": end_C,
-        "end_n": end_n,
-        "end_m": end_m,
-    }
+    end_C, end_n, end_m = end = [room(xp, a, a.shape) for a in start]
+    names = ("q", "k", "v", "i", "f", "C0", "n0", "m0", "end_C", "end_n", "end_m", "h")
+    arrays |= zip(names, (*inputs, *start, *end, h), strict=True)
     kernels.run(("gates", "states", "within"), arrays)
-    return h, end_C, end_n, end_m, Saved((q, k, v, i, f), start, h, memory, kernels)
+    return h, end_C, end_n, end_m, Saved(inputs, start, h, memory, kernels)
 
 
 def backward(

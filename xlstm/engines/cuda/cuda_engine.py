@@ -51,7 +51,7 @@ class Cuda:
             return "it runs arrays of CuPy"
         if not widths or widths[0][1] == 0:
             return "there is no step"
-        _, choice, why = plan(step, widths, device)
+        choice, why = plan(step, widths, device)
         if choice.path != "loop":
             return ""
         if dtype_name(step.Wh.dtype) != "bfloat16":
@@ -69,7 +69,7 @@ class Cuda:
         end = _attempt(tape.choice.name, tape.forward, keep)
         if end is None:
             return self._next(step, widths).forward(step, x, state, widths, keep)
-        if keep == "nothing" and tape.function.around.projected:  # h is a part of y
+        if keep == "nothing" and tape.projected:  # h is a part of y
             end[0] = step.xp.asarray(end[0], copy=True)
         return tape.y, end, tape
 
@@ -161,7 +161,7 @@ class CudaTape(StepKernels, Tape):
         if keep == "all":
             self.rows_kept |= self.empty(self.function.saved)
         if self.projected:
-            self.rows_kept |= self.empty(self.kept_of_h)
+            self.rows_kept |= self.empty({"out": None})
         arrays = {"zx": zx, "y": self.y, **self.rows_kept, **self.constants}
         self.end = self._run(KERNELS[keep], arrays, self.initial)
         return self.end

@@ -42,7 +42,7 @@ class StepKernels:
     def __init__(self, step: Step, x: Array, widths: Widths) -> None:
         self.step = step
         self.x = x
-        self.choice: Choice = plan(step, widths, self.device)[1]
+        self.choice, _ = plan(step, widths, self.device)
         self.projected = self.function.around.projected
         self.heads, self.width = heads_of(step)
         self.real = REAL[self.choice.arithmetic.real]
@@ -153,13 +153,6 @@ class StepKernels:
         W = self.step.xp.permute_dims(self.Wh, (1, 3, 0, 2))
         return reshape(W, (self.heads, self.width, self.step.G * self.width))
 
-    @property
-    def kept_of_h(self) -> Rows:
-        """The array in which every kind of kernel keeps h after the step, or before its
-        projection.
-        """
-        return {"out" if self.projected else "y": None}
-
     def empty(self, arrays: Rows, n: int | None = None) -> dict[str, Array]:
         """Return arrays (n, rows, H), or (n, H) without rows, by name; n is N by default."""
         xp = self.step.xp
@@ -183,7 +176,7 @@ class StepKernels:
         xp = self.step.xp
         names = self.function.carried if self.projected else ("h", *self.function.carried)
         arrays: dict[str, Any] = {"zx": self.project(self.x), **self.constants}
-        arrays |= self.empty(self.kept_of_h)
+        arrays |= self.empty({"out" if self.projected else "y": None})
         after = []
         for name, s in zip(names, state[-len(names) :], strict=True):
             before = contiguous(astype(xp, s, self.real))
@@ -197,32 +190,27 @@ class StepKernels:
         return [h, h, *after]
 
 
-def plan(step: Step, widths: Widths, device: Device) -> tuple[Pointwise | None, Choice, str]:
-    """Return the functions of a step, or None; the path that it takes; and why it has no
-    functions.
-    """
+def plan(step: Step, widths: Widths, device: Device) -> tuple[Choice, str]:
+    """Return the path that a step takes, and why no kernel can do it, or ""."""
     function = function_of(step)
     why = "" if function is not None else f"no kernel does {_obstacle(step) or 'this cell'}"
     heads, width = heads_of(step)
     dtype = dtype_name(step.Wh.dtype)
-    return function, choose(told(), function, why, dtype, width, heads, widths[0][1], device), why
+    return choose(told(), function, why, dtype, width, heads, widths[0][1], device), why
 
 
 def function_of(step: Step) -> Pointwise | None:
     """Return the functions of a step, or None where it is not one of units; the step keeps them."""
     if step.compiled is None:
-        step.compiled = (None if _obstacle(step) else _traced(step),)
+        rows = None if step.R == step.G * step.H else step.R // step.H
+        drop = step.masks.drop is not None
+        around = Around(drop, "gh" in step.w, step.Whr is not None, step.matrix, rows, units=True)
+        traced = None
+        if not _obstacle(step):
+            traced = pointwise(step.cell, step.own_rows, step.added, step.zones, around)
+        step.compiled = (traced,)
     function: Pointwise | None = step.compiled[0]
     return function
-
-
-def _traced(step: Step) -> Pointwise | None:
-    matrix = next((name for name, p in step.own.items() if p.ndim == 2 and p.shape[1] > 1), "")
-    rows = None if step.R == step.G * step.H else step.R // step.H
-    around = Around(
-        step.masks.drop is not None, "gh" in step.w, step.Whr is not None, matrix, rows, units=True
-    )
-    return pointwise(step.cell, step.own_rows, step.added, step.zones, around)
 
 
 def _obstacle(step: Step) -> str:

@@ -149,16 +149,14 @@ def _device(number: int) -> Device:
     capability = 10 * properties["major"] + properties["minor"]
     shared = runtime.deviceGetAttribute(OPTIN, number)
     with optional_imports.cupy().cuda.Device(number):
-        largest = next(
-            (blocks for blocks in (16, 8) if capability >= 90 and _clusters(blocks, shared)), 0
-        )
+        largest = next((n for n in (16, 8) if capability >= 90 and _clusters(n, shared, number)), 0)
         check_results.first_use()
     return Device(
         properties["name"].decode(), capability, properties["multiProcessorCount"], shared, largest
     )
 
 
-def _clusters(blocks: int, shared: int) -> bool:
+def _clusters(blocks: int, shared: int, number: int) -> bool:
     """Return whether clusters of so many blocks run: not every chip has SMs enough together.
 
     Each block has as much shared memory as one may have, and so an SM of its own, as blocks of
@@ -166,7 +164,6 @@ def _clusters(blocks: int, shared: int) -> bool:
     """
     text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
     source = KernelSource("xlstm_probe", text, (), shared, blocks, True)
-    number = optional_imports.cupy().cuda.runtime.getDevice()
     try:
         _kernel(source, number)((blocks,), (32,), (), shared_mem=shared)
     except Exception:  # CUDA or NVRTC refuses them

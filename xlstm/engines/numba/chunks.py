@@ -80,9 +80,8 @@ def chunkwise(
         _work(B, N, T, L, K, V) < SMALL
         or q.dtype not in DTYPES
         or any(a.dtype != q.dtype for a in inputs)
+        or not jit.enabled()
     ):
-        return None
-    if not jit.enabled():
         return None
     q, k, v, i, f = read = tuple(map(_forwards, (q, k, v, i, f)))
     count = -(-T // L)
@@ -102,11 +101,8 @@ def chunkwise(
     views = q, k, v, i, f, h
     _run("chunks", forget, views, sizes, logs, (m0, logf, states, s, den, m), eps)
     end = states[:, :, -1]
-    saved = (
-        Saved(read, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den)
-        if keep
-        else None
-    )
+    logf = logf.reshape(B, N, count * L)[..., :T]
+    saved = Saved(read, logf, h, logs, states, s, den) if keep else None
     return [h, end[..., :V].copy(), end[..., V].copy(), m], saved
 
 
@@ -193,7 +189,10 @@ def _flat(arrays: Sequence[Array]) -> tuple[Array, ...]:
 def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
     """Return a module with the loops for a dtype and a forget gate."""
     with jit.lock:
-        formulas = _formulas(dtype, forget)
+        formulas = {
+            name: _function(name, formula, np.dtype(dtype))
+            for name, formula in by_name(forget).items()
+        }
         common = jit.shared(dtype)
         text = common.__name__ + inspect.getsource(chunk_loops)
         module = jit.new_module(text, vars(common), "\n".join(formulas.values()))
@@ -204,24 +203,14 @@ def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
         return module
 
 
-def _formulas(dtype: str, forget: str) -> dict[str, str]:
-    """Return the formulas of the cell by name, each as the source of a function of single
-    numbers.
-    """
-    real = np.dtype(dtype)
-    return {
-        name: _function(name, formula, kind_of(real), options_of(real))
-        for name, formula in by_name(forget).items()
-    }
-
-
-def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -> str:
+def _function(name: str, formula: Formula, dtype: np.dtype[Any]) -> str:
     """Return a formula as the source of a function of single numbers, with those of NUMBERS that it
     has last.
     """
+    kind = kind_of(dtype)
     numbers = dict.fromkeys(taken(formula, dict.fromkeys(NUMBERS)), kind)
     inputs = kinds(formula, kind, "double") | numbers
-    lines = traced(formula, len(inputs), tuple(taken(formula, options).items()))
+    lines = traced(formula, len(inputs), tuple(taken(formula, options_of(dtype)).items()))
     types = {f"x{k}": kind for k, kind in enumerate(inputs.values())}
     writer = Python(
         lines, lambda x, _: x, lambda y, _, value: f"{y} = {value}", types, default=kind

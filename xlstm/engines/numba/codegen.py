@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from xlstm.cells.cell import Cell
 from xlstm.engines.numba import jit
-from xlstm.engines.pointwise import Pointwise, pointwise
+from xlstm.engines.pointwise import Own, Pointwise, pointwise
 from xlstm.tracing.symbols import Symbols, trace
 from xlstm.tracing.writers import Python
 
@@ -42,25 +41,14 @@ class Kernels(NamedTuple):
     backward: Kernel
 
 
-def kernels(
-    cell: Cell, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]
-) -> Kernels | None:
-    """Return the loops of a cell, or None where there are none: it is not element by element.
-
-    `own` has the cell's own parameters and their rows, `added` the biases that there are among b
-    and bh.
-    """
-    return _kernels(cell.form, dtype, own, added, jit.shape(dtype))
-
-
 @functools.cache
-def _kernels(
-    form: Any,
-    dtype: str,
-    own: tuple[tuple[str, int | None], ...],
-    added: tuple[str, ...],
-    shape: Any,
-) -> Kernels | None:
+def kernels(form: Any, dtype: str, own: Own, added: tuple[str, ...], shape: Any) -> Kernels | None:
+    """Return the loops of a cell for vectors of a shape, or None where there are none: it is not
+    element by element.
+
+    The cell has this form; `own` has its own parameters and their rows, `added` the biases that
+    there are among b and bh.
+    """
     step = pointwise(form, own, added)
     # rows for `own_bwd` have no place in the loop
     if step is None or step.gradients["dz"] != len(form.GATES):
@@ -87,10 +75,10 @@ def kernel(
     dtype: str,
     function: Callable[..., Mapping[str, Symbols]],
     inputs: Mapping[str, int | None],
-    given: tuple[str, ...] = (),
-    loads: Mapping[str, str] = MappingProxyType({}),
-    stores: Mapping[str, str] = MappingProxyType({}),
-    numbers: Collection[str] = (),
+    given: tuple[str, ...],
+    loads: Mapping[str, str],
+    stores: Mapping[str, str],
+    numbers: Collection[str],
 ) -> Kernel:
     """Write a traced function as the source of a step, and return the loops around it.
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
+from xlstm.arrays import checks
 from xlstm.arrays.optional_imports import first_line
 from xlstm.engines.numba import deferred_signals, loops, maths, products
 
@@ -36,9 +37,7 @@ def enabled() -> bool:
     ImportError, ValueError
         XLSTM_COMPILE=1 and Numba does not work, or it is neither 0 nor 1.
     """
-    asked = os.environ.get(VARIABLE, "")
-    if asked not in ("", "0", "1"):
-        raise ValueError(f"{VARIABLE}: {asked!r}, expected 0 or 1")
+    asked = checks.variable(VARIABLE, ("0", "1"))
     if asked == "0":
         return False
     reason = failure()

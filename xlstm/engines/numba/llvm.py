@@ -21,8 +21,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from xlstm.arrays import checks
+
 VARIABLE = "XLSTM_VECTOR_BYTES"
-BYTES = (16, 32, 64)
+BYTES = ("16", "32", "64")
 ORDER = "seq_cst"
 # Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that none
 # waits for the last. AVX-512 and NEON have 32 registers, AVX2 has 16. Fewer rows than 12 are for
@@ -48,9 +50,7 @@ def shape(dtype: str) -> VectorShape:
     ValueError
         XLSTM_VECTOR_BYTES is not one of 16, 32 and 64.
     """
-    asked = os.environ.get(VARIABLE, "")
-    if asked and asked not in map(str, BYTES):
-        raise ValueError(f"{VARIABLE}: {asked!r}, expected one of {', '.join(map(str, BYTES))}")
+    asked = checks.variable(VARIABLE, BYTES)
     features = binding.get_host_cpu_features()
     if asked:
         size = int(asked)

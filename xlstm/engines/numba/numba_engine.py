@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
-from ctypes import addressof, c_char
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,6 @@ LINE = 8  # numbers of a cache line: threads that count in one wait for each oth
 # Up to so many recurrent weights a step of one sequence runs in a compiled call; BLAS has the
 # products of a larger one on all cores.
 SMALL = 10**6
-NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in DTYPES}
 
 
 class Numba:
@@ -117,7 +115,7 @@ class OneSequence:
     """
 
     def __init__(self, step: Step, reference: Stream | None = None) -> None:
-        compiled: Kernels = step.compiled or kernels(step)
+        compiled: Kernels = kernels(step)
         self.reference = reference
         self.cell = step.cell
         self.loop = compiled.lean.loops.forward_alone
@@ -189,15 +187,14 @@ class NumbaTape(Tape):
     @property
     def kernels(self) -> Kernels:
         """The compiled loops of the cell, which a copy looks up again."""
-        compiled: Kernels = self.step.compiled or kernels(self.step)
+        compiled: Kernels = kernels(self.step)
         return compiled
 
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence of the first step at its own end."""
         step = self.step
         lean = keep == "nothing"
-        # as the property gives them, without its call
-        compiled: Kernels = step.compiled or kernels(step)
+        compiled = self.kernels
         kernel = compiled.forward if keep == "all" else compiled.lean
         H = step.H
         G = step.G
@@ -214,19 +211,12 @@ class NumbaTape(Tape):
         zh = np.empty((G, first * H), dtype)
         weights = for_states(step, kernel.loops.COLUMNS, self.shares[0])
         arrays = {"zx": zx, "zh": zh, "h": self.hs, **self.carry, **self.saved}
-        self._run(
-            kernel,
-            kernel.loops.forward,
-            arrays,
-            (self.x, self.hs, self.starts, zx, zh),
-            weights,
-            lean,
-        )
+        own = self.x, self.hs, self.starts, zx, zh
+        self._run(kernel, kernel.loops.forward, arrays, own, weights, lean)
         # the rows of `hs` and `carry` with the state of each sequence at its own end
         if len(self.widths) == 1:
-            at = N
-            place = (self.starts.size - 1) % 2 * first if lean else at
-            ends: Any = slice(at, at + first)
+            place = (self.starts.size - 1) % 2 * first if lean else N
+            ends: Any = slice(N, N + first)
             places: Any = slice(place, place + first)
         else:
             sequences = np.arange(first)
@@ -246,27 +236,26 @@ class NumbaTape(Tape):
         step = self.step
         first = self.first
         gradients = Gradients(self)
-        kernels = self.kernels
+        compiled = self.kernels
+        kernel = compiled.backward
         N = self.x.shape[0]
         dtype = self.x.dtype
         dh, *dcarry = [np.array(d[:, :first].T, order="C") for d in dstate]
         dZ = np.empty((N, step.R), dtype)
         gradients.arrays["zx"] = dZ.T
-        dQ = NO_ROWS[dtype]
+        dQ = np.empty((0, 0), dtype)
         dz = dzh = np.empty((step.G, first * step.H), dtype)
-        if "dzh" in kernels.step.gradients:
+        if "dzh" in compiled.step.gradients:
             dQ = np.empty_like(dZ)
             dzh = np.empty_like(dz)
             gradients.arrays["zh"] = dQ.T
-        dy = NO_ROWS[dtype] if dy is None else contiguous(dy)
+        dy = np.empty((0, 0), dtype) if dy is None else contiguous(dy)
         arrays = {"dz": dz, "dzh": dzh, "dh0": dh, "dh": dh, **self.carry, **self._whole()}
         arrays |= {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
-        kernel = kernels.backward
         weights = for_gradients(step, kernel.loops.COLUMNS, self.shares[0])
         own = dy, self.starts, dZ, dQ, dz, dzh, dh.reshape(-1)
-        self._run(
-            kernel, kernel.loops.backward, arrays, own, weights, "dh0" in kernels.step.gradients
-        )
+        direct = "dh0" in compiled.step.gradients
+        self._run(kernel, kernel.loops.backward, arrays, own, weights, direct)
         return gradients, [d.T for d in (dh, *dcarry)]
 
     def _run(
@@ -287,11 +276,12 @@ class NumbaTape(Tape):
         parts, size = self.shares
         if steps == 0:
             return
-        named.update(constants(self.step, first))
-        table = address_table(list(map(named.__getitem__, kernel.arrays)), kernel.rows)
-        numbers = np.array(
-            list(map(self.step.cell.numbers.__getitem__, kernel.numbers)), np.float64
-        )
+        at = self.step
+        for name in (*at.added, *at.own):
+            p = at.w[name].reshape(at.G, at.H) if name in at.added else at.own[name][..., 0]
+            named[name] = np.repeat(p[..., None, :], first, axis=-2)
+        table = address_table([named[name] for name in kernel.arrays], kernel.rows)
+        numbers = np.array([self.step.cell.numbers[name] for name in kernel.numbers], np.float64)
         step = kernel.loops.PRODUCT, kernel.loops.step_address(), table, numbers
         # without the calls that divide the work, which take as long as a small pass
         if parts == size == 1:
@@ -303,9 +293,8 @@ class NumbaTape(Tape):
         pieces = []
         for packed, span in zip(weights, spans(self.widths, parts), strict=False):
             counts = np.zeros(room, np.int64)
-            pieces += [
-                ((step, (k, size, counts), arrays, packed, flag), *span) for k in range(size)
-            ]
+            teams = [(k, size, counts) for k in range(size)]
+            pieces += [((step, team, arrays, packed, flag), *span) for team in teams]
         run_parallel([(loop, pieces)], len(pieces))
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
@@ -355,11 +344,11 @@ def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
     The second number is that of the threads which share each step, where they do not divide the
     batch.
     """
-    most = cores.given()
-    work = weights * sequences  # raises an error of the setting, however small the work is
+    cores.given()  # raises an error of the setting, however small the work is
+    work = weights * sequences
     if work * steps <= LARGE:
         return 1, 1
-    most = most or cores.threads()
+    most = cores.threads()
     parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
     return (parts, 1) if parts > 1 else (1, min(most, max(1, work // STEP)))
 
@@ -368,47 +357,28 @@ def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
     """Divide the sequences into at most `parts` ranges of about equal work; return the first and
     the end of each.
     """
-    B = widths[0][1]
-    if len(widths) == 1 or parts == 1:
-        cuts = [B * part // parts for part in range(parts + 1)]
-    else:
-        steps = np.zeros(B, dtype=np.int64)  # of each sequence
-        for k, n in widths:
-            steps[:n] += k
-        work = np.cumsum(steps)
-        ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts) + 1
-        cuts = [0, *np.minimum(ends, B).tolist(), B]
-    return list(itertools.pairwise(sorted(set(cuts))))
+    steps = np.zeros(widths[0][1], dtype=np.int64)  # of each sequence
+    for k, n in widths:
+        steps[:n] += k
+    work = np.cumsum(steps)
+    ends = np.searchsorted(work, work[-1] * np.arange(1, parts + 1) / parts) + 1
+    return list(itertools.pairwise(sorted({0, *ends.tolist()})))
 
 
 def address_table(arrays: Sequence[Array], rows: Sequence[int]) -> Array:
     """Return the table of a step, (arrays, 2): the address of each array, which must outlive it,
     and a row's length.
     """
-    table = np.empty((len(arrays), 2), np.int64)
-    for k, (a, count) in enumerate(zip(arrays, rows, strict=True)):
-        try:  # as `address` does, whose calls, one an array, were a fifth of those of a small pass
-            table[k] = addressof(c_char.from_buffer(a)), a.size // count
-        except (TypeError, ValueError):
-            table[k] = address(a), a.size // count
-    return table
-
-
-def constants(step: Step, n: int) -> dict[str, Any]:
-    """Return the parameters that a cell uses beside its units, once for each of n sequences: (rows,
-    n, H) or (n, H).
-    """
-    vectors = {}
-    for name in (*step.added, *step.own):
-        p = step.w[name].reshape(step.G, step.H) if name in step.added else step.own[name][..., 0]
-        vectors[name] = room = np.empty((*p.shape[:-1], n, step.H), p.dtype)
-        room[...] = p[..., None, :]
-    return vectors
+    return np.array([(address(a), a.size // n) for a, n in zip(arrays, rows, strict=True)])
 
 
 def kernels(step: Step) -> Any:
     """Return the compiled loops of a step, or None where there are none."""
-    return codegen.kernels(step.cell, DTYPES[step.Wh.dtype], step.own_rows, step.added)
+    dtype = DTYPES[step.Wh.dtype]
+    form = step.cell.form
+    return step.compiled or codegen.kernels(
+        form, dtype, step.own_rows, step.added, jit.shape(dtype)
+    )
 
 
 NUMBA = Numba()

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
+from xlstm.arrays.namespace import Array
 from xlstm.engines.cell_step import Step
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.team import Call, share
 
 DTYPES = {np.dtype(name): name for name in ("float32", "float64")}
-NONE = {dtype: np.empty((1, 0, 0, 0), dtype) for dtype in (SINGLE, DOUBLE)}
 # rows of the second factor of a product for which rows of the first one stay in the cache of a core
 DEEP = 1024
 FEW = 128  # rows of the left factor of a product up to which it is packed, and not the right one
@@ -43,15 +42,14 @@ def for_states(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
     V = recurrent(step)
     x = step.w.get("Wx")
     H = step.H
-    Vx = NONE[V.dtype] if x is None else contiguous(x).reshape(1, step.G, H, -1)
-    of_x = 0 if x is None else step.G * -(-H // columns), Vx.shape[3]
+    Vx = np.empty((1, 0, 0, 0), V.dtype) if x is None else contiguous(x).reshape(1, step.G, H, -1)
     N, G, K, _ = V.shape
-    of_h = (N, G * -(-K // columns), K)
-    weights = []
-    for _ in range(parts):
-        packed = aligned(V.dtype, *of_x, columns), aligned(V.dtype, *of_h, columns)
-        weights.append((Vx, V, *packed))
-    return weights
+    of_x = 0 if x is None else G * -(-H // columns), Vx.shape[3]
+    of_h = N, G * -(-K // columns), K
+    return [
+        (Vx, V, aligned(V.dtype, *of_x, columns), aligned(V.dtype, *of_h, columns))
+        for _ in range(parts)
+    ]
 
 
 def for_gradients(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
@@ -65,11 +63,9 @@ def for_gradients(step: Step, columns: int, parts: int) -> list[tuple[Array, ...
 
 def recurrent(step: Step) -> Array:
     """Return the weights of h, (heads, G, K, K)."""
-    return (
-        contiguous(step.Wh.swapaxes(0, 1))
-        if step.heads
-        else contiguous(step.Wh).reshape(1, step.G, step.H, step.H)
-    )
+    if step.heads:
+        return contiguous(step.Wh.swapaxes(0, 1))
+    return contiguous(step.Wh).reshape(1, step.G, step.H, step.H)
 
 
 def aligned(dtype: np.dtype[Any], *shape: int) -> Array:
@@ -118,31 +114,24 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
     """
     outs: list[Array] = []
     calls: list[Call] = []
-    together: dict[int, tuple[Array, list[Array], list[Array]]] = {}
+    together: dict[int, tuple[Array, list[tuple[Array, Array]]]] = {}
     work = 0
     for a, b in pairs:
         outs.append(out := np.empty((a.shape[0], b.shape[1]), b.dtype))
         work += a.shape[1] * max(out.shape) * max(NARROW, min(out.shape))
         if a.flags.c_contiguous:
-            calls.append(_of_rows(compiled, a, b, out))
+            calls.append(_of_rows(compiled, contiguous(a), b, out))
         elif b.shape[1] == 1:
             calls.append(
                 (a.shape[0], compiled.vector_over_rows, (contiguous(a.T), contiguous(b), out), ROWS)
             )
         else:
-            _, bs, results = together.setdefault(id(a), (a, [], []))
-            bs.append(contiguous(b))
-            results.append(out)
-    for a, bs, results in together.values():
+            _, factors = together.setdefault(id(a), (a, []))
+            factors.append((contiguous(b), out))
+    for a, factors in together.values():
         # Every part packs all of the right factors, so each thread has one.
-        calls.append(
-            (
-                a.shape[0],
-                compiled.products_over_rows,
-                (contiguous(a.T), tuple(bs), tuple(results)),
-                0,
-            )
-        )
+        bs, results = zip(*factors, strict=True)
+        calls.append((a.shape[0], compiled.products_over_rows, (contiguous(a.T), bs, results), 0))
     share(calls, work)
     return outs
 
@@ -151,7 +140,6 @@ def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
     """Return the call of a product with contiguous a: b is packed by blocks of its rows, or a if it
     is small.
     """
-    a = contiguous(a)
     turned = b.flags.f_contiguous and not b.flags.c_contiguous
     K, width = b.shape
     least = -(-K // DEEP)  # equal blocks, of at most DEEP rows each unless K has no such divisor

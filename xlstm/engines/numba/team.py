@@ -108,11 +108,6 @@ def run_parallel(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], si
                 tables[key] = entry, array.array("q", numbers)
             entry, table = tables[key]
             rows.extend((entry, table.buffer_info()[0], first, last))
-    _lead(rows, helpers)
-
-
-def _lead(rows: array.array[int], helpers: int) -> None:
-    """Do the pieces of a job with so many helpers."""
     if _compiled().lead(queue, rows.buffer_info()[0], helpers, len(rows) // 4):
         raise MemoryError("a compiled function of xlstm had no memory")
 
