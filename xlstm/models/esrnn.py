@@ -107,16 +107,21 @@ class ESRNN(SequenceLayer):
     @cached_property
     def network(self) -> SequenceModel:
         """The network that corrects forecasts."""
-        sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "dropout")}
         return sequence_model(
-            "ESRNN", self.cell, 2 + self.covariates, self.horizon, last=False, **sizes
+            "ESRNN",
+            self.cell,
+            2 + self.covariates,
+            self.horizon,
+            last=False,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
         )
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        return {"smoothing": self.smoothing} | (
-            {"network": self.network} if self.hidden_size else {}
-        )
+        parts = {"smoothing": self.smoothing}
+        return parts | {"network": self.network} if self.hidden_size else parts
 
     @cached_property
     def states(self) -> State:
@@ -159,10 +164,8 @@ class ESRNN(SequenceLayer):
         ends = [smoothing.final_state(smoothed, span)]
         saved: dict[str, Any] = {"smoothing": smoothed}
         if self.hidden_size:
-            errors, trends = (
-                a[..., None] / self.scale for a in (smoothed.errors, smoothed.states[1][1:, ...])
-            )
-            seen = xp.concat((errors, trends, x[..., 1:]), axis=-1)  # (1)
+            seen = xp.stack((smoothed.errors, smoothed.states[1][1:, ...]), axis=-1) / self.scale
+            seen = xp.concat((seen, x[..., 1:]), axis=-1)  # (1)
             # (2)
             correction, end, saved["network"] = self.network.run(
                 self.below("network", p), seen, state[1], span

@@ -86,33 +86,26 @@ class PatchWindows:
                 f"{where}: since has {len(since)} numbers, expected one for each of {len(series)}"
                 " series"
             )
-        if (self.horizon or self.model.patch_size) >= self.model.context:
+        P = self.model.patch_size
+        if (self.horizon or P) >= self.model.context:
             expected = f"expected less than {self.model.context}, the context"
             raise ValueError(f"{where}: horizon is {self.horizon}, {expected}")
-        if not any(
-            np.any(~np.isnan(item.target[:, max(1, n) :]))
-            for item, n in zip(series, since, strict=True)
-        ):
+        ends = []
+        has_targets = False
+        for k, (item, n) in enumerate(zip(series, since, strict=True)):
+            has_targets |= not np.all(np.isnan(item.target[:, max(1, n) :]))
+            L = item.target.shape[1]
+            # the values before the last patch of each window, the latest first
+            latest = max(1, L - P) if L > 1 else 0
+            earliest = max(1, min(P, L - P), n - P + 1)
+            ends += [(k, end) for end in range(latest, earliest - 1, -(self.stride or P))]
+        if not has_targets:
             raise ValueError(
                 f"{where}: no series has a value after its first one that may be a target"
             )
-        ends = [
-            (k, end)
-            for k, item in enumerate(series)
-            for end in self._places(item.target.shape[1], since[k])
-        ]
         object.__setattr__(self, "since", since)
         object.__setattr__(self, "_items", series)
         object.__setattr__(self, "_ends", np.array(ends, dtype=np.int64).reshape(-1, 2))
-
-    def _places(self, L: int, since: int) -> Sequence[int]:
-        """Return how many values lie before the last patch of each window of a series, the latest
-        first.
-        """
-        P = self.model.patch_size
-        if L < 2:
-            return []
-        return range(max(1, L - P), max(0, min(P, L - P) - 1, since - P), -(self.stride or P))
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
