@@ -217,13 +217,11 @@ class Recurrent(SequenceLayer):
         """
         G = self._gates
         H = self.hidden_size
+        P = self.state_sizes[0]
         rows = {f"{G}H" if G > 1 else "H": G * H}
         shapes: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
         if self.CELL.RECURRENT:
-            shapes["Wh"] = {
-                **rows,
-                "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0],
-            }
+            shapes["Wh"] = {**rows, "H" if G > 1 and P == H else "P": P}
         if self.bias:
             shapes["b"] = rows
         if self.recurrent_bias:
@@ -249,12 +247,12 @@ class Recurrent(SequenceLayer):
     def _zoneout(self, where: str) -> tuple[float, ...]:
         """Return the checked rate of each state."""
         rates: Any = self.zoneout
+        names = self.STATES
         if not isinstance(rates, tuple | list):
-            rates = (rates,) * len(self.STATES)
-        elif len(rates) != len(self.STATES):
+            rates = (rates,) * len(names)
+        elif len(rates) != len(names):
             raise ValueError(
-                f"{where}: zoneout has {len(rates)} rates, expected those of"
-                f" {', '.join(self.STATES)}"
+                f"{where}: zoneout has {len(rates)} rates, expected those of {', '.join(names)}"
             )
         return tuple(checks.rate(where, "zoneout", rate) for rate in rates)
 
@@ -312,10 +310,8 @@ class Recurrent(SequenceLayer):
         ends: list[Sequence[Array]] = []
         rows = packing.pack(xp, x)
         for k, directions in enumerate(self._sublayers):
-            mask = None
-            if k and self.dropout:
-                mask = dropout(rng, self.dropout, tuple(rows.shape), rows)
-                rows = dropped(rows, mask)
+            mask = dropout(rng, self.dropout if k else 0.0, rows)
+            rows = dropped(rows, mask)
             outputs = []
             for sublayer in directions:
                 start: Sequence[Array] = [s[len(ends), ...].T for s in state]
@@ -354,7 +350,7 @@ class Recurrent(SequenceLayer):
             for d, sublayer in enumerate(directions):
                 layer_tape = kept[sublayer.name]
                 P = layer_tape.tape.step.P
-                dh = rows if rows is None or len(directions) == 1 else rows[:, d * P : (d + 1) * P]
+                dh = None if rows is None else rows[:, d * P : (d + 1) * P]
                 if dh is not None and sublayer.reverse:
                     dh = packing.mirror(xp, dh)
                 dend: Sequence[Array] = [s[at + d, ...].T for s in dstate]
@@ -403,7 +399,7 @@ class Recurrent(SequenceLayer):
         """
         P, B = start[0].shape
         # with an axis of steps: these are not packed rows
-        drop = dropout(rng, self.recurrent_dropout, (1, B, P), rows)
+        drop = dropout(rng, self.recurrent_dropout, rows, (1, B, P))
         shares = [
             bernoulli(rng, rate, (rows.shape[0], h.shape[0]), rows) if rng and rate else rate
             for rate, h in zip(self._zones, start, strict=True)

@@ -268,7 +268,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         saved = {}
         ends = []
         for k in range(self.num_layers):
-            mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
+            mask = dropout(span.rng, self.dropout if k else 0.0, x)
             x, beyond = _limited(xp, dropped(x, mask))
             z = matmul(xp, x, p[f"{k}.Wx"].T)
             if self.bias:

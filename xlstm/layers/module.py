@@ -235,8 +235,8 @@ class Module:
         params, dy = from_foreign(type(self).__name__, (params, dy))
         xp = self.namespace(params, {"dy": dy})
         checks.beside(type(self).__name__, saved.home, params)
-        if tuple(dy.shape) != saved.shape:
-            shape = tuple(dy.shape)
+        shape = tuple(dy.shape)
+        if shape != saved.shape:
             raise ValueError(
                 f"{type(self).__name__}: dy has shape {shape}, expected that of y, {saved.shape}"
             )
@@ -336,7 +336,7 @@ class Forward:
         """Return y through a mask of dropout, which is kept under a name; it is None where none is
         drawn.
         """
-        mask = dropout(self.span.rng, rate, tuple(y.shape), y)
+        mask = dropout(self.span.rng, rate, y)
         self.keep(**{name: mask})
         return dropped(y, mask)
 
@@ -511,11 +511,14 @@ def masks(where: str, seed: Seed | None) -> np.random.Generator:
 
 
 def dropout(
-    rng: np.random.Generator | None, rate: float, shape: tuple[int, ...], array: Array
+    rng: np.random.Generator | None,
+    rate: float,
+    array: Array,
+    shape: tuple[int, ...] | None = None,
 ) -> Array | None:
-    """Draw a mask for an array: 0 with probability `rate`, else 1 / (1 - rate); None where there is
-    none.
+    """Draw a mask for an array, or of another shape: 0 with probability `rate`, else 1 / (1 -
+    rate); None where there is none.
     """
     if rng is None or not rate:
         return None
-    return bernoulli(rng, rate, shape, array, dropout=True)
+    return bernoulli(rng, rate, shape or tuple(array.shape), array, dropout=True)

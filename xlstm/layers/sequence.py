@@ -190,7 +190,7 @@ class SequenceLayer(Module):
             masked = {"lengths": lengths, "seed": seed, "keep": keep, "groups": groups}
             return views.run(self.forward, params, x, state, train, **masked)  # type: ignore[no-any-return]
         where = type(self).__name__
-        keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
+        keep = checks.keeps(where, train, keep)
         if groups is not None and not self._has_groups:
             raise TypeError(
                 f"{where}: groups is {checks.shown(groups)}, expected None, as no sequence sees"
@@ -259,8 +259,7 @@ class SequenceLayer(Module):
         xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
         checks.beside(where, saved.home, params)
         if dy is not None:
-            if dy.shape != saved.shape:
-                checks.shape(where, "dy", dy, self.output_dims(span.T, span.B))
+            checks.shape(where, "dy", dy, self.output_dims(span.T, span.B))
             dy = self._swap(xp, dy)
         end = None
         if dstate is not None:

@@ -164,8 +164,9 @@ class ESRNN(SequenceLayer):
         ends = [smoothing.final_state(smoothed, span)]
         saved: dict[str, Any] = {"smoothing": smoothed}
         if self.hidden_size:
-            seen = xp.stack((smoothed.errors, smoothed.states[1][1:, ...]), axis=-1) / self.scale
-            seen = xp.concat((seen, x[..., 1:]), axis=-1)  # (1)
+            errors = smoothed.errors[..., None] / self.scale
+            trends = smoothed.states[1][1:, ..., None] / self.scale
+            seen = xp.concat((errors, trends, x[..., 1:]), axis=-1)  # (1)
             # (2)
             correction, end, saved["network"] = self.network.run(
                 self.below("network", p), seen, state[1], span

@@ -64,7 +64,7 @@ class SequenceModel(SequenceLayer):
 
     @property
     def batch_first(self) -> bool:
-        return bool(self.recurrent.batch_first)
+        return self.recurrent.batch_first  # type: ignore[no-any-return]
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class SequenceModel(SequenceLayer):
     @property
     def input_size(self) -> int:
         """Width of x."""
-        return int(self.recurrent.input_size) if self.inputs is None else self.inputs
+        return self.recurrent.input_size if self.inputs is None else self.inputs
 
     @cached_property
     def head(self) -> Linear:

@@ -11,7 +11,7 @@ from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse, listed
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, room
 from xlstm.arrays.rows import summed
 from xlstm.arrays.sliding import computes_again
 from xlstm.cells import slstm
@@ -144,7 +144,7 @@ class mLSTMBlock(Block):  # noqa: N801
         skip = run.p["skip"]
         conv_end, end = (None, None) if dstate is None else dstate
         dsg = run("down", run.dropped("mask", dy))  # (11) (10)
-        daz = xp.empty((*dy.shape[:-1], 2 * F), dtype=dy.dtype, device=device_of(dy))
+        daz = room(xp, dy, (*dy.shape[:-1], 2 * F))
         arrays = (dsg, kept["z"], skip, kept["c"], *kept["sg"])
         # (9) (8)
         _, ds, dc, run.grads["skip"] = summed(xp, _skipped_bwd, *arrays, out=[daz[..., F:]])

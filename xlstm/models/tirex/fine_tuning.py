@@ -117,16 +117,16 @@ class PatchWindows:
         most = -(-(self.horizon or 1) // self.model.patch_size) - 1
         for start in range(0, len(ends), self.batch_size):
             some = ends[start : start + self.batch_size]
-            hidden = (
-                np.full(len(some), most) if rng is None else rng.integers(0, most + 1, len(some))
-            )
+            hidden = np.full(len(some), most)
+            if rng is not None:
+                hidden = rng.integers(0, most + 1, len(some))
             yield self._batch(some, hidden)
 
     def _batch(self, ends: Numbers, hidden: Numbers) -> Batch:
         model = self.model
         since = self.since or ()
         P = model.patch_size
-        width = model.context + model.patch_size  # with the patch after the last one that is seen
+        width = model.context + P  # with the patch after the last one that is seen
         parts = []
         later = []
         for (k, end), n in zip(ends, hidden, strict=True):
@@ -153,7 +153,10 @@ class PatchWindows:
             tokens = tokens[:, :-1]
             target = target[:, :-1]
         counted = ~np.isnan(target)
-        x, target, mask = (
-            a.swapaxes(0, 1) for a in (tokens, np.where(counted, target, 0.0), counted)
+        return Batch(
+            tokens.swapaxes(0, 1),
+            np.where(counted, target, 0.0).swapaxes(0, 1),
+            counted.swapaxes(0, 1),
+            True,
+            options=rows.marks if len(rows.x) > len(ends) else None,
         )
-        return Batch(x, target, mask, True, options=rows.marks if len(rows.x) > len(ends) else None)

@@ -107,8 +107,7 @@ class Scaler:
             binary = np.all(~present | (rows == 0) | (rows == 1), axis=1, keepdims=True)
         if self.eps is None:
             scale = np.where(scale == 0, np.abs(loc) + FLAT, scale)
-        else:
-            scale = np.maximum(scale, self.eps)
+        scale = np.maximum(scale, self.eps or 0.0)
         return RowUnits(np.where(binary, 0.0, loc), np.where(binary, 1.0, scale), binary)
 
     def scaled(self, rows: Values, units: RowUnits) -> Values:

@@ -168,8 +168,8 @@ class VariateMixer(SameWidth, SequenceLayer):
         heads = []
         sets = []
         for some, seen in self._sets(xp, groups, x):
-            parts = (self._by_set(xp, b[:, some, ...], seen) for b in (q, k, v))
-            h, saved = attention(xp, *parts, seen)  # (5)
+            parts = [self._by_set(xp, b[:, some, ...], seen) for b in (q, k, v)]
+            h, saved = attention(xp, parts[0], parts[1], parts[2], seen)  # (5)
             heads.append(self._by_row(xp, h))
             sets.append(saved)
         a = a + run("o", xp.concat(heads, axis=1))  # (6)
@@ -327,7 +327,7 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
         xp = run.xp
         if "reverse" not in run.kept:
             run.grads["combination.W"] = xp.zeros_like(run.p["combination.W"])
-            return super().mix_bwd(run, dy, dstate)
+            return super().mix_bwd(run, dy, dstate)  # type: ignore[no-any-return]
         rows = run.span.groups.known
         dboth = run("combination", take(xp, dy, rows))  # (3)
         dy = put(xp, dy, dboth[..., : self.size], rows)  # (2)
