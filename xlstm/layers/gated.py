@@ -310,15 +310,19 @@ class Recurrent(SequenceLayer):
         ends: list[Sequence[Array]] = []
         rows = packing.pack(xp, x)
         for k, directions in enumerate(self._sublayers):
-            mask = dropout(rng, self.dropout if k else 0.0, rows)
-            rows = dropped(rows, mask)
+            mask = None
+            if k and self.dropout:
+                mask = dropout(rng, self.dropout, rows)
+                rows = dropped(rows, mask)
             outputs = []
             for sublayer in directions:
                 start: Sequence[Array] = [s[len(ends), ...].T for s in state]
                 if packing.order is not None and not span.rest:
                     start = packing.sort(xp, start)
                 masks = self._masks(xp, packing, rng, start, rows) if self._masked else NO_MASKS
-                w = {last: p[name] for last, name in sublayer.names.items()}
+                w = dict(
+                    zip(sublayer.names, map(p.__getitem__, sublayer.names.values()), strict=True)
+                )
                 step = Step(xp, sublayer.cell, w, masks)
                 runner = engine.choose(step, packing.widths, sublayer.choices)
                 x = packing.mirror(xp, rows) if sublayer.reverse else rows

@@ -166,12 +166,11 @@ class HeadwiseLinear(SameWidth, Module):
         grads = list[Params]()
         dxs = list(add)
         if block_diagonal.takes(xp, maps[0][0]["W"]):
-            xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
-            more = [dys for _, _, dys in maps]
-            Ws = [p["W"] for p, _, _ in maps]
-            dxs, dWs = block_diagonal.products_bwd(
-                xp, more, [xs[k] for k in range(len(add))], Ws, of, add
-            )
+            params, kept, more = zip(*maps, strict=True)
+            xs = {k: heads for k, (heads, _) in zip(of, kept, strict=True)}
+            every = [xs[k] for k in range(len(add))]
+            Ws = [p["W"] for p in params]
+            dxs, dWs = block_diagonal.products_bwd(xp, more, every, Ws, of, add)
             grads = [{"W": dW} for dW in dWs]
             if self.bias:
                 for own, dys in zip(grads, more, strict=True):

@@ -190,7 +190,7 @@ class SequenceLayer(Module):
             masked = {"lengths": lengths, "seed": seed, "keep": keep, "groups": groups}
             return views.run(self.forward, params, x, state, train, **masked)  # type: ignore[no-any-return]
         where = type(self).__name__
-        keep = checks.keeps(where, train, keep)
+        keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         if groups is not None and not self._has_groups:
             raise TypeError(
                 f"{where}: groups is {checks.shown(groups)}, expected None, as no sequence sees"

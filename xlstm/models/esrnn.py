@@ -182,7 +182,7 @@ class ESRNN(SequenceLayer):
         xp = span.xp
         smoothing = self.smoothing
         smoothed = saved["smoothing"]
-        dends = (None,) * len(self.parts) if dstate is None else dstate
+        dends = (None, None) if dstate is None else dstate
         grads: Params = {}
         starts = []
         dx = []
@@ -190,11 +190,10 @@ class ESRNN(SequenceLayer):
         dstates, dphi = smoothing.ahead_bwd(xp, smoothed, dy)  # (3)
         derrors = xp.zeros_like(smoothed.errors)
         if self.hidden_size:
-            dcorrection = self.scale * dy
-            net = self.below("network", p)  # (3)
+            dcorrection = self.scale * dy  # (3)
             # (2)
             dnet, dseen, start = self.network.run_bwd(
-                net, saved["network"], dcorrection, dends[1], span
+                self.below("network", p), saved["network"], dcorrection, dends[1], span
             )
             derrors = dseen[..., 0] / self.scale
             dtrend = dstates[1][1:, ...]  # (1)

@@ -51,8 +51,14 @@ class LargeBlock(Block):
     def memory(self) -> MatrixMemory:
         """The memories of all heads."""
         N = self.num_heads
-        sizes = N, self.qk_size // N, self.v_size // N
-        return MatrixMemory(*sizes, eps=self.eps, chunk=self.chunk_size, rest=self.rest)
+        return MatrixMemory(
+            N,
+            self.qk_size // N,
+            self.v_size // N,
+            eps=self.eps,
+            chunk=self.chunk_size,
+            rest=self.rest,
+        )
 
     @cached_property
     def parts(self) -> dict[str, Any]:

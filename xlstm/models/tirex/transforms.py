@@ -209,9 +209,8 @@ def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float,
     """
     if levels is None:
         return tuple(trained)
-    flat = levels.tolist() if isinstance(levels, np.ndarray) else levels
     numbers = checks.several(
-        where, "quantiles", flat, "a list of numbers between 0 and 1", checks.any_number, MOST
+        where, "quantiles", levels, "a list of numbers between 0 and 1", checks.any_number, MOST
     )
     for k, level in enumerate(numbers):
         if not trained[0] <= level <= trained[-1]:
