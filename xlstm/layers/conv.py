@@ -56,9 +56,8 @@ class CausalConv(SameWidth, SequenceLayer):
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
         function = _convolved if not self.silu else _silu if computes_again(xp) else _activated
-        results = listed(slid(xp, function, p["W"].T, xs, p["b"]))
-        y = results[-1]
-        kept = (xs, *results) if len(results) > 1 else (xs,)
+        *values, y = listed(slid(xp, function, p["W"].T, xs, p["b"]))
+        kept = (xs, *values, y) if values else (xs,)
         if span.full:
             end = xs[span.T :, ...]  # to which what is kept refers, too
             return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), kept

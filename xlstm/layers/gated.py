@@ -113,32 +113,21 @@ class Recurrent(SequenceLayer):
                 f"{where}: dropout is {self.dropout} but acts between layers, and num_layers is 1"
             )
         cell_options = {field.name for field in fields(self.CELL)}  # type: ignore[arg-type]
-        for option in ("activations", "clip"):
-            value = getattr(self, option, None)
-            if value is not None and option not in cell_options:
-                raise ValueError(
-                    f"{where}: {option} is {checks.shown(value)}, but its cell has none"
-                )
+        self._refuse("its cell has none", *{"activations", "clip"} - cell_options)
         if not self.CELL.RECURRENT:
-            for option, value in self._used(
-                "recurrent_bias", "recurrent_dropout", "layer_norm"
-            ).items():
-                raise ValueError(
-                    f"{where}: {option} is {value!r}, but its cell has no product of h"
-                )
+            self._refuse(
+                "its cell has no product of h", "recurrent_bias", "recurrent_dropout", "layer_norm"
+            )
         object.__setattr__(self, "activations", self._activations(where))
         if self.recurrent_bias is None:
-            object.__setattr__(self, "recurrent_bias", self.bias and self._biases == 2)
+            object.__setattr__(self, "recurrent_bias", self._has_recurrent_bias)
         if self.recurrent_bias and not self.bias:
             raise ValueError(f"{where}: recurrent_bias and bias=False exclude one another")
         object.__setattr__(self, "zoneout", self._zoneout(where))
         if self.recompute:
-            for option, value in self._used(
-                "zoneout", "recurrent_dropout", "layer_norm", "proj_size"
-            ).items():
-                raise ValueError(
-                    f"{where}: recompute and {option} exclude one another, {option} is {value}"
-                )
+            self._refuse(
+                "recompute excludes it", "zoneout", "recurrent_dropout", "layer_norm", "proj_size"
+            )
 
     def _used(self, *options: str) -> dict[str, Any]:
         """Return those of `options` that the layer has and that are in use: neither 0, False nor
@@ -147,24 +136,25 @@ class Recurrent(SequenceLayer):
         values = {name: getattr(self, name, None) for name in options}
         return {n: v for n, v in values.items() if (any(v) if isinstance(v, tuple) else v)}
 
+    def _refuse(self, why: str, *options: str) -> None:
+        """Raise ValueError where one of the options is in use."""
+        for option, value in self._used(*options).items():
+            where = type(self).__name__
+            raise ValueError(f"{where}: {option} is {checks.shown(value)}, but {why}")
+
     def __repr__(self) -> str:
         """Return the call that makes the layer, without the options that have their defaults."""
         plain = type(self)(self.input_size, self.hidden_size)
-        defaults = {f.name: getattr(plain, f.name) for f in fields(self)[2:]}
-        defaults["recurrent_bias"] = self.bias and self._biases == 2
-        values = {name: getattr(self, name) for name in defaults}
-        options = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
-        return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *options])})"
+        defaults = plain.__getstate__() | {"recurrent_bias": self._has_recurrent_bias}
+        values = self.__getstate__().items()
+        options = [f", {name}={value!r}" for name, value in values if value != defaults[name]]
+        return f"{type(self).__name__}({self.input_size!r}, {self.hidden_size!r}{''.join(options)})"
 
     @property
     def weights(self) -> dict[str, Weight]:
         weights: dict[str, Weight] = {}
         for k in range(self.num_layers):
-            D = (
-                {"D": self.input_size}
-                if k == 0
-                else {"directions*P": len(self.directions) * self.state_sizes[0]}
-            )
+            D = {"directions*P": self.output_size} if k else {"D": self.input_size}
             for direction in self.directions:
                 for name, dims in self._shapes(D).items():
                     weights[f"{k}.{direction}{name}"] = dims, functools.partial(self._draw, name)
@@ -217,9 +207,9 @@ class Recurrent(SequenceLayer):
         return P if len(self.directions) == 1 else f"2{P}"
 
     @property
-    def _biases(self) -> int:
-        """2 where a bias of Wh h has another effect than one of Wx x."""
-        return next(iter(self.cells.values())).BIASES
+    def _has_recurrent_bias(self) -> bool:
+        """The default of `recurrent_bias`: whether it has another effect than `bias`."""
+        return self.bias and next(iter(self.cells.values())).BIASES == 2
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
         """Return the shapes of the parameters of one layer and direction with an input of width
@@ -227,13 +217,11 @@ class Recurrent(SequenceLayer):
         """
         G = self._gates
         H = self.hidden_size
+        P = self.state_sizes[0]
         rows = {f"{G}H" if G > 1 else "H": G * H}
         shapes: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
         if self.CELL.RECURRENT:
-            shapes["Wh"] = {
-                **rows,
-                "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0],
-            }
+            shapes["Wh"] = {**rows, "H" if G > 1 and P == H else "P": P}
         if self.bias:
             shapes["b"] = rows
         if self.recurrent_bias:
@@ -259,12 +247,12 @@ class Recurrent(SequenceLayer):
     def _zoneout(self, where: str) -> tuple[float, ...]:
         """Return the checked rate of each state."""
         rates: Any = self.zoneout
+        names = self.STATES
         if not isinstance(rates, tuple | list):
-            rates = (rates,) * len(self.STATES)
-        elif len(rates) != len(self.STATES):
+            rates = (rates,) * len(names)
+        elif len(rates) != len(names):
             raise ValueError(
-                f"{where}: zoneout has {len(rates)} rates, expected those of"
-                f" {', '.join(self.STATES)}"
+                f"{where}: zoneout has {len(rates)} rates, expected those of {', '.join(names)}"
             )
         return tuple(checks.rate(where, "zoneout", rate) for rate in rates)
 
@@ -278,21 +266,17 @@ class Recurrent(SequenceLayer):
         """Return the checked activations of all directions, or None where they are the default."""
         if self.activations is None:
             return None
-        if not isinstance(self.activations, str | tuple | list):
-            raise TypeError(
-                f"{where}: activations is {checks.shown(self.activations)}, expected names"
+        texts = [self.activations] if isinstance(self.activations, str) else self.activations
+        texts = checks.several(where, "activations", texts, "names")
+        defaults = self.CELL.activations * len(self.directions)
+        n = len(self.CELL.activations)
+        if len(texts) not in (n, len(defaults)):
+            raise ValueError(
+                f"{where}: activations has {len(texts)} names, expected {n} for each direction"
             )
-        texts = (
-            (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
-        )
-        defaults = self.CELL.activations
-        directions = len(self.directions)
-        n = len(defaults)
-        if len(texts) not in (n, n * directions):
-            counts = f"{n}" if directions == 1 else f"{n}, or {n * directions} for both directions"
-            raise ValueError(f"{where}: activations has {len(texts)} names, expected {counts}")
-        names = tuple(functions.canonical(text) for text in texts) * (n * directions // len(texts))
-        return None if names == defaults * directions else names
+        names = tuple(map(functions.canonical, texts))
+        names *= len(self.directions) if len(texts) == n else 1
+        return None if names == defaults else names
 
     @cached_property
     def names(self) -> dict[str, dict[str, str]]:
@@ -328,7 +312,7 @@ class Recurrent(SequenceLayer):
         for k, directions in enumerate(self._sublayers):
             mask = None
             if k and self.dropout:
-                mask = dropout(rng, self.dropout, tuple(rows.shape), rows)
+                mask = dropout(rng, self.dropout, rows)
                 rows = dropped(rows, mask)
             outputs = []
             for sublayer in directions:
@@ -370,7 +354,7 @@ class Recurrent(SequenceLayer):
             for d, sublayer in enumerate(directions):
                 layer_tape = kept[sublayer.name]
                 P = layer_tape.tape.step.P
-                dh = rows if rows is None or len(directions) == 1 else rows[:, d * P : (d + 1) * P]
+                dh = None if rows is None else rows[:, d * P : (d + 1) * P]
                 if dh is not None and sublayer.reverse:
                     dh = packing.mirror(xp, dh)
                 dend: Sequence[Array] = [s[at + d, ...].T for s in dstate]
@@ -419,13 +403,9 @@ class Recurrent(SequenceLayer):
         """
         P, B = start[0].shape
         # with an axis of steps: these are not packed rows
-        drop = dropout(rng, self.recurrent_dropout, (1, B, P), rows)
+        drop = dropout(rng, self.recurrent_dropout, rows, (1, B, P))
         shares = [
-            (
-                rate
-                if rng is None or rate is None
-                else bernoulli(rng, rate, (rows.shape[0], h.shape[0]), rows)
-            )
+            bernoulli(rng, rate, (rows.shape[0], h.shape[0]), rows) if rng and rate else rate
             for rate, h in zip(self._zones, start, strict=True)
         ]
         return Masks(None if drop is None else packing.sort(xp, [drop[0, ...].T])[0], tuple(shares))

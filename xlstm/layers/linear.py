@@ -49,13 +49,12 @@ class Linear(Module):
     @property
     def weights(self) -> dict[str, Weight]:
         O = {"O": self.output_size}  # noqa: E741
-        draw = (
-            [normal(self.std), constant(0.0)]
-            if self.std is not None
-            else [uniform(self.input_size**-0.5)] * 2
-        )
-        weights: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw[0])}
-        return weights | ({"b": (O, draw[1])} if self.bias else {})
+        draw = draw_bias = uniform(self.input_size**-0.5)
+        if self.std is not None:
+            draw = normal(self.std)
+            draw_bias = constant(0.0)
+        weights: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw)}
+        return weights | ({"b": (O, draw_bias)} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
         y = matmul(xp, x, p["W"].T)
@@ -167,15 +166,15 @@ class HeadwiseLinear(SameWidth, Module):
         grads = list[Params]()
         dxs = list(add)
         if block_diagonal.takes(xp, maps[0][0]["W"]):
-            xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
-            more = [dys for _, _, dys in maps]
-            Ws = [p["W"] for p, _, _ in maps]
-            dxs, dWs = block_diagonal.products_bwd(
-                xp, more, [xs[k] for k in range(len(add))], Ws, of, add
-            )
+            params, kept, more = zip(*maps, strict=True)
+            xs = {k: heads for k, (heads, _) in zip(of, kept, strict=True)}
+            every = [xs[k] for k in range(len(add))]
+            Ws = [p["W"] for p in params]
+            dxs, dWs = block_diagonal.products_bwd(xp, more, every, Ws, of, add)
             grads = [{"W": dW} for dW in dWs]
-            for own, dys in zip(grads if self.bias else (), more, strict=False):
-                own["b"] = column_sums(xp, functools.reduce(operator.add, dys))
+            if self.bias:
+                for own, dys in zip(grads, more, strict=True):
+                    own["b"] = column_sums(xp, functools.reduce(operator.add, dys))
             return grads, dxs
         for (_, (heads, W), dys), k in zip(maps, of, strict=True):
             dy = functools.reduce(operator.add, dys)

@@ -65,12 +65,9 @@ class MatrixMemory(NamedTuple):
         """
         xp = span.xp
         keep = span.keep
-        T = span.T
-        B = span.B
-        if T == 1 and not keep and span.full:
-            q, k, v = (
-                reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V))
-            )
+        if span.T == 1 and not keep and span.full:
+            B = span.B
+            q, k, v = (reshape(a, (B, self.N, a.shape[-1] // self.N)) for a in (q, k, v))
             inputs = q, k, v, i[0, ...], f[0, ...], *state
             h, *end = mlstm.step(xp, *inputs, eps=self.eps, forget=self.forget)
             return reshape(h, (1, B, self.N * self.V)), tuple(end), None
@@ -88,9 +85,7 @@ class MatrixMemory(NamedTuple):
         if looped is not None:
             (h, *end), saved = looped
         else:
-            h, *end, saved = mlstm.chunkwise(
-                xp, *inputs, eps=self.eps, forget=self.forget, chunk=self.steps
-            )
+            h, *end, saved = self._chunkwise(xp, inputs)
             # The arrays that are kept refer to the final state, too, and the caller may change
             # that.
             end = [xp.asarray(s, copy=True) for s in end]
@@ -109,9 +104,7 @@ class MatrixMemory(NamedTuple):
             grads = chunks.chunkwise_bwd(xp, dh, dC, dn, dm, saved)
             if grads is None:  # the forward pass begins again, too
                 inputs = *self._by_head(xp, *saved.inputs), *saved.start
-                *_, saved = mlstm.chunkwise(
-                    xp, *inputs, eps=self.eps, forget=self.forget, chunk=self.steps
-                )
+                *_, saved = self._chunkwise(xp, inputs)
         if grads is None:
             dh = self._heads(xp, dh)
             if isinstance(saved, loops.Saved):
@@ -121,6 +114,9 @@ class MatrixMemory(NamedTuple):
             grads = [*(self._rows(xp, d) for d in grads[:5]), *grads[5:]]
         dq, dk, dv, di, df, *start = grads
         return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(start)
+
+    def _chunkwise(self, xp: Namespace, inputs: Sequence[Array]) -> Any:
+        return mlstm.chunkwise(xp, *inputs, eps=self.eps, forget=self.forget, chunk=self.steps)
 
     def _by_head(
         self, xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array
@@ -227,19 +223,18 @@ class mLSTM(SequenceLayer):  # noqa: N801
     def memory(self) -> MatrixMemory:
         """The memories of a layer."""
         N = self.num_heads
-        assert self.qk_size is not None
-        sizes = (N, self.qk_size // N, self.hidden_size // N)
+        qk_size: Any = self.qk_size
+        sizes = (N, qk_size // N, self.hidden_size // N)
         return MatrixMemory(*sizes, eps=self.eps, forget=self.forget_gate, chunk=self.chunk_size)
 
     @cached_property
     def _splits(self) -> dict[str, slice]:
         """The rows of Wx from which q, k, v, o, i and f come."""
         N, K, V = self.memory[:3]
-        ends = np.cumsum([N * K, N * K, N * V, N * V, N, N])
-        return {
-            name: slice(end - size, end)
-            for name, end, size in zip("qkvoif", ends, np.diff(ends, prepend=0), strict=True)
-        }
+        sizes = (N * K, N * K, N * V, N * V, N, N)
+        pairs = zip(np.cumsum(sizes), sizes, strict=True)
+        parts = (slice(end - size, end) for end, size in pairs)
+        return dict(zip("qkvoif", parts, strict=True))
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -273,7 +268,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         saved = {}
         ends = []
         for k in range(self.num_layers):
-            mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
+            mask = dropout(span.rng, self.dropout if k else 0.0, x)
             x, beyond = _limited(xp, dropped(x, mask))
             z = matmul(xp, x, p[f"{k}.Wx"].T)
             if self.bias:
@@ -294,24 +289,20 @@ class mLSTM(SequenceLayer):  # noqa: N801
         grads: Params = {}
         starts = []
         for k in range(self.num_layers - 1, -1, -1):
-            gradients = kept[str(k)]
+            values = kept[str(k)]
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
-            do, dh = fuse(xp, gated_bwd, dy, gradients.o, gradients.h)
-            (dq, dk, dv, di, df), start = self.memory.run_bwd(gradients.memory, dh, end, span)
+            do, dh = fuse(xp, gated_bwd, dy, values.o, values.h)
+            (dq, dk, dv, di, df), start = self.memory.run_bwd(values.memory, dh, end, span)
             dz = concat(xp, (dq, dk, dv, do, di, df), -1)
-            grads[f"{k}.Wx"] = matmul(xp, rows(dz).T, rows(gradients.x))
+            grads[f"{k}.Wx"] = matmul(xp, rows(dz).T, rows(values.x))
             if self.bias:
                 grads[f"{k}.b"] = column_sums(xp, dz)
             dy = matmul(xp, dz, p[f"{k}.Wx"])
-            if gradients.beyond is not None:
-                dy = fuse(xp, clamp_bwd, dy, gradients.beyond, limit=fourth_root(xp, dy.dtype))
-            dy = dropped(dy, gradients.mask)
+            if values.beyond is not None:
+                dy = fuse(xp, clamp_bwd, dy, values.beyond, limit=fourth_root(xp, dy.dtype))
+            dy = dropped(dy, values.mask)
             starts.append(start)
-        return (
-            grads,
-            dy,
-            tuple(stack(xp, gradients[::-1]) for gradients in zip(*starts, strict=True)),
-        )
+        return grads, dy, tuple(stack(xp, d[::-1]) for d in zip(*starts, strict=True))
 
 
 class LayerValues(NamedTuple):

@@ -35,10 +35,18 @@ RATES = ("dropout", "ffn_dropout", "recurrent_dropout", "embedding_dropout", "zo
 # layer.
 OPTIONS: dict[str, checks.Kind] = {
     **dict.fromkeys(
-        ("input_size", "hidden_size", "output_size", "size", "kernel_size", "vocab_size"),
+        (
+            "input_size",
+            "hidden_size",
+            "output_size",
+            "size",
+            "kernel_size",
+            "vocab_size",
+            "num_heads",
+            "qkv_block_size",
+        ),
         checks.size,
     ),
-    **dict.fromkeys(("num_heads", "qkv_block_size"), checks.size),
     **dict.fromkeys(("num_layers", "num_blocks"), checks.depth),
     **dict.fromkeys(("proj_size", "conv_kernel_size", "index"), checks.size_or_0),
     **dict.fromkeys(
@@ -47,12 +55,24 @@ OPTIONS: dict[str, checks.Kind] = {
     ),
     "slstm_conv_kernel_size": checks.optional(checks.size_or_0),
     **dict.fromkeys(
-        ("bidirectional", "reverse", "batch_first", "bias", "residual", "layer_norm"), checks.flag
+        (
+            "bidirectional",
+            "reverse",
+            "batch_first",
+            "bias",
+            "residual",
+            "layer_norm",
+            "recompute",
+            "peepholes",
+            "coupled_input_forget",
+            "reset_after",
+            "silu",
+            "post_norm",
+            "last",
+            "tied",
+        ),
+        checks.flag,
     ),
-    **dict.fromkeys(
-        ("recompute", "peepholes", "coupled_input_forget", "reset_after", "silu"), checks.flag
-    ),
-    **dict.fromkeys(("post_norm", "last", "tied"), checks.flag),
     **dict.fromkeys(("recurrent_bias", "post_norm_bias"), checks.optional(checks.flag)),
     **dict.fromkeys(("dropout", "recurrent_dropout", "embedding_dropout"), checks.rate),
     "ffn_dropout": checks.optional(checks.rate),
@@ -96,11 +116,10 @@ class Module:
 
     def __post_init__(self) -> None:
         kinds = OPTIONS | self.CHECKS
-        own = [f.name for f in fields(self)]  # type: ignore[arg-type]
+        own = self.__getstate__()
         checks.fields(self, **{name: kinds[name] for name in own if name in kinds})
-        if self.HEADED:
-            widths = {name: getattr(self, name) for name in self.HEADED}
-            checks.heads(type(self).__name__, self.num_heads, **widths)
+        for name in self.HEADED:
+            checks.heads(type(self).__name__, self.num_heads, **{name: getattr(self, name)})
 
     @cached_property
     def parts(self) -> dict[str, Any]:
@@ -152,15 +171,17 @@ class Module:
         """
         target = backend_of(backend, dtype)
         rng = generator(seed, where=type(self).__name__)
-        sizes = [
-            (math.prod(n for n in dims.values() if n), name) for name, dims in self.shapes.items()
-        ]
-        size, largest = max(sizes, default=(0, ""), key=lambda one: one[0])
+        sizes = {
+            name: math.prod(n for n in dims.values() if n) for name, dims in self.shapes.items()
+        }
+        largest = max(sizes, key=sizes.__getitem__)
         try:
-            np.empty(size)  # the largest one as it is drawn, in float64; nothing is written to it
+            np.empty(
+                sizes[largest]
+            )  # the largest one as it is drawn, in float64; nothing is written to it
         except (MemoryError, ValueError, OverflowError):
             # the last two where no array can have so many numbers
-            problem = f"{largest} has {size:.3g} numbers, for which there is no memory"
+            problem = f"{largest} has {sizes[largest]:.3g} numbers, for which there is no memory"
             raise ValueError(f"{type(self).__name__}: {problem}; expected smaller sizes") from None
         return {name: target.asarray(values) for name, values in self.draw(rng).items()}
 
@@ -188,7 +209,8 @@ class Module:
         """
         if (views := self._views(params, x)) is not None:
             return views.run(self.forward, params, x)  # type: ignore[no-any-return]
-        xp, params, x = self._agreed(params, "x", x)
+        params, x = from_foreign(type(self).__name__, (params, x))
+        xp = self.namespace(params, {"x": x})
         if x.ndim == 0 or x.shape[-1] != self.input_size:
             expected = f"(..., {self._symbol}) = (..., {self.input_size})"
             raise ValueError(
@@ -210,10 +232,11 @@ class Module:
         checks.saved(type(self).__name__, self, saved, Saved)
         if (views := self._views(params, dy)) is not None:
             return views.run(self.backward, params, saved, dy)  # type: ignore[no-any-return]
-        xp, params, dy = self._agreed(params, "dy", dy)
+        params, dy = from_foreign(type(self).__name__, (params, dy))
+        xp = self.namespace(params, {"dy": dy})
         checks.beside(type(self).__name__, saved.home, params)
-        if tuple(dy.shape) != saved.shape:
-            shape = tuple(dy.shape)
+        shape = tuple(dy.shape)
+        if shape != saved.shape:
             raise ValueError(
                 f"{type(self).__name__}: dy has shape {shape}, expected that of y, {saved.shape}"
             )
@@ -239,17 +262,9 @@ class Module:
             for prefix, part in self.parts.items()
         }
 
-    def pieces(self, kept: Any) -> dict[str, Any]:
-        """Return what was kept by parts, by name; without parts a dict has layers and
-        directions.
-        """
-        if not isinstance(kept, Mapping):
-            return {}
-        return {name: value for name, value in kept.items() if name in self.parts or not self.parts}
-
     def _made(self, kind: Any, **own: Any) -> Any:
         """Return an instance of another dataclass with those options of this one that it has."""
-        options = {f.name: getattr(self, f.name) for f in fields(self)} | own  # type: ignore[arg-type]
+        options = self.__getstate__() | own
         return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
 
     def check(self, params: Params) -> None:
@@ -275,13 +290,6 @@ class Module:
         if engine.asked() == ARRAY_API.name:
             return None
         return views_of(type(self).__name__, params, *arrays)
-
-    def _agreed(self, params: Params, name: str, x: Array) -> tuple[Namespace, Params, Array]:
-        """Check the parameters, and return the namespace of all these arrays, and the arrays as it
-        has them.
-        """
-        params, x = from_foreign(type(self).__name__, (params, x))
-        return self.namespace(params, {name: x}), params, x
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the options alone, for copies and pickles."""
@@ -328,7 +336,7 @@ class Forward:
         """Return y through a mask of dropout, which is kept under a name; it is None where none is
         drawn.
         """
-        mask = dropout(self.span.rng, rate, tuple(y.shape), y)
+        mask = dropout(self.span.rng, rate, y)
         self.keep(**{name: mask})
         return dropped(y, mask)
 
@@ -445,14 +453,18 @@ class Saved:
 
     def _known(self) -> dict[str, Any]:
         """Return the values that all parts, and parts of parts, kept, by dotted names."""
+        if not isinstance(self.kept, Mapping):
+            return {}
+        if not self.layer.parts:  # the keys are layers and directions
+            return dict(self.kept)
         parts: dict[str, Any] = {}
-        for name, values in self.layer.pieces(self.kept).items():
-            part = self.layer.parts.get(name)
-            view = Saved(part, None, values, self.span)
+        for name, part in self.layer.parts.items():
+            if name not in self.kept:
+                continue
+            view = Saved(part, None, self.kept[name], self.span)
             # a layer that goes through time has parts to read
-            parts[name] = view if hasattr(part, "scan") else values
-            if part is not None:
-                parts |= {f"{name}.{rest}": value for rest, value in view._known().items()}
+            parts[name] = view if hasattr(part, "scan") else view.kept
+            parts |= {f"{name}.{rest}": value for rest, value in view._known().items()}
         return parts
 
 
@@ -499,11 +511,14 @@ def masks(where: str, seed: Seed | None) -> np.random.Generator:
 
 
 def dropout(
-    rng: np.random.Generator | None, rate: float, shape: tuple[int, ...], array: Array
+    rng: np.random.Generator | None,
+    rate: float,
+    array: Array,
+    shape: tuple[int, ...] | None = None,
 ) -> Array | None:
-    """Draw a mask for an array: 0 with probability `rate`, else 1 / (1 - rate); None where there is
-    none.
+    """Draw a mask for an array, or of another shape: 0 with probability `rate`, else 1 / (1 -
+    rate); None where there is none.
     """
     if rng is None or not rate:
         return None
-    return bernoulli(rng, rate, shape, array, dropout=True)
+    return bernoulli(rng, rate, shape or tuple(array.shape), array, dropout=True)

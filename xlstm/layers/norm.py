@@ -62,7 +62,7 @@ class LayerNorm(SameWidth, Module):
         arrays = [self._split(a) for a in (x, *map(p.__getitem__, self.shapes))]
         options = {"formula": self.NORMAL.row, "eps": self.eps, "residual": self.residual}
         n, r, y = normed(xp, _normed, *arrays, **options)
-        return self._joined(y, x), (n, r)
+        return reshape(y, x.shape), (n, r)
 
     def apply_bwd(
         self, xp: Namespace, p: Params, kept: Any, dy: Array, add: Array | None = None
@@ -72,25 +72,20 @@ class LayerNorm(SameWidth, Module):
         if computes_again(xp):
             options = {"formula": self.NORMAL.row_bwd, "residual": self.residual, "bias": self.bias}
             options |= {"sums": len(self.shapes), "keep": 1 if self.heads == 1 else 2}
-            gain, *more = (self._split(a) for a in (p["w"], *(() if add is None else (add,))))
-            dx, *sums = summed(xp, _normed_bwd, self._split(dy), n, r, gain, *more, **options)
-            return {
-                name: reshape(d, (-1,)) for name, d in zip(self.shapes, sums, strict=True)
-            }, self._joined(dx, dy)
+            more = [] if add is None else [self._split(add)]
+            arrays = (self._split(dy), n, r, self._split(p["w"]), *more)
+            dx, *sums = summed(xp, _normed_bwd, *arrays, **options)
+            grads = {name: reshape(d, (-1,)) for name, d in zip(self.shapes, sums, strict=True)}
+            return grads, reshape(dx, dy.shape)
         dn, dw = summed(xp, _scale_bwd, dy, reshape(n, dy.shape), _gain(p["w"], self.residual))
         grads = {"w": dw} | ({"b": column_sums(xp, dy)} if self.bias else {})
         dx = reshape(normalize_bwd(xp, self._split(dn), n, r, -1, self.NORMAL), dy.shape)
         return grads, dx if add is None else add + dx
 
     def _split(self, x: Array) -> Array:
-        return (
-            x
-            if self.heads == 1
-            else reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
-        )
-
-    def _joined(self, y: Array, like: Array) -> Array:
-        return y if self.heads == 1 else reshape(y, like.shape)
+        if self.heads == 1:
+            return x
+        return reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
 
 
 class RMSNorm(LayerNorm):

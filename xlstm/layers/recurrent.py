@@ -116,13 +116,10 @@ class LSTM(Recurrent):
                 f"LSTM: proj_size is {self.proj_size}, expected less than hidden_size,"
                 f" {self.hidden_size}"
             )
-        if self.forget_bias is not None:
-            for option in ("coupled_input_forget", "bias"):
-                if getattr(self, option) is (option == "coupled_input_forget"):
-                    raise ValueError(
-                        f"LSTM: forget_bias and {option}={getattr(self, option)} exclude one"
-                        " another"
-                    )
+        if self.coupled_input_forget or not self.bias:
+            why = "coupled_input_forget and bias=False exclude it"
+            if self.forget_bias is not None:
+                raise ValueError(f"LSTM: forget_bias is {self.forget_bias}, but {why}")
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -193,8 +190,8 @@ class GRU(Recurrent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in self._used("layer_norm", "recompute") if not self.reset_after else ():
-            raise ValueError(f"GRU: {option} and reset_after=False exclude one another")
+        if not self.reset_after:
+            self._refuse("reset_after=False excludes it", "layer_norm", "recompute")
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         return (gru.Cell if self.reset_after else gru.ResetBefore)(activations, self.clip)
@@ -233,8 +230,8 @@ class RNN(Recurrent):
 def _forget_bias(where: str, name: str, value: Any) -> float | str:
     """Return a checked number, or "powerlaw"."""
     if isinstance(value, str) and value == "powerlaw":
-        return "powerlaw"
-    return float(checks.finite(where, name, value))
+        return value
+    return checks.finite(where, name, value)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -284,8 +281,7 @@ class sLSTM(Recurrent):  # noqa: N801
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, value in self._used("recurrent_bias", "zoneout", "layer_norm").items():
-            raise ValueError(f"sLSTM: {option} is {value!r}, but an sLSTM has none")
+        self._refuse("an sLSTM has none", "recurrent_bias", "zoneout", "layer_norm")
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
         K = self.hidden_size // self.num_heads
@@ -362,42 +358,28 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
         raise ValueError(
             f"{where}: name is {checks.shown(name)}, expected a name that a class can have"
         )
-    before = LAYERS.get(name)
-    if before is not None and getattr(before, "CELL", None) is not cell and not _same(before, cell):
+    # the class may be defined once more, as when a file or a notebook's cell runs again
+    before = LAYERS[name].CELL if name in LAYERS else cell
+    if (before.__module__, before.__qualname__) != (cell.__module__, cell.__qualname__):
         raise ValueError(f"{where}: the name {name} is taken by another layer")
-    states = getattr(cell, "STATES", ())
-    gates = getattr(cell, "GATES", ())
-    if not gates or not states or states[0] != "h" or len(cell.REST) != len(states):
+    has_gates = getattr(cell, "GATES", ())
+    if not has_gates or "h" not in cell.STATES[:1] or len(cell.REST) != len(cell.STATES):
         raise ValueError(
             f"{where}: {name} needs GATES, STATES that begin with h, and a value in REST for each"
             " state"
         )
+    options = []
     for field in dataclasses.fields(cell):
         if field.default is dataclasses.MISSING:
             raise ValueError(f"{where}: the field {field.name} of {name} has no default")
-    options = [
-        (field.name, field.type, dataclasses.field(default=field.default))
-        for field in dataclasses.fields(cell)
-        if field.name not in ("activations", "clip")
-    ]
+        if field.name not in ("activations", "clip"):
+            options.append((field.name, field.type, dataclasses.field(default=field.default)))
     namespace = {"CELL": cell, "__doc__": cell.__doc__, "__module__": cell.__module__}
     layer_class: Any = dataclasses.make_dataclass(
         name, options, bases=(Custom,), namespace=namespace, frozen=True, kw_only=True, repr=False
     )
     LAYERS[name] = layer_class
-    layer: type[Recurrent] = layer_class
-    return layer
-
-
-def _same(layer: type[Recurrent], cell: type[Cell]) -> bool:
-    """Return whether a layer's cell is this class defined once more, as when a file or a notebook's
-    cell runs again.
-    """
-    before = getattr(layer, "CELL", None)
-    return before is not None and (before.__module__, before.__qualname__) == (
-        cell.__module__,
-        cell.__qualname__,
-    )
+    return layer_class
 
 
 def _made(name: str, options: Mapping[str, Any]) -> Recurrent:

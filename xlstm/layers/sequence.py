@@ -38,6 +38,14 @@ class Leaf(NamedTuple):
     rest: float = 0.0  # its value before the first step
     wide: bool = False  # whether it is float32 where parameters are float16 or bfloat16
 
+    def initial(
+        self, xp: Namespace, B: int, like: Array, zero: bool
+    ) -> tuple[tuple[int, ...], Any, float]:
+        """Return the shape, the dtype and the value before the first step, or 0, beside a weight."""
+        dtype = widened(xp, like.dtype) if self.wide else like.dtype
+        shape = (*self.before.values(), B, *self.after.values())
+        return shape, dtype, 0.0 if zero else self.rest
+
     def dims(self, B: int | None) -> checks.Dims:
         """Return the sizes for a batch of B by their letters."""
         return {**self.before, "B": B, **self.after}
@@ -251,8 +259,7 @@ class SequenceLayer(Module):
         xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
         checks.beside(where, saved.home, params)
         if dy is not None:
-            if dy.shape != saved.shape:
-                checks.shape(where, "dy", dy, self.output_dims(span.T, span.B))
+            checks.shape(where, "dy", dy, self.output_dims(span.T, span.B))
             dy = self._swap(xp, dy)
         end = None
         if dstate is not None:
@@ -300,18 +307,12 @@ class SequenceLayer(Module):
         where = type(self).__name__
         params, x, state = from_foreign(where, (params, x, state))
         arrays = {} if x is None else {"x" if what == "state" else "dy": x}
-        parts = [
-            (n, leaf, part)
-            for n, leaf, part in flat(where, what, state, self.states)
-            if part is not None
-        ]
-        arrays |= {name: part for name, _, part in parts}
-        return (
-            self.namespace(params, arrays, [name for name, leaf, _ in parts if leaf.wide]),
-            params,
-            x,
-            state,
-        )
+        wide = []
+        for name, leaf, part in flat(where, what, state, self.states):
+            if part is not None:
+                arrays[name] = part
+                wide += [name] * leaf.wide
+        return self.namespace(params, arrays, wide), params, x, state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""
@@ -373,47 +374,33 @@ def complete(
     """
     if state is not None:
         _check_container(where, what, state, leaves)
+    like = next(iter(params.values()))
     if filled is None and xp is not np:
-        like = next(iter(params.values()))
-        filled = filled_at_once(xp, like, _missing(xp, where, what, state, leaves, B, like, zero))
+        missing = (
+            leaf.initial(xp, B, like, zero)
+            for _, leaf, part in flat(where, what, state, leaves)
+            if part is None
+        )
+        filled = filled_at_once(xp, like, missing)
     parts: list[Any] = []
     for k, leaf in enumerate(leaves):
         part = None if state is None else state[k]
         if not isinstance(leaf, Leaf):
-            parts.append(complete(where, xp, f"{what}[{k}]", part, leaf, B, params, zero, filled))
-            continue
-        shape = (*leaf.before.values(), B, *leaf.after.values())
-        if part is None and filled is not None:
+            part = complete(where, xp, f"{what}[{k}]", part, leaf, B, params, zero, filled)
+        elif part is None and filled is not None:
             part = next(filled)
         elif part is None:
-            like = next(iter(params.values()))
-            dtype = widened(xp, like.dtype) if leaf.wide else like.dtype
-            if leaf.rest and not zero:
-                part = xp.full(shape, leaf.rest, dtype=dtype, device=like.device)
-            else:  # NumPy makes zeros in a sixth of the time
-                part = xp.zeros(shape, dtype=dtype, device=like.device)
-        elif getattr(part, "shape", None) != shape:
+            shape, dtype, value = leaf.initial(xp, B, like, zero)
+            # NumPy makes zeros in a sixth of the time
+            part = (
+                xp.full(shape, value, dtype=dtype, device=like.device)
+                if value
+                else xp.zeros(shape, dtype=dtype, device=like.device)
+            )
+        elif getattr(part, "shape", None) != (*leaf.before.values(), B, *leaf.after.values()):
             checks.shape(where, f"{what} {leaf.name}", part, leaf.dims(B))
         parts.append(part)
     return tuple(parts)
-
-
-def _missing(
-    xp: Namespace,
-    where: str,
-    what: str,
-    state: Any,
-    leaves: State,
-    B: int,
-    like: Array,
-    zero: bool,
-) -> Iterator[tuple[tuple[int, ...], Any, float]]:
-    """Yield the shape, the dtype and the value of each array that a state lacks, in order."""
-    for _, leaf, part in flat(where, what, state, leaves):
-        if part is None:
-            shape = (*leaf.before.values(), B, *leaf.after.values())
-            dtype = widened(xp, like.dtype) if leaf.wide else like.dtype
-            yield shape, dtype, 0.0 if zero else leaf.rest
 
 
 def nested(like: State, arrays: Iterator[Any]) -> State:
@@ -450,7 +437,7 @@ def _check_container(where: str, what: str, state: Any, leaves: State) -> None:
     if is_one and len(state) == len(leaves):
         return
     names = ", ".join(leaf.name if isinstance(leaf, Leaf) else "(...)" for leaf in leaves)
-    expected = f"expected a tuple ({names}{',' if len(leaves) == 1 else ''})"
+    expected = f"expected a tuple of {len(leaves)} ({names})"
     if is_one:
         raise ValueError(f"{where}: {what} has {len(state)} entries, {expected}")
     raise TypeError(f"{where}: {what} is a {type(state).__name__}, {expected}")

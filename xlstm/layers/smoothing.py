@@ -47,11 +47,8 @@ class Smoothed(NamedTuple):
 
 def _periods(where: str, name: str, value: Any) -> tuple[int, ...]:
     """Return the lengths of seasons, two at most, as a tuple of whole numbers from 2 up."""
-    return tuple(
-        checks.several(
-            where, name, value, "a tuple of whole numbers", checks.whole(2, checks.LARGEST), 2
-        )
-    )
+    period = checks.whole(2, checks.LARGEST)
+    return tuple(checks.several(where, name, value, "a tuple of whole numbers", period, 2))
 
 
 @dataclass(frozen=True)
@@ -195,13 +192,9 @@ class ExponentialSmoothing(SequenceLayer):
         """
         if not isinstance(values, np.ndarray):
             return
-        bad = ~np.isfinite(values) | (values <= 0 if self.multiplicative else False)
+        bad = ~np.isfinite(values) | (self.multiplicative & (values <= 0))
         if np.any(bad):
-            expected = (
-                "finite values above 0, as multiplicative is True"
-                if self.multiplicative
-                else "finite values"
-            )
+            expected = f"finite values, above 0 if multiplicative, which is {self.multiplicative}"
             raise ValueError(f"{type(self).__name__}: x has {values[bad][0]}, expected {expected}")
 
     def _fitted(self, series: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -286,14 +279,15 @@ class ExponentialSmoothing(SequenceLayer):
                 _add_at_end(span, d, end)
         inputs = (derrors,), dstates, kept.coefficients
         dstates, (dx, ddamped) = walk(xp, step_bwd, inputs, self.lags, 2, reverse=True)
-        gradients = (
-            _total(xp, d[lag:, ...], kept.errors) for d, lag in zip(dstates, self.lags, strict=True)
-        )
+        start = []
+        gradients = []
+        for d, lag in zip(dstates, self.lags, strict=True):
+            start.append(d[:lag, ...])
+            gradients.append(_total(xp, d[lag:, ...], kept.errors))
         dalpha, dbeta, *dgammas = gradients  # (8) (9) (10)
         dphi = dphi + _total(xp, ddamped, kept.states[1][:-1, ...])  # (6)
         grads = self.coefficients_bwd(xp, p, (*dgammas, dalpha, dbeta, dphi))
-        start = tuple(d[:lag, ...] for d, lag in zip(dstates, self.lags, strict=True))
-        return grads, (dx / kept.x if self.multiplicative else dx)[..., None], start  # (5)
+        return grads, (dx / kept.x if self.multiplicative else dx)[..., None], tuple(start)  # (5)
 
     def final_state(self, kept: Smoothed, span: Span) -> State:
         """Return the state at the end of each sequence."""
@@ -332,9 +326,10 @@ class ExponentialSmoothing(SequenceLayer):
         """Return the rows (T, B) of every state, as views, that forecasts of h + 1 steps ahead
         use.
         """
-        firsts = (1 + h % lag for lag in self.lags)
-        lags = zip(states, self.lags, firsts, strict=True)
-        return [rows[first : first + rows.shape[0] - lag, ...] for rows, lag, first in lags]
+        return [
+            rows[1 + h % lag : 1 + h % lag + rows.shape[0] - lag, ...]
+            for rows, lag in zip(states, self.lags, strict=True)
+        ]
 
 
 def step(xp: Namespace, x: Array, level0: Array, trend0: Array, *more: Array) -> tuple[Array, ...]:
@@ -348,13 +343,8 @@ def step(xp: Namespace, x: Array, level0: Array, trend0: Array, *more: Array) ->
     error = x - sum(seasons, expected)  # (7)
     level = expected + alpha * error  # (8)
     trend = damped + beta * error  # (9)
-    # (10)
-    return (
-        error,
-        level,
-        trend,
-        *(s + gamma * error for s, gamma in zip(seasons, gammas, strict=True)),
-    )
+    new = (s + gamma * error for s, gamma in zip(seasons, gammas, strict=True))  # (10)
+    return error, level, trend, *new
 
 
 def step_bwd(
@@ -384,10 +374,8 @@ def _at_end(span: Span, rows: Array) -> Array:
     """
     if span.full:
         return span.xp.asarray(rows[span.T :, ...], copy=True)
-    return reshape(
-        span.xp.take(reshape(rows, (-1,)), span.after(rows), axis=0),
-        (rows.shape[0] - span.T, span.B),
-    )
+    end = span.xp.take(reshape(rows, (-1,)), span.after(rows), axis=0)
+    return reshape(end, (rows.shape[0] - span.T, span.B))
 
 
 def _add_at_end(span: Span, drows: Array, dend: Array) -> None:
@@ -397,6 +385,5 @@ def _add_at_end(span: Span, drows: Array, dend: Array) -> None:
         end += dend
     else:
         size = drows.shape[0] * span.B
-        drows += reshape(
-            add_rows(span.xp, span.after(drows), reshape(dend, (-1, 1)), size), tuple(drows.shape)
-        )
+        added = add_rows(span.xp, span.after(drows), reshape(dend, (-1, 1)), size)
+        drows += reshape(added, drows.shape)

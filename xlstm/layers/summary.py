@@ -98,11 +98,10 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
 def _parts(name: str, module: Any, outer: Any, itemsize: int) -> Iterator[SummaryRow]:
     """Yield a module, and all parts of it."""
     count = sum(math.prod(n for n in dims.values() if n) for dims in module.shapes.values())
-    # the second is that of an Embedding
-    width = getattr(module, "output_size", None) or module.size
-    output = (
-        module.output_dims(*outer).values() if hasattr(module, "output_dims") else ("...", width)
-    )
+    if hasattr(module, "output_dims"):
+        output = module.output_dims(*outer).values()
+    else:  # the second is that of an Embedding
+        output = ("...", getattr(module, "output_size", None) or module.size)
     yield SummaryRow(name, type(module).__name__, tuple(output), count, count * itemsize)
     for prefix, part in module.parts.items():
         yield from _parts(f"{name}.{prefix}".lstrip("."), part, outer, itemsize)

@@ -107,16 +107,21 @@ class ESRNN(SequenceLayer):
     @cached_property
     def network(self) -> SequenceModel:
         """The network that corrects forecasts."""
-        sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "dropout")}
         return sequence_model(
-            "ESRNN", self.cell, 2 + self.covariates, self.horizon, last=False, **sizes
+            "ESRNN",
+            self.cell,
+            2 + self.covariates,
+            self.horizon,
+            last=False,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
         )
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        return {"smoothing": self.smoothing} | (
-            {"network": self.network} if self.hidden_size else {}
-        )
+        parts = {"smoothing": self.smoothing}
+        return parts | {"network": self.network} if self.hidden_size else parts
 
     @cached_property
     def states(self) -> State:
@@ -159,9 +164,8 @@ class ESRNN(SequenceLayer):
         ends = [smoothing.final_state(smoothed, span)]
         saved: dict[str, Any] = {"smoothing": smoothed}
         if self.hidden_size:
-            errors, trends = (
-                a[..., None] / self.scale for a in (smoothed.errors, smoothed.states[1][1:, ...])
-            )
+            errors = smoothed.errors[..., None] / self.scale
+            trends = smoothed.states[1][1:, ..., None] / self.scale
             seen = xp.concat((errors, trends, x[..., 1:]), axis=-1)  # (1)
             # (2)
             correction, end, saved["network"] = self.network.run(
@@ -178,7 +182,7 @@ class ESRNN(SequenceLayer):
         xp = span.xp
         smoothing = self.smoothing
         smoothed = saved["smoothing"]
-        dends = (None,) * len(self.parts) if dstate is None else dstate
+        dends = (None, None) if dstate is None else dstate
         grads: Params = {}
         starts = []
         dx = []
@@ -186,11 +190,10 @@ class ESRNN(SequenceLayer):
         dstates, dphi = smoothing.ahead_bwd(xp, smoothed, dy)  # (3)
         derrors = xp.zeros_like(smoothed.errors)
         if self.hidden_size:
-            dcorrection = self.scale * dy
-            net = self.below("network", p)  # (3)
+            dcorrection = self.scale * dy  # (3)
             # (2)
             dnet, dseen, start = self.network.run_bwd(
-                net, saved["network"], dcorrection, dends[1], span
+                self.below("network", p), saved["network"], dcorrection, dends[1], span
             )
             derrors = dseen[..., 0] / self.scale
             dtrend = dstates[1][1:, ...]  # (1)

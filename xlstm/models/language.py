@@ -124,7 +124,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks, but for the values of tokens x (T, B)."""
         xp = span.xp
-        run = Forward(self, span.xp, p, span)
+        run = Forward(self, xp, p, span)
         x = span.mask(x)
         within("xLSTMLanguageModel", "tokens", self._swap(xp, x), self.vocab_size)
         e = run.dropped("mask", run("embedding", x), self.embedding_dropout)  # (1) (2)
@@ -261,43 +261,27 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         host = self._prompt(prompt)
         stop = checks.optional(checks.whole(0, self.vocab_size - 1))("generate", "stop", stop)
         backend = backend_like(next(iter(params.values())))
-        logits, state = self._read(params, backend.asarray(host), state)
-        return self._go_on(params, logits, state, max_tokens, sampler, stop, backend)
-
-    def _read(self, params: Params, tokens: Array, state: Any) -> tuple[Host, Any]:
-        """Return logits after a prompt (B, P), on the host, and the state; a piece at a time, to
-        save memory.
-        """
-        xp, params, tokens, state = self._agree(params, tokens, "state", state)
-        embedding = self.parts["embedding"]
+        xp, params, tokens, state = self._agree(params, backend.asarray(host), "state", state)
+        run = Forward(self, xp, params)
         below = self.below("backbone", params)
-        for first in range(0, tokens.shape[1], PROMPT):
+        for first in range(0, tokens.shape[1], PROMPT):  # a piece at a time, to save memory
             some = tokens[:, first : min(first + PROMPT, tokens.shape[1])].T
-            x, _ = embedding.apply(xp, self.below("embedding", params), some)
-            y, state = self.backbone(below, x, state)
-        return to_numpy(self._head(xp, params, y[-1, ...])[0]), state
+            y, state = self.backbone(below, run("embedding", some), state)
+        logits = self._head(xp, params, y[-1, ...])[0]
 
-    def _go_on(
-        self,
-        params: Params,
-        logits: Any,
-        state: Any,
-        most: int,
-        sampler: Sampler,
-        stop: int | None,
-        backend: Any,
-    ) -> Iterator[tuple[Host, Any]]:
-        over = np.zeros(logits.shape[0], dtype=bool)
-        for k in range(most):
-            token = sampler.draw(logits)
-            if stop is not None:
-                token = np.where(over, stop, token)
-                over |= token == stop
-            yield token, state
-            if k + 1 == most or (stop is not None and over.all()):
-                return
-            ahead, state = self.step(params, backend.asarray(token), state)
-            logits = to_numpy(ahead)
+        def drawn(logits: Array, state: Any) -> Iterator[tuple[Host, Any]]:
+            over = np.zeros(len(host), dtype=bool)
+            for k in range(max_tokens):
+                token = sampler.draw(to_numpy(logits))
+                if stop is not None:
+                    token = np.where(over, stop, token)
+                    over |= token == stop
+                yield token, state
+                if k + 1 == max_tokens or over.all():
+                    return
+                logits, state = self.step(params, backend.asarray(token), state)
+
+        return drawn(logits, state)
 
     def _prompt(self, prompt: Any) -> Host:
         if hasattr(prompt, "shape") and not isinstance(prompt, type | np.ndarray):
@@ -307,15 +291,16 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             raise ValueError(
                 f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more"
             )
-        tokens: Host = tokens_of("generate", "the prompt", np, host, self.vocab_size)
-        return tokens
+        return tokens_of("generate", "the prompt", np, host, self.vocab_size)  # type: ignore[no-any-return]
 
     def _agree(
         self, params: Params, x: Array | None, what: str, state: Any
     ) -> tuple[Namespace, Params, Any, Any]:
         """Leave out tokens, which have a dtype of their own; `_inner` checks them."""
-        xp, params, dy, state = super()._agree(params, x if what == "dstate" else None, what, state)
-        return xp, params, dy if what == "dstate" else from_foreign(type(self).__name__, x), state
+        if what == "dstate":
+            return super()._agree(params, x, what, state)
+        xp, params, _, state = super()._agree(params, None, what, state)
+        return xp, params, from_foreign(type(self).__name__, x), state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Return tokens as int64, (T, B), or (B,) of one step, once they are checked but for

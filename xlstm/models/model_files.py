@@ -63,7 +63,7 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
         The folder cannot be written to.
     """
     config = config_of("save", model)
-    checks.params(type(model).__name__, params, model.shapes)
+    model.check(params)
     checkpoint.save(path, params, KIND, config)
 
 
@@ -94,7 +94,7 @@ def load(
     arrays, config = checkpoint.load(path, KIND)
     try:
         model = from_config(config, len(arrays))
-        checks.params(type(model).__name__, arrays, model.shapes)
+        model.check(arrays)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
     dtypes = {str(array.dtype) for array in arrays.values()}
@@ -145,22 +145,21 @@ def from_config(config: dict[str, Any], count: int | None = None) -> Model:
         There is no such layer, or it does not take these options.
     """
     name, options, head = (config.get(key) for key in ("layer", "options", "head"))
-    if not isinstance(name, str) or name not in _layers():
-        raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(_layers())}")
+    layers = _layers()
+    if not isinstance(name, str) or name not in layers:
+        raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(layers)}")
     # Before their names are listed, however many are declared.
-    depth, least = (
-        ("num_blocks", ARRAYS) if issubclass(_layers()[name], Backbone) else ("num_layers", 1)
-    )
+    is_deep = issubclass(layers[name], Backbone)
+    depth, least = ("num_blocks", ARRAYS) if is_deep else ("num_layers", 1)
     declared = options.get(depth, options.get("recipe")) if isinstance(options, dict) else None
     if isinstance(declared, list):
         depth = "blocks of recipe"
         declared = len(declared)
     if count is not None and isinstance(declared, int) and declared * least > count:
         raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
-    layer: Any = reading.construct("options", _layers()[name], options)
+    layer: Any = reading.construct("options", layers[name], options)
     if head is None:
         return layer  # type: ignore[no-any-return]
-    kind: Any = (
-        xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel
-    )
+    of_text = isinstance(head, dict) and "vocab_size" in head
+    kind: Any = xLSTMLanguageModel if of_text else SequenceModel
     return reading.construct("head", kind, head, layer)  # type: ignore[no-any-return]

@@ -64,7 +64,7 @@ class SequenceModel(SequenceLayer):
 
     @property
     def batch_first(self) -> bool:
-        return bool(self.recurrent.batch_first)
+        return self.recurrent.batch_first  # type: ignore[no-any-return]
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class SequenceModel(SequenceLayer):
     @property
     def input_size(self) -> int:
         """Width of x."""
-        return int(self.recurrent.input_size) if self.inputs is None else self.inputs
+        return self.recurrent.input_size if self.inputs is None else self.inputs
 
     @cached_property
     def head(self) -> Linear:
@@ -156,19 +156,15 @@ class SequenceModel(SequenceLayer):
         directions = len(self.directions)
         B = d.shape[0]
         last = xp.permute_dims(xp.reshape(d, (B, directions, d.shape[1] // directions)), (1, 0, 2))
-        rest = (self.recurrent.num_layers - 1) * directions
-        return xp.concat(
-            (xp.zeros((rest, *last.shape[1:]), dtype=d.dtype, device=device_of(d)), last)
-        )
+        return xp.concat((*[xp.zeros_like(last)] * (self.recurrent.num_layers - 1), last))
 
 
 def _at_end(y: Array, span: Span) -> Array:
     """Return y (T, B, H) at the last step of each sequence, (B, H); zero where it has none."""
     xp = span.xp
-    T = y.shape[0]
-    B = y.shape[1]
+    B = span.B
     rows = np.maximum(span.lengths - 1, 0) * B + np.arange(B)
-    flat = xp.reshape(y, (T * B, y.shape[2]))
+    flat = xp.reshape(y, (span.T * B, y.shape[2]))
     end = xp.take(flat, constants.copied(xp, rows, device_of(y)), axis=0)
     if np.all(span.lengths > 0):
         return end
@@ -220,19 +216,20 @@ def layer_of(
         There is no such cell, or an option that it does not have.
     """
     gated = {name.lower() if name.lower() in CELLS else name: kind for name, kind in LAYERS.items()}
-    checks.choice([*CELLS, *(name for name in gated if name not in CELLS)])(where, "cell", cell)
-    if bidirectional and cell not in gated:
+    checks.choice(dict.fromkeys((*CELLS, *gated)))(where, "cell", cell)
+    options["dropout"] = dropout
+    if cell in gated:
+        options["bidirectional"] = bidirectional
+    elif bidirectional:
         raise ValueError(
             f"{where}: bidirectional is True, but cell {cell!r} goes forward in time only"
         )
     try:
-        if cell in gated:
-            both: dict[str, Any] = {"bidirectional": bidirectional, "dropout": dropout}
-            return gated[cell](input_size, hidden_size, num_layers, **both, **options)
-        if cell == "mlstm":
-            return mLSTM(input_size, hidden_size, num_layers, dropout=dropout, **options)
-        settings = {"slstm_at": [1] if num_layers > 1 else [], "dropout": dropout, **options}
-        return xLSTMStack(hidden_size, num_layers, **settings)
+        if cell == "xlstm":
+            options.setdefault("slstm_at", [1] if num_layers > 1 else [])
+            return xLSTMStack(hidden_size, num_layers, **options)
+        kind: Any = gated.get(cell, mLSTM)
+        return kind(input_size, hidden_size, num_layers, **options)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where}: cell {cell!r} cannot be made: {error}") from error
 

@@ -35,13 +35,14 @@ def run_bwd(
         The gradient of the initial state.
     """
     step = tape.step
-    x = tape.x
-    if x.shape[0] == 0:
-        grads = {name: step.xp.zeros_like(p) for name, p in step.w.items()}
-        return step.cell.weights_bwd(step.xp, step.layer_w, grads), step.xp.zeros_like(x), dstate
-    gradients, start = tape.engine.backward(tape, dy, dstate)
-    grads, dx = _weights(tape, gradients)
-    return step.cell.weights_bwd(step.xp, step.layer_w, grads), dx, start
+    xp = step.xp
+    if tape.x.shape[0]:
+        gradients, dstate = tape.engine.backward(tape, dy, dstate)
+        grads, dx = _weights(tape, gradients)
+    else:
+        grads = {name: xp.zeros_like(p) for name, p in step.w.items()}
+        dx = xp.zeros_like(tape.x)
+    return step.cell.weights_bwd(xp, step.layer_w, grads), dx, dstate
 
 
 def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
@@ -109,13 +110,9 @@ def _own(tape: Tape, dzx: Array) -> Params:
         own = step.own
         if "drop" in step.cell.OWN and step.masks.drop is not None:
             own = {**own, "drop": step.masks.drop[:, :n]}
-        for name, d in step.cell.own_bwd(
-            xp,
-            dz,
-            swapped(xp, segment_tape.saved),
-            *(c[:-1, ...] for c in segment_tape.carry),
-            **own,
-        ).items():
+        carry = (c[:-1, ...] for c in segment_tape.carry)
+        saved = swapped(xp, segment_tape.saved)
+        for name, d in step.cell.own_bwd(xp, dz, saved, *carry, **own).items():
             d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
             grads[name] = grads[name] + d if name in grads else d
     return grads

@@ -8,7 +8,6 @@ sequences have are a segment.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import threading
@@ -20,7 +19,6 @@ import numpy as np
 
 from xlstm.arrays import checks, fuse
 from xlstm.arrays.backend import Portable
-from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
@@ -65,10 +63,6 @@ class Packing:
     widths: Widths
     order: Indices | None = None
     lengths: Indices | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle it without what is made from it."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
     def of(cls, where: str, lengths: Any, T: int, B: int) -> Packing:
@@ -134,27 +128,6 @@ class Packing:
         """Return the indices on the device of an array: one copy from the host, the first time."""
         return _recent.copied(xp, self, home(device_of(like)))
 
-    def inside(self, xp: Namespace, like: Array) -> Array:
-        """Return whether steps are within their sequences, (T, B), on the device of an array: one
-        copy, once.
-        """
-        return _recent.inside(xp, self, home(device_of(like)))
-
-    @cached_property
-    def _here(self) -> _Indices:
-        assert self.order is not None
-        assert self.lengths is not None
-        widths = [n for k, n in self.widths for _ in range(k)]
-        starts = np.cumsum([0, *widths])[:-1]  # the first row of each step
-        step = np.repeat(np.arange(len(widths)), widths)  # the step of each packed row
-        N = len(step)
-        column = np.arange(N) - starts[step]
-        pack = step * self.B + self.order[column]
-        unpack = np.full(self.T * self.B, N)  # where there is no row
-        unpack[pack] = np.arange(N)
-        mirror = starts[self.lengths[self.order[column]] - 1 - step] + column
-        return _Indices(pack, unpack, mirror, self.order, np.argsort(self.order))
-
 
 @dataclass(eq=False)
 class Span(Portable):
@@ -217,8 +190,10 @@ class Span(Portable):
         if self.full:
             return x
         xp = self.xp
-        there = xp.reshape(self.packing.inside(xp, x), (self.T, self.B, *(1,) * (x.ndim - 2)))
-        return fuse.where(xp, there, x, constants.number(xp, value, x.dtype, device_of(x)))
+        device = device_of(x)
+        inside = _recent.inside(xp, self.packing, home(device))
+        there = xp.reshape(inside, (self.T, self.B, *(1,) * (x.ndim - 2)))
+        return fuse.where(xp, there, x, constants.number(xp, value, x.dtype, device))
 
     def zeros(self, width: int, params: Params) -> Array:
         """Return zeros (T, B, width) of the dtype and on the device of parameters."""
@@ -258,10 +233,27 @@ def _packing(lengths: bytes, T: int, B: int) -> Packing:
 
 def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
     """Return the indices of a packing on a device."""
-    here = packing._here
-    there = from_host(xp, np.concatenate(here), home)
-    ends = np.cumsum([len(part) for part in here])
-    return _Indices(*(there[end - len(part) : end] for end, part in zip(ends, here, strict=True)))
+    T = packing.T
+    B = packing.B
+    order: Any = packing.order
+    widths = [n for k, n in packing.widths for _ in range(k)]
+    starts = np.cumsum([0, *widths])[:-1]  # the first row of each step
+    step = np.repeat(np.arange(len(widths)), widths)  # the step of each packed row
+    N = len(step)
+    column = np.arange(N) - starts[step]
+    pack = step * B + order[column]
+    unpack = np.full(T * B, N)  # where there is no row
+    unpack[pack] = np.arange(N)
+    mirror = starts[packing.ends[order[column]] - 1 - step] + column
+    indices = np.concatenate((pack, unpack, mirror, order, np.argsort(order)))
+    there = from_host(xp, indices, home)
+    return _Indices(
+        there[:N],
+        there[N : N + T * B],
+        there[N + T * B : -2 * B],
+        there[-2 * B : -B],
+        there[-B:],
+    )
 
 
 def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:

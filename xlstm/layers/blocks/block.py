@@ -12,7 +12,7 @@ from typing import Any
 from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, room
 from xlstm.arrays.rows import summed
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers import initializers
@@ -235,8 +235,8 @@ class GatedFeedForward(SameWidth, Module):
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         run = Backward(self, xp, p, kept)
         du = run("down", dy)  # (3)
-        dz = xp.empty((*du.shape[:-1], 2 * self.hidden_size), dtype=du.dtype, device=device_of(du))
         U = self.hidden_size
+        dz = room(xp, du, (*du.shape[:-1], 2 * U))
         arrays = (du, kept["gate"], kept["value"], kept["a"])
         out = (dz[..., :U], dz[..., U:])
         summed(xp, _gated_bwd, *arrays, sums=0, out=out, activation=self.activation)  # (2)

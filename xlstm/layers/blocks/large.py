@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -50,8 +51,14 @@ class LargeBlock(Block):
     def memory(self) -> MatrixMemory:
         """The memories of all heads."""
         N = self.num_heads
-        sizes = N, self.qk_size // N, self.v_size // N
-        return MatrixMemory(*sizes, eps=self.eps, chunk=self.chunk_size, rest=self.rest)
+        return MatrixMemory(
+            N,
+            self.qk_size // N,
+            self.v_size // N,
+            eps=self.eps,
+            chunk=self.chunk_size,
+            rest=self.rest,
+        )
 
     @cached_property
     def parts(self) -> dict[str, Any]:
@@ -82,12 +89,8 @@ class LargeBlock(Block):
         V = self.v_size
         qkvo = run("qkvo", u)
         gates = run("gates", u)  # (1) (2)
-        q, k, v, o = (
-            qkvo[..., :K],
-            qkvo[..., K : 2 * K],
-            qkvo[..., 2 * K : 2 * K + V],
-            qkvo[..., 2 * K + V :],
-        )
+        ends = (0, K, 2 * K, 2 * K + V, 2 * (K + V))
+        q, k, v, o = (qkvo[..., start:end] for start, end in itertools.pairwise(ends))
         if self.gate_cap is not None:
             gates = fuse(xp, soft_cap, gates, cap=self.gate_cap)  # (3)
         # (4)
@@ -175,11 +178,8 @@ class xLSTMLarge(Backbone):  # noqa: N801
         for name, size in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, checks.size("xLSTMLarge", name, size))
-        checks.heads(
-            "xLSTMLarge",
-            self.num_heads,
-            **{name: getattr(self, name) for name in ("qk_size", "v_size")},
-        )
+        sizes: Any = {"qk_size": self.qk_size, "v_size": self.v_size}
+        checks.heads("xLSTMLarge", self.num_heads, **sizes)
 
     @cached_property
     def blocks(self) -> list[Any]:

@@ -11,7 +11,7 @@ from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse, listed
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, room
 from xlstm.arrays.rows import summed
 from xlstm.arrays.sliding import computes_again
 from xlstm.cells import slstm
@@ -102,9 +102,7 @@ class mLSTMBlock(Block):  # noqa: N801
             "norm": LayerNorm(D, residual=True),
             "up": Linear(D, 2 * F, bias=self.bias, std=std),
             "conv": CausalConv(F, self.conv_kernel_size, silu=True),
-            "q": heads,
-            "k": heads,
-            "v": heads,
+            **dict.fromkeys("qkv", heads),
             "gates": GatesOfHeads(3 * F, N),
             "outnorm": MultiHeadNorm(F, num_heads=N, residual=True),
             "down": Linear(F, D, bias=self.bias, std=2 / (self.num_blocks * math.sqrt(D))),
@@ -146,7 +144,7 @@ class mLSTMBlock(Block):  # noqa: N801
         skip = run.p["skip"]
         conv_end, end = (None, None) if dstate is None else dstate
         dsg = run("down", run.dropped("mask", dy))  # (11) (10)
-        daz = xp.empty((*dy.shape[:-1], 2 * F), dtype=dy.dtype, device=device_of(dy))
+        daz = room(xp, dy, (*dy.shape[:-1], 2 * F))
         arrays = (dsg, kept["z"], skip, kept["c"], *kept["sg"])
         # (9) (8)
         _, ds, dc, run.grads["skip"] = summed(xp, _skipped_bwd, *arrays, out=[daz[..., F:]])
@@ -333,10 +331,7 @@ class Recurrence(SequenceLayer):
         packing = span.packing
         if self.rounded:
             if x.dtype != xp.float32:
-                raise TypeError(
-                    f"rounding: arrays are {x.dtype}, expected float32, which is rounded to"
-                    " bfloat16"
-                )
+                raise TypeError(f"rounding: arrays are {x.dtype}, expected float32")
             x = slstm.to_bfloat16(xp, x)
             p = {**p, "Wh": slstm.to_bfloat16(xp, p["Wh"])}
         start = packing.sort(xp, [s.T for s in state])
@@ -411,17 +406,11 @@ ffn_dropout
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        inside = checks.whole(0, self.num_blocks - 1)
-        numbers = set(
-            checks.several(
-                "xLSTMStack",
-                "slstm_at",
-                self.slstm_at,
-                "numbers of blocks",
-                inside,
-                self.num_blocks,
-            )
-        )
+        n = self.num_blocks
+        inside = checks.whole(0, n - 1)
+        numbers = {
+            *checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", inside, n)
+        }
         object.__setattr__(self, "slstm_at", tuple(sorted(numbers)))
         if numbers and self.slstm_num_heads is not None:
             checks.heads("xLSTMStack", self.slstm_num_heads, "slstm_num_heads", size=self.size)
@@ -430,20 +419,18 @@ ffn_dropout
 
     @cached_property
     def blocks(self) -> list[Any]:
-        places = set(self.slstm_at)
-        return [self._block(k, k in places) for k in range(self.num_blocks)]
+        return [self._block(k, k in self.slstm_at) for k in range(self.num_blocks)]
 
     def _block(self, k: int, is_slstm: bool) -> Any:
         """Return block k."""
         if not is_slstm:
             return self._made(mLSTMBlock, index=k)
-        heads = self.num_heads if self.slstm_num_heads is None else self.slstm_num_heads
-        width = (
-            self.conv_kernel_size
-            if self.slstm_conv_kernel_size is None
-            else self.slstm_conv_kernel_size
-        )
-        return self._made(sLSTMBlock, index=k, num_heads=heads, conv_kernel_size=width)
+        own = {
+            "num_heads": self.slstm_num_heads,
+            "conv_kernel_size": self.slstm_conv_kernel_size,
+        }
+        own = {name: value for name, value in own.items() if value is not None}
+        return self._made(sLSTMBlock, index=k, **own)
 
     @property
     def norm(self) -> Any:

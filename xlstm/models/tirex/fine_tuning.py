@@ -86,33 +86,26 @@ class PatchWindows:
                 f"{where}: since has {len(since)} numbers, expected one for each of {len(series)}"
                 " series"
             )
-        if (self.horizon or self.model.patch_size) >= self.model.context:
+        P = self.model.patch_size
+        if (self.horizon or P) >= self.model.context:
             expected = f"expected less than {self.model.context}, the context"
             raise ValueError(f"{where}: horizon is {self.horizon}, {expected}")
-        if not any(
-            np.any(~np.isnan(item.target[:, max(1, n) :]))
-            for item, n in zip(series, since, strict=True)
-        ):
+        ends = []
+        has_targets = False
+        for k, (item, n) in enumerate(zip(series, since, strict=True)):
+            has_targets |= not np.all(np.isnan(item.target[:, max(1, n) :]))
+            L = item.target.shape[1]
+            # the values before the last patch of each window, the latest first
+            latest = max(1, L - P) if L > 1 else 0
+            earliest = max(1, min(P, L - P), n - P + 1)
+            ends += [(k, end) for end in range(latest, earliest - 1, -(self.stride or P))]
+        if not has_targets:
             raise ValueError(
                 f"{where}: no series has a value after its first one that may be a target"
             )
-        ends = [
-            (k, end)
-            for k, item in enumerate(series)
-            for end in self._places(item.target.shape[1], since[k])
-        ]
         object.__setattr__(self, "since", since)
         object.__setattr__(self, "_items", series)
         object.__setattr__(self, "_ends", np.array(ends, dtype=np.int64).reshape(-1, 2))
-
-    def _places(self, L: int, since: int) -> Sequence[int]:
-        """Return how many values lie before the last patch of each window of a series, the latest
-        first.
-        """
-        P = self.model.patch_size
-        if L < 2:
-            return []
-        return range(max(1, L - P), max(0, min(P, L - P) - 1, since - P), -(self.stride or P))
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -124,16 +117,16 @@ class PatchWindows:
         most = -(-(self.horizon or 1) // self.model.patch_size) - 1
         for start in range(0, len(ends), self.batch_size):
             some = ends[start : start + self.batch_size]
-            hidden = (
-                np.full(len(some), most) if rng is None else rng.integers(0, most + 1, len(some))
-            )
+            hidden = np.full(len(some), most)
+            if rng is not None:
+                hidden = rng.integers(0, most + 1, len(some))
             yield self._batch(some, hidden)
 
     def _batch(self, ends: Numbers, hidden: Numbers) -> Batch:
         model = self.model
         since = self.since or ()
         P = model.patch_size
-        width = model.context + model.patch_size  # with the patch after the last one that is seen
+        width = model.context + P  # with the patch after the last one that is seen
         parts = []
         later = []
         for (k, end), n in zip(ends, hidden, strict=True):
@@ -160,7 +153,10 @@ class PatchWindows:
             tokens = tokens[:, :-1]
             target = target[:, :-1]
         counted = ~np.isnan(target)
-        x, target, mask = (
-            a.swapaxes(0, 1) for a in (tokens, np.where(counted, target, 0.0), counted)
+        return Batch(
+            tokens.swapaxes(0, 1),
+            np.where(counted, target, 0.0).swapaxes(0, 1),
+            counted.swapaxes(0, 1),
+            True,
+            options=rows.marks if len(rows.x) > len(ends) else None,
         )
-        return Batch(x, target, mask, True, options=rows.marks if len(rows.x) > len(ends) else None)

@@ -93,11 +93,10 @@ class PatchNetwork(Backbone):
     def parts(self) -> dict[str, Any]:
         D = self.size
         U = self.input_ff_size
+        V = getattr(self, "output_ff_size", U)
         options = {"activation": getattr(self, "activation", "relu")}
         first = ResidualFeedForward(self.input_size, U, D, **options)
-        last = ResidualFeedForward(
-            D, getattr(self, "output_ff_size", U), self.output_size, **options
-        )
+        last = ResidualFeedForward(D, V, self.output_size, **options)
         return {"input": first, **super().parts, "output": last}
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
@@ -134,17 +133,17 @@ class PatchNetwork(Backbone):
             The input of the first block, and the output of each block.
         state : tuple
         """
-        params, x, start, span = self.begin(
-            params, tokens, state, groups=self._groups(tokens, **rows)
-        )
+        groups = self._groups(tokens, **rows)
+        params, x, start, span = self.begin(params, tokens, state, groups=groups)
         run = Forward(self, span.xp, params, span)
+        h = run("input", x)
         ends = []
-        levels = [run("input", x)]
-        for k in range(self.num_blocks):
-            h, end = run(f"blocks.{k}", levels[-1], start[k])
-            levels.append(h)
+        levels = [self._swap(span.xp, h)]
+        for k, before in enumerate(start):
+            h, end = run(f"blocks.{k}", h, before)
+            levels.append(self._swap(span.xp, h))
             ends.append(end)
-        return [self._swap(span.xp, h) for h in levels], tuple(ends)
+        return levels, tuple(ends)
 
     @property
     def scaler(self) -> Scaler:
@@ -288,10 +287,13 @@ class PatchNetwork(Backbone):
         checks.choice(WEIGHTS)(where, "weights", weights)
         share = checks.rate(where, "validation_fraction", validation_fraction)
         _, whole = items.read_items(where, self, series, past, future)
-        lengths = [item.target.shape[1] for item in whole]
-        cuts = [L - int(share * L) for L in lengths]
         sizes: dict[str, Any] = {"horizon": horizon, "stride": stride, "batch_size": batch_size}
-        first = [item.until(cut) for item, cut in zip(whole, cuts, strict=True)]
+        cuts = []
+        first = []
+        for item in whole:
+            L = item.target.shape[1]
+            cuts.append(L - int(share * L))
+            first.append(item.until(cuts[-1]))
         data = PatchWindows(self, first, **sizes)
         later = PatchWindows(self, whole, since=cuts, **sizes) if share else None
         optimizer = optimizers.adam(learning_rate)
@@ -300,9 +302,8 @@ class PatchNetwork(Backbone):
         options |= {"epochs": epochs, "validation": later, "seed": seed}
         if weights != "adapters":
             return train(self, params, data, optimizer, **options)
-        adapters = LowRank(
-            self, params, rank, names=[name for name in params if name.endswith((".W", ".Wh"))]
-        )
+        matrices = [name for name in params if name.endswith((".W", ".Wh"))]
+        adapters = LowRank(self, params, rank, names=matrices)
         trained = train(adapters, adapters.init(seed), data, optimizer, **options)
         return dataclasses.replace(trained, params=adapters.merged(trained.params))
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
-from xlstm.arrays.namespace import Params, device_of, namespace_of
+from xlstm.arrays.namespace import Params, device_of, leaves, namespace_of
 from xlstm.cells.normalization import normalize
 from xlstm.data.host import Values
-from xlstm.layers.sequence import Leaf, State
+from xlstm.layers.sequence import Leaf, State, nested
 from xlstm.models.tirex import transforms
 from xlstm.models.tirex.items import Item, ItemRows
 from xlstm.models.tirex.variates import Groups
@@ -90,10 +90,10 @@ class PrefixStateCache:
         if count not in states:
             before = max((n for n in states if n < count), default=0)
             tokens = like(np.zeros((R, count - before, self.model.input_size)), self.like)
-            start = _repeated(states[before], self.model.states, R) if before else None
+            start = _repeated(states[before], self.model, R) if before else None
             groups = {"groups": np.zeros(R, np.int64)} if grouped else {}
             states[count] = self.model.forward(self.params, tokens, start, False, **groups)[1]
-        return _repeated(states[count], self.model.states, rows)
+        return _repeated(states[count], self.model, rows)
 
     def batches(
         self, leads: Sequence[int], sizes: Sequence[int], batch_size: int, grouped: bool = False
@@ -125,17 +125,14 @@ class PrefixStateCache:
             yield batch, lead if pays else 0
 
 
-def _repeated(state: State, leaves: State, rows: int) -> State:
+def _repeated(state: State, model: Any, rows: int) -> State:
     """Return a state of so many rows, each of which is as the first one of another state."""
-    parts: list[Any] = []
-    for part, leaf in zip(state, leaves, strict=True):
-        if isinstance(leaf, Leaf):
-            xp = namespace_of(part)
-            first = xp.zeros(rows, dtype=xp.int64, device=device_of(part))
-            parts.append(xp.take(part, first, axis=len(leaf.before)))
-        else:
-            parts.append(_repeated(part, leaf, rows))
-    return tuple(parts)
+    arrays = []
+    for part, leaf in zip(leaves(state), leaves(model.states, Leaf), strict=True):
+        xp = namespace_of(part)
+        first = xp.zeros(rows, dtype=xp.int64, device=device_of(part))
+        arrays.append(xp.take(part, first, axis=len(leaf.before)))
+    return nested(state, iter(arrays))
 
 
 def predict(
@@ -164,10 +161,7 @@ def predict(
     """
     model: Any = cache.model
     P = model.patch_size
-    batch_size = (
-        checks.optional(checks.size)(type(model).__name__, "batch_size", batch_size)
-        or cache.batch_size
-    )
+    most = checks.optional(checks.size)(type(model).__name__, "batch_size", batch_size)
     context += -context % P
     first = context // P - 1  # the token whose output is the first of the patches
     counts = [-(-n // P) for n in steps]
@@ -190,7 +184,7 @@ def predict(
     outputs: dict[int, Values] = {}
     for (_, grouped), entries in sorted(kinds.items()):
         numbers, leads, sizes = zip(*entries, strict=True)
-        for batch, lead in cache.batches(leads, sizes, batch_size, grouped):
+        for batch, lead in cache.batches(leads, sizes, most or cache.batch_size, grouped):
             parts = [rows_of(numbers[k]) for k in batch]
             run = _run(cache, parts, lead, first, patches)
             outputs |= zip((numbers[k] for k in batch), run, strict=True)
@@ -239,41 +233,32 @@ def features(
     where: str, model: Any, params: Params, series: Sequence[Values], batch_size: int
 ) -> Values:
     """Return the features of series (V, L), (S, blocks * V * D)."""
-    counts = {len(rows) for rows in series}
-    if len(counts) > 1:
+    variates = {len(rows) for rows in series}
+    if len(variates) > 1:
         raise ValueError(
-            f"{where}: series have {sorted(counts)} variates, expected one number of them"
+            f"{where}: series have {sorted(variates)} variates, expected one number of them"
         )
-    means = _means(
-        PrefixStateCache(model, params, kept=False),
-        [row for rows in series for row in rows],
-        batch_size,
-    )
-    norms = np.linalg.norm(means, axis=-1, keepdims=True)
-    # (S, V, blocks, D)
-    unit = (means / np.maximum(norms, TINY)).reshape(len(series), *counts, *means.shape[1:])
-    vectors: Values = normalize(np, unit.swapaxes(1, 2).reshape(len(series), -1), -1)[0]
-    return vectors
-
-
-def _means(cache: PrefixStateCache, rows: list[Values], batch_size: int) -> Values:
-    """Return the mean of the output of each block over the tokens of each row, (R, blocks, D)."""
-    model: Any = cache.model
+    cache = PrefixStateCache(model, params, kept=False)
     P = model.patch_size
-    T = model.context // model.patch_size
-    counts = [min(T, -(-len(row) // P)) for row in rows]  # of tokens that hold values of each row
-    x = np.stack([transforms.last(row, model.context) for row in rows])
+    T = model.context // P
+    every = [row for rows in series for row in rows]
+    counts = [min(T, -(-len(row) // P)) for row in every]  # of tokens that hold values of each row
+    x = np.stack([transforms.last(row, model.context) for row in every])
     leads = [
         min(transforms.leading(row, P, T - 1), T - n) for row, n in zip(x, counts, strict=True)
     ]
-    means = np.empty((len(rows), model.num_blocks, model.size))
-    for batch, lead in cache.batches(leads, [1] * len(rows), batch_size):
+    means = np.empty((len(x), model.num_blocks, model.size))
+    for batch, lead in cache.batches(leads, [1] * len(x), batch_size):
         scaled = model.scaler.scaled(x[batch], model.scaler.units(x[batch]))
         tokens = like(transforms.tokens(scaled, P)[:, lead:], cache.like)
-        levels, _ = model.hidden(cache.params, tokens, cache.after(lead, len(batch)))
+        levels, _ = model.hidden(params, tokens, cache.after(lead, len(batch)))
         for k, level in enumerate(levels[1:]):
             host = to_numpy(level).astype(np.float64)
             means[batch, k] = [
                 row[-counts[n] :].mean(axis=0) for row, n in zip(host, batch, strict=True)
             ]
-    return means
+    norms = np.linalg.norm(means, axis=-1, keepdims=True)
+    # (S, V, blocks, D)
+    unit = (means / np.maximum(norms, TINY)).reshape(len(series), *variates, *means.shape[1:])
+    vectors: Values = normalize(np, unit.swapaxes(1, 2).reshape(len(series), -1), -1)[0]
+    return vectors

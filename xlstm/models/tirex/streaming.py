@@ -66,9 +66,8 @@ class Stream:
     def __init__(self, model: Any, params: Params, series: Any, renew: int | None = None) -> None:
         self.model = model
         self._where = f"{type(model).__name__}.stream"
-        self.renew = checks.size_or_0(
-            self._where, "renew", model.context // RENEWED if renew is None else renew
-        )
+        renew = model.context // RENEWED if renew is None else renew
+        self.renew = checks.size_or_0(self._where, "renew", renew)
         self._cache = PrefixStateCache(model, params)
         read = items.read_arrays(self._where, series, 1)
         self._single = read.single
@@ -133,13 +132,12 @@ class Stream:
         levels = transforms.levels_of(self._where, quantiles, model.quantiles)
         model.warn(self._where, horizon)
         phase = self._now()
-        ahead = [phase.y]
+        y = phase.y
         more = -(-horizon // model.patch_size) - 1
         if more:
-            ahead.append(
-                self._run(np.zeros((len(self._seen), more, model.input_size)), phase.state)[0]
-            )
-        y = model.scaler.restored(np.concatenate(ahead, axis=1), phase.units)
+            ahead = np.zeros((len(self._seen), more, model.input_size))
+            y = np.concatenate((y, self._run(ahead, phase.state)[0]), axis=1)
+        y = model.scaler.restored(y, phase.units)
         q = model.calibrated(y.reshape(len(y), -1, y.shape[-1])[:, :horizon])
         return SeriesBatch([], [1] * len(q), self._single).forecast(
             q[:, None], model.quantiles, levels
@@ -147,23 +145,22 @@ class Stream:
 
     def _now(self) -> Phase:
         """Return the network after patches that end with the last value."""
-        P = self.model.patch_size
-        phase = self._phases.get(self.count % P)
-        old = phase is not None and 0 < self.renew <= self.count - phase.began
-        if phase is None or old or self.count - phase.at > self.model.context:
-            units = self.model.scaler.units(self._seen)
-            T = self.model.context // P
+        model = self.model
+        count = self.count
+        P = model.patch_size
+        phase = self._phases.get(count % P)
+        old = phase is not None and 0 < self.renew <= count - phase.began
+        if phase is None or old or count - phase.at > model.context:
+            units = model.scaler.units(self._seen)
+            T = model.context // P
             lead = min(transforms.leading(row, P, T - 1) for row in self._seen)
-            y, state = self._run(
-                self._tokens(units, T)[:, lead:], self._cache.after(lead, len(self._seen))
-            )
-            phase = Phase(units, self.count, self.count, state, y[:, -1:])
-        elif self.count > phase.at:
-            y, state = self._run(
-                self._tokens(phase.units, (self.count - phase.at) // P), phase.state
-            )
-            phase = phase._replace(at=self.count, state=state, y=y[:, -1:])
-        self._phases[self.count % P] = phase
+            before = self._cache.after(lead, len(self._seen))
+            y, state = self._run(self._tokens(units, T)[:, lead:], before)
+            phase = Phase(units, count, count, state, y[:, -1:])
+        elif count > phase.at:
+            y, state = self._run(self._tokens(phase.units, (count - phase.at) // P), phase.state)
+            phase = phase._replace(at=count, state=state, y=y[:, -1:])
+        self._phases[count % P] = phase
         return phase
 
     def _tokens(self, units: RowUnits, T: int) -> Values:

@@ -86,13 +86,18 @@ class TiRex(PatchNetwork):
 
     @cached_property
     def blocks(self) -> list[Any]:
-        options: dict[str, Any] = {
-            "ffn_size": self._ffn_size,
-            "head_eps": 1e-5,
-            "head_residual": True,
-        }
-        options |= {"forget_limit": FORGET_LIMIT, "rounded": self.rounding is not None}
-        return [self._made(TiRexBlock, index=k, **options) for k in range(self.num_blocks)]
+        return [
+            self._made(
+                TiRexBlock,
+                index=k,
+                ffn_size=self._ffn_size,
+                head_eps=1e-5,
+                head_residual=True,
+                forget_limit=FORGET_LIMIT,
+                rounded=self.rounding is not None,
+            )
+            for k in range(self.num_blocks)
+        ]
 
     @property
     def norm(self) -> Any:
@@ -176,14 +181,18 @@ class TiRex(PatchNetwork):
         where = "TiRex"
         if items.is_table(where, series, targets=targets, series_id=series_id):
             roles = Roles(targets, series_id=series_id)
-            options = {
-                "batch_size": batch_size,
-                "rollout": rollout,
-                "resample": resample,
-                "starts": starts,
-            }
             return items.forecast_table(
-                self, params, series, horizon, roles, None, quantiles, **options
+                self,
+                params,
+                series,
+                horizon,
+                roles,
+                None,
+                quantiles,
+                batch_size=batch_size,
+                rollout=rollout,
+                resample=resample,
+                starts=starts,
             )
         horizon = checks.size(where, "horizon", horizon)
         rollout = checks.size(where, "rollout", rollout)
@@ -191,30 +200,24 @@ class TiRex(PatchNetwork):
         levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, whole = items.read_items(where, self, series)
         cache = PrefixStateCache.of(where, self, params, starts)
-        rates = [
-            1.0 if resample is None else transforms.rate_of(item.target[0], horizon)
-            for item in whole
-        ]
-        slow = [
-            item._replace(target=transforms.downsampled(item.target[0], rate)[None])
-            for item, rate in zip(whole, rates, strict=True)
-        ]
+        rates = []
+        slow = []
+        for item in whole:
+            row = item.target[0]
+            rates.append(1.0 if resample is None else transforms.rate_of(row, horizon))
+            slow.append(item._replace(target=transforms.downsampled(row, rates[-1])[None]))
         steps = [math.ceil(horizon * rate) for rate in rates]
-        self._warn_blind(max(steps), rollout)
+        last = -(-max(steps) // self.patch_size) - 1
+        if (last - last % rollout) * self.patch_size >= self.context:
+            warnings.warn(
+                f"TiRex: the last steps come from windows of {self.context} values that hold none"
+                " of the series, and know neither its level nor its scale",
+                HorizonWarning,
+                stacklevel=2,
+            )
         predicted = prediction.predict(cache, slow, steps, self.context, batch_size, rollout)
         q = [
             transforms.upsampled(forecast[0], rate, horizon)[None]
             for forecast, rate in zip(predicted, rates, strict=True)
         ]
         return read.forecast(q, self.quantiles, levels)
-
-    def _warn_blind(self, steps: int, rollout: int) -> None:
-        """Warn where the window of the last patches holds no value of the series."""
-        last = -(-steps // self.patch_size) - 1
-        if (last - last % rollout) * self.patch_size >= self.context:
-            warnings.warn(
-                f"TiRex: the last steps come from windows of {self.context} values that hold none"
-                " of the series, and know neither its level nor its scale",
-                HorizonWarning,
-                stacklevel=3,
-            )

@@ -27,8 +27,6 @@ from xlstm.models.tirex.prediction import PrefixStateCache
 from xlstm.models.tirex.transforms import Scaler
 from xlstm.models.tirex.variates import NORM_EPS, Groups, mLSTMVariates, sLSTMVariates
 
-CELLS = ("slstm", "mlstm")
-
 
 class Mixers(NamedTuple):
     """A block of `TiRex2`.
@@ -125,20 +123,19 @@ class TiRex2(PatchNetwork):
             raise ValueError(f"{where}: recipe is empty, expected a block or more")
         recipe = []
         for k, entry in enumerate(entries):
+            name = f"recipe[{k}]"
             if not isinstance(entry, tuple | list) or not 1 <= len(entry) <= len(Mixers._fields):
-                raise ValueError(
-                    f"{where}: recipe[{k}] is {checks.shown(entry)}, expected"
-                    f" ({', '.join(Mixers._fields)})"
-                )
-            cell, *heads = Mixers(*entry)
-            checks.choice(CELLS)(where, f"recipe[{k}].cell", cell)
-            for name, n in zip(Mixers._fields[1:], heads, strict=True):
-                n = checks.size(where, f"recipe[{k}].{name}", n)
-                divided = {"size": self.size}
-                if cell == "mlstm" and name == "num_heads":
-                    divided["half of size"] = self.size // 2
-                checks.heads(where, n, f"recipe[{k}].{name}", **divided)
-            recipe.append(Mixers(cell, *heads))
+                expected = f"expected ({', '.join(Mixers._fields)})"
+                raise ValueError(f"{where}: {name} is {checks.shown(entry)}, {expected}")
+            mixers = Mixers(*entry)
+            checks.choice(("slstm", "mlstm"))(where, f"{name}.cell", mixers.cell)
+            for part in Mixers._fields[1:]:
+                n = checks.size(where, f"{name}.{part}", getattr(mixers, part))
+                checks.heads(where, n, f"{name}.{part}", size=self.size)
+            if mixers.cell == "mlstm":
+                half = {"half of size": self.size // 2}
+                checks.heads(where, mixers.num_heads, f"{name}.num_heads", **half)
+            recipe.append(mixers)
         object.__setattr__(self, "recipe", tuple(recipe))
 
     @property
@@ -151,17 +148,15 @@ class TiRex2(PatchNetwork):
         return [self._block(k, *mixers) for k, mixers in enumerate(self.recipe)]
 
     def _block(self, k: int, cell: str, num_heads: int, variate_heads: int) -> Any:
-        own: dict[str, Any] = {
-            "index": k,
-            "num_blocks": self.num_blocks,
-            "ffn_size": self._ffn_size,
-            "num_heads": num_heads,
-            "variate_heads": variate_heads,
-        }
-        if cell == "slstm":
-            return self._made(sLSTMVariates, head_eps=NORM_EPS, head_residual=False, **own)
         return self._made(
-            mLSTMVariates,
+            sLSTMVariates if cell == "slstm" else mLSTMVariates,
+            index=k,
+            num_blocks=self.num_blocks,
+            ffn_size=self._ffn_size,
+            num_heads=num_heads,
+            variate_heads=variate_heads,
+            head_eps=NORM_EPS,
+            head_residual=False,
             qk_size=self.size // 2,
             v_size=self.size,
             gate_cap=15.0,
@@ -170,7 +165,6 @@ class TiRex2(PatchNetwork):
             norm_eps=NORM_EPS,
             eps=1e-6,
             rest=0.0,
-            **own,
         )
 
     @property
@@ -182,11 +176,11 @@ class TiRex2(PatchNetwork):
 
     def warn(self, where: str, horizon: int) -> None:
         if horizon > self.horizon:
-            trained = (
-                f"horizon is {horizon}, and the model was trained for {self.horizon} steps at most"
-            )
             warnings.warn(
-                f"{where}: {trained}; those after them may be poor", HorizonWarning, stacklevel=3
+                f"{where}: horizon is {horizon}, and the model was trained for {self.horizon} steps"
+                " at most; those after them may be poor",
+                HorizonWarning,
+                stacklevel=3,
             )
 
     @property
@@ -354,25 +348,30 @@ class TiRex2(PatchNetwork):
         """
         where = "TiRex2"
         if items.is_table(where, series, targets=targets, series_id=series_id, later=later):
-            options: dict[str, Any] = {
-                "batch_size": batch_size,
-                "sign_flip": sign_flip,
-                "starts": starts,
-            }
-            options |= {"differencing": differencing, "pad_context": pad_context}
             roles = Roles(targets, past, future, None, series_id)
             return items.forecast_table(
-                self, params, series, horizon, roles, later, quantiles, **options
+                self,
+                params,
+                series,
+                horizon,
+                roles,
+                later,
+                quantiles,
+                batch_size=batch_size,
+                sign_flip=sign_flip,
+                starts=starts,
+                differencing=differencing,
+                pad_context=pad_context,
             )
         horizon = checks.size(where, "horizon", horizon)
         flip = checks.flag(where, "sign_flip", self.sign_flip if sign_flip is None else sign_flip)
-        differencing = checks.flag(
-            where, "differencing", self.differencing if differencing is None else differencing
-        )
+        differencing = self.differencing if differencing is None else differencing
+        checks.flag(where, "differencing", differencing)
         checks.flag(where, "pad_context", pad_context)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, whole = items.read_items(where, self, series, past, future, horizon)
-        opposite = transforms.opposite(self.quantiles) if flip else None
+        if flip:
+            opposite = transforms.opposite(self.quantiles)
         cache = PrefixStateCache.of(where, self, params, starts)
         self.warn(where, horizon)
         context = self.context
@@ -384,7 +383,7 @@ class TiRex2(PatchNetwork):
         ]
         sizes = (horizon, context, batch_size)
         q = self._quantiles(cache, whole, trends, *sizes)
-        if opposite is not None:
+        if flip:
             negated = [Item(*(-rows for rows in item)) for item in whole]
             flipped = self._quantiles(cache, negated, trends, *sizes)
             q = [(a - b[..., opposite]) / 2 for a, b in zip(q, flipped, strict=True)]

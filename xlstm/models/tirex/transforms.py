@@ -95,7 +95,7 @@ class Scaler:
         present = ~np.isnan(rows)
         count = np.count_nonzero(present, axis=1, keepdims=True)
         first = np.take_along_axis(rows, np.argmax(present, axis=1)[:, None], axis=1)
-        first = np.where(count > 0, first, 0.0)
+        first = np.nan_to_num(first)
         number = np.maximum(count, 1)
         change = np.where(present, rows - first, 0.0)
         mean = np.sum(change, axis=1, keepdims=True) / number
@@ -105,11 +105,9 @@ class Scaler:
         binary = np.zeros(count.shape, dtype=bool)
         if self.binary:
             binary = np.all(~present | (rows == 0) | (rows == 1), axis=1, keepdims=True)
-        scale = (
-            np.where(scale == 0, np.abs(loc) + FLAT, scale)
-            if self.eps is None
-            else np.maximum(scale, self.eps)
-        )
+        if self.eps is None:
+            scale = np.where(scale == 0, np.abs(loc) + FLAT, scale)
+        scale = np.maximum(scale, self.eps or 0.0)
         return RowUnits(np.where(binary, 0.0, loc), np.where(binary, 1.0, scale), binary)
 
     def scaled(self, rows: Values, units: RowUnits) -> Values:
@@ -211,17 +209,13 @@ def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float,
     """
     if levels is None:
         return tuple(trained)
-    flat = levels.tolist() if isinstance(levels, np.ndarray) else levels
     numbers = checks.several(
-        where, "quantiles", flat, "a list of numbers between 0 and 1", checks.any_number, MOST
+        where, "quantiles", levels, "a list of numbers between 0 and 1", checks.any_number, MOST
     )
     for k, level in enumerate(numbers):
         if not trained[0] <= level <= trained[-1]:
-            problem = (
-                f"expected {trained[0]:g} to {trained[-1]:g}, the range that the model was"
-                " trained for"
-            )
-            raise ValueError(f"{where}: quantiles[{k}] is {numbers[k]:g}, {problem}")
+            expected = f"{trained[0]:g} to {trained[-1]:g}, as the model was trained"
+            raise ValueError(f"{where}: quantiles[{k}] is {level:g}, expected {expected}")
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"{where}: quantiles is {checks.shown(levels)}, expected each level once")
     return tuple(numbers)

@@ -4,6 +4,7 @@ each other.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
@@ -20,7 +21,7 @@ from xlstm.cells.activations import FEED_FORWARD, softmax, softmax_bwd
 from xlstm.cells.normalization import MEAN_SQUARE, normalize, normalize_bwd
 from xlstm.layers.blocks.block import Block, GatedFeedForward
 from xlstm.layers.blocks.large import LargeBlock
-from xlstm.layers.blocks.stack import Recurrence, sLSTMBlock
+from xlstm.layers.blocks.stack import sLSTMBlock
 from xlstm.layers.linear import Linear
 from xlstm.layers.module import Backward, Forward, SameWidth
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
@@ -57,12 +58,9 @@ class Groups(NamedTuple):
             some = order[(count == n)[group[order]]].reshape(-1, n)
             rows.append(some.ravel())
             sizes.append(target[some][:, :, None] | ~target[some][:, None, :])
-        places = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        return cls(
-            places,
-            tuple(sizes),
-            np.flatnonzero(_by_row(where, "known", known, np.zeros(B, bool), "b")),
-        )
+        places = np.concatenate((*rows, np.zeros(0, np.int64)))
+        seen_later = _by_row(where, "known", known, np.zeros(B, bool), "b")
+        return cls(places, tuple(sizes), np.flatnonzero(seen_later))
 
 
 def _by_row(where: str, name: str, values: Any, default: Host, kinds: str) -> Host:
@@ -157,9 +155,9 @@ class VariateMixer(SameWidth, SequenceLayer):
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
         groups = span.groups
-        run = Forward(self, span.xp, p, span)
         if groups is None or not len(groups.rows):
             return x, (), None
+        run = Forward(self, xp, p, span)
         a = take(xp, x, groups.rows)  # (1)
         u = run("norm", a)  # (2)
         q, k, v = (self._heads(xp, run(name, u)) for name in "qkv")  # (3)
@@ -268,14 +266,12 @@ class TiRexBlock(sLSTMBlock):
         D = self.size
         N = self.num_heads
         norm = RMSNorm(D, eps=NORM_EPS)
-        depth = self.index / max(1, self.num_blocks - 1)
-        cell = Recurrence(
-            D, N, self.recurrent_init, depth, forget_limit=self.forget_limit, rounded=self.rounded
-        )
+        parts = super().parts
+        limits = {"forget_limit": self.forget_limit, "rounded": self.rounded}
         return {
-            **super().parts,
+            **parts,
             "norm": norm,
-            "cell": cell,
+            "cell": dataclasses.replace(parts["cell"], **limits),
             "outnorm": MultiHeadNorm(
                 D, num_heads=N, eps=self.head_eps, residual=self.head_residual
             ),
@@ -331,8 +327,7 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
         xp = run.xp
         if "reverse" not in run.kept:
             run.grads["combination.W"] = xp.zeros_like(run.p["combination.W"])
-            du, start = super().mix_bwd(run, dy, dstate)
-            return du, start
+            return super().mix_bwd(run, dy, dstate)  # type: ignore[no-any-return]
         rows = run.span.groups.known
         dboth = run("combination", take(xp, dy, rows))  # (3)
         dy = put(xp, dy, dboth[..., : self.size], rows)  # (2)
