@@ -2,6 +2,6 @@
 
 `backend` chooses a library, `namespace` finds that of arrays, `convert` moves values, `random`
 draws them, `checks` checks arguments. `fuse` and `matmul` run as kernels of their own on CuPy.
-`blas`, `cores` and `workspace` serve NumPy on a CPU. `probe` imports CuPy and PyTorch and tries the
-GPU.
+`cores` serves NumPy on a CPU. `optional_imports` imports CuPy and PyTorch and tries the GPU.
+`cuda/` has what CuPy alone needs, `ranks/` the processes that train together.
 """
