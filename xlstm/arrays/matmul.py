@@ -39,7 +39,7 @@ class Operand(NamedTuple):
 WHOLE = Operand(False, 1, 0)  # in the place of one that is copied first
 
 
-class Call(NamedTuple):
+class GemmCall(NamedTuple):
     """All that cuBLAS is told of a product but the addresses; it is the same for all arrays that
     lie in one way.
     """
@@ -133,7 +133,7 @@ def _lie(A: Array, B: Array) -> tuple[Any, ...]:
     return A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype
 
 
-def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
+def _multiply(call: GemmCall, A: Array, B: Array, out: Array, beta: int) -> Array:
     """Return `out`, which is set to A @ B, or to which this is added; `beta` is the address of 0 or
     1.
     """
@@ -226,7 +226,7 @@ def _scalars(dtype: str) -> tuple[Any, int, int]:
 def _call(
     a: Shape, a_steps: Shape, b: Shape, b_steps: Shape,
     A: Any, B: Any, to: Any, out_steps: Shape | None = None,
-) -> Call:  # fmt: skip
+) -> GemmCall:  # fmt: skip
     """Return the call for shapes, strides and dtypes, by default into a new array.
 
     Matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such.
@@ -265,7 +265,7 @@ def _call(
     left = left or WHOLE
     right = right or WHOLE
     _, zero, unit = _scalars(kind)
-    return Call(
+    return GemmCall(
         *(shape, math.prod(shape) * K == 0, copied, zero, unit),
         head=(int(right.columns), int(left.columns), N, M, K, unit),
         a=(KINDS[kind], left.lead, left.step),
