@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.data.frames import load_pandas
 from xlstm.data.host import Values
 
 Dates = np.ndarray[Any, np.dtype[np.datetime64]]
@@ -111,18 +112,6 @@ class Calendar(NamedTuple):
         return zoned.tz_convert(self.zone)
 
 
-def load_pandas(where: str) -> Any:
-    """Return pandas; the ImportError where it is not installed names the caller and the extra."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            f"{where}: dates need pandas, which the extra tables brings: pip install"
-            " 'xlstm-xp[tables]'"
-        ) from error
-    return pandas
-
-
 def in_utc(dates: Any) -> Dates:
     """Return dates of pandas as those of NumPy, in UTC where they have a time zone."""
     utc: Dates = (dates if dates.tz is None else dates.tz_convert(None)).to_numpy()
@@ -136,10 +125,10 @@ def on_clocks(dates: Any) -> Dates:
 
 
 def coarsest(dates: Dates) -> Dates:
-    """Return dates in days, minutes or seconds, the first of which holds them, where their unit is
-    a finer one.
+    """Return dates in days, minutes, seconds or microseconds, the first of which holds them, where
+    their unit is a finer one.
     """
-    for unit in ("D", "m", "s"):
+    for unit in ("D", "m", "s", "us"):
         coarse = dates.astype(f"datetime64[{unit}]")
         if coarse.dtype <= dates.dtype and np.all(coarse == dates):
             return coarse
@@ -173,7 +162,7 @@ def read_dates(
         row = int(np.argmax(wrong))
         raise ValueError(
             f"{line(row)}: {checks.shown(cells[row])} is not a date like the others, in"
-            f" {date_format or 'ISO 8601'} from 1678 to 2261"
+            f" {date_format or 'ISO 8601'}; pandas 2 reads the years 1678 to 2261"
         )
     dates = coarsest(moments.dt.tz_localize(None).to_numpy())
     unit = UNITS.get(max(map(len, cells)))
@@ -226,6 +215,8 @@ def calendar_of(
         return dates
     line = line or f"{where}: dates[{{}}]".format
     array, zone = _plain(where, dates, zone)
+    if not array.dtype <= np.dtype("datetime64[us]"):
+        array = array.astype("datetime64[us]")
     check_rising(array, line, hint)
     if len(array) < 2:
         raise ValueError(
@@ -239,7 +230,7 @@ def calendar_of(
         # the dates stay in UTC where this machine does not know the zone
         with contextlib.suppress(KeyError, OSError, ValueError):
             zoned = zoned.tz_convert(zone)
-        clocks = zone if _is_daily(zoned) else "UTC"
+        clocks = str(zoned.tz) if _is_daily(zoned) else "UTC"
         moments = zoned.tz_convert(clocks).tz_localize(None)
         zone = str(zoned.tz)
     steps = _equal_steps(pandas, moments, line)

@@ -218,7 +218,8 @@ class CsvFile:
         if self.dialect.date_format is not None:
             raise ValueError(
                 f"{self.path}: no column holds dates of the format"
-                f" {shown(self.dialect.date_format)}, expected one such as '%d/%m/%Y'"
+                f" {shown(self.dialect.date_format)}, expected a column of them; a format is such"
+                " as '%d/%m/%Y', with each directive once"
             )
         named = self.names[0].lower() in HEADERS
         is_label = len(self.names) > 1 and (named or not any(map(is_number, self._cells[0])))

@@ -131,10 +131,11 @@ def table_of(
     ImportError
         The package narwhals is not installed.
     """
-    nw, frame, _, index, dated, _ = _frame(where, given)
-    places_of(where, frame.columns, [name for name in only or () if name != dated])
+    nw, frame, _, index, dated, is_moved = _frame(where, given)
+    labels_of = index.name if is_moved else dated
+    places_of(where, frame.columns, [name for name in only or () if name != labels_of])
     wanted = {*frame.columns} - {without} if only is None else {*only}
-    names = [name for name in frame.columns if name in wanted and name != dated]
+    names = [name for name in frame.columns if name in wanted and name != labels_of]
     if not names or len(frame) == 0:
         raise ValueError(
             f"{where}: the table has {len(frame)} rows and {len(names)} columns of numbers,"
@@ -144,6 +145,8 @@ def table_of(
     columns = Columns([*map(str, names)], np.stack(arrays, axis=1))
     if index is not None:
         labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # of periods
+        if getattr(labels.dtype, "kind", "") == "M" and not hasattr(labels, "tz"):
+            labels = load_pandas(where).DatetimeIndex(labels)  # dates of PyArrow
         zone = getattr(labels, "tz", None)
         labels = labels if zone is None else labels.tz_convert(None)
         dated = index.name
@@ -224,11 +227,25 @@ def names_of(where: str, table: Any) -> list[str]:
     return [*map(str, _frame(where, table).frame.columns)]
 
 
+def load_pandas(where: str) -> Any:
+    """Return pandas; the ImportError where it is not installed names the caller and the extra."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            f"{where}: dates need pandas, which the extra tables brings: pip install"
+            " 'xlstm-xp[tables]'"
+        ) from error
+    return pandas
+
+
 def rows_by(where: str, table: Any, column: str) -> dict[Any, Rows]:
     """Return the rows of a table that have each value of a column; ValueError where it is not there
     or has gaps.
     """
-    frame = _frame(where, table).frame
+    _, frame, _, index, _, is_moved = _frame(where, table)
+    if is_moved and index.name == column:
+        return grouped(index)
     places_of(where, frame.columns, [column])
     labels = frame.get_column(column)
     if labels.is_null().any():

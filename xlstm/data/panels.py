@@ -334,9 +334,6 @@ class Panel:
         several = []
         for (label, columns), beside in zip(self.groups.items(), self.covariates, strict=True):
             series = series_of(self.names[0], columns, beside.dates)
-            if series.calendar is not None and series.calendar.zone is not None:
-                clocks = calendars.on_clocks(series.calendar.dates)
-                series = replace(series, index=calendars.coarsest(clocks))
             several.append(replace(series, name=f"{series.name} of {label}") if label else series)
         return several
 
@@ -529,6 +526,13 @@ def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) 
     }
 
 
+def _of_zone(has_dates: bool, zone: str | None) -> str:
+    """Return in words whether rows have dates, and in which time zone."""
+    if not has_dates:
+        return "no dates"
+    return "dates without a time zone" if zone is None else f"dates of time zone {zone}"
+
+
 def _next_rows(
     where: str,
     name: str,
@@ -545,8 +549,8 @@ def _next_rows(
     """
     rows = later.numbers(where, names)
     dates = later.dates
-    theirs = "no dates" if dates is None else f"dates of time zone {later.zone}"
-    ours = "no dates" if calendar is None else f"dates of time zone {zone}"
+    theirs = _of_zone(dates is not None, later.zone)
+    ours = _of_zone(calendar is not None, zone)
     if (dates is None, later.zone is None) != (calendar is None, zone is None):
         raise ValueError(
             f"{where}: the rows of {name} have {theirs}, expected {ours}, as in the table of the"

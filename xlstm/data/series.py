@@ -200,7 +200,9 @@ def series_of(
     full = calendar.placed(values[:, None])[:, 0]
     missing = len(full) - len(values)
     note = f"{missing} rows missing from the file" if missing else ""
-    dates = calendars.in_utc(calendar.dates).astype(index.dtype)
+    dates = calendars.on_clocks(calendar.dates)
+    if calendar.zone is None:  # years and months stay what they are
+        dates = dates.astype(index.dtype)
     return Series(name, full, calendars.coarsest(dates), calendar, note)
 
 

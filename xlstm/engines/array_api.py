@@ -124,8 +124,8 @@ class ArrayApi:
         zx = reshape(zx, (step.G, step.H, x.shape[0]))
         before = [s.T for s in state]
         if step.bare:
-            zh = step.recur(step.Wh, before[0])  # (3)
-            *after, _ = step.cell.gates(step.xp, zx, zh, *before, **step.own)  # (4)
+            zh = step.recur(step.Wh, before[0])
+            *after, _ = step.cell.gates(step.xp, zx, zh, *before, **step.own)
         else:
             options = Options(step, Segment(1, x.shape[0], 0))
             after, *_ = options.forward(0, step.Wh, zx, before)

@@ -81,7 +81,9 @@ class Graphs:
         self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
         self.captured: dict[Hashable, _Captured] = {}
         self.seen: dict[Hashable, None] = {}
-        self.recorder: Recorder | None = None  # nor once a step could not be captured
+        self.recorder: Recorder | None = (
+            None  # None where steps cannot be captured, and once a step could not be
+        )
         try:
             self.recorder = Recorder()
         except Exception as error:

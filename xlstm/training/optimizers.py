@@ -96,19 +96,19 @@ class Optimizer:
         """Return whether the parameter of this name stays as it is; its gradient is not needed."""
         return False
 
-    def moving(self, grads: Params) -> Params:
+    def _moving(self, grads: Params) -> Params:
         """Return the gradients of parameters that change."""
         return {name: g for name, g in grads.items() if not self.frozen(name)}
 
-    def rates(self, step: int) -> tuple[float, ...]:
+    def _rates(self, step: int) -> tuple[float, ...]:
         """Return the learning rates after `step` updates, where the optimiser tells them."""
         return ()
 
-    def numbers(self, step: int) -> tuple[float, ...]:
+    def _numbers(self, step: int) -> tuple[float, ...]:
         """Return all that depends on the number of updates done, such as the learning rate."""
         return ()
 
-    def apply(
+    def _apply(
         self, params: Params, grads: Params, state: OptimState, *how: Any
     ) -> tuple[Params, OptimState]:
         """Return what `update` does, of arrays that a step of training has made."""
@@ -474,10 +474,10 @@ class ByRules(Optimizer):
         """The rules of parameters that change."""
         return tuple(rule for rule in self.rules if rule is not None)
 
-    def moving(self, grads: Params) -> Params:
-        return grads if len(self._used) == len(self.rules) else super().moving(grads)
+    def _moving(self, grads: Params) -> Params:
+        return grads if len(self._used) == len(self.rules) else super()._moving(grads)
 
-    def rates(self, step: int) -> tuple[float, ...]:
+    def _rates(self, step: int) -> tuple[float, ...]:
         return tuple(rule.rate(step) for rule in self._used)
 
     def init(self, params: Params) -> OptimState:
@@ -497,7 +497,7 @@ class ByRules(Optimizer):
         }
         return OptimState(0, slots)
 
-    def numbers(self, step: int) -> tuple[float, ...]:
+    def _numbers(self, step: int) -> tuple[float, ...]:
         numbers: tuple[float, ...] = ()
         for rule in self._used:
             numbers += rule.numbers(step)
@@ -512,9 +512,9 @@ class ByRules(Optimizer):
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")
         check_alike(f"{self.where}: moments", state.slots, self._by_slot(params))
-        return self.apply(params, grads, state, self.numbers(state.step), check=True)
+        return self._apply(params, grads, state, self._numbers(state.step), check=True)
 
-    def apply(
+    def _apply(
         self,
         params: Params,
         grads: Params,
@@ -533,7 +533,7 @@ class ByRules(Optimizer):
         if check:
             named = {f"gradient of {name}": g for name, g in grads.items()}
             namespace(self.where, {**params, **named})
-            check_alike(f"{self.where}: gradients", self.moving(grads), self.moving(params))
+            check_alike(f"{self.where}: gradients", self._moving(grads), self._moving(params))
         new = dict(params)
         slots: Slots = {slot: {} for slot in state.slots}
         first = 0

@@ -240,7 +240,8 @@ class TrainStep:
             new, taken = self._enqueue(state, inputs, where)
         else:
             state = self.settle(state) if state.pending else state
-            numbers = self.optimizer.numbers(state.updates)
+            is_last = state.batches + 1 == self.accumulate
+            numbers = self.optimizer._numbers(state.updates) if is_last else ()
             scalars = self._scalars(state, inputs)
             gradients = self._gradients if self.group is None else self._all_gradients
             passed = gradients(state, inputs, scalars)
@@ -324,7 +325,7 @@ class TrainStep:
                 norm = norm_of(state.runtime.feed.home.xp, grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
-        update = self.optimizer.apply
+        update = self.optimizer._apply
         if ranks is not None:
             update = functools.partial(ranks.updated, update)
         how = (numbers, counts, in_place, not self._is_ours)
@@ -355,7 +356,7 @@ class TrainStep:
             y = raised(y, feed.home.dtype) if casts else y
             loss, dy = self.loss(y, inputs.target, inputs.mask)  # type: ignore[misc]
             dy = lowered(dy, feed.low.dtype, scale * share) if casts else dy
-            grads = self.optimizer.moving(self.model.backward(used, saved, dy)[0])
+            grads = self.optimizer._moving(self.model.backward(used, saved, dy)[0])
             grads = raised(grads, feed.home.dtype, scale) if casts else grads
             norm = norm_of(feed.home.xp, grads) if normed else None
         return LossAndGradients(loss, carried, used, grads, norm)
@@ -393,16 +394,17 @@ class TrainStep:
         if isinstance(state.decided, Decided):
             state = state._replace(decided=home.asarray(np.array(state.decided), "float64"))
         drawn_by = None if state.masks is None else state.masks.bit_generator.state
-        numbers = self.optimizer.numbers(state.updates)
+        numbers = self.optimizer._numbers(state.updates)
         scalars = np.array([*self._scalars(state, inputs), *numbers])
         masks = state.masks
         can_draw = masks is None or isinstance(masks.bit_generator, np.random.PCG64)
         if (can_draw and self._is_ours) if self.graph == "auto" else self.graph:
             if runtime.graphs is None or not runtime.graphs.hold(self, state):
-                runtime.graphs = Graphs(self, state)
+                # Another state of the same `init` keeps the graphs that it has.
+                runtime = dataclasses.replace(runtime, graphs=Graphs(self, state))
+                state = state._replace(runtime=runtime)
             new = runtime.graphs.take(state, inputs, scalars)
         else:
-            runtime.graphs = None
             new = self.take_on_device(state, inputs, home.asarray(scalars, "float64"))
         if waits:
             decided = read(new.decided)
@@ -549,7 +551,7 @@ class TrainStep:
             with held(ranks):
                 inputs = self._inputs(state, batch, where)
                 assert inputs.host.part is not None
-                ranks.note(inputs.host.part, self.optimizer.rates(state.updates))
+                ranks.note(inputs.host.part, self.optimizer._rates(state.updates))
                 return inputs
         return None
 
@@ -614,7 +616,8 @@ def text_of(value: Any) -> str:
     """Return the repr of a setting without what may differ: addresses in memory, and the length of
     a cosine.
     """
-    return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
+    text = re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
+    return text.replace("'weight_decay'", "'decay'")  # as in the checkpoints that there are
 
 
 def _each(
