@@ -211,6 +211,12 @@ def test_tables_of_a_time_zone_go_on(freq):
         )
         found = predict(numbered, AHEAD)
         assert (list(found.columns), list(found["day"])) == (["day", "v"], list(days[24:]))
+    pa = pytest.importorskip("pyarrow")
+    kind = pd.ArrowDtype(pa.timestamp("us", "Europe/Berlin"))  # whose index has no time zone
+    found = predict(
+        pd.DataFrame({"v": given["v"].to_numpy()}, index=dates[:24].astype(kind)), AHEAD
+    )
+    assert [str(day) for day in found.index] == [str(day) for day in dates[24:]]
     for known in (dates, dates.to_series(), pl.Series(dates)):
         assert str(calendars.calendar_of("it", known).dates.tz) == "Europe/Berlin"
     utc = dates.tz_convert("UTC").tz_localize(None).values.astype("datetime64[us]")

@@ -19,7 +19,7 @@ import xlstm
 from tests.conftest import ROOT
 from tests.project.markdown import blocks, cells
 from xlstm.arrays.cached import cached_property
-from xlstm.cli.app import app
+from xlstm.cli.app import DEFAULT, app
 
 DOCS = ROOT / "docs"
 # Sphinx runs notebooks, and writes pages of its own.
@@ -252,9 +252,9 @@ def command_of(words):
     command = COMMANDS
     while hasattr(command, "commands"):
         name = words[0] if words and words[0] in command.commands else None
-        assert name or hasattr(command, "default"), f"there is no command {words[:1]}"
+        assert name or DEFAULT in command.commands, f"there is no command {words[:1]}"
         words = words[1:] if name else words
-        command = command.commands[name] if name else command.default
+        command = command.commands[name or DEFAULT]
     known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {
         "-h",
         "--help",

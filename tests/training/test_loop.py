@@ -177,6 +177,46 @@ def test_averaging_follows_its_definition(decay):
         np.testing.assert_allclose(found[name], mean, rtol=1e-12)
 
 
+def test_an_optimiser_may_have_helpers_of_any_name():
+    """Those of `Optimizer` that a step calls are private."""
+
+    class Own(optimizers.Optimizer):
+        init = optimizers.sgd(0.1).init
+        rates = moving = numbers = None
+
+        def apply(self, params, grads):
+            return {name: p - 0.1 * grads[name] for name, p in params.items()}
+
+        def update(self, params, grads, state):
+            return self.apply(params, grads), state
+
+    model = SequenceModel(xlstm.LSTM(1, 4), 1)
+    start = model.init(0, "numpy", "float64")
+    data = stream_data()
+    own, sgd = (
+        loop.train(model, start, data, optimizer, steps=3).params
+        for optimizer in (Own(), optimizers.sgd(0.1))
+    )
+    for name, p in sgd.items():
+        np.testing.assert_allclose(own[name], p, rtol=1e-12)
+
+
+def test_a_schedule_is_asked_once_an_update():
+    asked = []
+
+    def rate(step):
+        asked.append(step)
+        return 0.1
+
+    model = SequenceModel(xlstm.LSTM(1, 4), 1)
+    step = TrainStep(model, optimizers.sgd(rate), accumulate=2)
+    state = step.init(model.init(0, "numpy"))
+    asked.clear()
+    for part in stream_data().batches():
+        state, _ = step(state, part)
+    assert asked == [0, 1]
+
+
 def test_divergence_names_step_and_parameter():
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
     params = model.init(0, "numpy")

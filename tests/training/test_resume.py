@@ -32,6 +32,7 @@ from xlstm.training import (
     evaluate,
     optimizers,
 )
+from xlstm.training.steps import text_of
 
 
 def pairs_of(data):
@@ -79,6 +80,12 @@ def test_stopped_at_any_step_and_resumed(tmp_path, monkeypatch, kind, options):
         assert len(part.losses) == k
         same(whole, fit(kind, folder, resume=True, **options))
     same(whole, fit(kind, folder, resume=True, **options))  # a run that is over
+
+
+def test_the_text_of_an_optimiser_stays():
+    """Checkpoints tell by it whether a run is the same."""
+    text = text_of(optimizers.adam(1e-3))
+    assert "'eps': 1e-08, 'decay': 0.0, 'decoupled': False" in text
 
 
 def test_iterables_of_batches_and_pairs(tmp_path):

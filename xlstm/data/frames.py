@@ -145,8 +145,6 @@ def table_of(
     columns = Columns([*map(str, names)], np.stack(arrays, axis=1))
     if index is not None:
         labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # of periods
-        if getattr(labels.dtype, "kind", "") == "M" and not hasattr(labels, "tz"):
-            labels = load_pandas(where).DatetimeIndex(labels)  # dates of PyArrow
         zone = getattr(labels, "tz", None)
         labels = labels if zone is None else labels.tz_convert(None)
         dated = index.name
@@ -349,8 +347,18 @@ def _frame(where: str, table: Any) -> _Frame:
         index = None
     if dated and index is None and hasattr(native, "set_index"):
         native = native.set_index(dated[0])
-        return _Frame(nw, nw.from_native(native), is_column, native.index, None, True)
+        index = _with_zone(where, native.index)
+        return _Frame(nw, nw.from_native(native), is_column, index, None, True)
+    index = _with_zone(where, index)
     return _Frame(nw, frame, is_column, index, dated[0] if dated else None, False)
+
+
+def _with_zone(where: str, index: Any) -> Any:
+    """Return labels of pandas; dates of PyArrow as those of pandas, which tell their time zone."""
+    is_date = getattr(getattr(index, "dtype", None), "kind", "") == "M"
+    return (
+        load_pandas(where).DatetimeIndex(index) if is_date and not hasattr(index, "tz") else index
+    )
 
 
 def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> Any:
