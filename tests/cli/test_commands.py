@@ -157,6 +157,7 @@ def shops(trained):
     trained model.
     """
     pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
     folder = trained("series")[0].parent
     rng = np.random.default_rng(7)
     tables = []
