@@ -211,17 +211,6 @@ def astype(xp: Namespace, array: Array, dtype: Any) -> Array:
     return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
-def constant(xp: Namespace, x: Array, value: float, half: float) -> Any:
-    """Return a number as `xp.minimum` takes it beside x: `value`, or `half` where x is float16 or
-    bfloat16.
-
-    NumPy takes the number itself, which is quicker; other libraries need an array.
-    """
-    if getattr(x.dtype, "itemsize", 4) == 2:
-        value = half
-    return value if xp is np else xp.full_like(x, value)
-
-
 def squares_below(xp: Namespace, x: Array, limit: float) -> bool:
     """Tell whether the sum of all x^2 is certainly below `limit`.
 

@@ -18,16 +18,20 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array, Namespace, constant
+from xlstm.arrays.namespace import Array, Namespace
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
     """Return 1 / (1 + exp(-x)) as e / (1 + e) with e = exp(x), which keeps all digits of small
     results.
     """
-    # From the bound on, sigmoid(x) rounds to 1, and exp(x) is still finite.
-    e = xp.exp(xp.minimum(x, constant(xp, x, 40.0, half=10.0)))  # (1)
+    # From the bound on, sigmoid(x) rounds to 1, and exp(x) is still finite in the dtype of x.
+    bound = 10.0 if getattr(x.dtype, "itemsize", 4) == 2 else 40.0
+    # NumPy takes the number itself, which is quicker; other libraries need an array.
+    e = xp.exp(xp.minimum(x, bound if xp is np else xp.full_like(x, bound)))  # (1)
     e /= 1 + e  # (1)
     return e
 
