@@ -44,7 +44,7 @@ D = 3
 H = 16
 # Relative to the largest value. TF32 has 11 bits of each factor of the products of h; float16 has
 # 11 and bfloat16 8 of everything that is kept, h and gradients of gates among it, over all steps.
-# Of 24 steps of an RNN with recurrent dropout, whose masks enlarge h, TF32 leaves 6e-3 by every
+# After 24 steps of an RNN with recurrent dropout, whose masks enlarge h, TF32 leaves 6e-3 by every
 # path, and float16 4e-3.
 TOLERANCE = {
     "float64": 1e-12,

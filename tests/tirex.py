@@ -19,6 +19,14 @@ SIZES: dict[str, Any] = {
     "input_ff_size": 3,
     "context": 8,
 }
+# The sizes of a model that tests of training use.
+WIDER: dict[str, Any] = {
+    "patch_size": 2,
+    "quantiles": (0.1, 0.5, 0.9),
+    "input_ff_size": 8,
+    "output_ff_size": 8,
+    "context": 16,
+}
 FIRST = TiRex(4, 2, 2, **SIZES)
 SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], output_ff_size=5, horizon=6, **SIZES)
 

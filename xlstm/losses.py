@@ -240,7 +240,7 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     weight = _weight("cross_entropy", xp, labels, mask, logits)
     V = logits.shape[-1]
     device = device_of(logits)
-    # it holds every label
+    # The dtype of the logits, where it holds every label.
     kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64
     if compiles(xp):
         share = (

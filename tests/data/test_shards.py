@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.ranks import Shared, Threads
+from tests.tirex import WIDER
 from xlstm import LSTM
 from xlstm.data import Batch, Prefetch, Sequences, SeriesWindows, Shard, Streams, Windows
 from xlstm.estimators import Forecaster
@@ -72,14 +73,7 @@ def datasets():
             "train"
         ],
     )
-    sizes = {
-        "patch_size": 2,
-        "quantiles": (0.1, 0.5, 0.9),
-        "input_ff_size": 8,
-        "output_ff_size": 8,
-        "context": 16,
-    }
-    tirex = TiRex2(8, [("mlstm", 2, 2)], horizon=4, **sizes)
+    tirex = TiRex2(8, [("mlstm", 2, 2)], horizon=4, **WIDER)
     yield "TiRex's, in groups", PatchWindows(tirex, GAPS[1:].T, batch_size=3)
     yield "whole", Whole()
     yield "twice", Twice(X, Y[:, 0], batch_size=4)

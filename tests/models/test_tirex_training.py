@@ -10,6 +10,7 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
+from tests.tirex import WIDER
 from xlstm.data.series import synthetic
 from xlstm.models import TiRex, TiRex2
 from xlstm.models.tirex import PatchWindows
@@ -18,14 +19,7 @@ from xlstm.training import LowRank, evaluate
 from xlstm.training.loop import first_batch
 
 MODEL = TiRex(8, 2, 2, patch_size=2, quantiles=(0.1, 0.5, 0.9), input_ff_size=8, context=16)
-SIZES = {
-    "patch_size": 2,
-    "quantiles": (0.1, 0.5, 0.9),
-    "input_ff_size": 8,
-    "output_ff_size": 8,
-    "context": 16,
-}
-SECOND = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **SIZES)
+SECOND = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **WIDER)
 
 
 def test_windows_and_targets():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.ranks import together
+from tests.tirex import WIDER
 from tests.training import runs
 from tests.training.runs import Changed
 from xlstm import LSTM, losses, optim, training, xLSTMStack
@@ -54,14 +55,7 @@ def cases():
     language = xLSTMLanguageModel(xLSTMStack(8, 2, [1], 2, dropout=0.2), 11, embedding_dropout=0.1)
     yield "carried states", language, Streams.of_tokens(TEXT, 5, 16), {}
     large = xLSTMLarge(8, 2, num_heads=2)
-    sizes = {
-        "patch_size": 2,
-        "quantiles": (0.1, 0.5, 0.9),
-        "input_ff_size": 8,
-        "output_ff_size": 8,
-        "context": 16,
-    }
-    tirex = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **sizes)
+    tirex = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **WIDER)
     yield (
         "groups",
         tirex,

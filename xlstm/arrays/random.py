@@ -199,7 +199,7 @@ def _launched(
     xp = namespace_of(array)
     mask = room(xp, array, shape)
     part: Part | None = getattr(rng, "part", None)
-    # of the numbers that are drawn, others' too
+    # How many numbers are drawn, those of other ranks too.
     count = mask.size if part is None else part.count(shape)
     if isinstance(rng, Later):
         state = [0] * STATE

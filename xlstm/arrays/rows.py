@@ -21,7 +21,7 @@ from xlstm.tracing.loop_nest import contiguous_steps, loop_nest
 from xlstm.tracing.symbols import UntraceableError
 
 OUTER = 3  # loops over rows at most
-# that share sums at most: several for each multiprocessor of any card, added up in two stages
+# The most blocks that share sums: several for each multiprocessor of any card, added in two stages.
 BLOCKS = FAN * FAN
 COUNTERS = 2 * BLOCKS  # more than so many blocks have
 

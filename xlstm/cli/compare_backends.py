@@ -49,7 +49,7 @@ RATE = 0.05
 Arrays = Callable[[], dict[str, Any]]
 Step = Callable[[], Arrays]
 PAGES = (".html", ".txt")  # endings of a report
-# of differences relative to the largest magnitude of an array
+# The largest difference, relative to the largest magnitude of an array.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 
 

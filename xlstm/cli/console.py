@@ -204,11 +204,11 @@ def one_line_errors() -> Iterator[None]:
         tell(description(error))
         raise typer.Exit(exit_code(error)) from None
     except Exception as error:
-        # that of a usage error, whose class is not public in every version
+        # Only errors of usage have this; their class is not public in every version.
         if not hasattr(error, "format_message"):
             raise
         context = getattr(error, "ctx", None)
-        # that nobody has typed
+        # Nobody has typed the name of the default command.
         path = "xlstm" if context is None else context.command_path.removesuffix(" series")
         tell(
             f"error: {' '.join(error.format_message().split())} ({path} --help lists what there is)"

@@ -172,7 +172,7 @@ class CommandRun(Report):
     def _save(self, model: Any, file: Path, options: dict[str, Any]) -> None:
         if not self.leads:
             return
-        # where no network was trained that keeps checkpoints there
+        # Without checkpoints of a network the folder is not there yet.
         self.output.mkdir(parents=True, exist_ok=True)
         model.data_ = digest(file)
         model.save(self.file, **options)

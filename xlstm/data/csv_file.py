@@ -107,7 +107,7 @@ class CsvFile:
         self.path = Path(path)
         self.dialect = dialect
         self._lines = array("q")
-        # of all rows one after another, as lists of a row each would keep the collector busy
+        # Cells of all rows in one list: a list for each row would keep the garbage collector busy.
         cells: list[str] = []
         try:
             with self.path.open(encoding=ENCODINGS[dialect.encoding], newline="") as file:

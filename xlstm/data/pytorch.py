@@ -199,7 +199,7 @@ class TorchFile:
         try:
             self._archive = zipfile.ZipFile(path)
             entries = self._archive.infolist()
-            # all are in one folder
+            # All entries are in one folder.
             self._entries = {entry.filename.partition("/")[2]: entry for entry in entries}
             if len(self._entries) != len(entries):
                 raise ValueError("entries of the zip have the same name")

@@ -140,7 +140,7 @@ def from_yaml(where: str, text: bytes) -> Any:
         raise ImportError(f"{where}: to read it, pip install pyyaml, or give config=") from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        # those of YAML 1.1, merges among them
+        # It has none of the resolvers of YAML 1.1, such as merges.
         yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
         def fetch_more_tokens(self) -> None:

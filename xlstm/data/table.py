@@ -119,7 +119,7 @@ class ParquetFile:
             with pyarrow.OSFile(os.fspath(self.path)) as native:
                 yield parquet.ParquetFile(native, read_dictionary=self._texts), pyarrow.types
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            # damaged files raise all three
+            # Damaged files raise any of the three.
             raise ValueError(
                 f"{self.path}: not a readable Parquet file ({' '.join(str(error).split())})"
             ) from error

@@ -13,7 +13,7 @@ from xlstm.data.calendars import Calendar
 from xlstm.data.host import Values
 from xlstm.data.series_windows import carry_forward, first_row
 
-# where the last target begins, as a share of the rows: in the middle of those that are trained on
+# The last target begins by this share of the rows, the middle of the training rows.
 LATEST = 0.3
 
 

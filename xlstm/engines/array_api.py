@@ -255,7 +255,7 @@ class Options:
         step = self.step
         xp = self.xp
         rows = self.segment.rows(t)
-        # what zoneout lets through to the old state
+        # The gradients that zoneout passes straight to the old state.
         direct: list[Array | None] = [None] * len(dstate)
         if step.zoneout:
             # (6)

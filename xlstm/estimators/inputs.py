@@ -256,7 +256,7 @@ def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> H
     array = _host(where, name, y)
     if array.ndim == 2 and array.shape[1] == 1 and not columns:
         words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
-        # whose warning it is where scikit-learn is in use
+        # Where scikit-learn is in use, the warning is of its class.
         sklearn = sys.modules.get("sklearn.exceptions")
         warnings.warn(words, getattr(sklearn, "DataConversionWarning", UserWarning), stacklevel=6)
         array = array[:, 0]

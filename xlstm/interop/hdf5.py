@@ -123,7 +123,7 @@ def _datasets(file: Any, most: int) -> dict[str, Any]:
         file.visititems(visit)
     except DAMAGED as error:
         raise ValueError(f"not a readable HDF5 file ({error})") from error
-    # of all arrays together, since several can be said to lie at the same place
+    # The bound is for all arrays together: several may claim the same place.
     if declared > most:
         raise ValueError(f"its arrays declare {declared} bytes, the file has {most}")
     return datasets

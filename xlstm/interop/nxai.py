@@ -489,7 +489,7 @@ def _large(config: Config, transformers: bool) -> xLSTMLanguageModel:
             ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None
         }
         config = {**DEFAULTS, **DEFAULTS_TRANSFORMERS, **config, **renamed}
-        # there is a last norm, whatever it says
+        # There is a last norm, whatever the configuration says.
         names = {theirs: ours for theirs, ours in LARGE.items() if ours != "post_norm"}
         ignored = None
         fixed = FIXED | FIXED_OLDER

@@ -57,12 +57,12 @@ class CausalConv(SameWidth, SequenceLayer):
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
         function = _convolved if not self.silu else _silu if computes_again(xp) else _activated
         *values, y = listed(slid(xp, function, p["W"].T, xs, p["b"]))
-        kept = (xs, *values, y) if values else (xs,)
+        tape = (xs, *values, y) if values else (xs,)
         if span.full:
-            end = xs[span.T :, ...]  # to which what is kept refers, too
-            return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), kept
+            end = xs[span.T :, ...]  # to which the tape refers, too
+            return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), tape
         last = xp.take(rows(xs), span.after(xs), axis=0)
-        return y, (reshape(last, state[0].shape),), kept
+        return y, (reshape(last, state[0].shape),), tape
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span,

@@ -418,7 +418,7 @@ def stack_states(xp: Namespace, columns: Sequence[Sequence[Array]], copy: bool) 
     """
     if len(columns) > 1:
         return tuple([stack(xp, [s.T for s in states]) for states in zip(*columns, strict=True)])
-    if copy and xp is np:
+    if copy and xp is np:  # copies of NumPy need no call of Python each
         return tuple([s.T[None].copy() for s in columns[0]])
     states = [s.T[None, ...] for s in columns[0]]
     return tuple(foreach.copies(xp, states) if copy else states)

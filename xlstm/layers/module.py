@@ -180,7 +180,7 @@ class Module:
                 sizes[largest]
             )  # the largest one as it is drawn, in float64; nothing is written to it
         except (MemoryError, ValueError, OverflowError):
-            # the last two where no array can have so many numbers
+            # The last two errors are those of arrays that cannot have so many numbers.
             problem = f"{largest} has {sizes[largest]:.3g} numbers, for which there is no memory"
             raise ValueError(f"{type(self).__name__}: {problem}; expected smaller sizes") from None
         return {name: target.asarray(values) for name, values in self.draw(rng).items()}

@@ -37,7 +37,7 @@ Layer = (
     | ExponentialSmoothing
     | ESRNN
 )
-# beside the gated ones
+# These are the layers beside the gated ones.
 LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}
 Model = SequenceModel | xLSTMLanguageModel | Layer
 ARRAYS = 8  # a block has so many, at least

@@ -16,7 +16,7 @@ TITLE = 9
 TEXT = 9
 SMALL = 8  # sizes of type
 DPI = 150
-# of heat maps: its lightness grows with the value, so that it can be printed in grey
+# The lightness of heat maps grows with the value, so that they can be printed in grey.
 COLOURS = "viridis"
 DARK = "#31507a"
 LIGHT = "#e3b23c"

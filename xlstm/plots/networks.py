@@ -201,7 +201,7 @@ def gradient_norms(
             raise ValueError(
                 f"gradients: that of {of} is not finite{f' in layer {name}' if name else ''}"
             )
-        # between the first and the last norm; NaN if the last one is 0
+        # The mean factor between the first and the last norm; NaN if the last one is 0.
         factor = (norms[0] / norms[-1]) ** (1 / (len(norms) - 1)) if norms[-1] else math.nan
         results.append(GradientNorm(of, name, norms, float(factor)))
     return results

@@ -39,7 +39,7 @@ class ArrayFunction:
     inputs, outputs : dict of str to dtype
         Those of x0, x1, ... and of y0, y1, ...
     kinds : dict of str to {"float", "double"}
-        What all of them are computed in.
+        The C type that each of them is computed in.
 
     Raises
     ------

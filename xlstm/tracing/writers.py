@@ -68,7 +68,7 @@ class Writer:
         self.forms = self.FORMS
         of_all = kinds if isinstance(kinds, str) else None
         self.default = of_all or default
-        # of variables, None where only numbers of the trace are in them
+        # The kinds of variables, None for those of nothing but numbers of the trace.
         self.kinds: dict[str, str | None] = {}
         self.numbers: dict[str, float] = {}
         for to, _, op, args in lines:

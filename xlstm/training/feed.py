@@ -110,7 +110,7 @@ class Iterated:
         try:
             return len(self.data)  # type: ignore[arg-type]
         except TypeError:
-            # a DataLoader has a method for its length, which says so if there is none
+            # A DataLoader has a method for its length, which raises if there is none.
             return checks.COUNTED
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
@@ -261,7 +261,7 @@ class Feed:
         timed = not getattr(self.model, "last", False)  # targets have a time axis
         mask = batch.mask
         if timed and (batch.lengths is not None or (mask is not None and mask.ndim < 2)):
-            # without targets past the end of a sequence
+            # The mask leaves out targets past the end of a sequence.
             mask = mask_of_steps(mask, batch.lengths, *batch.x.shape[:2])
             batch = batch._replace(mask=mask)
         self.check(where, batch)

@@ -184,7 +184,7 @@ class Folder:
                 warnings.warn(
                     f"train: {error}; an older checkpoint is taken", RuntimeWarning, stacklevel=4
                 )
-                # it is not in the way of later ones
+                # A checkpoint that is set aside is not in the way of later ones.
                 if self._lock is not None and isinstance(error, ValueError):
                     with contextlib.suppress(OSError):
                         path.rename(path.with_suffix(".damaged"))
@@ -285,7 +285,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """
     entries = []
     lines = reading.regular(path).read_bytes().split(b"\n")
-    # what follows the last end of a line is not whole
+    # The text after the last end of a line is not whole.
     for number, line in enumerate(lines[:-1], 1):
         try:
             entries.append(_entry(line))

@@ -61,7 +61,7 @@ class Graphs:
     """
 
     def __init__(self, owner: Any, state: StepState) -> None:
-        # of the steps that are captured, with all that they read, such as frozen weights
+        # The owner of the captured steps has all that they read, such as frozen weights.
         self.owner = owner
         self.home = state.runtime.feed.home
         xp = self.home.xp
@@ -210,7 +210,7 @@ class Graphs:
         self, step: _Captured, state: StepState, inputs: Inputs, scalars: np.ndarray[Any, Any]
     ) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
-        # raises where another device is current
+        # This raises where another device is current.
         namespace("TrainStep", dict([next(iter(state.params.items()))]))
         for name in ("x", "target", "mask"):
             if getattr(inputs, name) is not None:

@@ -335,7 +335,7 @@ class TrainingRun:
     norm: float = math.nan
     losses: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
-    # earlier by the seconds before a checkpoint
+    # A resumed run began earlier, by the seconds before its checkpoint.
     start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self, start_params: Params) -> None:
@@ -367,7 +367,7 @@ class TrainingRun:
         self.callbacks = [
             callback for callback in self.step.callbacks if self.ranks.first or callback.everywhere
         ]
-        # the weights of each step
+        # Whether callbacks look at the weights of each step.
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
         self.remembering = [callback for callback in self.step.callbacks if has(callback, "state")]
         for callback in self.step.callbacks:
@@ -655,7 +655,7 @@ class TrainingRun:
         try:
             self._unpack(about, origin)
         except Exception as error:
-            # whatever it is, it comes from the file, or from what a callback makes of it
+            # Any error here comes from the file, or from what a callback makes of it.
             raise ValueError(
                 f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})"
             ) from error

@@ -428,7 +428,7 @@ class _Rule:
     slots: tuple[str, ...]
     formula: Callable[..., Any]
     options: dict[str, Any]
-    # not in the text of an optimiser, by which checkpoints tell whether it is the same
+    # These are not in the text by which checkpoints tell whether an optimiser is the same.
     scalars: Callable[..., tuple[float, ...]] = field(default=_rate, repr=False)
     width: int = field(default=1, repr=False)
 

@@ -31,9 +31,9 @@ from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, nor
 Update = Callable[..., tuple[Params, OptimState]]
 # parameters from which on an optimiser is shared; with fewer its time does not matter
 LEAST = 1 << 20
-# of whole numbers that sums in a dtype leave exact, where they are less than 23
+# The bits of whole numbers that sums in a dtype leave exact, where they are fewer than 23.
 BITS = {"float16": 10, "bfloat16": 7}
-# by which the shares of all ranks may differ from 1, which they are together, up to rounding
+# The sum of the shares of all ranks is 1 up to rounding; it may differ from 1 by this.
 SHARES = 0.01
 ROOM = 16  # numbers before the gradients, so that these begin where a line of the cache does
 
@@ -220,7 +220,7 @@ class AllReduce:
             "checksum of order and targets": part.checksum,
             "learning rate": rates,
         }
-        # of numbers, which is the same in all processes
+        # The hash of numbers is the same in all processes.
         self.checksum = hash((self.checksum, *self.noted.values()))
 
     @property
@@ -299,10 +299,10 @@ class Sharded(AllReduce):
 
     def __init__(self, group: Group, home: Backend, params: Params) -> None:
         super().__init__(group, home, params)
-        # of the gradients, and then of the new weights
+        # This rank's part of the gradients, and then of the new weights.
         self.part: Array = np.empty(self.each, self.buffer.dtype)
         self.slots: dict[str, list[str]] = {}  # the parameters that have a moment, by slot
-        # of what is in it: where it is in an array, and in the part
+        # For each array in the part: its places in the array, and in the part.
         self.places: dict[str, tuple[slice, slice]] = {}
         first = group.rank * self.each
         at = 0
@@ -388,7 +388,7 @@ def all_reduce(
 
 
 def _shared(xp: Namespace, g: Array, place: Array, share: Any) -> Array:
-    # what has no target that counts may be NaN
+    # Gradients without any target that counts may be NaN.
     return xp.where(share > 0, share * g, xp.zeros_like(g))
 
 

@@ -151,7 +151,7 @@ class RunRanks:
         )
         xp = self.reduce.home.xp
         sums = state.sums
-        # those of each rank: their sum would be rounded in another order
+        # The sums of each rank are saved: their total would be rounded in another order.
         if sums is not None and self.sums_locally:
             side_by_side = {}  # (ranks, ...)
             for name, a in sums.items():

@@ -117,7 +117,7 @@ class StepState(NamedTuple):
     pending : tuple of str
         The names of steps that the host has not looked at yet.
     runtime : Runtime
-        What belongs to the process.
+        The objects of this process: feed, ranks and captured graphs.
     """
 
     params: Params

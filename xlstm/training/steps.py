@@ -175,7 +175,7 @@ class TrainStep:
         scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.group is not None:
-            # no rank sends these
+            # Frozen weights are compared, since no rank sends them.
             frozen = self.model.params if isinstance(self.model, LowRank) else {}
             settings = {
                 **self.settings,
@@ -370,7 +370,7 @@ class TrainStep:
         ranks = state.runtime.ranks
         assert ranks is not None
         share = scalars.share
-        # scaled ones are shared before, so that the same gradients overflow as in the whole batch
+        # Scaled gradients are shared early, so that the same overflow as in the whole batch.
         early, late = (share, 1.0) if self.scales else (1.0, share)
         own = None
         if ranks.error is None and inputs.host.x.shape[1]:

@@ -202,7 +202,7 @@ class Handle:
     def __init__(self) -> None:
         cp = optional_imports.cupy()
         number = c_void_p()
-        # as many bytes as cuBLAS takes by itself: with others it may multiply in another way
+        # cuBLAS takes as many bytes by itself: with others it may multiply in another way.
         size = 32 << 20 if int(cp.cuda.Device().compute_capability) >= 90 else 4 << 20
         self.workspace: Array = cp.empty((size,), dtype=cp.uint8)
         _call("cublasCreate_v2", (c_void_p,), byref(number))

@@ -179,7 +179,7 @@ def rows(key: tuple[int, int, int, bytes | None], steps: int, packed: bool) -> n
     if packed and lengths_bytes is not None:
         lengths = np.frombuffer(lengths_bytes, np.int64)
         order = np.argsort(-lengths, kind="stable")
-        # of the own sequences, the longest first
+        # The places of this rank's sequences, the longest first.
         places = np.flatnonzero((order >= start) & (order < stop))
         step = np.arange(max(lengths))[:, None]
         # the first row of each step

@@ -155,7 +155,7 @@ class _Cell:
         self.beside = tuple(
             name for name in ("drop", "inner") if name in used or (name == "drop" and drop)
         )
-        # by the product of h
+        # The gradient that goes through the product of h.
         self.passed_on = next(name for name in ("da", "dzh", "dz") if name in step.gradients)
         dy = () if around.projected else ("dy",)
         each = (*((*dy, *step.carried, *step.saved) if self.back else ("zx",)), *step.shares)

@@ -126,7 +126,7 @@ def child() -> None:
     A line on standard output says which kind is next, and another one how it went.
     """
     dtype, number = sys.argv[1:]
-    # also while a call of CUDA does not come back
+    # It ends the process even while a call of CUDA does not come back.
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     backend("cupy")
     cupy = optional_imports.cupy()
@@ -135,7 +135,7 @@ def child() -> None:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         _say(kind[:3])
         row = _compare(*kind)
-        # raises where the card answers nothing more after this kernel
+        # This raises where the card answers nothing more after this kernel.
         cupy.cuda.Device().synchronize()
         _say(row)
     _say(END)

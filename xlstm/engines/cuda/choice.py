@@ -187,7 +187,7 @@ def _way(
     if path not in LAUNCHES:
         if step.obstacle:
             return f"no kernel does several steps with {step.obstacle}"
-        # more digits than were asked for
+        # A card without TF32 computes with more digits than were asked for.
         exact = precision if device.capability >= TF32 else "float32"
         a = ARITHMETIC[dtype if path == "plain" else TENSOR.get((dtype, exact), dtype)]
         forward, backward = (

@@ -92,7 +92,7 @@ def source(
         return 2 * planes * rows * (columns + 8)
 
     base = kind.removesuffix("_bwd")
-    # of tiles that take turns
+    # Tiles that take turns share memory.
     if kind == "within":
         room = max(tile(L, slab), tile(slab, tile_v))
     else:

@@ -221,7 +221,7 @@ class Tiling:
     @property
     def _shares(self) -> int:
         """Threads that share the sum of partial dh of a cell in a grid."""
-        # that a thread reads at once
+        # Pieces of 16 bytes, one of which a thread reads at once.
         pieces = self.columns * self.units * self.arithmetic.real_size // 16
         return max(1, min(self.blocks, self.threads // pieces))
 
@@ -283,7 +283,7 @@ def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tu
             for blocks in (1, 2, 4, 8, 16)
             if blocks <= device.cluster
         ]
-        # the last one has work
+        # The last block has work, too.
         return [(units, blocks) for units, blocks in ways if units * (blocks - 1) < width]
     if not a.mma:
         return [(units, -(-width // units)) for units in (4, 8, 12, 16, 24, 32, 48, 64)]
@@ -309,7 +309,7 @@ def _divisions(
         return
     inputs = step.after if kind == "backward" else step.before
     read = [rows or 1 for name, rows in inputs.items() if name not in ("zh", "drop", *step.numbers)]
-    # that a thread keeps for each of its cells
+    # Values that a thread holds for each of its cells.
     values = sum(read) + len(step.carried) + 1 + step.around.drop
     tiles, rest = divmod(M, 16)
     if rest:  # eight units of one or three gates

@@ -44,7 +44,7 @@ class ChainPlan(NamedTuple):
     # shapes and dtypes of results, those that are summed last
     results: tuple[tuple[tuple[int, ...], Any], ...]
     sizes: tuple[int, int, int]  # rows of two axes, and columns
-    # of each array, and of each result but sums, along these, in bytes
+    # Steps in bytes along these axes, of each array and of each result but sums.
     steps: tuple[tuple[int, ...], ...]
 
 

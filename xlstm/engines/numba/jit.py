@@ -187,7 +187,7 @@ def new_module(
         {name: value for name, value in names.items() if not name.startswith("__")}
     )
     file = f"<{module.__name__}>"
-    # for what Numba says
+    # Messages of Numba show lines of this source.
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
     exec(compile(source, file, "exec"), module.__dict__)
     return module

@@ -284,7 +284,7 @@ class NumbaTape(Tape):
         table = address_table([named[name] for name in kernel.arrays], kernel.rows)
         numbers = np.array([self.step.cell.numbers[name] for name in kernel.numbers], np.float64)
         step = kernel.loops.PRODUCT, kernel.loops.step_address(), table, numbers
-        # without the calls that divide the work, which take as long as a small pass
+        # One thread needs no calls that divide the work, which take as long as a small pass.
         if parts == size == 1:
             loop(step, (0, 1, np.zeros(2, np.int64)), arrays, weights[0], flag, 0, first)
             return

@@ -369,7 +369,7 @@ def _native(
         if lengths is not None:
             inputs["sequence_lens"] = lengths.name
         outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
-        # without those behind the last one that is there
+        # Missing inputs behind the last one that is there are left out.
         last = max(map(INPUTS.index, inputs))
         names = [inputs.get(name, "") for name in INPUTS[: last + 1]]
         graph.node(type(layer).__name__, names, outputs, **_attributes(layer))

@@ -102,15 +102,15 @@ class LargeBlock(Block):
 
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
         xp = run.xp
-        kept = run.kept
+        values = run.kept
         dsn = run("down", dy)  # (7)
-        do, dn = fuse(xp, gated_bwd, dsn, kept["s"], kept["n"])  # (6)
+        do, dn = fuse(xp, gated_bwd, dsn, values["s"], values["n"])  # (6)
         dh = run("outnorm", dn)  # (5)
         # (4)
-        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, run.span)
+        (dq, dk, dv, di, df), start = self.memory.run_bwd(values["memory"], dh, dstate, run.span)
         dgates = concat(xp, (di, df), -1)
         if self.gate_cap is not None:
-            capped = kept["capped"]  # in the place of its argument, too, which is not used
+            capped = values["capped"]  # in the place of its argument, too, which is not used
             dgates = fuse(xp, soft_cap_bwd, dgates, capped, capped, cap=self.gate_cap)  # (3)
         du = run("gates", dgates)  # (2)
         du += run("qkvo", concat(xp, (dq, dk, dv, do), -1))  # (1)

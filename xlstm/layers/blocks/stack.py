@@ -140,16 +140,18 @@ class mLSTMBlock(Block):  # noqa: N801
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
         xp = run.xp
         F = self.inner
-        kept = run.kept
+        values = run.kept
         skip = run.p["skip"]
         conv_end, end = (None, None) if dstate is None else dstate
         dsg = run("down", run.dropped("mask", dy))  # (11) (10)
         daz = room(xp, dy, (*dy.shape[:-1], 2 * F))
-        arrays = (dsg, kept["z"], skip, kept["c"], *kept["sg"])
+        arrays = (dsg, values["z"], skip, values["c"], *values["sg"])
         # (9) (8)
         _, ds, dc, run.grads["skip"] = summed(xp, _skipped_bwd, *arrays, out=[daz[..., F:]])
         dh = run("outnorm", ds)
-        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, end, run.span)  # (7)
+        (dq, dk, dv, di, df), start = self.memory.run_bwd(
+            values["memory"], dh, end, run.span
+        )  # (7)
         dqkv = run("gates", concat(xp, (di, df), -1))  # (6)
         dys = [(d, dqkv[..., j * F : (j + 1) * F]) for j, d in enumerate((dq, dk, dv))]
         dc, da = run.beside("qkv", dys, (0, 0, 1), (dc, None))  # (5)
@@ -343,7 +345,7 @@ class Recurrence(SequenceLayer):
         ends = tuple([s.T for s in end])
         if tape is None or not span.keep:
             return y, ends, None
-        # What is kept refers to these too.
+        # The tape refers to these too.
         return y, tuple(foreach.copies(xp, ends)), LayerTape(packing, False, tape)
 
     def scan_bwd(

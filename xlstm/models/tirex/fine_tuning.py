@@ -147,7 +147,7 @@ class PatchWindows:
         units = model.scaler.units(rows.x)
         tokens = transforms.tokens(model.scaler.scaled(rows.x, units), P)  # (R, T + 1, 2P)
         target = model.scaler.scaled(y, units).reshape(len(y), -1, P)
-        # that after each token
+        # The target of a token is the patch after it.
         target = np.concatenate((target[:, 1:], np.full_like(target[:, :1], np.nan)), axis=1)
         if not np.any(rows.known):  # nothing is to be seen in the last token
             tokens = tokens[:, :-1]

@@ -173,7 +173,7 @@ def predict(
         k, done = windows[window]
         return ItemRows.of(series[k], steps[k], ahead + done * P, context - done * P)
 
-    # of each its number, its lead and its rows
+    # For each window: its number, its lead and its rows.
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}
     for number in range(len(windows)):
         rows = rows_of(number)
