@@ -24,6 +24,7 @@ Training
     precision           float16 and bfloat16 on a GPU
     checkpoint          arrays in files
     gradcheck           whether a backward pass is the gradient of a forward pass
+    jvp, hvp            Jacobian-vector and Hessian-vector products
 
 Data and forecasts
     data, series        windows and batches; series from files
@@ -72,7 +73,9 @@ __all__ = [
     "distributed",
     "estimators",
     "gradcheck",
+    "hvp",
     "interop",
+    "jvp",
     "losses",
     "mLSTM",
     "mLSTMBlock",
@@ -94,6 +97,8 @@ __all__ = [
 # Imported on first use, so that `import xlstm` stays quick.
 _NAMES = {
     "ExponentialSmoothing": "layers.smoothing",
+    "hvp": "arrays.tangents",
+    "jvp": "arrays.tangents",
     "mLSTM": "layers.matrix_memory",
     "mLSTMBlock": "layers.blocks.stack",
     "sLSTMBlock": "layers.blocks.stack",

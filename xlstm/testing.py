@@ -14,6 +14,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.random import generator
+from xlstm.arrays.trees import leaves_by_path, replaced
 
 __all__ = ["GradientError", "gradcheck"]
 
@@ -101,7 +102,7 @@ def gradcheck(
     forward = checks.function("gradcheck", "forward", forward)
     backward = checks.function("gradcheck", "backward", backward)
     inputs = checks.instance((tuple, list), "a tuple of arrays")("gradcheck", "inputs", inputs)
-    leaves = _leaves(inputs)
+    leaves = leaves_by_path(inputs)
     if not leaves:
         raise ValueError("gradcheck: there are no inputs to check")
     for name, leaf in leaves.items():
@@ -114,7 +115,7 @@ def gradcheck(
             f"gradcheck: forward gave {checks.shown(both)}, expected a tuple (outputs, saved)"
         )
     outputs, saved = both
-    results = _leaves(outputs)
+    results = leaves_by_path(outputs)
     for name, leaf in results.items():
         if not np.all(np.isfinite(to_numpy(leaf))):
             raise GradientError(f"output {name} is not finite")
@@ -128,7 +129,7 @@ def gradcheck(
                 name: rng.standard_normal(tuple(y.shape)) * (name in names)
                 for name, y in results.items()
             }
-            cotangent = _replace(outputs, {name: like(w[name], y) for name, y in results.items()})
+            cotangent = replaced(outputs, {name: like(w[name], y) for name, y in results.items()})
             dinputs = _gradients(backward(saved, cotangent), leaves)
             exact = {name: float(np.sum(dinputs[name] * v)) for name, v in along.items()}
             difference = functools.partial(_difference, moved, {n: w[n] for n in names})
@@ -174,9 +175,11 @@ def _moved(
     """Return the outputs at the points of the stencil, where one input is moved along its
     direction.
     """
-    x = _leaves(inputs)[name]
-    points = [_replace(inputs, {name: x + like(k * step * along[name], x)}) for k in STENCIL]
-    return [{n: to_numpy(y) for n, y in _leaves(forward(*point)[0]).items()} for point in points]
+    x = leaves_by_path(inputs)[name]
+    points = [replaced(inputs, {name: x + like(k * step * along[name], x)}) for k in STENCIL]
+    return [
+        {n: to_numpy(y) for n, y in leaves_by_path(forward(*point)[0]).items()} for point in points
+    ]
 
 
 def _difference(
@@ -199,7 +202,7 @@ def _difference(
 
 def _gradients(dinputs: Any, leaves: dict[str, Array]) -> dict[str, Host]:
     """Return the gradients on the host, after checks of their nesting, shapes and values."""
-    gradients = {name: to_numpy(leaf) for name, leaf in _leaves(dinputs).items()}
+    gradients = {name: to_numpy(leaf) for name, leaf in leaves_by_path(dinputs).items()}
     if set(gradients) != set(leaves):
         raise GradientError(
             f"backward returns gradients {sorted(gradients)}, expected {sorted(leaves)}"
@@ -213,36 +216,3 @@ def _gradients(dinputs: Any, leaves: dict[str, Array]) -> dict[str, Host]:
         if not np.all(np.isfinite(gradient)):
             raise GradientError(f"gradient of {name} is not finite")
     return gradients
-
-
-def _leaves(tree: Any) -> dict[str, Array]:
-    """Return the arrays of a nesting of tuples, lists and dicts, by their path such as "0.Wx" or
-    "1.0".
-    """
-    leaves: dict[str, Array] = {}
-    _mapped(tree, leaves.setdefault)
-    return leaves
-
-
-def _replace(tree: Any, new: Mapping[str, Array]) -> Any:
-    """Return the same nesting, with new arrays at the paths that `new` has."""
-    return _mapped(tree, new.get)
-
-
-def _mapped(tree: Any, function: Callable[[str, Any], Any], path: str = "") -> Any:
-    """Return the same nesting of `function(path, array)`, with tuples in the place of lists; None
-    stays.
-    """
-    if tree is None:
-        return None
-    if isinstance(tree, Mapping):
-        return {
-            key: _mapped(value, function, f"{path}.{key}" if path else str(key))
-            for key, value in tree.items()
-        }
-    if isinstance(tree, tuple | list):
-        return tuple(
-            _mapped(value, function, f"{path}.{k}" if path else str(k))
-            for k, value in enumerate(tree)
-        )
-    return function(path or "0", tree)

@@ -53,6 +53,10 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
         others = [a for a in arrays.values() if type(a) is not np.ndarray or a.dtype is not dtype]
         if not others:
             return np  # the most frequent case needs no further question
+    duals = [array for array in arrays.values() if is_dual(array)]
+    if duals:
+        namespace(where, {name: primal(array) for name, array in arrays.items()}, wide)
+        return max([namespace_of(array) for array in duals], key=lambda xp: xp.depth)
     try:
         xp = namespace_of(first)
     except TypeError:
@@ -124,7 +128,7 @@ def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
     """Raise TypeError unless `array` is an array of the library of `xp`, without a mask."""
     checks.unmasked(where, name, array)
     try:
-        if namespace_of(array) is xp:
+        if namespace_of(primal(array)) is getattr(xp, "root", xp):
             return
     except TypeError:
         pass
@@ -145,6 +149,18 @@ def namespace_of(array: Array) -> Namespace:
         if isinstance(array, np.ndarray | np.generic)
         else array_api_compat.array_namespace(array)
     )
+
+
+def is_dual(array: Any) -> bool:
+    """Tell whether an array is a dual number of `arrays.dual`."""
+    return hasattr(array, "tangent")
+
+
+def primal(array: Array) -> Array:
+    """Return an array itself, or the value of a dual number, which is no dual number."""
+    while is_dual(array):
+        array = array.value
+    return array
 
 
 def library(xp: Namespace) -> str:

@@ -1,0 +1,307 @@
+"""Dual numbers as an array library: a value and its tangent go through every function together.
+
+A tangent is the derivative of a value in a direction (forward-mode differentiation; Wengert 1964,
+Griewank & Walther 2008, chapter 3). Code that is written against the array API runs on dual numbers
+as it is: what it returns are its results and their derivatives. Where a function has a kink, such
+as `maximum`, the derivative is that of the branch that was taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from xlstm.arrays.namespace import Array, Namespace, is_floating
+
+# How many functions are being differentiated around the code that runs now: the derivative of a
+# derivative has dual numbers whose values and tangents are dual numbers themselves.
+_depth = contextvars.ContextVar("depth", default=0)
+
+Rule = Callable[..., Array]
+# The tangent of a result y from the tangents of all arguments, that of a constant being 0.
+JOINT: dict[str, Rule] = {
+    "add": lambda xp, y, s, t, a, b: s + t,
+    "subtract": lambda xp, y, s, t, a, b: s - t,
+    "divide": lambda xp, y, s, t, a, b: (s - y * t) / b,
+    "maximum": lambda xp, y, s, t, a, b: xp.where(a >= b, s, t),
+    "minimum": lambda xp, y, s, t, a, b: xp.where(a <= b, s, t),
+    "where": lambda xp, y, _, s, t, condition, a, b: xp.where(condition, s, t),
+}
+# For each argument, the part of the tangent of y that comes from its tangent t.
+PARTIAL: dict[str, tuple[Rule, ...]] = {
+    "multiply": (lambda xp, y, t, a, b: t * b, lambda xp, y, t, a, b: a * t),
+    "matmul": (lambda xp, y, t, a, b: t @ b, lambda xp, y, t, a, b: a @ t),
+    "pow": (
+        lambda xp, y, t, a, b: t * (b * a ** (b - 1)),
+        lambda xp, y, t, a, b: t * (y * xp.log(a)),
+    ),
+    "abs": (lambda xp, y, t, x: t * xp.sign(x),),
+    "cos": (lambda xp, y, t, x: -t * xp.sin(x),),
+    "exp": (lambda xp, y, t, x: t * y,),
+    "expm1": (lambda xp, y, t, x: t * (y + 1),),
+    "log": (lambda xp, y, t, x: t / x,),
+    "log1p": (lambda xp, y, t, x: t / (1 + x),),
+    "sin": (lambda xp, y, t, x: t * xp.cos(x),),
+    "sqrt": (lambda xp, y, t, x: t / (2 * y),),
+    "square": (lambda xp, y, t, x: t * (2 * x),),
+    "tanh": (lambda xp, y, t, x: t * (1 - y * y),),
+}
+# Functions of an array, or of a list of arrays, that go through tangents as through values.
+LINEAR = (
+    *("broadcast_to", "concat", "cumulative_sum", "expand_dims", "flip", "matrix_transpose"),
+    *("mean", "moveaxis", "negative", "permute_dims", "positive", "repeat", "reshape", "roll"),
+    *("squeeze", "stack", "sum", "take", "take_along_axis", "tile", "tril", "triu"),
+)
+# Functions whose derivative is 0; so is that of all whose results are not floating-point.
+CONSTANT = ("ceil", "floor", "full_like", "ones_like", "round", "sign", "trunc")
+# Functions that make arrays to be written to.
+ROOM = ("empty", "empty_like", "zeros", "zeros_like")
+
+
+def _operator(name: str, swapped: bool = False) -> Callable[[Dual, Any], Any]:
+    def method(self: Dual, other: Any) -> Any:
+        if isinstance(other, Dual) and other.xp.depth > self.xp.depth:
+            return NotImplemented
+        pair = (other, self) if swapped else (self, other)
+        return getattr(self.xp, name)(*pair)
+
+    return method
+
+
+class Dual:
+    """An array and its tangent, which has its shape and dtype."""
+
+    def __init__(self, xp: DualNamespace, value: Array, tangent: Array) -> None:
+        self.xp = xp
+        self.value = value
+        self.tangent = tangent
+
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    ndim = property(lambda self: self.value.ndim)
+    size = property(lambda self: self.value.size)
+    device = property(lambda self: self.value.device)
+    T = property(lambda self: Dual(self.xp, self.value.T, self.tangent.T))
+    mT = property(lambda self: self.xp.matrix_transpose(self))
+
+    __add__ = _operator("add")
+    __radd__ = _operator("add", True)
+    __sub__ = _operator("subtract")
+    __rsub__ = _operator("subtract", True)
+    __mul__ = _operator("multiply")
+    __rmul__ = _operator("multiply", True)
+    __truediv__ = _operator("divide")
+    __rtruediv__ = _operator("divide", True)
+    __matmul__ = _operator("matmul")
+    __rmatmul__ = _operator("matmul", True)
+    __pow__ = _operator("pow")
+    __rpow__ = _operator("pow", True)
+    __lt__ = _operator("less")
+    __le__ = _operator("less_equal")
+    __gt__ = _operator("greater")
+    __ge__ = _operator("greater_equal")
+    __eq__ = _operator("equal")
+    __ne__ = _operator("not_equal")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iadd__(self, other: Any) -> Dual:
+        if isinstance(other, Dual) and other.xp.depth > self.xp.depth:
+            return NotImplemented
+        self.value += self.xp.value(other)
+        if self.xp.owns(other):
+            self.tangent += other.tangent
+        return self
+
+    def __neg__(self) -> Dual:
+        return Dual(self.xp, -self.value, -self.tangent)
+
+    def __abs__(self) -> Dual:
+        return self.xp.abs(self)  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __getitem__(self, key: Any) -> Dual:
+        return Dual(self.xp, self.value[key], self.tangent[key])
+
+    def __setitem__(self, key: Any, new: Any) -> None:
+        self.value[key] = self.xp.value(new)
+        self.tangent[key] = self.xp.tangent(new) if self.xp.owns(new) else 0
+
+    def reshape(self, *shape: Any) -> Dual:
+        """Return the array in another shape."""
+        return Dual(self.xp, self.value.reshape(*shape), self.tangent.reshape(*shape))
+
+    def sum(self, axis: Any = None, **options: Any) -> Dual:
+        """Return the sum along axes."""
+        return self.xp.sum(self, axis=axis, **options)  # type: ignore[no-any-return]
+
+    def mean(self, axis: Any = None, **options: Any) -> Dual:
+        """Return the mean along axes."""
+        return self.xp.mean(self, axis=axis, **options)  # type: ignore[no-any-return]
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("jvp: a dual number was made an array of NumPy, which has no tangent")
+
+    def __array_namespace__(self, api_version: str | None = None) -> DualNamespace:
+        """Return the namespace of the array, by the array API."""
+        return self.xp
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *arrays: Any, **options: Any) -> Any:
+        """Run an operator or a function of NumPy of which one argument is a dual number."""
+        options.pop("out", None)  # an operator in place, whose target has no tangent
+        name = {"power": "pow", "absolute": "abs"}.get(ufunc.__name__, ufunc.__name__)
+        return getattr(self.xp, name)(*arrays, **options)
+
+    def __array_function__(self, function: Any, _: Any, arguments: Any, options: Any) -> Any:
+        """Run another function of NumPy."""
+        return getattr(self.xp, function.__name__)(*arguments, **options)
+
+
+class DualNamespace:
+    """The array API on dual numbers; arrays of the namespace below are constants.
+
+    Parameters
+    ----------
+    base : namespace
+        That of values and tangents.
+    depth : int
+        How many functions are differentiated.
+    """
+
+    def __init__(self, base: Namespace, depth: int) -> None:
+        self.base = base
+        self.root = getattr(base, "root", base)  # the library below all dual numbers
+        self.depth = depth
+        self.__name__ = f"dual numbers of {base.__name__}"
+
+    def owns(self, array: Any) -> bool:
+        """Tell whether a value is a dual number of this namespace."""
+        return isinstance(array, Dual) and array.xp is self
+
+    def value(self, array: Any) -> Any:
+        """Return the value of a dual number, or anything else as it is."""
+        if isinstance(array, tuple | list):
+            return type(array)(map(self.value, array))
+        return array.value if self.owns(array) else array
+
+    def tangent(self, array: Any) -> Any:
+        """Return the tangent of a dual number, and that of a constant, which is 0."""
+        if isinstance(array, tuple | list):
+            return type(array)(map(self.tangent, array))
+        if isinstance(array, int | float):
+            return 0
+        return array.tangent if self.owns(array) else self.base.zeros_like(array)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a function, which the namespace then has, or a constant or dtype of the base."""
+        if name == "ndarray":  # by which callers tell NumPy and CuPy from other libraries
+            raise AttributeError(name)
+        function = getattr(self.base, name)
+        if name in JOINT:
+            function = functools.partial(self._jointly, function, JOINT[name])
+        elif name in PARTIAL:
+            function = functools.partial(self._by_parts, function, PARTIAL[name])
+        elif name in LINEAR:
+            function = functools.partial(self._linear, function)
+        elif name in ROOM:
+            function = functools.partial(self._room, function)
+        elif callable(function) and not isinstance(function, type):
+            function = functools.partial(self._of_values, function, name)
+        setattr(self, name, function)
+        return function
+
+    def _jointly(self, function: Any, rule: Rule, *arguments: Any) -> Any:
+        values = [self.value(a) for a in arguments]
+        y = function(*values)
+        if not any(map(self.owns, arguments)):
+            return y
+        tangents = map(self.tangent, arguments)
+        return Dual(self, y, rule(self.base, y, *tangents, *values))
+
+    def _by_parts(self, function: Any, rules: tuple[Rule, ...], *arguments: Any) -> Any:
+        values = [self.value(a) for a in arguments]
+        y = function(*values)
+        pairs = zip(rules, arguments, strict=True)
+        parts = [rule(self.base, y, a.tangent, *values) for rule, a in pairs if self.owns(a)]
+        return Dual(self, y, functools.reduce(operator.add, parts)) if parts else y
+
+    def _linear(self, function: Any, array: Any, *arguments: Any, **options: Any) -> Any:
+        parts = array if isinstance(array, tuple | list) else [array]
+        value = function(self.value(array), *arguments, **options)
+        if not any(map(self.owns, parts)):
+            return value
+        return Dual(self, value, function(self.tangent(array), *arguments, **options))
+
+    def _room(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        value = function(*map(self.value, arguments), **options)
+        if not is_floating(self.base, value.dtype):
+            return value
+        return Dual(self, value, self.base.zeros_like(value))
+
+    def _of_values(self, function: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        value = function(*map(self.value, arguments), **options)
+        if (
+            name not in CONSTANT
+            and any(map(self.owns, arguments))
+            and is_floating(self.base, value.dtype)
+        ):
+            raise TypeError(f"jvp: {name} has no derivative here, unlike {', '.join(PARTIAL)}")
+        return value
+
+    def asarray(self, array: Any, *, dtype: Any = None, **options: Any) -> Any:
+        """Return an array that may be written to, with a tangent where it is floating-point."""
+        value = self.base.asarray(self.value(array), dtype=dtype, **options)
+        if not is_floating(self.base, value.dtype):
+            return value
+        if not self.owns(array):
+            return Dual(self, value, self.base.zeros_like(value))
+        return Dual(self, value, self.base.asarray(array.tangent, dtype=dtype, **options))
+
+    def astype(self, array: Any, dtype: Any, **options: Any) -> Any:
+        """Return an array in another dtype; whole numbers have no tangent."""
+        value = self.base.astype(self.value(array), dtype, **options)
+        if not self.owns(array) or not is_floating(self.base, value.dtype):
+            return value
+        return Dual(self, value, self.base.astype(array.tangent, dtype, **options))
+
+    def max(self, array: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+        """Return the largest numbers; among equal ones the tangent is the mean of theirs."""
+        base = self.base
+        x = self.value(array)
+        y = base.max(x, axis=axis, keepdims=keepdims)
+        if not self.owns(array):
+            return y
+        largest = base.astype(x == base.max(x, axis=axis, keepdims=True), x.dtype)
+        sums = {"axis": axis, "keepdims": keepdims}
+        count = base.sum(largest, **sums)
+        return Dual(self, y, base.sum(largest * array.tangent, **sums) / count)
+
+
+@functools.lru_cache(maxsize=64)
+def dual_namespace(root: Namespace, depth: int) -> DualNamespace:
+    """Return the namespace of dual numbers over a library, whose values are dual numbers themselves
+    where more than one function is differentiated.
+    """
+    return DualNamespace(dual_namespace(root, depth - 1) if depth > 1 else root, depth)
+
+
+@contextlib.contextmanager
+def deeper() -> Iterator[int]:
+    """Differentiate one more function in this context, and say how many there are then."""
+    depth = _depth.get() + 1
+    token = _depth.set(depth)
+    try:
+        yield depth
+    finally:
+        _depth.reset(token)
