@@ -39,7 +39,7 @@ PARTIAL: dict[str, tuple[Rule, ...]] = {
         lambda xp, y, t, a, b: t * (b * a ** (b - 1)),
         lambda xp, y, t, a, b: t * (y * xp.log(a)),
     ),
-    "abs": (lambda xp, y, t, x: t * xp.sign(x),),
+    "abs": (lambda xp, y, t, x: xp.where(x < 0, -t, t),),
     "cos": (lambda xp, y, t, x: -t * xp.sin(x),),
     "exp": (lambda xp, y, t, x: t * y,),
     "expm1": (lambda xp, y, t, x: t * (y + 1),),
@@ -60,6 +60,23 @@ LINEAR = (
 CONSTANT = ("ceil", "floor", "full_like", "ones_like", "round", "sign", "trunc")
 # Functions that make arrays to be written to.
 ROOM = ("empty", "empty_like", "zeros", "zeros_like")
+
+
+# Functions that operators are, which symbols of a trace have, too.
+OPERATORS = {
+    "add": operator.add,
+    "divide": operator.truediv,
+    "equal": operator.eq,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "matmul": operator.matmul,
+    "multiply": operator.mul,
+    "not_equal": operator.ne,
+    "pow": operator.pow,
+    "subtract": operator.sub,
+}
 
 
 def _operator(name: str, swapped: bool = False) -> Callable[[Dual, Any], Any]:
@@ -175,14 +192,20 @@ class DualNamespace:
     ----------
     base : namespace
         That of values and tangents.
+
+    Attributes
+    ----------
     depth : int
-        How many functions are differentiated.
+        How many functions are differentiated: the base may be one of dual numbers itself.
+    root : namespace
+        The library below all dual numbers.
     """
 
-    def __init__(self, base: Namespace, depth: int) -> None:
+    def __init__(self, base: Namespace) -> None:
         self.base = base
-        self.root = getattr(base, "root", base)  # the library below all dual numbers
-        self.depth = depth
+        nested = isinstance(base, DualNamespace)
+        self.root: Namespace = base.root if nested else base
+        self.depth: int = base.depth + 1 if nested else 1
         self.__name__ = f"dual numbers of {base.__name__}"
 
     def owns(self, array: Any) -> bool:
@@ -207,11 +230,11 @@ class DualNamespace:
         """Return a function, which the namespace then has, or a constant or dtype of the base."""
         if name == "ndarray":  # by which callers tell NumPy and CuPy from other libraries
             raise AttributeError(name)
-        function = getattr(self.base, name)
+        function = OPERATORS.get(name) or getattr(self.base, name)
         if name in JOINT:
             function = functools.partial(self._jointly, function, JOINT[name])
         elif name in PARTIAL:
-            function = functools.partial(self._by_parts, function, PARTIAL[name])
+            function = functools.partial(self.by_parts, function, PARTIAL[name])
         elif name in LINEAR:
             function = functools.partial(self._linear, function)
         elif name in ROOM:
@@ -222,19 +245,25 @@ class DualNamespace:
         return function
 
     def _jointly(self, function: Any, rule: Rule, *arguments: Any) -> Any:
-        values = [self.value(a) for a in arguments]
+        values = [a.value if self.owns(a) else a for a in arguments]
         y = function(*values)
-        if not any(map(self.owns, arguments)):
+        if all(map(operator.is_, arguments, values)):
             return y
-        tangents = map(self.tangent, arguments)
-        return Dual(self, y, rule(self.base, y, *tangents, *values))
+        return Dual(self, y, rule(self.base, y, *map(self.tangent, arguments), *values))
 
-    def _by_parts(self, function: Any, rules: tuple[Rule, ...], *arguments: Any) -> Any:
-        values = [self.value(a) for a in arguments]
+    def by_parts(self, function: Any, rules: tuple[Rule, ...], *arguments: Any) -> Any:
+        """Return a result whose tangent is the sum of a part for each dual argument."""
+        values = [a.value if self.owns(a) else a for a in arguments]
         y = function(*values)
-        pairs = zip(rules, arguments, strict=True)
-        parts = [rule(self.base, y, a.tangent, *values) for rule, a in pairs if self.owns(a)]
-        return Dual(self, y, functools.reduce(operator.add, parts)) if parts else y
+        tangent = None
+        for rule, a, value in zip(rules, arguments, values, strict=True):
+            if a is not value:
+                part = rule(self.base, y, a.tangent, *values)
+                if tangent is None:
+                    tangent = part
+                else:
+                    tangent += part  # nobody else has the array
+        return y if tangent is None else Dual(self, y, tangent)
 
     def _linear(self, function: Any, array: Any, *arguments: Any, **options: Any) -> Any:
         parts = array if isinstance(array, tuple | list) else [array]
@@ -244,15 +273,16 @@ class DualNamespace:
         return Dual(self, value, function(self.tangent(array), *arguments, **options))
 
     def _room(self, function: Any, *arguments: Any, **options: Any) -> Any:
-        value = function(*map(self.value, arguments), **options)
+        arguments = tuple(map(self.value, arguments))
+        value = function(*arguments, **options)
         if not is_floating(self.base, value.dtype):
             return value
-        return Dual(self, value, self.base.zeros_like(value))
+        return Dual(self, value, function(*arguments, **options))
 
     def _of_values(self, function: Any, name: str, *arguments: Any, **options: Any) -> Any:
         value = function(*map(self.value, arguments), **options)
         if (
-            name not in CONSTANT
+            name not in (*CONSTANT, *OPERATORS)
             and any(map(self.owns, arguments))
             and is_floating(self.base, value.dtype)
         ):
@@ -282,10 +312,31 @@ class DualNamespace:
         y = base.max(x, axis=axis, keepdims=keepdims)
         if not self.owns(array):
             return y
-        largest = base.astype(x == base.max(x, axis=axis, keepdims=True), x.dtype)
+        largest = base.astype(x >= base.max(x, axis=axis, keepdims=True), x.dtype)
         sums = {"axis": axis, "keepdims": keepdims}
         count = base.sum(largest, **sums)
         return Dual(self, y, base.sum(largest * array.tangent, **sums) / count)
+
+
+@functools.cache
+def on_pairs(function: Callable[..., Any], are_dual: tuple[bool, ...]) -> Any:
+    """Return a function of values and tangents, one beside the other, that gives those of the
+    results of a function of dual numbers.
+    """
+
+    def pairs(xp: Namespace, *arrays: Array, **options: Any) -> tuple[Array, ...]:
+        duals = DualNamespace(xp)
+        left = iter(arrays)
+        arguments = [
+            Dual(duals, a, next(left)) if dual else a
+            for dual, a in zip(are_dual, left, strict=False)
+        ]
+        results = function(duals, *arguments, **options)
+        results = results if isinstance(results, tuple) else (results,)
+        return tuple([part for a in results for part in (duals.value(a), duals.tangent(a))])
+
+    pairs.__name__ = function.__name__
+    return pairs
 
 
 @functools.lru_cache(maxsize=64)
@@ -293,7 +344,7 @@ def dual_namespace(root: Namespace, depth: int) -> DualNamespace:
     """Return the namespace of dual numbers over a library, whose values are dual numbers themselves
     where more than one function is differentiated.
     """
-    return DualNamespace(dual_namespace(root, depth - 1) if depth > 1 else root, depth)
+    return DualNamespace(dual_namespace(root, depth - 1) if depth > 1 else root)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 
 from xlstm.arrays import compiled, optional_imports
 from xlstm.arrays.cuda import kernel_fallback
+from xlstm.arrays.dual import Dual, DualNamespace, on_pairs
 from xlstm.arrays.namespace import (
     HALVES,
     Array,
@@ -28,6 +29,7 @@ from xlstm.arrays.namespace import (
 )
 from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of, result_dtypes
 from xlstm.tracing.array_functions import listed as listed
+from xlstm.tracing.symbols import UntraceableError
 from xlstm.tracing.writers import C
 
 CUPY = "array_api_compat.cupy"
@@ -133,9 +135,39 @@ def looped(
 
     The last `sums` results are summed over all axes but the last.
     """
+    if isinstance(xp, DualNamespace):
+        return _looped_pairs(xp, function, arrays, sums, options)
     if xp is not np or max([a.size for a in arrays]) < SMALL:
         return None
     return compiled.module("loops").run(function, arrays, sums, options)
+
+
+def _looped_pairs(
+    xp: DualNamespace,
+    function: Formula,
+    arrays: tuple[Array, ...],
+    sums: int,
+    options: dict[str, Any],
+) -> Any:
+    """Do the same for dual numbers: a compiled loop, or a kernel, computes values and tangents."""
+    are_dual = tuple(map(xp.owns, arrays))
+    pairs = on_pairs(function, are_dual)
+    parts = [part for a in arrays for part in ((a.value, a.tangent) if xp.owns(a) else (a,))]
+    if compiles(xp.root) and not sums:
+        try:
+            results = fuse(xp.base, pairs, *parts, **options)
+        except UntraceableError:  # it takes means along a row
+            return None
+    else:
+        results = looped(xp.base, pairs, tuple(parts), 2 * sums, options)
+    if results is None:
+        return None
+    # The tangent of a constant is one number for a row.
+    duals = [
+        Dual(xp, a, t if t.shape == a.shape else t + xp.base.zeros_like(a))
+        for a, t in zip(results[::2], results[1::2], strict=True)
+    ]
+    return duals[0] if len(duals) == 1 else tuple(duals)
 
 
 def total(xp: Namespace, a: Array, b: Array, axes: int | Shape = -1, dtype: Any = None) -> Array:

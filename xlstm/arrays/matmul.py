@@ -18,6 +18,7 @@ import numpy as np
 
 from xlstm.arrays import compiled, fuse, optional_imports
 from xlstm.arrays.cuda import cuda_graph
+from xlstm.arrays.dual import DualNamespace
 from xlstm.arrays.namespace import Array, Namespace, Shape, astype, dtype_name, reshape
 from xlstm.tracing.loop_nest import loop_nest
 
@@ -107,6 +108,10 @@ def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
     """Return A @ B by the library or by compiled tiles, the rows of all of A as one matrix where B
     is one.
     """
+    if isinstance(xp, DualNamespace):
+        times = functools.partial(matmul, xp.base)
+        rules = lambda _, y, t, a, b: times(t, b), lambda _, y, t, a, b: times(a, t)
+        return xp.by_parts(times, rules, A, B)
     if B.ndim == 2 != A.ndim:
         product = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
         return reshape(product, (*A.shape[:-1], B.shape[1]))

@@ -83,7 +83,7 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
     With a `limit`, `function` scales x as `scaled` does. NumPy does without where no square is
     infinite.
     """
-    if xp is not np:
+    if getattr(xp, "root", xp) is not np:
         return _within(xp, function, x, *arrays, **options)
     outputs = looped(xp, function, (x, *arrays), 0, {**options, "limit": None})
     if outputs is None:
@@ -93,7 +93,7 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
     if finite.all():
         return outputs
     within = _within(xp, function, x, *arrays, **options)
-    return tuple(np.where(finite, *pair) for pair in zip(outputs, within, strict=True))
+    return tuple(xp.where(finite, *pair) for pair in zip(outputs, within, strict=True))
 
 
 def _within(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: Any) -> Any:

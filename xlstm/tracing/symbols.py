@@ -36,9 +36,13 @@ def _operator(op: str, swapped: bool = False) -> Callable[..., Symbols]:
     """Return the method that applies an operation; operands are swapped in reflected operators and
     in > and >=.
     """
-    return lambda self, *other: self.graph.apply(
-        op, *((*other, self) if swapped else (self, *other))
-    )
+
+    def method(self: Symbols, *other: Any) -> Any:
+        if other and hasattr(other[0], "tangent"):  # a dual number of symbols has its own operators
+            return NotImplemented
+        return self.graph.apply(op, *((*other, self) if swapped else (self, *other)))
+
+    return method
 
 
 class Symbols:
@@ -149,6 +153,10 @@ class SymbolicNamespace:
         if name not in OPERATIONS:
             _refuse(name)
         return functools.partial(self._graph.apply, name)
+
+    def isdtype(self, dtype: Any, kind: str) -> bool:
+        """Tell whether numbers are of a kind: all symbols are real and floating-point."""
+        return kind == "real floating"
 
     def zeros_like(self, x: Symbols) -> Symbols:
         return self.full_like(x, 0.0)
