@@ -80,3 +80,23 @@ def test_refuses_what_cannot_be_checked(inputs):
 def test_a_gradient_that_drowns_in_rounding_is_refused(inputs):
     with pytest.raises(GradientError, match="drowns in the rounding"):
         gradcheck(lambda x: (x + 1e9, x), lambda saved, d: (1.001 * d,), inputs[:1])
+
+
+def test_second_order(rng):
+    """It passes what is right, and catches gradients of which none is wrong but their derivative."""
+    x, w = rng.standard_normal((2, 3, 4))
+    assert gradcheck(forward, right, (x, w), order=2) < 1e-7
+
+    def constant_slope(saved, d):
+        x, w = saved
+        return d["sum"] * w + d["sine"] * float_cosine(x), d["sum"] * x
+
+    with pytest.raises(GradientError, match="gradient of output 0 by input 0"):
+        gradcheck(forward, constant_slope, (x, w), order=2)
+    with pytest.raises(ValueError, match="order is 3, expected at most 2"):
+        gradcheck(forward, right, (x, w), order=3)
+
+
+def float_cosine(x):
+    """The cosine without its tangent."""
+    return np.array([[np.cos(float(a)) for a in row] for row in x])

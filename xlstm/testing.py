@@ -14,7 +14,8 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.random import generator
-from xlstm.arrays.trees import leaves_by_path, replaced
+from xlstm.arrays.tangents import jvp
+from xlstm.arrays.trees import leaves_by_path, mapped, replaced
 
 __all__ = ["GradientError", "gradcheck"]
 
@@ -40,6 +41,7 @@ def gradcheck(
     step: float = 1e-4,
     tolerance: float = 1e-7,
     seed: int = 0,
+    order: int = 1,
 ) -> float:
     """Compare a backward pass with finite differences in random directions.
 
@@ -72,6 +74,9 @@ def gradcheck(
         which is an error too.
     seed : int
         The seed of the cotangents and directions.
+    order : {1, 2}
+        With 2, the derivative of `backward` is checked as well: `xlstm.jvp` of the gradients of
+        <outputs, w> must agree with their finite differences, and as a Hessian be symmetric.
 
     Returns
     -------
@@ -86,7 +91,7 @@ def gradcheck(
     TypeError
         An input is not float64, or an argument is of another type.
     ValueError
-        There are no inputs, or a number is out of its range.
+        There are no inputs, or a number is out of its range; `order` is neither 1 nor 2.
 
     Examples
     --------
@@ -101,6 +106,7 @@ def gradcheck(
     tolerance = checks.above_0("gradcheck", "tolerance", tolerance)
     forward = checks.function("gradcheck", "forward", forward)
     backward = checks.function("gradcheck", "backward", backward)
+    order = checks.whole(1, 2)("gradcheck", "order", order)
     inputs = checks.instance((tuple, list), "a tuple of arrays")("gradcheck", "inputs", inputs)
     leaves = leaves_by_path(inputs)
     if not leaves:
@@ -162,7 +168,28 @@ def gradcheck(
                         f" {numeric:.12g}, relative error {error:.2g} > {tolerance:.2g}"
                     )
                 worst = max(worst, error)
+    if order == 2:
+        options = {"directions": directions, "step": step, "tolerance": tolerance, "seed": seed}
+        w = mapped(outputs, lambda _, y: like(rng.standard_normal(tuple(y.shape)), y))
+        worst = max(worst, gradcheck(*_second_order(forward, backward, w), inputs, **options))
     return worst
+
+
+def _second_order(
+    forward: Callable[..., tuple[Any, Any]], backward: Callable[[Any, Any], Any], w: Any
+) -> tuple[Callable[..., tuple[Any, Any]], Callable[[Any, Any], Any]]:
+    """Return the gradients of <outputs, w> as a forward pass, and its backward pass.
+
+    A Hessian is symmetric, so that its product with a direction is that with a cotangent.
+    """
+
+    def gradients(*inputs: Any) -> Any:
+        return backward(forward(*inputs)[1], w)
+
+    def backward_of_gradients(inputs: Any, v: Any) -> Any:
+        return jvp(gradients, inputs, v)[1]
+
+    return lambda *inputs: (gradients(*inputs), inputs), backward_of_gradients
 
 
 def _moved(

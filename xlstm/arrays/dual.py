@@ -151,7 +151,8 @@ class Dual:
 
     def reshape(self, *shape: Any) -> Dual:
         """Return the array in another shape."""
-        return Dual(self.xp, self.value.reshape(*shape), self.tangent.reshape(*shape))
+        sizes = shape if isinstance(shape[0], int) else shape[0]
+        return self.xp.reshape(self, sizes)  # type: ignore[no-any-return]
 
     def sum(self, axis: Any = None, **options: Any) -> Dual:
         """Return the sum along axes."""

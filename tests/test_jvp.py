@@ -1,0 +1,117 @@
+"""`xlstm.jvp` and `xlstm.hvp` of functions in general; those of layers are in
+tests/layers/test_second_derivatives.py.
+"""
+
+import numpy as np
+import pytest
+
+import xlstm
+from xlstm import losses
+from xlstm.arrays import dual
+from xlstm.arrays.namespace import namespace_of
+
+A = np.array([[0.7, 1.3, 0.4], [2.1, 0.6, 0.9]])
+DA = np.array([[0.2, -0.5, 1.1], [-0.3, 0.8, 0.6]])
+AT = [1, 0, 1]
+# Arguments of the functions that do not take one array alone; x is (2, 3).
+CALLS = {
+    **{name: lambda xp, f, x: f(x, xp.sin(x) + 1) for name in ("add", "subtract", "multiply")},
+    **{name: lambda xp, f, x: f(1.5 + x, xp.exp(x)) for name in ("divide", "pow")},
+    **{name: lambda xp, f, x: f(x, 1 / x) for name in ("maximum", "minimum")},
+    "where": lambda xp, f, x: f(x > 0.8, x * x, -x),
+    "matmul": lambda xp, f, x: f(x, x.T * x.T),
+    "max": lambda xp, f, x: f(x, axis=0),
+    "broadcast_to": lambda xp, f, x: f(x, (4, 2, 3)),
+    "concat": lambda xp, f, x: f([x, A, x * x], axis=1),
+    "stack": lambda xp, f, x: f([x, A, x * x], axis=1),
+    "cumulative_sum": lambda xp, f, x: f(x, axis=1),
+    "expand_dims": lambda xp, f, x: f(x, axis=1),
+    "moveaxis": lambda xp, f, x: f(x, 0, 1),
+    "permute_dims": lambda xp, f, x: f(x, (1, 0)),
+    "repeat": lambda xp, f, x: f(x, 2, axis=0),
+    "reshape": lambda xp, f, x: f(x, (3, 2)),
+    "roll": lambda xp, f, x: f(x, 1, axis=1),
+    "squeeze": lambda xp, f, x: f(x[:1, :], axis=0),
+    "take": lambda xp, f, x: f(x, np.array(AT), axis=1),
+    "take_along_axis": lambda xp, f, x: f(x, np.array([AT, AT]), axis=1),
+    "tile": lambda xp, f, x: f(x, (2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", [*dual.JOINT, *dual.PARTIAL, *dual.LINEAR, "max"])
+def test_every_rule_is_the_difference(name):
+    call = CALLS.get(name, lambda xp, f, x: f(x))
+
+    def f(x):
+        xp = namespace_of(x)
+        return call(xp, getattr(xp, name), x)
+
+    step = 1e-6
+    y, dy = xlstm.jvp(f, (A,), (DA,))
+    np.testing.assert_array_equal(y, f(A))
+    np.testing.assert_allclose(dy, (f(A + step * DA) - f(A - step * DA)) / (2 * step), rtol=1e-8)
+
+
+def test_third_derivatives_and_functions_of_numpy():
+    """A derivative within a derivative keeps both directions apart."""
+
+    def slope(x):
+        return xlstm.jvp(lambda y: np.sum(np.sin(y) * x), (x,), (DA,))[1]
+
+    _, second = xlstm.jvp(slope, (A,), (DA,))
+    expected = np.sum(-np.sin(A) * A * DA**2 + np.cos(A) * DA**2)
+    np.testing.assert_allclose(second, expected, rtol=1e-14)
+    power = xlstm.jvp(lambda x: xlstm.jvp(slope, (x,), (DA,))[1], (A,), (DA,))[1]
+    np.testing.assert_allclose(power, np.sum((-np.cos(A) * A - 2 * np.sin(A)) * DA**3), rtol=1e-14)
+
+
+def test_hvp_of_a_trained_loss_in_float32(rng):
+    """A loss as users write it, which also reads its value on the host."""
+    layer = xlstm.LSTM(2, 4)
+    params = layer.init(0, "numpy")
+    x = rng.standard_normal((6, 3, 2)).astype("float32")
+
+    def loss(params):
+        y, _, saved = layer.forward(params, x)
+        value, dy = losses.huber(y, np.ones_like(y), delta=0.5)
+        return float(value), layer.backward(params, saved, dy)[0]
+
+    wide = {name: p.astype("float64") for name, p in params.items()}
+    v = {name: rng.standard_normal(p.shape).astype("float32") for name, p in params.items()}
+    hv = xlstm.hvp(loss, params, v)
+    assert {name: (a.shape, a.dtype) for name, a in hv.items()} == {
+        name: (p.shape, p.dtype) for name, p in params.items()
+    }
+    x = x.astype("float64")
+    exact = xlstm.hvp(loss, wide, {name: a.astype("float64") for name, a in v.items()})
+    for name, a in exact.items():
+        np.testing.assert_allclose(hv[name], a, atol=2e-6)
+
+
+def test_what_does_not_depend_on_an_argument_has_a_tangent_of_zero():
+    out, dout = xlstm.jvp(lambda x, n: {"a": [x * n], "b": n, "c": None}, (A, A), (DA, None))
+    np.testing.assert_array_equal(dout["a"][0], DA * A)
+    np.testing.assert_array_equal(dout["b"], np.zeros_like(A))
+    assert out["c"] is dout["c"] is None
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: xlstm.jvp(3, (A,), (A,)), TypeError, "f is 3, expected a function"),
+        (lambda: xlstm.jvp(np.sin, A, A), TypeError, "primals is .* expected a tuple"),
+        (lambda: xlstm.jvp(np.sin, (A,), ()), ValueError, r"tangents is \(\), expected .* names 0"),
+        (lambda: xlstm.jvp(np.sin, ({"a": A},), ({"b": A},)), ValueError, r"tangents\[0\].* a$"),
+        (lambda: xlstm.jvp(np.sin, (A,), (A.T,)), ValueError, r"tangents\[0\] has shape \(3, 2\)"),
+        (lambda: xlstm.jvp(np.sin, (A,), (A.astype("float32"),)), TypeError, "float32 but"),
+        (lambda: xlstm.jvp(np.sin, ([1, 2],), ([0, 1],)), TypeError, "expected an array"),
+        (lambda: xlstm.jvp(lambda x: float(x[0, 0]), (A,), (A,)), TypeError, "f returned 0.7 at 0"),
+        (lambda: xlstm.jvp(np.prod, (A,), (A,)), TypeError, "prod has no derivative here"),
+        (lambda: xlstm.jvp(np.asarray, (A,), (A,)), TypeError, "array of NumPy"),
+        (lambda: xlstm.hvp(np.sum, A, A), TypeError, r"expected a tuple \(value, gradients\)"),
+        (lambda: xlstm.hvp(lambda x: (0, x[0]), A, A), ValueError, "expected those of params"),
+    ],
+)
+def test_errors(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
