@@ -169,7 +169,12 @@ def gradcheck(
                     )
                 worst = max(worst, error)
     if order == 2:
-        options = {"directions": directions, "step": step, "tolerance": tolerance, "seed": seed}
+        options: dict[str, Any] = {
+            "directions": directions,
+            "step": step,
+            "tolerance": tolerance,
+            "seed": seed,
+        }
         w = mapped(outputs, lambda _, y: like(rng.standard_normal(tuple(y.shape)), y))
         worst = max(worst, gradcheck(*_second_order(forward, backward, w), inputs, **options))
     return worst
