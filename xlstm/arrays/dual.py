@@ -290,14 +290,14 @@ class DualNamespace:
             raise TypeError(f"jvp: {name} has no derivative here, unlike {', '.join(PARTIAL)}")
         return value
 
-    def asarray(self, array: Any, *, dtype: Any = None, **options: Any) -> Any:
+    def asarray(self, array: Any, **options: Any) -> Any:
         """Return an array that may be written to, with a tangent where it is floating-point."""
-        value = self.base.asarray(self.value(array), dtype=dtype, **options)
+        value = self.base.asarray(self.value(array), **options)
         if not is_floating(self.base, value.dtype):
             return value
         if not self.owns(array):
             return Dual(self, value, self.base.zeros_like(value))
-        return Dual(self, value, self.base.asarray(array.tangent, dtype=dtype, **options))
+        return Dual(self, value, self.base.asarray(array.tangent, **options))
 
     def astype(self, array: Any, dtype: Any, **options: Any) -> Any:
         """Return an array in another dtype; whole numbers have no tangent."""

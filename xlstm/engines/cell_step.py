@@ -10,11 +10,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from xlstm.arrays.dual import DualNamespace
 from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
+from xlstm.engines.compiled_cell import CompiledCell
+from xlstm.engines.pointwise import pointwise
 
 # It runs a single step: (w, x, state) -> (y, state); see `Engine.stream`.
 Stream: TypeAlias = "Callable[[Params, Array, Sequence[Array]], tuple[Array, Sequence[Array]]]"
@@ -45,7 +48,7 @@ class Step:
 
     def __init__(self, xp: Namespace, cell: Cell, w: Params, masks: Masks) -> None:
         self.xp = xp
-        self.cell = cell
+        self.cell: Any = cell
         self.layer_w = w
         self.masks = masks
         self.w = w = cell.weights(xp, w)
@@ -82,6 +85,9 @@ class Step:
                 p = w[name]
                 rows = (-1,) if p.shape[0] > self.H else ()
                 self.own[name] = p if p.ndim == 2 else reshape(p, (*rows, self.H, 1))
+        on_dual_numbers = self.bare and isinstance(xp, DualNamespace) and compiles(xp.base)
+        if on_dual_numbers and pointwise(cell, self.own_rows, ()) is not None:
+            self.cell = CompiledCell(cell)
         self.compiled: Any = None  # what an engine made of the step
         # Looked up once: they run at every step.
         on_cupy = xp is not np and compiles(xp)
