@@ -204,9 +204,8 @@ class DualNamespace:
 
     def __init__(self, base: Namespace) -> None:
         self.base = base
-        nested = isinstance(base, DualNamespace)
-        self.root: Namespace = base.root if nested else base
-        self.depth: int = base.depth + 1 if nested else 1
+        self.root = root_of(base)
+        self.depth: int = base.depth + 1 if isinstance(base, DualNamespace) else 1
         self.__name__ = f"dual numbers of {base.__name__}"
 
     def owns(self, array: Any) -> bool:
@@ -338,6 +337,11 @@ def on_pairs(function: Callable[..., Any], are_dual: tuple[bool, ...]) -> Any:
 
     pairs.__name__ = function.__name__
     return pairs
+
+
+def root_of(xp: Namespace) -> Namespace:
+    """Return the library below all dual numbers of a namespace, which may have none."""
+    return xp.root if isinstance(xp, DualNamespace) else xp
 
 
 @functools.lru_cache(maxsize=64)

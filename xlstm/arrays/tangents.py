@@ -8,7 +8,7 @@ from typing import Any
 import array_api_compat
 
 from xlstm.arrays import checks
-from xlstm.arrays.dual import Dual, deeper, dual_namespace
+from xlstm.arrays.dual import Dual, deeper, dual_namespace, root_of
 from xlstm.arrays.namespace import Array, namespace, namespace_of
 from xlstm.arrays.trees import leaves_by_path, mapped
 
@@ -167,7 +167,7 @@ def _duals(path: str, primal: Any, tangent: Any, depth: int) -> Any:
             f"jvp: tangents{path} has shape {tuple(tangent.shape)}, expected that of the primal,"
             f" {tuple(primal.shape)}"
         )
-    return Dual(dual_namespace(getattr(xp, "root", xp), depth), primal, tangent)
+    return Dual(dual_namespace(root_of(xp), depth), primal, tangent)
 
 
 def _names(tree: Any) -> list[Any] | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from xlstm.arrays.dual import root_of
 from xlstm.arrays.fuse import looped
 from xlstm.arrays.namespace import Array, Namespace, finfo
 from xlstm.arrays.rows import by_rows
@@ -83,7 +84,7 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
     With a `limit`, `function` scales x as `scaled` does. NumPy does without where no square is
     infinite.
     """
-    if getattr(xp, "root", xp) is not np:
+    if root_of(xp) is not np:
         return _within(xp, function, x, *arrays, **options)
     outputs = looped(xp, function, (x, *arrays), 0, {**options, "limit": None})
     if outputs is None:
