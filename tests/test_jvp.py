@@ -65,6 +65,29 @@ def test_third_derivatives_and_functions_of_numpy():
     np.testing.assert_allclose(power, np.sum((-np.cos(A) * A - 2 * np.sin(A)) * DA**3), rtol=1e-14)
 
 
+def test_arrays_that_are_written_to():
+    """Operators in place go through views, as in NumPy."""
+
+    def f(x):
+        y = namespace_of(x).zeros_like(x)
+        row = y[0, :]
+        row += x[1, :]
+        row *= row
+        row -= 1
+        row /= x[0, :]
+        y[1, :] = x.mean(axis=0)
+        total = x.sum()
+        total += x[0, 0]
+        return y, total
+
+    (y, total), (dy, dtotal) = xlstm.jvp(f, (A,), (DA,))
+    np.testing.assert_allclose((total, dtotal), [a.sum() + a[0, 0] for a in (A, DA)], rtol=1e-14)
+    row = (A[1] ** 2 - 1) / A[0]
+    np.testing.assert_allclose(y, [row, A.mean(axis=0)], rtol=1e-14)
+    drow = (2 * A[1] * DA[1] - row * DA[0]) / A[0]
+    np.testing.assert_allclose(dy, [drow, DA.mean(axis=0)], rtol=1e-14)
+
+
 def test_hvp_of_a_trained_loss_in_float32(rng):
     """A loss as users write it, which also reads its value on the host."""
     layer = xlstm.LSTM(2, 4)

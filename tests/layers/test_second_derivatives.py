@@ -93,3 +93,15 @@ def test_products_are_differences_of_gradients(layer, rng):
         difference = sum(weight / step * moved(k * step) for k, weight in STENCIL.items())
         errors.append(np.linalg.norm(hv - difference) / max(np.linalg.norm(hv), 1e-3))
     assert min(errors) < 1e-8
+
+
+@pytest.mark.parametrize("k", [1, 5, 6, 8])
+def test_third_derivatives_do_not_depend_on_the_order_of_directions(k, rng):
+    pair = Pair(EVERY[k], make_backend("numpy"), rng)
+    u, v = (pair.direction(pair.differentiable) for _ in range(2))
+
+    def third(u, v):
+        along = lambda *a: xlstm.jvp(pair.gradients, a, v)[1]  # noqa: E731
+        return flat(xlstm.jvp(along, pair.arguments, u)[1])
+
+    close(third(u, v), third(v, u), 1e-12, third(u, v))

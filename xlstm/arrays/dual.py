@@ -58,10 +58,9 @@ LINEAR = (
 )
 # Functions whose derivative is 0; so is that of all whose results are not floating-point.
 CONSTANT = ("ceil", "floor", "full_like", "ones_like", "round", "sign", "trunc")
+METHODS = ("astype", "max", "mean", "squeeze", "sum", "take")  # of an array
 # Functions that make arrays to be written to.
 ROOM = ("empty", "empty_like", "zeros", "zeros_like")
-
-
 # Functions that operators are, which symbols of a trace have, too.
 OPERATORS = {
     "add": operator.add,
@@ -89,10 +88,28 @@ def _operator(name: str, swapped: bool = False) -> Callable[[Dual, Any], Any]:
     return method
 
 
+def _in_place(name: str) -> Callable[[Dual, Any], Any]:
+    operate = _operator(name)
+
+    def method(self: Dual, other: Any) -> Any:
+        new = operate(self, other)
+        if new is NotImplemented or not hasattr(self.value, "__setitem__"):  # a scalar of NumPy
+            return new
+        self.value[...] = new.value
+        self.tangent[...] = new.tangent
+        return self
+
+    return method
+
+
 class Dual:
     """An array and its tangent, which has its shape and dtype."""
 
     def __init__(self, xp: DualNamespace, value: Array, tangent: Array) -> None:
+        if isinstance(xp.base, DualNamespace):  # whose numbers alone can be written to both
+            value, tangent = (
+                a if xp.base.owns(a) else xp.base.asarray(a) for a in (value, tangent)
+            )
         self.xp = xp
         self.value = value
         self.tangent = tangent
@@ -123,15 +140,11 @@ class Dual:
     __ge__ = _operator("greater_equal")
     __eq__ = _operator("equal")
     __ne__ = _operator("not_equal")
+    __iadd__ = _in_place("add")
+    __isub__ = _in_place("subtract")
+    __imul__ = _in_place("multiply")
+    __itruediv__ = _in_place("divide")
     __hash__ = None  # type: ignore[assignment]
-
-    def __iadd__(self, other: Any) -> Dual:
-        if isinstance(other, Dual) and other.xp.depth > self.xp.depth:
-            return NotImplemented
-        self.value += self.xp.value(other)
-        if self.xp.owns(other):
-            self.tangent += other.tangent
-        return self
 
     def __neg__(self) -> Dual:
         return Dual(self.xp, -self.value, -self.tangent)
@@ -154,13 +167,11 @@ class Dual:
         sizes = shape if isinstance(shape[0], int) else shape[0]
         return self.xp.reshape(self, sizes)  # type: ignore[no-any-return]
 
-    def sum(self, axis: Any = None, **options: Any) -> Dual:
-        """Return the sum along axes."""
-        return self.xp.sum(self, axis=axis, **options)  # type: ignore[no-any-return]
-
-    def mean(self, axis: Any = None, **options: Any) -> Dual:
-        """Return the mean along axes."""
-        return self.xp.mean(self, axis=axis, **options)  # type: ignore[no-any-return]
+    def __getattr__(self, name: str) -> Any:
+        """Return a function of the namespace as a method, where arrays of NumPy have it, too."""
+        if name not in METHODS:
+            raise AttributeError(f"jvp: a dual number has no attribute {name}")
+        return functools.partial(getattr(self.xp, name), self)
 
     def __float__(self) -> float:
         return float(self.value)

@@ -69,6 +69,9 @@ class Symbols:
         return Symbols(self.graph, [self.nodes[first]], scalar=True)
 
     def __setitem__(self, key: Any, value: Symbols) -> None:
+        if key is Ellipsis:
+            self.nodes = list(value.nodes)
+            return
         rows = range(len(self.nodes))[key[0]]
         if isinstance(rows, int):
             (self.nodes[rows],) = value.nodes
