@@ -106,7 +106,7 @@ class Dual:
     """An array and its tangent, which has its shape and dtype."""
 
     def __init__(self, xp: DualNamespace, value: Array, tangent: Array) -> None:
-        if isinstance(xp.base, DualNamespace):  # whose numbers alone can be written to both
+        if xp.depth > 1:  # dual numbers cannot be written to constants
             value, tangent = (
                 a if xp.base.owns(a) else xp.base.asarray(a) for a in (value, tangent)
             )
@@ -159,8 +159,9 @@ class Dual:
         return Dual(self.xp, self.value[key], self.tangent[key])
 
     def __setitem__(self, key: Any, new: Any) -> None:
-        self.value[key] = self.xp.value(new)
-        self.tangent[key] = self.xp.tangent(new) if self.xp.owns(new) else 0
+        is_dual = self.xp.owns(new)
+        self.value[key] = new.value if is_dual else new
+        self.tangent[key] = new.tangent if is_dual else 0
 
     def reshape(self, *shape: Any) -> Dual:
         """Return the array in another shape."""
@@ -256,7 +257,7 @@ class DualNamespace:
         return function
 
     def _jointly(self, function: Any, rule: Rule, *arguments: Any) -> Any:
-        values = [a.value if self.owns(a) else a for a in arguments]
+        values = [a.value if type(a) is Dual and a.xp is self else a for a in arguments]
         y = function(*values)
         if all(map(operator.is_, arguments, values)):
             return y
@@ -264,7 +265,7 @@ class DualNamespace:
 
     def by_parts(self, function: Any, rules: tuple[Rule, ...], *arguments: Any) -> Any:
         """Return a result whose tangent is the sum of a part for each dual argument."""
-        values = [a.value if self.owns(a) else a for a in arguments]
+        values = [a.value if type(a) is Dual and a.xp is self else a for a in arguments]
         y = function(*values)
         tangent = None
         for rule, a, value in zip(rules, arguments, values, strict=True):
