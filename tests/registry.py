@@ -108,7 +108,7 @@ def inputs_of(layer, be, rng, T, B, scale=0.7):
     return params, x, state
 
 
-def check(layer, params, x, state=(), lengths=None, seed=3, directions=1):
+def check(layer, params, x, state=(), lengths=None, seed=3, directions=1, order=1):
     """gradcheck with cotangents on y and every final state, by x, every parameter and every initial
     state.
     """
@@ -129,7 +129,11 @@ def check(layer, params, x, state=(), lengths=None, seed=3, directions=1):
         return grads, dx, *(dstart or [()])
 
     return xlstm.gradcheck(
-        forward, backward, (params, None if tokens else x, state), directions=directions
+        forward,
+        backward,
+        (params, None if tokens else x, state),
+        directions=directions,
+        order=order,
     )
 
 
