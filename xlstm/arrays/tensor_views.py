@@ -18,6 +18,7 @@ import numpy as np
 
 from xlstm.arrays import foreign, optional_imports
 from xlstm.arrays.namespace import HALVES, Array, dtype_name, leaves
+from xlstm.arrays.trees import mapped
 
 Tensor = Any  # of PyTorch
 
@@ -64,7 +65,7 @@ class Views(NamedTuple):
         given as they are.
         """
         with self.context:
-            return _mapped(self.give, function(*_mapped(self.take, values), **options))
+            return _of_arrays(self.give, function(*_of_arrays(self.take, values), **options))
 
 
 def views_of(where: str, params: Any, *values: Any) -> Views | None:
@@ -150,10 +151,6 @@ def _views_of_jax(where: str, first: Any, arrays: list[Any]) -> Views:
     return Views(lambda a: foreign.taken(where, a, take), give, contextlib.nullcontext())
 
 
-def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Return the same nesting of dicts, tuples and lists with a function of each array."""
-    if type(tree) in (tuple, list):
-        return tuple([_mapped(function, value) for value in tree])
-    if isinstance(tree, dict):
-        return {name: _mapped(function, value) for name, value in tree.items()}
-    return function(tree) if hasattr(tree, "__dlpack__") else tree
+def _of_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Return the same nesting with a function of each array, and everything else as it is."""
+    return mapped(tree, lambda _, a: function(a) if hasattr(a, "__dlpack__") else a)

@@ -32,8 +32,9 @@ def mapped(tree: Any, function: Callable[[str, Any], Any], path: str = "") -> An
             for key, value in tree.items()
         }
     if isinstance(tree, tuple | list):
-        return tuple(
+        parts = [
             mapped(value, function, f"{path}.{k}" if path else str(k))
             for k, value in enumerate(tree)
-        )
+        ]
+        return tree._make(parts) if hasattr(tree, "_make") else tuple(parts)
     return function(path or "0", tree)

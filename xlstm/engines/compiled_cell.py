@@ -5,12 +5,13 @@ would launch one or more for each operation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from xlstm.arrays.dual import Dual, DualNamespace, on_pairs
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.rows import summed
+from xlstm.arrays.trees import leaves_by_path, mapped
 from xlstm.cells.cell import Cell
 from xlstm.tracing.array_functions import Formula
 
@@ -43,7 +44,7 @@ def _launched(
     """Return `function(xp, *arguments, **own)` from one launch; arrays have `ndim` axes, or rows
     in front of them.
     """
-    arrays = [*_leaves(arguments), *own.values()]
+    arrays = [*leaves_by_path(arguments).values(), *own.values()]
     axes = [ndim] * (len(arrays) - len(own)) + [2] * len(own)
     rows = [a.shape[0] if a.ndim > n else None for a, n in zip(arrays, axes, strict=True)]
     parts = [(a.value, a.tangent) if xp.owns(a) else (a,) for a in arrays]
@@ -69,7 +70,7 @@ def _flat(function: Any, places: Any, names: tuple[str, ...]) -> Formula:
     def flat(xp: Namespace, *arrays: Array) -> tuple[Array, ...]:
         own = dict(zip(names, arrays[len(arrays) - len(names) :], strict=True))
         outputs = function(xp, *_filled(places, arrays), **own)
-        new = list({id(a): a for a in _leaves(outputs)}.values())
+        new = list({id(a): a for a in leaves_by_path(outputs).values()}.values())
         flat.results = _numbered(outputs, new)  # type: ignore[attr-defined]
         return tuple(new)
 
@@ -77,28 +78,12 @@ def _flat(function: Any, places: Any, names: tuple[str, ...]) -> Formula:
     return flat
 
 
-def _leaves(tree: Any) -> Iterator[Array]:
-    """Yield the arrays of a nesting of tuples, in which None stands for no array."""
-    if isinstance(tree, tuple):
-        for part in tree:
-            yield from _leaves(part)
-    elif tree is not None:
-        yield tree
-
-
 def _numbered(tree: Any, arrays: Sequence[Array]) -> Any:
     """Return the same nesting with the place of each array among `arrays`."""
     numbers = {id(a): k for k, a in enumerate(arrays)}
-    return _nested(tree, lambda a: numbers[id(a)])
+    return mapped(tree, lambda _, a: numbers[id(a)])
 
 
 def _filled(places: Any, arrays: Sequence[Array]) -> Any:
     """Return the same nesting with the arrays of these places."""
-    return _nested(places, arrays.__getitem__)
-
-
-def _nested(tree: Any, function: Any) -> Any:
-    if not isinstance(tree, tuple):
-        return None if tree is None else function(tree)
-    parts = [_nested(part, function) for part in tree]
-    return tree._make(parts) if hasattr(tree, "_make") else tuple(parts)
+    return mapped(places, lambda _, place: arrays[place])
