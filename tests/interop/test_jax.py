@@ -137,16 +137,12 @@ def test_misuse_is_named(rng):
     ours = jax_layer(LSTM)
     two = jax.tree.map(lambda a: np.stack([a, a]), params)
 
-    def slope(x):
-        return jax.grad(lambda x: (ours(params, x)[0] ** 2).sum())(x).sum()
-
     for call, words in (
         (lambda: jax_layer(xlstm.Linear(D, H)), "interop.jax.layer: layer is"),
         (lambda: jax.vmap(ours, in_axes=(0, None))(two, x), "LSTM: vmap is over parameters"),
-        (lambda: jax.grad(slope)(x), "LSTM: a second derivative"),
         (lambda: ours(params, x, lengths=[9, 1, 1]), r"LSTM: lengths\[0\] is 9"),
     ):
-        with pytest.raises((TypeError, ValueError, NotImplementedError), match=f"^{words}"):
+        with pytest.raises((TypeError, ValueError), match=f"^{words}"):
             call()
 
 

@@ -4,6 +4,8 @@ programs.
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array
+from xlstm.arrays.tangents import jvp
 from xlstm.interop.bridge import Bridge
 from xlstm.layers.module import masks
 from xlstm.layers.sequence import SequenceLayer
@@ -25,9 +28,13 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     """Return a layer or a model as a pure function of JAX, `(params, x, state) -> (y, state)`.
 
     The function runs our forward and backward passes on NumPy views of JAX's buffers, in
-    `jax.pure_callback`, and has their gradients by `jax.custom_vjp`. It works under `jit`, `grad`,
-    `value_and_grad`, `checkpoint`, `scan`, and `vmap` over x and the state. Arrays on a GPU are
-    copied to the host and back.
+    `jax.pure_callback`. It is an operation of JAX, with derivatives of any order: it works under
+    `jit`, `grad`, `vjp`, `jvp`, `linearize`, `hessian`, `jacfwd`, `jacrev`, `checkpoint`, `scan`,
+    and `vmap` over x and the state. Arrays on a GPU are copied to the host and back.
+
+    A gradient is one forward and one backward pass. Tangents and second derivatives are those of
+    `xlstm.jvp`, which runs the passes step by step on dual numbers; `grad(grad(f))` runs them so,
+    too.
 
     Between the passes stays what the last forward pass of the function kept, with copies of x and
     the parameters; the backward pass takes it by a handle, an array. Where it has gone, since JAX
@@ -53,8 +60,6 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     ValueError
         When called: an array is missing or misshapen, there is no seed, or `vmap` is over
         parameters.
-    NotImplementedError
-        When called: a second derivative is asked for.
 
     Examples
     --------
@@ -70,7 +75,8 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     import jax.numpy as jnp
 
     bridge = Bridge(WHERE, layer, SequenceLayer)
-    run = _differentiable(bridge)
+    passes = _Passes(bridge)
+    run = _primitive()
 
     def call(
         params: Any,
@@ -88,8 +94,8 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
         lengths = None if lengths is None else jnp.asarray(lengths)
         drawn = checks.flag(bridge.name, "train", train) and layer.random
         seed = _words(bridge.name, seed) if drawn else None
-        ordered = [params[name] for name in bridge.names]
-        y, *end = run(Call(ordered, x, bridge.flat(state), lengths, seed))
+        arrays = [*(params[name] for name in bridge.names), x, *bridge.flat(state)]
+        y, *end, _ = run(passes, Call(arrays, lengths, seed, [None]))
         return y, bridge.state(end)
 
     return call
@@ -127,105 +133,181 @@ def _words(name: str, seed: Any) -> Any:
 
 
 class Call(NamedTuple):
-    """The arguments of a pass, or their gradients."""
+    """The arguments of a pass of a layer, or of a derivative of it.
 
-    params: Any
-    x: Any
-    state: Any
-    lengths: Any = None
-    seed: Any = None
+    A layer is a function F of `arrays`. All its derivatives are parts of one multilinear form,
+    `<c, D^k F[u1, ..., uk]>`, in a cotangent c of the results and directions u of the arrays. One
+    slot of the form is empty, and the result is what stands there: `[None]` is the forward pass,
+    `[None, u]` a Jacobian-vector product, `[c, None]` the backward pass, and `[c, None, u]` a
+    Hessian-vector product. The transpose with respect to a slot empties it and fills the other.
+    """
+
+    arrays: Any  # parameters, x, and the arrays of the state or None
+    lengths: Any
+    seed: Any
+    slots: Any  # the cotangent, then directions: lists of arrays, in which None is zero
+    handle: Any = None  # of what the forward pass saved
 
 
-def _differentiable(bridge: Bridge) -> Any:
-    """Return a function of a `Call` that returns y and the arrays of the final state, with our
-    gradients.
+class _Passes:
+    """The passes of a layer on NumPy arrays, and their derivatives."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+        # by a handle: what the last forward pass saved, until a backward pass takes it
+        self._saved: dict[bytes, Any] = {}
+
+    def results(self, call: Call) -> list[Any]:
+        """Return the shapes and dtypes of the results, with None where there is no gradient."""
+        from jax.core import ShapedArray
+
+        params, x, _ = self._parts(call.arrays)
+        dtype = params[0].dtype
+        if call.slots[0] is None:
+            shapes = [ShapedArray(shape, dtype) for shape in self.bridge.shapes(x)]
+            return [*shapes, ShapedArray((4,), np.uint32)] if _is_forward(call) else shapes
+        # tokens have another dtype
+        return [
+            None if a is None or a.dtype != dtype else ShapedArray(a.shape, dtype)
+            for a in call.arrays
+        ]
+
+    def run(self, call: Call, keep: bool) -> list[Array | None]:
+        """Return the results; those of the forward pass end with a handle of what it saved."""
+        if _is_forward(call):
+            results, saved = self._forward(call, call.arrays, keep)
+            handle = np.frombuffer(os.urandom(16), np.uint32)
+            if keep:
+                self._saved = {handle.tobytes(): saved}
+            return [*results, handle]
+        function: Any = functools.partial(self._backward, call)
+        if call.slots[0] is None:
+            function = functools.partial(self._outputs, call)
+        for direction in call.slots[1:]:
+            if direction is not None:
+                function = _tangent(function, direction)
+        return function(call.arrays)  # type: ignore[no-any-return]
+
+    def _outputs(self, call: Call, arrays: Any) -> list[Array]:
+        return self._forward(call, arrays, False)[0]
+
+    def _forward(self, call: Call, arrays: Any, keep: bool) -> tuple[list[Array], Any]:
+        options = {"train": call.seed is not None, "lengths": call.lengths, "keep": keep}
+        seed = call.seed
+        if seed is not None:
+            seed = int(seed) if seed.ndim == 0 else int.from_bytes(seed.tobytes())
+        return self.bridge.forward(*self._parts(arrays), seed=seed, **options)
+
+    def _backward(self, call: Call, arrays: Any) -> list[Array | None]:
+        saved = None
+        if arrays is call.arrays:  # and no dual numbers
+            saved = self._saved.pop(call.handle.tobytes(), None)
+        if saved is None:
+            _, saved = self._forward(call, arrays, True)
+        params, _, state = self._parts(arrays)
+        dy, *dstate = call.slots[0]
+        grads, dx, start = self.bridge.backward(params, saved, dy, dstate)
+        start = [None if a is None else d for d, a in zip(start, state, strict=True)]
+        return [*grads, dx, *start]
+
+    def _parts(self, arrays: Any) -> tuple[Any, Any, Any]:
+        count = len(self.bridge.names)
+        return arrays[:count], arrays[count], arrays[count + 1 :]
+
+
+def _is_forward(call: Call) -> bool:
+    return len(call.slots) == 1
+
+
+def _tangent(function: Callable[[Any], Any], direction: Any) -> Callable[[Any], Any]:
+    return lambda arrays: jvp(function, (arrays,), (direction,))[1]
+
+
+@functools.cache
+def _primitive() -> Any:
+    """Return the function `(passes, call)` of JAX that runs a call on the host, and whose
+    derivatives and transposes are such calls.
     """
     import jax
+    from jax.extend.core import Primitive
+    from jax.interpreters import ad, batching, mlir
 
-    def passed(call: Call, keep: bool) -> tuple[list[Array], Any]:
-        params, x, state, lengths, seed = call
-        options = {"train": seed is not None, "lengths": lengths, "keep": keep}
-        number = None
-        if seed is not None:
-            number = int(seed) if seed.ndim == 0 else int.from_bytes(seed.tobytes())
-        return bridge.forward(params, x, state, seed=number, **options)
+    primitive = Primitive("xlstm")
+    primitive.multiple_results = True
 
-    def forward(call: Call) -> list[Array]:
-        return passed(call, False)[0]
+    def bind(passes: _Passes, call: Call, keep: bool = False) -> Any:
+        leaves, tree = jax.tree.flatten(call)
+        return primitive.bind(*leaves, passes=passes, tree=tree, keep=keep)  # type: ignore[no-untyped-call]
 
-    # by a handle: what the last forward pass saved, until a backward pass takes it
-    saved_pass: dict[bytes, Any] = {}
+    def shapes(*leaves: Any, passes: _Passes, tree: Any, keep: bool) -> Any:
+        return jax.tree.leaves(passes.results(tree.unflatten(leaves)))
 
-    def forward_saved(call: Call) -> list[Array]:
-        # copies, since buffers end with the call
-        results, saved = passed(jax.tree.map(np.array, call), True)
-        handle = np.frombuffer(os.urandom(16), np.uint32)
-        saved_pass.clear()
-        saved_pass[handle.tobytes()] = saved
-        return [*results, handle]
+    def on_host(*leaves: Any, passes: _Passes, tree: Any, keep: bool) -> Any:
+        def host(*leaves: Any) -> Any:
+            # what is saved has copies, since buffers end with the call
+            array = np.array if keep else np.asarray
+            return jax.tree.leaves(passes.run(tree.unflatten(map(array, leaves)), keep))
 
-    def backward(call: Call, handle: Any, dy: Any, dstate: Any) -> Any:
-        saved = saved_pass.pop(handle.tobytes(), None)
-        if saved is None:
-            _, saved = passed(call, True)
-        grads, dx, start = bridge.backward(call.params, saved, dy, dstate)
-        start = [None if a is None else d for d, a in zip(start, call.state, strict=True)]
-        return Call(grads, dx, start)
-
-    def outputs(call: Call) -> list[Any]:
-        dtype = call.params[0].dtype
-        return [jax.ShapeDtypeStruct(shape, dtype) for shape in bridge.shapes(call.x)]
-
-    def outputs_saved(call: Call) -> list[Any]:
-        return [*outputs(call), jax.ShapeDtypeStruct((4,), np.uint32)]
-
-    def gradients(call: Call, *_: Any) -> Any:
-        is_real = jax.numpy.issubdtype(call.x.dtype, jax.numpy.floating)  # and no tokens
-        derived = Call(call.params, call.x if is_real else None, call.state)
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), derived)
-
-    def second(*_: Any) -> None:
-        raise NotImplementedError(
-            f"{bridge.name}: a second derivative is asked for, expected first ones only"
+        return jax.pure_callback(
+            host, jax.tree.leaves(passes.results(tree.unflatten(leaves))), *leaves
         )
 
-    run = jax.custom_vjp(_on_host(bridge.name, forward, outputs))
-    run_saved = jax.custom_jvp(_on_host(bridge.name, forward_saved, outputs_saved))
-    run_bwd = jax.custom_jvp(_on_host(bridge.name, backward, gradients))
-    run_saved.defjvp(second)
-    run_bwd.defjvp(second)
+    def tangents(primals: Any, tangents: Any, *, passes: _Passes, tree: Any, keep: bool) -> Any:
+        call = tree.unflatten(primals)
+        moved = tree.unflatten([None if type(t) is ad.Zero else t for t in tangents])
+        results = bind(passes, call, _is_forward(call))
+        no_tangent = []
+        if _is_forward(call):
+            call = call._replace(handle=results[-1])
+            no_tangent = [ad.Zero(jax.core.ShapedArray((4,), jax.dtypes.float0))]
+        changed = [[*call.slots, moved.arrays]]
+        for k, slot in enumerate(moved.slots):
+            changed.append([*call.slots[:k], slot, *call.slots[k + 1 :]])
+        terms = [
+            bind(passes, call._replace(slots=slots))
+            for slots, direction in zip(changed, [moved.arrays, *moved.slots], strict=True)
+            if jax.tree.leaves(direction)
+        ]
+        sums = [functools.reduce(operator.add, column) for column in zip(*terms, strict=True)]
+        return results, sums + no_tangent
 
-    def begin(call: Call) -> tuple[list[Any], Any]:
-        *results, handle = run_saved(call)
-        return results, (call, handle)
+    def transposed(cotangents: Any, *leaves: Any, passes: _Passes, tree: Any, keep: bool) -> Any:
+        call = tree.unflatten(leaves)
+        is_linear = [any(map(ad.is_undefined_primal, slot or ())) for slot in call.slots]
+        linear = is_linear.index(True)
+        upstream = [None if type(ct) is ad.Zero else ct for ct in cotangents]
+        slots = list(call.slots)
+        slots[slots.index(None)] = jax.tree.structure(passes.results(call)).unflatten(upstream)
+        slots[linear] = None
+        call = call._replace(slots=slots)
+        gradients = jax.tree.structure(passes.results(call)).unflatten(bind(passes, call))
+        places = tree.unflatten(range(len(leaves))).slots[linear]
+        by_place = dict(zip(places, gradients, strict=True))
+        # the others, if any, are zeros
+        return [by_place[k] if ad.is_undefined_primal(a) else None for k, a in enumerate(leaves)]
 
-    def end(residuals: Any, upstream: list[Any]) -> tuple[Call]:
-        return (run_bwd(*residuals, upstream[0], upstream[1:]),)
+    def batched(leaves: Any, axes: Any, *, passes: _Passes, tree: Any, keep: bool) -> Any:
+        if any(
+            axis is not None for axis in tree.unflatten(axes).arrays[: len(passes.bridge.names)]
+        ):
+            raise ValueError(
+                f"{passes.bridge.name}: vmap is over parameters, expected in_axes=None for them"
+            )
+        pairs = list(zip(leaves, axes, strict=True))
 
-    run.defvjp(begin, end)
-    return run
+        def element(rows: Any) -> Any:
+            rest = iter(rows)
+            merged = [a if axis is None else next(rest) for a, axis in pairs]
+            return bind(passes, tree.unflatten(merged), keep)
 
+        rows = [jax.numpy.moveaxis(a, axis, 0) for a, axis in pairs if axis is not None]
+        results = jax.lax.map(element, rows)
+        return results, [0] * len(results)
 
-def _on_host(name: str, function: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
-    """Return a function of JAX that calls one on NumPy arrays, of whose results `shapes` gives
-    shapes and dtypes.
-    """
-    import jax
-
-    def host(*arguments: Any) -> Any:
-        return function(*jax.tree.map(np.asarray, arguments))
-
-    def call(*arguments: Any) -> Any:
-        return jax.pure_callback(host, shapes(*arguments), *arguments, vmap_method="sequential")
-
-    def batched(size: int, mapped: Any, *arguments: Any) -> Any:
-        if any(jax.tree.leaves(mapped[0].params)):
-            raise ValueError(f"{name}: vmap is over parameters, expected in_axes=None for them")
-        results = jax.vmap(
-            call, in_axes=jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
-        )(*arguments)
-        return results, jax.tree.map(lambda _: True, results)
-
-    with_vmap = jax.custom_batching.custom_vmap(call)
-    with_vmap.def_vmap(batched)
-    return with_vmap
+    primitive.def_impl(on_host)
+    primitive.def_abstract_eval(shapes)
+    mlir.register_lowering(primitive, mlir.lower_fun(on_host, multiple_results=True))
+    ad.primitive_jvps[primitive] = tangents
+    ad.primitive_transposes[primitive] = transposed
+    batching.primitive_batchers[primitive] = batched
+    return bind
