@@ -5,6 +5,7 @@ programs.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import os
 from collections.abc import Callable
@@ -146,7 +147,8 @@ class Call(NamedTuple):
     lengths: Any
     seed: Any
     slots: Any  # the cotangent, then directions: lists of arrays, in which None is zero
-    handle: Any = None  # of what the forward pass saved
+    # of what the forward pass saved; that pass itself has () if it is to save, else None
+    handle: Any = None
 
 
 class _Passes:
@@ -157,70 +159,65 @@ class _Passes:
         # by a handle: what the last forward pass saved, until a backward pass takes it
         self._saved: dict[bytes, Any] = {}
 
-    def results(self, call: Call) -> list[Any]:
-        """Return the shapes and dtypes of the results, with None where there is no gradient."""
-        from jax.core import ShapedArray
-
-        params, x, _ = self._parts(call.arrays)
-        dtype = params[0].dtype
-        if call.slots[0] is None:
-            shapes = [ShapedArray(shape, dtype) for shape in self.bridge.shapes(x)]
-            return [*shapes, ShapedArray((4,), np.uint32)] if _is_forward(call) else shapes
-        # tokens have another dtype
-        return [
-            None if a is None or a.dtype != dtype else ShapedArray(a.shape, dtype)
-            for a in call.arrays
-        ]
-
-    def run(self, call: Call, keep: bool) -> list[Array | None]:
+    def run(self, call: Call) -> list[Array | None]:
         """Return the results; those of the forward pass end with a handle of what it saved."""
-        if _is_forward(call):
-            results, saved = self._forward(call, call.arrays, keep)
-            handle = np.frombuffer(os.urandom(16), np.uint32)
-            if keep:
-                self._saved = {handle.tobytes(): saved}
-            return [*results, handle]
-        function: Any = functools.partial(self._backward, call)
-        if call.slots[0] is None:
-            function = functools.partial(self._outputs, call)
-        for direction in call.slots[1:]:
-            if direction is not None:
-                function = _tangent(function, direction)
-        return function(call.arrays)  # type: ignore[no-any-return]
+        import jax
 
-    def _outputs(self, call: Call, arrays: Any) -> list[Array]:
-        return self._forward(call, arrays, False)[0]
+        if call.slots != [None]:
+            directions = [direction for direction in call.slots[1:] if direction is not None]
+            return self._derivative(call, call.arrays, directions)
+        keep = call.handle is not None
+        if keep:
+            # copies, since buffers end with the call
+            call = jax.tree.map(np.array, call)
+        results, saved = self._forward(call, call.arrays, keep)
+        handle = np.frombuffer(os.urandom(16), np.uint32)
+        if keep:
+            self._saved = {handle.tobytes(): saved}
+        return [*results, handle]
 
-    def _forward(self, call: Call, arrays: Any, keep: bool) -> tuple[list[Array], Any]:
-        options = {"train": call.seed is not None, "lengths": call.lengths, "keep": keep}
-        seed = call.seed
-        if seed is not None:
-            seed = int(seed) if seed.ndim == 0 else int.from_bytes(seed.tobytes())
-        return self.bridge.forward(*self._parts(arrays), seed=seed, **options)
-
-    def _backward(self, call: Call, arrays: Any) -> list[Array | None]:
+    def _derivative(self, call: Call, arrays: Any, directions: list[Any]) -> Any:
+        if directions:
+            first, *others = directions
+            return jvp(lambda a: self._derivative(call, a, others), (arrays,), (first,))[1]
         saved = None
         if arrays is call.arrays:  # and no dual numbers
             saved = self._saved.pop(call.handle.tobytes(), None)
+        cotangent = call.slots[0]
         if saved is None:
-            _, saved = self._forward(call, arrays, True)
-        params, _, state = self._parts(arrays)
-        dy, *dstate = call.slots[0]
-        grads, dx, start = self.bridge.backward(params, saved, dy, dstate)
+            outputs, saved = self._forward(call, arrays, cotangent is not None)
+        if cotangent is None:
+            return outputs
+        params, _, state = self.parts(arrays)
+        grads, dx, start = self.bridge.backward(params, saved, cotangent[0], cotangent[1:])
         start = [None if a is None else d for d, a in zip(start, state, strict=True)]
         return [*grads, dx, *start]
 
-    def _parts(self, arrays: Any) -> tuple[Any, Any, Any]:
+    def _forward(self, call: Call, arrays: Any, keep: bool) -> tuple[list[Array], Any]:
+        seed = call.seed
+        train = seed is not None
+        if train:
+            seed = int(seed) if seed.ndim == 0 else int.from_bytes(seed.tobytes())
+        return self.bridge.forward(
+            *self.parts(arrays), train=train, lengths=call.lengths, seed=seed, keep=keep
+        )
+
+    def parts(self, arrays: Any) -> tuple[Any, Any, Any]:
+        """Return the parameters, x, and the arrays of the state."""
         count = len(self.bridge.names)
         return arrays[:count], arrays[count], arrays[count + 1 :]
 
 
-def _is_forward(call: Call) -> bool:
-    return len(call.slots) == 1
+class _Host(NamedTuple):
+    """Makes a call of its arrays and runs it. Equal ones are one program to JAX."""
 
+    passes: _Passes
+    tree: Any
 
-def _tangent(function: Callable[[Any], Any], direction: Any) -> Callable[[Any], Any]:
-    return lambda arrays: jvp(function, (arrays,), (direction,))[1]
+    def __call__(self, *leaves: Any) -> list[Array]:
+        """Return the results."""
+        call = self.tree.unflatten(map(np.asarray, leaves))
+        return [a for a in self.passes.run(call) if a is not None]
 
 
 @functools.cache
@@ -229,79 +226,87 @@ def _primitive() -> Any:
     derivatives and transposes are such calls.
     """
     import jax
+    from jax.core import ShapedArray
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
 
     primitive = Primitive("xlstm")
     primitive.multiple_results = True
 
-    def bind(passes: _Passes, call: Call, keep: bool = False) -> Any:
+    def bind(passes: _Passes, call: Call) -> Any:
         leaves, tree = jax.tree.flatten(call)
-        return primitive.bind(*leaves, passes=passes, tree=tree, keep=keep)  # type: ignore[no-untyped-call]
+        return primitive.bind(*leaves, host=_Host(passes, tree))  # type: ignore[no-untyped-call]
 
-    def shapes(*leaves: Any, passes: _Passes, tree: Any, keep: bool) -> Any:
-        return jax.tree.leaves(passes.results(tree.unflatten(leaves)))
+    def results_of(passes: _Passes, call: Call) -> list[Any]:
+        """Return what has the shapes and dtypes of the results, with None for no gradient."""
+        params, x, _ = passes.parts(call.arrays)
+        dtype = params[0].dtype
+        if call.slots[0] is not None:
+            # tokens have another dtype
+            return [a if a is not None and a.dtype == dtype else None for a in call.arrays]
+        results = [ShapedArray(shape, dtype) for shape in passes.bridge.shapes(x)]
+        if call.slots == [None]:
+            results.append(ShapedArray((4,), np.uint32))
+        return results
 
-    def on_host(*leaves: Any, passes: _Passes, tree: Any, keep: bool) -> Any:
-        def host(*leaves: Any) -> Any:
-            # what is saved has copies, since buffers end with the call
-            array = np.array if keep else np.asarray
-            return jax.tree.leaves(passes.run(tree.unflatten(map(array, leaves)), keep))
+    def shapes(*leaves: Any, host: _Host) -> Any:
+        return jax.tree.leaves(results_of(host.passes, host.tree.unflatten(leaves)))
 
-        return jax.pure_callback(
-            host, jax.tree.leaves(passes.results(tree.unflatten(leaves))), *leaves
-        )
+    def on_host(*leaves: Any, host: _Host) -> Any:
+        return jax.pure_callback(host, shapes(*leaves, host=host), *leaves)
 
-    def tangents(primals: Any, tangents: Any, *, passes: _Passes, tree: Any, keep: bool) -> Any:
+    def tangents(primals: Any, tangents: Any, *, host: _Host) -> Any:
+        passes, tree = host
         call = tree.unflatten(primals)
         moved = tree.unflatten([None if type(t) is ad.Zero else t for t in tangents])
-        results = bind(passes, call, _is_forward(call))
-        no_tangent = []
-        if _is_forward(call):
+        if call.slots == [None]:
+            results = bind(passes, call._replace(handle=()))
             call = call._replace(handle=results[-1])
-            no_tangent = [ad.Zero(jax.core.ShapedArray((4,), jax.dtypes.float0))]
-        changed = [[*call.slots, moved.arrays]]
-        for k, slot in enumerate(moved.slots):
-            changed.append([*call.slots[:k], slot, *call.slots[k + 1 :]])
-        terms = [
-            bind(passes, call._replace(slots=slots))
-            for slots, direction in zip(changed, [moved.arrays, *moved.slots], strict=True)
-            if jax.tree.leaves(direction)
-        ]
+        else:
+            results = bind(passes, call)
+        terms = []
+        for k, direction in enumerate([*moved.slots, moved.arrays]):
+            if jax.tree.leaves(direction):
+                slots = list(call.slots)
+                slots[k : k + 1] = [direction]  # past the end it is one more
+                terms.append(bind(passes, call._replace(slots=slots)))
         sums = [functools.reduce(operator.add, column) for column in zip(*terms, strict=True)]
-        return results, sums + no_tangent
+        no_tangent = ad.Zero(ShapedArray((4,), jax.dtypes.float0))
+        return results, [*sums, no_tangent][: len(results)]
 
-    def transposed(cotangents: Any, *leaves: Any, passes: _Passes, tree: Any, keep: bool) -> Any:
+    def transposed(cotangents: Any, *leaves: Any, host: _Host) -> Any:
+        passes, tree = host
         call = tree.unflatten(leaves)
-        is_linear = [any(map(ad.is_undefined_primal, slot or ())) for slot in call.slots]
-        linear = is_linear.index(True)
         upstream = [None if type(ct) is ad.Zero else ct for ct in cotangents]
+        # other leaves of the slot, if any, are zeros
+        is_linear = list(map(ad.is_undefined_primal, leaves))
+        linear_slots = tree.unflatten(is_linear).slots
+        linear = [any(slot or ()) for slot in linear_slots].index(True)
         slots = list(call.slots)
-        slots[slots.index(None)] = jax.tree.structure(passes.results(call)).unflatten(upstream)
+        slots[slots.index(None)] = jax.tree.structure(results_of(passes, call)).unflatten(upstream)
         slots[linear] = None
         call = call._replace(slots=slots)
-        gradients = jax.tree.structure(passes.results(call)).unflatten(bind(passes, call))
-        places = tree.unflatten(range(len(leaves))).slots[linear]
-        by_place = dict(zip(places, gradients, strict=True))
-        # the others, if any, are zeros
-        return [by_place[k] if ad.is_undefined_primal(a) else None for k, a in enumerate(leaves)]
+        gradients = jax.tree.structure(results_of(passes, call)).unflatten(bind(passes, call))
+        rest = itertools.compress(gradients, linear_slots[linear])
+        return [next(rest) if is_one else None for is_one in is_linear]
 
-    def batched(leaves: Any, axes: Any, *, passes: _Passes, tree: Any, keep: bool) -> Any:
-        if any(
-            axis is not None for axis in tree.unflatten(axes).arrays[: len(passes.bridge.names)]
-        ):
+    def batched(leaves: Any, axes: Any, *, host: _Host) -> Any:
+        passes, tree = host
+        params, *_ = passes.parts(tree.unflatten(axes).arrays)
+        if jax.tree.leaves(params):
             raise ValueError(
                 f"{passes.bridge.name}: vmap is over parameters, expected in_axes=None for them"
             )
-        pairs = list(zip(leaves, axes, strict=True))
+        mapped = {
+            k: jax.numpy.moveaxis(leaves[k], axis, 0)
+            for k, axis in enumerate(axes)
+            if axis is not None
+        }
 
-        def element(rows: Any) -> Any:
-            rest = iter(rows)
-            merged = [a if axis is None else next(rest) for a, axis in pairs]
-            return bind(passes, tree.unflatten(merged), keep)
+        def element(row: dict[int, Any]) -> Any:
+            return primitive.bind(*(row.get(k, a) for k, a in enumerate(leaves)), host=host)
 
-        rows = [jax.numpy.moveaxis(a, axis, 0) for a, axis in pairs if axis is not None]
-        results = jax.lax.map(element, rows)
+        results = jax.lax.map(element, mapped)
         return results, [0] * len(results)
 
     primitive.def_impl(on_host)
