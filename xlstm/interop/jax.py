@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array
 from xlstm.arrays.tangents import jvp
 from xlstm.interop.bridge import Bridge
 from xlstm.layers.module import masks
@@ -159,7 +158,7 @@ class _Passes:
         # by a handle: what the last forward pass saved, until a backward pass takes it
         self._saved: dict[bytes, Any] = {}
 
-    def run(self, call: Call) -> list[Array | None]:
+    def run(self, call: Call) -> Any:
         """Return the results; those of the forward pass end with a handle of what it saved."""
         import jax
 
@@ -176,7 +175,7 @@ class _Passes:
             self._saved = {handle.tobytes(): saved}
         return [*results, handle]
 
-    def _derivative(self, call: Call, arrays: Any, directions: list[Any]) -> Any:
+    def _derivative(self, call: Call, arrays: Any, directions: Any) -> Any:
         if directions:
             first, *others = directions
             return jvp(lambda a: self._derivative(call, a, others), (arrays,), (first,))[1]
@@ -193,7 +192,7 @@ class _Passes:
         start = [None if a is None else d for d, a in zip(start, state, strict=True)]
         return [*grads, dx, *start]
 
-    def _forward(self, call: Call, arrays: Any, keep: bool) -> tuple[list[Array], Any]:
+    def _forward(self, call: Call, arrays: Any, keep: bool) -> Any:
         seed = call.seed
         train = seed is not None
         if train:
@@ -202,7 +201,7 @@ class _Passes:
             *self.parts(arrays), train=train, lengths=call.lengths, seed=seed, keep=keep
         )
 
-    def parts(self, arrays: Any) -> tuple[Any, Any, Any]:
+    def parts(self, arrays: Any) -> Any:
         """Return the parameters, x, and the arrays of the state."""
         count = len(self.bridge.names)
         return arrays[:count], arrays[count], arrays[count + 1 :]
@@ -214,7 +213,7 @@ class _Host(NamedTuple):
     passes: _Passes
     tree: Any
 
-    def __call__(self, *leaves: Any) -> list[Array]:
+    def __call__(self, *leaves: Any) -> Any:
         """Return the results."""
         call = self.tree.unflatten(map(np.asarray, leaves))
         return [a for a in self.passes.run(call) if a is not None]
@@ -235,9 +234,9 @@ def _primitive() -> Any:
 
     def bind(passes: _Passes, call: Call) -> Any:
         leaves, tree = jax.tree.flatten(call)
-        return primitive.bind(*leaves, host=_Host(passes, tree))  # type: ignore[no-untyped-call]
+        return primitive.bind(*leaves, host=_Host(passes, tree))
 
-    def results_of(passes: _Passes, call: Call) -> list[Any]:
+    def results_of(passes: _Passes, call: Call) -> Any:
         """Return what has the shapes and dtypes of the results, with None for no gradient."""
         params, x, _ = passes.parts(call.arrays)
         dtype = params[0].dtype
@@ -268,7 +267,7 @@ def _primitive() -> Any:
         for k, direction in enumerate([*moved.slots, moved.arrays]):
             if jax.tree.leaves(direction):
                 slots = list(call.slots)
-                slots[k : k + 1] = [direction]  # past the end it is one more
+                slots[k : k + 1] = [direction]  # one more past the end
                 terms.append(bind(passes, call._replace(slots=slots)))
         sums = [functools.reduce(operator.add, column) for column in zip(*terms, strict=True)]
         no_tangent = ad.Zero(ShapedArray((4,), jax.dtypes.float0))
@@ -297,16 +296,15 @@ def _primitive() -> Any:
             raise ValueError(
                 f"{passes.bridge.name}: vmap is over parameters, expected in_axes=None for them"
             )
-        mapped = {
+        rows = {
             k: jax.numpy.moveaxis(leaves[k], axis, 0)
             for k, axis in enumerate(axes)
             if axis is not None
         }
-
-        def element(row: dict[int, Any]) -> Any:
-            return primitive.bind(*(row.get(k, a) for k, a in enumerate(leaves)), host=host)
-
-        results = jax.lax.map(element, mapped)
+        results = jax.lax.map(
+            lambda row: primitive.bind(*(row.get(k, a) for k, a in enumerate(leaves)), host=host),
+            rows,
+        )
         return results, [0] * len(results)
 
     primitive.def_impl(on_host)
