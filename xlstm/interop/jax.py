@@ -32,9 +32,8 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     `jit`, `grad`, `vjp`, `jvp`, `linearize`, `hessian`, `jacfwd`, `jacrev`, `checkpoint`, `scan`,
     and `vmap` over x and the state. Arrays on a GPU are copied to the host and back.
 
-    A gradient is one forward and one backward pass. Tangents and second derivatives are those of
-    `xlstm.jvp`, which runs the passes step by step on dual numbers; `grad(grad(f))` runs them so,
-    too.
+    A gradient is one forward and one backward pass. Tangents and second derivatives come from
+    `xlstm.jvp`, which runs the passes step by step on dual numbers.
 
     Between the passes stays what the last forward pass of the function kept, with copies of x and
     the parameters; the backward pass takes it by a handle, an array. Where it has gone, since JAX
