@@ -80,10 +80,10 @@ OPERATORS = {
 
 def _operator(name: str, swapped: bool = False) -> Callable[[Dual, Any], Any]:
     def method(self: Dual, other: Any) -> Any:
-        if isinstance(other, Dual) and other.xp.depth > self.xp.depth:
-            return NotImplemented
+        # the reflected method of a number of the same type is never called
+        deepest = other if isinstance(other, Dual) and other.xp.depth > self.xp.depth else self
         pair = (other, self) if swapped else (self, other)
-        return getattr(self.xp, name)(*pair)
+        return getattr(deepest.xp, name)(*pair)
 
     return method
 

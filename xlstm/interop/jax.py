@@ -4,6 +4,9 @@ programs.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.tangents import jvp
 from xlstm.interop.bridge import Bridge
 from xlstm.layers.module import masks
 from xlstm.layers.sequence import SequenceLayer
@@ -25,9 +28,12 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     """Return a layer or a model as a pure function of JAX, `(params, x, state) -> (y, state)`.
 
     The function runs our forward and backward passes on NumPy views of JAX's buffers, in
-    `jax.pure_callback`, and has their gradients by `jax.custom_vjp`. It works under `jit`, `grad`,
-    `value_and_grad`, `checkpoint`, `scan`, and `vmap` over x and the state. Arrays on a GPU are
-    copied to the host and back.
+    `jax.pure_callback`. It is an operation of JAX, with derivatives of any order: it works under
+    `jit`, `grad`, `vjp`, `jvp`, `linearize`, `hessian`, `jacfwd`, `jacrev`, `checkpoint`, `scan`,
+    and `vmap` over x and the state. Arrays on a GPU are copied to the host and back.
+
+    A gradient is one forward and one backward pass. Tangents and second derivatives come from
+    `xlstm.jvp`, which runs the passes step by step on dual numbers.
 
     Between the passes stays what the last forward pass of the function kept, with copies of x and
     the parameters; the backward pass takes it by a handle, an array. Where it has gone, since JAX
@@ -53,8 +59,6 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     ValueError
         When called: an array is missing or misshapen, there is no seed, or `vmap` is over
         parameters.
-    NotImplementedError
-        When called: a second derivative is asked for.
 
     Examples
     --------
@@ -70,7 +74,8 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     import jax.numpy as jnp
 
     bridge = Bridge(WHERE, layer, SequenceLayer)
-    run = _differentiable(bridge)
+    passes = _Passes(bridge)
+    run = _primitive()
 
     def call(
         params: Any,
@@ -88,8 +93,8 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
         lengths = None if lengths is None else jnp.asarray(lengths)
         drawn = checks.flag(bridge.name, "train", train) and layer.random
         seed = _words(bridge.name, seed) if drawn else None
-        ordered = [params[name] for name in bridge.names]
-        y, *end = run(Call(ordered, x, bridge.flat(state), lengths, seed))
+        arrays = [*(params[name] for name in bridge.names), x, *bridge.flat(state)]
+        y, *end, _ = run(passes, Call(arrays, lengths, seed, [None]))
         return y, bridge.state(end)
 
     return call
@@ -127,105 +132,184 @@ def _words(name: str, seed: Any) -> Any:
 
 
 class Call(NamedTuple):
-    """The arguments of a pass, or their gradients."""
+    """The arguments of a pass of a layer, or of a derivative of it.
 
-    params: Any
-    x: Any
-    state: Any
-    lengths: Any = None
-    seed: Any = None
-
-
-def _differentiable(bridge: Bridge) -> Any:
-    """Return a function of a `Call` that returns y and the arrays of the final state, with our
-    gradients.
+    A layer is a function F of `arrays`. All its derivatives are parts of one multilinear form,
+    `<c, D^k F[u1, ..., uk]>`, in a cotangent c of the results and directions u of the arrays. One
+    slot of the form is empty, and the result is what stands there: `[None]` is the forward pass,
+    `[None, u]` a Jacobian-vector product, `[c, None]` the backward pass, and `[c, None, u]` a
+    Hessian-vector product. The transpose with respect to a slot empties it and fills the other.
     """
-    import jax
 
-    def passed(call: Call, keep: bool) -> tuple[list[Array], Any]:
-        params, x, state, lengths, seed = call
-        options = {"train": seed is not None, "lengths": lengths, "keep": keep}
-        number = None
-        if seed is not None:
-            number = int(seed) if seed.ndim == 0 else int.from_bytes(seed.tobytes())
-        return bridge.forward(params, x, state, seed=number, **options)
+    arrays: Any  # parameters, x, and the arrays of the state or None
+    lengths: Any
+    seed: Any
+    slots: Any  # the cotangent, then directions: lists of arrays, in which None is zero
+    # of what the forward pass saved; that pass itself has () if it is to save, else None
+    handle: Any = None
 
-    def forward(call: Call) -> list[Array]:
-        return passed(call, False)[0]
 
-    # by a handle: what the last forward pass saved, until a backward pass takes it
-    saved_pass: dict[bytes, Any] = {}
+class _Passes:
+    """The passes of a layer on NumPy arrays, and their derivatives."""
 
-    def forward_saved(call: Call) -> list[Array]:
-        # copies, since buffers end with the call
-        results, saved = passed(jax.tree.map(np.array, call), True)
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+        # by a handle: what the last forward pass saved, until a backward pass takes it
+        self._saved: dict[bytes, Any] = {}
+
+    def run(self, call: Call) -> Any:
+        """Return the results; those of the forward pass end with a handle of what it saved."""
+        import jax
+
+        if call.slots != [None]:
+            directions = [direction for direction in call.slots[1:] if direction is not None]
+            return self._derivative(call, call.arrays, directions)
+        keep = call.handle is not None
+        if keep:
+            # copies, since buffers end with the call
+            call = jax.tree.map(np.array, call)
+        results, saved = self._forward(call, call.arrays, keep)
         handle = np.frombuffer(os.urandom(16), np.uint32)
-        saved_pass.clear()
-        saved_pass[handle.tobytes()] = saved
+        if keep:
+            self._saved = {handle.tobytes(): saved}
         return [*results, handle]
 
-    def backward(call: Call, handle: Any, dy: Any, dstate: Any) -> Any:
-        saved = saved_pass.pop(handle.tobytes(), None)
+    def _derivative(self, call: Call, arrays: Any, directions: Any) -> Any:
+        if directions:
+            first, *others = directions
+            return jvp(lambda a: self._derivative(call, a, others), (arrays,), (first,))[1]
+        saved = None
+        if arrays is call.arrays:  # and no dual numbers
+            saved = self._saved.pop(call.handle.tobytes(), None)
+        cotangent = call.slots[0]
         if saved is None:
-            _, saved = passed(call, True)
-        grads, dx, start = bridge.backward(call.params, saved, dy, dstate)
-        start = [None if a is None else d for d, a in zip(start, call.state, strict=True)]
-        return Call(grads, dx, start)
+            outputs, saved = self._forward(call, arrays, cotangent is not None)
+        if cotangent is None:
+            return outputs
+        params, _, state = self.parts(arrays)
+        grads, dx, start = self.bridge.backward(params, saved, cotangent[0], cotangent[1:])
+        start = [None if a is None else d for d, a in zip(start, state, strict=True)]
+        return [*grads, dx, *start]
 
-    def outputs(call: Call) -> list[Any]:
-        dtype = call.params[0].dtype
-        return [jax.ShapeDtypeStruct(shape, dtype) for shape in bridge.shapes(call.x)]
-
-    def outputs_saved(call: Call) -> list[Any]:
-        return [*outputs(call), jax.ShapeDtypeStruct((4,), np.uint32)]
-
-    def gradients(call: Call, *_: Any) -> Any:
-        is_real = jax.numpy.issubdtype(call.x.dtype, jax.numpy.floating)  # and no tokens
-        derived = Call(call.params, call.x if is_real else None, call.state)
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), derived)
-
-    def second(*_: Any) -> None:
-        raise NotImplementedError(
-            f"{bridge.name}: a second derivative is asked for, expected first ones only"
+    def _forward(self, call: Call, arrays: Any, keep: bool) -> Any:
+        seed = call.seed
+        train = seed is not None
+        if train:
+            seed = int(seed) if seed.ndim == 0 else int.from_bytes(seed.tobytes())
+        return self.bridge.forward(
+            *self.parts(arrays), train=train, lengths=call.lengths, seed=seed, keep=keep
         )
 
-    run = jax.custom_vjp(_on_host(bridge.name, forward, outputs))
-    run_saved = jax.custom_jvp(_on_host(bridge.name, forward_saved, outputs_saved))
-    run_bwd = jax.custom_jvp(_on_host(bridge.name, backward, gradients))
-    run_saved.defjvp(second)
-    run_bwd.defjvp(second)
-
-    def begin(call: Call) -> tuple[list[Any], Any]:
-        *results, handle = run_saved(call)
-        return results, (call, handle)
-
-    def end(residuals: Any, upstream: list[Any]) -> tuple[Call]:
-        return (run_bwd(*residuals, upstream[0], upstream[1:]),)
-
-    run.defvjp(begin, end)
-    return run
+    def parts(self, arrays: Any) -> Any:
+        """Return the parameters, x, and the arrays of the state."""
+        count = len(self.bridge.names)
+        return arrays[:count], arrays[count], arrays[count + 1 :]
 
 
-def _on_host(name: str, function: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
-    """Return a function of JAX that calls one on NumPy arrays, of whose results `shapes` gives
-    shapes and dtypes.
+class _Host(NamedTuple):
+    """Makes a call of its arrays and runs it. Equal ones are one program to JAX."""
+
+    passes: _Passes
+    tree: Any
+
+    def __call__(self, *leaves: Any) -> Any:
+        """Return the results."""
+        call = self.tree.unflatten(map(np.asarray, leaves))
+        return [a for a in self.passes.run(call) if a is not None]
+
+
+@functools.cache
+def _primitive() -> Any:
+    """Return the function `(passes, call)` of JAX that runs a call on the host, and whose
+    derivatives and transposes are such calls.
     """
     import jax
+    from jax.core import ShapedArray
+    from jax.extend.core import Primitive
+    from jax.interpreters import ad, batching, mlir
 
-    def host(*arguments: Any) -> Any:
-        return function(*jax.tree.map(np.asarray, arguments))
+    primitive = Primitive("xlstm")
+    primitive.multiple_results = True
 
-    def call(*arguments: Any) -> Any:
-        return jax.pure_callback(host, shapes(*arguments), *arguments, vmap_method="sequential")
+    def bind(passes: _Passes, call: Call) -> Any:
+        leaves, tree = jax.tree.flatten(call)
+        return primitive.bind(*leaves, host=_Host(passes, tree))
 
-    def batched(size: int, mapped: Any, *arguments: Any) -> Any:
-        if any(jax.tree.leaves(mapped[0].params)):
-            raise ValueError(f"{name}: vmap is over parameters, expected in_axes=None for them")
-        results = jax.vmap(
-            call, in_axes=jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
-        )(*arguments)
-        return results, jax.tree.map(lambda _: True, results)
+    def results_of(passes: _Passes, call: Call) -> Any:
+        """Return what has the shapes and dtypes of the results, with None for no gradient."""
+        params, x, _ = passes.parts(call.arrays)
+        dtype = params[0].dtype
+        if call.slots[0] is not None:
+            # tokens have another dtype
+            return [a if a is not None and a.dtype == dtype else None for a in call.arrays]
+        results = [ShapedArray(shape, dtype) for shape in passes.bridge.shapes(x)]
+        if call.slots == [None]:
+            results.append(ShapedArray((4,), np.uint32))
+        return results
 
-    with_vmap = jax.custom_batching.custom_vmap(call)
-    with_vmap.def_vmap(batched)
-    return with_vmap
+    def shapes(*leaves: Any, host: _Host) -> Any:
+        return jax.tree.leaves(results_of(host.passes, host.tree.unflatten(leaves)))
+
+    def on_host(*leaves: Any, host: _Host) -> Any:
+        return jax.pure_callback(host, shapes(*leaves, host=host), *leaves)
+
+    def tangents(primals: Any, tangents: Any, *, host: _Host) -> Any:
+        passes, tree = host
+        call = tree.unflatten(primals)
+        moved = tree.unflatten([None if type(t) is ad.Zero else t for t in tangents])
+        if call.slots == [None]:
+            results = bind(passes, call._replace(handle=()))
+            call = call._replace(handle=results[-1])
+        else:
+            results = bind(passes, call)
+        terms = []
+        for k, direction in enumerate([*moved.slots, moved.arrays]):
+            if jax.tree.leaves(direction):
+                slots = list(call.slots)
+                slots[k : k + 1] = [direction]  # one more past the end
+                terms.append(bind(passes, call._replace(slots=slots)))
+        sums = [functools.reduce(operator.add, column) for column in zip(*terms, strict=True)]
+        no_tangent = ad.Zero(ShapedArray((4,), jax.dtypes.float0))
+        return results, [*sums, no_tangent][: len(results)]
+
+    def transposed(cotangents: Any, *leaves: Any, host: _Host) -> Any:
+        passes, tree = host
+        call = tree.unflatten(leaves)
+        upstream = [None if type(ct) is ad.Zero else ct for ct in cotangents]
+        # other leaves of the slot, if any, are zeros
+        is_linear = list(map(ad.is_undefined_primal, leaves))
+        linear_slots = tree.unflatten(is_linear).slots
+        linear = [any(slot or ()) for slot in linear_slots].index(True)
+        slots = list(call.slots)
+        slots[slots.index(None)] = jax.tree.structure(results_of(passes, call)).unflatten(upstream)
+        slots[linear] = None
+        call = call._replace(slots=slots)
+        gradients = jax.tree.structure(results_of(passes, call)).unflatten(bind(passes, call))
+        rest = itertools.compress(gradients, linear_slots[linear])
+        return [next(rest) if is_one else None for is_one in is_linear]
+
+    def batched(leaves: Any, axes: Any, *, host: _Host) -> Any:
+        passes, tree = host
+        params, *_ = passes.parts(tree.unflatten(axes).arrays)
+        if jax.tree.leaves(params):
+            raise ValueError(
+                f"{passes.bridge.name}: vmap is over parameters, expected in_axes=None for them"
+            )
+        rows = {
+            k: jax.numpy.moveaxis(leaves[k], axis, 0)
+            for k, axis in enumerate(axes)
+            if axis is not None
+        }
+        results = jax.lax.map(
+            lambda row: primitive.bind(*(row.get(k, a) for k, a in enumerate(leaves)), host=host),
+            rows,
+        )
+        return results, [0] * len(results)
+
+    primitive.def_impl(on_host)
+    primitive.def_abstract_eval(shapes)
+    mlir.register_lowering(primitive, mlir.lower_fun(on_host, multiple_results=True))
+    ad.primitive_jvps[primitive] = tangents
+    ad.primitive_transposes[primitive] = transposed
+    batching.primitive_batchers[primitive] = batched
+    return bind
