@@ -93,7 +93,8 @@ def _in_place(name: str) -> Callable[[Dual, Any], Any]:
 
     def method(self: Dual, other: Any) -> Any:
         new = operate(self, other)
-        if new is NotImplemented or not hasattr(self.value, "__setitem__"):  # a scalar of NumPy
+        # not in place of a deeper number's constant, nor of a scalar of NumPy
+        if new.xp is not self.xp or not hasattr(self.value, "__setitem__"):
             return new
         self.value[...] = new.value
         self.tangent[...] = new.tangent
