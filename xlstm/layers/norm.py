@@ -71,11 +71,15 @@ class LayerNorm(SameWidth, Module):
         n, r = kept
         if computes_again(xp):
             options = {"formula": self.NORMAL.row_bwd, "residual": self.residual, "bias": self.bias}
-            options |= {"sums": len(self.shapes), "keep": 1 if self.heads == 1 else 2}
+            keep = 1 if self.heads == 1 else 2
+            options |= {"sums": len(self.shapes), "keep": keep}
             more = [] if add is None else [self._split(add)]
             arrays = (self._split(dy), n, r, self._split(p["w"]), *more)
             dx, *sums = summed(xp, _normed_bwd, *arrays, **options)
-            grads = {name: reshape(d, (-1,)) for name, d in zip(self.shapes, sums, strict=True)}
+            grads = {
+                name: reshape(d, (*d.shape[:-keep], self.size))
+                for name, d in zip(self.shapes, sums, strict=True)
+            }
             return grads, reshape(dx, dy.shape)
         dn, dw = summed(xp, _scale_bwd, dy, reshape(n, dy.shape), _gain(p["w"], self.residual))
         grads = {"w": dw} | ({"b": column_sums(xp, dy)} if self.bias else {})
