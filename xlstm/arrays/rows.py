@@ -135,11 +135,7 @@ def _first(xp: Namespace, a: Array, n: Any) -> Array:
 
 def _sum(xp: Namespace, a: Array, leading: int, keep: int) -> Array:
     """Return the sum over all axes but leading ones, which come last, and the last `keep`."""
-    over = tuple(range(leading, a.ndim - keep))
-    if (B := per_sequence.get()) is not None:
-        a = _by_step(a, B, leading, keep)
-        over = (leading,)
-    total = xp.sum(a, axis=over)
+    total = xp.sum(_rows(a, leading, keep), axis=leading)
     return xp.moveaxis(total, 0, -1) if leading else total
 
 
@@ -147,36 +143,36 @@ def column_sums(xp: Namespace, a: Array) -> Array:
     """Return the sum over all axes but the last, on CuPy halves in float32; it follows
     `per_sequence`.
     """
-    if per_sequence.get() is not None:
-        return _sum(xp, a, 0, 1)
     if fuse.compiles(xp):
         return summed(xp, fuse.same, a)
-    return xp.sum(xp.reshape(a, (math.prod(a.shape[:-1]), a.shape[-1])), axis=0)
+    return _sum(xp, a, 0, 1)
 
 
 def row_products(xp: Namespace, a: Array, b: Array) -> Array:
     """Return a^T b, the sum of products over all rows, (..., O, I), of a (..., N, O) and b (..., N,
     I); it follows `per_sequence`.
     """
-    if (B := per_sequence.get()) is not None:
-        # (B, ..., T, F)
-        a, b = (xp.moveaxis(_by_step(d, B, d.ndim - 2, 1), -2, 0) for d in (a, b))
-    return matmul(xp, a.T if a.ndim == 2 else xp.matrix_transpose(a), b)
+    if per_sequence.get() is not None:
+        a, b = (xp.moveaxis(_rows(d, d.ndim - 2, 1), -2, 0) for d in (a, b))  # (B, ..., T, F)
+    return matmul(xp, xp.matrix_transpose(a), b)
 
 
 def no_gradient(xp: Namespace, p: Array) -> Array:
     """Return the gradient of a parameter that took no part, zeros; it follows `per_sequence`."""
     B = per_sequence.get()
-    if B is None:
-        return xp.zeros_like(p)
-    return xp.zeros((B, *p.shape), dtype=p.dtype, device=device_of(p))
+    outer = () if B is None else (B,)
+    return xp.zeros((*outer, *p.shape), dtype=p.dtype, device=device_of(p))
 
 
-def _by_step(a: Array, B: int, leading: int, keep: int) -> Array:
-    """Return rows (..., T, B, ...) of an array with so many axes before and after them."""
-    last = a.ndim - keep
-    steps = math.prod(a.shape[leading:last]) // max(1, B)
-    return reshape(a, (*a.shape[:leading], steps, B, *a.shape[last:]))
+def _rows(a: Array, leading: int, keep: int) -> Array:
+    """Return an array with its rows, which so many axes come before and after, as one axis; with
+    `per_sequence` as those of T steps and B sequences.
+    """
+    end = a.ndim - keep
+    N = math.prod(a.shape[leading:end])
+    B = per_sequence.get()
+    rows = (N,) if B is None else (N // (B or 1), B)
+    return reshape(a, (*a.shape[:leading], *rows, *a.shape[end:]))
 
 
 class RowLaunch(NamedTuple):

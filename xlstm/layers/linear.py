@@ -235,11 +235,10 @@ class Embedding(Module):
         B = per_sequence.get()
         if B is None:
             return {"W": add_rows(xp, reshape(kept, (-1,)), rows(dy), V)}, None
-        # Each sequence has a table of its own; a token that is in none must not reach another's.
-        starts = V * xp.arange(B, dtype=kept.dtype, device=device_of(kept))
-        places = xp.where((kept >= 0) & (kept < V), kept + starts, xp.full_like(kept, -1))
-        tables = add_rows(xp, reshape(places, (-1,)), rows(dy), B * V)
-        return {"W": reshape(tables, (B, V, self.size))}, None
+        # The rows of a token lie together, so that a token that is in no table is in nobody's.
+        places = B * kept + xp.arange(B, dtype=kept.dtype, device=device_of(kept))
+        tables = add_rows(xp, reshape(places, (-1,)), rows(dy), V * B)
+        return {"W": xp.permute_dims(reshape(tables, (V, B, self.size)), (1, 0, 2))}, None
 
 
 def tokens_of(

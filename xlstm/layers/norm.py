@@ -71,13 +71,12 @@ class LayerNorm(SameWidth, Module):
         n, r = kept
         if computes_again(xp):
             options = {"formula": self.NORMAL.row_bwd, "residual": self.residual, "bias": self.bias}
-            keep = 1 if self.heads == 1 else 2
-            options |= {"sums": len(self.shapes), "keep": keep}
+            options |= {"sums": len(self.shapes), "keep": 1 if self.heads == 1 else 2}
             more = [] if add is None else [self._split(add)]
             arrays = (self._split(dy), n, r, self._split(p["w"]), *more)
             dx, *sums = summed(xp, _normed_bwd, *arrays, **options)
             grads = {
-                name: reshape(d, (*d.shape[:-keep], self.size))
+                name: reshape(d, (*d.shape[: -options["keep"]], self.size))
                 for name, d in zip(self.shapes, sums, strict=True)
             }
             return grads, reshape(dx, dy.shape)

@@ -249,7 +249,7 @@ class SequenceLayer(Module):
         -------
         grads : dict
             Gradients under the names and in the shapes of `params`; with `per_sequence` in these
-            shapes after an axis of B, and zero for a sequence without steps.
+            shapes after an axis of B.
         dx : array
             Gradient by x, in its shape; exactly zero past the end of a sequence.
         dstate : tuple as the state
@@ -263,16 +263,17 @@ class SequenceLayer(Module):
             False, or is True where `forward` was given groups of sequences.
         """
         if type(dy) is not np.ndarray and (views := self._views(params, dy, dstate)) is not None:
-            arrays = (params, saved, dy, dstate)
-            return views.run(self.backward, *arrays, per_sequence=per_sequence)  # type: ignore[no-any-return]
+            return views.run(  # type: ignore[no-any-return]
+                self.backward, params, saved, dy, dstate, per_sequence=per_sequence
+            )
         where = type(self).__name__
         checks.saved(where, self, saved, Saved)
         span = saved.span
         if per_sequence is not False and checks.flag(where, "per_sequence", per_sequence):
             if span.groups is not None:
                 raise ValueError(
-                    f"{where}: per_sequence is True, but forward was given groups, in which"
-                    " sequences see each other; expected a pass without groups"
+                    f"{where}: per_sequence is True, expected False, as sequences see each other in"
+                    " the groups that forward was given"
                 )
             before = rows.per_sequence.set(span.B)
             try:

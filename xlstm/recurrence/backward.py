@@ -52,8 +52,10 @@ def run_bwd(
     if apart is None:
         grads = step.cell.weights_bwd(xp, w, grads)
     elif step.w is not w:
-        of_sequences = ({n: g[b, ...] for n, g in grads.items()} for b in range(apart.B))
-        every = [step.cell.weights_bwd(xp, w, own) for own in of_sequences]
+        every = [
+            step.cell.weights_bwd(xp, w, {name: g[b, ...] for name, g in grads.items()})
+            for b in range(apart.B)
+        ]
         grads = {name: xp.stack([own[name] for own in every]) for name in w}
     return grads, dx, dstate
 
@@ -65,7 +67,6 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
     make room. With the packing `apart` the gradients of the weights are those of each sequence.
     """
     step = tape.step
-    x = tape.x
     xp = step.xp
     w = step.w
     rows = step.G * step.H
@@ -79,8 +80,8 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
         G, N, K, _ = step.Wh.shape
         dz = _spread(xp, da.T, apart)
         h0 = _spread(xp, tape.passed, apart)
-        heads = xp.permute_dims(reshape(dz, (dz.shape[0], G, N, K)), (1, 2, 0, 3))
-        h0 = xp.permute_dims(reshape(h0, (dz.shape[0], 1, N, K)), (1, 2, 0, 3))
+        heads = xp.permute_dims(reshape(dz, (-1, G, N, K)), (1, 2, 0, 3))
+        h0 = xp.permute_dims(reshape(h0, (-1, 1, N, K)), (1, 2, 0, 3))
         grads["Wh"] = row_products(xp, heads, h0)  # (3)
     elif "Wh" in w:  # there is a product of h
         products["Wh"] = (da, tape.passed)  # (3)
@@ -100,7 +101,7 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
     if tape.normal is not None:
         grads["gx"] = _total(xp, dzx, tape.normal[0], apart)  # (7)
     if "Wx" in w:
-        products |= {"Wx": (dp, x), "dx": (dp.T, w["Wx"])}  # (1)
+        products |= {"Wx": (dp, tape.x), "dx": (dp.T, w["Wx"])}  # (1)
     if "b" in w:
         tape.add_sum("b", dzx, grads, products)  # (1)
     grads |= _multiplied(tape, products, apart)
@@ -131,7 +132,7 @@ def _multiplied(
         # dx is no sum over steps
         name: product(xp, a, b)
         if name == "dx"
-        else row_products(xp, _spread(xp, a.T, apart), _spread(xp, b, apart))
+        else row_products(xp, *(_spread(xp, rows, apart) for rows in (a.T, b)))
         for name, (a, b) in products.items()
     }
 

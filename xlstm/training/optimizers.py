@@ -383,20 +383,18 @@ def clip_per_sequence(grads: Params, limit: float) -> Params:
     grads = checks.mapping(where, grads, "gradients")
     xp = namespace(where, grads)
     outer = next(iter(grads.values())).shape[:1]
-    squares = 0
+    wide = {}
     for name, g in grads.items():
         if not outer or g.shape[:1] != outer:
             raise ValueError(
                 f"{where}: {name} has shape {tuple(g.shape)}, expected (B, ...) with the B of all"
             )
-        wide = reshape(astype(xp, g, widened(xp, g.dtype)), (*outer, math.prod(g.shape[1:])))
-        squares = squares + xp.sum(wide * wide, axis=1)
-    norm = xp.sqrt(squares)
-    clipped = {}
-    for name, g in grads.items():
-        norms = reshape(norm, (*outer, *(1,) * (g.ndim - 1)))
-        clipped[name] = astype(xp, _scaled(xp, g, norms, limit), g.dtype)
-    return clipped
+        wide[name] = reshape(astype(xp, g, widened(xp, g.dtype)), (*outer, math.prod(g.shape[1:])))
+    norm = xp.sqrt(sum(xp.sum(d * d, axis=1, keepdims=True) for d in wide.values()))
+    return {
+        name: reshape(astype(xp, _scaled(xp, wide[name], norm, limit), g.dtype), g.shape)
+        for name, g in grads.items()
+    }
 
 
 @accepts_foreign
