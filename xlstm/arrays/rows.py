@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays import cores, fuse, optional_imports
 from xlstm.arrays.cuda import constants, device, kernel_fallback
 from xlstm.arrays.cuda.row_kernel_text import FAN, MOST, RowKernel
 from xlstm.arrays.matmul import matmul
@@ -152,9 +152,11 @@ def row_products(xp: Namespace, a: Array, b: Array) -> Array:
     """Return a^T b, the sum of products over all rows, (..., O, I), of a (..., N, O) and b (..., N,
     I); it follows `per_sequence`.
     """
-    if per_sequence.get() is not None:
-        a, b = (xp.moveaxis(_rows(d, d.ndim - 2, 1), -2, 0) for d in (a, b))  # (B, ..., T, F)
-    return matmul(xp, xp.matrix_transpose(a), b)
+    if per_sequence.get() is None:
+        return matmul(xp, xp.matrix_transpose(a), b)
+    a, b = (xp.moveaxis(_rows(d, d.ndim - 2, 1), -2, 0) for d in (a, b))  # (B, ..., T, F)
+    with cores.one_thread():  # BLAS would share out each of many small products
+        return matmul(xp, xp.matrix_transpose(a), b)
 
 
 def no_gradient(xp: Namespace, p: Array) -> Array:
