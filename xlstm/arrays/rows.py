@@ -97,7 +97,7 @@ def summed(
     -------
     array or tuple of array
     """
-    apart = sums > 0 and per_sequence.get() is not None
+    apart = sums and per_sequence.get() is not None
     if fuse.compiles(xp) and not apart:
         layouts = tuple([(a.dtype, a.shape, a.strides) for a in arrays])
         rooms = tuple([(a.dtype, a.shape, a.strides) for a in out])

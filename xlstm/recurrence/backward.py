@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays.fuse import total
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, Params, astype, reshape
-from xlstm.arrays.rows import column_sums, no_gradient, per_sequence, row_products
+from xlstm.arrays.rows import no_gradient, per_sequence, row_products
 from xlstm.engines.tape import Gradients, Tape, swapped
 from xlstm.recurrence.packing import Packing
 
@@ -42,13 +42,13 @@ def run_bwd(
     """
     step = tape.step
     xp = step.xp
+    w = step.layer_w
     if not tape.x.shape[0]:
-        grads = {name: no_gradient(xp, p) for name, p in step.layer_w.items()}
+        grads = {name: no_gradient(xp, p) for name, p in w.items()}
         return grads, xp.zeros_like(tape.x), dstate
     apart = None if per_sequence.get() is None else packing
     gradients, dstate = tape.engine.backward(tape, dy, dstate)
     grads, dx = _weights(tape, gradients, apart)
-    w = step.layer_w
     if apart is None:
         grads = step.cell.weights_bwd(xp, w, grads)
     elif step.w is not w:
@@ -88,7 +88,10 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
     if step.Whr is not None:
         products["Whr"] = (found.arrays["out"], tape.out)  # (5)
     if "gh" in w:
-        grads["gh"] = _total(xp, dzh, tape.product.T, apart)  # (7)
+        if apart is None:
+            grads["gh"] = total(xp, dzh, tape.product.T)  # (7)
+        else:
+            tape.add_sum("gh", dzh * tape.product.T, grads, products)  # (7)
     if "bh" in w:
         tape.add_sum("bh", dzh, grads, products)  # (3)
     if da is not dzx:
@@ -99,7 +102,10 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
         grads |= _own(tape, every, apart)
     dp = step.project_bwd(dzx, tape.normal)  # (7)
     if tape.normal is not None:
-        grads["gx"] = _total(xp, dzx, tape.normal[0], apart)  # (7)
+        if apart is None:
+            grads["gx"] = total(xp, dzx, tape.normal[0])  # (7)
+        else:
+            tape.add_sum("gx", dzx * tape.normal[0], grads, products)  # (7)
     if "Wx" in w:
         products |= {"Wx": (dp, tape.x), "dx": (dp.T, w["Wx"])}  # (1)
     if "b" in w:
@@ -112,14 +118,7 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
 
 def _spread(xp: Namespace, rows: Array, apart: Packing | None) -> Array:
     """Return packed rows (N, F) as those (T*B, F) of all sequences, or as they are."""
-    if apart is None:
-        return rows
-    return reshape(apart.unpack(xp, rows), (apart.T * apart.B, rows.shape[1]))
-
-
-def _total(xp: Namespace, a: Array, b: Array, apart: Packing | None) -> Array:
-    """Return the sum of a * b, (R, N), over all steps."""
-    return total(xp, a, b) if apart is None else column_sums(xp, _spread(xp, (a * b).T, apart))
+    return rows if apart is None else reshape(apart.unpack(xp, rows), (-1, rows.shape[1]))
 
 
 def _multiplied(
