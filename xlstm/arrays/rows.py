@@ -145,7 +145,7 @@ def column_sums(xp: Namespace, a: Array) -> Array:
     """
     if fuse.compiles(xp):
         return summed(xp, fuse.same, a)
-    return _sum(xp, a, 0, 1)
+    return xp.sum(_rows(a, 0, 1), axis=0)
 
 
 def row_products(xp: Namespace, a: Array, b: Array) -> Array:
@@ -153,10 +153,10 @@ def row_products(xp: Namespace, a: Array, b: Array) -> Array:
     I); it follows `per_sequence`.
     """
     if per_sequence.get() is None:
-        return matmul(xp, xp.matrix_transpose(a), b)
+        return matmul(xp, a.mT, b)
     a, b = (xp.moveaxis(_rows(d, d.ndim - 2, 1), -2, 0) for d in (a, b))  # (B, ..., T, F)
     with cores.one_thread():  # BLAS would share out each of many small products
-        return matmul(xp, xp.matrix_transpose(a), b)
+        return matmul(xp, a.mT, b)
 
 
 def no_gradient(xp: Namespace, p: Array) -> Array:

@@ -272,8 +272,7 @@ class SequenceLayer(Module):
         if per_sequence is not False and checks.flag(where, "per_sequence", per_sequence):
             if span.groups is not None:
                 raise ValueError(
-                    f"{where}: per_sequence is True, expected False, as sequences see each other in"
-                    " the groups that forward was given"
+                    f"{where}: per_sequence is True, expected False beside groups of sequences"
                 )
             before = rows.per_sequence.set(span.B)
             try:

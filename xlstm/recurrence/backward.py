@@ -78,11 +78,10 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
     products: dict[str, tuple[Array, Array]] = {}
     if step.heads:
         G, N, K, _ = step.Wh.shape
-        dz = _spread(xp, da.T, apart)
-        h0 = _spread(xp, tape.passed, apart)
-        heads = xp.permute_dims(reshape(dz, (-1, G, N, K)), (1, 2, 0, 3))
-        h0 = xp.permute_dims(reshape(h0, (-1, 1, N, K)), (1, 2, 0, 3))
-        grads["Wh"] = row_products(xp, heads, h0)  # (3)
+        dz = reshape(_spread(xp, da.T, apart), (-1, G, N, K))
+        h0 = reshape(_spread(xp, tape.passed, apart), (-1, 1, N, K))
+        by_head = [xp.permute_dims(a, (1, 2, 0, 3)) for a in (dz, h0)]  # (G or 1, N, rows, K)
+        grads["Wh"] = row_products(xp, *by_head)  # (3)
     elif "Wh" in w:  # there is a product of h
         products["Wh"] = (da, tape.passed)  # (3)
     if step.Whr is not None:
@@ -154,8 +153,8 @@ def _own(tape: Tape, dzx: Array, apart: Packing | None) -> Params:
             if "drop" in step.cell.OWN and step.masks.drop is not None:
                 own = {**own, "drop": step.masks.drop[:, part]}
             carry = (c[:-1, :, part] for c in segment_tape.carry)
-            own_saved = saved._make(None if a is None else a[..., part] for a in saved)
-            own_grads = step.cell.own_bwd(xp, dz[..., part], own_saved, *carry, **own)
+            kept = [None if a is None else a[..., part] for a in saved]
+            own_grads = step.cell.own_bwd(xp, dz[..., part], saved._make(kept), *carry, **own)
             for name, d in own_grads.items():
                 d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
                 grads[name] = grads[name] + d if name in grads else d
