@@ -145,6 +145,7 @@ class Bridge:
         saved: Any,
         dy: Array | None,
         dstate: Sequence[Array | None] = (),
+        **options: Any,
     ) -> tuple[list[Array], Array | None, list[Array]]:
         """Run backward.
 
@@ -158,6 +159,8 @@ class Bridge:
             The gradient of y. Only a layer with a state takes None, which means zero.
         dstate : sequence of arrays and None
             Gradients of the final state; None, or no array at all, means zero.
+        **options
+            `per_sequence`, as of the layer's `backward`, where it has a state.
 
         Returns
         -------
@@ -178,5 +181,5 @@ class Bridge:
             grads, dx = self.layer.backward(named, saved, dy)
             return [grads[name] for name in self.names], dx, []
         end = None if all(d is None for d in dstate) else self.state(dstate)
-        grads, dx, start = self.layer.backward(named, saved, dy, end)
+        grads, dx, start = self.layer.backward(named, saved, dy, end, **options)
         return [grads[name] for name in self.names], dx, list(leaves(start))

@@ -1,8 +1,9 @@
 """A layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
 
-In eager mode they are one function of PyTorch's autograd. All that traces, such as `torch.compile`,
-`torch.export`, `torch.jit.trace` and `make_fx`, sees the operators `xlstm::forward` and
-`xlstm::backward`.
+In eager mode they are one function of PyTorch's autograd, `LayerFunction`. Derivatives of
+derivatives, forward-mode AD and transforms of `torch.func` run another, `Derivative`. All that
+traces, such as `torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx`, sees the operators
+`xlstm::forward` and `xlstm::backward`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch.autograd import forward_ad
 
 from xlstm.arrays import checks, foreign
 from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.tangents import jvp
 from xlstm.arrays.tensor_views import to_tensor, views_of_tensors
 from xlstm.interop.bridge import Bridge
 from xlstm.models import model_files
@@ -97,11 +100,7 @@ def _forward(
         raise TypeError(
             f"{bridge.name}: lengths is on meta, expected whole numbers on the device of x or a CPU"
         )
-    options = {
-        "lengths": lengths,
-        "seed": None if seed is None else int(seed),
-        "train": seed is not None,
-    }
+    options = _options(lengths, seed)
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
         x = take(x)
@@ -112,6 +111,15 @@ def _forward(
     return tensors, (_addresses(params), options, arrays, saved) if keep else None
 
 
+def _options(lengths: Any, seed: Any) -> dict[str, Any]:
+    """Return the options of a layer's forward."""
+    return {
+        "lengths": lengths,
+        "seed": None if seed is None else int(seed),
+        "train": seed is not None,
+    }
+
+
 def _backward(
     bridge: Bridge,
     handle: Tensor,
@@ -119,6 +127,7 @@ def _backward(
     params: Sequence[Tensor],
     state: Sequence[Tensor],
     douts: Any,
+    **per_sequence: bool,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Return gradients of the parameters and of an initial state that was given, and that of x."""
     take, give, context = views_of_tensors(bridge.name, x)
@@ -129,7 +138,7 @@ def _backward(
             arrays = _arrays(params, take)
             _, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
         dy, *dend = [None if d is None else take(d) for d in douts]
-        grads, dx, start = bridge.backward(arrays, saved, dy, dend)
+        grads, dx, start = bridge.backward(arrays, saved, dy, dend, **per_sequence)
         if state:
             grads = [*grads, *start]
         return [give(d) for d in grads], None if dx is None else give(dx)
@@ -168,25 +177,303 @@ def _is_transformed() -> bool:
     )
 
 
-def _refuse_transforms(where: str, tensors: Iterable[Tensor]) -> None:
-    """Raise RuntimeError inside a transform that our passes do not have; a tangent would be lost
-    without a word.
-    """
-    has_tangents = forward_ad._current_level >= 0
-    if _is_transformed() or (
-        has_tangents and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)
-    ):
-        raise RuntimeError(
-            f"{where}: forward-mode AD (dual tensors) and vmap, grad and jvp of torch.func are not"
-            " possible, as backward is written by hand; expected plain tensors, and their backward"
-        )
+def _is_differentiated(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether a transform of torch.func is on, or one of these is a dual tensor."""
+    return _is_transformed() or _has_tangent(tensors)
+
+
+def _has_tangent(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether one of these is a dual tensor of forward-mode AD."""
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(a).tangent is not None for a in tensors
+    )
 
 
 def _refuse(where: str) -> None:
     raise RuntimeError(
-        f"{where}: gradients of gradients are not possible, as backward is written by hand; "
-        "expected a backward pass without create_graph"
+        f"{where}: forward-mode AD, transforms of torch.func and derivatives of derivatives are not"
+        " possible in what PyTorch traces or compiles, expected the module in eager mode"
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a `Derivative` computes."""
+
+    bridge: Bridge
+    inputs: int  # how many tensors x, the parameters and the initial state are
+    is_backward: bool = False
+    order: int = 0  # how many directions it is differentiated in
+
+    @property
+    def outputs(self) -> int:
+        """How many tensors y and the final state are."""
+        return 1 + len(self.bridge.leaves)
+
+    @property
+    def size(self) -> int:
+        """How many tensors a point has, and a direction."""
+        return self.inputs + self.is_backward * self.outputs
+
+    def points(self, tensors: Sequence[Any]) -> list[list[Any]]:
+        """Return the point, and each direction."""
+        starts = range(0, self.size * (1 + self.order), self.size)
+        return [[*tensors[k : k + self.size]] for k in starts]
+
+    def axes(self) -> tuple[list[int | None], list[int]]:
+        """Return the axis of sequences of each input, None for parameters, and of each output."""
+        layer = self.bridge.layer
+        names = self.bridge.names
+        states = [len(leaf.before) for leaf in self.bridge.leaves]
+        x = 0 if layer.batch_first else 1
+        y = [*layer.output_dims(0, 0)].index("B")
+        inputs = [x, *[None] * len(names), *states]
+        return inputs[: self.inputs], [y, *states]
+
+
+class Derivative(torch.autograd.Function):  # type: ignore[misc]
+    """Forward or backward of a layer, differentiated in directions, which are tensors too.
+
+    A point z is x, the parameters and the initial state; for backward also the cotangents of y and
+    of the final state. Backward is the gradient by z of S(z), the sum of the products of y and the
+    final state with their cotangents. Derivatives commute: the gradient of the product of backward
+    with a cotangent v is the derivative of backward in the direction v. Derivatives of every order
+    are therefore of this kind again, and `jvp` computes them from forward and backward as they are.
+
+    Before the point, each call takes a plan, lengths, the seed of masks, and the handle of what
+    forward kept, or None.
+    """
+
+    @staticmethod
+    def forward(plan: Plan, *tensors: Any) -> tuple[Any, ...]:
+        """Return y, the final state and the handle of what was kept.
+
+        For backward, return gradients of x, the parameters and the initial state. In directions,
+        return the derivatives of these; those of y and the final state are behind those of
+        gradients.
+        """
+        bridge = plan.bridge
+        if _is_traced([a for a in tensors if a is not None]):
+            _refuse(bridge.name)
+        lengths, seed, handle, *tensors = tensors
+        if plan.order:
+            return _tangents(plan, _options(lengths, seed), tensors)
+        count = 1 + len(bridge.names)
+        inputs = tensors[0], tensors[1:count], tensors[count : plan.inputs]
+        if not handle:
+            outputs, saved = _forward(bridge, *inputs, lengths, seed, True)
+            handle = _handle(saved)
+        if not plan.is_backward:
+            return *outputs, handle
+        grads, dx = _backward(bridge, handle, *inputs, tensors[plan.inputs :])
+        return dx, *grads
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        """Keep all tensors."""
+        ctx.plan, *tensors = inputs
+        ctx.results = len(output)
+        ctx.set_materialize_grads(False)
+        if not ctx.plan.is_backward and not ctx.plan.order:
+            tensors[2] = output[-1]
+            ctx.mark_non_differentiable(output[-1])
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return gradients of the point and of the directions."""
+        plan = ctx.plan
+        needs = ctx.needs_input_grad
+        if all(d is None for d in cotangents):
+            return (None,) * len(needs)
+        settings = ctx.saved_tensors[:3]
+        points = plan.points(ctx.saved_tensors[3:])
+        point, *directions = points
+        padding = [None] * plan.outputs
+        if plan.is_backward:
+            directions.append([*cotangents, *padding][: plan.size])
+        else:
+            point = [*point, *cotangents[: plan.outputs]]
+            directions = [[*d, *padding] for d in directions]
+        backward = replace(plan, is_backward=True)
+        grads: list[Tensor | None] = [None] * 4
+        for k, own in enumerate(points):
+            parts = own
+            if wanted := any(needs[len(grads) :][: plan.size]):
+                parts = _derivative(backward, settings, point, directions, without=k)
+            grads += [
+                part if wanted and a is not None else None
+                for a, part in zip(own, parts, strict=False)
+            ]
+        return tuple(grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return tangents of the results."""
+        plan = ctx.plan
+        tensors = [
+            None if a is None else forward_ad.unpack_dual(a).primal for a in ctx.saved_tensors
+        ]
+        point, *directions = plan.points(tensors[3:])
+        terms = [
+            _derivative(plan, tensors[:3], point, [*directions, change], without=k)
+            for k, change in enumerate(plan.points(tangents[4:]))
+            if any(d is not None for d in change)
+        ]
+        sums = [None if parts[0] is None else sum(parts) for parts in zip(*terms, strict=True)]
+        return tuple([*sums, None][: ctx.results])
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: Sequence[int | None], plan: Plan, *tensors: Any
+    ) -> tuple[tuple[Any, ...], Any]:
+        """Run on one tensor of each batch after another; but on all at once where they are more
+        sequences for the same parameters.
+        """
+        dims = dims[1:]
+        if _are_sequences(plan, dims, tensors):
+            return _at_once(info.batch_size, dims, plan, tensors)
+        lengths, seed, handle, *others = tensors
+        if any(d is not None for d in (*dims[:2], *dims[3 : 3 + plan.inputs])):
+            handle = None  # it is that of all of them
+        values = lengths, seed, handle, *others
+        calls = [
+            Derivative.apply(
+                plan,
+                *(a if d is None else a.select(d, k) for a, d in zip(values, dims, strict=True)),
+            )
+            for k in range(info.batch_size)
+        ]
+        results = [
+            None if parts[0] is None else torch.stack(parts) for parts in zip(*calls, strict=True)
+        ]
+        axes: list[int | None] = [0] * len(results)
+        if not plan.is_backward and not plan.order:
+            results[-1] = _handle(None)
+            axes[-1] = None
+        return tuple(results), tuple(axes)
+
+
+def _derivative(
+    plan: Plan,
+    settings: Sequence[Any],
+    point: Sequence[Any],
+    directions: Sequence[Sequence[Any]],
+    without: int,
+) -> tuple[Tensor | None, ...]:
+    """Return a derivative in all directions but one; numbers of directions begin at 1."""
+    directions = [d for k, d in enumerate(directions, 1) if k != without]
+    plan = replace(plan, order=len(directions))
+    return Derivative.apply(plan, *settings, *point, *itertools.chain(*directions))  # type: ignore[no-any-return]
+
+
+def _tangents(
+    plan: Plan, options: dict[str, Any], tensors: Sequence[Any]
+) -> tuple[Tensor | None, ...]:
+    """Return derivatives in directions, by dual numbers."""
+    bridge = plan.bridge
+    count = 1 + len(bridge.names)
+    take, give, context = views_of_tensors(bridge.name, tensors[0])
+
+    def passes(*point: Any) -> list[Array]:
+        params = point[1:count]
+        state = point[count : plan.inputs]
+        outputs, saved = bridge.forward(params, point[0], state, keep=plan.is_backward, **options)
+        if not plan.is_backward:
+            return outputs
+        dy, *dend = point[plan.inputs :]
+        grads, dx, start = bridge.backward(params, saved, dy, dend)
+        return [dx, *grads, *start[: len(state)], *outputs]
+
+    function = passes
+    with context:
+        point, *directions = plan.points([None if a is None else take(a) for a in tensors])
+        for direction in directions:
+            function = functools.partial(_tangent, function, direction)
+        # these may share memory with a direction
+        return tuple([None if a is None else give(a).clone() for a in function(*point)])
+
+
+def _tangent(function: Callable[..., Any], direction: Sequence[Any], *point: Any) -> Any:
+    return jvp(function, point, direction)[1]
+
+
+def _are_sequences(plan: Plan, dims: Sequence[int | None], tensors: Sequence[Any]) -> bool:
+    """Tell whether all batches of `vmap` may be one batch: of forward, or of backward where it is
+    not differentiated.
+    """
+    bridge = plan.bridge
+    _, seed, handle, *others = tensors
+    x, *params = dims[3 : 4 + len(bridge.names)]
+    if plan.order or not bridge.has_state or bridge.layer._has_groups or seed is not None:
+        return False
+    if x is None or any(d is not None for d in params):
+        return False
+    if not plan.is_backward:
+        return True
+    own = [a for a in others if a is not None]
+    return not _is_differentiated(own) and not any(a.requires_grad for a in own) and bool(handle)
+
+
+def _at_once(
+    count: int, dims: Sequence[int | None], plan: Plan, tensors: Sequence[Any]
+) -> tuple[tuple[Any, ...], Any]:
+    """Run the sequences of all batches as one batch."""
+    bridge = plan.bridge
+    inputs, outputs = plan.axes()
+    axes = [0, None, None, *inputs, *outputs]
+    lengths, seed, handle, *tensors = [
+        a if a is None or axis is None else _joined(count, a, d, axis)
+        for a, d, axis in zip(tensors, dims, axes, strict=False)
+    ]
+    if not plan.is_backward:
+        *results, handle = Derivative.apply(plan, lengths, seed, handle, *tensors)
+        results = [a.unflatten(axis, (count, -1)) for a, axis in zip(results, outputs, strict=True)]
+        return (*results, handle), (*outputs, None)
+    x, *others = tensors[: plan.inputs]
+    names = len(bridge.names)
+    douts = tensors[plan.inputs :]
+    grads, dx = _backward(
+        bridge, handle, x, others[:names], others[names:], douts, per_sequence=True
+    )
+    results = [
+        a if a is None else a.unflatten(axis or 0, (count, -1))
+        for a, axis in zip((dx, *grads), inputs, strict=True)
+    ]
+    results = [a.sum(1) if axis is None else a for a, axis in zip(results, inputs, strict=True)]
+    return tuple(results), tuple([axis or 0 for axis in inputs])
+
+
+def _joined(count: int, array: Tensor, dim: int | None, axis: int) -> Tensor:
+    """Return the batches of `vmap` one after another along the axis of sequences."""
+    batches = array.expand(count, *array.shape) if dim is None else array.movedim(dim, 0)
+    return batches.movedim(0, axis).flatten(axis, axis + 1)
+
+
+def _gradients(
+    bridge: Bridge,
+    handle: Tensor,
+    x: Tensor,
+    params: Sequence[Tensor],
+    state: Sequence[Tensor],
+    douts: Sequence[Tensor | None],
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """Return gradients as `_backward` does, by a `Derivative` where they may be differentiated."""
+    if not (torch.is_grad_enabled() or _is_transformed()):
+        return _backward(bridge, handle, x, params, state, douts)
+    options = _saved(bridge.name, handle)[1]
+    plan = Plan(bridge, 1 + len(params) + len(state), is_backward=True)
+    settings = _whole(options["lengths"]), _whole(options["seed"]), handle
+    dx, *grads = Derivative.apply(plan, *settings, x, *params, *state, *douts)
+    return grads, dx
+
+
+def _whole(numbers: Any) -> Tensor | None:
+    """Return whole numbers as a tensor, None where there are none."""
+    if numbers is None or torch.is_tensor(numbers):
+        return numbers
+    return torch.as_tensor(numbers, device="cpu")
 
 
 class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
@@ -212,15 +499,13 @@ class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
         """
         bridge = ctx.bridge
         inputs = len(ctx.needs_input_grad)
-        if torch.is_grad_enabled():
-            _refuse(bridge.name)
         handle, x, *tensors = ctx.saved_tensors
         if all(d is None for d in douts):
             return (None,) * inputs
         count = len(bridge.names)
         params = tensors[:count]
         state = tensors[count : inputs - 4]
-        grads, dx = _backward(bridge, handle, x, params, state, douts)
+        grads, dx = _gradients(bridge, handle, x, params, state, douts)
         return None, None, None, dx, *grads
 
 
@@ -271,7 +556,8 @@ def forward_op(
 ) -> list[Tensor]:
     """Return y, the final state and the handle of what was kept."""
     bridge = _bridge(spec)
-    _refuse_transforms(bridge.name, (x, *params, *state))
+    if _has_tangent((x, *params, *state)):
+        _refuse(bridge.name)
     outputs, saved = _forward(bridge, x, params, state, *options)
     return [*(a.contiguous() for a in outputs), _handle(saved)]
 
@@ -347,14 +633,16 @@ def run(
     masks of training.
     """
     tensors = (x, *params, *state)
-    _refuse_transforms(bridge.name, tensors)
+    if _is_differentiated(tensors):
+        if torch.compiler.is_compiling():
+            _refuse(bridge.name)
+        plan = Plan(bridge, len(tensors))
+        return Derivative.apply(plan, _whole(lengths), seed, None, *tensors)[:-1]  # type: ignore[no-any-return]
     # torch.jit.trace compares its trace with a second one, which it makes without gradients.
     keep = torch.is_grad_enabled() or torch.jit.is_tracing()
     keep = keep and any(a.requires_grad for a in tensors)
     if _is_traced(tensors):
-        if lengths is not None and not torch.is_tensor(lengths):
-            lengths = torch.as_tensor(lengths, device="cpu")
-        return forward_op(spec, params, x, state, lengths, seed, keep)[:-1]  # type: ignore[no-any-return]
+        return forward_op(spec, params, x, state, _whole(lengths), seed, keep)[:-1]  # type: ignore[no-any-return]
     if keep:
         return LayerFunction.apply(bridge, lengths, seed, x, *params, *state)  # type: ignore[no-any-return]
     return _forward(bridge, x, params, state, lengths, seed, keep)[0]
