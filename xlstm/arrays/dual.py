@@ -64,10 +64,10 @@ ROOM = ("empty", "empty_like", "zeros", "zeros_like")
 
 def _operator(name: str, swapped: bool = False) -> Callable[[Dual, Any], Any]:
     def method(self: Dual, other: Any) -> Any:
-        if isinstance(other, Dual) and other.xp.depth > self.xp.depth:
-            return NotImplemented
+        # Python asks the other one only where it is of another type
+        is_deeper = isinstance(other, Dual) and other.xp.depth > self.xp.depth
         pair = (other, self) if swapped else (self, other)
-        return getattr(self.xp, name)(*pair)
+        return getattr(other.xp if is_deeper else self.xp, name)(*pair)
 
     return method
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 
 from xlstm.arrays import checks, foreign
@@ -38,6 +40,7 @@ _numbers = itertools.count(1)
 PLAIN = {torch.Tensor, torch.nn.Parameter}
 OF_A_CPU = torch.float32, torch.float64  # dtypes of parameters there
 KEYS = torch._C.DispatchKey
+TRANSFORMS = torch._C._functorch.TransformType
 # One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of
 # torch.func.
 TRACERS = functools.reduce(
@@ -172,9 +175,7 @@ def _is_traced(tensors: Iterable[Tensor]) -> bool:
 def _is_transformed() -> bool:
     """Tell whether vmap, grad or jvp of torch.func is on."""
     transform = torch._C._functorch.peek_interpreter_stack()
-    return (
-        transform is not None and transform.key() != torch._C._functorch.TransformType.Functionalize
-    )
+    return transform is not None and transform.key() != TRANSFORMS.Functionalize
 
 
 def _is_differentiated(tensors: Iterable[Tensor]) -> bool:
@@ -205,30 +206,12 @@ class Plan:
     is_backward: bool = False
     order: int = 0  # how many directions it is differentiated in
 
-    @property
-    def outputs(self) -> int:
-        """How many tensors y and the final state are."""
-        return 1 + len(self.bridge.leaves)
-
-    @property
-    def size(self) -> int:
-        """How many tensors a point has, and a direction."""
-        return self.inputs + self.is_backward * self.outputs
-
     def points(self, tensors: Sequence[Any]) -> list[list[Any]]:
         """Return the point, and each direction."""
-        starts = range(0, self.size * (1 + self.order), self.size)
-        return [[*tensors[k : k + self.size]] for k in starts]
-
-    def axes(self) -> tuple[list[int | None], list[int]]:
-        """Return the axis of sequences of each input, None for parameters, and of each output."""
-        layer = self.bridge.layer
-        names = self.bridge.names
-        states = [len(leaf.before) for leaf in self.bridge.leaves]
-        x = 0 if layer.batch_first else 1
-        y = [*layer.output_dims(0, 0)].index("B")
-        inputs = [x, *[None] * len(names), *states]
-        return inputs[: self.inputs], [y, *states]
+        size = self.inputs
+        if self.is_backward:
+            size += 1 + len(self.bridge.leaves)
+        return [[*tensors[k * size :][:size]] for k in range(1 + self.order)]
 
 
 class Derivative(torch.autograd.Function):  # type: ignore[misc]
@@ -241,11 +224,11 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
     are therefore of this kind again, and `jvp` computes them from forward and backward as they are.
 
     Before the point, each call takes a plan, lengths, the seed of masks, and the handle of what
-    forward kept, or None.
+    forward kept; without a handle, backward runs forward again.
     """
 
     @staticmethod
-    def forward(plan: Plan, *tensors: Any) -> tuple[Any, ...]:
+    def forward(plan: Plan, *tensors: Any, **per_sequence: bool) -> tuple[Any, ...]:
         """Return y, the final state and the handle of what was kept.
 
         For backward, return gradients of x, the parameters and the initial state. In directions,
@@ -255,24 +238,24 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         bridge = plan.bridge
         if _is_traced([a for a in tensors if a is not None]):
             _refuse(bridge.name)
-        lengths, seed, handle, *tensors = tensors
+        lengths, seed, handle, *rest = tensors
         if plan.order:
-            return _tangents(plan, _options(lengths, seed), tensors)
+            return _tangents(plan, _options(lengths, seed), rest)
         count = 1 + len(bridge.names)
-        inputs = tensors[0], tensors[1:count], tensors[count : plan.inputs]
+        inputs = rest[0], rest[1:count], rest[count : plan.inputs]
         if not handle:
             outputs, saved = _forward(bridge, *inputs, lengths, seed, True)
             handle = _handle(saved)
         if not plan.is_backward:
             return *outputs, handle
-        grads, dx = _backward(bridge, handle, *inputs, tensors[plan.inputs :])
+        grads, dx = _backward(bridge, handle, *inputs, rest[plan.inputs :], **per_sequence)
         return dx, *grads
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         """Keep all tensors."""
         ctx.plan, *tensors = inputs
-        ctx.results = len(output)
+        ctx.count = len(output)
         ctx.set_materialize_grads(False)
         if not ctx.plan.is_backward and not ctx.plan.order:
             tensors[2] = output[-1]
@@ -283,46 +266,42 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return gradients of the point and of the directions."""
-        plan = ctx.plan
-        needs = ctx.needs_input_grad
-        if all(d is None for d in cotangents):
-            return (None,) * len(needs)
+        plan = replace(ctx.plan, is_backward=True)
         settings = ctx.saved_tensors[:3]
-        points = plan.points(ctx.saved_tensors[3:])
+        points = ctx.plan.points(ctx.saved_tensors[3:])
         point, *directions = points
-        padding = [None] * plan.outputs
-        if plan.is_backward:
-            directions.append([*cotangents, *padding][: plan.size])
+        padding = [None] * (1 + len(plan.bridge.leaves))
+        if ctx.plan.is_backward:
+            directions.append([*cotangents, *padding][: len(point)])
         else:
-            point = [*point, *cotangents[: plan.outputs]]
+            point = [*point, *cotangents[: len(padding)]]
             directions = [[*d, *padding] for d in directions]
-        backward = replace(plan, is_backward=True)
         grads: list[Tensor | None] = [None] * 4
         for k, own in enumerate(points):
-            parts = own
-            if wanted := any(needs[len(grads) :][: plan.size]):
-                parts = _derivative(backward, settings, point, directions, without=k)
-            grads += [
-                part if wanted and a is not None else None
-                for a, part in zip(own, parts, strict=False)
-            ]
+            parts = _derivative(plan, settings, point, directions, without=k)
+            grads += [None if a is None else d for a, d in zip(own, parts, strict=False)]
         return tuple(grads)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return tangents of the results."""
         plan = ctx.plan
-        tensors = [
-            None if a is None else forward_ad.unpack_dual(a).primal for a in ctx.saved_tensors
-        ]
-        point, *directions = plan.points(tensors[3:])
-        terms = [
-            _derivative(plan, tensors[:3], point, [*directions, change], without=k)
-            for k, change in enumerate(plan.points(tangents[4:]))
-            if any(d is not None for d in change)
-        ]
-        sums = [None if parts[0] is None else sum(parts) for parts in zip(*terms, strict=True)]
-        return tuple([*sums, None][: ctx.results])
+        levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+        if levels.count(TRANSFORMS.Jvp) > 1:
+            raise RuntimeError(
+                f"{plan.bridge.name}: forward-mode AD within forward-mode AD is not possible, as"
+                " PyTorch loses such tangents of a custom function; expected reverse mode in one of"
+                " them, as by torch.func.grad or jacrev"
+            )
+        settings = ctx.saved_tensors[:3]
+        point, *directions = plan.points(ctx.saved_tensors[3:])
+        with forward_ad._set_fwd_grad_enabled(False):  # these are dual tensors
+            terms = [
+                _derivative(plan, settings, point, [*directions, change], without=k)
+                for k, change in enumerate(plan.points(tangents[4:]))
+            ]
+            sums = [None if d[0] is None else sum(d) for d in zip(*terms, strict=True)]
+        return tuple([*sums, None][: ctx.count])
 
     @staticmethod
     def vmap(
@@ -331,23 +310,19 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         """Run on one tensor of each batch after another; but on all at once where they are more
         sequences for the same parameters.
         """
-        dims = dims[1:]
+        _, *dims = dims
         if _are_sequences(plan, dims, tensors):
             return _at_once(info.batch_size, dims, plan, tensors)
-        lengths, seed, handle, *others = tensors
-        if any(d is not None for d in (*dims[:2], *dims[3 : 3 + plan.inputs])):
-            handle = None  # it is that of all of them
-        values = lengths, seed, handle, *others
+        if any(d is not None for d in dims[: 3 + plan.inputs]):
+            tensors = *tensors[:2], None, *tensors[3:]  # the handle is that of all of them
         calls = [
             Derivative.apply(
                 plan,
-                *(a if d is None else a.select(d, k) for a, d in zip(values, dims, strict=True)),
+                *(a if d is None else a.select(d, k) for a, d in zip(tensors, dims, strict=True)),
             )
             for k in range(info.batch_size)
         ]
-        results = [
-            None if parts[0] is None else torch.stack(parts) for parts in zip(*calls, strict=True)
-        ]
+        results = [None if a[0] is None else torch.stack(a) for a in zip(*calls, strict=True)]
         axes: list[int | None] = [0] * len(results)
         if not plan.is_backward and not plan.order:
             results[-1] = _handle(None)
@@ -376,7 +351,7 @@ def _tangents(
     count = 1 + len(bridge.names)
     take, give, context = views_of_tensors(bridge.name, tensors[0])
 
-    def passes(*point: Any) -> list[Array]:
+    def function(*point: Any) -> list[Array]:
         params = point[1:count]
         state = point[count : plan.inputs]
         outputs, saved = bridge.forward(params, point[0], state, keep=plan.is_backward, **options)
@@ -386,12 +361,11 @@ def _tangents(
         grads, dx, start = bridge.backward(params, saved, dy, dend)
         return [dx, *grads, *start[: len(state)], *outputs]
 
-    function = passes
     with context:
         point, *directions = plan.points([None if a is None else take(a) for a in tensors])
         for direction in directions:
             function = functools.partial(_tangent, function, direction)
-        # these may share memory with a direction
+        # a result may share memory with a direction
         return tuple([None if a is None else give(a).clone() for a in function(*point)])
 
 
@@ -400,49 +374,48 @@ def _tangent(function: Callable[..., Any], direction: Sequence[Any], *point: Any
 
 
 def _are_sequences(plan: Plan, dims: Sequence[int | None], tensors: Sequence[Any]) -> bool:
-    """Tell whether all batches of `vmap` may be one batch: of forward, or of backward where it is
-    not differentiated.
+    """Tell whether batches of `vmap` are sequences for the same parameters, of forward, or of
+    backward that nobody differentiates.
     """
     bridge = plan.bridge
-    _, seed, handle, *others = tensors
     x, *params = dims[3 : 4 + len(bridge.names)]
-    if plan.order or not bridge.has_state or bridge.layer._has_groups or seed is not None:
+    if plan.order or x is None or any(d is not None for d in params):
         return False
-    if x is None or any(d is not None for d in params):
+    if not bridge.has_state or bridge.layer._has_groups or tensors[1] is not None:
         return False
-    if not plan.is_backward:
-        return True
-    own = [a for a in others if a is not None]
-    return not _is_differentiated(own) and not any(a.requires_grad for a in own) and bool(handle)
+    tensors = [a for a in tensors if a is not None]
+    return not plan.is_backward or not (
+        _is_differentiated(tensors) or any(a.requires_grad for a in tensors)
+    )
 
 
 def _at_once(
     count: int, dims: Sequence[int | None], plan: Plan, tensors: Sequence[Any]
 ) -> tuple[tuple[Any, ...], Any]:
-    """Run the sequences of all batches as one batch."""
+    """Run on the sequences of all batches as one batch."""
     bridge = plan.bridge
-    inputs, outputs = plan.axes()
-    axes = [0, None, None, *inputs, *outputs]
-    lengths, seed, handle, *tensors = [
+    states = [len(leaf.before) for leaf in bridge.leaves]
+    outputs = [[*bridge.layer.output_dims(0, 0)].index("B"), *states]
+    weights = [None for _ in bridge.names]
+    inputs = [0 if bridge.layer.batch_first else 1, *weights, *states][: plan.inputs]
+    joined = [
         a if a is None or axis is None else _joined(count, a, d, axis)
-        for a, d, axis in zip(tensors, dims, axes, strict=False)
+        for a, d, axis in zip(tensors, dims, [0, None, None, *inputs, *outputs], strict=False)
     ]
-    if not plan.is_backward:
-        *results, handle = Derivative.apply(plan, lengths, seed, handle, *tensors)
-        results = [a.unflatten(axis, (count, -1)) for a, axis in zip(results, outputs, strict=True)]
-        return (*results, handle), (*outputs, None)
-    x, *others = tensors[: plan.inputs]
-    names = len(bridge.names)
-    douts = tensors[plan.inputs :]
-    grads, dx = _backward(
-        bridge, handle, x, others[:names], others[names:], douts, per_sequence=True
-    )
-    results = [
+    if plan.is_backward:
+        axes = inputs
+        results = Derivative.forward(plan, *joined, per_sequence=True)
+    else:
+        axes = outputs
+        results = Derivative.apply(plan, *joined)
+    apart = [
         a if a is None else a.unflatten(axis or 0, (count, -1))
-        for a, axis in zip((dx, *grads), inputs, strict=True)
+        for a, axis in zip(results, axes, strict=False)
     ]
-    results = [a.sum(1) if axis is None else a for a, axis in zip(results, inputs, strict=True)]
-    return tuple(results), tuple([axis or 0 for axis in inputs])
+    if plan.is_backward:
+        apart = [a.sum(1) if axis is None else a for a, axis in zip(apart, axes, strict=True)]
+        return tuple(apart), tuple([axis or 0 for axis in axes])
+    return (*apart, results[-1]), (*axes, None)
 
 
 def _joined(count: int, array: Tensor, dim: int | None, axis: int) -> Tensor:
@@ -460,7 +433,7 @@ def _gradients(
     douts: Sequence[Tensor | None],
 ) -> tuple[Sequence[Tensor], Tensor | None]:
     """Return gradients as `_backward` does, by a `Derivative` where they may be differentiated."""
-    if not (torch.is_grad_enabled() or _is_transformed()):
+    if not torch.is_grad_enabled():
         return _backward(bridge, handle, x, params, state, douts)
     options = _saved(bridge.name, handle)[1]
     plan = Plan(bridge, 1 + len(params) + len(state), is_backward=True)
@@ -605,9 +578,25 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
     handle, x, *tensors = ctx.saved_tensors
     params, inputs = ctx.sizes
-    grads = backward_op(ctx.spec, tensors[:params], x, tensors[params:], handle, douts[:-1])
-    dx = grads[inputs] if x.is_floating_point() else None
+    values = tensors[:params], x, tensors[params:]
+    if _is_traced((x, *tensors)):
+        grads = backward_op(ctx.spec, *values, handle, douts[:-1])
+        dx = grads[inputs] if x.is_floating_point() else None
+    else:
+        grads, dx = _gradients(_bridge(ctx.spec), handle, x, values[0], values[2], douts[:-1])
     return None, grads[:params], dx, grads[params:inputs], None, None, None
+
+
+@torch.library.impl("xlstm::forward", "FuncTorchDynamicLayerFrontMode")  # type: ignore[untyped-decorator]
+def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any) -> list[Tensor]:
+    """Run inside a transform of torch.func, in which an operator would lose tangents."""
+    if not _is_transformed():
+        api = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())
+        with api.redispatch_to_next():
+            return api.wrap_tensors(forward_op(*api.unwrap_tensors((spec, params, x, *rest))))
+    state, lengths, seed, _ = rest
+    plan = Plan(_bridge(spec), 1 + len(params) + len(state))
+    return [*Derivative.apply(plan, lengths, seed, None, x, *params, *state)]
 
 
 forward_op.register_autograd(_differentiate, setup_context=_remember)
