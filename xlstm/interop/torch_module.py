@@ -31,6 +31,7 @@ from xlstm.interop.bridge import Bridge
 from xlstm.models import model_files
 
 Tensor = Any  # of PyTorch
+Tensors = Sequence[Any]  # and None in the place of some
 LARGEST_SEED = 2**63 - 1
 # what forward passes have saved, and layers of classes that files do not know, each by its number
 _saved_passes: weakref.WeakValueDictionary[int, SavedHandle] = weakref.WeakValueDictionary()
@@ -92,8 +93,8 @@ def _saved(where: str, handle: Tensor) -> Any:
 def _forward(
     bridge: Bridge,
     x: Tensor,
-    params: Sequence[Tensor],
-    state: Sequence[Tensor],
+    params: Tensors,
+    state: Tensors,
     lengths: Any,
     seed: Any,
     keep: bool,
@@ -111,7 +112,7 @@ def _forward(
         arrays = _arrays(params, take)
         outputs, saved = bridge.forward(arrays, x, start, keep=keep, **options)
         tensors = tuple([give(a) for a in outputs])
-    return tensors, (_addresses(params), options, arrays, saved) if keep else None
+    return tensors, (_addresses(params), options, arrays, outputs, saved) if keep else None
 
 
 def _options(lengths: Any, seed: Any) -> dict[str, Any]:
@@ -124,30 +125,31 @@ def _options(lengths: Any, seed: Any) -> dict[str, Any]:
 
 
 def _backward(
-    bridge: Bridge,
-    handle: Tensor,
-    x: Tensor,
-    params: Sequence[Tensor],
-    state: Sequence[Tensor],
-    douts: Any,
-    **per_sequence: bool,
-) -> tuple[list[Tensor], Tensor | None]:
+    bridge: Bridge, handle: Tensor, x: Tensor, params: Tensors, state: Tensors, douts: Tensors
+) -> tuple[Tensors, Tensor | None]:
     """Return gradients of the parameters and of an initial state that was given, and that of x."""
+    addresses, options, arrays, *kept = _saved(bridge.name, handle)
+    # what was kept has views of memory that FSDP2 has freed since
+    has_moved = addresses != _addresses(params)
+    inputs = x, *params, *state
+    if torch.is_grad_enabled():
+        plan = Plan(bridge, len(inputs), None if has_moved else kept)
+        masks = _whole(options["lengths"]), _whole(options["seed"])
+        dx, *grads = Derivative.apply(plan, *masks, *inputs, *douts)
+        return grads[: len(inputs) - 1], dx
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
-        addresses, options, arrays, saved = _saved(bridge.name, handle)
-        # what was kept has views of memory that FSDP2 has freed since
-        if addresses != _addresses(params):
+        if has_moved:
             arrays = _arrays(params, take)
-            _, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
+            kept = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
         dy, *dend = [None if d is None else take(d) for d in douts]
-        grads, dx, start = bridge.backward(arrays, saved, dy, dend, **per_sequence)
+        grads, dx, start = bridge.backward(arrays, kept[1], dy, dend)
         if state:
             grads = [*grads, *start]
         return [give(d) for d in grads], None if dx is None else give(dx)
 
 
-def _arrays(params: Sequence[Tensor], take: Callable[[Tensor], Array]) -> list[Array]:
+def _arrays(params: Tensors, take: Callable[[Tensor], Array]) -> list[Array]:
     """Return views of parameters that let PyTorch free their memory between the passes, as FSDP2
     does.
     """
@@ -156,7 +158,7 @@ def _arrays(params: Sequence[Tensor], take: Callable[[Tensor], Array]) -> list[A
     ]
 
 
-def _addresses(params: Sequence[Tensor]) -> list[int]:
+def _addresses(params: Tensors) -> list[int]:
     return [p.data_ptr() for p in params]
 
 
@@ -180,13 +182,9 @@ def _is_transformed() -> bool:
 
 def _is_differentiated(tensors: Iterable[Tensor]) -> bool:
     """Tell whether a transform of torch.func is on, or one of these is a dual tensor."""
-    return _is_transformed() or _has_tangent(tensors)
-
-
-def _has_tangent(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether one of these is a dual tensor of forward-mode AD."""
-    return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(a).tangent is not None for a in tensors
+    return _is_transformed() or (
+        forward_ad._current_level >= 0
+        and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)
     )
 
 
@@ -199,223 +197,178 @@ def _refuse(where: str) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a `Derivative` computes."""
+    """What a `Derivative` takes beside tensors."""
 
     bridge: Bridge
     inputs: int  # how many tensors x, the parameters and the initial state are
-    is_backward: bool = False
-    order: int = 0  # how many directions it is differentiated in
+    kept: Any = None  # y and the final state as arrays, and what else forward kept
 
-    def points(self, tensors: Sequence[Any]) -> list[list[Any]]:
+    def points(self, tensors: Tensors) -> list[Tensors]:
         """Return the point, and each direction."""
-        size = self.inputs
-        if self.is_backward:
-            size += 1 + len(self.bridge.leaves)
-        return [[*tensors[k * size :][:size]] for k in range(1 + self.order)]
+        size = self.inputs + 1 + len(self.bridge.leaves)
+        return [tensors[k : k + size] for k in range(0, len(tensors), size)]
+
+    def axes(self) -> list[int | None]:
+        """Return the axis of sequences of each tensor of a point, None for parameters."""
+        bridge = self.bridge
+        states = [len(leaf.before) for leaf in bridge.leaves]
+        x = 0 if bridge.layer.batch_first else 1
+        y = [*bridge.layer.output_dims(0, 0)].index("B")
+        return [*[x, *[None] * len(bridge.names), *states][: self.inputs], y, *states]
 
 
 class Derivative(torch.autograd.Function):  # type: ignore[misc]
-    """Forward or backward of a layer, differentiated in directions, which are tensors too.
+    """The gradient of S, or derivatives of it in directions, which are tensors too.
 
-    A point z is x, the parameters and the initial state; for backward also the cotangents of y and
-    of the final state. Backward is the gradient by z of S(z), the sum of the products of y and the
-    final state with their cotangents. Derivatives commute: the gradient of the product of backward
-    with a cotangent v is the derivative of backward in the direction v. Derivatives of every order
-    are therefore of this kind again, and `jvp` computes them from forward and backward as they are.
-
-    Before the point, each call takes a plan, lengths, the seed of masks, and the handle of what
-    forward kept; without a handle, backward runs forward again.
+    S is the sum of the products of y and the final state with their cotangents: backward is its
+    gradient by x, the parameters and the initial state, and forward that by the cotangents. All of
+    these are a point. Derivatives commute: the gradient of the product of a gradient with a
+    cotangent v is the derivative of the gradient in the direction v. Derivatives of every order are
+    therefore of this kind again, and dual numbers compute them from forward and backward as they
+    are. Without cotangents in the point, the results are those of forward alone.
     """
 
     @staticmethod
-    def forward(plan: Plan, *tensors: Any, **per_sequence: bool) -> tuple[Any, ...]:
-        """Return y, the final state and the handle of what was kept.
-
-        For backward, return gradients of x, the parameters and the initial state. In directions,
-        return the derivatives of these; those of y and the final state are behind those of
-        gradients.
-        """
+    def forward(
+        plan: Plan, lengths: Any, seed: Any, *tensors: Any, **per_sequence: bool
+    ) -> tuple[Any, ...]:
+        """Return an array for each of a point."""
         bridge = plan.bridge
         if _is_traced([a for a in tensors if a is not None]):
             _refuse(bridge.name)
-        lengths, seed, handle, *rest = tensors
-        if plan.order:
-            return _tangents(plan, _options(lengths, seed), rest)
+        options = _options(lengths, seed)
+        take, give, context = views_of_tensors(bridge.name, tensors[0])
         count = 1 + len(bridge.names)
-        inputs = rest[0], rest[1:count], rest[count : plan.inputs]
-        if not handle:
-            outputs, saved = _forward(bridge, *inputs, lengths, seed, True)
-            handle = _handle(saved)
-        if not plan.is_backward:
-            return *outputs, handle
-        grads, dx = _backward(bridge, handle, *inputs, rest[plan.inputs :], **per_sequence)
-        return dx, *grads
+
+        def gradient(x: Array, *point: Any) -> list[Any]:
+            params = point[: count - 1]
+            state = point[count - 1 : plan.inputs - 1]
+            dy, *dend = douts = point[plan.inputs - 1 :]
+            is_backward = any(d is not None for d in douts)
+            outputs, saved = plan.kept or bridge.forward(
+                params, x, state, keep=is_backward, **options
+            )
+            if not is_backward:
+                return [*[None] * plan.inputs, *outputs]
+            grads, dx, start = bridge.backward(params, saved, dy, dend, **per_sequence)
+            return [dx, *grads, *start[: len(state)], *outputs]
+
+        with context:
+            arrays = [None if a is None else take(a) for a in tensors]
+            point, *directions = plan.points(arrays)
+            function = functools.reduce(_along, directions, gradient)
+            # a result may share memory with a direction
+            return tuple([None if a is None else give(a).clone() for a in function(*point)])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    def setup_context(ctx: Any, inputs: Tensors, output: Any) -> None:
         """Keep all tensors."""
         ctx.plan, *tensors = inputs
-        ctx.count = len(output)
         ctx.set_materialize_grads(False)
-        if not ctx.plan.is_backward and not ctx.plan.order:
-            tensors[2] = output[-1]
-            ctx.mark_non_differentiable(output[-1])
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Any) -> Any:
         """Return gradients of the point and of the directions."""
-        plan = replace(ctx.plan, is_backward=True)
-        settings = ctx.saved_tensors[:3]
-        points = ctx.plan.points(ctx.saved_tensors[3:])
+        if all(d is None for d in cotangents):
+            return (None,) * len(ctx.needs_input_grad)
+        inputs = ctx.plan.inputs
+        points = ctx.plan.points(ctx.saved_tensors[2:])
         point, *directions = points
-        padding = [None] * (1 + len(plan.bridge.leaves))
-        if ctx.plan.is_backward:
-            directions.append([*cotangents, *padding][: len(point)])
+        if all(d is None for d in point[inputs:]):
+            point = [*point[:inputs], *cotangents[inputs:]]
         else:
-            point = [*point, *cotangents[: len(padding)]]
-            directions = [[*d, *padding] for d in directions]
-        grads: list[Tensor | None] = [None] * 4
+            directions.append(cotangents)
+        grads = [None] * 3
         for k, own in enumerate(points):
-            parts = _derivative(plan, settings, point, directions, without=k)
-            grads += [None if a is None else d for a, d in zip(own, parts, strict=False)]
+            parts = _derivative(ctx, point, directions, without=k)
+            grads += [None if a is None else d for a, d in zip(own, parts, strict=True)]
         return tuple(grads)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         """Return tangents of the results."""
-        plan = ctx.plan
         levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
         if levels.count(TRANSFORMS.Jvp) > 1:
             raise RuntimeError(
-                f"{plan.bridge.name}: forward-mode AD within forward-mode AD is not possible, as"
-                " PyTorch loses such tangents of a custom function; expected reverse mode in one of"
-                " them, as by torch.func.grad or jacrev"
+                f"{ctx.plan.bridge.name}: forward-mode AD within forward-mode AD is not possible,"
+                " as PyTorch loses such tangents of a custom function; expected reverse mode in"
+                " one of them, as by torch.func.grad or jacrev"
             )
-        settings = ctx.saved_tensors[:3]
-        point, *directions = plan.points(ctx.saved_tensors[3:])
+        point, *directions = ctx.plan.points(ctx.saved_tensors[2:])
         with forward_ad._set_fwd_grad_enabled(False):  # these are dual tensors
             terms = [
-                _derivative(plan, settings, point, [*directions, change], without=k)
-                for k, change in enumerate(plan.points(tangents[4:]))
+                _derivative(ctx, point, [*directions, change], without=k)
+                for k, change in enumerate(ctx.plan.points(tangents[3:]))
             ]
-            sums = [None if d[0] is None else sum(d) for d in zip(*terms, strict=True)]
-        return tuple([*sums, None][: ctx.count])
+            return tuple([None if d[0] is None else sum(d) for d in zip(*terms, strict=True)])
 
     @staticmethod
-    def vmap(
-        info: Any, dims: Sequence[int | None], plan: Plan, *tensors: Any
-    ) -> tuple[tuple[Any, ...], Any]:
+    def vmap(info: Any, dims: Any, plan: Plan, *tensors: Any) -> Any:
         """Run on one tensor of each batch after another; but on all at once where they are more
         sequences for the same parameters.
         """
-        _, *dims = dims
+        count = info.batch_size
         if _are_sequences(plan, dims, tensors):
-            return _at_once(info.batch_size, dims, plan, tensors)
-        if any(d is not None for d in dims[: 3 + plan.inputs]):
-            tensors = *tensors[:2], None, *tensors[3:]  # the handle is that of all of them
+            axes = plan.axes()
+            joined = [
+                a if a is None or axis is None else _joined(count, a, dim, axis)
+                for a, dim, axis in zip(tensors, dims[1:], [0, None, *axes], strict=True)
+            ]
+            if any(a is not None for a in tensors[2 + plan.inputs :]):
+                results = Derivative.forward(plan, *joined, per_sequence=True)
+            else:
+                results = Derivative.apply(plan, *joined)
+            apart = [
+                a if a is None else a.unflatten(axis or 0, (count, -1))
+                for a, axis in zip(results, axes, strict=True)
+            ]
+            parts = [
+                a.sum(1) if axis is None and a is not None else a
+                for a, axis in zip(apart, axes, strict=True)
+            ]
+            return tuple(parts), tuple([axis or 0 for axis in axes])
         calls = [
             Derivative.apply(
                 plan,
-                *(a if d is None else a.select(d, k) for a, d in zip(tensors, dims, strict=True)),
+                *(
+                    a if dim is None else a.select(dim, k)
+                    for a, dim in zip(tensors, dims[1:], strict=True)
+                ),
             )
-            for k in range(info.batch_size)
+            for k in range(count)
         ]
-        results = [None if a[0] is None else torch.stack(a) for a in zip(*calls, strict=True)]
-        axes: list[int | None] = [0] * len(results)
-        if not plan.is_backward and not plan.order:
-            results[-1] = _handle(None)
-            axes[-1] = None
-        return tuple(results), tuple(axes)
+        return tuple(
+            [None if a[0] is None else torch.stack(a) for a in zip(*calls, strict=True)]
+        ), 0
 
 
-def _derivative(
-    plan: Plan,
-    settings: Sequence[Any],
-    point: Sequence[Any],
-    directions: Sequence[Sequence[Any]],
-    without: int,
-) -> tuple[Tensor | None, ...]:
+def _along(function: Callable[..., Any], direction: Tensors) -> Callable[..., Any]:
+    return lambda *point: jvp(function, point, direction)[1]
+
+
+def _derivative(ctx: Any, point: Tensors, directions: Sequence[Tensors], without: int) -> Any:
     """Return a derivative in all directions but one; numbers of directions begin at 1."""
-    directions = [d for k, d in enumerate(directions, 1) if k != without]
-    plan = replace(plan, order=len(directions))
-    return Derivative.apply(plan, *settings, *point, *itertools.chain(*directions))  # type: ignore[no-any-return]
+    others = [d for k, d in enumerate(directions, 1) if k != without]
+    plan = replace(ctx.plan, kept=None)
+    return Derivative.apply(plan, *ctx.saved_tensors[:2], *point, *itertools.chain(*others))
 
 
-def _tangents(
-    plan: Plan, options: dict[str, Any], tensors: Sequence[Any]
-) -> tuple[Tensor | None, ...]:
-    """Return derivatives in directions, by dual numbers."""
-    bridge = plan.bridge
-    count = 1 + len(bridge.names)
-    take, give, context = views_of_tensors(bridge.name, tensors[0])
-
-    def function(*point: Any) -> list[Array]:
-        params = point[1:count]
-        state = point[count : plan.inputs]
-        outputs, saved = bridge.forward(params, point[0], state, keep=plan.is_backward, **options)
-        if not plan.is_backward:
-            return outputs
-        dy, *dend = point[plan.inputs :]
-        grads, dx, start = bridge.backward(params, saved, dy, dend)
-        return [dx, *grads, *start[: len(state)], *outputs]
-
-    with context:
-        point, *directions = plan.points([None if a is None else take(a) for a in tensors])
-        for direction in directions:
-            function = functools.partial(_tangent, function, direction)
-        # a result may share memory with a direction
-        return tuple([None if a is None else give(a).clone() for a in function(*point)])
-
-
-def _tangent(function: Callable[..., Any], direction: Sequence[Any], *point: Any) -> Any:
-    return jvp(function, point, direction)[1]
-
-
-def _are_sequences(plan: Plan, dims: Sequence[int | None], tensors: Sequence[Any]) -> bool:
+def _are_sequences(plan: Plan, dims: Sequence[int | None], tensors: Tensors) -> bool:
     """Tell whether batches of `vmap` are sequences for the same parameters, of forward, or of
     backward that nobody differentiates.
     """
     bridge = plan.bridge
     x, *params = dims[3 : 4 + len(bridge.names)]
-    if plan.order or x is None or any(d is not None for d in params):
+    if x is None or any(d is not None for d in params) or len(plan.points(tensors[2:])) > 1:
         return False
     if not bridge.has_state or bridge.layer._has_groups or tensors[1] is not None:
         return False
-    tensors = [a for a in tensors if a is not None]
-    return not plan.is_backward or not (
-        _is_differentiated(tensors) or any(a.requires_grad for a in tensors)
+    own = [a for a in tensors if a is not None]
+    return all(d is None for d in tensors[2 + plan.inputs :]) or not (
+        _is_differentiated(own) or any(a.requires_grad for a in own)
     )
-
-
-def _at_once(
-    count: int, dims: Sequence[int | None], plan: Plan, tensors: Sequence[Any]
-) -> tuple[tuple[Any, ...], Any]:
-    """Run on the sequences of all batches as one batch."""
-    bridge = plan.bridge
-    states = [len(leaf.before) for leaf in bridge.leaves]
-    outputs = [[*bridge.layer.output_dims(0, 0)].index("B"), *states]
-    weights = [None for _ in bridge.names]
-    inputs = [0 if bridge.layer.batch_first else 1, *weights, *states][: plan.inputs]
-    joined = [
-        a if a is None or axis is None else _joined(count, a, d, axis)
-        for a, d, axis in zip(tensors, dims, [0, None, None, *inputs, *outputs], strict=False)
-    ]
-    if plan.is_backward:
-        axes = inputs
-        results = Derivative.forward(plan, *joined, per_sequence=True)
-    else:
-        axes = outputs
-        results = Derivative.apply(plan, *joined)
-    apart = [
-        a if a is None else a.unflatten(axis or 0, (count, -1))
-        for a, axis in zip(results, axes, strict=False)
-    ]
-    if plan.is_backward:
-        apart = [a.sum(1) if axis is None else a for a, axis in zip(apart, axes, strict=True)]
-        return tuple(apart), tuple([axis or 0 for axis in axes])
-    return (*apart, results[-1]), (*axes, None)
 
 
 def _joined(count: int, array: Tensor, dim: int | None, axis: int) -> Tensor:
@@ -424,29 +377,18 @@ def _joined(count: int, array: Tensor, dim: int | None, axis: int) -> Tensor:
     return batches.movedim(0, axis).flatten(axis, axis + 1)
 
 
-def _gradients(
-    bridge: Bridge,
-    handle: Tensor,
-    x: Tensor,
-    params: Sequence[Tensor],
-    state: Sequence[Tensor],
-    douts: Sequence[Tensor | None],
-) -> tuple[Sequence[Tensor], Tensor | None]:
-    """Return gradients as `_backward` does, by a `Derivative` where they may be differentiated."""
-    if not torch.is_grad_enabled():
-        return _backward(bridge, handle, x, params, state, douts)
-    options = _saved(bridge.name, handle)[1]
-    plan = Plan(bridge, 1 + len(params) + len(state), is_backward=True)
-    settings = _whole(options["lengths"]), _whole(options["seed"]), handle
-    dx, *grads = Derivative.apply(plan, *settings, x, *params, *state, *douts)
-    return grads, dx
-
-
 def _whole(numbers: Any) -> Tensor | None:
     """Return whole numbers as a tensor, None where there are none."""
     if numbers is None or torch.is_tensor(numbers):
         return numbers
     return torch.as_tensor(numbers, device="cpu")
+
+
+def _transformed(bridge: Bridge, lengths: Any, seed: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return y and the final state, inside a transform of torch.func or from dual tensors."""
+    plan = Plan(bridge, len(inputs))
+    cotangents = [None] * (1 + len(bridge.leaves))
+    return Derivative.apply(plan, lengths, seed, *inputs, *cotangents)[len(inputs) :]  # type: ignore[no-any-return]
 
 
 class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
@@ -478,7 +420,7 @@ class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
         count = len(bridge.names)
         params = tensors[:count]
         state = tensors[count : inputs - 4]
-        grads, dx = _gradients(bridge, handle, x, params, state, douts)
+        grads, dx = _backward(bridge, handle, x, params, state, douts)
         return None, None, None, dx, *grads
 
 
@@ -529,7 +471,7 @@ def forward_op(
 ) -> list[Tensor]:
     """Return y, the final state and the handle of what was kept."""
     bridge = _bridge(spec)
-    if _has_tangent((x, *params, *state)):
+    if _is_differentiated((x, *params, *state)):
         _refuse(bridge.name)
     outputs, saved = _forward(bridge, x, params, state, *options)
     return [*(a.contiguous() for a in outputs), _handle(saved)]
@@ -583,7 +525,7 @@ def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
         grads = backward_op(ctx.spec, *values, handle, douts[:-1])
         dx = grads[inputs] if x.is_floating_point() else None
     else:
-        grads, dx = _gradients(_bridge(ctx.spec), handle, x, values[0], values[2], douts[:-1])
+        grads, dx = _backward(_bridge(ctx.spec), handle, x, values[0], values[2], douts[:-1])
     return None, grads[:params], dx, grads[params:inputs], None, None, None
 
 
@@ -595,8 +537,8 @@ def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any)
         with api.redispatch_to_next():
             return api.wrap_tensors(forward_op(*api.unwrap_tensors((spec, params, x, *rest))))
     state, lengths, seed, _ = rest
-    plan = Plan(_bridge(spec), 1 + len(params) + len(state))
-    return [*Derivative.apply(plan, lengths, seed, None, x, *params, *state)]
+    outputs = _transformed(_bridge(spec), lengths, seed, x, *params, *state)
+    return [*outputs, _handle(None)]
 
 
 forward_op.register_autograd(_differentiate, setup_context=_remember)
@@ -613,11 +555,11 @@ def run(
     bridge: Bridge,
     spec: str,
     x: Tensor,
-    params: Sequence[Tensor],
-    state: Sequence[Tensor] = (),
+    params: Tensors,
+    state: Tensors = (),
     lengths: Any = None,
     seed: Tensor | None = None,
-) -> Sequence[Tensor]:
+) -> Tensors:
     """Return y and the final state, to which autograd adds our backward pass; a seed draws the
     masks of training.
     """
@@ -625,8 +567,7 @@ def run(
     if _is_differentiated(tensors):
         if torch.compiler.is_compiling():
             _refuse(bridge.name)
-        plan = Plan(bridge, len(tensors))
-        return Derivative.apply(plan, _whole(lengths), seed, None, *tensors)[:-1]  # type: ignore[no-any-return]
+        return _transformed(bridge, _whole(lengths), seed, *tensors)
     # torch.jit.trace compares its trace with a second one, which it makes without gradients.
     keep = torch.is_grad_enabled() or torch.jit.is_tracing()
     keep = keep and any(a.requires_grad for a in tensors)
