@@ -15,9 +15,11 @@ from xlstm.interop.bridge import Bridge
 from xlstm.interop.torch import from_torch, module, to_torch
 
 torch = later("torch")
+# PyTorch's own rules of forward-mode AD
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 TWICE = {
     "lstm": xlstm.LSTM(D, 3, 2, bidirectional=True, dropout=0.5),
-    "gru": xlstm.GRU(D, 3, 2, dropout=0.5, batch_first=True),
+    "gru": xlstm.GRU(D, 3, 2, dropout=0.5),
     "rnn": xlstm.RNN(D, 3),
     "slstm": LAYERS["slstm"],
     "mlstm": LAYERS["mlstm"],
@@ -125,7 +127,7 @@ def test_hessians(name):
     modes = (torch.func.jacrev, torch.func.jacfwd)
     *hessians, twice = [outer(inner(loss)) for outer, inner in itertools.product(modes, modes)]
     close([hessian(x) for hessian in hessians], [expected] * 3)
-    with pytest.raises(RuntimeError, match=r"^\\w+: forward-mode AD within"):
+    with pytest.raises(RuntimeError, match=r"^\w+: forward-mode AD within"):
         twice(x)
 
 
@@ -139,7 +141,7 @@ def each(slopes, dims, values):
     close(found, map(torch.stack, zip(*calls, strict=True)))
 
 
-@pytest.mark.parametrize("layer", [*LAYERS.values(), TWICE["gru"]], ids=str)
+@pytest.mark.parametrize("layer", [*LAYERS.values(), TWICE["lstm"]], ids=str)
 def test_gradients_of_batches(layer):
     """Also those of a penalty, and of batches that have parameters of their own."""
     net = module(layer).double()

@@ -208,6 +208,18 @@ class Plan:
         size = self.inputs + 1 + len(self.bridge.leaves)
         return [tensors[k : k + size] for k in range(0, len(tensors), size)]
 
+    def filled(self, point: Tensors, direction: Tensors) -> Tensors:
+        """Return a direction with zeros in the place of None, but not for weights, which would take
+        time: forward and backward have to run on dual numbers both.
+        """
+        weights = len(self.bridge.names) if point[0].is_floating_point() else 0
+        return [
+            torch.zeros_like(a)
+            if d is None and a is not None and a.is_floating_point() and not 0 < k <= weights
+            else d
+            for k, (a, d) in enumerate(zip(point, direction, strict=True))
+        ]
+
     def axes(self) -> list[int | None]:
         """Return the axis of sequences of each tensor of a point, None for parameters."""
         bridge = self.bridge
@@ -253,12 +265,16 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
             grads, dx, start = bridge.backward(params, saved, dy, dend, **per_sequence)
             return [dx, *grads, *start[: len(state)], *outputs]
 
+        def arrays(values: Tensors) -> Tensors:
+            return [None if a is None else take(a) for a in values]
+
+        function: Callable[..., Any] = gradient
+        point, *directions = plan.points(tensors)
         with context:
-            arrays = [None if a is None else take(a) for a in tensors]
-            point, *directions = plan.points(arrays)
-            function = functools.reduce(_along, directions, gradient)
+            for direction in directions:
+                function = _along(function, arrays(plan.filled(point, direction)))
             # a result may share memory with a direction
-            return tuple([None if a is None else give(a).clone() for a in function(*point)])
+            return tuple([None if a is None else give(a).clone() for a in function(*arrays(point))])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Tensors, output: Any) -> None:
@@ -535,7 +551,8 @@ def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any)
     if not _is_transformed():
         api = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())
         with api.redispatch_to_next():
-            return api.wrap_tensors(forward_op(*api.unwrap_tensors((spec, params, x, *rest))))
+            results = forward_op(*api.unwrap_tensors((spec, params, x, *rest)))
+        return [*api.wrap_tensors(results)]
     state, lengths, seed, _ = rest
     outputs = _transformed(_bridge(spec), lengths, seed, x, *params, *state)
     return [*outputs, _handle(None)]
