@@ -14,7 +14,6 @@ import json
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from xlstm.models import model_files
 
 Tensor = Any  # of PyTorch
 Tensors = Sequence[Any]  # and None in the place of some
+Dims = Sequence[int | None]  # the axis of each tensor that `vmap` runs along
 LARGEST_SEED = 2**63 - 1
 # what forward passes have saved, and layers of classes that files do not know, each by its number
 _saved_passes: weakref.WeakValueDictionary[int, SavedHandle] = weakref.WeakValueDictionary()
@@ -112,7 +112,7 @@ def _forward(
         arrays = _arrays(params, take)
         outputs, saved = bridge.forward(arrays, x, start, keep=keep, **options)
         tensors = tuple([give(a) for a in outputs])
-    return tensors, (_addresses(params), options, arrays, outputs, saved) if keep else None
+    return tensors, (_addresses(params), options, arrays, saved) if keep else None
 
 
 def _options(lengths: Any, seed: Any) -> dict[str, Any]:
@@ -128,22 +128,21 @@ def _backward(
     bridge: Bridge, handle: Tensor, x: Tensor, params: Tensors, state: Tensors, douts: Tensors
 ) -> tuple[Tensors, Tensor | None]:
     """Return gradients of the parameters and of an initial state that was given, and that of x."""
-    addresses, options, arrays, *kept = _saved(bridge.name, handle)
-    # what was kept has views of memory that FSDP2 has freed since
-    has_moved = addresses != _addresses(params)
-    inputs = x, *params, *state
-    if torch.is_grad_enabled():
-        plan = Plan(bridge, len(inputs), None if has_moved else kept)
-        masks = _whole(options["lengths"]), _whole(options["seed"])
-        dx, *grads = Derivative.apply(plan, *masks, *inputs, *douts)
-        return grads[: len(inputs) - 1], dx
     take, give, context = views_of_tensors(bridge.name, x)
+    addresses, options, arrays, saved = _saved(bridge.name, handle)
+    if torch.is_grad_enabled():
+        inputs = x, *params
+        dx, *grads = _differentiable(
+            bridge, options["lengths"], options["seed"], inputs, state, douts
+        )
+        return grads[: len(params) + len(state)], dx
     with context:
-        if has_moved:
+        # what was kept has views of memory that FSDP2 has freed since
+        if addresses != _addresses(params):
             arrays = _arrays(params, take)
-            kept = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
+            _, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
         dy, *dend = [None if d is None else take(d) for d in douts]
-        grads, dx, start = bridge.backward(arrays, kept[1], dy, dend)
+        grads, dx, start = bridge.backward(arrays, saved, dy, dend)
         if state:
             grads = [*grads, *start]
         return [give(d) for d in grads], None if dx is None else give(dx)
@@ -195,40 +194,6 @@ def _refuse(where: str) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a `Derivative` takes beside tensors."""
-
-    bridge: Bridge
-    inputs: int  # how many tensors x, the parameters and the initial state are
-    kept: Any = None  # y and the final state as arrays, and what else forward kept
-
-    def points(self, tensors: Tensors) -> list[Tensors]:
-        """Return the point, and each direction."""
-        size = self.inputs + 1 + len(self.bridge.leaves)
-        return [tensors[k : k + size] for k in range(0, len(tensors), size)]
-
-    def filled(self, point: Tensors, direction: Tensors) -> Tensors:
-        """Return a direction with zeros in the place of None, but not for weights, which would take
-        time: forward and backward have to run on dual numbers both.
-        """
-        weights = len(self.bridge.names) if point[0].is_floating_point() else 0
-        return [
-            torch.zeros_like(a)
-            if d is None and a is not None and a.is_floating_point() and not 0 < k <= weights
-            else d
-            for k, (a, d) in enumerate(zip(point, direction, strict=True))
-        ]
-
-    def axes(self) -> list[int | None]:
-        """Return the axis of sequences of each tensor of a point, None for parameters."""
-        bridge = self.bridge
-        states = [len(leaf.before) for leaf in bridge.leaves]
-        x = 0 if bridge.layer.batch_first else 1
-        y = [*bridge.layer.output_dims(0, 0)].index("B")
-        return [*[x, *[None] * len(bridge.names), *states][: self.inputs], y, *states]
-
-
 class Derivative(torch.autograd.Function):  # type: ignore[misc]
     """The gradient of S, or derivatives of it in directions, which are tensors too.
 
@@ -238,48 +203,50 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
     cotangent v is the derivative of the gradient in the direction v. Derivatives of every order are
     therefore of this kind again, and dual numbers compute them from forward and backward as they
     are. Without cotangents in the point, the results are those of forward alone.
+
+    A call takes the bridge of the layer, lengths, the seed of masks, the point, and each direction.
     """
 
     @staticmethod
     def forward(
-        plan: Plan, lengths: Any, seed: Any, *tensors: Any, **per_sequence: bool
+        bridge: Bridge, lengths: Any, seed: Any, *tensors: Any, **per_sequence: bool
     ) -> tuple[Any, ...]:
         """Return an array for each of a point."""
-        bridge = plan.bridge
         if _is_traced([a for a in tensors if a is not None]):
             _refuse(bridge.name)
         options = _options(lengths, seed)
         take, give, context = views_of_tensors(bridge.name, tensors[0])
-        count = 1 + len(bridge.names)
+        inputs = _inputs(bridge)
+        names = len(bridge.names)
 
-        def gradient(x: Array, *point: Any) -> list[Any]:
-            params = point[: count - 1]
-            state = point[count - 1 : plan.inputs - 1]
-            dy, *dend = douts = point[plan.inputs - 1 :]
-            is_backward = any(d is not None for d in douts)
-            outputs, saved = plan.kept or bridge.forward(
-                params, x, state, keep=is_backward, **options
+        def function(x: Array, *point: Any) -> list[Any]:
+            params = point[:names]
+            dy, *dend = douts = point[inputs - 1 :]
+            keep = any(d is not None for d in douts)
+            outputs, saved = bridge.forward(
+                params, x, point[names : inputs - 1], keep=keep, **options
             )
-            if not is_backward:
-                return [*[None] * plan.inputs, *outputs]
+            if not keep:
+                return [*[None] * inputs, *outputs]
             grads, dx, start = bridge.backward(params, saved, dy, dend, **per_sequence)
-            return [dx, *grads, *start[: len(state)], *outputs]
+            return [dx, *grads, *start, *outputs]
 
         def arrays(values: Tensors) -> Tensors:
             return [None if a is None else take(a) for a in values]
 
-        function: Callable[..., Any] = gradient
-        point, *directions = plan.points(tensors)
+        derivative: Callable[..., Any] = function
+        point, *directions = _points(bridge, tensors)
         with context:
             for direction in directions:
-                function = _along(function, arrays(plan.filled(point, direction)))
+                derivative = _along(derivative, arrays(_filled(bridge, point, direction)))
+            results = derivative(*arrays(point))
             # a result may share memory with a direction
-            return tuple([None if a is None else give(a).clone() for a in function(*arrays(point))])
+            return tuple([None if a is None else give(a).clone() for a in results])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Tensors, output: Any) -> None:
         """Keep all tensors."""
-        ctx.plan, *tensors = inputs
+        ctx.bridge, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -289,8 +256,8 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         """Return gradients of the point and of the directions."""
         if all(d is None for d in cotangents):
             return (None,) * len(ctx.needs_input_grad)
-        inputs = ctx.plan.inputs
-        points = ctx.plan.points(ctx.saved_tensors[2:])
+        inputs = _inputs(ctx.bridge)
+        points = _points(ctx.bridge, ctx.saved_tensors[2:])
         point, *directions = points
         if all(d is None for d in point[inputs:]):
             point = [*point[:inputs], *cotangents[inputs:]]
@@ -308,56 +275,58 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
         if levels.count(TRANSFORMS.Jvp) > 1:
             raise RuntimeError(
-                f"{ctx.plan.bridge.name}: forward-mode AD within forward-mode AD is not possible,"
-                " as PyTorch loses such tangents of a custom function; expected reverse mode in"
-                " one of them, as by torch.func.grad or jacrev"
+                f"{ctx.bridge.name}: forward-mode AD within forward-mode AD is not possible, as"
+                " PyTorch loses such tangents of a custom function; expected reverse mode in one of"
+                " them, as by torch.func.grad or jacrev"
             )
-        point, *directions = ctx.plan.points(ctx.saved_tensors[2:])
+        point, *directions = _points(ctx.bridge, ctx.saved_tensors[2:])
         with forward_ad._set_fwd_grad_enabled(False):  # these are dual tensors
             terms = [
                 _derivative(ctx, point, [*directions, change], without=k)
-                for k, change in enumerate(ctx.plan.points(tangents[3:]))
+                for k, change in enumerate(_points(ctx.bridge, tangents[3:]))
             ]
             return tuple([None if d[0] is None else sum(d) for d in zip(*terms, strict=True)])
 
     @staticmethod
-    def vmap(info: Any, dims: Any, plan: Plan, *tensors: Any) -> Any:
+    def vmap(info: Any, dims: Any, bridge: Bridge, *tensors: Any) -> Any:
         """Run on one tensor of each batch after another; but on all at once where they are more
         sequences for the same parameters.
         """
+        _, *dims = dims
         count = info.batch_size
-        if _are_sequences(plan, dims, tensors):
-            axes = plan.axes()
-            joined = [
-                a if a is None or axis is None else _joined(count, a, dim, axis)
-                for a, dim, axis in zip(tensors, dims[1:], [0, None, *axes], strict=True)
-            ]
-            if any(a is not None for a in tensors[2 + plan.inputs :]):
-                results = Derivative.forward(plan, *joined, per_sequence=True)
-            else:
-                results = Derivative.apply(plan, *joined)
-            apart = [
-                a if a is None else a.unflatten(axis or 0, (count, -1))
-                for a, axis in zip(results, axes, strict=True)
-            ]
-            parts = [
-                a.sum(1) if axis is None and a is not None else a
-                for a, axis in zip(apart, axes, strict=True)
-            ]
-            return tuple(parts), tuple([axis or 0 for axis in axes])
-        calls = [
-            Derivative.apply(
-                plan,
-                *(
-                    a if dim is None else a.select(dim, k)
-                    for a, dim in zip(tensors, dims[1:], strict=True)
-                ),
-            )
-            for k in range(count)
-        ]
-        return tuple(
-            [None if a[0] is None else torch.stack(a) for a in zip(*calls, strict=True)]
-        ), 0
+        if _are_sequences(bridge, dims, tensors):
+            return _at_once(bridge, count, dims, tensors)
+        calls = []
+        for k in range(count):
+            pairs = zip(tensors, dims, strict=True)
+            own = [a if dim is None else a.select(dim, k) for a, dim in pairs]
+            calls.append(Derivative.apply(bridge, *own))
+        results = [None if a[0] is None else torch.stack(a) for a in zip(*calls, strict=True)]
+        return tuple(results), 0
+
+
+def _inputs(bridge: Bridge) -> int:
+    """Return how many tensors x, the parameters and the initial state are."""
+    return 1 + len(bridge.names) + len(bridge.leaves)
+
+
+def _points(bridge: Bridge, tensors: Tensors) -> list[Tensors]:
+    """Return the point, and each direction."""
+    size = _inputs(bridge) + 1 + len(bridge.leaves)
+    return [tensors[k : k + size] for k in range(0, len(tensors), size)]
+
+
+def _filled(bridge: Bridge, point: Tensors, direction: Tensors) -> Tensors:
+    """Return a direction with zeros in the place of None, since both passes have to run on dual
+    numbers; but without those of parameters, which would take time.
+    """
+    weights = range(1, 1 + len(bridge.names)) if point[0].is_floating_point() else ()
+    return [
+        torch.zeros_like(a)
+        if d is None and a is not None and a.is_floating_point() and k not in weights
+        else d
+        for k, (a, d) in enumerate(zip(point, direction, strict=True))
+    ]
 
 
 def _along(function: Callable[..., Any], direction: Tensors) -> Callable[..., Any]:
@@ -367,30 +336,58 @@ def _along(function: Callable[..., Any], direction: Tensors) -> Callable[..., An
 def _derivative(ctx: Any, point: Tensors, directions: Sequence[Tensors], without: int) -> Any:
     """Return a derivative in all directions but one; numbers of directions begin at 1."""
     others = [d for k, d in enumerate(directions, 1) if k != without]
-    plan = replace(ctx.plan, kept=None)
-    return Derivative.apply(plan, *ctx.saved_tensors[:2], *point, *itertools.chain(*others))
+    masks = ctx.saved_tensors[:2]
+    return Derivative.apply(ctx.bridge, *masks, *point, *itertools.chain(*others))
 
 
-def _are_sequences(plan: Plan, dims: Sequence[int | None], tensors: Tensors) -> bool:
+def _are_sequences(bridge: Bridge, dims: Dims, tensors: Tensors) -> bool:
     """Tell whether batches of `vmap` are sequences for the same parameters, of forward, or of
     backward that nobody differentiates.
     """
-    bridge = plan.bridge
-    x, *params = dims[3 : 4 + len(bridge.names)]
-    if x is None or any(d is not None for d in params) or len(plan.points(tensors[2:])) > 1:
-        return False
-    if not bridge.has_state or bridge.layer._has_groups or tensors[1] is not None:
-        return False
+    _, _, x, *others = dims
+    point, *directions = _points(bridge, tensors[2:])
     own = [a for a in tensors if a is not None]
-    return all(d is None for d in tensors[2 + plan.inputs :]) or not (
-        _is_differentiated(own) or any(a.requires_grad for a in own)
+    return (
+        bridge.has_state
+        and tensors[1] is None  # masks would differ
+        and x is not None
+        and not directions
+        and all(d is None for d in others[: len(bridge.names)])
+        and (
+            _is_forward(bridge, point)
+            or not (_is_differentiated(own) or any(a.requires_grad for a in own))
+        )
     )
 
 
-def _joined(count: int, array: Tensor, dim: int | None, axis: int) -> Tensor:
-    """Return the batches of `vmap` one after another along the axis of sequences."""
-    batches = array.expand(count, *array.shape) if dim is None else array.movedim(dim, 0)
-    return batches.movedim(0, axis).flatten(axis, axis + 1)
+def _is_forward(bridge: Bridge, point: Tensors) -> bool:
+    """Tell whether there are no cotangents."""
+    return all(d is None for d in point[_inputs(bridge) :])
+
+
+def _at_once(bridge: Bridge, count: int, dims: Dims, tensors: Tensors) -> tuple[Tensors, Dims]:
+    """Run on the sequences of all batches as one batch."""
+    states = [len(leaf.before) for leaf in bridge.leaves]
+    y = [*bridge.layer.output_dims(0, 0)].index("B")
+    x = 0 if bridge.layer.batch_first else 1
+    axes = [x, *[None for _ in bridge.names], *states, y, *states]
+    joined = []
+    for array, dim, axis in zip(tensors, dims, [0, None, *axes], strict=True):
+        if array is not None and axis is not None:
+            array = array.expand(count, *array.shape) if dim is None else array.movedim(dim, 0)
+            array = array.movedim(0, axis).flatten(axis, axis + 1)
+        joined.append(array)
+    if _is_forward(bridge, tensors[2:]):
+        results = Derivative.apply(bridge, *joined)
+    else:
+        results = Derivative.forward(bridge, *joined, per_sequence=True)
+    parts = []
+    for array, axis in zip(results, axes, strict=True):
+        if array is not None:
+            array = array.unflatten(axis or 0, (count, -1))
+            array = array.sum(1) if axis is None else array
+        parts.append(array)
+    return tuple(parts), tuple([axis or 0 for axis in axes])
 
 
 def _whole(numbers: Any) -> Tensor | None:
@@ -400,11 +397,13 @@ def _whole(numbers: Any) -> Tensor | None:
     return torch.as_tensor(numbers, device="cpu")
 
 
-def _transformed(bridge: Bridge, lengths: Any, seed: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Return y and the final state, inside a transform of torch.func or from dual tensors."""
-    plan = Plan(bridge, len(inputs))
-    cotangents = [None] * (1 + len(bridge.leaves))
-    return Derivative.apply(plan, lengths, seed, *inputs, *cotangents)[len(inputs) :]  # type: ignore[no-any-return]
+def _differentiable(
+    bridge: Bridge, lengths: Any, seed: Any, inputs: Tensors, state: Tensors, douts: Tensors = ()
+) -> Tensors:
+    """Return what a `Derivative` does, of x and the parameters, and a state that may be missing."""
+    states = state or [None for _ in bridge.leaves]
+    cotangents = douts or [None, *[None for _ in bridge.leaves]]
+    return Derivative.apply(bridge, _whole(lengths), _whole(seed), *inputs, *states, *cotangents)  # type: ignore[no-any-return]
 
 
 class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
@@ -536,12 +535,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
     handle, x, *tensors = ctx.saved_tensors
     params, inputs = ctx.sizes
-    values = tensors[:params], x, tensors[params:]
-    if _is_traced((x, *tensors)):
-        grads = backward_op(ctx.spec, *values, handle, douts[:-1])
-        dx = grads[inputs] if x.is_floating_point() else None
-    else:
-        grads, dx = _backward(_bridge(ctx.spec), handle, x, values[0], values[2], douts[:-1])
+    grads = backward_op(ctx.spec, tensors[:params], x, tensors[params:], handle, douts[:-1])
+    dx = grads[inputs] if x.is_floating_point() else None
     return None, grads[:params], dx, grads[params:inputs], None, None, None
 
 
@@ -554,8 +549,9 @@ def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any)
             results = forward_op(*api.unwrap_tensors((spec, params, x, *rest)))
         return [*api.wrap_tensors(results)]
     state, lengths, seed, _ = rest
-    outputs = _transformed(_bridge(spec), lengths, seed, x, *params, *state)
-    return [*outputs, _handle(None)]
+    bridge = _bridge(spec)
+    results = _differentiable(bridge, lengths, seed, (x, *params), state)
+    return [*results[_inputs(bridge) :], _handle(None)]
 
 
 forward_op.register_autograd(_differentiate, setup_context=_remember)
@@ -584,7 +580,8 @@ def run(
     if _is_differentiated(tensors):
         if torch.compiler.is_compiling():
             _refuse(bridge.name)
-        return _transformed(bridge, _whole(lengths), seed, *tensors)
+        results = _differentiable(bridge, lengths, seed, (x, *params), state)
+        return results[_inputs(bridge) :]
     # torch.jit.trace compares its trace with a second one, which it makes without gradients.
     keep = torch.is_grad_enabled() or torch.jit.is_tracing()
     keep = keep and any(a.requires_grad for a in tensors)
