@@ -38,6 +38,8 @@ class Bridge:
     leaves : tuple of Leaf
         The arrays of a state, in the order of their sequence; it is empty where the layer has no
         state.
+    inputs : int
+        How many arrays x, the parameters and the initial state are.
 
     Raises
     ------
@@ -53,6 +55,7 @@ class Bridge:
         self.has_state = isinstance(layer, SequenceLayer)
         self._states: State = layer.states if self.has_state else ()
         self.leaves: tuple[Leaf, ...] = tuple(leaves(self._states, Leaf))
+        self.inputs = 1 + len(self.names) + len(self.leaves)
 
     def params(self, arrays: Sequence[Array]) -> Params:
         """Return parameters by name."""

@@ -216,30 +216,23 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
             _refuse(bridge.name)
         options = _options(lengths, seed)
         take, give, context = views_of_tensors(bridge.name, tensors[0])
-        inputs = _inputs(bridge)
         names = len(bridge.names)
 
-        def function(x: Array, *point: Any) -> list[Any]:
-            params = point[:names]
-            dy, *dend = douts = point[inputs - 1 :]
+        def gradient(x: Array, *rest: Any) -> list[Any]:
+            params = rest[:names]
+            state = rest[names : bridge.inputs - 1]
+            dy, *dend = douts = rest[bridge.inputs - 1 :]
             keep = any(d is not None for d in douts)
-            outputs, saved = bridge.forward(
-                params, x, point[names : inputs - 1], keep=keep, **options
-            )
+            outputs, saved = bridge.forward(params, x, state, keep=keep, **options)
             if not keep:
-                return [*[None] * inputs, *outputs]
+                return [*[None] * bridge.inputs, *outputs]
             grads, dx, start = bridge.backward(params, saved, dy, dend, **per_sequence)
             return [dx, *grads, *start, *outputs]
 
-        def arrays(values: Tensors) -> Tensors:
-            return [None if a is None else take(a) for a in values]
-
-        derivative: Callable[..., Any] = function
-        point, *directions = _points(bridge, tensors)
         with context:
-            for direction in directions:
-                derivative = _along(derivative, arrays(_filled(bridge, point, direction)))
-            results = derivative(*arrays(point))
+            arrays = [None if a is None else take(a) for a in tensors]
+            point, *directions = _points(bridge, arrays)
+            results = functools.reduce(_along, directions, gradient)(*point)
             # a result may share memory with a direction
             return tuple([None if a is None else give(a).clone() for a in results])
 
@@ -256,7 +249,7 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         """Return gradients of the point and of the directions."""
         if all(d is None for d in cotangents):
             return (None,) * len(ctx.needs_input_grad)
-        inputs = _inputs(ctx.bridge)
+        inputs = ctx.bridge.inputs
         points = _points(ctx.bridge, ctx.saved_tensors[2:])
         point, *directions = points
         if all(d is None for d in point[inputs:]):
@@ -305,28 +298,10 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         return tuple(results), 0
 
 
-def _inputs(bridge: Bridge) -> int:
-    """Return how many tensors x, the parameters and the initial state are."""
-    return 1 + len(bridge.names) + len(bridge.leaves)
-
-
 def _points(bridge: Bridge, tensors: Tensors) -> list[Tensors]:
     """Return the point, and each direction."""
-    size = _inputs(bridge) + 1 + len(bridge.leaves)
+    size = bridge.inputs + 1 + len(bridge.leaves)
     return [tensors[k : k + size] for k in range(0, len(tensors), size)]
-
-
-def _filled(bridge: Bridge, point: Tensors, direction: Tensors) -> Tensors:
-    """Return a direction with zeros in the place of None, since both passes have to run on dual
-    numbers; but without those of parameters, which would take time.
-    """
-    weights = range(1, 1 + len(bridge.names)) if point[0].is_floating_point() else ()
-    return [
-        torch.zeros_like(a)
-        if d is None and a is not None and a.is_floating_point() and k not in weights
-        else d
-        for k, (a, d) in enumerate(zip(point, direction, strict=True))
-    ]
 
 
 def _along(function: Callable[..., Any], direction: Tensors) -> Callable[..., Any]:
@@ -334,10 +309,21 @@ def _along(function: Callable[..., Any], direction: Tensors) -> Callable[..., An
 
 
 def _derivative(ctx: Any, point: Tensors, directions: Sequence[Tensors], without: int) -> Any:
-    """Return a derivative in all directions but one; numbers of directions begin at 1."""
-    others = [d for k, d in enumerate(directions, 1) if k != without]
-    masks = ctx.saved_tensors[:2]
-    return Derivative.apply(ctx.bridge, *masks, *point, *itertools.chain(*others))
+    """Return a derivative in all directions but one; numbers of directions begin at 1.
+
+    Zeros take the place of None, since forward and backward both have to run on dual numbers; those
+    of parameters, which would take time, only beside tokens.
+    """
+    weights = range(1, 1 + len(ctx.bridge.names)) if point[0].is_floating_point() else ()
+    others = [
+        torch.zeros_like(a)
+        if d is None and a is not None and a.is_floating_point() and number not in weights
+        else d
+        for k, direction in enumerate(directions, 1)
+        for number, (a, d) in enumerate(zip(point, direction, strict=True))
+        if k != without
+    ]
+    return Derivative.apply(ctx.bridge, *ctx.saved_tensors[:2], *point, *others)
 
 
 def _are_sequences(bridge: Bridge, dims: Dims, tensors: Tensors) -> bool:
@@ -362,7 +348,7 @@ def _are_sequences(bridge: Bridge, dims: Dims, tensors: Tensors) -> bool:
 
 def _is_forward(bridge: Bridge, point: Tensors) -> bool:
     """Tell whether there are no cotangents."""
-    return all(d is None for d in point[_inputs(bridge) :])
+    return all(d is None for d in point[bridge.inputs :])
 
 
 def _at_once(bridge: Bridge, count: int, dims: Dims, tensors: Tensors) -> tuple[Tensors, Dims]:
@@ -551,7 +537,7 @@ def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any)
     state, lengths, seed, _ = rest
     bridge = _bridge(spec)
     results = _differentiable(bridge, lengths, seed, (x, *params), state)
-    return [*results[_inputs(bridge) :], _handle(None)]
+    return [*results[bridge.inputs :], _handle(None)]
 
 
 forward_op.register_autograd(_differentiate, setup_context=_remember)
@@ -581,7 +567,7 @@ def run(
         if torch.compiler.is_compiling():
             _refuse(bridge.name)
         results = _differentiable(bridge, lengths, seed, (x, *params), state)
-        return results[_inputs(bridge) :]
+        return results[bridge.inputs :]
     # torch.jit.trace compares its trace with a second one, which it makes without gradients.
     keep = torch.is_grad_enabled() or torch.jit.is_tracing()
     keep = keep and any(a.requires_grad for a in tensors)
