@@ -55,7 +55,8 @@ def penalty(call):
     return lambda *tensors: torch.func.grad(squares(call))(*tensors).square().sum()
 
 
-@pytest.mark.parametrize("name", TWICE.keys() - {"linear"})
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", sorted(TWICE.keys() - {"linear"}))
 def test_gradients_of_gradients(name):
     """The second and the third derivative, and forward-mode AD."""
     net = module(TWICE[name]).double()
@@ -68,7 +69,8 @@ def test_gradients_of_gradients(name):
     def slopes(*tensors):
         return torch.autograd.grad(squares(call)(*tensors), tensors[:2], create_graph=True)
 
-    assert torch.autograd.gradgradcheck(slopes, tensors, fast_mode=True)
+    options = {"fast_mode": True, "check_undefined_grad": False}
+    assert torch.autograd.gradgradcheck(slopes, tensors, **options)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
