@@ -73,6 +73,22 @@ def ours(case: Case) -> Callable[[], None]:
     return run
 
 
+def backward(case: Case, alone: bool = False, **options: bool) -> Callable[[], None]:
+    """xlstm's backward pass over the whole batch, or one over each sequence."""
+    layer = case.layer_of()
+    params = layer.init(0, "numpy", case.dtype)
+    passes = []
+    for x, dy in zip(*(np.split(a, case.B if alone else 1, 1) for a in case.arrays()), strict=True):
+        *_, saved = layer.forward(params, np.ascontiguousarray(x))
+        passes.append((saved, np.ascontiguousarray(dy)))
+
+    def run() -> None:
+        for saved, dy in passes:
+            layer.backward(params, saved, dy, **options)
+
+    return run
+
+
 def without_compiling(call: Callable[[], None]) -> Callable[[], None]:
     """The same with NumPy alone."""
 

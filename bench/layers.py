@@ -4,7 +4,9 @@
 
 CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both directions), forward
 and backward; lengths, the same of an LSTM over sequences of T/4 to T steps, which PyTorch packs and
-unpacks; and inference, an LSTM forward alone; all by default. On a GPU, `bench.cudnn` times layers.
+unpacks; inference, an LSTM forward alone; and sequences, the gradients of single sequences by one
+backward pass of an LSTM beside a plain backward pass and as many passes as sequences; all by
+default. On a GPU, `bench.cudnn` times layers.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from bench import cases, peers, run
 from bench.cases import LARGE, Case
 from xlstm.cli.bench import SIZES
 
-CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference")
+CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference", "sequences")
 
 
 def main() -> None:
@@ -45,12 +47,22 @@ def main() -> None:
             title = "lstm inference"
             others = (*peers.CPU, "onnxruntime")
             settings = {"train": False}
+        elif name == "sequences":
+            title = "lstm backward, per sequence"
+            shapes = [size for size in SIZES if size.B > 1]
         run.start(title)
         for shape in shapes:
             case = Case(layer, *shape, options.dtype, **settings)
             theirs = {other: functools.partial(peers.PEERS[other], case) for other in others}
+            ours = cases.ours(case)
+            if name == "sequences":
+                ours = cases.backward(case, per_sequence=True)
+                theirs = {
+                    "plain": functools.partial(cases.backward, case),
+                    "B passes": functools.partial(cases.backward, case, alone=True),
+                }
             about = {"case": asdict(case), "precision": case.dtype}
-            run.beside(title, str(case), cases.ours(case), theirs, options, **about)
+            run.beside(title, str(case), ours, theirs, options, **about)
 
 
 if __name__ == "__main__":

@@ -103,8 +103,10 @@ def first_finite(found, arguments):
 
 
 def gradients(found, arguments):
-    """Each parameter has a gradient of its shape."""
+    """Each parameter has a gradient of its shape, or one for each sequence."""
     grads = found[0]
     params = arguments["params"]
+    outer = (B,) if arguments.get("per_sequence", False) else ()
     assert finite(found[:2])
-    assert {n: g.shape for n, g in grads.items()} == {n: p.shape for n, p in params.items()}
+    shapes = {n: (*outer, *p.shape) for n, p in params.items()}
+    assert {n: g.shape for n, g in grads.items()} == shapes

@@ -562,7 +562,7 @@ OTHERS = {
     **cases(losses, "mse mae huber cross_entropy binary_cross_entropy", all_finite),
     **cases(losses, "pinball", all_finite, {"target": ROW[:, 0], "quantiles": (0.1,)}),
     **cases(optim, "adamw rmsprop sgd constant cosine step_decay warmup", steps),
-    **cases(optim, "global_norm clip_value", all_finite, words=r"\ba\b"),
+    **cases(optim, "global_norm clip_value clip_per_sequence", all_finite, words=r"\b[ab]\b"),
     **cases(training, "Clip EarlyStopping MovingAverage ReduceOnPlateau"),
     **cases(training, "evaluate", **TRAINING),
     **cases(training, "train", sound={"epochs": 1}, **TRAINING),

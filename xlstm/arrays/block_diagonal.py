@@ -67,7 +67,7 @@ def products_bwd(
     dxs = [room(xp, x, x.shape) for x in xs]
     options = {"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add)}
     results = _by_blocks(xp, _products_bwd, arrays, Ws, sums=len(Ws), out=dxs, **options)
-    return dxs, [reshape(dW, Ws[0].shape) for dW in results[len(dxs) :]]
+    return dxs, [reshape(dW, (*dW.shape[:-2], *Ws[0].shape)) for dW in results[len(dxs) :]]
 
 
 def _by_blocks(

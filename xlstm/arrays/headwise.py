@@ -54,14 +54,14 @@ def joined(xp: Namespace, W: Array) -> Array:
 
 
 def parted(xp: Namespace, dW: Array, N: int) -> Array:
-    """Return the gradient of W (N, K, K) from that of `joined`."""
-    blocks, width, _ = dW.shape
+    """Return the gradient of W (..., N, K, K) from that of `joined`."""
+    *outer, blocks, width, _ = dW.shape
     if blocks == N:
         return dW
     g = N // blocks
     K = width // g
-    of_heads = reshape(dW, (blocks, g, K, g, K))
-    return reshape(total(xp, of_heads, _diagonal(xp, dW, g), 3), (N, K, K))
+    of_heads = reshape(dW, (*outer, blocks, g, K, g, K))
+    return reshape(total(xp, of_heads, _diagonal(xp, dW, g), -2), (*outer, N, K, K))
 
 
 def _diagonal(xp: Namespace, like: Array, g: int) -> Array:

@@ -8,14 +8,16 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse, optional_imports
+from xlstm.arrays import cores, fuse, optional_imports
 from xlstm.arrays.cuda import constants, device, kernel_fallback
 from xlstm.arrays.cuda.row_kernel_text import FAN, MOST, RowKernel
-from xlstm.arrays.namespace import Array, Namespace, Shape, device_of
+from xlstm.arrays.matmul import matmul
+from xlstm.arrays.namespace import Array, Namespace, Shape, device_of, reshape
 from xlstm.tracing.array_functions import Formula, Lengths, Options, listed
 from xlstm.tracing.loop_nest import contiguous_steps, loop_nest
 from xlstm.tracing.symbols import UntraceableError
@@ -26,6 +28,10 @@ BLOCKS = FAN * FAN
 COUNTERS = 2 * BLOCKS  # more than so many blocks have
 
 Layout = tuple[Any, Shape, Shape]  # dtype, shape and strides of an array
+
+# The number B of sequences whose gradients of parameters stay apart in a backward pass: sums over
+# rows, of which every B are those of one step, then have B as their first axis. None: all are added.
+per_sequence: ContextVar[int | None] = ContextVar("per_sequence", default=None)
 
 
 def by_rows(xp: Namespace, function: Formula, *arrays: Array, **options: Any) -> Any:
@@ -61,6 +67,8 @@ def summed(
 ) -> Any:
     """Return `function(xp, *arrays, **options)`, the last results summed; on CuPy from one launch.
 
+    Sums follow `per_sequence`, and are then no part of the launch.
+
     Parameters
     ----------
     xp
@@ -89,7 +97,8 @@ def summed(
     -------
     array or tuple of array
     """
-    if fuse.compiles(xp):
+    apart = sums and per_sequence.get() is not None
+    if fuse.compiles(xp) and not apart:
         layouts = tuple([(a.dtype, a.shape, a.strides) for a in arrays])
         rooms = tuple([(a.dtype, a.shape, a.strides) for a in out])
         key = function, layouts, tuple(options.items())
@@ -104,7 +113,7 @@ def summed(
     if fuse.compiles(xp):
         results = fuse.plain(xp, function, arrays, options, leading=leading)
     else:
-        results = fuse.looped(xp, function, arrays, sums, options)
+        results = None if apart else fuse.looped(xp, function, arrays, sums, options)
         if results is None:
             results = fuse.fuse(xp, function, *arrays, **options)
         else:
@@ -126,15 +135,46 @@ def _first(xp: Namespace, a: Array, n: Any) -> Array:
 
 def _sum(xp: Namespace, a: Array, leading: int, keep: int) -> Array:
     """Return the sum over all axes but leading ones, which come last, and the last `keep`."""
-    total = xp.sum(a, axis=tuple(range(leading, a.ndim - keep)))
+    total = xp.sum(_rows(a, leading, keep), axis=leading)
     return xp.moveaxis(total, 0, -1) if leading else total
 
 
 def column_sums(xp: Namespace, a: Array) -> Array:
-    """Return the sum over all axes but the last, on CuPy halves in float32."""
+    """Return the sum over all axes but the last, on CuPy halves in float32; it follows
+    `per_sequence`.
+    """
     if fuse.compiles(xp):
         return summed(xp, fuse.same, a)
-    return xp.sum(xp.reshape(a, (math.prod(a.shape[:-1]), a.shape[-1])), axis=0)
+    return xp.sum(_rows(a, 0, 1), axis=0)
+
+
+def row_products(xp: Namespace, a: Array, b: Array) -> Array:
+    """Return a^T b, the sum of products over all rows, (..., O, I), of a (..., N, O) and b (..., N,
+    I); it follows `per_sequence`.
+    """
+    if per_sequence.get() is None:
+        return matmul(xp, a.mT, b)
+    a, b = (xp.moveaxis(_rows(d, d.ndim - 2, 1), -2, 0) for d in (a, b))  # (B, ..., T, F)
+    with cores.one_thread():  # BLAS would share out each of many small products
+        return matmul(xp, a.mT, b)
+
+
+def no_gradient(xp: Namespace, p: Array) -> Array:
+    """Return the gradient of a parameter that took no part, zeros; it follows `per_sequence`."""
+    B = per_sequence.get()
+    outer = () if B is None else (B,)
+    return xp.zeros((*outer, *p.shape), dtype=p.dtype, device=device_of(p))
+
+
+def _rows(a: Array, leading: int, keep: int) -> Array:
+    """Return an array with its rows, which so many axes come before and after, as one axis; with
+    `per_sequence` as those of T steps and B sequences.
+    """
+    end = a.ndim - keep
+    N = math.prod(a.shape[leading:end])
+    B = per_sequence.get()
+    rows = (N,) if B is None else (N // (B or 1), B)
+    return reshape(a, (*a.shape[:leading], *rows, *a.shape[end:]))
 
 
 class RowLaunch(NamedTuple):

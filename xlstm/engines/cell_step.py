@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays.fuse import compiles, total
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.cells.cell import Cell
@@ -136,14 +136,11 @@ class Step:
             zx += self.b[:, None]  # (1)
         return zx, normal
 
-    def project_bwd(self, dzx: Array, normal: tuple[Array, Array] | None) -> tuple[Params, Array]:
-        """Return the gradient of gx where there is one, and that of Wx x, from that of zx (R,
-        N).
-        """
+    def project_bwd(self, dzx: Array, normal: tuple[Array, Array] | None) -> Array:
+        """Return the gradient of Wx x from that of zx (R, N)."""
         if normal is None:
-            return {}, dzx
-        grads = {"gx": total(self.xp, dzx, normal[0])}  # (7)
-        return grads, layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)  # (7)
+            return dzx
+        return layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)  # (7)
 
     def recur(self, W: Array, h: Array) -> Array:
         """Return W h + bh (gates, H, n), with W the recurrent weight; heads go by themselves."""

@@ -21,7 +21,7 @@ from xlstm.arrays.cuda import constants
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape, room
-from xlstm.arrays.rows import column_sums
+from xlstm.arrays.rows import column_sums, per_sequence
 from xlstm.cells.cell import Cell
 from xlstm.engines.cell_step import Step
 
@@ -230,7 +230,7 @@ class Tape:
         is this sum to `pairs`, for `products`: whichever takes less time.
         """
         xp = self.step.xp
-        if compiles(xp):
+        if compiles(xp) and per_sequence.get() is None:
             grads[name] = column_sums(xp, d.T)
         else:
             pairs[name] = d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d))

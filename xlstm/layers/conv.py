@@ -91,7 +91,9 @@ class CausalConv(SameWidth, SequenceLayer):
         else:
             dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy
             db = column_sums(xp, dz)
-            dW = xp.stack(listed(summed(xp, _products, dz, *steps_of(xs, size), sums=size)), axis=1)
+            dW = xp.stack(
+                listed(summed(xp, _products, dz, *steps_of(xs, size), sums=size)), axis=-1
+            )
         grads = {"W": dW, "b": db}
         taps = xp.flip(taps, axis=0)
         if computes_again(xp) and dstate is None:

@@ -360,7 +360,7 @@ class Recurrent(SequenceLayer):
                 dend: Sequence[Array] = [s[at + d, ...].T for s in dstate]
                 if not rest:
                     dend = packing.sort(xp, dend)
-                dw, below, starts[at + d] = run_bwd(layer_tape.tape, dh, dend)
+                dw, below, starts[at + d] = run_bwd(layer_tape.tape, dh, dend, packing)
                 grads |= {sublayer.names[last]: g for last, g in dw.items()}
                 if sublayer.reverse:
                     below = packing.mirror(xp, below)

@@ -18,7 +18,7 @@ from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape
-from xlstm.arrays.rows import column_sums
+from xlstm.arrays.rows import column_sums, per_sequence, row_products
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows
 
@@ -64,7 +64,7 @@ class Linear(Module):
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
         dz = rows(dy)
-        grads = {"W": matmul(xp, dz.T, rows(kept))}
+        grads = {"W": row_products(xp, dz, rows(kept))}
         if self.bias:
             grads["b"] = column_sums(xp, dz)
         return grads, matmul(xp, dy, p["W"])
@@ -179,7 +179,7 @@ class HeadwiseLinear(SameWidth, Module):
         for (_, (heads, W), dys), k in zip(maps, of, strict=True):
             dy = functools.reduce(operator.add, dys)
             dz = headwise.split(xp, dy, self.size, W.shape[0])[0, ...]
-            dW = matmul(xp, xp.matrix_transpose(dz), heads)
+            dW = row_products(xp, dz, heads)
             grads.append({"W": headwise.parted(xp, dW, self.num_heads)})
             if self.bias:
                 grads[-1]["b"] = column_sums(xp, dy)
@@ -231,7 +231,14 @@ class Embedding(Module):
         """Return the gradient of W, the rows of dy (..., D) added up by token, and None, as tokens
         have no gradient.
         """
-        return {"W": add_rows(xp, reshape(kept, (-1,)), rows(dy), self.vocab_size)}, None
+        V = self.vocab_size
+        B = per_sequence.get()
+        if B is None:
+            return {"W": add_rows(xp, reshape(kept, (-1,)), rows(dy), V)}, None
+        # The rows of a token lie together, so that a token that is in no table is in nobody's.
+        places = B * kept + xp.arange(B, dtype=kept.dtype, device=device_of(kept))
+        tables = add_rows(xp, reshape(places, (-1,)), rows(dy), V * B)
+        return {"W": xp.permute_dims(reshape(tables, (V, B, self.size)), (1, 0, 2))}, None
 
 
 def tokens_of(

@@ -15,7 +15,7 @@ from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, reshape, squares_below
-from xlstm.arrays.rows import column_sums
+from xlstm.arrays.rows import column_sums, row_products
 from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
@@ -294,7 +294,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
             do, dh = fuse(xp, gated_bwd, dy, values.o, values.h)
             (dq, dk, dv, di, df), start = self.memory.run_bwd(values.memory, dh, end, span)
             dz = concat(xp, (dq, dk, dv, do, di, df), -1)
-            grads[f"{k}.Wx"] = matmul(xp, rows(dz).T, rows(values.x))
+            grads[f"{k}.Wx"] = row_products(xp, rows(dz), rows(values.x))
             if self.bias:
                 grads[f"{k}.b"] = column_sums(xp, dz)
             dy = matmul(xp, dz, p[f"{k}.Wx"])

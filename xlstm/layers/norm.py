@@ -75,7 +75,10 @@ class LayerNorm(SameWidth, Module):
             more = [] if add is None else [self._split(add)]
             arrays = (self._split(dy), n, r, self._split(p["w"]), *more)
             dx, *sums = summed(xp, _normed_bwd, *arrays, **options)
-            grads = {name: reshape(d, (-1,)) for name, d in zip(self.shapes, sums, strict=True)}
+            grads = {
+                name: reshape(d, (*d.shape[: -options["keep"]], self.size))
+                for name, d in zip(self.shapes, sums, strict=True)
+            }
             return grads, reshape(dx, dy.shape)
         dn, dw = summed(xp, _scale_bwd, dy, reshape(n, dy.shape), _gain(p["w"], self.residual))
         grads = {"w": dw} | ({"b": column_sums(xp, dy)} if self.bias else {})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, rows
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.fills import filled_at_once
 from xlstm.arrays.foreign import from_foreign
@@ -221,7 +221,13 @@ class SequenceLayer(Module):
         return params, x, complete(where, xp, "state", state, self.states, B, params), span
 
     def backward(
-        self, params: Params, saved: Any, dy: Array | None, dstate: Any = None
+        self,
+        params: Params,
+        saved: Any,
+        dy: Array | None,
+        dstate: Any = None,
+        *,
+        per_sequence: bool = False,
     ) -> tuple[Params, Array, State]:
         """Backpropagate through time.
 
@@ -235,11 +241,15 @@ class SequenceLayer(Module):
             Gradient of the loss by y; None means zero. Past the end of a sequence it has no effect.
         dstate : tuple as the state, optional
             Gradient by the final state. None, or None in place of any of its parts, means zero.
+        per_sequence : bool
+            Whether gradients of the parameters are those of each sequence by itself, with the
+            sequences as their first axis. They take B times the memory of the parameters.
 
         Returns
         -------
         grads : dict
-            Gradients under the names and in the shapes of `params`.
+            Gradients under the names and in the shapes of `params`; with `per_sequence` in these
+            shapes after an axis of B.
         dx : array
             Gradient by x, in its shape; exactly zero past the end of a sequence.
         dstate : tuple as the state
@@ -249,13 +259,26 @@ class SequenceLayer(Module):
         ------
         ValueError, TypeError
             `saved` is None, comes from another layer, or is on another device than `params`; a
-            gradient has another shape, library, device or dtype.
+            gradient has another shape, library, device or dtype; `per_sequence` is not True or
+            False, or is True where `forward` was given groups of sequences.
         """
         if type(dy) is not np.ndarray and (views := self._views(params, dy, dstate)) is not None:
-            return views.run(self.backward, params, saved, dy, dstate)  # type: ignore[no-any-return]
+            return views.run(  # type: ignore[no-any-return]
+                self.backward, params, saved, dy, dstate, per_sequence=per_sequence
+            )
         where = type(self).__name__
         checks.saved(where, self, saved, Saved)
         span = saved.span
+        if per_sequence is not False and checks.flag(where, "per_sequence", per_sequence):
+            if span.groups is not None:
+                raise ValueError(
+                    f"{where}: per_sequence is True, expected False beside groups of sequences"
+                )
+            before = rows.per_sequence.set(span.B)
+            try:
+                return self.backward(params, saved, dy, dstate)
+            finally:
+                rows.per_sequence.reset(before)
         xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
         checks.beside(where, saved.home, params)
         if dy is not None:

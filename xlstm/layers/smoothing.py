@@ -17,6 +17,7 @@ from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import walk
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace, reshape
+from xlstm.arrays.rows import column_sums
 from xlstm.cells.activations import sigmoid, sigmoid_bwd
 from xlstm.layers.initializers import constant
 from xlstm.layers.module import Weight
@@ -247,9 +248,11 @@ class ExponentialSmoothing(SequenceLayer):
             dshare["beta"] = share["alpha"] * dbeta  # (3)
             dshare["alpha"] = dshare["alpha"] + share["beta"] * dbeta  # (3)
         if "gamma" in p:
-            dgamma = xp.concat(dgammas)
+            dgamma = xp.concat(dgammas, axis=-1)
             dshare["gamma"] = (1 - share["alpha"]) * dgamma  # (4)
-            dshare["alpha"] = dshare["alpha"] - xp.sum(share["gamma"] * dgamma)  # (4)
+            dshare["alpha"] = dshare["alpha"] - xp.sum(
+                share["gamma"] * dgamma, axis=-1, keepdims=True
+            )  # (4)
         return {name: sigmoid_bwd(xp, dshare[name], p[name], share[name]) for name in p}  # (1)
 
     def smooth(self, p: Params, x: Array, state: State, span: Span) -> Smoothed:
@@ -364,8 +367,8 @@ def step_bwd(
 
 
 def _total(xp: Namespace, a: Array, b: Array) -> Array:
-    """Return the sum of a * b as an array (1,)."""
-    return reshape(xp.sum(a * b), (1,))
+    """Return the sum of a * b over all steps and sequences as an array (1,)."""
+    return column_sums(xp, (a * b)[..., None])
 
 
 def _at_end(span: Span, rows: Array) -> Array:

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from xlstm.arrays.fuse import total
-from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Params, astype, reshape
+from xlstm.arrays.matmul import product
+from xlstm.arrays.namespace import Array, Namespace, Params, astype, reshape
+from xlstm.arrays.rows import no_gradient, per_sequence, row_products
 from xlstm.engines.tape import Gradients, Tape, swapped
+from xlstm.recurrence.packing import Packing
 
 
 def run_bwd(
-    tape: Tape, dy: Array | None, dstate: Sequence[Array]
+    tape: Tape, dy: Array | None, dstate: Sequence[Array], packing: Packing
 ) -> tuple[Params, Array, Sequence[Array]]:
     """Differentiate a layer in one direction.
 
@@ -25,34 +29,44 @@ def run_bwd(
         The gradient of y.
     dstate : arrays (P, B), (H, B), ...
         The gradient of the final state.
+    packing : Packing
+        That of the batch.
 
     Returns
     -------
     grads : dict
-        Gradients under the names of the weights.
+        Gradients under the names of the weights; they follow `per_sequence`.
     dx : array (N, D)
     dstate : arrays as `dstate`
         The gradient of the initial state.
     """
     step = tape.step
     xp = step.xp
-    if tape.x.shape[0]:
-        gradients, dstate = tape.engine.backward(tape, dy, dstate)
-        grads, dx = _weights(tape, gradients)
-    else:
-        grads = {name: xp.zeros_like(p) for name, p in step.w.items()}
-        dx = xp.zeros_like(tape.x)
-    return step.cell.weights_bwd(xp, step.layer_w, grads), dx, dstate
+    w = step.layer_w
+    if not tape.x.shape[0]:
+        grads = {name: no_gradient(xp, p) for name, p in w.items()}
+        return grads, xp.zeros_like(tape.x), dstate
+    apart = None if per_sequence.get() is None else packing
+    gradients, dstate = tape.engine.backward(tape, dy, dstate)
+    grads, dx = _weights(tape, gradients, apart)
+    if apart is None:
+        grads = step.cell.weights_bwd(xp, w, grads)
+    elif step.w is not w:
+        every = [
+            step.cell.weights_bwd(xp, w, {name: g[b, ...] for name, g in grads.items()})
+            for b in range(apart.B)
+        ]
+        grads = {name: xp.stack([own[name] for own in every]) for name in w}
+    return grads, dx, dstate
 
 
-def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
+def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Params, Array]:
     """Return the gradients of the weights and of x, each a product over all steps.
 
     Those by the product of h come first: where its gradients are arrays of their own, these then
-    make room.
+    make room. With the packing `apart` the gradients of the weights are those of each sequence.
     """
     step = tape.step
-    x = tape.x
     xp = step.xp
     w = step.w
     rows = step.G * step.H
@@ -64,55 +78,90 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     products: dict[str, tuple[Array, Array]] = {}
     if step.heads:
         G, N, K, _ = step.Wh.shape
-        heads = xp.permute_dims(reshape(da.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
-        h0 = xp.permute_dims(reshape(tape.passed, (x.shape[0], N, K)), (1, 0, 2))
-        grads["Wh"] = matmul(xp, heads, h0)  # (3)
+        dz = reshape(_spread(xp, da.T, apart), (-1, G, N, K))
+        h0 = reshape(_spread(xp, tape.passed, apart), (-1, 1, N, K))
+        by_head = [xp.permute_dims(a, (1, 2, 0, 3)) for a in (dz, h0)]  # (G or 1, N, rows, K)
+        grads["Wh"] = row_products(xp, *by_head)  # (3)
     elif "Wh" in w:  # there is a product of h
         products["Wh"] = (da, tape.passed)  # (3)
     if step.Whr is not None:
         products["Whr"] = (found.arrays["out"], tape.out)  # (5)
     if "gh" in w:
-        grads["gh"] = total(xp, dzh, tape.product.T)  # (7)
+        if apart is None:
+            grads["gh"] = total(xp, dzh, tape.product.T)  # (7)
+        else:
+            tape.add_sum("gh", dzh * tape.product.T, grads, products)  # (7)
     if "bh" in w:
         tape.add_sum("bh", dzh, grads, products)  # (3)
     if da is not dzx:
-        grads |= _multiplied(tape, products)
+        grads |= _multiplied(tape, products, apart)
         products = {}
     del da, dzh
     if step.own:
-        grads |= _own(tape, every)
-    more, dp = step.project_bwd(dzx, tape.normal)  # (7)
-    grads |= more
+        grads |= _own(tape, every, apart)
+    dp = step.project_bwd(dzx, tape.normal)  # (7)
+    if tape.normal is not None:
+        if apart is None:
+            grads["gx"] = total(xp, dzx, tape.normal[0])  # (7)
+        else:
+            tape.add_sum("gx", dzx * tape.normal[0], grads, products)  # (7)
     if "Wx" in w:
-        products |= {"Wx": (dp, x), "dx": (dp.T, w["Wx"])}  # (1)
+        products |= {"Wx": (dp, tape.x), "dx": (dp.T, w["Wx"])}  # (1)
     if "b" in w:
         tape.add_sum("b", dzx, grads, products)  # (1)
-    grads |= _multiplied(tape, products)
+    grads |= _multiplied(tape, products, apart)
     dx = grads.pop("dx") if "Wx" in w else dzx.T
-    return {name: reshape(grads[name], tuple(p.shape)) for name, p in w.items()}, dx
+    outer = () if apart is None else (apart.B,)
+    return {name: reshape(grads[name], (*outer, *p.shape)) for name, p in w.items()}, dx
 
 
-def _multiplied(tape: Tape, products: dict[str, tuple[Array, Array]]) -> Params:
-    return dict(zip(products, tape.products(list(products.values())), strict=True))
+def _spread(xp: Namespace, rows: Array, apart: Packing | None) -> Array:
+    """Return packed rows (N, F) as those (T*B, F) of all sequences, or as they are."""
+    return rows if apart is None else reshape(apart.unpack(xp, rows), (-1, rows.shape[1]))
 
 
-def _own(tape: Tape, dzx: Array) -> Params:
+def _multiplied(
+    tape: Tape, products: dict[str, tuple[Array, Array]], apart: Packing | None
+) -> Params:
+    if apart is None:
+        return dict(zip(products, tape.products(list(products.values())), strict=True))
+    xp = tape.step.xp
+    return {
+        # dx is no sum over steps
+        name: product(xp, a, b)
+        if name == "dx"
+        else row_products(xp, *(_spread(xp, rows, apart) for rows in (a.T, b)))
+        for name, (a, b) in products.items()
+    }
+
+
+def _own(tape: Tape, dzx: Array, apart: Packing | None) -> Params:
     """Return the gradients of the cell's own parameters."""
     step = tape.step
     xp = step.xp
-    grads: Params = {}
+    sums: list[Params] = [{} for _ in range(1 if apart is None else apart.B)]
     for segment_tape in tape.segments:
         segment = segment_tape.segment
         k = segment.k
         n = segment.n
         dz = reshape(segment.steps(dzx.T, 0, k), (k, n, -1, step.H))
         dz = xp.permute_dims(dz, (2, 0, 3, 1))  # (rows, k, H, n)
-        own = step.own
-        if "drop" in step.cell.OWN and step.masks.drop is not None:
-            own = {**own, "drop": step.masks.drop[:, :n]}
-        carry = (c[:-1, ...] for c in segment_tape.carry)
         saved = swapped(xp, segment_tape.saved)
-        for name, d in step.cell.own_bwd(xp, dz, saved, *carry, **own).items():
-            d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
-            grads[name] = grads[name] + d if name in grads else d
-    return grads
+        own = step.own
+        parts = [slice(n)] if apart is None else [slice(b, b + 1) for b in range(n)]
+        for part, grads in zip(parts, sums, strict=False):
+            if "drop" in step.cell.OWN and step.masks.drop is not None:
+                own = {**own, "drop": step.masks.drop[:, part]}
+            carry = (c[:-1, :, part] for c in segment_tape.carry)
+            kept = [None if a is None else a[..., part] for a in saved]
+            own_grads = step.cell.own_bwd(xp, dz[..., part], saved._make(kept), *carry, **own)
+            for name, d in own_grads.items():
+                d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
+                grads[name] = grads[name] + d if name in grads else d
+    if apart is None:
+        return sums[0]
+    places = range(apart.B) if apart.order is None else np.argsort(apart.order)
+    return {
+        name: xp.stack([sums[k].get(name, xp.zeros_like(d)) for k in places])
+        for name, d in sums[0].items()
+    }

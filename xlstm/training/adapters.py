@@ -155,13 +155,13 @@ class LowRank:
         return y, end, None if saved is None else (used, saved)
 
     def backward(
-        self, params: Params, saved: Any, dy: Array | None, dstate: Any = None
+        self, params: Params, saved: Any, dy: Array | None, dstate: Any = None, **options: Any
     ) -> tuple[Params, Any, Any]:
         """Return the gradients of the A and B, of x and of the initial state; see
         `LSTM.backward`.
         """
         used, inner = saved
-        full, dx, start = self.model.backward(used, inner, dy, dstate)
+        full, dx, start = self.model.backward(used, inner, dy, dstate, **options)
         xp = namespace_of(params[f"{self.names[0]}.A"])
         grads: Params = {}
         for name in self.names:

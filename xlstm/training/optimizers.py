@@ -28,7 +28,16 @@ from xlstm.arrays import checks, foreach
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.foreign import accepts_foreign, from_foreign
 from xlstm.arrays.fuse import compiles, listed
-from xlstm.arrays.namespace import Array, Namespace, Params, namespace, namespace_of
+from xlstm.arrays.namespace import (
+    Array,
+    Namespace,
+    Params,
+    astype,
+    namespace,
+    namespace_of,
+    reshape,
+    widened,
+)
 from xlstm.cells.activations import clamp
 from xlstm.checkpoint import check_alike
 from xlstm.training.schedules import Schedule, constant, cosine, schedule, step_decay, warmup
@@ -41,6 +50,7 @@ __all__ = [
     "adamw",
     "by_name",
     "clip_global_norm",
+    "clip_per_sequence",
     "clip_value",
     "constant",
     "cosine",
@@ -345,6 +355,46 @@ def clip_global_norm(
     into = (0,) if in_place else ()
     results = foreach.apply(xp, _scaled, [arrays], (norm, limit), into)
     return {name: g for name, (g,) in zip(grads, results, strict=True)}
+
+
+@accepts_foreign
+def clip_per_sequence(grads: Params, limit: float) -> Params:
+    """Scale the gradients of each sequence together so that their norm is at most `limit` (Abadi et
+    al. 2016, "Deep learning with differential privacy", algorithm 1).
+
+    Parameters
+    ----------
+    grads : dict of str to array (B, ...)
+        Gradients of B sequences, from `backward` with `per_sequence=True`.
+    limit : float
+
+    Returns
+    -------
+    dict of str to array (B, ...)
+
+    Raises
+    ------
+    TypeError, ValueError
+        `grads` is no dict of arrays (B, ...), or they do not belong together; `limit` is not above
+        0.
+    """
+    where = "clip_per_sequence"
+    limit = checks.above_0(where, "limit", limit)
+    grads = checks.mapping(where, grads, "gradients")
+    xp = namespace(where, grads)
+    outer = next(iter(grads.values())).shape[:1]
+    wide = {}
+    for name, g in grads.items():
+        if not outer or g.shape[:1] != outer:
+            raise ValueError(
+                f"{where}: {name} has shape {tuple(g.shape)}, expected (B, ...) with the B of all"
+            )
+        wide[name] = reshape(astype(xp, g, widened(xp, g.dtype)), (*outer, math.prod(g.shape[1:])))
+    norm = xp.sqrt(sum(xp.sum(d * d, axis=1, keepdims=True) for d in wide.values()))
+    return {
+        name: reshape(astype(xp, _scaled(xp, wide[name], norm, limit), g.dtype), g.shape)
+        for name, g in grads.items()
+    }
 
 
 @accepts_foreign

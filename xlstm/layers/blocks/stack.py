@@ -356,7 +356,7 @@ class Recurrence(SequenceLayer):
         if dstate is None:
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
         ends = packing.sort(xp, [d.T for d in dstate])
-        grads, dx, start = run_bwd(kept.tape, packing.pack(xp, dy), ends)
+        grads, dx, start = run_bwd(kept.tape, packing.pack(xp, dy), ends, packing)
         dx, (start,) = packing.restore(xp, dx, [start])
         return grads, dx, tuple([d.T for d in start])
 

@@ -17,6 +17,7 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, finfo
+from xlstm.arrays.rows import no_gradient
 from xlstm.cells.activations import FEED_FORWARD, softmax, softmax_bwd
 from xlstm.cells.normalization import MEAN_SQUARE, normalize, normalize_bwd
 from xlstm.layers.blocks.block import Block, GatedFeedForward
@@ -185,7 +186,7 @@ class VariateMixer(SameWidth, SequenceLayer):
         xp = span.xp
         groups = span.groups
         if saved is None:
-            return {name: xp.zeros_like(a) for name, a in p.items()}, dy, ()
+            return {name: no_gradient(xp, a) for name, a in p.items()}, dy, ()
         run = Backward(self, xp, p, saved, span)
         da = take(xp, dy, groups.rows)  # (10)
         ds = run("down", da)  # (9)
@@ -326,7 +327,7 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
         xp = run.xp
         if "reverse" not in run.kept:
-            run.grads["combination.W"] = xp.zeros_like(run.p["combination.W"])
+            run.grads["combination.W"] = no_gradient(xp, run.p["combination.W"])
             return super().mix_bwd(run, dy, dstate)  # type: ignore[no-any-return]
         rows = run.span.groups.known
         dboth = run("combination", take(xp, dy, rows))  # (3)
