@@ -180,7 +180,13 @@ def test_programs_are_refused():
             call()
 
 
-def test_functionalize():
+def test_transforms_around_a_graph():
+    """`functionalize` of a module, and `vmap` of PyTorch's own gradients."""
     net = module(LAYERS["slstm"])
-    x = inputs(net.layer, "float32", grad=False)[0]
-    assert torch.equal(torch.func.functionalize(net)(x)[0], net(x)[0])
+    x = inputs(net.layer, "float32")[0]
+    y = net(x)[0]
+    assert torch.equal(torch.func.functionalize(net)(x)[0], y)
+    slopes = torch.func.vmap(lambda dy: torch.autograd.grad(y, x, dy, retain_graph=True)[0])
+    up, down = slopes(torch.stack([y, -y]).detach())
+    assert up.any()
+    assert torch.equal(up, -down)

@@ -130,7 +130,7 @@ def _backward(
     """Return gradients of the parameters and of an initial state that was given, and that of x."""
     take, give, context = views_of_tensors(bridge.name, x)
     addresses, options, arrays, saved = _saved(bridge.name, handle)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or _is_transformed():
         inputs = x, *params
         dx, *grads = _differentiable(
             bridge, options["lengths"], options["seed"], inputs, state, douts
