@@ -130,7 +130,7 @@ def _backward(
     """Return gradients of the parameters and of an initial state that was given, and that of x."""
     take, give, context = views_of_tensors(bridge.name, x)
     addresses, options, arrays, saved = _saved(bridge.name, handle)
-    if torch.is_grad_enabled() or _is_transformed():
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         inputs = x, *params
         dx, *grads = _differentiable(
             bridge, options["lengths"], options["seed"], inputs, state, douts
@@ -252,7 +252,7 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         inputs = ctx.bridge.inputs
         points = _points(ctx.bridge, ctx.saved_tensors[2:])
         point, *directions = points
-        if all(d is None for d in point[inputs:]):
+        if _is_forward(ctx.bridge, point):
             point = [*point[:inputs], *cotangents[inputs:]]
         else:
             directions.append(cotangents)
