@@ -197,10 +197,6 @@ def test_autocast_runs_in_the_dtype_of_the_parameters():
         ("LSTM: lengths is on meta", lambda net, x: net(x, lengths=torch.zeros(B, device="meta"))),
         ("LSTM: a part of state is None", lambda net, x: net(x, (x, None))),
         (
-            "LSTM: gradients of gradients",
-            lambda net, x: torch.autograd.grad(net(x)[0].sum(), x, create_graph=True),
-        ),
-        (
             "LSTM: x requires grad, .*xlstm.interop.torch.module",
             lambda net, x: net.layer(net.arrays(), x),
         ),
@@ -301,38 +297,6 @@ def test_traces_call_the_operator(grad):
         assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y, *_ in (found, expected)))
 
 
-def dual(run, x):
-    """Call a module, or the program that it is exported as, with a dual tensor, without
-    gradients.
-    """
-    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
-        return run(torch.autograd.forward_ad.make_dual(x, x))
-
-
-def tangent(net, x):
-    return torch.func.jvp(net, (x,), (x,))
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize(
-    "call",
-    [
-        dual,
-        lambda net, x: dual(torch.export.export(net, (x,)).module(), x),
-        tangent,
-        lambda net, x: torch.no_grad()(tangent)(net, x),
-        lambda net, x: torch.compile(lambda x: tangent(net, x), backend="aot_eager")(x),
-        lambda net, x: torch.func.vmap(net)(x[None]),
-        lambda net, x: torch.func.grad(lambda x: net(x)[0].sum())(x),
-    ],
-)
-def test_transforms_are_refused(call):
-    net = module(LAYERS["lstm"])
-    x, *_ = inputs(LAYERS["lstm"], "float32", grad=False)
-    with pytest.raises(RuntimeError, match=r"LSTM: forward-mode AD"):
-        call(net, x)
-
-
 @pytest.mark.parametrize(
     "layer", [xlstm.LSTM(D, H, 2, dropout=0.5, bidirectional=True), LAYERS["linear"]], ids=str
 )
@@ -354,15 +318,11 @@ def test_compiled(layer):
         assert all(map(torch.equal, found, expected))
 
 
-def test_compiled_with_lengths_and_twice_derived():
+def test_compiled_with_lengths():
     net = module(LAYERS["slstm"])
     x = torch.randn(T, B, D, requires_grad=True)
     short = torch.compile(lambda x: net(x, lengths=torch.tensor([1, 4, 0]))[0], backend="aot_eager")
     assert torch.equal(short(x), net(x, lengths=[1, 4, 0])[0])
-    twice = torch.compile(lambda x: net(x)[0].sum(), backend="eager")
-    dx = torch.autograd.grad(twice(x), x, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="xlstm::backward: gradients of gradients"):
-        dx.sum().backward()
 
 
 @pytest.mark.parametrize("layer", [LAYERS["lstm"], Embedding(7, 3)])

@@ -38,6 +38,8 @@ class Bridge:
     leaves : tuple of Leaf
         The arrays of a state, in the order of their sequence; it is empty where the layer has no
         state.
+    inputs : int
+        How many arrays x, the parameters and the initial state are.
 
     Raises
     ------
@@ -53,6 +55,7 @@ class Bridge:
         self.has_state = isinstance(layer, SequenceLayer)
         self._states: State = layer.states if self.has_state else ()
         self.leaves: tuple[Leaf, ...] = tuple(leaves(self._states, Leaf))
+        self.inputs = 1 + len(self.names) + len(self.leaves)
 
     def params(self, arrays: Sequence[Array]) -> Params:
         """Return parameters by name."""
@@ -145,6 +148,7 @@ class Bridge:
         saved: Any,
         dy: Array | None,
         dstate: Sequence[Array | None] = (),
+        **options: Any,
     ) -> tuple[list[Array], Array | None, list[Array]]:
         """Run backward.
 
@@ -158,6 +162,8 @@ class Bridge:
             The gradient of y. Only a layer with a state takes None, which means zero.
         dstate : sequence of arrays and None
             Gradients of the final state; None, or no array at all, means zero.
+        **options
+            `per_sequence`, as of the layer's `backward`, where it has a state.
 
         Returns
         -------
@@ -178,5 +184,5 @@ class Bridge:
             grads, dx = self.layer.backward(named, saved, dy)
             return [grads[name] for name in self.names], dx, []
         end = None if all(d is None for d in dstate) else self.state(dstate)
-        grads, dx, start = self.layer.backward(named, saved, dy, end)
+        grads, dx, start = self.layer.backward(named, saved, dy, end, **options)
         return [grads[name] for name in self.names], dx, list(leaves(start))

@@ -50,6 +50,11 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
     without a state returns y alone. Gradients reach x, the parameters and the initial state. Masks
     of dropout are drawn in training mode, from PyTorch's random numbers.
 
+    Gradients can be differentiated again, as often as needed: with `create_graph`, in forward-mode
+    AD, and by `grad`, `jvp`, `vmap`, `jacrev`, `jacfwd` and `hessian` of `torch.func`. `vmap` of
+    gradients with respect to parameters without `requires_grad`, as `functional_call` takes them,
+    runs one backward pass for all sequences; otherwise `vmap` runs one after another.
+
     Tensors on a CPU are read as NumPy arrays and those on a CUDA device as CuPy arrays, on
     PyTorch's current stream, without a copy. Within `torch.autocast` x and the state are cast to
     the dtype of the parameters. `torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx`
@@ -75,9 +80,10 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
     TypeError, ValueError
         It is no layer or model, `params` are not its parameters, or a parameter has the name of an
         attribute of `torch.nn.Module`, such as "forward". A call raises TypeError where parameters
-        are float16 or bfloat16 on a CPU, and what `forward` of the layer raises. A second
-        derivative, forward-mode AD, and `vmap`, `grad` and `jvp` of `torch.func` are a
-        RuntimeError.
+        are float16 or bfloat16 on a CPU, and what `forward` of the layer raises. It raises
+        RuntimeError in forward-mode AD within forward-mode AD; and what `torch.compile`,
+        `torch.export` and the like have made raises it for a second derivative, and for
+        dual tensors.
 
     Examples
     --------

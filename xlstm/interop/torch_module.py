@@ -1,8 +1,9 @@
 """A layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
 
-In eager mode they are one function of PyTorch's autograd. All that traces, such as `torch.compile`,
-`torch.export`, `torch.jit.trace` and `make_fx`, sees the operators `xlstm::forward` and
-`xlstm::backward`.
+In eager mode they are one function of PyTorch's autograd, `LayerFunction`. Derivatives of
+derivatives, forward-mode AD and transforms of `torch.func` run another, `Derivative`. All that
+traces, such as `torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx`, sees the operators
+`xlstm::forward` and `xlstm::backward`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 
 from xlstm.arrays import checks, foreign
 from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.tangents import jvp
 from xlstm.arrays.tensor_views import to_tensor, views_of_tensors
 from xlstm.interop.bridge import Bridge
 from xlstm.models import model_files
 
 Tensor = Any  # of PyTorch
+Tensors = Sequence[Any]  # and None in the place of some
+Dims = Sequence[int | None]  # the axis of each tensor that `vmap` runs along
 LARGEST_SEED = 2**63 - 1
 # what forward passes have saved, and layers of classes that files do not know, each by its number
 _saved_passes: weakref.WeakValueDictionary[int, SavedHandle] = weakref.WeakValueDictionary()
@@ -35,6 +41,7 @@ _numbers = itertools.count(1)
 PLAIN = {torch.Tensor, torch.nn.Parameter}
 OF_A_CPU = torch.float32, torch.float64  # dtypes of parameters there
 KEYS = torch._C.DispatchKey
+TRANSFORMS = torch._C._functorch.TransformType
 # One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of
 # torch.func.
 TRACERS = functools.reduce(
@@ -86,8 +93,8 @@ def _saved(where: str, handle: Tensor) -> Any:
 def _forward(
     bridge: Bridge,
     x: Tensor,
-    params: Sequence[Tensor],
-    state: Sequence[Tensor],
+    params: Tensors,
+    state: Tensors,
     lengths: Any,
     seed: Any,
     keep: bool,
@@ -97,11 +104,7 @@ def _forward(
         raise TypeError(
             f"{bridge.name}: lengths is on meta, expected whole numbers on the device of x or a CPU"
         )
-    options = {
-        "lengths": lengths,
-        "seed": None if seed is None else int(seed),
-        "train": seed is not None,
-    }
+    options = _options(lengths, seed)
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
         x = take(x)
@@ -112,18 +115,28 @@ def _forward(
     return tensors, (_addresses(params), options, arrays, saved) if keep else None
 
 
+def _options(lengths: Any, seed: Any) -> dict[str, Any]:
+    """Return the options of a layer's forward."""
+    return {
+        "lengths": lengths,
+        "seed": None if seed is None else int(seed),
+        "train": seed is not None,
+    }
+
+
 def _backward(
-    bridge: Bridge,
-    handle: Tensor,
-    x: Tensor,
-    params: Sequence[Tensor],
-    state: Sequence[Tensor],
-    douts: Any,
-) -> tuple[list[Tensor], Tensor | None]:
+    bridge: Bridge, handle: Tensor, x: Tensor, params: Tensors, state: Tensors, douts: Tensors
+) -> tuple[Tensors, Tensor | None]:
     """Return gradients of the parameters and of an initial state that was given, and that of x."""
     take, give, context = views_of_tensors(bridge.name, x)
+    addresses, options, arrays, saved = _saved(bridge.name, handle)
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        inputs = x, *params
+        dx, *grads = _differentiable(
+            bridge, options["lengths"], options["seed"], inputs, state, douts
+        )
+        return grads[: len(params) + len(state)], dx
     with context:
-        addresses, options, arrays, saved = _saved(bridge.name, handle)
         # what was kept has views of memory that FSDP2 has freed since
         if addresses != _addresses(params):
             arrays = _arrays(params, take)
@@ -135,7 +148,7 @@ def _backward(
         return [give(d) for d in grads], None if dx is None else give(dx)
 
 
-def _arrays(params: Sequence[Tensor], take: Callable[[Tensor], Array]) -> list[Array]:
+def _arrays(params: Tensors, take: Callable[[Tensor], Array]) -> list[Array]:
     """Return views of parameters that let PyTorch free their memory between the passes, as FSDP2
     does.
     """
@@ -144,7 +157,7 @@ def _arrays(params: Sequence[Tensor], take: Callable[[Tensor], Array]) -> list[A
     ]
 
 
-def _addresses(params: Sequence[Tensor]) -> list[int]:
+def _addresses(params: Tensors) -> list[int]:
     return [p.data_ptr() for p in params]
 
 
@@ -163,30 +176,220 @@ def _is_traced(tensors: Iterable[Tensor]) -> bool:
 def _is_transformed() -> bool:
     """Tell whether vmap, grad or jvp of torch.func is on."""
     transform = torch._C._functorch.peek_interpreter_stack()
-    return (
-        transform is not None and transform.key() != torch._C._functorch.TransformType.Functionalize
+    return transform is not None and transform.key() != TRANSFORMS.Functionalize
+
+
+def _is_differentiated(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether a transform of torch.func is on, or one of these is a dual tensor."""
+    return _is_transformed() or (
+        forward_ad._current_level >= 0
+        and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)
     )
-
-
-def _refuse_transforms(where: str, tensors: Iterable[Tensor]) -> None:
-    """Raise RuntimeError inside a transform that our passes do not have; a tangent would be lost
-    without a word.
-    """
-    has_tangents = forward_ad._current_level >= 0
-    if _is_transformed() or (
-        has_tangents and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)
-    ):
-        raise RuntimeError(
-            f"{where}: forward-mode AD (dual tensors) and vmap, grad and jvp of torch.func are not"
-            " possible, as backward is written by hand; expected plain tensors, and their backward"
-        )
 
 
 def _refuse(where: str) -> None:
     raise RuntimeError(
-        f"{where}: gradients of gradients are not possible, as backward is written by hand; "
-        "expected a backward pass without create_graph"
+        f"{where}: forward-mode AD, transforms of torch.func and derivatives of derivatives are not"
+        " possible in what PyTorch traces or compiles, expected the module in eager mode"
     )
+
+
+class Derivative(torch.autograd.Function):  # type: ignore[misc]
+    """The gradient of S, or derivatives of it in directions, which are tensors too.
+
+    S is the sum of the products of y and the final state with their cotangents: backward is its
+    gradient by x, the parameters and the initial state, and forward that by the cotangents. All of
+    these are a point. Derivatives commute: the gradient of the product of a gradient with a
+    cotangent v is the derivative of the gradient in the direction v. Derivatives of every order are
+    therefore of this kind again, and dual numbers compute them from forward and backward as they
+    are. Without cotangents in the point, the results are those of forward alone.
+
+    A call takes the bridge of the layer, lengths, the seed of masks, the point, and each direction.
+    """
+
+    @staticmethod
+    def forward(
+        bridge: Bridge, lengths: Any, seed: Any, *tensors: Any, **per_sequence: bool
+    ) -> tuple[Any, ...]:
+        """Return an array for each of a point."""
+        if _is_traced([a for a in tensors if a is not None]):
+            _refuse(bridge.name)
+        options = _options(lengths, seed)
+        take, give, context = views_of_tensors(bridge.name, tensors[0])
+        names = len(bridge.names)
+
+        def gradient(x: Array, *rest: Any) -> list[Any]:
+            params = rest[:names]
+            state = rest[names : bridge.inputs - 1]
+            dy, *dend = douts = rest[bridge.inputs - 1 :]
+            keep = any(d is not None for d in douts)
+            outputs, saved = bridge.forward(params, x, state, keep=keep, **options)
+            if not keep:
+                return [*[None] * bridge.inputs, *outputs]
+            grads, dx, start = bridge.backward(params, saved, dy, dend, **per_sequence)
+            return [dx, *grads, *start, *outputs]
+
+        with context:
+            arrays = [None if a is None else take(a) for a in tensors]
+            point, *directions = _points(bridge, arrays)
+            results = functools.reduce(_along, directions, gradient)(*point)
+            # a result may share memory with a direction
+            return tuple([None if a is None else give(a).clone() for a in results])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Tensors, output: Any) -> None:
+        """Keep all tensors."""
+        ctx.bridge, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        """Return gradients of the point and of the directions."""
+        if all(d is None for d in cotangents):
+            return (None,) * len(ctx.needs_input_grad)
+        inputs = ctx.bridge.inputs
+        points = _points(ctx.bridge, ctx.saved_tensors[2:])
+        point, *directions = points
+        if _is_forward(ctx.bridge, point):
+            point = [*point[:inputs], *cotangents[inputs:]]
+        else:
+            directions.append(cotangents)
+        grads = [None] * 3
+        for k, own in enumerate(points):
+            parts = _derivative(ctx, point, directions, without=k)
+            grads += [None if a is None else d for a, d in zip(own, parts, strict=True)]
+        return tuple(grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Return tangents of the results."""
+        levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+        if levels.count(TRANSFORMS.Jvp) > 1:
+            raise RuntimeError(
+                f"{ctx.bridge.name}: forward-mode AD within forward-mode AD is not possible, as"
+                " PyTorch loses such tangents of a custom function; expected reverse mode in one of"
+                " them, as by torch.func.grad or jacrev"
+            )
+        point, *directions = _points(ctx.bridge, ctx.saved_tensors[2:])
+        with forward_ad._set_fwd_grad_enabled(False):  # these are dual tensors
+            terms = [
+                _derivative(ctx, point, [*directions, change], without=k)
+                for k, change in enumerate(_points(ctx.bridge, tangents[3:]))
+            ]
+            return tuple([None if d[0] is None else sum(d) for d in zip(*terms, strict=True)])
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, bridge: Bridge, *tensors: Any) -> Any:
+        """Run on one tensor of each batch after another; but on all at once where they are more
+        sequences for the same parameters.
+        """
+        _, *dims = dims
+        count = info.batch_size
+        if _are_sequences(bridge, dims, tensors):
+            return _at_once(bridge, count, dims, tensors)
+        calls = []
+        for k in range(count):
+            pairs = zip(tensors, dims, strict=True)
+            own = [a if dim is None else a.select(dim, k) for a, dim in pairs]
+            calls.append(Derivative.apply(bridge, *own))
+        results = [None if a[0] is None else torch.stack(a) for a in zip(*calls, strict=True)]
+        return tuple(results), 0
+
+
+def _points(bridge: Bridge, tensors: Tensors) -> list[Tensors]:
+    """Return the point, and each direction."""
+    size = bridge.inputs + 1 + len(bridge.leaves)
+    return [tensors[k : k + size] for k in range(0, len(tensors), size)]
+
+
+def _along(function: Callable[..., Any], direction: Tensors) -> Callable[..., Any]:
+    return lambda *point: jvp(function, point, direction)[1]
+
+
+def _derivative(ctx: Any, point: Tensors, directions: Sequence[Tensors], without: int) -> Any:
+    """Return a derivative in all directions but one; numbers of directions begin at 1.
+
+    Zeros take the place of None, since forward and backward both have to run on dual numbers; those
+    of parameters, which would take time, only beside tokens.
+    """
+    weights = range(1, 1 + len(ctx.bridge.names)) if point[0].is_floating_point() else ()
+    others = [
+        torch.zeros_like(a)
+        if d is None and a is not None and a.is_floating_point() and number not in weights
+        else d
+        for k, direction in enumerate(directions, 1)
+        for number, (a, d) in enumerate(zip(point, direction, strict=True))
+        if k != without
+    ]
+    return Derivative.apply(ctx.bridge, *ctx.saved_tensors[:2], *point, *others)
+
+
+def _are_sequences(bridge: Bridge, dims: Dims, tensors: Tensors) -> bool:
+    """Tell whether batches of `vmap` are sequences for the same parameters, of forward, or of
+    backward that nobody differentiates.
+    """
+    _, _, x, *others = dims
+    point, *directions = _points(bridge, tensors[2:])
+    own = [a for a in tensors if a is not None]
+    return (
+        bridge.has_state
+        and tensors[1] is None  # masks would differ
+        and x is not None
+        and not directions
+        and all(d is None for d in others[: len(bridge.names)])
+        and (
+            _is_forward(bridge, point)
+            or not (_is_differentiated(own) or any(a.requires_grad for a in own))
+        )
+    )
+
+
+def _is_forward(bridge: Bridge, point: Tensors) -> bool:
+    """Tell whether there are no cotangents."""
+    return all(d is None for d in point[bridge.inputs :])
+
+
+def _at_once(bridge: Bridge, count: int, dims: Dims, tensors: Tensors) -> tuple[Tensors, Dims]:
+    """Run on the sequences of all batches as one batch."""
+    states = [len(leaf.before) for leaf in bridge.leaves]
+    y = [*bridge.layer.output_dims(0, 0)].index("B")
+    x = 0 if bridge.layer.batch_first else 1
+    axes = [x, *[None for _ in bridge.names], *states, y, *states]
+    joined = []
+    for array, dim, axis in zip(tensors, dims, [0, None, *axes], strict=True):
+        if array is not None and axis is not None:
+            array = array.expand(count, *array.shape) if dim is None else array.movedim(dim, 0)
+            array = array.movedim(0, axis).flatten(axis, axis + 1)
+        joined.append(array)
+    if _is_forward(bridge, tensors[2:]):
+        results = Derivative.apply(bridge, *joined)
+    else:
+        results = Derivative.forward(bridge, *joined, per_sequence=True)
+    parts = []
+    for array, axis in zip(results, axes, strict=True):
+        if array is not None:
+            array = array.unflatten(axis or 0, (count, -1))
+            array = array.sum(1) if axis is None else array
+        parts.append(array)
+    return tuple(parts), tuple([axis or 0 for axis in axes])
+
+
+def _whole(numbers: Any) -> Tensor | None:
+    """Return whole numbers as a tensor, None where there are none."""
+    if numbers is None or torch.is_tensor(numbers):
+        return numbers
+    return torch.as_tensor(numbers, device="cpu")
+
+
+def _differentiable(
+    bridge: Bridge, lengths: Any, seed: Any, inputs: Tensors, state: Tensors, douts: Tensors = ()
+) -> Tensors:
+    """Return what a `Derivative` does, of x and the parameters, and a state that may be missing."""
+    states = state or [None for _ in bridge.leaves]
+    cotangents = douts or [None, *[None for _ in bridge.leaves]]
+    return Derivative.apply(bridge, _whole(lengths), _whole(seed), *inputs, *states, *cotangents)  # type: ignore[no-any-return]
 
 
 class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
@@ -212,8 +415,6 @@ class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
         """
         bridge = ctx.bridge
         inputs = len(ctx.needs_input_grad)
-        if torch.is_grad_enabled():
-            _refuse(bridge.name)
         handle, x, *tensors = ctx.saved_tensors
         if all(d is None for d in douts):
             return (None,) * inputs
@@ -271,7 +472,8 @@ def forward_op(
 ) -> list[Tensor]:
     """Return y, the final state and the handle of what was kept."""
     bridge = _bridge(spec)
-    _refuse_transforms(bridge.name, (x, *params, *state))
+    if _is_differentiated((x, *params, *state)):
+        _refuse(bridge.name)
     outputs, saved = _forward(bridge, x, params, state, *options)
     return [*(a.contiguous() for a in outputs), _handle(saved)]
 
@@ -324,6 +526,20 @@ def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
     return None, grads[:params], dx, grads[params:inputs], None, None, None
 
 
+@torch.library.impl("xlstm::forward", "FuncTorchDynamicLayerFrontMode")  # type: ignore[untyped-decorator]
+def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any) -> list[Tensor]:
+    """Run inside a transform of torch.func, in which an operator would lose tangents."""
+    if not _is_transformed():
+        api = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())
+        with api.redispatch_to_next():
+            results = forward_op(*api.unwrap_tensors((spec, params, x, *rest)))
+        return [*api.wrap_tensors(results)]
+    state, lengths, seed, _ = rest
+    bridge = _bridge(spec)
+    results = _differentiable(bridge, lengths, seed, (x, *params), state)
+    return [*results[bridge.inputs :], _handle(None)]
+
+
 forward_op.register_autograd(_differentiate, setup_context=_remember)
 backward_op.register_autograd(lambda ctx, *_: _refuse("xlstm::backward"))
 
@@ -338,23 +554,25 @@ def run(
     bridge: Bridge,
     spec: str,
     x: Tensor,
-    params: Sequence[Tensor],
-    state: Sequence[Tensor] = (),
+    params: Tensors,
+    state: Tensors = (),
     lengths: Any = None,
     seed: Tensor | None = None,
-) -> Sequence[Tensor]:
+) -> Tensors:
     """Return y and the final state, to which autograd adds our backward pass; a seed draws the
     masks of training.
     """
     tensors = (x, *params, *state)
-    _refuse_transforms(bridge.name, tensors)
+    if _is_differentiated(tensors):
+        if torch.compiler.is_compiling():
+            _refuse(bridge.name)
+        results = _differentiable(bridge, lengths, seed, (x, *params), state)
+        return results[bridge.inputs :]
     # torch.jit.trace compares its trace with a second one, which it makes without gradients.
     keep = torch.is_grad_enabled() or torch.jit.is_tracing()
     keep = keep and any(a.requires_grad for a in tensors)
     if _is_traced(tensors):
-        if lengths is not None and not torch.is_tensor(lengths):
-            lengths = torch.as_tensor(lengths, device="cpu")
-        return forward_op(spec, params, x, state, lengths, seed, keep)[:-1]  # type: ignore[no-any-return]
+        return forward_op(spec, params, x, state, _whole(lengths), seed, keep)[:-1]  # type: ignore[no-any-return]
     if keep:
         return LayerFunction.apply(bridge, lengths, seed, x, *params, *state)  # type: ignore[no-any-return]
     return _forward(bridge, x, params, state, lengths, seed, keep)[0]
