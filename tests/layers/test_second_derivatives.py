@@ -95,6 +95,24 @@ def test_products_are_differences_of_gradients(layer, rng):
     assert min(errors) < 1e-8
 
 
+@pytest.mark.parametrize("layer", **numbered(EVERY))
+def test_arguments_without_tangents_are_constants(layer, rng):
+    pair = Pair(layer, make_backend("numpy"), rng)
+    v = pair.direction(pair.differentiable)
+    alone = [
+        [d if k == own else None for k, d in enumerate(v)] for own in range(3) if v[own] is not None
+    ]
+    parts = [flat(xlstm.jvp(pair.gradients, pair.arguments, d)[1]) for d in alone]
+    whole = flat(xlstm.jvp(pair.gradients, pair.arguments, v)[1])
+    close(sum(parts), whole, 1e-12, whole)
+    saved = pair.forward(*pair.arguments)[1]  # without tangents: backward is linear in dy
+    cotangents = pair.w if pair.w[1] else pair.w[:1]
+    gradients, along = xlstm.jvp(
+        lambda *d: layer.backward(pair.arguments[0], saved, *d), cotangents, cotangents
+    )
+    close(flat(along), flat(gradients), 1e-14, flat(gradients))
+
+
 @pytest.mark.parametrize("k", [1, 5, 6, 8])
 def test_third_derivatives_do_not_depend_on_the_order_of_directions(k, rng):
     pair = Pair(EVERY[k], make_backend("numpy"), rng)

@@ -218,7 +218,7 @@ class DualNamespace:
     def __init__(self, base: Namespace) -> None:
         self.base = base
         self.root = root_of(base)
-        self.depth: int = base.depth + 1 if isinstance(base, DualNamespace) else 1
+        self.depth = depth_of(base) + 1
         self.__name__ = f"dual numbers of {base.__name__}"
 
     def owns(self, array: Any) -> bool:
@@ -355,6 +355,16 @@ def on_pairs(function: Callable[..., Any], are_dual: tuple[bool, ...]) -> Any:
 def root_of(xp: Namespace) -> Namespace:
     """Return the library below all dual numbers of a namespace, which may have none."""
     return xp.root if isinstance(xp, DualNamespace) else xp
+
+
+def depth_of(xp: Namespace) -> int:
+    """Return how many functions are differentiated, 0 where there are no dual numbers."""
+    return xp.depth if isinstance(xp, DualNamespace) else 0
+
+
+def deepest(*namespaces: Namespace) -> Namespace:
+    """Return the namespace of what is computed from arrays of several; by default the first."""
+    return max(namespaces, key=depth_of)
 
 
 @functools.lru_cache(maxsize=64)

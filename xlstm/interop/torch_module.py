@@ -309,20 +309,8 @@ def _along(function: Callable[..., Any], direction: Tensors) -> Callable[..., An
 
 
 def _derivative(ctx: Any, point: Tensors, directions: Sequence[Tensors], without: int) -> Any:
-    """Return a derivative in all directions but one; numbers of directions begin at 1.
-
-    Zeros take the place of None, since forward and backward both have to run on dual numbers; those
-    of parameters, which would take time, only beside tokens.
-    """
-    weights = range(1, 1 + len(ctx.bridge.names)) if point[0].is_floating_point() else ()
-    others = [
-        torch.zeros_like(a)
-        if d is None and a is not None and a.is_floating_point() and number not in weights
-        else d
-        for k, direction in enumerate(directions, 1)
-        for number, (a, d) in enumerate(zip(point, direction, strict=True))
-        if k != without
-    ]
+    """Return a derivative in all directions but one; numbers of directions begin at 1."""
+    others = [d for k, direction in enumerate(directions, 1) if k != without for d in direction]
     return Derivative.apply(ctx.bridge, *ctx.saved_tensors[:2], *point, *others)
 
 

@@ -220,7 +220,7 @@ class Embedding(Module):
         xp = self.namespace(params, {})
         check_library("Embedding", "x", xp, x)
         y, kept = self.apply(xp, params, tokens_of("Embedding", "x", xp, x, self.vocab_size))
-        return y, Saved(self, tuple(y.shape), kept, home=device_of(y))
+        return y, Saved(self, tuple(y.shape), kept, home=device_of(y), xp=xp)
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         """Return a row (..., D) for each of tokens x (...)."""

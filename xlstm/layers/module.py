@@ -18,6 +18,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.cached import cached_property
+from xlstm.arrays.dual import deepest
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, DType, Namespace, Params, device_of, namespace, reshape
 from xlstm.arrays.random import Seed, bernoulli, generator
@@ -217,7 +218,7 @@ class Module:
                 f"{type(self).__name__}: x has shape {tuple(x.shape)}, expected {expected}"
             )
         y, saved = self.apply(xp, params, x)
-        return y, Saved(self, tuple(y.shape), saved, home=device_of(y))
+        return y, Saved(self, tuple(y.shape), saved, home=device_of(y), xp=xp)
 
     def backward(self, params: Params, saved: Any, dy: Array) -> tuple[Any, ...]:
         """Return gradients of the parameters, and that of x, from dy, the gradient of the loss by
@@ -233,7 +234,7 @@ class Module:
         if (views := self._views(params, dy)) is not None:
             return views.run(self.backward, params, saved, dy)  # type: ignore[no-any-return]
         params, dy = from_foreign(type(self).__name__, (params, dy))
-        xp = self.namespace(params, {"dy": dy})
+        xp = deepest(self.namespace(params, {"dy": dy}), saved.xp)
         checks.beside(type(self).__name__, saved.home, params)
         shape = tuple(dy.shape)
         if shape != saved.shape:
@@ -412,12 +413,13 @@ class Saved:
     kept: Any
     span: Any = None
     home: Any = None  # the device of the arrays, None where it is not known
+    xp: Any = None  # the namespace of the arrays of a module without time
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle it without its device: arrays of CuPy are unpickled to the one that is
-        current then.
+        """Copy and pickle it without its device and library: arrays of CuPy are unpickled to the
+        device that is current then.
         """
-        return {**vars(self), "home": None}
+        return {**vars(self), "home": None, "xp": None}
 
     def names(self) -> list[str]:
         """Return the names of the parts that `saved[...]` takes."""
