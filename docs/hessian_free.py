@@ -27,10 +27,8 @@ def defined_on_the_page():
     text = (HERE / "second_derivatives.md").read_text(encoding="utf-8")
     program, _, _ = text.partition('\nfor method in ("Hessian-free"')
     names = {}
-    exec(
-        "\n".join(re.findall(r"^```python\n(.*?)^(?:```$|\Z)", f"{program}\n```", re.S | re.M)),
-        names,
-    )
+    blocks = re.findall(r"^```python\n(.*?)^```$", f"{program}\n```", re.DOTALL | re.MULTILINE)
+    exec("\n".join(blocks), names)
     return names
 
 
