@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -30,6 +31,7 @@ class Case:
     bidirectional: bool = False
     ragged: bool = False  # sequences of T/4 to T steps
     train: bool = True  # forward and backward, else a forward pass that keeps nothing
+    second: bool = False  # a product with the Hessian by the parameters, else the gradient
 
     def __str__(self) -> str:
         return f"{self.T},{self.B},{self.D},{self.H} {self.dtype}"
@@ -65,12 +67,12 @@ def ours(case: Case) -> Callable[[], None]:
     x, dy = case.arrays()
     lengths = case.lengths
 
-    def run() -> None:
+    def run(params: Any = params) -> Any:
         _, _, saved = layer.forward(params, x, lengths=lengths, train=case.train)
         if case.train:
-            layer.backward(params, saved, dy)
+            return None, layer.backward(params, saved, dy)[0]
 
-    return run
+    return (lambda: xlstm.hvp(run, params, params)) if case.second else run
 
 
 def backward(case: Case, alone: bool = False, **options: bool) -> Callable[[], None]:
@@ -91,9 +93,4 @@ def backward(case: Case, alone: bool = False, **options: bool) -> Callable[[], N
 
 def without_compiling(call: Callable[[], None]) -> Callable[[], None]:
     """The same with NumPy alone."""
-
-    def run() -> None:
-        with mock.patch.dict(os.environ, {jit.VARIABLE: "0"}):
-            call()
-
-    return run
+    return mock.patch.dict(os.environ, {jit.VARIABLE: "0"})(call)

@@ -1,6 +1,6 @@
 """How good forecasts of series are that nobody tuned to, beside those of other methods.
 
-    python -m bench.forecasts [--neural] [--final] [--only NAME ...] [--json FILE]
+    python -m bench.forecasts [--neural] [--final] [--json FILE]
 
 `xlstm.estimators.compare` fits each method, with its defaults, to the first 80 % of a series, and
 forecasts from up to 30 later origins. The goals for `Forecaster`: over all series the geometric
@@ -45,7 +45,6 @@ NEURAL = "N-HITS"  # the peer that --neural adds
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of series")
     parser.add_argument(
         "--final",
         action="store_true",
@@ -63,12 +62,8 @@ def main() -> None:
     file = f"forecasts-{'final-' if options.final else ''}{name_of_machine()}.json"
     path = options.json or Path("bench/results") / file
     series = load(final=options.final)
-    names = {item.name for item in series}
-    only = {*(options.only or names)}
-    if not only <= names:
-        parser.error(f"no series {sorted(only - names)}; there are {sorted(names)}")
     methods = [OURS, *PEERS, *[NEURAL] * options.neural]
-    lines = [measure(item, methods) for item in track(series, "series") if item.name in only]
+    lines = [measure(item, methods) for item in track(series, "series")]
     scores = pd.json_normalize(lines).set_index("series")
     rmse = scores.reindex(columns=[f"scores.{method}.rmse" for method in methods])
     rmse.columns = methods

@@ -38,7 +38,8 @@ def torch_call(case: Case) -> Call:
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.layer]
     layer = kind(case.D, case.H, dtype=dtype, **case.options)
     x, dy = (torch.tensor(a, dtype=dtype) for a in case.arrays())
-    x.requires_grad_(case.train)
+    x.requires_grad_(case.train and not case.second)
+    weights = list(layer.parameters())
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
     rnn = torch.nn.utils.rnn
 
@@ -49,7 +50,10 @@ def torch_call(case: Case) -> Call:
         return rnn.pad_packed_sequence(packed, total_length=case.T)[0]
 
     def run() -> None:
-        if case.train:
+        if case.second:
+            gradients = torch.autograd.grad(forward(), weights, dy, create_graph=True)
+            torch.autograd.grad(gradients, weights, weights)
+        elif case.train:
             layer.zero_grad()
             x.grad = None
             forward().backward(dy)

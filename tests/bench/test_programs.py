@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bench import tasks
+from bench.cases import Case
 from bench.tasks_data import TASKS
 from tests.conftest import ROOT
 from xlstm.cli.timing import interleave
@@ -47,6 +48,7 @@ def sizes(monkeypatch, name, **values):
         ("step", {}),
         ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
         ("memory", {"SIZES": [], "LARGE": (3, 2, 4, 5)}),
+        ("second_derivatives", {"CASES": [Case("gru", 3, 2, 4, 5), Case("xlstm", 3, 2, 4, 4)]}),
     ],
 )
 def test_times_and_memory(run, monkeypatch, name, small):
