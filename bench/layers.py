@@ -1,6 +1,6 @@
 """Layers beside other libraries: forward + backward, sequences of different lengths, and inference.
 
-    python -m bench.layers [CASE ...] [--dtype float32] [--json FILE]
+    python -m bench.layers [CASE ...] [--json FILE]
 
 CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both directions), forward
 and backward; lengths, the same of an LSTM over sequences of T/4 to T steps, which PyTorch packs and
@@ -23,7 +23,6 @@ CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference", "sequences")
 
 def main() -> None:
     parser = run.parser(__doc__)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument(
         "cases", nargs="*", metavar="CASE", choices=[*CASES, []], help="all by default"
     )
@@ -52,7 +51,7 @@ def main() -> None:
             shapes = [size for size in SIZES if size.B > 1]
         run.start(title)
         for shape in shapes:
-            case = Case(layer, *shape, options.dtype, **settings)
+            case = Case(layer, *shape, **settings)
             theirs = {other: functools.partial(peers.PEERS[other], case) for other in others}
             ours = cases.ours(case)
             if name == "sequences":
@@ -61,8 +60,7 @@ def main() -> None:
                     "plain": functools.partial(cases.backward, case),
                     "B passes": functools.partial(cases.backward, case, alone=True),
                 }
-            about = {"case": asdict(case), "precision": case.dtype}
-            run.beside(title, str(case), ours, theirs, options, **about)
+            run.beside(title, str(case), ours, theirs, options, case=asdict(case))
 
 
 if __name__ == "__main__":
