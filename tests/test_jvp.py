@@ -2,6 +2,8 @@
 tests/layers/test_second_derivatives.py.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
@@ -18,9 +20,10 @@ CALLS = {
     **{name: lambda xp, f, x: f(x, xp.sin(x) + 1) for name in ("add", "subtract", "multiply")},
     **{name: lambda xp, f, x: f(1.5 + x, xp.exp(x)) for name in ("divide", "pow")},
     **{name: lambda xp, f, x: f(x, 1 / x) for name in ("maximum", "minimum")},
+    **{name: lambda xp, f, x: f(x, axis=0) for name in ("max", "min")},
+    "clip": lambda xp, f, x: f(x, 0.5, 1.2) * x**0,
     "where": lambda xp, f, x: f(x > 0.8, x * x, -x),
     "matmul": lambda xp, f, x: f(x, x.T * x.T),
-    "max": lambda xp, f, x: f(x, axis=0),
     "broadcast_to": lambda xp, f, x: f(x, (4, 2, 3)),
     "concat": lambda xp, f, x: f([x, A, x * x], axis=1),
     "stack": lambda xp, f, x: f([x, A, x * x], axis=1),
@@ -38,7 +41,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", [*dual.JOINT, *dual.PARTIAL, *dual.LINEAR, "max"])
+@pytest.mark.parametrize("name", [*dual.JOINT, *dual.PARTIAL, *dual.LINEAR, "max", "min", "clip"])
 def test_every_rule_is_the_difference(name):
     call = CALLS.get(name, lambda xp, f, x: f(x))
 
@@ -68,6 +71,35 @@ def test_third_derivatives_and_functions_of_numpy():
     np.testing.assert_allclose(second, expected, rtol=1e-14)
     power = xlstm.jvp(lambda x: xlstm.jvp(slope, (x,), (DA,))[1], (A,), (DA,))[1]
     np.testing.assert_allclose(power, np.sum((-np.cos(A) * A - 2 * np.sin(A)) * DA**3), rtol=1e-14)
+
+
+class Pair(NamedTuple):
+    h: np.ndarray
+    c: np.ndarray
+
+
+def test_nestings_keep_their_order_and_arguments_their_values():
+    def f(pair, options):
+        pair.h[...] += 1  # of a copy
+        return {**options, "z": pair.h * pair.c}
+
+    arguments = Pair(A.copy(), A), {"b": A, "a": A}
+    _, dout = xlstm.jvp(f, arguments, (Pair(arguments[0].h, DA), arguments[1]))
+    assert list(dout) == ["b", "a", "z"]
+    np.testing.assert_allclose(dout["z"], A * A + (A + 1) * DA, rtol=1e-14)
+    np.testing.assert_array_equal(arguments[0].h, A)
+
+
+@pytest.mark.parametrize("f", [np.multiply, lambda x, y: np.concatenate([x, y]) * 2, np.maximum])
+def test_functions_of_numpy_of_an_outer_and_an_inner_number(f):
+    def both(x):
+        return xlstm.jvp(lambda y: f(x, y), (x * 1,), (DA,))[1]
+
+    _, dout = xlstm.jvp(both, (A,), (DA,))
+    step = 1e-6
+    np.testing.assert_allclose(
+        dout, (both(A + step * DA) - both(A - step * DA)) / (2 * step), atol=1e-9
+    )
 
 
 def test_arrays_that_are_written_to():
@@ -128,16 +160,31 @@ def test_what_does_not_depend_on_an_argument_has_a_tangent_of_zero():
     [
         (lambda: xlstm.jvp(3, (A,), (A,)), TypeError, "f is 3, expected a function"),
         (lambda: xlstm.jvp(np.sin, A, A), TypeError, "primals is .* expected a tuple"),
-        (lambda: xlstm.jvp(np.sin, (A,), ()), ValueError, r"tangents is \(\), expected .* names 0"),
-        (lambda: xlstm.jvp(np.sin, ({"a": A},), ({"b": A},)), ValueError, r"tangents\[0\].* a$"),
+        (lambda: xlstm.jvp(np.sin, (A,), A), TypeError, "tangents is .* expected a tuple"),
+        (lambda: xlstm.jvp(np.sin, (A,), ()), ValueError, "has nothing, expected .* has, 0"),
+        (lambda: xlstm.jvp(np.sin, ({"a": A},), ({"b": A},)), ValueError, r"s\[0\] has b, .* a$"),
         (lambda: xlstm.jvp(np.sin, (A,), (A.T,)), ValueError, r"tangents\[0\] has shape \(3, 2\)"),
         (lambda: xlstm.jvp(np.sin, (A,), (A.astype("float32"),)), TypeError, "float32 but"),
         (lambda: xlstm.jvp(np.sin, ([1, 2],), ([0, 1],)), TypeError, "expected an array"),
-        (lambda: xlstm.jvp(lambda x: float(x[0, 0]), (A,), (A,)), TypeError, "f returned 0.7 at 0"),
-        (lambda: xlstm.jvp(np.prod, (A,), (A,)), TypeError, "prod has no derivative here"),
+        (lambda: xlstm.jvp(lambda x: 0.7, (A,), (A,)), TypeError, "f returned 0.7 at 0"),
+        (lambda: xlstm.jvp(lambda x: float(x.sum()), (A,), (A,)), TypeError, "float()"),
         (lambda: xlstm.jvp(np.asarray, (A,), (A,)), TypeError, "array of NumPy"),
+        *(
+            (lambda f=f: xlstm.jvp(f, (A,), (A,)), TypeError, "here, ")
+            for f in (
+                np.prod,
+                np.linalg.norm,
+                np.add.reduce,
+                lambda x: np.hstack([x, x]),
+                lambda x: np.full_like(A, x[0, 0]),
+                lambda x: np.sum(x, initial=x[0, 0]),
+                lambda x: np.exp(x, out=np.empty_like(A)),
+                lambda x: np.add(x, x, where=A > 1),
+            )
+        ),
         (lambda: xlstm.hvp(np.sum, A, A), TypeError, r"expected a tuple \(value, gradients\)"),
         (lambda: xlstm.hvp(lambda x: (0, x[0]), A, A), ValueError, "expected those of params"),
+        (lambda: xlstm.hvp(np.sum, {"a": A}, {"a": A.T}), ValueError, r"hvp: v\['a'\] has shape"),
     ],
 )
 def test_errors(call, error, text):

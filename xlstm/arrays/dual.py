@@ -20,6 +20,8 @@ from xlstm.arrays.namespace import Array, Namespace, is_floating
 # How many functions are being differentiated around the code that runs now: the derivative of a
 # derivative has dual numbers whose values and tangents are dual numbers themselves.
 _depth = contextvars.ContextVar("depth", default=0)
+# Whether float() may drop a tangent.
+_floats = contextvars.ContextVar("floats", default=False)
 
 Rule = Callable[..., Array]
 # The tangent of a result y from the tangents of all arguments, that of a constant being 0.
@@ -36,7 +38,7 @@ PARTIAL: dict[str, tuple[Rule, ...]] = {
     "multiply": (lambda xp, y, t, a, b: t * b, lambda xp, y, t, a, b: a * t),
     "matmul": (lambda xp, y, t, a, b: t @ b, lambda xp, y, t, a, b: a @ t),
     "pow": (
-        lambda xp, y, t, a, b: t * (b * a ** (b - 1)),
+        lambda xp, y, t, a, b: t * (b * a ** (b - 1 + (b == 0))),  # also where a and b are 0
         lambda xp, y, t, a, b: t * (y * xp.log(a)),
     ),
     "abs": (lambda xp, y, t, x: xp.where(x < 0, -t, t),),
@@ -52,15 +54,42 @@ PARTIAL: dict[str, tuple[Rule, ...]] = {
 }
 # Functions of an array, or of a list of arrays, that go through tangents as through values.
 LINEAR = (
-    *("broadcast_to", "concat", "cumulative_sum", "expand_dims", "flip", "matrix_transpose"),
-    *("mean", "moveaxis", "negative", "permute_dims", "positive", "repeat", "reshape", "roll"),
-    *("squeeze", "stack", "sum", "take", "take_along_axis", "tile", "tril", "triu"),
+    *("broadcast_to", "concat", "copy", "cumulative_sum", "expand_dims", "flip"),
+    *("matrix_transpose", "mean", "moveaxis", "negative", "permute_dims", "positive", "ravel"),
+    *("repeat", "reshape", "roll", "squeeze", "stack", "sum", "take", "take_along_axis", "tile"),
+    *("tril", "triu"),
 )
-# Functions whose derivative is 0; so is that of all whose results are not floating-point.
-CONSTANT = ("ceil", "floor", "full_like", "ones_like", "round", "sign", "trunc")
-METHODS = ("astype", "max", "mean", "squeeze", "sum", "take")  # of an array
+# Functions whose derivative is 0, or whose results are true or false, or places.
+CONSTANT = (
+    *(
+        "all",
+        "any",
+        "argmax",
+        "argmin",
+        "argsort",
+        "ceil",
+        "equal",
+        "floor",
+        "full_like",
+        "greater",
+    ),
+    *("greater_equal", "isfinite", "isinf", "isnan", "less", "less_equal", "logical_and"),
+    *("logical_not", "logical_or", "not_equal", "ones_like", "result_type", "round", "sign"),
+    "trunc",
+)
 # Functions that make arrays to be written to.
 ROOM = ("empty", "empty_like", "zeros", "zeros_like")
+METHODS = ("astype", "clip", "copy", "max", "mean", "min", "ravel", "squeeze", "sum", "take")
+# The names that functions of NumPy have in the array API.
+ALIASES = {
+    "absolute": "abs",
+    "amax": "max",
+    "amin": "min",
+    "concatenate": "concat",
+    "cumsum": "cumulative_sum",
+    "power": "pow",
+    "transpose": "permute_dims",
+}
 # Functions that operators are, which symbols of a trace have, too.
 OPERATORS = {
     "add": operator.add,
@@ -147,6 +176,9 @@ class Dual:
     __itruediv__ = _in_place("divide")
     __hash__ = None  # type: ignore[assignment]
 
+    def __pos__(self) -> Dual:
+        return self.xp.positive(self)  # type: ignore[no-any-return]
+
     def __neg__(self) -> Dual:
         return Dual(self.xp, -self.value, -self.tangent)
 
@@ -176,10 +208,18 @@ class Dual:
         return functools.partial(getattr(self.xp, name), self)
 
     def __float__(self) -> float:
+        if not _floats.get():
+            raise TypeError(
+                "jvp: float() of a dual number has no tangent, expected the array itself"
+            )
         return float(self.value)
 
     def __bool__(self) -> bool:
         return bool(self.value)
+
+    def __repr__(self) -> str:
+        """Return the value, and that there is a tangent."""
+        return f"a dual number of {self.value!r}"
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("jvp: a dual number was made an array of NumPy, which has no tangent")
@@ -190,13 +230,37 @@ class Dual:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *arrays: Any, **options: Any) -> Any:
         """Run an operator or a function of NumPy of which one argument is a dual number."""
-        options.pop("out", None)  # an operator in place, whose target has no tangent
-        name = {"power": "pow", "absolute": "abs"}.get(ufunc.__name__, ufunc.__name__)
-        return getattr(self.xp, name)(*arrays, **options)
+        (out,) = options.pop("out", (None,))
+        # An operator in place has its first operand as `out`: the result takes the place of that.
+        if method != "__call__" or options or not (out is None or out is arrays[0]):
+            options = {"out": out, "method": method, **options}
+            raise TypeError(f"jvp: {ufunc.__name__} takes no options here, but {options}")
+        return _function_of_numpy(ufunc.__name__, arrays)(*arrays)
 
     def __array_function__(self, function: Any, _: Any, arguments: Any, options: Any) -> Any:
         """Run another function of NumPy."""
-        return getattr(self.xp, function.__name__)(*arguments, **options)
+        return _function_of_numpy(function.__name__, (arguments, options))(*arguments, **options)
+
+
+def _function_of_numpy(name: str, arguments: Any) -> Any:
+    """Return a function of the namespace of the deepest dual number."""
+    xp = deepest(*[a.xp for a in _duals_of(arguments)])
+    function = getattr(xp, ALIASES.get(name, name), None)
+    return _refuse(name) if function is None else function
+
+
+def _duals_of(tree: Any) -> list[Dual]:
+    """Return the dual numbers among arguments, also those in lists and dicts."""
+    if isinstance(tree, dict):
+        return _duals_of(list(tree.values()))
+    if isinstance(tree, tuple | list):
+        return [a for part in tree for a in _duals_of(part)]
+    return [tree] if isinstance(tree, Dual) else []
+
+
+def _refuse(name: str) -> Any:
+    names = sorted((*JOINT, *PARTIAL, *LINEAR, "astype", "clip", "max", "min"))
+    raise TypeError(f"jvp: {name} has no derivative here, expected {', '.join(names)}")
 
 
 class DualNamespace:
@@ -249,7 +313,7 @@ class DualNamespace:
         elif name in PARTIAL:
             function = functools.partial(self.by_parts, function, PARTIAL[name])
         elif name in LINEAR:
-            function = functools.partial(self._linear, function)
+            function = functools.partial(self._linear, function, name)
         elif name in ROOM:
             function = functools.partial(self._room, function)
         elif callable(function) and not isinstance(function, type):
@@ -278,12 +342,13 @@ class DualNamespace:
                     tangent += part  # nobody else has the array
         return y if tangent is None else Dual(self, y, tangent)
 
-    def _linear(self, function: Any, array: Any, *arguments: Any, **options: Any) -> Any:
-        parts = array if isinstance(array, tuple | list) else [array]
-        value = function(self.value(array), *arguments, **options)
-        if not any(map(self.owns, parts)):
+    def _linear(self, function: Any, name: str, array: Any, *others: Any, **options: Any) -> Any:
+        if self._has_duals((others, options)):
+            _refuse(f"{name} with such options")
+        value = function(self.value(array), *others, **options)
+        if not self._has_duals(array):
             return value
-        return Dual(self, value, function(self.tangent(array), *arguments, **options))
+        return Dual(self, value, function(self.tangent(array), *others, **options))
 
     def _room(self, function: Any, *arguments: Any, **options: Any) -> Any:
         arguments = tuple(map(self.value, arguments))
@@ -293,14 +358,14 @@ class DualNamespace:
         return Dual(self, value, function(*arguments, **options))
 
     def _of_values(self, function: Any, name: str, *arguments: Any, **options: Any) -> Any:
-        value = function(*map(self.value, arguments), **options)
-        if (
-            name not in (*CONSTANT, *OPERATORS)
-            and any(map(self.owns, arguments))
-            and is_floating(self.base, value.dtype)
-        ):
-            raise TypeError(f"jvp: {name} has no derivative here, unlike {', '.join(PARTIAL)}")
-        return value
+        duals = self._has_duals((arguments, options))
+        fill = name == "full_like" and self._has_duals((arguments[1:], options))
+        if duals and (name not in CONSTANT or fill):
+            _refuse(name)
+        return function(*map(self.value, arguments), **options)
+
+    def _has_duals(self, tree: Any) -> bool:
+        return any(map(self.owns, _duals_of(tree)))
 
     def asarray(self, array: Any, **options: Any) -> Any:
         """Return an array that may be written to, with a tangent where it is floating-point."""
@@ -320,15 +385,27 @@ class DualNamespace:
 
     def max(self, array: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
         """Return the largest numbers; among equal ones the tangent is the mean of theirs."""
+        return self._extreme("max", operator.ge, array, axis, keepdims)
+
+    def min(self, array: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+        """Return the smallest numbers; among equal ones the tangent is the mean of theirs."""
+        return self._extreme("min", operator.le, array, axis, keepdims)
+
+    def _extreme(self, name: str, reaches: Any, array: Any, axis: Any, keepdims: bool) -> Any:
         base = self.base
         x = self.value(array)
-        y = base.max(x, axis=axis, keepdims=keepdims)
+        of_all = getattr(base, name)
+        y = of_all(x, axis=axis, keepdims=keepdims)
         if not self.owns(array):
             return y
-        largest = base.astype(x >= base.max(x, axis=axis, keepdims=True), x.dtype)
+        hit = base.astype(reaches(x, of_all(x, axis=axis, keepdims=True)), x.dtype)
         sums = {"axis": axis, "keepdims": keepdims}
-        count = base.sum(largest, **sums)
-        return Dual(self, y, base.sum(largest * array.tangent, **sums) / count)
+        return Dual(self, y, base.sum(hit * array.tangent, **sums) / base.sum(hit, **sums))
+
+    def clip(self, array: Any, min: Any = None, max: Any = None) -> Any:
+        """Return numbers that are not below or above these bounds."""
+        array = array if min is None else self.maximum(array, min)
+        return array if max is None else self.minimum(array, max)
 
 
 @functools.cache
@@ -376,11 +453,14 @@ def dual_namespace(root: Namespace, depth: int) -> DualNamespace:
 
 
 @contextlib.contextmanager
-def deeper() -> Iterator[int]:
-    """Differentiate one more function in this context, and say how many there are then."""
+def deeper(floats: bool) -> Iterator[int]:
+    """Differentiate one more function in this context, and say how many there are then; `floats`
+    says whether float() may drop a tangent.
+    """
     depth = _depth.get() + 1
-    token = _depth.set(depth)
+    tokens = _depth.set(depth), _floats.set(floats)
     try:
         yield depth
     finally:
-        _depth.reset(token)
+        _depth.reset(tokens[0])
+        _floats.reset(tokens[1])

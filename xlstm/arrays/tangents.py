@@ -63,21 +63,11 @@ def jvp(f: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
     ((5, 2, 4), (5, 2, 4))
     """
     f = checks.function("jvp", "f", f)
-    primals = checks.instance((tuple, list), "a tuple of arguments")("jvp", "primals", primals)
-    with deeper() as depth:
-        out = f(*_duals("", primals, tangents, depth))
-
-    def tangent(path: str, array: Any) -> Array:
-        if _is_dual(array, depth):
-            return array.tangent
-        if not array_api_compat.is_array_api_obj(array):
-            raise TypeError(
-                f"jvp: f returned {checks.shown(array)} at {path}, expected arrays alone"
-            )
-        return namespace_of(array).zeros_like(array)
-
-    dout = mapped(out, tangent)
-    return mapped(out, lambda _, a: a.value if _is_dual(a, depth) else a), dout
+    arguments = checks.instance((tuple, list), "a tuple of arguments")
+    primals = arguments("jvp", "primals", primals)
+    tangents = arguments("jvp", "tangents", tangents)
+    names = "primals", "tangents"
+    return _differentiated("jvp", lambda duals: f(*duals), names, primals, tangents)
 
 
 def hvp(loss: Callable[[Any], tuple[Any, Any]], params: Any, v: Any) -> Any:
@@ -128,7 +118,7 @@ def hvp(loss: Callable[[Any], tuple[Any, Any]], params: Any, v: Any) -> Any:
             )
         return both[1]
 
-    hv = jvp(gradients, (params,), (v,))[1]
+    hv = _differentiated("hvp", gradients, ("params", "v"), params, v, floats=True)[1]
     shapes, expected = (
         {path: tuple(a.shape) for path, a in leaves_by_path(tree).items()} for tree in (hv, params)
     )
@@ -139,39 +129,83 @@ def hvp(loss: Callable[[Any], tuple[Any, Any]], params: Any, v: Any) -> Any:
     return hv
 
 
+def _differentiated(
+    where: str,
+    f: Callable[[Any], Any],
+    names: tuple[str, str],
+    primal: Any,
+    tangent: Any,
+    floats: bool = False,
+) -> tuple[Any, Any]:
+    """Return the value and the derivative of a function of one nesting; errors name both nestings.
+
+    With `floats`, float() drops a tangent instead of being an error.
+    """
+    with deeper(floats) as depth:
+        out = f(_dual(where, names, "", primal, tangent, depth))
+
+    def derivative(path: str, array: Any) -> Array:
+        if _is_dual(array, depth):
+            return array.tangent
+        if not array_api_compat.is_array_api_obj(array):
+            raise TypeError(
+                f"{where}: f returned {checks.shown(array)} at {path}, expected arrays alone"
+            )
+        return namespace_of(array).zeros_like(array)
+
+    dout = mapped(out, derivative)
+    return mapped(out, lambda _, a: a.value if _is_dual(a, depth) else a), dout
+
+
 def _is_dual(array: Any, depth: int) -> bool:
     return isinstance(array, Dual) and array.xp.depth == depth
 
 
-def _duals(path: str, primal: Any, tangent: Any, depth: int) -> Any:
-    """Return dual numbers of the arrays in two nestings; `path` is their place in both."""
+def _dual(
+    where: str, names: tuple[str, str], path: str, primal: Any, tangent: Any, depth: int
+) -> Any:
+    """Return dual numbers of the arrays in two nestings, copied, as functions may write to their
+    arguments; `path` is the place in both.
+    """
     if tangent is None:
         return primal
-    names = _names(primal)
-    if names is not None:
-        if _names(tangent) != names:
+    of_primal, of_tangent = (f"{name}{path}" for name in names)
+    keys = _keys(primal)
+    if keys is not None:
+        came = _keys(tangent)
+        if came is None or set(came) != set(keys):
+            has = f"is {checks.shown(tangent)}" if came is None else f"has {_listed(came)}"
             raise ValueError(
-                f"jvp: tangents{path} is {checks.shown(tangent)}, expected a nesting like that of"
-                f" primals{path}, with the names {checks.few(map(str, names))}"
+                f"{where}: {of_tangent} {has}, expected what {of_primal} has, {_listed(keys)}"
             )
-        parts = {k: _duals(f"{path}[{k!r}]", primal[k], tangent[k], depth) for k in names}
-        return parts if isinstance(primal, Mapping) else tuple(parts.values())
+        parts = {
+            key: _dual(where, names, f"{path}[{key!r}]", primal[key], tangent[key], depth)
+            for key in keys
+        }
+        if isinstance(primal, Mapping):
+            return parts
+        return getattr(primal, "_make", tuple)(parts.values())
     if array_api_compat.is_jax_array(primal):
         raise TypeError(
-            f"jvp: primals{path} is an array of JAX, expected one that can be written to; jax.jvp"
+            f"{where}: {of_primal} is an array of JAX, expected one that can be written to; jax.jvp"
             " differentiates layers of xlstm.interop.jax"
         )
-    xp = namespace("jvp", {f"primals{path}": primal, f"tangents{path}": tangent})
+    xp = namespace(where, {of_primal: primal, of_tangent: tangent})
     if tuple(tangent.shape) != tuple(primal.shape):
         raise ValueError(
-            f"jvp: tangents{path} has shape {tuple(tangent.shape)}, expected that of the primal,"
-            f" {tuple(primal.shape)}"
+            f"{where}: {of_tangent} has shape {tuple(tangent.shape)}, expected that of"
+            f" {of_primal}, {tuple(primal.shape)}"
         )
-    return Dual(dual_namespace(root_of(xp), depth), primal, tangent)
+    copies = (xp.asarray(a, copy=True) for a in (primal, tangent))
+    return Dual(dual_namespace(root_of(xp), depth), *copies)
 
 
-def _names(tree: Any) -> list[Any] | None:
+def _keys(tree: Any) -> list[Any] | None:
     """Return the keys of the parts of a nesting, or None for an array."""
     if isinstance(tree, Mapping):
-        return sorted(tree)
+        return list(tree)
     return list(range(len(tree))) if isinstance(tree, tuple | list) else None
+
+
+def _listed(keys: list[Any]) -> str:
+    return checks.few(map(str, keys)) or "nothing"
