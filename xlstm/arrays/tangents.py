@@ -19,17 +19,20 @@ def jvp(f: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
     """Return the value of a function and its derivative in a direction: forward-mode
     differentiation.
 
-    The derivative is exact, and takes two to four times the time of the value. The function may
-    call everything that is written against the array API: layers and models, their `forward` and
-    `backward`, losses and activations, operators, functions of an array's namespace, and those of
-    NumPy that the array API has too. The derivative of `backward` is a second derivative. Layers
-    run step by step, on the reference engine.
+    The derivative is exact. The function may call everything that is written against the array
+    API: layers and models, their `forward` and `backward`, losses and activations, operators, and
+    functions of `x.__array_namespace__()` or of NumPy; one that has no rule is refused by name. The
+    derivative of `backward` is a second derivative. Layers run step by step, on the reference
+    engine, which takes two to four times as long as without tangents. docs/second_derivatives.md
+    has examples.
 
     Parameters
     ----------
     f : callable
         `f(*primals)` returns an array, or a nesting of tuples, lists and dicts of arrays. It
-        has to return the same for the same arguments: give layers that draw masks a seed.
+        has to return the same for the same arguments: give layers that draw masks a seed. Its
+        arguments are copies, to which it may write. float() of an array in it is an error, since a
+        number has no tangent.
     primals : tuple
         The arguments: arrays of one library, or nestings of them.
     tangents : tuple
@@ -41,7 +44,7 @@ def jvp(f: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
     out : as `f` returns, with tuples in the place of lists
     dout : nested like `out`
         The derivative of `out`. At a kink, as of `relu` or `clip`, it is that of the branch that
-        was taken.
+        was taken; where several numbers are the maximum, it is the mean of theirs.
 
     Raises
     ------
@@ -78,7 +81,8 @@ def hvp(loss: Callable[[Any], tuple[Any, Any]], params: Any, v: Any) -> Any:
     Parameters
     ----------
     loss : callable
-        `loss(params)` returns the value and the gradients, which are nested like `params`.
+        `loss(params)` returns the value and the gradients, which are nested like `params`. The
+        value may be made with float(); what else is made with it counts as constant.
     params : dict of str to array
         Parameters, or another nesting of arrays.
     v : dict of str to array

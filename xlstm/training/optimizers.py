@@ -362,10 +362,13 @@ def clip_per_sequence(grads: Params, limit: float) -> Params:
     """Scale the gradients of each sequence together so that their norm is at most `limit` (Abadi et
     al. 2016, "Deep learning with differential privacy", algorithm 1).
 
+    A sequence with NaN or infinity keeps it.
+
     Parameters
     ----------
     grads : dict of str to array (B, ...)
-        Gradients of B sequences, from `backward` with `per_sequence=True`.
+        Gradients of B sequences, from `backward` with `per_sequence=True`. Those of a plain
+        `backward` may have shapes that pass for these.
     limit : float
 
     Returns
