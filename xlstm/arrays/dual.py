@@ -12,10 +12,12 @@ import contextlib
 import contextvars
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from xlstm.arrays.namespace import Array, Namespace, is_floating
+import numpy as np
+
+from xlstm.arrays.namespace import Array, Namespace, is_floating, primal
 
 # How many functions are being differentiated around the code that runs now: the derivative of a
 # derivative has dual numbers whose values and tangents are dual numbers themselves.
@@ -24,6 +26,12 @@ _depth = contextvars.ContextVar("depth", default=0)
 _floats = contextvars.ContextVar("floats", default=False)
 
 Rule = Callable[..., Array]
+
+
+def _log_or_0(xp: Namespace, a: Array) -> Array:
+    return xp.log(xp.where(a > 0, a, xp.ones_like(a)))
+
+
 # The tangent of a result y from the tangents of all arguments, that of a constant being 0.
 JOINT: dict[str, Rule] = {
     "add": lambda xp, y, s, t, a, b: s + t,
@@ -39,7 +47,7 @@ PARTIAL: dict[str, tuple[Rule, ...]] = {
     "matmul": (lambda xp, y, t, a, b: t @ b, lambda xp, y, t, a, b: a @ t),
     "pow": (
         lambda xp, y, t, a, b: t * (b * a ** (b - 1 + (b == 0))),  # also where a and b are 0
-        lambda xp, y, t, a, b: t * (y * xp.log(a)),
+        lambda xp, y, t, a, b: t * (y * _log_or_0(xp, a + xp.zeros_like(y))),
     ),
     "abs": (lambda xp, y, t, x: xp.where(x < 0, -t, t),),
     "cos": (lambda xp, y, t, x: -t * xp.sin(x),),
@@ -61,21 +69,11 @@ LINEAR = (
 )
 # Functions whose derivative is 0, or whose results are true or false, or places.
 CONSTANT = (
-    *(
-        "all",
-        "any",
-        "argmax",
-        "argmin",
-        "argsort",
-        "ceil",
-        "equal",
-        "floor",
-        "full_like",
-        "greater",
-    ),
-    *("greater_equal", "isfinite", "isinf", "isnan", "less", "less_equal", "logical_and"),
-    *("logical_not", "logical_or", "not_equal", "ones_like", "result_type", "round", "sign"),
-    "trunc",
+    *("all", "allclose", "any", "argmax", "argmin", "argsort", "array_equal", "ceil"),
+    *("count_nonzero", "equal", "floor", "full_like", "greater", "greater_equal", "isfinite"),
+    *("isinf", "isnan", "less", "less_equal", "logical_and", "logical_not", "logical_or", "ndim"),
+    *("nonzero", "not_equal", "ones_like", "result_type", "round", "searchsorted", "shape", "sign"),
+    *("size", "trunc"),
 )
 # Functions that make arrays to be written to.
 ROOM = ("empty", "empty_like", "zeros", "zeros_like")
@@ -122,8 +120,11 @@ def _in_place(name: str) -> Callable[[Dual, Any], Any]:
 
     def method(self: Dual, other: Any) -> Any:
         new = operate(self, other)
-        # not in place of a deeper number's constant, nor of a scalar of NumPy
-        if new.xp is not self.xp or not hasattr(self.value, "__setitem__"):
+        if new.xp is not self.xp:
+            raise TypeError(
+                "jvp: a number of an outer function is written to, expected a new array"
+            )
+        if not hasattr(primal(self.value), "__setitem__"):  # a scalar of NumPy
             return new
         self.value[...] = new.value
         self.tangent[...] = new.tangent
@@ -174,10 +175,16 @@ class Dual:
     __isub__ = _in_place("subtract")
     __imul__ = _in_place("multiply")
     __itruediv__ = _in_place("divide")
+    __ipow__ = _in_place("pow")
     __hash__ = None  # type: ignore[assignment]
 
     def __pos__(self) -> Dual:
         return self.xp.positive(self)  # type: ignore[no-any-return]
+
+    __copy__ = __pos__
+
+    def __deepcopy__(self, _: Any) -> Dual:
+        return +self
 
     def __neg__(self) -> Dual:
         return Dual(self.xp, -self.value, -self.tangent)
@@ -198,7 +205,7 @@ class Dual:
 
     def reshape(self, *shape: Any) -> Dual:
         """Return the array in another shape."""
-        sizes = shape if isinstance(shape[0], int) else shape[0]
+        sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
         return self.xp.reshape(self, sizes)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
@@ -208,11 +215,14 @@ class Dual:
         return functools.partial(getattr(self.xp, name), self)
 
     def __float__(self) -> float:
-        if not _floats.get():
+        if not _floats.get() or self.xp.depth < _depth.get():
             raise TypeError(
                 "jvp: float() of a dual number has no tangent, expected the array itself"
             )
         return float(self.value)
+
+    def __format__(self, form: str) -> str:
+        return format(self.value, form)
 
     def __bool__(self) -> bool:
         return bool(self.value)
@@ -230,23 +240,25 @@ class Dual:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *arrays: Any, **options: Any) -> Any:
         """Run an operator or a function of NumPy of which one argument is a dual number."""
-        (out,) = options.pop("out", (None,))
-        # An operator in place has its first operand as `out`: the result takes the place of that.
-        if method != "__call__" or options or not (out is None or out is arrays[0]):
-            options = {"out": out, "method": method, **options}
-            raise TypeError(f"jvp: {ufunc.__name__} takes no options here, but {options}")
-        return _function_of_numpy(ufunc.__name__, arrays)(*arrays)
+        if method != "__call__" or options:
+            raise TypeError(
+                f"jvp: {ufunc.__name__} is called with {method} {sorted(options)}, expected its"
+                " arguments alone; zeros_like(x) makes an array that can be written to"
+            )
+        return _function_of_numpy(ufunc, arrays)(*arrays)
 
     def __array_function__(self, function: Any, _: Any, arguments: Any, options: Any) -> Any:
         """Run another function of NumPy."""
-        return _function_of_numpy(function.__name__, (arguments, options))(*arguments, **options)
+        return _function_of_numpy(function, (arguments, options))(*arguments, **options)
 
 
-def _function_of_numpy(name: str, arguments: Any) -> Any:
-    """Return a function of the namespace of the deepest dual number."""
+def _function_of_numpy(function: Any, arguments: Any) -> Any:
+    """Return the same function of the namespace of the deepest dual number."""
+    name = function.__name__
     xp = deepest(*[a.xp for a in _duals_of(arguments)])
-    function = getattr(xp, ALIASES.get(name, name), None)
-    return _refuse(name) if function is None else function
+    # others may have the name of one of NumPy
+    known = getattr(xp, ALIASES.get(name, name), None) if getattr(np, name, 0) is function else None
+    return _refuse(name) if known is None else known
 
 
 def _duals_of(tree: Any) -> list[Dual]:
@@ -259,8 +271,9 @@ def _duals_of(tree: Any) -> list[Dual]:
 
 
 def _refuse(name: str) -> Any:
-    names = sorted((*JOINT, *PARTIAL, *LINEAR, "astype", "clip", "max", "min"))
-    raise TypeError(f"jvp: {name} has no derivative here, expected {', '.join(names)}")
+    raise TypeError(
+        f"jvp: {name} has no derivative here, docs/second_derivatives.md lists the functions"
+    )
 
 
 class DualNamespace:
@@ -299,7 +312,7 @@ class DualNamespace:
         """Return the tangent of a dual number, and that of a constant, which is 0."""
         if isinstance(array, tuple | list):
             return type(array)(map(self.tangent, array))
-        if isinstance(array, int | float):
+        if type(array) in (int, float, bool):
             return 0
         return array.tangent if self.owns(array) else self.base.zeros_like(array)
 
@@ -318,8 +331,19 @@ class DualNamespace:
             function = functools.partial(self._room, function)
         elif callable(function) and not isinstance(function, type):
             function = functools.partial(self._of_values, function, name)
-        setattr(self, name, function)
-        return function
+        if not callable(function) or isinstance(function, type):
+            setattr(self, name, function)
+            return function
+
+        def of_deepest(*arguments: Any, **options: Any) -> Any:
+            if self.depth < _depth.get():
+                xp = deepest(self, *[a.xp for a in _duals_of((arguments, options))])
+                if xp is not self:
+                    return getattr(xp, name)(*arguments, **options)
+            return function(*arguments, **options)
+
+        setattr(self, name, of_deepest)
+        return of_deepest
 
     def _jointly(self, function: Any, rule: Rule, *arguments: Any) -> Any:
         values = [a.value if type(a) is Dual and a.xp is self else a for a in arguments]
@@ -343,8 +367,8 @@ class DualNamespace:
         return y if tangent is None else Dual(self, y, tangent)
 
     def _linear(self, function: Any, name: str, array: Any, *others: Any, **options: Any) -> Any:
-        if self._has_duals((others, options)):
-            _refuse(f"{name} with such options")
+        if self._has_duals((others, options)) or not options.keys().isdisjoint(("initial", "out")):
+            _refuse(f"{name} with {sorted(options)}")
         value = function(self.value(array), *others, **options)
         if not self._has_duals(array):
             return value
@@ -369,6 +393,8 @@ class DualNamespace:
 
     def asarray(self, array: Any, **options: Any) -> Any:
         """Return an array that may be written to, with a tangent where it is floating-point."""
+        if isinstance(array, tuple | list) and self._has_duals(array):
+            _refuse("asarray of a list")
         value = self.base.asarray(self.value(array), **options)
         if not is_floating(self.base, value.dtype):
             return value
@@ -383,11 +409,11 @@ class DualNamespace:
             return value
         return Dual(self, value, self.base.astype(array.tangent, dtype, **options))
 
-    def max(self, array: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    def max(self, array: Any, axis: Any = None, keepdims: bool = False) -> Any:
         """Return the largest numbers; among equal ones the tangent is the mean of theirs."""
         return self._extreme("max", operator.ge, array, axis, keepdims)
 
-    def min(self, array: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    def min(self, array: Any, axis: Any = None, keepdims: bool = False) -> Any:
         """Return the smallest numbers; among equal ones the tangent is the mean of theirs."""
         return self._extreme("min", operator.le, array, axis, keepdims)
 
@@ -429,6 +455,16 @@ def on_pairs(function: Callable[..., Any], are_dual: tuple[bool, ...]) -> Any:
     return pairs
 
 
+def add_over(xp: Namespace, a: Array, b: Array) -> Array:
+    """Return a + b in the memory of a, which nobody else has; in new memory where b may have a
+    tangent and a has none.
+    """
+    if isinstance(xp, DualNamespace):
+        return a + b
+    a += b
+    return a
+
+
 def root_of(xp: Namespace) -> Namespace:
     """Return the library below all dual numbers of a namespace, which may have none."""
     return xp.root if isinstance(xp, DualNamespace) else xp
@@ -453,14 +489,26 @@ def dual_namespace(root: Namespace, depth: int) -> DualNamespace:
 
 
 @contextlib.contextmanager
-def deeper(floats: bool) -> Iterator[int]:
+def deeper(arguments: Any, floats: bool) -> Iterator[int]:
     """Differentiate one more function in this context, and say how many there are then; `floats`
     says whether float() may drop a tangent.
+
+    In a new thread the arguments alone know of functions around it.
     """
-    depth = _depth.get() + 1
+    depth = 1 + max([_depth.get(), *(a.xp.depth for a in _duals_of(arguments))])
     tokens = _depth.set(depth), _floats.set(floats)
     try:
         yield depth
     finally:
         _depth.reset(tokens[0])
         _floats.reset(tokens[1])
+
+
+def of_pairs(xp: DualNamespace, results: Sequence[Array]) -> list[Dual]:
+    """Return the dual numbers that `on_pairs` computes; the tangent of a constant may be one number
+    for a row.
+    """
+    return [
+        Dual(xp, a, t if t.shape == a.shape else t + xp.base.zeros_like(a))
+        for a, t in zip(results[::2], results[1::2], strict=True)
+    ]

@@ -16,7 +16,7 @@ import numpy as np
 
 from xlstm.arrays import compiled, optional_imports
 from xlstm.arrays.cuda import kernel_fallback
-from xlstm.arrays.dual import Dual, DualNamespace, on_pairs
+from xlstm.arrays.dual import DualNamespace, of_pairs, on_pairs
 from xlstm.arrays.namespace import (
     HALVES,
     Array,
@@ -162,11 +162,7 @@ def _looped_pairs(
         results = looped(xp.base, pairs, tuple(parts), 2 * sums, options)
     if results is None:
         return None
-    # The tangent of a constant is one number for a row.
-    duals = [
-        Dual(xp, a, t if t.shape == a.shape else t + xp.base.zeros_like(a))
-        for a, t in zip(results[::2], results[1::2], strict=True)
-    ]
+    duals = of_pairs(xp, results)
     return duals[0] if len(duals) == 1 else tuple(duals)
 
 

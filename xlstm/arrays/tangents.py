@@ -31,10 +31,10 @@ def jvp(f: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
     f : callable
         `f(*primals)` returns an array, or a nesting of tuples, lists and dicts of arrays. It
         has to return the same for the same arguments: give layers that draw masks a seed. Its
-        arguments are copies, to which it may write. float() of an array in it is an error, since a
-        number has no tangent.
+        arguments with a tangent are copies, to which it may write. float() of an array in it is an
+        error, since a number has no tangent.
     primals : tuple
-        The arguments: arrays of one library, or nestings of them.
+        The arguments: arrays of NumPy, CuPy or PyTorch, or nestings of them.
     tangents : tuple
         The direction, nested like `primals`, in their shapes and dtypes. None in place of any part
         of it is zero, as for tokens.
@@ -123,12 +123,11 @@ def hvp(loss: Callable[[Any], tuple[Any, Any]], params: Any, v: Any) -> Any:
         return both[1]
 
     hv = _differentiated("hvp", gradients, ("params", "v"), params, v, floats=True)[1]
-    shapes, expected = (
-        {path: tuple(a.shape) for path, a in leaves_by_path(tree).items()} for tree in (hv, params)
-    )
+    shapes, expected = (mapped(tree, lambda _, a: str(tuple(a.shape))) for tree in (hv, params))
     if shapes != expected:
+        came = leaves_by_path(shapes).items() - leaves_by_path(expected).items()
         raise ValueError(
-            f"hvp: gradients have shapes {shapes}, expected those of params, {expected}"
+            f"hvp: gradients have other names or shapes than params, such as {sorted(came)[:1]}"
         )
     return hv
 
@@ -145,7 +144,7 @@ def _differentiated(
 
     With `floats`, float() drops a tangent instead of being an error.
     """
-    with deeper(floats) as depth:
+    with deeper((primal, tangent), floats) as depth:
         out = f(_dual(where, names, "", primal, tangent, depth))
 
     def derivative(path: str, array: Any) -> Array:
@@ -153,7 +152,7 @@ def _differentiated(
             return array.tangent
         if not array_api_compat.is_array_api_obj(array):
             raise TypeError(
-                f"{where}: f returned {checks.shown(array)} at {path}, expected arrays alone"
+                f"{where}: the function returned {checks.shown(array)} at {path}, expected arrays"
             )
         return namespace_of(array).zeros_like(array)
 

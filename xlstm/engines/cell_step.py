@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays.dual import DualNamespace
+from xlstm.arrays.dual import DualNamespace, add_over
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
@@ -139,7 +139,7 @@ class Step:
         if "gx" in w:
             zx, normal = layer_norm(xp, zx, w["gx"][:, None], 0)  # (7)
         if self.b is not None:
-            zx += self.b[:, None]  # (1)
+            zx = add_over(xp, zx, self.b[:, None])  # (1)
         return zx, normal
 
     def project_bwd(self, dzx: Array, normal: tuple[Array, Array] | None) -> Array:

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from xlstm.arrays.dual import Dual, DualNamespace, on_pairs
+from xlstm.arrays.dual import DualNamespace, of_pairs, on_pairs
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.rows import summed
 from xlstm.arrays.trees import leaves_by_path, mapped
@@ -57,8 +57,7 @@ def _launched(
         sums=0,
         leading=tuple(leading),
     )
-    duals = [Dual(xp, *pair) for pair in zip(results[::2], results[1::2], strict=True)]
-    return _filled(flat.results, duals)  # type: ignore[attr-defined]
+    return _filled(flat.results, of_pairs(xp, results))  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import numpy as np
 
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
+from xlstm.arrays.dual import add_over
 from xlstm.arrays.fuse import fuse, listed, windows
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.namespace import Array, Namespace, Params, reshape, room
@@ -107,7 +108,7 @@ class CausalConv(SameWidth, SequenceLayer):
             dxs += reshape(dlast, xs.shape)
         dx = dxs[before:, ...]
         for a in add:
-            dx += a
+            dx = add_over(xp, dx, a)
         for to in out:
             to[...] = dx
         return grads, dx, (dxs[:before, ...],)
@@ -119,9 +120,9 @@ def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:
     """
     y = arrays[0] * arrays[size]
     for tap, x in zip(arrays[1:size], arrays[size + 1 : 2 * size], strict=True):
-        y += tap * x
+        y = add_over(xp, y, tap * x)
     for b in arrays[2 * size :]:
-        y += b
+        y = add_over(xp, y, b)
     return y
 
 

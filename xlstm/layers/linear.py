@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import block_diagonal, headwise
+from xlstm.arrays.dual import add_over
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.matmul import matmul
@@ -59,7 +60,7 @@ class Linear(Module):
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
         y = matmul(xp, x, p["W"].T)
         if self.bias:
-            y += p["b"]
+            y = add_over(xp, y, p["b"])
         return y, x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
@@ -136,7 +137,7 @@ class HeadwiseLinear(SameWidth, Module):
             pairs = [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)]
             y = headwise.products(xp, pairs, maps[0][1])
         if self.bias:
-            y += xp.concat([p["b"] for p, _ in maps])
+            y = add_over(xp, y, xp.concat([p["b"] for p, _ in maps]))
         return y, list(zip(heads, Ws, strict=True))
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:

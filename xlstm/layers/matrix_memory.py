@@ -12,6 +12,7 @@ import numpy as np
 
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat, stack
+from xlstm.arrays.dual import add_over
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, reshape, squares_below
@@ -272,7 +273,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
             x, beyond = _limited(xp, dropped(x, mask))
             z = matmul(xp, x, p[f"{k}.Wx"].T)
             if self.bias:
-                z += p[f"{k}.b"]
+                z = add_over(xp, z, p[f"{k}.b"])
             q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
             h, end, memory = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
             s, y = fuse(xp, gated, o, h)

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks
+from xlstm.arrays.dual import add_over
 from xlstm.arrays.namespace import Array, Namespace, Params, reshape
 from xlstm.arrays.rows import column_sums, summed
 from xlstm.arrays.sliding import computes_again
@@ -138,7 +139,7 @@ def _normed(
     n, r = scaled(xp, x, formula, -1, eps, limit)
     y = n * _gain(w, residual)  # (4)
     for b in bias:
-        y += b  # (4)
+        y = add_over(xp, y, b)  # (4)
     return n, r, y
 
 
@@ -159,7 +160,7 @@ def _normed_bwd(
     dn, dw = _scale_bwd(xp, dy, n, _gain(w, residual))
     dx = formula(xp, dn, n, r, -1)  # (3)
     for a in add:
-        dx += a
+        dx = add_over(xp, dx, a)
     return (dx, dw, dy) if bias else (dx, dw)  # (4)
 
 

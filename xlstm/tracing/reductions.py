@@ -104,7 +104,8 @@ class RowWriter:
                 self.stage[to] = self.stage[to] + 1
                 self.varies[to] = False
         if not everywhere:
-            self.single |= {line.to for line in self.stores if not self.varies[line.args[0]]}
+            varying = {line.to for line in self.stores if self.varies[line.args[0]]}
+            self.single |= {line.to for line in self.stores} - varying
 
     def body(self) -> list[str]:
         """Return the statements."""

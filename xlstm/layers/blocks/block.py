@@ -11,6 +11,7 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
+from xlstm.arrays.dual import add_over
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, room
 from xlstm.arrays.rows import summed
@@ -274,7 +275,7 @@ class ResidualFeedForward(Module):
         z = run("hidden", x)  # (1)
         a = fuse(xp, FEED_FORWARD[self.activation].fwd, z)  # (2)
         y = run("output", a)  # (3)
-        y += run("residual", x)  # (4)
+        y = add_over(xp, y, run("residual", x))  # (4)
         return y, {**run.kept, "z": z, "a": a}
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
@@ -282,7 +283,7 @@ class ResidualFeedForward(Module):
         dx = run("residual", dy)  # (4)
         da = run("output", dy)  # (3)
         dz = fuse(xp, FEED_FORWARD[self.activation].bwd, da, kept["z"], kept["a"])  # (2)
-        dx += run("hidden", dz)  # (1)
+        dx = add_over(xp, dx, run("hidden", dz))  # (1)
         return run.grads, dx
 
 

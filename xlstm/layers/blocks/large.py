@@ -10,6 +10,7 @@ from typing import Any
 from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
+from xlstm.arrays.dual import add_over
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array
 from xlstm.cells.activations import soft_cap, soft_cap_bwd
@@ -113,7 +114,7 @@ class LargeBlock(Block):
             capped = values["capped"]  # in the place of its argument, too, which is not used
             dgates = fuse(xp, soft_cap_bwd, dgates, capped, capped, cap=self.gate_cap)  # (3)
         du = run("gates", dgates)  # (2)
-        du += run("qkvo", concat(xp, (dq, dk, dv, do), -1))  # (1)
+        du = add_over(xp, du, run("qkvo", concat(xp, (dq, dk, dv, do), -1)))  # (1)
         return du, start
 
 
