@@ -18,11 +18,12 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.cached import cached_property
-from xlstm.arrays.dual import deepest
+from xlstm.arrays.dual import Dual, DualNamespace, deepest, depth_of
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, DType, Namespace, Params, device_of, namespace, reshape
 from xlstm.arrays.random import Seed, bernoulli, generator
 from xlstm.arrays.tensor_views import Views, views_of
+from xlstm.arrays.trees import leaves_by_path, mapped
 from xlstm.cells.activations import FEED_FORWARD, FORGET
 from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
@@ -234,14 +235,33 @@ class Module:
         if (views := self._views(params, dy)) is not None:
             return views.run(self.backward, params, saved, dy)  # type: ignore[no-any-return]
         params, dy = from_foreign(type(self).__name__, (params, dy))
-        xp = deepest(self.namespace(params, {"dy": dy}), saved.xp)
+        xp = self.namespace(params, {"dy": dy})
         checks.beside(type(self).__name__, saved.home, params)
         shape = tuple(dy.shape)
         if shape != saved.shape:
             raise ValueError(
                 f"{type(self).__name__}: dy has shape {shape}, expected that of y, {saved.shape}"
             )
-        return self.apply_bwd(xp, params, saved.kept, dy)
+        if depth_of(xp) > depth_of(saved.xp):
+            return self._backward_of_duals(xp, params, saved, dy)
+        return self.apply_bwd(deepest(xp, saved.xp), params, saved.kept, dy)
+
+    def _backward_of_duals(
+        self, xp: DualNamespace, params: Params, saved: Any, *gradients: Any
+    ) -> tuple[Any, ...]:
+        """Return what `backward` does of dual numbers where `forward` has seen none: it is linear in
+        the gradients that it is given.
+        """
+        for name, p in params.items():
+            if xp.owns(p):
+                raise ValueError(
+                    f"{type(self).__name__}: {name} has a tangent, but saved is what forward kept"
+                    " without one, expected both inside of the function that is differentiated"
+                )
+        values = self.backward(params, saved, *mapped(gradients, lambda _, a: xp.value(a)))
+        tangents = self.backward(params, saved, *mapped(gradients, lambda _, a: xp.tangent(a)))
+        by_path = leaves_by_path(tangents)
+        return mapped(values, lambda path, a: Dual(xp, a, by_path[path]))  # type: ignore[no-any-return]
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         """Return y and what `apply_bwd` needs."""

@@ -15,12 +15,11 @@ import numpy as np
 
 from xlstm.arrays import checks, rows
 from xlstm.arrays.cached import cached_property
-from xlstm.arrays.dual import Dual, DualNamespace, deepest, depth_of
+from xlstm.arrays.dual import deepest, depth_of
 from xlstm.arrays.fills import filled_at_once
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, plain_namespace, widened
 from xlstm.arrays.random import Seed
-from xlstm.arrays.trees import leaves_by_path, mapped
 from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
 
@@ -294,23 +293,6 @@ class SequenceLayer(Module):
             end = complete(where, xp, "dstate", dstate, self.states, span.B, params, zero=True)
         grads, dx, start = self.run_bwd(params, saved.kept, dy, end, span)
         return {name: grads[name] for name in params}, self._swap(xp, dx), start
-
-    def _backward_of_duals(
-        self, xp: DualNamespace, params: Params, saved: Saved, dy: Any, dstate: Any
-    ) -> Derivatives:
-        """Return what `backward` does of dual numbers where `forward` has seen none: it is linear in
-        dy and dstate.
-        """
-        for name, p in params.items():
-            if xp.owns(p):
-                raise ValueError(
-                    f"{type(self).__name__}: {name} has a tangent, but saved is what forward kept"
-                    " without one, expected both inside of the function that is differentiated"
-                )
-        values = self.backward(params, saved, *mapped((dy, dstate), lambda _, a: xp.value(a)))
-        tangents = self.backward(params, saved, *mapped((dy, dstate), lambda _, a: xp.tangent(a)))
-        by_path = leaves_by_path(tangents)
-        return mapped(values, lambda path, a: Dual(xp, a, by_path[path]))  # type: ignore[no-any-return]
 
     def step(self, params: Params, x: Array, state: Any = None) -> tuple[Array, State]:
         """Run one time step, for streaming: return y (B, O) and the state after it, from x (B, D)
