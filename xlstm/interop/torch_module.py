@@ -279,14 +279,13 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         sequences for the same parameters.
         """
         _, *dims = dims
-        count = info.batch_size
         if _are_sequences(bridge, dims, tensors):
-            return _at_once(bridge, count, dims, tensors)
-        calls = []
-        for k in range(count):
-            pairs = zip(tensors, dims, strict=True)
-            own = [a if dim is None else a.select(dim, k) for a, dim in pairs]
-            calls.append(Derivative.apply(bridge, *own))
+            return _at_once(bridge, info.batch_size, dims, tensors)
+        columns = [
+            itertools.repeat(a) if dim is None else a.unbind(dim)
+            for a, dim in zip(tensors, dims, strict=True)
+        ]
+        calls = [Derivative.apply(bridge, *own) for own in zip(*columns, strict=False)]
         results = [None if a[0] is None else torch.stack(a) for a in zip(*calls, strict=True)]
         return tuple(results), 0
 

@@ -350,11 +350,22 @@ def clip_global_norm(
     checks.mapping("clip_global_norm", grads, "gradients")
     xp = namespace("clip_global_norm", grads)
     norm = norm_of(xp, grads) if norm is None else norm
-    arrays = list(grads.values())
-    in_place = in_place and compiles(xp) and all(g.flags.c_contiguous for g in arrays)
-    into = (0,) if in_place else ()
-    results = foreach.apply(xp, _scaled, [arrays], (norm, limit), into)
-    return {name: g for name, (g,) in zip(grads, results, strict=True)}
+    in_place = in_place and compiles(xp) and all(g.flags.c_contiguous for g in grads.values())
+    return each(_scaled, [grads], (norm, limit), (0,) if in_place else ())
+
+
+def each(
+    function: Callable[..., Any],
+    columns: list[Params],
+    numbers: tuple[Any, ...],
+    into: tuple[int, ...] = (),
+    **options: Any,
+) -> Params:
+    """Return a function of arrays by name and of numbers, for each name."""
+    names = list(columns[0])
+    arrays = [[column[name] for name in names] for column in columns]
+    results = foreach.apply(namespace_of(arrays[0][0]), function, arrays, numbers, into, **options)
+    return {name: result for name, (result,) in zip(names, results, strict=True)}
 
 
 @accepts_foreign
@@ -524,9 +535,6 @@ class ByRules(Optimizer):
         """The rules of parameters that change."""
         return tuple(rule for rule in self.rules if rule is not None)
 
-    def _moving(self, grads: Params) -> Params:
-        return grads if len(self._used) == len(self.rules) else super()._moving(grads)
-
     def _rates(self, step: int) -> tuple[float, ...]:
         return tuple(rule.rate(step) for rule in self._used)
 
@@ -548,10 +556,7 @@ class ByRules(Optimizer):
         return OptimState(0, slots)
 
     def _numbers(self, step: int) -> tuple[float, ...]:
-        numbers: tuple[float, ...] = ()
-        for rule in self._used:
-            numbers += rule.numbers(step)
-        return numbers
+        return tuple(number for rule in self._used for number in rule.numbers(step))
 
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         params, grads = from_foreign(self.where, (params, grads))
