@@ -63,8 +63,6 @@ def starts_of(widths: tuple[tuple[int, int], ...]) -> Array:
     """Return the first row of every step, and the number of rows, (steps + 1,); nobody changes
     them.
     """
-    if len(widths) == 1:
-        return np.arange(widths[0][0] + 1, dtype=np.int64) * widths[0][1]
     sizes = np.repeat([n for _, n in widths], [k for k, _ in widths])
     return np.append(0, np.cumsum(sizes, dtype=np.int64))
 

@@ -215,9 +215,8 @@ def check(pieces: Pieces, shards: Shards, spare: Iterable[str] = ()) -> None:
             )
     surplus = [name for name in shards.shapes if name not in expected and name not in spare]
     if surplus:
-        more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
         raise ValueError(
-            f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it"
+            f"{shards.path}: the configuration has no place for {checks.few(surplus)}"
         )
 
 

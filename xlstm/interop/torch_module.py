@@ -158,11 +158,13 @@ def _is_traced(tensors: Iterable[Tensor]) -> bool:
     """Tell whether PyTorch records operators, or tensors have no values, so that a call has to be
     our operator.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True
-    if torch._C._dispatch_tls_local_include_set().raw_repr() & TRACERS:
-        return True
-    return not PLAIN.issuperset(map(type, tensors)) or all(a.is_meta for a in tensors)
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or bool(torch._C._dispatch_tls_local_include_set().raw_repr() & TRACERS)
+        or not PLAIN.issuperset(map(type, tensors))
+        or all(a.is_meta for a in tensors)
+    )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -239,7 +239,7 @@ class TrainStep:
         if self._decides_on_device(state):
             new, taken = self._enqueue(state, inputs, where)
         else:
-            state = self.settle(state) if state.pending else state
+            state = self.settle(state)
             is_last = state.batches + 1 == self.accumulate
             numbers = self.optimizer._numbers(state.updates) if is_last else ()
             scalars = self._scalars(state, inputs)

@@ -78,11 +78,8 @@ def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
     more = np.empty(L, F)
     read = np.empty(L, F)
     write = np.empty(L, F)
-    steps = np.empty(L, F)
-    ones = np.empty(L, F)
-    for t in range(L):
-        steps[t] = F(t)
-        ones[t] = F(1)
+    steps = np.arange(L).astype(F)
+    ones = np.ones(L, F)
     for matrix in range(first, last):
         before = np.float64(m0[matrix])
         C = matrix * (count * next_state + K * W)
@@ -277,9 +274,7 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
     ds = np.empty(L, F)
     dw = np.empty(L, F)
     db = np.empty(L, F)
-    steps = np.empty(L, F)
-    for t in range(L):
-        steps[t] = F(t)
+    steps = np.arange(L).astype(F)
     for matrix in range(first, last):
         d0 = matrix * K * W
         dend = dm[matrix]
