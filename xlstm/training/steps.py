@@ -587,7 +587,6 @@ class TrainStep:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of a step that decide its numbers."""
-        model = type(self.model).__name__
         callbacks = []
         for callback in self.callbacks:
             if has(callback, "gradients", "weights", "state"):
@@ -595,7 +594,11 @@ class TrainStep:
                 # the repr of a user's callback may change
                 callbacks.append(text_of(callback) if ours else type(callback).__name__)
         return {
-            "model": text_of(self.model) if dataclasses.is_dataclass(self.model) else model,
+            "model": (
+                text_of(self.model)
+                if dataclasses.is_dataclass(self.model)
+                else type(self.model).__name__
+            ),
             "precision": None if self.precision is None else repr(self.precision),
             "accumulate": self.accumulate,
             "optimizer": text_of(self.optimizer),
