@@ -20,7 +20,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -351,21 +351,22 @@ def clip_global_norm(
     xp = namespace("clip_global_norm", grads)
     norm = norm_of(xp, grads) if norm is None else norm
     in_place = in_place and compiles(xp) and all(g.flags.c_contiguous for g in grads.values())
-    return each(_scaled, [grads], (norm, limit), (0,) if in_place else ())
+    (scaled,) = each(grads, _scaled, [grads], (norm, limit), (0,) if in_place else ())
+    return scaled
 
 
 def each(
+    names: Collection[str],
     function: Callable[..., Any],
-    columns: list[Params],
+    columns: Sequence[Params],
     numbers: tuple[Any, ...],
     into: tuple[int, ...] = (),
     **options: Any,
-) -> Params:
-    """Return a function of arrays by name and of numbers, for each name."""
-    names = list(columns[0])
+) -> list[Params]:
+    """Return the results of a function of arrays and of numbers by name, for each of the names."""
     arrays = [[column[name] for name in names] for column in columns]
     results = foreach.apply(namespace_of(arrays[0][0]), function, arrays, numbers, into, **options)
-    return {name: result for name, (result,) in zip(names, results, strict=True)}
+    return [dict(zip(names, some, strict=True)) for some in zip(*results, strict=True)]
 
 
 @accepts_foreign
@@ -600,17 +601,15 @@ class ByRules(Optimizer):
             if not names:
                 continue
             befores = [params, grads, *map(state.slots.__getitem__, rule.slots)]
-            columns = [list(map(arrays.__getitem__, names)) for arrays in befores]
-            into = (0, *range(2, len(columns))) if in_place else ()
+            into = (0, *range(2, len(befores))) if in_place else ()
             formula = rule.formula
             if counts is not None:
                 formula = _unless_0(formula)
                 scalars = (*scalars, counts)
-            xp = namespace_of(columns[0][0])
-            results = foreach.apply(xp, formula, columns, scalars, into, **rule.options)
+            results = each(names, formula, befores, scalars, into, **rule.options)
             afters = [new, *map(slots.__getitem__, rule.slots)]
-            for after, arrays in zip(afters, zip(*results, strict=True), strict=True):
-                after.update(zip(names, arrays, strict=True))
+            for after, arrays in zip(afters, results, strict=True):
+                after.update(arrays)
         return new, OptimState(state.step + 1, slots)
 
     def _by_slot(self, params: Params) -> Slots:

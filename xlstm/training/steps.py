@@ -313,14 +313,14 @@ class TrainStep:
             columns = [grads, grads if state.sums is None else state.sums]
             into = (1,) if in_place and state.sums is not None else ()
             factors = (scalars.targets,) if counts is None else (scalars.targets, counts)
-            sums = each(_weighted, columns, factors, into, first=first)
+            (sums,) = each(grads, _weighted, columns, factors, into, first=first)
             state = state._replace(sums=sums)
             if state.batches + 1 < self.accumulate:
                 return state
             if ranks is not None and self.sums_locally:
                 grads, norm = ranks.mean(sums, scalars.total)
             else:
-                grads = each(_mean, [sums], (scalars.total,))
+                (grads,) = each(sums, _mean, [sums], (scalars.total,))
                 norm = norm_of(state.runtime.feed.home.xp, grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)

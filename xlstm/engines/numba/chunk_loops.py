@@ -310,9 +310,14 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
                 dh_h[t] = inner(dh, dh1 + t * dh_far[2], h, h1 + t * h_far[2], V)
                 ds[t] = den_bwd(dh_h[t], den[at + t], s[at + t], b[at + t], r[at + t])
                 read[t], write[t] = read_write(w[at + t], r[at + t], m0, end, root)
+            # The rows of left factors: of keys, of values, and of steps, also transposed.
+            of_keys = (zero, K, unit, some)
+            of_values = (zero, V, unit, some)
+            of_steps = (zero, some, unit, some)
+            turned = (zero, unit, some, some)
             # P and dS, the gradient of Q K^T (4) (5) (6).
-            multiply(where, q, (zero, K, unit, some), right, k, (zero, True, K, some, K), P, no)
-            multiply(where, dnum, (zero, V, unit, some), right, v, (zero, True, V, some, V), dS, no)
+            multiply(where, q, of_keys, right, k, (zero, True, K, some, K), P, no)
+            multiply(where, dnum, of_values, right, v, (zero, True, V, some, V), dS, no)
             for t in range(some):
                 row = U(t * some)
                 rt = r[at + t]
@@ -324,35 +329,27 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
                 for u in range(U(t + 1), U(some)):
                     P[row + u] = dS[row + u] = F(0)
             # dQ (6) (5).
-            multiply(where, dnum, (zero, V, unit, some), right, states, (C, True, W, K, V), dq, no)
+            multiply(where, dnum, of_values, right, states, (C, True, W, K, V), dq, no)
             for t in range(some):
                 row = U(t * K)
                 factor = read[t]
                 dst = ds[t]
                 for j in range(U(K)):
                     dq[row + j] = scale_add(dq[row + j] + dst * n[j], factor, F(0))
-            multiply(
-                where, dS, (zero, some, unit, some), right, k, (zero, False, K, K, some), dq, yes
-            )
+            multiply(where, dS, of_steps, right, k, (zero, False, K, K, some), dq, yes)
             # dK (9) (5).
-            multiply(where, v, (zero, V, unit, some), right, dC, (d0, True, W, K, V), dk, no)
+            multiply(where, v, of_values, right, dC, (d0, True, W, K, V), dk, no)
             for t in range(some):
                 row = U(t * K)
                 factor = write[t]
                 for j in range(U(K)):
                     dk[row + j] = scale_add(dk[row + j] + dn[j], factor, F(0))
-            multiply(
-                where, dS, (zero, unit, some, some), right, q, (zero, False, K, K, some), dk, yes
-            )
+            multiply(where, dS, turned, right, q, (zero, False, K, K, some), dk, yes)
             # dV (9) (6), and what the chunk reads of the state before it (6).
             scaled(k, zero, K, write, some, K, weighted)
-            multiply(
-                where, weighted, (zero, K, unit, some), right, dC, (d0, False, W, V, K), dv, no
-            )
+            multiply(where, weighted, of_keys, right, dC, (d0, False, W, V, K), dv, no)
             scaled(q, zero, K, read, some, K, weighted)
-            packed = multiply(
-                where, P, (zero, unit, some, some), right, dnum, (zero, False, V, V, some), dv, yes
-            )
+            packed = multiply(where, P, turned, right, dnum, (zero, False, V, V, some), dv, yes)
             call_product(
                 where, weighted, (0, 1, K, K), packed, (0, len(packed)), new, (0, W, 0, V), False
             )
