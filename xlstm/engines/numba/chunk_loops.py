@@ -87,14 +87,15 @@ def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
             n[j] = states[C + j * W + V]
         for chunk in range(count):
             start = chunk * L
+            spot = (matrix // N, matrix % N, start)
             at = (matrix * count + chunk) * L
             some = min(L, T - start)
-            q0 = place_of(q_far, matrix, N, start)
-            k0 = place_of(k_far, matrix, N, start)
-            v0 = place_of(v_far, matrix, N, start)
-            i0 = place_of(i_far, matrix, N, start)
-            f0 = place_of(f_far, matrix, N, start)
-            h0 = place_of(h_far, matrix, N, start)
+            q0 = place_of(q_far, spot)
+            k0 = place_of(k_far, spot)
+            v0 = place_of(v_far, spot)
+            i0 = place_of(i_far, spot)
+            f0 = place_of(f_far, spot)
+            h0 = place_of(h_far, spot)
             # The gates (1) (2) (3).
             for t in range(some):
                 logf[at + t] = forget(f[f0 + t * f_far[2]])
@@ -189,11 +190,11 @@ def multiply(where, a, rows, place, b, lies, out, add):
     return packed
 
 
-def place_of(far, matrix, N, start):
-    """Return where a matrix's steps from `start` on begin in an array, whose sequences, heads and
-    steps are so `far` apart.
+def place_of(far, spot):
+    """Return where the steps of a `spot`, a sequence, head and step, begin in an array, in which
+    these are so `far` apart.
     """
-    return matrix // N * far[0] + matrix % N * far[1] + start * far[2]
+    return spot[0] * far[0] + spot[1] * far[1] + spot[2] * far[2]
 
 
 def scaled(a, at, lead, factors, rows, width, out):
@@ -281,18 +282,19 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
         for back in range(count):
             chunk = count - 1 - back
             start = chunk * L
+            spot = (matrix // N, matrix % N, start)
             at = (matrix * count + chunk) * L
             C = (matrix * (count + 1) + chunk) * K * W
             some = min(L, T - start)
-            f1 = place_of(f_far, matrix, N, start)
-            h1 = place_of(h_far, matrix, N, start)
-            dh1 = place_of(dh_far, matrix, N, start)
-            di1 = place_of(di_far, matrix, N, start)
-            df1 = place_of(df_far, matrix, N, start)
+            f1 = place_of(f_far, spot)
+            h1 = place_of(h_far, spot)
+            dh1 = place_of(dh_far, spot)
+            di1 = place_of(di_far, spot)
+            df1 = place_of(df_far, spot)
             # Copies, as rows that lie a power of two apart take each other's places in the cache.
-            copy_rows(of_q, place_of(q_far, matrix, N, start), q_far[2], q, zero, K, some, K)
-            copy_rows(of_k, place_of(k_far, matrix, N, start), k_far[2], k, zero, K, some, K)
-            copy_rows(of_v, place_of(v_far, matrix, N, start), v_far[2], v, zero, V, some, V)
+            copy_rows(of_q, place_of(q_far, spot), q_far[2], q, zero, K, some, K)
+            copy_rows(of_k, place_of(k_far, spot), k_far[2], k, zero, K, some, K)
+            copy_rows(of_v, place_of(v_far, spot), v_far[2], v, zero, V, some, V)
             forgotten = inner(states, C + K * W, dC, d0, K * W)
             if back == 0:
                 dend -= forgotten
@@ -360,11 +362,11 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
             remains = keep(m0, end)
             for x in range(U(K * W)):
                 dC[U(d0) + x] = state(dC[U(d0) + x], remains, new[x])
-            to = place_of(dq_far, matrix, N, start)
+            to = place_of(dq_far, spot)
             copy_rows(dq, zero, K, to_q, to, dq_far[2], some, K)
-            to = place_of(dk_far, matrix, N, start)
+            to = place_of(dk_far, spot)
             copy_rows(dk, zero, K, to_k, to, dk_far[2], some, K)
-            to = place_of(dv_far, matrix, N, start)
+            to = place_of(dv_far, spot)
             copy_rows(dv, zero, V, to_v, to, dv_far[2], some, V)
             # w_s enters everything that step s writes, b_t everything that step t reads (4) (6)
             # (9).
