@@ -26,8 +26,10 @@ MASKS = 1024  # that a step draws at most
 
 def choice(where: str, name: str, value: Any) -> bool | str:
     """Check whether steps are to be captured: True, False or "auto"."""
-    if isinstance(value, bool | np.bool_) or (isinstance(value, str) and value == "auto"):
-        return value if isinstance(value, str) else bool(value)
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, str) and value == "auto":
+        return value
     raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected True, False or 'auto'")
 
 
@@ -140,13 +142,13 @@ class Graphs:
             (name, np.asarray(value).tobytes()) for name, value in inputs.options.items()
         )
         # A graph has this number of the generator of masks.
-        bits = None if state.masks is None else state.masks.bit_generator.state["state"]
+        increment = state.masks and state.masks.bit_generator.state["state"].get("inc")
         return (
             _kinds((inputs.x, inputs.target, inputs.mask)),
             inputs.fresh,
             lengths,
             _kinds(None if inputs.fresh else state.carried),
-            None if bits is None else bits.get("inc"),
+            increment,
             state.batches == 0,  # the first of an update
             state.batches + 1 == self.owner.accumulate,  # and the last
             None if inputs.host.part is None else inputs.host.part.key,
