@@ -109,12 +109,9 @@ class ArrayApi:
 
     def stream(self, step: Step) -> Stream:
         """Return a function that runs single steps; see `Engine`."""
-        xp = step.xp
-        cell = step.cell
-        masks = step.masks
 
         def run(w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-            return self.step(Step(xp, cell, w, masks), x, state)
+            return self.step(Step(step.xp, step.cell, w, step.masks), x, state)
 
         return run
 
@@ -196,7 +193,6 @@ class Options:
     def __init__(self, step: Step, segment: Segment) -> None:
         self.step = step
         self.segment = segment
-        self.xp = step.xp
         self.gh = step.w["gh"][:, None] if "gh" in step.w else None
         self.drop = step.masks.drop
         self.own: Params = step.own
@@ -212,7 +208,7 @@ class Options:
         before projection.
         """
         step = self.step
-        xp = self.xp
+        xp = step.xp
         h = state[0] if self.drop is None else state[0] * self.drop  # (2)
         normal: tuple[Array, ...] = ()
         if self.gh is None:
@@ -253,7 +249,7 @@ class Options:
         goes to `found`.
         """
         step = self.step
-        xp = self.xp
+        xp = step.xp
         rows = self.segment.rows(t)
         # The gradients that zoneout passes straight to the old state.
         direct: list[Array | None] = [None] * len(dstate)

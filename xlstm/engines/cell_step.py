@@ -73,9 +73,8 @@ class Step:
         self.H = self.P if self.Whr is None else self.Whr.shape[1]
         self.b = w.get("b")
         self.bh = w.get("bh")
-        biases = () if self.b is None else ("b",)
-        self.added = biases if self.bh is None else (*biases, "bh")
-        self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
+        self.added = tuple([name for name in ("b", "bh") if name in w])
+        self.zoneout = any(share is not None for share in masks.zoneout)
         # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.

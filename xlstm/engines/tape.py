@@ -63,8 +63,6 @@ def starts_of(widths: tuple[tuple[int, int], ...]) -> Array:
     """Return the first row of every step, and the number of rows, (steps + 1,); nobody changes
     them.
     """
-    if len(widths) == 1:
-        return np.arange(widths[0][0] + 1, dtype=np.int64) * widths[0][1]
     sizes = np.repeat([n for _, n in widths], [k for k, _ in widths])
     return np.append(0, np.cumsum(sizes, dtype=np.int64))
 
@@ -239,9 +237,8 @@ class Tape:
         """Return the value of every gate at every step, in the order of the cell's GATES, (N, G,
         H).
         """
-        xp = self.step.xp
         step = self.step
-
+        xp = step.xp
         return self.rows(
             lambda kept: swap(xp, step.cell.activated(xp, swapped(xp, kept.saved))),
             (step.G, step.H),
@@ -251,11 +248,12 @@ class Tape:
         """Return the share of the old state that each unit keeps at every step, (N, H), or None
         without one.
         """
-        xp = self.step.xp
-        cell = self.step.cell
+        step = self.step
+        xp = step.xp
+        cell = step.cell
         if type(cell).retained is Cell.retained:
             return None
-        return self.rows(lambda kept: cell.retained(xp, swapped(xp, kept.saved)), (self.step.H,))
+        return self.rows(lambda kept: cell.retained(xp, swapped(xp, kept.saved)), (step.H,))
 
     def state(self, name: str) -> Array:
         """Return a state after every step, (N, P) or (N, H)."""

@@ -180,9 +180,10 @@ class Bridge:
             As of the layer's `backward`.
         """
         named = self.params(params)
-        if not self.has_state:
+        start: State = ()
+        if self.has_state:
+            end = None if all(d is None for d in dstate) else self.state(dstate)
+            grads, dx, start = self.layer.backward(named, saved, dy, end, **options)
+        else:
             grads, dx = self.layer.backward(named, saved, dy)
-            return [grads[name] for name in self.names], dx, []
-        end = None if all(d is None for d in dstate) else self.state(dstate)
-        grads, dx, start = self.layer.backward(named, saved, dy, end, **options)
         return [grads[name] for name in self.names], dx, list(leaves(start))

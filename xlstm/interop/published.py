@@ -215,10 +215,7 @@ def check(pieces: Pieces, shards: Shards, spare: Iterable[str] = ()) -> None:
             )
     surplus = [name for name in shards.shapes if name not in expected and name not in spare]
     if surplus:
-        more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
-        raise ValueError(
-            f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it"
-        )
+        raise ValueError(f"{shards.path}: the configuration has no place for {checks.few(surplus)}")
 
 
 def params(
@@ -319,8 +316,7 @@ def values(layer: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """Return the options of a layer of ours as a configuration of theirs, the reverse of
     `options`.
     """
-    ours = {theirs: getattr(layer, name) for theirs, name in names.items()}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in ours.items()}
+    return {theirs: getattr(layer, name) for theirs, name in names.items()}
 
 
 def factor(D: int, size: int) -> float:

@@ -34,7 +34,7 @@ Tensors = Sequence[Any]  # and None in the place of some
 Dims = Sequence[int | None]  # the axis of each tensor that `vmap` runs along
 LARGEST_SEED = 2**63 - 1
 # what forward passes have saved, and layers of classes that files do not know, each by its number
-_saved_passes: weakref.WeakValueDictionary[int, SavedHandle] = weakref.WeakValueDictionary()
+_saved_passes: dict[int, Any] = {}
 _unfiled: weakref.WeakValueDictionary[str, Bridge] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 # a tensor of another class, such as FakeTensor, may have no values
@@ -44,33 +44,27 @@ KEYS = torch._C.DispatchKey
 TRANSFORMS = torch._C._functorch.TransformType
 # One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of
 # torch.func.
-TRACERS = functools.reduce(
-    lambda mask, key: mask | torch._C.DispatchKeySet(key).raw_repr(),
-    (KEYS.Python, KEYS.PreDispatch, KEYS.FuncTorchDynamicLayerFrontMode),
-    0,
+TRACERS = (
+    torch._C.DispatchKeySet(KEYS.Python)
+    .add(KEYS.PreDispatch)
+    .add(KEYS.FuncTorchDynamicLayerFrontMode)
+    .raw_repr()
 )
-
-
-class SavedHandle(np.ndarray[Any, Any]):
-    """A whole number in memory of its own, which has what a forward pass saved.
-
-    Autograd saves the number as a tensor. Its memory lives as long as autograd needs it, and so
-    does what was saved.
-    """
-
-    saved: Any
 
 
 def _handle(saved: Any) -> Tensor:
     """Return a number by which `_saved` finds what a forward pass saved, 0 where it saved
     nothing.
+
+    Autograd saves the number as a tensor. Its memory lives as long as autograd needs it, and so
+    does what was saved.
     """
     if saved is None:
         return torch.zeros((), dtype=torch.int64, device="cpu")
     number = next(_numbers)
-    handle = np.array(number).view(SavedHandle)
-    handle.saved = saved
-    _saved_passes[number] = handle
+    handle = np.array(number)
+    _saved_passes[number] = saved
+    weakref.finalize(handle, _saved_passes.pop, number)
     return torch.from_numpy(handle)
 
 
@@ -82,12 +76,12 @@ def _saved(where: str, handle: Tensor) -> Any:
     RuntimeError
         It is gone: a hook has put a copy of the number in the place of the tensor.
     """
-    original = _saved_passes.get(int(handle))
-    if original is None:
+    saved = _saved_passes.get(int(handle))
+    if saved is None:
         raise RuntimeError(
             f"{where}: backward has only a copy of what forward saved, expected the same tensors"
         )
-    return original.saved
+    return saved
 
 
 def _forward(
@@ -131,9 +125,8 @@ def _backward(
     take, give, context = views_of_tensors(bridge.name, x)
     addresses, options, arrays, saved = _saved(bridge.name, handle)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        inputs = x, *params
         dx, *grads = _differentiable(
-            bridge, options["lengths"], options["seed"], inputs, state, douts
+            bridge, options["lengths"], options["seed"], x, params, state, douts
         )
         return grads[: len(params) + len(state)], dx
     with context:
@@ -165,11 +158,13 @@ def _is_traced(tensors: Iterable[Tensor]) -> bool:
     """Tell whether PyTorch records operators, or tensors have no values, so that a call has to be
     our operator.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True
-    if torch._C._dispatch_tls_local_include_set().raw_repr() & TRACERS:
-        return True
-    return not PLAIN.issuperset(map(type, tensors)) or all(a.is_meta for a in tensors)
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or bool(torch._C._dispatch_tls_local_include_set().raw_repr() & TRACERS)
+        or not PLAIN.issuperset(map(type, tensors))
+        or all(a.is_meta for a in tensors)
+    )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -286,14 +281,13 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         sequences for the same parameters.
         """
         _, *dims = dims
-        count = info.batch_size
         if _are_sequences(bridge, dims, tensors):
-            return _at_once(bridge, count, dims, tensors)
-        calls = []
-        for k in range(count):
-            pairs = zip(tensors, dims, strict=True)
-            own = [a if dim is None else a.select(dim, k) for a, dim in pairs]
-            calls.append(Derivative.apply(bridge, *own))
+            return _at_once(bridge, info.batch_size, dims, tensors)
+        columns = [
+            itertools.repeat(a) if dim is None else a.unbind(dim)
+            for a, dim in zip(tensors, dims, strict=True)
+        ]
+        calls = [Derivative.apply(bridge, *own) for own in zip(*columns, strict=False)]
         results = [None if a[0] is None else torch.stack(a) for a in zip(*calls, strict=True)]
         return tuple(results), 0
 
@@ -372,12 +366,18 @@ def _whole(numbers: Any) -> Tensor | None:
 
 
 def _differentiable(
-    bridge: Bridge, lengths: Any, seed: Any, inputs: Tensors, state: Tensors, douts: Tensors = ()
+    bridge: Bridge,
+    lengths: Any,
+    seed: Any,
+    x: Tensor,
+    params: Tensors,
+    state: Tensors,
+    douts: Tensors = (),
 ) -> Tensors:
-    """Return what a `Derivative` does, of x and the parameters, and a state that may be missing."""
-    states = state or [None for _ in bridge.leaves]
-    cotangents = douts or [None, *[None for _ in bridge.leaves]]
-    return Derivative.apply(bridge, _whole(lengths), _whole(seed), *inputs, *states, *cotangents)  # type: ignore[no-any-return]
+    """Return what a `Derivative` does; a state and cotangents may be missing."""
+    missing = [None] * len(bridge.leaves)
+    point = x, *params, *(state or missing), *(douts or [None, *missing])
+    return Derivative.apply(bridge, _whole(lengths), _whole(seed), *point)  # type: ignore[no-any-return]
 
 
 class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
@@ -449,12 +449,15 @@ def spec_of(bridge: Bridge) -> str:
 
 FORWARD = (
     "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor? lengths, Tensor? seed, bool"
-    " keep)"
+    " keep) -> Tensor[]"
 )
-BACKWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor handle, Tensor[] douts)"
+BACKWARD = (
+    "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor handle, Tensor[] douts)"
+    " -> Tensor[]"
+)
 
 
-@torch.library.custom_op("xlstm::forward", mutates_args=(), schema=f"{FORWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
+@torch.library.custom_op("xlstm::forward", mutates_args=(), schema=FORWARD)  # type: ignore[untyped-decorator]
 def forward_op(
     spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *options: Any
 ) -> list[Tensor]:
@@ -466,7 +469,7 @@ def forward_op(
     return [*(a.contiguous() for a in outputs), _handle(saved)]
 
 
-@torch.library.custom_op("xlstm::backward", mutates_args=(), schema=f"{BACKWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
+@torch.library.custom_op("xlstm::backward", mutates_args=(), schema=BACKWARD)  # type: ignore[untyped-decorator]
 def backward_op(
     spec: str,
     params: list[Tensor],
@@ -479,7 +482,7 @@ def backward_op(
     has tokens.
     """
     grads, dx = _backward(_bridge(spec), handle, x, params, state, douts)
-    return [a.contiguous() for a in ([*grads] if dx is None else [*grads, dx])]
+    return [a.contiguous() for a in (*grads, dx) if a is not None]
 
 
 @forward_op.register_fake  # type: ignore[untyped-decorator]
@@ -524,7 +527,7 @@ def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any)
         return [*api.wrap_tensors(results)]
     state, lengths, seed, _ = rest
     bridge = _bridge(spec)
-    results = _differentiable(bridge, lengths, seed, (x, *params), state)
+    results = _differentiable(bridge, lengths, seed, x, params, state)
     return [*results[bridge.inputs :], _handle(None)]
 
 
@@ -554,8 +557,7 @@ def run(
     if _is_differentiated(tensors):
         if torch.compiler.is_compiling():
             _refuse(bridge.name)
-        results = _differentiable(bridge, lengths, seed, (x, *params), state)
-        return results[bridge.inputs :]
+        return _differentiable(bridge, lengths, seed, x, params, state)[bridge.inputs :]
     # torch.jit.trace compares its trace with a second one, which it makes without gradients.
     keep = torch.is_grad_enabled() or torch.jit.is_tracing()
     keep = keep and any(a.requires_grad for a in tensors)
@@ -599,10 +601,10 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         self._bridge = Bridge("module", layer)
         self.layer = layer
         self._spec = spec_of(self._bridge)
-        self._paths = [(name.split(".")[:-1], name.split(".")[-1]) for name in self._bridge.names]
+        self._paths = [name.split(".") for name in self._bridge.names]
         params = _drawn(layer, seed) if params is None else params
         layer.check(params)
-        for (path, last), name in zip(self._paths, self._bridge.names, strict=True):
+        for (*path, last), name in zip(self._paths, self._bridge.names, strict=True):
             owner: Any = self
             parameter = foreign.taken(f"module: parameter {name}", params[name], _parameter)
             try:
@@ -664,7 +666,7 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         `torch.nn.utils.parametrizations`.
         """
         tensors = []
-        for path, last in self._paths:
+        for *path, last in self._paths:
             owner: Any = self
             for part in path:
                 owner = owner._modules[part]

@@ -14,7 +14,8 @@ import numpy as np
 from xlstm.arrays import checks, optional_imports, random
 from xlstm.arrays.cuda.cuda_graph import CudaGraph, Recorder
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params, leaves, namespace
+from xlstm.arrays.namespace import Array, Namespace, leaves, namespace
+from xlstm.arrays.trees import mapped
 from xlstm.training.feed import Inputs
 from xlstm.training.state import StepState
 
@@ -25,8 +26,10 @@ MASKS = 1024  # that a step draws at most
 
 def choice(where: str, name: str, value: Any) -> bool | str:
     """Check whether steps are to be captured: True, False or "auto"."""
-    if isinstance(value, bool | np.bool_) or (isinstance(value, str) and value == "auto"):
-        return value if isinstance(value, str) else bool(value)
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, str) and value == "auto":
+        return value
     raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected True, False or 'auto'")
 
 
@@ -65,9 +68,9 @@ class Graphs:
         self.owner = owner
         self.home = state.runtime.feed.home
         xp = self.home.xp
-        self.params = _copies(state.params)
-        self.slots = {slot: _copies(moments) for slot, moments in state.moments.slots.items()}
-        self.sums = None if state.sums is None else _copies(state.sums)
+        self.params = _copied(state.params, "C")
+        self.slots = _copied(state.moments.slots, "C")
+        self.sums = _copied(state.sums, "C")
         self.decided = xp.asarray(state.decided, copy=True)
         self.scalars: Array = None
         self.states: Array = None  # of masks
@@ -139,13 +142,13 @@ class Graphs:
             (name, np.asarray(value).tobytes()) for name, value in inputs.options.items()
         )
         # A graph has this number of the generator of masks.
-        bits = None if state.masks is None else state.masks.bit_generator.state["state"]
+        increment = state.masks and state.masks.bit_generator.state["state"].get("inc")
         return (
             _kinds((inputs.x, inputs.target, inputs.mask)),
             inputs.fresh,
             lengths,
             _kinds(None if inputs.fresh else state.carried),
-            None if bits is None else bits.get("inc"),
+            increment,
             state.batches == 0,  # the first of an update
             state.batches + 1 == self.owner.accumulate,  # and the last
             None if inputs.host.part is None else inputs.host.part.key,
@@ -228,20 +231,13 @@ class Graphs:
         return state._replace(carried=step.start, moments=state.moments._replace(step=updates))
 
 
-def _copies(arrays: Params) -> Params:
-    """Return copies of arrays, each contiguous."""
-    return {name: a.copy(order="C") for name, a in arrays.items()}
-
-
 def _unless_failed(xp: Namespace, old: Array, new: Array, failed: Any) -> Array:
     return xp.where(failed > 0, old, new)
 
 
-def _copied(tree: Any) -> Any:
-    """Return a copy of a state of a model, in tuples."""
-    if isinstance(tree, tuple | list):
-        return tuple(map(_copied, tree))
-    return None if tree is None else tree.copy(order="K")
+def _copied(tree: Any, order: str = "K") -> Any:
+    """Return copies of the arrays of a tree, by default with the strides that they have."""
+    return mapped(tree, lambda _, a: a.copy(order=order))
 
 
 def _kinds(tree: Any) -> Hashable:

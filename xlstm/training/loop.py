@@ -302,11 +302,11 @@ def _epochs(
         problem = f"train: {name} is an iterator, {checks.shown(batches.data)}"
         if name == "validation":
             raise ValueError(f"{problem}, expected data that can begin anew after every epoch")
-        problem += ", which cannot begin anew"
-        if resume is True:
-            raise ValueError(f"{problem}, and so does not go with resume=True")
-        if epochs not in (None, 1):
-            raise ValueError(f"{problem}, expected epochs=1, got {checks.shown(epochs)}")
+        if resume is True or epochs not in (None, 1):
+            raise ValueError(
+                f"{problem}, which cannot begin anew, expected epochs=1 without resume=True, got"
+                f" epochs={checks.shown(epochs)} and resume={resume}"
+            )
         return 1
     return epochs
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -350,11 +350,23 @@ def clip_global_norm(
     checks.mapping("clip_global_norm", grads, "gradients")
     xp = namespace("clip_global_norm", grads)
     norm = norm_of(xp, grads) if norm is None else norm
-    arrays = list(grads.values())
-    in_place = in_place and compiles(xp) and all(g.flags.c_contiguous for g in arrays)
-    into = (0,) if in_place else ()
-    results = foreach.apply(xp, _scaled, [arrays], (norm, limit), into)
-    return {name: g for name, (g,) in zip(grads, results, strict=True)}
+    in_place = in_place and compiles(xp) and all(g.flags.c_contiguous for g in grads.values())
+    (scaled,) = each(grads, _scaled, [grads], (norm, limit), (0,) if in_place else ())
+    return scaled
+
+
+def each(
+    names: Collection[str],
+    function: Callable[..., Any],
+    columns: Sequence[Params],
+    numbers: tuple[Any, ...],
+    into: tuple[int, ...] = (),
+    **options: Any,
+) -> list[Params]:
+    """Return the results of a function of arrays and of numbers by name, for each of the names."""
+    arrays = [[column[name] for name in names] for column in columns]
+    results = foreach.apply(namespace_of(arrays[0][0]), function, arrays, numbers, into, **options)
+    return [dict(zip(names, some, strict=True)) for some in zip(*results, strict=True)]
 
 
 @accepts_foreign
@@ -527,9 +539,6 @@ class ByRules(Optimizer):
         """The rules of parameters that change."""
         return tuple(rule for rule in self.rules if rule is not None)
 
-    def _moving(self, grads: Params) -> Params:
-        return grads if len(self._used) == len(self.rules) else super()._moving(grads)
-
     def _rates(self, step: int) -> tuple[float, ...]:
         return tuple(rule.rate(step) for rule in self._used)
 
@@ -551,10 +560,7 @@ class ByRules(Optimizer):
         return OptimState(0, slots)
 
     def _numbers(self, step: int) -> tuple[float, ...]:
-        numbers: tuple[float, ...] = ()
-        for rule in self._used:
-            numbers += rule.numbers(step)
-        return numbers
+        return tuple(number for rule in self._used for number in rule.numbers(step))
 
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         params, grads = from_foreign(self.where, (params, grads))
@@ -598,17 +604,15 @@ class ByRules(Optimizer):
             if not names:
                 continue
             befores = [params, grads, *map(state.slots.__getitem__, rule.slots)]
-            columns = [list(map(arrays.__getitem__, names)) for arrays in befores]
-            into = (0, *range(2, len(columns))) if in_place else ()
+            into = (0, *range(2, len(befores))) if in_place else ()
             formula = rule.formula
             if counts is not None:
                 formula = _unless_0(formula)
                 scalars = (*scalars, counts)
-            xp = namespace_of(columns[0][0])
-            results = foreach.apply(xp, formula, columns, scalars, into, **rule.options)
+            results = each(names, formula, befores, scalars, into, **rule.options)
             afters = [new, *map(slots.__getitem__, rule.slots)]
-            for after, arrays in zip(afters, zip(*results, strict=True), strict=True):
-                after.update(zip(names, arrays, strict=True))
+            for after, arrays in zip(afters, results, strict=True):
+                after.update(arrays)
         return new, OptimState(state.step + 1, slots)
 
     def _by_slot(self, params: Params) -> Slots:

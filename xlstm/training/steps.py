@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks, foreach
+from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.fuse import compiles, listed
-from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.arrays.ranks.groups import GROUP, Group
 from xlstm.data.batches import Batch
@@ -34,7 +34,7 @@ from xlstm.training.adapters import LowRank
 from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Graphs, choice, is_ours
-from xlstm.training.optimizers import ByRules, Optimizer, norm_of
+from xlstm.training.optimizers import ByRules, Optimizer, each, norm_of
 from xlstm.training.parallel import (
     AllReduce,
     Head,
@@ -239,12 +239,11 @@ class TrainStep:
         if self._decides_on_device(state):
             new, taken = self._enqueue(state, inputs, where)
         else:
-            state = self.settle(state) if state.pending else state
+            state = self.settle(state)
             is_last = state.batches + 1 == self.accumulate
             numbers = self.optimizer._numbers(state.updates) if is_last else ()
             scalars = self._scalars(state, inputs)
-            gradients = self._gradients if self.group is None else self._all_gradients
-            passed = gradients(state, inputs, scalars)
+            passed = self._all_gradients(state, inputs, scalars)
             if ranks is not None:
                 ranks.look()
             loss = float(passed.loss)
@@ -314,14 +313,14 @@ class TrainStep:
             columns = [grads, grads if state.sums is None else state.sums]
             into = (1,) if in_place and state.sums is not None else ()
             factors = (scalars.targets,) if counts is None else (scalars.targets, counts)
-            sums = _each(_weighted, columns, factors, into, first=first)
+            (sums,) = each(grads, _weighted, columns, factors, into, first=first)
             state = state._replace(sums=sums)
             if state.batches + 1 < self.accumulate:
                 return state
             if ranks is not None and self.sums_locally:
                 grads, norm = ranks.mean(sums, scalars.total)
             else:
-                grads = _each(_mean, [sums], (scalars.total,))
+                (grads,) = each(sums, _mean, [sums], (scalars.total,))
                 norm = norm_of(state.runtime.feed.home.xp, grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
@@ -368,7 +367,8 @@ class TrainStep:
         part.
         """
         ranks = state.runtime.ranks
-        assert ranks is not None
+        if ranks is None:
+            return self._gradients(state, inputs, scalars)
         share = scalars.share
         # Scaled gradients are shared early, so that the same overflow as in the whole batch.
         early, late = (share, 1.0) if self.scales else (1.0, share)
@@ -417,8 +417,7 @@ class TrainStep:
                     state = state._replace(masks=copy.deepcopy(state.masks))
                     state.masks.bit_generator.state = drawn_by  # type: ignore[union-attr]
                 # no array of the state before has changed: the step shows why on the host
-                gradients = self._gradients if self.group is None else self._all_gradients
-                passed = gradients(state, inputs, self._scalars(state, inputs))
+                passed = self._all_gradients(state, inputs, self._scalars(state, inputs))
                 if runtime.ranks is not None:
                     runtime.ranks.look()
                 raise self._failure(state, inputs, where, passed)
@@ -437,8 +436,7 @@ class TrainStep:
         """
         width = len(HostScalars._fields)
         scalars = HostScalars(*numbers[:width])
-        gradients = self._gradients if self.group is None else self._all_gradients
-        passed = gradients(state, inputs, scalars)
+        passed = self._all_gradients(state, inputs, scalars)
         xp = state.runtime.feed.home.xp
         decided = decide_on_device(xp, state.decided, passed.loss, passed.norm, scalars)
         state = state._replace(carried=passed.carried, decided=decided)
@@ -589,7 +587,6 @@ class TrainStep:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of a step that decide its numbers."""
-        model = type(self.model).__name__
         callbacks = []
         for callback in self.callbacks:
             if has(callback, "gradients", "weights", "state"):
@@ -597,7 +594,11 @@ class TrainStep:
                 # the repr of a user's callback may change
                 callbacks.append(text_of(callback) if ours else type(callback).__name__)
         return {
-            "model": text_of(self.model) if dataclasses.is_dataclass(self.model) else model,
+            "model": (
+                text_of(self.model)
+                if dataclasses.is_dataclass(self.model)
+                else type(self.model).__name__
+            ),
             "precision": None if self.precision is None else repr(self.precision),
             "accumulate": self.accumulate,
             "optimizer": text_of(self.optimizer),
@@ -618,20 +619,6 @@ def text_of(value: Any) -> str:
     """
     text = re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
     return text.replace("'weight_decay'", "'decay'")  # as in the checkpoints that there are
-
-
-def _each(
-    function: Any,
-    columns: list[Any],
-    numbers: tuple[Any, ...],
-    into: tuple[int, ...] = (),
-    **options: Any,
-) -> Params:
-    """Return a function of arrays by name and of numbers, for each name."""
-    names = list(columns[0])
-    arrays = [[column[name] for name in names] for column in columns]
-    results = foreach.apply(namespace_of(arrays[0][0]), function, arrays, numbers, into, **options)
-    return {name: listed(result)[0] for name, result in zip(names, results, strict=True)}
 
 
 def _weighted(

@@ -48,9 +48,10 @@ class Terminated(_Stopped, SystemExit):
         The number of the signal.
     """
 
-    def __init__(self, message: str, trained: Any, signal: int) -> None:
-        super().__init__(message, trained, signal)
-        self.code = 128 + signal
+    @property
+    def code(self) -> int:  # type: ignore[override]
+        """The code that the process ends with."""
+        return 128 + self.signal
 
 
 @contextlib.contextmanager

@@ -78,11 +78,8 @@ def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
     more = np.empty(L, F)
     read = np.empty(L, F)
     write = np.empty(L, F)
-    steps = np.empty(L, F)
-    ones = np.empty(L, F)
-    for t in range(L):
-        steps[t] = F(t)
-        ones[t] = F(1)
+    steps = np.arange(L).astype(F)
+    ones = np.ones(L, F)
     for matrix in range(first, last):
         before = np.float64(m0[matrix])
         C = matrix * (count * next_state + K * W)
@@ -90,14 +87,15 @@ def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
             n[j] = states[C + j * W + V]
         for chunk in range(count):
             start = chunk * L
+            spot = (matrix // N, matrix % N, start)
             at = (matrix * count + chunk) * L
             some = min(L, T - start)
-            q0 = place_of(q_far, matrix, N, start)
-            k0 = place_of(k_far, matrix, N, start)
-            v0 = place_of(v_far, matrix, N, start)
-            i0 = place_of(i_far, matrix, N, start)
-            f0 = place_of(f_far, matrix, N, start)
-            h0 = place_of(h_far, matrix, N, start)
+            q0 = place_of(q_far, spot)
+            k0 = place_of(k_far, spot)
+            v0 = place_of(v_far, spot)
+            i0 = place_of(i_far, spot)
+            f0 = place_of(f_far, spot)
+            h0 = place_of(h_far, spot)
             # The gates (1) (2) (3).
             for t in range(some):
                 logf[at + t] = forget(f[f0 + t * f_far[2]])
@@ -192,11 +190,11 @@ def multiply(where, a, rows, place, b, lies, out, add):
     return packed
 
 
-def place_of(far, matrix, N, start):
-    """Return where a matrix's steps from `start` on begin in an array, whose sequences, heads and
-    steps are so `far` apart.
+def place_of(far, spot):
+    """Return where the steps of a `spot`, a sequence, head and step, begin in an array, in which
+    these are so `far` apart.
     """
-    return matrix // N * far[0] + matrix % N * far[1] + start * far[2]
+    return spot[0] * far[0] + spot[1] * far[1] + spot[2] * far[2]
 
 
 def scaled(a, at, lead, factors, rows, width, out):
@@ -277,27 +275,26 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
     ds = np.empty(L, F)
     dw = np.empty(L, F)
     db = np.empty(L, F)
-    steps = np.empty(L, F)
-    for t in range(L):
-        steps[t] = F(t)
+    steps = np.arange(L).astype(F)
     for matrix in range(first, last):
         d0 = matrix * K * W
         dend = dm[matrix]
         for back in range(count):
             chunk = count - 1 - back
             start = chunk * L
+            spot = (matrix // N, matrix % N, start)
             at = (matrix * count + chunk) * L
             C = (matrix * (count + 1) + chunk) * K * W
             some = min(L, T - start)
-            f1 = place_of(f_far, matrix, N, start)
-            h1 = place_of(h_far, matrix, N, start)
-            dh1 = place_of(dh_far, matrix, N, start)
-            di1 = place_of(di_far, matrix, N, start)
-            df1 = place_of(df_far, matrix, N, start)
+            f1 = place_of(f_far, spot)
+            h1 = place_of(h_far, spot)
+            dh1 = place_of(dh_far, spot)
+            di1 = place_of(di_far, spot)
+            df1 = place_of(df_far, spot)
             # Copies, as rows that lie a power of two apart take each other's places in the cache.
-            copy_rows(of_q, place_of(q_far, matrix, N, start), q_far[2], q, zero, K, some, K)
-            copy_rows(of_k, place_of(k_far, matrix, N, start), k_far[2], k, zero, K, some, K)
-            copy_rows(of_v, place_of(v_far, matrix, N, start), v_far[2], v, zero, V, some, V)
+            copy_rows(of_q, place_of(q_far, spot), q_far[2], q, zero, K, some, K)
+            copy_rows(of_k, place_of(k_far, spot), k_far[2], k, zero, K, some, K)
+            copy_rows(of_v, place_of(v_far, spot), v_far[2], v, zero, V, some, V)
             forgotten = inner(states, C + K * W, dC, d0, K * W)
             if back == 0:
                 dend -= forgotten
@@ -315,9 +312,14 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
                 dh_h[t] = inner(dh, dh1 + t * dh_far[2], h, h1 + t * h_far[2], V)
                 ds[t] = den_bwd(dh_h[t], den[at + t], s[at + t], b[at + t], r[at + t])
                 read[t], write[t] = read_write(w[at + t], r[at + t], m0, end, root)
+            # The rows of left factors: of keys, of values, and of steps, also transposed.
+            of_keys = (zero, K, unit, some)
+            of_values = (zero, V, unit, some)
+            of_steps = (zero, some, unit, some)
+            turned = (zero, unit, some, some)
             # P and dS, the gradient of Q K^T (4) (5) (6).
-            multiply(where, q, (zero, K, unit, some), right, k, (zero, True, K, some, K), P, no)
-            multiply(where, dnum, (zero, V, unit, some), right, v, (zero, True, V, some, V), dS, no)
+            multiply(where, q, of_keys, right, k, (zero, True, K, some, K), P, no)
+            multiply(where, dnum, of_values, right, v, (zero, True, V, some, V), dS, no)
             for t in range(some):
                 row = U(t * some)
                 rt = r[at + t]
@@ -329,35 +331,27 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
                 for u in range(U(t + 1), U(some)):
                     P[row + u] = dS[row + u] = F(0)
             # dQ (6) (5).
-            multiply(where, dnum, (zero, V, unit, some), right, states, (C, True, W, K, V), dq, no)
+            multiply(where, dnum, of_values, right, states, (C, True, W, K, V), dq, no)
             for t in range(some):
                 row = U(t * K)
                 factor = read[t]
                 dst = ds[t]
                 for j in range(U(K)):
                     dq[row + j] = scale_add(dq[row + j] + dst * n[j], factor, F(0))
-            multiply(
-                where, dS, (zero, some, unit, some), right, k, (zero, False, K, K, some), dq, yes
-            )
+            multiply(where, dS, of_steps, right, k, (zero, False, K, K, some), dq, yes)
             # dK (9) (5).
-            multiply(where, v, (zero, V, unit, some), right, dC, (d0, True, W, K, V), dk, no)
+            multiply(where, v, of_values, right, dC, (d0, True, W, K, V), dk, no)
             for t in range(some):
                 row = U(t * K)
                 factor = write[t]
                 for j in range(U(K)):
                     dk[row + j] = scale_add(dk[row + j] + dn[j], factor, F(0))
-            multiply(
-                where, dS, (zero, unit, some, some), right, q, (zero, False, K, K, some), dk, yes
-            )
+            multiply(where, dS, turned, right, q, (zero, False, K, K, some), dk, yes)
             # dV (9) (6), and what the chunk reads of the state before it (6).
             scaled(k, zero, K, write, some, K, weighted)
-            multiply(
-                where, weighted, (zero, K, unit, some), right, dC, (d0, False, W, V, K), dv, no
-            )
+            multiply(where, weighted, of_keys, right, dC, (d0, False, W, V, K), dv, no)
             scaled(q, zero, K, read, some, K, weighted)
-            packed = multiply(
-                where, P, (zero, unit, some, some), right, dnum, (zero, False, V, V, some), dv, yes
-            )
+            packed = multiply(where, P, turned, right, dnum, (zero, False, V, V, some), dv, yes)
             call_product(
                 where, weighted, (0, 1, K, K), packed, (0, len(packed)), new, (0, W, 0, V), False
             )
@@ -368,11 +362,11 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
             remains = keep(m0, end)
             for x in range(U(K * W)):
                 dC[U(d0) + x] = state(dC[U(d0) + x], remains, new[x])
-            to = place_of(dq_far, matrix, N, start)
+            to = place_of(dq_far, spot)
             copy_rows(dq, zero, K, to_q, to, dq_far[2], some, K)
-            to = place_of(dk_far, matrix, N, start)
+            to = place_of(dk_far, spot)
             copy_rows(dk, zero, K, to_k, to, dk_far[2], some, K)
-            to = place_of(dv_far, matrix, N, start)
+            to = place_of(dv_far, spot)
             copy_rows(dv, zero, V, to_v, to, dv_far[2], some, V)
             # w_s enters everything that step s writes, b_t everything that step t reads (4) (6)
             # (9).

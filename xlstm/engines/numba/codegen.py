@@ -57,7 +57,6 @@ def kernels(form: Any, dtype: str, own: Own, added: tuple[str, ...], shape: Any)
     carried = step.carried
     at = {"zx": "_zx", "h": "_h", **saved, **dict.fromkeys(carried, "_carry")}
     after = {"h": "_new_h", **saved, **dict.fromkeys(carried, "_new_carry")}
-    later = {**saved, **dict.fromkeys(carried, "_carry")}
     first = ("zx", "zh", "h")
     lean = kernel(dtype, step.lean, step.before, first, at, after, step.numbers)
     return Kernels(
@@ -65,9 +64,7 @@ def kernels(form: Any, dtype: str, own: Own, added: tuple[str, ...], shape: Any)
         lean.arrays[len(first) + len(carried) :],
         kernel(dtype, step.forward, step.before, first, at, after, step.numbers),
         lean,
-        kernel(
-            dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), later, {}, step.numbers
-        ),
+        kernel(dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), at, {}, step.numbers),
     )
 
 
@@ -102,9 +99,8 @@ def kernel(
         Inputs that are scalars, the same for all units.
     """
     lines, outputs = trace(function, inputs)
-    arrays = tuple(
-        name for name in dict.fromkeys((*given, *inputs, *outputs)) if name not in numbers
-    )
+    counts = {**inputs, **outputs}
+    arrays = tuple(name for name in dict.fromkeys((*given, *counts)) if name not in numbers)
     scalars = tuple(name for name in inputs if name in numbers)
     real = {"float32": "float", "float64": "double"}[dtype]
 
@@ -114,11 +110,6 @@ def kernel(
     body = Python(
         lines, load, lambda name, row, value: f"{name}{_index(stores, name, row)} = {value}", real
     ).statements()
-    rows = dict(
-        line.args if line.op == "input" else line[:2]
-        for line in lines
-        if line.op in ("input", "store")
-    )
     loop = [f"    {place} = U({place})" for place in PLACES]
     loop += ["    for unit in range(U(_first), U(_last)):", *(f"        {line}" for line in body)]
     places = ", ".join((*PLACES, "_first", "_last"))
@@ -128,12 +119,11 @@ def kernel(
         f"def step_at({places}, _table, _numbers):",
     ]
     for k, name in enumerate(arrays):
-        if name in rows:
-            shape = f"({'' if rows[name] is None else '1, '}_table[{k}, 1],)"
+        if name in counts:
+            shape = f"({'' if counts[name] is None else '1, '}_table[{k}, 1],)"
             text.append(f"    {name} = carray(pointer(_table[{k}, 0]), {shape})")
     text += [f"    {name} = _numbers[{k}]" for k, name in enumerate(scalars)]
     loops = jit.functions(dtype, "\n".join([*text, *loop, ""]))
-    counts = {**inputs, **outputs}
     return Kernel(loops, arrays, tuple(counts.get(name) or 1 for name in arrays), scalars)
 
 

@@ -123,10 +123,10 @@ class OneSequence:
         self.product = compiled.lean.loops.PRODUCT
         self.H = step.H
         self.Wh = step.Wh.shape
-        self.vectors: list[tuple[str, tuple[int, ...]]] = []
-        for name in compiled.vectors:
-            shape = (step.G, step.H) if name in step.added else step.own[name].shape[:-1]
-            self.vectors.append((name, shape))
+        self.vectors = {
+            name: (step.G, step.H) if name in step.added else step.own[name].shape[:-1]
+            for name in compiled.vectors
+        }
         self.numbers = [step.cell.numbers[name] for name in compiled.lean.numbers]
 
     def step(self, w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
@@ -155,7 +155,7 @@ class OneSequence:
         for before in state[1:]:
             rooms.append(room := np.empty(2 * H, x.dtype))
             room[:H] = before
-        vectors = [contiguous(w[name]).reshape(shape) for name, shape in self.vectors]
+        vectors = [contiguous(w[name]).reshape(shape) for name, shape in self.vectors.items()]
         Wx = contiguous(w["Wx"])
         Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else np.zeros(self.Wh, x.dtype)
         self.loop(self.product, contiguous(x), Wx, Wh, hs, *rooms, *vectors, *self.numbers)

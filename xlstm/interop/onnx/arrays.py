@@ -154,9 +154,7 @@ def __getattr__(name: str) -> Any:
 _current: contextvars.ContextVar[OnnxGraph] = contextvars.ContextVar("graph")
 
 
-def current() -> OnnxGraph:
-    """Return the graph that is written."""
-    return _current.get()
+current = _current.get  # the graph that is written
 
 
 class Array(np.lib.mixins.NDArrayOperatorsMixin):
