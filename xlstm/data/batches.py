@@ -69,6 +69,8 @@ class ByRows:
     part alone.
     """
 
+    target: Any  # of all examples
+
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
         """Return the numbers of the examples in each batch of an epoch."""
         raise NotImplementedError
@@ -79,7 +81,11 @@ class ByRows:
 
     def truths(self, rows: Host) -> Host:
         """Return the targets of some examples, examples first or time first."""
-        raise NotImplementedError
+        return np.asarray(self.target[rows])
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.orders(None))
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, in an order that `rng` decides, or in order without it."""
@@ -140,15 +146,8 @@ class Windows(ByRows):
         finite("Windows", "x", self.x, counts=within_lengths(self.lengths, T, N).T)
         finite("Windows", "target", self.target)
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self.x) // self.batch_size)
-
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
         return orders(len(self.x), self.batch_size, rng)
-
-    def truths(self, rows: Host) -> Host:
-        return self.target[rows]
 
     def batch(self, rows: Host, own: slice) -> Batch:
         ordered = time_first if self.every_step else np.asarray
@@ -356,10 +355,6 @@ class Sequences(ByRows):
                 )
             check_mask(f"Sequences: sequence {k}", None if mask is None else mask[k], truth, 1)
         return target, mask
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self.lengths) // self.batch_size)
 
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
         """Return the numbers of the sequences in each batch: of similar lengths that `rng`

@@ -198,10 +198,6 @@ class SeriesWindows(ByRows):
             _columns=columns,
         )
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self.starts) // self.batch_size)
-
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
         return orders(len(self.starts), self.batch_size, rng)
 

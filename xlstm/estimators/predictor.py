@@ -247,15 +247,8 @@ class Examples(ByRows):
     target: Values
     mask: Host
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self.origins) // self.predictor.settings.batch_size)
-
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
         return orders(len(self.origins), self.predictor.settings.batch_size, rng)
-
-    def truths(self, rows: Host) -> Host:
-        return self.target[rows]
 
     def batch(self, rows: Host, own: slice) -> Batch:
         mask = self.mask[rows]

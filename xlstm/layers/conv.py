@@ -18,7 +18,7 @@ from xlstm.arrays.sliding import computes_again, of_windows, slid, steps_of
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.initializers import uniform
 from xlstm.layers.module import SameWidth, Weight, rows
-from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
+from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
 
@@ -52,7 +52,7 @@ class CausalConv(SameWidth, SequenceLayer):
         """The leaf of the k - 1 steps before."""
         return (Leaf("x", {"k - 1": self.kernel_size - 1}, {"D": self.size}),)
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
         function = _convolved if not self.silu else _silu if computes_again(xp) else _activated

@@ -23,7 +23,15 @@ from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers import initializers
 from xlstm.layers.module import Weight, dropout, dropped
-from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State, complete
+from xlstm.layers.sequence import (
+    Derivatives,
+    Leaf,
+    Scanned,
+    SequenceLayer,
+    State,
+    WithState,
+    complete,
+)
 from xlstm.recurrence.backward import run_bwd
 from xlstm.recurrence.packing import Packing, Span
 
@@ -300,7 +308,7 @@ class Recurrent(SequenceLayer):
             for k in range(self.num_layers)
         ]
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         """Run `forward` without checks; packing leaves out all steps past the end of a sequence."""
         xp = span.xp
         packing = span.packing
@@ -369,7 +377,7 @@ class Recurrent(SequenceLayer):
         dx, columns = packing.restore(xp, rows, starts)
         return grads, dx, stack_states(xp, columns, packing.order is None)
 
-    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
         """Run `step` without checks; zoneout takes its expectation."""
         masks = Masks(None, self._zones) if self._masked else NO_MASKS
         y = x

@@ -23,7 +23,7 @@ from xlstm.engines.cuda import chunk_passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.initializers import mlstm_bias, uniform
 from xlstm.layers.module import Weight, dropout, dropped, rows
-from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
+from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
 
@@ -57,7 +57,7 @@ class MatrixMemory(NamedTuple):
 
     def run(
         self, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span
-    ) -> tuple[Array, State, Any]:
+    ) -> Scanned:
         """Return h (T, B, N V), the final state, and what `run_bwd` needs.
 
         Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates
@@ -263,7 +263,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         """The leaves C, n and m of all layers."""
         return tuple(leaf._replace(before={"L": self.num_layers}) for leaf in self.memory.states)
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         xp = span.xp
         saved = {}
         ends = []

@@ -301,14 +301,18 @@ class Forward:
     """A forward pass of a module through its parts: `run("up", x)` returns y of the part `up`.
 
     With the state of a part, `run("conv", x, state)`, it returns y and the final state. `kept` has
-    what each part keeps, under its name, unless the span says that nothing is needed.
+    what each part keeps, under its name, unless the span says that nothing is needed. Where x is
+    not `masked`, it may be anything past the end of a sequence.
     """
 
-    def __init__(self, module: Module, xp: Namespace, p: Params, span: Any = None) -> None:
+    def __init__(
+        self, module: Module, xp: Namespace, p: Params, span: Any = None, masked: bool = True
+    ) -> None:
         self.module = module
         self.xp = xp
         self.p = p
         self.span = span
+        self.masked = masked
         self.kept: dict[str, Any] = {}
         self.keeps = span is None or span.keep
 
@@ -316,7 +320,11 @@ class Forward:
         """Run a part."""
         part = self.module.parts[name]
         p = self.module.below(name, self.p)
-        *outputs, saved = part.scan(p, x, *state, self.span) if state else part.apply(self.xp, p, x)
+        if state:
+            scan = part.scan if self.masked else part.run
+            *outputs, saved = scan(p, x, *state, self.span)
+        else:
+            *outputs, saved = part.apply(self.xp, p, x)
         if self.keeps:
             self.kept[name] = saved
         return outputs if state else outputs[0]
@@ -350,22 +358,30 @@ class Backward:
     """
 
     def __init__(
-        self, module: Module, xp: Namespace, p: Params, kept: Mapping[str, Any], span: Any = None
+        self,
+        module: Module,
+        xp: Namespace,
+        p: Params,
+        kept: Mapping[str, Any],
+        span: Any = None,
+        masked: bool = True,
     ) -> None:
         self.module = module
         self.xp = xp
         self.p = p
         self.kept = kept
         self.span = span
+        self.masked = masked
         self.grads: Params = {}
 
-    def __call__(self, name: str, dy: Array, *dstate: Any, **options: Any) -> Any:
+    def __call__(self, name: str, dy: Array | None, *dstate: Any, **options: Any) -> Any:
         """Differentiate a part; options are those of its backward pass."""
         part = self.module.parts[name]
         p = self.module.below(name, self.p)
         saved = self.kept[name]
         if dstate:
-            grads, *gradients = part.scan_bwd(p, saved, dy, *dstate, self.span, **options)
+            scan_bwd = part.scan_bwd if self.masked else part.run_bwd
+            grads, *gradients = scan_bwd(p, saved, dy, *dstate, self.span, **options)
         else:
             grads, *gradients = part.apply_bwd(self.xp, p, saved, dy, **options)
         self.grads |= {f"{name}.{last}": g for last, g in grads.items()}

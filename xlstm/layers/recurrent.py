@@ -227,13 +227,6 @@ class RNN(Recurrent):
     CELL = rnn.Cell
 
 
-def _forget_bias(where: str, name: str, value: Any) -> float | str:
-    """Return a checked number, or "powerlaw"."""
-    if isinstance(value, str) and value == "powerlaw":
-        return value
-    return checks.finite(where, name, value)  # type: ignore[no-any-return]
-
-
 @dataclass(frozen=True, kw_only=True, repr=False)
 class sLSTM(Recurrent):  # noqa: N801
     """LSTM with exponential gates and a normaliser (Beck et al. 2024, xLSTM, section 2.2).
@@ -276,7 +269,7 @@ class sLSTM(Recurrent):  # noqa: N801
     forget_bias: float | str = "powerlaw"
 
     CELL = slstm.Cell
-    CHECKS: ClassVar = {"forget_bias": _forget_bias}
+    CHECKS: ClassVar = {"forget_bias": checks.word_or("powerlaw", checks.finite)}
     HEADED = ("hidden_size",)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
 from xlstm.layers.module import Backward, Forward, Module, SameWidth, Weight
-from xlstm.layers.sequence import Derivatives, SequenceLayer, State
+from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState
 from xlstm.recurrence.packing import Span
 
 MULTIPLE = 64  # inner widths are multiples of this
@@ -58,15 +58,15 @@ class Block(SameWidth, SequenceLayer):
         """Standard deviation of initial weights (Nguyen & Salazar 2019)."""
         return math.sqrt(2 / (5 * self.size))
 
-    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+    def mix(self, run: Forward, u: Array, state: State) -> WithState:
         """Return what is added to x, from its norm u, and the final state."""
         raise NotImplementedError
 
-    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
         """Return the gradients of u and of the initial state; dstate is None where it is zero."""
         raise NotImplementedError
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         run = Forward(self, span.xp, p, span)
         x, end = self.over_time(run, x, state)
         return self.at_each_step(run, x), end, run.kept
@@ -79,7 +79,7 @@ class Block(SameWidth, SequenceLayer):
         du, start = self.mix_bwd(run, dy, dstate)  # (2)
         return run.grads, run("norm", du, add=dy), start  # (1)
 
-    def over_time(self, run: Forward, x: Array, state: State) -> tuple[Array, State]:
+    def over_time(self, run: Forward, x: Array, state: State) -> WithState:
         """Return x with what mixes time added, and the final state."""
         m, end = self.mix(run, run("norm", x), state)  # (1) (2)
         return x + m, end
@@ -125,7 +125,7 @@ class Backbone(SameWidth, SequenceLayer):
         """The leaves of the state of each block."""
         return tuple(block.states for block in self.blocks)
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         run = Forward(self, span.xp, p, span)
         ends = []
         for k, start in enumerate(state):

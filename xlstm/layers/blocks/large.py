@@ -25,7 +25,7 @@ from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import MatrixMemory, gated, gated_bwd
 from xlstm.layers.module import Backward, Forward
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
-from xlstm.layers.sequence import State
+from xlstm.layers.sequence import State, WithState
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class LargeBlock(Block):
     def states(self) -> State:
         return self.memory.states
 
-    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+    def mix(self, run: Forward, u: Array, state: State) -> WithState:
         xp = run.xp
         N = self.num_heads
         K = self.qk_size
@@ -100,7 +100,7 @@ class LargeBlock(Block):
         run.keep(capped=gates, memory=memory, n=n, s=s)
         return run("down", sn), end  # (7)
 
-    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
         xp = run.xp
         values = run.kept
         dsn = run("down", dy)  # (7)

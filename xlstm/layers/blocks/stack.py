@@ -26,7 +26,15 @@ from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.matrix_memory import MatrixMemory
 from xlstm.layers.module import Backward, Forward, Weight
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State, complete
+from xlstm.layers.sequence import (
+    Derivatives,
+    Leaf,
+    Scanned,
+    SequenceLayer,
+    State,
+    WithState,
+    complete,
+)
 from xlstm.recurrence.backward import run_bwd
 from xlstm.recurrence.packing import Span
 
@@ -117,7 +125,7 @@ class mLSTMBlock(Block):  # noqa: N801
         """The leaves of the state: those of the convolution and of the memories."""
         return self.parts["conv"].states, self.memory.states
 
-    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+    def mix(self, run: Forward, u: Array, state: State) -> WithState:
         xp = run.xp
         F = self.inner
         N = self.num_heads
@@ -137,7 +145,7 @@ class mLSTMBlock(Block):  # noqa: N801
         run.keep(z=z, c=c, memory=memory, sg=again or [n])
         return run.dropped("mask", run("down", sg), self.dropout), (conv_end, end)  # (10) (11)
 
-    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
         xp = run.xp
         F = self.inner
         values = run.kept
@@ -255,7 +263,7 @@ class sLSTMBlock(Block):  # noqa: N801
         """The leaves of the state: those of the convolution and of the sLSTM."""
         return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
 
-    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+    def mix(self, run: Forward, u: Array, state: State) -> WithState:
         c = u
         conv_end = ()
         if self.conv_kernel_size:
@@ -264,7 +272,7 @@ class sLSTMBlock(Block):  # noqa: N801
         h, end = run("cell", gates, state[1])  # (4)
         return run("outnorm", run.dropped("mask", h, self.dropout)), (conv_end, end)  # (5) (6)
 
-    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
         D = self.size
         conv_end, cell_end = (None, None) if dstate is None else dstate
         dh = run.dropped("mask", run("outnorm", dy))  # (6) (5)
@@ -328,7 +336,7 @@ class Recurrence(SequenceLayer):
         """The engines chosen before, which `engine.choose` fills in."""
         return {}
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         xp = span.xp
         packing = span.packing
         if self.rounded:

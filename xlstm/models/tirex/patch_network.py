@@ -15,7 +15,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.host import Values
 from xlstm.layers.blocks.block import MULTIPLE, Backbone, ResidualFeedForward, round_up
 from xlstm.layers.module import Backward, Forward
-from xlstm.layers.sequence import Derivatives, State
+from xlstm.layers.sequence import Derivatives, Scanned, State
 from xlstm.losses import pinball
 from xlstm.models.tirex import items, prediction
 from xlstm.models.tirex.fine_tuning import PatchWindows
@@ -99,7 +99,7 @@ class PatchNetwork(Backbone):
         last = ResidualFeedForward(D, V, self.output_size, **options)
         return {"input": first, **super().parts, "output": last}
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         run = Forward(self, span.xp, p, span)
         h, end, saved = super().scan(p, run("input", x), state, span)
         return self._parted(span.xp, run("output", h)), end, run.kept | saved
