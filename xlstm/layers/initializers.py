@@ -34,7 +34,7 @@ def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int)
     """
     if name == "Wh":
         q, r = np.linalg.qr(rng.standard_normal(shape))
-        return np.asarray(q * np.sign(np.diag(r)))
+        return q * np.sign(np.diag(r))
     if len(shape) == 2:
         limit = (6 / sum(shape)) ** 0.5
         return rng.uniform(-limit, limit, shape)

@@ -46,11 +46,7 @@ class LayerNorm(SameWidth, Module):
 
     CHECKS: ClassVar = {"eps": checks.divisor}
     NORMAL: ClassVar[Normal] = MEAN_AND_VARIANCE
-
-    @property
-    def heads(self) -> int:
-        """Number of heads, each normalised by itself."""
-        return 1
+    num_heads = 1  # each is normalised by itself
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -71,7 +67,7 @@ class LayerNorm(SameWidth, Module):
         n, r = kept
         if computes_again(xp):
             options = {"formula": self.NORMAL.row_bwd, "residual": self.residual, "bias": self.bias}
-            options |= {"sums": len(self.shapes), "keep": 1 if self.heads == 1 else 2}
+            options |= {"sums": len(self.shapes), "keep": 1 if self.num_heads == 1 else 2}
             more = [] if add is None else [self._split(add)]
             arrays = (self._split(dy), n, r, self._split(p["w"]), *more)
             dx, *sums = summed(xp, _normed_bwd, *arrays, **options)
@@ -86,9 +82,9 @@ class LayerNorm(SameWidth, Module):
         return grads, dx if add is None else add + dx
 
     def _split(self, x: Array) -> Array:
-        if self.heads == 1:
+        if self.num_heads == 1:
             return x
-        return reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
+        return reshape(x, (*x.shape[:-1], self.num_heads, self.size // self.num_heads))
 
 
 class RMSNorm(LayerNorm):
@@ -112,10 +108,6 @@ class MultiHeadNorm(LayerNorm):
     num_heads: int = 1
 
     HEADED = ("size",)
-
-    @property
-    def heads(self) -> int:
-        return self.num_heads
 
 
 def _gain(w: Array, residual: bool) -> Array:

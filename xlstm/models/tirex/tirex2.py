@@ -145,27 +145,27 @@ class TiRex2(PatchNetwork):
 
     @cached_property
     def blocks(self) -> list[Any]:
-        return [self._block(k, *mixers) for k, mixers in enumerate(self.recipe)]
-
-    def _block(self, k: int, cell: str, num_heads: int, variate_heads: int) -> Any:
-        return self._made(
-            sLSTMVariates if cell == "slstm" else mLSTMVariates,
-            index=k,
-            num_blocks=self.num_blocks,
-            ffn_size=self._ffn_size,
-            num_heads=num_heads,
-            variate_heads=variate_heads,
-            head_eps=NORM_EPS,
-            head_residual=False,
-            qk_size=self.size // 2,
-            v_size=self.size,
-            gate_cap=15.0,
-            bias=False,
-            chunk_size=None,
-            norm_eps=NORM_EPS,
-            eps=1e-6,
-            rest=0.0,
-        )
+        return [
+            self._made(
+                sLSTMVariates if cell == "slstm" else mLSTMVariates,
+                index=k,
+                num_blocks=self.num_blocks,
+                ffn_size=self._ffn_size,
+                num_heads=num_heads,
+                variate_heads=variate_heads,
+                head_eps=NORM_EPS,
+                head_residual=False,
+                qk_size=self.size // 2,
+                v_size=self.size,
+                gate_cap=15.0,
+                bias=False,
+                chunk_size=None,
+                norm_eps=NORM_EPS,
+                eps=1e-6,
+                rest=0.0,
+            )
+            for k, (cell, num_heads, variate_heads) in enumerate(self.recipe)
+        ]
 
     @property
     def scaler(self) -> Scaler:
