@@ -17,7 +17,7 @@ from xlstm.arrays.rows import column_sums, summed
 from xlstm.arrays.sliding import computes_again, of_windows, slid, steps_of
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.initializers import uniform
-from xlstm.layers.module import SameWidth, Weight, rows
+from xlstm.layers.module import SameWidth, Weights, rows
 from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
@@ -42,7 +42,7 @@ class CausalConv(SameWidth, SequenceLayer):
     silu: bool = False
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         D = {"D": self.size}
         draw = uniform(self.kernel_size**-0.5)  # as `torch.nn.Conv1d`
         return {"W": ({**D, "k": self.kernel_size}, draw), "b": (D, draw)}
@@ -84,9 +84,15 @@ class CausalConv(SameWidth, SequenceLayer):
         if computes_again(xp):
             arrays = (dy, windows(xs, size), taps, p["b"])
             leading = (None, size, size)
-            options: dict[str, Any] = {"size": size, "activated": self.silu}
             _, db, dW = summed(
-                xp, _weights_bwd, *arrays, sums=2, leading=leading, out=[dz], **options
+                xp,
+                _weights_bwd,
+                *arrays,
+                sums=2,
+                leading=leading,
+                out=[dz],
+                size=size,
+                activated=self.silu,
             )
         else:
             dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy

@@ -22,7 +22,7 @@ from xlstm.engines import engine
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers import initializers
-from xlstm.layers.module import Weight, dropout, dropped
+from xlstm.layers.module import Weights, dropout, dropped
 from xlstm.layers.sequence import (
     Derivatives,
     Leaf,
@@ -159,8 +159,8 @@ class Recurrent(SequenceLayer):
         return f"{type(self).__name__}({self.input_size!r}, {self.hidden_size!r}{''.join(options)})"
 
     @property
-    def weights(self) -> dict[str, Weight]:
-        weights: dict[str, Weight] = {}
+    def weights(self) -> Weights:
+        weights: Weights = {}
         for k in range(self.num_layers):
             D = {"directions*P": self.output_size} if k else {"D": self.input_size}
             for direction in self.directions:
@@ -244,7 +244,7 @@ class Recurrent(SequenceLayer):
     def _gates(self) -> int:
         return len(next(iter(self.cells.values())).GATES)
 
-    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    def _draw(self, name: str, rng: np.random.Generator, shape: initializers.Shape) -> Any:
         """Return the initial value of a parameter, by its last name."""
         if name in ("gx", "gh", "gc"):
             return np.ones(shape)

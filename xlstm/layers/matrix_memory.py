@@ -21,8 +21,8 @@ from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
 from xlstm.engines.cuda import chunk_passes as chunks
 from xlstm.engines.numba import chunks as loops
-from xlstm.layers.initializers import mlstm_bias, uniform
-from xlstm.layers.module import Weight, dropout, dropped, rows
+from xlstm.layers.initializers import Shape, mlstm_bias, uniform
+from xlstm.layers.module import Weights, dropout, dropped, rows
 from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
@@ -237,18 +237,18 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return dict(zip("qkvoif", parts, strict=True))
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         N = self.num_heads
         H = self.hidden_size
         height = {"2NK + 2H + 2N": 2 * self.memory.K * N + 2 * H + 2 * N}
-        weights: dict[str, Weight] = {}
+        weights: Weights = {}
         for k in range(self.num_layers):
             weights[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}, self._draw
             if self.bias:
                 weights[f"{k}.b"] = height, self._draw
         return weights
 
-    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    def _draw(self, rng: np.random.Generator, shape: Shape) -> Any:
         """Draw U(-1/sqrt(H), 1/sqrt(H)), but for the gates i and f weights of 0 and the biases of
         `mlstm_bias`.
         """

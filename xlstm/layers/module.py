@@ -29,6 +29,8 @@ from xlstm.engines.array_api import ARRAY_API
 from xlstm.layers.initializers import RECURRENT, Draw
 
 Weight = tuple[checks.Dims, Draw]
+Weights = dict[str, Weight]
+Parts = dict[str, Any]  # modules by the prefix of the names of their parameters
 STREAM = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
 # options that draw masks
 RATES = ("dropout", "ffn_dropout", "recurrent_dropout", "embedding_dropout", "zoneout")
@@ -123,12 +125,12 @@ class Module:
             checks.heads(type(self).__name__, self.num_heads, **{name: getattr(self, name)})
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         """The modules that this one is made of, by the prefix of their parameters' names."""
         return {}
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         """The parameters that belong to no part, with the shape and the initialiser of each."""
         return {}
 
@@ -475,7 +477,7 @@ class Saved:
             return {}
         if not self.layer.parts:  # the keys are layers and directions
             return dict(self.kept)
-        parts: dict[str, Any] = {}
+        parts: Parts = {}
         for name, part in self.layer.parts.items():
             if name not in self.kept:
                 continue

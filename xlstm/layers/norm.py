@@ -19,7 +19,7 @@ from xlstm.cells.normalization import (
     scaled,
 )
 from xlstm.layers.initializers import constant
-from xlstm.layers.module import Module, SameWidth, Weight
+from xlstm.layers.module import Module, SameWidth, Weights
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,16 @@ class LayerNorm(SameWidth, Module):
     num_heads = 1  # each is normalised by itself
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         D = {"D": self.size}
-        weights: dict[str, Weight] = {"w": (D, constant(0.0 if self.residual else 1.0))}
+        weights: Weights = {"w": (D, constant(0.0 if self.residual else 1.0))}
         return weights | ({"b": (D, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         arrays = [self._split(a) for a in (x, *map(p.__getitem__, self.shapes))]
-        options = {"formula": self.NORMAL.row, "eps": self.eps, "residual": self.residual}
-        n, r, y = normed(xp, _normed, *arrays, **options)
+        n, r, y = normed(
+            xp, _normed, *arrays, formula=self.NORMAL.row, eps=self.eps, residual=self.residual
+        )
         return reshape(y, x.shape), (n, r)
 
     def apply_bwd(
@@ -66,13 +67,21 @@ class LayerNorm(SameWidth, Module):
         """Return gradients of the parameters, and that of x, with `add` added to it."""
         n, r = kept
         if computes_again(xp):
-            options = {"formula": self.NORMAL.row_bwd, "residual": self.residual, "bias": self.bias}
-            options |= {"sums": len(self.shapes), "keep": 1 if self.num_heads == 1 else 2}
+            keep = 1 if self.num_heads == 1 else 2
             more = [] if add is None else [self._split(add)]
             arrays = (self._split(dy), n, r, self._split(p["w"]), *more)
-            dx, *sums = summed(xp, _normed_bwd, *arrays, **options)
+            dx, *sums = summed(
+                xp,
+                _normed_bwd,
+                *arrays,
+                formula=self.NORMAL.row_bwd,
+                residual=self.residual,
+                bias=self.bias,
+                sums=len(self.shapes),
+                keep=keep,
+            )
             grads = {
-                name: reshape(d, (*d.shape[: -options["keep"]], self.size))
+                name: reshape(d, (*d.shape[:-keep], self.size))
                 for name, d in zip(self.shapes, sums, strict=True)
             }
             return grads, reshape(dx, dy.shape)

@@ -143,7 +143,7 @@ class LSTM(Recurrent):
             shapes |= {"gc": {"H": H}, "bc": {"H": H}}
         return shapes
 
-    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    def _draw(self, name: str, rng: np.random.Generator, shape: initializers.Shape) -> Any:
         values = super()._draw(name, rng, shape)
         forget_bias = self.forget_bias
         if forget_bias is None and self.initializer == "glorot" and not self.coupled_input_forget:
@@ -280,7 +280,7 @@ class sLSTM(Recurrent):  # noqa: N801
         K = self.hidden_size // self.num_heads
         return super()._shapes(D) | {"Wh": {"4": 4, "N": self.num_heads, "K": K, "K ": K}}
 
-    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    def _draw(self, name: str, rng: np.random.Generator, shape: initializers.Shape) -> Any:
         if name == "Wh":
             G, N, K, _ = shape
             heads = [Recurrent._draw(self, name, rng, (G * K, K)) for _ in range(N)]

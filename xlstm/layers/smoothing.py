@@ -20,7 +20,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params, namespace, reshape
 from xlstm.arrays.rows import column_sums
 from xlstm.cells.activations import sigmoid, sigmoid_bwd
 from xlstm.layers.initializers import constant
-from xlstm.layers.module import Weight
+from xlstm.layers.module import Weights
 from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
 from xlstm.recurrence.packing import Packing, Span
 
@@ -121,7 +121,7 @@ class ExponentialSmoothing(SequenceLayer):
         return self.horizon
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         sizes = {
             "alpha": 1,
             "beta": self.trend != "none",

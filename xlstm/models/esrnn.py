@@ -10,7 +10,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Params
-from xlstm.layers.module import Backward, Forward
+from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State
 from xlstm.layers.smoothing import ExponentialSmoothing
 from xlstm.models.sequence import SequenceModel, sequence_model
@@ -120,7 +120,7 @@ class ESRNN(SequenceLayer):
         )
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         parts = {"smoothing": self.smoothing}
         return parts | {"network": self.network} if self.hidden_size else parts
 

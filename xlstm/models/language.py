@@ -20,7 +20,7 @@ from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
 from xlstm.data.host import Host
 from xlstm.layers.blocks.block import Backbone, Block
 from xlstm.layers.linear import Embedding, Linear, tokens_of, within
-from xlstm.layers.module import Backward, Forward
+from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState
 from xlstm.losses import cross_entropy
 from xlstm.models.sequence import layer
@@ -98,7 +98,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             )
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         # Embeddings are small at first where a norm follows them, or they are the head.
         std = None if self.tied or isinstance(self.backbone, Backbone | Block) else 1.0
         embedding = Embedding(self.vocab_size, self.backbone.input_size, std=std)

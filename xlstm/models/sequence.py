@@ -15,7 +15,7 @@ from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
-from xlstm.layers.module import Backward, Forward
+from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.recurrent import LAYERS
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState, complete
 from xlstm.recurrence.packing import Span
@@ -81,7 +81,7 @@ class SequenceModel(SequenceLayer):
         return Linear(self.recurrent.output_size, self.output_size)
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         parts = {"recurrent": self.recurrent, "head": self.head}
         if self.inputs is None:
             return parts
@@ -124,7 +124,7 @@ class SequenceModel(SequenceLayer):
             dh = _at_end_bwd(dh, span)
         dx, start = run("recurrent", dh, dstate)
         if self.inputs is not None:
-            dx = span.mask(run("input", dx))
+            dx = run("input", dx)
         return run.grads, dx, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:

@@ -17,7 +17,7 @@ from xlstm.arrays.rows import summed
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Backward, Forward, Module, SameWidth, Weight
+from xlstm.layers.module import Backward, Forward, Module, Parts, SameWidth, Weight, Weights
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState
 from xlstm.recurrence.packing import Span
 
@@ -116,7 +116,7 @@ class Backbone(SameWidth, SequenceLayer):
         raise NotImplementedError
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         parts = {f"blocks.{k}": block for k, block in enumerate(self.blocks)}
         return parts | ({} if self.norm is None else {"norm": self.norm})
 
@@ -157,7 +157,7 @@ class GatesOfHeads(Linear):
         super().__init__(input_size, 2 * num_heads)
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         weights = super().weights
         b: Weight = weights["b"][0], lambda rng, shape: initializers.mlstm_bias(rng, shape[0] // 2)
         return {"W": (weights["W"][0], initializers.constant(0.0)), "b": b}
@@ -216,7 +216,7 @@ class GatedFeedForward(SameWidth, Module):
     num_blocks: int = 1
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         U = self.hidden_size
         narrow = 2 / (self.num_blocks * math.sqrt(D))
@@ -263,7 +263,7 @@ class ResidualFeedForward(Module):
     activation: str = "relu"
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         I = self.input_size  # noqa: E741
         U = self.hidden_size
         O = self.output_size  # noqa: E741

@@ -23,7 +23,7 @@ from xlstm.layers.blocks.block import (
 )
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import MatrixMemory, gated, gated_bwd
-from xlstm.layers.module import Backward, Forward
+from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import State, WithState
 
@@ -61,7 +61,7 @@ class LargeBlock(Block):
         )
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         N = self.num_heads
         bias = self.bias

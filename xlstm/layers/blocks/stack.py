@@ -24,7 +24,7 @@ from xlstm.layers.conv import CausalConv
 from xlstm.layers.gated import LayerTape
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.matrix_memory import MatrixMemory
-from xlstm.layers.module import Backward, Forward, Weight
+from xlstm.layers.module import Backward, Forward, Parts, Weights
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
 from xlstm.layers.sequence import (
     Derivatives,
@@ -100,7 +100,7 @@ class mLSTMBlock(Block):  # noqa: N801
         return MatrixMemory(self.num_heads, K, K, eps=self.eps, chunk=self.chunk_size)
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         F = self.inner
         N = self.num_heads
@@ -117,7 +117,7 @@ class mLSTMBlock(Block):  # noqa: N801
         }
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         return {"skip": ({"F": self.inner}, initializers.constant(1.0))}
 
     @cached_property
@@ -239,11 +239,11 @@ class sLSTMBlock(Block):  # noqa: N801
         return self.dropout if self.ffn_dropout is None else self.ffn_dropout
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         N = self.num_heads
         heads = HeadwiseLinear(D, N, std=self._small)
-        parts: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
+        parts: Parts = {"norm": LayerNorm(D, residual=True)}
         if self.conv_kernel_size:
             parts["conv"] = CausalConv(D, self.conv_kernel_size, silu=True)
         parts |= dict.fromkeys("ifzo", heads)
@@ -315,7 +315,7 @@ class Recurrence(SequenceLayer):
         return self.size
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         N = self.num_heads
         K = self.size // self.num_heads
         Wh = {"4": 4, "N": N, "K": K, "K ": K}

@@ -14,7 +14,7 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.host import Values
 from xlstm.layers.blocks.block import MULTIPLE, Backbone, ResidualFeedForward, round_up
-from xlstm.layers.module import Backward, Forward
+from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.sequence import Derivatives, Scanned, State
 from xlstm.losses import pinball
 from xlstm.models.tirex import items, prediction
@@ -90,7 +90,7 @@ class PatchNetwork(Backbone):
         return int(checks.size(type(self).__name__, "ffn_proj_factor * size", size))
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         U = self.input_ff_size
         V = getattr(self, "output_ff_size", U)

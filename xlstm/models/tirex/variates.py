@@ -25,7 +25,7 @@ from xlstm.layers.blocks.block import Block, GatedFeedForward
 from xlstm.layers.blocks.large import LargeBlock
 from xlstm.layers.blocks.stack import sLSTMBlock
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Backward, Forward, SameWidth
+from xlstm.layers.module import Backward, Forward, Parts, SameWidth
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState, complete
 from xlstm.recurrence.packing import Packing, Span
@@ -140,7 +140,7 @@ class VariateMixer(SameWidth, SequenceLayer):
     HEADED = ("size",)
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         std = math.sqrt(2 / (5 * self.size))
         norm = RMSNorm(D, eps=NORM_EPS)
@@ -263,7 +263,7 @@ class TiRexBlock(sLSTMBlock):
     rounded: bool = False
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         N = self.num_heads
         norm = RMSNorm(D, eps=NORM_EPS)
@@ -296,7 +296,7 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
     qk_norm: bool
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         mixer = VariateMixer(
             D, self.variate_heads, activation=self.activation, qk_norm=self.qk_norm
