@@ -196,6 +196,13 @@ def optional(kind: Kind) -> Kind:
     return lambda where, name, value: None if value is None else kind(where, name, value)
 
 
+def word_or(word: str, kind: Kind) -> Kind:
+    """Return the check of a word or of what `kind` takes."""
+    return lambda where, name, value: (
+        value if isinstance(value, str) and value == word else kind(where, name, value)
+    )
+
+
 def keeps(where: str, train: Any, keep: Any) -> bool:
     """Return whether a forward pass keeps what backward needs: `keep`, by default `train`; both are
     True or False.

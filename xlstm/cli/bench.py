@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import runpy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -121,7 +121,10 @@ def bench(
     for file in files or ():
         load(file)
     dtypes = [*dict.fromkeys(dtype or ["float32"])]
-    cases = cases_of(layers or ["lstm"], dtypes, size or SIZES)
+    cases: list[Case] = []
+    for layer, name in itertools.product(dict.fromkeys(layers or ["lstm"]), dtypes):
+        by_size = [Case(layer, each, name) for each in dict.fromkeys(size or SIZES)]
+        cases += sorted(by_size, key=lambda case: case.operations)
     words = {name: WORDS.get(name, name) for name in backends or WORDS}
     homes = {
         name: usable(words, functools.partial(home_of, dtype=name), backends or ())
@@ -142,15 +145,6 @@ def bench(
     for line in faster(rows):
         out.print(line)
     outputs.draw(rows)
-
-
-def cases_of(layers: Iterable[str], dtypes: Iterable[str], sizes: Iterable[Size]) -> list[Case]:
-    """Return all cases, each once, those of a layer and a dtype by their operations."""
-    cases: list[Case] = []
-    for layer, dtype in itertools.product(dict.fromkeys(layers), dtypes):
-        by_size = [Case(layer, size, dtype) for size in dict.fromkeys(sizes)]
-        cases += sorted(by_size, key=lambda case: case.operations)
-    return cases
 
 
 def load(path: Path) -> None:

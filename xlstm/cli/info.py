@@ -191,7 +191,9 @@ def explain(
     layer = LAYERS[kind](H, H)
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
-    failure = None if card else optional_imports.cupy_failure() or _rocm()
+    failure = None if card else optional_imports.cupy_failure()
+    if not (card or failure) and optional_imports.rocm():
+        failure = optional_imports.ROCM
     device = CARDS[card or "h100"] if card or failure else launch.current()
     choice = choose(told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
     note = f" (what if: {failure})" if failure else ""
@@ -210,11 +212,6 @@ def explain(
         if tiling is not None:
             rows[tiling.kind] = _words(tiling, T)
     return rows | {f"not {path}": reason for path, reason in choice.others.items()}
-
-
-def _rocm() -> str | None:
-    """Return why a card cannot be asked, where CuPy runs on ROCm."""
-    return optional_imports.ROCM if optional_imports.rocm() else None
 
 
 def _words(t: Tiling, T: int) -> str:

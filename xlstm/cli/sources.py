@@ -20,7 +20,7 @@ from xlstm.data import reading
 from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.frames import grouped, places_of
 from xlstm.data.host import Host
-from xlstm.data.panels import Panel, Roles
+from xlstm.data.panels import Panel
 from xlstm.data.table import names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
@@ -142,9 +142,7 @@ def panel_of(
     """
     model = loaded.estimator
     names = [*getattr(model, "feature_names_in_", ())]
-    roles = Roles(model.targets, model.past, model.future, model.static, model.series_id).checked(
-        str(loaded.file)
-    )
+    roles = model.roles()
     if column is not None and model.n_targets_ > 1:
         raise ValueError(f"{loaded.file}: forecasts {checks.few(names)}, expected no --column")
     targets = roles.targets or names * (len(names) > 1) if column is None else [column]

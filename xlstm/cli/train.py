@@ -155,19 +155,16 @@ class CommandRun(Report):
         self.group.close()
         if not self.leads:
             raise typer.Exit
-        self.trained = vars(model).get("trained_")
-        self._print_training(model)
-        return model
-
-    def _print_training(self, model: Any) -> None:
+        self.trained = trained = vars(model).get("trained_")
         if isinstance(model, Forecaster):
             self.print(candidates(model))
-        if (trained := self.trained) is not None:
+        if trained is not None:
             best = f", best after epoch {trained.best_epoch}" if trained.validations else ""
             early = ", stopped early" if trained.stopped_early else ""
             skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
             steps = f"{len(trained.losses)} batches in {trained.seconds:.1f} s"
             self.print(f"trained: {steps}{best}{early}{skipped}")
+        return model
 
     def _save(self, model: Any, file: Path, options: dict[str, Any]) -> None:
         if not self.leads:

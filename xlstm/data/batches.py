@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from xlstm.arrays.ranks.groups import Part
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
 
+Shuffler: TypeAlias = "np.random.Generator | None"  # it draws an order, None keeps the one there is
 EXPECTED = "Windows, Sequences, Streams, or something else that yields batches or pairs (x, target)"
 BATCHES = checks.having("batches", "__len__", expected=EXPECTED)
 
@@ -60,7 +61,7 @@ class Batches(Protocol):
     """
 
     def __len__(self) -> int: ...
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+    def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
         """Yield the batches of one epoch, in an order that `rng` may decide."""
 
 
@@ -69,9 +70,12 @@ class ByRows:
     part alone.
     """
 
-    def orders(self, rng: np.random.Generator | None) -> list[Host]:
+    target: Any  # of all examples
+    batch_size: int
+
+    def orders(self, rng: Shuffler) -> list[Host]:
         """Return the numbers of the examples in each batch of an epoch."""
-        raise NotImplementedError
+        return orders(len(self.target), self.batch_size, rng)
 
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the batch of some examples, with the columns `own` of x and target alone."""
@@ -79,9 +83,13 @@ class ByRows:
 
     def truths(self, rows: Host) -> Host:
         """Return the targets of some examples, examples first or time first."""
-        raise NotImplementedError
+        return np.asarray(self.target[rows])
 
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.orders(None))
+
+    def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
         """Yield one epoch, in an order that `rng` decides, or in order without it."""
         for rows in self.orders(rng):
             yield self.batch(rows, slice(None))
@@ -139,16 +147,6 @@ class Windows(ByRows):
             vars(self)["lengths"] = checked_lengths("Windows", self.lengths, T, N)
         finite("Windows", "x", self.x, counts=within_lengths(self.lengths, T, N).T)
         finite("Windows", "target", self.target)
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self.x) // self.batch_size)
-
-    def orders(self, rng: np.random.Generator | None) -> list[Host]:
-        return orders(len(self.x), self.batch_size, rng)
-
-    def truths(self, rows: Host) -> Host:
-        return self.target[rows]
 
     def batch(self, rows: Host, own: slice) -> Batch:
         ordered = time_first if self.every_step else np.asarray
@@ -248,7 +246,7 @@ class Streams:
         """Return the number of batches in an epoch."""
         return len(self.x) // self.batch_size // self.length
 
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+    def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
         """Yield one epoch, always in order: `rng` is not used."""
         x = self._streams(self.x)
         target = self._streams(self.target)
@@ -357,11 +355,7 @@ class Sequences(ByRows):
             check_mask(f"Sequences: sequence {k}", None if mask is None else mask[k], truth, 1)
         return target, mask
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self.lengths) // self.batch_size)
-
-    def orders(self, rng: np.random.Generator | None) -> list[Host]:
+    def orders(self, rng: Shuffler) -> list[Host]:
         """Return the numbers of the sequences in each batch: of similar lengths that `rng`
         shuffles, or in order.
         """
@@ -426,7 +420,7 @@ class Prefetch:
         """Return the number of batches in an epoch."""
         return len(self.data)
 
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+    def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
         """Yield one epoch of the data; after each batch `rng` is in the state that the data alone
         would leave it in.
         """
@@ -507,7 +501,7 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
     return wide
 
 
-def orders(count: int, size: int, rng: np.random.Generator | None) -> list[Host]:
+def orders(count: int, size: int, rng: Shuffler) -> list[Host]:
     """Return the numbers of the examples in each batch of `size`, shuffled by `rng` or in order
     without it.
     """
@@ -544,7 +538,7 @@ def _padded(arrays: list[Host], rows: Host, T: int) -> Host:
     return padded
 
 
-def _next(inner: Iterator[Batch], rng: np.random.Generator | None) -> tuple[Batch | None, Any]:
+def _next(inner: Iterator[Batch], rng: Shuffler) -> tuple[Batch | None, Any]:
     """Return the next batch, or None at the end, and the state of `rng` after it."""
     batch = next(inner, None)
     return batch, None if rng is None else rng.bit_generator.state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -131,31 +130,3 @@ def series(where: str, value: Any) -> Values:
         problem = f"expected numbers from {-LARGEST:g} to {LARGEST:g} in column {c}"
         raise SeriesError(where, int(row), array[row, c], problem)
     return array
-
-
-def check_reach(where: str, rows: Values, units: Values, dtype: str, begin: int) -> None:
-    """Raise SeriesError for a value so far from the others that its square, once scaled, overflows
-    the dtype.
-
-    Parameters
-    ----------
-    where : str
-        The caller, for errors.
-    rows : array (N, C)
-    units : array (C,)
-        The usual change of each column.
-    dtype : str
-    begin : int
-        Rows of the series that come before those of `rows`.
-    """
-    if not rows.size:
-        return
-    with np.errstate(over="ignore"):
-        far = np.abs(rows - np.median(rows, axis=0)) / units
-    row, c = np.unravel_index(np.argmax(far), far.shape)
-    if far[row, c] > math.sqrt(float(np.finfo(dtype).max)) / 4:
-        problem = (
-            f"{far[row, c]:.2g} times the usual change of the series, more than {dtype} has room"
-            f" for in column {c}"
-        )
-        raise SeriesError(where, begin + int(row), rows[row, c], problem)

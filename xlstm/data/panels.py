@@ -24,6 +24,7 @@ from xlstm.data.series import Series, only_column, series_of
 from xlstm.data.table import ParquetFile, opened, rows_by
 from xlstm.data.time_series import Covariates, TimeSeries, read_one
 
+DATED = "no dates", "dates without a time zone", "dates with a time zone"
 BySeries = Mapping[Any, Columns]
 
 
@@ -526,13 +527,6 @@ def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) 
     }
 
 
-def _of_zone(has_dates: bool, zone: str | None) -> str:
-    """Return in words whether rows have dates, and in which time zone."""
-    if not has_dates:
-        return "no dates"
-    return "dates without a time zone" if zone is None else f"dates of time zone {zone}"
-
-
 def _next_rows(
     where: str,
     name: str,
@@ -549,12 +543,12 @@ def _next_rows(
     """
     rows = later.numbers(where, names)
     dates = later.dates
-    theirs = _of_zone(dates is not None, later.zone)
-    ours = _of_zone(calendar is not None, zone)
-    if (dates is None, later.zone is None) != (calendar is None, zone is None):
+    theirs = (dates is not None) + (later.zone is not None)
+    ours = (calendar is not None) + (zone is not None)
+    if theirs != ours:
         raise ValueError(
-            f"{where}: the rows of {name} have {theirs}, expected {ours}, as in the table of the"
-            " series"
+            f"{where}: the rows of {name} have {DATED[theirs]}, expected {DATED[ours]}, as in the"
+            " table of the series"
         )
     if calendar is None:
         return rows

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.batches import Batch, ByRows, orders
+from xlstm.data.batches import Batch, ByRows, Shuffler, orders
 from xlstm.data.host import Host, Values, finite, numbers
 
 
@@ -198,11 +198,7 @@ class SeriesWindows(ByRows):
             _columns=columns,
         )
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self.starts) // self.batch_size)
-
-    def orders(self, rng: np.random.Generator | None) -> list[Host]:
+    def orders(self, rng: Shuffler) -> list[Host]:
         return orders(len(self.starts), self.batch_size, rng)
 
     def truths(self, rows: Host) -> Host:

@@ -16,7 +16,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.ranks.groups import GROUP, Group, Part, columns
-from xlstm.data.batches import BATCHES, Batch, Batches, ByRows, Prefetch, mask_of_steps
+from xlstm.data.batches import BATCHES, Batch, Batches, ByRows, Prefetch, Shuffler, mask_of_steps
 from xlstm.data.host import Host
 
 COMPARED = 2048  # targets of a batch that ranks compare by their checksum
@@ -55,7 +55,7 @@ class Shard:
         """Return the number of batches in an epoch."""
         return len(self.data)
 
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+    def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
         """Yield one epoch, in the order of the data."""
         data: Any = self.data
         if isinstance(data, Prefetch):

@@ -112,7 +112,11 @@ def read_one(
     begun = 0 if gaps else first_row(f"{where}: the series", values)
     past = _covariates(where, "past", covariates.past, N, begun, gaps)
     future = _covariates(where, "future", covariates.future, N, begun, gaps)
-    static = _static(where, covariates.static)
+    static: Values = np.empty(0)
+    if covariates.static is not None:
+        numbers = checks.host(where, "static", covariates.static, "real numbers (S,)")
+        static = host.columns(where, "static", np.atleast_1d(numbers))[:, 0]
+        host.finite(where, "static", static)
     ahead = max(more, len(future) - N)
     calendar = None
     marks = 0
@@ -147,16 +151,6 @@ def read_one(
         future = carry_forward(future)
     values, bridged, past, future = (part[begin:] for part in (values, bridged, past, future))
     return TimeSeries(values, bridged, past, future, static, calendar, marks, begin)
-
-
-def _static(where: str, value: Any) -> Values:
-    """Return numbers (S,) that do not change."""
-    if value is None:
-        return np.empty(0)
-    numbers = checks.host(where, "static", value, "real numbers (S,)")
-    static = host.columns(where, "static", np.atleast_1d(numbers))[:, 0]
-    host.finite(where, "static", static)
-    return static
 
 
 def _first(values: Values, past: Values, future: Values) -> int:

@@ -42,13 +42,6 @@ AnyPath = str | os.PathLike[str]
 Export = tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]
 
 
-def _or_auto(kind: checks.Kind) -> checks.Kind:
-    """Return the check of "auto" or of what `kind` takes."""
-    return lambda where, name, value: (
-        value if isinstance(value, str) and value == "auto" else kind(where, name, value)
-    )
-
-
 def _class_weight(where: str, name: str, value: Any) -> Any:
     """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
     if value is None or (isinstance(value, str) and value == "balanced"):
@@ -85,10 +78,10 @@ CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("bidirectional", "refit", "resume", "standardize", "warm_start"), checks.flag),
     **dict.fromkeys(("averaging", "dropout", "validation_fraction"), checks.rate),
     **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
-    **dict.fromkeys(("linear_baseline", "season"), _or_auto(checks.size_or_0)),
+    **dict.fromkeys(("linear_baseline", "season"), checks.word_or("auto", checks.size_or_0)),
     **dict.fromkeys(("cell", "name"), checks.text),
-    "calendar": _or_auto(checks.flag),
-    "candidates": _or_auto(_candidates),
+    "calendar": checks.word_or("auto", checks.flag),
+    "candidates": checks.word_or("auto", _candidates),
     "class_weight": _class_weight,
     "dtype": checks.optional(lambda where, name, value: dtype_text(where, value)),
     "every": checks.optional(checks.count),
@@ -383,7 +376,8 @@ class SeriesEstimator(Estimator):
     future: str | Sequence[str] | None = None
     series_id: str | None = None
 
-    def _roles(self) -> Roles:
+    def roles(self) -> Roles:
+        """Return the columns of tables by role, checked."""
         static = getattr(self, "static", None)
         return Roles(self.targets, self.past, self.future, static, self.series_id).checked(
             type(self).__name__

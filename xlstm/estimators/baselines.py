@@ -18,6 +18,7 @@ from xlstm.data.host import Host, Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
 
+Penalties = Sequence[tuple[float, float]]  # of lags, and of covariates and a constant
 BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
 CHUNK = 4096  # windows that are looked at at once
 MOST = 20_000  # rows that are enough for least squares
@@ -161,7 +162,7 @@ def fit(
     stops: Sequence[int],
     horizon: int,
     order: int,
-    penalties: Sequence[tuple[float, float]],
+    penalties: Penalties,
 ) -> list[LinearBaseline]:
     """Return a linear baseline for each penalty, fitted to the values before the rows `stops`.
 
@@ -197,9 +198,7 @@ def fit(
 # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have
 # other work.
 @cores.one_thread()
-def _solved(
-    x: Values, ahead: Values, y: Values, order: int, penalties: Sequence[tuple[float, float]]
-) -> Host:
+def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Penalties) -> Host:
     """Return coefficients (penalties, H, K) of ridge regressions of y (M, H) on x (M, K - F) and
     ahead (M, H, F).
     """

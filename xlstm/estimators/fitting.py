@@ -13,13 +13,12 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.data.host import check_reach
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import base, baselines, predictor, selection
 from xlstm.estimators.predictor import Examples, Predictor, Settings
 from xlstm.estimators.selection import RollingOrigins
-from xlstm.estimators.series_scaling import SeriesScaling, names_of
+from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.training import Interrupted, Terminated, Trained
 
 ENOUGH = 64  # windows to train on from which on a network is tried
@@ -102,7 +101,7 @@ def _variant(
     stops = [part["train"].stop for part in parts]
     scaling = SeriesScaling.fit(several, ids, s.window, stops)
     for series, unit, part, name in zip(several, scaling.units, parts, names, strict=True):
-        check_reach("Forecaster", series.known, unit, backend.dtype, series.begin)
+        check_reach(series, unit, backend.dtype)
         for kind, rows in part.items():
             there = ~np.isnan(baselines.targets(series, np.array(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):

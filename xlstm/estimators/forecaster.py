@@ -15,7 +15,7 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.arrays.ranks.groups import Group
-from xlstm.data.host import Host, Values, check_reach
+from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, selection
@@ -34,7 +34,7 @@ from xlstm.estimators.base import (
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
-from xlstm.estimators.series_scaling import SeriesScaling, names_of
+from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.training import Callback, Progress
 
 
@@ -256,7 +256,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             The forecast is not finite.
         """
         steps = self._steps(steps)
-        panel, _, pairs = self._read(values, covariates, steps)
+        panel, pairs = self._read(values, covariates, steps)
         return panel.forecast_frame([self._paths(*pair, steps)[0] for pair in pairs])
 
     def predict_quantiles(
@@ -292,7 +292,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                 " others"
             )
         steps = self._steps(steps)
-        panel, _, pairs = self._read(values, covariates, steps)
+        panel, pairs = self._read(values, covariates, steps)
         ahead = []
         for series, units in pairs:
             quantiles, width = self._next(series, units)
@@ -347,7 +347,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         n = checks.size("Forecaster", "n", n)
         steps = self._steps(steps)
         seed = checks.seed_number("Forecaster", "seed", seed)
-        panel, _, pairs = self._read(values, covariates, steps)
+        panel, pairs = self._read(values, covariates, steps)
         drawn = [
             self._paths(*pair, steps, self._next(*pair)[1], n, [seed, k])
             for k, pair in enumerate(pairs)
@@ -383,7 +383,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         """
         s = self.predictor_.settings
         count = checks.size("Forecaster", "count", count)
-        _, _, pairs = self._read(values, covariates, s.horizon)
+        _, pairs = self._read(values, covariates, s.horizon)
         series, units = pairs[0]
         N = len(series.values)
         origins = np.arange(max(s.window, N - count + 1), N + 1)
@@ -406,9 +406,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         -------
         Score
         """
-        panel, several, pairs = self._read(values, covariates, 0)
+        panel, pairs = self._read(values, covariates, 0)
         p = self.test_predictor_
         forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
+        several = [series for series, _ in pairs]
         return evaluation.score(several, forecasts, p.settings.quantiles, self.season_, panel)
 
     def backtest(
@@ -494,7 +495,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             As `predict` does.
         """
         p = self.predictor_
-        _, _, pairs = self._read(values, covariates, p.settings.horizon)
+        _, pairs = self._read(values, covariates, p.settings.horizon)
         parts = [p.before(series, units, np.array([len(series.values)])) for series, units in pairs]
         x, base, scale = zip(*parts, strict=True)
         inputs = {
@@ -541,7 +542,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
-        return self.checked() | fitted | self._roles().parameters()
+        return self.checked() | fitted | self.roles().parameters()
 
     def _fitted(self) -> dict[str, Any]:
         """Return the arrays of both networks, once if they are the same."""
@@ -555,7 +556,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _restore(self, fitted: dict[str, Any]) -> Params:
         checks.size("settings", "window", self.window)
-        self._roles()
+        self.roles()
         s = self.settings
         ids = [*vars(self).get("series_names_", ())]
         sizes = {"S": len(ids) or None, "C": len(self._names()) or None}
@@ -615,7 +616,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises where the backend does not have it
         panel = Panel.of(
-            "Forecaster", values, Covariates.of("Forecaster", covariates), self._roles()
+            "Forecaster", values, Covariates.of("Forecaster", covariates), self.roles()
         )
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [
@@ -694,14 +695,14 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _read(
         self, values: Any, covariates: CovariateArguments, steps: int
-    ) -> tuple[Panel, list[TimeSeries], list[tuple[TimeSeries, Values]]]:
+    ) -> tuple[Panel, list[tuple[TimeSeries, Values]]]:
         """Return series to predict after, with `steps` rows ahead, and each with its units; raise
         unless they go with `fit`.
         """
         s = self.test_predictor_.settings
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
-        panel = Panel.of("Forecaster", values, beside, self._roles(), self._names())
+        panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
         several = panel.read(
             "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
         )
@@ -726,9 +727,8 @@ quantiles, linear_baseline, season, calendar, least, refit
                 raise ValueError(
                     f"Forecaster: future has {rows} rows after {name}, expected {steps}"
                 )
-            dtype = self.predictor_.backend.dtype
-            check_reach("Forecaster", series.known, units, dtype, series.begin)
-        return panel, several, pairs
+            check_reach(series, units, self.predictor_.backend.dtype)
+        return panel, pairs
 
     def _steps(self, steps: int | None) -> int:
         """Return how many steps to forecast; by default as many as the horizon."""

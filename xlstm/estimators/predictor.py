@@ -12,7 +12,7 @@ from xlstm import losses
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
-from xlstm.data.batches import Batch, ByRows, orders
+from xlstm.data.batches import Batch, ByRows
 from xlstm.data.host import Host, Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
@@ -247,15 +247,9 @@ class Examples(ByRows):
     target: Values
     mask: Host
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return -(-len(self.origins) // self.predictor.settings.batch_size)
-
-    def orders(self, rng: np.random.Generator | None) -> list[Host]:
-        return orders(len(self.origins), self.predictor.settings.batch_size, rng)
-
-    def truths(self, rows: Host) -> Host:
-        return self.target[rows]
+    @property
+    def batch_size(self) -> int:  # type: ignore[override]
+        return self.predictor.settings.batch_size
 
     def batch(self, rows: Host, own: slice) -> Batch:
         mask = self.mask[rows]

@@ -20,7 +20,7 @@ from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import array_of
-from xlstm.estimators.baselines import NEAR, LinearBaseline, mean
+from xlstm.estimators.baselines import NEAR, LinearBaseline, Penalties, mean
 from xlstm.estimators.series_scaling import Origins, SeriesScaling
 from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
 
@@ -377,9 +377,7 @@ class RollingOrigins:
             ]
         )
 
-    def lines(
-        self, stops: Sequence[int], order: int, penalties: Sequence[tuple[float, float]]
-    ) -> list[LinearBaseline]:
+    def lines(self, stops: Sequence[int], order: int, penalties: Penalties) -> list[LinearBaseline]:
         """Return a linear autoregression for each penalty, fitted to the values before the rows
         `stops`.
         """
@@ -391,9 +389,7 @@ class RollingOrigins:
         return Validated(candidate, error, max(1.0, error / max(own, 1e-12)))
 
 
-def linear(
-    rolling: RollingOrigins, orders: Sequence[int], penalties: Sequence[tuple[float, float]]
-) -> Validated:
+def linear(rolling: RollingOrigins, orders: Sequence[int], penalties: Penalties) -> Validated:
     """Return the linear autoregression of the least validation error, of some orders and
     penalties.
     """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.host import LARGEST, Host, Values
+from xlstm.data.host import LARGEST, Host, SeriesError, Values
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
 
@@ -93,6 +94,22 @@ def check_changes(where: str, values: Values, name: str) -> None:
             f"{where}: {name} changes by no more than {spreads[c]:g}{column}, expected"
             f" {1 / LARGEST:g} or more, as squares are taken; multiply its values"
         )
+
+
+def check_reach(series: TimeSeries, units: Values, dtype: str) -> None:
+    """Raise SeriesError for a value so far from the others of a series, in `units` (C,), that its
+    square overflows the dtype.
+    """
+    values = series.known
+    with np.errstate(over="ignore"):
+        far = np.abs(values - np.median(values, axis=0)) / units
+    row, c = np.unravel_index(np.argmax(far), far.shape)
+    if far[row, c] > math.sqrt(float(np.finfo(dtype).max)) / 4:
+        problem = (
+            f"{far[row, c]:.2g} times the usual change of the series, more than {dtype} has room"
+            f" for in column {c}"
+        )
+        raise SeriesError("Forecaster", series.begin + int(row), values[row, c], problem)
 
 
 def own_units(series: TimeSeries, window: int) -> Values:

@@ -222,10 +222,6 @@ class TextModel(NetworkEstimator):
             The prompt is empty or has a character that is not known, or an option is out of range.
         """
         numbers = self.codec_.encode(checks.text("TextModel", "prompt", prompt))
-        if not numbers:
-            raise ValueError(
-                f"TextModel: prompt is {checks.shown(prompt)}, expected a token at least"
-            )
         drawn = self.model_.stream(
             self.params_, [numbers], max_tokens, temperature=temperature, **options
         )

@@ -327,7 +327,7 @@ class ZeroShotForecaster(SeriesEstimator):
         beside = Covariates.of(FORECASTER, covariates)
         fitted = self._names() if fitted is None else fitted
         panel, several = items.read_table(
-            FORECASTER, network.model, values, beside, self._roles(), steps, fitted
+            FORECASTER, network.model, values, beside, self.roles(), steps, fitted
         )
         for series, name in zip(several, names_of(panel.ids, len(several)), strict=True):
             check_changes(FORECASTER, series.known, name)

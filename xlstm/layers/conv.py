@@ -18,8 +18,8 @@ from xlstm.arrays.rows import column_sums, summed
 from xlstm.arrays.sliding import computes_again, of_windows, slid, steps_of
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.initializers import uniform
-from xlstm.layers.module import SameWidth, Weight, rows
-from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
+from xlstm.layers.module import SameWidth, Weights, rows
+from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
 
@@ -43,7 +43,7 @@ class CausalConv(SameWidth, SequenceLayer):
     silu: bool = False
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         D = {"D": self.size}
         draw = uniform(self.kernel_size**-0.5)  # as `torch.nn.Conv1d`
         return {"W": ({**D, "k": self.kernel_size}, draw), "b": (D, draw)}
@@ -53,7 +53,7 @@ class CausalConv(SameWidth, SequenceLayer):
         """The leaf of the k - 1 steps before."""
         return (Leaf("x", {"k - 1": self.kernel_size - 1}, {"D": self.size}),)
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
         function = _convolved if not self.silu else _silu if computes_again(xp) else _activated
@@ -85,9 +85,15 @@ class CausalConv(SameWidth, SequenceLayer):
         if computes_again(xp):
             arrays = (dy, windows(xs, size), taps, p["b"])
             leading = (None, size, size)
-            options: dict[str, Any] = {"size": size, "activated": self.silu}
             _, db, dW = summed(
-                xp, _weights_bwd, *arrays, sums=2, leading=leading, out=[dz], **options
+                xp,
+                _weights_bwd,
+                *arrays,
+                sums=2,
+                leading=leading,
+                out=[dz],
+                size=size,
+                activated=self.silu,
             )
         else:
             dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy

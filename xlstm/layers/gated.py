@@ -22,8 +22,16 @@ from xlstm.engines import engine
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers import initializers
-from xlstm.layers.module import Weight, dropout, dropped
-from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State, complete
+from xlstm.layers.module import Weights, dropout, dropped
+from xlstm.layers.sequence import (
+    Derivatives,
+    Leaf,
+    Scanned,
+    SequenceLayer,
+    State,
+    WithState,
+    complete,
+)
 from xlstm.recurrence.backward import run_bwd
 from xlstm.recurrence.packing import Packing, Span
 
@@ -151,8 +159,8 @@ class Recurrent(SequenceLayer):
         return f"{type(self).__name__}({self.input_size!r}, {self.hidden_size!r}{''.join(options)})"
 
     @property
-    def weights(self) -> dict[str, Weight]:
-        weights: dict[str, Weight] = {}
+    def weights(self) -> Weights:
+        weights: Weights = {}
         for k in range(self.num_layers):
             D = {"directions*P": self.output_size} if k else {"D": self.input_size}
             for direction in self.directions:
@@ -236,7 +244,7 @@ class Recurrent(SequenceLayer):
     def _gates(self) -> int:
         return len(next(iter(self.cells.values())).GATES)
 
-    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    def _draw(self, name: str, rng: np.random.Generator, shape: initializers.Shape) -> Any:
         """Return the initial value of a parameter, by its last name."""
         if name in ("gx", "gh", "gc"):
             return np.ones(shape)
@@ -300,7 +308,7 @@ class Recurrent(SequenceLayer):
             for k in range(self.num_layers)
         ]
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         """Run `forward` without checks; packing leaves out all steps past the end of a sequence."""
         xp = span.xp
         packing = span.packing
@@ -369,7 +377,7 @@ class Recurrent(SequenceLayer):
         dx, columns = packing.restore(xp, rows, starts)
         return grads, dx, stack_states(xp, columns, packing.order is None)
 
-    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
         """Run `step` without checks; zoneout takes its expectation."""
         masks = Masks(None, self._zones) if self._masked else NO_MASKS
         y = x

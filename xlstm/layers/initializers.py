@@ -8,25 +8,26 @@ from typing import Any
 import numpy as np
 
 Values = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
 # it draws initial values of a given shape
-Draw = Callable[[np.random.Generator, tuple[int, ...]], Values]
+Draw = Callable[[np.random.Generator, Shape], Values]
 
 
-def _uniform(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+def _uniform(rng: np.random.Generator, name: str, shape: Shape, H: int) -> Values:
     """Draw U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`: the default of
     gated layers.
     """
     return rng.uniform(-(H**-0.5), H**-0.5, shape)
 
 
-def _notebook(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+def _notebook(rng: np.random.Generator, name: str, shape: Shape, H: int) -> Values:
     """Draw normal weights, of variance 2/(D+H) for the input and 1/H for h; the rest is zero."""
     if name == "Wx":
         return rng.normal(0.0, (2 / (shape[1] + H)) ** 0.5, shape)
-    return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
+    return _lecun(rng, name, shape, H)
 
 
-def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+def _glorot(rng: np.random.Generator, name: str, shape: Shape, H: int) -> Values:
     """Draw as Keras does.
 
     Wx is U(-a, a) with a^2 = 6/(D + G H) (Glorot & Bengio 2010), Wh is orthogonal (Saxe et al.
@@ -34,14 +35,14 @@ def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int)
     """
     if name == "Wh":
         q, r = np.linalg.qr(rng.standard_normal(shape))
-        return np.asarray(q * np.sign(np.diag(r)))
+        return q * np.sign(np.diag(r))
     if len(shape) == 2:
         limit = (6 / sum(shape)) ** 0.5
         return rng.uniform(-limit, limit, shape)
     return np.zeros(shape)
 
 
-def _lecun(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+def _lecun(rng: np.random.Generator, name: str, shape: Shape, H: int) -> Values:
     """Draw matrices N(0, 1/inputs) (LeCun et al. 1998); the rest is zero."""
     return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
 

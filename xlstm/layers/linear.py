@@ -21,7 +21,7 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape
 from xlstm.arrays.rows import column_sums, per_sequence, row_products
 from xlstm.layers.initializers import constant, normal, uniform
-from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows
+from xlstm.layers.module import Module, SameWidth, Saved, Weights, rows
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Linear(Module):
     _symbol = "I"
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         O = {"O": self.output_size}  # noqa: E741
         draw = draw_bias = uniform(self.input_size**-0.5)
         if self.std is not None:
             draw = normal(self.std)
             draw_bias = constant(0.0)
-        weights: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw)}
+        weights: Weights = {"W": ({**O, "I": self.input_size}, draw)}
         return weights | ({"b": (O, draw_bias)} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
@@ -96,10 +96,10 @@ class HeadwiseLinear(SameWidth, Module):
     HEADED = ("size",)
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         K = self.size // self.num_heads
         std = math.sqrt(2 / (5 * K)) if self.std is None else self.std
-        weights: dict[str, Weight] = {"W": ({"N": self.num_heads, "K": K, "K ": K}, normal(std))}
+        weights: Weights = {"W": ({"N": self.num_heads, "K": K, "K ": K}, normal(std))}
         return weights | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
@@ -209,7 +209,7 @@ class Embedding(Module):
     std: float | None = None
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         std = math.sqrt(2 / (5 * self.size)) if self.std is None else self.std
         return {"W": ({"V": self.vocab_size, "D": self.size}, normal(std))}
 

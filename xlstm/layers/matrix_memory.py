@@ -22,9 +22,9 @@ from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
 from xlstm.engines.cuda import chunk_passes as chunks
 from xlstm.engines.numba import chunks as loops
-from xlstm.layers.initializers import mlstm_bias, uniform
-from xlstm.layers.module import Weight, dropout, dropped, rows
-from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
+from xlstm.layers.initializers import Shape, mlstm_bias, uniform
+from xlstm.layers.module import Weights, dropout, dropped, rows
+from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
 
@@ -58,7 +58,7 @@ class MatrixMemory(NamedTuple):
 
     def run(
         self, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span
-    ) -> tuple[Array, State, Any]:
+    ) -> Scanned:
         """Return h (T, B, N V), the final state, and what `run_bwd` needs.
 
         Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates
@@ -238,18 +238,18 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return dict(zip("qkvoif", parts, strict=True))
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         N = self.num_heads
         H = self.hidden_size
         height = {"2NK + 2H + 2N": 2 * self.memory.K * N + 2 * H + 2 * N}
-        weights: dict[str, Weight] = {}
+        weights: Weights = {}
         for k in range(self.num_layers):
             weights[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}, self._draw
             if self.bias:
                 weights[f"{k}.b"] = height, self._draw
         return weights
 
-    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    def _draw(self, rng: np.random.Generator, shape: Shape) -> Any:
         """Draw U(-1/sqrt(H), 1/sqrt(H)), but for the gates i and f weights of 0 and the biases of
         `mlstm_bias`.
         """
@@ -264,7 +264,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         """The leaves C, n and m of all layers."""
         return tuple(leaf._replace(before={"L": self.num_layers}) for leaf in self.memory.states)
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         xp = span.xp
         saved = {}
         ends = []

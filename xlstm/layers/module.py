@@ -30,6 +30,8 @@ from xlstm.engines.array_api import ARRAY_API
 from xlstm.layers.initializers import RECURRENT, Draw
 
 Weight = tuple[checks.Dims, Draw]
+Weights = dict[str, Weight]
+Parts = dict[str, Any]  # modules by the prefix of the names of their parameters
 STREAM = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
 # options that draw masks
 RATES = ("dropout", "ffn_dropout", "recurrent_dropout", "embedding_dropout", "zoneout")
@@ -124,12 +126,12 @@ class Module:
             checks.heads(type(self).__name__, self.num_heads, **{name: getattr(self, name)})
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         """The modules that this one is made of, by the prefix of their parameters' names."""
         return {}
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         """The parameters that belong to no part, with the shape and the initialiser of each."""
         return {}
 
@@ -321,14 +323,18 @@ class Forward:
     """A forward pass of a module through its parts: `run("up", x)` returns y of the part `up`.
 
     With the state of a part, `run("conv", x, state)`, it returns y and the final state. `kept` has
-    what each part keeps, under its name, unless the span says that nothing is needed.
+    what each part keeps, under its name, unless the span says that nothing is needed. Where x is
+    not `masked`, it may be anything past the end of a sequence.
     """
 
-    def __init__(self, module: Module, xp: Namespace, p: Params, span: Any = None) -> None:
+    def __init__(
+        self, module: Module, xp: Namespace, p: Params, span: Any = None, masked: bool = True
+    ) -> None:
         self.module = module
         self.xp = xp
         self.p = p
         self.span = span
+        self.masked = masked
         self.kept: dict[str, Any] = {}
         self.keeps = span is None or span.keep
 
@@ -336,7 +342,11 @@ class Forward:
         """Run a part."""
         part = self.module.parts[name]
         p = self.module.below(name, self.p)
-        *outputs, saved = part.scan(p, x, *state, self.span) if state else part.apply(self.xp, p, x)
+        if state:
+            scan = part.scan if self.masked else part.run
+            *outputs, saved = scan(p, x, *state, self.span)
+        else:
+            *outputs, saved = part.apply(self.xp, p, x)
         if self.keeps:
             self.kept[name] = saved
         return outputs if state else outputs[0]
@@ -370,22 +380,30 @@ class Backward:
     """
 
     def __init__(
-        self, module: Module, xp: Namespace, p: Params, kept: Mapping[str, Any], span: Any = None
+        self,
+        module: Module,
+        xp: Namespace,
+        p: Params,
+        kept: Mapping[str, Any],
+        span: Any = None,
+        masked: bool = True,
     ) -> None:
         self.module = module
         self.xp = xp
         self.p = p
         self.kept = kept
         self.span = span
+        self.masked = masked
         self.grads: Params = {}
 
-    def __call__(self, name: str, dy: Array, *dstate: Any, **options: Any) -> Any:
+    def __call__(self, name: str, dy: Array | None, *dstate: Any, **options: Any) -> Any:
         """Differentiate a part; options are those of its backward pass."""
         part = self.module.parts[name]
         p = self.module.below(name, self.p)
         saved = self.kept[name]
         if dstate:
-            grads, *gradients = part.scan_bwd(p, saved, dy, *dstate, self.span, **options)
+            scan_bwd = part.scan_bwd if self.masked else part.run_bwd
+            grads, *gradients = scan_bwd(p, saved, dy, *dstate, self.span, **options)
         else:
             grads, *gradients = part.apply_bwd(self.xp, p, saved, dy, **options)
         self.grads |= {f"{name}.{last}": g for last, g in grads.items()}
@@ -479,7 +497,7 @@ class Saved:
             return {}
         if not self.layer.parts:  # the keys are layers and directions
             return dict(self.kept)
-        parts: dict[str, Any] = {}
+        parts: Parts = {}
         for name, part in self.layer.parts.items():
             if name not in self.kept:
                 continue

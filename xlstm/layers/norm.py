@@ -20,7 +20,7 @@ from xlstm.cells.normalization import (
     scaled,
 )
 from xlstm.layers.initializers import constant
-from xlstm.layers.module import Module, SameWidth, Weight
+from xlstm.layers.module import Module, SameWidth, Weights
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,19 @@ class LayerNorm(SameWidth, Module):
 
     CHECKS: ClassVar = {"eps": checks.divisor}
     NORMAL: ClassVar[Normal] = MEAN_AND_VARIANCE
+    num_heads = 1  # each is normalised by itself
 
     @property
-    def heads(self) -> int:
-        """Number of heads, each normalised by itself."""
-        return 1
-
-    @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         D = {"D": self.size}
-        weights: dict[str, Weight] = {"w": (D, constant(0.0 if self.residual else 1.0))}
+        weights: Weights = {"w": (D, constant(0.0 if self.residual else 1.0))}
         return weights | ({"b": (D, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         arrays = [self._split(a) for a in (x, *map(p.__getitem__, self.shapes))]
-        options = {"formula": self.NORMAL.row, "eps": self.eps, "residual": self.residual}
-        n, r, y = normed(xp, _normed, *arrays, **options)
+        n, r, y = normed(
+            xp, _normed, *arrays, formula=self.NORMAL.row, eps=self.eps, residual=self.residual
+        )
         return reshape(y, x.shape), (n, r)
 
     def apply_bwd(
@@ -71,13 +68,21 @@ class LayerNorm(SameWidth, Module):
         """Return gradients of the parameters, and that of x, with `add` added to it."""
         n, r = kept
         if computes_again(xp):
-            options = {"formula": self.NORMAL.row_bwd, "residual": self.residual, "bias": self.bias}
-            options |= {"sums": len(self.shapes), "keep": 1 if self.heads == 1 else 2}
+            keep = 1 if self.num_heads == 1 else 2
             more = [] if add is None else [self._split(add)]
             arrays = (self._split(dy), n, r, self._split(p["w"]), *more)
-            dx, *sums = summed(xp, _normed_bwd, *arrays, **options)
+            dx, *sums = summed(
+                xp,
+                _normed_bwd,
+                *arrays,
+                formula=self.NORMAL.row_bwd,
+                residual=self.residual,
+                bias=self.bias,
+                sums=len(self.shapes),
+                keep=keep,
+            )
             grads = {
-                name: reshape(d, (*d.shape[: -options["keep"]], self.size))
+                name: reshape(d, (*d.shape[:-keep], self.size))
                 for name, d in zip(self.shapes, sums, strict=True)
             }
             return grads, reshape(dx, dy.shape)
@@ -87,9 +92,9 @@ class LayerNorm(SameWidth, Module):
         return grads, dx if add is None else add + dx
 
     def _split(self, x: Array) -> Array:
-        if self.heads == 1:
+        if self.num_heads == 1:
             return x
-        return reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
+        return reshape(x, (*x.shape[:-1], self.num_heads, self.size // self.num_heads))
 
 
 class RMSNorm(LayerNorm):
@@ -113,10 +118,6 @@ class MultiHeadNorm(LayerNorm):
     num_heads: int = 1
 
     HEADED = ("size",)
-
-    @property
-    def heads(self) -> int:
-        return self.num_heads
 
 
 def _gain(w: Array, residual: bool) -> Array:

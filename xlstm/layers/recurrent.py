@@ -143,7 +143,7 @@ class LSTM(Recurrent):
             shapes |= {"gc": {"H": H}, "bc": {"H": H}}
         return shapes
 
-    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    def _draw(self, name: str, rng: np.random.Generator, shape: initializers.Shape) -> Any:
         values = super()._draw(name, rng, shape)
         forget_bias = self.forget_bias
         if forget_bias is None and self.initializer == "glorot" and not self.coupled_input_forget:
@@ -227,13 +227,6 @@ class RNN(Recurrent):
     CELL = rnn.Cell
 
 
-def _forget_bias(where: str, name: str, value: Any) -> float | str:
-    """Return a checked number, or "powerlaw"."""
-    if isinstance(value, str) and value == "powerlaw":
-        return value
-    return checks.finite(where, name, value)  # type: ignore[no-any-return]
-
-
 @dataclass(frozen=True, kw_only=True, repr=False)
 class sLSTM(Recurrent):  # noqa: N801
     """LSTM with exponential gates and a normaliser (Beck et al. 2024, xLSTM, section 2.2).
@@ -276,7 +269,7 @@ class sLSTM(Recurrent):  # noqa: N801
     forget_bias: float | str = "powerlaw"
 
     CELL = slstm.Cell
-    CHECKS: ClassVar = {"forget_bias": _forget_bias}
+    CHECKS: ClassVar = {"forget_bias": checks.word_or("powerlaw", checks.finite)}
     HEADED = ("hidden_size",)
 
     def __post_init__(self) -> None:
@@ -287,7 +280,7 @@ class sLSTM(Recurrent):  # noqa: N801
         K = self.hidden_size // self.num_heads
         return super()._shapes(D) | {"Wh": {"4": 4, "N": self.num_heads, "K": K, "K ": K}}
 
-    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    def _draw(self, name: str, rng: np.random.Generator, shape: initializers.Shape) -> Any:
         if name == "Wh":
             G, N, K, _ = shape
             heads = [Recurrent._draw(self, name, rng, (G * K, K)) for _ in range(N)]

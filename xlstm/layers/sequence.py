@@ -24,6 +24,8 @@ from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
 
 State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
+WithState: TypeAlias = "tuple[Array, State]"  # y and the final state, or their gradients
+Scanned: TypeAlias = "tuple[Array, State, Any]"  # y, the final state and what backward needs
 # gradients of parameters, of x and of the initial state
 Derivatives: TypeAlias = "tuple[Params, Any, State]"
 
@@ -80,7 +82,7 @@ class SequenceLayer(Module):
     _output_symbol: Any = "D"  # the letter of output_size in errors
     _has_groups: ClassVar[bool] = False  # whether `forward` lets sequences see each other
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         """Return y, the final state and what `scan_bwd` needs.
 
         Past the end of a sequence x is finite, and y may be anything.
@@ -95,7 +97,7 @@ class SequenceLayer(Module):
         """
         raise NotImplementedError
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         """Run `forward` without checks. Past the end of a sequence x may be anything, and y is
         zero.
         """
@@ -110,7 +112,7 @@ class SequenceLayer(Module):
         grads, dx, start = self.scan_bwd(p, kept, dy, dstate, span)
         return grads, span.mask(dx), start
 
-    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
         """Run `step` without checks."""
         span = Span(xp, Packing.of("step", None, 1, x.shape[0]))
         y, end, _ = self.scan(p, x[None, ...], state, span)
@@ -118,7 +120,7 @@ class SequenceLayer(Module):
 
     def __call__(
         self, params: Params, x: Array, state: Any = None, *, lengths: Any = None
-    ) -> tuple[Array, State]:
+    ) -> WithState:
         """Run over a batch of sequences for inference, without masks, and keep nothing.
 
         Parameters and errors are those of `forward`.
@@ -294,7 +296,7 @@ class SequenceLayer(Module):
         grads, dx, start = self.run_bwd(params, saved.kept, dy, end, span)
         return {name: grads[name] for name in params}, self._swap(xp, dx), start
 
-    def step(self, params: Params, x: Array, state: Any = None) -> tuple[Array, State]:
+    def step(self, params: Params, x: Array, state: Any = None) -> WithState:
         """Run one time step, for streaming: return y (B, O) and the state after it, from x (B, D)
         and that before it.
 

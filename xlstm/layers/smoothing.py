@@ -20,8 +20,8 @@ from xlstm.arrays.namespace import Array, Namespace, Params, namespace, reshape
 from xlstm.arrays.rows import column_sums
 from xlstm.cells.activations import sigmoid, sigmoid_bwd
 from xlstm.layers.initializers import constant
-from xlstm.layers.module import Weight
-from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
+from xlstm.layers.module import Weights
+from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
 from xlstm.recurrence.packing import Packing, Span
 
 TRENDS = ("none", "linear", "damped")
@@ -121,7 +121,7 @@ class ExponentialSmoothing(SequenceLayer):
         return self.horizon
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         sizes = {
             "alpha": 1,
             "beta": self.trend != "none",
@@ -209,7 +209,7 @@ class ExponentialSmoothing(SequenceLayer):
         solution: np.ndarray[Any, Any] = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
         return solution
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         smoothed = self.smooth(p, x, state, span)
         y = self.in_units(span.xp, self.ahead(span.xp, smoothed))
         return y, self.final_state(smoothed, span), smoothed._replace(y=y)

@@ -10,7 +10,8 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Params
-from xlstm.layers.sequence import Derivatives, SequenceLayer, State
+from xlstm.layers.module import Backward, Forward, Parts
+from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State
 from xlstm.layers.smoothing import ExponentialSmoothing
 from xlstm.models.sequence import SequenceModel, sequence_model
 from xlstm.recurrence.packing import Span
@@ -119,7 +120,7 @@ class ESRNN(SequenceLayer):
         )
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         parts = {"smoothing": self.smoothing}
         return parts | {"network": self.network} if self.hidden_size else parts
 
@@ -156,34 +157,32 @@ class ESRNN(SequenceLayer):
         """
         return self.smoothing.initial_state_of(self, x, lengths), *[None] * (len(self.parts) - 1)
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         xp = span.xp
+        run = Forward(self, xp, p, span, masked=False)
         smoothing = self.smoothing
         smoothed = smoothing.smooth(self.below("smoothing", p), x[..., :1], state[0], span)
         y = smoothing.ahead(xp, smoothed)
         ends = [smoothing.final_state(smoothed, span)]
-        saved: dict[str, Any] = {"smoothing": smoothed}
         if self.hidden_size:
             errors = smoothed.errors[..., None] / self.scale
             trends = smoothed.states[1][1:, ..., None] / self.scale
             seen = xp.concat((errors, trends, x[..., 1:]), axis=-1)  # (1)
-            # (2)
-            correction, end, saved["network"] = self.network.run(
-                self.below("network", p), seen, state[1], span
-            )
+            correction, end = run("network", seen, state[1])  # (2)
             y = y + self.scale * correction  # (3)
             ends.append(end)
         y = smoothing.in_units(xp, y)  # (4)
-        return y, tuple(ends), saved | {"y": y}
+        run.keep(smoothing=smoothed, y=y)
+        return y, tuple(ends), run.kept
 
     def scan_bwd(
         self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
     ) -> Derivatives:
         xp = span.xp
+        run = Backward(self, xp, p, saved, span, masked=False)
         smoothing = self.smoothing
         smoothed = saved["smoothing"]
         dends = (None, None) if dstate is None else dstate
-        grads: Params = {}
         starts = []
         dx = []
         dy = smoothing.in_units_bwd(dy, saved["y"])  # (4)
@@ -191,19 +190,15 @@ class ESRNN(SequenceLayer):
         derrors = xp.zeros_like(smoothed.errors)
         if self.hidden_size:
             dcorrection = self.scale * dy  # (3)
-            # (2)
-            dnet, dseen, start = self.network.run_bwd(
-                self.below("network", p), saved["network"], dcorrection, dends[1], span
-            )
+            dseen, start = run("network", dcorrection, dends[1])  # (2)
             derrors = dseen[..., 0] / self.scale
             dtrend = dstates[1][1:, ...]  # (1)
             dtrend += dseen[..., 1] / self.scale  # (1)
-            grads |= {f"network.{name}": g for name, g in dnet.items()}
             starts.append(start)
             dx.append(dseen[..., 2:])
         p = self.below("smoothing", p)
         dsmoothing, dseries, start = smoothing.smooth_bwd(
             p, smoothed, dstates, derrors, dphi, dends[0], span
         )
-        grads |= {f"smoothing.{name}": g for name, g in dsmoothing.items()}
+        grads = run.grads | {f"smoothing.{name}": g for name, g in dsmoothing.items()}
         return grads, xp.concat((dseries, *dx), axis=-1), (start, *starts)

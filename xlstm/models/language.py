@@ -17,15 +17,15 @@ from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
+from xlstm.data.host import Host
 from xlstm.layers.blocks.block import Backbone, Block
 from xlstm.layers.linear import Embedding, Linear, tokens_of, within
-from xlstm.layers.module import Backward, Forward
-from xlstm.layers.sequence import Derivatives, SequenceLayer, State
+from xlstm.layers.module import Backward, Forward, Parts
+from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState
 from xlstm.losses import cross_entropy
 from xlstm.models.sequence import layer
 from xlstm.recurrence.packing import Span
 
-Host = np.ndarray[Any, Any]
 PROMPT = 1024  # tokens of a prompt that are read at once
 
 
@@ -98,7 +98,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             )
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         # Embeddings are small at first where a norm follows them, or they are the head.
         std = None if self.tied or isinstance(self.backbone, Backbone | Block) else 1.0
         embedding = Embedding(self.vocab_size, self.backbone.input_size, std=std)
@@ -121,40 +121,36 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         """The leaves of the state of the backbone."""
         return self.backbone.states  # type: ignore[no-any-return]
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         """Run `forward` without checks, but for the values of tokens x (T, B)."""
         xp = span.xp
-        run = Forward(self, xp, p, span)
+        run = Forward(self, xp, p, span, masked=False)
         x = span.mask(x)
         within("xLSTMLanguageModel", "tokens", self._swap(xp, x), self.vocab_size)
         e = run.dropped("mask", run("embedding", x), self.embedding_dropout)  # (1) (2)
-        y, end, backbone = self.backbone.run(self.below("backbone", p), e, state, span)  # (3)
+        y, end = run("backbone", e, state)  # (3)
         logits, head = self._head(xp, p, y)  # (4)
-        run.keep(backbone=backbone, head=head, logits=None if self.logit_cap is None else logits)
+        run.keep(head=head, logits=None if self.logit_cap is None else logits)
         return logits, end, run.kept
 
     def run_bwd(
         self, p: Params, saved: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> Derivatives:
         xp = span.xp
-        run = Backward(self, xp, p, saved, span)
+        run = Backward(self, xp, p, saved, span, masked=False)
         dy = span.zeros(self.vocab_size, p) if dy is None else span.mask(dy)
         if self.logit_cap is not None:
             capped = saved["logits"]  # in the place of its argument, too, which is not used
             dy = fuse(xp, soft_cap_bwd, dy, capped, capped, cap=self.logit_cap)
         head, dy = self.head.apply_bwd(xp, self._head_weights(p), saved["head"], dy)  # (4)
-        # (3)
-        dbackbone, dx, start = self.backbone.run_bwd(
-            self.below("backbone", p), saved["backbone"], dy, dstate, span
-        )
+        dx, start = run("backbone", dy, dstate)  # (3)
         run("embedding", run.dropped("mask", dx))  # (2) (1)
-        grads = run.grads | {f"backbone.{name}": g for name, g in dbackbone.items()}
-        grads["head.W"] = head["W"]
+        grads = run.grads | {"head.W": head["W"]}
         if self.tied:
             grads["embedding.W"] = grads["embedding.W"] + head["W"]
         return grads, None, start
 
-    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
         within("xLSTMLanguageModel", "tokens", x, self.vocab_size)
         e = Forward(self, xp, p)("embedding", x)
         y, end = self.backbone.run_step(xp, self.below("backbone", p), e, state)

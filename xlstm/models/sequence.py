@@ -15,9 +15,9 @@ from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
-from xlstm.layers.module import Backward, Forward
+from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.recurrent import LAYERS
-from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
+from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState, complete
 from xlstm.recurrence.packing import Span
 
 CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
@@ -81,7 +81,7 @@ class SequenceModel(SequenceLayer):
         return Linear(self.recurrent.output_size, self.output_size)
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         parts = {"recurrent": self.recurrent, "head": self.head}
         if self.inputs is None:
             return parts
@@ -92,12 +92,11 @@ class SequenceModel(SequenceLayer):
         """The leaves of the state of the layer."""
         return self.recurrent.states  # type: ignore[no-any-return]
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        run = Forward(self, span.xp, p, span)
+    def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
+        run = Forward(self, span.xp, p, span, masked=False)
         if self.inputs is not None:
             x = run("input", span.mask(x))
-        y, end, recurrent = self.recurrent.run(self.below("recurrent", p), x, state, span)
-        run.keep(recurrent=recurrent)
+        y, end = run("recurrent", x, state)
         if self.last:
             # The hidden state after the last step is the final state: its gradient goes in there.
             has_final = isinstance(self.recurrent, Recurrent)
@@ -109,7 +108,7 @@ class SequenceModel(SequenceLayer):
         self, p: Params, saved: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> Derivatives:
         xp = span.xp
-        run = Backward(self, xp, p, saved, span)
+        run = Backward(self, xp, p, saved, span, masked=False)
         if dy is None:
             dy = span.zeros(self.output_size, p)
             dy = dy[0, ...] if self.last else dy
@@ -123,14 +122,12 @@ class SequenceModel(SequenceLayer):
             dh = None
         elif self.last:
             dh = _at_end_bwd(dh, span)
-        drecurrent, dx, start = self.recurrent.run_bwd(
-            self.below("recurrent", p), saved["recurrent"], dh, dstate, span
-        )
+        dx, start = run("recurrent", dh, dstate)
         if self.inputs is not None:
-            dx = span.mask(run("input", dx))
-        return run.grads | {f"recurrent.{name}": g for name, g in drecurrent.items()}, dx, start
+            dx = run("input", dx)
+        return run.grads, dx, start
 
-    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
         run = Forward(self, xp, p)
         x = x if self.inputs is None else run("input", x)
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)

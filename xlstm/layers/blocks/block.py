@@ -18,8 +18,8 @@ from xlstm.arrays.rows import summed
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Backward, Forward, Module, SameWidth, Weight
-from xlstm.layers.sequence import Derivatives, SequenceLayer, State
+from xlstm.layers.module import Backward, Forward, Module, Parts, SameWidth, Weight, Weights
+from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState
 from xlstm.recurrence.packing import Span
 
 MULTIPLE = 64  # inner widths are multiples of this
@@ -59,15 +59,15 @@ class Block(SameWidth, SequenceLayer):
         """Standard deviation of initial weights (Nguyen & Salazar 2019)."""
         return math.sqrt(2 / (5 * self.size))
 
-    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+    def mix(self, run: Forward, u: Array, state: State) -> WithState:
         """Return what is added to x, from its norm u, and the final state."""
         raise NotImplementedError
 
-    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
         """Return the gradients of u and of the initial state; dstate is None where it is zero."""
         raise NotImplementedError
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         run = Forward(self, span.xp, p, span)
         x, end = self.over_time(run, x, state)
         return self.at_each_step(run, x), end, run.kept
@@ -80,7 +80,7 @@ class Block(SameWidth, SequenceLayer):
         du, start = self.mix_bwd(run, dy, dstate)  # (2)
         return run.grads, run("norm", du, add=dy), start  # (1)
 
-    def over_time(self, run: Forward, x: Array, state: State) -> tuple[Array, State]:
+    def over_time(self, run: Forward, x: Array, state: State) -> WithState:
         """Return x with what mixes time added, and the final state."""
         m, end = self.mix(run, run("norm", x), state)  # (1) (2)
         return x + m, end
@@ -117,7 +117,7 @@ class Backbone(SameWidth, SequenceLayer):
         raise NotImplementedError
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         parts = {f"blocks.{k}": block for k, block in enumerate(self.blocks)}
         return parts | ({} if self.norm is None else {"norm": self.norm})
 
@@ -126,7 +126,7 @@ class Backbone(SameWidth, SequenceLayer):
         """The leaves of the state of each block."""
         return tuple(block.states for block in self.blocks)
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         run = Forward(self, span.xp, p, span)
         ends = []
         for k, start in enumerate(state):
@@ -158,7 +158,7 @@ class GatesOfHeads(Linear):
         super().__init__(input_size, 2 * num_heads)
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         weights = super().weights
         b: Weight = weights["b"][0], lambda rng, shape: initializers.mlstm_bias(rng, shape[0] // 2)
         return {"W": (weights["W"][0], initializers.constant(0.0)), "b": b}
@@ -217,7 +217,7 @@ class GatedFeedForward(SameWidth, Module):
     num_blocks: int = 1
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         U = self.hidden_size
         narrow = 2 / (self.num_blocks * math.sqrt(D))
@@ -264,7 +264,7 @@ class ResidualFeedForward(Module):
     activation: str = "relu"
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         I = self.input_size  # noqa: E741
         U = self.hidden_size
         O = self.output_size  # noqa: E741

@@ -24,9 +24,9 @@ from xlstm.layers.blocks.block import (
 )
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import MatrixMemory, gated, gated_bwd
-from xlstm.layers.module import Backward, Forward
+from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
-from xlstm.layers.sequence import State
+from xlstm.layers.sequence import State, WithState
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class LargeBlock(Block):
         )
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         N = self.num_heads
         bias = self.bias
@@ -83,7 +83,7 @@ class LargeBlock(Block):
     def states(self) -> State:
         return self.memory.states
 
-    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+    def mix(self, run: Forward, u: Array, state: State) -> WithState:
         xp = run.xp
         N = self.num_heads
         K = self.qk_size
@@ -101,7 +101,7 @@ class LargeBlock(Block):
         run.keep(capped=gates, memory=memory, n=n, s=s)
         return run("down", sn), end  # (7)
 
-    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
         xp = run.xp
         values = run.kept
         dsn = run("down", dy)  # (7)

@@ -24,9 +24,17 @@ from xlstm.layers.conv import CausalConv
 from xlstm.layers.gated import LayerTape
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.matrix_memory import MatrixMemory
-from xlstm.layers.module import Backward, Forward, Weight
+from xlstm.layers.module import Backward, Forward, Parts, Weights
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State, complete
+from xlstm.layers.sequence import (
+    Derivatives,
+    Leaf,
+    Scanned,
+    SequenceLayer,
+    State,
+    WithState,
+    complete,
+)
 from xlstm.recurrence.backward import run_bwd
 from xlstm.recurrence.packing import Span
 
@@ -92,7 +100,7 @@ class mLSTMBlock(Block):  # noqa: N801
         return MatrixMemory(self.num_heads, K, K, eps=self.eps, chunk=self.chunk_size)
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         F = self.inner
         N = self.num_heads
@@ -109,7 +117,7 @@ class mLSTMBlock(Block):  # noqa: N801
         }
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         return {"skip": ({"F": self.inner}, initializers.constant(1.0))}
 
     @cached_property
@@ -117,7 +125,7 @@ class mLSTMBlock(Block):  # noqa: N801
         """The leaves of the state: those of the convolution and of the memories."""
         return self.parts["conv"].states, self.memory.states
 
-    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+    def mix(self, run: Forward, u: Array, state: State) -> WithState:
         xp = run.xp
         F = self.inner
         N = self.num_heads
@@ -137,7 +145,7 @@ class mLSTMBlock(Block):  # noqa: N801
         run.keep(z=z, c=c, memory=memory, sg=again or [n])
         return run.dropped("mask", run("down", sg), self.dropout), (conv_end, end)  # (10) (11)
 
-    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
         xp = run.xp
         F = self.inner
         values = run.kept
@@ -231,11 +239,11 @@ class sLSTMBlock(Block):  # noqa: N801
         return self.dropout if self.ffn_dropout is None else self.ffn_dropout
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         N = self.num_heads
         heads = HeadwiseLinear(D, N, std=self._small)
-        parts: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
+        parts: Parts = {"norm": LayerNorm(D, residual=True)}
         if self.conv_kernel_size:
             parts["conv"] = CausalConv(D, self.conv_kernel_size, silu=True)
         parts |= dict.fromkeys("ifzo", heads)
@@ -255,7 +263,7 @@ class sLSTMBlock(Block):  # noqa: N801
         """The leaves of the state: those of the convolution and of the sLSTM."""
         return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
 
-    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+    def mix(self, run: Forward, u: Array, state: State) -> WithState:
         c = u
         conv_end = ()
         if self.conv_kernel_size:
@@ -264,7 +272,7 @@ class sLSTMBlock(Block):  # noqa: N801
         h, end = run("cell", gates, state[1])  # (4)
         return run("outnorm", run.dropped("mask", h, self.dropout)), (conv_end, end)  # (5) (6)
 
-    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
         D = self.size
         conv_end, cell_end = (None, None) if dstate is None else dstate
         dh = run.dropped("mask", run("outnorm", dy))  # (6) (5)
@@ -307,7 +315,7 @@ class Recurrence(SequenceLayer):
         return self.size
 
     @property
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> Weights:
         N = self.num_heads
         K = self.size // self.num_heads
         Wh = {"4": 4, "N": N, "K": K, "K ": K}
@@ -328,7 +336,7 @@ class Recurrence(SequenceLayer):
         """The engines chosen before, which `engine.choose` fills in."""
         return {}
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         xp = span.xp
         packing = span.packing
         if self.rounded:

@@ -103,9 +103,8 @@ class PatchWindows:
             raise ValueError(
                 f"{where}: no series has a value after its first one that may be a target"
             )
-        object.__setattr__(self, "since", since)
-        object.__setattr__(self, "_items", series)
-        object.__setattr__(self, "_ends", np.array(ends, dtype=np.int64).reshape(-1, 2))
+        places = np.array(ends, dtype=np.int64).reshape(-1, 2)
+        vars(self).update(since=since, _items=series, _ends=places)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""

@@ -398,14 +398,11 @@ def forecast_table(
     horizon: int,
     roles: Roles,
     later: Any,
-    quantiles: Any,
     **options: Any,
 ) -> Forecast:
     """Run `forecast` of a model, which describes the arguments, on a table."""
     where = type(model).__name__
-    horizon = checks.size(where, "horizon", horizon)
     roles = roles.checked(where)
-    levels = transforms.levels_of(where, quantiles, model.quantiles)
     if not (frames.has_columns(later) if roles.future else later is None):
         raise TypeError(
             f"{where}: later is {checks.shown(later)}, expected a table with the {horizon} rows"
@@ -414,4 +411,4 @@ def forecast_table(
     panel, series = read_table(
         where, model, table, Covariates(future=later), roles, horizon, later="later"
     )
-    return Pretrained(model, params, {**options, "quantiles": levels}).after(panel, series, horizon)
+    return Pretrained(model, params, options).after(panel, series, horizon)

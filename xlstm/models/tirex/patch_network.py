@@ -14,8 +14,8 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.host import Values
 from xlstm.layers.blocks.block import MULTIPLE, Backbone, ResidualFeedForward, round_up
-from xlstm.layers.module import Backward, Forward
-from xlstm.layers.sequence import Derivatives, State
+from xlstm.layers.module import Backward, Forward, Parts
+from xlstm.layers.sequence import Derivatives, Scanned, State
 from xlstm.losses import pinball
 from xlstm.models.tirex import items, prediction
 from xlstm.models.tirex.fine_tuning import PatchWindows
@@ -90,7 +90,7 @@ class PatchNetwork(Backbone):
         return int(checks.size(type(self).__name__, "ffn_proj_factor * size", size))
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         U = self.input_ff_size
         V = getattr(self, "output_ff_size", U)
@@ -99,7 +99,7 @@ class PatchNetwork(Backbone):
         last = ResidualFeedForward(D, V, self.output_size, **options)
         return {"input": first, **super().parts, "output": last}
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         run = Forward(self, span.xp, p, span)
         h, end, saved = super().scan(p, run("input", x), state, span)
         return self._parted(span.xp, run("output", h)), end, run.kept | saved

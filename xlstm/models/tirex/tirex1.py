@@ -179,6 +179,8 @@ class TiRex(PatchNetwork):
         ((6, 9), (6,))
         """
         where = "TiRex"
+        horizon = checks.size(where, "horizon", horizon)
+        levels = transforms.levels_of(where, quantiles, self.quantiles)
         if items.is_table(where, series, targets=targets, series_id=series_id):
             roles = Roles(targets, series_id=series_id)
             return items.forecast_table(
@@ -188,16 +190,14 @@ class TiRex(PatchNetwork):
                 horizon,
                 roles,
                 None,
-                quantiles,
+                quantiles=levels,
                 batch_size=batch_size,
                 rollout=rollout,
                 resample=resample,
                 starts=starts,
             )
-        horizon = checks.size(where, "horizon", horizon)
         rollout = checks.size(where, "rollout", rollout)
         resample = checks.optional(checks.choice(("frequency",)))(where, "resample", resample)
-        levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, whole = items.read_items(where, self, series)
         cache = PrefixStateCache.of(where, self, params, starts)
         rates = []

@@ -145,27 +145,27 @@ class TiRex2(PatchNetwork):
 
     @cached_property
     def blocks(self) -> list[Any]:
-        return [self._block(k, *mixers) for k, mixers in enumerate(self.recipe)]
-
-    def _block(self, k: int, cell: str, num_heads: int, variate_heads: int) -> Any:
-        return self._made(
-            sLSTMVariates if cell == "slstm" else mLSTMVariates,
-            index=k,
-            num_blocks=self.num_blocks,
-            ffn_size=self._ffn_size,
-            num_heads=num_heads,
-            variate_heads=variate_heads,
-            head_eps=NORM_EPS,
-            head_residual=False,
-            qk_size=self.size // 2,
-            v_size=self.size,
-            gate_cap=15.0,
-            bias=False,
-            chunk_size=None,
-            norm_eps=NORM_EPS,
-            eps=1e-6,
-            rest=0.0,
-        )
+        return [
+            self._made(
+                sLSTMVariates if cell == "slstm" else mLSTMVariates,
+                index=k,
+                num_blocks=self.num_blocks,
+                ffn_size=self._ffn_size,
+                num_heads=num_heads,
+                variate_heads=variate_heads,
+                head_eps=NORM_EPS,
+                head_residual=False,
+                qk_size=self.size // 2,
+                v_size=self.size,
+                gate_cap=15.0,
+                bias=False,
+                chunk_size=None,
+                norm_eps=NORM_EPS,
+                eps=1e-6,
+                rest=0.0,
+            )
+            for k, (cell, num_heads, variate_heads) in enumerate(self.recipe)
+        ]
 
     @property
     def scaler(self) -> Scaler:
@@ -347,6 +347,8 @@ class TiRex2(PatchNetwork):
         (1, 2, 6, 9)
         """
         where = "TiRex2"
+        horizon = checks.size(where, "horizon", horizon)
+        levels = transforms.levels_of(where, quantiles, self.quantiles)
         if items.is_table(where, series, targets=targets, series_id=series_id, later=later):
             roles = Roles(targets, past, future, None, series_id)
             return items.forecast_table(
@@ -356,19 +358,17 @@ class TiRex2(PatchNetwork):
                 horizon,
                 roles,
                 later,
-                quantiles,
+                quantiles=levels,
                 batch_size=batch_size,
                 sign_flip=sign_flip,
                 starts=starts,
                 differencing=differencing,
                 pad_context=pad_context,
             )
-        horizon = checks.size(where, "horizon", horizon)
         flip = checks.flag(where, "sign_flip", self.sign_flip if sign_flip is None else sign_flip)
         differencing = self.differencing if differencing is None else differencing
         checks.flag(where, "differencing", differencing)
         checks.flag(where, "pad_context", pad_context)
-        levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, whole = items.read_items(where, self, series, past, future, horizon)
         if flip:
             opposite = transforms.opposite(self.quantiles)

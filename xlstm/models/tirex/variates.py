@@ -20,16 +20,16 @@ from xlstm.arrays.namespace import Array, Namespace, Params, device_of, finfo
 from xlstm.arrays.rows import no_gradient
 from xlstm.cells.activations import FEED_FORWARD, softmax, softmax_bwd
 from xlstm.cells.normalization import MEAN_SQUARE, normalize, normalize_bwd
+from xlstm.data.host import Host
 from xlstm.layers.blocks.block import Block, GatedFeedForward
 from xlstm.layers.blocks.large import LargeBlock
 from xlstm.layers.blocks.stack import sLSTMBlock
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Backward, Forward, SameWidth
+from xlstm.layers.module import Backward, Forward, Parts, SameWidth
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
-from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
+from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState, complete
 from xlstm.recurrence.packing import Packing, Span
 
-Host = np.ndarray[Any, Any]
 NORM_EPS = 1e-6  # of every norm in a block
 
 
@@ -140,7 +140,7 @@ class VariateMixer(SameWidth, SequenceLayer):
     HEADED = ("size",)
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         std = math.sqrt(2 / (5 * self.size))
         norm = RMSNorm(D, eps=NORM_EPS)
@@ -153,7 +153,7 @@ class VariateMixer(SameWidth, SequenceLayer):
     def states(self) -> State:
         return ()
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         xp = span.xp
         groups = span.groups
         if groups is None or not len(groups.rows):
@@ -263,7 +263,7 @@ class TiRexBlock(sLSTMBlock):
     rounded: bool = False
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         N = self.num_heads
         norm = RMSNorm(D, eps=NORM_EPS)
@@ -296,7 +296,7 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
     qk_norm: bool
 
     @cached_property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> Parts:
         D = self.size
         mixer = VariateMixer(
             D, self.variate_heads, activation=self.activation, qk_norm=self.qk_norm
@@ -310,7 +310,7 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
     def at_each_step_bwd(self, run: Backward, dy: Array) -> Array:
         return super().at_each_step_bwd(run, run("mixer", dy, None)[0])
 
-    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+    def mix(self, run: Forward, u: Array, state: State) -> WithState:
         y, end = super().mix(run, u, state)
         xp = run.xp
         groups = run.span.groups
@@ -324,7 +324,7 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
         both = xp.concat((take(xp, y, rows), xp.flip(r, axis=0)), axis=-1)  # (2)
         return put(xp, y, run("combination", both), rows), end  # (3)
 
-    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
         xp = run.xp
         if "reverse" not in run.kept:
             run.grads["combination.W"] = no_gradient(xp, run.p["combination.W"])
