@@ -361,6 +361,8 @@ def mapping(where: str, arrays: Any, name: str = "parameters") -> dict[str, Any]
         raise ValueError(
             f"{where}: {name} are empty, expected a dict of name to array, as from init"
         )
+    for key in arrays:
+        text(where, f"a name among {name}", key)
     return dict(arrays)
 
 

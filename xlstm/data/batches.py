@@ -70,7 +70,9 @@ class ByRows:
     part alone.
     """
 
-    target: Any  # of all examples
+    #: targets of all examples
+    target: Any
+    #: sequences of a batch
     batch_size: int
 
     def orders(self, rng: Shuffler) -> list[Host]:
