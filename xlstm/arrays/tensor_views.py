@@ -131,7 +131,8 @@ def _of_tensor(where: str, tensor: Tensor) -> Array:
         layout = "nested" if tensor.is_nested else tensor.layout
         tensor_of = f"a {type(tensor).__name__} ({layout}) is {tensor.dtype} on a CPU"
         raise TypeError(
-            f"{where}: {tensor_of}, expected float32 or float64 in a Tensor (torch.strided)"
+            f"{where}: {tensor_of}, expected float32 or float64 in a Tensor (torch.strided) with"
+            " memory of its own; torch.func.vmap takes batches of gradients"
         ) from error
 
 
