@@ -68,11 +68,16 @@ class Batches(Protocol):
 class ByRows:
     """Data that know the rows of each batch before they make it, so that a rank can make its own
     part alone.
+
+    Attributes
+    ----------
+    target : array
+        Targets of all examples.
+    batch_size : int
+        Examples of a batch.
     """
 
-    #: targets of all examples
     target: Any
-    #: sequences of a batch
     batch_size: int
 
     def orders(self, rng: Shuffler) -> list[Host]:
