@@ -110,7 +110,10 @@ def _operator(name: str, swapped: bool = False) -> Callable[[Dual, Any], Any]:
         # the reflected method of a number of the same type is never called
         deepest = other if isinstance(other, Dual) and other.xp.depth > self.xp.depth else self
         pair = (other, self) if swapped else (self, other)
-        return getattr(deepest.xp, name)(*pair)
+        functions = deepest.xp.functions
+        if name not in functions:
+            getattr(deepest.xp, name)  # makes it
+        return functions[name](*pair)
 
     return method
 
@@ -294,6 +297,7 @@ class DualNamespace:
 
     def __init__(self, base: Namespace) -> None:
         self.base = base
+        self.functions: dict[str, Any] = {}  # for arguments of which none is deeper
         self.root = root_of(base)
         self.depth = depth_of(base) + 1
         self.__name__ = f"dual numbers of {base.__name__}"
@@ -342,6 +346,7 @@ class DualNamespace:
                     return getattr(xp, name)(*arguments, **options)
             return function(*arguments, **options)
 
+        self.functions[name] = function
         setattr(self, name, of_deepest)
         return of_deepest
 
@@ -389,7 +394,11 @@ class DualNamespace:
         return function(*map(self.value, arguments), **options)
 
     def _has_duals(self, tree: Any) -> bool:
-        return any(map(self.owns, _duals_of(tree)))
+        if isinstance(tree, dict):
+            tree = tree.values()
+        elif not isinstance(tree, tuple | list):
+            return self.owns(tree)
+        return any(map(self._has_duals, tree))
 
     def asarray(self, array: Any, **options: Any) -> Any:
         """Return an array that may be written to, with a tangent where it is floating-point."""

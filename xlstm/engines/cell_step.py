@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays.dual import DualNamespace, add_over
+from xlstm.arrays.dual import DualNamespace
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
@@ -73,8 +73,9 @@ class Step:
         self.H = self.P if self.Whr is None else self.Whr.shape[1]
         self.b = w.get("b")
         self.bh = w.get("bh")
-        self.added = tuple([name for name in ("b", "bh") if name in w])
-        self.zoneout = any(share is not None for share in masks.zoneout)
+        biases = () if self.b is None else ("b",)
+        self.added = biases if self.bh is None else (*biases, "bh")
+        self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
         # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
@@ -91,6 +92,8 @@ class Step:
         # Looked up once: they run at every step.
         on_cupy = xp is not np and compiles(xp)
         self._times: Any = functools.partial(matmul, xp) if on_cupy else operator.matmul
+        # in place, but that a product of constants has no room for the tangent of a bias
+        self._add: Any = operator.add if isinstance(xp, DualNamespace) else operator.iadd
         self.reshape: Any = np.ndarray.reshape if xp is np else reshape
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -138,7 +141,7 @@ class Step:
         if "gx" in w:
             zx, normal = layer_norm(xp, zx, w["gx"][:, None], 0)  # (7)
         if self.b is not None:
-            zx = add_over(xp, zx, self.b[:, None])  # (1)
+            zx = self._add(zx, self.b[:, None])  # (1)
         return zx, normal
 
     def project_bwd(self, dzx: Array, normal: tuple[Array, Array] | None) -> Array:
