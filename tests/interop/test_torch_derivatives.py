@@ -146,7 +146,7 @@ def test_gradients_of_batches(name):
 
 
 def test_gradients_of_single_sequences(monkeypatch):
-    """Of tokens, with lengths, by one backward pass where nobody differentiates it again."""
+    """Tokens with lengths take one backward pass where nobody differentiates it again."""
     passes = []
     backward = Bridge.backward
     monkeypatch.setattr(Bridge, "backward", lambda *a, **b: passes.append(b) or backward(*a, **b))

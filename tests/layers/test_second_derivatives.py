@@ -118,7 +118,9 @@ def test_third_derivatives_do_not_depend_on_the_order_of_directions(k, rng):
     u, v = (pair.direction(pair.differentiable) for _ in range(2))
 
     def third(u, v):
-        along = lambda *a: xlstm.jvp(pair.gradients, a, v)[1]  # noqa: E731
+        def along(*arguments):
+            return xlstm.jvp(pair.gradients, arguments, v)[1]
+
         return flat(xlstm.jvp(along, pair.arguments, u)[1])
 
     close(third(u, v), third(v, u), 1e-12, third(u, v))

@@ -13,7 +13,7 @@ import contextvars
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -259,9 +259,11 @@ def _function_of_numpy(function: Any, arguments: Any) -> Any:
     """Return the same function of the namespace of the deepest dual number."""
     name = function.__name__
     xp = deepest(*[a.xp for a in _duals_of(arguments)])
-    # others may have the name of one of NumPy
-    known = getattr(xp, ALIASES.get(name, name), None) if getattr(np, name, 0) is function else None
-    return _refuse(name) if known is None else known
+    same = getattr(xp, ALIASES.get(name, name), None)
+    # a function of another library may have the name of one of NumPy
+    if same is None or getattr(np, name, None) is not function:
+        _refuse(name)
+    return same
 
 
 def _duals_of(tree: Any) -> list[Dual]:
@@ -273,7 +275,7 @@ def _duals_of(tree: Any) -> list[Dual]:
     return [tree] if isinstance(tree, Dual) else []
 
 
-def _refuse(name: str) -> Any:
+def _refuse(name: str) -> NoReturn:
     raise TypeError(
         f"jvp: {name} has no derivative here, docs/second_derivatives.md lists the functions"
     )
@@ -320,11 +322,18 @@ class DualNamespace:
             return 0
         return array.tangent if self.owns(array) else self.base.zeros_like(array)
 
+    def parts(self, array: Any) -> tuple[Any, ...]:
+        """Return the value and the tangent of a dual number, or a constant alone."""
+        return (array.value, array.tangent) if self.owns(array) else (array,)
+
     def __getattr__(self, name: str) -> Any:
         """Return a function, which the namespace then has, or a constant or dtype of the base."""
         if name == "ndarray":  # by which callers tell NumPy and CuPy from other libraries
             raise AttributeError(name)
         function = OPERATORS.get(name) or getattr(self.base, name)
+        if not callable(function) or isinstance(function, type):
+            setattr(self, name, function)
+            return function
         if name in JOINT:
             function = functools.partial(self._jointly, function, JOINT[name])
         elif name in PARTIAL:
@@ -333,11 +342,8 @@ class DualNamespace:
             function = functools.partial(self._linear, function, name)
         elif name in ROOM:
             function = functools.partial(self._room, function)
-        elif callable(function) and not isinstance(function, type):
+        else:
             function = functools.partial(self._of_values, function, name)
-        if not callable(function) or isinstance(function, type):
-            setattr(self, name, function)
-            return function
 
         def of_deepest(*arguments: Any, **options: Any) -> Any:
             if self.depth < _depth.get():
@@ -430,12 +436,13 @@ class DualNamespace:
         base = self.base
         x = self.value(array)
         of_all = getattr(base, name)
-        y = of_all(x, axis=axis, keepdims=keepdims)
         if not self.owns(array):
-            return y
-        hit = base.astype(reaches(x, of_all(x, axis=axis, keepdims=True)), x.dtype)
+            return of_all(x, axis=axis, keepdims=keepdims)
+        y = of_all(x, axis=axis, keepdims=True)
+        hit = base.astype(reaches(x, y), x.dtype)
         sums = {"axis": axis, "keepdims": keepdims}
-        return Dual(self, y, base.sum(hit * array.tangent, **sums) / base.sum(hit, **sums))
+        tangent = base.sum(hit * array.tangent, **sums) / base.sum(hit, **sums)
+        return Dual(self, y if keepdims else base.reshape(y, tangent.shape), tangent)
 
     def clip(self, array: Any, min: Any = None, max: Any = None) -> Any:
         """Return numbers that are not below or above these bounds."""

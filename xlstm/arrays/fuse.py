@@ -150,9 +150,10 @@ def _looped_pairs(
     options: dict[str, Any],
 ) -> Any:
     """Do the same for dual numbers: a compiled loop, or a kernel, computes values and tangents."""
-    are_dual = tuple(map(xp.owns, arrays))
-    pairs = on_pairs(function, are_dual)
-    parts = [part for a in arrays for part in ((a.value, a.tangent) if xp.owns(a) else (a,))]
+    if xp.root is np and max([a.size for a in arrays]) < SMALL:
+        return None
+    pairs = on_pairs(function, tuple(map(xp.owns, arrays)))
+    parts = [part for a in arrays for part in xp.parts(a)]
     if compiles(xp.root) and not sums:
         try:
             results = fuse(xp.base, pairs, *parts, **options)

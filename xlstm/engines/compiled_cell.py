@@ -47,7 +47,7 @@ def _launched(
     arrays = [*leaves_by_path(arguments).values(), *own.values()]
     axes = [ndim] * (len(arrays) - len(own)) + [2] * len(own)
     rows = [a.shape[0] if a.ndim > n else None for a, n in zip(arrays, axes, strict=True)]
-    parts = [(a.value, a.tangent) if xp.owns(a) else (a,) for a in arrays]
+    parts = list(map(xp.parts, arrays))
     leading = [n for n, part in zip(rows, parts, strict=True) for _ in part]
     flat = _flat(function, _numbered(arguments, arrays), tuple(own))
     results = summed(

@@ -18,7 +18,7 @@ from xlstm import workspace  # noqa: F401  # it settles how the C allocator keep
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.cuda import constants
-from xlstm.arrays.fuse import compiles
+from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape, room
 from xlstm.arrays.rows import column_sums, per_sequence
@@ -222,13 +222,24 @@ class Tape:
         return [product(self.step.xp, a, b) for a, b in pairs]
 
     def add_sum(
-        self, name: str, d: Array, grads: Params, pairs: dict[str, tuple[Array, Array]]
+        self,
+        name: str,
+        d: Array,
+        grads: Params,
+        pairs: dict[str, tuple[Array, Array]],
+        factor: Array | None = None,
     ) -> None:
-        """Add the sum of d (R, N) over all steps to `grads`, or the factors of the product that
-        is this sum to `pairs`, for `products`: whichever takes less time.
+        """Add the sum of d (R, N), or of d times a factor, over all steps to `grads`, or the
+        factors of the product that is this sum to `pairs`, for `products`: whichever takes less
+        time.
         """
         xp = self.step.xp
-        if compiles(xp) and per_sequence.get() is None:
+        together = per_sequence.get() is None
+        if factor is not None and together:
+            grads[name] = total(xp, d, factor)
+            return
+        d = d if factor is None else d * factor
+        if compiles(xp) and together:
             grads[name] = column_sums(xp, d.T)
         else:
             pairs[name] = d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d))

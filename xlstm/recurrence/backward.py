@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlstm.arrays.fuse import total
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, Params, astype, reshape
 from xlstm.arrays.rows import no_gradient, per_sequence, row_products
@@ -87,10 +86,7 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
     if step.Whr is not None:
         products["Whr"] = (found.arrays["out"], tape.out)  # (5)
     if "gh" in w:
-        if apart is None:
-            grads["gh"] = total(xp, dzh, tape.product.T)  # (7)
-        else:
-            tape.add_sum("gh", dzh * tape.product.T, grads, products)  # (7)
+        tape.add_sum("gh", dzh, grads, products, tape.product.T)  # (7)
     if "bh" in w:
         tape.add_sum("bh", dzh, grads, products)  # (3)
     if da is not dzx:
@@ -101,10 +97,7 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
         grads |= _own(tape, every, apart)
     dp = step.project_bwd(dzx, tape.normal)  # (7)
     if tape.normal is not None:
-        if apart is None:
-            grads["gx"] = total(xp, dzx, tape.normal[0])  # (7)
-        else:
-            tape.add_sum("gx", dzx * tape.normal[0], grads, products)  # (7)
+        tape.add_sum("gx", dzx, grads, products, tape.normal[0])  # (7)
     if "Wx" in w:
         products |= {"Wx": (dp, tape.x), "dx": (dp.T, w["Wx"])}  # (1)
     if "b" in w:
@@ -153,8 +146,8 @@ def _own(tape: Tape, dzx: Array, apart: Packing | None) -> Params:
             if "drop" in step.cell.OWN and step.masks.drop is not None:
                 own = {**own, "drop": step.masks.drop[:, part]}
             carry = (c[:-1, :, part] for c in segment_tape.carry)
-            kept = [None if a is None else a[..., part] for a in saved]
-            own_grads = step.cell.own_bwd(xp, dz[..., part], saved._make(kept), *carry, **own)
+            saved_part = saved._make(None if a is None else a[..., part] for a in saved)
+            own_grads = step.cell.own_bwd(xp, dz[..., part], saved_part, *carry, **own)
             for name, d in own_grads.items():
                 d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
                 grads[name] = grads[name] + d if name in grads else d
