@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params, reshape, room
 from xlstm.arrays.rows import column_sums, summed
 from xlstm.arrays.sliding import computes_again, of_windows, slid, steps_of
 from xlstm.cells.activations import silu, silu_bwd
+from xlstm.layers.in_parts import in_parts, in_parts_bwd
 from xlstm.layers.initializers import uniform
 from xlstm.layers.module import SameWidth, Weights, rows
 from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
@@ -54,6 +56,8 @@ class CausalConv(SameWidth, SequenceLayer):
         return (Leaf("x", {"k - 1": self.kernel_size - 1}, {"D": self.size}),)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
+        if span.cut:
+            return in_parts(span, self.states, functools.partial(self.scan, p), [x], state)
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
         function = _convolved if not self.silu else _silu if computes_again(xp) else _activated
@@ -73,6 +77,10 @@ class CausalConv(SameWidth, SequenceLayer):
         and of the state.
         """
         xp = span.xp
+        if span.cut:
+            run = functools.partial(self.scan_bwd, p)
+            grads, (dx,), start = in_parts_bwd(span, self.states, run, kept, dy, dstate)
+            return grads, _added(xp, dx, add, out), start
         xs, *values = kept
         size = self.kernel_size
         before = self.kernel_size - 1
@@ -112,12 +120,16 @@ class CausalConv(SameWidth, SequenceLayer):
         elif dstate is not None:
             dlast = add_rows(xp, span.after(xs), rows(dstate[0]), xs.shape[0] * span.B)
             dxs += reshape(dlast, xs.shape)
-        dx = dxs[before:, ...]
-        for a in add:
-            dx = add_over(xp, dx, a)
-        for to in out:
-            to[...] = dx
-        return grads, dx, (dxs[:before, ...],)
+        return grads, _added(xp, dxs[before:, ...], add, out), (dxs[:before, ...],)
+
+
+def _added(xp: Namespace, dx: Array, add: Sequence[Array], out: Sequence[Array]) -> Array:
+    """Return the sum of dx and of what is in `add`, which is in the room `out`, too."""
+    for a in add:
+        dx = add_over(xp, dx, a)
+    for to in out:
+        to[...] = dx
+    return dx
 
 
 def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:

@@ -5,7 +5,7 @@ GRU, RNN, sLSTM.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -320,13 +320,15 @@ class Recurrent(SequenceLayer):
         for k, directions in enumerate(self._sublayers):
             mask = None
             if k and self.dropout:
-                mask = dropout(rng, self.dropout, rows)
+                mask = _by_row(
+                    xp, packing, rows.shape, functools.partial(dropout, rng, self.dropout, rows)
+                )
                 rows = dropped(rows, mask)
             outputs = []
             for sublayer in directions:
                 start: Sequence[Array] = [s[len(ends), ...].T for s in state]
-                if packing.order is not None and not span.rest:
-                    start = packing.sort(xp, start)
+                if packing.order is not None and (packing.parts is not None or not span.rest):
+                    start = packing.sort(xp, start, sublayer.cell.REST)
                 masks = self._masks(xp, packing, rng, start, rows) if self._masked else NO_MASKS
                 w = dict(
                     zip(sublayer.names, map(p.__getitem__, sublayer.names.values()), strict=True)
@@ -366,7 +368,7 @@ class Recurrent(SequenceLayer):
                 if dh is not None and sublayer.reverse:
                     dh = packing.mirror(xp, dh)
                 dend: Sequence[Array] = [s[at + d, ...].T for s in dstate]
-                if not rest:
+                if packing.parts is not None or not rest:
                     dend = packing.sort(xp, dend)
                 dw, below, starts[at + d] = run_bwd(layer_tape.tape, dh, dend, packing)
                 grads |= {sublayer.names[last]: g for last, g in dw.items()}
@@ -374,7 +376,7 @@ class Recurrent(SequenceLayer):
                     below = packing.mirror(xp, below)
                 dx = below if dx is None else dx + below
             rows = dropped(dx, kept[directions[0].name].mask)
-        dx, columns = packing.restore(xp, rows, starts)
+        dx, columns = packing.restore(xp, rows, starts, backward=True)
         return grads, dx, stack_states(xp, columns, packing.order is None)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
@@ -409,14 +411,32 @@ class Recurrent(SequenceLayer):
         """Draw the masks of one layer and direction: one of h a sequence, those of zoneout a packed
         row.
         """
-        P, B = start[0].shape
+        N = rows.shape[0]
         # with an axis of steps: these are not packed rows
-        drop = dropout(rng, self.recurrent_dropout, rows, (1, B, P))
+        drop = dropout(rng, self.recurrent_dropout, rows, (1, packing.B, start[0].shape[0]))
         shares = [
-            bernoulli(rng, rate, (rows.shape[0], h.shape[0]), rows) if rng and rate else rate
+            _by_row(
+                xp, packing, (N, h.shape[0]), functools.partial(bernoulli, rng, rate, array=rows)
+            )
+            if rng and rate
+            else rate
             for rate, h in zip(self._zones, start, strict=True)
         ]
-        return Masks(None if drop is None else packing.sort(xp, [drop[0, ...].T])[0], tuple(shares))
+        return Masks(
+            None if drop is None else packing.by_sequence(xp, drop[0, ...].T), tuple(shares)
+        )
+
+
+def _by_row(
+    xp: Namespace, packing: Packing, shape: tuple[int, ...], draw: Callable[..., Any]
+) -> Any:
+    """Return what `draw(shape=...)` draws for packed rows (N, F), by the order of the batch where
+    sequences are cut: ranks, which have a part of the batch each, know no other.
+    """
+    if packing.parts is None:
+        return draw(shape=shape)
+    drawn = draw(shape=(packing.T, packing.B, shape[1]))
+    return None if drawn is None else packing.pack(xp, drawn)
 
 
 def stack_states(xp: Namespace, columns: Sequence[Sequence[Array]], copy: bool) -> State:

@@ -22,6 +22,7 @@ from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
 from xlstm.engines.cuda import chunk_passes as chunks
 from xlstm.engines.numba import chunks as loops
+from xlstm.layers.in_parts import in_parts, in_parts_bwd
 from xlstm.layers.initializers import Shape, mlstm_bias, uniform
 from xlstm.layers.module import Weights, dropout, dropped, rows
 from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
@@ -64,6 +65,8 @@ class MatrixMemory(NamedTuple):
         Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates
         i and f (T, B, N).
         """
+        if span.cut:
+            return in_parts(span, self.states, self.run, (q, k, v, i, f), state)
         xp = span.xp
         keep = span.keep
         if span.T == 1 and not keep and span.full:
@@ -98,6 +101,11 @@ class MatrixMemory(NamedTuple):
         """Return gradients of q, k, v, i and f, and of the initial state, from those of h and of
         the final state.
         """
+        if span.cut:
+            _, grads_by_array, start = in_parts_bwd(
+                span, self.states, lambda *passed: ({}, *self.run_bwd(*passed)), saved, dh, dstate
+            )
+            return grads_by_array, start
         xp = span.xp
         dC, dn, dm = dstate or (None, None, None)
         grads: Sequence[Array] | None = None

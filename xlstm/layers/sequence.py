@@ -13,15 +13,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks, rows
+from xlstm.arrays import checks, fuse, rows
 from xlstm.arrays.cached import cached_property
+from xlstm.arrays.cuda import constants
 from xlstm.arrays.dual import deepest, depth_of
 from xlstm.arrays.fills import filled_at_once
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of, plain_namespace, widened
+from xlstm.arrays.namespace import (
+    Array,
+    Namespace,
+    Params,
+    device_of,
+    plain_namespace,
+    reshape,
+    widened,
+)
 from xlstm.arrays.random import Seed
 from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
+from xlstm.recurrence.parts import checked_resets, resets_at
 
 State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
 WithState: TypeAlias = "tuple[Array, State]"  # y and the final state, or their gradients
@@ -119,7 +129,14 @@ class SequenceLayer(Module):
         return y[0, ...], end
 
     def __call__(
-        self, params: Params, x: Array, state: Any = None, *, lengths: Any = None
+        self,
+        params: Params,
+        x: Array,
+        state: Any = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        cu_seqlens: Any = None,
     ) -> WithState:
         """Run over a batch of sequences for inference, without masks, and keep nothing.
 
@@ -131,7 +148,8 @@ class SequenceLayer(Module):
         state : tuple
             Final state.
         """
-        y, end, _ = self.forward(params, x, state, False, lengths=lengths)
+        cuts = {"resets": resets, "cu_seqlens": cu_seqlens}
+        y, end, _ = self.forward(params, x, state, False, lengths=lengths, **cuts)
         return y, end
 
     def forward(
@@ -142,6 +160,8 @@ class SequenceLayer(Module):
         train: bool = True,
         *,
         lengths: Any = None,
+        resets: Any = None,
+        cu_seqlens: Any = None,
         seed: Seed | None = None,
         keep: bool | None = None,
         groups: Any = None,
@@ -164,6 +184,16 @@ class SequenceLayer(Module):
             Lengths of the sequences, each from 0 to T, in any order; T by default. Steps past the
             end of a sequence take no part: y is zero there, the final state is that at the
             sequence's own end, and the reverse direction starts at that end.
+        resets : booleans (T, B), optional
+            Where one is True, the state before the step is that before the first step, whatever
+            the state is: the sequence is cut there into parts, each of which gives what it gives
+            in a call of its own. `state` is that of the first part, unless that is reset, too,
+            and the final state that of the last part, in both directions; no gradient crosses a
+            cut. They are (B, T) with `batch_first`, and read on the host.
+        cu_seqlens : whole numbers (n + 1,), optional
+            Another way to say `resets` of a batch of one sequence: n sequences lie in it one
+            after the other, of which number k has the steps from cu_seqlens[k] to
+            cu_seqlens[k + 1].
         seed : int or numpy.random.Generator
             Seed of the masks, needed only where there are some. Give every training step another
             seed, or one generator to all of them.
@@ -187,11 +217,19 @@ class SequenceLayer(Module):
         ------
         ValueError, TypeError
             An array is missing, misshapen, or of another library, device or dtype than the rest;
-            lengths are not whole numbers from 0 to T; a seed is needed and missing.
+            lengths are not whole numbers from 0 to T; resets are not booleans; a seed is needed and
+            missing.
         """
         if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
-            masked = {"lengths": lengths, "seed": seed, "keep": keep, "groups": groups}
-            return views.run(self.forward, params, x, state, train, **masked)  # type: ignore[no-any-return]
+            options = {
+                "lengths": lengths,
+                "resets": resets,
+                "cu_seqlens": cu_seqlens,
+                "seed": seed,
+                "keep": keep,
+                "groups": groups,
+            }
+            return views.run(self.forward, params, x, state, train, **options)  # type: ignore[no-any-return]
         where = type(self).__name__
         keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         if groups is not None and not self._has_groups:
@@ -199,7 +237,7 @@ class SequenceLayer(Module):
                 f"{where}: groups is {checks.shown(groups)}, expected None, as no sequence sees"
                 " another"
             )
-        params, x, start, span = self.begin(params, x, state, lengths, groups)
+        params, x, start, span = self.begin(params, x, state, lengths, groups, resets, cu_seqlens)
         span.keep = keep
         if train and self.random:
             span.rng = masks(where, seed)
@@ -211,7 +249,14 @@ class SequenceLayer(Module):
         return y, end, Saved(self, tuple(y.shape), saved, span, device_of(y)) if keep else None
 
     def begin(
-        self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
+        self,
+        params: Params,
+        x: Array,
+        state: Any,
+        lengths: Any = None,
+        groups: Any = None,
+        resets: Any = None,
+        cu_seqlens: Any = None,
     ) -> tuple[Params, Array, State, Span]:
         """Check the arguments of a call, and return them, x (T, B, D), the initial state and the
         span for inference.
@@ -220,7 +265,16 @@ class SequenceLayer(Module):
         xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x)
         T, B = x.shape[:2]
-        span = Span(xp, Packing.of(where, lengths, T, B), None, False, groups, state is None)
+        if cu_seqlens is not None:
+            if resets is not None:
+                raise ValueError(f"{where}: resets and cu_seqlens exclude one another")
+            resets = resets_at(where, cu_seqlens, T, B)
+        elif resets is not None:
+            resets = checked_resets(where, resets, T, B, self.batch_first)
+        if resets is not None and groups is not None:
+            raise ValueError(f"{where}: resets and groups of sequences exclude one another")
+        packing = Packing.of(where, lengths, T, B, resets)
+        span = Span(xp, packing, None, False, groups, state is None)
         return params, x, complete(where, xp, "state", state, self.states, B, params), span
 
     def backward(
@@ -296,9 +350,10 @@ class SequenceLayer(Module):
         grads, dx, start = self.run_bwd(params, saved.kept, dy, end, span)
         return {name: grads[name] for name in params}, self._swap(xp, dx), start
 
-    def step(self, params: Params, x: Array, state: Any = None) -> WithState:
+    def step(self, params: Params, x: Array, state: Any = None, *, resets: Any = None) -> WithState:
         """Run one time step, for streaming: return y (B, O) and the state after it, from x (B, D)
-        and that before it.
+        and that before it. Where `resets`, booleans (B,), is True, the state before it is that
+        before the first step.
 
         Raises
         ------
@@ -306,7 +361,7 @@ class SequenceLayer(Module):
             The layer has a reverse direction, which begins at the end of the sequence.
         """
         if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
-            return views.run(self.step, params, x, state)  # type: ignore[no-any-return]
+            return views.run(self.step, params, x, state, resets=resets)  # type: ignore[no-any-return]
         where = type(self).__name__
         if self.directions != ("",):
             raise ValueError(
@@ -315,7 +370,11 @@ class SequenceLayer(Module):
             )
         xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x, True)
-        start = complete(where, xp, "state", state, self.states, x.shape[0], params)
+        B = x.shape[0]
+        start = complete(where, xp, "state", state, self.states, B, params)
+        if resets is not None:
+            fresh = checked_resets(where, [resets], 1, B, False)[0]
+            start = _reset(xp, start, self.states, constants.copied(xp, fresh, device_of(x)))
         return self.run_step(xp, params, x, start)
 
     @cached_property
@@ -429,6 +488,19 @@ def complete(
         elif getattr(part, "shape", None) != (*leaf.before.values(), B, *leaf.after.values()):
             checks.shape(where, f"{what} {leaf.name}", part, leaf.dims(B))
         parts.append(part)
+    return tuple(parts)
+
+
+def _reset(xp: Namespace, state: State, leaves: State, resets: Array) -> State:
+    """Return a state that is that before the first step where `resets` (B,) is True."""
+    parts: list[Any] = []
+    for part, leaf in zip(state, leaves, strict=True):
+        if isinstance(leaf, Leaf):
+            where = reshape(resets, (-1, *(1,) * len(leaf.after)))
+            rest = constants.number(xp, leaf.rest, part.dtype, device_of(part))
+            parts.append(fuse.where(xp, where, rest, part))
+        else:
+            parts.append(_reset(xp, part, leaf, resets))
     return tuple(parts)
 
 

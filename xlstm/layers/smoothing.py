@@ -4,6 +4,7 @@ step.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -19,6 +20,7 @@ from xlstm.arrays.gather import add_rows
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace, reshape
 from xlstm.arrays.rows import column_sums
 from xlstm.cells.activations import sigmoid, sigmoid_bwd
+from xlstm.layers.in_parts import in_parts, in_parts_bwd
 from xlstm.layers.initializers import constant
 from xlstm.layers.module import Weights
 from xlstm.layers.sequence import Derivatives, Leaf, Scanned, SequenceLayer, State
@@ -210,6 +212,8 @@ class ExponentialSmoothing(SequenceLayer):
         return solution
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
+        if span.cut:
+            return in_parts(span, self.states, functools.partial(self.scan, p), [x], state)
         smoothed = self.smooth(p, x, state, span)
         y = self.in_units(span.xp, self.ahead(span.xp, smoothed))
         return y, self.final_state(smoothed, span), smoothed._replace(y=y)
@@ -217,6 +221,10 @@ class ExponentialSmoothing(SequenceLayer):
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> Derivatives:
+        if span.cut:
+            run = functools.partial(self.scan_bwd, p)
+            grads, (dx,), start = in_parts_bwd(span, self.states, run, kept, dy, dstate)
+            return grads, dx, start
         dstates, dphi = self.ahead_bwd(span.xp, kept, self.in_units_bwd(dy, kept.y))
         return self.smooth_bwd(
             p, kept, dstates, span.xp.zeros_like(kept.errors), dphi, dstate, span

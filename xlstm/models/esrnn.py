@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Params
+from xlstm.layers.in_parts import in_parts, in_parts_bwd
 from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State
 from xlstm.layers.smoothing import ExponentialSmoothing
@@ -158,6 +160,8 @@ class ESRNN(SequenceLayer):
         return self.smoothing.initial_state_of(self, x, lengths), *[None] * (len(self.parts) - 1)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
+        if span.cut:
+            return in_parts(span, self.states, functools.partial(self.scan, p), [x], state)
         xp = span.xp
         run = Forward(self, xp, p, span, masked=False)
         smoothing = self.smoothing
@@ -178,6 +182,10 @@ class ESRNN(SequenceLayer):
     def scan_bwd(
         self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
     ) -> Derivatives:
+        if span.cut:
+            run_bwd = functools.partial(self.scan_bwd, p)
+            grads, (dx_whole,), start = in_parts_bwd(span, self.states, run_bwd, saved, dy, dstate)
+            return grads, dx_whole, start
         xp = span.xp
         run = Backward(self, xp, p, saved, span, masked=False)
         smoothing = self.smoothing

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, Params, astype, reshape
 from xlstm.arrays.rows import no_gradient, per_sequence, row_products
@@ -133,6 +131,7 @@ def _own(tape: Tape, dzx: Array, apart: Packing | None) -> Params:
     step = tape.step
     xp = step.xp
     sums: list[Params] = [{} for _ in range(1 if apart is None else apart.B)]
+    sequences = [0] if apart is None else apart.sequences.tolist()
     for segment_tape in tape.segments:
         segment = segment_tape.segment
         k = segment.k
@@ -141,8 +140,9 @@ def _own(tape: Tape, dzx: Array, apart: Packing | None) -> Params:
         dz = xp.permute_dims(dz, (2, 0, 3, 1))  # (rows, k, H, n)
         saved = swapped(xp, segment_tape.saved)
         own = step.own
-        parts = [slice(n)] if apart is None else [slice(b, b + 1) for b in range(n)]
-        for part, grads in zip(parts, sums, strict=False):
+        columns = [slice(n)] if apart is None else [slice(b, b + 1) for b in range(n)]
+        for part, sequence in zip(columns, sequences, strict=False):
+            grads = sums[sequence]
             if "drop" in step.cell.OWN and step.masks.drop is not None:
                 own = {**own, "drop": step.masks.drop[:, part]}
             carry = (c[:-1, :, part] for c in segment_tape.carry)
@@ -153,8 +153,8 @@ def _own(tape: Tape, dzx: Array, apart: Packing | None) -> Params:
                 grads[name] = grads[name] + d if name in grads else d
     if apart is None:
         return sums[0]
-    places = range(apart.B) if apart.order is None else np.argsort(apart.order)
+    some = sums[sequences[0]]  # the longest
     return {
-        name: xp.stack([sums[k].get(name, xp.zeros_like(d)) for k in places])
-        for name, d in sums[0].items()
+        name: xp.stack([grads.get(name, xp.zeros_like(d)) for grads in sums])
+        for name, d in some.items()
     }

@@ -4,6 +4,8 @@ The sequences are sorted, the longest first. The packed batch is a matrix with a
 of each sequence: the rows of the first step come first, one for each sequence, then those of the
 second step, one for each sequence that has it, and so on. Successive steps that equally many
 sequences have are a segment.
+
+A sequence that is reset is packed as several sequences, its parts.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ import numpy as np
 
 from xlstm.arrays import checks, fuse
 from xlstm.arrays.backend import Portable
+from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
 from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.engines.tape import Widths
+from xlstm.recurrence.parts import Host, Indices, Parts
 
-Indices = np.ndarray[Any, np.dtype[np.int64]]
+SHORT = 16  # parts of so many steps share a grid with shorter ones
 
 
 class _Indices(NamedTuple):
@@ -35,8 +39,12 @@ class _Indices(NamedTuple):
     pack: Any  # the place of each packed row among the rows (T*B,) of the batch
     unpack: Any  # the packed row of each row of the batch, their number where there is none
     mirror: Any  # the packed row that each packed row changes places with in the reverse direction
-    sort: Any  # the sequences, the longest first
-    unsort: Any  # the place of each sequence among those
+    # states, from the batch to the packed order and back; see `Parts`
+    initial: Any
+    final: Any
+    initial_bwd: Any
+    final_bwd: Any
+    sequence: Any  # the sequence of each packed column
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +61,11 @@ class Packing:
     widths : sequence of (steps, width)
         The segments: how many steps each has, and how many sequences have these steps.
     order : array (B,) or None
-        Numbers of the sequences, the longest first; None where each has T steps.
+        Numbers of the sequences, or of the parts, the longest first; None where each has T steps.
     lengths : array (B,) or None
         Length of each sequence in the order of the batch; None where each has T steps.
+    parts : Parts or None
+        The parts of sequences that are reset; None where none is.
     """
 
     T: int
@@ -63,20 +73,23 @@ class Packing:
     widths: Widths
     order: Indices | None = None
     lengths: Indices | None = None
+    parts: Parts | None = None
 
     @classmethod
-    def of(cls, where: str, lengths: Any, T: int, B: int) -> Packing:
+    def of(cls, where: str, lengths: Any, T: int, B: int, resets: Host | None = None) -> Packing:
         """Return the packing of B sequences in T steps with these `lengths` (B,); None means that
-        all are T.
+        all are T. Where `resets` (T, B) is True a sequence is cut before the step.
 
         Raises
         ------
         TypeError, ValueError
             The lengths are not whole numbers from 0 to T, one for each sequence.
         """
-        if lengths is None:
+        if lengths is None and resets is None:
             return _even(T, B)
-        return _recent.packing(checked_lengths(where, lengths, T, B).tobytes(), T, B)
+        ends = np.full(B, T) if lengths is None else checked_lengths(where, lengths, T, B)
+        cuts = b"" if resets is None else resets.tobytes()
+        return _recent.packing(ends.tobytes(), cuts, T, B)
 
     @property
     def ends(self) -> Indices:
@@ -101,28 +114,60 @@ class Packing:
             return reshape(xp.flip(steps, axis=0), rows.shape)
         return gather(xp, [rows], [self._indices(xp, rows).mirror])[0]
 
-    def sort(self, xp: Namespace, states: Sequence[Array]) -> Sequence[Array]:
-        """Return states (F, B) with their columns in the packed order."""
+    def sort(
+        self, xp: Namespace, states: Sequence[Array], rest: Sequence[float] | None = None
+    ) -> Sequence[Array]:
+        """Return states (F, B) with their columns in the packed order.
+
+        They are initial states, with `rest` where a part begins from the state before the first
+        step, or without it gradients of final states.
+        """
         if self.order is None:
             return states
-        order = self._indices(xp, states[0]).sort
-        return [s.T for s in gather(xp, [s.T for s in states], [order] * len(states))]
+        at = self._indices(xp, states[0])
+        rows = [s.T for s in states]
+        if self.parts is not None:
+            values = rest or (0.0,) * len(rows)
+            pairs = zip(rows, values, strict=True)
+            rows = [concat(xp, (s, filled(xp, s, value, 1, 0)), 0) for s, value in pairs]
+        places = at.final_bwd if rest is None else at.initial
+        return [s.T for s in gather(xp, rows, [places] * len(rows))]
 
     def restore(
-        self, xp: Namespace, rows: Array, columns: Sequence[Sequence[Array]]
+        self,
+        xp: Namespace,
+        rows: Array,
+        columns: Sequence[Sequence[Array]],
+        backward: bool = False,
     ) -> tuple[Array, Sequence[Sequence[Array]]]:
         """Unpack rows, and return the states of several layers with their columns in the order of
-        the batch.
+        the batch: final ones, or after a pass `backward` gradients of initial ones.
         """
         shape = (self.T, self.B, *rows.shape[1:])
         if self.order is None:
             return reshape(rows, shape), columns
         at = self._indices(xp, rows)
         ends = [s.T for states in columns for s in states]
-        places = [at.unpack, *[at.unsort] * len(ends)]
-        steps, *ends = gather(xp, [rows, *ends], places, zeros=1)
+        places = [at.unpack, *[at.initial_bwd if backward else at.final] * len(ends)]
+        zeros = 1 if self.parts is None else len(places)
+        steps, *ends = gather(xp, [rows, *ends], places, zeros=zeros)
         left = iter(ends)
         return reshape(steps, shape), [[next(left).T for _ in states] for states in columns]
+
+    def by_sequence(self, xp: Namespace, array: Array) -> Array:
+        """Return columns (F, B) of the sequences in the packed order, each as often as its sequence
+        has parts.
+        """
+        if self.order is None:
+            return array
+        return gather(xp, [array.T], [self._indices(xp, array).sequence])[0].T
+
+    @property
+    def sequences(self) -> Indices:
+        """The sequence of each packed column."""
+        if self.order is None:
+            return np.arange(self.B)
+        return self.order if self.parts is None else self.parts.sequence[self.order]
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
         """Return the indices on the device of an array: one copy from the host, the first time."""
@@ -167,9 +212,14 @@ class Span(Portable):
         return self.packing.B
 
     @property
+    def cut(self) -> bool:
+        """Whether any sequence is reset, and so cut into parts."""
+        return self.packing.parts is not None
+
+    @property
     def full(self) -> bool:
         """Whether every sequence has T steps."""
-        return self.packing.order is None
+        return self.packing.lengths is None
 
     @property
     def lengths(self) -> np.ndarray[Any, Any]:
@@ -201,6 +251,32 @@ class Span(Portable):
         return self.xp.zeros((self.T, self.B, width), dtype=like.dtype, device=device_of(like))
 
 
+class Grid(NamedTuple):
+    """Parts of sequences, none twice as long as another, as a batch (T, n, ...) of their own."""
+
+    packing: Packing
+    rows: Any  # the row of the batch (T*B, ...) of each row (T*n,); past the end of a part its last
+    sequence: Any  # the sequence of each part
+    initial: Any  # the sequence whose initial state each part begins with, or B
+    final_bwd: Any  # the sequence whose final state each part ends with, or B
+
+
+class Grids(NamedTuple):
+    """All parts of the sequences of a batch, and the way back from their grids, beside another."""
+
+    grids: tuple[Grid, ...]
+    back: Any  # the row among those of all grids of each row of the batch, any where it has none
+    final: Any  # the part that ends with the final state of each sequence
+    initial_bwd: (
+        Any  # the part that begins with the initial state of each sequence, or their number
+    )
+
+
+def grids_of(span: Span, like: Array) -> Grids:
+    """Return the grids of the parts of sequences, on the device of an array."""
+    return _recent.grids(span.xp, span.packing, home(device_of(like)))  # type: ignore[no-any-return]
+
+
 def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     """Return lengths (B,) on the host; raise TypeError or ValueError unless they are whole numbers
     from 0 to T.
@@ -218,17 +294,24 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     return whole.astype(np.int64)
 
 
-def _packing(lengths: bytes, T: int, B: int) -> Packing:
-    """Return the packing of B sequences with these lengths; it keeps its indices on the device for
-    the next call.
+def _packing(lengths: bytes, cuts: bytes, T: int, B: int) -> Packing:
+    """Return the packing of B sequences with these lengths and resets; it keeps its indices on the
+    device for the next call.
     """
     ends = np.frombuffer(lengths, np.int64)
-    if np.all(ends == T):
+    parts = None
+    if cuts:
+        parts = Parts.of(ends, np.frombuffer(cuts, bool).reshape(T, B))
+        parts = None if parts.whole else parts
+    even = bool(np.all(ends == T))
+    if even and parts is None:
         return _even(T, B)
-    order = np.argsort(-ends, kind="stable")
-    widths = np.count_nonzero(ends[:, None] > np.arange(np.max(ends)), axis=0)  # (steps,)
+    columns = ends if parts is None else parts.length
+    order = np.argsort(-columns, kind="stable")
+    shorter = np.searchsorted(columns[order[::-1]], np.arange(np.max(columns)), side="right")
+    widths = len(columns) - shorter  # (steps,)
     segments = tuple((len(list(same)), int(n)) for n, same in itertools.groupby(widths))
-    return Packing(T, B, segments, order, ends)
+    return Packing(T, B, segments, order, None if even else ends, parts)
 
 
 def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
@@ -236,24 +319,62 @@ def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
     T = packing.T
     B = packing.B
     order: Any = packing.order
+    parts = packing.parts or Parts.of(packing.ends)
     widths = [n for k, n in packing.widths for _ in range(k)]
     starts = np.cumsum([0, *widths])[:-1]  # the first row of each step
     step = np.repeat(np.arange(len(widths)), widths)  # the step of each packed row
     N = len(step)
     column = np.arange(N) - starts[step]
-    pack = step * B + order[column]
+    part = order[column]
+    pack = (parts.start[part] + step) * B + parts.sequence[part]
     unpack = np.full(T * B, N)  # where there is no row
     unpack[pack] = np.arange(N)
-    mirror = starts[packing.ends[order[column]] - 1 - step] + column
-    indices = np.concatenate((pack, unpack, mirror, order, np.argsort(order)))
-    there = from_host(xp, indices, home)
-    return _Indices(
-        there[:N],
-        there[N : N + T * B],
-        there[N + T * B : -2 * B],
-        there[-2 * B : -B],
-        there[-B:],
+    place = np.append(np.argsort(order), len(order))  # of each part among the packed columns
+    indices = _Indices(
+        pack,
+        unpack,
+        starts[parts.length[part] - 1 - step] + column,
+        parts.initial(B)[order],
+        place[parts.final()],
+        place[parts.initial_bwd()],
+        parts.final_bwd(B)[order],
+        packing.sequences,
     )
+    there = from_host(xp, np.concatenate(indices), home)
+    stops = np.cumsum([len(own) for own in indices]).tolist()
+    return _Indices(
+        *(there[stop - len(own) : stop] for own, stop in zip(indices, stops, strict=True))
+    )
+
+
+def _grids(xp: Namespace, packing: Packing, home: Home) -> Grids:
+    """Return the grids of a packing on a device."""
+    B = packing.B
+    parts: Any = packing.parts
+    initial = parts.initial(B)
+    final_bwd = parts.final_bwd(B)
+    back = np.zeros(packing.T * B, np.int64)
+    numbers = []
+    grids = []
+    N = 0
+    exponents = np.frexp(np.maximum(parts.length, SHORT) - 0.5)[1]  # of the next power of two
+    for exponent in np.unique(exponents):
+        within = np.flatnonzero(exponents == exponent)
+        lengths = parts.length[within]
+        T = max(1, int(np.max(lengths)))
+        step = np.arange(T)[:, None]
+        own = np.minimum(step, np.maximum(lengths - 1, 0))
+        rows = (parts.start[within] + own) * B + parts.sequence[within]
+        inside = step < lengths
+        back[rows[inside]] = N + np.flatnonzero(inside)
+        N += rows.size
+        numbers.append(within)
+        places = rows.ravel(), parts.sequence[within], initial[within], final_bwd[within]
+        there = (from_host(xp, place, home) for place in places)
+        grids.append(Grid(_packing(lengths.tobytes(), b"", T, len(within)), *there))
+    place = np.append(np.argsort(np.concatenate(numbers)), len(parts.length))
+    ways = back, place[parts.final()], place[parts.initial_bwd()]
+    return Grids(tuple(grids), *(from_host(xp, places, home) for places in ways))
 
 
 def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:
@@ -270,6 +391,7 @@ class _Recent(threading.local):
         self.packing = functools.lru_cache(maxsize=4)(_packing)
         self.copied = kept(16)(_copied)
         self.inside = kept(16)(_inside)
+        self.grids = kept(4)(_grids)
 
 
 _recent = _Recent()

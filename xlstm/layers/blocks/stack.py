@@ -344,7 +344,7 @@ class Recurrence(SequenceLayer):
                 raise TypeError(f"rounding: arrays are {x.dtype}, expected float32")
             x = slstm.to_bfloat16(xp, x)
             p = {**p, "Wh": slstm.to_bfloat16(xp, p["Wh"])}
-        start = packing.sort(xp, [s.T for s in state])
+        start = packing.sort(xp, [s.T for s in state], self.cell.REST)
         keep = "all" if span.keep else "nothing"
         step = Step(xp, self.cell, p, Masks())
         runner = engine.choose(step, packing.widths, self._engines)
@@ -365,7 +365,7 @@ class Recurrence(SequenceLayer):
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
         ends = packing.sort(xp, [d.T for d in dstate])
         grads, dx, start = run_bwd(kept.tape, packing.pack(xp, dy), ends, packing)
-        dx, (start,) = packing.restore(xp, dx, [start])
+        dx, (start,) = packing.restore(xp, dx, [start], backward=True)
         return grads, dx, tuple([d.T for d in start])
 
 

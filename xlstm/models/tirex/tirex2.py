@@ -195,6 +195,8 @@ class TiRex2(PatchNetwork):
         train: bool = True,
         *,
         lengths: Any = None,
+        resets: Any = None,
+        cu_seqlens: Any = None,
         seed: Seed | None = None,
         keep: bool | None = None,
         groups: Any = None,
@@ -208,7 +210,7 @@ class TiRex2(PatchNetwork):
         params : dict
         x : array (B, T, 2P)
             Tokens.
-        state, train, lengths, seed, keep
+        state, train, lengths, resets, cu_seqlens, seed, keep
             As of `LSTM.forward`.
         groups : whole numbers (B,), optional
             The group of each row: rows with the same number see each other. By default each row is
@@ -230,13 +232,14 @@ class TiRex2(PatchNetwork):
         ------
         ValueError, TypeError
             As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with
-            `lengths`.
+            `lengths` or resets.
         """
         together = self._groups(x, groups, targets, known)
         if together is not None and lengths is not None:
             raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
+        cuts = {"resets": resets, "cu_seqlens": cu_seqlens}
         return super().forward(
-            params, x, state, train, lengths=lengths, seed=seed, keep=keep, groups=together
+            params, x, state, train, lengths=lengths, **cuts, seed=seed, keep=keep, groups=together
         )
 
     def _groups(
