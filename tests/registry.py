@@ -108,7 +108,7 @@ def inputs_of(layer, be, rng, T, B, scale=0.7):
     return params, x, state
 
 
-def check(layer, params, x, state=(), lengths=None, seed=3, directions=1, order=1):
+def check(layer, params, x, state=(), lengths=None, seed=3, directions=1, order=1, **options):
     """gradcheck with cotangents on y and every final state, by x, every parameter and every initial
     state.
     """
@@ -117,7 +117,9 @@ def check(layer, params, x, state=(), lengths=None, seed=3, directions=1, order=
     def forward(params, given, state):
         given = x if tokens else given
         if through_time(layer):
-            y, end, saved = layer.forward(params, given, state, lengths=lengths, seed=seed)
+            y, end, saved = layer.forward(
+                params, given, state, lengths=lengths, seed=seed, **options
+            )
         else:
             y, saved = layer.forward(params, given)
             end = ()

@@ -270,7 +270,8 @@ class SequenceLayer(Module):
                 raise ValueError(f"{where}: resets and cu_seqlens exclude one another")
             resets = resets_at(where, cu_seqlens, T, B)
         elif resets is not None:
-            resets = checked_resets(where, resets, T, B, self.batch_first)
+            resets = checked_resets(where, resets, **self._outer(T, B))
+            resets = resets.T if self.batch_first else resets
         if resets is not None and groups is not None:
             raise ValueError(f"{where}: resets and groups of sequences exclude one another")
         packing = Packing.of(where, lengths, T, B, resets)
@@ -373,7 +374,7 @@ class SequenceLayer(Module):
         B = x.shape[0]
         start = complete(where, xp, "state", state, self.states, B, params)
         if resets is not None:
-            fresh = checked_resets(where, [resets], 1, B, False)[0]
+            fresh = checked_resets(where, resets, B=B)
             start = _reset(xp, start, self.states, constants.copied(xp, fresh, device_of(x)))
         return self.run_step(xp, params, x, start)
 
@@ -416,10 +417,12 @@ class SequenceLayer(Module):
             raise ValueError(f"{type(self).__name__}: x has no time steps, expected T of 1 or more")
         return x
 
+    def _outer(self, T: int, B: int) -> dict[str, int]:
+        return {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
+
     def output_dims(self, T: int, B: int) -> checks.Dims:
         """Return the sizes of y by their letters."""
-        outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
-        return {**outer, self._output_symbol: self.output_size}
+        return {**self._outer(T, B), self._output_symbol: self.output_size}
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Change an array from the user's order of time and batch to (T, B, ...), or back; None

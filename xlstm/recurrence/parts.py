@@ -70,19 +70,20 @@ class Parts(NamedTuple):
         return np.where(self.last, self.sequence, B)
 
 
-def checked_resets(where: str, resets: Any, T: int, B: int, batch_first: bool) -> Host:
-    """Return resets (T, B) on the host; raise TypeError or ValueError unless they are booleans of
-    that shape, or (B, T) with `batch_first`.
+def checked_resets(where: str, resets: Any, **sizes: int) -> Host:
+    """Return resets on the host; raise TypeError or ValueError unless they are booleans of these
+    sizes by their letters.
     """
-    name, shape = ("(B, T)", (B, T)) if batch_first else ("(T, B)", (T, B))
+    shape = tuple(sizes.values())
+    expected = f"({', '.join(sizes)}) = {shape}"
     if not hasattr(resets, "shape") or isinstance(resets, type | np.ndarray):
-        resets = checks.host(where, "resets", resets, f"shape {name} = {shape}")
+        resets = checks.host(where, "resets", resets, f"shape {expected}")
     array = to_numpy(resets)
     if array.shape != shape:
-        raise ValueError(f"{where}: resets has shape {array.shape}, expected {name} = {shape}")
+        raise ValueError(f"{where}: resets has shape {array.shape}, expected {expected}")
     if array.dtype != bool:
         raise TypeError(f"{where}: resets has dtype {array.dtype}, expected booleans")
-    return array.T if batch_first else array
+    return array
 
 
 def resets_at(where: str, cu_seqlens: Any, T: int, B: int) -> Host:
