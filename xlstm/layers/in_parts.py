@@ -14,7 +14,8 @@ from xlstm.arrays.gather import add_rows, gather
 from xlstm.arrays.namespace import Array, Namespace, Params, reshape
 from xlstm.arrays.rows import per_sequence
 from xlstm.layers.sequence import Leaf, Scanned, State
-from xlstm.recurrence.packing import Grid, Grids, Span, grids_of
+from xlstm.recurrence.grids import Grid, Grids, grids_of
+from xlstm.recurrence.packing import Span
 from xlstm.tracing.array_functions import listed
 
 

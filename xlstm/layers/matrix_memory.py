@@ -102,10 +102,12 @@ class MatrixMemory(NamedTuple):
         the final state.
         """
         if span.cut:
-            _, grads_by_array, start = in_parts_bwd(
-                span, self.states, lambda *passed: ({}, *self.run_bwd(*passed)), saved, dh, dstate
-            )
-            return grads_by_array, start
+
+            def of_part(*passed: Any) -> Any:
+                return {}, *self.run_bwd(*passed)
+
+            _, dinputs, dstart = in_parts_bwd(span, self.states, of_part, saved, dh, dstate)
+            return dinputs, dstart
         xp = span.xp
         dC, dn, dm = dstate or (None, None, None)
         grads: Sequence[Array] | None = None

@@ -30,8 +30,6 @@ from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.engines.tape import Widths
 from xlstm.recurrence.parts import Host, Indices, Parts
 
-SHORT = 16  # parts of so many steps share a grid with shorter ones
-
 
 class _Indices(NamedTuple):
     """Where rows and sequences go, each an array of whole numbers."""
@@ -251,32 +249,6 @@ class Span(Portable):
         return self.xp.zeros((self.T, self.B, width), dtype=like.dtype, device=device_of(like))
 
 
-class Grid(NamedTuple):
-    """Parts of sequences, none twice as long as another, as a batch (T, n, ...) of their own."""
-
-    packing: Packing
-    rows: Any  # the row of the batch (T*B, ...) of each row (T*n,); past the end of a part its last
-    sequence: Any  # the sequence of each part
-    initial: Any  # the sequence whose initial state each part begins with, or B
-    final_bwd: Any  # the sequence whose final state each part ends with, or B
-
-
-class Grids(NamedTuple):
-    """All parts of the sequences of a batch, and the way back from their grids, beside another."""
-
-    grids: tuple[Grid, ...]
-    back: Any  # the row among those of all grids of each row of the batch, any where it has none
-    final: Any  # the part that ends with the final state of each sequence
-    initial_bwd: (
-        Any  # the part that begins with the initial state of each sequence, or their number
-    )
-
-
-def grids_of(span: Span, like: Array) -> Grids:
-    """Return the grids of the parts of sequences, on the device of an array."""
-    return _recent.grids(span.xp, span.packing, home(device_of(like)))  # type: ignore[no-any-return]
-
-
 def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     """Return lengths (B,) on the host; raise TypeError or ValueError unless they are whole numbers
     from 0 to T.
@@ -294,7 +266,7 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     return whole.astype(np.int64)
 
 
-def _packing(lengths: bytes, cuts: bytes, T: int, B: int) -> Packing:
+def packing_of(lengths: bytes, cuts: bytes, T: int, B: int) -> Packing:
     """Return the packing of B sequences with these lengths and resets; it keeps its indices on the
     device for the next call.
     """
@@ -347,36 +319,6 @@ def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
     )
 
 
-def _grids(xp: Namespace, packing: Packing, home: Home) -> Grids:
-    """Return the grids of a packing on a device."""
-    B = packing.B
-    parts: Any = packing.parts
-    initial = parts.initial(B)
-    final_bwd = parts.final_bwd(B)
-    back = np.zeros(packing.T * B, np.int64)
-    numbers = []
-    grids = []
-    N = 0
-    exponents = np.frexp(np.maximum(parts.length, SHORT) - 0.5)[1]  # of the next power of two
-    for exponent in np.unique(exponents):
-        within = np.flatnonzero(exponents == exponent)
-        lengths = parts.length[within]
-        T = max(1, int(np.max(lengths)))
-        step = np.arange(T)[:, None]
-        own = np.minimum(step, np.maximum(lengths - 1, 0))
-        rows = (parts.start[within] + own) * B + parts.sequence[within]
-        inside = step < lengths
-        back[rows[inside]] = N + np.flatnonzero(inside)
-        N += rows.size
-        numbers.append(within)
-        places = rows.ravel(), parts.sequence[within], initial[within], final_bwd[within]
-        there = (from_host(xp, place, home) for place in places)
-        grids.append(Grid(_packing(lengths.tobytes(), b"", T, len(within)), *there))
-    place = np.append(np.argsort(np.concatenate(numbers)), len(parts.length))
-    ways = back, place[parts.final()], place[parts.initial_bwd()]
-    return Grids(tuple(grids), *(from_host(xp, places, home) for places in ways))
-
-
 def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:
     """Return whether steps of a packing are within their sequences, (T, B), on a device."""
     return from_host(xp, np.arange(packing.T)[:, None] < packing.ends, home)
@@ -388,10 +330,9 @@ class _Recent(threading.local):
     """
 
     def __init__(self) -> None:
-        self.packing = functools.lru_cache(maxsize=4)(_packing)
+        self.packing = functools.lru_cache(maxsize=4)(packing_of)
         self.copied = kept(16)(_copied)
         self.inside = kept(16)(_inside)
-        self.grids = kept(4)(_grids)
 
 
 _recent = _Recent()
