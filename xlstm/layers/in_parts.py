@@ -1,34 +1,49 @@
-"""Sequences with resets in layers whose steps lie in a grid (T, B, ...): their parts run as batches
-of their own.
+"""Parts of the sequences of a batch that run as batches of their own.
 
-Recurrent layers need none of this, as their packing has a column for each part.
+Layers whose steps lie in a grid (T, B, ...) so run sequences with resets; recurrent layers need
+none of this, as their packing has a column for each part. Every layer so runs each sequence alone,
+where its results are not to depend on the others: then every product has one shape, and every sum
+one order, whatever the batch is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.gather import add_rows, gather
 from xlstm.arrays.namespace import Array, Namespace, Params, reshape
 from xlstm.arrays.rows import per_sequence
-from xlstm.layers.sequence import Leaf, Scanned, State
 from xlstm.recurrence.grids import Grid, Grids, grids_of
 from xlstm.recurrence.packing import Span
 from xlstm.tracing.array_functions import listed
 
+State = tuple[Any, ...]
+
+
+class Kept(NamedTuple):
+    """The values that the parts keep, by grids; `sequences` where each is alone in its own."""
+
+    grids: Grids
+    sequences: list[Any]
+
 
 def in_parts(
-    span: Span, leaves: State, run: Callable[..., Scanned], arrays: Sequence[Array], state: State
-) -> Scanned:
-    """Return y, the final state and what `run(*arrays, state, span)` keeps, as a list, run over the
-    parts of sequences.
+    span: Span,
+    leaves: State,
+    run: Callable[..., tuple[Array, State, Any]],
+    arrays: Sequence[Array],
+    state: State,
+    last: bool = False,
+) -> tuple[Array, State, Kept]:
+    """Return y, the final state and what `run(*arrays, state, span)` keeps, run over the parts of
+    sequences.
 
     Parameters
     ----------
     span : Span
-        That of the sequences, which are cut.
+        That of the sequences, which are cut or run alone.
     leaves : tuple
         The `Leaf` of every array of the state, nested as the state is.
     run : function
@@ -36,6 +51,8 @@ def in_parts(
     arrays : sequence of array (T, B, ...)
     state : tuple
         The initial state.
+    last : bool
+        Whether y is (B, ...), that of the last step.
     """
     xp = span.xp
     grids = grids_of(span, arrays[0])
@@ -48,41 +65,51 @@ def in_parts(
         ys.append(y)
         ends.append(end)
         kept.append(saved)
-    return _joined(span, ys, grids), _columns(xp, ends, leaves, grids.final), kept
+    y = _taken(xp, ys, 0, grids.final) if last else _joined(span, ys, grids)
+    return y, _columns(xp, ends, leaves, grids.final), Kept(grids, kept)
 
 
 def in_parts_bwd(
     span: Span,
     leaves: State,
     run_bwd: Callable[..., Any],
-    kept: Sequence[Any],
-    dy: Array,
+    kept: Kept,
+    dy: Array | None,
     dstate: State | None,
-) -> tuple[Params, tuple[Array, ...], State]:
+    last: bool = False,
+) -> tuple[Params, tuple[Any, ...], State]:
     """Return gradients of the parameters, of arrays and of the initial state: `in_parts` backward.
 
     `run_bwd(kept, dy, dstate, span)` returns gradients of parameters, those of the arrays, which
-    may be one, and that of the initial state.
+    may be one, and that of the initial state. A dy or dstate of None is zero.
     """
     xp = span.xp
-    grids = grids_of(span, dy)
+    grids = kept.grids
     by_grid = []
-    for grid, saved in zip(grids.grids, kept, strict=True):
-        dend = None if dstate is None else _columns(xp, [dstate], leaves, grid.final_bwd)
-        (dgrid,) = _cut(xp, [dy], grid)
+    for grid, saved in zip(grids.grids, kept.sequences, strict=True):
         own = _span(span, grid)
+        dend = None if dstate is None else _columns(xp, [dstate], leaves, grid.final_bwd)
+        if dy is None:
+            d = None
+        elif last:
+            d = _taken(xp, [dy], 0, grid.final_bwd)
+        else:
+            (cut,) = _cut(xp, [dy], grid)
+            d = own.mask(cut)
         apart = per_sequence.get()
         before = per_sequence.set(None if apart is None else grid.packing.B)
         try:
-            by_grid.append(run_bwd(saved, own.mask(dgrid), dend, own))
+            by_grid.append(run_bwd(saved, d, dend, own))
         finally:
             per_sequence.reset(before)
     every_grads, darrays, starts = zip(*by_grid, strict=True)
     grads = {
         name: _added(span, [own[name] for own in every_grads], grids) for name in every_grads[0]
     }
-    by_array = zip(*map(listed, darrays), strict=True)
-    dxs = tuple(span.mask(_joined(span, parts, grids)) for parts in by_array)
+    dxs = tuple(
+        None if parts[0] is None else span.mask(_joined(span, parts, grids))
+        for parts in zip(*map(listed, darrays), strict=True)
+    )
     return grads, dxs, _columns(xp, starts, leaves, grids.initial_bwd)
 
 
@@ -123,12 +150,17 @@ def _columns(
     """Return a state with those sequences of several states, one after the other, that are at
     `places`; the place after the last of them stands for zero, or for the state at `rest`.
     """
-    columns: list[Any] = []
-    for leaf, *parts in zip(leaves, *states, strict=True):
-        if not isinstance(leaf, Leaf):
-            columns.append(_columns(xp, parts, leaf, places, rest))
-            continue
-        axis = len(leaf.before)
-        none = filled(xp, parts[0], leaf.rest if rest else 0.0, 1, axis)
-        columns.append(xp.take(concat(xp, [*parts, none], axis), places, axis=axis))
-    return tuple(columns)
+    return tuple(
+        _columns(xp, parts, leaf, places, rest)
+        if type(leaf) is tuple
+        else _taken(xp, parts, len(leaf.before), places, leaf.rest if rest else 0.0)
+        for leaf, *parts in zip(leaves, *states, strict=True)
+    )
+
+
+def _taken(
+    xp: Namespace, arrays: Sequence[Array], axis: int, places: Array, none: float = 0.0
+) -> Array:
+    """Return what is at places along an axis of arrays side by side, and of `none` after them."""
+    beside = concat(xp, [*arrays, filled(xp, arrays[0], none, 1, axis)], axis)
+    return xp.take(beside, places, axis=axis)

@@ -1,5 +1,5 @@
 """Grids: the parts of sequences that are reset, as batches of their own, for layers that take steps
-in a grid (T, B, ...).
+in a grid (T, B, ...); or each part alone, as a batch of one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.recurrence.packing import Packing, Span, packing_of
+from xlstm.recurrence.parts import Parts
 
 SHORT = 16  # parts of so many steps share a grid with shorter ones
 
@@ -39,22 +40,24 @@ class Grids(NamedTuple):
 
 def grids_of(span: Span, like: Array) -> Grids:
     """Return the grids of the parts of sequences, on the device of an array."""
-    return _recent.grids(span.xp, span.packing, home(device_of(like)))
+    return _recent.grids(span.xp, span.packing, span.alone, home(device_of(like)))
 
 
-def _grids(xp: Namespace, packing: Packing, home: Home) -> Grids:
+def _grids(xp: Namespace, packing: Packing, alone: bool, home: Home) -> Grids:
     """Return the grids of the parts of a packing on a device."""
     B = packing.B
-    parts: Any = packing.parts
+    parts = packing.parts or Parts.of(packing.ends)
     initial = parts.initial(B)
     final_bwd = parts.final_bwd(B)
     back = np.zeros(packing.T * B, np.int64)
     numbers = []
     grids = []
     N = 0
-    exponents = np.frexp(np.maximum(parts.length, SHORT) - 0.5)[1]  # of the next power of two
-    for exponent in np.unique(exponents):
-        within = np.flatnonzero(exponents == exponent)
+    grid_of = np.frexp(np.maximum(parts.length, SHORT) - 0.5)[1]  # by the next power of two
+    if alone:
+        grid_of = np.arange(len(parts.length))
+    for number in np.unique(grid_of):
+        within = np.flatnonzero(grid_of == number)
         lengths = parts.length[within]
         T = max(1, int(np.max(lengths)))
         step = np.arange(T)[:, None]

@@ -190,6 +190,8 @@ class Span(Portable):
         Which sequences belong together, for the layers that let them see each other.
     rest : bool
         Whether the state is the same for all sequences, that before the first step.
+    alone : bool
+        Whether each sequence runs by itself, so that its results do not depend on the others.
     """
 
     xp: Namespace
@@ -198,6 +200,7 @@ class Span(Portable):
     keep: bool = False
     groups: Any = None
     rest: bool = False
+    alone: bool = False
 
     @property
     def T(self) -> int:  # noqa: N802
