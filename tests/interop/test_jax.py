@@ -22,6 +22,7 @@ D = 3
 H = 4
 LSTM = xlstm.LSTM(D, H)
 DROPPING = xlstm.LSTM(D, H, 2, dropout=0.5)
+RESETS = np.arange(T * B).reshape(T, B) % 4 == 1
 LSTM_STATE = (0.3 * np.ones((1, B, H)), -0.2 * np.ones((1, B, H)))
 
 
@@ -29,6 +30,8 @@ CASES = [
     (LSTM, {"state": LSTM_STATE}),
     (LSTM, {"state": (LSTM_STATE[0], None)}),
     (xlstm.GRU(D, H, 2, bidirectional=True, batch_first=True), {"lengths": np.array([6, 0, 2])}),
+    (LSTM, {"state": LSTM_STATE, "resets": RESETS}),
+    (xlstm.mLSTM(D, H), {"resets": RESETS, "lengths": [6, 1, 2]}),
     (DROPPING, {"seed": 7}),
     *((layer, {"seed": 3}) for layer in EVERY if isinstance(layer, SequenceLayer)),
 ]
@@ -202,6 +205,24 @@ def test_transformations(rng):
         )[1].sum()
 
     close(jax.jit(jax.grad(in_parts, argnums=(0, 1)))(params, x), gradient(params, x))
+
+
+def test_traced_options(rng):
+    """Lengths and cuts may be arguments of a compiled program, also under `vmap`."""
+    params, x = inputs(LSTM, rng)
+    ours = jax_layer(LSTM)
+    for name, option, count in (
+        ("lengths", np.array([6, 0, 2]), B),
+        ("resets", RESETS, B),
+        ("cu_seqlens", np.array([0, 2, 2, 6]), 1),
+    ):
+
+        def call(option, x=x[:, :count], name=name):
+            return ours(params, x, **{name: option})
+
+        expected = LSTM(params, x[:, :count], **{name: option})
+        close(jax.jit(call)(option), expected)
+        close(jax.vmap(call)(option[None])[0][0], expected[0])
 
 
 def test_misuse_is_named(rng):

@@ -57,9 +57,11 @@ def flat(result):
     return [a for part in result for a in flat(part)] if isinstance(result, tuple) else [result]
 
 
-def called(net, x, state=()):
+def called(net, x, state=(), **options):
     """Call a module with the arrays of a state, and return y and the arrays of the final state."""
-    return flat(net(x, Bridge("test", net.layer).state(state)) if state else net(x))
+    if state:
+        options["state"] = Bridge("test", net.layer).state(state)
+    return flat(net(x, **options))
 
 
 def gradients(net, x, *state):
@@ -69,19 +71,22 @@ def gradients(net, x, *state):
 
 
 @pytest.mark.parametrize("layer", **numbered(EVERY))
-def test_values_and_gradients_are_ours(layer, rng):
-    """From an initial state, bit for bit; on the device "meta" there are tensors of the same
-    shapes.
+@pytest.mark.parametrize("cut", [False, True])
+def test_values_and_gradients_are_ours(layer, cut, rng):
+    """From an initial state, bit for bit, and with resets; on the device "meta" there are tensors
+    of the same shapes.
     """
     numpy = xlstm.backend("numpy", dtype="float64")
     bridge = Bridge("test", layer)
     params = layer.init(0, numpy)
     x = input_of(layer, numpy, rng)
     state = [rng.random(shape) for shape in bridge.shapes(x)[1:]]
-    ours = run(layer, params, x, bridge.state(state), train=False, keep=True)
+    cuts = {"resets": rng.random(x.shape[:2]) < 0.5} if cut and bridge.has_state else {}
+    ours = run(layer, params, x, bridge.state(state), train=False, keep=True, **cuts)
     net = module(layer, params).eval()
     x, *state = (torch.tensor(a, requires_grad=a.dtype == np.float64) for a in (x, *state))
-    found = called(net, x, state)
+    cuts = {name: torch.tensor(a) for name, a in cuts.items()}
+    found = called(net, x, state, **cuts)
     wanted = [*map(net.get_parameter, params), *(a for a in (x, *state) if a.requires_grad)]
     slopes = torch.autograd.grad(sum(a.square().sum() for a in found) / 2, wanted)
     names = ["y", *(f"end {k}" for k in range(len(state))), *(f"d{name}" for name in params)]
@@ -195,6 +200,8 @@ def test_autocast_runs_in_the_dtype_of_the_parameters():
         ("LSTM: .* on meta", lambda net, x: net(x.to("meta"))),
         (r"LSTM: .*torch.sparse_coo", lambda net, x: net(x.detach().to_sparse())),
         ("LSTM: lengths is on meta", lambda net, x: net(x, lengths=torch.zeros(B, device="meta"))),
+        ("LSTM: resets has dtype float32", lambda net, x: net(x, resets=x[..., 0])),
+        ("Linear has no state", lambda net, x: module(LAYERS["linear"])(x, resets=x[..., 0] > 0)),
         ("LSTM: a part of state is None", lambda net, x: net(x, (x, None))),
         (
             "LSTM: x requires grad, .*xlstm.interop.torch.module",
@@ -318,11 +325,28 @@ def test_compiled(layer):
         assert all(map(torch.equal, found, expected))
 
 
-def test_compiled_with_lengths():
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lengths", [4]),
+        ("resets", [[False], [True], [True], [False]]),
+        ("cu_seqlens", [0, 1, 2, 4]),
+    ],
+)
+def test_compiled_with_parts_of_sequences(name, values):
+    """Sequences have lengths, or are cut; in a compiled program and in a trace."""
     net = module(LAYERS["slstm"])
-    x = torch.randn(T, B, D, requires_grad=True)
-    short = torch.compile(lambda x: net(x, lengths=torch.tensor([1, 4, 0]))[0], backend="aot_eager")
-    assert torch.equal(short(x), net(x, lengths=[1, 4, 0])[0])
+    x = torch.randn(T, 1, D, requires_grad=True)
+    compiled = torch.compile(lambda x, option: net(x, **{name: option}), backend="aot_eager")
+    inputs = {"x": x, name: torch.tensor(values)}
+    expected = net(x, **{name: values})[0]
+    traced = torch.jit.trace(net, example_kwarg_inputs=inputs)
+    for found in (compiled(*inputs.values())[0], traced(**inputs)[0]):
+        assert torch.equal(found, expected)
+        assert torch.equal(
+            *(torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for y in (found, expected))
+        )
 
 
 @pytest.mark.parametrize("layer", [LAYERS["lstm"], Embedding(7, 3)])
