@@ -8,11 +8,12 @@ import pytest
 
 import xlstm
 from tests.conftest import BACKENDS, make_backend
-from tests.registry import EVERY, TABLE, given, numbered, takes_tokens, through_time
+from tests.registry import EVERY, TABLE, given, takes_tokens, through_time, time_axis
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.trees import leaves_by_path, mapped, replaced
 
 LENGTHS = [3, 0, 5]
+RESETS = np.arange(15).reshape(5, 3) % 4 == 1
 # Arrays of array-api-strict refuse operators with all objects but their own.
 CASES = [(name, layer) for name in BACKENDS if name != "strict" for layer in EVERY]
 CASES += [("numpy", layer) for layer in TABLE if layer not in EVERY]
@@ -23,8 +24,9 @@ STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}  # central, of fourth o
 class Pair:
     """The outputs of a layer and the gradients of <outputs, w>, both functions of its arguments."""
 
-    def __init__(self, layer, be, rng):
+    def __init__(self, layer, be, rng, resets=None):
         self.layer = layer
+        self.resets = resets if resets is None or time_axis(layer) == 0 else resets.T
         self.rng = rng
         self.arguments = given(layer, be, rng)
         self.differentiable = list(self.arguments)
@@ -39,7 +41,8 @@ class Pair:
         if not through_time(self.layer):
             y, saved = self.layer.forward(params, x)
             return (y, ()), saved
-        y, end, saved = self.layer.forward(params, x, state, lengths=LENGTHS, seed=3)
+        options = {"lengths": LENGTHS, "resets": self.resets, "seed": 3}
+        y, end, saved = self.layer.forward(params, x, state, **options)
         return (y, end), saved
 
     def outputs(self, *arguments):
@@ -76,9 +79,15 @@ def test_products_are_those_of_the_gradients(be, layer, rng):
     close(u @ hv, v @ hu, 1e-12, np.abs(u) @ np.abs(hv))
 
 
-@pytest.mark.parametrize("layer", **numbered(TABLE))
-def test_products_are_differences_of_gradients(layer, rng):
-    pair = Pair(layer, make_backend("numpy"), rng)
+@pytest.mark.parametrize(
+    ("layer", "resets"),
+    [
+        *((layer, None) for layer in TABLE),
+        *((layer, RESETS) for layer in filter(through_time, EVERY)),
+    ],
+)
+def test_products_are_differences_of_gradients(layer, resets, rng):
+    pair = Pair(layer, make_backend("numpy"), rng, resets)
     v = pair.direction(pair.differentiable)
     hv = flat(xlstm.jvp(pair.gradients, pair.arguments, v)[1])
     arrays = leaves_by_path(pair.arguments)
