@@ -22,7 +22,6 @@ D = 3
 H = 4
 LSTM = xlstm.LSTM(D, H)
 DROPPING = xlstm.LSTM(D, H, 2, dropout=0.5)
-RESETS = np.arange(T * B).reshape(T, B) % 4 == 1
 LSTM_STATE = (0.3 * np.ones((1, B, H)), -0.2 * np.ones((1, B, H)))
 
 
@@ -30,8 +29,7 @@ CASES = [
     (LSTM, {"state": LSTM_STATE}),
     (LSTM, {"state": (LSTM_STATE[0], None)}),
     (xlstm.GRU(D, H, 2, bidirectional=True, batch_first=True), {"lengths": np.array([6, 0, 2])}),
-    (LSTM, {"state": LSTM_STATE, "resets": RESETS}),
-    (xlstm.mLSTM(D, H), {"resets": RESETS, "lengths": [6, 1, 2]}),
+    (LSTM, {"state": LSTM_STATE, "resets": np.eye(T, B, -2) > 0}),
     (DROPPING, {"seed": 7}),
     *((layer, {"seed": 3}) for layer in EVERY if isinstance(layer, SequenceLayer)),
 ]
@@ -74,7 +72,8 @@ def test_values_and_gradients_are_numpys(rng, layer, options):
     end, start = (
         [a for name, a in found.items() if name.startswith(part)] for part in ("end ", "dstart ")
     )
-    close(ours(params, x, state, **given), [found["y"], *end])
+    traced = jax.jit(lambda options: ours(params, x, state, **options))
+    close(traced(given), [found["y"], *end])
     grads = [{name: found[f"d{name}"] for name in params}]
     if "dx" in found:  # tokens have none
         grads.append(found["dx"])
@@ -164,6 +163,9 @@ def test_seeds_and_inference(rng):
     ours = jax_layer(DROPPING)
     key = jax.random.key(3)
     close(ours(params, x, train=False), DROPPING(params, x))
+    places = np.array([0, 2, 2, T])
+    cut = jax.jit(lambda places: ours(params, x[:, :1], train=False, cu_seqlens=places))
+    close(cut(places), DROPPING(params, x[:, :1], cu_seqlens=places))
     close(ours(params, x, seed=key), ours(params, x, seed=jax.random.key_data(key)))
     several = jax.vmap(lambda seed: ours(params, x, seed=seed)[0])(np.array([3, 5]))
     close(several, np.stack([DROPPING.forward(params, x, seed=seed)[0] for seed in (3, 5)]))
@@ -205,24 +207,6 @@ def test_transformations(rng):
         )[1].sum()
 
     close(jax.jit(jax.grad(in_parts, argnums=(0, 1)))(params, x), gradient(params, x))
-
-
-def test_traced_options(rng):
-    """Lengths and cuts may be arguments of a compiled program, also under `vmap`."""
-    params, x = inputs(LSTM, rng)
-    ours = jax_layer(LSTM)
-    for name, option, count in (
-        ("lengths", np.array([6, 0, 2]), B),
-        ("resets", RESETS, B),
-        ("cu_seqlens", np.array([0, 2, 2, 6]), 1),
-    ):
-
-        def call(option, x=x[:, :count], name=name):
-            return ours(params, x, **{name: option})
-
-        expected = LSTM(params, x[:, :count], **{name: option})
-        close(jax.jit(call)(option), expected)
-        close(jax.vmap(call)(option[None])[0][0], expected[0])
 
 
 def test_misuse_is_named(rng):

@@ -61,8 +61,7 @@ def test_gradients_of_gradients(name):
     """The second and the third derivative, and forward-mode AD."""
     net = module(TWICE[name]).double()
     x, *state = inputs(net.layer)
-    cut = torch.tensor([[False, False, True], [True, False, False]])
-    call = function_of(net, lengths=torch.tensor([2, 0, 1]), resets=cut)
+    call = function_of(net, lengths=torch.tensor([2, 0, 1]), resets=torch.eye(2, 3).flip(0) > 0)
     tensors = (x.detach()[:2].requires_grad_(), *net.parameters(), *state)
     assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)

@@ -51,14 +51,6 @@ def lengths(count):
     return windows(2 * count, 4, lengths=np.concatenate(given[:count]))
 
 
-def resets(count):
-    """Batches of two sequences, some of which are reset where others have been."""
-    rows = np.eye(3, 4, dtype=bool)[[0, 0, 1, 0, 2, 1, 0, 0, 2]]
-    cuts = [np.stack([row, row[::-1]], 1) for row in rows[:count]]
-    pairs = zip(windows(2 * count, 4).batches(), cuts, strict=True)
-    return [batch._replace(options={"resets": cut}) for batch, cut in pairs]
-
-
 def wave():
     return Streams(np.sin(np.arange(64))[:, None], np.zeros((64, 3)), 2, 4)
 
@@ -75,6 +67,10 @@ def cut():
 
 LSTM = SequenceModel(xlstm.LSTM(2, 4, 2, dropout=0.25), 3)
 PLAIN = SequenceModel(xlstm.LSTM(2, 4), 3)
+RESETS = [
+    batch._replace(options={"resets": np.eye(3, 2, k % 3) > 0})
+    for k, batch in enumerate(windows(18).batches())
+]
 MEMORY = SequenceModel(xlstm.mLSTM(2, 4), 3)
 WAVE = SequenceModel(xlstm.LSTM(1, 4), 3)
 ADAM = optimizers.by_name(
@@ -100,8 +96,7 @@ CASES = {
         2,
     ),
     "lengths": (LSTM, lengths(9), ADAM, {}, 4),
-    "resets": (LSTM, resets(9), ADAM, {"precision": Mixed("float16")}, 3),
-    "resets of a memory": (MEMORY, resets(9), ADAM, {}, 3),
+    "resets": (LSTM, RESETS, ADAM, {"precision": Mixed("float16")}, 3),
     "a small batch in the middle": (WAVE, cut(), ADAM, {}, 3),
 }
 
@@ -306,7 +301,7 @@ def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
 
 @pytest.mark.parametrize(
     ("model", "batch"),
-    [(LSTM, next(lengths(1).batches())), (LSTM, resets(3)[2]), (MEMORY, resets(3)[2])],
+    [(LSTM, next(lengths(1).batches())), (MEMORY, RESETS[0])],
 )
 def test_memory_that_others_drop_stays(backend, model, batch):
     """Indices of lengths, of resets and constants lie in caches, from which other calls push them

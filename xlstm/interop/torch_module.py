@@ -121,7 +121,7 @@ def _named(bridge: Bridge, options: Options) -> dict[str, Any]:
     """
     named = dict(zip(OPTIONS, options, strict=True))
     for name, value in named.items():
-        if torch.is_tensor(value) and value.is_meta:
+        if getattr(value, "is_meta", False):
             raise TypeError(
                 f"{bridge.name}: {name} is on meta, expected values on the device of x or a CPU"
             )
