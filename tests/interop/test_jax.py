@@ -29,6 +29,7 @@ CASES = [
     (LSTM, {"state": LSTM_STATE}),
     (LSTM, {"state": (LSTM_STATE[0], None)}),
     (xlstm.GRU(D, H, 2, bidirectional=True, batch_first=True), {"lengths": np.array([6, 0, 2])}),
+    (LSTM, {"state": LSTM_STATE, "resets": np.eye(T, B, -2) > 0}),
     (DROPPING, {"seed": 7}),
     *((layer, {"seed": 3}) for layer in EVERY if isinstance(layer, SequenceLayer)),
 ]
@@ -71,7 +72,8 @@ def test_values_and_gradients_are_numpys(rng, layer, options):
     end, start = (
         [a for name, a in found.items() if name.startswith(part)] for part in ("end ", "dstart ")
     )
-    close(ours(params, x, state, **given), [found["y"], *end])
+    traced = jax.jit(lambda options: ours(params, x, state, **options))
+    close(traced(given), [found["y"], *end])
     grads = [{name: found[f"d{name}"] for name in params}]
     if "dx" in found:  # tokens have none
         grads.append(found["dx"])
@@ -161,6 +163,9 @@ def test_seeds_and_inference(rng):
     ours = jax_layer(DROPPING)
     key = jax.random.key(3)
     close(ours(params, x, train=False), DROPPING(params, x))
+    places = np.array([0, 2, 2, T])
+    cut = jax.jit(lambda places: ours(params, x[:, :1], train=False, cu_seqlens=places))
+    close(cut(places), DROPPING(params, x[:, :1], cu_seqlens=places))
     close(ours(params, x, seed=key), ours(params, x, seed=jax.random.key_data(key)))
     several = jax.vmap(lambda seed: ours(params, x, seed=seed)[0])(np.array([3, 5]))
     close(several, np.stack([DROPPING.forward(params, x, seed=seed)[0] for seed in (3, 5)]))

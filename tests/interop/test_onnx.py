@@ -413,6 +413,7 @@ def test_exported_file_describes_itself():
         (xlstm.LSTM(D, H, reverse=True), {"step": True}, "step"),
         (Sines(D, H), {}, "sin"),
         (xlstm.Linear(D, H), {"lengths": True}, "lengths"),
+        (xlstm.GRU(D, H), {"resets": True}, "resets is True, .*no resets; step=True"),
         (xlstm.GRU(D, H), {"opset": 13}, "opset"),
         (SMALL, {"lengths": True}, "lengths"),
     ],

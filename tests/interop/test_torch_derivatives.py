@@ -61,7 +61,7 @@ def test_gradients_of_gradients(name):
     """The second and the third derivative, and forward-mode AD."""
     net = module(TWICE[name]).double()
     x, *state = inputs(net.layer)
-    call = function_of(net, lengths=torch.tensor([2, 0, 1]))
+    call = function_of(net, lengths=torch.tensor([2, 0, 1]), resets=torch.eye(2, 3).flip(0) > 0)
     tensors = (x.detach()[:2].requires_grad_(), *net.parameters(), *state)
     assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
@@ -146,21 +146,22 @@ def test_gradients_of_batches(name):
 
 
 def test_gradients_of_single_sequences(monkeypatch):
-    """Tokens with lengths take one backward pass where nobody differentiates it again."""
+    """Tokens with lengths and resets take one backward pass where nobody differentiates it again."""
     passes = []
     backward = Bridge.backward
     monkeypatch.setattr(Bridge, "backward", lambda *a, **b: passes.append(b) or backward(*a, **b))
     net = module(xlstm.xLSTMLanguageModel(STACK, 7)).double().eval()
-    values = (torch.randint(7, (2, T)), torch.tensor([2, 4]))
+    values = (torch.randint(7, (2, T)), torch.tensor([2, 4]), torch.rand(2, T) < 0.5)
     params = [*net.parameters()]
 
-    def loss(x, lengths, *params):
-        return squares(function_of(net, lengths=lengths[None]))(x[None], *params)
+    def loss(x, lengths, resets, *params):
+        options = {"lengths": lengths[None], "resets": resets[None]}
+        return squares(function_of(net, **options))(x[None], *params)
 
-    slopes = torch.func.grad(loss, tuple(range(2, 2 + len(params))))
+    slopes = torch.func.grad(loss, tuple(range(3, 3 + len(params))))
     for own, expected in (([p.detach() for p in params], 1), (params, 2)):
         passes.clear()
-        each(slopes, (0, 0, *[None] * len(own)), (*values, *own))
+        each(slopes, (0, 0, 0, *[None] * len(own)), (*values, *own))
         assert len(passes) == expected + 2
 
 

@@ -57,9 +57,11 @@ def flat(result):
     return [a for part in result for a in flat(part)] if isinstance(result, tuple) else [result]
 
 
-def called(net, x, state=()):
+def called(net, x, state=(), **options):
     """Call a module with the arrays of a state, and return y and the arrays of the final state."""
-    return flat(net(x, Bridge("test", net.layer).state(state)) if state else net(x))
+    if state:
+        options["state"] = Bridge("test", net.layer).state(state)
+    return flat(net(x, **options))
 
 
 def gradients(net, x, *state):
@@ -70,18 +72,19 @@ def gradients(net, x, *state):
 
 @pytest.mark.parametrize("layer", **numbered(EVERY))
 def test_values_and_gradients_are_ours(layer, rng):
-    """From an initial state, bit for bit; on the device "meta" there are tensors of the same
-    shapes.
+    """From an initial state and with resets, bit for bit; on the device "meta" there are tensors
+    of the same shapes.
     """
     numpy = xlstm.backend("numpy", dtype="float64")
     bridge = Bridge("test", layer)
     params = layer.init(0, numpy)
     x = input_of(layer, numpy, rng)
     state = [rng.random(shape) for shape in bridge.shapes(x)[1:]]
-    ours = run(layer, params, x, bridge.state(state), train=False, keep=True)
+    cuts = {"resets": rng.random(x.shape[:2]) < 0.5} if bridge.has_state else {}
+    ours = run(layer, params, x, bridge.state(state), train=False, keep=True, **cuts)
     net = module(layer, params).eval()
     x, *state = (torch.tensor(a, requires_grad=a.dtype == np.float64) for a in (x, *state))
-    found = called(net, x, state)
+    found = called(net, x, state, **cuts)
     wanted = [*map(net.get_parameter, params), *(a for a in (x, *state) if a.requires_grad)]
     slopes = torch.autograd.grad(sum(a.square().sum() for a in found) / 2, wanted)
     names = ["y", *(f"end {k}" for k in range(len(state))), *(f"d{name}" for name in params)]
@@ -318,11 +321,18 @@ def test_compiled(layer):
         assert all(map(torch.equal, found, expected))
 
 
-def test_compiled_with_lengths():
+@pytest.mark.parametrize(
+    "options",
+    [{"lengths": [3]}, {"resets": [[False], [True]] * 2}, {"cu_seqlens": [0, 1, 3, 4]}],
+)
+def test_compiled_with_options(options):
     net = module(LAYERS["slstm"])
-    x = torch.randn(T, B, D, requires_grad=True)
-    short = torch.compile(lambda x: net(x, lengths=torch.tensor([1, 4, 0]))[0], backend="aot_eager")
-    assert torch.equal(short(x), net(x, lengths=[1, 4, 0])[0])
+    x = torch.randn(T, 1, D, requires_grad=True)
+    tensors = {name: torch.tensor(values) for name, values in options.items()}
+    found = torch.compile(net, backend="aot_eager")(x, **tensors)[0]
+    expected = net(x, **options)[0]
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y in (found, expected)))
 
 
 @pytest.mark.parametrize("layer", [LAYERS["lstm"], Embedding(7, 3)])

@@ -140,18 +140,18 @@ def without_waiting(be, again=True):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize("parts", ["full", "lengths", "resets"])
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
-def test_passes(layer, lengths, dtype, rng):
-    if lengths and not isinstance(layer, SequenceLayer):
+def test_passes(layer, parts, dtype, rng):
+    if parts != "full" and not isinstance(layer, SequenceLayer):
         pytest.skip("it has no time")
     params, x = drawn(layer, dtype, rng)
     seed = rng.integers(1000)
-    options = (
-        {"train": False, "keep": True, "lengths": lengths}
-        if isinstance(layer, SequenceLayer)
-        else {}
-    )
+    options = {"train": False, "keep": True} if isinstance(layer, SequenceLayer) else {}
+    if parts == "lengths":
+        options["lengths"] = LENGTHS
+    if parts == "resets":
+        options["resets"] = rng.random(x.shape[:2]) < 0.2
 
     def run(be):
         p = {name: there(be, a) for name, a in params.items()}
@@ -294,7 +294,7 @@ def as_on_rocm():
     for layer in LAYERS[::3]:
         test_passes(
             layer,
-            LENGTHS if isinstance(layer, SequenceLayer) else None,
+            "lengths" if isinstance(layer, SequenceLayer) else "full",
             "float32",
             np.random.default_rng(0),
         )

@@ -8,7 +8,7 @@ import pytest
 
 import xlstm
 from tests.conftest import BACKENDS, make_backend
-from tests.registry import EVERY, TABLE, given, numbered, takes_tokens, through_time
+from tests.registry import EVERY, TABLE, given, takes_tokens, through_time
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.trees import leaves_by_path, mapped, replaced
 
@@ -23,10 +23,11 @@ STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}  # central, of fourth o
 class Pair:
     """The outputs of a layer and the gradients of <outputs, w>, both functions of its arguments."""
 
-    def __init__(self, layer, be, rng):
+    def __init__(self, layer, be, rng, cut=False):
         self.layer = layer
         self.rng = rng
         self.arguments = given(layer, be, rng)
+        self.resets = rng.random(self.arguments[1].shape[:2]) < 0.3 if cut else None
         self.differentiable = list(self.arguments)
         if takes_tokens(layer):
             self.differentiable[1] = None
@@ -39,7 +40,8 @@ class Pair:
         if not through_time(self.layer):
             y, saved = self.layer.forward(params, x)
             return (y, ()), saved
-        y, end, saved = self.layer.forward(params, x, state, lengths=LENGTHS, seed=3)
+        options = {"lengths": LENGTHS, "resets": self.resets, "seed": 3}
+        y, end, saved = self.layer.forward(params, x, state, **options)
         return (y, end), saved
 
     def outputs(self, *arguments):
@@ -76,9 +78,12 @@ def test_products_are_those_of_the_gradients(be, layer, rng):
     close(u @ hv, v @ hu, 1e-12, np.abs(u) @ np.abs(hv))
 
 
-@pytest.mark.parametrize("layer", **numbered(TABLE))
-def test_products_are_differences_of_gradients(layer, rng):
-    pair = Pair(layer, make_backend("numpy"), rng)
+@pytest.mark.parametrize(
+    ("layer", "cut"),
+    [(layer, False) for layer in TABLE] + [(layer, True) for layer in filter(through_time, EVERY)],
+)
+def test_products_are_differences_of_gradients(layer, cut, rng):
+    pair = Pair(layer, make_backend("numpy"), rng, cut)
     v = pair.direction(pair.differentiable)
     hv = flat(xlstm.jvp(pair.gradients, pair.arguments, v)[1])
     arrays = leaves_by_path(pair.arguments)

@@ -67,6 +67,11 @@ def cut():
 
 LSTM = SequenceModel(xlstm.LSTM(2, 4, 2, dropout=0.25), 3)
 PLAIN = SequenceModel(xlstm.LSTM(2, 4), 3)
+RESETS = [
+    batch._replace(options={"resets": np.eye(3, 2, k % 3) > 0})
+    for k, batch in enumerate(windows(18).batches())
+]
+MEMORY = SequenceModel(xlstm.mLSTM(2, 4), 3)
 WAVE = SequenceModel(xlstm.LSTM(1, 4), 3)
 ADAM = optimizers.by_name(
     {"head.b": optimizers.sgd(lambda step: 0.1 / (1 + step), 0.9)}, optimizers.adam(1e-2)
@@ -91,6 +96,7 @@ CASES = {
         2,
     ),
     "lengths": (LSTM, lengths(9), ADAM, {}, 4),
+    "resets": (LSTM, RESETS, ADAM, {"precision": Mixed("float16")}, 3),
     "a small batch in the middle": (WAVE, cut(), ADAM, {}, 3),
 }
 
@@ -293,15 +299,20 @@ def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
     assert (len(bounded.captured), len(bounded.seen)) == (1, 2)
 
 
-def test_memory_that_others_drop_stays(backend):
-    """Indices of lengths and constants lie in caches, from which other calls push them out."""
-    (batch,) = lengths(1).batches()
-    params = LSTM.init(0, backend)
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [(LSTM, next(lengths(1).batches())), (MEMORY, RESETS[0])],
+)
+def test_memory_that_others_drop_stays(backend, model, batch):
+    """Indices of lengths, of resets and constants lie in caches, from which other calls push them
+    out.
+    """
+    params = model.init(0, backend)
     found = []
     recent = packing._recent
-    caches = (recent.packing, recent.copied, recent.inside, constants._made, constants._copied)
+    caches = (*vars(recent).values(), constants._made, constants._copied)
     for graph in (True, False):
-        made = TrainStep(LSTM, ADAM, graph=graph)
+        made = TrainStep(model, ADAM, graph=graph)
         state = made.init(params)
         for k in range(5):
             if k == 3:

@@ -117,8 +117,8 @@ class Bridge:
             The initial state, as many as `leaves`; None, or no array at all, means that before the
             first step.
         **options
-            `train`, `lengths`, `seed` and `keep`, as of the layer's `forward`, where it has a
-            state.
+            `train`, `lengths`, `resets`, `cu_seqlens`, `seed` and `keep`, as of the layer's
+            `forward`, where it has a state.
 
         Returns
         -------

@@ -46,10 +46,11 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     Returns
     -------
     function
-        `function(params, x, state=None, *, train=True, lengths=None, seed=None)`, with arguments as
-        of the layer's `forward`. In a layer that draws masks, `train=True` needs a `seed`: a whole
-        number, also as an array, which gives the masks of `forward`, or a key of `jax.random`.
-        Under `vmap` the elements of a batch get the same masks unless seeds are mapped too.
+        `function(params, x, state=None, *, train=True, lengths=None, resets=None, cu_seqlens=None,
+        seed=None)`, with arguments as of the layer's `forward`; all arrays may be traced. In a
+        layer that draws masks, `train=True` needs a `seed`: a whole number, also as an array, which
+        gives the masks of `forward`, or a key of `jax.random`. Under `vmap` the elements of a batch
+        get the same masks unless seeds are mapped too.
 
     Raises
     ------
@@ -84,23 +85,27 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
         *,
         train: bool = True,
         lengths: Any = None,
+        resets: Any = None,
+        cu_seqlens: Any = None,
         seed: Any = None,
     ) -> tuple[Any, Any]:
         """Run over a batch of sequences: return y and the final state."""
         params = {key: jnp.asarray(p) for key, p in checks.mapping(bridge.name, params).items()}
         x, state = jax.tree.map(jnp.asarray, (x, state))
-        _check(layer, lengths, params, x, state)
-        lengths = None if lengths is None else jnp.asarray(lengths)
+        options = {"lengths": lengths, "resets": resets, "cu_seqlens": cu_seqlens}
+        options = {name: value for name, value in options.items() if value is not None}
+        _check(layer, options, params, x, state)
+        options = {name: jnp.asarray(value) for name, value in options.items()}
         drawn = checks.flag(bridge.name, "train", train) and layer.random
         seed = _words(bridge.name, seed) if drawn else None
         arrays = [*(params[name] for name in bridge.names), x, *bridge.flat(state)]
-        y, *end, _ = run(passes, Call(arrays, lengths, seed, [None]))
+        y, *end, _ = run(passes, Call(arrays, options, seed, [None]))
         return y, bridge.state(end)
 
     return call
 
 
-def _check(layer: SequenceLayer, lengths: Any, *arrays: Any) -> None:
+def _check(layer: SequenceLayer, options: Any, *arrays: Any) -> None:
     """Raise the errors of `forward` by shapes and dtypes, before a program is made in which it
     would fail.
     """
@@ -110,9 +115,13 @@ def _check(layer: SequenceLayer, lengths: Any, *arrays: Any) -> None:
         return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
     params, x, state = jax.tree.map(like, arrays)
-    layer.begin(
-        params, x, state, like(lengths) if isinstance(lengths, jax.core.Tracer) else lengths
-    )
+    seen = {
+        name: like(value) if isinstance(value, jax.core.Tracer) else value
+        for name, value in options.items()
+        # zeros in the place of values are no lengths that are summed
+        if name != "cu_seqlens" or not isinstance(value, jax.core.Tracer)
+    }
+    layer.begin(params, x, state, **seen)
 
 
 def _words(name: str, seed: Any) -> Any:
@@ -142,7 +151,7 @@ class Call(NamedTuple):
     """
 
     arrays: Any  # parameters, x, and the arrays of the state or None
-    lengths: Any
+    options: Any  # lengths, resets or cu_seqlens by name
     seed: Any
     slots: Any  # the cotangent, then directions: lists of arrays, in which None is zero
     # of what the forward pass saved; that pass itself has () if it is to save, else None
@@ -197,7 +206,7 @@ class _Passes:
         if train:
             seed = int(seed) if seed.ndim == 0 else int.from_bytes(seed.tobytes())
         return self.bridge.forward(
-            *self.parts(arrays), train=train, lengths=call.lengths, seed=seed, keep=keep
+            *self.parts(arrays), train=train, seed=seed, keep=keep, **call.options
         )
 
     def parts(self, arrays: Any) -> Any:

@@ -118,7 +118,8 @@ def _function(bridge: Bridge) -> Callable[[Params, Any, Any], Any]:
             if seed is not None:
                 first, second = seed.long() & 0x7FFFFFFF  # Keras has them in int32
                 seed = (first << 32) + second
-            return torch_module.run(bridge, spec, x, list(params.values()), seed=seed)[0]
+            options = None, seed, None, None
+            return torch_module.run(bridge, spec, x, list(params.values()), (), options)[0]
 
         return function
     raise ValueError(

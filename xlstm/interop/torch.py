@@ -45,10 +45,10 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
     """Return a layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
 
     Its parameters have our names, and share memory with the arrays that our functions read:
-    `arrays()` returns these. Called with x, and by name with the initial `state` and `lengths` of
-    the sequences, as `forward` of the layer takes them, it returns y and the final state; a layer
-    without a state returns y alone. Gradients reach x, the parameters and the initial state. Masks
-    of dropout are drawn in training mode, from PyTorch's random numbers.
+    `arrays()` returns these. Called with x, and by name with the initial `state`, `lengths` of the
+    sequences, and `resets` or `cu_seqlens`, as `forward` of the layer takes them, it returns y and
+    the final state; a layer without a state returns y alone. Gradients reach x, the parameters and
+    the initial state. Masks of dropout are drawn in training mode, from PyTorch's random numbers.
 
     Gradients can be differentiated again, as often as needed: with `create_graph`, in forward-mode
     AD, and by `grad`, `jvp`, `vmap`, `jacrev`, `jacfwd` and `hessian` of `torch.func`. `vmap` of

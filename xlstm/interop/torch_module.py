@@ -32,6 +32,13 @@ from xlstm.models import model_files
 Tensor = Any  # of PyTorch
 Tensors = Sequence[Any]  # and None in the place of some
 Dims = Sequence[int | None]  # the axis of each tensor that `vmap` runs along
+Options = Sequence[Any]  # the values of `OPTIONS`, None where there is none
+OPTIONS = (
+    "lengths",
+    "seed",
+    "resets",
+    "cu_seqlens",
+)  # of a layer's `forward`, as operators have them
 LARGEST_SEED = 2**63 - 1
 # what forward passes have saved, and layers of classes that files do not know, each by its number
 _saved_passes: dict[int, Any] = {}
@@ -89,33 +96,37 @@ def _forward(
     x: Tensor,
     params: Tensors,
     state: Tensors,
-    lengths: Any,
-    seed: Any,
+    options: Options,
     keep: bool,
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Return y and the final state, and what `_backward` needs beside the tensors."""
-    if torch.is_tensor(lengths) and lengths.is_meta:
-        raise TypeError(
-            f"{bridge.name}: lengths is on meta, expected whole numbers on the device of x or a CPU"
-        )
-    options = _options(lengths, seed)
+    named = _named(bridge, options)
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
         x = take(x)
         start = [take(a) for a in state]
         arrays = _arrays(params, take)
-        outputs, saved = bridge.forward(arrays, x, start, keep=keep, **options)
+        outputs, saved = bridge.forward(arrays, x, start, keep=keep, **named)
         tensors = tuple([give(a) for a in outputs])
     return tensors, (_addresses(params), options, arrays, saved) if keep else None
 
 
-def _options(lengths: Any, seed: Any) -> dict[str, Any]:
-    """Return the options of a layer's forward."""
-    return {
-        "lengths": lengths,
-        "seed": None if seed is None else int(seed),
-        "train": seed is not None,
-    }
+def _named(bridge: Bridge, options: Options) -> dict[str, Any]:
+    """Return the options of a layer's forward by name.
+
+    Raises
+    ------
+    TypeError
+        One is a tensor on "meta", which has no values.
+    """
+    named = dict(zip(OPTIONS, options, strict=True))
+    for name, value in named.items():
+        if getattr(value, "is_meta", False):
+            raise TypeError(
+                f"{bridge.name}: {name} is on meta, expected values on the device of x or a CPU"
+            )
+    seed = named["seed"]
+    return {**named, "seed": None if seed is None else int(seed), "train": seed is not None}
 
 
 def _backward(
@@ -125,19 +136,19 @@ def _backward(
     take, give, context = views_of_tensors(bridge.name, x)
     addresses, options, arrays, saved = _saved(bridge.name, handle)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        dx, *grads = _differentiable(
-            bridge, options["lengths"], options["seed"], x, params, state, douts
-        )
+        dx, *grads = _differentiable(bridge, options, x, params, state, douts)
         return grads[: len(params) + len(state)], dx
     with context:
         # what was kept has views of memory that FSDP2 has freed since
         if addresses != _addresses(params):
             arrays = _arrays(params, take)
-            _, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
+            start = list(map(take, state))
+            named = _named(bridge, options)
+            _, saved = bridge.forward(arrays, take(x), start, keep=True, **named)
         dy, *dend = [None if d is None else take(d) for d in douts]
-        grads, dx, start = bridge.backward(arrays, saved, dy, dend)
+        grads, dx, dstart = bridge.backward(arrays, saved, dy, dend)
         if state:
-            grads = [*grads, *start]
+            grads = [*grads, *dstart]
         return [give(d) for d in grads], None if dx is None else give(dx)
 
 
@@ -199,17 +210,16 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
     therefore of this kind again, and dual numbers compute them from forward and backward as they
     are. Without cotangents in the point, the results are those of forward alone.
 
-    A call takes the bridge of the layer, lengths, the seed of masks, the point, and each direction.
+    A call takes the bridge of the layer, its options, the point, and each direction.
     """
 
     @staticmethod
-    def forward(
-        bridge: Bridge, lengths: Any, seed: Any, *tensors: Any, **per_sequence: bool
-    ) -> tuple[Any, ...]:
+    def forward(bridge: Bridge, *inputs: Any, **per_sequence: bool) -> tuple[Any, ...]:
         """Return an array for each of a point."""
+        options, tensors = _apart(inputs)
         if _is_traced([a for a in tensors if a is not None]):
             _refuse(bridge.name)
-        options = _options(lengths, seed)
+        named = _named(bridge, options)
         take, give, context = views_of_tensors(bridge.name, tensors[0])
         names = len(bridge.names)
 
@@ -218,7 +228,7 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
             state = rest[names : bridge.inputs - 1]
             dy, *dend = douts = rest[bridge.inputs - 1 :]
             keep = any(d is not None for d in douts)
-            outputs, saved = bridge.forward(params, x, state, keep=keep, **options)
+            outputs, saved = bridge.forward(params, x, state, keep=keep, **named)
             if not keep:
                 return [*[None] * bridge.inputs, *outputs]
             grads, dx, start = bridge.backward(params, saved, dy, dend, **per_sequence)
@@ -245,15 +255,16 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         if all(d is None for d in cotangents):
             return (None,) * len(ctx.needs_input_grad)
         inputs = ctx.bridge.inputs
-        points = _points(ctx.bridge, ctx.saved_tensors[2:])
+        options, tensors = _apart(ctx.saved_tensors)
+        points = _points(ctx.bridge, tensors)
         point, *directions = points
         if _is_forward(ctx.bridge, point):
             point = [*point[:inputs], *cotangents[inputs:]]
         else:
             directions.append(cotangents)
-        grads = [None] * 3
+        grads = [None] * (1 + len(OPTIONS))
         for k, own in enumerate(points):
-            parts = _derivative(ctx, point, directions, without=k)
+            parts = _derivative(ctx.bridge, options, point, directions, without=k)
             grads += [None if a is None else d for a, d in zip(own, parts, strict=True)]
         return tuple(grads)
 
@@ -267,11 +278,13 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
                 " PyTorch loses such tangents of a custom function; expected reverse mode in one of"
                 " them, as by torch.func.grad or jacrev"
             )
-        point, *directions = _points(ctx.bridge, ctx.saved_tensors[2:])
+        options, tensors = _apart(ctx.saved_tensors)
+        point, *directions = _points(ctx.bridge, tensors)
+        _, changes = _apart(tangents[1:])
         with forward_ad._set_fwd_grad_enabled(False):  # these are dual tensors
             terms = [
-                _derivative(ctx, point, [*directions, change], without=k)
-                for k, change in enumerate(_points(ctx.bridge, tangents[3:]))
+                _derivative(ctx.bridge, options, point, [*directions, change], without=k)
+                for k, change in enumerate(_points(ctx.bridge, changes))
             ]
             return tuple([None if d[0] is None else sum(d) for d in zip(*terms, strict=True)])
 
@@ -292,6 +305,12 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
         return tuple(results), 0
 
 
+def _apart(inputs: Sequence[Any]) -> tuple[Options, Sequence[Any]]:
+    """Return the options among the inputs of a `Derivative`, and the tensors after them."""
+    count = len(OPTIONS)
+    return inputs[:count], inputs[count:]
+
+
 def _points(bridge: Bridge, tensors: Tensors) -> list[Tensors]:
     """Return the point, and each direction."""
     size = bridge.inputs + 1 + len(bridge.leaves)
@@ -302,22 +321,26 @@ def _along(function: Callable[..., Any], direction: Tensors) -> Callable[..., An
     return lambda *point: jvp(function, point, direction)[1]
 
 
-def _derivative(ctx: Any, point: Tensors, directions: Sequence[Tensors], without: int) -> Any:
+def _derivative(
+    bridge: Bridge, options: Options, point: Tensors, directions: Sequence[Tensors], without: int
+) -> Any:
     """Return a derivative in all directions but one; numbers of directions begin at 1."""
     others = [d for k, direction in enumerate(directions, 1) if k != without for d in direction]
-    return Derivative.apply(ctx.bridge, *ctx.saved_tensors[:2], *point, *others)
+    return Derivative.apply(bridge, *options, *point, *others)
 
 
 def _are_sequences(bridge: Bridge, dims: Dims, tensors: Tensors) -> bool:
     """Tell whether batches of `vmap` are sequences for the same parameters, of forward, or of
     backward that nobody differentiates.
     """
-    _, _, x, *others = dims
-    point, *directions = _points(bridge, tensors[2:])
+    _, (x, *others) = _apart(dims)
+    (_, seed, _, cu_seqlens), tensors = _apart(tensors)
+    point, *directions = _points(bridge, tensors)
     own = [a for a in tensors if a is not None]
     return (
         bridge.has_state
-        and tensors[1] is None  # masks would differ
+        and seed is None  # masks would differ
+        and cu_seqlens is None  # that is for one sequence
         and x is not None
         and not directions
         and all(d is None for d in others[: len(bridge.names)])
@@ -340,12 +363,12 @@ def _at_once(bridge: Bridge, count: int, dims: Dims, tensors: Tensors) -> tuple[
     x = 0 if bridge.layer.batch_first else 1
     axes = [x, *[None for _ in bridge.names], *states, y, *states]
     joined = []
-    for array, dim, axis in zip(tensors, dims, [0, None, *axes], strict=True):
+    for array, dim, axis in zip(tensors, dims, [0, None, x, None, *axes], strict=True):
         if array is not None and axis is not None:
             array = array.expand(count, *array.shape) if dim is None else array.movedim(dim, 0)
             array = array.movedim(0, axis).flatten(axis, axis + 1)
         joined.append(array)
-    if _is_forward(bridge, tensors[2:]):
+    if _is_forward(bridge, _apart(tensors)[1]):
         results = Derivative.apply(bridge, *joined)
     else:
         results = Derivative.forward(bridge, *joined, per_sequence=True)
@@ -358,17 +381,15 @@ def _at_once(bridge: Bridge, count: int, dims: Dims, tensors: Tensors) -> tuple[
     return tuple(parts), tuple([axis or 0 for axis in axes])
 
 
-def _whole(numbers: Any) -> Tensor | None:
-    """Return whole numbers as a tensor, None where there are none."""
-    if numbers is None or torch.is_tensor(numbers):
-        return numbers
-    return torch.as_tensor(numbers, device="cpu")
+def _as_tensors(options: Options) -> list[Tensor | None]:
+    return [
+        a if a is None or torch.is_tensor(a) else torch.as_tensor(a, device="cpu") for a in options
+    ]
 
 
 def _differentiable(
     bridge: Bridge,
-    lengths: Any,
-    seed: Any,
+    options: Options,
     x: Tensor,
     params: Tensors,
     state: Tensors,
@@ -377,7 +398,7 @@ def _differentiable(
     """Return what a `Derivative` does; a state and cotangents may be missing."""
     missing = [None] * len(bridge.leaves)
     point = x, *params, *(state or missing), *(douts or [None, *missing])
-    return Derivative.apply(bridge, _whole(lengths), _whole(seed), *point)  # type: ignore[no-any-return]
+    return Derivative.apply(bridge, *_as_tensors(options), *point)  # type: ignore[no-any-return]
 
 
 class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
@@ -385,11 +406,11 @@ class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, bridge: Bridge, lengths: Any, seed: Any, x: Tensor, *tensors: Tensor
+        ctx: Any, bridge: Bridge, options: Options, x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """Return y and the final state; tensors are the parameters and the initial state."""
         count = len(bridge.names)
-        outputs, saved = _forward(bridge, x, tensors[:count], tensors[count:], lengths, seed, True)
+        outputs, saved = _forward(bridge, x, tensors[:count], tensors[count:], options, True)
         ctx.bridge = bridge
         ctx.set_materialize_grads(False)
         # Autograd raises where one of these was changed in place before backward.
@@ -408,9 +429,9 @@ class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
             return (None,) * inputs
         count = len(bridge.names)
         params = tensors[:count]
-        state = tensors[count : inputs - 4]
+        state = tensors[count : inputs - 3]
         grads, dx = _backward(bridge, handle, x, params, state, douts)
-        return None, None, None, dx, *grads
+        return None, None, dx, *grads
 
 
 def _bridge(spec: str) -> Bridge:
@@ -449,7 +470,7 @@ def spec_of(bridge: Bridge) -> str:
 
 FORWARD = (
     "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor? lengths, Tensor? seed, bool"
-    " keep) -> Tensor[]"
+    " keep, Tensor? resets=None, Tensor? cu_seqlens=None) -> Tensor[]"
 )
 BACKWARD = (
     "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor handle, Tensor[] douts)"
@@ -459,13 +480,22 @@ BACKWARD = (
 
 @torch.library.custom_op("xlstm::forward", mutates_args=(), schema=FORWARD)  # type: ignore[untyped-decorator]
 def forward_op(
-    spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *options: Any
+    spec: str,
+    params: list[Tensor],
+    x: Tensor,
+    state: list[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    keep: bool,
+    resets: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> list[Tensor]:
     """Return y, the final state and the handle of what was kept."""
     bridge = _bridge(spec)
     if _is_differentiated((x, *params, *state)):
         _refuse(bridge.name)
-    outputs, saved = _forward(bridge, x, params, state, *options)
+    options = lengths, seed, resets, cu_seqlens
+    outputs, saved = _forward(bridge, x, params, state, options, keep)
     return [*(a.contiguous() for a in outputs), _handle(saved)]
 
 
@@ -514,7 +544,9 @@ def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
     params, inputs = ctx.sizes
     grads = backward_op(ctx.spec, tensors[:params], x, tensors[params:], handle, douts[:-1])
     dx = grads[inputs] if x.is_floating_point() else None
-    return None, grads[:params], dx, grads[params:inputs], None, None, None
+    # PyTorch leaves out options that have the default of the operator
+    others = [None] * (len(ctx.needs_input_grad) - 4)
+    return None, grads[:params], dx, grads[params:inputs], *others
 
 
 @torch.library.impl("xlstm::forward", "FuncTorchDynamicLayerFrontMode")  # type: ignore[untyped-decorator]
@@ -525,9 +557,11 @@ def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any)
         with api.redispatch_to_next():
             results = forward_op(*api.unwrap_tensors((spec, params, x, *rest)))
         return [*api.wrap_tensors(results)]
-    state, lengths, seed, _ = rest
+    state, lengths, seed, _, *cuts = rest
+    # PyTorch leaves out options that have the default of the operator
+    options = [lengths, seed, *cuts, None, None][: len(OPTIONS)]
     bridge = _bridge(spec)
-    results = _differentiable(bridge, lengths, seed, x, params, state)
+    results = _differentiable(bridge, options, x, params, state)
     return [*results[bridge.inputs :], _handle(None)]
 
 
@@ -546,26 +580,26 @@ def run(
     spec: str,
     x: Tensor,
     params: Tensors,
-    state: Tensors = (),
-    lengths: Any = None,
-    seed: Tensor | None = None,
+    state: Tensors,
+    options: Options,
 ) -> Tensors:
-    """Return y and the final state, to which autograd adds our backward pass; a seed draws the
-    masks of training.
+    """Return y and the final state, to which autograd adds our backward pass; a seed among the
+    options draws the masks of training.
     """
     tensors = (x, *params, *state)
     if _is_differentiated(tensors):
         if torch.compiler.is_compiling():
             _refuse(bridge.name)
-        return _differentiable(bridge, lengths, seed, x, params, state)[bridge.inputs :]
+        return _differentiable(bridge, options, x, params, state)[bridge.inputs :]
     # torch.jit.trace compares its trace with a second one, which it makes without gradients.
     keep = torch.is_grad_enabled() or torch.jit.is_tracing()
     keep = keep and any(a.requires_grad for a in tensors)
     if _is_traced(tensors):
-        return forward_op(spec, params, x, state, _whole(lengths), seed, keep)[:-1]  # type: ignore[no-any-return]
+        lengths, seed, *cuts = _as_tensors(options)
+        return forward_op(spec, params, x, state, lengths, seed, keep, *cuts)[:-1]  # type: ignore[no-any-return]
     if keep:
-        return LayerFunction.apply(bridge, lengths, seed, x, *params, *state)  # type: ignore[no-any-return]
-    return _forward(bridge, x, params, state, lengths, seed, keep)[0]
+        return LayerFunction.apply(bridge, options, x, *params, *state)  # type: ignore[no-any-return]
+    return _forward(bridge, x, params, state, options, keep)[0]
 
 
 def _drawn(layer: Any, seed: int) -> dict[str, Tensor]:
@@ -624,14 +658,25 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         super().__setstate__(state)
         self._spec = spec_of(self._bridge)
 
-    def forward(self, x: Tensor, state: Any = None, lengths: Any = None) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        cu_seqlens: Any = None,
+    ) -> Any:
         """Run over a batch of sequences; see `xlstm.interop.torch.module`."""
         bridge = self._bridge
         params = self._tensors()
         if not torch.is_tensor(x):
             raise TypeError(f"{bridge.name}: x is {checks.shown(x)}, expected a PyTorch tensor")
-        if not bridge.has_state and (state is not None or lengths is not None):
-            raise TypeError(f"{bridge.name} has no state, expected neither state nor lengths")
+        if not bridge.has_state and any(
+            a is not None for a in (state, lengths, resets, cu_seqlens)
+        ):
+            raise TypeError(
+                f"{bridge.name} has no state, expected neither state, lengths nor resets"
+            )
         start: list[Tensor] = [] if state is None else bridge.flat(state)
         if any(a is None for a in start):
             raise TypeError(
@@ -647,7 +692,7 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
             if self.training and bridge.layer.random
             else None
         )
-        y, *end = run(bridge, self._spec, x, params, start, lengths, seed)
+        y, *end = run(bridge, self._spec, x, params, start, (lengths, seed, resets, cu_seqlens))
         return (y, bridge.state(end)) if bridge.has_state else y
 
     def arrays(self) -> Params:

@@ -72,6 +72,7 @@ def to_onnx(
     lengths: bool = False,
     state: bool = True,
     step: bool = False,
+    resets: bool = False,
     opset: int = 17,
 ) -> Any:
     """Write a layer, a model or an estimator as ONNX.
@@ -116,6 +117,9 @@ def to_onnx(
     step : bool
         Write one step in the place of all, for streaming: `x` is (B, D), or `tokens` (B,), and `y`
         (B, O).
+    resets : bool
+        Resets within sequences are not possible, as no operator of ONNX has them. With `step` the
+        caller of the file can put the state of a sequence back before any step.
     opset : int
         Version of ONNX's operators, 14 or newer.
 
@@ -127,8 +131,8 @@ def to_onnx(
     ------
     ValueError
         A cell of your own uses a function that is not written as ONNX, parameters are missing,
-        surplus or misshapen, an option does not go with the layer, or the installed onnx does not
-        know the opset.
+        surplus or misshapen, an option does not go with the layer, `resets` is True, or the
+        installed onnx does not know the opset.
     TypeError
         The layer is neither a layer nor a model, nor an estimator that is kept in files.
     OSError
@@ -151,6 +155,11 @@ def to_onnx(
     if not OLDEST <= opset <= newest:
         raise ValueError(
             f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest"
+        )
+    if resets is not False:
+        raise ValueError(
+            f"to_onnx: resets is {checks.shown(resets)}, expected False, as operators of ONNX have no"
+            " resets; step=True writes one step, before which the caller can put the state back"
         )
     metadata = {}
     signature = {}
