@@ -11,7 +11,7 @@ import math
 import re
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -173,20 +173,28 @@ class CsvFile:
             )
         return np.stack([self._numbers(k) for k in self._places(names)], axis=1)
 
-    def columns(self, names: Sequence[str]) -> Columns:
+    def columns(self, names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
         """Return columns of numbers with the dates or other labels of rows, which are left out of
         the numbers.
+
+        Those of `texts` in which no cell is a number are columns of text.
         """
+        words = {}
+        for name in texts:
+            cells = self.texts(name)
+            if any(cells) and not any(map(is_number, cells)):
+                words[name] = np.array(cells, object)
         k, is_date = self._label
-        if k is None:
-            return Columns([*names], self.numbers(names))
-        label = self.names[k]
-        wanted = [name for name in names if name != label]
-        values = self.numbers(wanted)
+        label = None if k is None else self.names[k]
+        wanted = [name for name in names if name not in words and name != label]
+        values = self.numbers(wanted) if wanted or not words else np.empty((self.rows, 0))
+        columns = Columns(wanted, values, texts=words)
+        if k is None or label in words:
+            return columns
         if not is_date:
-            return Columns(wanted, values, np.array(self._cells[k], object), label)
+            return replace(columns, index=np.array(self._cells[k], object), index_name=label)
         dates, zone = calendars.read_dates(self._cells[k], self.line, self.dialect.date_format)
-        return Columns(wanted, values, dates, label, zone)
+        return replace(columns, index=dates, index_name=label, zone=zone)
 
     @property
     def numeric(self) -> list[str]:

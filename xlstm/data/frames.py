@@ -36,6 +36,8 @@ class Columns:
         The name of the index, or of the column of dates.
     zone : str or None
         The time zone that the dates had, which are those of UTC here.
+    texts : dict of str to object array (N,)
+        Columns of text by their names, "" where a cell is missing.
     """
 
     names: list[str]
@@ -43,6 +45,7 @@ class Columns:
     index: np.ndarray[Any, Any] | None = field(default=None, repr=False)
     index_name: str | None = None
     zone: str | None = None
+    texts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def dates(self) -> Any:
@@ -52,13 +55,18 @@ class Columns:
     def take(self, rows: Any) -> Columns:
         """Return some of the rows."""
         index = None if self.index is None else self.index[rows]
-        return replace(self, values=self.values[rows], index=index)
+        texts = {name: cells[rows] for name, cells in self.texts.items()}
+        return replace(self, values=self.values[rows], index=index, texts=texts)
 
     def numbers(self, where: str, names: Sequence[str]) -> np.ndarray[Any, Any]:
-        """Return some of the columns of numbers, (N, K); a ValueError of the caller `where` names
-        one that is not there.
+        """Return some of the columns, (N, K), an array of objects where one of them is text; a
+        ValueError of the caller `where` names one that is not there.
         """
-        return self.values[:, places_of(where, self.names, names)]
+        places = places_of(where, [*self.names, *self.texts], names)
+        if not self.texts.keys() & {*names}:
+            return self.values[:, places]
+        columns = [*self.values.T, *self.texts.values()]
+        return np.stack([columns[place] for place in places], axis=1)
 
 
 def is_table(given: Any) -> bool:
@@ -99,7 +107,11 @@ def has_columns(given: Any) -> bool:
 
 
 def table_of(
-    where: str, given: Any, only: Sequence[str] | None = None, without: str = ""
+    where: str,
+    given: Any,
+    only: Sequence[str] | None = None,
+    without: str | None = "",
+    texts: Sequence[str] = (),
 ) -> Columns:
     """Return the columns of a table as numbers.
 
@@ -114,8 +126,10 @@ def table_of(
     only : list of str, optional
         The columns of numbers to read, in which there may be nothing but missing values of any
         kind; by default all.
-    without : str
+    without : str, optional
         A column that is left out of all.
+    texts : list of str
+        The columns that may hold text or categories.
 
     Returns
     -------
@@ -141,8 +155,16 @@ def table_of(
             f"{where}: the table has {len(frame)} rows and {len(names)} columns of numbers,"
             " expected some"
         )
+    kinds = (nw.String, nw.Categorical, nw.Enum)
+    words = {
+        str(name): _words(frame.get_column(name))
+        for name in names
+        if str(name) in texts and frame.schema[name] in kinds
+    }
+    names = [name for name in names if str(name) not in words]
     arrays = [_numbers(where, nw, name, frame.get_column(name), only is not None) for name in names]
-    columns = Columns([*map(str, names)], np.stack(arrays, axis=1))
+    values = np.stack(arrays, axis=1) if arrays else np.empty((len(frame), 0))
+    columns = Columns([*map(str, names)], values, texts=words)
     if index is not None:
         labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # of periods
         zone = getattr(labels, "tz", None)
@@ -383,6 +405,13 @@ def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> 
             " or none for a gap"
         )
     return numbers
+
+
+def _words(cells: Any) -> Any:
+    """Return the cells of a column as text, (N,), "" where one is missing."""
+    words = np.array([str(cell) for cell in cells.to_list()], object)
+    words[cells.is_null().to_numpy()] = ""
+    return words
 
 
 def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
