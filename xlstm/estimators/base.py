@@ -89,6 +89,7 @@ CHECKS: dict[str, checks.Kind] = {
     "graph": graphs.choice,
     "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
+    "missing": checks.choice(("refuse", "indicator")),
     "num_layers": checks.depth,
     "options": checks.optional(
         checks.accepted(

@@ -41,7 +41,7 @@ class InputSequences(NamedTuple):
     names: list[str] | None = None
 
 
-def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
+def sequences(where: str, X: Any, tables: bool = True, missing: bool = False) -> InputSequences:
     """Return X as sequences.
 
     Parameters
@@ -52,6 +52,8 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
         An array of objects (N,) and a Series of pandas or Polars are lists.
     tables : bool
         Whether a list of lists of one length is the rows of a table.
+    missing : bool
+        Whether numbers may be NaN.
 
     Returns
     -------
@@ -69,7 +71,7 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
         X = X.to_numpy()
     is_held = isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
     if is_held or (isinstance(X, list | tuple) and not (tables and _is_regular(X))):
-        return _of_list(where, X)
+        return _of_list(where, X, missing)
     array = _numbers(where, "X", X)
     if array.ndim and len(array) == 0:
         raise ValueError(
@@ -82,13 +84,13 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
         raise ValueError(
             f"{where}: X: 0 feature(s) (shape={array.shape}) while a minimum of 1 is required."
         )
-    _finite(where, "X", array)
+    _finite(where, "X", array, missing)
     if array.ndim == 2:
         return InputSequences(list(array[:, :, None]), True, array.shape[1], _names(X))
     return InputSequences(list(array), False, array.shape[2])
 
 
-def _of_list(where: str, X: Any) -> InputSequences:
+def _of_list(where: str, X: Any, missing: bool) -> InputSequences:
     """Return a list of arrays as sequences."""
     rows = [_numbers(where, f"X[{k}]", row) for k, row in enumerate(X)]
     if not rows:
@@ -102,7 +104,7 @@ def _of_list(where: str, X: Any) -> InputSequences:
                 f"{where}: X[{k}] has shape {row.shape} and X[0] {rows[0].shape}, expected (T, D)"
                 " with one D, and a step at least"
             )
-        _finite(where, f"X[{k}]", row)
+        _finite(where, f"X[{k}]", row, missing)
     return InputSequences(rows, False, rows[0].shape[1])
 
 
@@ -297,7 +299,9 @@ def _numbers(where: str, name: str, values: Any) -> Host:
         ) from error
 
 
-def _finite(where: str, name: str, array: Host) -> None:
+def _finite(where: str, name: str, array: Host, missing: bool = False) -> None:
+    if missing:
+        array = array[~np.isnan(array)]
     if not np.all(np.isfinite(array)):
         problem = "NaN" if np.any(np.isnan(array)) else "infinity"
         raise ValueError(f"{where}: {name} contains {problem}, expected finite numbers")
