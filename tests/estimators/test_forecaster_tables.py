@@ -7,6 +7,8 @@ import pytest
 
 from tests.estimators.conftest import QUICK, SMALL, driven
 from tests.tables import LIBRARIES, columns_of, table
+from xlstm.data.panels import Panel
+from xlstm.data.table import write_table
 from xlstm.estimators import Forecaster
 
 
@@ -181,3 +183,72 @@ def test_targets_that_begin_at_different_rows(values):
     both[:200, 1] = np.nan  # then it has half of the rows that are trained on
     (one,) = forecaster.examples(both)["train"].several
     assert (one.begin, np.count_nonzero(np.isnan(one.values[:, 1]))) == (167, 33)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_categories_are_columns_of_0_and_1(library, tmp_path):
+    """In tables and in files as in arrays, and as columns made by hand; a missing one is a category
+    and an unknown one the average of all.
+    """
+    values, _ = driven(318)
+    names = ["", "gift", "sale"]
+    kinds = np.tile(names, 106)
+    columns = {"size": np.repeat(["small", "large"], 159), "sales": values, "kind": kinds}
+    columns["shop"] = np.repeat(["a", "b"], 159)
+    rows = np.r_[:153, 159:312]
+    fields = {name: [cell or None for cell in cells.tolist()] for name, cells in columns.items()}
+    given, later = (
+        table(library, {name: [cells[k] for k in some] for name, cells in fields.items()})
+        for some in (rows, np.r_[153:159, 312:318])
+    )
+    roles = {"targets": "sales", "future": "kind", "static": "size", "series_id": "shop"}
+    forecaster = Forecaster(**QUICK, **roles).fit(given)
+    assert forecaster.categories_["kind"] == dict.fromkeys(names, 1 / 3)
+    found = columns_of(forecaster.predict(given, future=later))["sales"]
+    several = [values[:153], values[159:312]]
+
+    def forecasts(kinds, sizes):
+        ahead = [kinds[:159], kinds[159:]]
+        plain = Forecaster(**QUICK).fit(
+            several, future=[kind[:153] for kind in ahead], static=sizes
+        )
+        return plain, np.concatenate(plain.predict(several, future=ahead, static=sizes))
+
+    plain, expected = forecasts(kinds[:, None] == names, [[0, 1], [1, 0]])
+    np.testing.assert_array_equal(found, expected)
+    _, again = forecasts(kinds, ["small", "large"])
+    np.testing.assert_array_equal(found, again)
+    fields["sales"] = [cell if k in rows else None for k, cell in enumerate(fields["sales"])]
+    for ending in ("csv", "parquet"):
+        write_table(tmp_path / f"t.{ending}", fields)
+        panel = Panel.from_file(tmp_path / f"t.{ending}", Forecaster(**roles).roles())
+        same = np.concatenate(forecaster.predict(panel))
+        np.testing.assert_allclose(same, found, rtol=1e-6)
+        assert Forecaster(**QUICK, **roles).fit(panel).categories_ == forecaster.categories_
+    forecaster.save(tmp_path / "f")
+    loaded = Forecaster.load(tmp_path / "f", "numpy")
+    kinds[153:155] = "new"
+    numbers = (kinds[:, None] == names) * 1.0
+    numbers[153:155] = 1 / 3
+    fields["kind"] = kinds.tolist()
+    later = table(library, {name: fields[name][153:159] for name in ("kind", "shop")})
+    one = given[:153]
+    with pytest.warns(UserWarning, match="column 'kind' has 2 rows with categories .*: 'new'"):
+        found = columns_of(loaded.predict(one, future=later))["sales"]
+    expected = plain.predict(several[:1], future=[numbers[:159]], static=[[0, 1]])
+    np.testing.assert_array_equal(found, expected[0])
+
+
+@pytest.mark.parametrize(
+    ("fitted", "given", "words"),
+    [
+        ([*"ab"] * 53, [1.0] * 106, r"column 'future\[0\]' holds .*1.0.*, expected text"),
+        ([*"ab"] * 53, [*"ab"] * 52 + ["a", 2], r"column 'future\[0\]' holds 2, expected text"),
+        ([1.0] * 106, [*"ab"] * 53, r"future is .*, expected real numbers"),
+        ([["a", 1.0]] * 106, [["a", "1"]] * 106, r"future\[1\] is .*, expected numbers, as in fit"),
+    ],
+)
+def test_a_category_is_no_number(values, fitted, given, words):
+    forecaster = Forecaster(**QUICK).fit(values[:100], future=fitted)
+    with pytest.raises(TypeError, match=words):
+        forecaster.predict(values[:100], future=given)

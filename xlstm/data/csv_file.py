@@ -11,7 +11,7 @@ import math
 import re
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -164,37 +164,33 @@ class CsvFile:
         """Return the cells of a column."""
         return self._cells[self._places([name])[0]]
 
-    def numbers(self, names: Sequence[str]) -> Values:
-        """Return columns of numbers, (N, C), NaN where a cell is empty."""
+    def numbers(self, names: Sequence[str], texts: Sequence[str] = ()) -> Values:
+        """Return columns of numbers, (N, C), NaN where a cell is empty; those of `texts` may be
+        text, and are where no cell is a number.
+        """
         if self.rows == 0 or not names:
             raise ValueError(
                 f"{self.path}: {self.rows} rows under the header and {len(names)} columns of"
                 " numbers, expected some"
             )
-        return np.stack([self._numbers(k) for k in self._places(names)], axis=1)
+        return np.stack(
+            [self._numbers(k, self.names[k] in texts) for k in self._places(names)], axis=1
+        )
 
     def columns(self, names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
         """Return columns of numbers with the dates or other labels of rows, which are left out of
-        the numbers.
-
-        Those of `texts` in which no cell is a number are columns of text.
+        the numbers; those of `texts` may be text.
         """
-        words = {}
-        for name in texts:
-            cells = self.texts(name)
-            if any(cells) and not any(map(is_number, cells)):
-                words[name] = np.array(cells, object)
         k, is_date = self._label
-        label = None if k is None else self.names[k]
-        wanted = [name for name in names if name not in words and name != label]
-        values = self.numbers(wanted) if wanted or not words else np.empty((self.rows, 0))
-        columns = Columns(wanted, values, texts=words)
-        if k is None or label in words:
-            return columns
+        if k is None or self.names[k] in texts:
+            return Columns([*names], self.numbers(names, texts))
+        label = self.names[k]
+        wanted = [name for name in names if name != label]
+        values = self.numbers(wanted, texts)
         if not is_date:
-            return replace(columns, index=np.array(self._cells[k], object), index_name=label)
+            return Columns(wanted, values, np.array(self._cells[k], object), label)
         dates, zone = calendars.read_dates(self._cells[k], self.line, self.dialect.date_format)
-        return replace(columns, index=dates, index_name=label, zone=zone)
+        return Columns(wanted, values, dates, label, zone)
 
     @property
     def numeric(self) -> list[str]:
@@ -242,9 +238,11 @@ class CsvFile:
         except (ValueError, re.error):  # the latter where a directive comes twice
             return False
 
-    def _numbers(self, k: int) -> Values:
-        """Return the numbers of a column, (N,)."""
+    def _numbers(self, k: int, may_be_text: bool) -> Any:
+        """Return the numbers of a column, or its text, (N,)."""
         cells = self._cells[k]
+        if may_be_text and any(cells) and not any(map(is_number, cells)):
+            return np.array(cells, object)
         points = [cell.translate(self._signs) for cell in cells] if self._signs else cells
         numbers = np.array([*map(_float, points)])
         for row in map(int, np.flatnonzero(~np.isfinite(numbers))):

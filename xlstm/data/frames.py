@@ -27,7 +27,8 @@ class Columns:
     names : list of str
         Names of the columns of numbers.
     values : float64 array (N, C)
-        Their numbers; NaN where one is missing.
+        Their numbers; NaN where one is missing. Objects where a column may be text and is; "" where
+        a text is missing.
     index : array (N,) or None
         Dates or other labels of the rows: those of the index of pandas, else the one column of
         dates, which also comes before an index of whole numbers. None where rows have none, or only
@@ -36,8 +37,6 @@ class Columns:
         The name of the index, or of the column of dates.
     zone : str or None
         The time zone that the dates had, which are those of UTC here.
-    texts : dict of str to object array (N,)
-        Columns of text by their names, "" where a cell is missing.
     """
 
     names: list[str]
@@ -45,7 +44,6 @@ class Columns:
     index: np.ndarray[Any, Any] | None = field(default=None, repr=False)
     index_name: str | None = None
     zone: str | None = None
-    texts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def dates(self) -> Any:
@@ -55,18 +53,16 @@ class Columns:
     def take(self, rows: Any) -> Columns:
         """Return some of the rows."""
         index = None if self.index is None else self.index[rows]
-        texts = {name: cells[rows] for name, cells in self.texts.items()}
-        return replace(self, values=self.values[rows], index=index, texts=texts)
+        return replace(self, values=self.values[rows], index=index)
 
     def numbers(self, where: str, names: Sequence[str]) -> np.ndarray[Any, Any]:
-        """Return some of the columns, (N, K), an array of objects where one of them is text; a
-        ValueError of the caller `where` names one that is not there.
+        """Return some of the columns, (N, K), as objects where one of them is text; a ValueError of
+        the caller `where` names one that is not there.
         """
-        places = places_of(where, [*self.names, *self.texts], names)
-        if not self.texts.keys() & {*names}:
-            return self.values[:, places]
-        columns = [*self.values.T, *self.texts.values()]
-        return np.stack([columns[place] for place in places], axis=1)
+        values = self.values[:, places_of(where, self.names, names)]
+        if values.dtype == object and not any(isinstance(cell, str) for cell in values.flat):
+            return values.astype(np.float64)
+        return values
 
 
 def is_table(given: Any) -> bool:
@@ -111,7 +107,7 @@ def table_of(
     given: Any,
     only: Sequence[str] | None = None,
     without: str | None = "",
-    texts: Sequence[str] = (),
+    texts: Sequence[str] | None = (),
 ) -> Columns:
     """Return the columns of a table as numbers.
 
@@ -128,8 +124,8 @@ def table_of(
         kind; by default all.
     without : str, optional
         A column that is left out of all.
-    texts : list of str
-        The columns that may hold text or categories.
+    texts : list of str, optional
+        Columns that may hold text or categories; None for all.
 
     Returns
     -------
@@ -156,15 +152,15 @@ def table_of(
             " expected some"
         )
     kinds = (nw.String, nw.Categorical, nw.Enum)
-    words = {
-        str(name): _words(frame.get_column(name))
-        for name in names
-        if str(name) in texts and frame.schema[name] in kinds
-    }
-    names = [name for name in names if str(name) not in words]
-    arrays = [_numbers(where, nw, name, frame.get_column(name), only is not None) for name in names]
-    values = np.stack(arrays, axis=1) if arrays else np.empty((len(frame), 0))
-    columns = Columns([*map(str, names)], values, texts=words)
+    arrays = []
+    for name in names:
+        cells = frame.get_column(name)
+        may_be_text = texts is None or name in texts
+        is_text = may_be_text and cells.dtype in kinds and not cells.is_null().all()
+        arrays.append(
+            _words(cells) if is_text else _numbers(where, nw, name, cells, only is not None)
+        )
+    columns = Columns([*map(str, names)], np.stack(arrays, axis=1))
     if index is not None:
         labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # of periods
         zone = getattr(labels, "tz", None)
@@ -409,7 +405,7 @@ def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> 
 
 def _words(cells: Any) -> Any:
     """Return the cells of a column as text, (N,), "" where one is missing."""
-    words = np.array([str(cell) for cell in cells.to_list()], object)
+    words = np.array([*map(str, cells.to_list())], object)
     words[cells.is_null().to_numpy()] = ""
     return words
 

@@ -26,8 +26,8 @@ from xlstm.data.time_series import Covariates, TimeSeries, read_one
 
 DATED = "no dates", "dates without a time zone", "dates with a time zone"
 BySeries = Mapping[Any, Columns]
-# by role: the categories of each column, or None where it holds numbers
-Vocabularies = dict[str, list[list[str] | None]]
+# the share of the rows of each category, by the names of columns of text
+Categories = dict[str, dict[str, float]]
 
 
 class Roles(NamedTuple):
@@ -112,8 +112,8 @@ class Panel:
         Types of the columns of times and of names of series, where they come from a Parquet file.
     left_out : list of str
         Columns of a file that have no role.
-    vocabularies : dict of str to list
-        The categories of columns, as `encoded` of `data.categories` says, where they are encoded.
+    categories : dict of str to dict
+        What `data.categories.encoded` found, where it has put columns of 0 and 1 for those of text.
     """
 
     values: Sequence[Any]
@@ -127,7 +127,7 @@ class Panel:
     time: str = "time"
     kinds: Mapping[str, Any] = field(default_factory=dict)
     left_out: Sequence[str] = ()
-    vocabularies: Vocabularies = field(default_factory=dict)
+    categories: Categories = field(default_factory=dict)
 
     @classmethod
     def of(

@@ -15,7 +15,7 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.arrays.ranks.groups import Group
-from xlstm.data import categories
+from xlstm.data.categories import encoded
 from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
@@ -37,6 +37,12 @@ from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.training import Callback, Progress
+
+
+def _categories(where: str, name: str, value: Any) -> dict[str, Any]:
+    """Check the shares of categories by columns of text; files without any have None."""
+    columns = dict(value or {}).items()
+    return {column: errors_by_name(where, f"{name}.{column}", shares) for column, shares in columns}
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -136,7 +142,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         "series_names_": column_names,
         "chosen_": column_names,
         "candidate_errors_": errors_by_name,
-        "categories_": categories.vocabularies,
+        "categories_": _categories,
     }
     static: str | Sequence[str] | None = None
     holidays: str | None = None
@@ -568,9 +574,6 @@ quantiles, linear_baseline, season, calendar, least, refit
         for name, part in parts.items():
             if not np.all((part if name == "units" else part[1]) > 0):
                 raise ValueError(f"scaling.{name} has {np.min(part):g}, expected scales above 0")
-        for name, columns in self.categories_.items():
-            count = sum(categories.widths(columns))
-            checks.shape("file", f"scaling.{name}", parts[name][:, -count:], {"2": 2, "K": count})
         scaling = SeriesScaling(**parts, ids=ids)
         self.model_ = predictor.network(s, scaling)
         H = s.horizon
@@ -621,8 +624,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises where the backend does not have it
         beside = Covariates.of("Forecaster", covariates)
-        panel = Panel.of("Forecaster", values, beside, self.roles())
-        panel = categories.encoded("Forecaster", panel)
+        panel = encoded("Forecaster", Panel.of("Forecaster", values, beside, self.roles()))
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [
             panel.read("Forecaster", self.horizon, look, holidays=self.holidays) for look in looks
@@ -696,7 +698,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             calendar_=several[0].marks > 0,
             feature_names_in_=names_array(panel.names),
             series_names_=names_array(panel.ids),
-            categories_=panel.vocabularies,
+            categories_=panel.categories,
         )
 
     def _read(
@@ -709,8 +711,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
         panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
-        means = {"future": scaling.future[0], "static": scaling.static[0]}
-        panel = categories.encoded("Forecaster", panel, self.categories_, means)
+        panel = encoded("Forecaster", panel, self.categories_)
         several = panel.read(
             "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
         )
