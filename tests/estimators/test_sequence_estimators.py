@@ -38,6 +38,7 @@ NOT_EQUIVALENT = {
     [
         SequenceClassifier(**SMALL, epochs=10, learning_rate=0.1),
         SequenceRegressor(**SMALL, epochs=30, learning_rate=0.05),
+        SequenceRegressor(**SMALL, epochs=30, learning_rate=0.05, missing="indicator"),
     ],
     ids=lambda estimator: type(estimator).__name__,
 )
@@ -232,6 +233,35 @@ def test_a_warm_start_needs_the_same_classes():
     made = SequenceClassifier(**FAST, warm_start=True).fit(X3, Y3)
     with pytest.raises(ValueError, match="expected those of before"):
         made.fit(X3, [*"abab"])
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_missing_numbers(rng, tmp_path, standardize):
+    """By hand: the last value, or before the first the mean of what is there, and a column of 0 and
+    1 for each feature; the last feature is nowhere there.
+    """
+    X = rng.normal(3, 2, (60, 5, 3))
+    X[rng.random(X.shape) < 0.3] = np.nan
+    X[..., 2] = np.nan
+    X[0, :, 0] = [np.nan, 4, np.nan, np.nan, 5]
+    options = {**FAST, "standardize": standardize, "missing": "indicator"}
+    classifier = SequenceClassifier(**options).fit(X, np.arange(60) % 2)
+    there = X[..., 0][~np.isnan(X[..., 0])]
+    units = (there.mean(), there.std()) if standardize else (0, 1)
+    prepared = classifier.prepared(X)[0]
+    filled = (np.array([there.mean(), 4, 4, 4, 5]) - units[0]) / units[1]
+    np.testing.assert_allclose(prepared[:, 0], filled)
+    np.testing.assert_array_equal(prepared[:, 2], [0.0] * 5)
+    np.testing.assert_array_equal(prepared[:, 3:], np.isnan(X[0]))
+    classifier.save(tmp_path / "m")
+    again = SequenceClassifier.load(tmp_path / "m", "numpy")
+    np.testing.assert_array_equal(again.predict_proba([*X]), classifier.predict_proba(X))
+    whole = np.nan_to_num(X)
+    again.set_params(warm_start=True).fit(whole, np.arange(60) % 2).predict(X)
+    with pytest.raises(ValueError, match=r"X\[1\] contains infinity"):
+        again.predict([X[0], X[1] * np.inf])
+    with pytest.raises(ValueError, match="X contains NaN"):
+        SequenceClassifier(**FAST).fit(whole, np.arange(60) % 2).predict(X)
 
 
 def test_files_of_regressors_and_tables(rng, tmp_path):
