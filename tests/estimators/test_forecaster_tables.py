@@ -222,6 +222,8 @@ def test_categories_are_columns_of_0_and_1(library, tmp_path):
     for ending in ("csv", "parquet"):
         write_table(tmp_path / f"t.{ending}", fields)
         panel = Panel.from_file(tmp_path / f"t.{ending}", Forecaster(**roles).roles())
+        assert "2 series of 153 to 153" in str(panel)
+        assert panel.shown[0].gaps == 0
         same = np.concatenate(forecaster.predict(panel))
         np.testing.assert_allclose(same, found, rtol=1e-6)
         assert Forecaster(**QUICK, **roles).fit(panel).categories_ == forecaster.categories_

@@ -12,11 +12,10 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import frames
-from xlstm.data.host import Host, Values, floats
+from xlstm.data.host import Host, floats
 from xlstm.data.panels import Categories, Panel
 
 ROLES = ("future", "static")
-Place = tuple[int, str]  # the number of a series, and a role
 
 
 def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel:
@@ -56,37 +55,36 @@ def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel
         for role in ROLES
         for name, cells in _columns(where, panel.roles, role, getattr(beside, role))
     ]
+    counts = defaultdict[str, Counter[str]](Counter)
+    for _, name, cells in columns:
+        if frames.has_text(cells) or name in (fitted or ()):
+            counts[name].update(_words(where, name, cells))
     if fitted is None:
-        counts = defaultdict[str, Counter[str]](Counter)
-        for _, name, cells in columns:
-            if cells.dtype == object and any(isinstance(cell, str) for cell in cells):
-                counts[name].update(_words(where, name, cells))
         fitted = {
-            name: {word: count[word] / count.total() for word in sorted(count)}
+            name: {word: n / count.total() for word, n in sorted(count.items())}
             for name, count in counts.items()
         }
+    for name, shares in fitted.items():
+        unknown = [word for word in counts[name].elements() if word not in shares]
+        if unknown:
+            warnings.warn(
+                f"{where}: column {checks.shown(name)} has {len(unknown)} rows with categories that"
+                " fit has not seen, which count as an average one:"
+                f" {checks.few(map(checks.shown, dict.fromkeys(unknown)))}",
+                stacklevel=4,
+            )
     if not fitted:
         return panel
-    blocks = defaultdict[Place, list[Values]](list)
-    unknown = defaultdict[str, list[str]](list)
+    blocks = defaultdict[tuple[int, str], list[Host]](list)
     for place, name, cells in columns:
         if name not in fitted:
             blocks[place].append(floats(where, name, cells, "numbers, as in fit")[:, None])
             continue
         shares = fitted[name]
         words = _words(where, name, cells)
-        codes = {word: code for code, word in enumerate(shares)}
-        rows = np.vstack((np.eye(len(shares)), [*shares.values()]))
-        blocks[place].append(rows[[codes.get(word, -1) for word in words]])
-        unknown[name] += [word for word in words if word not in codes]
-    for name, words in unknown.items():
-        if words:
-            unseen = checks.few(map(checks.shown, dict.fromkeys(words)))
-            warnings.warn(
-                f"{where}: column {checks.shown(name)} has {len(words)} rows with categories that"
-                f" fit has not seen, which count as an average one: {unseen}",
-                stacklevel=4,
-            )
+        is_word = np.array(words)[:, None] == [*shares]  # (N, V)
+        is_known = np.any(is_word, axis=1, keepdims=True)
+        blocks[place].append(np.where(is_known, is_word, [*shares.values()]))
     covariates = [*panel.covariates]
     for (k, role), parts in blocks.items():
         rows = np.concatenate(parts, axis=1)

@@ -60,9 +60,7 @@ class Columns:
         the caller `where` names one that is not there.
         """
         values = self.values[:, places_of(where, self.names, names)]
-        if values.dtype == object and not any(isinstance(cell, str) for cell in values.flat):
-            return values.astype(np.float64)
-        return values
+        return values if has_text(values) else values.astype(np.float64, copy=False)
 
 
 def is_table(given: Any) -> bool:
@@ -151,15 +149,11 @@ def table_of(
             f"{where}: the table has {len(frame)} rows and {len(names)} columns of numbers,"
             " expected some"
         )
-    kinds = (nw.String, nw.Categorical, nw.Enum)
     arrays = []
     for name in names:
-        cells = frame.get_column(name)
         may_be_text = texts is None or name in texts
-        is_text = may_be_text and cells.dtype in kinds and not cells.is_null().all()
-        arrays.append(
-            _words(cells) if is_text else _numbers(where, nw, name, cells, only is not None)
-        )
+        cells = frame.get_column(name)
+        arrays.append(_cells(where, nw, name, cells, only is not None, may_be_text))
     columns = Columns([*map(str, names)], np.stack(arrays, axis=1))
     if index is not None:
         labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # of periods
@@ -282,6 +276,11 @@ def grouped(labels: Iterable[Any]) -> dict[Any, Rows]:
     return {label: np.array(places) for label, places in rows.items()}
 
 
+def has_text(cells: Any) -> bool:
+    """Return whether an array is one of objects, some of which are text."""
+    return cells.dtype == object and any(isinstance(cell, str) for cell in cells.flat)
+
+
 def places_of(
     where: str, names: Iterable[Any], wanted: Sequence[str], of: str = "the table"
 ) -> list[int]:
@@ -379,13 +378,19 @@ def _with_zone(where: str, index: Any) -> Any:
     )
 
 
-def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> Any:
-    """Return the cells of a column as float64 (N,), NaN where one is missing; raise where they are
-    no numbers.
+def _cells(
+    where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool, may_be_text: bool
+) -> Any:
+    """Return the cells of a column as float64 (N,), NaN where one is missing, or as text, "" where
+    one is missing; raise where they are neither.
     """
     column = checks.shown(str(name))
     if may_be_empty and cells.is_null().all():  # then its dtype says nothing
         return np.full(len(cells), np.nan)
+    if may_be_text and cells.dtype in (nw.String, nw.Categorical, nw.Enum):
+        words = np.array([*map(str, cells.to_list())], object)
+        words[cells.is_null().to_numpy()] = ""
+        return words
     if not (cells.dtype.is_numeric() or cells.dtype == nw.Boolean):
         raise TypeError(
             f"{where}: column {column} holds {cells.dtype}, expected numbers, dates, or names of"
@@ -401,13 +406,6 @@ def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> 
             " or none for a gap"
         )
     return numbers
-
-
-def _words(cells: Any) -> Any:
-    """Return the cells of a column as text, (N,), "" where one is missing."""
-    words = np.array([*map(str, cells.to_list())], object)
-    words[cells.is_null().to_numpy()] = ""
-    return words
 
 
 def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:

@@ -105,8 +105,7 @@ def floats(where: str, name: str, value: Any, expected: str) -> Values:
     """
     array = checks.host(where, name, value, expected)
     try:
-        is_text = array.dtype == object and any(isinstance(cell, str) for cell in array.flat)
-        if array.dtype.kind in "fiubO" and not is_text:
+        if array.dtype.kind in "fiubO" and not frames.has_text(array):
             return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
         pass

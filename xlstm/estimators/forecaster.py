@@ -39,12 +39,6 @@ from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.training import Callback, Progress
 
 
-def _categories(where: str, name: str, value: Any) -> dict[str, Any]:
-    """Check the shares of categories by columns of text; files without any have None."""
-    columns = dict(value or {}).items()
-    return {column: errors_by_name(where, f"{name}.{column}", shares) for column, shares in columns}
-
-
 @dataclass(eq=False, repr=False, kw_only=True)
 class Forecaster(SeriesEstimator, FiledEstimator, Settings):
     """Forecast series with a linear autoregression, exponential smoothing and a recurrent network.
@@ -142,7 +136,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         "series_names_": column_names,
         "chosen_": column_names,
         "candidate_errors_": errors_by_name,
-        "categories_": _categories,
+        "categories_": lambda where, name, value: {
+            column: errors_by_name(where, f"{name}.{column}", shares)
+            for column, shares in dict(value or {}).items()
+        },
     }
     static: str | Sequence[str] | None = None
     holidays: str | None = None

@@ -13,6 +13,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.frames import is_on_gpu
 from xlstm.data.host import LARGEST, Host
+from xlstm.data.series_windows import carry_forward
 
 FORMS = "(N, T, D), (N, T) or a list of (T, D)"
 MANY = (
@@ -88,6 +89,26 @@ def sequences(where: str, X: Any, tables: bool = True, missing: bool = False) ->
     if array.ndim == 2:
         return InputSequences(list(array[:, :, None]), True, array.shape[1], _names(X))
     return InputSequences(list(array), False, array.shape[2])
+
+
+def scaled(row: Host, mean: Host, std: Host, average: Host | None) -> Host:
+    """Return a sequence (T, D) scaled; with averages of features, (T, 2D).
+
+    Then NaN is replaced by the last value of the feature, and before its first value by its
+    average. A second column for each feature is 1 where it was NaN, and else 0 (Lipton et al. 2016;
+    "forward" in Che et al. 2018).
+
+    Parameters
+    ----------
+    row : array (T, D)
+    mean, std : array (D,) or (T, 1)
+    average : array (D,) or (T, 1), optional
+    """
+    if average is None:
+        return np.asarray((row - mean) / std)
+    last = carry_forward(row)
+    filled = np.where(np.isnan(last), average, last)
+    return np.concatenate(((filled - mean) / std, np.isnan(row)), axis=1)
 
 
 def _of_list(where: str, X: Any, missing: bool) -> InputSequences:

@@ -20,7 +20,7 @@ from xlstm.arrays.ranks.groups import Group
 from xlstm.cells.activations import sigmoid, softmax
 from xlstm.data import Sequences
 from xlstm.data.host import Host
-from xlstm.estimators import inputs, missing
+from xlstm.estimators import inputs
 from xlstm.estimators.base import (
     AnyPath,
     Export,
@@ -63,7 +63,7 @@ class SequenceEstimator(NetworkEstimator):
         "feature_names_in_": column_names,
         "note_": _note,
         "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
-        "averages_": missing.averages,
+        "averages_": lambda _, name, value: None if value is None else np.array(value, np.float64),
     }
     #: "sequence", "step" or "multilabel": the kind of target that the form of y said
     target_kind_ = "sequence"
@@ -117,9 +117,9 @@ class SequenceEstimator(NetworkEstimator):
         lengths = [len(row) for row in data.rows]
         results, target, weights = self._targets(y, sample_weight, lengths, again)
         kind = results.get("target_kind_", "sequence")
-        scaling = (self.mean_, self.std_, self.averages_) if again else self._scale(data)
+        scaling = self._scaling if again else self._scale(data)
         outputs = len(results[self._each_output])
-        rows = [missing.scaled(row, *scaling) for row in data.rows]
+        rows = [inputs.scaled(row, *scaling) for row in data.rows]
         model = self.network(rows[0].shape[1], outputs, last=kind != "step")
         backend = self.backend
         if backend is None and inputs.is_foreign(X):
@@ -197,10 +197,9 @@ class SequenceEstimator(NetworkEstimator):
             or so far from the data of `fit` that squares overflow.
         """
         where = type(self).__name__
-        scaling = self.mean_, self.std_, self.averages_
         data = inputs.sequences(where, X, self.table_, self.averages_ is not None)
         self._check_features(where, data)
-        rows = [missing.scaled(row, *scaling) for row in data.rows]
+        rows = [inputs.scaled(row, *self._scaling) for row in data.rows]
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
@@ -228,11 +227,6 @@ class SequenceEstimator(NetworkEstimator):
         if lengths:
             inputs["lengths"] = ("batch",), np.int32
         return super().for_export(lengths)[0], inputs, self._exported
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self.missing == "indicator"
-        return tags
 
     def _exported(
         self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
@@ -287,6 +281,10 @@ class SequenceEstimator(NetworkEstimator):
                 f" are {checks.shown(data.names)}, expected {checks.shown(names)}"
             )
 
+    @property
+    def _scaling(self) -> tuple[Host, Host, Host | None]:
+        return self.mean_, self.std_, self.averages_
+
     def _scale(self, data: inputs.InputSequences) -> tuple[Host, Host, Host | None]:
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1), and
         the averages of features where numbers may be missing.
@@ -330,13 +328,11 @@ class SequenceEstimator(NetworkEstimator):
 
     def _restore(self, fitted: dict[str, Any]) -> Params:
         steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
-        scaling = {"mean_": self.mean_, "std_": self.std_}
-        if self.averages_ is not None:
-            scaling["averages_"] = self.averages_
-        for name, array in scaling.items():
-            if array.shape not in ((1,), (width,), (steps, width)):
+        for name, array in zip(("mean_", "std_", "averages_"), self._scaling, strict=True):
+            if array is not None and array.shape not in ((1,), (width,), (steps, width)):
                 raise ValueError(f"{name} has shape {array.shape}, expected {(steps, width)}")
-        width *= len(scaling) - 1
+        if self.averages_ is not None:
+            width *= 2
         self.model_ = self.network(
             width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
         )
