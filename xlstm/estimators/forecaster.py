@@ -70,7 +70,8 @@ quantiles, linear_baseline, season, calendar, least, refit
     targets, past, future, static : list of str, optional
         In tables, names of columns, of which each has one role: those to predict, by default all
         others; covariates that are known up to the last value; covariates that are known in
-        advance; and numbers that do not change within a series. With `targets` columns without a
+        advance; and covariates that do not change within a series. Text and categories in the last
+        two are symbols, and numbers are quantities. With `targets` columns without a
         role are not read.
     series_id : str, optional
         The column of tables that tells several series apart.
@@ -112,6 +113,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         Whether dates are looked at.
     linear_baseline_ : int
         Steps that the linear autoregression looks back to; 0 where it is not chosen.
+    categories_ : dict of str to dict
+        The share of each category in the rows of `fit`, by the names of columns of text; without a
+        table these are such as "static[0]". A missing category is "". In forecasts an unknown one
+        counts as an average one, and a warning names its column.
     n_targets_ : int
         Columns that are predicted.
     feature_names_in_ : array of str
@@ -177,10 +182,10 @@ quantiles, linear_baseline, season, calendar, least, refit
             The ranks that train together, each with the same arguments, as for `training.train`.
         covariates : past, future, static, dates
             `past` (N, P) are covariates that are known up to the last value, `future` (N or more,
-            F) those that are known in advance, `static` (S,) numbers that do not change, and
+            F) those that are known in advance, `static` (S,) those that do not change, and
             `dates` (N,) rising dates, of which features of the calendar are made; rows that are
             missing become gaps. Where there are several series, these are lists with one entry for
-            each. In a table they are columns.
+            each. In a table they are columns. Text in `future` and `static` is a category.
 
         Returns
         -------
