@@ -187,58 +187,46 @@ def test_targets_that_begin_at_different_rows(values):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_categories_are_columns_of_0_and_1(library, tmp_path):
-    """In tables and in files as in arrays, and as columns made by hand; a missing one is a category
-    and an unknown one the average of all.
+    """In tables and files as in columns made by hand; a missing one is a category, and an unknown
+    one the average of all.
     """
     values, _ = driven(318)
     names = ["", "gift", "sale"]
-    kinds = np.tile(names, 106)
-    columns = {"size": np.repeat(["small", "large"], 159), "sales": values, "kind": kinds}
-    columns["shop"] = np.repeat(["a", "b"], 159)
-    rows = np.r_[:153, 159:312]
-    fields = {name: [cell or None for cell in cells.tolist()] for name, cells in columns.items()}
-    given, later = (
-        table(library, {name: [cells[k] for k in some] for name, cells in fields.items()})
-        for some in (rows, np.r_[153:159, 312:318])
-    )
+    fields = {"kind": names * 106, "size": ["small"] * 159 + ["large"] * 159}
+    fields |= {"shop": ["a"] * 159 + ["b"] * 159, "sales": values.tolist()}
     roles = {"targets": "sales", "future": "kind", "static": "size", "series_id": "shop"}
+
+    def cut(*rows):
+        rows = np.r_[rows]
+        cells = {name: [column[k] or None for k in rows] for name, column in fields.items()}
+        return table(library, cells)
+
+    given = cut(slice(153), slice(159, 312))
     forecaster = Forecaster(**QUICK, **roles).fit(given)
     assert forecaster.categories_["kind"] == dict.fromkeys(names, 1 / 3)
+    later = cut(slice(153, 159), slice(312, 318))
     found = columns_of(forecaster.predict(given, future=later))["sales"]
     several = [values[:153], values[159:312]]
-
-    def forecasts(kinds, sizes):
-        ahead = [kinds[:159], kinds[159:]]
-        plain = Forecaster(**QUICK).fit(
-            several, future=[kind[:153] for kind in ahead], static=sizes
-        )
-        return plain, np.concatenate(plain.predict(several, future=ahead, static=sizes))
-
-    plain, expected = forecasts(kinds[:, None] == names, [[0, 1], [1, 0]])
-    np.testing.assert_array_equal(found, expected)
-    _, again = forecasts(kinds, ["small", "large"])
-    np.testing.assert_array_equal(found, again)
-    fields["sales"] = [cell if k in rows else None for k, cell in enumerate(fields["sales"])]
-    for ending in ("csv", "parquet"):
-        write_table(tmp_path / f"t.{ending}", fields)
-        panel = Panel.from_file(tmp_path / f"t.{ending}", Forecaster(**roles).roles())
-        assert "2 series of 153 to 153" in str(panel)
-        assert panel.shown[0].gaps == 0
-        same = np.concatenate(forecaster.predict(panel))
-        np.testing.assert_allclose(same, found, rtol=1e-6)
-        assert Forecaster(**QUICK, **roles).fit(panel).categories_ == forecaster.categories_
+    hand = [np.tile(np.eye(3), (53, 1)) for _ in several]
+    static = [[0, 1], [1, 0]]
+    plain = Forecaster(**QUICK).fit(several, future=[rows[:153] for rows in hand], static=static)
+    expected = plain.predict(several, future=hand, static=static)
+    np.testing.assert_array_equal(found, np.concatenate(expected))
     forecaster.save(tmp_path / "f")
     loaded = Forecaster.load(tmp_path / "f", "numpy")
-    kinds[153:155] = "new"
-    numbers = (kinds[:, None] == names) * 1.0
-    numbers[153:155] = 1 / 3
-    fields["kind"] = kinds.tolist()
-    later = table(library, {name: fields[name][153:159] for name in ("kind", "shop")})
-    one = given[:153]
+    for ending in ("csv", "parquet"):
+        sales = [None if k % 159 >= 153 else value for k, value in enumerate(fields["sales"])]
+        write_table(tmp_path / f"t.{ending}", {**fields, "sales": sales})
+        panel = Panel.from_file(tmp_path / f"t.{ending}", Forecaster(**roles).roles())
+        assert panel.shown[0].gaps == 0
+        same = np.concatenate(loaded.predict(panel))
+        np.testing.assert_allclose(same, found, rtol=1e-6)
+    fields["kind"][153:155] = ["new"] * 2
     with pytest.warns(UserWarning, match="column 'kind' has 2 rows with categories .*: 'new'"):
-        found = columns_of(loaded.predict(one, future=later))["sales"]
-    expected = plain.predict(several[:1], future=[numbers[:159]], static=[[0, 1]])
-    np.testing.assert_array_equal(found, expected[0])
+        found = columns_of(loaded.predict(given, future=cut(slice(153, 159), slice(312, 318))))
+    hand[0][153:155] = 1 / 3
+    expected = plain.predict(several, future=hand, static=static)
+    np.testing.assert_array_equal(found["sales"], np.concatenate(expected))
 
 
 @pytest.mark.parametrize(

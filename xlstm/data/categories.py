@@ -96,7 +96,7 @@ def _columns(where: str, roles: Any, role: str, value: Any) -> Iterator[tuple[st
     """Yield the name and the cells of each column of covariates; those of static ones are (1,)."""
     if value is None:
         return
-    if frames.is_table(value) and not frames.is_on_gpu(value):
+    if frames.is_table(value):
         cells = frames.table_of(f"{where}: {role}", value, without=None, texts=None).values
     else:
         cells = checks.host(where, role, value, "numbers or text")
