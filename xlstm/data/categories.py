@@ -109,11 +109,13 @@ def _columns(where: str, roles: Any, role: str, value: Any) -> Iterator[tuple[st
 
 def _words(where: str, name: str, cells: Host) -> list[str]:
     """Return the categories of rows."""
-    words = ["" if cell is None or cell != cell else cell for cell in cells]
-    for word in words:
-        if not isinstance(word, str):
+    words = []
+    for cell in cells:
+        is_missing = cell is None or (isinstance(cell, float) and cell != cell)
+        if not (is_missing or isinstance(cell, str)):
             raise TypeError(
-                f"{where}: column {checks.shown(name)} holds {checks.shown(word)}, expected text, as"
+                f"{where}: column {checks.shown(name)} holds {checks.shown(cell)}, expected text, as"
                 " in other rows or in fit; a number is a category where the dtype is category or str"
             )
+        words.append("" if is_missing else cell)
     return words
