@@ -63,8 +63,8 @@ def sequences(where: str, X: Any, tables: bool = True, missing: bool = False) ->
     Raises
     ------
     TypeError, ValueError
-        X is none of these, or holds numbers that are missing, not finite, or so large that their
-        squares overflow.
+        X is none of these, or holds numbers that are missing, though they may not be, infinite, or
+        so large that their squares overflow.
     """
     if hasattr(X, "toarray"):
         raise TypeError(f"{where}: X is sparse, which is not supported; X.toarray() makes it dense")
