@@ -7,6 +7,8 @@ import pytest
 
 from tests.estimators.conftest import QUICK, SMALL, driven
 from tests.tables import LIBRARIES, columns_of, table
+from xlstm.data.panels import Panel
+from xlstm.data.table import write_table
 from xlstm.estimators import Forecaster
 
 
@@ -181,3 +183,62 @@ def test_targets_that_begin_at_different_rows(values):
     both[:200, 1] = np.nan  # then it has half of the rows that are trained on
     (one,) = forecaster.examples(both)["train"].several
     assert (one.begin, np.count_nonzero(np.isnan(one.values[:, 1]))) == (167, 33)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_categories_are_columns_of_0_and_1(library, tmp_path):
+    """In tables and files as in columns made by hand; a missing one is a category, and an unknown
+    one the average of all.
+    """
+    values, _ = driven(318)
+    names = ["", "gift", "sale"]
+    fields = {"kind": names * 106, "size": ["small"] * 159 + ["large"] * 159}
+    fields |= {"shop": ["a"] * 159 + ["b"] * 159, "sales": values.tolist()}
+    roles = {"targets": "sales", "future": "kind", "static": "size", "series_id": "shop"}
+
+    def cut(*rows):
+        rows = np.r_[rows]
+        cells = {name: [column[k] or None for k in rows] for name, column in fields.items()}
+        return table(library, cells)
+
+    given = cut(slice(153), slice(159, 312))
+    forecaster = Forecaster(**QUICK, **roles).fit(given)
+    assert forecaster.categories_["kind"] == dict.fromkeys(names, 1 / 3)
+    later = cut(slice(153, 159), slice(312, 318))
+    found = columns_of(forecaster.predict(given, future=later))["sales"]
+    several = [values[:153], values[159:312]]
+    hand = [np.tile(np.eye(3), (53, 1)) for _ in several]
+    static = [[0, 1], [1, 0]]
+    plain = Forecaster(**QUICK).fit(several, future=[rows[:153] for rows in hand], static=static)
+    expected = plain.predict(several, future=hand, static=static)
+    np.testing.assert_array_equal(found, np.concatenate(expected))
+    forecaster.save(tmp_path / "f")
+    loaded = Forecaster.load(tmp_path / "f", "numpy")
+    for ending in ("csv", "parquet"):
+        sales = [None if k % 159 >= 153 else value for k, value in enumerate(fields["sales"])]
+        write_table(tmp_path / f"t.{ending}", {**fields, "sales": sales})
+        panel = Panel.from_file(tmp_path / f"t.{ending}", Forecaster(**roles).roles())
+        assert panel.shown[0].gaps == 0
+        same = np.concatenate(loaded.predict(panel))
+        np.testing.assert_allclose(same, found, rtol=1e-6)
+    fields["kind"][153:155] = ["new"] * 2
+    with pytest.warns(UserWarning, match="column 'kind' has 2 rows with categories .*: 'new'"):
+        found = columns_of(loaded.predict(given, future=cut(slice(153, 159), slice(312, 318))))
+    hand[0][153:155] = 1 / 3
+    expected = plain.predict(several, future=hand, static=static)
+    np.testing.assert_array_equal(found["sales"], np.concatenate(expected))
+
+
+@pytest.mark.parametrize(
+    ("fitted", "given", "words"),
+    [
+        ([*"ab"] * 53, [1.0] * 106, r"column 'future\[0\]' holds .*1.0.*, expected text"),
+        ([*"ab"] * 53, [*"ab"] * 52 + ["a", 2], r"column 'future\[0\]' holds 2, expected text"),
+        ([1.0] * 106, [*"ab"] * 53, r"future is .*, expected real numbers"),
+        ([["a", 1.0]] * 106, [["a", "1"]] * 106, r"future\[1\] is .*, expected numbers, as in fit"),
+    ],
+)
+def test_a_category_is_no_number(values, fitted, given, words):
+    forecaster = Forecaster(**QUICK).fit(values[:100], future=fitted)
+    with pytest.raises(TypeError, match=words):
+        forecaster.predict(values[:100], future=given)

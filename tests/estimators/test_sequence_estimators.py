@@ -38,6 +38,7 @@ NOT_EQUIVALENT = {
     [
         SequenceClassifier(**SMALL, epochs=10, learning_rate=0.1),
         SequenceRegressor(**SMALL, epochs=30, learning_rate=0.05),
+        SequenceRegressor(**SMALL, epochs=30, learning_rate=0.05, missing="indicator"),
     ],
     ids=lambda estimator: type(estimator).__name__,
 )
@@ -232,6 +233,35 @@ def test_a_warm_start_needs_the_same_classes():
     made = SequenceClassifier(**FAST, warm_start=True).fit(X3, Y3)
     with pytest.raises(ValueError, match="expected those of before"):
         made.fit(X3, [*"abab"])
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_missing_numbers(rng, tmp_path, standardize):
+    """By hand: the last value, before the first the mean of those that are there, and a column that
+    says so; the last feature is nowhere there.
+    """
+    X = np.where(rng.random((60, 5, 3)) < 0.3, np.nan, rng.normal(3, 2, (60, 5, 3)))
+    X[0, :, 0] = [np.nan, 4, np.nan, np.nan, 5]
+    X[..., 2] = np.nan
+    options = {**FAST, "standardize": standardize, "missing": "indicator"}
+    y = np.arange(60) % 2
+    classifier = SequenceClassifier(**options, warm_start=True).fit(X, y)
+    first = X[..., :1][~np.isnan(X[..., :1])]
+    mean, std = (first.mean(), first.std()) if standardize else (0, 1)
+    filled = classifier.prepared(X)[0]
+    np.testing.assert_allclose(filled[:, 0], (np.array([first.mean(), 4, 4, 4, 5]) - mean) / std)
+    np.testing.assert_array_equal(filled[:, 2:], np.column_stack(([0] * 5, np.isnan(X[0]))))
+    classifier.save(tmp_path / "m")
+    again = SequenceClassifier.load(tmp_path / "m", "numpy")
+    np.testing.assert_array_equal(again.predict_proba([*X]), classifier.predict_proba(X))
+    whole = np.nan_to_num(X)
+    classifier.fit(whole, y).predict(X)
+    table = SequenceRegressor(**options).fit(whole[..., 0], y)
+    np.testing.assert_allclose(table.prepared(X[..., 0])[0][:, 1], np.isnan(X[0, :, 0]))
+    with pytest.raises(ValueError, match="X contains infinity"):
+        table.predict(X[..., 0] * np.inf)
+    with pytest.raises(ValueError, match="missing is 'indicator', expected 'refuse'"):
+        table.for_export(False)
 
 
 def test_files_of_regressors_and_tables(rng, tmp_path):

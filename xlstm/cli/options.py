@@ -77,6 +77,7 @@ NO_OPTIONS = {
     "resume",
     "graph",
     "every_step",
+    "missing",
 }
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)

@@ -164,25 +164,29 @@ class CsvFile:
         """Return the cells of a column."""
         return self._cells[self._places([name])[0]]
 
-    def numbers(self, names: Sequence[str]) -> Values:
-        """Return columns of numbers, (N, C), NaN where a cell is empty."""
+    def numbers(self, names: Sequence[str], texts: Sequence[str] = ()) -> Values:
+        """Return columns of numbers, (N, C), NaN where a cell is empty; those of `texts` may be
+        text, and are where no cell is a number.
+        """
         if self.rows == 0 or not names:
             raise ValueError(
                 f"{self.path}: {self.rows} rows under the header and {len(names)} columns of"
                 " numbers, expected some"
             )
-        return np.stack([self._numbers(k) for k in self._places(names)], axis=1)
+        return np.stack(
+            [self._numbers(k, self.names[k] in texts) for k in self._places(names)], axis=1
+        )
 
-    def columns(self, names: Sequence[str]) -> Columns:
+    def columns(self, names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
         """Return columns of numbers with the dates or other labels of rows, which are left out of
-        the numbers.
+        the numbers; those of `texts` may be text.
         """
         k, is_date = self._label
-        if k is None:
-            return Columns([*names], self.numbers(names))
+        if k is None or self.names[k] in texts:
+            return Columns([*names], self.numbers(names, texts))
         label = self.names[k]
         wanted = [name for name in names if name != label]
-        values = self.numbers(wanted)
+        values = self.numbers(wanted, texts)
         if not is_date:
             return Columns(wanted, values, np.array(self._cells[k], object), label)
         dates, zone = calendars.read_dates(self._cells[k], self.line, self.dialect.date_format)
@@ -234,9 +238,11 @@ class CsvFile:
         except (ValueError, re.error):  # the latter where a directive comes twice
             return False
 
-    def _numbers(self, k: int) -> Values:
-        """Return the numbers of a column, (N,)."""
+    def _numbers(self, k: int, may_be_text: bool) -> Any:
+        """Return the numbers of a column, or its text, (N,)."""
         cells = self._cells[k]
+        if may_be_text and any(cells) and not any(map(is_number, cells)):
+            return np.array(cells, object)
         points = [cell.translate(self._signs) for cell in cells] if self._signs else cells
         numbers = np.array([*map(_float, points)])
         for row in map(int, np.flatnonzero(~np.isfinite(numbers))):

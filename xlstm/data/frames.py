@@ -27,7 +27,8 @@ class Columns:
     names : list of str
         Names of the columns of numbers.
     values : float64 array (N, C)
-        Their numbers; NaN where one is missing.
+        Their numbers; NaN where one is missing. Objects where a column may be text and is; "" where
+        a text is missing.
     index : array (N,) or None
         Dates or other labels of the rows: those of the index of pandas, else the one column of
         dates, which also comes before an index of whole numbers. None where rows have none, or only
@@ -55,10 +56,11 @@ class Columns:
         return replace(self, values=self.values[rows], index=index)
 
     def numbers(self, where: str, names: Sequence[str]) -> np.ndarray[Any, Any]:
-        """Return some of the columns of numbers, (N, K); a ValueError of the caller `where` names
-        one that is not there.
+        """Return some of the columns, (N, K), as objects where one of them is text; a ValueError of
+        the caller `where` names one that is not there.
         """
-        return self.values[:, places_of(where, self.names, names)]
+        values = self.values[:, places_of(where, self.names, names)]
+        return values if has_text(values) else values.astype(np.float64, copy=False)
 
 
 def is_table(given: Any) -> bool:
@@ -99,7 +101,11 @@ def has_columns(given: Any) -> bool:
 
 
 def table_of(
-    where: str, given: Any, only: Sequence[str] | None = None, without: str = ""
+    where: str,
+    given: Any,
+    only: Sequence[str] | None = None,
+    without: str | None = "",
+    texts: Sequence[str] | None = (),
 ) -> Columns:
     """Return the columns of a table as numbers.
 
@@ -114,8 +120,10 @@ def table_of(
     only : list of str, optional
         The columns of numbers to read, in which there may be nothing but missing values of any
         kind; by default all.
-    without : str
+    without : str, optional
         A column that is left out of all.
+    texts : list of str, optional
+        Columns that may hold text or categories; None for all.
 
     Returns
     -------
@@ -141,7 +149,11 @@ def table_of(
             f"{where}: the table has {len(frame)} rows and {len(names)} columns of numbers,"
             " expected some"
         )
-    arrays = [_numbers(where, nw, name, frame.get_column(name), only is not None) for name in names]
+    arrays = []
+    for name in names:
+        may_be_text = texts is None or name in texts
+        cells = frame.get_column(name)
+        arrays.append(_cells(where, nw, name, cells, only is not None, may_be_text))
     columns = Columns([*map(str, names)], np.stack(arrays, axis=1))
     if index is not None:
         labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # of periods
@@ -264,6 +276,11 @@ def grouped(labels: Iterable[Any]) -> dict[Any, Rows]:
     return {label: np.array(places) for label, places in rows.items()}
 
 
+def has_text(cells: Any) -> bool:
+    """Return whether an array is one of objects, some of which are text."""
+    return cells.dtype == object and any(isinstance(cell, str) for cell in cells.flat)
+
+
 def places_of(
     where: str, names: Iterable[Any], wanted: Sequence[str], of: str = "the table"
 ) -> list[int]:
@@ -361,13 +378,19 @@ def _with_zone(where: str, index: Any) -> Any:
     )
 
 
-def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> Any:
-    """Return the cells of a column as float64 (N,), NaN where one is missing; raise where they are
-    no numbers.
+def _cells(
+    where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool, may_be_text: bool
+) -> Any:
+    """Return the cells of a column as float64 (N,), NaN where one is missing, or as text, "" where
+    one is missing; raise where they are neither.
     """
     column = checks.shown(str(name))
     if may_be_empty and cells.is_null().all():  # then its dtype says nothing
         return np.full(len(cells), np.nan)
+    if may_be_text and cells.dtype in (nw.String, nw.Categorical, nw.Enum):
+        words = np.array([*map(str, cells.to_list())], object)
+        words[cells.is_null().to_numpy()] = ""
+        return words
     if not (cells.dtype.is_numeric() or cells.dtype == nw.Boolean):
         raise TypeError(
             f"{where}: column {column} holds {cells.dtype}, expected numbers, dates, or names of"

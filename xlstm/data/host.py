@@ -105,7 +105,9 @@ def floats(where: str, name: str, value: Any, expected: str) -> Values:
     """
     array = checks.host(where, name, value, expected)
     try:
-        if array.dtype.kind in "fiubO":
+        if frames.has_text(array):
+            value = array.tolist()
+        elif array.dtype.kind in "fiubO":
             return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
         pass

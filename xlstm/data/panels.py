@@ -26,6 +26,8 @@ from xlstm.data.time_series import Covariates, TimeSeries, read_one
 
 DATED = "no dates", "dates without a time zone", "dates with a time zone"
 BySeries = Mapping[Any, Columns]
+# the share of the rows of each category, by the names of columns of text
+Categories = dict[str, dict[str, float]]
 
 
 class Roles(NamedTuple):
@@ -74,6 +76,11 @@ class Roles(NamedTuple):
         }
 
     @property
+    def texts(self) -> list[str]:
+        """The columns of checked roles that may hold text."""
+        return [*self.future, *self.static]
+
+    @property
     def id_name(self) -> str:
         """The column of checked roles that tells series apart, or no text."""
         return "".join(self.series_id)
@@ -105,6 +112,8 @@ class Panel:
         Types of the columns of times and of names of series, where they come from a Parquet file.
     left_out : list of str
         Columns of a file that have no role.
+    categories : dict of str to dict
+        What `data.categories.encoded` found, where it has put columns of 0 and 1 for those of text.
     """
 
     values: Sequence[Any]
@@ -118,6 +127,7 @@ class Panel:
     time: str = "time"
     kinds: Mapping[str, Any] = field(default_factory=dict)
     left_out: Sequence[str] = ()
+    categories: Categories = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -229,7 +239,7 @@ class Panel:
         file = opened(path, dialect)
         covariates = [*roles.past, *roles.future, *roles.static]
         names = _targets(file, roles, covariates, default, all_columns)
-        table = file.columns([*names, *covariates])
+        table = file.columns([*names, *covariates], roles.texts)
         empty = np.all(np.isnan(table.numbers(str(path), names)), axis=0)
         if roles.targets and np.any(empty):
             column = checks.shown(names[int(np.argmax(empty))])
@@ -248,7 +258,7 @@ class Panel:
             lines[label] = _line_of(file, rows)
         if later is not None:
             rest = opened(later, dialect)
-            columns = rest.columns(roles.future)
+            columns = rest.columns(roles.future, roles.future)
             after = {
                 label: columns.take(rows) for label, rows in rows_by(rest, roles.id_name).items()
             }
@@ -357,7 +367,7 @@ class Panel:
         for series, values, beside in zip(self.shown, self.values, self.covariates, strict=True):
             if beside.future is not None:
                 ahead = beside.future[len(values) :]
-                rows_ahead[series.name] = _end(~np.any(np.isnan(ahead), axis=1))
+                rows_ahead[series.name] = _end(np.all(ahead == ahead, axis=1))  # NaN is not
         return rows_ahead
 
     def check_ahead(self, steps: int) -> None:
@@ -518,7 +528,7 @@ def _line_of(file: CsvFile | ParquetFile, rows: frames.Rows) -> Line:
 
 def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
     """Return the columns of all series by their names."""
-    columns = frames.table_of(where, table, only, without=roles.id_name)
+    columns = frames.table_of(where, table, only, roles.id_name, roles.texts)
     if not roles.id_name:
         return {"": columns}
     return {

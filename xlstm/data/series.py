@@ -185,7 +185,7 @@ def series_of(
     """Return one column of a table as a series, with the calendar of its dates where that is made;
     `line` names a row, for errors.
     """
-    values = columns.values[:, columns.names.index(name)]
+    values = columns.numbers(name, [name])[:, 0]
     index = columns.index
     if index is None:
         return Series(name, values, np.arange(1, len(values) + 1))

@@ -76,13 +76,14 @@ class ParquetFile:
         """Return columns of numbers, (N, C), NaN where a cell is missing."""
         return frames.table_of(str(self.path), self._table(names), names).values
 
-    def columns(self, names: Sequence[str]) -> Columns:
+    def columns(self, names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
         """Return columns of numbers with the dates of rows, those that are named or else the first
-        column of dates.
+        column of dates; those of `texts` may be text.
         """
         dates = [name for name in self.dated if name in names] or self.dated[:1]
         wanted = [name for name in names if name not in dates]
-        return frames.table_of(str(self.path), self._table([*wanted, *dates]), wanted)
+        table = self._table([*wanted, *dates])
+        return frames.table_of(str(self.path), table, wanted, texts=texts)
 
     def _table(self, names: Sequence[str]) -> Any:
         """Return some columns, once their size is checked: that of numbers by rows, that of pages

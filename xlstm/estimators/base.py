@@ -89,6 +89,7 @@ CHECKS: dict[str, checks.Kind] = {
     "graph": graphs.choice,
     "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
+    "missing": checks.choice(("refuse", "indicator")),
     "num_layers": checks.depth,
     "options": checks.optional(
         checks.accepted(
@@ -222,7 +223,10 @@ class Estimator:
                 ClassifierTags(multi_label=True) if self._kind == "classifier" else None
             ),
             regressor_tags=RegressorTags() if self._kind == "regressor" else None,
-            input_tags=InputTags(**{"two_d_array": False, **dict.fromkeys(self._takes, True)}),
+            input_tags=InputTags(
+                **{"two_d_array": False, **dict.fromkeys(self._takes, True)},
+                allow_nan=getattr(self, "missing", None) == "indicator",
+            ),
         )
 
     def checked(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.arrays.ranks.groups import Group
+from xlstm.data.categories import encoded
 from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
@@ -69,7 +70,8 @@ quantiles, linear_baseline, season, calendar, least, refit
     targets, past, future, static : list of str, optional
         In tables, names of columns, of which each has one role: those to predict, by default all
         others; covariates that are known up to the last value; covariates that are known in
-        advance; and numbers that do not change within a series. With `targets` columns without a
+        advance; and covariates that do not change within a series. Text and categories in the last
+        two are symbols, and numbers are quantities. With `targets` columns without a
         role are not read.
     series_id : str, optional
         The column of tables that tells several series apart.
@@ -111,6 +113,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         Whether dates are looked at.
     linear_baseline_ : int
         Steps that the linear autoregression looks back to; 0 where it is not chosen.
+    categories_ : dict of str to dict
+        The share of each category in the rows of `fit`, by the names of columns of text; without a
+        table these are such as "static[0]". A missing category is "". In forecasts an unknown one
+        counts as an average one, and a warning names its column.
     n_targets_ : int
         Columns that are predicted.
     feature_names_in_ : array of str
@@ -135,6 +141,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         "series_names_": column_names,
         "chosen_": column_names,
         "candidate_errors_": errors_by_name,
+        "categories_": lambda where, name, value: {
+            column: errors_by_name(where, f"{name}.{column}", shares)
+            for column, shares in dict(value or {}).items()
+        },
     }
     static: str | Sequence[str] | None = None
     holidays: str | None = None
@@ -172,10 +182,10 @@ quantiles, linear_baseline, season, calendar, least, refit
             The ranks that train together, each with the same arguments, as for `training.train`.
         covariates : past, future, static, dates
             `past` (N, P) are covariates that are known up to the last value, `future` (N or more,
-            F) those that are known in advance, `static` (S,) numbers that do not change, and
+            F) those that are known in advance, `static` (S,) those that do not change, and
             `dates` (N,) rising dates, of which features of the calendar are made; rows that are
             missing become gaps. Where there are several series, these are lists with one entry for
-            each. In a table they are columns.
+            each. In a table they are columns. Text in `future` and `static` is a category.
 
         Returns
         -------
@@ -615,9 +625,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         self.checked()
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises where the backend does not have it
-        panel = Panel.of(
-            "Forecaster", values, Covariates.of("Forecaster", covariates), self.roles()
-        )
+        beside = Covariates.of("Forecaster", covariates)
+        panel = encoded("Forecaster", Panel.of("Forecaster", values, beside, self.roles()))
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [
             panel.read("Forecaster", self.horizon, look, holidays=self.holidays) for look in looks
@@ -691,6 +700,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             calendar_=several[0].marks > 0,
             feature_names_in_=names_array(panel.names),
             series_names_=names_array(panel.ids),
+            categories_=panel.categories,
         )
 
     def _read(
@@ -703,6 +713,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
         panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
+        panel = encoded("Forecaster", panel, self.categories_)
         several = panel.read(
             "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
         )

@@ -13,6 +13,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.frames import is_on_gpu
 from xlstm.data.host import LARGEST, Host
+from xlstm.data.series_windows import carry_forward
 
 FORMS = "(N, T, D), (N, T) or a list of (T, D)"
 MANY = (
@@ -41,7 +42,7 @@ class InputSequences(NamedTuple):
     names: list[str] | None = None
 
 
-def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
+def sequences(where: str, X: Any, tables: bool = True, missing: bool = False) -> InputSequences:
     """Return X as sequences.
 
     Parameters
@@ -52,6 +53,8 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
         An array of objects (N,) and a Series of pandas or Polars are lists.
     tables : bool
         Whether a list of lists of one length is the rows of a table.
+    missing : bool
+        Whether numbers may be NaN.
 
     Returns
     -------
@@ -60,8 +63,8 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
     Raises
     ------
     TypeError, ValueError
-        X is none of these, or holds numbers that are missing, not finite, or so large that their
-        squares overflow.
+        X is none of these, or holds numbers that are missing, though they may not be, infinite, or
+        so large that their squares overflow.
     """
     if hasattr(X, "toarray"):
         raise TypeError(f"{where}: X is sparse, which is not supported; X.toarray() makes it dense")
@@ -69,7 +72,7 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
         X = X.to_numpy()
     is_held = isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
     if is_held or (isinstance(X, list | tuple) and not (tables and _is_regular(X))):
-        return _of_list(where, X)
+        return _of_list(where, X, missing)
     array = _numbers(where, "X", X)
     if array.ndim and len(array) == 0:
         raise ValueError(
@@ -82,13 +85,33 @@ def sequences(where: str, X: Any, tables: bool = True) -> InputSequences:
         raise ValueError(
             f"{where}: X: 0 feature(s) (shape={array.shape}) while a minimum of 1 is required."
         )
-    _finite(where, "X", array)
+    _finite(where, "X", array, missing)
     if array.ndim == 2:
         return InputSequences(list(array[:, :, None]), True, array.shape[1], _names(X))
     return InputSequences(list(array), False, array.shape[2])
 
 
-def _of_list(where: str, X: Any) -> InputSequences:
+def scaled(row: Host, mean: Host, std: Host, average: Host | None) -> Host:
+    """Return a sequence (T, D) scaled; with averages of features, (T, 2D).
+
+    Then NaN is replaced by the last value of the feature, and before its first value by its
+    average. A second column for each feature is 1 where it was NaN, and else 0 (Lipton et al. 2016;
+    "forward" in Che et al. 2018).
+
+    Parameters
+    ----------
+    row : array (T, D)
+    mean, std : array (D,) or (T, 1)
+    average : array (D,) or (T, 1), optional
+    """
+    if average is None:
+        return np.asarray((row - mean) / std)
+    last = carry_forward(row)
+    filled = np.where(np.isnan(last), average, last)
+    return np.concatenate(((filled - mean) / std, np.isnan(row)), axis=1)
+
+
+def _of_list(where: str, X: Any, missing: bool) -> InputSequences:
     """Return a list of arrays as sequences."""
     rows = [_numbers(where, f"X[{k}]", row) for k, row in enumerate(X)]
     if not rows:
@@ -102,7 +125,7 @@ def _of_list(where: str, X: Any) -> InputSequences:
                 f"{where}: X[{k}] has shape {row.shape} and X[0] {rows[0].shape}, expected (T, D)"
                 " with one D, and a step at least"
             )
-        _finite(where, f"X[{k}]", row)
+        _finite(where, f"X[{k}]", row, missing)
     return InputSequences(rows, False, rows[0].shape[1])
 
 
@@ -297,7 +320,9 @@ def _numbers(where: str, name: str, values: Any) -> Host:
         ) from error
 
 
-def _finite(where: str, name: str, array: Host) -> None:
+def _finite(where: str, name: str, array: Host, missing: bool = False) -> None:
+    if missing:
+        array = array[~np.isnan(array)]
     if not np.all(np.isfinite(array)):
         problem = "NaN" if np.any(np.isnan(array)) else "infinity"
         raise ValueError(f"{where}: {name} contains {problem}, expected finite numbers")

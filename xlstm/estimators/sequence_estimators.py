@@ -63,11 +63,15 @@ class SequenceEstimator(NetworkEstimator):
         "feature_names_in_": column_names,
         "note_": _note,
         "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
+        "averages_": lambda _, name, value: None if value is None else np.array(value, np.float64),
     }
     #: "sequence", "step" or "multilabel": the kind of target that the form of y said
     target_kind_ = "sequence"
+    #: averages of the features, where numbers may be missing
+    averages_ = None
     bidirectional: bool = False
     standardize: bool = True
+    missing: str = "refuse"
     epochs: int = 100
     learning_rate: float = 1e-2
     weight_decay: float = 0.3
@@ -106,22 +110,23 @@ class SequenceEstimator(NetworkEstimator):
         where = type(self).__name__
         self.checked()
         again = self.warm_start and self.__sklearn_is_fitted__()
-        data = inputs.sequences(where, X, tables=not again or self.table_)
+        may_be_missing = (self.averages_ is not None) if again else self.missing == "indicator"
+        data = inputs.sequences(where, X, not again or self.table_, may_be_missing)
         if again:
             self._check_features(where, data)
         lengths = [len(row) for row in data.rows]
         results, target, weights = self._targets(y, sample_weight, lengths, again)
         kind = results.get("target_kind_", "sequence")
-        mean, std = (self.mean_, self.std_) if again else self._scale(data)
+        scaling = self._scaling if again else self._scale(data)
         outputs = len(results[self._each_output])
-        model = self.network(data.rows[0].shape[1], outputs, last=kind != "step")
+        rows = [inputs.scaled(row, *scaling) for row in data.rows]
+        model = self.network(rows[0].shape[1], outputs, last=kind != "step")
         backend = self.backend
         if backend is None and inputs.is_foreign(X):
             backend = backend_like(from_foreign("fit", X))
         home = backend_of(backend, self.dtype)
         if again:
             self._check_warm_start(self.model_.recurrent, model.recurrent)
-        rows = [(row - mean) / std for row in data.rows]
         training, validation = (
             self._batches(rows, target, weights, part, kind == "step")
             for part in self._parts(len(rows), weights)
@@ -148,8 +153,9 @@ class SequenceEstimator(NetworkEstimator):
             table_=data.is_table,
             n_features_in_=data.features,
             feature_names_in_=names_array(data.names),
-            mean_=mean,
-            std_=std,
+            mean_=scaling[0],
+            std_=scaling[1],
+            averages_=scaling[2],
             **results,
         )
 
@@ -173,7 +179,8 @@ class SequenceEstimator(NetworkEstimator):
         super().save(path)
 
     def prepared(self, X: Any) -> list[Host]:
-        """Return sequences as the network sees them, scaled.
+        """Return sequences as the network sees them, scaled, and with columns that mark numbers
+        which were missing.
 
         Parameters
         ----------
@@ -181,7 +188,7 @@ class SequenceEstimator(NetworkEstimator):
 
         Returns
         -------
-        list of array (T_i, D)
+        list of array (T_i, D), or (T_i, 2D) with `missing="indicator"`
 
         Raises
         ------
@@ -190,9 +197,9 @@ class SequenceEstimator(NetworkEstimator):
             or so far from the data of `fit` that squares overflow.
         """
         where = type(self).__name__
-        data = inputs.sequences(where, X, tables=self.table_)
+        data = inputs.sequences(where, X, self.table_, self.averages_ is not None)
         self._check_features(where, data)
-        rows = [(row - self.mean_) / self.std_ for row in data.rows]
+        rows = [inputs.scaled(row, *self._scaling) for row in data.rows]
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
@@ -204,6 +211,11 @@ class SequenceEstimator(NetworkEstimator):
 
     def for_export(self, lengths: bool) -> Export:
         N = self.n_features_in_
+        if self.averages_ is not None:
+            raise ValueError(
+                f"{type(self).__name__}: missing is 'indicator', expected 'refuse' for a file of ONNX;"
+                " the network alone is to_onnx(estimator.model_, estimator.params_), for prepared(X)"
+            )
         if lengths and self.table_:
             raise ValueError(
                 f"{type(self).__name__}: lengths is True, expected False: it takes tables, whose rows have {N}"
@@ -269,14 +281,23 @@ class SequenceEstimator(NetworkEstimator):
                 f" are {checks.shown(data.names)}, expected {checks.shown(names)}"
             )
 
-    def _scale(self, data: inputs.InputSequences) -> tuple[Host, Host]:
-        """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
-        if not self.standardize:
-            return np.zeros(1), np.ones(1)
+    @property
+    def _scaling(self) -> tuple[Host, Host, Host | None]:
+        return self.mean_, self.std_, self.averages_
+
+    def _scale(self, data: inputs.InputSequences) -> tuple[Host, Host, Host | None]:
+        """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1), and
+        the averages of features where numbers may be missing.
+        """
         steps = np.stack(data.rows) if data.is_table else np.concatenate(data.rows)
-        mean = steps.mean(axis=0)
-        std = steps.std(axis=0)
-        return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+        there = ~np.isnan(steps)
+        there |= ~np.any(there, axis=0)  # the mean of nothing is NaN, and counts as 0
+        mean = np.nan_to_num(steps.mean(axis=0, where=there))
+        averages = None if self.missing == "refuse" else mean
+        if not self.standardize:
+            return np.zeros(1), np.ones(1), averages
+        std = steps.std(axis=0, where=there)
+        return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0), averages
 
     def _parts(self, count: int, weights: Any) -> tuple[Host, Host]:
         """Return which sequences to train on, and which to validate with, if any."""
@@ -307,11 +328,11 @@ class SequenceEstimator(NetworkEstimator):
 
     def _restore(self, fitted: dict[str, Any]) -> Params:
         steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
-        for name in ("mean_", "std_"):
-            if getattr(self, name).shape not in ((1,), (width,), (steps, width)):
-                raise ValueError(
-                    f"{name} has shape {getattr(self, name).shape}, expected {(steps, width)}"
-                )
+        for name, array in zip(("mean_", "std_", "averages_"), self._scaling, strict=True):
+            if array is not None and array.shape not in ((1,), (width,), (steps, width)):
+                raise ValueError(f"{name} has shape {array.shape}, expected {(steps, width)}")
+        if self.averages_ is not None:
+            width *= 2
         self.model_ = self.network(
             width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
         )
@@ -368,6 +389,12 @@ class SequenceClassifier(SequenceEstimator):
         Further options of the layer, such as `{"layer_norm": True}`.
     standardize : bool
         Subtract the mean of each feature and divide by its deviation.
+    missing : {"refuse", "indicator"}
+        Whether X may hold NaN. With "indicator" a missing number is replaced by the last value of
+        the feature in the sequence, and before its first value by its mean over the training data.
+        A further column for each feature is 1 where it was missing, and else 0 (Lipton et al. 2016;
+        Che et al. 2018 call the first part "forward"). Means and deviations are those of the
+        numbers that are there.
     epochs : int
         Most passes over the sequences.
     batch_size : int
@@ -577,7 +604,8 @@ class SequenceRegressor(SequenceEstimator):
 
     Parameters
     ----------
-    cell, hidden_size, num_layers, bidirectional, dropout, options, standardize, validation_fraction
+    cell, hidden_size, num_layers, bidirectional, dropout, options, standardize, missing, \
+validation_fraction
         As in `SequenceClassifier`.
     epochs, batch_size, learning_rate, weight_decay, clip, patience, averaging, callbacks, \
 checkpoints, resume

@@ -1,0 +1,121 @@
+"""Categories among the covariates of series: their vocabulary, and a column of 0 and 1 for each."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.data import frames
+from xlstm.data.host import Host, floats
+from xlstm.data.panels import Categories, Panel
+
+ROLES = ("future", "static")
+
+
+def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel:
+    """Return series whose covariates are numbers: a column of text becomes one of 0 and 1 for each
+    of its categories.
+
+    The product of such columns with a matrix is a row of the matrix, as an embedding has it. For an
+    unknown category they hold the shares of all categories, which makes it the average one: no
+    weight counts that was not trained. A missing category is the category "".
+
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    panel : Panel
+    fitted : dict of str to dict, optional
+        The share of each category in each column of text; by default those of the panel.
+
+    Returns
+    -------
+    Panel
+        Its `categories` are those of `fitted`, or its own.
+
+    Raises
+    ------
+    TypeError
+        A column holds text and numbers, or text where `fitted` has numbers, or the reverse.
+
+    Warns
+    -----
+    UserWarning
+        A column has unknown categories.
+    """
+    columns = [
+        ((k, role), name, cells)
+        for k, beside in enumerate(panel.covariates)
+        for role in ROLES
+        for name, cells in _columns(where, panel.roles, role, getattr(beside, role))
+    ]
+    counts = defaultdict[str, Counter[str]](Counter)
+    for _, name, cells in columns:
+        if frames.has_text(cells) or name in (fitted or ()):
+            counts[name].update(_words(where, name, cells))
+    if fitted is None:
+        fitted = {
+            name: {word: n / count.total() for word, n in sorted(count.items())}
+            for name, count in counts.items()
+        }
+    for name, shares in fitted.items():
+        unknown = [word for word in counts[name].elements() if word not in shares]
+        if unknown:
+            warnings.warn(
+                f"{where}: column {checks.shown(name)} has {len(unknown)} rows with categories that"
+                " fit has not seen, which count as an average one:"
+                f" {checks.few(map(checks.shown, dict.fromkeys(unknown)))}",
+                stacklevel=4,
+            )
+    if not fitted:
+        return panel
+    blocks = defaultdict[tuple[int, str], list[Host]](list)
+    for place, name, cells in columns:
+        if name not in fitted:
+            blocks[place].append(floats(where, name, cells, "numbers, as in fit")[:, None])
+            continue
+        shares = fitted[name]
+        words = _words(where, name, cells)
+        is_word = np.array(words)[:, None] == [*shares]  # (N, V)
+        is_known = np.any(is_word, axis=1, keepdims=True)
+        blocks[place].append(np.where(is_known, is_word, [*shares.values()]))
+    covariates = [*panel.covariates]
+    for (k, role), parts in blocks.items():
+        rows = np.concatenate(parts, axis=1)
+        covariates[k] = covariates[k]._replace(**{role: rows[0] if role == "static" else rows})
+    return replace(panel, covariates=covariates, categories=fitted)
+
+
+def _columns(where: str, roles: Any, role: str, value: Any) -> Iterator[tuple[str, Host]]:
+    """Yield the name and the cells of each column of covariates; those of static ones are (1,)."""
+    if value is None:
+        return
+    if frames.is_table(value):
+        cells = frames.table_of(f"{where}: {role}", value, without=None, texts=None).values
+    else:
+        cells = checks.host(where, role, value, "numbers or text")
+        if cells.dtype.kind in "UT":
+            cells = np.array(value, object)  # numbers beside text stay numbers
+    columns = np.atleast_2d(cells).T if role == "static" else np.atleast_2d(cells.T)
+    names = getattr(roles, role) or [f"{role}[{k}]" for k in range(len(columns))]
+    yield from zip(names, columns, strict=True)
+
+
+def _words(where: str, name: str, cells: Host) -> list[str]:
+    """Return the categories of rows."""
+    words = []
+    for cell in cells:
+        is_missing = cell is None or (isinstance(cell, float) and cell != cell)
+        if not (is_missing or isinstance(cell, str)):
+            raise TypeError(
+                f"{where}: column {checks.shown(name)} holds {checks.shown(cell)}, expected text, as"
+                " in other rows or in fit; a number is a category where the dtype is category or str"
+            )
+        words.append("" if is_missing else cell)
+    return words
