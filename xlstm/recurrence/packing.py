@@ -149,7 +149,9 @@ class Packing:
         at = self._indices(xp, rows)
         ends = [s.T for states in columns for s in states]
         places = [at.unpack, *[at.initial_bwd if backward else at.final] * len(ends)]
-        zeros = 1 if self.parts is None else len(places)
+        # No row lies past an end where there are no lengths, and each sequence has a final state.
+        missing = backward and self.parts is not None
+        zeros = range(int(self.lengths is None), len(places) if missing else 1)
         steps, *ends = gather(xp, [rows, *ends], places, zeros=zeros)
         left = iter(ends)
         return reshape(steps, shape), [[next(left).T for _ in states] for states in columns]
