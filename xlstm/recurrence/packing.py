@@ -115,15 +115,22 @@ class Packing:
         return gather(xp, [rows], [self._indices(xp, rows).mirror])[0]
 
     def sort(
-        self, xp: Namespace, states: Sequence[Array], rest: Sequence[float] | None = None
+        self,
+        xp: Namespace,
+        states: Sequence[Array],
+        rest: Sequence[float] | None = None,
+        equal: bool = False,
     ) -> Sequence[Array]:
         """Return states (F, B) with their columns in the packed order.
 
         They are initial states, with `rest` where a part begins from the state before the first
-        step, or without it gradients of final states.
+        step, or without it gradients of final states. Where all columns are `equal`, those of any
+        sequence will do.
         """
-        if self.order is None:
+        if self.order is None or (equal and self.parts is None):
             return states
+        if equal:
+            return [self.by_sequence(xp, s) for s in states]
         at = self._indices(xp, states[0])
         rows = [s.T for s in states]
         if self.parts is not None:
