@@ -54,8 +54,7 @@ class Case:
     @property
     def options(self) -> dict[str, object]:
         """Options of the layer."""
-        layers = 2 if self.layer == "xlstm" else self.num_layers  # an mLSTM and an sLSTM block
-        return {"num_layers": layers, "bidirectional": self.bidirectional}
+        return {"num_layers": self.num_layers, "bidirectional": self.bidirectional}
 
     def layer_of(self) -> xlstm.LSTM | xlstm.GRU | xlstm.RNN:
         """xlstm's layer."""

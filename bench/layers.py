@@ -22,6 +22,7 @@ from bench.cases import LARGE, Case
 from xlstm.cli.bench import SIZES
 
 CASES = ("lstm", "gru", "rnn", "stack", "lengths", "resets", "inference", "sequences")
+MIDDLE = ((128, 32, 64, 64), (64, 16, 128, 128))
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
         elif name == "resets":
             title = "resets"
             layers = ["lstm", "gru", "mlstm", "xlstm"]
-            shapes = ((128, 32, 64, 64), (64, 16, 128, 128))
+            shapes = MIDDLE
             settings = {"reset": 1 / 32}
         elif name == "inference":
             title = "lstm inference"
@@ -59,6 +60,8 @@ def main() -> None:
             shapes = [size for size in SIZES if size.B > 1]
         run.start(title)
         for layer, shape in itertools.product(layers, shapes):
+            if layer == "xlstm":
+                settings["num_layers"] = 2  # an mLSTM and an sLSTM block
             case = Case(layer, *shape, **settings)
             theirs = {other: functools.partial(peers.PEERS[other], case) for other in others}
             ours = cases.ours(case)

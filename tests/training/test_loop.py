@@ -2,7 +2,6 @@
 refuses.
 """
 
-import itertools
 import math
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import xlstm
 from tests.training import runs
 from xlstm import losses
-from xlstm.data import Batch, Streams, Windows
+from xlstm.data import Batch, Sequences, Streams, Windows
 from xlstm.interop.torch import to_torch
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Clip, Step, TrainStep, evaluate, loop, optimizers
@@ -87,53 +86,28 @@ def test_accumulated_batches_are_one_large_batch(rng):
         np.testing.assert_allclose(state.params[name], p, rtol=1e-10, atol=1e-14)
 
 
-def by_episodes(model, params, batch, states):
-    """The loss and the gradients of a batch, by a call for each part of each sequence; `states`
-    are those of the sequences.
-    """
-    T, B = batch.x.shape[:2]
-    resets = batch.options["resets"]
-    loss = 0.0
-    sums = dict.fromkeys(params, 0.0)
-    for b in range(B):
-        starts = np.flatnonzero(resets[:, b])
-        for start, stop in itertools.pairwise(sorted({0, *starts, T})):
-            part = np.s_[start:stop, b : b + 1]
-            state = None if resets[start, b] else states[b]
-            y, states[b], saved = model.forward(params, batch.x[part], state)
-            value, dy = losses.mse(y, batch.target[part])
-            share = (stop - start) / (T * B)
-            loss += share * float(value)
-            grads, _, _ = model.backward(params, saved, share * dy)
-            sums = {name: sums[name] + g for name, g in grads.items()}
-    return loss, sums
-
-
 def test_episodes_in_one_sequence_are_sequences_of_their_own(rng):
-    """Gradients are sums over the episodes, and a state is carried on where there is no reset."""
     model = SequenceModel(xlstm.LSTM(3, 4), 2)
-    params = start = model.init(0, "numpy", "float64")
-    x = rng.normal(size=(4, 6, 3, 3))
-    target = rng.normal(size=(4, 6, 3, 2))
-    resets = rng.random((4, 6, 3)) < 0.3
-    resets[1:, 0] = [True, False, False]
-    batches = [
-        Batch(x[k], target[k], None, k == 0, options={"resets": resets[k]}) for k in range(4)
-    ]
-    step = TrainStep(model, optimizers.sgd(0.3))
-    state = step.init(params)
-    states = [None] * 3
-    states_of_start = [None] * 3
-    expected = 0.0
-    for part in batches:
-        expected += by_episodes(model, start, part, states_of_start)[0] / 4
-        loss, grads = by_episodes(model, params, part, states)
-        state, taken = step(state, part)
-        assert taken.loss == pytest.approx(loss, rel=1e-12)
-        params = {name: p - 0.3 * grads[name] for name, p in params.items()}
-        for name, p in params.items():
-            np.testing.assert_allclose(state.params[name], p, rtol=1e-10, atol=1e-14)
-    assert evaluate(model, start, batches) == pytest.approx(expected, rel=1e-12)
+    params = model.init(0, "numpy", "float64")
+    x = rng.normal(size=(9, 2, 3))
+    target = rng.normal(size=(9, 2, 2))
+    resets = np.zeros((9, 2), bool)
+    resets[[4, 0, 6], [0, 1, 1]] = True
+
+    def part(steps, fresh=True):
+        return Batch(x[steps], target[steps], None, fresh, options={"resets": resets[steps]})
+
+    episodes = [[a[:4, 0], a[4:, 0], a[:6, 1], a[6:, 1]] for a in (x, target)]
+    apart = Sequences(*episodes, every_step=True)
+    found, expected = (
+        loop.train(model, params, data, optimizers.adam(0.1), epochs=5)
+        for data in ([part(np.s_[:])], apart)
+    )
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
+    for name, p in expected.params.items():
+        np.testing.assert_allclose(found.params[name], p, rtol=1e-9)
+    carried = evaluate(model, params, [part(np.s_[:5]), part(np.s_[5:], False)])
+    assert carried == pytest.approx(evaluate(model, params, apart), rel=1e-12)
 
 
 def test_a_loop_of_ones_own_is_train():
