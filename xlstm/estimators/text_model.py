@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,13 @@ class TextModel(NetworkEstimator):
             )
         end = self._end(codec)
         numbers = np.array(codec.encode(whole), dtype=np.int64)
+        if end is not None and end not in numbers:
+            warnings.warn(
+                f"TextModel: document_end is {self.document_end!r}, token {end}, which the text does"
+                " not have, so it is one document",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         held = int(self.validation_fraction * len(numbers))
         fitted, held_out = np.split(numbers, [len(numbers) - held])
         data = Streams.of_tokens(fitted, self.batch_size, self.length, end)
