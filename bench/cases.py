@@ -30,6 +30,7 @@ class Case:
     num_layers: int = 1
     bidirectional: bool = False
     ragged: bool = False  # sequences of T/4 to T steps
+    reset: float = 0.0  # the share of steps before which the state is reset
     train: bool = True  # forward and backward, else a forward pass that keeps nothing
     second: bool = False  # a product with the Hessian by the parameters, else the gradient
 
@@ -42,6 +43,13 @@ class Case:
         if not self.ragged:
             return None
         return np.random.default_rng(1).integers(self.T // 4, self.T + 1, self.B)
+
+    @property
+    def resets(self) -> np.ndarray | None:
+        """Booleans (T, B), or None."""
+        if not self.reset:
+            return None
+        return np.random.default_rng(2).random((self.T, self.B)) < self.reset
 
     @property
     def options(self) -> dict[str, object]:
@@ -65,10 +73,10 @@ def ours(case: Case) -> Callable[[], None]:
     layer = case.layer_of()
     params = layer.init(0, "numpy", case.dtype)
     x, dy = case.arrays()
-    lengths = case.lengths
+    steps = {"lengths": case.lengths, "resets": case.resets}
 
     def run(params: Any = params) -> Any:
-        _, _, saved = layer.forward(params, x, lengths=lengths, train=case.train)
+        _, _, saved = layer.forward(params, x, **steps, train=case.train)
         if case.train:
             return None, layer.backward(params, saved, dy)[0]
 

@@ -4,21 +4,25 @@
 
 CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both directions), forward
 and backward; lengths, the same of an LSTM over sequences of T/4 to T steps, which PyTorch packs and
-unpacks; inference, an LSTM forward alone; and sequences, the gradients of single sequences by one
-backward pass of an LSTM beside a plain backward pass and as many passes as sequences; all by
-default. On a GPU, `bench.cudnn` times layers.
+unpacks; resets, the same of LSTM, GRU, mLSTM and two blocks of an xLSTM whose states are reset
+before one step in 32, beside them without resets, and beside PyTorch's loop over steps with masks;
+inference, an LSTM forward alone; and sequences, the gradients of single sequences by one backward
+pass of an LSTM beside a plain backward pass and as many passes as sequences; all by default. On a
+GPU, `bench.cudnn` times layers.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict
+import itertools
+from dataclasses import asdict, replace
 
 from bench import cases, peers, run
 from bench.cases import LARGE, Case
 from xlstm.cli.bench import SIZES
 
-CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference", "sequences")
+CASES = ("lstm", "gru", "rnn", "stack", "lengths", "resets", "inference", "sequences")
+MIDDLE = ((128, 32, 64, 64), (64, 16, 128, 128))
 
 
 def main() -> None:
@@ -28,7 +32,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     for name in options.cases or CASES:
-        layer = name if name in ("gru", "rnn") else "lstm"
+        layers = [name if name in ("gru", "rnn") else "lstm"]
         title = f"{name} forward + backward"
         shapes = (*SIZES, LARGE)
         others = peers.CPU
@@ -42,6 +46,11 @@ def main() -> None:
             shapes = [size for size in SIZES if size.B > 1]  # one sequence has one length
             others = ("torch",)
             settings = {"ragged": True}
+        elif name == "resets":
+            title = "resets"
+            layers = ["lstm", "gru", "mlstm", "xlstm"]
+            shapes = MIDDLE
+            settings = {"reset": 1 / 32}
         elif name == "inference":
             title = "lstm inference"
             others = (*peers.CPU, "onnxruntime")
@@ -50,7 +59,9 @@ def main() -> None:
             title = "lstm backward, per sequence"
             shapes = [size for size in SIZES if size.B > 1]
         run.start(title)
-        for shape in shapes:
+        for layer, shape in itertools.product(layers, shapes):
+            if layer == "xlstm":
+                settings["num_layers"] = 2  # an mLSTM and an sLSTM block
             case = Case(layer, *shape, **settings)
             theirs = {other: functools.partial(peers.PEERS[other], case) for other in others}
             ours = cases.ours(case)
@@ -59,6 +70,14 @@ def main() -> None:
                 theirs = {
                     "plain": functools.partial(cases.backward, case),
                     "B passes": functools.partial(cases.backward, case, alone=True),
+                }
+            if name == "resets":
+                title = f"{layer} forward + backward with resets"
+                plain = cases.ours(replace(case, reset=0.0))
+                theirs = {
+                    "plain": lambda plain=plain: plain,
+                    "plain, NumPy alone": lambda plain=plain: cases.without_compiling(plain),
+                    "torch": theirs["torch"],
                 }
             run.beside(title, str(case), ours, theirs, options, case=asdict(case))
 

@@ -35,15 +35,31 @@ def torch_call(case: Case) -> Call:
     torch = module("torch")
     torch.set_num_threads(cores.threads())
     dtype = getattr(torch, case.dtype)
-    kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.layer]
+    kinds = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+    if case.layer not in kinds:
+        raise MissingError(f"torch.nn has no {case.layer}")
+    kind = kinds[case.layer]
     layer = kind(case.D, case.H, dtype=dtype, **case.options)
     x, dy = (torch.tensor(a, dtype=dtype) for a in case.arrays())
     x.requires_grad_(case.train and not case.second)
     weights = list(layer.parameters())
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
     rnn = torch.nn.utils.rnn
+    stays = None if case.resets is None else torch.tensor(~case.resets[..., None], dtype=dtype)
+
+    def with_resets() -> Any:
+        state = None
+        outputs = []
+        for inputs, factor in zip(x.split(1), stays, strict=True):
+            if state is not None:
+                state = factor * state if case.layer == "gru" else tuple(factor * s for s in state)
+            y, state = layer(inputs, state)
+            outputs.append(y)
+        return torch.cat(outputs)
 
     def forward() -> Any:
+        if stays is not None:
+            return with_resets()
         if lengths is None:
             return layer(x)[0]
         packed, _ = layer(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))

@@ -28,7 +28,7 @@ def test_rows_of_several_arrays(be, rng, dtype):
 
 def test_a_row_that_there_is_not(be):
     places = be.asarray(np.array([1, 2, 0]))
-    (found,) = gather(be.xp, [be.asarray(np.ones((2, 3)))], [places], zeros=1)
+    (found,) = gather(be.xp, [be.asarray(np.ones((2, 3)))], [places], zeros=range(1))
     np.testing.assert_array_equal(to_numpy(found), [[1, 1, 1], [0, 0, 0], [1, 1, 1]])
 
 

@@ -132,7 +132,11 @@ def test_tokens(tmp_path):
     np.testing.assert_array_equal(
         next(Streams.of_tokens(ids.tolist(), 2, 5).batches()).target[0], [1, 6]
     )
-    assert np.shares_memory(Streams.of_tokens(on_disk, 2, 5).x, on_disk)
+    documents = Streams.of_tokens(on_disk, 2, 5, document_end=6)
+    assert np.shares_memory(documents.x, on_disk)
+    (batch,) = documents.batches()
+    # the state is reset before the token after the end
+    np.testing.assert_array_equal(np.argwhere(batch.options["resets"]), [[2, 1]])
     (batch,) = Sequences([np.array([1, 2, 3], np.uint8), np.array([4], np.uint8)], [0, 1]).batches()
     np.testing.assert_array_equal(batch.x, [[1, 4], [2, 0], [3, 0]])
     assert batch.x.dtype == np.uint8

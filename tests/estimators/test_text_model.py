@@ -38,13 +38,16 @@ def test_a_verse_is_learnt(fitted):
 @pytest.mark.parametrize("tokens", ["characters", "bytes"])
 def test_files(tmp_path, tokens):
     text = VERSE + "über naïve Ω 🦉" * 3 + VERSE
+    options = {**FAST, "tokens": tokens, "document_end": "\n"}
     # which follow each other
-    model = TextModel(**FAST, tokens=tokens).fit([text[:500], text[500:]])
-    assert model.held_out_ == TextModel(**FAST, tokens=tokens).fit(text).held_out_
+    model = TextModel(**options).fit([text[:500], text[500:]])
+    assert model.held_out_ == TextModel(**options).fit(text).held_out_
     model.save(tmp_path / "m")
     again = TextModel.load(tmp_path / "m", "numpy")
     assert (again.tokens, again.nats(text)) == (tokens, model.nats(text))
     assert again.generate("Ω 🦉", 9, seed=1) == model.generate("Ω 🦉", 9, seed=1)
+    again.set_params(batch_size=1, length=200)  # each line is read from the initial state
+    assert again.nats(VERSE[:127]) == pytest.approx(again.nats(VERSE[:43]), rel=1e-6)
 
 
 def test_a_tokenizer(tmp_path):
@@ -53,11 +56,16 @@ def test_a_tokenizer(tmp_path):
     made = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({w: k for k, w in enumerate([*words, "?"])}, "?")
     )
+    made.add_special_tokens(["<|end|>"])
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     file = tmp_path / "tokenizer.json"
     made.save(str(file))
-    model = TextModel(**FAST, tokens=file).fit(VERSE)
-    assert model.vocab_size_ == len(words) + 1
+    for end in ("hamlet", "to be"):
+        with pytest.raises(ValueError, match=f"document_end is '{end}', expected one of the 12"):
+            TextModel(**FAST, tokens=file, document_end=end).fit(VERSE)
+    with pytest.warns(RuntimeWarning, match=r"'<\|end\|>', token 11, which the text does not have"):
+        model = TextModel(**FAST, tokens=file, document_end="<|end|>").fit(VERSE)
+    assert model.vocab_size_ == len(words) + 2
     model.save(tmp_path / "model.safetensors")
     file.unlink()  # the vocabulary is in the model's file
     assert TextModel.load(tmp_path / "model.safetensors", "numpy").nats(VERSE) == model.nats(VERSE)
@@ -87,6 +95,7 @@ def test_a_warm_start_needs_the_same_sizes_and_tokens():
             r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2",
         ),
         ({"dropout": 2.0}, VERSE, "dropout is 2.0"),
+        ({"document_end": 16}, VERSE, "document_end is 16, expected at most 15"),
         (
             {"tokens": "bytes"},
             ["a", VERSE + "\ud800"],

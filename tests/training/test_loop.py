@@ -10,7 +10,7 @@ import pytest
 import xlstm
 from tests.training import runs
 from xlstm import losses
-from xlstm.data import Batch, Streams, Windows
+from xlstm.data import Batch, Sequences, Streams, Windows
 from xlstm.interop.torch import to_torch
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Clip, Step, TrainStep, evaluate, loop, optimizers
@@ -84,6 +84,30 @@ def test_accumulated_batches_are_one_large_batch(rng):
     expected, _ = whole(whole.init(params), next(large.batches()))
     for name, p in expected.params.items():
         np.testing.assert_allclose(state.params[name], p, rtol=1e-10, atol=1e-14)
+
+
+def test_episodes_in_one_sequence_are_sequences_of_their_own(rng):
+    model = SequenceModel(xlstm.LSTM(3, 4), 2)
+    params = model.init(0, "numpy", "float64")
+    x = rng.normal(size=(9, 2, 3))
+    target = rng.normal(size=(9, 2, 2))
+    resets = np.zeros((9, 2), bool)
+    resets[[4, 0, 6], [0, 1, 1]] = True
+
+    def part(steps, fresh=True):
+        return Batch(x[steps], target[steps], None, fresh, options={"resets": resets[steps]})
+
+    episodes = [[a[:4, 0], a[4:, 0], a[:6, 1], a[6:, 1]] for a in (x, target)]
+    apart = Sequences(*episodes, every_step=True)
+    found, expected = (
+        loop.train(model, params, data, optimizers.adam(0.1), epochs=5)
+        for data in ([part(np.s_[:])], apart)
+    )
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
+    for name, p in expected.params.items():
+        np.testing.assert_allclose(found.params[name], p, rtol=1e-9)
+    carried = evaluate(model, params, [part(np.s_[:5]), part(np.s_[5:], False)])
+    assert carried == pytest.approx(evaluate(model, params, apart), rel=1e-12)
 
 
 def test_a_loop_of_ones_own_is_train():

@@ -53,7 +53,7 @@ def cases():
         {"callbacks": [training.Clip(0.5)]},
     )
     language = xLSTMLanguageModel(xLSTMStack(8, 2, [1], 2, dropout=0.2), 11, embedding_dropout=0.1)
-    yield "carried states", language, Streams.of_tokens(TEXT, 5, 16), {}
+    yield "carried states", language, Streams.of_tokens(TEXT, 5, 16, document_end=3), {}
     large = xLSTMLarge(8, 2, num_heads=2)
     tirex = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **WIDER)
     yield (

@@ -55,7 +55,7 @@ extern "C" __global__ void xlstm_gather(const Sources all, int size) {{
 
 
 def gather(
-    xp: Namespace, arrays: Sequence[Array], places: Sequence[Array], zeros: int = 0
+    xp: Namespace, arrays: Sequence[Array], places: Sequence[Array], zeros: range = range(0)
 ) -> list[Array]:
     """Return the rows of each array at its places.
 
@@ -67,8 +67,8 @@ def gather(
         They have one dtype.
     places : sequence of int64 array (M,)
         Numbers of rows, for each array.
-    zeros : int
-        The places of so many arrays, the first ones, may be N, which gives a row of zeros.
+    zeros : range
+        The numbers of the arrays whose places may be N, which gives a row of zeros.
 
     Returns
     -------
@@ -79,8 +79,10 @@ def gather(
         if gathered is not None:
             return gathered
     if zeros:
-        ended = [concat(xp, (a, filled(xp, a, 0.0, 1, 0)), 0) for a in arrays[:zeros]]
-        arrays = [*ended, *arrays[zeros:]]
+        arrays = [
+            concat(xp, (a, filled(xp, a, 0.0, 1, 0)), 0) if k in zeros else a
+            for k, a in enumerate(arrays)
+        ]
     return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
 
 

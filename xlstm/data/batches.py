@@ -41,7 +41,8 @@ class Batch(NamedTuple):
     lengths : whole numbers (B,), optional
         Lengths of the sequences, where they differ.
     options : dict of str to array, optional
-        Further arguments of the model's `forward`, on the host, such as `groups` of a TiRex-2.
+        Further arguments of the model's `forward`, on the host, such as `groups` of a TiRex-2, an
+        entry for each sequence. `resets` are booleans (T, B), time first for every model.
     part : Part, optional
         Which part of a larger batch this is, where `distributed.Shard` has cut it.
     """
@@ -180,20 +181,32 @@ class Streams:
         Number B of streams.
     length : int
         Steps T in a batch.
+    document_end : int, optional
+        The token that ends a document. The state after it is that before the first step: batches
+        have the option `resets`.
 
     Raises
     ------
     TypeError, ValueError
-        Shapes do not go together, numbers are not finite, or there are too few rows.
+        Shapes do not go together, numbers are not finite, or there are too few rows. There is a
+        `document_end`, but x are no tokens.
     """
 
     x: Host = field(repr=False)
     target: Host = field(repr=False)
     batch_size: int
     length: int
+    document_end: int | None = None
 
     def __post_init__(self) -> None:
-        checks.fields(self, x=numbers, target=numbers, batch_size=checks.size, length=checks.size)
+        checks.fields(
+            self,
+            x=numbers,
+            target=numbers,
+            batch_size=checks.size,
+            length=checks.size,
+            document_end=checks.optional(checks.size_or_0),
+        )
         if not is_input(self.x, 2) or self.target.ndim == 0 or len(self.x) != len(self.target):
             raise ValueError(
                 f"Streams: x has shape {self.x.shape} and target {self.target.shape}, expected"
@@ -206,11 +219,18 @@ class Streams:
                 f" need {need} rows or tokens, got {len(self.x)}; expected more of them, or a"
                 " smaller batch_size or length"
             )
+        if self.document_end is not None and not is_input(self.x, 1):
+            raise ValueError(
+                f"Streams: document_end is {self.document_end}, but x has shape {self.x.shape} and"
+                f" dtype {self.x.dtype}, expected tokens, whole numbers (N,)"
+            )
         finite("Streams", "x", self.x)
         finite("Streams", "target", self.target)
 
     @classmethod
-    def of_tokens(cls, tokens: Any, batch_size: int, length: int) -> Streams:
+    def of_tokens(
+        cls, tokens: Any, batch_size: int, length: int, document_end: int | None = None
+    ) -> Streams:
         """Return the streams of a text, in which the target of each token is the next one.
 
         Parameters
@@ -218,7 +238,7 @@ class Streams:
         tokens : whole numbers (N,), or bytes
             The text as tokens, one token a byte where it is given as bytes. An array in a file
             (`numpy.memmap`) stays there.
-        batch_size, length : int
+        batch_size, length, document_end : int
             As for `Streams`.
 
         Returns
@@ -247,7 +267,7 @@ class Streams:
                 f"Streams: tokens has dtype {ids.dtype} and shape {ids.shape}, expected whole"
                 " numbers (N,)"
             )
-        return cls(ids[:-1], ids[1:], batch_size, length)
+        return cls(ids[:-1], ids[1:], batch_size, length, document_end)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -259,7 +279,12 @@ class Streams:
         target = self._streams(self.target)
         for start in range(0, len(self) * self.length, self.length):
             steps = slice(start, start + self.length)
-            yield Batch(x[steps], target[steps], None, fresh=start == 0)
+            options = None
+            if self.document_end is not None:
+                # The first row of all has no row before it, but its batch is fresh.
+                before = x[np.arange(start, steps.stop) - 1]
+                options = {"resets": before == self.document_end}
+            yield Batch(x[steps], target[steps], None, start == 0, options=options)
 
     def _streams(self, rows: Host) -> Host:
         """Return rows (N, ...) as streams side by side, (N/B, B, ...)."""

@@ -93,7 +93,9 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     if "groups" in options:
         own = _whole_groups(to_numpy(options["groups"]), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
-    options = {name: value[own] for name, value in options.items()}
+    options = {
+        name: value[:, own] if name == "resets" else value[own] for name, value in options.items()
+    }
     steps = (slice(None),) if timed else ()
     some = _compared(batch.target, timed, B, number)
     mine = batch._replace(x=batch.x[:, own], target=batch.target[*steps, own], options=options)

@@ -36,6 +36,14 @@ class Codec:
         """Return the text of tokens."""
         raise NotImplementedError
 
+    def token(self, text: str) -> int | None:
+        """Return the token that stands for a text by itself; None if there is none."""
+        try:
+            tokens = self.encode(text)
+        except ValueError:
+            return None
+        return tokens[0] if len(tokens) == 1 else None
+
 
 class Numbers(Codec):
     """Tokens written out, "3 1 4" or "3,1,4"."""
@@ -118,6 +126,16 @@ class Tokenizer(Codec):
     def encode(self, text: str) -> list[int]:
         with self._errors("cannot encode the prompt"):
             return list(self._inner.encode(text).ids)
+
+    def token(self, text: str) -> int | None:
+        with self._errors("cannot encode a token"):
+            token = self._inner.token_to_id(text)
+            if token is not None:
+                return int(token)
+            tokens = self._inner.encode(text, add_special_tokens=False).ids
+            # a text that is not known may become a token that stands for all such texts
+            is_it = len(tokens) == 1 and self._inner.decode(tokens) == text
+            return tokens[0] if is_it else None
 
     def decode(self, tokens: list[int]) -> str:
         with self._errors("cannot decode tokens"):

@@ -75,7 +75,7 @@ def before(xp: Namespace, hs: Array, widths: Widths) -> Array:
     if len(widths) == 1:
         return hs[:N, ...]
     starts = starts_of(tuple(widths))
-    n = np.diff(starts)
+    n = starts[1:] - starts[:-1]
     starts = starts[:-1]
     # The rows of step t begin in hs where those of step t - 1 do in y.
     back = starts - np.concatenate(([0], starts[:-1] + widths[0][1]))

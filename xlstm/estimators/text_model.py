@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,10 @@ class TextModel(NetworkEstimator):
         Further options of the layer.
     tokens : "characters", "bytes", or path
         Tokens are the characters of the text, the bytes of its UTF-8, or those of a tokenizer.json.
+    document_end : str or int, optional
+        The token after which a document ends: a str is its text, an int its number. The state after
+        it is that before the first step, in `fit`, `nats`, `perplexity` and `score`. `stream` and
+        `generate` take a prompt and what follows it as one document.
     batch_size : int
         Number of parallel streams.
     length : int
@@ -116,6 +121,7 @@ class TextModel(NetworkEstimator):
     hidden_size: int = 256
     embedding_size: int = 64
     tokens: AnyPath = "characters"
+    document_end: str | int | None = None
     batch_size: int = 64
     length: int = 128
     steps: int = 800
@@ -157,10 +163,18 @@ class TextModel(NetworkEstimator):
                 f"TextModel: tokens is {self.tokens!r}, expected those of before, {kind!r}, or"
                 " warm_start=False"
             )
+        end = self._end(codec)
         numbers = np.array(codec.encode(whole), dtype=np.int64)
+        if end is not None and end not in numbers:
+            warnings.warn(
+                f"TextModel: document_end is {self.document_end!r}, token {end}, which the text does"
+                " not have, so it is one document",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         held = int(self.validation_fraction * len(numbers))
         fitted, held_out = np.split(numbers, [len(numbers) - held])
-        data = Streams.of_tokens(fitted, self.batch_size, self.length)
+        data = Streams.of_tokens(fitted, self.batch_size, self.length, end)
         model = self._model(codec.size)
         home = backend_of(self.backend, self.dtype)
         if again:
@@ -254,7 +268,7 @@ class TextModel(NetworkEstimator):
             )
         streams = max(1, min(self.batch_size, (len(numbers) - 1) // self.length))
         length = min(self.length, (len(numbers) - 1) // streams)
-        data = Streams.of_tokens(numbers, streams, length)
+        data = Streams.of_tokens(numbers, streams, length, self._end(self.codec_))
         return float(evaluate(self.model_, self.params_, data))
 
     def _codec(self, whole: str) -> tuple[str, text.Codec]:
@@ -269,6 +283,20 @@ class TextModel(NetworkEstimator):
                 f"TextModel: tokens is {path}, expected 'characters', 'bytes' or a tokenizer.json"
             )
         return "tokenizer", text.Tokenizer(path)
+
+    def _end(self, codec: text.Codec) -> int | None:
+        """Return the token that `document_end` names."""
+        end = self.document_end
+        if not isinstance(end, str):
+            check = checks.optional(checks.whole(0, codec.size - 1))
+            return check("TextModel", "document_end", end)  # type: ignore[no-any-return]
+        token = codec.token(end)
+        if token is None:
+            raise ValueError(
+                f"TextModel: document_end is {checks.shown(end)}, expected one of the"
+                f" {codec.size} tokens, as text or by its number"
+            )
+        return token
 
     def _model(self, vocab_size: int) -> xLSTMLanguageModel:
         sizes: dict[str, Any] = {"input_size": self.embedding_size, "hidden_size": self.hidden_size}

@@ -327,8 +327,8 @@ class Recurrent(SequenceLayer):
             outputs = []
             for sublayer in directions:
                 start: Sequence[Array] = [s[len(ends), ...].T for s in state]
-                if packing.order is not None and (packing.parts is not None or not span.rest):
-                    start = packing.sort(xp, start, sublayer.cell.REST)
+                if packing.order is not None:
+                    start = packing.sort(xp, start, sublayer.cell.REST, span.rest)
                 masks = self._masks(xp, packing, rng, start, rows) if self._masked else NO_MASKS
                 w = dict(
                     zip(sublayer.names, map(p.__getitem__, sublayer.names.values()), strict=True)
@@ -368,8 +368,8 @@ class Recurrent(SequenceLayer):
                 if dh is not None and sublayer.reverse:
                     dh = packing.mirror(xp, dh)
                 dend: Sequence[Array] = [s[at + d, ...].T for s in dstate]
-                if packing.parts is not None or not rest:
-                    dend = packing.sort(xp, dend)
+                if packing.order is not None:
+                    dend = packing.sort(xp, dend, equal=rest)
                 dw, below, starts[at + d] = run_bwd(layer_tape.tape, dh, dend, packing)
                 grads |= {sublayer.names[last]: g for last, g in dw.items()}
                 if sublayer.reverse:

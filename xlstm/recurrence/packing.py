@@ -113,15 +113,22 @@ class Packing:
         return gather(xp, [rows], [self._indices(xp, rows).mirror])[0]
 
     def sort(
-        self, xp: Namespace, states: Sequence[Array], rest: Sequence[float] | None = None
+        self,
+        xp: Namespace,
+        states: Sequence[Array],
+        rest: Sequence[float] | None = None,
+        equal: bool = False,
     ) -> Sequence[Array]:
         """Return states (F, B) with their columns in the packed order.
 
         They are initial states, with `rest` where a part begins from the state before the first
-        step, or without it gradients of final states.
+        step, or without it gradients of final states. Where all columns are `equal`, those of any
+        sequence will do.
         """
-        if self.order is None:
+        if self.order is None or (equal and self.parts is None):
             return states
+        if equal:
+            return [self.by_sequence(xp, s) for s in states]
         at = self._indices(xp, states[0])
         rows = [s.T for s in states]
         if self.parts is not None:
@@ -147,7 +154,9 @@ class Packing:
         at = self._indices(xp, rows)
         ends = [s.T for states in columns for s in states]
         places = [at.unpack, *[at.initial_bwd if backward else at.final] * len(ends)]
-        zeros = 1 if self.parts is None else len(places)
+        # No row lies past an end where there are no lengths, and each sequence has a final state.
+        missing = backward and self.parts is not None
+        zeros = range(int(self.lengths is None), len(places) if missing else 1)
         steps, *ends = gather(xp, [rows, *ends], places, zeros=zeros)
         left = iter(ends)
         return reshape(steps, shape), [[next(left).T for _ in states] for states in columns]

@@ -272,12 +272,14 @@ class Feed:
         if mask is not None:
             weight = float(np.sum(to_numpy(mask))) * math.prod(target.shape[mask.ndim :])
             mask = self.home.asarray(mask)
+        options = dict(batch.options or {})
         if getattr(self.model, "batch_first", False):
             x = self._swapped(x)
+            if options.get("resets") is not None:
+                options["resets"] = to_numpy(options["resets"]).T
             if timed:
                 target = self._swapped(target)
                 mask = None if mask is None else self._swapped(mask)
-        options = dict(batch.options or {})
         if batch.lengths is not None:
             options["lengths"] = batch.lengths
         total = weight if batch.part is None else batch.part.total
