@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks, rows
+from xlstm.arrays import checks, invariance, rows
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.dual import deepest, depth_of
 from xlstm.arrays.fills import filled_at_once
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, plain_namespace, widened
 from xlstm.arrays.random import Seed
+from xlstm.layers import one_by_one
 from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
 
@@ -119,7 +120,13 @@ class SequenceLayer(Module):
         return y[0, ...], end
 
     def __call__(
-        self, params: Params, x: Array, state: Any = None, *, lengths: Any = None
+        self,
+        params: Params,
+        x: Array,
+        state: Any = None,
+        *,
+        lengths: Any = None,
+        batch_invariant: bool | None = None,
     ) -> WithState:
         """Run over a batch of sequences for inference, without masks, and keep nothing.
 
@@ -131,7 +138,9 @@ class SequenceLayer(Module):
         state : tuple
             Final state.
         """
-        y, end, _ = self.forward(params, x, state, False, lengths=lengths)
+        y, end, _ = self.forward(
+            params, x, state, False, lengths=lengths, batch_invariant=batch_invariant
+        )
         return y, end
 
     def forward(
@@ -145,6 +154,7 @@ class SequenceLayer(Module):
         seed: Seed | None = None,
         keep: bool | None = None,
         groups: Any = None,
+        batch_invariant: bool | None = None,
     ) -> tuple[Array, State, Saved | None]:
         """Run over a batch of sequences.
 
@@ -172,6 +182,10 @@ class SequenceLayer(Module):
             keep=True` gradients are those of the model without masks.
         groups : object, optional
             Sequences that belong together, in a layer that lets them see each other; see `Span`.
+        batch_invariant : bool, optional
+            Whether each sequence runs by itself, so that its results here and in `backward` do not
+            depend on the batch that it is in, bit for bit. `saved.sequences` then has what each of
+            them kept. By default as in the context `xlstm.batch_invariant()`, and False without.
 
         Returns
         -------
@@ -187,12 +201,16 @@ class SequenceLayer(Module):
         ------
         ValueError, TypeError
             An array is missing, misshapen, or of another library, device or dtype than the rest;
-            lengths are not whole numbers from 0 to T; a seed is needed and missing.
+            lengths are not whole numbers from 0 to T; a seed is needed and missing;
+            `batch_invariant` is True where sequences see each other or share drawn masks.
         """
+        where = type(self).__name__
+        alone = invariance.asked(where, batch_invariant)
         if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
             masked = {"lengths": lengths, "seed": seed, "keep": keep, "groups": groups}
-            return views.run(self.forward, params, x, state, train, **masked)  # type: ignore[no-any-return]
-        where = type(self).__name__
+            return views.run(  # type: ignore[no-any-return]
+                self.forward, params, x, state, train, batch_invariant=alone, **masked
+            )
         keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         if groups is not None and not self._has_groups:
             raise TypeError(
@@ -201,11 +219,19 @@ class SequenceLayer(Module):
             )
         params, x, start, span = self.begin(params, x, state, lengths, groups)
         span.keep = keep
-        if train and self.random:
+        random = train and self.random
+        if alone and (random or groups is not None):
+            why = "masks are drawn for a whole batch" if random else "groups are not None"
+            raise ValueError(f"{where}: batch_invariant is True, expected False, as {why}")
+        if random:
             span.rng = masks(where, seed)
         elif seed is not None:
             checks.seed(where, "seed", seed)
-        y, end, saved = self.run(params, x, start, span)
+        y, end, saved = (
+            one_by_one.run(self, params, x, start, span)
+            if alone and span.B
+            else self.run(params, x, start, span)
+        )
         if self.batch_first:
             y = self._swap(span.xp, y)
         return y, end, Saved(self, tuple(y.shape), saved, span, device_of(y)) if keep else None
@@ -293,21 +319,32 @@ class SequenceLayer(Module):
         end = None
         if dstate is not None:
             end = complete(where, xp, "dstate", dstate, self.states, span.B, params, zero=True)
-        grads, dx, start = self.run_bwd(params, saved.kept, dy, end, span)
+        grads, dx, start = (
+            one_by_one.run_bwd(self, xp, params, saved.kept, dy, end, span.T)
+            if isinstance(saved.kept, one_by_one.Apart)
+            else self.run_bwd(params, saved.kept, dy, end, span)
+        )
         return {name: grads[name] for name in params}, self._swap(xp, dx), start
 
-    def step(self, params: Params, x: Array, state: Any = None) -> WithState:
+    def step(
+        self, params: Params, x: Array, state: Any = None, *, batch_invariant: bool | None = None
+    ) -> WithState:
         """Run one time step, for streaming: return y (B, O) and the state after it, from x (B, D)
         and that before it.
+
+        `batch_invariant` is as in `forward`.
 
         Raises
         ------
         ValueError
             The layer has a reverse direction, which begins at the end of the sequence.
         """
-        if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
-            return views.run(self.step, params, x, state)  # type: ignore[no-any-return]
         where = type(self).__name__
+        alone = invariance.asked(where, batch_invariant)
+        if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
+            return views.run(  # type: ignore[no-any-return]
+                self.step, params, x, state, batch_invariant=alone
+            )
         if self.directions != ("",):
             raise ValueError(
                 f"{where}: step goes forward in time, the reverse direction needs the whole"
@@ -316,7 +353,15 @@ class SequenceLayer(Module):
         xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x, True)
         start = complete(where, xp, "state", state, self.states, x.shape[0], params)
+        if alone and x.shape[0]:
+            return one_by_one.run_step(self, xp, params, x, start)
         return self.run_step(xp, params, x, start)
+
+    @cached_property
+    def batch_axes(self) -> State:
+        """The axis of sequences of every array of the state, nested as that is."""
+        leaves = flat("", "state", None, self.states)
+        return nested(self.states, (len(leaf.before) for _, leaf, _ in leaves))
 
     @cached_property
     def _sizes(self) -> dict[str, tuple[int | None, ...]]:

@@ -200,6 +200,7 @@ class TiRex2(PatchNetwork):
         groups: Any = None,
         targets: Any = None,
         known: Any = None,
+        batch_invariant: bool | None = None,
     ) -> tuple[Array, State, Saved | None]:
         """Run over a batch of rows of tokens.
 
@@ -208,7 +209,7 @@ class TiRex2(PatchNetwork):
         params : dict
         x : array (B, T, 2P)
             Tokens.
-        state, train, lengths, seed, keep
+        state, train, lengths, seed, keep, batch_invariant
             As of `LSTM.forward`.
         groups : whole numbers (B,), optional
             The group of each row: rows with the same number see each other. By default each row is
@@ -236,7 +237,15 @@ class TiRex2(PatchNetwork):
         if together is not None and lengths is not None:
             raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
         return super().forward(
-            params, x, state, train, lengths=lengths, seed=seed, keep=keep, groups=together
+            params,
+            x,
+            state,
+            train,
+            lengths=lengths,
+            seed=seed,
+            keep=keep,
+            groups=together,
+            batch_invariant=batch_invariant,
         )
 
     def _groups(
