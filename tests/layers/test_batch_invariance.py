@@ -1,86 +1,16 @@
-"""Results of a sequence that do not depend on its batch, of everything that goes through time."""
+"""Results that do not depend on the batch, and their refusals; `tests/engines/test_batch_sizes.py`
+compares bits.
+"""
 
 import numpy as np
 import pytest
 
 import xlstm
-from tests.conftest import make_backend
-from tests.layers.test_contract import SEQUENCES, everywhere, leaves, like
-from tests.registry import EVERY, flat, given, state_of, steps, time_axis
+from tests.layers.test_contract import SEQUENCES
+from tests.registry import given
 from xlstm.arrays.convert import to_numpy
-from xlstm.engines.numba import jit
 
-WIDE = [
-    xlstm.LSTM(1, 50),
-    xlstm.GRU(16, 40, 2, bidirectional=True),
-    xlstm.sLSTM(32, 64, num_heads=4),
-    xlstm.mLSTM(32, 64, num_heads=4),
-    xlstm.xLSTMStack(64, 2, [1], 2),
-]
-T = 12
 ON = {"batch_invariant": True}
-
-
-def results(layer, be, data, lengths, chosen, length):
-    """All results of some of the sequences, cut after `length` steps, by name, with sequences first
-    and then time.
-    """
-    time = time_axis(layer)
-    of_y = (0,) if getattr(layer, "last", False) else (1 - time, time)
-    of_states = [(len(leaf.before),) for leaf in leaves(layer.states)]
-    params, x, dy, *states = data
-
-    def part(array, axes):
-        array = np.take(to_numpy(array), chosen, axes[0])
-        array = np.take(array, range(length), axes[1]) if len(axes) == 2 else array
-        return be.asarray(array, str(array.dtype))
-
-    x = part(x, (1 - time, time))
-    state, dend = (like(s, map(part, flat(s), of_states)) for s in states)
-    options = {"lengths": lengths[chosen], **ON}
-    y, end, saved = layer.forward(params, x, state, False, keep=True, **options)
-    grads, dx, start = layer.backward(params, saved, part(dy, of_y), dend, per_sequence=True)
-    named = {name: (g, (0,)) for name, g in grads.items()}
-    inferred, last = layer(params, x, state, **options)
-    named |= {"y": (y, of_y), "inferred": (inferred, of_y), "dx": (dx, (1 - time, time))}
-    after = ()
-    if steps(layer):
-        first, after = layer.step(params, x[:, 0, ...] if time else x[0, ...], state, **ON)
-        named["step"] = first, (0,)
-    for name, arrays in {"end": end, "dstart": start, "last": last, "after": after}.items():
-        pairs = zip(flat(arrays), of_states, strict=False)
-        named |= {f"{name} {k}": pair for k, pair in enumerate(pairs)}
-    return {
-        name: np.moveaxis(to_numpy(a), axes, range(len(axes)))
-        for name, (a, axes) in named.items()
-        if a is not None
-    }
-
-
-@everywhere([*SEQUENCES, *WIDE])
-def test_bits_do_not_depend_on_the_batch(monkeypatch, be, rng, layer):
-    """Neither on its size, its order and its padding, nor on what else is in it."""
-    others = [(be, "0")] if layer in EVERY or be.name != "numpy" else []
-    ways = [(make_backend("numpy", f), c) for f in ("float32", "float64") for c in ("0", "1")]
-    for way, compiled in ways if be.name == "numpy" else others:
-        if compiled == "1" and jit.failure():
-            continue
-        monkeypatch.setenv(jit.VARIABLE, compiled)
-        B = int(rng.integers(2, 41))
-        lengths = rng.integers(0, T + 1, B)
-        params, x, state = given(layer, way, rng, T, B)
-        y, _ = layer(params, x)
-        dy = rng.standard_normal(y.shape).astype(way.dtype)
-        data = params, x, dy, state, state_of(layer, way, rng, B)
-        whole = results(layer, way, data, lengths, np.arange(B), T)
-        for n in (1, rng.integers(1, B)):
-            chosen = rng.permutation(B)[:n]
-            length = max(1, *lengths[chosen])
-            for name, a in results(layer, way, data, lengths, chosen, length).items():
-                expected = whole[name][chosen]
-                if a.shape != expected.shape:
-                    expected = expected[:, :length]
-                np.testing.assert_array_equal(a, expected, f"{layer}, {name}")
 
 
 def test_it_is_asked_for_by_an_argument_or_a_context(be, rng):

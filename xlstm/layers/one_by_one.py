@@ -1,7 +1,7 @@
 """Passes that run each sequence of a batch by itself, so that its results do not depend on the
 others.
 
-A sequence runs as a batch of one, without the steps past its end, from copies that lie in memory as
+A sequence runs as a batch of one, without the steps past its end, on copies that lie in memory as
 those of any batch do. So every product has the same shape, and every sum the same order, whatever
 the batch is.
 """
@@ -9,7 +9,7 @@ the batch is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xlstm.arrays import rows
@@ -27,19 +27,20 @@ class Apart(NamedTuple):
 
 
 def run(layer: Any, p: Params, x: Array, state: Any, span: Span) -> tuple[Array, Any, Apart]:
-    """Run `layer.run` over each sequence of x (T, B, ...), as that does over all."""
-    xp = span.xp
-    ys = []
-    ends = []
+    """Run `layer.run` over each sequence of x (T, B, ...), as that does over all of them."""
     sequences = []
-    for b, alone in enumerate(_spans(span)):
-        start = _cut_state(layer, xp, state, b)
-        y, end, kept = layer.run(p, _cut(xp, x, b, 1, alone.T), start, alone)
-        ys.append(y)
-        ends.append(end)
-        if span.keep:
-            sequences.append(Saved(layer, tuple(y.shape), kept, alone))
-    return _join_output(layer, xp, ys, span.T), _join_states(layer, xp, ends), Apart(sequences)
+
+    def run_one(b: int, x: Array, state: Any) -> tuple[Array, Any]:
+        n = int(span.lengths[b])
+        # one without steps has a step that does not count
+        packing = Packing.of("lengths", None if n else [0], max(1, n), 1)
+        alone = dataclasses.replace(span, packing=packing)
+        y, end, kept = layer.run(p, x[: alone.T, ...], state, alone)
+        sequences.append(Saved(layer, tuple(y.shape), kept, alone))
+        return y, end
+
+    y, end = _each(layer, span.xp, span.B, run_one, (x, state), 1, _output_axis(layer), span.T)
+    return y, end, Apart(sequences)
 
 
 def run_bwd(
@@ -47,86 +48,82 @@ def run_bwd(
 ) -> tuple[Params, Any, Any]:
     """Run `layer.run_bwd` over each sequence; gradients of parameters follow `per_sequence`."""
     grads: list[Params] = []
-    dxs = []
-    starts = []
     apart = rows.per_sequence.get() is not None
+
+    def run_one(b: int, dy: Array | None, dstate: Any) -> tuple[Any, Any]:
+        saved = kept.sequences[b]
+        alone = saved.span
+        dy = None if dy is None else dy[: alone.T, ...]
+        dw, dx, start = layer.run_bwd(p, saved.kept, dy, dstate, alone)
+        if grads and not apart:
+            others = grads.pop()
+            dw = {name: others[name] + d for name, d in dw.items()}
+        grads.append(dw)
+        return dx, start
+
     before = rows.per_sequence.set(None)
     try:
-        for b, saved in enumerate(kept.sequences):
-            alone = saved.span
-            axis = _output_axis(layer)
-            d = None if dy is None else _cut(xp, dy, b, axis, alone.T)
-            end = None if dstate is None else _cut_state(layer, xp, dstate, b)
-            dw, dx, start = layer.run_bwd(p, saved.kept, d, end, alone)
-            if grads and not apart:
-                grads = [{name: g + dw[name] for name, g in grads[0].items()}]
-            else:
-                grads.append(dw)
-            dxs.append(dx)
-            starts.append(start)
+        B = len(kept.sequences)
+        dx, start = _each(layer, xp, B, run_one, (dy, dstate), _output_axis(layer), 1, T)
     finally:
         rows.per_sequence.reset(before)
     whole = {name: stack(xp, [g[name] for g in grads]) for name in p} if apart else grads[0]
-    dx = None if dxs[0] is None else _join_steps(xp, dxs, T)
-    return whole, dx, _join_states(layer, xp, starts)
+    return whole, dx, start
 
 
-def run_step(layer: Any, xp: Namespace, p: Params, x: Array, state: Any) -> tuple[Array, Any]:
+def run_step(layer: Any, xp: Namespace, p: Params, x: Array, state: Any) -> Any:
     """Run `layer.run_step` for each sequence of x (B, ...)."""
-    pairs = [
-        layer.run_step(xp, p, _cut(xp, x, b, 0), _cut_state(layer, xp, state, b))
-        for b in range(x.shape[0])
-    ]
-    ys, ends = zip(*pairs, strict=True)
-    return concat(xp, ys, 0), _join_states(layer, xp, ends)
 
+    def run_one(b: int, x: Array, state: Any) -> Any:
+        return layer.run_step(xp, p, x, state)
 
-def _spans(span: Span) -> Iterator[Span]:
-    """Yield the span of each sequence, which ends where it does; one without steps has one that
-    does not count.
-    """
-    for n in span.lengths.tolist():
-        packing = Packing.of("lengths", None if n else [0], max(n, 1), 1)
-        yield dataclasses.replace(span, packing=packing)
-
-
-def _cut(xp: Namespace, a: Array, b: int, axis: int, steps: int | None = None) -> Array:
-    """Return a copy of sequence b along an axis, of the first steps where that is the second one.
-
-    It lies in memory in order: a view of steps that are far apart would be multiplied in another
-    way than one of steps that follow each other.
-    """
-    part = a[(*[slice(steps)] * axis, slice(b, b + 1), ...)]
-    return reshape(xp.asarray(reshape(part, (-1,)), copy=True), tuple(part.shape))
-
-
-def _cut_state(layer: Any, xp: Namespace, state: Any, b: int) -> Any:
-    axes = leaves_by_path(layer.batch_axes)
-    return mapped(state, lambda path, a: _cut(xp, a, b, axes[path]))
-
-
-def _join_states(layer: Any, xp: Namespace, states: Sequence[Any]) -> Any:
-    by_path = [leaves_by_path(state) for state in states]
-    return mapped(
-        layer.batch_axes, lambda path, axis: concat(xp, [leaves[path] for leaves in by_path], axis)
-    )
+    return _each(layer, xp, x.shape[0], run_one, (x, state), 0, 0)
 
 
 def _output_axis(layer: Any) -> int:
-    """Return the axis of sequences of y, which has one of steps before it unless it is that of the
-    last step alone.
+    """Return the axis of sequences of y, the first one where there is no axis of steps."""
+    return int("T" in layer.output_dims(1, 1))
+
+
+def _each(
+    layer: Any,
+    xp: Namespace,
+    B: int,
+    call: Callable[[int, Array, Any], Any],
+    arrays: tuple[Any, Any],
+    axis: int,
+    axis_after: int,
+    T: int = 1,
+) -> Any:
+    """Return the results of `call(b, *arrays)` of each of B sequences, all together.
+
+    Both arrays and results are (x, state). The axis of sequences of x is `axis`, and that of the
+    first result is `axis_after`, before which there are T steps: it is zero past its own end.
     """
-    return 1 if "T" in layer.output_dims(1, 1) else 0
+    axes = leaves_by_path((axis, layer.batch_axes))
+
+    def cut(b: int) -> Any:
+        return mapped(arrays, lambda path, a: _sequence(xp, a, axes[path], b))
+
+    parts = [call(b, *cut(b)) for b in range(B)]
+    leaves = [leaves_by_path(part) for part in parts]
+
+    def joined(path: str, _: Array) -> Array:
+        each = [arrays[path] for arrays in leaves]
+        if path != "0":
+            return concat(xp, each, axes[path])
+        if axis_after:
+            each = [concat(xp, (a, filled(xp, a, 0.0, T - a.shape[0], 0)), 0) for a in each]
+        return concat(xp, each, axis_after)
+
+    return mapped(parts[0], joined)
 
 
-def _join_output(layer: Any, xp: Namespace, ys: Sequence[Array], T: int) -> Array:
-    return _join_steps(xp, ys, T) if _output_axis(layer) else concat(xp, ys, 0)
+def _sequence(xp: Namespace, a: Array, axis: int, b: int) -> Array:
+    """Return a copy of sequence b along an axis, which lies in memory in order.
 
-
-def _join_steps(xp: Namespace, parts: Sequence[Array], T: int) -> Array:
-    """Return arrays (steps, 1, ...) as (T, B, ...), zero past the end of each."""
-    whole = []
-    for a in parts:
-        left = T - a.shape[0]
-        whole.append(concat(xp, (a, filled(xp, a, 0.0, left, 0)), 0) if left else a)
-    return concat(xp, whole, 1)
+    A view of steps that are far apart would be multiplied in another way than one of steps that
+    follow each other.
+    """
+    part = a[(*[slice(None)] * axis, slice(b, b + 1), ...)]
+    return reshape(xp.asarray(reshape(part, (-1,)), copy=True), tuple(part.shape))
