@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import rows
 from xlstm.arrays.concat import concat, filled, stack
-from xlstm.arrays.namespace import Array, Namespace, Params, reshape
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.trees import leaves_by_path, mapped
 from xlstm.layers.module import Saved
 from xlstm.recurrence.packing import Packing, Span
@@ -28,10 +28,11 @@ class Apart(NamedTuple):
 
 def run(layer: Any, p: Params, x: Array, state: Any, span: Span) -> tuple[Array, Any, Apart]:
     """Run `layer.run` over each sequence of x (T, B, ...), as that does over all of them."""
+    lengths = iter(span.lengths.tolist())
     sequences = []
 
-    def run_one(b: int, x: Array, state: Any) -> tuple[Array, Any]:
-        n = int(span.lengths[b])
+    def run_one(x: Array, state: Any) -> tuple[Array, Any]:
+        n = next(lengths)
         # one without steps has a step that does not count
         packing = Packing.of("lengths", None if n else [0], max(1, n), 1)
         alone = dataclasses.replace(span, packing=packing)
@@ -39,45 +40,37 @@ def run(layer: Any, p: Params, x: Array, state: Any, span: Span) -> tuple[Array,
         sequences.append(Saved(layer, tuple(y.shape), kept, alone))
         return y, end
 
-    y, end = _each(layer, span.xp, span.B, run_one, (x, state), 1, _output_axis(layer), span.T)
+    y, end = each(layer, span.xp, span.B, run_one, (x, state), 1, _output_axis(layer), span.T)
     return y, end, Apart(sequences)
 
 
 def run_bwd(
-    layer: Any, xp: Namespace, p: Params, kept: Apart, dy: Array | None, dstate: Any, T: int
+    layer: Any, p: Params, kept: Apart, dy: Array | None, dstate: Any, span: Span
 ) -> tuple[Params, Any, Any]:
     """Run `layer.run_bwd` over each sequence; gradients of parameters follow `per_sequence`."""
+    xp = span.xp
+    sequences = iter(kept.sequences)
     grads: list[Params] = []
     apart = rows.per_sequence.get() is not None
 
-    def run_one(b: int, dy: Array | None, dstate: Any) -> tuple[Any, Any]:
-        saved = kept.sequences[b]
+    def run_one(dy: Array | None, dstate: Any) -> tuple[Any, Any]:
+        saved = next(sequences)
         alone = saved.span
         dy = None if dy is None else dy[: alone.T, ...]
         dw, dx, start = layer.run_bwd(p, saved.kept, dy, dstate, alone)
         if grads and not apart:
-            others = grads.pop()
-            dw = {name: others[name] + d for name, d in dw.items()}
+            sums = grads.pop()
+            dw = {name: sums[name] + d for name, d in dw.items()}
         grads.append(dw)
         return dx, start
 
     before = rows.per_sequence.set(None)
     try:
-        B = len(kept.sequences)
-        dx, start = _each(layer, xp, B, run_one, (dy, dstate), _output_axis(layer), 1, T)
+        dx, start = each(layer, xp, span.B, run_one, (dy, dstate), _output_axis(layer), 1, span.T)
     finally:
         rows.per_sequence.reset(before)
     whole = {name: stack(xp, [g[name] for g in grads]) for name in p} if apart else grads[0]
     return whole, dx, start
-
-
-def run_step(layer: Any, xp: Namespace, p: Params, x: Array, state: Any) -> Any:
-    """Run `layer.run_step` for each sequence of x (B, ...)."""
-
-    def run_one(b: int, x: Array, state: Any) -> Any:
-        return layer.run_step(xp, p, x, state)
-
-    return _each(layer, xp, x.shape[0], run_one, (x, state), 0, 0)
 
 
 def _output_axis(layer: Any) -> int:
@@ -85,31 +78,47 @@ def _output_axis(layer: Any) -> int:
     return int("T" in layer.output_dims(1, 1))
 
 
-def _each(
+def each(
     layer: Any,
     xp: Namespace,
     B: int,
-    call: Callable[[int, Array, Any], Any],
+    call: Callable[..., Any],
     arrays: tuple[Any, Any],
     axis: int,
     axis_after: int,
     T: int = 1,
 ) -> Any:
-    """Return the results of `call(b, *arrays)` of each of B sequences, all together.
+    """Return the results of `call(x, state)` for each of B sequences, all together.
 
-    Both arrays and results are (x, state). The axis of sequences of x is `axis`, and that of the
-    first result is `axis_after`, before which there are T steps: it is zero past its own end.
+    Parameters
+    ----------
+    layer : SequenceLayer
+    xp : namespace
+    B : int
+    call : function
+        It takes x and the state of one sequence, and returns what `axis_after` says and a state.
+    arrays : (array, tuple)
+        x and the state of all sequences.
+    axis, axis_after : int
+        The axis of sequences of x, and that of the first result.
+    T : int
+        Steps of the first result, where steps come first: it is zero past its own end.
     """
     axes = leaves_by_path((axis, layer.batch_axes))
 
-    def cut(b: int) -> Any:
-        return mapped(arrays, lambda path, a: _sequence(xp, a, axes[path], b))
+    def sequence(b: int) -> Any:
+        # `take` makes an array that lies in order. A view of steps that are far apart would be
+        # multiplied in another way than one of steps that follow each other.
+        return mapped(
+            arrays,
+            lambda path, a: xp.take(a, xp.arange(b, b + 1, device=device_of(a)), axis=axes[path]),
+        )
 
-    parts = [call(b, *cut(b)) for b in range(B)]
+    parts = [call(*sequence(b)) for b in range(B)]
     leaves = [leaves_by_path(part) for part in parts]
 
     def joined(path: str, _: Array) -> Array:
-        each = [arrays[path] for arrays in leaves]
+        each = [by_path[path] for by_path in leaves]
         if path != "0":
             return concat(xp, each, axes[path])
         if axis_after:
@@ -117,13 +126,3 @@ def _each(
         return concat(xp, each, axis_after)
 
     return mapped(parts[0], joined)
-
-
-def _sequence(xp: Namespace, a: Array, axis: int, b: int) -> Array:
-    """Return a copy of sequence b along an axis, which lies in memory in order.
-
-    A view of steps that are far apart would be multiplied in another way than one of steps that
-    follow each other.
-    """
-    part = a[(*[slice(None)] * axis, slice(b, b + 1), ...)]
-    return reshape(xp.asarray(reshape(part, (-1,)), copy=True), tuple(part.shape))

@@ -8,6 +8,7 @@ are given once, for all parts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
@@ -320,7 +321,7 @@ class SequenceLayer(Module):
         if dstate is not None:
             end = complete(where, xp, "dstate", dstate, self.states, span.B, params, zero=True)
         grads, dx, start = (
-            one_by_one.run_bwd(self, xp, params, saved.kept, dy, end, span.T)
+            one_by_one.run_bwd(self, params, saved.kept, dy, end, span)
             if isinstance(saved.kept, one_by_one.Apart)
             else self.run_bwd(params, saved.kept, dy, end, span)
         )
@@ -354,7 +355,8 @@ class SequenceLayer(Module):
         x = self._inner(xp, x, True)
         start = complete(where, xp, "state", state, self.states, x.shape[0], params)
         if alone and x.shape[0]:
-            return one_by_one.run_step(self, xp, params, x, start)
+            step = functools.partial(self.run_step, xp, params)
+            return one_by_one.each(self, xp, x.shape[0], step, (x, start), 0, 0)
         return self.run_step(xp, params, x, start)
 
     @cached_property
