@@ -52,11 +52,13 @@ def run_bwd(
     sequences = iter(kept.sequences)
     grads: list[Params] = []
     apart = rows.per_sequence.get() is not None
+    axis = _output_axis(layer)
 
     def run_one(dy: Array | None, dstate: Any) -> tuple[Any, Any]:
         saved = next(sequences)
         alone = saved.span
-        dy = None if dy is None else dy[: alone.T, ...]
+        if dy is not None and axis:
+            dy = dy[: alone.T, ...]
         dw, dx, start = layer.run_bwd(p, saved.kept, dy, dstate, alone)
         if grads and not apart:
             sums = grads.pop()
@@ -66,7 +68,7 @@ def run_bwd(
 
     before = rows.per_sequence.set(None)
     try:
-        dx, start = each(layer, xp, span.B, run_one, (dy, dstate), _output_axis(layer), 1, span.T)
+        dx, start = each(layer, xp, span.B, run_one, (dy, dstate), axis, 1, span.T)
     finally:
         rows.per_sequence.reset(before)
     whole = {name: stack(xp, [g[name] for g in grads]) for name in p} if apart else grads[0]
