@@ -356,7 +356,9 @@ class SequenceLayer(Module):
         start = complete(where, xp, "state", state, self.states, x.shape[0], params)
         if alone and x.shape[0]:
             step = functools.partial(self.run_step, xp, params)
-            return one_by_one.each(self, xp, x.shape[0], step, (x, start), 0, 0)
+            return one_by_one.each(  # type: ignore[no-any-return]
+                self, xp, x.shape[0], step, (x, start), 0, 0
+            )
         return self.run_step(xp, params, x, start)
 
     @cached_property
