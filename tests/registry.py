@@ -139,14 +139,26 @@ def check(layer, params, x, state=(), lengths=None, seed=3, directions=1, order=
     )
 
 
-def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, kept=False, **options):
+def run(
+    layer,
+    params,
+    x,
+    state=None,
+    lengths=None,
+    dy=None,
+    dstate=None,
+    kept=False,
+    each=False,
+    **options,
+):
     """Everything that forward and backward return, and what is kept between them, by name, on the
-    host.
+    host; gradients of parameters of `each` sequence or of all.
     """
     if through_time(layer):
         y, end, saved = layer.forward(params, x, state, lengths=lengths, **options)
         dend = end if dstate is None else dstate
-        grads, dx, start = layer.backward(params, saved, y if dy is None else dy, dend)
+        dy = y if dy is None else dy
+        grads, dx, start = layer.backward(params, saved, dy, dend, per_sequence=each)
     else:
         y, saved = layer.forward(params, x)
         end = ()

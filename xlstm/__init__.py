@@ -36,6 +36,7 @@ Backends
     available_backends                  those that run here, and why others do not
     cuda                                kernels for recurrent layers on a GPU
     workspace                           memory that is kept between calls; `release` gives it back
+    batch_invariant                     the same bits for a sequence whatever batch it is in
 
 Other libraries
     interop             weights of PyTorch, Keras, ONNX and the published xLSTM packages
@@ -67,6 +68,7 @@ __all__ = [
     "activations",
     "available_backends",
     "backend",
+    "batch_invariant",
     "checkpoint",
     "cuda",
     "data",
@@ -97,6 +99,7 @@ __all__ = [
 # Imported on first use, so that `import xlstm` stays quick.
 _NAMES = {
     "ExponentialSmoothing": "layers.smoothing",
+    "batch_invariant": "arrays.invariance",
     "hvp": "arrays.tangents",
     "jvp": "arrays.tangents",
     "mLSTM": "layers.matrix_memory",

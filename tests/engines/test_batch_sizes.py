@@ -19,6 +19,7 @@ from tests.registry import (
     flat,
     given,
     largest,
+    numbered,
     run,
     state_of,
     steps,
@@ -76,9 +77,9 @@ def data_of(layer):
     return params, x, rng.standard_normal(y.shape), state, state_of(layer, be, rng, N)
 
 
-def results(layer, be, chosen, lengths=None, length=T):
+def results(layer, be, chosen, lengths=None, length=T, **options):
     """The results of all calls with some of the sequences: by name, (the axis of sequences or None,
-    array).
+    array). Options are those of `run`, by default a seed.
     """
     time = time_axis(layer)
     last = getattr(layer, "last", False)
@@ -93,7 +94,8 @@ def results(layer, be, chosen, lengths=None, length=T):
     if lengths is not None:  # what lies past an end does not matter
         x = past(x, lengths, time, 99 if takes_tokens(layer) else np.nan)
         dy = dy if last else past(dy, lengths, time, np.nan)
-    x = be.asarray(x, str(x.dtype))
+    tokens = str(x.dtype) if takes_tokens(layer) else None
+    x = be.asarray(x, tokens)
     dy = be.asarray(dy)
     state, dend = (
         like(
@@ -105,13 +107,13 @@ def results(layer, be, chosen, lengths=None, length=T):
         )
         for s in states
     )
-    found = run(layer, params, x, state, lengths, dy, dend, seed=Same())
+    found = run(layer, params, x, state, lengths, dy, dend, **options or {"seed": Same()})
     named = {"dx": 1 - time, "y of step": 0, "y": on_y, "inferred y": on_y}
     if through_time(layer):
         y, end = layer(params, x, state, lengths=lengths)
         found |= {"inferred y": y} | {f"inferred end {k}": s for k, s in enumerate(flat(end))}
     if steps(layer):
-        y, end = layer.step(params, be.asarray(first, str(first.dtype)), state)
+        y, end = layer.step(params, be.asarray(first, tokens), state)
         found |= {"y of step": y} | {f"end of step {k}": s for k, s in enumerate(flat(end))}
     for k, axis in enumerate(on_states):
         named |= {
@@ -146,11 +148,12 @@ def alone_each(layer, ragged):
     }
 
 
+EVERYWHERE = [*(WAYS if "numpy" in BACKENDS else []), *(b for b in BACKENDS if b != "numpy")]
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("sizes", [(0, 1, 16), (2, 17), (15, 64)], ids=str)
-@pytest.mark.parametrize(
-    "way", [*(WAYS if "numpy" in BACKENDS else []), *(b for b in BACKENDS if b != "numpy")]
-)
+@pytest.mark.parametrize("way", EVERYWHERE)
 def test_a_batch_is_its_sequences(monkeypatch, rng, way, sizes, kind):
     """Outputs, states and their gradients; gradients of parameters are the sums of those of the
     sequences.
@@ -177,3 +180,37 @@ def test_a_batch_is_its_sequences(monkeypatch, rng, way, sizes, kind):
                 assert array.shape == expected.shape, f"{layer}, B = {B}, {name}"
                 limit = 1e-10 * max(1.0, largest(expected))
                 assert largest(array - expected) <= limit, f"{layer}, B = {B}, {name}"
+
+
+WIDE = [
+    xlstm.LSTM(1, 50),
+    xlstm.GRU(16, 40, 2, bidirectional=True),
+    xlstm.sLSTM(32, 64, num_heads=4),
+    xlstm.mLSTM(32, 64, num_heads=4),
+    xlstm.xLSTMStack(64, 2, [1], 2),
+]
+
+
+@pytest.mark.parametrize("layer", **numbered([*filter(through_time, TABLE), *WIDE]))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("way", EVERYWHERE)
+def test_bits_do_not_depend_on_the_batch(monkeypatch, rng, way, dtype, layer):
+    """Neither on its size, its order and its padding, nor on what else is in it."""
+    be = make_backend("numpy" if way in NUMPY else way, dtype)
+    compiled, plan = NUMPY.get(way, ("0", None))
+    monkeypatch.setenv(jit.VARIABLE, compiled)
+    if plan:
+        force(plan, monkeypatch)
+    options = {"train": False, "keep": True, "each": True}
+    chosen = rng.integers(N, size=rng.integers(2, 41))
+    with xlstm.batch_invariant():
+        batch = results(layer, be, chosen, LENGTHS[chosen], **options)
+        for some in (chosen[-1:], rng.permutation(chosen)):
+            length = max(1, *LENGTHS[some])
+            of_some = results(layer, be, some, LENGTHS[some], length, **options)
+            places = [np.flatnonzero(chosen == k)[0] for k in some]
+            for name, (axis, array) in of_some.items():
+                expected = np.take(batch[name][1], places, axis or 0)
+                if array.shape != expected.shape:  # padding
+                    expected = np.take(expected, range(length), 1 - axis)
+                np.testing.assert_array_equal(array, expected, f"{layer}, {name}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, invariance
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.dual import Dual, DualNamespace, deepest, depth_of
@@ -209,8 +209,10 @@ class Module:
         Raises
         ------
         ValueError, TypeError
-            A parameter is missing or misshapen, or arrays differ in library, device or dtype.
+            A parameter is missing or misshapen, or arrays differ in library, device or dtype; or it
+            is in the context `batch_invariant()`, which is for layers through time.
         """
+        invariance.refuse(type(self).__name__, "no axis of x is known to be that of sequences")
         if (views := self._views(params, x)) is not None:
             return views.run(self.forward, params, x)  # type: ignore[no-any-return]
         params, x = from_foreign(type(self).__name__, (params, x))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks, fuse, rows
+from xlstm.arrays import checks, fuse, invariance, rows
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.dual import deepest, depth_of
@@ -29,6 +29,7 @@ from xlstm.arrays.namespace import (
     widened,
 )
 from xlstm.arrays.random import Seed
+from xlstm.layers import alone
 from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
 from xlstm.recurrence.parts import checked_resets, resets_at
@@ -137,6 +138,7 @@ class SequenceLayer(Module):
         lengths: Any = None,
         resets: Any = None,
         cu_seqlens: Any = None,
+        batch_invariant: bool | None = None,
     ) -> WithState:
         """Run over a batch of sequences for inference, without masks, and keep nothing.
 
@@ -149,7 +151,9 @@ class SequenceLayer(Module):
             Final state.
         """
         cuts = {"resets": resets, "cu_seqlens": cu_seqlens}
-        y, end, _ = self.forward(params, x, state, False, lengths=lengths, **cuts)
+        y, end, _ = self.forward(
+            params, x, state, False, lengths=lengths, **cuts, batch_invariant=batch_invariant
+        )
         return y, end
 
     def forward(
@@ -165,6 +169,7 @@ class SequenceLayer(Module):
         seed: Seed | None = None,
         keep: bool | None = None,
         groups: Any = None,
+        batch_invariant: bool | None = None,
     ) -> tuple[Array, State, Saved | None]:
         """Run over a batch of sequences.
 
@@ -202,6 +207,10 @@ class SequenceLayer(Module):
             keep=True` gradients are those of the model without masks.
         groups : object, optional
             Sequences that belong together, in a layer that lets them see each other; see `Span`.
+        batch_invariant : bool, optional
+            Whether each sequence runs by itself, so that its results here and in `backward` do not
+            depend on the batch that it is in, bit for bit. `saved.sequences` then has what each of
+            them kept. By default as in the context `xlstm.batch_invariant()`, and False without.
 
         Returns
         -------
@@ -218,8 +227,10 @@ class SequenceLayer(Module):
         ValueError, TypeError
             An array is missing, misshapen, or of another library, device or dtype than the rest;
             lengths are not whole numbers from 0 to T; resets are not booleans; a seed is needed and
-            missing.
+            missing; `batch_invariant` is True where sequences see each other or share drawn masks.
         """
+        where = type(self).__name__
+        is_alone = invariance.asked(where, batch_invariant)
         if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
             options = {
                 "lengths": lengths,
@@ -228,9 +239,9 @@ class SequenceLayer(Module):
                 "seed": seed,
                 "keep": keep,
                 "groups": groups,
+                "batch_invariant": is_alone,
             }
             return views.run(self.forward, params, x, state, train, **options)  # type: ignore[no-any-return]
-        where = type(self).__name__
         keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         if groups is not None and not self._has_groups:
             raise TypeError(
@@ -239,11 +250,19 @@ class SequenceLayer(Module):
             )
         params, x, start, span = self.begin(params, x, state, lengths, groups, resets, cu_seqlens)
         span.keep = keep
-        if train and self.random:
+        random = train and self.random
+        if is_alone and (random or groups is not None):
+            why = "masks are drawn for a whole batch" if random else "groups are not None"
+            raise ValueError(f"{where}: batch_invariant is True, expected False, as {why}")
+        if random:
             span.rng = masks(where, seed)
         elif seed is not None:
             checks.seed(where, "seed", seed)
-        y, end, saved = self.run(params, x, start, span)
+        span.alone = is_alone and span.B > 0
+        if span.alone:
+            y, end, saved = alone.run(self, params, x, start, span)
+        else:
+            y, end, saved = self.run(params, x, start, span)
         if self.batch_first:
             y = self._swap(span.xp, y)
         return y, end, Saved(self, tuple(y.shape), saved, span, device_of(y)) if keep else None
@@ -348,22 +367,37 @@ class SequenceLayer(Module):
         end = None
         if dstate is not None:
             end = complete(where, xp, "dstate", dstate, self.states, span.B, params, zero=True)
-        grads, dx, start = self.run_bwd(params, saved.kept, dy, end, span)
+        if span.alone:
+            grads, dx, start = alone.run_bwd(self, params, saved.kept, dy, end, span)
+        else:
+            grads, dx, start = self.run_bwd(params, saved.kept, dy, end, span)
         return {name: grads[name] for name in params}, self._swap(xp, dx), start
 
-    def step(self, params: Params, x: Array, state: Any = None, *, resets: Any = None) -> WithState:
+    def step(
+        self,
+        params: Params,
+        x: Array,
+        state: Any = None,
+        *,
+        resets: Any = None,
+        batch_invariant: bool | None = None,
+    ) -> WithState:
         """Run one time step, for streaming: return y (B, O) and the state after it, from x (B, D)
         and that before it. Where `resets`, booleans (B,), is True, the state before it is that
         before the first step.
+
+        `batch_invariant` is as in `forward`.
 
         Raises
         ------
         ValueError
             The layer has a reverse direction, which begins at the end of the sequence.
         """
-        if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
-            return views.run(self.step, params, x, state, resets=resets)  # type: ignore[no-any-return]
         where = type(self).__name__
+        is_alone = invariance.asked(where, batch_invariant)
+        if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
+            options = {"resets": resets, "batch_invariant": is_alone}
+            return views.run(self.step, params, x, state, **options)  # type: ignore[no-any-return]
         if self.directions != ("",):
             raise ValueError(
                 f"{where}: step goes forward in time, the reverse direction needs the whole"
@@ -376,6 +410,8 @@ class SequenceLayer(Module):
         if resets is not None:
             fresh = checked_resets(where, resets, B=B)
             start = _reset(xp, start, self.states, constants.copied(xp, fresh, device_of(x)))
+        if is_alone and B:
+            return alone.run_step(self, xp, params, x, start)
         return self.run_step(xp, params, x, start)
 
     @cached_property

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, invariance
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.host import Values
@@ -134,6 +134,7 @@ class PatchNetwork(Backbone):
         state : tuple
         """
         groups = self._groups(tokens, **rows)
+        invariance.refuse(type(self).__name__, "the rows of a forecast run together")
         params, x, start, span = self.begin(params, tokens, state, groups=groups)
         run = Forward(self, span.xp, params, span)
         h = run("input", x)
@@ -348,6 +349,7 @@ class PatchNetwork(Backbone):
         ValueError, TypeError
             As for `forward`.
         """
+        invariance.refuse(type(self).__name__, "the rows of a forecast run together")
         params, x, start, span = self.begin(params, x, state, groups=groups)
         run = Forward(self, span.xp, params, span)
         top = self.num_blocks - 1

@@ -202,6 +202,7 @@ class TiRex2(PatchNetwork):
         groups: Any = None,
         targets: Any = None,
         known: Any = None,
+        batch_invariant: bool | None = None,
     ) -> tuple[Array, State, Saved | None]:
         """Run over a batch of rows of tokens.
 
@@ -210,7 +211,7 @@ class TiRex2(PatchNetwork):
         params : dict
         x : array (B, T, 2P)
             Tokens.
-        state, train, lengths, resets, cu_seqlens, seed, keep
+        state, train, lengths, resets, cu_seqlens, seed, keep, batch_invariant
             As of `LSTM.forward`.
         groups : whole numbers (B,), optional
             The group of each row: rows with the same number see each other. By default each row is
@@ -239,7 +240,16 @@ class TiRex2(PatchNetwork):
             raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
         cuts = {"resets": resets, "cu_seqlens": cu_seqlens}
         return super().forward(
-            params, x, state, train, lengths=lengths, **cuts, seed=seed, keep=keep, groups=together
+            params,
+            x,
+            state,
+            train,
+            lengths=lengths,
+            **cuts,
+            seed=seed,
+            keep=keep,
+            groups=together,
+            batch_invariant=batch_invariant,
         )
 
     def _groups(
