@@ -123,6 +123,45 @@ def test_parts_are_sequences(be, layer, rng, lengths):
     agree(each, sums, 1e-11, least=1)
 
 
+@pytest.mark.parametrize("compiled", ["0", "1"])
+@pytest.mark.parametrize("layer", [layer for layer in EVERY if through_time(layer)], ids=repr)
+def test_parts_have_the_bits_of_calls(monkeypatch, rng, layer, compiled):
+    monkeypatch.setenv("XLSTM_COMPILE", compiled)
+    axis = time_axis(layer)
+    resets = RESETS.T if axis else RESETS
+    be = make_backend("numpy")
+    params, x, state = given(layer, be, rng, T)
+    dstate = state_of(layer, be, rng)
+    options = {"lengths": LENGTHS, "batch_invariant": True}
+    y, end, saved = layer.forward(params, x, state, resets=resets, **options, **KEPT)
+    dy = rng.standard_normal(y.shape)
+    grads, dx, _ = layer.backward(params, saved, dy, dstate, per_sequence=True)
+    sums = {name: np.zeros_like(g) for name, g in grads.items()}
+    for b, t0, t1, rests in parts_of(LENGTHS):
+        here = (b, slice(t0, t1)) if axis else (slice(t0, t1), b)
+        start = None if rests else like(state, iter(columns(state, layer, [b], rest=True)))
+        part = np.ascontiguousarray(np.expand_dims(x[here], 1 - axis))
+        if not part.size:
+            continue
+        alone, after, kept = layer.forward(params, part, start, **KEPT)
+        if y.ndim == 2:
+            d = dy[b : b + 1] if t1 == LENGTHS[b] else np.zeros_like(alone)
+        else:
+            np.testing.assert_array_equal(np.expand_dims(y[here], 1 - axis), alone)
+            d = np.ascontiguousarray(np.expand_dims(dy[here], 1 - axis))
+        dend = None
+        if t1 == LENGTHS[b]:
+            same(tuple(columns(end, layer, [b], rest=True)), tuple(flat(after)))
+            dend = like(end, iter(columns(dstate, layer, [b], rest=True)))
+        each, dpart, _ = layer.backward(params, kept, d, dend)
+        if dx is not None:
+            np.testing.assert_array_equal(np.expand_dims(dx[here], 1 - axis), dpart)
+        for name, g in each.items():
+            sums[name][b] += g
+    some = np.array(LENGTHS) > 0
+    same(tuple(g[some] for g in grads.values()), tuple(g[some] for g in sums.values()))
+
+
 @pytest.mark.parametrize("layer", [layer for layer in EVERY if through_time(layer)], ids=repr)
 def test_gradient(rng, layer):
     """With all masks."""
