@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, Params, astype, reshape
 from xlstm.arrays.rows import no_gradient, per_sequence, row_products
 from xlstm.engines.tape import Gradients, Tape, swapped
@@ -119,7 +118,7 @@ def _multiplied(
     xp = tape.step.xp
     return {
         # dx is no sum over steps
-        name: product(xp, a, b)
+        name: tape.products([(a, b)])[0]
         if name == "dx"
         else row_products(xp, *(_spread(xp, rows, apart) for rows in (a.T, b)))
         for name, (a, b) in products.items()
