@@ -40,6 +40,19 @@ COMMON = {
     "clip": (None, 0.8),
     "recompute": (False, True),
 }
+# of a layer without a product of h
+MINIMAL = {
+    name: COMMON[name]
+    for name in (
+        "num_layers",
+        "direction",
+        "batch_first",
+        "bias",
+        "dropout",
+        "zoneout",
+        "recompute",
+    )
+} | {"log_space": (True, False)}
 OPTIONS = {
     "LSTM": {
         **COMMON,
@@ -55,6 +68,8 @@ OPTIONS = {
         "reset_after": (True, False),
     },
     "RNN": {**COMMON, "activations": (None, "relu")},
+    "minLSTM": MINIMAL,
+    "minGRU": MINIMAL,
 }
 
 

@@ -15,6 +15,7 @@ from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.cells.cell import Cell
+from xlstm.cells.linear_scan import LinearCell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 from xlstm.engines.compiled_cell import CompiledCell
 from xlstm.engines.pointwise import pointwise
@@ -78,6 +79,8 @@ class Step:
         self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
         # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
+        # Whether all steps are one scan over time.
+        self.linear = self.bare and isinstance(cell, LinearCell)
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
         self.own: Params = {}
         for name in cell.OWN:
@@ -85,8 +88,9 @@ class Step:
                 p = w[name]
                 rows = (-1,) if p.shape[0] > self.H else ()
                 self.own[name] = p if p.ndim == 2 else reshape(p, (*rows, self.H, 1))
-        on_dual_numbers = self.bare and isinstance(xp, DualNamespace) and compiles(xp.base)
-        if on_dual_numbers and pointwise(cell, self.own_rows, ()) is not None:
+        by_steps = self.bare and not self.linear
+        on_dual_numbers = isinstance(xp, DualNamespace) and compiles(xp.base)
+        if by_steps and on_dual_numbers and pointwise(cell, self.own_rows, ()) is not None:
             self.cell = CompiledCell(cell)
         self.compiled: Any = None  # what an engine made of the step
         # Looked up once: they run at every step.

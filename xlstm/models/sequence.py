@@ -16,11 +16,11 @@ from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.module import Backward, Forward, Parts
-from xlstm.layers.recurrent import LAYERS
+from xlstm.layers.recurrent import LAYERS, Custom
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState, complete
 from xlstm.recurrence.packing import Span
 
-CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
+CELLS = ("lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm")
 
 
 def layer(where: str, name: str, value: Any) -> Any:
@@ -193,7 +193,8 @@ def layer_of(
     ----------
     where : str
         The caller, with whose name an error begins.
-    cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
+    cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
+        Or the name of a registered cell.
         "xlstm" is a stack of `num_layers` blocks, of which the second is an sLSTM block and the
         others mLSTM blocks.
     input_size, hidden_size, num_layers : int
@@ -212,7 +213,9 @@ def layer_of(
     ValueError, TypeError
         There is no such cell, or an option that it does not have.
     """
-    gated = {name.lower() if name.lower() in CELLS else name: kind for name, kind in LAYERS.items()}
+    gated = {
+        name if issubclass(kind, Custom) else name.lower(): kind for name, kind in LAYERS.items()
+    }
     checks.choice(dict.fromkeys((*CELLS, *gated)))(where, "cell", cell)
     options["dropout"] = dropout
     if cell in gated:

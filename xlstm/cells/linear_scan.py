@@ -1,0 +1,144 @@
+"""Cells whose recurrence is linear in the state, h = a h0 + b, and the scan over all steps of one.
+
+The coefficients a and b depend on the input alone, so that those of all steps are made at once.
+What is left is one scan over time, whose derivative is the same scan in the reverse direction. No
+step divides by a product of coefficients, so that any of them may be 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import namedtuple
+from typing import Any, NamedTuple
+
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import Array, Namespace
+from xlstm.cells import cell
+
+
+def scan(xp: Namespace, a: Array, b: Array, h0: Array) -> Array:
+    """Return h of every step (k, ...), h_t = a_t h_{t-1} + b_t, from a and b (k, ...) and h0 (...).
+
+    On a GPU, where a step costs more than its numbers, twice as many steps are put together each
+    time; elsewhere the steps follow one another, as bits of a result do not depend on k then.
+    """
+    k = a.shape[0]
+    if compiles(getattr(xp, "base", xp)):
+        done = 1
+        while done < k:
+            b = xp.concat((b[:done, ...], a[done:, ...] * b[:-done, ...] + b[done:, ...]))  # (1)
+            a = xp.concat((a[:done, ...], a[done:, ...] * a[:-done, ...]))  # (1)
+            done *= 2
+        return a * h0 + b  # (1)
+    h = xp.empty_like(b)
+    for t in range(k):
+        h0 = a[t, ...] * h0 + b[t, ...]  # (1)
+        h[t, ...] = h0
+    return h
+
+
+def scan_bwd(xp: Namespace, a: Array, dy: Array, dend: Array) -> tuple[Array, Array]:
+    """Return the gradient of h at every step (k, ...), and that of h0, from the gradients dy (k,
+    ...) of what is read of each h, and dend (...) of the last h.
+    """
+    # (1) h_t goes into h_{t+1} with the factor a_{t+1}, and into the end with 1
+    after = xp.flip(xp.concat((a[1:, ...], xp.ones_like(a[:1, ...]))), axis=0)
+    dh = xp.flip(scan(xp, after, xp.flip(dy, axis=0), dend), axis=0)
+    return dh, a[0, ...] * dh[0, ...]  # (1) through h0
+
+
+class Local(NamedTuple):
+    """The local derivatives of one step: dzx = z dh and dh0 = a dh."""
+
+    z: Array  # (G, H, B)
+    a: Array
+
+
+class LinearCell(cell.Cell):
+    """A cell with one state, h = a h0 + b, whose coefficients a and b do not see h.
+
+    Instead of `gates` and `gates_bwd` it has `coefficients` and `coefficients_bwd`, also element by
+    element. Engines scan all steps of it at once, and run it step by step where an option asks for
+    that.
+    """
+
+    RECURRENT = False
+
+    def coefficients(self, xp: Namespace, zx: Array, **own: Array) -> tuple[Array, Array, Any]:
+        """Compute the coefficients of one step, or of many.
+
+        Parameters
+        ----------
+        xp : namespace
+        zx : array (G, ..., H, B)
+            The products of x, biases included.
+        **own : arrays
+            PARAMETERS by name.
+
+        Returns
+        -------
+        a, b : arrays (..., H, B)
+        saved : NamedTuple
+            The values that `coefficients_bwd` needs, without fields named a or h0; or None.
+        """
+        raise NotImplementedError
+
+    def coefficients_bwd(
+        self, xp: Namespace, saved: Any, da: Array, db: Array, **own: Array
+    ) -> Array:
+        """Differentiate `coefficients`.
+
+        Parameters
+        ----------
+        xp : namespace
+        saved : NamedTuple
+            From `coefficients`; it may have more fields.
+        da, db : arrays (..., H, B)
+        **own : arrays
+
+        Returns
+        -------
+        dzx : array (G, ..., H, B)
+        """
+        raise NotImplementedError
+
+    def kept(self, saved: Any, a: Array, h0: Array) -> Any:
+        """Return what a step keeps: the fields of `saved`, and a and h0 behind them."""
+        return _keeping(type(saved))(*(saved or ()), a, h0)
+
+    def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array, **own: Array) -> Any:  # type: ignore[override]
+        """Run one step: return h (H, B), from zx (G, H, B) and h0 (H, B); zh is zero."""
+        a, b, saved = self.coefficients(xp, zx, **own)
+        return a * h0 + b, self.kept(saved, a, h0)  # (1) h
+
+    def derivatives(self, xp: Namespace, saved: Any, **own: Array) -> Local:  # type: ignore[override]
+        """Return the local derivatives of `gates`."""
+        # (1) through a and through b
+        dz = self.coefficients_bwd(xp, saved, saved.h0, xp.ones_like(saved.h0), **own)
+        return Local(dz, saved.a)  # (1) through h0
+
+    def gates_bwd(self, xp: Namespace, local: Local, dh: Array, **own: Array) -> Any:  # type: ignore[override]
+        """Return the gradients dzx (G, H, B), twice, and dh0 (H, B)."""
+        dz = local.z * dh
+        return dz, dz, local.a * dh
+
+    def retained(self, xp: Namespace, saved: Any) -> Array:
+        """Return a, (H, ...)."""
+        return saved.a
+
+
+@functools.cache
+def _keeping(saved: type) -> Any:
+    """Return the type of what a step keeps whose coefficients save values of a type."""
+
+    class Kept(namedtuple("Kept", (*getattr(saved, "_fields", ()), "a", "h0"))):  # type: ignore[misc]
+        __slots__ = ()
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _remade, (saved, tuple(self))
+
+    return Kept
+
+
+def _remade(saved: type, values: tuple[Any, ...]) -> Any:
+    return _keeping(saved)(*values)

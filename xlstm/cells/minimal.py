@@ -1,0 +1,119 @@
+"""The minimal cells of Feng et al. 2024 ("Were RNNs all we needed?"), whose gates do not see h.
+
+In their log-space form the candidate is g of its pre-activation, which is above 0, so that h stays
+positive; in their linear form it is the pre-activation itself. The paper computes the first by
+logarithms, since its parallel scan divides by products of gates. The scan here does not, and the
+numbers are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xlstm.arrays.namespace import Array, Namespace
+from xlstm.cells.activations import (
+    log_sigmoid,
+    log_sigmoid_bwd,
+    sigmoid,
+    sigmoid_bwd,
+)
+from xlstm.cells.linear_scan import LinearCell
+
+
+def g(xp: Namespace, x: Array) -> Array:
+    """Return x + 0.5 from 0 on, and sigmoid(x) below (appendix B.3)."""
+    return xp.where(x < 0, sigmoid(xp, x), x + 0.5)
+
+
+def g_bwd(xp: Namespace, dy: Array, y: Array) -> Array:
+    """Differentiate `g`, from its result: dx from dy."""
+    return xp.where(y < 0.5, sigmoid_bwd(xp, dy, y, y), dy)
+
+
+@dataclass(frozen=True)
+class Minimal(LinearCell):
+    """The base of both cells: how they make the candidate."""
+
+    log_space: bool = True
+
+    def _candidate(self, xp: Namespace, z: Array) -> Array:
+        return g(xp, z) if self.log_space else z
+
+    def _candidate_bwd(self, xp: Namespace, dn: Array, n: Array) -> Array:
+        return g_bwd(xp, dn, n) if self.log_space else dn
+
+
+class SavedGRU(NamedTuple):
+    """The values that backward of a minGRU needs."""
+
+    z: Array
+    n: Array  # candidate
+
+
+@dataclass(frozen=True)
+class MinGRU(Minimal):
+    """A minGRU, h = (1 - z) h0 + z n, with gates in the order z n."""
+
+    GATES = ("z", "n")
+    SHARES = ("z",)
+
+    def coefficients(  # type: ignore[override]
+        self, xp: Namespace, zx: Array
+    ) -> tuple[Array, Array, SavedGRU]:
+        """Return 1 - z and z n, from zx (2, ..., H, B)."""
+        z = sigmoid(xp, zx[0, ...])  # (1)
+        n = self._candidate(xp, zx[1, ...])  # (2)
+        return 1 - z, z * n, SavedGRU(z, n)  # (3) a, b
+
+    def coefficients_bwd(  # type: ignore[override]
+        self, xp: Namespace, saved: SavedGRU, da: Array, db: Array
+    ) -> Array:
+        """Return the gradient of zx (2, ..., H, B)."""
+        z = saved.z
+        n = saved.n
+        dz = sigmoid_bwd(xp, db * n - da, z, z)  # (3) through z, (1)
+        return xp.stack((dz, self._candidate_bwd(xp, db * z, n)))  # (3) through n, (2)
+
+
+class SavedLSTM(NamedTuple):
+    """The values that backward of a minLSTM needs."""
+
+    f: Array  # both gates divided by their sum
+    i: Array
+    n: Array  # candidate
+    zf: Array  # pre-activations
+    zi: Array
+
+
+@dataclass(frozen=True)
+class MinLSTM(Minimal):
+    """A minLSTM, h = f h0 + i n, with gates in the order f i n; f and i are divided by their
+    sum.
+    """
+
+    GATES = ("f", "i", "n")
+    SHARES = ("f", "i")
+
+    def coefficients(  # type: ignore[override]
+        self, xp: Namespace, zx: Array
+    ) -> tuple[Array, Array, SavedLSTM]:
+        """Return f and i n, from zx (3, ..., H, B)."""
+        zf = zx[0, ...]
+        zi = zx[1, ...]
+        # The logarithm of sigmoid(zf) / sigmoid(zi): either sigmoid may be too small for a number.
+        ratio = log_sigmoid(xp, zf) - log_sigmoid(xp, zi)  # (1)
+        f = sigmoid(xp, ratio)  # (2)
+        i = sigmoid(xp, -ratio)  # (2) 1 - f
+        n = self._candidate(xp, zx[2, ...])  # (3)
+        return f, i * n, SavedLSTM(f, i, n, zf, zi)  # (4) a, b
+
+    def coefficients_bwd(  # type: ignore[override]
+        self, xp: Namespace, saved: SavedLSTM, da: Array, db: Array
+    ) -> Array:
+        """Return the gradient of zx (3, ..., H, B)."""
+        f, i, n, zf, zi = saved[:5]
+        dratio = f * i * (da - db * n)  # (4) through f and i, (2)
+        df = log_sigmoid_bwd(xp, dratio, zf, zf)  # (1)
+        di = log_sigmoid_bwd(xp, -dratio, zi, zi)  # (1)
+        return xp.stack((df, di, self._candidate_bwd(xp, db * i, n)))  # (4) through n, (3)

@@ -1,0 +1,109 @@
+"""The passes of the reference engine over a cell whose recurrence is linear: blocks of many steps,
+each one scan.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xlstm.arrays.concat import concat
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import Array, Namespace, device_of, reshape
+from xlstm.cells.linear_scan import Local, scan, scan_bwd
+from xlstm.engines.cell_step import Step
+from xlstm.engines.tape import Gradients, Segment, swapped
+
+# Products of x of about so many numbers make a block, whose arrays stay in a CPU's cache.
+BLOCK = 1 << 16
+
+
+def block_of(step: Step, segment: Segment) -> int:
+    """Return how many steps make a block: all of them on a GPU."""
+    xp: Any = step.xp
+    if compiles(getattr(xp, "base", xp)):
+        return segment.k
+    return max(1, BLOCK // max(1, step.R * segment.n))
+
+
+def forward(
+    step: Step, segment: Segment, zx: Array, h: Array, y: Array, keep: str
+) -> tuple[Array, Any]:
+    """Run all steps of a segment.
+
+    Parameters
+    ----------
+    step : Step
+    segment : Segment
+    zx : array (G, H, k, n)
+        The products of x.
+    h : array (H, n)
+        The state before the first step.
+    y : array (N, H)
+        It takes h of every step.
+    keep : {"nothing", "states", "all"}
+
+    Returns
+    -------
+    h : array (H, n)
+        The state after the last step.
+    saved : NamedTuple or None
+        As in `SegmentTape`.
+    """
+    xp = step.xp
+    k = segment.k
+    block = block_of(step, segment)
+    saved: Any = None
+    for start in range(0, k, block):
+        stop = min(k, start + block)
+        z = _ordered(xp, xp.permute_dims(zx[:, :, start:stop, :], (0, 2, 1, 3)))
+        a, b, own = step.cell.coefficients(xp, z, **step.own)
+        hs = scan(xp, a, b, h)  # (k, H, n)
+        y[_rows(segment, start, stop), :] = reshape(xp.permute_dims(hs, (0, 2, 1)), (-1, step.H))
+        if keep == "all":
+            before = concat(xp, (h[None, ...], hs[:-1, ...]), 0)
+            values = swapped(xp, step.cell.kept(own, a, before))
+            if saved is None:
+                device = device_of(hs)
+                saved = values._make(
+                    None if v is None else xp.empty((k, *v.shape[1:]), dtype=v.dtype, device=device)
+                    for v in values
+                )
+            for room, v in zip(saved, values, strict=True):
+                if v is not None:
+                    room[start:stop, ...] = v
+        h = hs[-1, ...]
+    return h, saved
+
+
+def backward(
+    step: Step,
+    segment: Segment,
+    steps: tuple[int, int],
+    local: Local,
+    dy: Array | None,
+    dend: Array,
+    gradients: Gradients,
+) -> Array:
+    """Differentiate the steps from one to another, of which `dend` is the gradient of the last h;
+    return that of h before the first.
+    """
+    xp = step.xp
+    start, stop = steps
+    if dy is None:
+        dh = xp.zeros_like(local.a)
+    else:
+        dh = _ordered(xp, xp.permute_dims(segment.steps(dy, start, stop), (0, 2, 1)))
+    dh, dh0 = scan_bwd(xp, local.a, dh, dend)
+    dz = xp.permute_dims(local.z * dh, (0, 2, 1, 3))  # (G, H, k, n)
+    gradients.put("zx", _rows(segment, start, stop), reshape(dz, (step.R, -1)))
+    return dh0
+
+
+def _rows(segment: Segment, start: int, stop: int) -> slice:
+    return slice(segment.at + start * segment.n, segment.at + stop * segment.n)
+
+
+def _ordered(xp: Namespace, a: Array) -> Array:
+    """Return an array whose numbers lie in the order of its axes: a step is together then."""
+    flat = reshape(a, (-1,))
+    return reshape(flat, a.shape)
