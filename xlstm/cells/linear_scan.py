@@ -8,6 +8,7 @@ step divides by a product of coefficients, so that any of them may be 0.
 from __future__ import annotations
 
 import functools
+import operator
 from collections import namedtuple
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ class LinearCell(cell.Cell):
         -------
         a, b : arrays (..., H, B)
         saved : NamedTuple
-            The values that `coefficients_bwd` needs, without fields named a or h0; or None.
+            The values that `coefficients_bwd` needs, or None.
         """
         raise NotImplementedError
 
@@ -103,19 +104,24 @@ class LinearCell(cell.Cell):
         raise NotImplementedError
 
     def kept(self, saved: Any, a: Array, h0: Array) -> Any:
-        """Return what a step keeps: the fields of `saved`, and a and h0 behind them."""
-        return _keeping(type(saved))(*(saved or ()), a, h0)
+        """Return what a step keeps: the fields of `saved`, then `scan_a`, where a is none of them,
+        and `scan_h0`.
+        """
+        fields = getattr(saved, "_fields", ())
+        values = tuple(saved or ())
+        same = next((name for name, v in zip(fields, values, strict=True) if v is a), "")
+        return _keeping(fields, same)(*values, *(() if same else (a,)), h0)
 
-    def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array, **own: Array) -> Any:  # type: ignore[override]
+    def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array, **own: Array) -> Any:
         """Run one step: return h (H, B), from zx (G, H, B) and h0 (H, B); zh is zero."""
         a, b, saved = self.coefficients(xp, zx, **own)
         return a * h0 + b, self.kept(saved, a, h0)  # (1) h
 
-    def derivatives(self, xp: Namespace, saved: Any, **own: Array) -> Local:  # type: ignore[override]
+    def derivatives(self, xp: Namespace, saved: Any, **own: Array) -> Local:
         """Return the local derivatives of `gates`."""
         # (1) through a and through b
-        dz = self.coefficients_bwd(xp, saved, saved.h0, xp.ones_like(saved.h0), **own)
-        return Local(dz, saved.a)  # (1) through h0
+        dz = self.coefficients_bwd(xp, saved, saved.scan_h0, xp.ones_like(saved.scan_h0), **own)
+        return Local(dz, saved.scan_a)  # (1) through h0
 
     def gates_bwd(self, xp: Namespace, local: Local, dh: Array, **own: Array) -> Any:  # type: ignore[override]
         """Return the gradients dzx (G, H, B), twice, and dh0 (H, B)."""
@@ -124,21 +130,26 @@ class LinearCell(cell.Cell):
 
     def retained(self, xp: Namespace, saved: Any) -> Array:
         """Return a, (H, ...)."""
-        return saved.a
+        return saved.scan_a
 
 
 @functools.cache
-def _keeping(saved: type) -> Any:
-    """Return the type of what a step keeps whose coefficients save values of a type."""
+def _keeping(fields: tuple[str, ...], same: str) -> Any:
+    """Return the type of what a step keeps, where the coefficients save fields of these names, of
+    which one may be the `same` as a.
+    """
+    names = (*fields, *([] if same else ["scan_a"]), "scan_h0")
 
-    class Kept(namedtuple("Kept", (*getattr(saved, "_fields", ()), "a", "h0"))):  # type: ignore[misc]
+    class Kept(namedtuple("Kept", names)):  # type: ignore[misc]
         __slots__ = ()
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return _remade, (saved, tuple(self))
+            return _remade, (fields, same, tuple(self))
 
+    if same:
+        setattr(Kept, "scan_a", property(operator.attrgetter(same)))  # noqa: B010
     return Kept
 
 
-def _remade(saved: type, values: tuple[Any, ...]) -> Any:
-    return _keeping(saved)(*values)
+def _remade(fields: tuple[str, ...], same: str, values: tuple[Any, ...]) -> Any:
+    return _keeping(fields, same)(*values)

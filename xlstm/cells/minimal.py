@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.cells.activations import (
-    log_sigmoid,
-    log_sigmoid_bwd,
-    sigmoid,
-    sigmoid_bwd,
-)
+from xlstm.cells.activations import sigmoid, sigmoid_bwd
 from xlstm.cells.linear_scan import LinearCell
 
 
@@ -82,14 +77,18 @@ class SavedLSTM(NamedTuple):
     f: Array  # both gates divided by their sum
     i: Array
     n: Array  # candidate
-    zf: Array  # pre-activations
-    zi: Array
+    w: Array  # what is in both: i - w is i sigmoid(-f~), and f - w is f sigmoid(-i~)
 
 
 @dataclass(frozen=True)
 class MinLSTM(Minimal):
     """A minLSTM, h = f h0 + i n, with gates in the order f i n; f and i are divided by their
     sum.
+
+    sigmoid(f~) over the sum of both gates is (1 + exp(-i~)) / (2 + exp(-f~) + exp(-i~)), and i is
+    likewise. Every term is divided by the largest of 1, exp(-f~) and exp(-i~), so that nothing
+    overflows and the sum is 1 or more. The paper has the same as the sigmoid of a difference of
+    softplus.
     """
 
     GATES = ("f", "i", "n")
@@ -101,19 +100,22 @@ class MinLSTM(Minimal):
         """Return f and i n, from zx (3, ..., H, B)."""
         zf = zx[0, ...]
         zi = zx[1, ...]
-        # The logarithm of sigmoid(zf) / sigmoid(zi): either sigmoid may be too small for a number.
-        ratio = log_sigmoid(xp, zf) - log_sigmoid(xp, zi)  # (1)
-        f = sigmoid(xp, ratio)  # (2)
-        i = sigmoid(xp, -ratio)  # (2) 1 - f
-        n = self._candidate(xp, zx[2, ...])  # (3)
-        return f, i * n, SavedLSTM(f, i, n, zf, zi)  # (4) a, b
+        m = xp.maximum(xp.maximum(-zf, -zi), xp.zeros_like(zf))
+        s = xp.exp(-m)
+        ef = xp.exp(-zf - m)
+        ei = xp.exp(-zi - m)
+        r = 1 / (s + s + ef + ei)
+        w = s * r
+        f = w + ei * r  # (1)
+        i = w + ef * r  # (1)
+        n = self._candidate(xp, zx[2, ...])  # (2)
+        return f, i * n, SavedLSTM(f, i, n, w)  # (3) a, b
 
     def coefficients_bwd(  # type: ignore[override]
         self, xp: Namespace, saved: SavedLSTM, da: Array, db: Array
     ) -> Array:
         """Return the gradient of zx (3, ..., H, B)."""
-        f, i, n, zf, zi = saved[:5]
-        dratio = f * i * (da - db * n)  # (4) through f and i, (2)
-        df = log_sigmoid_bwd(xp, dratio, zf, zf)  # (1)
-        di = log_sigmoid_bwd(xp, -dratio, zi, zi)  # (1)
-        return xp.stack((df, di, self._candidate_bwd(xp, db * i, n)))  # (4) through n, (3)
+        f, i, n, w = saved[:4]
+        d = da - db * n  # (3) through f and i, which are 1 together
+        dn = self._candidate_bwd(xp, db * i, n)  # (3) through n, (2)
+        return xp.stack((f * (i - w) * d, i * (w - f) * d, dn))  # (1)

@@ -149,7 +149,7 @@ class ArrayApi:
         dend = dstate
         WT = (
             xp.asarray(xp.matrix_transpose(step.Wh), copy=True)
-            if step.heads
+            if step.heads or not step.recurrent
             else _transposed(step.Wh)
         )
         dstate = [d[:, :0] for d in dend]

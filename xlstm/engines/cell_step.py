@@ -53,9 +53,10 @@ class Step:
         self.layer_w = w
         self.masks = masks
         self.w = w = cell.weights(xp, w)
-        # A cell without a product of h runs as one whose weights are zero.
+        # A cell without a product of h has the shapes of one whose weights are zero.
         self.G = len(cell.GATES)
-        if "Wh" in w:
+        self.recurrent = "Wh" in w
+        if self.recurrent:
             Wh = w["Wh"]
         else:
             R = w["Wx"].shape[0]
@@ -154,9 +155,14 @@ class Step:
             return dzx
         return layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)  # (7)
 
+    def _zeros(self, like: Array, *shape: int) -> Array:
+        return self.xp.zeros(shape, dtype=like.dtype, device=device_of(like))
+
     def recur(self, W: Array, h: Array) -> Array:
         """Return W h + bh (gates, H, n), with W the recurrent weight; heads go by themselves."""
         n = h.shape[1]
+        if not self.recurrent:
+            return self._zeros(h, self.G, self.H, n)
         if self.heads:
             h = self.reshape(h, (W.shape[1], W.shape[3], n))
         zh = self.reshape(self._times(W, h), (self.R // self.H, self.H, n))  # (3)
@@ -165,6 +171,8 @@ class Step:
     def recur_bwd(self, WT: Array, da: Array) -> Array:
         """Return W^T da (P, n)."""
         n = da.shape[1]
+        if not self.recurrent:
+            return self._zeros(da, self.P, n)
         if self.heads:
             G, N, K, _ = WT.shape
             # (3) by heads

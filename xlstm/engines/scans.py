@@ -22,7 +22,8 @@ def block_of(step: Step, segment: Segment) -> int:
     xp: Any = step.xp
     if compiles(getattr(xp, "base", xp)):
         return segment.k
-    return max(1, BLOCK // max(1, step.R * segment.n))
+    numbers: int = step.G * step.H * segment.n
+    return max(1, BLOCK // max(1, numbers))
 
 
 def forward(
