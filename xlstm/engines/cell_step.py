@@ -155,14 +155,15 @@ class Step:
             return dzx
         return layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)  # (7)
 
-    def _zeros(self, like: Array, *shape: int) -> Array:
+    def zeros(self, like: Array, *shape: int) -> Array:
+        """Return zeros as another array is."""
         return self.xp.zeros(shape, dtype=like.dtype, device=device_of(like))
 
     def recur(self, W: Array, h: Array) -> Array:
         """Return W h + bh (gates, H, n), with W the recurrent weight; heads go by themselves."""
         n = h.shape[1]
         if not self.recurrent:
-            return self._zeros(h, self.G, self.H, n)
+            return self.zeros(h, self.G, self.H, n)
         if self.heads:
             h = self.reshape(h, (W.shape[1], W.shape[3], n))
         zh = self.reshape(self._times(W, h), (self.R // self.H, self.H, n))  # (3)
@@ -172,7 +173,7 @@ class Step:
         """Return W^T da (P, n)."""
         n = da.shape[1]
         if not self.recurrent:
-            return self._zeros(da, self.P, n)
+            return self.zeros(da, self.P, n)
         if self.heads:
             G, N, K, _ = WT.shape
             # (3) by heads
