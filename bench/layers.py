@@ -4,21 +4,24 @@
 
 CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both directions), forward
 and backward; lengths, the same of an LSTM over sequences of T/4 to T steps, which PyTorch packs and
-unpacks; inference, an LSTM forward alone; and sequences, the gradients of single sequences by one
-backward pass of an LSTM beside a plain backward pass and as many passes as sequences; all by
-default. On a GPU, `bench.cudnn` times layers.
+unpacks; inference, an LSTM forward alone; scan, a minGRU and a minLSTM beside our GRU; and
+sequences, the gradients of single sequences by one backward pass of an LSTM beside a plain backward
+pass and as many passes as sequences; all by default. On a GPU, `bench.cudnn` times layers.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from bench import cases, peers, run
 from bench.cases import LARGE, Case
 from xlstm.cli.bench import SIZES
+from xlstm.cli.timing import Size
 
-CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference", "sequences")
+# T, B, D, H of a scan
+SCANS = [Size(32, 8, 512, 512), Size(4096, 8, 512, 512)]
+CASES = ("lstm", "gru", "rnn", "stack", "lengths", "inference", "scan", "sequences")
 
 
 def main() -> None:
@@ -46,6 +49,11 @@ def main() -> None:
             title = "lstm inference"
             others = (*peers.CPU, "onnxruntime")
             settings = {"train": False}
+        elif name == "scan":
+            title = "minGRU forward + backward"
+            layer = "mingru"
+            shapes = SCANS
+            others = ()
         elif name == "sequences":
             title = "lstm backward, per sequence"
             shapes = [size for size in SIZES if size.B > 1]
@@ -54,6 +62,14 @@ def main() -> None:
             case = Case(layer, *shape, **settings)
             theirs = {other: functools.partial(peers.PEERS[other], case) for other in others}
             ours = cases.ours(case)
+            if name == "scan":
+                for kind in ("minlstm", "gru"):
+                    call = cases.ours(replace(case, layer=kind))
+                    alone = cases.without_compiling(call)
+                    theirs |= {
+                        kind: functools.partial(lambda call: call, call),
+                        f"{kind}, NumPy alone": functools.partial(lambda call: call, alone),
+                    }
             if name == "sequences":
                 ours = cases.backward(case, per_sequence=True)
                 theirs = {

@@ -221,6 +221,8 @@ EVERY = [
     xlstm.LSTM(2, 3, proj_size=2, batch_first=True),
     xlstm.GRU(2, 3, 2, dropout=0.2),
     xlstm.RNN(2, 3, reverse=True),
+    xlstm.minLSTM(2, 3, 2, dropout=0.2),
+    xlstm.minGRU(2, 3, bidirectional=True),
     xlstm.sLSTM(2, 4, num_heads=2),
     xlstm.mLSTM(2, 4, 2, num_heads=2, dropout=0.2),
     xlstm.mLSTMBlock(4, 2),

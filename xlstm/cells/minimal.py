@@ -23,7 +23,8 @@ def g(xp: Namespace, x: Array) -> Array:
 
 def g_bwd(xp: Namespace, dy: Array, y: Array) -> Array:
     """Differentiate `g`, from its result: dx from dy."""
-    return xp.where(y < 0.5, sigmoid_bwd(xp, dy, y, y), dy)
+    low = xp.minimum(y, xp.full_like(y, 0.5))  # what is not used may not overflow
+    return xp.where(y < 0.5, sigmoid_bwd(xp, dy, y, low), dy)
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,9 @@ def backward(
     else:
         dh = _ordered(xp, xp.permute_dims(segment.steps(dy, start, stop), (0, 2, 1)))
     dh, dh0 = scan_bwd(xp, local.a, dh, dend)
-    dz = xp.permute_dims(local.z * dh, (0, 2, 1, 3))  # (G, H, k, n)
-    gradients.put("zx", _rows(segment, start, stop), reshape(dz, (step.R, -1)))
+    rows = _rows(segment, start, stop)
+    dz = xp.permute_dims(local.z * dh, (0, 2, 1, 3))  # (G, H, k, n), or with more rows than gates
+    gradients.put("zx", rows, reshape(dz, (-1, rows.stop - rows.start)))
     return dh0
 
 

@@ -42,14 +42,14 @@ class SequenceModel(SequenceLayer):
 
     Parameters
     ----------
-    recurrent : LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack or xLSTMLarge
+    recurrent : LSTM, GRU, RNN, sLSTM, minLSTM, minGRU, mLSTM, xLSTMStack or xLSTMLarge
         The layer, or layers.
     output_size : int
         Width O of the prediction.
     last : bool
         Predict once, at the end of the sequence, instead of at every step: from the last layer's
-        final hidden state (of both directions) in LSTM, GRU, RNN and sLSTM, and from y of the last
-        step in the others. With these a sequence of length 0 gives the head's bias.
+        final hidden state (of both directions) in gated layers such as LSTM and minGRU, and from y
+        of the last step in the others. With these a sequence of length 0 gives the head's bias.
     inputs : int, optional
         Width D of x, where a linear layer under `input.` is to bring it to the width of the layer.
     """
