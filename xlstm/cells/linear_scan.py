@@ -12,6 +12,7 @@ import operator
 from collections import namedtuple
 from typing import Any, NamedTuple
 
+from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
@@ -21,14 +22,16 @@ def scan(xp: Namespace, a: Array, b: Array, h0: Array) -> Array:
     """Return h of every step (k, ...), h_t = a_t h_{t-1} + b_t, from a and b (k, ...) and h0 (...).
 
     On a GPU, where a step costs more than its numbers, twice as many steps are put together each
-    time; elsewhere the steps follow one another, as bits of a result do not depend on k then.
+    time; elsewhere the steps follow one another, so that the bits of a result do not depend on k.
     """
     k = a.shape[0]
-    if compiles(getattr(xp, "base", xp)):
+    if doubles(xp):
         done = 1
         while done < k:
-            b = xp.concat((b[:done, ...], a[done:, ...] * b[:-done, ...] + b[done:, ...]))  # (1)
-            a = xp.concat((a[:done, ...], a[done:, ...] * a[:-done, ...]))  # (1)
+            b = concat(
+                xp, (b[:done, ...], a[done:, ...] * b[:-done, ...] + b[done:, ...]), 0
+            )  # (1)
+            a = concat(xp, (a[:done, ...], a[done:, ...] * a[:-done, ...]), 0)  # (1)
             done *= 2
         return a * h0 + b  # (1)
     h = xp.empty_like(b)
@@ -42,10 +45,25 @@ def scan_bwd(xp: Namespace, a: Array, dy: Array, dend: Array) -> tuple[Array, Ar
     """Return the gradient of h at every step (k, ...), and that of h0, from the gradients dy (k,
     ...) of what is read of each h, and dend (...) of the last h.
     """
-    # (1) h_t goes into h_{t+1} with the factor a_{t+1}, and into the end with 1
-    after = xp.flip(xp.concat((a[1:, ...], xp.ones_like(a[:1, ...]))), axis=0)
-    dh = xp.flip(scan(xp, after, xp.flip(dy, axis=0), dend), axis=0)
-    return dh, a[0, ...] * dh[0, ...]  # (1) through h0
+    if doubles(xp):
+        after = concat(xp, (a[1:, ...], xp.ones_like(a[:1, ...])), 0)
+        # (1) the same recurrence in the reverse direction
+        dh = scan(xp, xp.flip(after, axis=0), xp.flip(dy, axis=0), dend)
+        dh = xp.flip(dh, axis=0)
+        return dh, a[0, ...] * dh[0, ...]  # (1) through h0
+    dh = xp.empty_like(dy)
+    for t in reversed(range(a.shape[0])):
+        d = dy[t, ...] + dend
+        dh[t, ...] = d
+        dend = a[t, ...] * d  # (1) through h_{t-1}
+    return dh, dend
+
+
+def doubles(xp: Namespace) -> bool:
+    """Tell whether a scan puts steps together, as it does for arrays of CuPy and their dual
+    numbers.
+    """
+    return compiles(getattr(xp, "base", xp))
 
 
 class Local(NamedTuple):

@@ -175,12 +175,12 @@ class ArrayApi:
                         for a in segment_tape.saved
                     ]
                 )
-                local = cell.derivatives(xp, saved, *carry, **own)
                 if step.linear:
                     steps = start, stop
                     dh = dstate[0]
-                    dstate = [scans.backward(step, segment, steps, local, dy, dh, gradients)]
+                    dstate = [scans.backward(step, segment, steps, saved, dy, dh, gradients)]
                     continue
+                local = cell.derivatives(xp, saved, *carry, **own)
                 for t in range(stop - 1, start - 1, -1):
                     here = local._make(
                         [None if a is None else a[..., t - start, :, :] for a in local]

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xlstm.arrays.concat import concat
-from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, device_of, reshape
-from xlstm.cells.linear_scan import Local, scan, scan_bwd
+from xlstm.cells.linear_scan import doubles, scan, scan_bwd
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Gradients, Segment, swapped
 
@@ -19,8 +17,7 @@ BLOCK = 1 << 16
 
 def block_of(step: Step, segment: Segment) -> int:
     """Return how many steps make a block: all of them on a GPU."""
-    xp: Any = step.xp
-    if compiles(getattr(xp, "base", xp)):
+    if doubles(step.xp):
         return segment.k
     numbers: int = step.G * step.H * segment.n
     return max(1, BLOCK // max(1, numbers))
@@ -61,17 +58,19 @@ def forward(
         hs = scan(xp, a, b, h)  # (k, H, n)
         y[_rows(segment, start, stop), :] = reshape(xp.permute_dims(hs, (0, 2, 1)), (-1, step.H))
         if keep == "all":
-            before = concat(xp, (h[None, ...], hs[:-1, ...]), 0)
-            values = swapped(xp, step.cell.kept(own, a, before))
+            values = swapped(xp, step.cell.kept(own, a, hs))
             if saved is None:
                 device = device_of(hs)
                 saved = values._make(
                     None if v is None else xp.empty((k, *v.shape[1:]), dtype=v.dtype, device=device)
                     for v in values
                 )
-            for room, v in zip(saved, values, strict=True):
+            for room, v in zip(saved[:-1], values[:-1], strict=True):
                 if v is not None:
                     room[start:stop, ...] = v
+            before = saved.scan_h0
+            before[start, ...] = h
+            before[start + 1 : stop, ...] = hs[:-1, ...]
         h = hs[-1, ...]
     return h, saved
 
@@ -80,23 +79,25 @@ def backward(
     step: Step,
     segment: Segment,
     steps: tuple[int, int],
-    local: Local,
+    saved: Any,
     dy: Array | None,
     dend: Array,
     gradients: Gradients,
 ) -> Array:
-    """Differentiate the steps from one to another, of which `dend` is the gradient of the last h;
-    return that of h before the first.
+    """Differentiate the steps from one to another, of which the cell saved `saved`, and `dend` is
+    the gradient of the last h; return that of h before the first.
     """
     xp = step.xp
     start, stop = steps
-    if dy is None:
-        dh = xp.zeros_like(local.a)
-    else:
+    a = saved.scan_a
+    dh = xp.zeros_like(a)
+    if dy is not None:
         dh = _ordered(xp, xp.permute_dims(segment.steps(dy, start, stop), (0, 2, 1)))
-    dh, dh0 = scan_bwd(xp, local.a, dh, dend)
+    dh, dh0 = scan_bwd(xp, a, dh, dend)
+    # (1) h = a h0 + b
+    dz = step.cell.coefficients_bwd(xp, saved, dh * saved.scan_h0, dh, **step.own)
     rows = _rows(segment, start, stop)
-    dz = xp.permute_dims(local.z * dh, (0, 2, 1, 3))  # (G, H, k, n), or with more rows than gates
+    dz = xp.permute_dims(dz, (0, 2, 1, 3))  # (G, H, k, n), or with more rows than gates
     gradients.put("zx", rows, reshape(dz, (-1, rows.stop - rows.start)))
     return dh0
 
