@@ -7,10 +7,11 @@ step divides by a product of coefficients, so that any of them may be 0.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import operator
 from collections import namedtuple
-from typing import Any, NamedTuple
+from typing import Any
 
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles
@@ -64,13 +65,6 @@ def doubles(xp: Namespace) -> bool:
     numbers.
     """
     return compiles(getattr(xp, "base", xp))
-
-
-class Local(NamedTuple):
-    """The local derivatives of one step: dzx = z dh and dh0 = a dh."""
-
-    z: Array  # (G, H, B)
-    a: Array
 
 
 class LinearCell(cell.Cell):
@@ -135,16 +129,11 @@ class LinearCell(cell.Cell):
         a, b, saved = self.coefficients(xp, zx, **own)
         return a * h0 + b, self.kept(saved, a, h0)  # (1) h
 
-    def derivatives(self, xp: Namespace, saved: Any, **own: Array) -> Local:
-        """Return the local derivatives of `gates`."""
-        # (1) through a and through b
-        dz = self.coefficients_bwd(xp, saved, saved.scan_h0, xp.ones_like(saved.scan_h0), **own)
-        return Local(dz, saved.scan_a)  # (1) through h0
-
-    def gates_bwd(self, xp: Namespace, local: Local, dh: Array, **own: Array) -> Any:  # type: ignore[override]
+    def gates_bwd(self, xp: Namespace, saved: Any, dh: Array, **own: Array) -> Any:
         """Return the gradients dzx (G, H, B), twice, and dh0 (H, B)."""
-        dz = local.z * dh
-        return dz, dz, local.a * dh
+        # (1) through a and b
+        dz = self.coefficients_bwd(xp, saved, dh * saved.scan_h0, dh, **own)
+        return dz, dz, saved.scan_a * dh  # (1) through h0
 
     def retained(self, xp: Namespace, saved: Any) -> Array:
         """Return a, (H, ...)."""
@@ -157,16 +146,11 @@ def _keeping(fields: tuple[str, ...], same: str) -> Any:
     which one may be the `same` as a.
     """
     names = (*fields, *([] if same else ["scan_a"]), "scan_h0")
-
-    class Kept(namedtuple("Kept", names)):  # type: ignore[misc]
-        __slots__ = ()
-
-        def __reduce__(self) -> tuple[Any, ...]:
-            return _remade, (fields, same, tuple(self))
-
+    kept = namedtuple("Kept", names)  # type: ignore[misc]
     if same:
-        setattr(Kept, "scan_a", property(operator.attrgetter(same)))  # noqa: B010
-    return Kept
+        setattr(kept, "scan_a", property(operator.attrgetter(same)))  # noqa: B010
+    copyreg.pickle(kept, lambda values: (_remade, (fields, same, tuple(values))))
+    return kept
 
 
 def _remade(fields: tuple[str, ...], same: str, values: tuple[Any, ...]) -> Any:
