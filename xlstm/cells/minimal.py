@@ -9,7 +9,7 @@ numbers are the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells.activations import sigmoid, sigmoid_bwd
@@ -21,30 +21,35 @@ def g(xp: Namespace, x: Array) -> Array:
     return xp.where(x < 0, sigmoid(xp, x), x + 0.5)
 
 
-def g_bwd(xp: Namespace, dy: Array, y: Array) -> Array:
-    """Differentiate `g`, from its result: dx from dy."""
+def g_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `g`: dx from dy. The side is that of x, for y may be rounded to 0.5."""
     low = xp.minimum(y, xp.full_like(y, 0.5))  # what is not used may not overflow
-    return xp.where(y < 0.5, sigmoid_bwd(xp, dy, y, low), dy)
+    return xp.where(x < 0, sigmoid_bwd(xp, dy, x, low), dy)
 
 
 @dataclass(frozen=True)
 class Minimal(LinearCell):
-    """The base of both cells: how they make the candidate."""
+    """The base of both cells: how they make the candidate n from its pre-activation."""
 
     log_space: bool = True
 
-    def _candidate(self, xp: Namespace, z: Array) -> Array:
-        return g(xp, z) if self.log_space else z
+    def activated(self, xp: Namespace, saved: Any) -> Array:
+        """Return the gate values (G, ...) in the order of GATES."""
+        gates = [getattr(saved, name) for name in self.SHARES]
+        return xp.stack([*gates, self._candidate(xp, saved.zn)])
 
-    def _candidate_bwd(self, xp: Namespace, dn: Array, n: Array) -> Array:
-        return g_bwd(xp, dn, n) if self.log_space else dn
+    def _candidate(self, xp: Namespace, zn: Array) -> Array:
+        return g(xp, zn) if self.log_space else zn
+
+    def _candidate_bwd(self, xp: Namespace, dn: Array, zn: Array, n: Array) -> Array:
+        return g_bwd(xp, dn, zn, n) if self.log_space else dn
 
 
 class SavedGRU(NamedTuple):
     """The values that backward of a minGRU needs."""
 
     z: Array
-    n: Array  # candidate
+    zn: Array  # pre-activation of the candidate
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,17 @@ class MinGRU(Minimal):
         """Return 1 - z and z n, from zx (2, ..., H, B)."""
         z = sigmoid(xp, zx[0, ...])  # (1)
         n = self._candidate(xp, zx[1, ...])  # (2)
-        return 1 - z, z * n, SavedGRU(z, n)  # (3) a, b
+        return 1 - z, z * n, SavedGRU(z, zx[1, ...])  # (3) a, b
 
     def coefficients_bwd(  # type: ignore[override]
         self, xp: Namespace, saved: SavedGRU, da: Array, db: Array
     ) -> Array:
         """Return the gradient of zx (2, ..., H, B)."""
         z = saved.z
-        n = saved.n
+        zn = saved.zn
+        n = self._candidate(xp, zn)
         dz = sigmoid_bwd(xp, db * n - da, z, z)  # (3) through z, (1)
-        return xp.stack((dz, self._candidate_bwd(xp, db * z, n)))  # (3) through n, (2)
+        return xp.stack((dz, self._candidate_bwd(xp, db * z, zn, n)))  # (3) through n, (2)
 
 
 class SavedLSTM(NamedTuple):
@@ -77,7 +83,7 @@ class SavedLSTM(NamedTuple):
 
     f: Array  # both gates divided by their sum
     i: Array
-    n: Array  # candidate
+    zn: Array  # pre-activation of the candidate
     w: Array  # what is in both: i - w is i sigmoid(-f~), and f - w is f sigmoid(-i~)
 
 
@@ -110,13 +116,14 @@ class MinLSTM(Minimal):
         f = w + ei * r  # (1)
         i = w + ef * r  # (1)
         n = self._candidate(xp, zx[2, ...])  # (2)
-        return f, i * n, SavedLSTM(f, i, n, w)  # (3) a, b
+        return f, i * n, SavedLSTM(f, i, zx[2, ...], w)  # (3) a, b
 
     def coefficients_bwd(  # type: ignore[override]
         self, xp: Namespace, saved: SavedLSTM, da: Array, db: Array
     ) -> Array:
         """Return the gradient of zx (3, ..., H, B)."""
-        f, i, n, w = saved[:4]
+        f, i, zn, w = saved[:4]
+        n = self._candidate(xp, zn)
         d = da - db * n  # (3) through f and i, which are 1 together
-        dn = self._candidate_bwd(xp, db * i, n)  # (3) through n, (2)
+        dn = self._candidate_bwd(xp, db * i, zn, n)  # (3) through n, (2)
         return xp.stack((f * (i - w) * d, i * (w - f) * d, dn))  # (1)
