@@ -138,7 +138,7 @@ def test_options_and_parameters_of_a_cell(rng, options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaky(xlstm.LinearCell):
+class Averaging(xlstm.LinearCell):
     """h = a h0 + (1 - a) zx with one a for each unit, as in an LRU, which is a parameter."""
 
     GATES = ("h",)
@@ -166,7 +166,7 @@ class Leaky(xlstm.LinearCell):
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "zoneout": 0.2}], ids=str)
 def test_parameters_of_a_linear_cell(rng, options):
-    layer = xlstm.register_cell(Leaky)(3, 4, num_layers=2, **options)
+    layer = xlstm.register_cell(Averaging)(3, 4, num_layers=2, **options)
     given = registry.given(layer, make_backend("numpy"), rng)
     registry.check(layer, *given, lengths=[5, 1, 3], order=2)
 
