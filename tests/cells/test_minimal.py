@@ -1,14 +1,14 @@
-"""minLSTM and minGRU against the log-space scan of the paper in PyTorch, and scans of linear cells
-against steps.
-"""
+"""minLSTM and minGRU against the log-space scan of the paper in PyTorch, and scans by doubling."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 import xlstm
 from tests import registry
-from tests.conftest import make_backend
 from xlstm.cells.linear_scan import scan, scan_bwd
+from xlstm.models.sequence import layer_of
 
 KINDS = ("minLSTM", "minGRU")
 D, H, T, B = 3, 5, 40, 4
@@ -65,18 +65,6 @@ def test_large_pre_activations_neither_overflow_nor_divide_by_zero(kind, log_spa
     assert not log_space or np.all(y >= 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_steps_one_after_the_other_are_the_scan_to_the_bit(rng, kind):
-    layer = getattr(xlstm, kind)(D, H, 2)
-    params, x, state = registry.given(layer, make_backend("numpy"), rng, T, B)
-    with xlstm.engines.engine.use("array_api"):
-        y, end, _ = layer.forward(params, x, state)
-        for t in range(T):
-            one, state = layer.step(params, x[t], state)
-            np.testing.assert_allclose(one, y[t], rtol=1e-13)
-    np.testing.assert_allclose(state[0], end[0], rtol=1e-13)
-
-
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_doubling_gives_the_numbers_of_a_loop(rng, monkeypatch, steps):
     """The way of a GPU, with a coefficient of 0."""
@@ -90,18 +78,11 @@ def test_doubling_gives_the_numbers_of_a_loop(rng, monkeypatch, steps):
         np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"clip": 1.0},
-        {"layer_norm": True},
-        {"recurrent_bias": True},
-        {"recurrent_dropout": 0.1},
-        {"activations": "tanh"},
-    ],
-    ids=str,
-)
 @pytest.mark.parametrize("kind", KINDS)
-def test_options_without_a_meaning_are_refused_by_name(kind, options):
-    with pytest.raises(ValueError, match=f"{kind}: {next(iter(options))} is .*its cell has no"):
-        getattr(xlstm, kind)(D, H, **options)
+def test_models_have_them_by_name_and_options_without_a_meaning_are_refused(kind):
+    layer = layer_of("test", kind.lower(), D, H)
+    assert layer == getattr(xlstm, kind)(D, H)
+    refused = {"clip": 1.0, "layer_norm": True, "recurrent_bias": True, "recurrent_dropout": 0.1}
+    for option, value in refused.items():
+        with pytest.raises(ValueError, match=f"{kind}: {option} is .*its cell has no"):
+            dataclasses.replace(layer, **{option: value})
