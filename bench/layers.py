@@ -6,9 +6,9 @@ CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both 
 and backward; lengths, the same of an LSTM over sequences of T/4 to T steps, which PyTorch packs and
 unpacks; resets, the same of LSTM, GRU, mLSTM and two blocks of an xLSTM whose states are reset
 before one step in 32, beside them without resets, and beside PyTorch's loop over steps with masks;
-inference, an LSTM forward alone; and sequences, the gradients of single sequences by one backward
-pass of an LSTM beside a plain backward pass and as many passes as sequences; all by default. On a
-GPU, `bench.cudnn` times layers.
+inference, an LSTM forward alone; scan, a minGRU and a minLSTM beside our GRU; and sequences, the
+gradients of single sequences by one backward pass of an LSTM beside a plain backward pass and as
+many passes as sequences; all by default. On a GPU, `bench.cudnn` times layers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from dataclasses import asdict, replace
 from bench import cases, peers, run
 from bench.cases import LARGE, Case
 from xlstm.cli.bench import SIZES
+from xlstm.cli.timing import Size
 
-CASES = ("lstm", "gru", "rnn", "stack", "lengths", "resets", "inference", "sequences")
-MIDDLE = ((128, 32, 64, 64), (64, 16, 128, 128))
+# T, B, D, H
+SCANS = [Size(32, 8, 512, 512), Size(4096, 8, 512, 512)]
+RESETS = [Size(128, 32, 64, 64), Size(64, 16, 128, 128)]
+CASES = ("lstm", "gru", "rnn", "stack", "lengths", "resets", "inference", "scan", "sequences")
 
 
 def main() -> None:
@@ -49,12 +52,17 @@ def main() -> None:
         elif name == "resets":
             title = "resets"
             layers = ["lstm", "gru", "mlstm", "xlstm"]
-            shapes = MIDDLE
+            shapes = RESETS
             settings = {"reset": 1 / 32}
         elif name == "inference":
             title = "lstm inference"
             others = (*peers.CPU, "onnxruntime")
             settings = {"train": False}
+        elif name == "scan":
+            title = "minGRU forward + backward"
+            layers = ["mingru"]
+            shapes = SCANS
+            others = ()
         elif name == "sequences":
             title = "lstm backward, per sequence"
             shapes = [size for size in SIZES if size.B > 1]
@@ -65,6 +73,14 @@ def main() -> None:
             case = Case(layer, *shape, **settings)
             theirs = {other: functools.partial(peers.PEERS[other], case) for other in others}
             ours = cases.ours(case)
+            if name == "scan":
+                for kind in ("minlstm", "gru"):
+                    call = cases.ours(replace(case, layer=kind))
+                    alone = cases.without_compiling(call)
+                    theirs |= {
+                        kind: functools.partial(lambda call: call, call),
+                        f"{kind}, NumPy alone": functools.partial(lambda call: call, alone),
+                    }
             if name == "sequences":
                 ours = cases.backward(case, per_sequence=True)
                 theirs = {

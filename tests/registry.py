@@ -40,6 +40,19 @@ COMMON = {
     "clip": (None, 0.8),
     "recompute": (False, True),
 }
+# of a layer without a product of h
+MINIMAL = {
+    name: COMMON[name]
+    for name in (
+        "num_layers",
+        "direction",
+        "batch_first",
+        "bias",
+        "dropout",
+        "zoneout",
+        "recompute",
+    )
+} | {"log_space": (True, False)}
 OPTIONS = {
     "LSTM": {
         **COMMON,
@@ -55,6 +68,8 @@ OPTIONS = {
         "reset_after": (True, False),
     },
     "RNN": {**COMMON, "activations": (None, "relu")},
+    "minLSTM": MINIMAL,
+    "minGRU": MINIMAL,
 }
 
 
@@ -220,6 +235,8 @@ EVERY = [
     xlstm.LSTM(2, 3, proj_size=2, batch_first=True),
     xlstm.GRU(2, 3, 2, dropout=0.2),
     xlstm.RNN(2, 3, reverse=True),
+    xlstm.minLSTM(2, 3, 2, dropout=0.2),
+    xlstm.minGRU(2, 3, bidirectional=True),
     xlstm.sLSTM(2, 4, num_heads=2),
     xlstm.mLSTM(2, 4, 2, num_heads=2, dropout=0.2),
     xlstm.mLSTMBlock(4, 2),

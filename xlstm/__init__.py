@@ -6,9 +6,11 @@
 Layers
     LSTM, GRU, RNN      gated layers with all their options, in stacks and in both directions
     sLSTM, mLSTM        the two layers of the xLSTM paper
+    minLSTM, minGRU     layers whose gates do not see h, so that all steps are one scan
     Linear              y = x W^T + b
     ExponentialSmoothing        Holt-Winters with coefficients that are learned
     Cell, register_cell a gated cell of your own, and a layer of it
+    LinearCell          a cell whose recurrence is linear, h = a h0 + b
     activations         the activations of gates; `register` adds one
 
 Blocks and models
@@ -50,8 +52,9 @@ from typing import Any
 from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cells.cell import Cell
+from xlstm.cells.linear_scan import LinearCell
 from xlstm.layers.linear import Linear
-from xlstm.layers.recurrent import GRU, LSTM, RNN, register_cell, sLSTM
+from xlstm.layers.recurrent import GRU, LSTM, RNN, minGRU, minLSTM, register_cell, sLSTM
 from xlstm.testing import gradcheck
 
 __version__ = "0.1.0"
@@ -64,6 +67,7 @@ __all__ = [
     "Cell",
     "ExponentialSmoothing",
     "Linear",
+    "LinearCell",
     "__version__",
     "activations",
     "available_backends",
@@ -81,6 +85,8 @@ __all__ = [
     "losses",
     "mLSTM",
     "mLSTMBlock",
+    "minGRU",
+    "minLSTM",
     "models",
     "optim",
     "plots",

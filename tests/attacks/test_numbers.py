@@ -31,6 +31,8 @@ LAYERS = {
     "LSTM": xlstm.LSTM(D, D),
     "GRU": xlstm.GRU(D, D),
     "sLSTM": xlstm.sLSTM(D, D),
+    "minLSTM": xlstm.minLSTM(D, D),
+    "minGRU": xlstm.minGRU(D, D),
 }
 NORMS = {"layer": LayerNorm(D), "root": RMSNorm(D), "heads": MultiHeadNorm(D, num_heads=2)}
 # Decimal exponents of inputs; sums of D weighted ones are in range.

@@ -28,7 +28,7 @@ def page():
     return names
 
 
-KINDS = ("LiGRU", "MinGRU")
+KINDS = ("LiGRU", "HGRN")
 NEEDS_PRODUCT = {"recurrent_dropout", "recurrent_bias", "layer_norm"}
 OPTIONS = [
     {},
@@ -44,9 +44,9 @@ OPTIONS = [
 
 
 def make(page, kind, options):
-    if kind == "MinGRU" and (refused := NEEDS_PRODUCT & set(options)):
+    if kind == "HGRN" and (refused := NEEDS_PRODUCT & set(options)):
         with pytest.raises(
-            ValueError, match=rf"MinGRU: {refused.pop()} is .*, but its cell has no product of h"
+            ValueError, match=rf"HGRN: {refused.pop()} is .*, but its cell has no product of h"
         ):
             page[kind](3, 4, **options)
         pytest.skip("it has no product of h")
@@ -135,6 +135,40 @@ def test_options_and_parameters_of_a_cell(rng, options):
     layer = xlstm.register_cell(Peeping)(3, 4, num_layers=2, **options)
     assert layer.shapes["1.p"] == {"1H": 4}
     registry.check(layer, *registry.given(layer, make_backend("numpy"), rng), lengths=[5, 1, 3])
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaging(xlstm.LinearCell):
+    """h = a h0 + (1 - a) zx with one a for each unit, as in an LRU, which is a parameter."""
+
+    GATES = ("h",)
+    PARAMETERS = {"nu": 1}  # noqa: RUF012
+
+    class Saved(NamedTuple):
+        a: object
+        z: object
+
+    def coefficients(self, xp, zx, nu):
+        z = zx[0, ...]
+        a = xp.exp(-xp.exp(nu)) * xp.ones_like(z)
+        return a, (1 - a) * z, self.Saved(a, z)
+
+    def coefficients_bwd(self, xp, saved, da, db, nu):
+        a = saved.a
+        return xp.stack(((1 - a) * db, -a * xp.exp(nu) * (da - saved.z * db)))
+
+    def own_bwd(self, xp, dz, saved, nu):
+        return {"nu": xp.sum(dz[1, ...], axis=(0, 2))}
+
+    def activated(self, xp, saved):
+        return saved.z[None, ...]
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "zoneout": 0.2}], ids=str)
+def test_parameters_of_a_linear_cell(rng, options):
+    layer = xlstm.register_cell(Averaging)(3, 4, num_layers=2, **options)
+    given = registry.given(layer, make_backend("numpy"), rng)
+    registry.check(layer, *given, lengths=[5, 1, 3], order=2)
 
 
 @pytest.mark.parametrize(

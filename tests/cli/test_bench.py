@@ -175,10 +175,10 @@ def test_cells_of_a_file(bench, tmp_path, unregistered):
     """The cells of docs/cells.md are timed."""
     code = "\n".join(blocks(ROOT / "docs" / "cells.md"))
     (tmp_path / "my_cells.py").write_text(code, encoding="utf-8")
-    result = bench(f"MinGRU gru --import my_cells.py {SMALL} --backend numpy --json times.json")
+    result = bench(f"HGRN gru --import my_cells.py {SMALL} --backend numpy --json times.json")
     assert "note" not in result.stderr
-    assert [line["layer"] for line in lines()] == ["MinGRU", "gru"]
-    weights = 2 * 4 * 3  # of MinGRU, which has no Wh
+    assert [line["layer"] for line in lines()] == ["HGRN", "gru"]
+    weights = 2 * 4 * 3  # of HGRN, which has no Wh
     first = lines()[0]
     assert first["gflops"] * 1e9 * first["seconds"]["median"] == pytest.approx(
         3 * 2 * weights * 6 * 2

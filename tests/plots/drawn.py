@@ -15,6 +15,8 @@ LAYERS = {
     "slstm": xlstm.sLSTM(D, H),
     "exponential": xlstm.sLSTM(D, H, forget_gate="exponential"),
     "mlstm": xlstm.mLSTM(D, H, num_heads=2),
+    "minlstm": xlstm.minLSTM(D, H),
+    "mingru": xlstm.minGRU(D, H),
     "rnn": xlstm.RNN(D, H),
 }
 

@@ -19,6 +19,11 @@ prefix `d` a gradient, and `~` a pre-activation; capitals span all steps of a ch
     n             h~_t                     candidate
     m             U h_t-1                  product of h and the candidate's weight, times r
 
+    minGRU (Feng et al. 2024), gates in the order z n, and minLSTM, f i n
+    z, f, i       z_t, f'_t, i'_t          update gate; forget and input gate over their sum
+    n             h~_t                     candidate
+    a, b                                   coefficients of h = a h0 + b
+
     sLSTM (Beck et al. 2024, eqs. 8 to 18), gates in the order i f z o
     i, f          i'_t, f'_t               input and forget gate, divided by exp(m)
     z, o          z_t, o_t                 cell input and output gate

@@ -37,7 +37,7 @@ from xlstm.cli.timing import (
     simulated,
     usable,
 )
-from xlstm.models.sequence import layer_of
+from xlstm.models.sequence import CELLS, layer_of
 
 FASTER = 0.95  # the ratio below which times are not equal
 TORCH = "torch.nn"
@@ -93,9 +93,7 @@ class Case(NamedTuple):
 
 @command()
 def bench(
-    layers: Annotated[
-        list[str] | None, Argument(help="lstm, gru, rnn, slstm, mlstm, xlstm, or imported.")
-    ] = None,
+    layers: Annotated[list[str] | None, Argument(help=f"{', '.join(CELLS)}, or imported.")] = None,
     size: Annotated[
         list[Size] | None, Option(parser=Size.of, metavar="T,B,D,H", help="May be repeated.")
     ] = None,

@@ -25,7 +25,7 @@ from xlstm.engines.cuda.choice import choose, told
 from xlstm.engines.cuda.tiling import Device, Tiling, peaks
 from xlstm.engines.numba import jit
 from xlstm.engines.pointwise import pointwise
-from xlstm.layers.recurrent import KINDS, sLSTM
+from xlstm.layers.recurrent import KINDS, minGRU, minLSTM, sLSTM
 
 PACKAGES = (
     "numpy",
@@ -47,7 +47,12 @@ PACKAGES = (
 )
 # Beginnings of environment variables that change how fast something is.
 VARIABLES = ("OPENBLAS", "OMP", "MKL", "BLIS", "CUPY_TF32", "NVIDIA_TF32", "NUMBA", "XLSTM")
-LAYERS: dict[str, type[Any]] = {**KINDS, "slstm": sLSTM}
+LAYERS: dict[str, type[Any]] = {
+    **KINDS,
+    "slstm": sLSTM,
+    "minlstm": minLSTM,
+    "mingru": minGRU,
+}
 # Cards to ask about where there is none: SMs, the shared memory of a block, and blocks of a
 # cluster.
 CARDS = {

@@ -10,6 +10,7 @@ from typing import Any
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Params, reshape
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
+from xlstm.engines import scans
 from xlstm.engines.cell_step import Step, Stream
 from xlstm.engines.tape import (
     Gradients,
@@ -71,6 +72,13 @@ class ArrayApi:
                 buffer[0, ...] = s
                 buffers.append(buffer[1:, ...])
             products = step.reshape(zx[:, row : row + k * n], (step.G, step.H, k, n))
+            if step.linear:
+                h, saved = scans.forward(step, segment, products, state[0], y, keep)
+                state = [h]
+                row += k * n
+                if keep != "nothing":
+                    tape.kept.append(SegmentTape(segment, (), saved))
+                continue
             for t in range(k):
                 if options is None:
                     # (3) (4)
@@ -141,7 +149,7 @@ class ArrayApi:
         dend = dstate
         WT = (
             xp.asarray(xp.matrix_transpose(step.Wh), copy=True)
-            if step.heads
+            if step.heads or not step.recurrent
             else _transposed(step.Wh)
         )
         dstate = [d[:, :0] for d in dend]
@@ -156,6 +164,8 @@ class ArrayApi:
             options = None if step.bare else Options(step, segment)
             own = step.own if options is None else options.own
             block = max(1, DERIVED // max(1, step.R * n))
+            if step.linear:
+                block = scans.block_of(step, segment)
             for stop in range(segment.k, 0, -block):
                 start = max(0, stop - block)
                 carry = [c[start:stop, ...] for c in segment_tape.carry]
@@ -165,6 +175,11 @@ class ArrayApi:
                         for a in segment_tape.saved
                     ]
                 )
+                if step.linear:
+                    steps = start, stop
+                    dh = dstate[0]
+                    dstate = [scans.backward(step, segment, steps, saved, dy, dh, gradients)]
+                    continue
                 local = cell.derivatives(xp, saved, *carry, **own)
                 for t in range(stop - 1, start - 1, -1):
                     here = local._make(

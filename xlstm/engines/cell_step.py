@@ -15,6 +15,7 @@ from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.cells.cell import Cell
+from xlstm.cells.linear_scan import LinearCell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 from xlstm.engines.compiled_cell import CompiledCell
 from xlstm.engines.pointwise import pointwise
@@ -52,9 +53,10 @@ class Step:
         self.layer_w = w
         self.masks = masks
         self.w = w = cell.weights(xp, w)
-        # A cell without a product of h runs as one whose weights are zero.
+        # A cell without a product of h has the shapes of one whose weights are zero.
         self.G = len(cell.GATES)
-        if "Wh" in w:
+        self.recurrent = "Wh" in w
+        if self.recurrent:
             Wh = w["Wh"]
         else:
             R = w["Wx"].shape[0]
@@ -78,6 +80,8 @@ class Step:
         self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
         # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
+        # Whether all steps are one scan over time.
+        self.linear = self.bare and isinstance(cell, LinearCell)
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
         self.own: Params = {}
         for name in cell.OWN:
@@ -85,8 +89,9 @@ class Step:
                 p = w[name]
                 rows = (-1,) if p.shape[0] > self.H else ()
                 self.own[name] = p if p.ndim == 2 else reshape(p, (*rows, self.H, 1))
-        on_dual_numbers = self.bare and isinstance(xp, DualNamespace) and compiles(xp.base)
-        if on_dual_numbers and pointwise(cell, self.own_rows, ()) is not None:
+        by_steps = self.bare and not self.linear
+        on_dual_numbers = isinstance(xp, DualNamespace) and compiles(xp.base)
+        if by_steps and on_dual_numbers and pointwise(cell, self.own_rows, ()) is not None:
             self.cell = CompiledCell(cell)
         self.compiled: Any = None  # what an engine made of the step
         # Looked up once: they run at every step.
@@ -150,9 +155,15 @@ class Step:
             return dzx
         return layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)  # (7)
 
+    def zeros(self, like: Array, *shape: int) -> Array:
+        """Return zeros as another array is."""
+        return self.xp.zeros(shape, dtype=like.dtype, device=device_of(like))
+
     def recur(self, W: Array, h: Array) -> Array:
         """Return W h + bh (gates, H, n), with W the recurrent weight; heads go by themselves."""
         n = h.shape[1]
+        if not self.recurrent:
+            return self.zeros(h, self.G, self.H, n)
         if self.heads:
             h = self.reshape(h, (W.shape[1], W.shape[3], n))
         zh = self.reshape(self._times(W, h), (self.R // self.H, self.H, n))  # (3)
@@ -161,6 +172,8 @@ class Step:
     def recur_bwd(self, WT: Array, da: Array) -> Array:
         """Return W^T da (P, n)."""
         n = da.shape[1]
+        if not self.recurrent:
+            return self.zeros(da, self.P, n)
         if self.heads:
             G, N, K, _ = WT.shape
             # (3) by heads

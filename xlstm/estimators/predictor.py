@@ -55,7 +55,8 @@ class Settings:
         Decides initial weights and the order of batches.
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training, on a GPU; the weights stay float32. See `xlstm.precision`.
-    cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
+    cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
+        Or the name of a registered cell.
     num_layers : int
         Number of recurrent layers.
     bidirectional : bool

@@ -376,7 +376,8 @@ class SequenceClassifier(SequenceEstimator):
 
     Parameters
     ----------
-    cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
+    cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
+        Or the name of a registered cell.
     hidden_size : int
         Units of each recurrent layer.
     num_layers : int

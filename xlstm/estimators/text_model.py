@@ -43,7 +43,8 @@ class TextModel(NetworkEstimator):
 
     Parameters
     ----------
-    cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
+    cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
+        Or the name of a registered cell.
     hidden_size : int
         Units of each recurrent layer, in "xlstm" the width of the blocks.
     embedding_size : int

@@ -1,4 +1,6 @@
-"""Recurrent layers: LSTM, GRU, plain RNN and sLSTM, in stacks and in both directions."""
+"""Recurrent layers: LSTM, GRU, plain RNN, sLSTM, minLSTM and minGRU, in stacks and in both
+directions.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
+from xlstm.cells import gru, lstm, lstm_options, minimal, rnn, slstm
 from xlstm.cells.cell import Cell
 from xlstm.layers import initializers
 from xlstm.layers.gated import Recurrent
@@ -292,11 +294,87 @@ class sLSTM(Recurrent):  # noqa: N801
         return initializers.slstm_bias(self.num_heads, K, forget)
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class minGRU(Recurrent):  # noqa: N801
+    """Minimal gated recurrent units (Feng et al. 2024), h = (1 - z) h0 + z n, whose gate does not
+    see h.
+
+    Without a product of h the recurrence is linear, and all steps are one scan over time (see
+    `xlstm.LinearCell`). Parameters are `{k}.Wx` (2H, D) and `{k}.b` (2H,), with rows in gate order
+    z n. The state is (h,). It is 0 before the first step in both forms, so that the first h is z n;
+    an initial state is h0 itself, while minGRU-pytorch takes it for a pre-activation, of which h0
+    is g.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        As in `LSTM`.
+    bidirectional, reverse, batch_first, bias, recompute : bool
+        As in `LSTM`.
+    dropout, zoneout, initializer
+        As in `LSTM`. With zoneout the layer runs step by step.
+    recurrent_bias, recurrent_dropout, layer_norm, clip, activations
+        The layer has none of these: other values than the defaults are refused.
+    log_space : bool
+        The form for logarithms: n = g(Wx x + b), where g(x) is x + 0.5 from 0 on and sigmoid(x)
+        below, so that h stays positive. Without it n = Wx x + b.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> mingru = xlstm.minGRU(3, 8)
+    >>> y, (h,), saved = mingru.forward(mingru.init(backend="numpy"), np.ones((12, 5, 3), dtype="float32"))
+    >>> y.shape, h.shape, saved.gates.shape
+    ((12, 5, 8), (1, 5, 8), (12, 2, 5, 8))
+    """
+
+    log_space: bool = True
+
+    CELL = minimal.MinGRU
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class minLSTM(Recurrent):  # noqa: N801
+    """Minimal LSTM (Feng et al. 2024), h = f h0 + i n, whose gates do not see h.
+
+    f = sigmoid(f~) and i = sigmoid(i~) are divided by their sum. Parameters are `{k}.Wx` (3H, D) and
+    `{k}.b` (3H,), with rows in gate order f i n. State, options and their meanings are those of
+    `minGRU`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        As in `LSTM`.
+    bidirectional, reverse, batch_first, bias, recompute : bool
+        As in `LSTM`.
+    dropout, zoneout, initializer
+        As in `LSTM`.
+    recurrent_bias, recurrent_dropout, layer_norm, clip, activations
+        The layer has none of these: other values than the defaults are refused.
+    log_space : bool
+        As in `minGRU`.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> minlstm = xlstm.minLSTM(3, 8, log_space=False)
+    >>> y, (h,), saved = minlstm.forward(minlstm.init(backend="numpy"), np.ones((12, 5, 3), dtype="float32"))
+    >>> y.shape, h.shape, saved.gates.shape
+    ((12, 5, 8), (1, 5, 8), (12, 3, 5, 8))
+    """
+
+    log_space: bool = True
+
+    CELL = minimal.MinLSTM
+
+
 # Layers by the names that interop and files have for them.
 KINDS: dict[str, type[LSTM] | type[GRU] | type[RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 # Gated layers by name, those of the library first.
-LAYERS: dict[str, type[Recurrent]] = {layer.__name__: layer for layer in (LSTM, GRU, RNN, sLSTM)}
+LAYERS: dict[str, type[Recurrent]] = {
+    layer.__name__: layer for layer in (LSTM, GRU, RNN, sLSTM, minLSTM, minGRU)
+}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -46,7 +46,7 @@ class ESRNN(SequenceLayer):
         successive values; of their logarithms with `multiplicative`.
     covariates : int
         Number C of covariates.
-    cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}
+    cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
     num_layers : int
     dropout : float
         Rate between layers.

@@ -16,11 +16,11 @@ from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.module import Backward, Forward, Parts
-from xlstm.layers.recurrent import LAYERS
+from xlstm.layers.recurrent import LAYERS, Custom
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState, complete
 from xlstm.recurrence.packing import Span
 
-CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
+CELLS = ("lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm")
 
 
 def layer(where: str, name: str, value: Any) -> Any:
@@ -42,14 +42,14 @@ class SequenceModel(SequenceLayer):
 
     Parameters
     ----------
-    recurrent : LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack or xLSTMLarge
+    recurrent : LSTM, GRU, RNN, sLSTM, minLSTM, minGRU, mLSTM, xLSTMStack or xLSTMLarge
         The layer, or layers.
     output_size : int
         Width O of the prediction.
     last : bool
         Predict once, at the end of the sequence, instead of at every step: from the last layer's
-        final hidden state (of both directions) in LSTM, GRU, RNN and sLSTM, and from y of the last
-        step in the others. With these a sequence of length 0 gives the head's bias.
+        final hidden state (of both directions) in gated layers such as LSTM and minGRU, and from y
+        of the last step in the others. With these a sequence of length 0 gives the head's bias.
     inputs : int, optional
         Width D of x, where a linear layer under `input.` is to bring it to the width of the layer.
     """
@@ -193,7 +193,8 @@ def layer_of(
     ----------
     where : str
         The caller, with whose name an error begins.
-    cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
+    cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
+        Or the name of a registered cell.
         "xlstm" is a stack of `num_layers` blocks, of which the second is an sLSTM block and the
         others mLSTM blocks.
     input_size, hidden_size, num_layers : int
@@ -212,7 +213,9 @@ def layer_of(
     ValueError, TypeError
         There is no such cell, or an option that it does not have.
     """
-    gated = {name.lower() if name.lower() in CELLS else name: kind for name, kind in LAYERS.items()}
+    gated = {
+        name if issubclass(kind, Custom) else name.lower(): kind for name, kind in LAYERS.items()
+    }
     checks.choice(dict.fromkeys((*CELLS, *gated)))(where, "cell", cell)
     options["dropout"] = dropout
     if cell in gated:

@@ -265,8 +265,8 @@ def saturation(saved: Any) -> Any:
 def memory_table(saved: Any) -> list[Retention]:
     """Return for how long each unit of every layer remembers.
 
-    An LSTM forgets by f (a coupled one by 1 - i), a GRU by z, an sLSTM and an mLSTM by f before it
-    is stabilised. A plain RNN has no such gate and is left out.
+    An LSTM forgets by f (a coupled one by 1 - i), a GRU by z, a minGRU by 1 - z, a minLSTM by
+    f, an sLSTM and an mLSTM by f before it is stabilised. A plain RNN has no such gate and is left out.
 
     Parameters
     ----------

@@ -144,9 +144,16 @@ STEPS = {
         3, 20, reset_after=False, recurrent_dropout=0.4, clip=0.5, recurrent_bias=True, **BOTH
     ),
 }
+# without a product of h
+SCANS = {
+    "minLSTM": xlstm.minLSTM(3, 40, recompute=True, reverse=True),
+    "minGRU": xlstm.minGRU(3, 20, zoneout=0.2, batch_first=True, log_space=False),
+}
 CASES = [(name, way) for name in LOOPS for way in WAYS] + [
     (name, way) for name in STEPS for way in EXACT[:2]
 ]
+CASES += [(name, way) for name in SCANS for way in EXACT]
+CASES += [("minGRU", ("plain", "bfloat16", None))]
 
 
 @pytest.mark.parametrize(
@@ -161,16 +168,16 @@ def test_layers_by_every_path(monkeypatch, name, way, options):
         launch, "launch", lambda made, *rest: launched.add(made.name) or whole(made, *rest)
     )
     with cuda.use(path, precision):
-        beside_numpy((LOOPS | STEPS)[name], dtype, precision, **options)
+        beside_numpy((LOOPS | STEPS | SCANS)[name], dtype, precision, **options)
     assert {
         entry.endswith("_step") for entry in launched - {cell_source.ARRANGE, "xlstm_again_step"}
     } == {path == "pointwise"}
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", STEPS | SCANS)
 def test_options_without_kernels_of_their_own(name):
     with cuda.use("loop"):
-        beside_numpy(STEPS[name], lengths=LENGTHS)
+        beside_numpy((STEPS | SCANS)[name], lengths=LENGTHS)
 
 
 @pytest.mark.parametrize(("cell", "path"), [("LSTM", "plain"), ("GRU", "plain"), ("LSTM", "grid")])

@@ -11,7 +11,7 @@ import pytest
 from tests.engines.cuda import nvrtc
 from tests.engines.cuda.nvrtc import compile_for
 from xlstm.arrays import concat, gather, random
-from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
+from xlstm.cells import gru, lstm, lstm_options, minimal, rnn, slstm
 from xlstm.engines.cuda import cell_source, tiling
 from xlstm.engines.cuda.choice import LOOPS, choose
 from xlstm.engines.cuda.chunk_source import CHUNK_ARITHMETIC, KINDS, ChunkShape
@@ -39,6 +39,11 @@ CELLS = {
     "rnn": pointwise(rnn.Cell(), (), ("b",)),
     "slstm": pointwise(slstm.Cell(), (), ("b",)),
     "slstm, rounded": pointwise(slstm.Rounded(forget_limit=15.0), (), ("b",)),
+}
+# without a product of h
+SCANS = {
+    "minlstm": pointwise(minimal.MinLSTM(), (), ("b",)),
+    "mingru": pointwise(minimal.MinGRU(False), (), ()),
 }
 DROPPED = [
     pointwise(cell, (), added, (), Around(drop=True))
@@ -155,6 +160,15 @@ def test_without(cell, name, capability):
         assert fits(capability, CELLS[cell], name, (200, 1, 40)) == list(tiling.PASSES)
     for kind in cell_source.KINDS:
         within(capability, cell_source.pointwise(CELLS[cell], kind, ARITHMETIC[name], 2, 40))
+
+
+@pytest.mark.parametrize("cell", SCANS)
+@pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["forward", "slim", "lean", "backward"])
+def test_scans(cell, name, kind):
+    tiled = tiling.without_product(kind, ARITHMETIC[name], 200, 1, 40)
+    for capability in DEVICES:
+        within(capability, cell_source.scan(SCANS[cell], kind, tiled, keep_h=True))
 
 
 @pytest.mark.parametrize("capability", [60, 70, 75])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.engines.cuda.test_kernels import CARDS, CELLS
+from tests.engines.cuda.test_kernels import CARDS, CELLS, SCANS
 from xlstm.cells import lstm
 from xlstm.engines import cuda
 from xlstm.engines.cell_step import Masks, Step
@@ -18,7 +18,7 @@ H100, A100, T4 = (CARDS[capability] for capability in (90, 80, 75))
 
 def choose(dtype="float32", width=512, heads=1, B=64, device=H100, cell="lstm", why=""):
     return choice.choose(
-        choice.told(), None if why else CELLS[cell], why, dtype, width, heads, B, device
+        choice.told(), None if why else (CELLS | SCANS)[cell], why, dtype, width, heads, B, device
     )
 
 
@@ -35,6 +35,7 @@ def choose(dtype="float32", width=512, heads=1, B=64, device=H100, cell="lstm", 
         ({"dtype": "float32", "device": Device("V100", 70, 80, 98304), "width": 64}, "plain"),
         ({"dtype": "float32", "device": Device("P100", 60, 56, 49152)}, "pointwise"),
         ({"why": "no kernel does zoneout"}, "loop"),
+        ({"cell": "mingru", "width": 4096, "dtype": "float16"}, "plain"),
     ],
 )
 def test_the_path_follows_shape_dtype_and_device(arguments, path):
@@ -50,6 +51,7 @@ def test_the_path_follows_shape_dtype_and_device(arguments, path):
         ("cluster", {"device": A100}, "A100 is sm_80, clusters need sm_90"),
         ("grid", {"dtype": "float64"}, "tensor cores"),
         ("cluster", {"width": 4096}, "no way to divide 1 x 4096 units"),
+        ("grid", {"cell": "mingru"}, "there is no product of h for tensor cores"),
         ("plain", {"why": "no kernel does zoneout"}, "no kernel does zoneout; loop can do it"),
         (
             "pointwise",

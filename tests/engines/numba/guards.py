@@ -244,7 +244,7 @@ EMPTY = Empty()
 # The layers of a process, by its vectors. Tests of lengths of vectors and of chunks share their
 # code.
 KINDS = {
-    "32-float32": {"GRU": {}},
+    "32-float32": {"GRU": {}, "minGRU": {}},
     "64-float32": {"LSTM": {}},
     "16-float64": {"sLSTM": {}, "RNN": {"recurrent_bias": True}},
 }

@@ -39,6 +39,7 @@ LOOP = (
     " void* arranged, unsigned* late, unsigned number"
 )
 STEP = "long long row0, int count"
+SCAN = "const int* offsets, int steps, int width"
 
 
 @functools.cache
@@ -67,10 +68,32 @@ def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> Ke
         "SHARED_PLANNED": tiling.shared,
     }
     schedule = "backward.cu" if kind == "backward" else "forward.cu"
-    files = ("factors.cuh", "product.cuh", "exchange.cuh", "cells.cuh", schedule)
+    files = (
+        "factors.cuh",
+        "product.cuh",
+        "exchange.cuh",
+        "offsets.cuh",
+        "cells.cuh",
+        schedule,
+    )
     cell = _Loop(step, kind, tiling.arithmetic.real, keep_h)
     source = _source(cell, f"xlstm_{kind}", LOOP, tiling.arithmetic, sizes, files)
     return source._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
+
+
+@functools.cache
+def scan(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> KernelSource:
+    """Return the kernel of a whole pass of a cell without a product of h, as `loop` does."""
+    sizes = {
+        "WIDTH": tiling.width,
+        "HEADS": tiling.heads,
+        "THREADS": tiling.threads,
+        "GATES": step.before["zx"],
+        "BACK": int(kind == "backward"),
+    }
+    cell = _Loop(step, kind, tiling.arithmetic.real, keep_h)
+    files = ("offsets.cuh", "scan.cu")
+    return _source(cell, f"xlstm_{kind}_scan", SCAN, tiling.arithmetic, sizes, files)
 
 
 @functools.cache

@@ -1,16 +1,5 @@
 // The rows and cells of a block and of each of its threads, forward and backward.
 
-// Packed rows: all of the first step, then all of the second, each with as many as there are sequences that long. The loops
-// keep the first rows of two neighbouring steps and of what follows in registers, and load one more while others work.
-struct Offsets {
-    const int* offsets;  // the first row of each step and the end, or none where all steps are `same` wide
-    int steps, same;
-    DEVICE int operator()(int t) const {
-        t = t < 0 ? 0 : t < steps ? t : steps;  // steps before the first and after the last have no rows
-        return offsets ? offsets[t] : t * same;
-    }
-};
-
 DEVICE Group group_of(int group0, unsigned* flags, Arrivals* arrivals, const Late& late) {
     const int number = group0 + blockIdx.y;
     return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0, arrivals, late};

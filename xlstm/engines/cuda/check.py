@@ -33,7 +33,7 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.random import bernoulli
 from xlstm.arrays.rows import by_rows, summed
-from xlstm.cells import gru, lstm, mlstm_chunks, rnn, slstm
+from xlstm.cells import gru, lstm, minimal, mlstm_chunks, rnn, slstm
 from xlstm.engines import secure_cache
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step
@@ -44,7 +44,13 @@ from xlstm.engines.cuda.cuda_engine import CUDA
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import pointwise
 
-CELLS = {"LSTM": lstm.Cell(), "GRU": gru.Cell(), "RNN": rnn.Cell(), "sLSTM": slstm.Cell()}
+CELLS = {
+    "LSTM": lstm.Cell(),
+    "GRU": gru.Cell(),
+    "RNN": rnn.Cell(),
+    "sLSTM": slstm.Cell(),
+    "minGRU": minimal.MinGRU(),
+}
 WIDTHS = [(2, 9), (1, 5)]  # steps and sequences
 D = 3
 H = 40
@@ -218,7 +224,8 @@ def _kinds_of_layers(dtype: str, precision: str, card: Device) -> Iterator[tuple
     for layer, cell in CELLS.items():
         rows = len(cell.GATES) * H
         biases = ("b", "bh") if layer == "GRU" else ("b",)
-        shapes = (rows, D), (rows, H), *[(rows,)] * len(biases), (sum(k * n for k, n in WIDTHS), D)
+        Wh = [(rows, H)] * cell.RECURRENT
+        shapes = (rows, D), *Wh, *[(rows,)] * len(biases), (sum(k * n for k, n in WIDTHS), D)
         step = pointwise(cell, (), biases)
         names = {} if kind == "tf32" else {STEP: f"{STEP} "}
         for path in PATHS[1:]:
@@ -273,7 +280,8 @@ def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array)
     """
     *weights, x = arrays
     engine: Any = ARRAY_API if xp is np else CUDA
-    step = Step(xp, cell, dict(zip(("Wx", "Wh", "b", "bh"), weights, strict=False)), Masks())
+    names = "Wx", *["Wh"] * cell.RECURRENT, "b", "bh"
+    step = Step(xp, cell, dict(zip(names, weights, strict=False)), Masks())
     state = [xp.full((H, WIDTHS[0][1]), rest, dtype=x.dtype) for rest in cell.REST]
     if path == STEP:
         with use("pointwise"):

@@ -179,7 +179,10 @@ def _way(
         return Choice(path, ARITHMETIC[dtype])
     if step is None:
         return why
-    if refused := _refuses(path, dtype, device):
+    recurrent = step.form.RECURRENT
+    if not recurrent and path in ("grid", "cluster"):
+        return "there is no product of h for tensor cores"
+    if refused := _refuses(path, dtype, device, recurrent):
         return refused
     a = ARITHMETIC[dtype]
     forward = None
@@ -191,7 +194,9 @@ def _way(
         exact = precision if device.capability >= TF32 else "float32"
         a = ARITHMETIC[dtype if path == "plain" else TENSOR.get((dtype, exact), dtype)]
         forward, backward = (
-            tiling.best(kind, step, width, heads, B, a, device, path == "cluster")
+            tiling.without_product(kind, a, width, heads, B)
+            if not recurrent
+            else tiling.best(kind, step, width, heads, B, a, device, path == "cluster")
             for kind in tiling.PASSES
         )
         if forward is None or backward is None:
@@ -203,14 +208,14 @@ def _way(
     return Choice(path, a, name, forward, backward)
 
 
-def _refuses(path: str, dtype: str, device: Device) -> str:
-    """Return why a device has no such path for a dtype, or ""."""
+def _refuses(path: str, dtype: str, device: Device, recurrent: bool) -> str:
+    """Return why a device has no such path for a dtype, with a product of h or without, or ""."""
     sm = f"{device.name} is sm_{device.capability}"
     if dtype == "bfloat16" and device.capability < TF32:
         return f"{sm}, bfloat16 needs sm_{TF32}"
     if path != "pointwise" and device.capability < LOOPS:
         return f"{sm}, which needs sm_{LOOPS}"
-    if path == "plain" and dtype in HALVES:
+    if path == "plain" and dtype in HALVES and recurrent:
         return f"ordinary arithmetic is not used for {dtype}"
     if path in ("grid", "cluster"):
         if dtype == "float64":

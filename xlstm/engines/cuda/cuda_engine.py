@@ -276,9 +276,21 @@ class CudaTape(StepKernels, Tape):
         """Launch one kernel for all steps; where not all groups fit the device, one after the
         other.
         """
-        source = cell_source.loop(self.function, kind, tiling, self.keep_h)
         xp = self.step.xp
         Wh = self.Wh
+        offsets = flags = exchange = None
+        if self.uneven:  # the first row of every step, where steps differ in width
+            offsets = constants.copied(
+                xp, starts_of(tuple(self.widths)).astype(np.int32), device_of(Wh)
+            )
+        sizes = [np.int32(len(self.starts) - 1), np.int32(self.first)]
+        if not self.step.recurrent:
+            source = cell_source.scan(self.function, kind, tiling, self.keep_h)
+            blocks = -(-self.first * self.step.H // tiling.threads)
+            arguments = [offsets, *sizes, *(arrays[name] for name in source.arrays)]
+            launch.launch(source, (blocks, 1), tiling.threads, arguments)
+            return
+        source = cell_source.loop(self.function, kind, tiling, self.keep_h)
         arranged = room(xp, Wh, (tiling.arranged // 4,), np.uint32)
         resident = min(self.device.sms, launch.resident(source, tiling.threads))
         launch.launch(
@@ -289,11 +301,6 @@ class CudaTape(StepKernels, Tape):
         )
         groups = -(-self.first // tiling.columns) * tiling.heads
         at_once = groups if tiling.cluster else min(groups, resident // tiling.blocks)
-        offsets = flags = exchange = None
-        if self.uneven:  # the first row of every step, where steps differ in width
-            offsets = constants.copied(
-                xp, starts_of(tuple(self.widths)).astype(np.int32), device_of(Wh)
-            )
         if not tiling.cluster:
             exchange = room(xp, Wh, (tiling.exchange * at_once,), np.uint8)
         for group in range(0, groups, at_once):
@@ -302,8 +309,7 @@ class CudaTape(StepKernels, Tape):
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=device_of(Wh))
             arguments = [
                 offsets,
-                np.int32(len(self.starts) - 1),
-                np.int32(self.first),
+                *sizes,
                 np.int32(group),
                 flags,
                 exchange,

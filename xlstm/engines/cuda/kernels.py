@@ -130,6 +130,8 @@ class StepKernels:
     def through(self, h: Array) -> Array:
         """Return the products Wh h of rows (n, P): (n, R)."""
         xp = self.step.xp
+        if not self.step.recurrent:
+            return self.step.zeros(h, h.shape[0], self.step.R)
         if self.heads == 1:
             return self.as_read(matmul(xp, h, self.Wh.T))
         h = xp.permute_dims(reshape(h, (-1, self.heads, self.width)), (1, 0, 2))
@@ -140,6 +142,8 @@ class StepKernels:
     def through_bwd(self, dz: Array) -> Array:
         """Return the products Wh^T dz of rows (n, R): (n, P)."""
         xp = self.step.xp
+        if not self.step.recurrent:
+            return self.step.zeros(dz, dz.shape[0], self.step.P)
         if self.heads == 1:
             return self.as_read(matmul(xp, dz, self.Wh))
         dz = reshape(dz, (-1, self.step.G, self.heads, self.width))

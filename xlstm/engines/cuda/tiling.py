@@ -115,6 +115,7 @@ PLAIN = 0.35e6
 CELL = 0.06  # microseconds of one cell of each thread, an estimate
 WARPS = 8
 ARRANGERS = 256  # threads of a block that arranges weights
+LINE = 128  # threads of a block whose threads wait for no other
 CELLS = 4  # cells of a thread at most, beside tensor cores
 COLUMNS = (8, 16, 24, 32, 48, 64, 96, 128)  # sequences of a block
 # Registers of a thread for weights, sums and what it keeps of its cells, by the products of a pair.
@@ -229,6 +230,13 @@ class Tiling:
     def _parts(self) -> int:
         """Warps that share K, each with a sum of its own."""
         return self.threads // 32 // self.warps_m if self.in_registers else 1
+
+
+def without_product(kind: str, a: Arithmetic, width: int, heads: int, B: int) -> Tiling:
+    """Return the tiling of a cell without a product of h: a thread has one unit of a sequence."""
+    blocks = -(-width * heads // LINE)
+    rest = (0, 0, LINE, 1, 0)
+    return Tiling(kind, a, width, heads, LINE, blocks, 1, False, B, 1, 1.0, *rest)
 
 
 def best(

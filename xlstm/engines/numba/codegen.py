@@ -51,7 +51,9 @@ def kernels(form: Any, dtype: str, own: Own, added: tuple[str, ...], shape: Any)
     """
     step = pointwise(form, own, added)
     # rows for `own_bwd` have no place in the loop
-    if step is None or step.gradients["dz"] != len(form.GATES):
+    # nor has a gradient of h that the cell neither makes nor multiplies by weights
+    ends = step and not form.RECURRENT and "dh0" not in step.gradients
+    if step is None or step.gradients["dz"] != len(form.GATES) or ends:
         return None
     saved = dict.fromkeys(step.saved, "_saved")
     carried = step.carried

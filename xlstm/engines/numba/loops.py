@@ -103,6 +103,8 @@ def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
 
     A piece has whole tiles, and all rows unless there would be too few pieces for all threads.
     """
+    if slivers == 0:  # there are no weights
+        return INT(1), INT(1), INT(0)
     least = (heads * slivers + 4 * size - 1) // (4 * size)
     group = (least + SLIVERS1 - 1) // SLIVERS1 * SLIVERS1
     across = (slivers + group - 1) // group
@@ -261,7 +263,7 @@ def forward_alone(where: int, x: Any, Wx: Any, Wh: Any, hs: Any, *arrays: Any) -
         The address of `products.product`.
     x : array (T, D)
     Wx, Wh : arrays (R, D), (R, H)
-        Those of a few steps are not packed.
+        Those of a few steps are not packed. Wh is (R, 0) without a product of h.
     hs : array (T + 1, H)
         h before the first step, and room for that after every step.
     arrays
@@ -269,36 +271,40 @@ def forward_alone(where: int, x: Any, Wx: Any, Wh: Any, hs: Any, *arrays: Any) -
         other arguments of `step`.
     """
     T, D = x.shape
-    R, H = Wh.shape
-    G = R // H
+    H = hs.shape[1]
+    K = Wh.shape[1]
+    G = Wx.shape[0] // H
     few = T < FEW
     block = 1 if few else min(T, ROWS)
     zx = np.empty((G, block * H), F)
-    zh = np.empty((G, H), F)
+    zh = np.zeros((G, H), F)
     xs = x.reshape(x.size)
     zxs = zx.reshape(zx.size)
     zhs = zh.reshape(zh.size)
     h = hs.reshape(hs.size)
     slivers = 0 if few else G * ((H + COLUMNS - 1) // COLUMNS)
-    packed = room(slivers * (D + H) * COLUMNS)
+    packed = room(slivers * (D + K) * COLUMNS)
     middle = slivers * D * COLUMNS
     packed_x = packed[:middle].reshape(slivers, D, COLUMNS)
-    packed_h = packed[middle:].reshape(slivers, H, COLUMNS)
+    packed_h = packed[middle:].reshape(slivers, K, COLUMNS)
     if not few:
         pack(Wx.reshape(Wx.size), INT(0), True, H * D, D, H, packed_x, INT(0), slivers)
-        pack(Wh.reshape(Wh.size), INT(0), True, H * H, H, H, packed_h, INT(0), slivers)
+    if not few and K:
+        pack(Wh.reshape(Wh.size), INT(0), True, H * K, K, H, packed_h, INT(0), slivers)
     for t in range(T):
         at = t % block
         if few:
             rows_times_vector(Wx, x[t], zxs)
-            rows_times_vector(Wh, hs[t], zhs)
+            if K:
+                rows_times_vector(Wh, hs[t], zhs)
         else:
             if at == 0:
                 some = min(block, T - t)
                 to = (0, H, block * H, H)
                 call_product(where, xs, (t * D, D, 1, some), packed_x, (0, slivers), zxs, to, False)
-            to = (0, H, H, H)
-            call_product(where, h, (t * H, H, 1, 1), packed_h, (0, slivers), zhs, to, False)
+            if K:
+                to = (0, H, H, H)
+                call_product(where, h, (t * H, H, 1, 1), packed_h, (0, slivers), zhs, to, False)
         before = t % 2 * H
         step(at * H, t * H, t * H + H, before, H - before, 0, 0, H, zx, zh, h, *arrays)
 

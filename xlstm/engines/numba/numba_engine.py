@@ -157,7 +157,7 @@ class OneSequence:
             room[:H] = before
         vectors = [contiguous(w[name]).reshape(shape) for name, shape in self.vectors.items()]
         Wx = contiguous(w["Wx"])
-        Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else np.zeros(self.Wh, x.dtype)
+        Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else Wx[:, :0]
         self.loop(self.product, contiguous(x), Wx, Wh, hs, *rooms, *vectors, *self.numbers)
         last = T % 2 * H
         return [hs[1:], *[room[None, last : last + H] for room in rooms]]
@@ -209,7 +209,7 @@ class NumbaTape(Tape):
             for name, rows in compiled.step.saved.items():
                 self.saved[name] = np.empty((N, H) if rows is None else (rows, N, H), dtype)
         zx = np.empty((G, max(first, min(N, ROWS)) * H), dtype)
-        zh = np.empty((G, first * H), dtype)
+        zh = (np.empty if step.recurrent else np.zeros)((G, first * H), dtype)
         weights = for_states(step, kernel.loops.COLUMNS, self.shares[0])
         arrays = {"zx": zx, "zh": zh, "h": self.hs, **self.carry, **self.saved}
         own = self.x, self.hs, self.starts, zx, zh

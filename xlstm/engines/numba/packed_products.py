@@ -37,7 +37,7 @@ SLIVERS = 4  # so many rows or slivers stay together where threads share them
 
 def for_states(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
     """Return the weights of `loops.forward`, for each part of the batch; there may be no weights of
-    x.
+    x, or no slivers of h.
     """
     V = recurrent(step)
     x = step.w.get("Wx")
@@ -45,7 +45,7 @@ def for_states(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
     Vx = np.empty((1, 0, 0, 0), V.dtype) if x is None else contiguous(x).reshape(1, step.G, H, -1)
     N, G, K, _ = V.shape
     of_x = 0 if x is None else G * -(-H // columns), Vx.shape[3]
-    of_h = N, G * -(-K // columns), K
+    of_h = N, G * -(-K // columns) * step.recurrent, K
     return [
         (Vx, V, aligned(V.dtype, *of_x, columns), aligned(V.dtype, *of_h, columns))
         for _ in range(parts)
@@ -58,7 +58,8 @@ def for_gradients(step: Step, columns: int, parts: int) -> list[tuple[Array, ...
     if not step.heads:
         V = V.reshape(1, 1, step.R, step.H)
     N, G, depth, K = V.shape
-    return [(V, aligned(V.dtype, N, G, -(-K // columns), depth, columns)) for _ in range(parts)]
+    slivers = -(-K // columns) * step.recurrent
+    return [(V, aligned(V.dtype, N, G, slivers, depth, columns)) for _ in range(parts)]
 
 
 def recurrent(step: Step) -> Array:

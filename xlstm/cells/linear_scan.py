@@ -1,0 +1,157 @@
+"""Cells whose recurrence is linear in the state, h = a h0 + b, and the scan over all steps of one.
+
+The coefficients a and b depend on the input alone, so that those of all steps are made at once.
+What is left is one scan over time, whose derivative is the same scan in the reverse direction. No
+step divides by a product of coefficients, so that any of them may be 0.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import operator
+from collections import namedtuple
+from typing import Any
+
+from xlstm.arrays.concat import concat
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import Array, Namespace
+from xlstm.cells import cell
+
+
+def scan(xp: Namespace, a: Array, b: Array, h0: Array) -> Array:
+    """Return h of every step (k, ...), h_t = a_t h_{t-1} + b_t, from a and b (k, ...) and h0 (...).
+
+    On a GPU, where a step costs more than its numbers, twice as many steps are put together each
+    time; elsewhere the steps follow one another, so that the bits of a result do not depend on k.
+    """
+    k = a.shape[0]
+    if doubles(xp):
+        done = 1
+        while done < k:
+            b = concat(
+                xp, (b[:done, ...], a[done:, ...] * b[:-done, ...] + b[done:, ...]), 0
+            )  # (1)
+            a = concat(xp, (a[:done, ...], a[done:, ...] * a[:-done, ...]), 0)  # (1)
+            done *= 2
+        return a * h0 + b  # (1)
+    h = xp.empty_like(b)
+    for t in range(k):
+        h0 = a[t, ...] * h0 + b[t, ...]  # (1)
+        h[t, ...] = h0
+    return h
+
+
+def scan_bwd(xp: Namespace, a: Array, dy: Array, dend: Array) -> tuple[Array, Array]:
+    """Return the gradient of h at every step (k, ...), and that of h0, from the gradients dy (k,
+    ...) of what is read of each h, and dend (...) of the last h.
+    """
+    if doubles(xp):
+        after = concat(xp, (a[1:, ...], xp.ones_like(a[:1, ...])), 0)
+        # (1) the same recurrence in the reverse direction
+        dh = scan(xp, xp.flip(after, axis=0), xp.flip(dy, axis=0), dend)
+        dh = xp.flip(dh, axis=0)
+        return dh, a[0, ...] * dh[0, ...]  # (1) through h0
+    dh = xp.empty_like(dy)
+    for t in reversed(range(a.shape[0])):
+        d = dy[t, ...] + dend
+        dh[t, ...] = d
+        dend = a[t, ...] * d  # (1) through h_{t-1}
+    return dh, dend
+
+
+def doubles(xp: Namespace) -> bool:
+    """Tell whether a scan puts steps together, as it does for arrays of CuPy and their dual
+    numbers.
+    """
+    return compiles(getattr(xp, "base", xp))
+
+
+class LinearCell(cell.Cell):
+    """A cell with one state, h = a h0 + b, whose coefficients a and b do not see h.
+
+    Instead of `gates` and `gates_bwd` it has `coefficients` and `coefficients_bwd`, also element by
+    element. Engines scan all steps of it at once, and run it step by step where an option asks for
+    that.
+    """
+
+    RECURRENT = False
+
+    def coefficients(self, xp: Namespace, zx: Array, **own: Array) -> tuple[Array, Array, Any]:
+        """Compute the coefficients of one step, or of many.
+
+        Parameters
+        ----------
+        xp : namespace
+        zx : array (G, ..., H, B)
+            The products of x, biases included.
+        **own : arrays
+            PARAMETERS by name.
+
+        Returns
+        -------
+        a, b : arrays (..., H, B)
+        saved : NamedTuple
+            The values that `coefficients_bwd` needs, or None.
+        """
+        raise NotImplementedError
+
+    def coefficients_bwd(
+        self, xp: Namespace, saved: Any, da: Array, db: Array, **own: Array
+    ) -> Array:
+        """Differentiate `coefficients`.
+
+        Parameters
+        ----------
+        xp : namespace
+        saved : NamedTuple
+            From `coefficients`; it may have more fields.
+        da, db : arrays (..., H, B)
+        **own : arrays
+
+        Returns
+        -------
+        dzx : array (G, ..., H, B)
+        """
+        raise NotImplementedError
+
+    def kept(self, saved: Any, a: Array, h0: Array) -> Any:
+        """Return what a step keeps: the fields of `saved`, then `scan_a`, where a is none of them,
+        and `scan_h0`.
+        """
+        fields = getattr(saved, "_fields", ())
+        values = tuple(saved or ())
+        same = next((name for name, v in zip(fields, values, strict=True) if v is a), "")
+        return _keeping(fields, same)(*values, *(() if same else (a,)), h0)
+
+    def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array, **own: Array) -> Any:
+        """Run one step: return h (H, B), from zx (G, H, B) and h0 (H, B); zh is zero."""
+        a, b, saved = self.coefficients(xp, zx, **own)
+        return a * h0 + b, self.kept(saved, a, h0)  # (1) h
+
+    def gates_bwd(self, xp: Namespace, saved: Any, dh: Array, **own: Array) -> Any:
+        """Return the gradients dzx (G, H, B), twice, and dh0 (H, B)."""
+        # (1) through a and b
+        dz = self.coefficients_bwd(xp, saved, dh * saved.scan_h0, dh, **own)
+        return dz, dz, saved.scan_a * dh  # (1) through h0
+
+    def retained(self, xp: Namespace, saved: Any) -> Array:
+        """Return a, (H, ...)."""
+        return saved.scan_a
+
+
+@functools.cache
+def _keeping(fields: tuple[str, ...], same: str) -> Any:
+    """Return the type of what a step keeps, where the coefficients save fields of these names, of
+    which one may be the `same` as a.
+    """
+    names = (*fields, *([] if same else ["scan_a"]), "scan_h0")
+    kept = namedtuple("Kept", names)  # type: ignore[misc]
+    if same:
+        setattr(kept, "scan_a", property(operator.attrgetter(same)))  # noqa: B010
+    copyreg.pickle(kept, lambda values: (_remade, (fields, same, tuple(values))))
+    return kept
+
+
+def _remade(fields: tuple[str, ...], same: str, values: tuple[Any, ...]) -> Any:
+    return _keeping(fields, same)(*values)

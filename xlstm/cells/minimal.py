@@ -1,0 +1,129 @@
+"""The minimal cells of Feng et al. 2024 ("Were RNNs all we needed?"), whose gates do not see h.
+
+In their log-space form the candidate is g of its pre-activation, which is above 0, so that h stays
+positive; in their linear form it is the pre-activation itself. The paper computes the first by
+logarithms, since its parallel scan divides by products of gates. The scan here does not, and the
+numbers are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from xlstm.arrays.namespace import Array, Namespace
+from xlstm.cells.activations import sigmoid, sigmoid_bwd
+from xlstm.cells.linear_scan import LinearCell
+
+
+def g(xp: Namespace, x: Array) -> Array:
+    """Return x + 0.5 from 0 on, and sigmoid(x) below (appendix B.3)."""
+    return xp.where(x < 0, sigmoid(xp, x), x + 0.5)
+
+
+def g_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `g`: dx from dy. The side is that of x, for y may be rounded to 0.5."""
+    low = xp.minimum(y, xp.full_like(y, 0.5))  # what is not used may not overflow
+    return xp.where(x < 0, sigmoid_bwd(xp, dy, x, low), dy)
+
+
+@dataclass(frozen=True)
+class Minimal(LinearCell):
+    """The base of both cells: how they make the candidate n from its pre-activation."""
+
+    log_space: bool = True
+
+    def activated(self, xp: Namespace, saved: Any) -> Array:
+        """Return the gate values (G, ...) in the order of GATES."""
+        gates = [getattr(saved, name) for name in self.SHARES]
+        return xp.stack([*gates, self._candidate(xp, saved.zn)])
+
+    def _candidate(self, xp: Namespace, zn: Array) -> Array:
+        return g(xp, zn) if self.log_space else zn
+
+    def _candidate_bwd(self, xp: Namespace, dn: Array, zn: Array, n: Array) -> Array:
+        return g_bwd(xp, dn, zn, n) if self.log_space else dn
+
+
+class SavedGRU(NamedTuple):
+    """The values that backward of a minGRU needs."""
+
+    z: Array
+    zn: Array  # pre-activation of the candidate
+
+
+@dataclass(frozen=True)
+class MinGRU(Minimal):
+    """A minGRU, h = (1 - z) h0 + z n, with gates in the order z n."""
+
+    GATES = ("z", "n")
+    SHARES = ("z",)
+
+    def coefficients(  # type: ignore[override]
+        self, xp: Namespace, zx: Array
+    ) -> tuple[Array, Array, SavedGRU]:
+        """Return 1 - z and z n, from zx (2, ..., H, B)."""
+        z = sigmoid(xp, zx[0, ...])  # (1)
+        n = self._candidate(xp, zx[1, ...])  # (2)
+        return 1 - z, z * n, SavedGRU(z, zx[1, ...])  # (3) a, b
+
+    def coefficients_bwd(  # type: ignore[override]
+        self, xp: Namespace, saved: SavedGRU, da: Array, db: Array
+    ) -> Array:
+        """Return the gradient of zx (2, ..., H, B)."""
+        z = saved.z
+        zn = saved.zn
+        n = self._candidate(xp, zn)
+        dz = sigmoid_bwd(xp, db * n - da, z, z)  # (3) through z, (1)
+        return xp.stack((dz, self._candidate_bwd(xp, db * z, zn, n)))  # (3) through n, (2)
+
+
+class SavedLSTM(NamedTuple):
+    """The values that backward of a minLSTM needs."""
+
+    f: Array  # both gates divided by their sum
+    i: Array
+    zn: Array  # pre-activation of the candidate
+    w: Array  # what is in both: i - w is i sigmoid(-f~), and f - w is f sigmoid(-i~)
+
+
+@dataclass(frozen=True)
+class MinLSTM(Minimal):
+    """A minLSTM, h = f h0 + i n, with gates in the order f i n; f and i are divided by their
+    sum.
+
+    sigmoid(f~) over the sum of both gates is (1 + exp(-i~)) / (2 + exp(-f~) + exp(-i~)), and i is
+    likewise. Every term is divided by the largest of 1, exp(-f~) and exp(-i~), so that nothing
+    overflows and the sum is 1 or more. The paper has the same as the sigmoid of a difference of
+    softplus.
+    """
+
+    GATES = ("f", "i", "n")
+    SHARES = ("f", "i")
+
+    def coefficients(  # type: ignore[override]
+        self, xp: Namespace, zx: Array
+    ) -> tuple[Array, Array, SavedLSTM]:
+        """Return f and i n, from zx (3, ..., H, B)."""
+        zf = zx[0, ...]
+        zi = zx[1, ...]
+        m = xp.maximum(xp.maximum(-zf, -zi), xp.zeros_like(zf))
+        s = xp.exp(-m)
+        ef = xp.exp(-zf - m)
+        ei = xp.exp(-zi - m)
+        r = 1 / (s + s + ef + ei)
+        w = s * r
+        f = w + ei * r  # (1)
+        i = w + ef * r  # (1)
+        n = self._candidate(xp, zx[2, ...])  # (2)
+        return f, i * n, SavedLSTM(f, i, zx[2, ...], w)  # (3) a, b
+
+    def coefficients_bwd(  # type: ignore[override]
+        self, xp: Namespace, saved: SavedLSTM, da: Array, db: Array
+    ) -> Array:
+        """Return the gradient of zx (3, ..., H, B)."""
+        f, i, zn, w = saved[:4]
+        n = self._candidate(xp, zn)
+        d = da - db * n  # (3) through f and i, which are 1 together
+        dn = self._candidate_bwd(xp, db * i, zn, n)  # (3) through n, (2)
+        return xp.stack((f * (i - w) * d, i * (w - f) * d, dn))  # (1)
