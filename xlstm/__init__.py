@@ -7,6 +7,7 @@ Layers
     LSTM, GRU, RNN      gated layers with all their options, in stacks and in both directions
     sLSTM, mLSTM        the two layers of the xLSTM paper
     Linear              y = x W^T + b
+    Embedding           a table with a row for each symbol
     ExponentialSmoothing        Holt-Winters with coefficients that are learned
     Cell, register_cell a gated cell of your own, and a layer of it
     activations         the activations of gates; `register` adds one
@@ -49,6 +50,7 @@ from typing import Any
 from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cells.cell import Cell
+from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import GRU, LSTM, RNN, register_cell, sLSTM
 from xlstm.testing import gradcheck
@@ -61,6 +63,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "Cell",
+    "Embedding",
     "ExponentialSmoothing",
     "Linear",
     "__version__",
