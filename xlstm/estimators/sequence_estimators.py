@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from xlstm import losses
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like, backend_of
-from xlstm.arrays.convert import like, to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Namespace, Params
 from xlstm.arrays.random import generator
@@ -21,6 +22,7 @@ from xlstm.cells.activations import sigmoid, softmax
 from xlstm.data import Sequences
 from xlstm.data.host import Host
 from xlstm.estimators import inputs
+from xlstm.estimators import symbols as of_symbols
 from xlstm.estimators.base import (
     AnyPath,
     Export,
@@ -68,6 +70,9 @@ class SequenceEstimator(NetworkEstimator):
     target_kind_ = "sequence"
     bidirectional: bool = False
     standardize: bool = True
+    symbols: Any = None
+    embedding_size: int = 64
+    min_count: int = 2
     epochs: int = 100
     learning_rate: float = 1e-2
     weight_decay: float = 0.3
@@ -80,7 +85,9 @@ class SequenceEstimator(NetworkEstimator):
         Parameters
         ----------
         X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T), D = 1
-            An array of objects (N,) and a Series of pandas or Polars are lists of their arrays.
+            Quantities, unless `symbols` says otherwise. An array of objects (N,) and a Series of
+            pandas or Polars are lists of their arrays. With `symbols` it is a list of texts or of
+            sequences of symbols, as the class says.
         y : array (N,), (N, O) or (N, T)
             The target of each sequence, or several targets; of a classifier also of each step, as
             its class says.
@@ -103,30 +110,35 @@ class SequenceEstimator(NetworkEstimator):
         Interrupted, Terminated
             A signal ended training after a step; the estimator has what was best so far.
         """
-        where = type(self).__name__
         self.checked()
         again = self.warm_start and self.__sklearn_is_fitted__()
-        data = inputs.sequences(where, X, tables=not again or self.table_)
-        if again:
-            self._check_features(where, data)
+        data = self._sequences(X, again)
         lengths = [len(row) for row in data.rows]
         results, target, weights = self._targets(y, sample_weight, lengths, again)
         kind = results.get("target_kind_", "sequence")
-        mean, std = (self.mean_, self.std_) if again else self._scale(data)
+        parts = self._parts(len(lengths), weights)
+        scale: dict[str, Any]
+        if again:
+            scale = {name: vars(self).get(name) for name in ("mean_", "std_", "vocabulary_")}
+        else:
+            scale = self._scale(data, parts[0])
+        rows = self._scaled(data.rows, warn=again, **scale)
         outputs = len(results[self._each_output])
-        model = self.network(data.rows[0].shape[1], outputs, last=kind != "step")
+        vocabulary = scale["vocabulary_"]
+        width = rows[0].shape[1] if vocabulary is None else of_symbols.size(vocabulary)
+        model = self.network(width, outputs, last=kind != "step")
         backend = self.backend
         if backend is None and inputs.is_foreign(X):
             backend = backend_like(from_foreign("fit", X))
         home = backend_of(backend, self.dtype)
         if again:
             self._check_warm_start(self.model_.recurrent, model.recurrent)
-        rows = [(row - mean) / std for row in data.rows]
         training, validation = (
-            self._batches(rows, target, weights, part, kind == "step")
-            for part in self._parts(len(rows), weights)
+            self._batches(rows, target, weights, part, kind == "step") for part in parts
         )
         start = self.params_ if again else model.init(self.seed, home)
+        if not again and self.symbols is not None:
+            start = of_symbols.begun(start, home)
         trained, stop = learn(
             self,
             model,
@@ -148,8 +160,7 @@ class SequenceEstimator(NetworkEstimator):
             table_=data.is_table,
             n_features_in_=data.features,
             feature_names_in_=names_array(data.names),
-            mean_=mean,
-            std_=std,
+            **scale,
             **results,
         )
 
@@ -173,7 +184,8 @@ class SequenceEstimator(NetworkEstimator):
         super().save(path)
 
     def prepared(self, X: Any) -> list[Host]:
-        """Return sequences as the network sees them, scaled.
+        """Return sequences as the network sees them: scaled, or with `symbols` as the places of
+        symbols in the vocabulary.
 
         Parameters
         ----------
@@ -181,7 +193,7 @@ class SequenceEstimator(NetworkEstimator):
 
         Returns
         -------
-        list of array (T_i, D)
+        list of array (T_i, D), or int64 (T_i,)
 
         Raises
         ------
@@ -190,9 +202,10 @@ class SequenceEstimator(NetworkEstimator):
             or so far from the data of `fit` that squares overflow.
         """
         where = type(self).__name__
-        data = inputs.sequences(where, X, tables=self.table_)
-        self._check_features(where, data)
-        rows = [(row - self.mean_) / self.std_ for row in data.rows]
+        data = self._sequences(X, True)
+        rows = self._scaled(data.rows, self.mean_, self.std_, vars(self).get("vocabulary_"))
+        if self.symbols is not None:
+            return rows
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
@@ -209,19 +222,24 @@ class SequenceEstimator(NetworkEstimator):
                 f"{type(self).__name__}: lengths is True, expected False: it takes tables, whose rows have {N}"
                 " steps"
             )
-        inputs: dict[str, Any] = {
-            "x": (("batch", N) if self.table_ else ("batch", "time", N), np.float64)
-        }
+        inputs: dict[str, Any] = {}
+        about: dict[str, str] = {}
+        if self.symbols is None:
+            inputs["x"] = ("batch", N) if self.table_ else ("batch", "time", N), np.float64
+        else:
+            inputs["tokens"] = ("batch", N if self.table_ else "time"), np.int64
+            about[of_symbols.VOCABULARY] = json.dumps([*self.vocabulary_])
         if lengths:
             inputs["lengths"] = ("batch",), np.int32
-        return super().for_export(lengths)[0], inputs, self._exported
+        return super().for_export(lengths)[0] | about, inputs, self._exported
 
     def _exported(
         self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
     ) -> dict[str, Any]:
         """Return the outputs of an exported file."""
-        rows = ((x[..., None] if self.table_ else x) - self.mean_) / self.std_
-        y = run(xp.permute_dims(rows, (1, 0, 2)), *lengths)
+        if self.symbols is None:
+            x = ((x[..., None] if self.table_ else x) - self.mean_) / self.std_
+        y = run(xp.permute_dims(x, (1, 0, *range(2, x.ndim))), *lengths)
         if self.target_kind_ == "step":
             y = xp.permute_dims(y, (1, 0, 2))
         answers: dict[str, Any] = self._answers(xp, y)
@@ -247,6 +265,35 @@ class SequenceEstimator(NetworkEstimator):
             return [self._answers(np, of_sequence)[name] for of_sequence in outputs]
         return self._answers(np, np.stack(outputs))[name]
 
+    def _sequences(self, X: Any, again: bool) -> inputs.InputSequences:
+        """Return X as sequences, which have to be like those of `fit` where it is fitted already."""
+        where = type(self).__name__
+        if again and (self.symbols is None) != (self.model_.symbols is None):
+            fitted = "quantities" if self.model_.symbols is None else "symbols"
+            raise ValueError(
+                f"{where}: symbols is {checks.shown(self.symbols)}, but it is fitted to {fitted}"
+            )
+        if self.symbols is None:
+            data = inputs.sequences(where, X, tables=not again or self.table_)
+        else:
+            data = of_symbols.sequences(where, X, self.symbols)
+        if again:
+            self._check_features(where, data)
+        return data
+
+    def _scaled(
+        self,
+        rows: list[Any],
+        mean_: Host,
+        std_: Host,
+        vocabulary_: dict[Any, int] | None,
+        warn: bool = True,
+    ) -> list[Host]:
+        """Return sequences as the network sees them; `warn` of unknown symbols."""
+        if vocabulary_ is not None:
+            return of_symbols.numbered(type(self).__name__, rows, vocabulary_, warn)
+        return [(row - mean_) / std_ for row in rows]
+
     def _check_features(self, where: str, data: inputs.InputSequences) -> None:
         count = data.features
         fitted = self.n_features_in_
@@ -269,14 +316,21 @@ class SequenceEstimator(NetworkEstimator):
                 f" are {checks.shown(data.names)}, expected {checks.shown(names)}"
             )
 
-    def _scale(self, data: inputs.InputSequences) -> tuple[Host, Host]:
-        """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
-        if not self.standardize:
-            return np.zeros(1), np.ones(1)
-        steps = np.stack(data.rows) if data.is_table else np.concatenate(data.rows)
-        mean = steps.mean(axis=0)
-        std = steps.std(axis=0)
-        return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+    def _scale(self, data: inputs.InputSequences, training: Host) -> dict[str, Any]:
+        """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1), and
+        the vocabulary of the sequences that are trained with, by the names of the attributes.
+        """
+        if self.symbols is None and self.standardize:
+            steps = np.stack(data.rows) if data.is_table else np.concatenate(data.rows)
+            mean = steps.mean(axis=0)
+            std = steps.std(axis=0)
+            std = np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+            return {"mean_": mean, "std_": std, "vocabulary_": None}
+        vocabulary = None
+        if self.symbols is not None:
+            rows = [data.rows[k] for k in training]
+            vocabulary = of_symbols.learnt(type(self).__name__, rows, self.min_count)
+        return {"mean_": np.zeros(1), "std_": np.ones(1), "vocabulary_": vocabulary}
 
     def _parts(self, count: int, weights: Any) -> tuple[Host, Host]:
         """Return which sequences to train on, and which to validate with, if any."""
@@ -305,6 +359,27 @@ class SequenceEstimator(NetworkEstimator):
             every_step=every_step,
         )
 
+    def _settings(self) -> dict[str, Any]:
+        """Return the parameters that a file keeps; a tokenizer is among its arrays."""
+        settings = super()._settings()
+        if not isinstance(self.symbols, str | bool):
+            settings["symbols"] = None
+        return settings
+
+    def _fitted(self) -> dict[str, Any]:
+        fitted = super()._fitted()
+        if self.symbols is None:
+            return fitted
+        return fitted | of_symbols.to_arrays(self.vocabulary_, self.symbols)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.symbols is not None:
+            tags.input_tags.two_d_array = False
+            tags.input_tags.three_d_array = False
+            tags.input_tags.string = True
+        return tags
+
     def _restore(self, fitted: dict[str, Any]) -> Params:
         steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
         for name in ("mean_", "std_"):
@@ -312,21 +387,28 @@ class SequenceEstimator(NetworkEstimator):
                 raise ValueError(
                     f"{name} has shape {getattr(self, name).shape}, expected {(steps, width)}"
                 )
+        if self.symbols is not None or of_symbols.TOKENIZER in fitted:
+            self.vocabulary_ = of_symbols.vocabulary_of(fitted)
+            width = of_symbols.size(self.vocabulary_)
+        if of_symbols.TOKENIZER in fitted:
+            self.symbols = of_symbols.tokenizer_of(fitted)
         self.model_ = self.network(
             width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
         )
         return self._weights(fitted)
 
     def network(self, width: int, outputs: int, last: bool) -> Any:
-        """Return the model for sequences of a width D that gives so many numbers at the end, or at
-        each step.
+        """Return the model for sequences of a width D, or of so many symbols, that gives so many
+        numbers at the end, or at each step.
         """
+        symbols = None if self.symbols is None else width
         return sequence_model(
             type(self).__name__,
             self.cell,
-            width,
+            width if symbols is None else self.embedding_size,
             outputs,
             last,
+            symbols,
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
@@ -661,4 +743,8 @@ checkpoints, resume
 
 def _as(values: Host, X: Any) -> Any:
     """Return numbers in the library of X, where it is an array of one other than NumPy."""
-    return like(values, from_foreign("predict", X)) if inputs.is_foreign(X) else values
+    if not inputs.is_foreign(X):
+        return values
+    home = backend_like(from_foreign("predict", X))
+    # numbers in whole numbers would be cut
+    return home.asarray(values, home.dtype if "float" in home.dtype else values.dtype.name)

@@ -287,7 +287,13 @@ def layer_of(
 
 
 def sequence_model(
-    where: str, cell: str, input_size: int, output_size: int, last: bool, **sizes: Any
+    where: str,
+    cell: str,
+    input_size: int,
+    output_size: int,
+    last: bool,
+    symbols: int | None = None,
+    **sizes: Any,
 ) -> SequenceModel:
     """Return layers with a linear head.
 
@@ -298,6 +304,8 @@ def sequence_model(
     output_size : int
     last : bool
         Predict once, at the end of a sequence.
+    symbols : int, optional
+        The number of symbols, where x holds symbols, whose embedding is `input_size` wide.
     sizes : dict
         The other arguments of `layer_of`.
 
@@ -306,4 +314,5 @@ def sequence_model(
     SequenceModel
     """
     layer = layer_of(where, cell, input_size, **sizes)
-    return SequenceModel(layer, output_size, last, inputs=None if cell != "xlstm" else input_size)
+    inputs = input_size if cell == "xlstm" and symbols is None else None
+    return SequenceModel(layer, output_size, last, inputs, symbols)
