@@ -278,7 +278,7 @@ VARIANTS = [
         for last in (False, True)
     ),
     SequenceModel(STACK, 3, symbols=7),
-    SequenceModel(xlstm.mLSTM(3, 4, num_heads=2), 2, last=True, symbols=7),
+    SequenceModel(xlstm.mLSTM(3, 4, num_heads=2), 2, last=True, symbols=7, embedding_dropout=0.3),
     xlstm.xLSTMLanguageModel(STACK, 7, tied=True, logit_cap=2.0, embedding_dropout=0.3),
     xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(4, 2, 2), 7, logit_cap=30.0, batch_first=False),
     xlstm.xLSTMLanguageModel(xlstm.LSTM(3, 4, num_layers=2), 7),

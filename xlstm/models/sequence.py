@@ -63,6 +63,8 @@ class SequenceModel(SequenceLayer):
     symbols : int, optional
         Number V of symbols, where x holds symbols, which an `Embedding` under `embedding.` brings
         to the width of the layer.
+    embedding_dropout : float
+        Rate of dropout of embedded symbols.
 
     Examples
     --------
@@ -81,6 +83,7 @@ class SequenceModel(SequenceLayer):
     last: bool = False
     inputs: int | None = None
     symbols: int | None = None
+    embedding_dropout: float = 0.0
 
     CHECKS: ClassVar = {
         "recurrent": layer,
@@ -95,6 +98,11 @@ class SequenceModel(SequenceLayer):
             raise ValueError(
                 f"SequenceModel: inputs is {self.inputs} and symbols {self.symbols}, expected one"
                 " of them, as symbols have no width"
+            )
+        if self.embedding_dropout and self.symbols is None:
+            raise ValueError(
+                f"SequenceModel: embedding_dropout is {self.embedding_dropout}, expected 0.0 as"
+                " symbols is None"
             )
 
     @property
@@ -143,6 +151,8 @@ class SequenceModel(SequenceLayer):
             if self.symbols is not None:
                 self._check_symbols(span.xp, x)
             x = run(self.before, x)
+            if self.embedding_dropout:
+                x = run.dropped("mask", x, self.embedding_dropout)
         y, end = run("recurrent", x, state)
         if self.last:
             # The hidden state after the last step is the final state: its gradient goes in there.
@@ -171,6 +181,8 @@ class SequenceModel(SequenceLayer):
             dh = _at_end_bwd(dh, span)
         dx, start = run("recurrent", dh, dstate)
         if self.before:
+            if self.embedding_dropout:
+                dx = run.dropped("mask", dx)
             dx = run(self.before, dx)
         return run.grads, dx, start
 
@@ -293,6 +305,7 @@ def sequence_model(
     output_size: int,
     last: bool,
     symbols: int | None = None,
+    dropout: float = 0.0,
     **sizes: Any,
 ) -> SequenceModel:
     """Return layers with a linear head.
@@ -306,6 +319,8 @@ def sequence_model(
         Predict once, at the end of a sequence.
     symbols : int, optional
         The number of symbols, where x holds symbols, whose embedding is `input_size` wide.
+    dropout : float
+        Rate of dropout between layers, and of embedded symbols.
     sizes : dict
         The other arguments of `layer_of`.
 
@@ -313,6 +328,11 @@ def sequence_model(
     -------
     SequenceModel
     """
-    layer = layer_of(where, cell, input_size, **sizes)
+    of_symbols = 0.0
+    if symbols is not None:
+        of_symbols = dropout
+        # layers that have none between them refuse it
+        dropout = dropout if sizes.get("num_layers", 1) > 1 or cell == "xlstm" else 0.0
+    layer = layer_of(where, cell, input_size, dropout=dropout, **sizes)
     inputs = input_size if cell == "xlstm" and symbols is None else None
-    return SequenceModel(layer, output_size, last, inputs, symbols)
+    return SequenceModel(layer, output_size, last, inputs, symbols, of_symbols)
