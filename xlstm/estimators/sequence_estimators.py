@@ -421,6 +421,8 @@ class SequenceEstimator(NetworkEstimator):
 class SequenceClassifier(SequenceEstimator):
     """Classify sequences, which may differ in length, with a recurrent network.
 
+    Sequences hold quantities unless `symbols` says otherwise.
+
     The network reads a sequence and predicts once, from its state at the end, or at each step
     (Elman 1990; Hochreiter & Schmidhuber 1997). It follows scikit-learn's conventions and needs no
     scikit-learn. Part of the sequences is held out to decide when to stop.
@@ -435,6 +437,22 @@ class SequenceClassifier(SequenceEstimator):
       and a binary cross-entropy each. `score` counts the sequences whose labels are all right, as
       scikit-learn does.
 
+    With `symbols` X in `fit` and `predict` is one of these, and whether numbers are symbols is
+    never guessed:
+
+    - "word", "character", or a tokenizer: texts, in a list, an array (N,), a Series of pandas or
+      Polars, or a table of one column. Words are in lower case, with the apostrophes in them, and
+      each other mark that is no space is a symbol, too. A tokenizer is one of the package
+      tokenizers, or another object with `encode(text).ids`.
+    - True: N sequences whose items are symbols, all text or all whole numbers, in lists or arrays
+      of any length; or a table (N, T) of text, categories or whole numbers with a symbol for each
+      step. A symbol is the same in each column.
+
+    Symbols that occur at least `min_count` times in the sequences that are trained with have a
+    place each in `vocabulary_`, from 1. Place 0 is that of all others, and is so trained with those
+    that are rarer (Jurafsky & Martin 2025, section 3.4); where there are none it stays 0, the mean
+    of initial rows. `predict` warns of how many symbols are not in the vocabulary.
+
     Parameters
     ----------
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
@@ -445,11 +463,17 @@ class SequenceClassifier(SequenceEstimator):
     bidirectional : bool
         Read the sequence in both directions; not for "mlstm" and "xlstm".
     dropout : float
-        Rate of dropout between layers.
+        Rate of dropout between layers, and of embedded symbols.
     options : dict, optional
         Further options of the layer, such as `{"layer_norm": True}`.
     standardize : bool
-        Subtract the mean of each feature and divide by its deviation.
+        Subtract the mean of each feature of quantities and divide by its deviation.
+    symbols : {"word", "character", True}, tokenizer or None
+        What symbols X holds; None means quantities.
+    embedding_size : int
+        Width of the embedding of a symbol, in "xlstm" that of the blocks.
+    min_count : int
+        How often a symbol occurs at least, to have a place in the vocabulary.
     epochs : int
         Most passes over the sequences.
     batch_size : int
@@ -503,8 +527,10 @@ class SequenceClassifier(SequenceEstimator):
     model_ : SequenceModel
     trained_ : Trained
         How training went.
+    vocabulary_ : dict of str or int to int
+        The places of symbols, the most frequent first, where X holds symbols.
     n_features_in_ : int
-        Width D of sequences, or the number of columns of a table.
+        Width D of sequences, 1 of lists of symbols, or the number of columns of a table.
     feature_names_in_ : array of str
         The names of the columns, where X was a table that has them.
     n_iter_ : int
@@ -520,6 +546,10 @@ class SequenceClassifier(SequenceEstimator):
     >>> classifier = SequenceClassifier(hidden_size=8, epochs=20, backend="numpy").fit(X, y)
     >>> classifier.predict(X[:2]).shape
     (2,)
+    >>> texts = ["to be or not to be", "the rest is silence"] * 20
+    >>> words = SequenceClassifier(hidden_size=8, epochs=20, symbols="word", backend="numpy")
+    >>> words.fit(texts, ["question", "answer"] * 20).predict(["not to be"]).tolist()
+    ['question']
     """
 
     KIND = "sequence classifier"
@@ -655,7 +685,8 @@ class SequenceClassifier(SequenceEstimator):
 class SequenceRegressor(SequenceEstimator):
     """Predict numbers from sequences, which may differ in length, with a recurrent network.
 
-    Targets are scaled to deviation 1 for training.
+    Sequences hold quantities unless `symbols` says otherwise. Targets are scaled to deviation 1 for
+    training.
 
     Parameters
     ----------
@@ -664,7 +695,7 @@ class SequenceRegressor(SequenceEstimator):
     epochs, batch_size, learning_rate, weight_decay, clip, patience, averaging, callbacks, \
 checkpoints, resume
         As in `SequenceClassifier`.
-    warm_start, seed, backend, dtype, precision, graph
+    warm_start, seed, backend, dtype, precision, graph, symbols, embedding_size, min_count
         As in `SequenceClassifier`.
 
     Attributes
