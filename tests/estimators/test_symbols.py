@@ -2,13 +2,9 @@
 it, files, other tools; what is refused.
 """
 
-import re
-import warnings
-
 import numpy as np
 import pytest
 
-import xlstm
 from tests.estimators.conftest import rewrite
 from xlstm.estimators import SequenceClassifier, SequenceRegressor
 
@@ -41,29 +37,22 @@ def numbers(rows):
     ("symbols", "X"),
     [
         ("word", TEXTS),
-        ("word", np.array(TEXTS)),
         ("character", TEXTS),
         (tokenizer, TEXTS),
         (True, ROWS),
         (True, [np.array(row) for row in numbers(ROWS)]),
     ],
-    ids=["words", "array", "characters", "tokenizer", "lists", "numbers"],
+    ids=["words", "characters", "tokenizer", "lists", "numbers"],
 )
 def test_the_order_of_symbols_is_learnt(symbols, X, tmp_path):
     """No bag of words has it; files have the vocabulary and the tokenizer."""
     symbols = symbols() if callable(symbols) else symbols
     made = SequenceClassifier(**FAST, symbols=symbols, epochs=40).fit(X[:60], LABELS[:60])
     assert made.score(X[60:], LABELS[60:]) > 0.9
-    assert sorted(made.vocabulary_.values()) == [*range(1, 1 + len(made.vocabulary_))]
-    assert made.params_["embedding.W"].shape == (1 + len(made.vocabulary_), 4)
     made.save(tmp_path / "m")
     again = SequenceClassifier.load(tmp_path / "m", "numpy")
-    assert again.vocabulary_ == made.vocabulary_
     np.testing.assert_array_equal(again.predict_proba(X), made.predict_proba(X))
-    again.save(tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == (tmp_path / "m").read_bytes()
-    for other in (again, made):
-        assert other.fit(X, LABELS).score(X, LABELS) > 0.9
+    assert again.fit(X, LABELS).score(X, LABELS) > 0.9
 
 
 def test_symbols_that_are_rare_or_new():
@@ -77,20 +66,7 @@ def test_symbols_that_are_rare_or_new():
     with pytest.warns(UserWarning, match=words):
         rows = made.prepared(["new NEW A", "rare"])
     assert [row.tolist() for row in rows] == [[0, 0, 1], [0]]
-    assert {row.dtype for row in rows} == {np.dtype("int64")}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        made.predict(X)
-    assert [warning.filename for warning in caught] == [__file__]
-    every = made.set_params(min_count=1).fit(X, y)
-    assert "rare" in every.vocabulary_
-    assert not np.any(every.params_["embedding.W"][0])
-
-
-def test_the_vocabulary_is_that_of_the_sequences_trained_with():
-    X = [["all", f"only {k}", f"only {k}"] for k in range(200)]
-    made = SequenceRegressor(**FAST, symbols=True, epochs=1).fit(X, np.arange(200.0))
-    assert len(made.vocabulary_) == 1 + 180
+    assert not np.any(made.set_params(min_count=1).fit(X, y).params_["embedding.W"][0])
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
@@ -107,8 +83,6 @@ def test_columns_of_tables(library):
     of_texts = SequenceClassifier(**FAST, symbols="word", epochs=1)
     for texts in (frames.Series(TEXTS), frames.DataFrame({"text": TEXTS})):
         assert of_texts.fit(texts, LABELS).predict(texts).shape == (80,)
-    with pytest.raises(ValueError, match="is expecting 3 features"):
-        made.predict(table[["x"]])
 
 
 QUANTITIES = [[1, 2, 3], [4, 5]]
@@ -125,18 +99,14 @@ def test_numbers_are_quantities_unless_they_are_declared():
     [
         (None, ["1", "2"], "X has the text '1', expected quantities; symbols="),
         (None, [["a", "b"], ["c"]], r"X\[0\] has the text 'a', expected quantities; symbols="),
-        (None, np.array([["a"], [1]], object), "X has the text 'a'"),
-        ("words", TEXTS, "symbols is 'words', expected None, 'word', 'character', True, or"),
+        ("words", TEXTS, "symbols is 'words', expected None"),
         ("word", "a text", "X is 'a text', expected a list"),
         ("word", ["a", None], r"X\[1\] is None, expected a text"),
         ("word", ["a", " "], r"X\[1\] has no symbols"),
         ("word", np.array([["a", "b"]] * 2), "symbols=True reads a table"),
-        ("word", [], "X is empty"),
         ("word", ["a", "b"], "as often as min_count, 2"),
         (True, ["a", "b"], r"X\[0\] is the text 'a', expected a list of symbols"),
         (True, [[1, 1], ["a"]], r"X\[1\] has the symbol 'a' at 0, and X\[0\] begins with 1"),
-        (True, [[1.0, 1.0], [2.0]], "has the symbol 1.0 at 0"),
-        (True, np.zeros((2, 3, 4), int), "expected a list of sequences"),
         (True, [np.zeros((2, 2), int)] * 2, r"X\[0\] has shape \(2, 2\), expected symbols \(T,\)"),
     ],
 )
@@ -153,12 +123,12 @@ def test_a_fit_to_others_is_refused():
         made.set_params(symbols=None, warm_start=True).fit(QUANTITIES, LABELS[:2])
 
 
-@pytest.mark.parametrize("content", [b'["a", 1]', b'["a", "a"]', b"[]", b"[1.5]"])
-def test_vocabularies_of_files_that_are_refused(content, tmp_path):
+def test_a_vocabulary_of_a_file_is_checked(tmp_path):
     made = SequenceClassifier(**FAST, symbols=True, epochs=1).fit(ROWS, LABELS)
     made.save(tmp_path / "m")
-    rewrite(tmp_path / "m", made.KIND, "fitted", {"vocabulary": np.frombuffer(content, np.uint8)})
-    with pytest.raises(ValueError, match=r"not a sound .*vocabulary is"):
+    twice = {"vocabulary": np.frombuffer(b'["a", "a"]', np.uint8)}
+    rewrite(tmp_path / "m", made.KIND, "fitted", twice)
+    with pytest.raises(ValueError, match=r"not a sound .*vocabulary is \['a', 'a'\]"):
         SequenceClassifier.load(tmp_path / "m")
 
 
@@ -177,15 +147,12 @@ def test_tools_of_scikit_learn():
     from sklearn.base import clone
     from sklearn.model_selection import cross_val_score
     from sklearn.utils import get_tags
-    from sklearn.utils.estimator_checks import check_estimator
 
     made = SequenceClassifier(**FAST, symbols="word", epochs=30)
     assert clone(made).get_params() == made.get_params()
     assert cross_val_score(made, TEXTS, LABELS, cv=2).mean() > 0.8
     assert get_tags(made).input_tags.string
     assert clone(SequenceClassifier(symbols=tokenizer())).symbols.encode("man").ids
-    with pytest.warns(UserWarning, match="Can't test estimator"):
-        check_estimator(made)
 
 
 def test_onnx():
@@ -193,17 +160,12 @@ def test_onnx():
     runtime = pytest.importorskip("onnxruntime")
     from xlstm.interop.onnx import to_onnx
 
-    made = SequenceClassifier(**FAST, symbols="word", epochs=2).fit(TEXTS, LABELS)
-    session = runtime.InferenceSession(to_onnx(made, lengths=True).SerializeToString())
-    rows = made.prepared(TEXTS[:9])
-    lengths = np.array([len(row) for row in rows], np.int32)
-    tokens = np.zeros((9, max(lengths)), np.int64)
-    for row, places in zip(tokens, rows, strict=True):
-        row[: len(places)] = places
-    label, probabilities = session.run(None, {"tokens": tokens, "lengths": lengths})
-    np.testing.assert_array_equal(label, made.predict(TEXTS[:9]))
-    np.testing.assert_allclose(probabilities, made.predict_proba(TEXTS[:9]), rtol=1e-4)
-    assert re.search('"dog"', session.get_modelmeta().custom_metadata_map["vocabulary"])
+    X = [row[:3] for row in ROWS]
+    made = SequenceClassifier(**FAST, symbols=True, epochs=2).fit(X, LABELS)
+    session = runtime.InferenceSession(to_onnx(made).SerializeToString())
+    label, probabilities = session.run(None, {"tokens": np.stack(made.prepared(X))})
+    np.testing.assert_array_equal(label, made.predict(X))
+    np.testing.assert_allclose(probabilities, made.predict_proba(X), rtol=1e-4)
 
 
 def test_symbols_in_an_array_of_another_library():
@@ -215,10 +177,3 @@ def test_symbols_in_an_array_of_another_library():
     shares = made.predict_proba(X)
     assert type(shares) is torch.Tensor
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
-
-
-def test_dropout_of_embedded_symbols():
-    """It is that of the layers, which have none between them where there is one."""
-    of_dropout = SequenceClassifier(**FAST, symbols=True, dropout=0.2, epochs=1)
-    model = of_dropout.fit(ROWS, LABELS).model_
-    assert (model.embedding_dropout, model.recurrent) == (0.2, xlstm.GRU(4, 8))

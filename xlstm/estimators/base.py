@@ -488,6 +488,14 @@ def array_of(tree: Mapping[str, Any], name: str, shape: checks.Dims | None = Non
     return np.asarray(array)
 
 
+def bytes_of(tree: Mapping[str, Any], name: str) -> bytes:
+    """Return bytes of the tree of a file; raise unless they are there."""
+    content: Any = tree.get(name)
+    if getattr(content, "dtype", None) != np.uint8:
+        raise ValueError(f"{name} is {checks.shown(content)}, expected an array of bytes")
+    return bytes(content.tobytes())
+
+
 def _unpacked(arrays: dict[str, Host], config: dict[str, Any]) -> dict[str, Any]:
     """Return the tree of a file, also of one whose arrays lie under their names without a tree."""
     if "tree" not in config:

@@ -27,6 +27,7 @@ from xlstm.estimators.base import (
     AnyPath,
     Export,
     NetworkEstimator,
+    bytes_of,
     column_names,
     learn,
     names_array,
@@ -110,6 +111,7 @@ class SequenceEstimator(NetworkEstimator):
         Interrupted, Terminated
             A signal ended training after a step; the estimator has what was best so far.
         """
+        where = type(self).__name__
         self.checked()
         again = self.warm_start and self.__sklearn_is_fitted__()
         data = self._sequences(X, again)
@@ -117,15 +119,16 @@ class SequenceEstimator(NetworkEstimator):
         results, target, weights = self._targets(y, sample_weight, lengths, again)
         kind = results.get("target_kind_", "sequence")
         parts = self._parts(len(lengths), weights)
-        scale: dict[str, Any]
-        if again:
-            scale = {name: vars(self).get(name) for name in ("mean_", "std_", "vocabulary_")}
-        else:
-            scale = self._scale(data, parts[0])
-        rows = self._scaled(data.rows, warn=again, **scale)
+        mean, std = (self.mean_, self.std_) if again else self._scale(data)
+        vocabulary = None
+        if self.symbols is not None:
+            some = [data.rows[k] for k in parts[0]]
+            vocabulary = (
+                self.vocabulary_ if again else of_symbols.learnt(where, some, self.min_count)
+            )
+        rows = self._scaled(data.rows, mean, std, vocabulary, warn=again)
         outputs = len(results[self._each_output])
-        vocabulary = scale["vocabulary_"]
-        width = rows[0].shape[1] if vocabulary is None else of_symbols.size(vocabulary)
+        width = rows[0].shape[1] if vocabulary is None else 1 + len(vocabulary)
         model = self.network(width, outputs, last=kind != "step")
         backend = self.backend
         if backend is None and inputs.is_foreign(X):
@@ -160,7 +163,9 @@ class SequenceEstimator(NetworkEstimator):
             table_=data.is_table,
             n_features_in_=data.features,
             feature_names_in_=names_array(data.names),
-            **scale,
+            mean_=mean,
+            std_=std,
+            vocabulary_=vocabulary,
             **results,
         )
 
@@ -284,15 +289,15 @@ class SequenceEstimator(NetworkEstimator):
     def _scaled(
         self,
         rows: list[Any],
-        mean_: Host,
-        std_: Host,
-        vocabulary_: dict[Any, int] | None,
+        mean: Host,
+        std: Host,
+        vocabulary: dict[Any, int] | None,
         warn: bool = True,
     ) -> list[Host]:
         """Return sequences as the network sees them; `warn` of unknown symbols."""
-        if vocabulary_ is not None:
-            return of_symbols.numbered(type(self).__name__, rows, vocabulary_, warn)
-        return [(row - mean_) / std_ for row in rows]
+        if vocabulary is not None:
+            return of_symbols.numbered(type(self).__name__, rows, vocabulary, warn)
+        return [(row - mean) / std for row in rows]
 
     def _check_features(self, where: str, data: inputs.InputSequences) -> None:
         count = data.features
@@ -316,21 +321,14 @@ class SequenceEstimator(NetworkEstimator):
                 f" are {checks.shown(data.names)}, expected {checks.shown(names)}"
             )
 
-    def _scale(self, data: inputs.InputSequences, training: Host) -> dict[str, Any]:
-        """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1), and
-        the vocabulary of the sequences that are trained with, by the names of the attributes.
-        """
-        if self.symbols is None and self.standardize:
-            steps = np.stack(data.rows) if data.is_table else np.concatenate(data.rows)
-            mean = steps.mean(axis=0)
-            std = steps.std(axis=0)
-            std = np.where(std > 1e-12 * np.abs(mean), std, 1.0)
-            return {"mean_": mean, "std_": std, "vocabulary_": None}
-        vocabulary = None
-        if self.symbols is not None:
-            rows = [data.rows[k] for k in training]
-            vocabulary = of_symbols.learnt(type(self).__name__, rows, self.min_count)
-        return {"mean_": np.zeros(1), "std_": np.ones(1), "vocabulary_": vocabulary}
+    def _scale(self, data: inputs.InputSequences) -> tuple[Host, Host]:
+        """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
+        if self.symbols is not None or not self.standardize:
+            return np.zeros(1), np.ones(1)
+        steps = np.stack(data.rows) if data.is_table else np.concatenate(data.rows)
+        mean = steps.mean(axis=0)
+        std = steps.std(axis=0)
+        return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
     def _parts(self, count: int, weights: Any) -> tuple[Host, Host]:
         """Return which sequences to train on, and which to validate with, if any."""
@@ -372,13 +370,9 @@ class SequenceEstimator(NetworkEstimator):
             return fitted
         return fitted | of_symbols.to_arrays(self.vocabulary_, self.symbols)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        if self.symbols is not None:
-            tags.input_tags.two_d_array = False
-            tags.input_tags.three_d_array = False
-            tags.input_tags.string = True
-        return tags
+    @property
+    def _takes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("two_d_array", "three_d_array") if self.symbols is None else ("string",)
 
     def _restore(self, fitted: dict[str, Any]) -> Params:
         steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
@@ -388,10 +382,11 @@ class SequenceEstimator(NetworkEstimator):
                     f"{name} has shape {getattr(self, name).shape}, expected {(steps, width)}"
                 )
         if self.symbols is not None or of_symbols.TOKENIZER in fitted:
-            self.vocabulary_ = of_symbols.vocabulary_of(fitted)
-            width = of_symbols.size(self.vocabulary_)
+            content = bytes_of(fitted, of_symbols.VOCABULARY)
+            self.vocabulary_ = of_symbols.vocabulary_of(content)
+            width = 1 + len(self.vocabulary_)
         if of_symbols.TOKENIZER in fitted:
-            self.symbols = of_symbols.tokenizer_of(fitted)
+            self.symbols = of_symbols.tokenizer_of(bytes_of(fitted, of_symbols.TOKENIZER))
         self.model_ = self.network(
             width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
         )
@@ -450,7 +445,7 @@ class SequenceClassifier(SequenceEstimator):
 
     Symbols that occur at least `min_count` times in the sequences that are trained with have a
     place each in `vocabulary_`, from 1. Place 0 is that of all others, and is so trained with those
-    that are rarer (Jurafsky & Martin 2025, section 3.4); where there are none it stays 0, the mean
+    that are rarer (as in language models of n-grams); where there are none it stays 0, the mean
     of initial rows. `predict` warns of how many symbols are not in the vocabulary.
 
     Parameters

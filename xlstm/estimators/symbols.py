@@ -28,7 +28,6 @@ UNKNOWN = 0  # the place of symbols that are not in the vocabulary
 TABLE = "embedding.W"
 VOCABULARY = "vocabulary"
 TOKENIZER = "tokenizer"
-EXAMPLES = 3  # unknown symbols that a warning names
 # words with their apostrophes, and each other mark that is no space
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 READERS = {"word": lambda whole: WORD.findall(whole.lower()), "character": list}
@@ -37,9 +36,8 @@ EXPECTED = "None, 'word', 'character', True, or a tokenizer with encode(text).id
 
 def choice(where: str, name: str, value: Any) -> Any:
     """Check the parameter `symbols` of an estimator."""
-    is_text = isinstance(value, str)
-    is_known = value in READERS if is_text else value is None or value is True
-    if is_known or (hasattr(value, "encode") and not is_text and not isinstance(value, type)):
+    is_way = value in READERS if isinstance(value, str) else hasattr(value, "encode")
+    if value is None or value is True or is_way:
         return value
     raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {EXPECTED}")
 
@@ -149,11 +147,6 @@ def placed(symbols: Sequence[Any]) -> dict[Any, int]:
     return {symbol: place for place, symbol in enumerate(symbols, UNKNOWN + 1)}
 
 
-def size(vocabulary: Mapping[Any, int]) -> int:
-    """Return the number of places, that of unknown symbols among them."""
-    return len(vocabulary) + 1
-
-
 def numbered(
     where: str, rows: Sequence[Sequence[Any]], vocabulary: Mapping[Any, int], warn: bool
 ) -> list[Host]:
@@ -172,10 +165,9 @@ def numbered(
         )
     unknown = [symbol for row in rows for symbol in row if symbol not in vocabulary]
     if unknown and warn:
-        examples = ", ".join(checks.shown(s) for s, _ in Counter(unknown).most_common(EXAMPLES))
         warnings.warn(
             f"{where}: {len(unknown)} of {sum(map(len, rows))} symbols are not in the vocabulary,"
-            f" such as {examples}; they count as unknown",
+            f" such as {checks.few(map(checks.shown, dict.fromkeys(unknown)))}",
             stacklevel=6,
         )
     return [np.array([vocabulary.get(symbol, UNKNOWN) for symbol in row], np.int64) for row in rows]
@@ -198,9 +190,9 @@ def to_arrays(vocabulary: Mapping[Any, int], symbols: Any) -> dict[str, Host]:
     return {name: np.frombuffer(whole.encode(), np.uint8) for name, whole in texts.items()}
 
 
-def vocabulary_of(arrays: Mapping[str, Any]) -> dict[Any, int]:
+def vocabulary_of(content: bytes) -> dict[Any, int]:
     """Return the vocabulary of a file; raise ValueError or TypeError unless it is sound."""
-    symbols = reading.from_json(VOCABULARY, _content(arrays, VOCABULARY))
+    symbols = reading.from_json(VOCABULARY, content)
     symbols = checks.several("file", VOCABULARY, symbols, "text or whole numbers")
     vocabulary = placed(symbols)
     kinds = {*map(type, symbols)}
@@ -212,14 +204,6 @@ def vocabulary_of(arrays: Mapping[str, Any]) -> dict[Any, int]:
     return vocabulary
 
 
-def tokenizer_of(arrays: Mapping[str, Any]) -> Any:
+def tokenizer_of(content: bytes) -> Any:
     """Return the tokenizer of a file."""
-    return text.Tokenizer(Path(TOKENIZER), _content(arrays, TOKENIZER))._inner
-
-
-def _content(arrays: Mapping[str, Any], name: str) -> bytes:
-    """Return bytes of a file."""
-    content: Any = arrays.get(name)
-    if getattr(content, "dtype", None) != np.uint8:
-        raise ValueError(f"{name} is {checks.shown(content)}, expected an array of bytes")
-    return bytes(content.tobytes())
+    return text.Tokenizer(Path(TOKENIZER), content)._inner
