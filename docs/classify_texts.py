@@ -31,6 +31,18 @@ def parts(values, is_held_out):
     return [[v for v, out in zip(values, is_held_out, strict=True) if out == k] for k in (0, 1)]
 
 
+def swapped(corpus, rng):
+    """Return texts, in every second of which two words beside each other are swapped."""
+    pairs = []
+    for k, (text, _) in enumerate(corpus):
+        words = text.split()
+        at = rng.integers(len(words) - 2)
+        if k % 2:
+            words[at : at + 2] = words[at + 1], words[at]
+        pairs.append((" ".join(words), "swapped" if k % 2 else "as written"))
+    return pairs
+
+
 def compared(page, seed):
     """Yield a task, the scores of both methods, and the share of the most frequent label."""
     rng = np.random.default_rng(seed)
@@ -45,12 +57,14 @@ def compared(page, seed):
         "speaker": ([row[:2] for row in rows], [out[number] for *_, number in rows]),
         "package": (corpus, rng.random(len(corpus)) < HELD_OUT),
     }
+    tasks["swapped"] = swapped(corpus, rng), tasks["package"][1]
     for task, (pairs, is_held_out) in tasks.items():
         X, X_test = parts([x for x, _ in pairs], is_held_out)
         y, y_test = parts([label for _, label in pairs], is_held_out)
         scores = page["accuracies"](X, y, X_test, y_test, seed=seed)
         most = Counter(y).most_common(1)[0][0]
         yield task, len(X), len(X_test), [np.mean([label == most for label in y_test]), *scores]
+    X, X_test = parts([text for text, _ in corpus], tasks["package"][1])
     tagged = page["tags"](X), page["tags"](X_test)
     scores = page["scores_of_tags"](*tagged[0], *tagged[1], seed=seed)
     yield "marks, F1", len(X), len(X_test), [0.0, *scores]
