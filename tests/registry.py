@@ -20,7 +20,8 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import HALVES
 from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.linear import Embedding, HeadwiseLinear
+from xlstm.layers.embedding import Embedding
+from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import Leaf, SequenceLayer
 from xlstm.models import ESRNN, SequenceModel, TiRex, TiRex2
@@ -250,6 +251,8 @@ EVERY = [
     SequenceModel(STACK, 3),
     SequenceModel(xlstm.mLSTM(2, 4, num_heads=2), 3, last=True),
     SequenceModel(STACK, 3, last=True, inputs=2),
+    SequenceModel(xlstm.LSTM(3, 4, bidirectional=True, batch_first=True), 3, symbols=7),
+    SequenceModel(xlstm.GRU(3, 4, batch_first=True), 3, last=True, symbols=7),
     xlstm.xLSTMLanguageModel(STACK, 7),
     xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7, tied=True, logit_cap=2.0, batch_first=False),
     ESRNN(3, 4, periods=(2, 3), covariates=1),
@@ -305,6 +308,8 @@ VARIANTS = [
         for kind in OPTIONS
         for last in (False, True)
     ),
+    SequenceModel(STACK, 3, symbols=7),
+    SequenceModel(xlstm.mLSTM(3, 4, num_heads=2), 2, last=True, symbols=7, embedding_dropout=0.3),
     xlstm.xLSTMLanguageModel(STACK, 7, tied=True, logit_cap=2.0, embedding_dropout=0.3),
     xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(4, 2, 2), 7, logit_cap=30.0, batch_first=False),
     xlstm.xLSTMLanguageModel(xlstm.LSTM(3, 4, num_layers=2), 7),
@@ -337,7 +342,7 @@ def steps(layer):
 
 
 def takes_tokens(layer):
-    return isinstance(layer, Embedding | xlstm.xLSTMLanguageModel)
+    return layer.symbols is not None
 
 
 def has_file(layer):

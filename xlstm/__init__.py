@@ -8,6 +8,7 @@ Layers
     sLSTM, mLSTM        the two layers of the xLSTM paper
     minLSTM, minGRU     layers whose gates do not see h, so that all steps are one scan
     Linear              y = x W^T + b
+    Embedding           a table with a row for each symbol
     ExponentialSmoothing        Holt-Winters with coefficients that are learned
     Cell, register_cell a gated cell of your own, and a layer of it
     LinearCell          a cell whose recurrence is linear, h = a h0 + b
@@ -53,6 +54,7 @@ from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cells.cell import Cell
 from xlstm.cells.linear_scan import LinearCell
+from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import GRU, LSTM, RNN, minGRU, minLSTM, register_cell, sLSTM
 from xlstm.testing import gradcheck
@@ -65,6 +67,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "Cell",
+    "Embedding",
     "ExponentialSmoothing",
     "Linear",
     "LinearCell",

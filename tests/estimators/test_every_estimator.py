@@ -55,6 +55,14 @@ KINDS = {
     "sequence regressor": Kind(
         SequenceRegressor(**FEW, epochs=3), (X, MEANS), lambda made, X, y: made.predict(X)
     ),
+    "classifier of symbols": Kind(
+        SequenceClassifier(**FEW, symbols=True, epochs=3),
+        (
+            [RNG.integers(0, 5, n).tolist() for n in RNG.integers(1, 8, 60)],
+            np.where(MEANS > 0, "up", "down"),
+        ),
+        lambda made, X, y: made.predict_proba(X),
+    ),
     "text model": Kind(
         TextModel(
             **FEW,
@@ -203,7 +211,7 @@ def test_files_that_are_refused(kind, trained, tmp_path):
             type(trained).load(path)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DAMAGE)
 def test_files_of_arrays_under_their_names(name):
     """Files without a tree, as version 0.1.0 wrote them, give the same predictions."""
     estimator, data, find = KINDS[name]

@@ -135,6 +135,10 @@ def test_what_others_do_not_have_is_refused(library):
     for model, words in (
         (xlstm.sLSTM(2, 4), "layer is a sLSTM, expected an LSTM, GRU, RNN"),
         (SequenceModel(xlstm.LSTM(4, 4), 2, inputs=3), f"to_{library}: inputs is 3, expected None"),
+        (
+            SequenceModel(xlstm.LSTM(4, 4), 2, symbols=3),
+            f"to_{library}: symbols is 3, expected None",
+        ),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             write(model, model.init(0, "numpy"))

@@ -38,7 +38,7 @@ from xlstm.interop.onnx.onnx_export import INPUTS
 from xlstm.layers.blocks.block import Backbone, Block
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.gated import Recurrent
-from xlstm.layers.linear import Embedding, HeadwiseLinear
+from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.norm import LayerNorm
 from xlstm.layers.sequence import Leaf, SequenceLayer
 from xlstm.models import SequenceModel, TiRex
@@ -230,7 +230,7 @@ def state_inputs(states, prefix=""):
 
 def draw_input(model, rng, B, T=None):
     outer = (B,) if T is None else (B, T) if getattr(model, "batch_first", False) else (T, B)
-    if isinstance(model, Embedding | xlstm.xLSTMLanguageModel):
+    if model.symbols is not None:
         return {"tokens": rng.integers(0, 7, outer)}
     return {"x": 2 * normal(rng, *outer, model.input_size)}
 

@@ -16,7 +16,8 @@ from tests.conftest import later
 from tests.registry import EVERY, input_of, numbered, run
 from xlstm.interop.bridge import Bridge
 from xlstm.interop.torch import module
-from xlstm.layers.linear import Embedding, Linear
+from xlstm.layers.embedding import Embedding
+from xlstm.layers.linear import Linear
 from xlstm.models import SequenceModel
 
 torch = later("torch")

@@ -26,7 +26,7 @@ from tests.registry import (
     through_time,
 )
 from xlstm import models
-from xlstm.layers.linear import Embedding
+from xlstm.layers.embedding import Embedding
 from xlstm.models.tirex.tirex2 import Mixers
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -187,6 +187,7 @@ def test_saved_is_of_one_layer(rng, layer):
 
 
 @pytest.mark.parametrize("layer", **numbered([layer for layer in SEQUENCES if not steps(layer)]))
-def test_step_needs_a_forward_direction(layer):
+def test_step_needs_a_forward_direction(rng, layer):
+    params, x, _ = given(layer, xlstm.backend("numpy"), rng)
     with pytest.raises(ValueError, match="step goes forward in time"):
-        layer.step(layer.init(0, "numpy"), np.zeros((2, layer.input_size), "float32"))
+        layer.step(params, x[0])

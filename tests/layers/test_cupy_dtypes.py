@@ -26,7 +26,8 @@ from xlstm.data import Windows
 from xlstm.interop import nxai
 from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.linear import Embedding, HeadwiseLinear
+from xlstm.layers.embedding import Embedding
+from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import SequenceModel, TiRex, TiRex2

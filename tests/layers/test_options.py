@@ -7,7 +7,7 @@ name.
 import pytest
 
 import xlstm
-from xlstm.models import ESRNN
+from xlstm.models import ESRNN, SequenceModel
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,12 @@ from xlstm.models import ESRNN
         (xlstm.sLSTM, (2, 4), {"layer_norm": True}, "layer_norm"),
         (xlstm.mLSTM, (2, 4), {"dropout": 0.1}, "dropout"),
         (ESRNN, (2,), {"covariates": 1}, "covariates is 1, but hidden_size is 0"),
+        (
+            SequenceModel,
+            (xlstm.LSTM(2, 3), 1),
+            {"inputs": 2, "symbols": 3},
+            "inputs is 2 and symbols 3, expected one",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_named(kind, sizes, options, name):

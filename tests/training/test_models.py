@@ -9,7 +9,7 @@ from tests.training.runs import Changed
 from xlstm import losses
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Streams, Windows
-from xlstm.layers.linear import Embedding
+from xlstm.layers.embedding import Embedding
 from xlstm.models import SequenceModel, TiRex, TiRex2
 from xlstm.training import evaluate, optimizers, train
 
@@ -30,9 +30,15 @@ LAYERS = [
 ]
 
 
+def inputs_of(model, rng, *outer):
+    if model.symbols is not None:
+        return rng.integers(0, model.symbols, outer)
+    return rng.standard_normal((*outer, model.input_size))
+
+
 def mean_of_inputs(model, rng):
     """Windows whose targets the model could reach: half of what it gives with other weights."""
-    x = rng.standard_normal((N, T, model.input_size))
+    x = inputs_of(model, rng, N, T)
     first = bool(getattr(model, "batch_first", False))
     seed = {"seed": 1} if getattr(model, "random", False) else {}
     y = to_numpy(
@@ -81,7 +87,7 @@ def test_layers_and_models(interpreted, model, rng):
         return
     falls(model, Changed(data, with_lengths))
     # a stream, whose state is carried from batch to batch
-    x = rng.standard_normal((60, model.input_size))
+    x = inputs_of(model, rng, 60)
     whole = x[None] if model.batch_first else x[:, None]
     seed = {"seed": 1} if model.random else {}
     y = to_numpy(model.forward(model.init(1, "numpy", "float64"), whole, **seed)[0]).reshape(60, -1)

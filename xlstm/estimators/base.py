@@ -24,6 +24,7 @@ from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.data.host import Host
 from xlstm.data.panels import Roles
+from xlstm.estimators import symbols
 from xlstm.training import (
     Batches,
     Callback,
@@ -72,7 +73,8 @@ def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
 # checked by their use.
 CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(
-        ("horizon", "hidden_size", "embedding_size", "batch_size", "length"), checks.size
+        ("horizon", "hidden_size", "embedding_size", "batch_size", "length", "min_count"),
+        checks.size,
     ),
     **dict.fromkeys(("epochs", "patience", "steps"), checks.count),
     **dict.fromkeys(("bidirectional", "refit", "resume", "standardize", "warm_start"), checks.flag),
@@ -101,6 +103,7 @@ CHECKS: dict[str, checks.Kind] = {
     "quantiles": checks.rising(0),
     "schedule": checks.choice(("constant", "cosine")),
     "seed": checks.seed_number,
+    "symbols": symbols.choice,
     "weight_decay": checks.non_negative,
     "window": checks.optional(checks.whole(2, checks.LARGEST)),
 }
@@ -487,6 +490,14 @@ def array_of(tree: Mapping[str, Any], name: str, shape: checks.Dims | None = Non
     if shape is not None:
         checks.shape("file", name, array, shape)
     return np.asarray(array)
+
+
+def bytes_of(tree: Mapping[str, Any], name: str) -> bytes:
+    """Return bytes of the tree of a file; raise unless they are there."""
+    content: Any = tree.get(name)
+    if getattr(content, "dtype", None) != np.uint8:
+        raise ValueError(f"{name} is {checks.shown(content)}, expected an array of bytes")
+    return bytes(content.tobytes())
 
 
 def _unpacked(arrays: dict[str, Host], config: dict[str, Any]) -> dict[str, Any]:

@@ -23,11 +23,11 @@ MANY = (
 
 
 class InputSequences(NamedTuple):
-    """Sequences (T_i, D) of float64, and how they were given.
+    """Sequences (T_i, D) of float64, or lists of symbols, and how they were given.
 
     Attributes
     ----------
-    rows : list of array (T_i, D)
+    rows : list of array (T_i, D), or list of lists of symbols
     is_table : bool
         Whether X was a table (N, T) whose columns are steps.
     features : int
@@ -36,7 +36,7 @@ class InputSequences(NamedTuple):
         The names of the columns of a table.
     """
 
-    rows: list[Host]
+    rows: list[Any]
     is_table: bool
     features: int
     names: list[str] | None = None
@@ -309,6 +309,12 @@ def _host(where: str, name: str, values: Any) -> Host:
 def _numbers(where: str, name: str, values: Any) -> Host:
     """Return float64 numbers on the host."""
     array = _host(where, name, values)
+    texts = [v for v in array.flat if isinstance(v, str)] if array.dtype.kind in "OU" else []
+    if texts and name.startswith("X"):
+        raise ValueError(
+            f"{where}: {name} has the text {checks.shown(str(texts[0]))}, expected quantities; symbols="
+            " says how texts are read"
+        )
     if array.dtype.kind == "c":
         raise ValueError(f"{where}: {name}: Complex data not supported")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from xlstm import losses
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like, backend_of
-from xlstm.arrays.convert import like, to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Namespace, Params
 from xlstm.arrays.random import generator
@@ -21,10 +22,12 @@ from xlstm.cells.activations import sigmoid, softmax
 from xlstm.data import Sequences
 from xlstm.data.host import Host
 from xlstm.estimators import inputs
+from xlstm.estimators import symbols as of_symbols
 from xlstm.estimators.base import (
     AnyPath,
     Export,
     NetworkEstimator,
+    bytes_of,
     column_names,
     learn,
     names_array,
@@ -71,6 +74,9 @@ class SequenceEstimator(NetworkEstimator):
     averages_ = None
     bidirectional: bool = False
     standardize: bool = True
+    symbols: Any = None
+    embedding_size: int = 64
+    min_count: int = 2
     missing: str = "refuse"
     epochs: int = 100
     learning_rate: float = 1e-2
@@ -84,7 +90,9 @@ class SequenceEstimator(NetworkEstimator):
         Parameters
         ----------
         X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T), D = 1
-            An array of objects (N,) and a Series of pandas or Polars are lists of their arrays.
+            Quantities, unless `symbols` says otherwise. An array of objects (N,) and a Series of
+            pandas or Polars are lists of their arrays. With `symbols` it is a list of texts or of
+            sequences of symbols, as the class says.
         y : array (N,), (N, O) or (N, T)
             The target of each sequence, or several targets; of a classifier also of each step, as
             its class says.
@@ -110,17 +118,22 @@ class SequenceEstimator(NetworkEstimator):
         where = type(self).__name__
         self.checked()
         again = self.warm_start and self.__sklearn_is_fitted__()
-        may_be_missing = (self.averages_ is not None) if again else self.missing == "indicator"
-        data = inputs.sequences(where, X, not again or self.table_, may_be_missing)
-        if again:
-            self._check_features(where, data)
+        data = self._sequences(X, again)
         lengths = [len(row) for row in data.rows]
         results, target, weights = self._targets(y, sample_weight, lengths, again)
         kind = results.get("target_kind_", "sequence")
+        parts = self._parts(len(lengths), weights)
         scaling = self._scaling if again else self._scale(data)
+        vocabulary = None
+        if self.symbols is not None:
+            some = [data.rows[k] for k in parts[0]]
+            vocabulary = (
+                self.vocabulary_ if again else of_symbols.learnt(where, some, self.min_count)
+            )
+        rows = self._scaled(data.rows, scaling, vocabulary, warn=again)
         outputs = len(results[self._each_output])
-        rows = [inputs.scaled(row, *scaling) for row in data.rows]
-        model = self.network(rows[0].shape[1], outputs, last=kind != "step")
+        width = rows[0].shape[1] if vocabulary is None else 1 + len(vocabulary)
+        model = self.network(width, outputs, last=kind != "step")
         backend = self.backend
         if backend is None and inputs.is_foreign(X):
             backend = backend_like(from_foreign("fit", X))
@@ -128,10 +141,11 @@ class SequenceEstimator(NetworkEstimator):
         if again:
             self._check_warm_start(self.model_.recurrent, model.recurrent)
         training, validation = (
-            self._batches(rows, target, weights, part, kind == "step")
-            for part in self._parts(len(rows), weights)
+            self._batches(rows, target, weights, part, kind == "step") for part in parts
         )
         start = self.params_ if again else model.init(self.seed, home)
+        if not again and self.symbols is not None:
+            start = of_symbols.begun(start, home)
         trained, stop = learn(
             self,
             model,
@@ -156,6 +170,7 @@ class SequenceEstimator(NetworkEstimator):
             mean_=scaling[0],
             std_=scaling[1],
             averages_=scaling[2],
+            vocabulary_=vocabulary,
             **results,
         )
 
@@ -179,8 +194,8 @@ class SequenceEstimator(NetworkEstimator):
         super().save(path)
 
     def prepared(self, X: Any) -> list[Host]:
-        """Return sequences as the network sees them, scaled, and with columns that mark numbers
-        which were missing.
+        """Return sequences as the network sees them: scaled, with columns that mark numbers which
+        were missing, or with `symbols` as the places of symbols in the vocabulary.
 
         Parameters
         ----------
@@ -188,7 +203,7 @@ class SequenceEstimator(NetworkEstimator):
 
         Returns
         -------
-        list of array (T_i, D), or (T_i, 2D) with `missing="indicator"`
+        list of array (T_i, D), or (T_i, 2D) with `missing="indicator"`, or int64 (T_i,)
 
         Raises
         ------
@@ -197,9 +212,10 @@ class SequenceEstimator(NetworkEstimator):
             or so far from the data of `fit` that squares overflow.
         """
         where = type(self).__name__
-        data = inputs.sequences(where, X, self.table_, self.averages_ is not None)
-        self._check_features(where, data)
-        rows = [inputs.scaled(row, *self._scaling) for row in data.rows]
+        data = self._sequences(X, True)
+        rows = self._scaled(data.rows, self._scaling, vars(self).get("vocabulary_"))
+        if self.symbols is not None:
+            return rows
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
@@ -221,19 +237,24 @@ class SequenceEstimator(NetworkEstimator):
                 f"{type(self).__name__}: lengths is True, expected False: it takes tables, whose rows have {N}"
                 " steps"
             )
-        inputs: dict[str, Any] = {
-            "x": (("batch", N) if self.table_ else ("batch", "time", N), np.float64)
-        }
+        inputs: dict[str, Any] = {}
+        about: dict[str, str] = {}
+        if self.symbols is None:
+            inputs["x"] = ("batch", N) if self.table_ else ("batch", "time", N), np.float64
+        else:
+            inputs["tokens"] = ("batch", N if self.table_ else "time"), np.int64
+            about[of_symbols.VOCABULARY] = json.dumps([*self.vocabulary_])
         if lengths:
             inputs["lengths"] = ("batch",), np.int32
-        return super().for_export(lengths)[0], inputs, self._exported
+        return super().for_export(lengths)[0] | about, inputs, self._exported
 
     def _exported(
         self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
     ) -> dict[str, Any]:
         """Return the outputs of an exported file."""
-        rows = ((x[..., None] if self.table_ else x) - self.mean_) / self.std_
-        y = run(xp.permute_dims(rows, (1, 0, 2)), *lengths)
+        if self.symbols is None:
+            x = ((x[..., None] if self.table_ else x) - self.mean_) / self.std_
+        y = run(xp.permute_dims(x, (1, 0, *range(2, x.ndim))), *lengths)
         if self.target_kind_ == "step":
             y = xp.permute_dims(y, (1, 0, 2))
         answers: dict[str, Any] = self._answers(xp, y)
@@ -258,6 +279,37 @@ class SequenceEstimator(NetworkEstimator):
         if is_step and len(getattr(X, "shape", ())) < 2:
             return [self._answers(np, of_sequence)[name] for of_sequence in outputs]
         return self._answers(np, np.stack(outputs))[name]
+
+    def _sequences(self, X: Any, again: bool) -> inputs.InputSequences:
+        """Return X as sequences, which have to be like those of `fit` where it is fitted already."""
+        where = type(self).__name__
+        if again and (self.symbols is None) != (self.model_.symbols is None):
+            fitted = "quantities" if self.model_.symbols is None else "symbols"
+            raise ValueError(
+                f"{where}: symbols is {checks.shown(self.symbols)}, but it is fitted to {fitted}"
+            )
+        if self.symbols is None:
+            may_miss = (self.averages_ is not None) if again else self.missing == "indicator"
+            data = inputs.sequences(where, X, not again or self.table_, may_miss)
+        elif self.missing == "indicator":
+            raise ValueError(f"{where}: missing is 'indicator', expected 'refuse' beside symbols")
+        else:
+            data = of_symbols.sequences(where, X, self.symbols)
+        if again:
+            self._check_features(where, data)
+        return data
+
+    def _scaled(
+        self,
+        rows: list[Any],
+        scaling: tuple[Host, Host, Host | None],
+        vocabulary: dict[Any, int] | None,
+        warn: bool = True,
+    ) -> list[Host]:
+        """Return sequences as the network sees them; `warn` of unknown symbols."""
+        if vocabulary is not None:
+            return of_symbols.numbered(type(self).__name__, rows, vocabulary, warn)
+        return [inputs.scaled(row, *scaling) for row in rows]
 
     def _check_features(self, where: str, data: inputs.InputSequences) -> None:
         count = data.features
@@ -289,6 +341,8 @@ class SequenceEstimator(NetworkEstimator):
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1), and
         the averages of features where numbers may be missing.
         """
+        if self.symbols is not None:
+            return np.zeros(1), np.ones(1), None
         steps = np.stack(data.rows) if data.is_table else np.concatenate(data.rows)
         there = ~np.isnan(steps)
         there |= ~np.any(there, axis=0)  # the mean of nothing is NaN, and counts as 0
@@ -326,6 +380,23 @@ class SequenceEstimator(NetworkEstimator):
             every_step=every_step,
         )
 
+    def _settings(self) -> dict[str, Any]:
+        """Return the parameters that a file keeps; a tokenizer is among its arrays."""
+        settings = super()._settings()
+        if not isinstance(self.symbols, str | bool):
+            settings["symbols"] = None
+        return settings
+
+    def _fitted(self) -> dict[str, Any]:
+        fitted = super()._fitted()
+        if self.symbols is None:
+            return fitted
+        return fitted | of_symbols.to_arrays(self.vocabulary_, self.symbols)
+
+    @property
+    def _takes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("two_d_array", "three_d_array") if self.symbols is None else ("string",)
+
     def _restore(self, fitted: dict[str, Any]) -> Params:
         steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
         for name, array in zip(("mean_", "std_", "averages_"), self._scaling, strict=True):
@@ -333,21 +404,29 @@ class SequenceEstimator(NetworkEstimator):
                 raise ValueError(f"{name} has shape {array.shape}, expected {(steps, width)}")
         if self.averages_ is not None:
             width *= 2
+        if self.symbols is not None or of_symbols.TOKENIZER in fitted:
+            content = bytes_of(fitted, of_symbols.VOCABULARY)
+            self.vocabulary_ = of_symbols.vocabulary_of(content)
+            width = 1 + len(self.vocabulary_)
+        if of_symbols.TOKENIZER in fitted:
+            self.symbols = of_symbols.tokenizer_of(bytes_of(fitted, of_symbols.TOKENIZER))
         self.model_ = self.network(
             width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
         )
         return self._weights(fitted)
 
     def network(self, width: int, outputs: int, last: bool) -> Any:
-        """Return the model for sequences of a width D that gives so many numbers at the end, or at
-        each step.
+        """Return the model for sequences of a width D, or of so many symbols, that gives so many
+        numbers at the end, or at each step.
         """
+        symbols = None if self.symbols is None else width
         return sequence_model(
             type(self).__name__,
             self.cell,
-            width,
+            width if symbols is None else self.embedding_size,
             outputs,
             last,
+            symbols,
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
@@ -359,6 +438,8 @@ class SequenceEstimator(NetworkEstimator):
 @dataclass(eq=False, repr=False, kw_only=True)
 class SequenceClassifier(SequenceEstimator):
     """Classify sequences, which may differ in length, with a recurrent network.
+
+    Sequences hold quantities unless `symbols` says otherwise.
 
     The network reads a sequence and predicts once, from its state at the end, or at each step
     (Elman 1990; Hochreiter & Schmidhuber 1997). It follows scikit-learn's conventions and needs no
@@ -374,6 +455,22 @@ class SequenceClassifier(SequenceEstimator):
       and a binary cross-entropy each. `score` counts the sequences whose labels are all right, as
       scikit-learn does.
 
+    With `symbols` X in `fit` and `predict` is one of these, and whether numbers are symbols is
+    never guessed:
+
+    - "word", "character", or a tokenizer: texts, in a list, an array (N,), a Series of pandas or
+      Polars, or a table of one column. Words are in lower case, with the apostrophes in them, and
+      each other mark that is no space is a symbol, too. A tokenizer is one of the package
+      tokenizers, or another object with `encode(text).ids`.
+    - True: N sequences whose items are symbols, all text or all whole numbers, in lists or arrays
+      of any length; or a table (N, T) of text, categories or whole numbers with a symbol for each
+      step. A symbol is the same in each column.
+
+    Symbols that occur at least `min_count` times in the sequences that are trained with have a
+    place each in `vocabulary_`, from 1. Place 0 is that of all others, and is so trained with those
+    that are rarer (as in language models of n-grams); where there are none it stays 0, the mean
+    of initial rows. `predict` warns of how many symbols are not in the vocabulary.
+
     Parameters
     ----------
     cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
@@ -385,17 +482,23 @@ class SequenceClassifier(SequenceEstimator):
     bidirectional : bool
         Read the sequence in both directions; not for "mlstm" and "xlstm".
     dropout : float
-        Rate of dropout between layers.
+        Rate of dropout between layers, and of embedded symbols.
     options : dict, optional
         Further options of the layer, such as `{"layer_norm": True}`.
     standardize : bool
-        Subtract the mean of each feature and divide by its deviation.
+        Subtract the mean of each feature of quantities and divide by its deviation.
+    symbols : {"word", "character", True}, tokenizer or None
+        What symbols X holds; None means quantities.
+    embedding_size : int
+        Width of the embedding of a symbol, in "xlstm" that of the blocks.
+    min_count : int
+        How often a symbol occurs at least, to have a place in the vocabulary.
     missing : {"refuse", "indicator"}
         Whether X may hold NaN. With "indicator" a missing number is replaced by the last value of
         the feature in the sequence, and before its first value by its mean over the training data.
         A further column for each feature is 1 where it was missing, and else 0 (Lipton et al. 2016;
         Che et al. 2018 call the first part "forward"). Means and deviations are those of the
-        numbers that are there.
+        numbers that are there. Symbols exclude it.
     epochs : int
         Most passes over the sequences.
     batch_size : int
@@ -449,8 +552,10 @@ class SequenceClassifier(SequenceEstimator):
     model_ : SequenceModel
     trained_ : Trained
         How training went.
+    vocabulary_ : dict of str or int to int
+        The places of symbols, the most frequent first, where X holds symbols.
     n_features_in_ : int
-        Width D of sequences, or the number of columns of a table.
+        Width D of sequences, 1 of lists of symbols, or the number of columns of a table.
     feature_names_in_ : array of str
         The names of the columns, where X was a table that has them.
     n_iter_ : int
@@ -466,6 +571,10 @@ class SequenceClassifier(SequenceEstimator):
     >>> classifier = SequenceClassifier(hidden_size=8, epochs=20, backend="numpy").fit(X, y)
     >>> classifier.predict(X[:2]).shape
     (2,)
+    >>> texts = ["to be or not to be", "the rest is silence"] * 20
+    >>> words = SequenceClassifier(hidden_size=8, epochs=20, symbols="word", backend="numpy")
+    >>> words.fit(texts, ["question", "answer"] * 20).predict(["not to be"]).tolist()
+    ['question']
     """
 
     KIND = "sequence classifier"
@@ -601,7 +710,8 @@ class SequenceClassifier(SequenceEstimator):
 class SequenceRegressor(SequenceEstimator):
     """Predict numbers from sequences, which may differ in length, with a recurrent network.
 
-    Targets are scaled to deviation 1 for training.
+    Sequences hold quantities unless `symbols` says otherwise. Targets are scaled to deviation 1 for
+    training.
 
     Parameters
     ----------
@@ -611,7 +721,7 @@ validation_fraction
     epochs, batch_size, learning_rate, weight_decay, clip, patience, averaging, callbacks, \
 checkpoints, resume
         As in `SequenceClassifier`.
-    warm_start, seed, backend, dtype, precision, graph
+    warm_start, seed, backend, dtype, precision, graph, symbols, embedding_size, min_count
         As in `SequenceClassifier`.
 
     Attributes
@@ -690,4 +800,8 @@ checkpoints, resume
 
 def _as(values: Host, X: Any) -> Any:
     """Return numbers in the library of X, where it is an array of one other than NumPy."""
-    return like(values, from_foreign("predict", X)) if inputs.is_foreign(X) else values
+    if not inputs.is_foreign(X):
+        return values
+    home = backend_like(from_foreign("predict", X))
+    # numbers in whole numbers would be cut
+    return home.asarray(values, home.dtype if "float" in home.dtype else values.dtype.name)

@@ -18,7 +18,7 @@ from xlstm.arrays.ranks.groups import Group
 from xlstm.data import text
 from xlstm.data.batches import Streams
 from xlstm.data.host import Host
-from xlstm.estimators.base import AnyPath, Export, NetworkEstimator, learn
+from xlstm.estimators.base import AnyPath, Export, NetworkEstimator, bytes_of, learn
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
 from xlstm.training import evaluate
@@ -254,10 +254,7 @@ class TextModel(NetworkEstimator):
         return super()._fitted() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
 
     def _restore(self, fitted: dict[str, Any]) -> Params:
-        content: Any = fitted.get(VOCABULARY)
-        if getattr(content, "dtype", None) != np.uint8:
-            raise ValueError(f"{VOCABULARY} is {checks.shown(content)}, expected an array of bytes")
-        self.codec_ = CODECS[self.codec_kind_](content.tobytes())
+        self.codec_ = CODECS[self.codec_kind_](bytes_of(fitted, VOCABULARY))
         self.tokens = self.codec_kind_
         self.model_ = self._model(self.codec_.size)
         return self._weights(fitted)

@@ -9,7 +9,7 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params, leaves
-from xlstm.layers.linear import Embedding
+from xlstm.layers.embedding import Embedding
 from xlstm.layers.module import Module
 from xlstm.layers.sequence import Leaf, SequenceLayer, State, flat, nested
 

@@ -45,10 +45,12 @@ def prepared(
             f"{who}: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel"
             " of one of them"
         )
-    if whole and model.inputs is not None:
-        raise ValueError(
-            f"{who}: inputs is {model.inputs}, expected None: {library} gets no linear layer before"
-        )
+    for name in ("inputs", "symbols"):
+        if getattr(model, name, None) is not None:
+            raise ValueError(
+                f"{who}: {name} is {getattr(model, name)}, expected None: {library} gets no layer"
+                " before the recurrent one"
+            )
     for name, value in layer._used(*absent, "layer_norm", "cell_clip", "zoneout").items():
         raise ValueError(
             f"{who}: {name} is {value}, which {library} cannot express, expected a layer without it"

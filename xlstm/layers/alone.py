@@ -23,9 +23,8 @@ def run(layer: Any, p: Params, x: Array, state: State, span: Span) -> tuple[Arra
         y, end, kept = layer.run(p, x, state, own)
         return y, end, Saved(layer, tuple(y.shape), kept, own)
 
-    last = _is_last(layer)
-    y, end, kept = in_parts(span, layer.states, of_sequence, [x], state, last)
-    return y if last else span.mask(y), end, kept
+    y, end, kept = in_parts(span, layer.states, of_sequence, [x], state, layer.last)
+    return y if layer.last else span.mask(y), end, kept
 
 
 def run_bwd(
@@ -36,8 +35,8 @@ def run_bwd(
     def of_sequence(saved: Saved, dy: Any, dstate: Any, own: Span) -> Any:
         return layer.run_bwd(p, saved.kept, dy, dstate, own)
 
-    last = _is_last(layer)
-    grads, (dx,), start = in_parts_bwd(span, layer.states, of_sequence, kept, dy, dstate, last)
+    gradients = in_parts_bwd(span, layer.states, of_sequence, kept, dy, dstate, layer.last)
+    grads, (dx,), start = gradients
     return grads, dx, start
 
 
@@ -51,8 +50,3 @@ def run_step(layer: Any, xp: Namespace, p: Params, x: Array, state: State) -> tu
     span = Span(xp, Packing.of("step", None, 1, x.shape[0]), alone=True)
     y, end, _ = in_parts(span, layer.states, of_sequence, [x[None, ...]], state, last=True)
     return y, end
-
-
-def _is_last(layer: Any) -> bool:
-    """Return whether y is that of the last step."""
-    return "T" not in layer.output_dims(1, 1)

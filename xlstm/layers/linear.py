@@ -1,6 +1,4 @@
-"""Linear maps of the last axis, y = x W^T + b, as a whole or by heads, and tables with a row for
-each token.
-"""
+"""Linear maps of the last axis, y = x W^T + b, as a whole or by heads."""
 
 from __future__ import annotations
 
@@ -11,17 +9,13 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-import numpy as np
-
 from xlstm.arrays import block_diagonal, headwise
 from xlstm.arrays.dual import add_over
-from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.gather import add_rows
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape
-from xlstm.arrays.rows import column_sums, per_sequence, row_products
+from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.rows import column_sums, row_products
 from xlstm.layers.initializers import constant, normal, uniform
-from xlstm.layers.module import Module, SameWidth, Saved, Weights, rows
+from xlstm.layers.module import Module, SameWidth, Weights, rows
 
 
 @dataclass(frozen=True)
@@ -187,93 +181,3 @@ class HeadwiseLinear(SameWidth, Module):
             dx = headwise.products(xp, [(dz, W)], dy)
             dxs[k] = dx if dxs[k] is None else dxs[k] + dx
         return grads, dxs
-
-
-@dataclass(frozen=True)
-class Embedding(Module):
-    """A table `W` (V, D) with a row for each token, a whole number from 0 to V - 1.
-
-    Parameters
-    ----------
-    vocab_size : int
-        Number V of tokens.
-    size : int
-        Width D of a row.
-    std : float, optional
-        Deviation of the initial rows, by default sqrt(2 / (5 D)) (Nguyen & Salazar 2019).
-    """
-
-    vocab_size: int
-    size: int
-    _: KW_ONLY
-    std: float | None = None
-
-    @property
-    def weights(self) -> Weights:
-        std = math.sqrt(2 / (5 * self.size)) if self.std is None else self.std
-        return {"W": ({"V": self.vocab_size, "D": self.size}, normal(std))}
-
-    def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
-        """Return a row (..., D) for each of tokens x (...), and what `backward` needs."""
-        if (views := self._views(params, x)) is not None:
-            return views.run(self.forward, params, x)  # type: ignore[no-any-return]
-        params, x = from_foreign("Embedding", (params, x))
-        xp = self.namespace(params, {})
-        check_library("Embedding", "x", xp, x)
-        y, kept = self.apply(xp, params, tokens_of("Embedding", "x", xp, x, self.vocab_size))
-        return y, Saved(self, tuple(y.shape), kept, home=device_of(y), xp=xp)
-
-    def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        """Return a row (..., D) for each of tokens x (...)."""
-        flat = reshape(x, (math.prod(x.shape),))
-        return reshape(xp.take(p["W"], flat, axis=0), (*x.shape, self.size)), x
-
-    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
-        """Return the gradient of W, the rows of dy (..., D) added up by token, and None, as tokens
-        have no gradient.
-        """
-        V = self.vocab_size
-        B = per_sequence.get()
-        if B is None:
-            return {"W": add_rows(xp, reshape(kept, (-1,)), rows(dy), V)}, None
-        # The rows of a token lie together, so that a token that is in no table is in nobody's.
-        places = B * kept + xp.arange(B, dtype=kept.dtype, device=device_of(kept))
-        tables = add_rows(xp, reshape(places, (-1,)), rows(dy), V * B)
-        return {"W": xp.permute_dims(reshape(tables, (V, B, self.size)), (1, 0, 2))}, None
-
-
-def tokens_of(
-    where: str, name: str, xp: Namespace, given: Array, vocab_size: int | None = None
-) -> Array:
-    """Check that tokens are whole numbers, and below `vocab_size` where it is given, and return
-    them as int64.
-
-    Raises
-    ------
-    TypeError
-        The tokens are not whole numbers.
-    ValueError
-        A token is not from 0 to V - 1. Tokens on a GPU are not looked at, as that would mean
-        waiting for it.
-    """
-    if not xp.isdtype(given.dtype, "integral"):
-        raise TypeError(f"{where}: {name} has dtype {given.dtype}, expected whole numbers")
-    if vocab_size is not None:
-        within(where, name, given, vocab_size)
-    # NumPy 2.0 does not cast its scalars
-    return xp.astype(xp.asarray(given), xp.int64, copy=False)
-
-
-def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:
-    """Raise ValueError unless tokens on the host are from 0 to V - 1; those on a GPU are not looked
-    at.
-    """
-    if not isinstance(tokens, np.ndarray):
-        return
-    bad = np.argwhere((tokens < 0) | (tokens >= vocab_size))
-    if bad.size:
-        at = tuple(int(k) for k in bad[0])
-        raise ValueError(
-            f"{where}: {name} has {tokens[at]} at {at}, expected 0 to {vocab_size - 1}, as"
-            f" vocab_size is {vocab_size}"
-        )

@@ -110,7 +110,13 @@ class Module:
         def input_size(self) -> int:
             """Width of x."""
 
+        @property
+        def symbols(self) -> int | None:
+            """How many symbols there are where x holds symbols, None where it holds quantities."""
+
         num_heads: int
+    else:
+        symbols = None  #: how many symbols there are where x holds symbols
 
     #: checks of options that differ from those in `OPTIONS`
     CHECKS: ClassVar[dict[str, checks.Kind]] = {}

@@ -23,6 +23,7 @@ from xlstm.arrays.namespace import (
     Array,
     Namespace,
     Params,
+    check_library,
     device_of,
     plain_namespace,
     reshape,
@@ -30,6 +31,7 @@ from xlstm.arrays.namespace import (
 )
 from xlstm.arrays.random import Seed
 from xlstm.layers import alone
+from xlstm.layers.embedding import tokens_of, within
 from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
 from xlstm.recurrence.parts import checked_resets, resets_at
@@ -75,8 +77,14 @@ class SequenceLayer(Module):
             """Width of y."""
 
         @property
+        def last(self) -> bool:
+            """Whether y is one prediction at the end of each sequence, (B, O)."""
+
+        @property
         def states(self) -> State:
             """The `Leaf` of every array of the state, in a tuple that is nested as the state is."""
+    else:
+        last = False  #: whether y is one prediction at the end of each sequence
 
     @property
     def batch_first(self) -> bool:
@@ -263,7 +271,7 @@ class SequenceLayer(Module):
             y, end, saved = alone.run(self, params, x, start, span)
         else:
             y, end, saved = self.run(params, x, start, span)
-        if self.batch_first:
+        if self.batch_first and not self.last:
             y = self._swap(span.xp, y)
         return y, end, Saved(self, tuple(y.shape), saved, span, device_of(y)) if keep else None
 
@@ -363,7 +371,7 @@ class SequenceLayer(Module):
         xp = deepest(xp, span.xp)
         if dy is not None:
             checks.shape(where, "dy", dy, self.output_dims(span.T, span.B))
-            dy = self._swap(xp, dy)
+            dy = dy if self.last else self._swap(xp, dy)
         end = None
         if dstate is not None:
             end = complete(where, xp, "dstate", dstate, self.states, span.B, params, zero=True)
@@ -424,8 +432,11 @@ class SequenceLayer(Module):
         """Check the parameters, and return the namespace of all these arrays, and the arrays as it
         has them.
 
-        x is the input, or dy.
+        x is the input, or dy. Symbols have a dtype of their own, and `_inner` checks them.
         """
+        if self.symbols is not None and what == "state" and x is not None:
+            xp, params, _, state = self._agree(params, None, what, state)
+            return xp, params, from_foreign(type(self).__name__, x), state
         xp = plain_namespace(params, self._sizes, x, state)
         if xp is not None:
             return xp, params, x, state
@@ -440,8 +451,12 @@ class SequenceLayer(Module):
         return self.namespace(params, arrays, wide), params, x, state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
-        """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""
-        if x is None or x.ndim != 3 - step or x.shape[-1] != self.input_size:
+        """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step; symbols
+        without D, and as int64, but their values are not checked.
+        """
+        if self.symbols is not None:
+            x = self._symbols_of(xp, x, step)
+        elif x is None or x.ndim != 3 - step or x.shape[-1] != self.input_size:
             outer = ("B",) if step else ("B", "T") if self.batch_first else ("T", "B")
             sizes = {**dict.fromkeys(outer), "D": self.input_size}
             checks.shape(type(self).__name__, "x", x, sizes)
@@ -455,6 +470,23 @@ class SequenceLayer(Module):
 
     def _outer(self, T: int, B: int) -> dict[str, int]:
         return {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
+
+    def _symbols_of(self, xp: Namespace, x: Array, step: bool) -> Array:
+        """Return symbols as int64 once their kind and the number of their axes are checked."""
+        where = type(self).__name__
+        check_library(where, "tokens", xp, x)
+        tokens = tokens_of(where, "tokens", xp, x)
+        if tokens.ndim != 2 - step:
+            expected = "(B,)" if step else "(B, T)" if self.batch_first else "(T, B)"
+            raise ValueError(
+                f"{where}: tokens has shape {tuple(tokens.shape)}, expected {expected}"
+            )
+        return tokens
+
+    def _check_symbols(self, xp: Namespace, x: Array) -> None:
+        """Raise ValueError where symbols (T, B) on the host are out of range."""
+        symbols: Any = self.symbols
+        within(type(self).__name__, "tokens", self._swap(xp, x), symbols)
 
     def output_dims(self, T: int, B: int) -> checks.Dims:
         """Return the sizes of y by their letters."""

@@ -14,16 +14,16 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params, check_library
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
 from xlstm.data.host import Host
-from xlstm.layers.blocks.block import Backbone, Block
-from xlstm.layers.linear import Embedding, Linear, tokens_of, within
+from xlstm.layers.embedding import tokens_of, within
+from xlstm.layers.linear import Linear
 from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState
 from xlstm.losses import cross_entropy
-from xlstm.models.sequence import layer
+from xlstm.models.sequence import embedding_before, layer
 from xlstm.recurrence.packing import Span
 
 PROMPT = 1024  # tokens of a prompt that are read at once
@@ -99,9 +99,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     @cached_property
     def parts(self) -> Parts:
-        # Embeddings are small at first where a norm follows them, or they are the head.
-        std = None if self.tied or isinstance(self.backbone, Backbone | Block) else 1.0
-        embedding = Embedding(self.vocab_size, self.backbone.input_size, std=std)
+        embedding = embedding_before(self.backbone, self.vocab_size, self.tied)
         parts = {"embedding": embedding, "backbone": self.backbone}
         return parts if self.tied else {**parts, "head": self.head}
 
@@ -110,6 +108,11 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         """The linear layer from the backbone to logits."""
         width = self.backbone.output_size
         return Linear(width, self.vocab_size, bias=False, std=(2 / (5 * width)) ** 0.5)
+
+    @property
+    def symbols(self) -> int:
+        """Number V of tokens."""
+        return self.vocab_size
 
     @property
     def output_size(self) -> int:
@@ -126,7 +129,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         xp = span.xp
         run = Forward(self, xp, p, span, masked=False)
         x = span.mask(x)
-        within("xLSTMLanguageModel", "tokens", self._swap(xp, x), self.vocab_size)
+        self._check_symbols(xp, x)
         e = run.dropped("mask", run("embedding", x), self.embedding_dropout)  # (1) (2)
         y, end = run("backbone", e, state)  # (3)
         logits, head = self._head(xp, p, y)  # (4)
@@ -288,34 +291,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
                 f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more"
             )
         return tokens_of("generate", "the prompt", np, host, self.vocab_size)  # type: ignore[no-any-return]
-
-    def _agree(
-        self, params: Params, x: Array | None, what: str, state: Any
-    ) -> tuple[Namespace, Params, Any, Any]:
-        """Leave out tokens, which have a dtype of their own; `_inner` checks them."""
-        if what == "dstate":
-            return super()._agree(params, x, what, state)
-        xp, params, _, state = super()._agree(params, None, what, state)
-        return xp, params, from_foreign(type(self).__name__, x), state
-
-    def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
-        """Return tokens as int64, (T, B), or (B,) of one step, once they are checked but for
-        values.
-        """
-        where = "xLSTMLanguageModel"
-        check_library(where, "tokens", xp, x)
-        tokens = tokens_of(where, "tokens", xp, x)
-        if tokens.ndim != 2 - step:
-            expected = "(B,)" if step else "(B, T)" if self.batch_first else "(T, B)"
-            raise ValueError(
-                f"{where}: tokens has shape {tuple(tokens.shape)}, expected {expected}"
-            )
-        if step:
-            return tokens
-        tokens = self._swap(xp, tokens)
-        if tokens.shape[0] == 0:
-            raise ValueError(f"{where}: the context has no tokens, expected 1 or more")
-        return tokens
 
     def _head_weights(self, params: Params) -> Params:
         return {"W": params["embedding.W" if self.tied else "head.W"]}

@@ -11,7 +11,9 @@ from xlstm.arrays import checks, fuse
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.layers.blocks.block import Backbone, Block
 from xlstm.layers.blocks.stack import xLSTMStack
+from xlstm.layers.embedding import Embedding, within
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
@@ -40,6 +42,12 @@ class SequenceModel(SequenceLayer):
     Parameters are those of the layer under `recurrent.` and of the head under `head.`. State and
     arguments are those of the layer; y is the prediction, (T, B, O), or (B, O) with `last`.
 
+    With `symbols` x holds whole numbers from 0 to V - 1, (T, B), or (B, T) with `batch_first`, and
+    (B,) in `step`. They have no gradient: `backward` returns None in its place. A symbol that is
+    out of range is a ValueError where looking for it costs no wait for a GPU; past the end of a
+    sequence any will do. Initial rows of the embedding are N(0, 1), as of `torch.nn.Embedding`,
+    and N(0, 2 / (5 D)) before layers that begin with a norm.
+
     Parameters
     ----------
     recurrent : LSTM, GRU, RNN, sLSTM, minLSTM, minGRU, mLSTM, xLSTMStack or xLSTMLarge
@@ -52,15 +60,50 @@ class SequenceModel(SequenceLayer):
         of the last step in the others. With these a sequence of length 0 gives the head's bias.
     inputs : int, optional
         Width D of x, where a linear layer under `input.` is to bring it to the width of the layer.
+    symbols : int, optional
+        Number V of symbols, where x holds symbols, which an `Embedding` under `embedding.` brings
+        to the width of the layer.
+    embedding_dropout : float
+        Rate of dropout of embedded symbols.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> from xlstm.models import SequenceModel
+    >>> model = SequenceModel(xlstm.LSTM(4, 8), 3, last=True, symbols=11)
+    >>> params = model.init(backend="numpy")
+    >>> x = np.array([[1, 10], [2, 3], [0, 0]])  # (T, B): two sequences of up to three symbols
+    >>> y, state, saved = model.forward(params, x, lengths=[3, 2])
+    >>> y.shape
+    (2, 3)
     """
 
     recurrent: Any
     output_size: int
     last: bool = False
     inputs: int | None = None
+    symbols: int | None = None
+    embedding_dropout: float = 0.0
 
-    CHECKS: ClassVar = {"recurrent": layer, "inputs": checks.optional(checks.size)}
+    CHECKS: ClassVar = {
+        "recurrent": layer,
+        "inputs": checks.optional(checks.size),
+        "symbols": checks.optional(checks.size),
+    }
     _output_symbol = "O"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inputs is not None and self.symbols is not None:
+            raise ValueError(
+                f"SequenceModel: inputs is {self.inputs} and symbols {self.symbols}, expected one"
+                " of them, as symbols have no width"
+            )
+        if self.embedding_dropout and self.symbols is None:
+            raise ValueError(
+                f"SequenceModel: embedding_dropout is {self.embedding_dropout}, expected 0.0 as"
+                " symbols is None"
+            )
 
     @property
     def batch_first(self) -> bool:
@@ -72,7 +115,9 @@ class SequenceModel(SequenceLayer):
 
     @property
     def input_size(self) -> int:
-        """Width of x."""
+        """Width of x, which symbols do not have."""
+        if self.symbols is not None:
+            raise AttributeError("SequenceModel: x holds symbols, which have no width")
         return self.recurrent.input_size if self.inputs is None else self.inputs
 
     @cached_property
@@ -83,9 +128,16 @@ class SequenceModel(SequenceLayer):
     @cached_property
     def parts(self) -> Parts:
         parts = {"recurrent": self.recurrent, "head": self.head}
-        if self.inputs is None:
-            return parts
-        return {"input": Linear(self.inputs, self.recurrent.input_size), **parts}
+        if self.symbols is not None:
+            return {"embedding": embedding_before(self.recurrent, self.symbols), **parts}
+        if self.inputs is not None:
+            return {"input": Linear(self.inputs, self.recurrent.input_size), **parts}
+        return parts
+
+    @cached_property
+    def before(self) -> str:
+        """The name of the part before the layer, "" where there is none."""
+        return next(iter(self.parts)).replace("recurrent", "")
 
     @property
     def states(self) -> State:
@@ -94,8 +146,13 @@ class SequenceModel(SequenceLayer):
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         run = Forward(self, span.xp, p, span, masked=False)
-        if self.inputs is not None:
-            x = run("input", span.mask(x))
+        if self.before:
+            x = span.mask(x)
+            if self.symbols is not None:
+                self._check_symbols(span.xp, x)
+            x = run(self.before, x)
+            if self.embedding_dropout:
+                x = run.dropped("mask", x, self.embedding_dropout)
         y, end = run("recurrent", x, state)
         if self.last:
             # The hidden state after the last step is the final state: its gradient goes in there.
@@ -123,21 +180,22 @@ class SequenceModel(SequenceLayer):
         elif self.last:
             dh = _at_end_bwd(dh, span)
         dx, start = run("recurrent", dh, dstate)
-        if self.inputs is not None:
-            dx = run("input", dx)
+        if self.before:
+            if self.embedding_dropout:
+                dx = run.dropped("mask", dx)
+            dx = run(self.before, dx)
         return run.grads, dx, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
         run = Forward(self, xp, p)
-        x = x if self.inputs is None else run("input", x)
+        if self.symbols is not None:
+            within("SequenceModel", "tokens", x, self.symbols)
+        x = run(self.before, x) if self.before else x
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return run("head", y), end
 
     def output_dims(self, T: int, B: int) -> checks.Dims:
         return {"B": B, "O": self.output_size} if self.last else super().output_dims(T, B)
-
-    def _swap(self, xp: Namespace, array: Array) -> Array:
-        return super()._swap(xp, array) if array.ndim == 3 else array
 
     def _final(self, xp: Namespace, h: Array, keep: bool) -> Array:
         """Return final hidden states (L, B, P) of the last layer side by side, (B, directions * P).
@@ -174,6 +232,15 @@ def _at_end_bwd(d: Array, span: Span) -> Array:
     xp = span.xp
     at = constants.copied(xp, np.arange(span.T)[:, None] == span.lengths - 1, device_of(d))
     return fuse.where(xp, at[:, :, None], d[None, ...], xp.zeros_like(d[None, ...]))
+
+
+def embedding_before(layer: Any, symbols: int, tied: bool = False) -> Embedding:
+    """Return the embedding of so many symbols before a layer.
+
+    Its rows are small at first where a norm follows them, or where they are `tied` to a head.
+    """
+    std = None if tied or isinstance(layer, Backbone | Block) else 1.0
+    return Embedding(symbols, layer.input_size, std=std)
 
 
 def layer_of(
@@ -235,7 +302,14 @@ def layer_of(
 
 
 def sequence_model(
-    where: str, cell: str, input_size: int, output_size: int, last: bool, **sizes: Any
+    where: str,
+    cell: str,
+    input_size: int,
+    output_size: int,
+    last: bool,
+    symbols: int | None = None,
+    dropout: float = 0.0,
+    **sizes: Any,
 ) -> SequenceModel:
     """Return layers with a linear head.
 
@@ -246,6 +320,10 @@ def sequence_model(
     output_size : int
     last : bool
         Predict once, at the end of a sequence.
+    symbols : int, optional
+        The number of symbols, where x holds symbols, whose embedding is `input_size` wide.
+    dropout : float
+        Rate of dropout between layers, and of embedded symbols.
     sizes : dict
         The other arguments of `layer_of`.
 
@@ -253,5 +331,11 @@ def sequence_model(
     -------
     SequenceModel
     """
-    layer = layer_of(where, cell, input_size, **sizes)
-    return SequenceModel(layer, output_size, last, inputs=None if cell != "xlstm" else input_size)
+    of_symbols = 0.0
+    if symbols is not None:
+        of_symbols = dropout
+        # layers that have none between them refuse it
+        dropout = dropout if sizes.get("num_layers", 1) > 1 or cell == "xlstm" else 0.0
+    layer = layer_of(where, cell, input_size, dropout=dropout, **sizes)
+    inputs = input_size if cell == "xlstm" and symbols is None else None
+    return SequenceModel(layer, output_size, last, inputs, symbols, of_symbols)

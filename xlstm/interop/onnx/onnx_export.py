@@ -31,11 +31,9 @@ from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, OnnxGraph
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.gated import Recurrent
-from xlstm.layers.linear import Embedding
 from xlstm.layers.module import Forward, Module
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.layers.sequence import Leaf, SequenceLayer, State, complete, nested
-from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex import TiRex, TiRex2
 from xlstm.recurrence.packing import Packing, Span
@@ -210,7 +208,8 @@ def _estimator(
 
     def run(x: Array, lengths: Array | None = None) -> Array:
         start = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
-        y, _ = _over_time(model, p, arrays.astype(x, np.float32), start, lengths)
+        x = x if model.symbols is not None else arrays.astype(x, np.float32)
+        y, _ = _over_time(model, p, x, start, lengths)
         return arrays.astype(y, np.float64)
 
     return inputs, formula(arrays, run, *inputs)
@@ -235,7 +234,7 @@ def _model(layer: Any, p: Params, state: bool, lengths: bool, step: bool) -> Wri
         raise ValueError(f"to_onnx: step is True, which does not go with {name}")
     outer = [BATCH, TIME] if getattr(layer, "batch_first", False) else [TIME, BATCH]
     outer = [BATCH] if step else outer
-    if isinstance(layer, xLSTMLanguageModel | Embedding):
+    if layer.symbols is not None:
         x = Array("tokens", outer, np.int64)
     else:
         x = Array("x", (*outer, layer.input_size), np.float32)
@@ -255,7 +254,7 @@ def _model(layer: Any, p: Params, state: bool, lengths: bool, step: bool) -> Wri
         y, end = layer.run_step(arrays, p, x, start)
     else:
         y, end = _over_time(layer, p, layer._swap(arrays, x), start, ends)
-        y = layer._swap(arrays, y)
+        y = y if layer.last else layer._swap(arrays, y)
     outputs = {"y": y}
     for before, after in zip(leaves(begin), leaves(end), strict=True):
         name = before.name.removesuffix("0")
@@ -296,7 +295,7 @@ def _over_time(
     """
     if isinstance(layer, SequenceModel):
         run = Forward(layer, arrays, p)
-        x = x if layer.inputs is None else run("input", x)
+        x = run(layer.before, x) if layer.before else x
         y, end = _body(layer, layer.below("recurrent", p), x, start, lengths)
         y = run("head", y)
         if lengths is not None and not layer.last:

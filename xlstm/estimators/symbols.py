@@ -1,0 +1,209 @@
+"""Symbols in the place of quantities: texts, lists and tables as sequences of symbols, and the
+vocabulary that gives each symbol its place in an embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params
+from xlstm.data import reading, text
+from xlstm.data.frames import has_columns
+from xlstm.data.host import Host
+from xlstm.estimators import inputs
+from xlstm.estimators.inputs import InputSequences
+
+UNKNOWN = 0  # the place of symbols that are not in the vocabulary
+TABLE = "embedding.W"
+VOCABULARY = "vocabulary"
+TOKENIZER = "tokenizer"
+# words with their apostrophes, and each other mark that is no space
+WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
+READERS = {"word": lambda whole: WORD.findall(whole.lower()), "character": list}
+EXPECTED = "None, 'word', 'character', True, or a tokenizer with encode(text).ids"
+
+
+def choice(where: str, name: str, value: Any) -> Any:
+    """Check the parameter `symbols` of an estimator."""
+    is_way = value in READERS if isinstance(value, str) else hasattr(value, "encode")
+    if value is None or value is True or is_way:
+        return value
+    raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {EXPECTED}")
+
+
+def sequences(where: str, X: Any, symbols: Any) -> InputSequences:
+    """Return X as lists of symbols, which are all text or all whole numbers.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    X : list or array (N,), or table or array (N, T)
+        Texts, or with `symbols=True` sequences of symbols, or a table with a symbol for each step.
+    symbols : "word", "character", True, or tokenizer
+
+    Returns
+    -------
+    InputSequences
+        Its rows are lists of str or of int.
+
+    Raises
+    ------
+    TypeError, ValueError
+        X is none of these, a sequence has no symbols, or a symbol is missing or of another kind.
+    """
+    is_list = isinstance(X, list | tuple)
+    entries = X if is_list else inputs._host(where, "X", X)
+    if not is_list and entries.ndim not in (1, 2):
+        raise ValueError(
+            f"{where}: X is {checks.shown(X)}, expected a list of sequences or of texts, or a table"
+        )
+    if len(entries) == 0:
+        raise ValueError(
+            f"{where}: X is empty, found 0 sample(s) while a minimum of 1 is required."
+        )
+    is_table = symbols is True and has_columns(X)
+    rows = _listed(where, entries) if symbols is True else _read(where, entries, symbols)
+    for k, row in enumerate(rows):
+        if not row:
+            raise ValueError(f"{where}: X[{k}] has no symbols, expected one or more")
+    kinds = {type(rows[0][0])} & {str, int}
+    for k, row in enumerate(rows):
+        for t, symbol in enumerate(row):
+            if type(symbol) not in kinds:
+                raise TypeError(
+                    f"{where}: X[{k}] has the symbol {checks.shown(symbol)} at {t}, and X[0] begins"
+                    f" with {checks.shown(rows[0][0])}; expected all text or all whole numbers"
+                )
+    features = len(rows[0]) if is_table else 1
+    return InputSequences(rows, is_table, features, inputs._names(X))
+
+
+def _listed(where: str, entries: Any) -> list[list[Any]]:
+    """Return sequences of symbols as lists."""
+    rows = []
+    for k, entry in enumerate(entries):
+        if isinstance(entry, str):
+            raise TypeError(
+                f"{where}: X[{k}] is the text {checks.shown(entry)}, expected a list of symbols, as"
+                " symbols is True; 'word' and 'character' take texts apart"
+            )
+        is_list = isinstance(entry, list | tuple)
+        row = entry if is_list else inputs._host(where, f"X[{k}]", entry)
+        if not is_list and row.ndim != 1:
+            raise ValueError(f"{where}: X[{k}] has shape {row.shape}, expected symbols (T,)")
+        rows.append([s.item() if isinstance(s, np.generic) else s for s in row])
+    return rows
+
+
+def _read(where: str, entries: Any, symbols: Any) -> list[list[Any]]:
+    """Return texts as lists of symbols."""
+    if getattr(entries, "ndim", 1) == 2:
+        if entries.shape[1] != 1:
+            raise ValueError(
+                f"{where}: X has shape {entries.shape}, expected texts (N,) or a table of one"
+                " column; symbols=True reads a table with a symbol for each step"
+            )
+        entries = entries[:, 0]
+    for k, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            raise TypeError(f"{where}: X[{k}] is {checks.shown(entry)}, expected a text")
+    if isinstance(symbols, str):
+        return [READERS[symbols](entry) for entry in entries]
+    return [[*symbols.encode(str(entry)).ids] for entry in entries]
+
+
+def learnt(where: str, rows: Sequence[Sequence[Any]], min_count: int) -> dict[Any, int]:
+    """Return the places of the symbols that occur so often, from 1, the most frequent first.
+
+    Raises
+    ------
+    ValueError
+        There are none.
+    """
+    counts = Counter(symbol for row in rows for symbol in row)
+    frequent = [symbol for symbol in counts if counts[symbol] >= min_count]
+    if not frequent:
+        raise ValueError(
+            f"{where}: no symbol of X occurs as often as min_count, {min_count}; with min_count=1"
+            " the vocabulary has them all"
+        )
+    return placed(sorted(frequent, key=lambda symbol: (-counts[symbol], symbol)))
+
+
+def placed(symbols: Sequence[Any]) -> dict[Any, int]:
+    """Return the places of symbols in their order; place 0 is that of unknown ones."""
+    return {symbol: place for place, symbol in enumerate(symbols, UNKNOWN + 1)}
+
+
+def numbered(
+    where: str, rows: Sequence[Sequence[Any]], vocabulary: Mapping[Any, int], warn: bool
+) -> list[Host]:
+    """Return the places of symbols, int64 (T_i,), with a warning of how many are unknown.
+
+    Raises
+    ------
+    TypeError
+        Symbols are whole numbers and those of the vocabulary text, or the other way round.
+    """
+    known = next(iter(vocabulary))
+    if type(rows[0][0]) is not type(known):
+        raise TypeError(
+            f"{where}: X has symbols such as {checks.shown(rows[0][0])}, expected those of fit,"
+            f" such as {checks.shown(known)}"
+        )
+    unknown = [symbol for row in rows for symbol in row if symbol not in vocabulary]
+    if unknown and warn:
+        warnings.warn(
+            f"{where}: {len(unknown)} of {sum(map(len, rows))} symbols are not in the vocabulary,"
+            f" such as {checks.few(map(checks.shown, dict.fromkeys(unknown)))}",
+            stacklevel=6,
+        )
+    return [np.array([vocabulary.get(symbol, UNKNOWN) for symbol in row], np.int64) for row in rows]
+
+
+def begun(params: Params, home: Backend) -> Params:
+    """Return initial parameters with the mean row of the embedding, 0, for unknown symbols, which
+    stays where none is trained with.
+    """
+    table = np.array(to_numpy(params[TABLE]))
+    table[UNKNOWN] = 0
+    return params | {TABLE: home.asarray(table)}
+
+
+def to_arrays(vocabulary: Mapping[Any, int], symbols: Any) -> dict[str, Host]:
+    """Return a vocabulary, and the tokenizer where there is one, as a file keeps them."""
+    texts = {VOCABULARY: json.dumps([*vocabulary])}
+    if not isinstance(symbols, str | bool):
+        texts[TOKENIZER] = symbols.to_str()
+    return {name: np.frombuffer(whole.encode(), np.uint8) for name, whole in texts.items()}
+
+
+def vocabulary_of(content: bytes) -> dict[Any, int]:
+    """Return the vocabulary of a file; raise ValueError or TypeError unless it is sound."""
+    symbols = reading.from_json(VOCABULARY, content)
+    symbols = checks.several("file", VOCABULARY, symbols, "text or whole numbers")
+    vocabulary = placed(symbols)
+    kinds = {*map(type, symbols)}
+    if kinds not in ({str}, {int}) or len(vocabulary) != len(symbols):
+        raise ValueError(
+            f"{VOCABULARY} is {checks.shown(symbols)}, expected different symbols, all text or all"
+            " whole numbers"
+        )
+    return vocabulary
+
+
+def tokenizer_of(content: bytes) -> Any:
+    """Return the tokenizer of a file."""
+    return text.Tokenizer(Path(TOKENIZER), content)._inner
