@@ -97,9 +97,10 @@ def test_every_cell_and_its_file(interpreted, kind, cell, tmp_path):
     """
     options = {"cell": cell, "num_layers": 2, "dropout": 0.1}
     if "options" in kind.estimator.get_params():
-        options["options"] = {"xlstm": {"num_heads": 2}, "slstm": None, "mlstm": None}.get(
-            cell, {"layer_norm": True}
-        )
+        minimal = {"log_space": False}
+        own = {"xlstm": {"num_heads": 2}, "slstm": None, "mlstm": None}
+        own |= {"minlstm": minimal, "mingru": minimal}
+        options["options"] = own.get(cell, {"layer_norm": True})
     made = kind.new(**options).fit(*kind.data)
     path = tmp_path / "m"
     made.save(path)
