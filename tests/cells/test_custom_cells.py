@@ -178,6 +178,10 @@ def test_parameters_of_a_linear_cell(rng, options):
             lambda page: xlstm.register_cell(Peeping, "LSTM"),
             "register_cell: the name LSTM is taken",
         ),
+        (
+            lambda page: xlstm.register_cell(Peeping, "xlstm"),
+            "register_cell: the name xlstm is taken",
+        ),
         (lambda page: page["LiGRU"](3, 4, clip=0.5), "LiGRU: clip"),
     ],
 )

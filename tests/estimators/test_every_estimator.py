@@ -21,7 +21,7 @@ from xlstm.estimators import (
     SeriesError,
     TextModel,
 )
-from xlstm.models.sequence import CELLS
+from xlstm.layers.recurrent import CELLS
 from xlstm.training import Interrupted, Terminated
 
 

@@ -37,7 +37,8 @@ from xlstm.cli.timing import (
     simulated,
     usable,
 )
-from xlstm.models.sequence import CELLS, layer_of
+from xlstm.layers.recurrent import CELLS
+from xlstm.models.sequence import layer_of
 
 FASTER = 0.95  # the ratio below which times are not equal
 TORCH = "torch.nn"

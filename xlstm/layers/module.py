@@ -74,6 +74,7 @@ OPTIONS: dict[str, checks.Kind] = {
             "post_norm",
             "last",
             "tied",
+            "log_space",
         ),
         checks.flag,
     ),

@@ -376,6 +376,9 @@ LAYERS: dict[str, type[Recurrent]] = {
     layer.__name__: layer for layer in (LSTM, GRU, RNN, sLSTM, minLSTM, minGRU)
 }
 
+# The names of cells that models and estimators take, which no cell of one's own may have.
+CELLS = ("lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm")
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Custom(Recurrent):
@@ -431,7 +434,8 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
         )
     # the class may be defined once more, as when a file or a notebook's cell runs again
     before = LAYERS[name].CELL if name in LAYERS else cell
-    if (before.__module__, before.__qualname__) != (cell.__module__, cell.__qualname__):
+    is_other = (before.__module__, before.__qualname__) != (cell.__module__, cell.__qualname__)
+    if is_other or name in CELLS:
         raise ValueError(f"{where}: the name {name} is taken by another layer")
     has_gates = getattr(cell, "GATES", ())
     if not has_gates or "h" not in cell.STATES[:1] or len(cell.REST) != len(cell.STATES):

@@ -18,11 +18,9 @@ from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.module import Backward, Forward, Parts
-from xlstm.layers.recurrent import LAYERS, Custom
+from xlstm.layers.recurrent import CELLS, LAYERS, Custom
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState, complete
 from xlstm.recurrence.packing import Span
-
-CELLS = ("lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm")
 
 
 def layer(where: str, name: str, value: Any) -> Any:

@@ -75,20 +75,24 @@ def checked_resets(where: str, resets: Any, **sizes: int) -> Host:
     sizes by their letters.
     """
     shape = tuple(sizes.values())
-    expected = f"({', '.join(sizes)}) = {shape}"
+    letters = ", ".join(sizes) if len(sizes) > 1 else f"{next(iter(sizes))},"
+    expected = f"({letters}) = {shape}"
     if not hasattr(resets, "shape") or isinstance(resets, type | np.ndarray):
         resets = checks.host(where, "resets", resets, f"shape {expected}")
     array = to_numpy(resets)
+    if array.dtype != bool:
+        raise TypeError(
+            f"{where}: resets has dtype {array.dtype}, expected booleans, as `resets != 0` are"
+        )
     if array.shape != shape:
         raise ValueError(f"{where}: resets has shape {array.shape}, expected {expected}")
-    if array.dtype != bool:
-        raise TypeError(f"{where}: resets has dtype {array.dtype}, expected booleans")
     return array
 
 
 def resets_at(where: str, cu_seqlens: Any, T: int, B: int) -> Host:
     """Return resets (T, 1) at the places `cu_seqlens`, at which sequences begin that lie in one;
-    raise TypeError or ValueError unless these are whole numbers that rise from 0 to T, and B is 1.
+    raise TypeError or ValueError unless these are whole numbers from 0 to T that do not fall, and B
+    is 1.
     """
     if B != 1:
         raise ValueError(f"{where}: cu_seqlens is for one sequence, expected B of 1, got {B}")
@@ -101,8 +105,8 @@ def resets_at(where: str, cu_seqlens: Any, T: int, B: int) -> Host:
     places = places.astype(np.int64)
     if len(places) < 2 or places[0] != 0 or places[-1] != T or np.any(np.diff(places) < 0):
         raise ValueError(
-            f"{where}: cu_seqlens is {checks.shown(places.tolist())}, expected numbers that rise"
-            f" from 0 to T = {T}"
+            f"{where}: cu_seqlens is {checks.shown(places.tolist())}, expected the cumulative sums"
+            f" of the lengths, from 0 to T = {T}"
         )
     resets = np.zeros((T, 1), bool)
     resets[places[(places > 0) & (places < T)]] = True
