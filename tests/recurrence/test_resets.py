@@ -16,10 +16,14 @@ from tests.registry import (
     given,
     state_of,
     steps,
+    takes_tokens,
     through_time,
     time_axis,
 )
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.random import of_part
+from xlstm.arrays.ranks.groups import Part
+from xlstm.layers.module import masks
 from xlstm.models import TiRex2
 
 T = 5
@@ -27,6 +31,7 @@ RESETS = np.array(
     [[1, 0, 0], [0, 1, 0], [0, 1, 1], [1, 0, 0], [0, 0, 0]], bool
 )  # of three sequences, the first one from its first step on
 KEPT = {"train": False, "keep": True}
+QUANTITIES = [layer for layer in EVERY if through_time(layer) and not takes_tokens(layer)]
 
 
 def parts_of(lengths):
@@ -229,3 +234,32 @@ def test_groups_exclude_resets(rng):
     params, x, _ = given(model, make_backend("numpy"), rng, T)
     with pytest.raises(ValueError, match="groups"):
         model.forward(params, x, resets=RESETS.T, groups=[0, 0, 1])
+
+
+def test_ranks_draw_the_masks_of_the_whole_batch(rng):
+    """Also one whose sequences have no reset, beside lengths."""
+    layer = xlstm.LSTM(2, 3, 2, dropout=0.4, zoneout=0.4, recurrent_dropout=0.4)
+    params, x, _ = given(layer, make_backend("numpy"), rng, T, 4)
+    resets = np.zeros((T, 4), bool)
+    resets[2, 3] = True
+    lengths = np.array([5, 3, 4, 5])
+    whole, *_ = layer.forward(params, x, lengths=lengths, resets=resets, seed=7)
+    for own in (slice(0, 2), slice(2, 4)):
+        seed = of_part(masks("test", 7), Part(1.0, 4, own, lengths))
+        options = {"lengths": lengths[own], "resets": resets[:, own], "seed": seed}
+        y, *_ = layer.forward(params, x[:, own], **options)
+        np.testing.assert_allclose(y, whole[:, own], rtol=1e-12)
+
+
+@pytest.mark.parametrize("layer", QUANTITIES, ids=repr)
+def test_nan_stays_in_its_sequence(rng, layer):
+    axis = time_axis(layer)
+    params, x, _ = given(layer, make_backend("numpy"), rng, T)
+    x = x.copy()
+    x[0, 0] = np.nan
+    resets = RESETS.T if axis else RESETS
+    with np.errstate(invalid="ignore"):
+        y, _, saved = layer.forward(params, x, lengths=[5, 3, 4], resets=resets, **KEPT)
+        grads, dx, _ = layer.backward(params, saved, np.ones_like(y), per_sequence=True)
+    assert all(np.all(np.isfinite(g[1:])) for g in grads.values())
+    assert np.all(np.isfinite(dx[1:] if axis else dx[:, 1:]))

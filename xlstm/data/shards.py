@@ -93,13 +93,22 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     if "groups" in options:
         own = _whole_groups(to_numpy(options["groups"]), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
-    options = {
-        name: value[:, own] if name == "resets" else value[own] for name, value in options.items()
-    }
+    options = {name: _own(name, value, own) for name, value in options.items()}
     steps = (slice(None),) if timed else ()
     some = _compared(batch.target, timed, B, number)
     mine = batch._replace(x=batch.x[:, own], target=batch.target[*steps, own], options=options)
     return _part(mine, own, B, timed, batch.x[0, some], batch.target[*steps, some])
+
+
+def _own(name: str, option: Any, own: slice) -> Any:
+    """Return an option of some of the sequences of a batch."""
+    if option is None:
+        return None
+    if name == "cu_seqlens":
+        raise ValueError("Shard: cu_seqlens is for one sequence, expected resets (T, B)")
+    if name == "resets":
+        return to_numpy(option if hasattr(option, "shape") else np.asarray(option))[:, own]
+    return option[own]
 
 
 def _compared(target: Any, timed: bool, B: int, number: int) -> slice:

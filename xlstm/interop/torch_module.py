@@ -8,6 +8,7 @@ traces, such as `torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx`
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -108,7 +109,8 @@ def _forward(
         arrays = _arrays(params, take)
         outputs, saved = bridge.forward(arrays, x, start, keep=keep, **named)
         tensors = tuple([give(a) for a in outputs])
-    return tensors, (_addresses(params), options, arrays, saved) if keep else None
+    # options that are arrays may be written over before the backward pass of a backward pass
+    return tensors, (_addresses(params), copy.deepcopy(options), arrays, saved) if keep else None
 
 
 def _named(bridge: Bridge, options: Options) -> dict[str, Any]:

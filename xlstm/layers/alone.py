@@ -23,8 +23,7 @@ def run(layer: Any, p: Params, x: Array, state: State, span: Span) -> tuple[Arra
         y, end, kept = layer.run(p, x, state, own)
         return y, end, Saved(layer, tuple(y.shape), kept, own)
 
-    y, end, kept = in_parts(span, layer.states, of_sequence, [x], state, layer.last)
-    return y if layer.last else span.mask(y), end, kept
+    return in_parts(span, layer.states, of_sequence, [x], state, layer.last)
 
 
 def run_bwd(

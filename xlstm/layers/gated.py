@@ -431,9 +431,9 @@ def _by_row(
     xp: Namespace, packing: Packing, shape: tuple[int, ...], draw: Callable[..., Any]
 ) -> Any:
     """Return what `draw(shape=...)` draws for packed rows (N, F), by the order of the batch where
-    sequences are cut: ranks, which have a part of the batch each, know no other.
+    there are resets: ranks, which have a part of the batch each, know no other.
     """
-    if packing.parts is None:
+    if not packing.has_resets:
         return draw(shape=shape)
     drawn = draw(shape=(packing.T, packing.B, shape[1]))
     return None if drawn is None else packing.pack(xp, drawn)

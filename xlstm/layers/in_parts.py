@@ -107,7 +107,7 @@ def in_parts_bwd(
         name: _added(span, [own[name] for own in every_grads], grids) for name in every_grads[0]
     }
     dxs = tuple(
-        None if parts[0] is None else span.mask(_joined(span, parts, grids))
+        None if parts[0] is None else _joined(span, parts, grids)
         for parts in zip(*map(listed, darrays), strict=True)
     )
     return grads, dxs, _columns(xp, starts, leaves, grids.initial_bwd)
@@ -126,10 +126,10 @@ def _cut(xp: Namespace, arrays: Sequence[Array], grid: Grid) -> list[Array]:
 
 
 def _joined(span: Span, parts: Sequence[Array], grids: Grids) -> Array:
-    """Return arrays of all grids as one (T, B, ...), with any where there is no step."""
+    """Return arrays of all grids as one (T, B, ...), zero where there is no step."""
     xp = span.xp
     rows = concat(xp, [reshape(a, (-1, *a.shape[2:])) for a in parts], 0)
-    (joined,) = gather(xp, [rows], [grids.back])
+    (joined,) = gather(xp, [rows], [grids.back], zeros=range(int(not span.full)))
     return reshape(joined, (span.T, span.B, *joined.shape[1:]))
 
 

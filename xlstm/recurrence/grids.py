@@ -32,7 +32,7 @@ class Grids(NamedTuple):
     """All parts of the sequences of a batch, and the way back from their grids, beside another."""
 
     grids: tuple[Grid, ...]
-    back: Any  # the row among those of all grids of each row of the batch, any where it has none
+    back: Any  # the row among those of all grids of each row of the batch, their number for none
     # states of the batch among those of all grids
     final: Any
     initial_bwd: Any
@@ -49,7 +49,7 @@ def _grids(xp: Namespace, packing: Packing, alone: bool, home: Home) -> Grids:
     parts = packing.parts or Parts.of(packing.ends)
     initial = parts.initial(B)
     final_bwd = parts.final_bwd(B)
-    back = np.zeros(packing.T * B, np.int64)
+    back = np.full(packing.T * B, -1)
     numbers = []
     grids = []
     N = 0
@@ -71,6 +71,7 @@ def _grids(xp: Namespace, packing: Packing, alone: bool, home: Home) -> Grids:
         there = (from_host(xp, place, home) for place in places)
         grids.append(Grid(packing_of(lengths.tobytes(), b"", T, len(within)), *there))
     place = np.append(np.argsort(np.concatenate(numbers)), len(parts.length))
+    back[back < 0] = N
     ways = back, place[parts.final()], place[parts.initial_bwd()]
     return Grids(tuple(grids), *(from_host(xp, places, home) for places in ways))
 

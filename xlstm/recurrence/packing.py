@@ -14,7 +14,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +64,8 @@ class Packing:
         Length of each sequence in the order of the batch; None where each has T steps.
     parts : Parts or None
         The parts of sequences that are reset; None where none is.
+    has_resets : bool
+        Whether there were `resets`, of which a rank's own may all be False.
     """
 
     T: int
@@ -72,6 +74,7 @@ class Packing:
     order: Indices | None = None
     lengths: Indices | None = None
     parts: Parts | None = None
+    has_resets: bool = False
 
     @classmethod
     def of(cls, where: str, lengths: Any, T: int, B: int, resets: Host | None = None) -> Packing:
@@ -289,13 +292,13 @@ def packing_of(lengths: bytes, cuts: bytes, T: int, B: int) -> Packing:
         parts = None if parts.whole else parts
     even = bool(np.all(ends == T))
     if even and parts is None:
-        return _even(T, B)
+        return replace(_even(T, B), has_resets=bool(cuts))
     columns = ends if parts is None else parts.length
     order = np.argsort(-columns, kind="stable")
     shorter = np.searchsorted(columns[order[::-1]], np.arange(np.max(columns)), side="right")
     widths = len(columns) - shorter  # (steps,)
     segments = tuple((len(list(same)), int(n)) for n, same in itertools.groupby(widths))
-    return Packing(T, B, segments, order, None if even else ends, parts)
+    return Packing(T, B, segments, order, None if even else ends, parts, bool(cuts))
 
 
 def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
