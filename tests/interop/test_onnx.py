@@ -236,9 +236,9 @@ def draw_input(model, rng, B, T=None):
 
 
 def spoil(x, lengths):
-    """Put NaN past the end of sequences, which must not matter."""
-    if x.dtype == np.float32:
-        x[np.arange(x.shape[1]) >= lengths[:, None]] = np.nan
+    """Put NaN, or a symbol that there is not, past the end of sequences, which must not matter."""
+    wrong = np.nan if x.dtype == np.float32 else 99
+    x[np.arange(x.shape[1]) >= lengths[:, None]] = wrong
 
 
 @pytest.mark.parametrize("model", **numbered(MODELS))

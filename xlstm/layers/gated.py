@@ -1,5 +1,5 @@
-"""Recurrent: stacked gated layers, in one direction or both, over a packed batch; the base of LSTM,
-GRU, RNN, sLSTM.
+"""Recurrent: stacked gated layers, in one direction or both, over a packed batch; the base of all
+layers in `recurrent.py`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class LayerTape:
 
 @dataclass(frozen=True, repr=False)
 class Recurrent(SequenceLayer):
-    """The base of LSTM, GRU, RNN and sLSTM; `LSTM` describes the options."""
+    """The base of gated layers, of which `LSTM` describes the options."""
 
     input_size: int
     hidden_size: int

@@ -293,6 +293,8 @@ def _over_time(
     """Write a layer or model over x (T, B, ...): return y, zero past the end of a sequence, and the
     final state.
     """
+    if layer.symbols is not None and lengths is not None:  # past the end any symbol will do
+        x = _where(_steps()[:, None] < lengths, x, 0)
     if isinstance(layer, SequenceModel):
         run = Forward(layer, arrays, p)
         x = run(layer.before, x) if layer.before else x
