@@ -137,6 +137,8 @@ def test_a_fit_to_others_is_refused():
     made = SequenceClassifier(**FAST, symbols=True, epochs=1).fit(ROWS, LABELS)
     with pytest.raises(TypeError, match="symbols such as 1, expected those of fit, such as 'dog'"):
         made.predict([[1, 2]])
+    with pytest.raises(ValueError, match=r"tokens has 10 at .*, as symbols is 10"):
+        made.model_(made.params_, np.array([[10]]))
     made.set_params(symbols="character")
     with pytest.raises(ValueError, match="symbols is 'character', but it is fitted with True"):
         made.predict(TEXTS)

@@ -288,7 +288,8 @@ class SequenceEstimator(NetworkEstimator):
     def _sequences(self, X: Any, again: bool) -> inputs.InputSequences:
         """Return X as sequences, which have to be like those of `fit` where it is fitted already."""
         where = type(self).__name__
-        if again and self.symbols != self.symbols_:
+        # there is no model_ where it is not fitted, which is another error
+        if again and self.model_ is not None and self.symbols != self.symbols_:
             raise ValueError(
                 f"{where}: symbols is {checks.shown(self.symbols)}, but it is fitted with"
                 f" {checks.shown(self.symbols_)}"
@@ -471,7 +472,7 @@ class SequenceClassifier(SequenceEstimator):
       of any length; or a table (N, T) of text, categories or whole numbers with a symbol for each
       step. A symbol is the same in each column. A table of one column of text is refused.
 
-    A text or sequence without symbols is an error that says which they are.
+    Texts and sequences without symbols are refused; the error lists them.
 
     Symbols that occur at least `min_count` times in the sequences that are trained with have a
     place each in `vocabulary_`, from 1. Place 0 is that of all others, and is so trained with those
@@ -560,6 +561,8 @@ class SequenceClassifier(SequenceEstimator):
     model_ : SequenceModel
     trained_ : Trained
         How training went.
+    symbols_ : {"word", "character", True}, tokenizer or None
+        The parameter `symbols` in `fit`; later it may not change without another fit.
     vocabulary_ : dict of str or int to int
         The places of symbols, the most frequent first, where X holds symbols.
     n_features_in_ : int

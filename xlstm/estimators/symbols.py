@@ -137,8 +137,10 @@ def _read(where: str, entries: Any, symbols: Any) -> list[list[Any]]:
     return [_tokens(where, symbols.encode(str(entry))) for entry in entries]
 
 
-def _tokens(where: str, encoded: Any) -> list[int]:
-    """Return the tokens of a text as a tokenizer gives them: as `ids`, or as they are."""
+def _tokens(where: str, encoded: Any) -> Any:
+    """Return the tokens of a text as a list of int; a tokenizer gives them as `ids`, or as they
+    are.
+    """
     ids = np.asarray(getattr(encoded, "ids", encoded))
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise TypeError(
