@@ -258,6 +258,10 @@ def test_missing_numbers(rng, tmp_path, standardize):
     classifier.fit(whole, y).predict(X)
     table = SequenceRegressor(**options).fit(whole[..., 0], y)
     np.testing.assert_allclose(table.prepared(X[..., 0])[0][:, 1], np.isnan(X[0, :, 0]))
+    pd = pytest.importorskip("pandas")
+    nullable = pd.DataFrame(X[..., 0]).convert_dtypes()
+    assert nullable[0][0] is pd.NA
+    np.testing.assert_array_equal(table.predict(nullable), table.predict(X[..., 0]))
     with pytest.raises(ValueError, match="X contains infinity"):
         table.predict(X[..., 0] * np.inf)
     with pytest.raises(ValueError, match="missing is 'indicator', expected 'refuse'"):
@@ -299,9 +303,21 @@ def test_labels_that_no_file_holds(rng, tmp_path):
     ("change", "X", "y", "words"),
     [
         ({}, [*X3[:3], np.ones((2, 3))], Y3, r"X\[3\] has shape \(2, 3\) and X\[0\] \(3, 2\)"),
-        ({}, [*X3[:3], np.full((2, 2), np.nan)], Y3, r"X\[3\] contains NaN"),
+        (
+            {},
+            [*X3[:3], np.full((2, 2), np.nan)],
+            Y3,
+            r"X\[3\] contains NaN at \[0, 0\],.*'indicator'",
+        ),
         ({}, [*X3[:3], X3[3] * -1e200], Y3, r"X\[3\] has 1e\+200 or its negative"),
         ({}, X3, [[0, 1, 0], [0, 1], [0] * 3, [1] * 3], r"y\[1\] has 2 labels, expected 3"),
+        (
+            {"every_step": True},
+            X3,
+            [*"abab"],
+            r"y\[0\] is the label 'a', expected a list of labels",
+        ),
+        ({}, X3, [[0, 1, 0], 1] * 2, r"y\[1\] is the label 1, expected a list of labels"),
         ({}, X3, [[0, 1, None]] * 4, r"y contains NaN or None: y flattened\[2\] is None"),
         ({}, X3, ["a", 1, "b", "a"], r"y\[1\] is 1 and y\[0\] 'a'"),
         ({"dropout": 2.0}, X3, Y3, "dropout is 2.0"),
@@ -318,6 +334,7 @@ def test_what_is_refused(change, X, y, words):
     [
         (Y3, [1, 2, 3, -1], "sample_weight has -1"),
         (Y3, [0] * 4, "sample_weight has"),
+        ([[1], [2, 3]] * 2, None, "expected an array .its entries differ in shape"),
         ([1, 2, 3, 10**200], None, r"y has 1e\+200"),
     ],
 )

@@ -2,6 +2,8 @@
 it, files, other tools; what is refused.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,17 @@ def tokenizer():
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.train_from_iterator(TEXTS, tokenizers.trainers.BpeTrainer(vocab_size=40))
     return made
+
+
+@pytest.mark.parametrize("tokens", [[3, 3], np.array([3, 3])], ids=["list", "array"])
+def test_a_tokenizer_that_gives_plain_tokens(tmp_path, tokens):
+    """No file holds it."""
+    symbols = SimpleNamespace(encode=lambda text: tokens)
+    made = SequenceClassifier(**FAST, symbols=symbols, epochs=1).fit(TEXTS, LABELS)
+    assert made.vocabulary_ == {3: 1}
+    with pytest.raises(TypeError, match=r"expected a tokenizer that has to_str\(\)"):
+        made.save(tmp_path / "m")
+    assert not [*tmp_path.iterdir()]
 
 
 def numbers(rows):
@@ -62,7 +75,7 @@ def test_symbols_that_are_rare_or_new():
     made = SequenceClassifier(**FAST, symbols="word", epochs=2).fit(X, y)
     assert made.vocabulary_ == {"a": 1, "b": 2, ",": 3, "b\u2019s": 4, "it's": 5}
     assert np.any(made.params_["embedding.W"][0])
-    words = "SequenceClassifier: 3 of 4 symbols are not in the vocabulary, such as 'new', 'rare'"
+    words = "SequenceClassifier: symbols not in the vocabulary: 3 of 4, such as 'new', 'rare'"
     with pytest.warns(UserWarning, match=words):
         rows = made.prepared(["new NEW A", "rare"])
     assert [row.tolist() for row in rows] == [[0, 0, 1], [0]]
@@ -101,12 +114,17 @@ def test_numbers_are_quantities_unless_they_are_declared():
         (None, [["a", "b"], ["c"]], r"X\[0\] has the text 'a', expected quantities; symbols="),
         ("words", TEXTS, "symbols is 'words', expected None"),
         ("word", "a text", "X is 'a text', expected a list"),
-        ("word", ["a", None], r"X\[1\] is None, expected a text"),
-        ("word", ["a", " "], r"X\[1\] has no symbols"),
+        ("word", ["a", None], r"X\[1\] is None, expected texts, none of them missing"),
+        ("word", ["", "a", " "], r"no symbols in X\[0\], X\[2\], 2 of 3 sequences"),
         ("word", np.array([["a", "b"]] * 2), "symbols=True reads a table"),
+        (str, ["a"], "symbols.encode gives b'a', expected whole numbers"),
         ("word", ["a", "b"], "as often as min_count, 2"),
         (True, ["a", "b"], r"X\[0\] is the text 'a', expected a list of symbols"),
+        (True, np.array([["a b"]] * 2), r"X\[0\] is the text .*take texts apart"),
         (True, [[1, 1], ["a"]], r"X\[1\] has the symbol 'a' at 0, and X\[0\] begins with 1"),
+        (True, [[2.0]], r"X\[0\] has the symbol 2.0 at 0; .* astype\(int\)"),
+        (True, np.array([["2020"]], "M8[ns]"), r"X\[0\] has the symbol np.datetime64"),
+        (True, np.array([[9]], "m8[ns]"), r"X\[0\] has the symbol np.timedelta64"),
         (True, [np.zeros((2, 2), int)] * 2, r"X\[0\] has shape \(2, 2\), expected symbols \(T,\)"),
     ],
 )
@@ -119,8 +137,11 @@ def test_a_fit_to_others_is_refused():
     made = SequenceClassifier(**FAST, symbols=True, epochs=1).fit(ROWS, LABELS)
     with pytest.raises(TypeError, match="symbols such as 1, expected those of fit, such as 'dog'"):
         made.predict([[1, 2]])
-    with pytest.raises(ValueError, match="symbols is None, but it is fitted to symbols"):
-        made.set_params(symbols=None, warm_start=True).fit(QUANTITIES, LABELS[:2])
+    with pytest.raises(ValueError, match=r"tokens has 10 at .*, as symbols is 10"):
+        made.model_(made.params_, np.array([[10]]))
+    made.set_params(symbols="character")
+    with pytest.raises(ValueError, match="symbols is 'character', but it is fitted with True"):
+        made.predict(TEXTS)
 
 
 def test_a_vocabulary_of_a_file_is_checked(tmp_path):

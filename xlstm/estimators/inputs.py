@@ -152,7 +152,7 @@ def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) 
     ValueError
         The number of labels is another, a label is missing, or they are of several kinds.
     """
-    rows = _rows(where, y)
+    rows = _rows(where, y, each=bool(every_step))
     widths = [len(row) for row in rows]
     if every_step is None:
         every_step = max(widths, default=0) > 1 and (widths == lengths or len({*widths}) > 1)
@@ -225,7 +225,7 @@ def weights(
     if sample_weight is None:
         return None
     if lengths is not None:
-        rows = _rows(where, sample_weight)
+        rows = _rows(where, sample_weight, "sample_weight", "weight")
         if [len(row) for row in rows] != lengths:
             of_sequences: Any = weights(where, sample_weight, count)
             return np.repeat(of_sequences, lengths)
@@ -262,14 +262,27 @@ def _is_regular(X: Any) -> bool:
     ) == 1 and not hasattr(X[0], "shape")
 
 
-def _rows(where: str, values: Any) -> list[Any]:
-    """Return the rows of an array or of a list, none where its entries are no rows."""
+def _rows(
+    where: str, values: Any, name: str = "y", entry: str = "label", each: bool = False
+) -> list[Any]:
+    """Return the rows of an array or of a list, none where none of its entries is a row, though
+    `each` should be; `entry` names one in words.
+
+    Raises
+    ------
+    ValueError
+        Some entries are rows and others are not.
+    """
     is_list = isinstance(values, list | tuple)
-    rows = [*(values if is_list else np.atleast_1d(_host(where, "y", values)))]
-    are_rows = all(
-        hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in rows
-    )
-    return rows if are_rows else []
+    rows = [*(values if is_list else np.atleast_1d(_host(where, name, values)))]
+    are_rows = [hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in rows]
+    if (each or any(are_rows)) and not all(are_rows):
+        k = are_rows.index(False)
+        raise ValueError(
+            f"{where}: {name}[{k}] is the {entry} {checks.shown(rows[k])}, expected a list of"
+            f" {entry}s"
+        )
+    return rows if any(are_rows) else []
 
 
 def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> Host:
@@ -301,8 +314,9 @@ def _host(where: str, name: str, values: Any) -> Host:
     try:
         return np.asarray(to_numpy(values) if is_foreign(values) else values)
     except (TypeError, ValueError) as error:
+        problem = "its entries differ in shape" if "inhomogeneous" in str(error) else error
         raise ValueError(
-            f"{where}: {name} is {checks.shown(values)}, expected an array ({error})"
+            f"{where}: {name} is {checks.shown(values)}, expected an array ({problem})"
         ) from error
 
 
@@ -317,6 +331,9 @@ def _numbers(where: str, name: str, values: Any) -> Host:
         )
     if array.dtype.kind == "c":
         raise ValueError(f"{where}: {name}: Complex data not supported")
+    pandas = sys.modules.get("pandas")
+    if pandas and array.dtype == object:
+        array = np.where(pandas.isna(array), np.nan, array)  # its NA is no number
     try:
         return array.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError) as error:
@@ -326,13 +343,19 @@ def _numbers(where: str, name: str, values: Any) -> Host:
         ) from error
 
 
-def _finite(where: str, name: str, array: Host, missing: bool = False) -> None:
-    if missing:
-        array = array[~np.isnan(array)]
-    if not np.all(np.isfinite(array)):
-        problem = "NaN" if np.any(np.isnan(array)) else "infinity"
-        raise ValueError(f"{where}: {name} contains {problem}, expected finite numbers")
-    most = np.max(np.abs(array), initial=0)
+def _finite(where: str, name: str, array: Host, missing: bool | None = None) -> None:
+    """Raise ValueError unless numbers are finite, and not too large; with `missing` NaN is allowed,
+    which the error of X offers.
+    """
+    bad = np.isinf(array) if missing else ~np.isfinite(array)
+    if np.any(bad):
+        at = np.argwhere(bad)[0].tolist()
+        problem = "NaN" if np.isnan(array[bad][0]) else "infinity"
+        advice = "; missing='indicator' takes missing values as NaN" * (missing is False)
+        raise ValueError(
+            f"{where}: {name} contains {problem} at {at}, expected finite numbers{advice}"
+        )
+    most = np.nanmax(np.abs(array), initial=0)
     if most > LARGEST:
         raise ValueError(
             f"{where}: {name} has {most:g} or its negative, expected numbers up to {LARGEST:g} in"

@@ -72,6 +72,8 @@ class SequenceEstimator(NetworkEstimator):
     target_kind_ = "sequence"
     #: averages of the features, where numbers may be missing
     averages_ = None
+    #: `symbols` in `fit`
+    symbols_ = None
     bidirectional: bool = False
     standardize: bool = True
     symbols: Any = None
@@ -170,6 +172,7 @@ class SequenceEstimator(NetworkEstimator):
             mean_=scaling[0],
             std_=scaling[1],
             averages_=scaling[2],
+            symbols_=self.symbols,
             vocabulary_=vocabulary,
             **results,
         )
@@ -187,6 +190,8 @@ class SequenceEstimator(NetworkEstimator):
         ------
         ValueError
             It is not fitted yet, or labels of classes are neither text nor numbers.
+        TypeError
+            Its tokenizer has no `to_str`.
         OSError
             The file cannot be written.
         """
@@ -239,7 +244,7 @@ class SequenceEstimator(NetworkEstimator):
             )
         inputs: dict[str, Any] = {}
         about: dict[str, str] = {}
-        if self.symbols is None:
+        if self.symbols_ is None:
             inputs["x"] = ("batch", N) if self.table_ else ("batch", "time", N), np.float64
         else:
             inputs["tokens"] = ("batch", N if self.table_ else "time"), np.int64
@@ -252,7 +257,7 @@ class SequenceEstimator(NetworkEstimator):
         self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
     ) -> dict[str, Any]:
         """Return the outputs of an exported file."""
-        if self.symbols is None:
+        if self.symbols_ is None:
             x = ((x[..., None] if self.table_ else x) - self.mean_) / self.std_
         y = run(xp.permute_dims(x, (1, 0, *range(2, x.ndim))), *lengths)
         if self.target_kind_ == "step":
@@ -283,10 +288,11 @@ class SequenceEstimator(NetworkEstimator):
     def _sequences(self, X: Any, again: bool) -> inputs.InputSequences:
         """Return X as sequences, which have to be like those of `fit` where it is fitted already."""
         where = type(self).__name__
-        if again and (self.symbols is None) != (self.model_.symbols is None):
-            fitted = "quantities" if self.model_.symbols is None else "symbols"
+        # there is no model_ where it is not fitted, which is another error
+        if again and self.model_ is not None and self.symbols != self.symbols_:
             raise ValueError(
-                f"{where}: symbols is {checks.shown(self.symbols)}, but it is fitted to {fitted}"
+                f"{where}: symbols is {checks.shown(self.symbols)}, but it is fitted with"
+                f" {checks.shown(self.symbols_)}"
             )
         if self.symbols is None:
             may_miss = (self.averages_ is not None) if again else self.missing == "indicator"
@@ -308,7 +314,7 @@ class SequenceEstimator(NetworkEstimator):
     ) -> list[Host]:
         """Return sequences as the network sees them; `warn` of unknown symbols."""
         if vocabulary is not None:
-            return of_symbols.numbered(type(self).__name__, rows, vocabulary, warn)
+            return of_symbols.numbered(type(self).__name__, rows, vocabulary, self.symbols, warn)
         return [inputs.scaled(row, *scaling) for row in rows]
 
     def _check_features(self, where: str, data: inputs.InputSequences) -> None:
@@ -382,16 +388,14 @@ class SequenceEstimator(NetworkEstimator):
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that a file keeps; a tokenizer is among its arrays."""
-        settings = super()._settings()
-        if not isinstance(self.symbols, str | bool):
-            settings["symbols"] = None
-        return settings
+        symbols = self.symbols_ if isinstance(self.symbols_, str | bool) else None
+        return super()._settings() | {"symbols": symbols}
 
     def _fitted(self) -> dict[str, Any]:
         fitted = super()._fitted()
-        if self.symbols is None:
+        if self.symbols_ is None:
             return fitted
-        return fitted | of_symbols.to_arrays(self.vocabulary_, self.symbols)
+        return fitted | of_symbols.to_arrays(self.vocabulary_, self.symbols_)
 
     @property
     def _takes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -410,6 +414,7 @@ class SequenceEstimator(NetworkEstimator):
             width = 1 + len(self.vocabulary_)
         if of_symbols.TOKENIZER in fitted:
             self.symbols = of_symbols.tokenizer_of(bytes_of(fitted, of_symbols.TOKENIZER))
+        self.symbols_ = self.symbols
         self.model_ = self.network(
             width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
         )
@@ -461,10 +466,13 @@ class SequenceClassifier(SequenceEstimator):
     - "word", "character", or a tokenizer: texts, in a list, an array (N,), a Series of pandas or
       Polars, or a table of one column. Words are in lower case, with the apostrophes in them, and
       each other mark that is no space is a symbol, too. A tokenizer is one of the package
-      tokenizers, or another object with `encode(text).ids`.
+      tokenizers, or another object whose `encode(text)` gives whole numbers, or has them as `ids`;
+      `save` takes those that have `to_str`.
     - True: N sequences whose items are symbols, all text or all whole numbers, in lists or arrays
       of any length; or a table (N, T) of text, categories or whole numbers with a symbol for each
-      step. A symbol is the same in each column.
+      step. A symbol is the same in each column. A table of one column of text is refused.
+
+    Texts and sequences without symbols are refused; the error lists them.
 
     Symbols that occur at least `min_count` times in the sequences that are trained with have a
     place each in `vocabulary_`, from 1. Place 0 is that of all others, and is so trained with those
@@ -492,7 +500,8 @@ class SequenceClassifier(SequenceEstimator):
     embedding_size : int
         Width of the embedding of a symbol, in "xlstm" that of the blocks.
     min_count : int
-        How often a symbol occurs at least, to have a place in the vocabulary.
+        How often a symbol occurs at least, to have a place in the vocabulary. It and
+        `embedding_size` make no difference where `symbols` is None.
     missing : {"refuse", "indicator"}
         Whether X may hold NaN. With "indicator" a missing number is replaced by the last value of
         the feature in the sequence, and before its first value by its mean over the training data.
@@ -552,6 +561,8 @@ class SequenceClassifier(SequenceEstimator):
     model_ : SequenceModel
     trained_ : Trained
         How training went.
+    symbols_ : {"word", "character", True}, tokenizer or None
+        The parameter `symbols` in `fit`; later it may not change without another fit.
     vocabulary_ : dict of str or int to int
         The places of symbols, the most frequent first, where X holds symbols.
     n_features_in_ : int

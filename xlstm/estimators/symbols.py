@@ -31,7 +31,7 @@ TOKENIZER = "tokenizer"
 # words with their apostrophes, and each other mark that is no space
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 READERS = {"word": lambda whole: WORD.findall(whole.lower()), "character": list}
-EXPECTED = "None, 'word', 'character', True, or a tokenizer with encode(text).ids"
+EXPECTED = "None, 'word', 'character', True, or a tokenizer, as Tokenizer.from_file(path) gives it"
 
 
 def choice(where: str, name: str, value: Any) -> Any:
@@ -73,18 +73,28 @@ def sequences(where: str, X: Any, symbols: Any) -> InputSequences:
         raise ValueError(
             f"{where}: X is empty, found 0 sample(s) while a minimum of 1 is required."
         )
+    is_column = not is_list and entries.shape[1:] == (1,)
+    if is_column and (symbols is not True or isinstance(entries[0, 0], str)):
+        entries = entries[:, 0]  # one column of texts is a list of them
     is_table = symbols is True and has_columns(X)
     rows = _listed(where, entries) if symbols is True else _read(where, entries, symbols)
-    for k, row in enumerate(rows):
-        if not row:
-            raise ValueError(f"{where}: X[{k}] has no symbols, expected one or more")
-    kinds = {type(rows[0][0])} & {str, int}
+    empty = [f"X[{k}]" for k, row in enumerate(rows) if not row]
+    if empty:
+        raise ValueError(
+            f"{where}: there are no symbols in {checks.few(empty)}, {len(empty)} of {len(rows)}"
+            " sequences; expected one or more in each: leave out those without"
+        )
+    first = rows[0][0]
+    kinds = {type(first)} & {str, int}
     for k, row in enumerate(rows):
         for t, symbol in enumerate(row):
             if type(symbol) not in kinds:
+                begins = f", and X[0] begins with {checks.shown(first)}" if kinds else ""
+                is_whole = isinstance(symbol, float) and symbol.is_integer()
                 raise TypeError(
-                    f"{where}: X[{k}] has the symbol {checks.shown(symbol)} at {t}, and X[0] begins"
-                    f" with {checks.shown(rows[0][0])}; expected all text or all whole numbers"
+                    f"{where}: X[{k}] has the symbol {checks.shown(symbol)} at {t}{begins}; expected"
+                    " all text or all whole numbers, none of them missing"
+                    f"{'; astype(int) makes whole numbers of floats' if is_whole else ''}"
                 )
     features = len(rows[0]) if is_table else 1
     return InputSequences(rows, is_table, features, inputs._names(X))
@@ -103,25 +113,40 @@ def _listed(where: str, entries: Any) -> list[list[Any]]:
         row = entry if is_list else inputs._host(where, f"X[{k}]", entry)
         if not is_list and row.ndim != 1:
             raise ValueError(f"{where}: X[{k}] has shape {row.shape}, expected symbols (T,)")
-        rows.append([s.item() if isinstance(s, np.generic) else s for s in row])
+        # item() would make whole numbers of dates
+        rows.append(
+            [s.item() if isinstance(s, np.generic) and s.dtype.kind not in "mM" else s for s in row]
+        )
     return rows
 
 
 def _read(where: str, entries: Any, symbols: Any) -> list[list[Any]]:
     """Return texts as lists of symbols."""
     if getattr(entries, "ndim", 1) == 2:
-        if entries.shape[1] != 1:
-            raise ValueError(
-                f"{where}: X has shape {entries.shape}, expected texts (N,) or a table of one"
-                " column; symbols=True reads a table with a symbol for each step"
-            )
-        entries = entries[:, 0]
+        raise ValueError(
+            f"{where}: X has shape {entries.shape}, expected texts (N,) or a table of one column of"
+            " text; symbols=True reads a table with a symbol for each step"
+        )
     for k, entry in enumerate(entries):
         if not isinstance(entry, str):
-            raise TypeError(f"{where}: X[{k}] is {checks.shown(entry)}, expected a text")
+            raise TypeError(
+                f"{where}: X[{k}] is {checks.shown(entry)}, expected texts, none of them missing"
+            )
     if isinstance(symbols, str):
         return [READERS[symbols](entry) for entry in entries]
-    return [[*symbols.encode(str(entry)).ids] for entry in entries]
+    return [_tokens(where, symbols.encode(str(entry))) for entry in entries]
+
+
+def _tokens(where: str, encoded: Any) -> Any:
+    """Return the tokens of a text as a list of int; a tokenizer gives them as `ids`, or as they
+    are.
+    """
+    ids = np.asarray(getattr(encoded, "ids", encoded))
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise TypeError(
+            f"{where}: symbols.encode gives {checks.shown(encoded)}, expected whole numbers, or ids"
+        )
+    return ids.tolist()
 
 
 def learnt(where: str, rows: Sequence[Sequence[Any]], min_count: int) -> dict[Any, int]:
@@ -148,9 +173,14 @@ def placed(symbols: Sequence[Any]) -> dict[Any, int]:
 
 
 def numbered(
-    where: str, rows: Sequence[Sequence[Any]], vocabulary: Mapping[Any, int], warn: bool
+    where: str,
+    rows: Sequence[Sequence[Any]],
+    vocabulary: Mapping[Any, int],
+    symbols: Any,
+    warn: bool,
 ) -> list[Host]:
-    """Return the places of symbols, int64 (T_i,), with a warning of how many are unknown.
+    """Return the places of symbols, int64 (T_i,), with a warning of how many are unknown, and the
+    text of some of them where a tokenizer has `id_to_token`.
 
     Raises
     ------
@@ -165,9 +195,11 @@ def numbered(
         )
     unknown = [symbol for row in rows for symbol in row if symbol not in vocabulary]
     if unknown and warn:
+        as_text = getattr(symbols, "id_to_token", lambda symbol: symbol)
+        examples = checks.few(checks.shown(as_text(symbol)) for symbol in dict.fromkeys(unknown))
         warnings.warn(
-            f"{where}: {len(unknown)} of {sum(map(len, rows))} symbols are not in the vocabulary,"
-            f" such as {checks.few(map(checks.shown, dict.fromkeys(unknown)))}",
+            f"{where}: symbols not in the vocabulary: {len(unknown)} of {sum(map(len, rows))}, such"
+            f" as {examples}",
             stacklevel=6,
         )
     return [np.array([vocabulary.get(symbol, UNKNOWN) for symbol in row], np.int64) for row in rows]
@@ -183,9 +215,19 @@ def begun(params: Params, home: Backend) -> Params:
 
 
 def to_arrays(vocabulary: Mapping[Any, int], symbols: Any) -> dict[str, Host]:
-    """Return a vocabulary, and the tokenizer where there is one, as a file keeps them."""
+    """Return a vocabulary, and the tokenizer where there is one, as a file keeps them.
+
+    Raises
+    ------
+    TypeError
+        The tokenizer has no `to_str`.
+    """
     texts = {VOCABULARY: json.dumps([*vocabulary])}
     if not isinstance(symbols, str | bool):
+        if not hasattr(symbols, "to_str"):
+            raise TypeError(
+                f"save: symbols is {checks.shown(symbols)}, expected a tokenizer that has to_str()"
+            )
         texts[TOKENIZER] = symbols.to_str()
     return {name: np.frombuffer(whole.encode(), np.uint8) for name, whole in texts.items()}
 

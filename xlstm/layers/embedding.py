@@ -111,9 +111,11 @@ def tokens_of(
     return xp.astype(xp.asarray(tokens), xp.int64, copy=False)
 
 
-def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:
+def within(
+    where: str, name: str, tokens: Array, vocab_size: int, parameter: str = "vocab_size"
+) -> None:
     """Raise ValueError unless tokens on the host are from 0 to V - 1; those on a GPU are not looked
-    at.
+    at. `parameter` is the name of V.
     """
     if not isinstance(tokens, np.ndarray):
         return
@@ -122,5 +124,5 @@ def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:
         at = tuple(int(k) for k in bad[0])
         raise ValueError(
             f"{where}: {name} has {tokens[at]} at {at}, expected 0 to {vocab_size - 1}, as"
-            f" vocab_size is {vocab_size}"
+            f" {parameter} is {vocab_size}"
         )

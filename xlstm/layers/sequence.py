@@ -483,10 +483,12 @@ class SequenceLayer(Module):
             )
         return tokens
 
-    def _check_symbols(self, xp: Namespace, x: Array) -> None:
-        """Raise ValueError where symbols (T, B) on the host are out of range."""
+    def _check_symbols(self, xp: Namespace, x: Array, parameter: str = "vocab_size") -> None:
+        """Raise ValueError where symbols (T, B) on the host are out of range; `parameter` is the
+        name of their number.
+        """
         symbols: Any = self.symbols
-        within(type(self).__name__, "tokens", self._swap(xp, x), symbols)
+        within(type(self).__name__, "tokens", self._swap(xp, x), symbols, parameter)
 
     def output_dims(self, T: int, B: int) -> checks.Dims:
         """Return the sizes of y by their letters."""

@@ -147,7 +147,7 @@ class SequenceModel(SequenceLayer):
         if self.before:
             x = span.mask(x)
             if self.symbols is not None:
-                self._check_symbols(span.xp, x)
+                self._check_symbols(span.xp, x, "symbols")
             x = run(self.before, x)
             if self.embedding_dropout:
                 x = run.dropped("mask", x, self.embedding_dropout)
@@ -187,7 +187,7 @@ class SequenceModel(SequenceLayer):
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
         run = Forward(self, xp, p)
         if self.symbols is not None:
-            within("SequenceModel", "tokens", x, self.symbols)
+            within("SequenceModel", "tokens", x, self.symbols, "symbols")
         x = run(self.before, x) if self.before else x
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return run("head", y), end
