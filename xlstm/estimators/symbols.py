@@ -247,5 +247,6 @@ def vocabulary_of(content: bytes) -> dict[Any, int]:
 
 
 def tokenizer_of(content: bytes) -> Any:
-    """Return the tokenizer of a file."""
-    return text.Tokenizer(Path(TOKENIZER), content)._inner
+    """Return the tokenizer of a file, with its own truncation and padding."""
+    checked = text.Tokenizer(Path(TOKENIZER), content)._inner
+    return type(checked).from_str(content.decode())

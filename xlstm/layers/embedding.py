@@ -111,11 +111,9 @@ def tokens_of(
     return xp.astype(xp.asarray(tokens), xp.int64, copy=False)
 
 
-def within(
-    where: str, name: str, tokens: Array, vocab_size: int, parameter: str = "vocab_size"
-) -> None:
+def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:
     """Raise ValueError unless tokens on the host are from 0 to V - 1; those on a GPU are not looked
-    at. `parameter` is the name of V.
+    at.
     """
     if not isinstance(tokens, np.ndarray):
         return
@@ -123,6 +121,6 @@ def within(
     if bad.size:
         at = tuple(int(k) for k in bad[0])
         raise ValueError(
-            f"{where}: {name} has {tokens[at]} at {at}, expected 0 to {vocab_size - 1}, as"
-            f" {parameter} is {vocab_size}"
+            f"{where}: {name} has {tokens[at]} at {at}, expected whole numbers from 0 to"
+            f" {vocab_size - 1}"
         )

@@ -303,6 +303,8 @@ class SequenceLayer(Module):
             raise ValueError(f"{where}: resets and groups of sequences exclude one another")
         packing = Packing.of(where, lengths, T, B, resets)
         span = Span(xp, packing, None, False, groups, state is None)
+        if self.symbols is not None:  # past the end of a sequence any will do
+            within(where, "tokens", self._swap(xp, span.mask(x)), self.symbols)
         return params, x, complete(where, xp, "state", state, self.states, B, params), span
 
     def backward(
@@ -413,6 +415,8 @@ class SequenceLayer(Module):
             )
         xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x, True)
+        if self.symbols is not None:
+            within(where, "tokens", x, self.symbols)
         B = x.shape[0]
         start = complete(where, xp, "state", state, self.states, B, params)
         if resets is not None:
@@ -482,13 +486,6 @@ class SequenceLayer(Module):
                 f"{where}: tokens has shape {tuple(tokens.shape)}, expected {expected}"
             )
         return tokens
-
-    def _check_symbols(self, xp: Namespace, x: Array, parameter: str = "vocab_size") -> None:
-        """Raise ValueError where symbols (T, B) on the host are out of range; `parameter` is the
-        name of their number.
-        """
-        symbols: Any = self.symbols
-        within(type(self).__name__, "tokens", self._swap(xp, x), symbols, parameter)
 
     def output_dims(self, T: int, B: int) -> checks.Dims:
         """Return the sizes of y by their letters."""

@@ -18,7 +18,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
 from xlstm.data.host import Host
-from xlstm.layers.embedding import tokens_of, within
+from xlstm.layers.embedding import tokens_of
 from xlstm.layers.linear import Linear
 from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState
@@ -125,11 +125,10 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return self.backbone.states  # type: ignore[no-any-return]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
-        """Run `forward` without checks, but for the values of tokens x (T, B)."""
+        """Run `forward` without checks; x are tokens (T, B)."""
         xp = span.xp
         run = Forward(self, xp, p, span, masked=False)
         x = span.mask(x)
-        self._check_symbols(xp, x)
         e = run.dropped("mask", run("embedding", x), self.embedding_dropout)  # (1) (2)
         y, end = run("backbone", e, state)  # (3)
         logits, head = self._head(xp, p, y)  # (4)
@@ -154,7 +153,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return grads, None, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
-        within("xLSTMLanguageModel", "tokens", x, self.vocab_size)
         e = Forward(self, xp, p)("embedding", x)
         y, end = self.backbone.run_step(xp, self.below("backbone", p), e, state)
         return self._head(xp, p, y)[0], end

@@ -13,7 +13,7 @@ from xlstm.arrays.cuda import constants
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.layers.blocks.block import Backbone, Block
 from xlstm.layers.blocks.stack import xLSTMStack
-from xlstm.layers.embedding import Embedding, within
+from xlstm.layers.embedding import Embedding
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
@@ -146,8 +146,6 @@ class SequenceModel(SequenceLayer):
         run = Forward(self, span.xp, p, span, masked=False)
         if self.before:
             x = span.mask(x)
-            if self.symbols is not None:
-                self._check_symbols(span.xp, x, "symbols")
             x = run(self.before, x)
             if self.embedding_dropout:
                 x = run.dropped("mask", x, self.embedding_dropout)
@@ -186,8 +184,6 @@ class SequenceModel(SequenceLayer):
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> WithState:
         run = Forward(self, xp, p)
-        if self.symbols is not None:
-            within("SequenceModel", "tokens", x, self.symbols, "symbols")
         x = run(self.before, x) if self.before else x
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return run("head", y), end
