@@ -37,8 +37,7 @@ def run_bwd(
         return layer.run_bwd(p, saved.kept, dy, dstate, own)
 
     last = _is_last(layer)
-    grads, (dx,), start = in_parts_bwd(span, layer.states, of_sequence, kept, dy, dstate, last)
-    return grads, dx, start
+    return in_parts_bwd(span, layer.states, of_sequence, kept, dy, dstate, last)
 
 
 def run_step(layer: Any, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:

@@ -103,11 +103,10 @@ class MatrixMemory(NamedTuple):
         """
         if span.cut:
 
-            def of_part(*passed: Any) -> Any:
-                return {}, *self.run_bwd(*passed)
+            def of_grid(*arguments: Any) -> Any:
+                return {}, *self.run_bwd(*arguments)
 
-            _, dinputs, dstart = in_parts_bwd(span, self.states, of_part, saved, dh, dstate)
-            return dinputs, dstart
+            return in_parts_bwd(span, self.states, of_grid, saved, dh, dstate)[1:]
         xp = span.xp
         dC, dn, dm = dstate or (None, None, None)
         grads: Sequence[Array] | None = None

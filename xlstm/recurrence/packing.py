@@ -28,7 +28,7 @@ from xlstm.arrays.cuda.constants import Home, from_host, home, kept
 from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.engines.tape import Widths
-from xlstm.recurrence.parts import Host, Indices, Parts
+from xlstm.recurrence.parts import Host, Indices, Parts, Places
 
 
 class _Indices(NamedTuple):
@@ -37,12 +37,7 @@ class _Indices(NamedTuple):
     pack: Any  # the place of each packed row among the rows (T*B,) of the batch
     unpack: Any  # the packed row of each row of the batch, their number where there is none
     mirror: Any  # the packed row that each packed row changes places with in the reverse direction
-    # states, from the batch to the packed order and back; see `Parts`
-    initial: Any
-    final: Any
-    initial_bwd: Any
-    final_bwd: Any
-    sequence: Any  # the sequence of each packed column
+    places: Places  # of states, whose columns are in the packed order
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +124,7 @@ class Packing:
             return states
         if equal:
             return [self.by_sequence(xp, s) for s in states]
-        at = self._indices(xp, states[0])
+        at = self._indices(xp, states[0]).places
         rows = [s.T for s in states]
         if self.parts is not None:
             values = rest or (0.0,) * len(rows)
@@ -153,7 +148,8 @@ class Packing:
             return reshape(rows, shape), columns
         at = self._indices(xp, rows)
         ends = [s.T for states in columns for s in states]
-        places = [at.unpack, *[at.initial_bwd if backward else at.final] * len(ends)]
+        place = at.places.initial_bwd if backward else at.places.final
+        places = [at.unpack, *[place] * len(ends)]
         # No row lies past an end where there are no lengths, and each sequence has a final state.
         missing = backward and self.parts is not None
         zeros = range(int(self.lengths is None), len(places) if missing else 1)
@@ -167,7 +163,7 @@ class Packing:
         """
         if self.order is None:
             return array
-        return gather(xp, [array.T], [self._indices(xp, array).sequence])[0].T
+        return gather(xp, [array.T], [self._indices(xp, array).places.sequence])[0].T
 
     @property
     def sequences(self) -> Indices:
@@ -313,22 +309,12 @@ def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
     pack = (parts.start[part] + step) * B + parts.sequence[part]
     unpack = np.full(T * B, N)  # where there is no row
     unpack[pack] = np.arange(N)
-    place = np.append(np.argsort(order), len(order))  # of each part among the packed columns
-    indices = _Indices(
-        pack,
-        unpack,
-        starts[parts.length[part] - 1 - step] + column,
-        parts.initial(B)[order],
-        place[parts.final()],
-        place[parts.initial_bwd()],
-        parts.final_bwd(B)[order],
-        packing.sequences,
-    )
+    mirror = starts[parts.length[part] - 1 - step] + column
+    indices = pack, unpack, mirror, *parts.places(order, B)
     there = from_host(xp, np.concatenate(indices), home)
-    stops = np.cumsum([len(own) for own in indices]).tolist()
-    return _Indices(
-        *(there[stop - len(own) : stop] for own, stop in zip(indices, stops, strict=True))
-    )
+    stops = np.cumsum([0, *map(len, indices)]).tolist()
+    pack, unpack, mirror, *places = (there[a:b] for a, b in itertools.pairwise(stops))
+    return _Indices(pack, unpack, mirror, Places(*places))
 
 
 def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:

@@ -13,6 +13,19 @@ Host = np.ndarray[Any, np.dtype[Any]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
+class Places(NamedTuple):
+    """Where the states of B sequences go that are cut into n parts, which are in an order of their
+    own. The place after the last one stands for the state before the first step, or for a gradient
+    of zero.
+    """
+
+    initial: Any  # the sequence with whose initial state each part begins, or B, (n,)
+    final: Any  # the part that ends with the final state of each sequence, (B,)
+    initial_bwd: Any  # the part that begins with the initial state of each sequence, or n, (B,)
+    final_bwd: Any  # the sequence whose final state each part ends with, or B, (n,)
+    sequence: Any  # the sequence of each part, (n,)
+
+
 class Parts(NamedTuple):
     """The n parts of the sequences of a batch, by sequences and then by time; each sequence has
     one at least.
@@ -49,25 +62,20 @@ class Parts(NamedTuple):
         """Whether nothing is cut."""
         return bool(np.all(self.last)) and not np.any(self.rests)
 
-    # Where states go. The place after the last one stands for none: the state before the first
-    # step, or a gradient of zero.
-
-    def initial(self, B: int) -> Indices:
-        """Return the sequence whose initial state each part begins with, or B, (n,)."""
-        return np.where((self.start == 0) & ~self.rests, self.sequence, B)
-
-    def initial_bwd(self) -> Indices:
-        """Return the part that begins with the initial state of each sequence, or n, (B,)."""
-        first = np.flatnonzero(self.start == 0)
-        return np.where(self.rests[first], len(self.start), first)
-
-    def final(self) -> Indices:
-        """Return the part that ends with the final state of each sequence, (B,)."""
-        return np.flatnonzero(self.last)
-
-    def final_bwd(self, B: int) -> Indices:
-        """Return the sequence whose final state each part ends with, or B, (n,)."""
-        return np.where(self.last, self.sequence, B)
+    def places(self, order: Indices, B: int) -> Places:
+        """Return where states go between the B sequences and the parts in an order."""
+        is_first = self.start == 0
+        initial = np.where(is_first & ~self.rests, self.sequence, B)
+        final_bwd = np.where(self.last, self.sequence, B)
+        place = np.argsort(order)
+        initial_bwd = np.where(self.rests, len(order), place)
+        return Places(
+            initial[order],
+            place[self.last],
+            initial_bwd[is_first],
+            final_bwd[order],
+            self.sequence[order],
+        )
 
 
 def checked_resets(where: str, resets: Any, **sizes: int) -> Host:
