@@ -147,11 +147,11 @@ class ArrayApi:
         xp = step.xp
         cell = step.cell
         dend = dstate
-        WT = (
-            xp.asarray(xp.matrix_transpose(step.Wh), copy=True)
-            if step.heads or not step.recurrent
-            else _transposed(step.Wh)
-        )
+        WT = step.Wh
+        if step.heads:
+            WT = xp.asarray(xp.matrix_transpose(WT), copy=True)
+        elif step.recurrent:
+            WT = _transposed(WT)
         dstate = [d[:, :0] for d in dend]
         for segment_tape in map(tape.complete, reversed(tape.kept)):
             segment = segment_tape.segment

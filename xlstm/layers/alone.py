@@ -23,7 +23,7 @@ def run(layer: Any, p: Params, x: Array, state: State, span: Span) -> tuple[Arra
         y, end, kept = layer.run(p, x, state, own)
         return y, end, Saved(layer, tuple(y.shape), kept, own)
 
-    last = _is_last(layer)
+    last = "T" not in layer.output_dims(1, 1)
     y, end, kept = in_parts(span, layer.states, of_sequence, [x], state, last)
     return y if last else span.mask(y), end, kept
 
@@ -36,8 +36,7 @@ def run_bwd(
     def of_sequence(saved: Saved, dy: Any, dstate: Any, own: Span) -> Any:
         return layer.run_bwd(p, saved.kept, dy, dstate, own)
 
-    last = _is_last(layer)
-    return in_parts_bwd(span, layer.states, of_sequence, kept, dy, dstate, last)
+    return in_parts_bwd(span, layer.states, of_sequence, kept, dy, dstate)
 
 
 def run_step(layer: Any, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
@@ -50,8 +49,3 @@ def run_step(layer: Any, xp: Namespace, p: Params, x: Array, state: State) -> tu
     span = Span(xp, Packing.of("step", None, 1, x.shape[0]), alone=True)
     y, end, _ = in_parts(span, layer.states, of_sequence, [x[None, ...]], state, last=True)
     return y, end
-
-
-def _is_last(layer: Any) -> bool:
-    """Return whether y is that of the last step."""
-    return "T" not in layer.output_dims(1, 1)

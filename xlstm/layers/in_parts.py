@@ -27,6 +27,7 @@ class Kept(NamedTuple):
 
     grids: Grids
     sequences: list[Any]
+    last: bool
 
 
 def in_parts(
@@ -59,15 +60,15 @@ def in_parts(
     places = grids.places
     ys = []
     ends = []
-    kept = []
+    by_grid = []
     for grid in grids.grids:
         start = _columns(xp, [state], leaves, places.initial[grid.columns], rest=True)
         y, end, saved = run(*_cut(xp, arrays, grid), start, _span(span, grid))
         ys.append(y)
         ends.append(end)
-        kept.append(saved)
+        by_grid.append(saved)
     y = _taken(xp, ys, 0, places.final) if last else _joined(span, ys, grids)
-    return y, _columns(xp, ends, leaves, places.final), Kept(grids, kept)
+    return y, _columns(xp, ends, leaves, places.final), Kept(grids, by_grid, last)
 
 
 def in_parts_bwd(
@@ -77,7 +78,6 @@ def in_parts_bwd(
     kept: Kept,
     dy: Array | None,
     dstate: State | None,
-    last: bool = False,
 ) -> tuple[Params, Any, State]:
     """Return gradients of the parameters, of the array or the arrays, and of the initial state:
     `in_parts` backward.
@@ -94,7 +94,7 @@ def in_parts_bwd(
         dend = None if dstate is None else _columns(xp, [dstate], leaves, final)
         if dy is None:
             d = None
-        elif last:
+        elif kept.last:
             d = _taken(xp, [dy], 0, final)
         else:
             (cut,) = _cut(xp, [dy], grid)

@@ -102,11 +102,9 @@ class MatrixMemory(NamedTuple):
         the final state.
         """
         if span.cut:
-
-            def of_grid(*arguments: Any) -> Any:
-                return {}, *self.run_bwd(*arguments)
-
-            return in_parts_bwd(span, self.states, of_grid, saved, dh, dstate)[1:]
+            return in_parts_bwd(
+                span, self.states, lambda *own: ({}, *self.run_bwd(*own)), saved, dh, dstate
+            )[1:]
         xp = span.xp
         dC, dn, dm = dstate or (None, None, None)
         grads: Sequence[Array] | None = None

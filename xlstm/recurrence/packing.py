@@ -19,16 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, fuse
+from xlstm.arrays import fuse
 from xlstm.arrays.backend import Portable
 from xlstm.arrays.concat import concat, filled
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
 from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.engines.tape import Widths
-from xlstm.recurrence.parts import Host, Indices, Parts, Places
+from xlstm.recurrence.parts import Host, Indices, Parts, Places, on_host
 
 
 class _Indices(NamedTuple):
@@ -261,9 +260,7 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     """Return lengths (B,) on the host; raise TypeError or ValueError unless they are whole numbers
     from 0 to T.
     """
-    if not hasattr(lengths, "shape") or isinstance(lengths, type | np.ndarray):
-        lengths = checks.host(where, "lengths", lengths, f"shape (B,) = ({B},)")
-    whole = to_numpy(lengths)
+    whole = on_host(where, "lengths", lengths, f"shape (B,) = ({B},)")
     if whole.shape != (B,):
         raise ValueError(f"{where}: lengths has shape {whole.shape}, expected (B,) = ({B},)")
     if whole.dtype.kind not in "iu" and whole.size:

@@ -78,15 +78,22 @@ class Parts(NamedTuple):
         )
 
 
+def on_host(where: str, name: str, value: Any, expected: str) -> Host:
+    """Return an array of any library, or nested lists, as an array on the host; raise TypeError or
+    ValueError for what is neither.
+    """
+    if not hasattr(value, "shape") or isinstance(value, type | np.ndarray):
+        value = checks.host(where, name, value, expected)
+    return to_numpy(value)
+
+
 def checked_resets(where: str, resets: Any, **sizes: int) -> Host:
     """Return resets on the host; raise TypeError or ValueError unless they are booleans of these
     sizes by their letters.
     """
     shape = tuple(sizes.values())
     expected = f"({', '.join(sizes)}) = {shape}"
-    if not hasattr(resets, "shape") or isinstance(resets, type | np.ndarray):
-        resets = checks.host(where, "resets", resets, f"shape {expected}")
-    array = to_numpy(resets)
+    array = on_host(where, "resets", resets, f"shape {expected}")
     if array.shape != shape:
         raise ValueError(f"{where}: resets has shape {array.shape}, expected {expected}")
     if array.dtype != bool:
@@ -100,9 +107,7 @@ def resets_at(where: str, cu_seqlens: Any, T: int, B: int) -> Host:
     """
     if B != 1:
         raise ValueError(f"{where}: cu_seqlens is for one sequence, expected B of 1, got {B}")
-    if not hasattr(cu_seqlens, "shape") or isinstance(cu_seqlens, type | np.ndarray):
-        cu_seqlens = checks.host(where, "cu_seqlens", cu_seqlens, "whole numbers")
-    places = to_numpy(cu_seqlens)
+    places = on_host(where, "cu_seqlens", cu_seqlens, "whole numbers")
     if places.ndim != 1 or places.dtype.kind not in "iu":
         came = f"shape {places.shape} and dtype {places.dtype}"
         raise TypeError(f"{where}: cu_seqlens has {came}, expected whole numbers (n + 1,)")
