@@ -146,12 +146,14 @@ class Averaging(xlstm.LinearCell):
 
     class Saved(NamedTuple):
         a: object
+        b: object
         z: object
+        h0: object = None
 
     def coefficients(self, xp, zx, nu):
         z = zx[0, ...]
         a = xp.exp(-xp.exp(nu)) * xp.ones_like(z)
-        return a, (1 - a) * z, self.Saved(a, z)
+        return self.Saved(a, (1 - a) * z, z)
 
     def coefficients_bwd(self, xp, saved, da, db, nu):
         a = saved.a

@@ -7,20 +7,17 @@ step divides by a product of coefficients, so that any of them may be 0.
 
 from __future__ import annotations
 
-import copyreg
-import functools
-import operator
-from collections import namedtuple
 from typing import Any
 
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.cells import cell
 
 
 def scan(xp: Namespace, a: Array, b: Array, h0: Array) -> Array:
-    """Return h of every step (k, ...), h_t = a_t h_{t-1} + b_t, from a and b (k, ...) and h0 (...).
+    """Return h before the first of k steps and after every step (k + 1, ...), h_t = a_t h_{t-1} +
+    b_t, from a and b (k, ...) and h0 (...).
 
     On a GPU, where a step costs more than its numbers, twice as many steps are put together each
     time; elsewhere the steps follow one another, so that the bits of a result do not depend on k.
@@ -34,22 +31,23 @@ def scan(xp: Namespace, a: Array, b: Array, h0: Array) -> Array:
             )  # (1)
             a = concat(xp, (a[:done, ...], a[done:, ...] * a[:-done, ...]), 0)  # (1)
             done *= 2
-        return a * h0 + b  # (1)
-    h = xp.empty_like(b)
+        return concat(xp, (h0[None, ...], a * h0 + b), 0)  # (1)
+    h = xp.empty((k + 1, *h0.shape), dtype=b.dtype, device=device_of(b))
+    h[0, ...] = h0
     for t in range(k):
         h0 = a[t, ...] * h0 + b[t, ...]  # (1)
-        h[t, ...] = h0
+        h[t + 1, ...] = h0
     return h
 
 
 def scan_bwd(xp: Namespace, a: Array, dy: Array, dend: Array) -> tuple[Array, Array]:
-    """Return the gradient of h at every step (k, ...), and that of h0, from the gradients dy (k,
+    """Return the gradient of h after every step (k, ...), and that of h0, from the gradients dy (k,
     ...) of what is read of each h, and dend (...) of the last h.
     """
     if doubles(xp):
         after = concat(xp, (a[1:, ...], xp.ones_like(a[:1, ...])), 0)
         # (1) the same recurrence in the reverse direction
-        dh = scan(xp, xp.flip(after, axis=0), xp.flip(dy, axis=0), dend)
+        dh = scan(xp, xp.flip(after, axis=0), xp.flip(dy, axis=0), dend)[1:, ...]
         dh = xp.flip(dh, axis=0)
         return dh, a[0, ...] * dh[0, ...]  # (1) through h0
     dh = xp.empty_like(dy)
@@ -77,7 +75,7 @@ class LinearCell(cell.Cell):
 
     RECURRENT = False
 
-    def coefficients(self, xp: Namespace, zx: Array, **own: Array) -> tuple[Array, Array, Any]:
+    def coefficients(self, xp: Namespace, zx: Array, **own: Array) -> Any:
         """Compute the coefficients of one step, or of many.
 
         Parameters
@@ -90,9 +88,9 @@ class LinearCell(cell.Cell):
 
         Returns
         -------
-        a, b : arrays (..., H, B)
-        saved : NamedTuple
-            The values that `coefficients_bwd` needs, or None.
+        NamedTuple
+            The coefficients as its fields `a` and `b` (..., H, B); a field `h0`, which is None; and
+            other values that `coefficients_bwd` needs.
         """
         raise NotImplementedError
 
@@ -105,7 +103,7 @@ class LinearCell(cell.Cell):
         ----------
         xp : namespace
         saved : NamedTuple
-            From `coefficients`; it may have more fields.
+            From `coefficients`, without `b`, and with `h0`, the state before each step.
         da, db : arrays (..., H, B)
         **own : arrays
 
@@ -115,43 +113,16 @@ class LinearCell(cell.Cell):
         """
         raise NotImplementedError
 
-    def kept(self, saved: Any, a: Array, h0: Array) -> Any:
-        """Return what a step keeps: the fields of `saved`, then `scan_a`, where a is none of them,
-        and `scan_h0`.
-        """
-        fields = getattr(saved, "_fields", ())
-        values = tuple(saved or ())
-        same = next((name for name, v in zip(fields, values, strict=True) if v is a), "")
-        return _keeping(fields, same)(*values, *(() if same else (a,)), h0)
-
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array, **own: Array) -> Any:
         """Run one step: return h (H, B), from zx (G, H, B) and h0 (H, B); zh is zero."""
-        a, b, saved = self.coefficients(xp, zx, **own)
-        return a * h0 + b, self.kept(saved, a, h0)  # (1) h
+        saved = self.coefficients(xp, zx, **own)
+        return saved.a * h0 + saved.b, saved._replace(b=None, h0=h0)  # (1) h
 
     def gates_bwd(self, xp: Namespace, saved: Any, dh: Array, **own: Array) -> Any:
         """Return the gradients dzx (G, H, B), twice, and dh0 (H, B)."""
-        # (1) through a and b
-        dz = self.coefficients_bwd(xp, saved, dh * saved.scan_h0, dh, **own)
-        return dz, dz, saved.scan_a * dh  # (1) through h0
+        dz = self.coefficients_bwd(xp, saved, dh * saved.h0, dh, **own)  # (1) through a and b
+        return dz, dz, saved.a * dh  # (1) through h0
 
     def retained(self, xp: Namespace, saved: Any) -> Array:
         """Return a, (H, ...)."""
-        return saved.scan_a
-
-
-@functools.cache
-def _keeping(fields: tuple[str, ...], same: str) -> Any:
-    """Return the type of what a step keeps, where the coefficients save fields of these names, of
-    which one may be the `same` as a.
-    """
-    names = (*fields, *([] if same else ["scan_a"]), "scan_h0")
-    kept = namedtuple("Kept", names)  # type: ignore[misc]
-    if same:
-        setattr(kept, "scan_a", property(operator.attrgetter(same)))  # noqa: B010
-    copyreg.pickle(kept, lambda values: (_remade, (fields, same, tuple(values))))
-    return kept
-
-
-def _remade(fields: tuple[str, ...], same: str, values: tuple[Any, ...]) -> Any:
-    return _keeping(fields, same)(*values)
+        return saved.a

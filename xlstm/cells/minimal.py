@@ -46,10 +46,13 @@ class Minimal(LinearCell):
 
 
 class SavedGRU(NamedTuple):
-    """The values that backward of a minGRU needs."""
+    """The coefficients of a minGRU, and the values that backward needs."""
 
+    a: Array
+    b: Array | None
     z: Array
     zn: Array  # pre-activation of the candidate
+    h0: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,11 @@ class MinGRU(Minimal):
     GATES = ("z", "n")
     SHARES = ("z",)
 
-    def coefficients(  # type: ignore[override]
-        self, xp: Namespace, zx: Array
-    ) -> tuple[Array, Array, SavedGRU]:
+    def coefficients(self, xp: Namespace, zx: Array) -> SavedGRU:  # type: ignore[override]
         """Return 1 - z and z n, from zx (2, ..., H, B)."""
         z = sigmoid(xp, zx[0, ...])  # (1)
         n = self._candidate(xp, zx[1, ...])  # (2)
-        return 1 - z, z * n, SavedGRU(z, zx[1, ...])  # (3) a, b
+        return SavedGRU(1 - z, z * n, z, zx[1, ...])  # (3) a, b
 
     def coefficients_bwd(  # type: ignore[override]
         self, xp: Namespace, saved: SavedGRU, da: Array, db: Array
@@ -79,12 +80,19 @@ class MinGRU(Minimal):
 
 
 class SavedLSTM(NamedTuple):
-    """The values that backward of a minLSTM needs."""
+    """The coefficients of a minLSTM, and the values that backward needs."""
 
-    f: Array  # both gates divided by their sum
+    a: Array  # f; both gates are divided by their sum
+    b: Array | None
     i: Array
     zn: Array  # pre-activation of the candidate
     w: Array  # what is in both: i - w is i sigmoid(-f~), and f - w is f sigmoid(-i~)
+    h0: Array | None = None
+
+    @property
+    def f(self) -> Array:
+        """The forget gate."""
+        return self.a
 
 
 @dataclass(frozen=True)
@@ -101,9 +109,7 @@ class MinLSTM(Minimal):
     GATES = ("f", "i", "n")
     SHARES = ("f", "i")
 
-    def coefficients(  # type: ignore[override]
-        self, xp: Namespace, zx: Array
-    ) -> tuple[Array, Array, SavedLSTM]:
+    def coefficients(self, xp: Namespace, zx: Array) -> SavedLSTM:  # type: ignore[override]
         """Return f and i n, from zx (3, ..., H, B)."""
         zf = zx[0, ...]
         zi = zx[1, ...]
@@ -116,13 +122,13 @@ class MinLSTM(Minimal):
         f = w + ei * r  # (1)
         i = w + ef * r  # (1)
         n = self._candidate(xp, zx[2, ...])  # (2)
-        return f, i * n, SavedLSTM(f, i, zx[2, ...], w)  # (3) a, b
+        return SavedLSTM(f, i * n, i, zx[2, ...], w)  # (3) a, b
 
     def coefficients_bwd(  # type: ignore[override]
         self, xp: Namespace, saved: SavedLSTM, da: Array, db: Array
     ) -> Array:
         """Return the gradient of zx (3, ..., H, B)."""
-        f, i, zn, w = saved[:4]
+        f, _, i, zn, w, _ = saved
         n = self._candidate(xp, zn)
         d = da - db * n  # (3) through f and i, which are 1 together
         dn = self._candidate_bwd(xp, db * i, zn, n)  # (3) through n, (2)

@@ -56,7 +56,8 @@ class ArrayApi:
         zx, tape.normal = step.project(x)  # (1) all steps at once, (R, N)
         # states of the sequences that are over, the longest first
         ended: list[Sequence[Array]] = []
-        for segment in segments(tuple(widths)):
+        parts = segments(tuple(widths))
+        for segment in scans.blocks(step, parts) if step.linear else parts:
             k, n, row = segment
             if n < state[0].shape[1]:
                 ended.insert(0, [s[:, n:] for s in state])
@@ -73,11 +74,10 @@ class ArrayApi:
                 buffers.append(buffer[1:, ...])
             products = step.reshape(zx[:, row : row + k * n], (step.G, step.H, k, n))
             if step.linear:
-                h, saved = scans.forward(step, segment, products, state[0], y, keep)
+                h, saved = scans.forward(step, segment, products, state[0], y)
                 state = [h]
-                row += k * n
                 if keep != "nothing":
-                    tape.kept.append(SegmentTape(segment, (), saved))
+                    tape.kept.append(SegmentTape(segment, (), saved if keep == "all" else None))
                 continue
             for t in range(k):
                 if options is None:
@@ -147,11 +147,11 @@ class ArrayApi:
         xp = step.xp
         cell = step.cell
         dend = dstate
-        WT = (
-            xp.asarray(xp.matrix_transpose(step.Wh), copy=True)
-            if step.heads or not step.recurrent
-            else _transposed(step.Wh)
-        )
+        WT = step.Wh
+        if step.heads:
+            WT = xp.asarray(xp.matrix_transpose(WT), copy=True)
+        elif step.recurrent:
+            WT = _transposed(WT)
         dstate = [d[:, :0] for d in dend]
         for segment_tape in map(tape.complete, reversed(tape.kept)):
             segment = segment_tape.segment
@@ -163,9 +163,10 @@ class ArrayApi:
                 ]
             options = None if step.bare else Options(step, segment)
             own = step.own if options is None else options.own
-            block = max(1, DERIVED // max(1, step.R * n))
             if step.linear:
-                block = scans.block_of(step, segment)
+                dstate = [scans.backward(step, segment_tape, dy, dstate[0], gradients)]
+                continue
+            block = max(1, DERIVED // max(1, step.R * n))
             for stop in range(segment.k, 0, -block):
                 start = max(0, stop - block)
                 carry = [c[start:stop, ...] for c in segment_tape.carry]
@@ -175,11 +176,6 @@ class ArrayApi:
                         for a in segment_tape.saved
                     ]
                 )
-                if step.linear:
-                    steps = start, stop
-                    dh = dstate[0]
-                    dstate = [scans.backward(step, segment, steps, saved, dy, dh, gradients)]
-                    continue
                 local = cell.derivatives(xp, saved, *carry, **own)
                 for t in range(stop - 1, start - 1, -1):
                     here = local._make(

@@ -34,9 +34,7 @@ def run_bwd(
     def of_sequence(saved: Saved, dy: Any, dstate: Any, own: Span) -> Any:
         return layer.run_bwd(p, saved.kept, dy, dstate, own)
 
-    gradients = in_parts_bwd(span, layer.states, of_sequence, kept, dy, dstate, layer.last)
-    grads, (dx,), start = gradients
-    return grads, dx, start
+    return in_parts_bwd(span, layer.states, of_sequence, kept, dy, dstate)
 
 
 def run_step(layer: Any, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:

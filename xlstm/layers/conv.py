@@ -78,8 +78,8 @@ class CausalConv(SameWidth, SequenceLayer):
         """
         xp = span.xp
         if span.cut:
-            run = functools.partial(self.scan_bwd, p)
-            grads, (dx,), start = in_parts_bwd(span, self.states, run, kept, dy, dstate)
+            by_grid = functools.partial(self.scan_bwd, p)
+            grads, dx, start = in_parts_bwd(span, self.states, by_grid, kept, dy, dstate)
             return grads, _added(xp, dx, add, out), start
         xs, *values = kept
         size = self.kernel_size

@@ -27,6 +27,7 @@ class Kept(NamedTuple):
 
     grids: Grids
     sequences: list[Any]
+    last: bool
 
 
 def in_parts(
@@ -56,17 +57,18 @@ def in_parts(
     """
     xp = span.xp
     grids = grids_of(span, arrays[0])
+    places = grids.places
     ys = []
     ends = []
-    kept = []
+    by_grid = []
     for grid in grids.grids:
-        start = _columns(xp, [state], leaves, grid.initial, rest=True)
+        start = _columns(xp, [state], leaves, places.initial[grid.columns], rest=True)
         y, end, saved = run(*_cut(xp, arrays, grid), start, _span(span, grid))
         ys.append(y)
         ends.append(end)
-        kept.append(saved)
-    y = _taken(xp, ys, 0, grids.final) if last else _joined(span, ys, grids)
-    return y, _columns(xp, ends, leaves, grids.final), Kept(grids, kept)
+        by_grid.append(saved)
+    y = _taken(xp, ys, 0, places.final) if last else _joined(span, ys, grids)
+    return y, _columns(xp, ends, leaves, places.final), Kept(grids, by_grid, last)
 
 
 def in_parts_bwd(
@@ -76,23 +78,24 @@ def in_parts_bwd(
     kept: Kept,
     dy: Array | None,
     dstate: State | None,
-    last: bool = False,
-) -> tuple[Params, tuple[Any, ...], State]:
-    """Return gradients of the parameters, of arrays and of the initial state: `in_parts` backward.
+) -> tuple[Params, Any, State]:
+    """Return gradients of the parameters, of the array or the arrays, and of the initial state:
+    `in_parts` backward.
 
-    `run_bwd(kept, dy, dstate, span)` returns gradients of parameters, those of the arrays, which
-    may be one, and that of the initial state. A dy or dstate of None is zero.
+    `run_bwd(kept, dy, dstate, span)` returns these of one grid. A dy or dstate of None is zero.
     """
     xp = span.xp
     grids = kept.grids
+    places = grids.places
     by_grid = []
     for grid, saved in zip(grids.grids, kept.sequences, strict=True):
         own = _span(span, grid)
-        dend = None if dstate is None else _columns(xp, [dstate], leaves, grid.final_bwd)
+        final = places.final_bwd[grid.columns]
+        dend = None if dstate is None else _columns(xp, [dstate], leaves, final)
         if dy is None:
             d = None
-        elif last:
-            d = _taken(xp, [dy], 0, grid.final_bwd)
+        elif kept.last:
+            d = _taken(xp, [dy], 0, final)
         else:
             (cut,) = _cut(xp, [dy], grid)
             d = own.mask(cut)
@@ -110,7 +113,8 @@ def in_parts_bwd(
         None if parts[0] is None else _joined(span, parts, grids)
         for parts in zip(*map(listed, darrays), strict=True)
     )
-    return grads, dxs, _columns(xp, starts, leaves, grids.initial_bwd)
+    dx = dxs if type(darrays[0]) is tuple else dxs[0]
+    return grads, dx, _columns(xp, starts, leaves, places.initial_bwd)
 
 
 def _span(span: Span, grid: Grid) -> Span:
@@ -140,8 +144,7 @@ def _added(span: Span, grads: Sequence[Array], grids: Grids) -> Array:
     xp = span.xp
     shape = grads[0].shape[1:]
     rows = concat(xp, [reshape(g, (g.shape[0], -1)) for g in grads], 0)
-    sequences = concat(xp, [grid.sequence for grid in grids.grids], 0)
-    return reshape(add_rows(xp, sequences, rows, span.B), (span.B, *shape))
+    return reshape(add_rows(xp, grids.places.sequence, rows, span.B), (span.B, *shape))
 
 
 def _columns(

@@ -102,12 +102,9 @@ class MatrixMemory(NamedTuple):
         the final state.
         """
         if span.cut:
-
-            def of_part(*passed: Any) -> Any:
-                return {}, *self.run_bwd(*passed)
-
-            _, dinputs, dstart = in_parts_bwd(span, self.states, of_part, saved, dh, dstate)
-            return dinputs, dstart
+            return in_parts_bwd(
+                span, self.states, lambda *own: ({}, *self.run_bwd(*own)), saved, dh, dstate
+            )[1:]
         xp = span.xp
         dC, dn, dm = dstate or (None, None, None)
         grads: Sequence[Array] | None = None

@@ -158,9 +158,15 @@ class SequenceLayer(Module):
         state : tuple
             Final state.
         """
-        cuts = {"resets": resets, "cu_seqlens": cu_seqlens}
         y, end, _ = self.forward(
-            params, x, state, False, lengths=lengths, **cuts, batch_invariant=batch_invariant
+            params,
+            x,
+            state,
+            False,
+            lengths=lengths,
+            resets=resets,
+            cu_seqlens=cu_seqlens,
+            batch_invariant=batch_invariant,
         )
         return y, end
 
@@ -563,15 +569,12 @@ def complete(
 
 def _reset(xp: Namespace, state: State, leaves: State, resets: Array) -> State:
     """Return a state that is that before the first step where `resets` (B,) is True."""
-    parts: list[Any] = []
-    for part, leaf in zip(state, leaves, strict=True):
-        if isinstance(leaf, Leaf):
-            where = reshape(resets, (-1, *(1,) * len(leaf.after)))
-            rest = constants.number(xp, leaf.rest, part.dtype, device_of(part))
-            parts.append(fuse.where(xp, where, rest, part))
-        else:
-            parts.append(_reset(xp, part, leaf, resets))
-    return tuple(parts)
+    parts = []
+    for _, leaf, part in flat("step", "state", state, leaves):
+        where = reshape(resets, (-1, *(1,) * len(leaf.after)))
+        rest = constants.number(xp, leaf.rest, part.dtype, device_of(part))
+        parts.append(fuse.where(xp, where, rest, part))
+    return nested(leaves, iter(parts))
 
 
 def nested(like: State, arrays: Iterator[Any]) -> State:
@@ -581,9 +584,7 @@ def nested(like: State, arrays: Iterator[Any]) -> State:
     return tuple(nested(part, arrays) if type(part) is tuple else next(arrays) for part in like)
 
 
-def flat(
-    where: str, what: str, state: Any, leaves: State
-) -> Iterator[tuple[str, Leaf, Array | None]]:
+def flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Any]]:
     """Yield the name of each array of a state, as errors have it, its leaf, and the array, None
     where it is missing.
 

@@ -222,9 +222,8 @@ class ExponentialSmoothing(SequenceLayer):
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> Derivatives:
         if span.cut:
-            run = functools.partial(self.scan_bwd, p)
-            grads, (dx,), start = in_parts_bwd(span, self.states, run, kept, dy, dstate)
-            return grads, dx, start
+            by_grid = functools.partial(self.scan_bwd, p)
+            return in_parts_bwd(span, self.states, by_grid, kept, dy, dstate)
         dstates, dphi = self.ahead_bwd(span.xp, kept, self.in_units_bwd(dy, kept.y))
         return self.smooth_bwd(
             p, kept, dstates, span.xp.zeros_like(kept.errors), dphi, dstate, span

@@ -183,9 +183,8 @@ class ESRNN(SequenceLayer):
         self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
     ) -> Derivatives:
         if span.cut:
-            run_bwd = functools.partial(self.scan_bwd, p)
-            grads, (dx_whole,), start = in_parts_bwd(span, self.states, run_bwd, saved, dy, dstate)
-            return grads, dx_whole, start
+            by_grid = functools.partial(self.scan_bwd, p)
+            return in_parts_bwd(span, self.states, by_grid, saved, dy, dstate)
         xp = span.xp
         run = Backward(self, xp, p, saved, span, masked=False)
         smoothing = self.smoothing

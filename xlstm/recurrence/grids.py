@@ -4,6 +4,7 @@ in a grid (T, B, ...); or each part alone, as a batch of one.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.recurrence.packing import Packing, Span, packing_of
-from xlstm.recurrence.parts import Parts
+from xlstm.recurrence.parts import Parts, Places
 
 SHORT = 16  # parts of so many steps share a grid with shorter ones
 
@@ -21,11 +22,8 @@ class Grid(NamedTuple):
     """Parts of sequences, none twice as long as another, as a batch (T, n, ...) of their own."""
 
     packing: Packing
+    columns: slice  # its parts among those of all grids
     rows: Any  # the row of the batch (T*B, ...) of each row (T*n,); past the end of a part its last
-    # states, from the batch and back; see `Parts`
-    sequence: Any
-    initial: Any
-    final_bwd: Any
 
 
 class Grids(NamedTuple):
@@ -33,9 +31,7 @@ class Grids(NamedTuple):
 
     grids: tuple[Grid, ...]
     back: Any  # the row among those of all grids of each row of the batch, their number for none
-    # states of the batch among those of all grids
-    final: Any
-    initial_bwd: Any
+    places: Places  # of states, those of all grids beside another
 
 
 def grids_of(span: Span, like: Array) -> Grids:
@@ -47,33 +43,30 @@ def _grids(xp: Namespace, packing: Packing, alone: bool, home: Home) -> Grids:
     """Return the grids of the parts of a packing on a device."""
     B = packing.B
     parts = packing.parts or Parts.of(packing.ends)
-    initial = parts.initial(B)
-    final_bwd = parts.final_bwd(B)
+    order = grid_of = np.arange(len(parts.length))
+    if not alone:
+        order = np.argsort(-parts.length, kind="stable")
+        grid_of = np.frexp(np.maximum(parts.length[order], SHORT) - 0.5)[1]  # next power of two
     back = np.full(packing.T * B, -1)
-    numbers = []
     grids = []
     N = 0
-    grid_of = np.frexp(np.maximum(parts.length, SHORT) - 0.5)[1]  # by the next power of two
-    if alone:
-        grid_of = np.arange(len(parts.length))
-    for number in np.unique(grid_of):
-        within = np.flatnonzero(grid_of == number)
-        lengths = parts.length[within]
+    stops = np.append(np.flatnonzero(np.diff(grid_of)) + 1, len(order))
+    for start, stop in itertools.pairwise([0, *stops.tolist()]):
+        columns = slice(start, stop)
+        part = order[columns]
+        lengths = parts.length[part]
         T = max(1, int(np.max(lengths)))
         step = np.arange(T)[:, None]
-        own = np.minimum(step, np.maximum(lengths - 1, 0))
-        rows = (parts.start[within] + own) * B + parts.sequence[within]
+        within = np.minimum(step, np.maximum(lengths - 1, 0))
+        rows = (parts.start[part] + within) * B + parts.sequence[part]
         inside = step < lengths
         back[rows[inside]] = N + np.flatnonzero(inside)
         N += rows.size
-        numbers.append(within)
-        places = rows.ravel(), parts.sequence[within], initial[within], final_bwd[within]
-        there = (from_host(xp, place, home) for place in places)
-        grids.append(Grid(packing_of(lengths.tobytes(), b"", T, len(within)), *there))
-    place = np.append(np.argsort(np.concatenate(numbers)), len(parts.length))
+        own = packing_of(lengths.tobytes(), b"", T, stop - start)
+        grids.append(Grid(own, columns, from_host(xp, rows.ravel(), home)))
     back[back < 0] = N
-    ways = back, place[parts.final()], place[parts.initial_bwd()]
-    return Grids(tuple(grids), *(from_host(xp, places, home) for places in ways))
+    places = (from_host(xp, place, home) for place in parts.places(order, B))
+    return Grids(tuple(grids), from_host(xp, back, home), Places(*places))
 
 
 class _Recent(threading.local):

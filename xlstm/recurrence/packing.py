@@ -19,16 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, fuse
+from xlstm.arrays import fuse
 from xlstm.arrays.backend import Portable
 from xlstm.arrays.concat import concat, filled
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.cuda.constants import Home, from_host, home, kept
 from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.engines.tape import Widths
-from xlstm.recurrence.parts import Host, Indices, Parts
+from xlstm.recurrence.parts import Host, Indices, Parts, Places, on_host
 
 
 class _Indices(NamedTuple):
@@ -37,12 +36,7 @@ class _Indices(NamedTuple):
     pack: Any  # the place of each packed row among the rows (T*B,) of the batch
     unpack: Any  # the packed row of each row of the batch, their number where there is none
     mirror: Any  # the packed row that each packed row changes places with in the reverse direction
-    # states, from the batch to the packed order and back; see `Parts`
-    initial: Any
-    final: Any
-    initial_bwd: Any
-    final_bwd: Any
-    sequence: Any  # the sequence of each packed column
+    places: Places  # of states, whose columns are in the packed order
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +126,7 @@ class Packing:
             return states
         if equal:
             return [self.by_sequence(xp, s) for s in states]
-        at = self._indices(xp, states[0])
+        at = self._indices(xp, states[0]).places
         rows = [s.T for s in states]
         if self.parts is not None:
             values = rest or (0.0,) * len(rows)
@@ -156,7 +150,8 @@ class Packing:
             return reshape(rows, shape), columns
         at = self._indices(xp, rows)
         ends = [s.T for states in columns for s in states]
-        places = [at.unpack, *[at.initial_bwd if backward else at.final] * len(ends)]
+        place = at.places.initial_bwd if backward else at.places.final
+        places = [at.unpack, *[place] * len(ends)]
         # No row lies past an end where there are no lengths, and each sequence has a final state.
         missing = backward and self.parts is not None
         zeros = range(int(self.lengths is None), len(places) if missing else 1)
@@ -170,7 +165,7 @@ class Packing:
         """
         if self.order is None:
             return array
-        return gather(xp, [array.T], [self._indices(xp, array).sequence])[0].T
+        return gather(xp, [array.T], [self._indices(xp, array).places.sequence])[0].T
 
     @property
     def sequences(self) -> Indices:
@@ -268,9 +263,7 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     """Return lengths (B,) on the host; raise TypeError or ValueError unless they are whole numbers
     from 0 to T.
     """
-    if not hasattr(lengths, "shape") or isinstance(lengths, type | np.ndarray):
-        lengths = checks.host(where, "lengths", lengths, f"shape (B,) = ({B},)")
-    whole = to_numpy(lengths)
+    whole = on_host(where, "lengths", lengths, f"shape (B,) = ({B},)")
     if whole.shape != (B,):
         raise ValueError(f"{where}: lengths has shape {whole.shape}, expected (B,) = ({B},)")
     if whole.dtype.kind not in "iu" and whole.size:
@@ -316,22 +309,12 @@ def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
     pack = (parts.start[part] + step) * B + parts.sequence[part]
     unpack = np.full(T * B, N)  # where there is no row
     unpack[pack] = np.arange(N)
-    place = np.append(np.argsort(order), len(order))  # of each part among the packed columns
-    indices = _Indices(
-        pack,
-        unpack,
-        starts[parts.length[part] - 1 - step] + column,
-        parts.initial(B)[order],
-        place[parts.final()],
-        place[parts.initial_bwd()],
-        parts.final_bwd(B)[order],
-        packing.sequences,
-    )
+    mirror = starts[parts.length[part] - 1 - step] + column
+    indices = pack, unpack, mirror, *parts.places(order, B)
     there = from_host(xp, np.concatenate(indices), home)
-    stops = np.cumsum([len(own) for own in indices]).tolist()
-    return _Indices(
-        *(there[stop - len(own) : stop] for own, stop in zip(indices, stops, strict=True))
-    )
+    stops = np.cumsum([0, *map(len, indices)]).tolist()
+    pack, unpack, mirror, *places = (there[a:b] for a, b in itertools.pairwise(stops))
+    return _Indices(pack, unpack, mirror, Places(*places))
 
 
 def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:

@@ -13,6 +13,19 @@ Host = np.ndarray[Any, np.dtype[Any]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
+class Places(NamedTuple):
+    """Where the states of B sequences go that are cut into n parts, which are in an order of their
+    own. The place after the last one stands for the state before the first step, or for a gradient
+    of zero.
+    """
+
+    initial: Any  # the sequence with whose initial state each part begins, or B, (n,)
+    final: Any  # the part that ends with the final state of each sequence, (B,)
+    initial_bwd: Any  # the part that begins with the initial state of each sequence, or n, (B,)
+    final_bwd: Any  # the sequence whose final state each part ends with, or B, (n,)
+    sequence: Any  # the sequence of each part, (n,)
+
+
 class Parts(NamedTuple):
     """The n parts of the sequences of a batch, by sequences and then by time; each sequence has
     one at least.
@@ -49,25 +62,29 @@ class Parts(NamedTuple):
         """Whether nothing is cut."""
         return bool(np.all(self.last)) and not np.any(self.rests)
 
-    # Where states go. The place after the last one stands for none: the state before the first
-    # step, or a gradient of zero.
+    def places(self, order: Indices, B: int) -> Places:
+        """Return where states go between the B sequences and the parts in an order."""
+        is_first = self.start == 0
+        initial = np.where(is_first & ~self.rests, self.sequence, B)
+        final_bwd = np.where(self.last, self.sequence, B)
+        place = np.argsort(order)
+        initial_bwd = np.where(self.rests, len(order), place)
+        return Places(
+            initial[order],
+            place[self.last],
+            initial_bwd[is_first],
+            final_bwd[order],
+            self.sequence[order],
+        )
 
-    def initial(self, B: int) -> Indices:
-        """Return the sequence whose initial state each part begins with, or B, (n,)."""
-        return np.where((self.start == 0) & ~self.rests, self.sequence, B)
 
-    def initial_bwd(self) -> Indices:
-        """Return the part that begins with the initial state of each sequence, or n, (B,)."""
-        first = np.flatnonzero(self.start == 0)
-        return np.where(self.rests[first], len(self.start), first)
-
-    def final(self) -> Indices:
-        """Return the part that ends with the final state of each sequence, (B,)."""
-        return np.flatnonzero(self.last)
-
-    def final_bwd(self, B: int) -> Indices:
-        """Return the sequence whose final state each part ends with, or B, (n,)."""
-        return np.where(self.last, self.sequence, B)
+def on_host(where: str, name: str, value: Any, expected: str) -> Host:
+    """Return an array of any library, or nested lists, as an array on the host; raise TypeError or
+    ValueError for what is neither.
+    """
+    if not hasattr(value, "shape") or isinstance(value, type | np.ndarray):
+        value = checks.host(where, name, value, expected)
+    return to_numpy(value)
 
 
 def checked_resets(where: str, resets: Any, **sizes: int) -> Host:
@@ -77,9 +94,7 @@ def checked_resets(where: str, resets: Any, **sizes: int) -> Host:
     shape = tuple(sizes.values())
     letters = ", ".join(sizes) if len(sizes) > 1 else f"{next(iter(sizes))},"
     expected = f"({letters}) = {shape}"
-    if not hasattr(resets, "shape") or isinstance(resets, type | np.ndarray):
-        resets = checks.host(where, "resets", resets, f"shape {expected}")
-    array = to_numpy(resets)
+    array = on_host(where, "resets", resets, f"shape {expected}")
     if array.dtype != bool:
         raise TypeError(
             f"{where}: resets has dtype {array.dtype}, expected booleans, as `resets != 0` are"
@@ -96,9 +111,7 @@ def resets_at(where: str, cu_seqlens: Any, T: int, B: int) -> Host:
     """
     if B != 1:
         raise ValueError(f"{where}: cu_seqlens is for one sequence, expected B of 1, got {B}")
-    if not hasattr(cu_seqlens, "shape") or isinstance(cu_seqlens, type | np.ndarray):
-        cu_seqlens = checks.host(where, "cu_seqlens", cu_seqlens, "whole numbers")
-    places = to_numpy(cu_seqlens)
+    places = on_host(where, "cu_seqlens", cu_seqlens, "whole numbers")
     if places.ndim != 1 or places.dtype.kind not in "iu":
         came = f"shape {places.shape} and dtype {places.dtype}"
         raise TypeError(f"{where}: cu_seqlens has {came}, expected whole numbers (n + 1,)")

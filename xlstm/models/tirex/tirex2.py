@@ -238,14 +238,14 @@ class TiRex2(PatchNetwork):
         together = self._groups(x, groups, targets, known)
         if together is not None and lengths is not None:
             raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
-        cuts = {"resets": resets, "cu_seqlens": cu_seqlens}
         return super().forward(
             params,
             x,
             state,
             train,
             lengths=lengths,
-            **cuts,
+            resets=resets,
+            cu_seqlens=cu_seqlens,
             seed=seed,
             keep=keep,
             groups=together,
