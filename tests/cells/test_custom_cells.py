@@ -190,3 +190,24 @@ def test_parameters_of_a_linear_cell(rng, options):
 def test_errors(page, call, name):
     with pytest.raises((TypeError, ValueError), match=name):
         call(page)
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrow(Averaging):
+    """Its a has no axis of steps."""
+
+    def coefficients(self, xp, zx, nu):
+        saved = super().coefficients(xp, zx, nu=nu)
+        return saved._replace(a=xp.exp(-xp.exp(nu)))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_wrong_linear_cells(rng):
+    missing = dataclasses.make_dataclass("Missing", (), bases=(xlstm.LinearCell,), frozen=True)
+    missing.GATES = ("h",)
+    with pytest.raises(ValueError, match="Missing has no coefficients, expected coefficients and"):
+        xlstm.register_cell(missing)
+    layer = xlstm.register_cell(Narrow)(3, 4)
+    params, x, _ = registry.given(layer, make_backend("numpy"), rng)
+    with pytest.raises(ValueError, match=r"Narrow: coefficients has a of shape \(4, 1\)"):
+        layer.forward(params, x)

@@ -48,6 +48,11 @@ def forward(step: Step, segment: Segment, zx: Array, h0: Array, y: Array) -> tup
     xp = step.xp
     z = _ordered(xp, xp.permute_dims(zx, (0, 2, 1, 3)))
     saved = step.cell.coefficients(xp, z, **step.own)
+    if saved.a.shape != saved.b.shape:
+        raise ValueError(
+            f"{type(step.cell).__name__}: coefficients has a of shape {saved.a.shape} and b of"
+            f" {saved.b.shape}, expected one shape; a + xp.zeros_like(b) has it"
+        )
     h = scan(xp, saved.a, saved.b, h0)  # (k + 1, H, n)
     y[_rows(segment), :] = reshape(xp.permute_dims(h[1:, ...], (0, 2, 1)), (-1, step.H))
     return h[-1, ...], swapped(xp, saved._replace(b=None, h0=h[:-1, ...]))

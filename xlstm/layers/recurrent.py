@@ -14,6 +14,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.cells import gru, lstm, lstm_options, minimal, rnn, slstm
 from xlstm.cells.cell import Cell
+from xlstm.cells.linear_scan import LinearCell
 from xlstm.layers import initializers
 from xlstm.layers.gated import Recurrent
 
@@ -443,6 +444,12 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
             f"{where}: {name} needs GATES, STATES that begin with h, and a value in REST for each"
             " state"
         )
+    is_linear = issubclass(cell, LinearCell)
+    base = LinearCell if is_linear else Cell
+    own = ("coefficients", "coefficients_bwd") if is_linear else ("gates", "gates_bwd")
+    for function in own:
+        if getattr(cell, function) is getattr(base, function):
+            raise ValueError(f"{where}: {name} has no {function}, expected {' and '.join(own)}")
     options = []
     for field in dataclasses.fields(cell):
         if field.default is dataclasses.MISSING:

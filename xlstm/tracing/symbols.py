@@ -56,6 +56,10 @@ class Symbols:
         self.nodes = list(nodes)
         self.scalar = scalar
 
+    def __array_ufunc__(self, ufunc: Any, *arguments: Any, **options: Any) -> Any:
+        """Refuse functions of NumPy, which are not those of the array library that is traced."""
+        _refuse(f"np.{ufunc.__name__}")
+
     def __getitem__(self, key: Any) -> Symbols:
         first = (
             key[0]
