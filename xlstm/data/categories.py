@@ -116,7 +116,7 @@ def _columns(where: str, roles: Any, role: str, value: Any) -> Iterator[tuple[st
         cells = checks.host(where, role, value, "numbers or text")
         if cells.dtype.kind in "UT":
             cells = np.array(value, object)  # numbers beside text stay numbers
-    columns = np.atleast_2d(cells).T if role == "static" else np.atleast_2d(cells.T)
+    columns = cells.reshape(-1, 1) if role == "static" else np.atleast_2d(cells.T)
     names = getattr(roles, role) or [f"{role}[{k}]" for k in range(len(columns))]
     yield from zip(names, columns, strict=True)
 
