@@ -39,16 +39,29 @@ def test_targets_go_by_name_and_later_rows_by_date(step, zone):
 
 def test_only_columns_with_a_role_are_read(values):
     pd = pytest.importorskip("pandas")
-    given = pd.DataFrame({"sales": values, "note": ["dull"] * 300, "size": 1.0, "gap": np.nan})
-    found = Forecaster(**QUICK, static="size", targets="sales").fit(given).predict(given)
+    given = pd.DataFrame(
+        {
+            "sales": values,
+            "note": ["dull"] * 300,
+            "gap": np.nan,
+            "mix": ["x", 2.0] * 150,
+            "size": pd.Categorical([1.0] * 300),
+        }
+    )
+    forecaster = Forecaster(**QUICK, static="size", targets="sales").fit(given)
+    assert forecaster.categories_ == {"size": {"1": 1.0}}
     few = given[["sales", "size"]]
-    np.testing.assert_array_equal(found, Forecaster(**QUICK, static="size").fit(few).predict(few))
+    expected = Forecaster(**QUICK, static="size").fit(few).predict(few)
+    np.testing.assert_array_equal(forecaster.predict(given), expected)
     for roles, words in (
         ({}, "column 'note' holds String, expected numbers, dates, or names of series .series_id."),
-        ({"targets": "sales", "static": "gap"}, "static columns gap have gaps or change"),
+        ({"targets": "sales", "static": "mix"}, "'mix' holds Object, .*; row 1 is 2.0"),
+        ({"targets": "sales", "static": "gap"}, "static.* is nan, expected finite"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             Forecaster(**QUICK, **roles).fit(given)
+    with pytest.raises(ValueError, match="past is a DataFrame of shape"):
+        forecaster.fit(few, past=few)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -192,7 +205,7 @@ def test_categories_are_columns_of_0_and_1(library, tmp_path):
     """
     values, _ = driven(318)
     names = ["", "gift", "sale"]
-    fields = {"kind": names * 106, "size": ["small"] * 159 + ["large"] * 159}
+    fields = {"kind": names * 106, "size": ["small"] * 159 + [""] * 159}
     fields |= {"shop": ["a"] * 159 + ["b"] * 159, "sales": values.tolist()}
     roles = {"targets": "sales", "future": "kind", "static": "size", "series_id": "shop"}
 
@@ -212,6 +225,8 @@ def test_categories_are_columns_of_0_and_1(library, tmp_path):
     plain = Forecaster(**QUICK).fit(several, future=[rows[:153] for rows in hand], static=static)
     expected = plain.predict(several, future=hand, static=static)
     np.testing.assert_array_equal(found, np.concatenate(expected))
+    # the size of this series is missing in all rows
+    forecaster.predict(cut(slice(159, 312)), future=cut(slice(312, 318)))
     forecaster.save(tmp_path / "f")
     loaded = Forecaster.load(tmp_path / "f", "numpy")
     for ending in ("csv", "parquet"):
@@ -233,12 +248,32 @@ def test_categories_are_columns_of_0_and_1(library, tmp_path):
     ("fitted", "given", "words"),
     [
         ([*"ab"] * 53, [1.0] * 106, r"column 'future\[0\]' holds .*1.0.*, expected text"),
-        ([*"ab"] * 53, [*"ab"] * 52 + ["a", 2], r"column 'future\[0\]' holds 2, expected text"),
-        ([1.0] * 106, [*"ab"] * 53, r"future is .*, expected real numbers"),
-        ([["a", 1.0]] * 106, [["a", "1"]] * 106, r"future\[1\] is .*, expected numbers, as in fit"),
+        ([["a", 1.0]] * 106, [["a", 1.0]] * 105 + [[2, 1.0]], r"'future\[0\]' holds 2, .* text"),
+        ([1.0] * 106, [*"ab"] * 53, r"'future\[0\]' holds text, expected numbers, as in fit"),
     ],
 )
 def test_a_category_is_no_number(values, fitted, given, words):
     forecaster = Forecaster(**QUICK).fit(values[:100], future=fitted)
     with pytest.raises(TypeError, match=words):
         forecaster.predict(values[:100], future=given)
+
+
+def test_categories_of_each_series_beside_arrays(values):
+    forecaster = Forecaster(**QUICK).fit([values, values], static=[["x"], [None]])
+    assert forecaster.categories_ == {"static[0]": {"": 0.5, "x": 0.5}}
+    with pytest.raises(ValueError, match=r"'static\[0\]' is missing"):
+        forecaster.predict(values)
+    with pytest.warns(UserWarning, match="has 1 series with"):
+        forecaster.predict(values, static=["y"])
+
+
+def test_covariates_beside_one_column():
+    """They go by row, and the dates are those of the column."""
+    pd = pytest.importorskip("pandas")
+    values, price = driven()
+    beside = {"future": pd.Series(price)}
+    sales = pd.Series(values, pd.date_range("2020-01-01", periods=300))
+    found = Forecaster(**QUICK).fit(sales, **beside).predict(sales, **beside)
+    beside["dates"] = sales.index
+    expected = Forecaster(**QUICK).fit(values, **beside).predict(values, **beside)
+    np.testing.assert_array_equal(found, expected)

@@ -63,8 +63,8 @@ def test_a_tokenizer(tmp_path):
     for end in ("hamlet", "to be"):
         with pytest.raises(ValueError, match=f"document_end is '{end}', expected one of the 12"):
             TextModel(**FAST, tokens=file, document_end=end).fit(VERSE)
-    with pytest.warns(RuntimeWarning, match=r"'<\|end\|>', token 11, which the text does not have"):
-        model = TextModel(**FAST, tokens=file, document_end="<|end|>").fit(VERSE)
+    with pytest.warns(UserWarning, match=r"'<\|end\|>', token 11, which the text does not have"):
+        model = TextModel(**FAST, tokens=file, document_end="<|end|>").fit(VERSE + "<|end|>")
     assert model.vocab_size_ == len(words) + 2
     model.save(tmp_path / "model.safetensors")
     file.unlink()  # the vocabulary is in the model's file
@@ -92,10 +92,10 @@ def test_a_warm_start_needs_the_same_sizes_and_tokens():
         (
             {},
             "abc",
-            r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2",
+            r"TextModel: the text has 3 tokens, 3 without those held out, expected 81 or more",
         ),
         ({"dropout": 2.0}, VERSE, "dropout is 2.0"),
-        ({"document_end": 16}, VERSE, "document_end is 16, expected at most 15"),
+        ({"document_end": 1.5}, VERSE, "document_end is 1.5, expected .*, from 0 to 15"),
         (
             {"tokens": "bytes"},
             ["a", VERSE + "\ud800"],

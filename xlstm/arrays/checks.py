@@ -47,8 +47,9 @@ def shown(value: Any) -> str:
         return f"the class {value.__name__}"[:SHOWN]
     shape = getattr(value, "shape", None)
     dtype = getattr(value, "dtype", None)
-    if isinstance(shape, tuple) and shape and dtype is not None:
-        return f"an array of {dtype} of shape {tuple(shape)}"[:SHOWN]
+    if isinstance(shape, tuple) and shape:
+        kind = f"a {type(value).__name__}" if dtype is None else f"an array of {dtype}"
+        return f"{kind} of shape {tuple(shape)}"[:SHOWN]
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = SHOWN
     try:

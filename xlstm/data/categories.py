@@ -43,6 +43,8 @@ def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel
     ------
     TypeError
         A column holds text and numbers, or text where `fitted` has numbers, or the reverse.
+    ValueError
+        A column of text is missing beside one of the series.
 
     Warns
     -----
@@ -55,20 +57,32 @@ def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel
         for role in ROLES
         for name, cells in _columns(where, panel.roles, role, getattr(beside, role))
     ]
+    texts = {name for _, name, cells in columns if frames.has_text(cells)}
+    for name in texts.difference(texts if fitted is None else fitted):
+        raise TypeError(
+            f"{where}: column {checks.shown(name)} holds text, expected numbers, as in fit"
+        )
     counts = defaultdict[str, Counter[str]](Counter)
-    for _, name, cells in columns:
-        if frames.has_text(cells) or name in (fitted or ()):
+    roles = defaultdict[str, list[str]](list)  # of each column of text, one for each series
+    for (_, role), name, cells in columns:
+        if name in texts or name in (fitted or ()):
             counts[name].update(_words(where, name, cells))
+            roles[name].append(role)
     if fitted is None:
         fitted = {
             name: {word: n / count.total() for word, n in sorted(count.items())}
             for name, count in counts.items()
         }
     for name, shares in fitted.items():
+        if len(roles[name]) < len(panel.covariates):
+            raise ValueError(
+                f"{where}: column {checks.shown(name)} is missing, expected it beside each series"
+            )
         unknown = [word for word in counts[name].elements() if word not in shares]
         if unknown:
+            unit = "series" if "static" in roles[name] else "row" + "s" * (len(unknown) > 1)
             warnings.warn(
-                f"{where}: column {checks.shown(name)} has {len(unknown)} rows with categories that"
+                f"{where}: column {checks.shown(name)} has {len(unknown)} {unit} with categories that"
                 " fit has not seen, which count as an average one:"
                 f" {checks.few(map(checks.shown, dict.fromkeys(unknown)))}",
                 stacklevel=4,
@@ -102,7 +116,7 @@ def _columns(where: str, roles: Any, role: str, value: Any) -> Iterator[tuple[st
         cells = checks.host(where, role, value, "numbers or text")
         if cells.dtype.kind in "UT":
             cells = np.array(value, object)  # numbers beside text stay numbers
-    columns = np.atleast_2d(cells).T if role == "static" else np.atleast_2d(cells.T)
+    columns = cells.reshape(-1, 1) if role == "static" else np.atleast_2d(cells.T)
     names = getattr(roles, role) or [f"{role}[{k}]" for k in range(len(columns))]
     yield from zip(names, columns, strict=True)
 
@@ -110,7 +124,7 @@ def _columns(where: str, roles: Any, role: str, value: Any) -> Iterator[tuple[st
 def _words(where: str, name: str, cells: Host) -> list[str]:
     """Return the categories of rows."""
     words = []
-    for cell in cells:
+    for cell in cells.tolist():
         is_missing = cell is None or (isinstance(cell, float) and cell != cell)
         if not (is_missing or isinstance(cell, str)):
             raise TypeError(

@@ -153,7 +153,8 @@ def table_of(
     for name in names:
         may_be_text = texts is None or name in texts
         cells = frame.get_column(name)
-        arrays.append(_cells(where, nw, name, cells, only is not None, may_be_text))
+        may_be_empty = may_be_text or only is not None
+        arrays.append(_cells(where, nw, name, cells, may_be_empty, may_be_text))
     columns = Columns([*map(str, names)], np.stack(arrays, axis=1))
     if index is not None:
         labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # of periods
@@ -382,20 +383,26 @@ def _cells(
     where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool, may_be_text: bool
 ) -> Any:
     """Return the cells of a column as float64 (N,), NaN where one is missing, or as text, "" where
-    one is missing; raise where they are neither.
+    one is missing; raise where they are neither. A whole number has one name, 1 or 1.0.
     """
     column = checks.shown(str(name))
     if may_be_empty and cells.is_null().all():  # then its dtype says nothing
         return np.full(len(cells), np.nan)
     if may_be_text and cells.dtype in (nw.String, nw.Categorical, nw.Enum):
-        words = np.array([*map(str, cells.to_list())], object)
+        # a gap makes floats of whole numbers, and their names stay the same
+        names = (str(cell).removesuffix(".0" * isinstance(cell, float)) for cell in cells.to_list())
+        words = np.array([*names], object)
         words[cells.is_null().to_numpy()] = ""
         return words
     if not (cells.dtype.is_numeric() or cells.dtype == nw.Boolean):
-        raise TypeError(
-            f"{where}: column {column} holds {cells.dtype}, expected numbers, dates, or names of"
-            " series (series_id); leave it out or encode it"
-        )
+        expected = "numbers, dates, or names of series (series_id); leave it out or encode it"
+        if may_be_text:
+            objects = cells.to_list()
+            is_null = cells.is_null().to_list()
+            odd = (k for k, cell in enumerate(objects) if not (is_null[k] or isinstance(cell, str)))
+            first = next(odd, 0)
+            expected = f"all numbers or all text; row {first} is {checks.shown(objects[first])}"
+        raise TypeError(f"{where}: column {column} holds {cells.dtype}, expected {expected}")
     try:
         numbers = np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)
     except ValueError as error:  # PyArrow casts no whole number that float64 does not have

@@ -147,7 +147,9 @@ class Panel:
             The caller, for errors.
         values : array, list of arrays, table, or Panel
         beside : Covariates
-            With a table `future` is one of the rows after it, or None.
+            With a table `future` is one of the rows after it, or None. Where `values`
+            is one column and there are no roles, they go by row, as beside an array, and there are
+            no dates among them.
         roles : Roles
             Checked.
         fitted : list of str
@@ -165,15 +167,16 @@ class Panel:
             return values
         if not frames.is_table(values):
             return cls.from_arrays(where, values, beside)
+        is_column = not (any(roles[1:]) or frames.has_columns(values))
         for name, other in beside._asdict().items():
             is_later = name == "future" and roles.future and frames.is_table(other)
-            if other is not None and not is_later:
+            if not (other is None or is_later or (is_column and name != "dates")):
                 raise ValueError(
                     f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by"
-                    " name"
+                    " name; past, future and static may be arrays beside arrays or one column"
                 )
         after: BySeries = {}
-        if beside.future is not None:
+        if beside.future is not None and not is_column:
             after = by_series(f"{where}: {later}", beside.future, roles, roles.future)
         used = [*roles.past, *roles.future, *roles.static]
         groups = by_series(where, values, roles, [*roles.targets, *used] if roles.targets else None)
@@ -186,7 +189,10 @@ class Panel:
                 f" {checks.few(fitted)}, as in fit"
             )
         names = fitted or names
-        return cls._from_columns(where, groups, roles, names, after, later, {}, table=values)
+        panel = cls._from_columns(where, groups, roles, names, after, later, {}, table=values)
+        if is_column:
+            panel.covariates[0] = beside._replace(dates=panel.covariates[0].dates)
+        return panel
 
     @classmethod
     def from_arrays(cls, where: str, values: Any, beside: Covariates) -> Self:
@@ -315,7 +321,8 @@ class Panel:
                 ahead = _next_rows(where, later, after[label], roles.future, calendar, columns.zone)
                 future = np.concatenate((future, ahead))
             if static is not None:
-                if np.any(static != static[0]):  # as missing values are
+                missing = static != static
+                if np.any((static != static[0]) & ~(missing & missing[0])):
                     raise ValueError(
                         f"{where}: static columns {checks.few(roles.static)} have gaps or change"
                         " within a series"

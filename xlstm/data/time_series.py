@@ -115,7 +115,7 @@ def read_one(
     static: Values = np.empty(0)
     if covariates.static is not None:
         numbers = checks.host(where, "static", covariates.static, "real numbers (S,)")
-        static = host.columns(where, "static", np.atleast_1d(numbers))[:, 0]
+        static = host.columns(where, "static", np.atleast_1d(numbers), "real numbers (S,)")[:, 0]
         host.finite(where, "static", static)
     ahead = max(more, len(future) - N)
     calendar = None

@@ -115,7 +115,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         Steps that the linear autoregression looks back to; 0 where it is not chosen.
     categories_ : dict of str to dict
         The share of each category in the rows of `fit`, by the names of columns of text; without a
-        table these are such as "static[0]". A missing category is "". In forecasts an unknown one
+        table these are such as "static[0]". A missing category is "", and the category of a float
+        1.0 is "1". In forecasts an unknown one
         counts as an average one, and a warning names its column.
     n_targets_ : int
         Columns that are predicted.
@@ -185,7 +186,9 @@ quantiles, linear_baseline, season, calendar, least, refit
             F) those that are known in advance, `static` (S,) those that do not change, and
             `dates` (N,) rising dates, of which features of the calendar are made; rows that are
             missing become gaps. Where there are several series, these are lists with one entry for
-            each. In a table they are columns. Text in `future` and `static` is a category.
+            each. In a table they are columns, named in the constructor. One column as `values`, such
+            as a Series of pandas, may have `past`, `future` and `static` beside it: their rows go
+            by position, whatever their index. Text in `future` and `static` is a category.
 
         Returns
         -------
@@ -252,7 +255,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             How many values; by default as many as the horizon.
         covariates : past, future, static, dates
             As for `fit`; `future` has the rows that are predicted, too, (N + steps, F). With a
-            table it is a table of the rows that are predicted, in any order if they have dates.
+            table it is a table of the rows that are predicted, in any order if they have dates;
+            beside one column it is as beside an array.
 
         Returns
         -------
@@ -725,8 +729,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             widths = [part.shape[-1] for part in parts]
             if widths != fitted:
                 raise ValueError(
-                    "Forecaster: values, past, future (with what dates give) and static have"
-                    f" {widths} columns, expected {fitted}, as in fit"
+                    "Forecaster: values, past, future (with what dates give) and static, with a"
+                    f" column for each category, have {widths} columns, expected {fitted}, as in fit"
                 )
             if s.window > N:
                 raise ValueError(

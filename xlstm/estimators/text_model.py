@@ -59,8 +59,9 @@ class TextModel(NetworkEstimator):
         Tokens are the characters of the text, the bytes of its UTF-8, or those of a tokenizer.json.
     document_end : str or int, optional
         The token after which a document ends: a str is its text, an int its number. The state after
-        it is that before the first step, in `fit`, `nats`, `perplexity` and `score`. `stream` and
-        `generate` take a prompt and what follows it as one document.
+        it is that before the first step, in `fit`, `nats`, `perplexity` and `score`. The end of a
+        text in a list of texts ends no document. `stream` and `generate` take a prompt and what
+        follows it as one document.
     batch_size : int
         Number of parallel streams.
     length : int
@@ -135,7 +136,8 @@ class TextModel(NetworkEstimator):
         Parameters
         ----------
         X : str, or list of str
-            A text, or texts that follow each other.
+            A text, or texts that follow each other as one text, with nothing between them: one that
+            is a document has to end with `document_end`.
         y : None
             It is not used.
         group : Group, optional
@@ -166,15 +168,21 @@ class TextModel(NetworkEstimator):
             )
         end = self._end(codec)
         numbers = np.array(codec.encode(whole), dtype=np.int64)
-        if end is not None and end not in numbers:
-            warnings.warn(
-                f"TextModel: document_end is {self.document_end!r}, token {end}, which the text does"
-                " not have, so it is one document",
-                RuntimeWarning,
-                stacklevel=2,
-            )
         held = int(self.validation_fraction * len(numbers))
         fitted, held_out = np.split(numbers, [len(numbers) - held])
+        if end is not None and end not in fitted:
+            warnings.warn(
+                f"TextModel: document_end is {self.document_end!r}, token {end}, which the text does"
+                " not have in the part to train on, so that is one document",
+                stacklevel=2,
+            )
+        need = self.batch_size * self.length + 1
+        if len(fitted) < need:
+            raise ValueError(
+                f"TextModel: the text has {len(numbers)} tokens, {len(fitted)} without those held"
+                f" out, expected {need} or more for {self.batch_size} streams (batch_size) of"
+                f" {self.length} tokens (length); give more text, or make one of these smaller"
+            )
         data = Streams.of_tokens(fitted, self.batch_size, self.length, end)
         model = self._model(codec.size)
         home = backend_of(self.backend, self.dtype)
@@ -285,14 +293,11 @@ class TextModel(NetworkEstimator):
     def _end(self, codec: text.Codec) -> int | None:
         """Return the token that `document_end` names."""
         end = self.document_end
-        if not isinstance(end, str):
-            check = checks.optional(checks.whole(0, codec.size - 1))
-            return check("TextModel", "document_end", end)  # type: ignore[no-any-return]
-        token = codec.token(end)
-        if token is None:
+        token = codec.token(end) if isinstance(end, str) else end
+        if end is not None and token not in range(codec.size):
             raise ValueError(
                 f"TextModel: document_end is {checks.shown(end)}, expected one of the"
-                f" {codec.size} tokens, as text or by its number"
+                f" {codec.size} tokens, as text or by its number, from 0 to {codec.size - 1}"
             )
         return token
 
