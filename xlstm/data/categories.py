@@ -95,10 +95,10 @@ def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel
             blocks[place].append(floats(where, name, cells, "numbers, as in fit")[:, None])
             continue
         shares = fitted[name]
+        numbers = {word: k for k, word in enumerate(shares)}
+        rows_of = np.vstack((np.eye(len(shares)), [*shares.values()]))
         words = _words(where, name, cells)
-        is_word = np.array(words)[:, None] == [*shares]  # (N, V)
-        is_known = np.any(is_word, axis=1, keepdims=True)
-        blocks[place].append(np.where(is_known, is_word, [*shares.values()]))
+        blocks[place].append(rows_of[[numbers.get(word, len(shares)) for word in words]])
     covariates = [*panel.covariates]
     for (k, role), parts in blocks.items():
         rows = np.concatenate(parts, axis=1)

@@ -374,7 +374,8 @@ class Panel:
         for series, values, beside in zip(self.shown, self.values, self.covariates, strict=True):
             if beside.future is not None:
                 ahead = beside.future[len(values) :]
-                rows_ahead[series.name] = _end(np.all(ahead == ahead, axis=1))  # NaN is not
+                # neither NaN nor a missing text is
+                rows_ahead[series.name] = _end(np.all((ahead == ahead) & (ahead != ""), axis=1))
         return rows_ahead
 
     def check_ahead(self, steps: int) -> None:
