@@ -1,7 +1,7 @@
 """Cells whose recurrence is linear in the state, h = a h0 + b, and the scan over all steps of one.
 
 The coefficients a and b depend on the input alone, so that those of all steps are made at once.
-What is left is one scan over time, whose derivative is the same scan in the reverse direction. No
+The rest is one scan over time, whose derivative is the same scan in the reverse direction. No
 step divides by a product of coefficients, so that any of them may be 0.
 """
 

@@ -496,7 +496,7 @@ class SequenceClassifier(SequenceEstimator):
     standardize : bool
         Subtract the mean of each feature of quantities and divide by its deviation.
     symbols : {"word", "character", True}, tokenizer or None
-        What symbols X holds; None means quantities.
+        The kind of symbols that X holds; None means quantities.
     embedding_size : int
         Width of the embedding of a symbol, in "xlstm" that of the blocks.
     min_count : int

@@ -187,11 +187,11 @@ def numbered(
     TypeError
         Symbols are whole numbers and those of the vocabulary text, or the other way round.
     """
-    known = next(iter(vocabulary))
-    if type(rows[0][0]) is not type(known):
+    fitted = next(iter(vocabulary))
+    if type(rows[0][0]) is not type(fitted):
         raise TypeError(
             f"{where}: X has symbols such as {checks.shown(rows[0][0])}, expected those of fit,"
-            f" such as {checks.shown(known)}"
+            f" such as {checks.shown(fitted)}"
         )
     unknown = [symbol for row in rows for symbol in row if symbol not in vocabulary]
     if unknown and warn:

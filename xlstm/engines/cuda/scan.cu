@@ -1,5 +1,5 @@
 // The time loop of a cell without a product of h, forward or backward: one launch for all steps. A thread has one unit of one
-// sequence, and waits for no other. What it reads at a step was asked for AHEAD steps before.
+// sequence, and waits for no other. It asks for the values of a step AHEAD steps before.
 
 constexpr int AHEAD = 4;
 
