@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 from xlstm.arrays import checks
 
-_on: ContextVar[bool] = ContextVar("batch_invariant", default=False)
+is_on: ContextVar[bool] = ContextVar("batch_invariant", default=False)
 
 
 @contextlib.contextmanager
@@ -33,19 +33,14 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
     TypeError
         `enabled` is not True or False.
     """
-    token = _on.set(checks.flag("batch_invariant", "enabled", enabled))
+    token = is_on.set(checks.flag("batch_invariant", "enabled", enabled))
     try:
         yield
     finally:
-        _on.reset(token)
-
-
-def asked(where: str, value: bool | None = None) -> bool:
-    """Return whether a call is to be so, by its argument or else by its context."""
-    return _on.get() if value is None else checks.flag(where, "batch_invariant", value)
+        is_on.reset(token)
 
 
 def refuse(where: str, why: str) -> None:
     """Raise ValueError in a context for what cannot be so."""
-    if _on.get():
+    if is_on.get():
         raise ValueError(f"{where}: batch_invariant is True, expected False, as {why}")

@@ -244,7 +244,9 @@ class SequenceLayer(Module):
             missing; `batch_invariant` is True where sequences see each other or share drawn masks.
         """
         where = type(self).__name__
-        is_alone = invariance.asked(where, batch_invariant)
+        is_alone = invariance.is_on.get()
+        if batch_invariant is not None:
+            is_alone = checks.flag(where, "batch_invariant", batch_invariant)
         if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
             options = {
                 "lengths": lengths,
@@ -410,7 +412,9 @@ class SequenceLayer(Module):
             The layer has a reverse direction, which begins at the end of the sequence.
         """
         where = type(self).__name__
-        is_alone = invariance.asked(where, batch_invariant)
+        is_alone = invariance.is_on.get()
+        if batch_invariant is not None:
+            is_alone = checks.flag(where, "batch_invariant", batch_invariant)
         if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
             options = {"resets": resets, "batch_invariant": is_alone}
             return views.run(self.step, params, x, state, **options)  # type: ignore[no-any-return]
