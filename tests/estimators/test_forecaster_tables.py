@@ -2,6 +2,8 @@
 come back.
 """
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -229,7 +231,7 @@ def test_categories_are_columns_of_0_and_1(library, tmp_path):
     forecaster.predict(cut(slice(159, 312)), future=cut(slice(312, 318)))
     forecaster.save(tmp_path / "f")
     loaded = Forecaster.load(tmp_path / "f", "numpy")
-    for ending in ("csv", "parquet"):
+    for ending in ("csv", "parquet") if importlib.util.find_spec("pyarrow") else ("csv",):
         sales = [None if k % 159 >= 153 else value for k, value in enumerate(fields["sales"])]
         write_table(tmp_path / f"t.{ending}", {**fields, "sales": sales})
         panel = Panel.from_file(tmp_path / f"t.{ending}", Forecaster(**roles).roles())

@@ -78,6 +78,9 @@ NO_OPTIONS = {
     "graph",
     "every_step",
     "missing",
+    "symbols",
+    "min_count",
+    "SequenceClassifier.embedding_size",  # that of symbols
 }
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
@@ -146,7 +149,7 @@ def _options_of(group: type[Any]) -> dict[str, inspect.Parameter]:
     for name, parameter in inspect.signature(group).parameters.items():
         hint = hints[name]
         if get_origin(hint) is not Annotated and hint is not typer.Context:
-            if name in NO_OPTIONS:
+            if {name, f"{group.__name__}.{name}"} & NO_OPTIONS:
                 continue
             hint = _option(name, hint, parameter.default, documented.get(name, ""))
         options[name] = parameter.replace(annotation=hint)

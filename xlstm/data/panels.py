@@ -113,7 +113,7 @@ class Panel:
     left_out : list of str
         Columns of a file that have no role.
     categories : dict of str to dict
-        What `data.categories.encoded` found, where it has put columns of 0 and 1 for those of text.
+        Those that `data.categories.encoded` has put columns of 0 and 1 for, in place of text.
     """
 
     values: Sequence[Any]
