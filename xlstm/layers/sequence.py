@@ -311,7 +311,8 @@ class SequenceLayer(Module):
             raise ValueError(f"{where}: resets and groups of sequences exclude one another")
         packing = Packing.of(where, lengths, T, B, resets)
         span = Span(xp, packing, None, False, groups, state is None)
-        if self.symbols is not None:  # past the end of a sequence any will do
+        # past the end of a sequence any will do; on a GPU `within` looks at none
+        if self.symbols is not None and isinstance(x, np.ndarray):
             within(where, "tokens", self._swap(xp, span.mask(x)), self.symbols)
         return params, x, complete(where, xp, "state", state, self.states, B, params), span
 
