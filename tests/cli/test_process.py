@@ -235,8 +235,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_second_signal_stops_at_once(tmp_path, second):
+    cause = "interrupted" if second == signal.SIGINT else "terminated"
     assert stopped(tmp_path, [signal.SIGINT, second], TEXT) == (
         128 + second,
-        "interrupted; nothing was saved\n",
+        f"{cause}; nothing was saved\n",
     )
     assert sorted(os.listdir(tmp_path / "xlstm-text")) == ["history.jsonl"]

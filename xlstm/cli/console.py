@@ -226,10 +226,14 @@ def message_of(error: BaseException) -> str:
 
 
 def description(error: BaseException) -> str:
-    """Return the line for an error that ends a command."""
+    """Return the line for an error that ends a command.
+
+    The number of a signal says which one it was: outside of training, and as the second one, every
+    signal raises KeyboardInterrupt.
+    """
     if not interrupted(error):
         return f"error: {message_of(error)}"
-    return "terminated" if isinstance(error, Terminated) else "interrupted"
+    return "interrupted" if exit_code(error) == INTERRUPTED else "terminated"
 
 
 def interrupted(error: BaseException) -> bool:
