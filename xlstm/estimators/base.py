@@ -24,7 +24,7 @@ from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.data.host import Host
 from xlstm.data.panels import Roles
-from xlstm.estimators import symbols
+from xlstm.estimators import seasons, symbols
 from xlstm.training import (
     Batches,
     Callback,
@@ -37,7 +37,7 @@ from xlstm.training import (
 )
 from xlstm.training.schedules import cosine
 
-CANDIDATES = ("linear", "smoothing", "network")  # that a forecaster chooses from
+CANDIDATES = ("linear", "smoothing", "theta", "network")  # that a forecaster chooses from
 AnyPath = str | os.PathLike[str]
 # metadata, inputs by name, and a formula: what `for_export` returns
 Export = tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]
@@ -80,7 +80,8 @@ CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("bidirectional", "refit", "resume", "standardize", "warm_start"), checks.flag),
     **dict.fromkeys(("averaging", "dropout", "validation_fraction"), checks.rate),
     **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
-    **dict.fromkeys(("linear_baseline", "season"), checks.word_or("auto", checks.size_or_0)),
+    "linear_baseline": checks.word_or("auto", checks.size_or_0),
+    "season": checks.word_or("auto", seasons.check),
     **dict.fromkeys(("cell", "name"), checks.text),
     "calendar": checks.word_or("auto", checks.flag),
     "candidates": checks.word_or("auto", _candidates),

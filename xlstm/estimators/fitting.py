@@ -15,9 +15,9 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
-from xlstm.estimators import base, baselines, predictor, selection
+from xlstm.estimators import base, baselines, predictor, seasons, selection
 from xlstm.estimators.predictor import Examples, Predictor, Settings
-from xlstm.estimators.selection import RollingOrigins
+from xlstm.estimators.rolling_origins import RollingOrigins
 from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.training import Interrupted, Terminated, Trained
 
@@ -107,8 +107,10 @@ def _variant(
             if not np.all(np.any(there, axis=0)):
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
     test_begins = [part["validation"].stop for part in parts]
-    combination = selection.combined(RollingOrigins(several, scaling, test_begins, s.horizon), s)
-    training = RollingOrigins(several, scaling, stops, s.horizon)
+    found = seasons_of(several, s.season)
+    rolling = RollingOrigins(several, scaling, test_begins, s.horizon, found)
+    combination = selection.combined(rolling, s)
+    training = replace(rolling, stops=stops)
     fitted = {
         name: validated._replace(candidate=selection.refit(training, validated.candidate))
         for name, validated in combination.candidates.items()
@@ -173,17 +175,26 @@ def refitted(data: Examples) -> Examples:
     fitted = data.predictor
     s = fitted.settings
     stops = [len(series.values) for series in data.several]
-    rolling = RollingOrigins(data.several, fitted.scaling, stops, s.horizon)
+    found = seasons_of(data.several, s.season)
+    rolling = RollingOrigins(data.several, fitted.scaling, stops, s.horizon, found)
     origins = [np.arange(s.window, stop) for stop in stops]
     fitted = replace(fitted, combination=selection.combined(rolling, s), spread=None)
     return predictor.examples(fitted, data.several, origins, stops)
 
 
-def season_of(several: Sequence[TimeSeries], season: int | str) -> int:
-    """Return a season that is set, or that of the first target in the training part of the longest
-    series.
+def seasons_of(
+    several: Sequence[TimeSeries], season: int | tuple[int, ...] | str
+) -> tuple[int, ...]:
+    """Return seasons that are set, or those of the first target of the longest series, before its
+    test part.
     """
     if not isinstance(season, str):
-        return season
+        return seasons.listed(season)
     longest = max(several, key=lambda series: len(series.values))
-    return baselines.season(longest.known[split(len(longest.values)).train, 0])
+    end = split(len(longest.values)).validation.stop
+    return seasons.find(longest.known[:end, 0])
+
+
+def season_of(several: Sequence[TimeSeries], season: int | tuple[int, ...] | str) -> int:
+    """Return the shorter season, 0 where there is none."""
+    return min(seasons_of(several, season), default=0)

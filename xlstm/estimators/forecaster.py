@@ -19,7 +19,7 @@ from xlstm.data.categories import encoded
 from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
-from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, selection
+from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, seasons, selection
 from xlstm.estimators.base import (
     OF_TRAIN,
     AnyPath,
@@ -137,7 +137,7 @@ quantiles, linear_baseline, season, calendar, least, refit
     KIND = "forecaster"
     _facts: ClassVar = {
         "feature_names_in_": column_names,
-        "season_": checks.size_or_0,
+        "season_": seasons.check,
         "calendar_": checks.flag,
         "series_names_": column_names,
         "chosen_": column_names,
@@ -424,7 +424,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         p = self.test_predictor_
         forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
         several = [series for series, _ in pairs]
-        return evaluation.score(several, forecasts, p.settings.quantiles, self.season_, panel)
+        season = min(seasons.listed(self.season_), default=0)
+        return evaluation.score(several, forecasts, p.settings.quantiles, season, panel)
 
     def backtest(
         self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]
@@ -700,7 +701,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             chosen_=np.array([*used, *["network"] * bool(epochs)], dtype=object),
             candidate_errors_=errors | allowed,
             ranks_=sampling.ranks(test, several),
-            season_=fitting.season_of(several, s.season),
+            season_=seasons.parameter(fitting.seasons_of(several, s.season)),
             calendar_=several[0].marks > 0,
             feature_names_in_=names_array(panel.names),
             series_names_=names_array(panel.ids),

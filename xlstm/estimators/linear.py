@@ -1,0 +1,288 @@
+"""The linear autoregression to which the network adds.
+
+Lai et al. 2018 (LSTNet) put an autoregression beside a network, since networks do not follow the
+scale of their input well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and
+the network learns what is left.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import cores
+from xlstm.data.host import Host, Values
+from xlstm.data.time_series import TimeSeries
+from xlstm.estimators.baselines import CHUNK, changes
+from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
+from xlstm.estimators.seasons import SMOOTH
+from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
+
+Penalties = Sequence[tuple[float, float]]  # of lags, and of covariates and a constant
+MOST = 20_000  # rows that are enough for least squares
+ORDERS = (2, 4, 8, 12, 24, 48, 96)  # lags that are tried; the window and whole seasons are, too
+RIDGES = (0.001, 0.01, 0.1, 1.0)  # penalties, in units of the mean square of a lag
+COVARIATE_RIDGES = (0.001, 0.01, 0.1)  # the same for covariates and a constant, in units of one
+CONSTANT_RIDGE = 0.01  # that of a constant alone, which needs no choice
+WIDTH = 24  # a long season's lags are also averaged over two times this part of it
+
+
+@dataclass(frozen=True)
+class LinearBaseline:
+    """A linear forecast of each target for each step ahead.
+
+    Attributes
+    ----------
+    order : int
+        Values that it looks back to; it sees by how much the others differ from the last one.
+    seasons : tuple of int
+        Steps of seasons; it also looks one season back from the last value and from the step to
+        predict.
+    coefficients : array (C, H, K)
+        Those of `order` - 1 differences, a season back from the last value, a constant, static
+        numbers, a season back from the step to predict, and covariates known for it.
+    ridge, covariate_ridge : float
+        The penalty of the differences, and that of the others.
+    """
+
+    order: int
+    seasons: tuple[int, ...]
+    coefficients: Host
+    ridge: float = 0.0
+    covariate_ridge: float = 0.0
+
+    def repeated(self, n: int) -> LinearBaseline:
+        """Return the baseline of n times the targets."""
+        return replace(self, coefficients=np.tile(self.coefficients, (n, 1, 1)))
+
+    @property
+    def reach(self) -> int:
+        """Values before an origin that a forecast depends on."""
+        return max(self.order, *(2 * m for m in self.seasons), 1)
+
+    def apply(
+        self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
+    ) -> Values:
+        """Return by how much the targets after each origin differ from the last value, (M, H, C),
+        in `units`.
+        """
+        return forecasts([self], series, scaling, units, origins)[0]
+
+
+def forecasts(
+    lines: Sequence[LinearBaseline],
+    series: TimeSeries,
+    scaling: SeriesScaling,
+    units: Values,
+    origins: Origins,
+) -> Values:
+    """Return what `LinearBaseline.apply` does for each of several that differ in their coefficients
+    alone, (L, M, H, C).
+    """
+    coefficients = np.stack([line.coefficients for line in lines])
+    L, C, H, _ = coefficients.shape
+    ahead = np.empty((L, len(origins), H, C))
+    for k in range(0, len(origins), CHUNK):
+        at = origins[k : k + CHUNK]
+        for c in range(C):
+            same, by_step = _design(lines[0], series, scaling, units, at, H, c)
+            own, others = np.split(coefficients[:, c], [same.shape[1]], axis=2)
+            ahead[:, k : k + CHUNK, :, c] = same @ np.swapaxes(own, 1, 2)
+            ahead[:, k : k + CHUNK, :, c] += np.einsum("mhf,lhf->lmh", by_step, others)
+    return ahead
+
+
+def of_arrays(coefficients: Values, seasons: Values, others: int) -> LinearBaseline:
+    """Return the autoregression of arrays of a file, with `others` covariates."""
+    periods = tuple(map(int, seasons))
+    order = coefficients.shape[2] - others - 2 * len(_sources(periods))
+    if order < 1:
+        raise ValueError(
+            f"linear_baseline has shape {coefficients.shape} with seasons {periods}, expected more"
+            f" than {coefficients.shape[2] - order} at its end"
+        )
+    return LinearBaseline(order, periods, coefficients)
+
+
+def repeating(scaling: SeriesScaling, horizon: int) -> LinearBaseline:
+    """Return the linear baseline that repeats the last value."""
+    C = scaling.units.shape[1]
+    K = 1 + scaling.static.shape[1] + scaling.future.shape[1]
+    return LinearBaseline(1, (), np.zeros((C, horizon, K)))
+
+
+def fit(
+    rolling: RollingOrigins,
+    stops: Sequence[int],
+    order: int,
+    seasons: tuple[int, ...],
+    penalties: Penalties,
+) -> list[LinearBaseline]:
+    """Return a linear autoregression for each penalty, fitted to the values before the rows
+    `stops`.
+
+    Windows that reach back before the beginning of their series do not count, if there are enough
+    others.
+    """
+    H = rolling.horizon
+    line = LinearBaseline(order, seasons, np.empty(0))
+    first = max(order, *seasons, 1)
+    origins = [np.arange(first, stop) for stop in stops]
+    if sum(map(len, origins)) < 2 * order:
+        origins = [np.arange(1, stop) for stop in stops]
+    every = -(-sum(map(len, origins)) // MOST)
+    parts = [
+        (series, units, at[::every], stop)
+        for series, units, at, stop in zip(
+            rolling.several, rolling.scaling.units, origins, stops, strict=True
+        )
+    ]
+    change = np.concatenate(
+        [changes(series, at, H, stop, units) for series, units, at, stop in parts]
+    )  # (M, H, C)
+    by_target = []
+    for c in range(change.shape[2]):
+        designs = [
+            _design(line, series, rolling.scaling, units, at, H, c) for series, units, at, _ in parts
+        ]
+        same, by_step = (np.concatenate(part) for part in zip(*designs, strict=True))
+        target = np.ascontiguousarray(change[..., c])
+        by_target.append(_solved(line, same, by_step, target, penalties))
+    coefficients = np.stack(by_target, axis=1)  # (penalties, C, H, K)
+    return [
+        LinearBaseline(order, seasons, fitted, *penalty)
+        for fitted, penalty in zip(coefficients, penalties, strict=True)
+    ]
+
+
+# The systems are small: threads of BLAS would mostly wait for each other, long where the cores have
+# other work.
+@cores.one_thread()
+def _solved(
+    line: LinearBaseline, same: Values, by_step: Values, y: Values, penalties: Penalties
+) -> Host:
+    """Return coefficients (penalties, H, K) of ridge regressions of y (M, H) on `same` (M, K - F)
+    and `by_step` (M, H, F).
+    """
+    H = y.shape[1]
+    K = same.shape[1] + by_step.shape[2]
+    seasonal = len(_sources(line.seasons))
+    lags = np.zeros(K, bool)
+    lags[: line.order - 1 + seasonal] = True
+    lags[same.shape[1] : same.shape[1] + seasonal] = True
+    weights = np.zeros((len(penalties), H, K))
+    size = max(float(np.mean(same[:, lags[: same.shape[1]]] ** 2)), 1e-12) if np.any(lags) else 0.0
+    for h in range(H):
+        there = ~np.isnan(y[:, h])
+        A = np.concatenate((same[there], by_step[there, h]), axis=1)
+        b = y[there, h]
+        gram = A.T @ A
+        right = A.T @ b
+        for k, (ridge, covariate_ridge) in enumerate(penalties):
+            penalty = np.where(lags, ridge * size, covariate_ridge)
+            weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
+    return weights
+
+
+def _sources(seasons: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return each season that is looked back, and how many steps beside its end are averaged."""
+    pairs = [(m, 0) for m in seasons]
+    return pairs + [(m, m // WIDTH) for m in seasons if m >= SMOOTH]
+
+
+def _design(
+    line: LinearBaseline,
+    series: TimeSeries,
+    scaling: SeriesScaling,
+    units: Values,
+    origins: Origins,
+    horizon: int,
+    c: int,
+) -> tuple[Values, Values]:
+    """Return the numbers that all steps ahead see, (M, K - F), and those of each step, (M, H, F).
+
+    Before its beginning a series is as at its beginning, and the last row of the covariates stands
+    for those that are missing.
+    """
+    column = series.known[:, c]
+    last = column[origins - 1]
+    steps = np.arange(1, horizon + 1)
+    before = [column[np.maximum(origins[:, None] - np.arange(line.order, 1, -1), 0)]]
+    ahead = []
+    for m, width in _sources(line.seasons):
+        values = _averaged(column, width)
+        before.append(values[np.maximum(origins - 1 - m, 0)][:, None])
+        rows = origins[:, None] - 1 + steps - m * -(-(steps + width) // m)
+        ahead.append(values[np.maximum(rows, 0)])
+    lags = _relative(np.concatenate(before, axis=1), last[:, None], units[c])
+    static = standard(series.static, scaling.static)
+    others = np.broadcast_to((1.0, *static), (len(origins), 1 + len(static)))
+    rows = np.minimum(origins[:, None] + steps - 1, len(series.future) - 1)
+    by_step = [_relative(values, last[:, None], units[c])[..., None] for values in ahead]
+    by_step.append(standard(series.future[rows], scaling.future))
+    return np.concatenate((lags, others), axis=1), np.concatenate(by_step, axis=2)
+
+
+def _relative(values: Values, last: Values, unit: float) -> Values:
+    return np.clip((values - last) / unit, -FAR, FAR)
+
+
+def _averaged(column: Values, width: int) -> Values:
+    """Return the averages of values (N,) and of `width` values on both sides."""
+    if width == 0:
+        return column
+    total = np.concatenate(([0.0], np.cumsum(column)))
+    rows = np.arange(len(column))
+    begin = np.maximum(rows - width, 0)
+    end = np.minimum(rows + width + 1, len(column))
+    return np.asarray((total[end] - total[begin]) / (end - begin))
+
+
+def candidate(
+    rolling: RollingOrigins, settings: Any
+) -> tuple[LinearBaseline, float, list[LinearBaseline]]:
+    """Return the linear autoregression of the least validation error, of some orders, penalties and
+    seasons; that error; and the same as it was fitted before each fold.
+    """
+    has_covariates = rolling.several[0].future.shape[1] + len(rolling.several[0].static) > 0
+    ridges = COVARIATE_RIDGES if has_covariates else (CONSTANT_RIDGE,)
+    penalties = [*itertools.product(RIDGES, ridges)]
+    tried = []
+    options = [rolling.seasons[:k] for k in range(len(rolling.seasons) + 1)]
+    for order, seasons in itertools.product(_orders(rolling, settings), options):
+        by_fold = [fit(rolling, rolling.cuts[k], order, seasons, penalties) for k in range(FOLDS)]
+        ahead = [
+            forecasts(by_fold[k], series, rolling.scaling, units, origins)
+            for k in range(FOLDS)
+            for series, units, origins, _ in rolling.fold(k)
+        ]
+        of_penalties = zip(np.concatenate(ahead, axis=1), zip(*by_fold, strict=True), strict=True)
+        tried += [(rolling.error(ahead), lines) for ahead, lines in of_penalties]
+    error, folds = min(tried, key=lambda pair: pair[0])
+    return refit(rolling, rolling.stops, folds[0]), error, list(folds)
+
+
+def refit(rolling: RollingOrigins, stops: Sequence[int], line: LinearBaseline) -> LinearBaseline:
+    """Return an autoregression with the same options, fitted to the values before the rows
+    `stops`.
+    """
+    if line.ridge == 0:
+        return line
+    penalty = (line.ridge, line.covariate_ridge)
+    return fit(rolling, stops, line.order, line.seasons, [penalty])[0]
+
+
+def _orders(rolling: RollingOrigins, settings: Any) -> list[int]:
+    """Return the orders that are tried: the one of the settings, or those that the longest series
+    has room for.
+
+    Short ones do not limit it: windows that reach back before their beginning do not count.
+    """
+    if not isinstance(settings.linear_baseline, str):
+        return [settings.linear_baseline]
+    longest = max(2, (max(rolling.cuts[0]) - rolling.horizon) // 2)
+    return sorted(order for order in {*ORDERS, settings.window} if 2 <= order <= longest)

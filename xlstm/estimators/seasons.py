@@ -1,0 +1,131 @@
+"""The seasons of a series: after how many steps it repeats, judged by its changes from step to
+step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.data.host import Values
+
+LENGTHS = (4, 7, 12, 24, 48, 52)  # steps: quarters, days, months, hours, half hours and weeks
+# The longer season that goes with a shorter one: weeks of hours and of half hours, and a year of
+# days.
+LONGER = {24: 168, 48: 336, 7: 365}
+SHARE = 0.2  # least share of the variance of changes that a season explains; noise has less
+SHORT = 0.4  # the same where there are fewer than CYCLES seasons, in which noise has more
+CYCLES = 3
+MORE = 0.15  # least share of what a season leaves that the longer one explains
+LEAST = 2.0  # seasons that a series has at least
+LEAST_LONGER = 1.5  # the same of the longer of two, whose beginning comes twice then
+SMOOTH = 52  # steps from which on a season is looked for in means of a thirteenth of it, too
+OUTLIER = 6.0  # median absolute deviations beyond which a change counts as no larger
+SEASONAL = 0.2  # least autocorrelation of a season of any length
+NEAR = 0.9  # a shorter season is taken where it explains this share of the best
+SHORTEST = 4  # steps of the shortest season of any length
+
+
+def listed(season: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return the seasons that a parameter sets, the shorter one first; 0 is none."""
+    seasons = season if isinstance(season, tuple) else (season,)
+    return tuple(sorted({m for m in seasons if m > 1}))
+
+
+def parameter(seasons: tuple[int, ...]) -> int | tuple[int, ...]:
+    """Return seasons as a parameter has them: 0 for none, one number, or a tuple of two."""
+    return seasons if len(seasons) > 1 else sum(seasons)
+
+
+def check(where: str, name: str, value: Any) -> int | tuple[int, ...]:
+    """Return the steps of a season, 0 for none, or of two."""
+    if isinstance(value, list | tuple):
+        period = checks.whole(2, checks.LARGEST)
+        seasons = checks.several(where, name, value, "two whole numbers", period, 2)
+        return parameter(listed(tuple(seasons)))
+    return checks.size_or_0(where, name, value)
+
+
+def find(values: Values) -> tuple[int, ...]:
+    """Return the steps of the seasons of values (N,), the shorter one first: none, one or two.
+
+    The first is the one that explains the changes best. A second one is looked for where the first
+    has the length of a day or of a week.
+    """
+    N = len(values)
+    lengths = {m for m in (*LENGTHS, autocorrelated(values)) if m and N >= LEAST * m}
+    shares = {m: _share(values, m) for m in sorted(lengths)}
+    shares = {
+        m: share for m, share in shares.items() if share > (SHARE if N >= CYCLES * m else SHORT)
+    }
+    if not shares:
+        year = LONGER[7]
+        return (year,) if N >= LEAST * year and _share(values, year) > SHORT else ()
+    best = max(shares.values())
+    first = next(m for m, share in shares.items() if share >= NEAR * best)
+    longer = LONGER.get(first, N)
+    if N < LEAST_LONGER * longer:
+        return (first,)
+    more = 1 - (1 - _share(values, longer)) / max(1 - shares[first], 1e-12)
+    return (first, longer) if more > MORE else (first,)
+
+
+def autocorrelated(values: Values) -> int:
+    """Return the steps of a season of values (N,), or 0 where there is none.
+
+    It is the first peak of the autocorrelation that is about as high as any, after the line through
+    the series has been taken away, up to a third of the length.
+    """
+    N = len(values)
+    if N < 3 * SHORTEST:
+        return 0
+    time = np.arange(N) - (N - 1) / 2
+    unit = float(np.max(np.abs(values))) or 1.0  # squares of large values would overflow
+    scaled = values / unit
+    left = scaled - np.mean(scaled)
+    left -= time * (time @ left) / (time @ time)
+    if left @ left < 1e-24 * N:
+        return 0
+    power = np.abs(np.fft.rfft(left, 2 * N)) ** 2
+    correlation = (
+        np.fft.irfft(power)[: N // 3 + 1] / (left @ left) * (N / (N - np.arange(N // 3 + 1)))
+    )
+    below = np.flatnonzero(correlation < 0)
+    if below.size == 0:  # it does not swing
+        return 0
+    peaks = 1 + np.flatnonzero(
+        (correlation[1:-1] >= correlation[:-2]) & (correlation[1:-1] > correlation[2:])
+    )
+    peaks = peaks[(peaks >= SHORTEST) & (peaks > below[0])]
+    heights = correlation[peaks]
+    best = np.max(heights, initial=0.0)
+    return 0 if best < SEASONAL else int(peaks[heights >= NEAR * best][0])
+
+
+def _share(values: Values, m: int) -> float:
+    """Return the share of the variance of changes that a season of m steps explains; of a long one
+    that of changes of means, in which noise is small.
+    """
+    share = _explained(np.diff(values), m)
+    if m >= SMOOTH:
+        width = m // 13
+        blocks = values[len(values) % width :].reshape(-1, width)
+        share = max(share, _explained(np.diff(np.mean(blocks, axis=1)), 13))
+    return share
+
+
+def _explained(changes: Values, m: int) -> float:
+    """Return the share of the variance of changes that their means by the place in a season of m
+    steps explain, less what they would of noise.
+    """
+    middle = np.median(changes)
+    far = OUTLIER * np.median(np.abs(changes - middle))
+    changes = np.clip(changes, middle - far, middle + far) if far > 0 else changes
+    place = np.arange(len(changes)) % m
+    N = len(changes)
+    means = np.bincount(place, changes) / np.bincount(place)
+    left = np.sum((changes - means[place]) ** 2)
+    left /= max(1e-300, np.sum((changes - np.mean(changes)) ** 2))
+    return float(1 - left * (N - 1) / max(N - m, 1))

@@ -1,0 +1,302 @@
+"""Exponential smoothing as a candidate of forecasters: coefficients of the least errors from
+rolling origins.
+
+Beside the trend that smoothing follows stands that of the Theta method, half of the slope of the
+line through all values before (Hyndman & Billah 2003).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from xlstm.data.host import Values
+from xlstm.data.time_series import TimeSeries
+from xlstm.estimators import baselines
+from xlstm.estimators.baselines import mean
+from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
+from xlstm.estimators.series_scaling import Origins, SeriesScaling
+from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
+
+# the coefficients that are tried; beta is a share of alpha, and gamma of 1 - alpha
+ALPHAS = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
+BETAS = (0.05, 0.2, 0.5)
+PHIS = (0.8, 0.9, 0.97, 1.0)
+GAMMAS = (0.0, 0.1, 0.3, 0.6)
+DRIFT = 0.5  # share of the slope of the line through all values, in the Theta method
+SERIES = 100  # series that coefficients are chosen by, at most
+FORECASTS = 4_000_000  # in memory while coefficients are tried: 32 MB an array
+ROWS = 2000  # steps that are smoothed before the last forecast, at most
+LONGEST_SEASON = 100_000  # steps of a season in a file, whose states are as many
+NAMES = ("smoothing", "theta")
+LEAST_SHARE = 0.1  # least value, as a share of the median, of a series whose logarithm is smoothed
+MOST_ABOVE = 3.0  # most that a forecast is above all values, in logarithms: a factor of 20
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Exponential smoothing of each target with coefficients that are known.
+
+    Attributes
+    ----------
+    layer : ExponentialSmoothing
+    coefficients : array (K,)
+        gamma of each season, alpha, beta, phi, and the share of the slope of the line through all
+        values.
+    steps : int
+        Steps ahead whose errors in the past the coefficients were chosen by.
+    rows : int
+        Values that an initial state is fitted to.
+    """
+
+    layer: ExponentialSmoothing
+    coefficients: Values
+    steps: int
+    rows: int
+    order: ClassVar[int] = 0  # it looks back as far as there is something
+    reach: ClassVar[int] = ROWS
+
+    @property
+    def name(self) -> str:
+        """Name of the candidate."""
+        return NAMES[bool(self.coefficients[-1])]
+
+    def array(self) -> Values:
+        """Return the array of a file."""
+        seasons = (*self.layer.periods, 0, 0)[:2]
+        return np.array([*seasons, self.layer.multiplicative, self.rows, *self.coefficients])
+
+    def repeated(self, n: int) -> Smoothing:
+        """Return the smoothing of n times the targets, which is the same."""
+        return self
+
+    def apply(
+        self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
+    ) -> Values:
+        """Return by how much the targets after each origin differ from the last value, (M, H, C),
+        in `units`.
+        """
+        first = int(np.min(origins))
+        values = series.known[max(0, first - ROWS) : int(np.max(origins))]
+        begin = min(first, ROWS) - 1
+        ahead = smoothed(self.layer, self.coefficients[:, None], values, self.rows, begin)
+        ahead = ahead[origins - first, 0]
+        return np.asarray((np.swapaxes(ahead, 1, 2) - series.known[origins - 1, None]) / units)
+
+
+def of_array(name: str, array: Values, horizon: int) -> Smoothing:
+    """Return the smoothing of the array of a file."""
+    seasons = [int(m) for m in array[:2] if m]
+    if len(array) != 8 + len(seasons) or not all(2 <= m <= LONGEST_SEASON for m in seasons):
+        raise ValueError(
+            f"{name} has {len(array)} numbers and seasons of {seasons} steps, expected"
+            f" {8 + len(seasons)} and at most {LONGEST_SEASON}"
+        )
+    layer = ExponentialSmoothing(horizon, periods=tuple(seasons), multiplicative=bool(array[2]))
+    return Smoothing(layer, array[4:], horizon, max(1, int(array[3])))
+
+
+def smoothed(
+    layer: ExponentialSmoothing, coefficients: Values, values: Values, fitted: int, begin: int = 0
+) -> Values:
+    """Return forecasts (T - begin, G, C, H) after each value (T, C) from row `begin` on, by G sets
+    of coefficients, whose initial states are fitted to the first `fitted` values.
+    """
+    x = values
+    if layer.multiplicative:
+        x = np.maximum(x, LEAST_SHARE**2 * np.median(np.abs(x), axis=0) + 1e-12)
+    first = layer.initial_state(x[:fitted, :, None])
+    x = np.log(x) if layer.multiplicative else x
+    *numbers, drift = (row[:, None] for row in coefficients)
+    states = [np.empty((len(x) + lag, coefficients.shape[1], x.shape[1])) for lag in layer.lags]
+    for rows, start in zip(states, first, strict=True):
+        rows[: len(start)] = start[:, None]
+    for t in range(len(x)):
+        _, *new = step(np, x[t], *(rows[t] for rows in states), *numbers)
+        for rows, lag, state in zip(states, layer.lags, new, strict=True):
+            rows[t + lag] = state
+    ahead = layer.ahead(np, Smoothed(tuple(rows[begin:] for rows in states), x, tuple(numbers), x))
+    if np.any(drift):
+        slopes = drift * _slopes(x)[begin:, None]
+        ahead += slopes[..., None] * np.arange(1, layer.horizon + 1)
+    if layer.multiplicative:
+        ahead = np.minimum(ahead, np.max(x, axis=0)[:, None] + MOST_ABOVE)
+    return np.asarray(layer.in_units(np, ahead))
+
+
+def _slopes(x: Values) -> Values:
+    """Return the slope of the line through the values up to each row, (T, C); 0 at the first."""
+    time = np.arange(len(x))[:, None]
+    count = time + 1
+    x = x - x[0]
+    below = np.maximum(count * (count**2 - 1) / 12, 1.0)
+    return (np.cumsum(time * x, axis=0) - time / 2 * np.cumsum(x, axis=0)) / below
+
+
+def initial_rows(rolling: RollingOrigins, layer: ExponentialSmoothing) -> int:
+    """Return the number of values that initial states are fitted to: so few that errors are left to
+    choose coefficients by, but those of a whole season.
+    """
+    few = min(rolling.cuts[0]) * 3 // 4
+    return min(layer.initial_rows, max(few, 2, *layer.periods))
+
+
+def coefficients(seasons: int) -> Values:
+    """Return the coefficients of smoothing that are tried, (K, G), those of the Theta method
+    last.
+    """
+    trends = [(0.0, 0.0, 0.0), *itertools.product(BETAS, PHIS, (0.0,))]
+    rows = []
+    for trend in (trends, [(0.0, 0.0, DRIFT)]):
+        gammas = itertools.product(GAMMAS if seasons < 2 else GAMMAS[1:], repeat=seasons)
+        for shares, alpha, (beta, phi, drift) in itertools.product(gammas, ALPHAS, trend):
+            seasonal = [share * (1 - alpha) for share in shares]
+            rows.append((*seasonal, alpha, alpha * beta, phi, drift))
+    return np.array(rows).T
+
+
+class Fitted(NamedTuple):
+    """Smoothing whose coefficients have the least errors, its validation error, and the same with
+    coefficients of the rows before each fold.
+    """
+
+    smoothing: Smoothing
+    error: float
+    folds: list[Smoothing]
+
+
+def candidates(rolling: RollingOrigins) -> dict[str, Fitted]:
+    """Return the exponential smoothing and the Theta method of the least validation error: with
+    seasons or without, of the logarithm or not.
+    """
+    best: dict[str, Fitted] = {}
+    for layer in layers(rolling):
+        for fitted in fit(rolling, layer):
+            name = fitted.smoothing.name
+            if name not in best or fitted.error < best[name].error:
+                best[name] = fitted
+    return best
+
+
+def layers(rolling: RollingOrigins) -> Iterator[ExponentialSmoothing]:
+    """Yield the layers that are tried."""
+    H = rolling.horizon
+    yield ExponentialSmoothing(H)
+    before = zip(rolling.several, rolling.stops, strict=True)
+    values = [series.known[:stop] for series, stop in before]
+    positive = all(np.min(part) > LEAST_SHARE * np.median(part) for part in values)
+    for k in range(len(rolling.seasons)):
+        periods = rolling.seasons[: k + 1]
+        for multiplicative in (False, True)[: 1 + positive]:
+            yield ExponentialSmoothing(H, periods=periods, multiplicative=multiplicative)
+
+
+def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Fitted]:
+    """Return smoothing and the Theta method with the coefficients of the least errors, one step
+    ahead and all steps.
+    """
+    grid = coefficients(len(layer.periods))
+    kinds = [np.flatnonzero(row) for row in (grid[-1] == 0, grid[-1] > 0)]
+    lengths = sorted({1, rolling.horizon})
+    looked = range(0, len(rolling.several), -(-len(rolling.several) // SERIES))
+    totals = sum(_errors_before(rolling, k, layer, grid, lengths) for k in looked)
+    best = [
+        [[kind[np.argmin(total[kind])] for total in by_cut] for by_cut in totals]
+        for kind in kinds
+    ]  # by kind, length and cut
+    pairs = list(itertools.product(range(len(kinds)), range(len(lengths))))
+    of_fold = [[grid[:, best[i][j][k]] for i, j in pairs] for k in range(FOLDS)]
+    errors = [[] for _ in pairs]
+    for n in looked:
+        squares = _validation_squares(rolling, n, layer, of_fold)
+        for p in range(len(pairs)):
+            errors[p].append(squares[p])
+    results = []
+    for p, (i, j) in enumerate(pairs):
+        *folds, whole = (
+            Smoothing(layer, grid[:, k], lengths[j], initial_rows(rolling, layer))
+            for k in best[i][j]
+        )
+        results.append(Fitted(whole, float(np.nanmean(mean(np.concatenate(errors[p])))), folds))
+    return results
+
+
+def _squares(
+    rolling: RollingOrigins, n: int, layer: ExponentialSmoothing, grid: Values
+) -> tuple[int, Values]:
+    """Return the first row of a series that is looked at, and relative squared errors (T, G, C, H)
+    of forecasts after each row from there.
+    """
+    series = rolling.several[n]
+    units = rolling.scaling.units[n]
+    stop = rolling.stops[n]
+    begin = max(0, stop - ROWS)
+    values = series.known[begin:stop]
+    ahead = smoothed(layer, grid, values, initial_rows(rolling, layer))
+    origins = np.arange(begin + 1, stop + 1)
+    ahead -= values[:, None, :, None]
+    ahead /= units[:, None]
+    truth = baselines.changes(series, origins, rolling.horizon, stop, units)
+    ahead -= np.swapaxes(truth, 1, 2)[:, None]
+    ahead *= ahead
+    ahead /= rolling.naive_squares.T
+    return begin, ahead
+
+
+def _errors_before(
+    rolling: RollingOrigins,
+    n: int,
+    layer: ExponentialSmoothing,
+    grid: Values,
+    lengths: Sequence[int],
+) -> Values:
+    """Return the mean errors (lengths, FOLDS + 1, G) of a series, of forecasts whose truth is before
+    each cut, without those that initial states were made of.
+    """
+    C = rolling.several[n].known.shape[1]
+    H = rolling.horizon
+    size = max(1, FORECASTS // (min(rolling.stops[n], ROWS) * C * H))
+    totals = np.zeros((len(lengths), FOLDS + 1, grid.shape[1]))
+    for g in range(0, grid.shape[1], size):
+        begin, squares = _squares(rolling, n, layer, grid[:, g : g + size])
+        squares = np.nan_to_num(np.mean(squares, axis=2))  # (T, G, H)
+        for k, cut in enumerate(rolling.cuts):
+            stop = cut[n] - begin
+            first = min(initial_rows(rolling, layer), stop * 3 // 4)
+            sums = np.stack([np.sum(squares[first : stop - h - 1, :, h], axis=0) for h in range(H)])
+            rows = np.maximum(stop - 1 - first - np.arange(H), 1)
+            means = sums / rows[:, None]
+            for j, length in enumerate(lengths):
+                totals[j, k, g : g + size] = np.mean(means[:length], axis=0)
+    return totals
+
+
+def _validation_squares(
+    rolling: RollingOrigins,
+    n: int,
+    layer: ExponentialSmoothing,
+    of_fold: Sequence[Sequence[Values]],
+) -> Values:
+    """Return relative squared errors (P, M, C, H) of a series from all origins, with the
+    coefficients (P, K) of each fold.
+    """
+    parts = []
+    for k, choices in enumerate(of_fold):
+        begin, squares = _squares(rolling, n, layer, np.array(choices).T)
+        rows = np.arange(rolling.cuts[k][n], rolling.cuts[k + 1][n]) - begin - 1
+        parts.append(np.swapaxes(squares[rows], 0, 1))
+    return np.concatenate(parts, axis=1)
+
+
+def refit(rolling: RollingOrigins, smoothing: Smoothing) -> Smoothing:
+    """Return smoothing of the same kind with coefficients that are chosen by the rows before the
+    stops.
+    """
+    fitted = (each.smoothing for each in fit(rolling, smoothing.layer))
+    return next(
+        each for each in fitted if (each.name, each.steps) == (smoothing.name, smoothing.steps)
+    )
