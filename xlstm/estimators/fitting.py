@@ -4,7 +4,6 @@ of the network.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
+from xlstm.data.host import Values
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import base, baselines, predictor, selection
@@ -115,7 +115,7 @@ def _variant(
     }
     combination = replace(combination, candidates=fitted)
     model = predictor.network(s, scaling)
-    return several, parts, Predictor(s, backend, scaling, combination, None, model, {})
+    return several, parts, Predictor(s, backend, scaling, combination, None, None, model, {})
 
 
 def train(
@@ -125,13 +125,10 @@ def train(
     weights have the shapes of the network's.
     """
     fitted = data.predictor
-    params = predictor.first_weights(fitted, data)
+    params = predictor.first_weights(fitted)
     if start is not None and _shapes(start) == _shapes(params):
         params = {name: fitted.backend.asarray(array) for name, array in start.items()}
-    loss = functools.partial(predictor.loss, fitted.settings.quantiles)
-    return base.learn(
-        fitted.settings, fitted.model, params, data, fitted.backend, loss=loss, **options
-    )
+    return base.learn(fitted.settings, fitted.model, params, data, fitted.backend, **options)
 
 
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
@@ -150,7 +147,7 @@ def network_errors(fitted: Predictor, data: Examples) -> dict[str, float]:
         for origins in np.split(every, range(baselines.CHUNK, len(every), baselines.CHUNK)):
             truth = baselines.targets(series, origins, fitted.settings.horizon, int(every[-1]) + 1)
             x, average, scale = fitted.before(series, units, origins)
-            network, _, _ = fitted.finished(x, average, scale)
+            network = fitted.finished(x, average, scale)
             last = np.broadcast_to(series.known[origins - 1, None], average.shape)
             squares.append(((np.stack((last, average, network)) - truth) / scale[:, None]) ** 2)
     naive, *errors = (float(np.sqrt(np.nanmean(part))) for part in np.concatenate(squares, axis=1))
@@ -158,12 +155,30 @@ def network_errors(fitted: Predictor, data: Examples) -> dict[str, float]:
     return {"average": without, "network": beside}
 
 
-def alone(fitted: Predictor, data: Examples) -> Predictor:
-    """Return a predictor whose network adds nothing, but knows the quantiles of the targets of
-    examples.
+def alone(fitted: Predictor) -> Predictor:
+    """Return a predictor whose network adds nothing."""
+    return replace(fitted, params=predictor.first_weights(fitted, 0.0))
+
+
+def past_errors(
+    fitted: Predictor, several: Sequence[TimeSeries], stops: Sequence[int], network: bool
+) -> list[Values]:
+    """Return errors (M, H, C) of forecasts of each series, in units, with truths before the rows
+    `stops`; NaN where the truth is not known.
+
+    They are those of the average of the other candidates from rolling origins, or of the network
+    from the validation part on. The network is not fitted to that part, but stopped by it.
     """
-    params = predictor.first_weights(fitted, data)
-    return replace(fitted, params=params | {"head.W": 0 * params["head.W"]})
+    s = fitted.settings
+    if not network:
+        return RollingOrigins(several, fitted.scaling, stops, s.horizon).errors(fitted.combination)
+    errors = []
+    for series, units, stop in zip(several, fitted.scaling.units, stops, strict=True):
+        first = parts_of(len(series.values), s)["validation"].start
+        origins = np.arange(max(first, stop - selection.ORIGINS), stop)
+        truth = baselines.targets(series, origins, s.horizon, stop)
+        errors.append((truth - fitted.forecast(series, units, origins)) / units)
+    return errors
 
 
 def refitted(data: Examples) -> Examples:

@@ -106,11 +106,14 @@ class Validated(NamedTuple):
         The mean square error from rolling origins, relative to that of repeating the last value.
     optimism : float
         That error, divided by the one for values that the candidate is fitted to.
+    folds : list of LinearBaseline or of Smoothing
+        The candidate as it was fitted to the rows before each fold; no file keeps them.
     """
 
     candidate: Candidate
     error: float
     optimism: float
+    folds: Sequence[Candidate] = ()
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,8 @@ class Combination:
     def arrays(self) -> dict[str, Values]:
         """Return the arrays of a file."""
         arrays = {"candidates": self._errors, "usual": self.naive_squares}
-        for candidate, _, _ in self.candidates.values():
+        for each in self.candidates.values():
+            candidate = each.candidate
             if isinstance(candidate, Smoothing):
                 layer = candidate.layer
                 season = max(layer.periods, default=0)
@@ -230,7 +234,7 @@ class Combination:
     @property
     def _errors(self) -> Values:
         """Errors and optimism, (2, K)."""
-        return np.array([each[1:] for each in self.candidates.values()]).T
+        return np.array([[each.error, each.optimism] for each in self.candidates.values()]).T
 
     def weights(self, series: TimeSeries, units: Values, rows: Origins, ahead: Values) -> Values:
         """Return the weights (K, R, C) of forecasts (K, R, H, C) from successive rows, by what is
@@ -383,30 +387,46 @@ class RollingOrigins:
         """
         return baselines.fit(self.several, self.scaling, stops, self.horizon, order, penalties)
 
-    def validated(self, candidate: Candidate, error: float) -> Validated:
+    def validated(
+        self, candidate: Candidate, error: float, folds: Sequence[Candidate]
+    ) -> Validated:
         """Return a candidate that is fitted to all rows beside its validation error."""
         own = self.error([self.forecasts(k, candidate) for k in range(FOLDS)])
-        return Validated(candidate, error, max(1.0, error / max(own, 1e-12)))
+        return Validated(candidate, error, max(1.0, error / max(own, 1e-12)), folds)
+
+    def errors(self, combination: Combination) -> list[Values]:
+        """Return errors (M, H, C) of forecasts of each series by candidates that were fitted
+        before the fold, in units; NaN where the truth is not known.
+        """
+        by_fold = []
+        for k in range(FOLDS):
+            before = {
+                name: each._replace(candidate=each.folds[k])
+                for name, each in combination.candidates.items()
+            }
+            average = replace(combination, candidates=before)
+            by_fold.append(
+                [
+                    baselines.changes(series, origins, self.horizon, stop, units)
+                    - average.apply(series, self.scaling, units, origins)
+                    for series, units, origins, stop in self.fold(k)
+                ]
+            )
+        return [np.concatenate(of_series) for of_series in zip(*by_fold, strict=True)]
 
 
 def linear(rolling: RollingOrigins, orders: Sequence[int], penalties: Penalties) -> Validated:
     """Return the linear autoregression of the least validation error, of some orders and
     penalties.
     """
-    errors = {}
+    tried = []
     for order in orders:
-        by_fold = [
-            [
-                rolling.forecasts(k, line)
-                for line in rolling.lines(rolling.cuts[k], order, penalties)
-            ]
-            for k in range(FOLDS)
-        ]
-        for penalty, ahead in zip(penalties, zip(*by_fold, strict=True), strict=True):
-            errors[order, penalty] = rolling.error(ahead)
-    order, penalty = min(errors, key=errors.__getitem__)
-    line = rolling.lines(rolling.stops, order, [penalty])[0]
-    return rolling.validated(line, errors[order, penalty])
+        by_fold = [rolling.lines(rolling.cuts[k], order, penalties) for k in range(FOLDS)]
+        for lines in zip(*by_fold, strict=True):
+            ahead = [rolling.forecasts(k, line) for k, line in enumerate(lines)]
+            tried.append((rolling.error(ahead), lines))
+    error, folds = min(tried, key=lambda pair: pair[0])
+    return rolling.validated(refit(rolling, folds[0]), error, folds)
 
 
 def smoothing(rolling: RollingOrigins, season: int) -> Validated:
@@ -420,15 +440,15 @@ def smoothing(rolling: RollingOrigins, season: int) -> Validated:
         values = [series.known[:stop] for series, stop in before]
         if all(np.min(some) > LEAST_SHARE * np.median(some) for some in values):
             layers.append(replace(layers[-1], multiplicative=True))
-    tried = [pair for layer in layers for pair in _fitted_smoothing(rolling, layer)]
-    return rolling.validated(*min(tried, key=lambda pair: pair[1]))
+    tried = [each for layer in layers for each in _fitted_smoothing(rolling, layer)]
+    return rolling.validated(*min(tried, key=lambda each: each[1]))
 
 
 def _fitted_smoothing(
     rolling: RollingOrigins, layer: ExponentialSmoothing
-) -> list[tuple[Smoothing, float]]:
-    """Return smoothing with the coefficients of the least errors, one step ahead and all steps, and
-    its validation error.
+) -> list[tuple[Smoothing, float, list[Smoothing]]]:
+    """Return smoothing with the coefficients of the least errors, one step ahead and all steps, its
+    validation error, and the same with coefficients of the rows before each fold.
     """
     grid = coefficients(bool(layer.periods))
     looks = [_squares(rolling, k, layer, grid) for k in range(len(rolling.several))]
@@ -454,7 +474,8 @@ def _fitted_smoothing(
             )
         ]
         error = float(np.nanmean(mean(np.concatenate(total))))
-        results.append((Smoothing(layer, grid[:, best[-1]], steps), error))
+        *folds, whole = (Smoothing(layer, grid[:, k], steps) for k in best)
+        results.append((whole, error, folds))
     return results
 
 
@@ -537,7 +558,7 @@ def refit(rolling: RollingOrigins, candidate: Candidate) -> Candidate:
     """Return a candidate with the same options, fitted to the rows before the stops."""
     if isinstance(candidate, Smoothing):
         fitted = _fitted_smoothing(rolling, candidate.layer)
-        return next(other for other, _ in fitted if other.steps == candidate.steps)
+        return next(other for other, *_ in fitted if other.steps == candidate.steps)
     if candidate.ridge == 0:
         return candidate
     penalty = (candidate.ridge, candidate.covariate_ridge)
@@ -560,7 +581,7 @@ def combined(rolling: RollingOrigins, settings: Any) -> Combination:
         validated["smoothing"] = smoothing(rolling, m)
     if settings.linear_baseline == 0 or not (validated or allows(settings, "linear")):
         line = baselines.repeating(rolling.scaling, rolling.horizon)
-        validated["linear"] = Validated(line, 1.0, 1.0)
+        validated["linear"] = Validated(line, 1.0, 1.0, [line] * FOLDS)
     elif allows(settings, "linear"):
         has_covariates = known_ahead or len(longest.static) > 0
         ridges = COVARIATE_RIDGES if has_covariates else (CONSTANT_RIDGE,)
