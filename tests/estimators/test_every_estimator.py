@@ -180,11 +180,11 @@ def test_it_says_that_it_is_not_fitted(kind, tmp_path):
 # tests/attacks/test_hostile_files.py damages descriptions of forecasters; None is left out.
 DAMAGE = {
     "forecaster": [
-        ("fitted", {"adjustment": None}, "adjustment is None, expected an array"),
+        ("fitted", {"intervals.levels": None}, "intervals.levels is None, expected an array"),
         ("fitted", {"test": 3}, "test is 3, expected an object"),
         ("fitted.test", {"spread": None}, "spread is None, expected an array"),
         ("fitted.params", {"head.b": np.zeros(7, "float32")}, "has shape"),
-        ("fitted.params", {"head.b": np.full(60, np.nan, "float32")}, "is not finite"),
+        ("fitted.params", {"head.b": np.full(6, np.nan, "float32")}, "is not finite"),
         ("fitted", {"scaling.units": np.zeros((1, 1))}, "scaling.units has 0"),
         ("fitted", {"spread": np.ones((6, 1), "float32")}, "spread is an array of float32 "),
     ],
@@ -212,7 +212,7 @@ def test_files_that_are_refused(kind, trained, tmp_path):
             type(trained).load(path)
 
 
-@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("name", sorted(DAMAGE.keys() - {"forecaster"}))
 def test_files_of_arrays_under_their_names(name):
     """Files without a tree, as version 0.1.0 wrote them, give the same predictions."""
     estimator, data, find = KINDS[name]

@@ -1,12 +1,15 @@
 """Quantiles, sample paths, and forecasts beyond the horizon."""
 
 import copy
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from tests.estimators.conftest import LEARNS, QUICK
-from xlstm.estimators import Forecaster, evaluation
+from xlstm.estimators import Forecaster
+from xlstm.estimators.intervals import Intervals
 
 
 def test_intervals_cover_what_they_promise():
@@ -18,23 +21,40 @@ def test_intervals_cover_what_they_promise():
     np.testing.assert_allclose(score.crps, 1 / np.sqrt(np.pi), rtol=0.15)
 
 
-def test_rolling_limits_by_hand(rng, monkeypatch):
-    """Only errors that are known at an origin count, and only the last of them."""
-    monkeypatch.setattr(evaluation, "RECENT", 20)
-    monkeypatch.setattr(evaluation, "HORIZONS", 5)
-    outside = rng.standard_normal((60, 3, 2, 1))
-    outside[rng.random(outside.shape) < 0.2] = np.nan
-    found = evaluation.rolling(outside, 30, (0.1, 0.9))
-    for i, h, c in np.ndindex(30, 3, 2):
-        known = outside[max(0, 30 + i - h - 20) : 30 + i - h, h, c, 0]
-        known = np.sort(known[~np.isnan(known)])
-        rank = min(len(known), int(np.ceil((len(known) + 1) * 0.8)))
-        assert found[i, h, c, 0] == known[rank - 1]
-    last = evaluation.adjustment([outside], (0.1, 0.9))
-    assert last.shape == (3, 2, 1)
-    recent = np.sort(outside[40:, 1, 0, 0])  # NaN last
-    count = np.count_nonzero(~np.isnan(recent))
-    assert last[1, 0, 0] == recent[min(count, int(np.ceil((count + 1) * 0.8))) - 1]
+def test_intervals_of_few_errors_by_hand(rng):
+    """Few errors are drawn to a normal distribution, and their quantiles are wider."""
+    errors = rng.standard_normal((12, 2, 1)) * [[1.0], [3.0]] + 0.5
+    errors[10, 1] = errors[11] = np.nan
+    low, middle, high = (0.1, 0.5, 0.8)
+    intervals = Intervals.of([errors], (low, middle, high))
+    squares = [np.mean(errors[: 11 - h, h] ** 2) for h in range(2)]
+    np.testing.assert_allclose(intervals.spread[:, 0] ** 2, squares)
+    known = intervals.standardized([errors])
+    known = known[~np.isnan(known)]
+    n = 1.5 * 21 / 4
+    normal = NormalDist(0, np.sqrt(np.mean(known**2)))
+    mixed = [
+        (n * np.quantile(known, q) + 4 * normal.inv_cdf(q)) / (n + 4) for q in (low, middle, high)
+    ]
+    z = [NormalDist().inv_cdf(q) for q in (low, middle, high)]
+    expected = [
+        mixed[1] + (each - mixed[1]) * (1 + (score**2 + 1) / 4 / n)
+        for each, score in zip(mixed, z, strict=True)
+    ]
+    np.testing.assert_allclose(intervals.levels[0], expected)
+
+
+def test_widths_follow_the_errors_that_are_known(rng):
+    errors = rng.standard_normal((200, 3, 2))
+    errors[100:, :, 1] *= 1.8
+    intervals = Intervals(np.ones((3, 2)), np.empty((2, 0)))
+    width = intervals.width(errors)
+    np.testing.assert_allclose(np.mean(width[150:], axis=0), (1, 1.8), atol=0.15)
+    later = errors.copy()
+    for h in range(3):
+        later[120 - h :, h] = np.nan  # forecasts of values from row 120 on
+    np.testing.assert_array_equal(intervals.width(later)[:121], width[:121])
+    assert np.all(intervals.width(1e9 * errors)[20:] == 2.0)
 
 
 def test_quantiles_that_are_missing(values):
@@ -53,7 +73,6 @@ def test_nothing_is_forecast_below_the_least(values):
     free, limited = (one.score(values).quantiles for one in found)
     assert np.min(free) < 0
     assert np.min(limited) == np.min(found[1].predict_quantiles(values)) == 0.0
-    np.testing.assert_array_equal(limited, np.maximum(free, 0.0))
     assert np.min(found[1].predict(values, 30)) >= 0
 
 
@@ -78,7 +97,9 @@ def test_forecasts_beyond_the_horizon_begin_with_those_of_the_horizon(fitted, va
 def test_forecasts_that_overflow_are_an_error(fitted, values):
     """Where intervals are to be wider than numbers can be."""
     wide = copy.copy(fitted)
-    wide.adjustment_ = np.full_like(fitted.adjustment_, 1e308)
+    intervals = fitted.predictor_.intervals
+    far = intervals._replace(levels=np.full_like(intervals.levels, 1e308))
+    wide.predictor_ = replace(fitted.predictor_, intervals=far)
     series = 1000 * values
     assert np.isfinite(wide.predict(series)).all()
     for call in (wide.predict_quantiles, wide.sample, wide.export_inputs):

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from tests.estimators.conftest import LEARNS, QUICK
-from xlstm import gradcheck, losses
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster, predictor
+from xlstm.estimators import Forecaster
 from xlstm.training import Interrupted
 
 
@@ -45,19 +44,6 @@ def test_windows_end_with_the_series(fitted, values):
         np.testing.assert_allclose(x[:-1, k, 0] / x[0, k, 0], change[:-1] / change[0], rtol=1e-4)
     assert fitted.windows(values[:13]).shape == (12, 2, 1)  # there are no more
     assert fitted.model_(fitted.params_, x)[0].shape == (3, fitted.model_.output_size)
-
-
-def test_the_loss_is_squares_of_the_mean_and_pinball_of_quantiles(rng):
-    y = rng.standard_normal((4, 2 * 3))
-    target = rng.standard_normal((4, 2))
-    mask = np.array([[True, False], [True, True], [True, True], [False, True]])
-    parts = y.reshape(4, 2, 3)
-    total = (
-        losses.mse(parts[..., 0], target, mask)[0]
-        + losses.pinball(parts[..., 1:], target, mask, (0.1, 0.9))[0]
-    )
-    assert predictor.loss((0.1, 0.9), y, target, mask)[0] == pytest.approx(float(total), rel=1e-12)
-    gradcheck(lambda y: predictor.loss((0.1, 0.9), y, target, mask), lambda dy, d: (d * dy,), (y,))
 
 
 def test_every_backend_gives_the_same_model(be, values):

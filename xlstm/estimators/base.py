@@ -502,26 +502,14 @@ def bytes_of(tree: Mapping[str, Any], name: str) -> bytes:
 
 
 def _unpacked(arrays: dict[str, Host], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree of a file, also of one whose arrays lie under their names without a tree."""
-    if "tree" not in config:
-        return config | {"fitted": _by_names(arrays)}
-    return subtree({"tree": checkpoint.unpack(config["tree"], arrays, lambda a, dtype: a)}, "tree")
-
-
-def _by_names(arrays: Mapping[str, Host]) -> dict[str, Any]:
-    """Return the tree of arrays by names such as "scaling.units" and "test.spread"; others with a
-    dot are those of weights.
+    """Return the tree of a file, also of one whose arrays lie under their names without a tree,
+    where names with a dot are those of weights.
     """
-    params: dict[str, Host] = {}
-    test: dict[str, Host] = {}
-    tree: dict[str, Any] = {"params": params}
-    for name, array in arrays.items():
-        group, dot, rest = name.partition(".")
-        if group == "test":
-            test[rest] = array
-        else:
-            (params if dot and group != "scaling" else tree)[name] = array
-    return tree | ({"test": _by_names(test)} if test else {})
+    if "tree" not in config:
+        weights = {name: array for name, array in arrays.items() if "." in name}
+        others = {name: array for name, array in arrays.items() if "." not in name}
+        return config | {"fitted": others | {"params": weights}}
+    return subtree({"tree": checkpoint.unpack(config["tree"], arrays, lambda a, dtype: a)}, "tree")
 
 
 def _plain(value: Any) -> Any:

@@ -9,14 +9,13 @@ the network learns what is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
 from xlstm.arrays import cores
-from xlstm.data.host import Host, Values
+from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
-from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
+from xlstm.estimators.series_scaling import FAR, Origins
 
 Penalties = Sequence[tuple[float, float]]  # of lags, and of covariates and a constant
 BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
@@ -93,5 +92,3 @@ def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units
     differences -= series.known[origins - 1, None]
     differences /= units
     return np.clip(differences, -FAR, FAR, out=differences)
-
-

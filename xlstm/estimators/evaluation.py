@@ -1,37 +1,23 @@
-"""How good forecasts are, beside those of baselines, and intervals that cover what they promise.
-
-Conformalized quantile regression (Romano et al. 2019): the interval between two quantiles is
-widened, or narrowed, by as much as would have made it cover the right share of forecasts whose
-truth is known and to which the network was not fitted. Only the most recent of these count, since a
-series changes. Errors are in scales of their windows.
-"""
+"""How good forecasts are, beside those of baselines."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace
 from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
 from xlstm.estimators.fitting import parts_of
+from xlstm.estimators.intervals import error_rows
 from xlstm.estimators.predictor import Predictor
-from xlstm.estimators.selection import averages, errors_of_rows
 
-RECENT = 100  # forecasts whose errors decide about intervals, at least, where there are so many
-HORIZONS = 10  # horizons of such forecasts, at least
-MOST = 2.0  # by how much recent errors widen or narrow intervals at most
-FAR = 4.0  # expected errors beyond which an error counts as no larger
-NORMAL = NormalDist().inv_cdf
 ROWS = 12  # of a score that is printed, at most
 AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with
 
@@ -243,137 +229,28 @@ def _probabilistic(
     return crps, mean(np.where(np.isnan(truth), np.nan, inside))
 
 
-def pairs(quantiles: Sequence[float]) -> Host:
-    """Return the positions (2, P) of quantiles q and 1 - q, the widest interval first."""
-    both = [
-        (low, high)
-        for low, high in itertools.combinations(range(len(quantiles)), 2)
-        if math.isclose(quantiles[low] + quantiles[high], 1.0)
-    ]
-    return np.array(both, np.int64).reshape(-1, 2).T
-
-
-def errors(levels: Values, truth: Values, scale: Values, quantiles: Sequence[float]) -> Values:
-    """Return by how much truths lie outside of the intervals, (M, H, C, P); below 0 inside, NaN
-    where there is none.
-
-    Those of the forecast quantiles, `levels` (M, H, C, Q), are in the scale (M, C) of each window.
-    """
-    low, high = pairs(quantiles)
-    truth = truth[..., None]
-    outside = np.maximum(levels[..., low] - truth, truth - levels[..., high])
-    return outside / scale[:, None, :, None]
-
-
-def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:
-    """Return by how much to widen intervals after the last forecasts of several series, (H, C,
-    P).
-    """
-    recent = np.concatenate([errors[-_recent(errors.shape[1]) :] for errors in outside])
-    return _limit(np.moveaxis(recent, 0, -1), quantiles)
-
-
-def rolling(outside: Values, first: int, quantiles: Sequence[float]) -> Values:
-    """Return by how much to widen each interval from forecast `first` on, (M - first, H, C, P).
-
-    Only errors (M, H, C, P) that are known when a forecast is made decide; forecasts begin one row
-    after another.
-    """
-    by = np.empty((len(outside) - first, *outside.shape[1:]))
-    count = _recent(outside.shape[1])
-    for h in range(outside.shape[1]):
-        unknown = np.full((count + h, *outside.shape[2:]), np.nan)
-        padded = np.concatenate((unknown, outside[:, h]))
-        # row i: what is known at i
-        recent = np.lib.stride_tricks.sliding_window_view(padded, count, axis=0)
-        by[:, h] = _limit(recent[first : len(outside)], quantiles)
-    return by
-
-
-def _recent(horizon: int) -> int:
-    """Return how many forecasts decide about intervals."""
-    return max(RECENT, HORIZONS * horizon)
-
-
-def widen(
-    xp: Namespace, levels: Array, scale: Array, by: Values, quantiles: Sequence[float]
-) -> Array:
-    """Return quantiles (M, H, C, Q) whose intervals are widened by (..., P) scales; they do not
-    cross.
-    """
-    more = np.zeros((*by.shape[:-1], len(quantiles)))
-    low, high = pairs(quantiles)
-    more[..., low] = -by
-    more[..., high] = by
-    return xp.sort(levels + more * scale[:, None, :, None], axis=-1)
-
-
-def width(mean: Values, levels: Values, truth: Values, quantiles: Sequence[float]) -> Values:
-    """Return by how much intervals after the last of successive forecasts are to be wider, (1, C),
-    by recent errors.
-
-    It is their root mean square in units of what quantiles `levels` (M, H, C, Q) say, as of a
-    normal distribution.
-    """
-    if len(quantiles) < 2:
-        return np.ones((1, mean.shape[2]))
-    above = levels[..., -1] - mean
-    below = mean - levels[..., 0]
-    expected = np.where(truth > mean, above / NORMAL(quantiles[-1]), below / -NORMAL(quantiles[0]))
-    errors = np.abs(truth - mean)
-    errors = errors / np.maximum(np.maximum(expected, errors / FAR), 1e-300)  # (M, H, C)
-    latest = errors_of_rows(np.swapaxes(errors**2, 1, 2))
-    recent = np.sqrt(averages(latest, np.ones(1), mean.shape[1])[-1:])
-    return np.clip(recent, 1 / MOST, MOST)
-
-
-def _limit(recent: Values, quantiles: Sequence[float]) -> Values:
-    """Return the error (..., P) that the right share of errors (..., P, K) does not exceed; 0 where
-    there are none.
-    """
-    low, high = np.array(quantiles)[pairs(quantiles)]
-    count = np.count_nonzero(~np.isnan(recent), axis=-1)
-    rank = (
-        np.clip(np.ceil((count + 1) * (high - low)).astype(np.int64), 1, np.maximum(count, 1)) - 1
-    )
-    limits = np.take_along_axis(np.sort(recent, axis=-1), rank[..., None], axis=-1)[..., 0]
-    return np.where(count > 0, limits, 0.0)
-
-
-def _chunk(
-    predictor: Predictor, series: TimeSeries, units: Values, start: int
-) -> tuple[Forecasts, Values, Values]:
-    """Return a chunk of forecasts from row `start` on, their scales and their `errors`.
-
-    Before them are those by whose errors their first intervals are calibrated.
+def rolling(
+    predictor: Predictor, series: TimeSeries, units: Values, start: int, stop: int
+) -> tuple[Forecasts, Values]:
+    """Return forecasts of a series from the rows `start` to `stop`, and the widths (M, C) of their
+    intervals, by the errors that are known at each row.
     """
     s = predictor.settings
-    N = len(series.values)
-    first = max(parts_of(N, s)["validation"].start, start - _recent(s.horizon) - s.horizon)
-    origins = np.arange(first, min(start + baselines.CHUNK, N))
-    mean, quantiles, scale = predictor.forecast(series, units, origins)
-    truth = baselines.targets(series, origins, s.horizon, N)
-    outside = errors(quantiles, truth, scale, s.quantiles)
-    return Forecasts(origins, mean, quantiles, truth), scale, outside
-
-
-def last_errors(predictor: Predictor, series: TimeSeries, units: Values) -> Values:
-    """Return the `errors` of the last forecasts of a series."""
-    return _chunk(predictor, series, units, len(series.values))[2]
+    first = max(s.window, start - error_rows(s.horizon))
+    origins = np.arange(first, stop)
+    mean = predictor.forecast(series, units, origins)
+    truth = baselines.targets(series, origins, s.horizon, len(series.values))
+    width = units * predictor.intervals.width((truth - mean) / units)
+    quantiles = predictor.quantiles(np, mean, width)
+    late = slice(start - first, None)
+    return Forecasts(*(part[late] for part in (origins, mean, quantiles, truth))), width[late]
 
 
 def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:
-    """Return the forecasts of the test part of a series, with intervals calibrated by what was
-    known.
-    """
-    levels = predictor.settings.quantiles
+    """Return the forecasts of the test part of a series."""
     N = len(series.values)
     parts = []
     for start in range(parts_of(N, predictor.settings)["test"].start, N, baselines.CHUNK):
-        chunk, scale, outside = _chunk(predictor, series, units, start)
-        before = start - int(chunk.at[0])
-        chunk = Forecasts(*(part[before:] for part in chunk))
-        wider = rolling(outside, before, levels)
-        quantiles = widen(np, chunk.quantiles, scale[before:], wider, levels)
-        parts.append(chunk._replace(quantiles=predictor.limited(np, quantiles)))
+        stop = min(start + baselines.CHUNK, N)
+        parts.append(rolling(predictor, series, units, start, stop)[0])
     return joined(parts)

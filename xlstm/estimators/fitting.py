@@ -4,25 +4,27 @@ of the network.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
+from xlstm.data.host import Values
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import base, baselines, predictor, seasons, selection
 from xlstm.estimators.predictor import Examples, Predictor, Settings
-from xlstm.estimators.rolling_origins import RollingOrigins
+from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
+from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.training import Interrupted, Terminated, Trained
 
 ENOUGH = 64  # windows to train on from which on a network is tried
-GAIN = 0.99  # greatest error with the network, as a share of that without, at which it is used
+GAIN = 0.98  # greatest error with the network, as a share of that without, at which it is used
+SHRINK = 0.5  # share of what the network should have added on the validation part
 WINDOW = 48  # steps that a network looks back by default, where there are enough rows
 Parts = dict[str, range]
 
@@ -60,64 +62,100 @@ def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
     }
 
 
+class Prepared(NamedTuple):
+    """Series after checks, and their candidates.
+
+    Attributes
+    ----------
+    several : list of TimeSeries
+    parts : list of Parts
+    rolling : RollingOrigins
+        Those that candidates were chosen by, before the test part.
+    predictor : Predictor
+        Its candidates are fitted to all before the test part, and its network adds nothing.
+    """
+
+    several: list[TimeSeries]
+    parts: list[Parts]
+    rolling: RollingOrigins
+    predictor: Predictor
+
+    @property
+    def windows(self) -> int:
+        """How many windows there are to train a network on."""
+        return sum(len(part["train"]) for part in self.parts) // 2
+
+
 def prepared(
     variants: Sequence[list[TimeSeries]], ids: Sequence[str], settings: Settings, backend: Backend
-) -> dict[str, Examples]:
-    """Return the examples to fit a network to, by "train" and "validation", of series with `ids` as
-    names, if any.
+) -> Prepared:
+    """Return what is fitted to series with `ids` as names, if any, but for the network.
 
-    Their predictor has no weights yet. The variant of the series is taken whose best candidate has
-    the least error from rolling origins. A ValueError says that a series is too short or constant,
-    that a part has nothing to predict, or that a value is out of range.
+    The variant of the series is taken whose best candidate has the least error from rolling
+    origins. A ValueError says that a series is too short or constant, that a part has nothing to
+    predict, or that a value is out of range.
     """
     if settings.window is None:
         shortest = min(len(series.values) for series in variants[0])
         half = split(max(3, shortest)).train.stop // 2
         settings = replace(settings, window=min(WINDOW, max(2, half)))
     tried = [_variant(several, ids, settings, backend) for several in variants]
-    several, parts, predicts = min(
-        tried, key=lambda variant: min(variant[2].combination.every_error.values())
-    )
-    data: dict[str, Examples] = {}
-    for name in ("train", "validation"):
-        origins = [np.array(part[name]) for part in parts]
-        stops = [part[name].stop for part in parts]
-        data[name] = predictor.examples(predicts, several, origins, stops)
-        predicts = data[name].predictor
-    return data
+    return min(tried, key=lambda variant: min(variant.predictor.combination.every_error.values()))
 
 
 def _variant(
     several: list[TimeSeries], ids: Sequence[str], settings: Settings, backend: Backend
-) -> tuple[list[TimeSeries], list[Parts], Predictor]:
-    """Return series after checks, with or without features of the calendar, their parts, and a
-    predictor without weights, whose candidates are fitted to the training part.
+) -> Prepared:
+    """Return series after checks, with or without features of the calendar, and their
+    candidates.
     """
     s = settings
     names = names_of(ids, len(several))
     parts = [
         parts_of(len(series.values), s, name) for series, name in zip(several, names, strict=True)
     ]
-    stops = [part["train"].stop for part in parts]
-    scaling = SeriesScaling.fit(several, ids, s.window, stops)
+    scaling = SeriesScaling.fit(several, ids, s.window, [part["train"].stop for part in parts])
     for series, unit, part, name in zip(several, scaling.units, parts, names, strict=True):
         check_reach(series, unit, backend.dtype)
         for kind, rows in part.items():
             there = ~np.isnan(baselines.targets(series, np.array(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
-    test_begins = [part["validation"].stop for part in parts]
-    found = seasons_of(several, s.season)
-    rolling = RollingOrigins(several, scaling, test_begins, s.horizon, found)
+    ends = [part["test"].start for part in parts]
+    rolling = RollingOrigins(several, scaling, ends, s.horizon, seasons_of(several, s.season))
     combination = selection.combined(rolling, s)
-    training = replace(rolling, stops=stops)
-    fitted = {
-        name: validated._replace(candidate=selection.refit(training, validated.candidate))
-        for name, validated in combination.candidates.items()
-    }
-    combination = replace(combination, candidates=fitted)
     model = predictor.network(s, scaling)
-    return several, parts, Predictor(s, backend, scaling, combination, None, model, {})
+    without = Predictor(s, backend, scaling, combination, None, None, model, {})
+    return Prepared(several, parts, rolling, alone(without))
+
+
+def alone(fitted: Predictor) -> Predictor:
+    """Return a predictor whose network adds nothing."""
+    spread = np.ones((fitted.settings.horizon, fitted.scaling.units.shape[1]))
+    return replace(fitted, spread=spread, params=predictor.first_weights(fitted, 0.0))
+
+
+def examples(data: Prepared) -> dict[str, Examples]:
+    """Return the examples to fit a network to, by "train" and "validation".
+
+    Each target is what candidates leave that were fitted to earlier rows: a network would learn to
+    repeat the errors of values that they were fitted to, which are too small.
+    """
+    s = data.predictor.settings
+    stops = [part["train"].stop for part in data.parts]
+    training = replace(data.rolling, stops=stops, most=max(stops))
+    combination = selection.refitted(training, data.predictor.combination)
+    before = replace(data.predictor, combination=combination)
+    late = [np.maximum(cut, s.window) for cut in training.cuts]
+    folds = [
+        (combination.before_fold(k), [*map(np.arange, late[k], late[k + 1])]) for k in range(FOLDS)
+    ]
+    train = predictor.examples(before, data.several, folds, stops)
+    rows = [np.array(part["validation"]) for part in data.parts]
+    ends = [part["validation"].stop for part in data.parts]
+    spread = train.predictor.spread
+    validation = predictor.examples(before, data.several, [(combination, rows)], ends, spread)
+    return {"train": train, "validation": validation}
 
 
 def train(
@@ -127,59 +165,69 @@ def train(
     weights have the shapes of the network's.
     """
     fitted = data.predictor
-    params = predictor.first_weights(fitted, data)
+    params = predictor.first_weights(fitted)
     if start is not None and _shapes(start) == _shapes(params):
         params = {name: fitted.backend.asarray(array) for name, array in start.items()}
-    loss = functools.partial(predictor.loss, fitted.settings.quantiles)
-    return base.learn(
-        fitted.settings, fitted.model, params, data, fitted.backend, loss=loss, **options
-    )
+    return base.learn(fitted.settings, fitted.model, params, data, fitted.backend, **options)
 
 
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in params.items()}
 
 
-def network_errors(fitted: Predictor, data: Examples) -> dict[str, float]:
-    """Return the errors of the "average" of the other candidates, and of what the "network" makes
-    of it, on examples.
+def network_share(fitted: Predictor, data: Examples) -> tuple[float, dict[str, float]]:
+    """Return the share of what the network adds that forecasts get, 0 where it does not help, and
+    errors on examples: those of the "average" of the other candidates, and with that share of the
+    "network".
 
-    They are root mean squares, relative to that of repeating the last value.
+    The share is SHRINK of the best one in hindsight. It has to help in both halves of the examples
+    of each series. Errors are root mean squares, relative to that of repeating the last value.
     """
-    squares = []  # (3, M, H, C): those of the last value, of the average and with the network
+    sums = []  # of products of errors without the network, and of what it adds
+    horizon = fitted.settings.horizon
     for k, (series, units) in enumerate(zip(data.several, fitted.scaling.units, strict=True)):
         every = data.origins[data.series == k]
-        for origins in np.split(every, range(baselines.CHUNK, len(every), baselines.CHUNK)):
-            truth = baselines.targets(series, origins, fitted.settings.horizon, int(every[-1]) + 1)
-            x, average, scale = fitted.before(series, units, origins)
-            network, _, _ = fitted.finished(x, average, scale)
-            last = np.broadcast_to(series.known[origins - 1, None], average.shape)
-            squares.append(((np.stack((last, average, network)) - truth) / scale[:, None]) ** 2)
-    naive, *errors = (float(np.sqrt(np.nanmean(part))) for part in np.concatenate(squares, axis=1))
-    without, beside = (error / max(naive, 1e-12) for error in errors)
-    return {"average": without, "network": beside}
+        for origins in np.array_split(every, 2):
+            naive = baselines.changes(series, origins, horizon, int(every[-1]) + 1, units)
+            left = naive - fitted.combination.apply(series, fitted.scaling, units, origins)
+            added = fitted.added(series, units, origins) / units
+            pairs = ((naive, naive), (left, left), (left, added), (added, added))
+            sums.append([np.nansum(a * b + 0 * naive) for a, b in pairs])
+    halves = np.array(sums).reshape(-1, 2, 4).sum(axis=0)
+    naive, without, product, square = halves.sum(axis=0)
+    share = SHRINK * float(np.clip(product / max(square, 1e-300), 0.0, 1.0))
+    after = halves[:, 1] - 2 * share * halves[:, 2] + share**2 * halves[:, 3]
+    errors = np.sqrt(np.array([without, after.sum()]) / max(naive, 1e-300))
+    helps = np.all(after < halves[:, 1]) and errors[1] < GAIN * errors[0]
+    return share if helps else 0.0, dict(zip(("average", "network"), errors.tolist(), strict=True))
 
 
-def alone(fitted: Predictor, data: Examples) -> Predictor:
-    """Return a predictor whose network adds nothing, but knows the quantiles of the targets of
-    examples.
+def past_errors(fitted: Predictor, rolling: RollingOrigins, network: bool) -> list[Values]:
+    """Return errors (M, H, C) of forecasts of each series from rolling origins, in units, by
+    candidates that were fitted to earlier rows; NaN where the truth is not known.
+
+    Those with a network begin with the validation part, to which it is not fitted.
     """
-    params = predictor.first_weights(fitted, data)
-    return replace(fitted, params=params | {"head.W": 0 * params["head.W"]})
+    errors = selection.past_errors(rolling, fitted.combination)
+    if not network:
+        return errors
+    several = zip(rolling.several, fitted.scaling.units, rolling.cuts[0], strict=True)
+    for k, (series, units, begin) in enumerate(several):
+        first = parts_of(len(series.values), fitted.settings)["validation"].start
+        errors[k] = errors[k][max(0, first - begin) :]
+        origins = np.arange(max(first, begin), rolling.stops[k])
+        errors[k] -= fitted.added(series, units, origins) / units
+    return errors
 
 
-def refitted(data: Examples) -> Examples:
-    """Return examples of all rows of the series of other examples, with candidates that are
-    validated anew by them.
+def of_all_rows(data: Prepared) -> tuple[RollingOrigins, Combination]:
+    """Return rolling origins up to the end of the series, and candidates that are validated by
+    them.
     """
-    fitted = data.predictor
-    s = fitted.settings
-    stops = [len(series.values) for series in data.several]
-    found = seasons_of(data.several, s.season)
-    rolling = RollingOrigins(data.several, fitted.scaling, stops, s.horizon, found)
-    origins = [np.arange(s.window, stop) for stop in stops]
-    fitted = replace(fitted, combination=selection.combined(rolling, s), spread=None)
-    return predictor.examples(fitted, data.several, origins, stops)
+    s = data.predictor.settings
+    ends = [len(series.values) for series in data.several]
+    rolling = replace(data.rolling, stops=ends)
+    return rolling, selection.combined(rolling, s)
 
 
 def seasons_of(
@@ -193,8 +241,3 @@ def seasons_of(
     longest = max(several, key=lambda series: len(series.values))
     end = split(len(longest.values)).validation.stop
     return seasons.find(longest.known[:end, 0])
-
-
-def season_of(several: Sequence[TimeSeries], season: int | tuple[int, ...] | str) -> int:
-    """Return the shorter season, 0 where there is none."""
-    return min(seasons_of(several, season), default=0)

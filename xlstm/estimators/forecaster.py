@@ -33,6 +33,7 @@ from xlstm.estimators.base import (
     subtree,
 )
 from xlstm.estimators.evaluation import Forecasts, Score
+from xlstm.estimators.intervals import Intervals
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
@@ -46,15 +47,16 @@ class Forecaster(SeriesEstimator, FiledEstimator, Settings):
     `fit` validates these candidates by forecasts from rolling origins. It takes the average of the
     linear autoregression and of exponential smoothing, weighted at each step by their latest
     errors, or only one of them where the other one is clearly worse. A network predicts what these
-    leave of the mean and quantiles of the next `horizon` values at once (LSTNet, Lai et al. 2018;
-    ES-RNN, Smyl 2020), where that lowers the validation error. It sees by how much each of the last
+    leave of the mean of the next `horizon` values at once (LSTNet, Lai et al. 2018; ES-RNN, Smyl
+    2020), where that lowers the validation error. It sees by how much each of the last
     `window` values differs from the latest one, in units of the window's own changes, and
     covariates.
 
     The first 60 % of a series are trained on, and the next 20 % decide when to stop and whether the
     network is used. The last 20 % are for `score`, whose predictor has not seen them. `predict` has
     a second one, for which all is fitted to all rows, unless `refit` is False. Intervals are
-    widened by errors of the past (Romano et al. 2019).
+    quantiles of the errors that forecasts of the past made, which were fitted to earlier rows, in
+    proportion to the most recent errors (split conformal prediction, Vovk et al. 2005).
 
     Parameters
     ----------
@@ -233,7 +235,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             As `fit` does.
         """
         backend, panel, variants = self._to_fit(values, covariates)
-        return fitting.prepared(variants, panel.ids, self.settings, backend)
+        return fitting.examples(fitting.prepared(variants, panel.ids, self.settings, backend))
 
     def predict(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -483,7 +485,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                 ]
             )
         forecasts = [evaluation.joined(parts) for parts in zip(*rounds, strict=True)]
-        season = fitting.season_of(variants[0], s.season)
+        season = min(fitting.seasons_of(variants[0], s.season), default=0)
         return evaluation.score(variants[0], forecasts, s.quantiles, season, panel)
 
     def export_inputs(
@@ -502,7 +504,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         dict of str to array
             `x` (window, S, D), the windows as the network sees them; `base` (S, H, C), the
             forecasts without the network; `scale` (S, C), that of the windows; and where there are
-            quantiles `width` (S, C), by how much recent errors change them.
+            quantiles `width` (S, C), the size of recent errors.
 
         Raises
         ------
@@ -550,10 +552,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         width: Any = None,
     ) -> dict[str, Any]:
         """Return the outputs of an exported file."""
-        mean, quantiles = self.predictor_.after(xp, run(x), base, scale)
+        mean = self.predictor_.after(xp, run(x), base, scale)
         if width is None:
             return {"mean": mean}
-        return {"mean": mean, "quantiles": self._calibrated(xp, mean, quantiles, scale, width)}
+        return {"mean": mean, "quantiles": self.predictor_.quantiles(xp, mean, width)}
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
@@ -567,7 +569,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         if self.test_predictor_ is not self.predictor_:
             arrays["test"] = _arrays_of(self.test_predictor_)
         arrays |= {f"scaling.{name}": array for name, array in scaling.items()}
-        return arrays | {"adjustment": self.adjustment_, "ranks": self.ranks_}
+        return arrays | {"ranks": self.ranks_}
 
     def _restore(self, fitted: dict[str, Any]) -> Params:
         checks.size("settings", "window", self.window)
@@ -585,12 +587,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         self.model_ = predictor.network(s, scaling)
         H = s.horizon
         C = scaling.units.shape[1]
-        _, P = evaluation.pairs(s.quantiles).shape
-        adjustment = array_of(fitted, "adjustment", {"H": H, "C": C, "P": P})
         ranks = array_of(fitted, "ranks", {"K": None, "H": H, "C": C})
         final = self._predictor(fitted, scaling)
         test = self._predictor(subtree(fitted, "test"), scaling) if "test" in fitted else final
-        self._keep(test, final, adjustment, ranks_=ranks)
+        self._keep(test, final, ranks_=ranks)
         return final.params
 
     def _predictor(self, arrays: dict[str, Any], scaling: SeriesScaling) -> Predictor:
@@ -599,17 +599,20 @@ quantiles, linear_baseline, season, calendar, least, refit
         C = scaling.units.shape[1]
         others = scaling.static.shape[1] + scaling.future.shape[1]
         spread = array_of(arrays, "spread", {"H": s.horizon, "C": C})
+        intervals = Intervals(
+            array_of(arrays, "intervals.spread", {"H": s.horizon, "C": C}),
+            array_of(arrays, "intervals.levels", {"C": C, "Q": len(s.quantiles)}),
+        )
         backend = backend_of(self.backend, self.dtype)
         combination = Combination.of_arrays(arrays, C, s.horizon, others)
         params = self._weights(arrays)
-        return Predictor(s, backend, scaling, combination, spread, self.model_, params)
+        return Predictor(s, backend, scaling, combination, spread, intervals, self.model_, params)
 
-    def _keep(self, test: Predictor, final: Predictor, adjustment: Values, **facts: Any) -> Self:
+    def _keep(self, test: Predictor, final: Predictor, **facts: Any) -> Self:
         """Store what was fitted, and `facts` as `_become` does."""
         return self._become(
             test_predictor_=test,
             predictor_=final,
-            adjustment_=adjustment,
             params_=final.params,
             model_=final.model,
             scaling_=final.scaling,
@@ -650,42 +653,29 @@ quantiles, linear_baseline, season, calendar, least, refit
         is_warm = self.warm_start and self.__sklearn_is_fitted__()
         start = self.test_predictor_.params if is_warm else None
         data = fitting.prepared(variants, panel.ids, self.settings, backend)
-        train = data["train"]
-        s = train.predictor.settings
-        run = {"progress": progress, "group": group}
+        test = data.predictor
+        s = test.settings
         trained = stop = None
-        validation = data["validation"]
         chooses = isinstance(s.candidates, str)  # whether the network is used
-        if len(train.origins) >= fitting.ENOUGH if chooses else "network" in s.candidates:
-            options = run | {name: getattr(self, name) for name in OF_TRAIN}
-            options |= {"validation": validation, "epochs": s.epochs, "patience": s.patience}
-            trained, stop = fitting.train(train, start, **options)
-        test = fitting.alone(validation.predictor, train)
+        share = 0.0  # of what the network adds
         errors = dict[str, float]()
-        epochs = 0  # of the network, if it forecasts
-        if trained is not None:
-            network = replace(test, params=trained.params)
-            errors = fitting.network_errors(network, validation)
-            if not chooses or errors["network"] < fitting.GAIN * errors["average"]:
-                test = network
-                epochs = max(1, trained.best_epoch)
-        final = test
+        if data.windows >= fitting.ENOUGH if chooses else "network" in s.candidates:
+            examples = fitting.examples(data)
+            options = {name: getattr(self, name) for name in OF_TRAIN}
+            options |= {"progress": progress, "group": group, "validation": examples["validation"]}
+            options |= {"epochs": s.epochs, "patience": s.patience}
+            trained, stop = fitting.train(examples["train"], start, **options)
+            network = replace(examples["validation"].predictor, params=trained.params)
+            share, errors = fitting.network_share(network, examples["validation"])
+            share = share if chooses else 1.0
+            test = network.shared(share, data.predictor.combination)
+        past = fitting.past_errors(test, data.rolling, share > 0)
+        final = test = replace(test, intervals=Intervals.of(past, s.quantiles))
         if s.refit and stop is None:
-            rows = fitting.refitted(train)
-            final = fitting.alone(rows.predictor, rows)
-            if epochs:
-                again, stop = fitting.train(rows, start, epochs=epochs, graph=self.graph, **run)
-                final = replace(final, params=again.params)
-            if stop is not None:
-                final = test
-                problem = (
-                    f"Forecaster: signal {stop.signal} stopped the training on all rows; the"
-                    f" forecaster has the network of epoch {epochs}"
-                )
-                stop = type(stop)(problem, trained, stop.signal)
-        several = train.several
-        pairs = zip(several, test.scaling.units, strict=True)
-        outside = [evaluation.last_errors(test, *pair) for pair in pairs]
+            rolling, combination = fitting.of_all_rows(data)
+            final = replace(test, combination=combination)
+            past = fitting.past_errors(final, rolling, share > 0)
+            final = replace(final, intervals=Intervals.of(past, s.quantiles))
         allowed = {
             name: error
             for name, error in final.combination.every_error.items()
@@ -695,14 +685,13 @@ quantiles, linear_baseline, season, calendar, least, refit
         return self._keep(
             test,
             final,
-            evaluation.adjustment(outside, s.quantiles),
             stop=stop,
             trained_=trained,
-            chosen_=np.array([*used, *["network"] * bool(epochs)], dtype=object),
+            chosen_=np.array([*used, *["network"] * (share > 0)], dtype=object),
             candidate_errors_=errors | allowed,
-            ranks_=sampling.ranks(test, several),
-            season_=seasons.parameter(fitting.seasons_of(several, s.season)),
-            calendar_=several[0].marks > 0,
+            ranks_=sampling.ranks(past),
+            season_=seasons.parameter(data.rolling.seasons),
+            calendar_=data.several[0].marks > 0,
             feature_names_in_=names_array(panel.names),
             series_names_=names_array(panel.ids),
             categories_=panel.categories,
@@ -752,19 +741,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         return horizon if steps is None else checks.size("Forecaster", "steps", steps)
 
     def _next(self, series: TimeSeries, units: Values) -> tuple[Values, Values]:
-        """Return calibrated quantiles (H, C, Q) after the end of a series, and their width (1, C).
-
-        By that its latest errors change the distances of quantiles from the mean.
-        """
-        s = self.predictor_.settings
+        """Return quantiles (H, C, Q) after the end of a series, and the width (1, C) of intervals."""
         N = len(series.values)
-        rows = np.arange(max(s.window, N - selection.error_rows(s.horizon)), N + 1)
-        mean, quantiles, scale = self.predictor_.forecast(series, units, rows)
-        levels = self._calibrated(np, mean, quantiles, scale, np.ones((1, 1)))
-        truth = baselines.targets(series, rows, s.horizon, N)
-        width = evaluation.width(mean, levels, truth, s.quantiles)
-        latest = self._calibrated(np, mean[-1:], quantiles[-1:], scale[-1:], width)
-        return predictor.finite(latest[0]), width
+        ahead, width = evaluation.rolling(self.predictor_, series, units, N, N + 1)
+        return predictor.finite(ahead.quantiles[0]), width
 
     def _paths(
         self,
@@ -790,26 +770,17 @@ quantiles, linear_baseline, season, calendar, least, refit
         ahead: Values = np.empty((n, -(-steps // H) * H, self.n_targets_))
         for t in sampling.announced(steps, H):
             past = ahead[: n if t else 1, :t]
-            values, quantiles, scale = p.finished(*sampling.before(p, series, units, past))
+            values = p.finished(*sampling.before(p, series, units, past))
             if width is not None:
-                calibrated = self._calibrated(np, values, quantiles, scale, width)
-                drawn = sampling.draw(calibrated, levels, self.ranks_, rng, n)
+                quantiles = p.quantiles(np, values, width)
+                drawn = sampling.draw(quantiles, levels, self.ranks_, rng, n)
                 values = p.limited(np, predictor.finite(drawn))
             ahead[:, t : t + H] = values
         return ahead[:, :steps]
 
-    def _calibrated(
-        self, xp: Namespace, mean: Array, quantiles: Array, scale: Array, width: Array
-    ) -> Array:
-        """Return calibrated quantiles (M, H, C, Q), of which recent errors change the distances
-        from the mean.
-        """
-        p = self.predictor_
-        mean = mean[..., None]
-        wide = evaluation.widen(xp, quantiles, scale, self.adjustment_, p.settings.quantiles)
-        return p.limited(xp, mean + (wide - mean) * width[:, None, :, None])
-
 
 def _arrays_of(fitted: Predictor) -> dict[str, Any]:
     """Return the arrays of one network for a file."""
-    return {"params": fitted.params, "spread": fitted.spread, **fitted.combination.arrays()}
+    intervals = {f"intervals.{name}": array for name, array in fitted.intervals._asdict().items()}
+    arrays = fitted.combination.arrays() | intervals
+    return {"params": fitted.params, "spread": fitted.spread, **arrays}

@@ -147,7 +147,8 @@ def fit(
     by_target = []
     for c in range(change.shape[2]):
         designs = [
-            _design(line, series, rolling.scaling, units, at, H, c) for series, units, at, _ in parts
+            _design(line, series, rolling.scaling, units, at, H, c)
+            for series, units, at, _ in parts
         ]
         same, by_step = (np.concatenate(part) for part in zip(*designs, strict=True))
         target = np.ascontiguousarray(change[..., c])

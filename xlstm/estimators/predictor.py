@@ -2,16 +2,17 @@
 forecasts.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from xlstm import losses
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import Array, Namespace, Params, namespace
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.data.batches import Batch, ByRows
 from xlstm.data.host import Host, Values
 from xlstm.data.time_series import TimeSeries
@@ -137,6 +138,7 @@ class Predictor:
     spread : array (H, C), or None before it is known
         Root mean square of what the combination leaves, in scales of the window; the unit of the
         network.
+    intervals : Intervals, or None before they are known
     model : SequenceModel
     params : dict of str to array
         The network's weights.
@@ -147,25 +149,22 @@ class Predictor:
     scaling: SeriesScaling
     combination: Combination
     spread: Any
+    intervals: Any
     model: SequenceModel
     params: Params
 
-    def forecast(
-        self, series: TimeSeries, units: Values, origins: Origins
-    ) -> tuple[Values, Values, Values]:
-        """Return the mean (M, H, C), quantiles (M, H, C, Q) and the scale (M, C) after the windows
-        of a series.
+    def forecast(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
+        """Return the mean (M, H, C) after the windows of a series.
 
         Its units (C,) are those of `SeriesScaling.of`. A forecast that is not finite raises
         FloatingPointError.
         """
         return self.finished(*self.before(series, units, origins))
 
-    def finished(self, x: Array, base: Values, scale: Values) -> tuple[Values, Values, Values]:
-        """Return the mean, quantiles and the scale of what `before` returns."""
+    def finished(self, x: Array, base: Values, scale: Values) -> Values:
+        """Return the mean of what `before` returns."""
         y, _, _ = self.model.forward(self.params, x, train=False)
-        mean, quantiles = self.after(np, to_numpy(y).astype(np.float64), base, scale)
-        return finite(mean), finite(quantiles), scale
+        return finite(self.after(np, to_numpy(y).astype(np.float64), base, scale))
 
     def before(
         self, series: TimeSeries, units: Values, origins: Origins
@@ -181,15 +180,28 @@ class Predictor:
         changes: Values = units * self.combination.apply(series, self.scaling, units, origins)
         return series.known[origins - 1, None] + changes
 
-    def after(self, xp: Namespace, y: Array, base: Array, scale: Array) -> tuple[Array, Array]:
-        """Return the mean (M, H, C) and quantiles (M, H, C, Q) that the network's y makes of what
-        is below it.
+    def after(self, xp: Namespace, y: Array, base: Array, scale: Array) -> Array:
+        """Return the mean (M, H, C) that the network's y makes of what is below it."""
+        outputs = xp.reshape(y, (scale.shape[0], *self.spread.shape))
+        return self.limited(xp, base + outputs * (self.spread * scale[:, None]))
+
+    def added(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
+        """Return what the network adds to forecasts without it, (M, H, C)."""
+        x, scale = self.windows(series, units, origins)
+        y, _, _ = self.model.forward(self.params, x, train=False)
+        outputs = to_numpy(y).astype(np.float64).reshape(len(origins), *self.spread.shape)
+        return finite(outputs * (self.spread * scale[:, None]))
+
+    def quantiles(self, xp: Namespace, mean: Array, width: Array) -> Array:
+        """Return quantiles (M, H, C, Q) around the mean, for a width (M, C) of intervals."""
+        return self.limited(xp, self.intervals.around(xp, mean, width))
+
+    def shared(self, share: float, combination: Combination) -> Predictor:
+        """Return a predictor with other candidates, to which the network adds a share of what it
+        did.
         """
-        outputs = xp.reshape(
-            y, (scale.shape[0], *self.spread.shape, 1 + len(self.settings.quantiles))
-        )
-        ahead = base[..., None] + outputs * (self.spread * scale[:, None])[..., None]
-        return self.limited(xp, ahead[..., 0]), xp.sort(ahead[..., 1:], axis=-1)
+        head = {name: share * self.params[name] for name in ("head.W", "head.b")}
+        return replace(self, combination=combination, params=self.params | head)
 
     def windows(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values]:
         """Return windows (T, M, D) as the network sees them, and their scale (M, C)."""
@@ -267,27 +279,31 @@ class Examples(ByRows):
 def examples(
     predictor: Predictor,
     several: Sequence[TimeSeries],
-    origins: Sequence[Origins],
+    folds: Sequence[tuple[Combination, Sequence[Origins]]],
     stops: Sequence[int],
+    spread: Values | None = None,
 ) -> Examples:
-    """Return examples of windows before `origins`, with targets before the rows `stops`.
+    """Return examples of windows before the origins of each fold and series, with targets before the
+    rows `stops`, of what the candidates of the fold leave.
 
-    Their predictor is `predictor`; if it has no spread yet, it gets that of these examples.
+    Their predictor is `predictor` with a spread, by default that of these examples.
     """
     s = predictor.settings
     parts = []
-    for k, (series, units, at, stop) in enumerate(
-        zip(several, predictor.scaling.units, origins, stops, strict=True)
-    ):
-        scale = scales(series.known, at, s.window, units)
-        left = baselines.changes(series, at, s.horizon, stop, units)
-        left -= predictor.combination.apply(series, predictor.scaling, units, at)
-        left *= units / scale[:, None]
-        parts.append((np.full(len(at), k), at, scale, left))
+    for combination, origins in folds:
+        for k, (series, units, at, stop) in enumerate(
+            zip(several, predictor.scaling.units, origins, stops, strict=True)
+        ):
+            scale = scales(series.known, at, s.window, units)
+            left = baselines.changes(series, at, s.horizon, stop, units)
+            left -= combination.apply(series, predictor.scaling, units, at)
+            left *= units / scale[:, None]
+            parts.append((np.full(len(at), k), at, scale, left))
     numbers, rows, scale, left = map(np.concatenate, zip(*parts, strict=True))
-    if predictor.spread is None:
+    if spread is None:
         squares = [baselines.mean(left[:, h] ** 2) for h in range(s.horizon)]
-        predictor = replace(predictor, spread=np.fmax(np.sqrt(squares), NARROWEST))
+        spread = np.fmax(np.sqrt(squares), NARROWEST)
+    predictor = replace(predictor, spread=spread)
     left /= predictor.spread
     target = left.reshape(len(left), -1)
     mask = ~np.isnan(target)
@@ -296,12 +312,12 @@ def examples(
 
 
 def network(settings: Settings, scaling: SeriesScaling) -> SequenceModel:
-    """Return the network of a forecaster: recurrent layers and a head for each step ahead, target
-    and quantile.
+    """Return the network of a forecaster: recurrent layers and a head for each step ahead and
+    target.
     """
     s = settings
     C, past, future, static = (part.shape[1] for part in scaling[:4])
-    outputs = s.horizon * C * (1 + len(s.quantiles))
+    outputs = s.horizon * C
     sizes = {
         name: getattr(s, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")
     }
@@ -310,28 +326,7 @@ def network(settings: Settings, scaling: SeriesScaling) -> SequenceModel:
     )
 
 
-def first_weights(predictor: Predictor, data: Examples) -> Params:
-    """Return first weights: a head near zero, with the quantiles of all targets for its own."""
-    quantiles = predictor.settings.quantiles
-    backend = predictor.backend
-    params = predictor.model.init(predictor.settings.seed, backend)
-    bias = np.zeros((data.target.shape[1], 1 + len(quantiles)))
-    for k, (target, mask) in enumerate(zip(data.target.T, data.mask.T, strict=True)):
-        if np.any(mask) and quantiles:
-            bias[k, 1:] = np.quantile(target[mask], quantiles)
-    return params | {"head.W": HEAD * params["head.W"], "head.b": backend.asarray(bias.reshape(-1))}
-
-
-def loss(quantiles: Sequence[float], y: Array, target: Array, mask: Array) -> tuple[Array, Array]:
-    """Return the squared error of the mean and the pinball loss of quantiles, (B, H * C * (1 + Q)),
-    as one loss.
-    """
-    xp = namespace("Forecaster", {"y": y})
-    y = xp.reshape(y, (*target.shape, 1 + len(quantiles)))
-    total, dy = losses.mse(y[..., 0], target, mask)
-    dy = dy[..., None]
-    if quantiles:
-        more, dq = losses.pinball(y[..., 1:], target, mask, quantiles)
-        total = total + more
-        dy = xp.concat((dy, dq), axis=-1)
-    return total, xp.reshape(dy, (target.shape[0], -1))
+def first_weights(predictor: Predictor, share: float = HEAD) -> Params:
+    """Return first weights: a head near zero, or of zeros for a share of 0."""
+    params = predictor.model.init(predictor.settings.seed, predictor.backend)
+    return params | {"head.W": share * params["head.W"], "head.b": 0 * params["head.b"]}

@@ -30,6 +30,7 @@ class RollingOrigins:
     stops: Sequence[int]
     horizon: int
     seasons: tuple[int, ...] = ()
+    most: int = ORIGINS
 
     @cached_property
     def cuts(self) -> list[list[int]]:
@@ -39,7 +40,7 @@ class RollingOrigins:
         """
         stops = np.array(self.stops)
         begins = np.maximum(stops // 2, np.minimum(max(self.seasons, default=0), stops * 3 // 4))
-        counts = np.minimum(stops - begins, ORIGINS)
+        counts = np.minimum(stops - begins, self.most)
         return [(stops - counts + counts * k // FOLDS).tolist() for k in range(FOLDS + 1)]
 
     def fold(self, k: int) -> Iterator[tuple[TimeSeries, Values, Origins, int]]:

@@ -20,9 +20,7 @@ import numpy as np
 from xlstm.arrays.namespace import Array
 from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
-from xlstm.estimators import baselines
-from xlstm.estimators.evaluation import NORMAL
-from xlstm.estimators.fitting import parts_of
+from xlstm.estimators.intervals import NORMAL
 from xlstm.estimators.predictor import Predictor
 
 log = logging.getLogger("xlstm")
@@ -32,28 +30,17 @@ LONG = 10.0  # seconds from which on a forecast says how long it takes
 PATHS = 1000  # that quantiles beyond the horizon are taken of
 
 
-def ranks(predictor: Predictor, several: Sequence[TimeSeries]) -> Values:
+def ranks(errors: Sequence[Values]) -> Values:
     """Return the ranks of errors among those of the same step and target, from 0 on, (K, H, C).
 
-    They are those of forecasts into the validation part and the test part, evenly spaced where
-    these have more than RANKED. A step without a truth counts as one without an error.
+    Errors (M, H, C) of each series are those of forecasts from successive rows; the last ones, of
+    which not all are known, are left out, and a gap counts as no error. Evenly spaced ones are taken
+    of more than RANKED.
     """
-    s = predictor.settings
-    parts = []
-    most = -(-RANKED // len(several))
-    for series, units in zip(several, predictor.scaling.units, strict=True):
-        N = len(series.values)
-        origins = np.arange(parts_of(N, s)["validation"].start, N - s.horizon + 1)
-        origins = origins[:: -(-len(origins) // most)]
-        mean, _, scale = predictor.forecast(series, units, origins)
-        parts.append(
-            np.nan_to_num(
-                (baselines.targets(series, origins, s.horizon, N) - mean) / scale[:, None]
-            )
-        )
-    return np.argsort(np.argsort(np.concatenate(parts), axis=0, kind="stable"), axis=0).astype(
-        np.float64
-    )
+    horizon = errors[0].shape[1]
+    every = np.nan_to_num(np.concatenate([each[: 1 - horizon or None] for each in errors]))
+    every = every[:: -(-len(every) // RANKED)]
+    return np.argsort(np.argsort(every, axis=0, kind="stable"), axis=0).astype(np.float64)
 
 
 def draw(
@@ -63,15 +50,14 @@ def draw(
 
     Between quantiles, and beyond the outermost, they go on as those of a normal distribution do.
     """
-    scores = np.vectorize(NORMAL, otypes=[np.float64])
     drawn = (ranked[rng.integers(len(ranked), size=n)] + rng.random((n, 1, 1))) / len(ranked)
-    z = scores(np.clip(drawn, FARTHEST, 1 - FARTHEST))
-    inner = scores(levels)
+    z = NORMAL(np.clip(drawn, FARTHEST, 1 - FARTHEST))
+    inner = NORMAL(levels)
     low = len(levels) // 2
     high = (len(levels) - 1) // 2  # the tails are as wide as the sides of the middle say
     first = quantiles[..., :1]
     last = quantiles[..., -1:]
-    end = scores(1 - FARTHEST)
+    end = NORMAL(1 - FARTHEST)
     below = first - (end + inner[0]) / (inner[low] - inner[0]) * (quantiles[..., [low]] - first)
     above = last + (end - inner[-1]) / (inner[-1] - inner[high]) * (last - quantiles[..., [high]])
     knots = np.array([-end, *inner, end])

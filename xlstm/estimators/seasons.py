@@ -55,18 +55,18 @@ def find(values: Values) -> tuple[int, ...]:
     has the length of a day or of a week.
     """
     N = len(values)
-    lengths = {m for m in (*LENGTHS, autocorrelated(values)) if m and N >= LEAST * m}
+    lengths = {m for m in (*LENGTHS, autocorrelated(values)) if m and LEAST * m <= N}
     shares = {m: _share(values, m) for m in sorted(lengths)}
     shares = {
-        m: share for m, share in shares.items() if share > (SHARE if N >= CYCLES * m else SHORT)
+        m: share for m, share in shares.items() if share > (SHARE if CYCLES * m <= N else SHORT)
     }
     if not shares:
         year = LONGER[7]
-        return (year,) if N >= LEAST * year and _share(values, year) > SHORT else ()
+        return (year,) if LEAST * year <= N and _share(values, year) > SHORT else ()
     best = max(shares.values())
     first = next(m for m, share in shares.items() if share >= NEAR * best)
     longer = LONGER.get(first, N)
-    if N < LEAST_LONGER * longer:
+    if LEAST_LONGER * longer > N:
         return (first,)
     more = 1 - (1 - _share(values, longer)) / max(1 - shares[first], 1e-12)
     return (first, longer) if more > MORE else (first,)

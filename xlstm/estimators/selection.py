@@ -155,11 +155,18 @@ def past_errors(rolling: RollingOrigins, combination: Combination) -> list[Value
     return [np.concatenate(of_series) for of_series in zip(*by_fold, strict=True)]
 
 
-def refit(rolling: RollingOrigins, candidate: Candidate) -> Candidate:
-    """Return a candidate with the same options, fitted to the rows before the stops."""
-    if isinstance(candidate, Smoothing):
-        return smoothing.refit(rolling, candidate)
-    return linear.refit(rolling, rolling.stops, candidate)
+def refitted(rolling: RollingOrigins, combination: Combination) -> Combination:
+    """Return candidates with the same options, fitted to the rows before the stops, and before each
+    fold.
+    """
+    candidates = {}
+    for name, (candidate, error, _) in combination.candidates.items():
+        if isinstance(candidate, Smoothing):
+            whole, _, folds = smoothing.refit(rolling, candidate)
+        else:
+            *folds, whole = (linear.refit(rolling, cut, candidate) for cut in rolling.cuts)
+        candidates[name] = Validated(whole, error, folds)
+    return replace(combination, candidates=candidates)
 
 
 def combined(rolling: RollingOrigins, settings: Any) -> Combination:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -205,8 +205,7 @@ def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Fitted]:
     looked = range(0, len(rolling.several), -(-len(rolling.several) // SERIES))
     totals = sum(_errors_before(rolling, k, layer, grid, lengths) for k in looked)
     best = [
-        [[kind[np.argmin(total[kind])] for total in by_cut] for by_cut in totals]
-        for kind in kinds
+        [[kind[np.argmin(total[kind])] for total in by_cut] for by_cut in totals] for kind in kinds
     ]  # by kind, length and cut
     pairs = list(itertools.product(range(len(kinds)), range(len(lengths))))
     of_fold = [[grid[:, best[i][j][k]] for i, j in pairs] for k in range(FOLDS)]
@@ -292,11 +291,12 @@ def _validation_squares(
     return np.concatenate(parts, axis=1)
 
 
-def refit(rolling: RollingOrigins, smoothing: Smoothing) -> Smoothing:
+def refit(rolling: RollingOrigins, smoothing: Smoothing) -> Fitted:
     """Return smoothing of the same kind with coefficients that are chosen by the rows before the
     stops.
     """
-    fitted = (each.smoothing for each in fit(rolling, smoothing.layer))
     return next(
-        each for each in fitted if (each.name, each.steps) == (smoothing.name, smoothing.steps)
+        each
+        for each in fit(rolling, smoothing.layer)
+        if (each.smoothing.name, each.smoothing.steps) == (smoothing.name, smoothing.steps)
     )

@@ -311,7 +311,7 @@ class ZeroShotForecaster(SeriesEstimator):
                 )
             truth = baselines.targets(series, at, H, N)
             forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
-        season = fitting.season_of(several, season)
+        season = min(fitting.seasons_of(several, season), default=0)
         return evaluation.score(several, forecasts, network.options["quantiles"], season, panel)
 
     def _read(
