@@ -412,7 +412,7 @@ def ends(
         )
     for axes, (k, c) in zip(drawn, places, strict=True):
         series = several[k]
-        index = np.arange(len(series.values))
+        index: Host = np.arange(len(series.values))
         if series.calendar is not None:
             dates = calendars.on_clocks(series.calendar.dates)
             index = calendars.coarsest(dates)[series.begin :]
