@@ -108,12 +108,7 @@ def test_results_of_a_fitted_forecaster_are_drawn():
     np.testing.assert_array_equal(axes[3].lines[1].get_ydata()[1:], ahead["price 0.5"][4:])
     np.testing.assert_array_equal(axes[3].lines[1].get_xdata()[1:], ahead["day"][4:])
     score = forecaster.score(given)
-    assert score.frame().index.map(" ".join).tolist() == [
-        "north sales",
-        "north price",
-        "south sales",
-        "south price",
-    ]
+    assert [f"{target} of {series}" for series, target in score.frame().index] == titles
     errors = plots.forecast_errors(score.errors, measure="MAE")
     assert len(errors.axes) == 2
     np.testing.assert_array_equal(

@@ -97,7 +97,7 @@ class Score:
         The series of each forecast.
     targets : sequence of str
         Names of the targets of a table; empty where there was none.
-    rows : sequence of dict
+    by_series : sequence of dict
         Errors (C,) of the model over all steps ahead for each series; `frame` returns them as a
         table.
     """
@@ -118,19 +118,22 @@ class Score:
     interval: float
     series: Host
     targets: Sequence[str] = ()
-    rows: Sequence[Mapping[str, Any]] = ()
+    by_series: Sequence[Mapping[str, Any]] = ()
 
     def __repr__(self) -> str:
         """Return a table by steps ahead: root mean square errors, which are scaled where there are
         several series, and the share of values in the widest interval.
         """
-        scaled = len(self.rows) > 1
-        columns = {name: by_step[-1 if scaled else 0] for name, by_step in self.errors.items()}
+        scaled = len(self.by_series) > 1
+        columns = {
+            name: getattr(by_step, "rmsse" if scaled else "rmse")
+            for name, by_step in self.errors.items()
+        }
         columns["coverage"] = self.coverage
         places = list(np.ndindex(self.model.shape))
         lines = [("step", *columns)]
         for h, *targets in places if len(places) <= ROWS else [*places[: ROWS - 1], places[-1]]:
-            name = f"{h + 1}" + "".join(f", {self.rows[0]['target'][c]}" for c in targets)
+            name = f"{h + 1}" + "".join(f", {self.by_series[0]['target'][c]}" for c in targets)
             lines.append((name, *(f"{values[(h, *targets)]:.4g}" for values in columns.values())))
         width = max(map(len, itertools.chain(*lines)))
         table = "\n".join("  ".join(f"{cell:>{width}}" for cell in line) for line in lines)
@@ -154,7 +157,7 @@ class Score:
             pandas is not installed.
         """
         pandas = load_pandas("Score")
-        return pandas.concat(map(pandas.DataFrame, self.rows)).set_index(["series", "target"])
+        return pandas.concat(map(pandas.DataFrame, self.by_series)).set_index(["series", "target"])
 
     def item(self) -> float:
         """Return one number of which more is better: minus the mean of `model`, or of the RMSSE
@@ -163,7 +166,7 @@ class Score:
         scikit-learn asks for it, so that searches of parameters and cross-validation can compare
         forecasters.
         """
-        several = len(self.rows) > 1 or self.model.ndim > 1
+        several = len(self.by_series) > 1 or self.model.ndim > 1
         return -float(mean(np.ravel(self.errors["model"].rmsse if several else self.model)))
 
 
@@ -230,7 +233,7 @@ def score(
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
         series=np.repeat(np.arange(len(pairs)), counts),
         targets=panel.names,
-        rows=[*_rows(panel, forecasts, scales, levels)],
+        by_series=[*_each_series(panel, forecasts, scales, levels)],
     )
 
 
@@ -248,7 +251,7 @@ def joined(parts: Sequence[Forecasts]) -> Forecasts:
     return Forecasts(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _rows(
+def _each_series(
     panel: Panel, forecasts: Sequence[Forecasts], scales: Values, levels: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
     """Yield the errors (C,) of each series over all steps ahead."""

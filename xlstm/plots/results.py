@@ -411,14 +411,10 @@ def ends(
             " series"
         )
     for axes, (k, c) in zip(drawn, places, strict=True):
-        series = several[k]
-        index: Host = np.arange(len(series.values))
-        if series.calendar is not None:
-            dates = calendars.on_clocks(series.calendar.dates)
-            index = calendars.coarsest(dates)[series.begin :]
+        values = several[k].values[:, c]
         name = panel.names[c] if panel.names else f"target {c}" * (C > 1)
         title = panel.ids[k] if panel.ids else f"series {k}" * (S > 1)
-        past = Series(name, series.values[:, c], index, series.calendar)
+        past = Series(name, values, np.arange(len(values)), several[k].calendar)
         fan = Fan(ahead.quantiles[k, :, c], ahead.levels, ahead.mean[k, :, c])
         _draw_fan(axes, past, fan, title, last)
     if ax is None:
@@ -539,18 +535,15 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str, last: int | Non
     observed = np.flatnonzero(~np.isnan(series.values))[-1]
     shown = min(N, max(last or max(3 * H, 24), N - observed))
     values = series.values[-shown:]
-    if series.calendar is None:
-        past = np.arange(-shown + 1, 1)
-        future = np.arange(1, H + 1)
-    else:
-        past = series.index[-shown:]
-        calendar = series.calendar
-        later = calendars.on_clocks(calendar.following(H))
-        future = past[-1] + (later - calendars.on_clocks(calendar.dates)[-1])
+    time: Host = np.arange(-N + 1, H + 1)
+    if series.calendar is not None:
+        dates = series.calendar.dates.append(series.calendar.following(H))
+        time = calendars.on_clocks(dates)
+    past = time[:-H][-shown:]
     axes.plot(past, values, color=TRUTH, linewidth=1.2)
     begin = observed - N  # the last value, where forecasts begin
     quantiles = np.insert(ahead.quantiles, 0, values[begin], axis=0)  # (1 + H, Q)
-    time = np.insert(future, 0, past[begin])
+    time = np.insert(time[-H:], 0, past[begin])
     half = len(levels) // 2
     for k in range(half):  # opaque, the widest first, so that each has the shade of the legend
         shade = figures.tint(FAN, 0.15 + 0.55 * k / half)
