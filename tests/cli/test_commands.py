@@ -116,7 +116,12 @@ def test_how_a_table_is_written_is_said(run, tmp_path):
         "choose one of gr\u00f6\u00dfe, b with --column"
         in run("train s.csv", *QUICK, *said, code=2).stderr
     )
-    result = run("train forecast s.csv --horizon 8 --column gr\u00f6\u00dfe", *QUICK, *said)
+    result = run(
+        "train forecast s.csv --horizon 8 --candidates network --column gr\u00f6\u00dfe",
+        *QUICK,
+        *said,
+    )
+    assert "LSTM" not in result.output
     assert (
         "gr\u00f6\u00dfe, 200 months from 1990-01-01 to 2006-08-01, 2 of them gaps" in result.output
     )
@@ -212,6 +217,7 @@ def test_forecasts_of_tables_are_those_of_python(run, shops, suffix):
 def test_series_targets_and_covariates(run, shops):
     folder, path, printed, past, later = shops
     for words in (
+        "test RMSSE on the last 20 %",
         "sales, lost, 2 series of 80 to 90 days",
         "sales, 1 day ahead",
         "lost, 3 days ahead",

@@ -28,6 +28,20 @@ def test_measures_by_hand(fitted, values):
     )
 
 
+def test_series_count_alike_whatever_their_levels(fitted, values):
+    pytest.importorskip("pandas")
+    score = fitted.score([values, 1e3 * values])
+    frame = score.frame()
+    season = fitted.season_ or 1
+    scale = np.sqrt(np.mean((values[season:240] - values[: 240 - season]) ** 2))
+    truth = np.append(values, np.full(5, np.nan))[240 + np.arange(60)[:, None] + np.arange(6)]
+    rmse = np.sqrt(np.nanmean((fitted.score(values).forecasts - truth) ** 2))
+    np.testing.assert_allclose(frame.rmse, [rmse, 1e3 * rmse], rtol=1e-6)
+    np.testing.assert_allclose(frame.rmsse, rmse / scale, rtol=1e-6)
+    assert score.item() == -np.mean(score.errors["model"].rmsse)
+    assert "root mean square scaled errors of 120" in repr(score)
+
+
 def test_forecasts_do_not_see_the_future(fitted, values):
     """Values from a forecast on cannot change it."""
     score = fitted.score(values)

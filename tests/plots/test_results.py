@@ -100,7 +100,15 @@ def test_results_of_a_fitted_forecaster_are_drawn():
     assert titles == ["sales of north", "price of north", "sales of south", "price of south"]
     median = columns_of(forecaster.predict_quantiles(given))["price 0.5"]
     np.testing.assert_array_equal(figure.axes[3].lines[1].get_ydata()[1:], median[3:])
+    axes = forecaster.plot(given, steps=4, last=9)
+    assert overlapping(axes[0].figure) == []
+    assert [f"{ax.get_ylabel()} of {ax.get_title(loc='left')}" for ax in axes] == titles
+    ahead = columns_of(forecaster.predict_quantiles(given, 4))
+    assert len(axes[3].lines[0].get_ydata()) == 9
+    np.testing.assert_array_equal(axes[3].lines[1].get_ydata()[1:], ahead["price 0.5"][4:])
+    np.testing.assert_array_equal(axes[3].lines[1].get_xdata()[1:], ahead["day"][4:])
     score = forecaster.score(given)
+    assert [f"{target} of {series}" for series, target in score.frame().index] == titles
     errors = plots.forecast_errors(score.errors, measure="MAE")
     assert len(errors.axes) == 2
     np.testing.assert_array_equal(
@@ -112,6 +120,20 @@ def test_results_of_a_fitted_forecaster_are_drawn():
         ValueError, match=r"fans: ahead has columns .*, expected those of predict_quantiles"
     ):
         plots.fans(given, given)
+
+
+def test_the_first_of_many_series_are_plotted(rng, caplog):
+    """Without a median the mean, and on axes that are given."""
+    several = [*rng.normal(size=(13, 40))]
+    forecaster = Forecaster(horizon=2, candidates=["linear"], quantiles=(), backend="numpy")
+    axes = forecaster.fit(several).plot(several)
+    assert "plot draws the first 12 of 13 series" in caplog.text
+    assert forecaster.plot(several[11], ax=axes[0]) is axes[0]
+    ahead = forecaster.predict(several[11])
+    for drawn in (axes[11].lines[1], axes[0].lines[3]):
+        np.testing.assert_array_equal(drawn.get_ydata()[1:], ahead)
+    with pytest.raises(ValueError, match="ax has 12 Axes, expected 1"):
+        forecaster.plot(several[0], ax=axes)
 
 
 DATES = {

@@ -368,19 +368,20 @@ def of_labels(
 
 
 def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score, dict[str, Any]]:
-    """Print the RMSE of a forecaster and of baselines on the test part; return the score, and
-    values for JSON.
+    """Print the RMSE of a forecaster and of baselines on the test part, of several series the
+    RMSSE; return the score, and values for JSON.
     """
     with panel.named():
         score = model.score(panel)
     horizon = len(score.model)
     step = panel.shown[0].step
     names = panel.names
-    network = type(model.model_.recurrent).__name__ if "network" in model.chosen_ else "model"
-    errors = {network: score.model, "persistence": score.persistence}
+    measure = "rmsse" if len(panel.shown) > 1 else "rmse"
+    titles = {"model": "model", "persistence": "persistence"}
     if score.season:
-        errors[f"season of {score.season}"] = score.seasonal
-    errors[f"autoregression of {score.order}"] = score.autoregression
+        titles["seasonal"] = f"season of {score.season}"
+    titles["autoregression"] = f"autoregression of {score.order}"
+    errors = {titles[name]: getattr(score.errors[name], measure) for name in titles}
     steps = sorted(
         {1, 3, 6, 12, horizon // 2 if horizon > 12 else 1, horizon} & {*range(1, horizon + 1)}
     )
@@ -392,7 +393,9 @@ def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score
         label = label if len(names) == 1 else f"{name}, {label}"
         rows.append((label, *(f"{error:.4g}" for error in rmse), f"{100 * coverage:.0f} %"))
     heads = ("", *errors, f"{100 * score.interval:.0f} % interval")
-    report.print(table(f"test RMSE on the last 20 %, {score.points} forecasts", heads, rows))
+    report.print(
+        table(f"test {measure.upper()} on the last 20 %, {score.points} forecasts", heads, rows)
+    )
     return score, {
         "forecasts": score.points,
         "order": score.order,
@@ -400,5 +403,6 @@ def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score
         "interval": score.interval,
         "targets": names,
         "rmse": {name: of_method.rmse.tolist() for name, of_method in score.errors.items()},
+        "rmsse": {name: of_method.rmsse.tolist() for name, of_method in score.errors.items()},
         "coverage": score.coverage.tolist(),
     }

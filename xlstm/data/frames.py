@@ -244,8 +244,8 @@ def load_pandas(where: str) -> Any:
         import pandas
     except ImportError as error:
         raise ImportError(
-            f"{where}: dates need pandas, which the extra tables brings: pip install"
-            " 'xlstm-xp[tables]'"
+            f"{where}: dates need pandas, and so do frames of scores; the extra tables brings it: pip"
+            " install 'xlstm-xp[tables]'"
         ) from error
     return pandas
 

@@ -365,6 +365,17 @@ class Panel:
         """Names of the series, where a column has them."""
         return [str(label) for label in self.groups] if self.roles.id_name else []
 
+    def first(self, count: int) -> Panel:
+        """Return the first series, whose forecasts are arrays."""
+        return replace(
+            self,
+            values=self.values[:count],
+            covariates=self.covariates[:count],
+            flat=self.flat[:count],
+            groups=dict(itertools.islice(self.groups.items(), count)),
+            table=None,
+        )
+
     @property
     def rows_ahead(self) -> dict[str, int]:
         """The rows after the end of each series of a file for which columns that are to be known in

@@ -196,7 +196,7 @@ def compare(
             "compare: the last fifth of the series has no values, expected some to compare"
             " forecasts with"
         )
-    scale = float(evaluation.naive_error(target.values[:cut], season)[0])
+    scale = float(evaluation.naive_errors(target.values[:cut], season)[0, 0])
     if not isinstance(models, Mapping):
         expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
         models = {

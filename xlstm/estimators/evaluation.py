@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.data.frames import load_pandas
 from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
 from xlstm.data.time_series import TimeSeries
@@ -34,12 +35,17 @@ class Errors(NamedTuple):
         where there is no season, one step ahead before the test part (Hyndman & Koehler 2006).
     smape : array
         Per cent; twice the error divided by the sum of the forecast's size and the truth's.
+    rmsse : array
+        The root mean square error, where each error is divided by the root mean square error of the
+        same naive forecasts of its series (Makridakis et al. 2022), so that no series counts for
+        more because its level is higher.
     """
 
     rmse: Values
     mae: Values
     mase: Values
     smape: Values
+    rmsse: Values
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,9 @@ class Score:
         The series of each forecast.
     targets : sequence of str
         Names of the targets of a table; empty where there was none.
+    by_series : sequence of dict
+        Errors (C,) of the model over all steps ahead for each series; `frame` returns them as a
+        table.
     """
 
     model: Values
@@ -95,31 +104,56 @@ class Score:
     interval: float
     series: Host
     targets: Sequence[str] = ()
+    by_series: Sequence[Mapping[str, Any]] = ()
 
     def __repr__(self) -> str:
-        """Return a table by steps ahead: root mean square errors, and the share of values in the
-        widest interval.
+        """Return a table by steps ahead: root mean square errors, which are scaled where there are
+        several series, and the share of values in the widest interval.
         """
-        columns = {name: of_method.rmse for name, of_method in self.errors.items()}
+        scaled = len(self.by_series) > 1
+        columns = {
+            name: getattr(by_step, "rmsse" if scaled else "rmse")
+            for name, by_step in self.errors.items()
+        }
         columns["coverage"] = self.coverage
         places = list(np.ndindex(self.model.shape))
         lines = [("step", *columns)]
         for h, *targets in places if len(places) <= ROWS else [*places[: ROWS - 1], places[-1]]:
-            name = f"{h + 1}" + "".join(
-                f", {self.targets[c] if self.targets else f'target {c}'}" for c in targets
-            )
+            name = f"{h + 1}" + "".join(f", {self.by_series[0]['target'][c]}" for c in targets)
             lines.append((name, *(f"{values[(h, *targets)]:.4g}" for values in columns.values())))
         width = max(map(len, itertools.chain(*lines)))
         table = "\n".join("  ".join(f"{cell:>{width}}" for cell in line) for line in lines)
-        return f"Score: root mean square errors of {len(self.at)} forecasts\n{table}"
+        errors = f"root mean square {'scaled ' * scaled}errors"
+        return f"Score: {errors} of {len(self.at)} forecasts\n{table}"
+
+    def frame(self) -> Any:
+        """Return a table of the model's errors over all steps ahead, with a row for each target of
+        each series.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The index has the levels "series" and "target", with the names of a table; without names
+            these are 0, 1, ... and "target 0", "target 1", ...; columns are "rmse", "mae", "mase",
+            "smape" and "rmsse", as in `Errors`, "crps" and "coverage".
+
+        Raises
+        ------
+        ImportError
+            pandas is not installed.
+        """
+        pandas = load_pandas("Score")
+        return pandas.concat(map(pandas.DataFrame, self.by_series)).set_index(["series", "target"])
 
     def item(self) -> float:
-        """Return one number of which more is better, minus the mean of `model`.
+        """Return one number of which more is better: minus the mean of `model`, or of the RMSSE
+        where there are several series or targets.
 
         scikit-learn asks for it, so that searches of parameters and cross-validation can compare
         forecasters.
         """
-        return -float(np.mean(self.model))
+        several = len(self.by_series) > 1 or self.model.ndim > 1
+        return -float(mean(np.ravel(self.errors["model"].rmsse if several else self.model)))
 
 
 class Forecasts(NamedTuple):
@@ -164,8 +198,8 @@ def score(
         ],
         "seasonal": [baselines.seasonal(series.known, lag, H, at) for series, at in pairs],
     }
-    scales = [naive_error(series.values[: at[0]], lag) for series, at in pairs]
-    base = np.repeat(scales, counts, axis=0)[:, None, targets]
+    scales = np.stack([naive_errors(series.values[: at[0]], lag) for series, at in pairs], axis=1)
+    base = np.repeat(scales, counts, axis=1)[:, :, None, targets]
     errors = {
         name: _errors(np.concatenate(parts)[:, :, targets], truth, base)
         for name, parts in methods.items()
@@ -185,15 +219,17 @@ def score(
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
         series=np.repeat(np.arange(len(pairs)), counts),
         targets=panel.names,
+        by_series=[*_each_series(panel, forecasts, scales, levels)],
     )
 
 
-def naive_error(values: Values, season: int) -> Values:
-    """Return the mean absolute error (C,) of repeating the last season of values (N, C), one step
-    ahead.
+def naive_errors(values: Values, season: int) -> Values:
+    """Return the mean absolute error and the root mean square error (2, C) of repeating the last
+    season of values (N, C), one step ahead.
     """
     lag = min(season, len(values) - 1)
-    return mean(np.abs(values[lag:] - values[:-lag]))
+    e = np.abs(values[lag:] - values[:-lag])
+    return np.stack((mean(e), np.sqrt(mean(e**2))))
 
 
 def joined(parts: Sequence[Forecasts]) -> Forecasts:
@@ -201,12 +237,30 @@ def joined(parts: Sequence[Forecasts]) -> Forecasts:
     return Forecasts(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+def _each_series(
+    panel: Panel, forecasts: Sequence[Forecasts], scales: Values, levels: Sequence[float]
+) -> Iterator[dict[str, Any]]:
+    """Yield the errors (C,) of each series over all steps ahead."""
+    for k, ahead in enumerate(forecasts):
+        mean, quantiles, truth = map(np.concatenate, ahead[1:])  # (N H, C, ...)
+        crps, coverage = _probabilistic(quantiles, truth, levels)
+        yield {
+            "series": panel.ids[k] if panel.ids else k,
+            "target": panel.names or [f"target {c}" for c in range(truth.shape[1])],
+            **_errors(mean, truth, scales[:, [k]])._asdict(),
+            "crps": crps,
+            "coverage": coverage,
+        }
+
+
 def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
+    """Return errors over the first axis; `base` has the `naive_errors` of the series."""
     e = np.abs(forecasts - truth)
     sizes = np.abs(forecasts) + np.abs(truth)
     relative = 200 * e / np.where(sizes == 0, 1.0, sizes)  # where sizes are 0, so is e
-    scaled = e / np.where(base > 0, base, np.nan)
-    return Errors(np.sqrt(mean(e**2)), mean(e), mean(scaled), mean(relative))
+    scaled, scaled_by_rms = e / np.where(base > 0, base, np.nan)
+    rmse, rmsse = (np.sqrt(mean(errors**2)) for errors in (e, scaled_by_rms))
+    return Errors(rmse, mean(e), mean(scaled), mean(relative), rmsse)
 
 
 def _probabilistic(

@@ -37,6 +37,7 @@ from xlstm.estimators.intervals import Intervals
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
+from xlstm.plots import results
 from xlstm.training import Callback, Progress
 
 
@@ -319,6 +320,56 @@ quantiles, linear_baseline, season, calendar, least, refit
                 quantiles = np.concatenate((quantiles, np.moveaxis(later, 0, -1)))
             ahead.append(quantiles)
         return panel.forecast_frame(ahead, [f" {q:g}" for q in s.quantiles])
+
+    def plot(
+        self,
+        values: Any,
+        steps: int | None = None,
+        *,
+        ax: Any = None,
+        last: int | None = None,
+        **covariates: Unpack[CovariateArguments],
+    ) -> Any:
+        """Draw the end of a series, and the median and the intervals of what comes after it.
+
+        Where the median is not among the quantiles the mean is drawn. Each target of each series
+        has axes of its own; of more than twelve the first twelve are drawn, and a warning in the
+        log says so.
+
+        Parameters
+        ----------
+        values, steps, covariates
+            As for `predict`.
+        ax : Axes, or array or list of Axes, optional
+            Where to draw. By default there is a new figure of pyplot, which a notebook shows, and
+            elsewhere `matplotlib.pyplot.show()`.
+        last : int, optional
+            How many values of the series are drawn; by default three times as many as steps, and 24
+            at least.
+
+        Returns
+        -------
+        matplotlib.axes.Axes, or array of them
+            An array (n,) where there are several targets or series.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        ValueError, TypeError, FloatingPointError
+            As for `predict`, or `ax` does not hold as many axes as are drawn.
+        """
+        steps = self._steps(steps)
+        last = checks.optional(checks.size)("Forecaster", "last", last)
+        beside = Covariates.of("Forecaster", covariates)
+        panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
+        first = panel.first(-(-results.AXES // self.n_targets_))
+        levels = self.predictor_.settings.quantiles
+        means = np.reshape(self.predict(first, steps), (-1, steps, self.n_targets_))
+        quantiles = self.predict_quantiles(first, steps) if levels else []
+        fan = results.Fan(np.reshape(quantiles, (*means.shape, len(levels))), levels, means)
+        several = [series for series, _ in self._read(first, {}, steps)[1]]
+        return results.ends(panel, several, fan, ax, last)
 
     def sample(
         self,

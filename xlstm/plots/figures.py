@@ -95,7 +95,7 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
 
 
 def panels(
-    count: int, columns: int, height: float, x: str = "", **options: Any
+    count: int, columns: int, height: float, x: str = "", interactive: bool = False, **options: Any
 ) -> tuple[Any, list[Any]]:
     """Return a new figure as wide as a page, and its axes, row by row.
 
@@ -109,15 +109,22 @@ def panels(
         Inches of a row.
     x : str
         The label below the lowest axes of each column.
+    interactive : bool
+        Whether the figure is one of pyplot, which notebooks and `pyplot.show` show.
     options : dict
         Options of matplotlib's `subplots`.
     """
     require("plots")
-    from matplotlib.figure import Figure  # no pyplot: no screen, no global state
+    from matplotlib.figure import Figure  # no screen, no global state
 
+    new: Any = Figure
+    if interactive:
+        from matplotlib import pyplot
+
+        new = pyplot.figure
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(WIDTH, max(height * rows, 1.5)), layout="constrained")
+    figure = new(figsize=(WIDTH, max(height * rows, 1.5)), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for axes in grid[count:]:
         axes.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,15 +15,18 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, host
 from xlstm.data.host import Host, Values
-from xlstm.data.panels import Roles, by_series
+from xlstm.data.panels import Panel, Roles, by_series
 from xlstm.data.series import Series, series_of
+from xlstm.data.time_series import TimeSeries
 from xlstm.plots import figures
 from xlstm.training import Trained, folder
 
+log = logging.getLogger("xlstm")
 POINTS = 2000  # of a line that are drawn
 WRITTEN = 12  # labels, up to which counts are written into the matrix
 NAMED = 40  # labels, up to which the axes have their names
 LATEST = 200  # forecasts of a test part that are drawn
+AXES = 12  # of the targets of several series
 MEASURES = ("RMSE", "MAE", "MASE", "sMAPE")  # of `Errors`
 # a column of quantiles: its target and its level
 QUANTILE = re.compile(r"(.*) (0\.\d+|[\d.]+e-\d+)")
@@ -272,10 +276,13 @@ class Fan(NamedTuple):
     quantiles : array (H, Q)
     levels : sequence of Q floats
         The level of each column, such as 0.1.
+    mean : array (H,), optional
+        It is drawn where there is no median.
     """
 
     quantiles: Values
     levels: Sequence[float]
+    mean: Any = None
 
 
 def forecast(
@@ -359,6 +366,62 @@ def fans(series: Any, ahead: Any) -> Any:
         _draw_fan(axes, past, fan, f"{past.name}: beyond the end of the data")
     figures.legend(figure, panels[0], loc="outside upper right", ncols=5)
     return figure
+
+
+def ends(
+    panel: Panel, several: Sequence[TimeSeries], ahead: Fan, ax: Any = None, last: int | None = None
+) -> Any:
+    """Draw the ends of the first series of a panel, and what a forecaster says comes after them.
+
+    Parameters
+    ----------
+    panel : Panel
+    several : list of S TimeSeries
+    ahead : Fan
+        Of all of them: quantiles (S, H, C, Q) and mean (S, H, C). At most AXES targets are drawn.
+    ax : Axes, or array or list of Axes, optional
+        Those to draw on; by default those of a new figure of pyplot.
+    last : int, optional
+        How many values of each series are drawn.
+
+    Returns
+    -------
+    Axes, or array of Axes
+        An array where several targets are drawn.
+
+    Raises
+    ------
+    ValueError, TypeError
+        `ax` does not hold as many axes as targets are drawn.
+    """
+    S, _, C, _ = ahead.quantiles.shape
+    every = len(panel.values) * C
+    places = list(np.ndindex(S, C))[:AXES]
+    count = len(places)
+    if count < every:
+        log.warning("Forecaster: plot draws the first %d of %d series and targets", count, every)
+    if ax is None:
+        figure, drawn = figures.panels(count, 1 if count < 4 else 2, 2.2, interactive=True)
+    else:
+        kind = checks.having("fill_between", expected="Axes of matplotlib")
+        drawn = checks.several("Forecaster", "ax", np.ravel(ax), "Axes of matplotlib", kind)
+    if len(drawn) != count:
+        raise ValueError(
+            f"Forecaster: ax has {len(drawn)} Axes, expected {count}, one for each target of each"
+            " series"
+        )
+    for axes, (k, c) in zip(drawn, places, strict=True):
+        values = several[k].values[:, c]
+        name = panel.names[c] if panel.names else f"target {c}" * (C > 1)
+        title = panel.ids[k] if panel.ids else f"series {k}" * (S > 1)
+        past = Series(name, values, np.arange(len(values)), several[k].calendar)
+        fan = Fan(ahead.quantiles[k, :, c], ahead.levels, ahead.mean[k, :, c])
+        _draw_fan(axes, past, fan, title, last)
+    if ax is None:
+        figures.legend(figure, drawn[0], loc="outside upper right", ncols=5)
+    else:
+        figures.legend(drawn[0])
+    return drawn[0] if count == 1 else np.array(drawn)
 
 
 def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
@@ -460,24 +523,27 @@ def _draw_errors(
     figures.label(axes, title, f"{step}s ahead", f"{measure} ({unit})" if unit else measure)
 
 
-def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
-    """Draw the end of a series and quantiles of what comes after it, each interval in a shade."""
+def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str, last: int | None = None) -> None:
+    """Draw the end of a series and quantiles of what comes after it, each interval in a shade.
+
+    The end has `last` values; where the latest of them are gaps, it begins with the value before
+    them.
+    """
     H = len(ahead.quantiles)
-    levels = ahead.levels
-    shown = min(len(series.values), max(3 * H, 24))
+    levels = [*ahead.levels]
+    N = len(series.values)
+    observed = np.flatnonzero(~np.isnan(series.values))[-1]
+    shown = min(N, max(last or max(3 * H, 24), N - observed))
     values = series.values[-shown:]
-    if series.calendar is None:
-        past = np.arange(-shown + 1, 1)
-        future = np.arange(1, H + 1)
-    else:
-        past = series.index[-shown:]
-        calendar = series.calendar
-        later = calendars.on_clocks(calendar.following(H))
-        future = past[-1] + (later - calendars.on_clocks(calendar.dates)[-1])
+    time: Host = np.arange(-N + 1, H + 1)
+    if series.calendar is not None:
+        dates = series.calendar.dates.append(series.calendar.following(H))
+        time = calendars.on_clocks(dates)
+    past = time[:-H][-shown:]
     axes.plot(past, values, color=TRUTH, linewidth=1.2)
-    last = np.flatnonzero(~np.isnan(values))[-1]
-    quantiles = np.insert(ahead.quantiles, 0, values[last], axis=0)  # (1 + H, Q)
-    time = np.concatenate((past[last : last + 1], future))
+    begin = observed - N  # the last value, where forecasts begin
+    quantiles = np.insert(ahead.quantiles, 0, values[begin], axis=0)  # (1 + H, Q)
+    time = np.insert(time[-H:], 0, past[begin])
     half = len(levels) // 2
     for k in range(half):  # opaque, the widest first, so that each has the shade of the legend
         shade = figures.tint(FAN, 0.15 + 0.55 * k / half)
@@ -486,8 +552,14 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
         )
         bounds = quantiles[:, k], quantiles[:, -1 - k]
         axes.fill_between(time, *bounds, color=shade, linewidth=0, label=label)
-    if len(levels) % 2:
-        axes.plot(time, quantiles[:, half], color=FAN, linewidth=1.4, label="median")
+    centre = ahead.mean
+    label = "mean"
+    if 0.5 in levels:
+        centre = ahead.quantiles[:, levels.index(0.5)]
+        label = "median"
+    if centre is not None:
+        centre = np.insert(centre, 0, values[begin])
+        axes.plot(time, centre, color=FAN, linewidth=1.4, label=label)
     x = "steps after the end" if series.calendar is None else ""
     figures.label(axes, title, x, series.name)
     figures.dates(axes, time)
