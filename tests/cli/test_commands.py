@@ -144,6 +144,16 @@ def test_intervals_and_errors(run):
     assert lines[0] == ["month", "sunspots", *(f"sunspots 0.{k}" for k in range(1, 10))]
     assert [line[:2] for line in lines] == [line.split(",") for line in printed.splitlines()]
     assert np.all(np.diff([[float(cell) for cell in line[2:]] for line in lines[1:]], axis=1) >= 0)
+    piped = bundled("sunspots").read_text()
+    found = read_json(run("predict m - --json --intervals --quantiles .05,.5", text=piped))
+    assert (found["horizon"], found["quantiles"][:3]) == (3, [0.05, 0.1, 0.2])
+    forecasts = found["forecasts"]
+    assert [*forecasts][1:4] == ["sunspots", "sunspots 0.05", "sunspots 0.1"]
+    np.testing.assert_allclose(forecasts["sunspots 0.5"], [float(line[6]) for line in lines[1:]])
+    assert (
+        run("forecast m - --quantiles .1", text=piped).stdout
+        == run("predict m - --quantiles .1", text=piped).stdout
+    )
     found = run("evaluate m", bundled("sunspots"))
     assert "20.09" in found.stdout
     assert "trained on" not in found.stderr
@@ -241,7 +251,7 @@ def test_series_targets_and_covariates(run, shops):
             ["predict", *at, "--steps", 10],
             "price: known for 9 steps after sales of 7 ends, expected 10",
         ),
-        (["forecast", *at, "--quantiles", "0.15"], "has no quantile 0.15"),
+        (["forecast", *at, "--quantiles", "0.15,1"], "quantiles[1] is 1.0, expected 0 <"),
         (
             ["train", "forecast", file, "--target", "sales"],
             "the column that tells them apart in series_id (--",
@@ -367,7 +377,7 @@ def test_options_of_forecasts(run, tmp_path):
     assert {*os.listdir(tmp_path / "out")} == {"model.safetensors", *PICTURES}
     options = (
         "--cell gru --num-layers 2 --dropout 0.1 --linear-baseline 5 --season 12 --least -3"
-        " --no-refit"
+        " --no-refit --quantiles .95,.05"
     )
     run("train forecast s.csv -o run", *QUICK, *split(options))
     assert {"model.safetensors", "history.jsonl", *PICTURES} <= {*os.listdir(tmp_path / "run")}
@@ -379,6 +389,7 @@ def test_options_of_forecasts(run, tmp_path):
         5,
     )
     assert (settings.season, settings.least, settings.refit) == (12, -3.0, False)
+    assert settings.quantiles == (0.05, 0.95)
 
 
 def test_a_quiet_command_says_nothing(run, trained):

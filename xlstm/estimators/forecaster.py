@@ -274,28 +274,38 @@ quantiles, linear_baseline, season, calendar, least, refit
         return panel.forecast_frame([self._paths(*pair, steps)[0] for pair in pairs])
 
     def predict_quantiles(
-        self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
+        self,
+        values: Any,
+        steps: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        **covariates: Unpack[CovariateArguments],
     ) -> Any:
         """Return quantiles of the values after the end of a series.
 
-        Beyond the horizon they are those of paths that are fed back, as `sample` draws them with
-        the parameter `seed`.
+        Quantiles that `fit` did not learn are interpolated between those that it learned; beyond
+        the outermost of these they continue as the quantiles of a normal distribution do. Beyond
+        the horizon all are those of 1000 paths that are fed back, as `sample` draws them with the
+        parameter `seed`.
 
         Parameters
         ----------
         values, steps, covariates
             As for `predict`.
+        quantiles : list of float, optional
+            Rising levels between 0 and 1, by default those of the parameter `quantiles`, which
+            `fit` learned. Others need two or more learned ones.
 
         Returns
         -------
         array (steps, Q) or (steps, C, Q), list of such arrays, or table
-            In the order of the parameter `quantiles`; columns of a table have the quantile at the
-            end of their names.
+            In the order of `quantiles`; columns of a table have the quantile at the end of their
+            names.
 
         Raises
         ------
         ValueError
-            As for `predict`, or there are no quantiles.
+            As for `predict`; `quantiles` is empty, does not rise, or leaves the range between 0
+            and 1; or `fit` learned too few.
         FloatingPointError
             The forecast is not finite.
         """
@@ -305,18 +315,27 @@ quantiles, linear_baseline, season, calendar, least, refit
                 "Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or"
                 " others"
             )
+        levels = s.quantiles
+        if quantiles is not None:
+            levels = checks.rising(1)("Forecaster", "quantiles", quantiles)
+        if levels != s.quantiles:
+            self._check_learned("for other quantiles")
         steps = self._steps(steps)
         panel, pairs = self._read(values, covariates, steps)
         ahead = []
         for series, units in pairs:
-            quantiles, width = self._next(series, units)
-            quantiles = quantiles[:steps]
+            learned, width = self._next(series, units)
+            forecast = learned[:steps]
+            if levels != s.quantiles:
+                others = np.array(levels)[:, None, None]
+                forecast = sampling.at_levels(forecast[None], s.quantiles, others)
+                forecast = self.predictor_.limited(np, np.moveaxis(forecast, 0, -1))
             if steps > s.horizon:
                 paths = self._paths(series, units, steps, width, sampling.PATHS, [s.seed])
-                later = np.quantile(paths[:, s.horizon :], s.quantiles, axis=0)
-                quantiles = np.concatenate((quantiles, np.moveaxis(later, 0, -1)))
-            ahead.append(quantiles)
-        return panel.forecast_frame(ahead, [f" {q:g}" for q in s.quantiles])
+                later = np.quantile(paths[:, s.horizon :], levels, axis=0)
+                forecast = np.concatenate((forecast, np.moveaxis(later, 0, -1)))
+            ahead.append(predictor.finite(forecast))
+        return panel.forecast_frame(ahead, [f" {q:g}" for q in levels])
 
     def sample(
         self,
@@ -765,6 +784,14 @@ quantiles, linear_baseline, season, calendar, least, refit
         latest = self._calibrated(np, mean[-1:], quantiles[-1:], scale[-1:], width)
         return predictor.finite(latest[0]), width
 
+    def _check_learned(self, purpose: str) -> None:
+        """Raise ValueError unless there are two or more learned quantiles."""
+        levels = self.predictor_.settings.quantiles
+        if len(levels) < 2:
+            raise ValueError(
+                f"Forecaster: it was fitted with quantiles={levels}, expected two or more, {purpose}"
+            )
+
     def _paths(
         self,
         series: TimeSeries,
@@ -778,12 +805,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         observed: sample paths with a width of intervals, and means without one.
         """
         p = self.predictor_
-        levels = p.settings.quantiles
-        if width is not None and len(levels) < 2:
-            raise ValueError(
-                f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw"
-                " paths"
-            )
+        if width is not None:
+            self._check_learned("to draw paths")
         rng = np.random.default_rng(seed)
         H = p.settings.horizon
         ahead: Values = np.empty((n, -(-steps // H) * H, self.n_targets_))
@@ -792,7 +815,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             values, quantiles, scale = p.finished(*sampling.before(p, series, units, past))
             if width is not None:
                 calibrated = self._calibrated(np, values, quantiles, scale, width)
-                drawn = sampling.draw(calibrated, levels, self.ranks_, rng, n)
+                drawn = sampling.draw(calibrated, p.settings.quantiles, self.ranks_, rng, n)
                 values = p.limited(np, predictor.finite(drawn))
             ahead[:, t : t + H] = values
         return ahead[:, :steps]
