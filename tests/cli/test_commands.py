@@ -304,6 +304,9 @@ def test_classes_of_sequences_by_steps(run, trained, suffix):
         pytest.importorskip("pyarrow")
         pytest.importorskip("narwhals")
         write_table("long.parquet", steps_of_sequences())
+    found = read_json(run("predict --json", folder, f"long.{suffix}"))
+    assert (found["model"], found["output"]) == ("sequence classifier", None)
+    assert found["labels"]["kind"][:2] == ["down", "up"]
     assert read_json(run("evaluate --json", folder, f"long.{suffix}")) == {
         **{
             "kind": "sequence classifier",

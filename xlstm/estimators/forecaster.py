@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,6 +19,7 @@ from xlstm.arrays.ranks.groups import Group
 from xlstm.data.categories import encoded
 from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
+from xlstm.data.series_windows import split
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, selection
 from xlstm.estimators.base import (
@@ -388,8 +390,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         shaped = [
             paths[..., 0] if flat else paths for paths, flat in zip(drawn, panel.flat, strict=True)
         ]
-        is_table = panel.table is not None and not panel.roles.id_name
-        return shaped[0] if panel.single or is_table else shaped
+        return shaped[0] if panel.alone else shaped
 
     def windows(
         self, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]
@@ -422,27 +423,50 @@ quantiles, linear_baseline, season, calendar, least, refit
         origins = np.arange(max(s.window, N - count + 1), N + 1)
         return self.predictor_.windows(series, units, origins)[0]
 
-    def score(self, values: Any, **covariates: Unpack[CovariateArguments]) -> Score:
-        """Return errors on the test part beside those of baselines, by the network that has not
-        seen it.
+    def score(self, values: Any, y: None = None, **covariates: Unpack[CovariateArguments]) -> Score:
+        """Return errors on rows that the network has not seen, beside those of baselines.
+
+        These rows are the test part of a series, its last 20 %, forecast by the network that
+        validation chose. If `fit` and `score` both get one array or table, and `values` are other
+        rows, no more of them than `fit` had, then they are taken as the rows that follow those of
+        `fit`: all of them are judged, by the forecaster that `predict` uses, with the rows of `fit`
+        as history. Such are the folds of `TimeSeriesSplit` of scikit-learn, so that its
+        `GridSearchCV` and `cross_val_score` compare forecasters on whole folds. A table with dates
+        has to begin at the next date. Put another series into a list, `score([values])`, to judge
+        its test part. A forecaster that comes from a file does not have the rows of `fit`, and
+        always judges the test part.
 
         Baselines repeat the last value or the last season, or are a linear autoregression with 24
         coefficients (fewer in a short series) and a constant for each step ahead, fitted on all
-        that comes before the test part.
+        that comes before the rows that are judged.
 
         Parameters
         ----------
         values, covariates
             As for `fit`.
+        y : None
+            scikit-learn passes it. A series is its own target.
 
         Returns
         -------
         Score
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `fit`; `y` is something else; or rows that follow those of `fit` are fewer than the horizon.
         """
-        panel, pairs = self._read(values, covariates, 0)
-        p = self.test_predictor_
-        forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
+        if y is not None:
+            raise TypeError(
+                f"Forecaster: y is {checks.shown(y)}, expected None: values are their own target"
+            )
+        panel, pairs = self._read(values, covariates, 0, may_follow=True)
         several = [series for series, _ in pairs]
+        p = self.test_predictor_
+        if several[0].begin < 0:
+            forecasts = [self._after_fit(several[0])]
+        else:
+            forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
         return evaluation.score(several, forecasts, p.settings.quantiles, self.season_, panel)
 
     def backtest(
@@ -637,6 +661,41 @@ quantiles, linear_baseline, season, calendar, least, refit
             **facts,
         )
 
+    def _follows(self, panel: Panel, later: TimeSeries) -> bool:
+        """Return whether a series is taken as the rows after those of `fit`; `score` says when."""
+        before = vars(self).get("_history")
+        if before is None or not panel.alone:
+            return False
+        if [part.shape[1:] for part in before[:4]] != [part.shape[1:] for part in later[:4]]:
+            return False
+        dated = [series.calendar for series in (before, later) if series.calendar is not None]
+        if dated:
+            return len(dated) == 2 and dated[0].following(1)[0] == dated[1].dates[0]
+        n = min(len(later.values), split(len(before.values)).train.stop)
+        fitted = before.values[:n]
+        return len(later.values) <= len(before.values) and not np.array_equal(
+            later.values[:n], fitted, equal_nan=True
+        )
+
+    def _after_fit(self, series: TimeSeries) -> Forecasts:
+        """Return forecasts from each of the rows of a series that follow those of `fit`."""
+        p = self.predictor_
+        H = p.settings.horizon
+        N = len(series.values)
+        begin = -series.begin
+        if N - begin < H:
+            raise ValueError(
+                f"Forecaster: values after those of fit, such as a fold, have {N - begin} rows,"
+                f" expected {H} or more, as many as the horizon"
+            )
+        parts = []
+        for start in range(begin, N, baselines.CHUNK):
+            at = np.arange(start, min(start + baselines.CHUNK, N))
+            mean, quantiles, scale = p.forecast(series, self.scaling_.units[0], at)
+            quantiles = self._calibrated(np, mean, quantiles, scale, np.ones((1, 1)))
+            parts.append(Forecasts(at, mean, quantiles, baselines.targets(series, at, H, N)))
+        return evaluation.joined(parts)
+
     def _to_fit(
         self, values: Any, covariates: CovariateArguments
     ) -> tuple[Backend, Panel, list[list[TimeSeries]]]:
@@ -724,22 +783,32 @@ quantiles, linear_baseline, season, calendar, least, refit
             feature_names_in_=names_array(panel.names),
             series_names_=names_array(panel.ids),
             categories_=panel.categories,
+            _history=several[0] if panel.alone else None,
         )
 
     def _read(
-        self, values: Any, covariates: CovariateArguments, steps: int
+        self,
+        values: Any,
+        covariates: CovariateArguments,
+        steps: int,
+        may_follow: bool = False,
     ) -> tuple[Panel, list[tuple[TimeSeries, Values]]]:
         """Return series to predict after, with `steps` rows ahead, and each with its units; raise
         unless they go with `fit`.
+
+        Rows that may follow those of `fit` are returned behind these if they do.
         """
         s = self.test_predictor_.settings
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
         panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
         panel = encoded("Forecaster", panel, self.categories_)
-        several = panel.read(
-            "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
+        rows_of = functools.partial(
+            panel.read, "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
         )
+        several = rows_of()
+        if may_follow and self._follows(panel, several[0]):
+            several = [self._history.continued(rows_of(gaps=True)[0])]
         pairs = list(zip(several, scaling.of(several, panel.ids, s.window), strict=True))
         fitted = [part.shape[1] for part in scaling[:4]]
         for (series, units), name in zip(pairs, names_of(panel.ids, len(several)), strict=True):
