@@ -317,10 +317,10 @@ quantiles, linear_baseline, season, calendar, least, refit
                 "Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or"
                 " others"
             )
-        levels = s.quantiles
-        if quantiles is not None:
-            levels = checks.rising(1)("Forecaster", "quantiles", quantiles)
-        if levels != s.quantiles:
+        check = checks.rising(1)
+        levels = check("Forecaster", "quantiles", s.quantiles if quantiles is None else quantiles)
+        is_other = levels != s.quantiles
+        if is_other:
             self._check_learned("for other quantiles")
         steps = self._steps(steps)
         panel, pairs = self._read(values, covariates, steps)
@@ -328,7 +328,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         for series, units in pairs:
             learned, width = self._next(series, units)
             forecast = learned[:steps]
-            if levels != s.quantiles:
+            if is_other:
                 others = np.array(levels)[:, None, None]
                 forecast = sampling.at_levels(forecast[None], s.quantiles, others)
                 forecast = self.predictor_.limited(np, np.moveaxis(forecast, 0, -1))
@@ -454,13 +454,14 @@ quantiles, linear_baseline, season, calendar, least, refit
         Raises
         ------
         ValueError, TypeError
-            As for `fit`; `y` is something else; or rows that follow those of `fit` are fewer than the horizon.
+            As for `fit`; `y` is something else; or fewer rows follow those of `fit` than the
+            horizon has.
         """
         if y is not None:
             raise TypeError(
                 f"Forecaster: y is {checks.shown(y)}, expected None: values are their own target"
             )
-        panel, pairs = self._read(values, covariates, 0, may_follow=True)
+        panel, pairs = self._read(values, covariates, 0)
         several = [series for series, _ in pairs]
         p = self.test_predictor_
         if several[0].begin < 0:
@@ -668,14 +669,12 @@ quantiles, linear_baseline, season, calendar, least, refit
             return False
         if [part.shape[1:] for part in before[:4]] != [part.shape[1:] for part in later[:4]]:
             return False
-        dated = [series.calendar for series in (before, later) if series.calendar is not None]
-        if dated:
-            return len(dated) == 2 and dated[0].following(1)[0] == dated[1].dates[0]
-        n = min(len(later.values), split(len(before.values)).train.stop)
-        fitted = before.values[:n]
-        return len(later.values) <= len(before.values) and not np.array_equal(
-            later.values[:n], fitted, equal_nan=True
-        )
+        if before.calendar is not None and later.calendar is not None:
+            return bool(before.calendar.following(1)[0] == later.calendar.dates[0])
+        N = len(before.values)
+        n = min(len(later.values), split(N).train.stop)
+        same = np.array_equal(before.values[:n], later.values[:n], equal_nan=True)
+        return len(later.values) <= N and not same
 
     def _after_fit(self, series: TimeSeries) -> Forecasts:
         """Return forecasts from each of the rows of a series that follow those of `fit`."""
@@ -768,6 +767,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             for name, error in final.combination.every_error.items()
             if selection.allows(s, name)
         }
+        # a copy, as the caller may write into the array of values
+        history = several[0]._replace(values=several[0].values.copy())
         used = [name for name in final.combination.candidates if name in allowed]
         return self._keep(
             test,
@@ -783,20 +784,16 @@ quantiles, linear_baseline, season, calendar, least, refit
             feature_names_in_=names_array(panel.names),
             series_names_=names_array(panel.ids),
             categories_=panel.categories,
-            _history=several[0] if panel.alone else None,
+            _history=history if panel.alone else None,
         )
 
     def _read(
-        self,
-        values: Any,
-        covariates: CovariateArguments,
-        steps: int,
-        may_follow: bool = False,
+        self, values: Any, covariates: CovariateArguments, steps: int
     ) -> tuple[Panel, list[tuple[TimeSeries, Values]]]:
         """Return series to predict after, with `steps` rows ahead, and each with its units; raise
         unless they go with `fit`.
 
-        Rows that may follow those of `fit` are returned behind these if they do.
+        With 0 steps, for `score`, rows that follow those of `fit` are returned behind these.
         """
         s = self.test_predictor_.settings
         scaling = self.scaling_
@@ -807,7 +804,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             panel.read, "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
         )
         several = rows_of()
-        if may_follow and self._follows(panel, several[0]):
+        if steps == 0 and self._follows(panel, several[0]):
             several = [self._history.continued(rows_of(gaps=True)[0])]
         pairs = list(zip(several, scaling.of(several, panel.ids, s.window), strict=True))
         fitted = [part.shape[1] for part in scaling[:4]]
