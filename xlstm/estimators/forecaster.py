@@ -427,14 +427,14 @@ quantiles, linear_baseline, season, calendar, least, refit
         """Return errors on rows that the network has not seen, beside those of baselines.
 
         These rows are the test part of a series, its last 20 %, forecast by the network that
-        validation chose. If `fit` and `score` both get one array or table, and `values` are other
-        rows, no more of them than `fit` had, then they are taken as the rows that follow those of
-        `fit`: all of them are judged, by the forecaster that `predict` uses, with the rows of `fit`
-        as history. Such are the folds of `TimeSeriesSplit` of scikit-learn, so that its
-        `GridSearchCV` and `cross_val_score` compare forecasters on whole folds. A table with dates
-        has to begin at the next date. Put another series into a list, `score([values])`, to judge
-        its test part. A forecaster that comes from a file does not have the rows of `fit`, and
-        always judges the test part.
+        validation chose. If `fit` and `score` both get one array or table, and `values` do not
+        begin as the rows of `fit` do (the first 60 % of these are compared), then they are taken as
+        the rows that follow those of `fit`: all of them are judged, by the forecaster that `predict`
+        uses, with the rows of `fit` as history. Such are the folds of `TimeSeriesSplit` of
+        scikit-learn, so that its `GridSearchCV` and `cross_val_score` compare forecasters on whole
+        folds. Values with dates follow where they begin at the next date. Put another series into
+        a list, `score([values])`, to judge its test part. A forecaster that comes from a file does
+        not have the rows of `fit`, and always judges the test part.
 
         Baselines repeat the last value or the last season, or are a linear autoregression with 24
         coefficients (fewer in a short series) and a constant for each step ahead, fitted on all
@@ -671,10 +671,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             return False
         if before.calendar is not None and later.calendar is not None:
             return bool(before.calendar.following(1)[0] == later.calendar.dates[0])
-        N = len(before.values)
-        n = min(len(later.values), split(N).train.stop)
-        same = np.array_equal(before.values[:n], later.values[:n], equal_nan=True)
-        return len(later.values) <= N and not same
+        n = min(len(later.values), split(len(before.values)).train.stop)
+        return not np.array_equal(before.values[:n], later.values[:n], equal_nan=True)
 
     def _after_fit(self, series: TimeSeries) -> Forecasts:
         """Return forecasts from each of the rows of a series that follow those of `fit`."""
