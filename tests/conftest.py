@@ -292,14 +292,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run a command of the command line in an empty folder, check its exit code, and return the
     result.
 
-    The first argument may hold several words.
+    The first argument may hold several words; `text` is on standard input.
     """
     from typer.testing import CliRunner
 
     from xlstm.cli.app import app
 
-    def run(command: Any, *args: Any, code: int = 0) -> Any:
-        result = CliRunner().invoke(app, [*str(command).split(), *map(str, args)])
+    def run(command: Any, *args: Any, code: int = 0, text: str | None = None) -> Any:
+        result = CliRunner().invoke(app, [*str(command).split(), *map(str, args)], text)
         if not isinstance(result.exception, SystemExit | None):
             raise result.exception
         assert result.exit_code == code, result.output + str(result.exception)

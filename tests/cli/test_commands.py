@@ -149,6 +149,15 @@ def test_intervals_and_errors(run):
     assert lines[0] == ["month", "sunspots", *(f"sunspots 0.{k}" for k in range(1, 10))]
     assert [line[:2] for line in lines] == [line.split(",") for line in printed.splitlines()]
     assert np.all(np.diff([[float(cell) for cell in line[2:]] for line in lines[1:]], axis=1) >= 0)
+    piped = bundled("sunspots").read_text()
+    options = "m - --json --quantiles .5,.05"
+    found, other = (
+        read_json(run(f"{name} {options}", text=piped)) for name in ("predict", "forecast")
+    )
+    assert (found["horizon"], found["quantiles"]) == (3, [0.05, 0.5])
+    medians = [float(line[6]) for line in lines[1:]]
+    np.testing.assert_allclose(found["forecasts"]["sunspots 0.5"], medians)
+    assert other == found
     found = run("evaluate m", bundled("sunspots"))
     assert "20.09" in found.stdout
     assert "trained on" not in found.stderr
@@ -247,7 +256,7 @@ def test_series_targets_and_covariates(run, shops):
             ["predict", *at, "--steps", 10],
             "price: known for 9 steps after sales of 7 ends, expected 10",
         ),
-        (["forecast", *at, "--quantiles", "0.15"], "has no quantile 0.15"),
+        (["forecast", *at, "--quantiles", "0.15,1"], "quantiles[1] is 1.0, expected 0 <"),
         (
             ["train", "forecast", file, "--target", "sales"],
             "the column that tells them apart in series_id (--",
@@ -300,6 +309,8 @@ def test_classes_of_sequences_by_steps(run, trained, suffix):
         pytest.importorskip("pyarrow")
         pytest.importorskip("narwhals")
         write_table("long.parquet", steps_of_sequences())
+    labels = read_json(run("predict --json", folder, f"long.{suffix}"))["labels"]
+    assert labels["kind"] == ["down", "up"] * 30
     assert read_json(run("evaluate --json", folder, f"long.{suffix}")) == {
         **{
             "kind": "sequence classifier",
@@ -373,7 +384,7 @@ def test_options_of_forecasts(run, tmp_path):
     assert {*os.listdir(tmp_path / "out")} == {"model.safetensors", *PICTURES}
     options = (
         "--cell gru --num-layers 2 --dropout 0.1 --linear-baseline 5 --season 12 --least -3"
-        " --no-refit"
+        " --no-refit --quantiles .95,.05"
     )
     run("train forecast s.csv -o run", *QUICK, *split(options))
     assert {"model.safetensors", "history.jsonl", *PICTURES} <= {*os.listdir(tmp_path / "run")}
@@ -385,6 +396,7 @@ def test_options_of_forecasts(run, tmp_path):
         5,
     )
     assert (settings.season, settings.least, settings.refit) == (12, -3.0, False)
+    assert settings.quantiles == (0.05, 0.95)
 
 
 def test_a_quiet_command_says_nothing(run, trained):

@@ -67,12 +67,29 @@ def test_quantiles_that_are_missing(values):
         forecaster.predict_quantiles(values)
 
 
+def test_quantiles_that_were_not_learned(fitted, values):
+    """They are between those that were, and those of a normal distribution beyond them."""
+    learned = fitted.predict_quantiles(values, 8)
+    others = fitted.predict_quantiles(values, 8, [0.05, 0.1, 0.35, 0.9, 0.999])
+    assert np.all(np.diff(others) > 0)
+    np.testing.assert_array_equal(others[:, [1, 3]], learned[:, [0, 8]])
+    score = np.vectorize(evaluation.NORMAL)
+    deciles = score(fitted.quantiles)
+    for few, all_learned in zip(others[:6], learned, strict=False):
+        np.testing.assert_allclose(few[2], np.interp(score(0.35), deciles, all_learned))
+        below = (all_learned[0] - all_learned[4]) * score(0.05) / score(0.1)
+        np.testing.assert_allclose(few[0], all_learned[4] + below)
+    for wrong in ([], [0.0, 0.5], [0.5, 0.2]):
+        with pytest.raises(ValueError, match="quantiles"):
+            fitted.predict_quantiles(values, quantiles=wrong)
+
+
 def test_nothing_is_forecast_below_the_least(values):
     values = np.maximum(values - 10, 0)
     found = [Forecaster(**QUICK, least=least).fit(values) for least in (None, 0.0)]
     free, limited = (one.score(values).quantiles for one in found)
     assert np.min(free) < 0
-    assert np.min(limited) == np.min(found[1].predict_quantiles(values)) == 0.0
+    assert np.min(limited) == np.min(found[1].predict_quantiles(values, 6, [0.01])) == 0.0
     assert np.min(found[1].predict(values, 30)) >= 0
 
 

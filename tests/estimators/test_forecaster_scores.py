@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.estimators.conftest import QUICK
+from tests.estimators.conftest import QUICK, driven
 from xlstm.data.series import bundled, read_csv
 from xlstm.estimators import Forecaster, compare
 
@@ -52,6 +52,32 @@ def test_forecasts_do_not_see_the_future(fitted, values):
     other = fitted.score(values).forecasts
     np.testing.assert_array_equal(other[at <= 270], forecasts[at <= 270])
     assert np.all(other[at > 270] != forecasts[at > 270])
+
+
+def test_rows_after_those_of_fit_are_all_judged():
+    """As the folds of scikit-learn, with covariates and dates; others are other series."""
+    pytest.importorskip("pandas")
+    folds = pytest.importorskip("sklearn.model_selection")
+    values, price = driven()
+    forecaster = Forecaster(**QUICK).fit(values[:150])
+    score = forecaster.score(values[150:225])
+    assert (score.points, score.at[0], score.at[-1]) == (75, 0, 74)
+    np.testing.assert_allclose(score.forecasts[0], forecaster.predict(values[:150]), rtol=1e-6)
+    changed = np.append(values[150:180], np.nan)
+    np.testing.assert_array_equal(forecaster.score(changed).forecasts, score.forecasts[:31])
+    assert forecaster.score([values[150:225]]).points == 15
+    with pytest.raises(ValueError, match="have 5 rows, expected 6 or more"):
+        forecaster.score(values[150:155])
+    cv = {"cv": folds.TimeSeriesSplit(3), "error_score": "raise"}
+    search = folds.GridSearchCV(Forecaster(**QUICK), {"window": [6, 12]}, **cv).fit(values)
+    assert search.cv_results_["split1_test_score"][1] == pytest.approx(score.item())
+    assert search.score(values).points == 60
+    days = np.datetime64("2020-01-01") + np.arange(300)
+    forecaster.fit(values[:150], future=price[:150], dates=days[:150])
+    for gap, points in ((0, 75), (1, 15)):
+        fold = slice(150 + gap, 225 + gap)
+        later = forecaster.score(values[fold], future=price[fold], dates=days[fold])
+        assert later.points == points
 
 
 def test_backtests(values):

@@ -70,7 +70,7 @@ def test_level_and_scale_of_a_series_do_not_matter(fitted, values):
         plain = Forecaster(**LEARNS).fit(other)
         np.testing.assert_allclose(fitted.predict(other), plain.predict(other), rtol=1e-4)
         np.testing.assert_allclose(
-            fitted.score(other).quantiles, plain.score(other).quantiles, rtol=1e-3
+            fitted.score([other]).quantiles, plain.score(other).quantiles, rtol=1e-3
         )
         np.testing.assert_array_equal(fitted.predict([other, values])[0], fitted.predict(other))
 

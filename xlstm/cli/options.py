@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer import Option
 
+from xlstm.arrays import checks
 from xlstm.cli.console import out
 from xlstm.data.panels import Roles
 
@@ -33,6 +34,9 @@ ColumnOption = Annotated[
 ]
 TableOption = Annotated[
     Path | None, Option("--output", "-o", help="A .csv or .parquet; else CSV is printed.")
+]
+LevelsOption = Annotated[
+    str | None, Option("--quantiles", help="Levels between 0 and 1, such as 0.05,0.5,0.95.")
 ]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[
@@ -66,9 +70,18 @@ class ByRole:
         ).checked("columns")
 
 
+def levels_of(text: str) -> list[float]:
+    """Return the levels of `LevelsOption`, which has commas between them, in rising order."""
+    try:
+        return sorted({float(level) for level in text.split(",")})
+    except ValueError:
+        raise ValueError(
+            f"--quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9"
+        ) from None
+
+
 # Parameters of estimators that are no options.
 NO_OPTIONS = {
-    "quantiles",
     "calendar",
     "options",
     "warm_start",

@@ -21,9 +21,11 @@ from xlstm.cli.options import (
     ByRole,
     ColumnOption,
     JsonOption,
+    LevelsOption,
     QuietOption,
     TableOption,
     command,
+    levels_of,
 )
 from xlstm.cli.sources import Loaded, SequenceTable, find_model, load_model, panel_of
 from xlstm.data import text
@@ -51,16 +53,21 @@ def predict(
         Path, Argument(help="Model file that train forecast or train classify wrote.")
     ],
     table: Annotated[
-        Path, Argument(help="CSV or Parquet file with the series so far, or with sequences.")
+        Path,
+        Argument(help="CSV or Parquet file of series or sequences; - is CSV on standard input."),
     ],
     column: ColumnOption = None,
     steps: Annotated[
         int | None, Option(help="Steps to forecast; beyond the horizon by feeding back.")
     ] = None,
-    intervals: Annotated[bool, Option("--intervals", help="Add quantiles.")] = False,
+    intervals: Annotated[
+        bool, Option("--intervals", help="Add the quantiles that were learned.")
+    ] = False,
+    quantiles: LevelsOption = None,
     future_file: LaterOption = None,
     output: TableOption = None,
     backend: BackendOption = "auto",
+    as_json: JsonOption = False,
     *,
     dialect: Dialect,
 ) -> None:
@@ -75,14 +82,19 @@ def predict(
         column=column,
         steps=steps,
         intervals=intervals,
+        quantiles=quantiles,
         future_file=future_file,
     )
     if isinstance(loaded.estimator, SequenceClassifier):
-        _write(output, _labels(loaded, table, dialect))
-    else:
-        panel = panel_of(loaded, table, column, dialect, future_file)
-        columns = _ahead(loaded, panel, steps, loaded.estimator.quantiles if intervals else [])
-        _write(output, columns, panel)
+        labels = _labels(loaded, table, dialect)
+        _give(as_json, output, "labels", labels, model=loaded.kind)
+        return
+    levels = [*loaded.estimator.quantiles] if intervals else []
+    if quantiles is not None:
+        levels = sorted({*levels, *levels_of(quantiles)})
+    panel = panel_of(loaded, table, column, dialect, future_file)
+    columns = _ahead(loaded, panel, steps, levels)
+    _give(as_json, output, "forecasts", columns, panel, model=loaded.kind, quantiles=levels)
 
 
 def check_output(command: str, output: Path | None) -> None:
@@ -93,13 +105,30 @@ def check_output(command: str, output: Path | None) -> None:
         check_table(output)
 
 
-def _write(output: Path | None, columns: dict[str, Any], panel: Panel | None = None) -> None:
-    """Print a table as CSV, or write it to a file, in Parquet with the types of a panel that the
-    table goes on from.
+def _give(
+    as_json: bool,
+    output: Path | None,
+    name: str,
+    columns: dict[str, Any],
+    panel: Panel | None = None,
+    **values: Any,
+) -> None:
+    """Write a table with a name to a file, or print it as CSV, or in one JSON object after other
+    values.
     """
-    if output is None:
+    report = Report(as_json)
+    if output is not None:
+        _write(output, columns, panel)
+        report.print(f"{name}: {output}")
+    elif not as_json:
         put(as_csv(columns))
-        return
+    if panel is not None:
+        values["horizon"] = len(columns[panel.time]) // len(panel.shown)
+    report.finish(**values, output=None if output is None else str(output), **{name: columns})
+
+
+def _write(output: Path, columns: dict[str, Any], panel: Panel | None) -> None:
+    """Write a table to a file, in Parquet with the types of a panel that the table goes on from."""
     if panel is not None and is_parquet(output):
         steps = len(columns[panel.time]) // len(panel.shown)
         dates = [
@@ -115,31 +144,24 @@ def _write(output: Path | None, columns: dict[str, Any], panel: Panel | None = N
 def _ahead(
     loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[float]
 ) -> dict[str, Any]:
-    """Return forecasts of a trained model, with some of its quantiles, as columns."""
+    """Return forecasts of a trained model, with quantiles, as columns."""
     fitted = loaded.estimator
     steps = fitted.horizon if steps is None else steps
-    trained = list(fitted.quantiles)
     panel.check_ahead(steps)
-    for level in levels:
-        if level not in trained:
-            raise ValueError(
-                f"{loaded.file}: has no quantile {level:g}, expected some of {trained}"
-            )
     with panel.named():
         points = fitted.predict(panel, steps)
-        quantiles = fitted.predict_quantiles(panel, steps) if levels else []
-    return _columns(panel, points, quantiles, trained, levels)
+        quantiles = fitted.predict_quantiles(panel, steps, levels) if levels else []
+    return _columns(panel, points, quantiles, levels)
 
 
 def _columns(
     panel: Panel,
     points: Sequence[Any],
     quantiles: Sequence[Any],
-    trained: list[float],
     levels: Sequence[float],
 ) -> dict[str, Any]:
     """Return forecasts of each series as columns: its name, times, and of each target the value and
-    those of the trained quantiles that are in `levels`.
+    the quantiles of `levels`.
     """
     steps = len(points[0])
     columns: dict[str, Any] = {}
@@ -150,8 +172,7 @@ def _columns(
     shape = (len(panel.shown), steps, len(panel.names), -1)
     ahead = np.reshape(points, shape)
     if levels:
-        places = [trained.index(level) for level in levels]
-        ahead = np.concatenate((ahead, np.reshape(quantiles, shape)[..., places]), axis=-1)
+        ahead = np.concatenate((ahead, np.reshape(quantiles, shape)), axis=-1)
     cells = panel.forecast_columns(list(ahead), suffixes)
     return columns | {name: column.tolist() for name, column in cells.items()}
 
@@ -174,12 +195,14 @@ def forecast(
     model: Annotated[
         Path, Argument(help="Model of train forecast, or a published checkpoint of TiRex.")
     ],
-    table: Annotated[Path, Argument(help="CSV or Parquet file with one series or several.")],
+    table: Annotated[
+        Path, Argument(help="CSV or Parquet file of series; - is CSV on standard input.")
+    ],
     horizon: Annotated[
         int | None, Option(help="Steps to forecast; that of the model, or a patch of TiRex.")
     ] = None,
     future_file: LaterOption = None,
-    quantiles: Annotated[str | None, Option(help="Levels, such as 0.1,0.5,0.9.")] = None,
+    quantiles: LevelsOption = None,
     output: TableOption = None,
     backend: BackendOption = "auto",
     dtype: Annotated[
@@ -199,7 +222,7 @@ def forecast(
     """
     check_output("forecast", output)
     file, kind = find_model("forecast", model, foreign=True)
-    levels = None if quantiles is None else _levels(quantiles)
+    levels = None if quantiles is None else levels_of(quantiles)
     if kind:
         sources.refuse(file, f"trained {kind}", vars(by_role) | {"dtype": dtype})
         loaded = load_model("forecast", file, backend)
@@ -219,29 +242,9 @@ def forecast(
         predicted = sorted({*levels, 0.5})
         q = zero_shot.set_params(quantiles=predicted).predict_quantiles(panel)
         medians = [ahead[..., predicted.index(0.5)] for ahead in q]
-        columns = _columns(panel, medians, q, predicted, levels)
-    report = Report(as_json)
-    if output is not None or not as_json:
-        _write(output, columns, panel)
-    if output is not None:
-        report.print(f"forecasts: {output}")
-    report.finish(
-        model=name,
-        horizon=len(columns[panel.time]) // len(panel.shown),
-        quantiles=levels,
-        output=None if output is None else str(output),
-        forecasts=columns,
-    )
-
-
-def _levels(text: str) -> list[float]:
-    """Return levels from text with commas between them."""
-    try:
-        return sorted({float(level) for level in text.split(",")})
-    except ValueError:
-        raise ValueError(
-            f"--quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9"
-        ) from None
+        places = [predicted.index(level) for level in levels]
+        columns = _columns(panel, medians, [ahead[..., places] for ahead in q], levels)
+    _give(as_json, output, "forecasts", columns, panel, model=name, quantiles=levels)
 
 
 def generate(
@@ -316,6 +319,7 @@ def evaluate(
     on sequences.
     """
     printable("evaluate")
+    sources.check_file("evaluate", data)
     loaded = load_model("evaluate", model, backend, dialect, column=column)
     report = Report(as_json)
     estimator = loaded.estimator

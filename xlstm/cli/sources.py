@@ -17,7 +17,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.cli.console import tell
 from xlstm.data import reading
-from xlstm.data.csv_file import PLAIN, Dialect
+from xlstm.data.csv_file import PLAIN, STANDARD_INPUT, Dialect
 from xlstm.data.frames import grouped, places_of
 from xlstm.data.host import Host
 from xlstm.data.panels import Panel
@@ -113,6 +113,16 @@ def refuse(file: Path, kind: str, options: Mapping[str, object]) -> None:
     names = sorted(f"--{name.replace('_', '-')}" for name, value in options.items() if value)
     if names:
         raise ValueError(f"{file}: is a {kind}, which takes no {', '.join(names)}")
+
+
+def check_file(command: str, path: Path) -> None:
+    """Raise ValueError for standard input where a command reads a file twice, once for its
+    digest.
+    """
+    if path == STANDARD_INPUT:
+        raise ValueError(
+            f"{command}: reads a file more than once, expected one, not - for standard input"
+        )
 
 
 def digest(file: Path) -> str:

@@ -32,9 +32,18 @@ from xlstm.cli.console import (
     tell_of_ranks,
 )
 from xlstm.cli.launch import join
-from xlstm.cli.options import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, command
+from xlstm.cli.options import (
+    BackendOption,
+    ByRole,
+    ColumnOption,
+    JsonOption,
+    LevelsOption,
+    QuietOption,
+    command,
+    levels_of,
+)
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
-from xlstm.cli.sources import MODEL, SequenceTable, digest, held_out, read_text
+from xlstm.cli.sources import MODEL, SequenceTable, check_file, digest, held_out, read_text
 from xlstm.data import writing
 from xlstm.data.csv_file import Dialect
 from xlstm.data.panels import Panel
@@ -217,6 +226,7 @@ def train_forecast(
     ] = None,
     backend: BackendOption = "auto",
     dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
+    quantiles: LevelsOption = None,
     holidays: Annotated[
         str | None, Option(help="Country whose holidays are looked at, such as DE or DE-BY.")
     ] = None,
@@ -234,12 +244,17 @@ def train_forecast(
     `train forecast` keeps checkpoints and the history, too.
     """
     file = table or bundled("sunspots")
+    check_file("train", file)
     panel = Panel.from_file(file, by_role.roles(column), dialect)
     if horizon is None:
         horizon = max(1, min(HORIZON, *(len(series.values) // SHORT for series in panel.shown)))
     for name in ("linear_baseline", "season"):
         if settings[name].isdigit():
             settings[name] = int(settings[name])
+    if quantiles is not None:
+        settings["quantiles"] = levels = levels_of(quantiles)
+        if len(levels) < 2:
+            raise ValueError(f"train: --quantiles is {quantiles}, expected two levels or more")
     if settings["candidates"] != "auto":
         settings["candidates"] = settings["candidates"].split(",")
     if settings["least"] is None and min(np.nanmin(values) for values in panel.values) >= 0:
@@ -344,6 +359,7 @@ def train_classify(
     With --sequence each row is a step of a sequence, in order of time. Without it each row is a
     sequence of numbers.
     """
+    check_file("train", table)
     layout = SequenceTable.of(table, label, sequence, columns, dialect)
     sequences, _, labels = layout.read(table, dialect)
     rows, test = held_out(labels, test_fraction, settings["seed"])

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 import itertools
 import math
 import re
+import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 import numpy as np
 
@@ -84,6 +86,16 @@ class Dialect:
 
 
 PLAIN = Dialect()
+STANDARD_INPUT = Path("-")
+
+
+def _text_of(path: Path, encoding: str) -> TextIO:
+    """Open a text file; "-" stands for standard input, which stays open."""
+    if path != STANDARD_INPUT:
+        return path.open(encoding=encoding, newline="")
+    if sys.stdin is None:
+        raise OSError(f"{path}: standard input is closed, expected a table on it")
+    return io.TextIOWrapper(io.BytesIO(sys.stdin.buffer.read()), encoding, newline="")
 
 
 class CsvFile:
@@ -110,7 +122,7 @@ class CsvFile:
         # Cells of all rows in one list: a list for each row would keep the garbage collector busy.
         cells: list[str] = []
         try:
-            with self.path.open(encoding=ENCODINGS[dialect.encoding], newline="") as file:
+            with _text_of(self.path, ENCODINGS[dialect.encoding]) as file:
                 first = file.readline()
                 delimiter = max(",;\t|", key=first.count)
                 reader = csv.reader(

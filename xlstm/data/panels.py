@@ -361,6 +361,11 @@ class Panel:
         return ", ".join(self.names)
 
     @property
+    def alone(self) -> bool:
+        """Whether it is one series that came as an array or a table, and not in a list."""
+        return self.single or (self.table is not None and not self.roles.id_name)
+
+    @property
     def ids(self) -> list[str]:
         """Names of the series, where a column has them."""
         return [str(label) for label in self.groups] if self.roles.id_name else []

@@ -174,6 +174,7 @@ def read_table(
     ----------
     path : path
         Its name ends with ".parquet" for a Parquet file, and with anything else for a CSV file.
+        "-" is a CSV file on standard input.
     columns : list of str, optional
         Names of the columns, in the order in which they are wanted; by default all but the dates.
         Dates are labels of the rows whether they are named or not.

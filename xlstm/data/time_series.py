@@ -53,6 +53,20 @@ class TimeSeries(NamedTuple):
         """Return the series as it was before row `end`; what is known in advance stays."""
         return self._replace(values=self.values[:end], known=self.known[:end], past=self.past[:end])
 
+    def continued(self, later: TimeSeries) -> TimeSeries:
+        """Return the series with the rows of a later one, gaps included, behind its own, and
+        `begin` such that rows count from the first of the later one.
+        """
+        N = len(self.values)
+        future = carry_forward(np.concatenate((self.future[:N], later.future)))
+        return self._replace(
+            values=np.concatenate((self.values, later.values)),
+            known=carry_forward(np.concatenate((self.known, later.values))),
+            past=carry_forward(np.concatenate((self.past, later.past))),
+            future=future,
+            begin=-N,
+        )
+
 
 class Covariates(NamedTuple):
     """Numbers that are known beside the values, each for one series or a list of them for

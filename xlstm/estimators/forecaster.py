@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,6 +19,7 @@ from xlstm.arrays.ranks.groups import Group
 from xlstm.data.categories import encoded
 from xlstm.data.host import Host, Values
 from xlstm.data.panels import Panel
+from xlstm.data.series_windows import split
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
 from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, seasons, selection
 from xlstm.estimators.base import (
@@ -277,28 +279,38 @@ quantiles, linear_baseline, season, calendar, least, refit
         return panel.forecast_frame([self._paths(*pair, steps)[0] for pair in pairs])
 
     def predict_quantiles(
-        self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
+        self,
+        values: Any,
+        steps: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        **covariates: Unpack[CovariateArguments],
     ) -> Any:
         """Return quantiles of the values after the end of a series.
 
-        Beyond the horizon they are those of paths that are fed back, as `sample` draws them with
-        the parameter `seed`.
+        Quantiles that `fit` did not learn are interpolated between those that it learned; beyond
+        the outermost of these they continue as the quantiles of a normal distribution do. Beyond
+        the horizon all are those of 1000 paths that are fed back, as `sample` draws them with the
+        parameter `seed`.
 
         Parameters
         ----------
         values, steps, covariates
             As for `predict`.
+        quantiles : list of float, optional
+            Rising levels between 0 and 1, by default those of the parameter `quantiles`, which
+            `fit` learned. Others need two or more learned ones.
 
         Returns
         -------
         array (steps, Q) or (steps, C, Q), list of such arrays, or table
-            In the order of the parameter `quantiles`; columns of a table have the quantile at the
-            end of their names.
+            In the order of `quantiles`; columns of a table have the quantile at the end of their
+            names.
 
         Raises
         ------
         ValueError
-            As for `predict`, or there are no quantiles.
+            As for `predict`; `quantiles` is empty, does not rise, or leaves the range between 0
+            and 1; or `fit` learned too few.
         FloatingPointError
             The forecast is not finite.
         """
@@ -308,18 +320,27 @@ quantiles, linear_baseline, season, calendar, least, refit
                 "Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or"
                 " others"
             )
+        check = checks.rising(1)
+        levels = check("Forecaster", "quantiles", s.quantiles if quantiles is None else quantiles)
+        is_other = levels != s.quantiles
+        if is_other:
+            self._check_learned("for other quantiles")
         steps = self._steps(steps)
         panel, pairs = self._read(values, covariates, steps)
         ahead = []
         for series, units in pairs:
-            quantiles, width = self._next(series, units)
-            quantiles = quantiles[:steps]
+            learned, width = self._next(series, units)
+            forecast = learned[:steps]
+            if is_other:
+                others = np.array(levels)[:, None, None]
+                forecast = sampling.at_levels(forecast[None], s.quantiles, others)
+                forecast = self.predictor_.limited(np, np.moveaxis(forecast, 0, -1))
             if steps > s.horizon:
                 paths = self._paths(series, units, steps, width, sampling.PATHS, [s.seed])
-                later = np.quantile(paths[:, s.horizon :], s.quantiles, axis=0)
-                quantiles = np.concatenate((quantiles, np.moveaxis(later, 0, -1)))
-            ahead.append(quantiles)
-        return panel.forecast_frame(ahead, [f" {q:g}" for q in s.quantiles])
+                later = np.quantile(paths[:, s.horizon :], levels, axis=0)
+                forecast = np.concatenate((forecast, np.moveaxis(later, 0, -1)))
+            ahead.append(predictor.finite(forecast))
+        return panel.forecast_frame(ahead, [f" {q:g}" for q in levels])
 
     def plot(
         self,
@@ -422,8 +443,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         shaped = [
             paths[..., 0] if flat else paths for paths, flat in zip(drawn, panel.flat, strict=True)
         ]
-        is_table = panel.table is not None and not panel.roles.id_name
-        return shaped[0] if panel.single or is_table else shaped
+        return shaped[0] if panel.alone else shaped
 
     def windows(
         self, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]
@@ -456,27 +476,51 @@ quantiles, linear_baseline, season, calendar, least, refit
         origins = np.arange(max(s.window, N - count + 1), N + 1)
         return self.predictor_.windows(series, units, origins)[0]
 
-    def score(self, values: Any, **covariates: Unpack[CovariateArguments]) -> Score:
-        """Return errors on the test part beside those of baselines, by the network that has not
-        seen it.
+    def score(self, values: Any, y: None = None, **covariates: Unpack[CovariateArguments]) -> Score:
+        """Return errors on rows that the network has not seen, beside those of baselines.
+
+        These rows are the test part of a series, its last 20 %, forecast by the network that
+        validation chose. If `fit` and `score` both get one array or table, and `values` do not
+        begin as the rows of `fit` do (the first 60 % of these are compared), then they are taken as
+        the rows that follow those of `fit`: all of them are judged, by the forecaster that `predict`
+        uses, with the rows of `fit` as history. Such are the folds of `TimeSeriesSplit` of
+        scikit-learn, so that its `GridSearchCV` and `cross_val_score` compare forecasters on whole
+        folds. Values with dates follow where they begin at the next date. Put another series into
+        a list, `score([values])`, to judge its test part. A forecaster that comes from a file does
+        not have the rows of `fit`, and always judges the test part.
 
         Baselines repeat the last value or the last season, or are a linear autoregression with 24
         coefficients (fewer in a short series) and a constant for each step ahead, fitted on all
-        that comes before the test part.
+        that comes before the rows that are judged.
 
         Parameters
         ----------
         values, covariates
             As for `fit`.
+        y : None
+            scikit-learn passes it. A series is its own target.
 
         Returns
         -------
         Score
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `fit`; `y` is something else; or fewer rows follow those of `fit` than the
+            horizon has.
         """
+        if y is not None:
+            raise TypeError(
+                f"Forecaster: y is {checks.shown(y)}, expected None: values are their own target"
+            )
         panel, pairs = self._read(values, covariates, 0)
-        p = self.test_predictor_
-        forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
         several = [series for series, _ in pairs]
+        p = self.test_predictor_
+        if several[0].begin < 0:
+            forecasts = [self._after_fit(several[0])]
+        else:
+            forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
         season = min(seasons.listed(self.season_), default=0)
         return evaluation.score(several, forecasts, p.settings.quantiles, season, panel)
 
@@ -673,6 +717,36 @@ quantiles, linear_baseline, season, calendar, least, refit
             **facts,
         )
 
+    def _follows(self, panel: Panel, later: TimeSeries) -> bool:
+        """Return whether a series is taken as the rows after those of `fit`; `score` says when."""
+        before = vars(self).get("_history")
+        if before is None or not panel.alone:
+            return False
+        if [part.shape[1:] for part in before[:4]] != [part.shape[1:] for part in later[:4]]:
+            return False
+        if before.calendar is not None and later.calendar is not None:
+            return bool(before.calendar.following(1)[0] == later.calendar.dates[0])
+        n = min(len(later.values), split(len(before.values)).train.stop)
+        return not np.array_equal(before.values[:n], later.values[:n], equal_nan=True)
+
+    def _after_fit(self, series: TimeSeries) -> Forecasts:
+        """Return forecasts from each of the rows of a series that follow those of `fit`."""
+        p = self.predictor_
+        H = p.settings.horizon
+        N = len(series.values)
+        begin = -series.begin
+        if N - begin < H:
+            raise ValueError(
+                f"Forecaster: values after those of fit, such as a fold, have {N - begin} rows,"
+                f" expected {H} or more, as many as the horizon"
+            )
+        units = self.scaling_.units[0]
+        ends = (
+            (start, min(start + baselines.CHUNK, N)) for start in range(begin, N, baselines.CHUNK)
+        )
+        parts = [evaluation.rolling(p, series, units, *pair)[0] for pair in ends]
+        return evaluation.joined(parts)
+
     def _to_fit(
         self, values: Any, covariates: CovariateArguments
     ) -> tuple[Backend, Panel, list[list[TimeSeries]]]:
@@ -732,6 +806,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             for name, error in final.combination.every_error.items()
             if selection.allows(s, name)
         }
+        # a copy, as the caller may write into the array of values
+        history = several[0]._replace(values=several[0].values.copy())
         used = [name for name in final.combination.candidates if name in allowed]
         return self._keep(
             test,
@@ -746,6 +822,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             feature_names_in_=names_array(panel.names),
             series_names_=names_array(panel.ids),
             categories_=panel.categories,
+            _history=history if panel.alone else None,
         )
 
     def _read(
@@ -753,15 +830,20 @@ quantiles, linear_baseline, season, calendar, least, refit
     ) -> tuple[Panel, list[tuple[TimeSeries, Values]]]:
         """Return series to predict after, with `steps` rows ahead, and each with its units; raise
         unless they go with `fit`.
+
+        With 0 steps, for `score`, rows that follow those of `fit` are returned behind these.
         """
         s = self.test_predictor_.settings
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
         panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
         panel = encoded("Forecaster", panel, self.categories_)
-        several = panel.read(
-            "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
+        rows_of = functools.partial(
+            panel.read, "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
         )
+        several = rows_of()
+        if steps == 0 and self._follows(panel, several[0]):
+            several = [self._history.continued(rows_of(gaps=True)[0])]
         pairs = list(zip(several, scaling.of(several, panel.ids, s.window), strict=True))
         fitted = [part.shape[1] for part in scaling[:4]]
         for (series, units), name in zip(pairs, names_of(panel.ids, len(several)), strict=True):
@@ -797,6 +879,14 @@ quantiles, linear_baseline, season, calendar, least, refit
         ahead, width = evaluation.rolling(self.predictor_, series, units, N, N + 1)
         return predictor.finite(ahead.quantiles[0]), width
 
+    def _check_learned(self, purpose: str) -> None:
+        """Raise ValueError unless there are two or more learned quantiles."""
+        levels = self.predictor_.settings.quantiles
+        if len(levels) < 2:
+            raise ValueError(
+                f"Forecaster: it was fitted with quantiles={levels}, expected two or more, {purpose}"
+            )
+
     def _paths(
         self,
         series: TimeSeries,
@@ -810,12 +900,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         observed: sample paths with a width of intervals, and means without one.
         """
         p = self.predictor_
-        levels = p.settings.quantiles
-        if width is not None and len(levels) < 2:
-            raise ValueError(
-                f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw"
-                " paths"
-            )
+        if width is not None:
+            self._check_learned("to draw paths")
         rng = np.random.default_rng(seed)
         H = p.settings.horizon
         ahead: Values = np.empty((n, -(-steps // H) * H, self.n_targets_))
@@ -824,7 +910,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             values = p.finished(*sampling.before(p, series, units, past))
             if width is not None:
                 quantiles = p.quantiles(np, values, width)
-                drawn = sampling.draw(quantiles, levels, self.ranks_, rng, n)
+                drawn = sampling.draw(quantiles, p.settings.quantiles, self.ranks_, rng, n)
                 values = p.limited(np, predictor.finite(drawn))
             ahead[:, t : t + H] = values
         return ahead[:, :steps]

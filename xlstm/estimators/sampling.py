@@ -46,12 +46,18 @@ def ranks(errors: Sequence[Values]) -> Values:
 def draw(
     quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.random.Generator, n: int
 ) -> Values:
-    """Return paths (n, H, C) of one forecast, or of n, with quantiles (1 or n, H, C, Q).
-
-    Between quantiles, and beyond the outermost, they go on as those of a normal distribution do.
-    """
+    """Return paths (n, H, C) of one forecast, or of n, with quantiles (1 or n, H, C, Q)."""
     drawn = (ranked[rng.integers(len(ranked), size=n)] + rng.random((n, 1, 1))) / len(ranked)
-    z = NORMAL(np.clip(drawn, FARTHEST, 1 - FARTHEST))
+    return at_levels(quantiles, levels, np.clip(drawn, FARTHEST, 1 - FARTHEST))
+
+
+def at_levels(quantiles: Values, levels: Sequence[float], others: Values) -> Values:
+    """Return the quantiles of other levels (n, H or 1, C or 1), (n, H, C), of forecasts whose
+    quantiles (1 or n, H, C, Q) of two or more levels are known.
+
+    Between these, and beyond the outermost, they go on as those of a normal distribution do.
+    """
+    z = NORMAL(others)
     inner = NORMAL(levels)
     low = len(levels) // 2
     high = (len(levels) - 1) // 2  # the tails are as wide as the sides of the middle say
@@ -62,12 +68,12 @@ def draw(
     above = last + (end - inner[-1]) / (inner[-1] - inner[high]) * (last - quantiles[..., [high]])
     knots = np.array([-end, *inner, end])
     values = np.concatenate((below, quantiles, above), axis=-1)
-    paths: Values = values[..., 0]
+    wanted: Values = values[..., 0]
     for k in range(len(knots) - 1):
         rise = values[..., k + 1] - values[..., k]
         line = values[..., k] + (z - knots[k]) / (knots[k + 1] - knots[k]) * rise
-        paths = np.where((z >= knots[k]) | (k == 0), line, paths)
-    return paths
+        wanted = np.where((z >= knots[k]) | (k == 0), line, wanted)
+    return wanted
 
 
 def announced(steps: int, horizon: int) -> Iterator[int]:
