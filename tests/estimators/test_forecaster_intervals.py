@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.estimators.conftest import LEARNS, QUICK
-from xlstm.estimators import Forecaster
+from xlstm.estimators import Forecaster, intervals
 from xlstm.estimators.intervals import Intervals
 
 
@@ -73,7 +73,7 @@ def test_quantiles_that_were_not_learned(fitted, values):
     others = fitted.predict_quantiles(values, 8, [0.05, 0.1, 0.35, 0.9, 0.999])
     assert np.all(np.diff(others) > 0)
     np.testing.assert_array_equal(others[:, [1, 3]], learned[:, [0, 8]])
-    score = np.vectorize(evaluation.NORMAL)
+    score = intervals.NORMAL
     deciles = score(fitted.quantiles)
     for few, all_learned in zip(others[:6], learned, strict=False):
         np.testing.assert_allclose(few[2], np.interp(score(0.35), deciles, all_learned))

@@ -9,8 +9,8 @@ from tests.estimators.conftest import QUICK
 from xlstm.data.panels import Panel
 from xlstm.data.series import bundled, read_csv
 from xlstm.data.series_windows import carry_forward
-from xlstm.data.time_series import Covariates, TimeSeries
-from xlstm.estimators import Forecaster, baselines, selection
+from xlstm.data.time_series import Covariates
+from xlstm.estimators import Forecaster, baselines, seasons, selection, smoothing
 from xlstm.layers.smoothing import ExponentialSmoothing
 
 
@@ -37,11 +37,11 @@ def test_the_linear_baseline_is_ridge_regression(rng):
     line = forecaster.test_predictor_.combination.candidates["linear"].candidate
     unit = forecaster.scaling_.units[0][0]
     assert (line.order, forecaster.linear_baseline_) == (5, 5)
-    at = np.arange(5, 120)
+    at = np.arange(5, 160)
     lags = np.stack([values[at - k] - values[at - 1] for k in (5, 4, 3, 2)], axis=1) / unit
     design = np.concatenate((lags, np.ones((len(at), 1))), axis=1)
     for h in range(2):
-        there = at + h < 120
+        there = at + h < 160
         target = (values[np.minimum(at + h, 199)] - values[at - 1])[there] / unit
         weights = np.full(5, line.covariate_ridge)
         weights[:4] = line.ridge * np.mean(lags**2)
@@ -54,7 +54,8 @@ def test_the_linear_baseline_is_ridge_regression(rng):
 
 def test_a_short_series_does_not_limit_the_lags_of_the_others():
     several = [np.tile([0.0, 1, 3, 2, 5, 1, 0], n // 7) + k for k, n in enumerate((140, 105, 42))]
-    forecaster = Forecaster(horizon=3, backend="numpy", candidates=["linear"]).fit(several)
+    options = {"horizon": 3, "backend": "numpy", "candidates": ["linear"]}
+    forecaster = Forecaster(season=0, **options).fit(several)
     assert forecaster.linear_baseline_ >= 8
     for values, ahead in zip(several, forecaster.predict(several), strict=True):
         np.testing.assert_allclose(ahead, values[:3], atol=0.05)
@@ -62,20 +63,55 @@ def test_a_short_series_does_not_limit_the_lags_of_the_others():
 
 def test_seasons(rng):
     co2 = carry_forward(read_csv(bundled("co2")).values)
-    assert baselines.season(co2) == 52
+    assert seasons.find(co2) == (52,)
     noise = rng.standard_normal(500)
     time = np.arange(500)
-    assert baselines.season(np.sin(2 * np.pi * time[:300] / 25) + 0.01 * time[:300]) == 25
+    assert seasons.autocorrelated(np.sin(2 * np.pi * time[:300] / 25) + 0.01 * time[:300]) == 25
     for none in (noise, np.ones(50), np.arange(50.0), np.arange(5.0)):
-        assert baselines.season(none) == 0
+        assert seasons.autocorrelated(none) == 0
+        assert seasons.find(none) == ()
     wave = np.arange(30.0) % 7
     known = np.where(np.arange(30) < 20, wave, np.nan)  # nothing that comes later is looked at
     np.testing.assert_array_equal(baselines.seasonal(known, 7, 10, np.array([20]))[0], wave[20:30])
     noise = noise[:200]
     time = time[:200]
     for m in (4, 7, 12, 24):
-        assert selection.season(np.tile(rng.standard_normal(m) * 5, 60)[:200] + time + noise) == m
-    assert selection.season(np.cumsum(noise)) == selection.season(noise) == 0
+        season = np.tile(rng.standard_normal(m) * 5, 60)[:200]
+        assert seasons.find(season + time + noise) == (m,)
+    walks = np.cumsum(rng.standard_normal((50, 200)), axis=1)
+    assert sum(seasons.find(walk) != () for walk in [*walks, *np.diff(walks)]) <= 3
+
+
+def hours(weeks, seed=0):
+    """Hours with a day, which is another one at weekends, and noise."""
+    time = np.arange(168 * weeks)
+    rng = np.random.default_rng(seed)
+    day = np.sin(time * np.pi / 12) + (time % 24 == 8)
+    return np.where(time // 24 % 7 < 5, 3 * day, day) + 0.2 * rng.standard_normal(len(time))
+
+
+def test_two_seasons(tmp_path):
+    """Those of hours are found in less than two weeks, and a weekend is not forecast as a day of
+    work.
+    """
+    values = hours(5)
+    assert seasons.find(values[:260]) == (24, 168)
+    past = values[: 168 * 4 + 5 * 24]
+    options = {"horizon": 24, "quantiles": (), "backend": "numpy"}
+    candidates = ["linear", "smoothing", "theta"]
+    error = {}
+    for season in ("auto", 24, (24, 168)):
+        forecaster = Forecaster(season=season, candidates=candidates, **options).fit(past)
+        error[season] = np.std(forecaster.predict(past) - values[len(past) :][:24])
+        assert forecaster.season_ == ((24, 168) if season == "auto" else season)
+    assert error["auto"] == error[24, 168] < 0.5 * error[24]
+    forecaster.save(tmp_path / "m")
+    loaded = Forecaster.load(tmp_path / "m", "numpy")
+    assert (loaded.season_, loaded.season) == ((24, 168), (24, 168))
+    np.testing.assert_array_equal(loaded.predict(past), forecaster.predict(past))
+    for bad in ((24, 1), (4, 12, 24), ("week",)):
+        with pytest.raises((ValueError, TypeError), match="season"):
+            Forecaster(season=bad).fit(past)
 
 
 def test_smoothing_is_that_of_the_layer(rng):
@@ -87,37 +123,29 @@ def test_smoothing_is_that_of_the_layer(rng):
             name: np.array([np.log(shares[name] / (1 - shares[name]))]) for name in layer.weights
         }
         x = values[..., None]
-        expected = layer(params, x, layer.initial_state(x))[0]
-        numbers = np.array([[0.7 * 0.4, 0.3, 0.3 * 0.2, 0.9]]).T
-        np.testing.assert_allclose(
-            selection.smoothed(layer, numbers, values)[:, 0], expected, rtol=1e-12
-        )
-        np.testing.assert_allclose(
-            selection.smoothed(layer, numbers, values, 30)[:, 0], expected[30:], rtol=1e-12
-        )
+        expected = layer(params, x, layer.initial_state(x[:12]))[0]
+        gammas = [0.7 * 0.4] * len(periods)
+        numbers = np.array([[*gammas, 0.3, 0.3 * 0.2, 0.9, 0.0]]).T
+        for begin in (0, 30):
+            ahead = smoothing.smoothed(layer, numbers, values, 12, begin)
+            np.testing.assert_allclose(ahead[:, 0], expected[begin:], rtol=1e-12)
 
 
-def test_weights_follow_the_latest_errors(rng):
-    """By hand: errors that are known at a row, of which eight rows halve the share."""
-    ahead = rng.standard_normal((2, 12, 3, 1))
-    values = rng.standard_normal((20, 1))
-    series = TimeSeries(values, values, *[np.empty((20, 0))] * 2, np.empty(0), None)
-    rows = np.arange(5, 17)
-    usual = np.array([[1.0], [2.0], [3.0]])
-    candidates = {
-        "smoothing": selection.Validated(None, 0.5, 1.0),
-        "linear": selection.Validated(None, 0.8, 1.6),
-    }
-    weights = selection.Combination(candidates, usual).weights(series, np.ones(1), rows, ahead)
-    level = np.array([0.5, 0.5])
-    for r, row in enumerate(rows):
-        known = [h for h in range(3) if r - h - 1 >= 0]
-        if known:
-            change = {h: values[row - 1, 0] - values[row - h - 2, 0] for h in known}
-            errors = [(ahead[:, r - h - 1, h, 0] - change[h]) ** 2 / usual[h] for h in known]
-            level = level + (1 - 0.5 ** (1 / 8)) * (np.mean(errors, axis=0) - level)
-        expected = (level * [1.0, 1.6]) ** -2.0
-        np.testing.assert_allclose(weights[:, r, 0], expected / expected.sum(), rtol=1e-12)
+def test_theta_adds_half_of_the_slope_of_a_line(rng):
+    """Hyndman & Billah 2003: simple exponential smoothing with drift."""
+    values = np.cumsum(rng.standard_normal((30, 1)), axis=0)
+    layer = ExponentialSmoothing(4)
+    ahead = [
+        smoothing.smoothed(layer, np.array([[0.4, 0.0, 0.0, drift]]).T, values, 10)[-1, 0, 0]
+        for drift in (0.0, 0.5)
+    ]
+    slope = np.polyfit(np.arange(30), values[:, 0], 1)[0]
+    np.testing.assert_allclose(ahead[1] - ahead[0], slope / 2 * np.arange(1, 5), rtol=1e-9)
+
+
+def test_weights_are_those_of_errors():
+    validated = {name: selection.Validated(None, error) for name, error in (("a", 1.0), ("b", 2.0))}
+    np.testing.assert_allclose(selection.Combination(validated).weights, [0.8, 0.2], rtol=1e-12)
 
 
 def monthly(n, seed=0):
@@ -131,7 +159,8 @@ def test_candidates_are_validated_and_averaged():
     values = monthly(92)
     # too few windows for a network
     forecaster = Forecaster(horizon=8, backend="numpy").fit(values[:84])
-    assert {*forecaster.chosen_} <= {"linear", "smoothing"} == {*forecaster.candidate_errors_}
+    names = {"linear", "smoothing", "theta"}
+    assert {*forecaster.chosen_} <= names == {*forecaster.candidate_errors_}
     assert "trained_" not in vars(forecaster)
     assert forecaster.predictor_.combination.candidates["smoothing"].candidate.layer.periods == (
         12,
@@ -140,7 +169,7 @@ def test_candidates_are_validated_and_averaged():
     assert np.mean((found - values[84:]) ** 2) < 0.3 * np.mean((values[72:80] - values[84:]) ** 2)
 
 
-@pytest.mark.parametrize("name", ["smoothing", "linear", "network"])
+@pytest.mark.parametrize("name", ["smoothing", "theta", "linear", "network"])
 def test_one_candidate_alone(tmp_path, name):
     values = monthly(92)
     forecaster = Forecaster(horizon=2, epochs=1, hidden_size=4, backend="numpy", candidates=[name])

@@ -2,8 +2,6 @@
 scikit-learn.
 """
 
-import signal
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,6 @@ from tests.estimators.conftest import LEARNS, QUICK
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.series import bundled, read_csv
 from xlstm.estimators import Forecaster
-from xlstm.training import Interrupted
 
 
 def test_goals_on_sunspots_with_one_epoch(monkeypatch):
@@ -66,29 +63,6 @@ def test_predict_sees_the_end_of_the_series_and_score_does_not(fitted, values):
         Forecaster(**QUICK, refit=False).fit(seen).predict(values) for seen in (values, changed)
     )
     np.testing.assert_array_equal(one, two)
-
-
-def test_an_interrupt_of_the_training_on_all_rows(fitted, values, tmp_path):
-    """It leaves the best network so far, and a run that goes on."""
-    seen = []
-
-    def interrupt(now):
-        seen.append(now)
-        # after 6 steps in each of 5 epochs; the training on all rows has 9 steps in each
-        if len(seen) == 35:
-            signal.raise_signal(signal.SIGINT)
-
-    forecaster = Forecaster(**LEARNS, checkpoints=tmp_path / "run")
-    words = "signal 2 stopped the training on all rows; .* the network of epoch [1-5]"
-    with pytest.raises(Interrupted, match=words) as caught:
-        forecaster.fit(values, interrupt)
-    assert len(caught.value.trained.losses) == len(forecaster.trained_.losses) == 30
-    assert forecaster.predictor_ is forecaster.test_predictor_
-    assert np.all(np.isfinite(forecaster.predict(values)))
-    assert np.all(np.isfinite(forecaster.score(values).model))
-    again = Forecaster(**LEARNS, checkpoints=tmp_path / "run", resume=True).fit(values)
-    assert again.trained_.losses == fitted.trained_.losses
-    np.testing.assert_array_equal(again.predict(values), fitted.predict(values))
 
 
 @pytest.mark.filterwarnings("ignore:.*does not inherit from", "ignore:Can't test estimator")

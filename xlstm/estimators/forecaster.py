@@ -807,7 +807,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             if selection.allows(s, name)
         }
         # a copy, as the caller may write into the array of values
-        history = several[0]._replace(values=several[0].values.copy())
+        history = data.several[0]._replace(values=data.several[0].values.copy())
         used = [name for name in final.combination.candidates if name in allowed]
         return self._keep(
             test,

@@ -134,7 +134,7 @@ def fit(
     origins = [np.arange(first, stop) for stop in stops]
     if sum(map(len, origins)) < 2 * order:
         origins = [np.arange(1, stop) for stop in stops]
-    every = -(-sum(map(len, origins)) // MOST)
+    every = max(1, -(-sum(map(len, origins)) // MOST))
     parts = [
         (series, units, at[::every], stop)
         for series, units, at, stop in zip(

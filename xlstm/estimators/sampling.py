@@ -38,7 +38,8 @@ def ranks(errors: Sequence[Values]) -> Values:
     of more than RANKED.
     """
     horizon = errors[0].shape[1]
-    every = np.nan_to_num(np.concatenate([each[: 1 - horizon or None] for each in errors]))
+    whole = [each[: max(1, len(each) - horizon + 1)] for each in errors]
+    every = np.nan_to_num(np.concatenate(whole))
     every = every[:: -(-len(every) // RANKED)]
     return np.argsort(np.argsort(every, axis=0, kind="stable"), axis=0).astype(np.float64)
 

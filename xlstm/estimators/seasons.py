@@ -15,10 +15,9 @@ LENGTHS = (4, 7, 12, 24, 48, 52)  # steps: quarters, days, months, hours, half h
 # The longer season that goes with a shorter one: weeks of hours and of half hours, and a year of
 # days.
 LONGER = {24: 168, 48: 336, 7: 365}
-SHARE = 0.2  # least share of the variance of changes that a season explains; noise has less
-SHORT = 0.4  # the same where there are fewer than CYCLES seasons, in which noise has more
-CYCLES = 3
-MORE = 0.15  # least share of what a season leaves that the longer one explains
+SHARE = 0.1  # least share of the variance of changes that a season explains, with certainty
+CERTAIN = 3.0  # standard deviations of what a season explains of noise
+MORE = 0.05  # least share of what a season leaves that the longer one explains; errors decide then
 LEAST = 2.0  # seasons that a series has at least
 LEAST_LONGER = 1.5  # the same of the longer of two, whose beginning comes twice then
 SMOOTH = 52  # steps from which on a season is looked for in means of a thirteenth of it, too
@@ -57,18 +56,17 @@ def find(values: Values) -> tuple[int, ...]:
     N = len(values)
     lengths = {m for m in (*LENGTHS, autocorrelated(values)) if m and LEAST * m <= N}
     shares = {m: _share(values, m) for m in sorted(lengths)}
-    shares = {
-        m: share for m, share in shares.items() if share > (SHARE if CYCLES * m <= N else SHORT)
-    }
-    if not shares:
+    best = max(shares.values(), default=0.0)
+    if best < SHARE:
         year = LONGER[7]
-        return (year,) if LEAST * year <= N and _share(values, year) > SHORT else ()
-    best = max(shares.values())
+        return (year,) if LEAST * year <= N and _share(values, year) > SHARE else ()
     first = next(m for m, share in shares.items() if share >= NEAR * best)
     longer = LONGER.get(first, N)
     if LEAST_LONGER * longer > N:
         return (first,)
-    more = 1 - (1 - _share(values, longer)) / max(1 - shares[first], 1e-12)
+    changes = np.diff(values)
+    left = 1 - _explained(changes, first, 0.0)
+    more = 1 - (1 - _explained(changes, longer, 0.0)) / max(left, 1e-12)
     return (first, longer) if more > MORE else (first,)
 
 
@@ -116,9 +114,9 @@ def _share(values: Values, m: int) -> float:
     return share
 
 
-def _explained(changes: Values, m: int) -> float:
-    """Return the share of the variance of changes that their means by the place in a season of m
-    steps explain, less what they would of noise.
+def _explained(changes: Values, m: int, certain: float = CERTAIN) -> float:
+    """Return the least share of the variance of changes that their means by the place in a season
+    of m steps explain, which is `certain` standard deviations below what is seen.
     """
     middle = np.median(changes)
     far = OUTLIER * np.median(np.abs(changes - middle))
@@ -126,6 +124,10 @@ def _explained(changes: Values, m: int) -> float:
     place = np.arange(len(changes)) % m
     N = len(changes)
     means = np.bincount(place, changes) / np.bincount(place)
+    total = np.sum((changes - np.mean(changes)) ** 2)
+    if total <= 1e-24 * np.sum(changes**2):
+        return 0.0
     left = np.sum((changes - means[place]) ** 2)
-    left /= max(1e-300, np.sum((changes - np.mean(changes)) ** 2))
-    return float(1 - left * (N - 1) / max(N - m, 1))
+    degrees = max(N - m, 1)
+    deviation = np.sqrt(2 * (m - 1) / ((N - 1) * degrees))
+    return float(1 - left / total * (N - 1) / degrees - certain * deviation)
