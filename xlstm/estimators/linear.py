@@ -176,7 +176,8 @@ def _solved(
     lags[: line.order - 1 + seasonal] = True
     lags[same.shape[1] : same.shape[1] + seasonal] = True
     weights = np.zeros((len(penalties), H, K))
-    size = max(float(np.mean(same[:, lags[: same.shape[1]]] ** 2)), 1e-12) if np.any(lags) else 0.0
+    lagged = same[:, lags[: same.shape[1]]]
+    size = max(float(np.sum(lagged**2)) / max(1, lagged.size), 1e-12)  # their mean square
     for h in range(H):
         there = ~np.isnan(y[:, h])
         A = np.concatenate((same[there], by_step[there, h]), axis=1)

@@ -16,7 +16,6 @@ from xlstm.estimators.series_scaling import Origins, SeriesScaling
 
 FOLDS = 4  # each takes a fit of every candidate to all rows before it
 ORIGINS = 400  # of a series, at most, so that the time does not grow with its length
-CHANCE = 0.6  # share by which the RMSE over a single horizon is above the least one by chance
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,6 @@ class RollingOrigins:
         """The mean square of these changes, (H, C)."""
         squares = mean(self.truth**2)
         return np.maximum(np.where(np.isnan(squares), np.nanmax(squares), squares), 1e-12)
-
-    @property
-    def tolerance(self) -> float:
-        """The greatest error of a candidate that is averaged, relative to the least one."""
-        horizons = (sum(self.cuts[FOLDS]) - sum(self.cuts[0])) / self.horizon
-        return float((1 + CHANCE / np.sqrt(horizons)) ** 2)
 
     def error(self, ahead: Values) -> float:
         """Return the error of forecasts from all origins, relative to that of repeating the last

@@ -5,7 +5,7 @@ average.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,30 +41,26 @@ class Validated(NamedTuple):
 
 @dataclass(frozen=True)
 class Combination:
-    """The average of candidates, weighted by 1 / e^2 for their mean square errors e (after Bates &
+    """The average of candidates, weighted by 1 / e^3 for their mean square errors e (after Bates &
     Granger 1969).
 
     Attributes
     ----------
     candidates : dict of str to Validated
-    rejected : dict of str to float
-        Validation errors of candidates that are clearly worse; no file keeps them.
     """
 
     candidates: dict[str, Validated]
-    rejected: dict[str, float] = field(default_factory=dict)
 
     @property
     def every_error(self) -> dict[str, float]:
-        """The validation errors of all candidates, also of rejected ones, as root mean squares."""
-        squares = {name: each.error for name, each in self.candidates.items()} | self.rejected
-        return {name: float(np.sqrt(square)) for name, square in squares.items()}
+        """The validation errors of all candidates, as root mean squares."""
+        return {name: float(np.sqrt(each.error)) for name, each in self.candidates.items()}
 
     @property
     def weights(self) -> Values:
         """The weight of each candidate; they add up to 1."""
         errors = np.array([each.error for each in self.candidates.values()])
-        weights = (errors / np.min(errors)) ** -2.0
+        weights = (errors / np.min(errors)) ** -3.0
         return np.asarray(weights / np.sum(weights))
 
     def apply(
@@ -187,14 +183,9 @@ def combined(rolling: RollingOrigins, settings: Any) -> Combination:
         tried["linear"] = Validated(line, 1.0, [line] * FOLDS)
     elif allows(settings, "linear"):
         tried["linear"] = Validated(*linear.candidate(rolling, settings))
-    most = rolling.tolerance * min(each.error for each in tried.values())
-    rejected = {name: each.error for name, each in tried.items() if each.error > most}
-    averaged = {
-        name: each._replace(error=max(each.error, 1e-12))
-        for name, each in tried.items()
-        if name not in rejected
-    }
-    return Combination(averaged, rejected)
+    return Combination(
+        {name: each._replace(error=max(each.error, 1e-12)) for name, each in tried.items()}
+    )
 
 
 def allows(settings: Any, name: str) -> bool:
