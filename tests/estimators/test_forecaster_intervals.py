@@ -29,7 +29,7 @@ def test_intervals_of_few_errors_by_hand(rng):
     intervals = Intervals.of([errors], (low, middle, high))
     squares = [np.mean(errors[: 11 - h, h] ** 2) for h in range(2)]
     np.testing.assert_allclose(intervals.spread[:, 0] ** 2, squares)
-    known = intervals.standardized([errors])
+    (known,) = intervals.standardized([errors])
     known = known[~np.isnan(known)]
     n = 1.5 * 21 / 4
     normal = NormalDist(0, np.sqrt(np.mean(known**2)))

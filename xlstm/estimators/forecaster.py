@@ -707,7 +707,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             trained_=trained,
             chosen_=np.array([*used, *["network"] * bool(epochs)], dtype=object),
             candidate_errors_=errors | allowed,
-            ranks_=sampling.ranks(past),
+            ranks_=sampling.ranks(final.intervals.standardized(past)),
             season_=fitting.season_of(several, s.season),
             calendar_=several[0].marks > 0,
             feature_names_in_=names_array(panel.names),

@@ -54,7 +54,8 @@ class Intervals(NamedTuple):
         intervals = cls(np.sqrt(np.maximum(squares, 1e-300)), np.empty(0))
         z = NORMAL(quantiles)
         levels = []
-        for scaled in np.moveaxis(intervals.standardized(errors), 2, 0):
+        every = np.concatenate(intervals.standardized(errors))
+        for scaled in np.moveaxis(every, 2, 0):
             known = scaled[~np.isnan(scaled)]
             n = max(1.0, 1.5 * len(known) / scaled.shape[1] ** 2)
             normal = np.sqrt(np.mean(known**2)) * z
@@ -63,11 +64,11 @@ class Intervals(NamedTuple):
             levels.append(median + (level - median) * (1 + (z**2 + 1) / (4 * n)))
         return intervals._replace(levels=np.array(levels))
 
-    def standardized(self, errors: Sequence[Values]) -> Values:
-        """Return errors (M, H, C) of all series, in units of `spread` and of the `width` before
+    def standardized(self, errors: Sequence[Values]) -> list[Values]:
+        """Return errors (M, H, C) of each series, in units of `spread` and of the `width` before
         each forecast.
         """
-        return np.concatenate([each / (self.spread * self.width(each)[:, None]) for each in errors])
+        return [each / (self.spread * self.width(each)[:, None]) for each in errors]
 
     def width(self, errors: Values) -> Values:
         """Return the root mean square (M, C) of the latest errors that are known before each of
