@@ -197,7 +197,7 @@ def forecaster(tmp_path_factory):
         ('"array": "fitted.ranks"', '"array": "fitted.rank"', "is not one of the values"),
         ('"params": {"dict": {', '"params": {"tuple": [], "other": {', "file: params is "),
         ('"season_": 6', '"season_": -1', "season_ is -1"),
-        ('"horizon": 1', '"horizon": 2', "adjustment has shape"),
+        ('"horizon": 1', '"horizon": 2', "ranks has shape"),
     ],
 )
 def test_descriptions_of_forecasters(forecaster, tmp_path, old, new, words):

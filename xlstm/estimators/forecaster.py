@@ -816,7 +816,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             trained_=trained,
             chosen_=np.array([*used, *["network"] * (share > 0)], dtype=object),
             candidate_errors_=errors | allowed,
-            ranks_=sampling.ranks(past),
+            ranks_=sampling.ranks(final.intervals.standardized(past)),
             season_=seasons.parameter(data.rolling.seasons),
             calendar_=data.several[0].marks > 0,
             feature_names_in_=names_array(panel.names),

@@ -19,7 +19,6 @@ from xlstm.data.host import Values
 from xlstm.estimators.baselines import mean
 
 NORMAL = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])
-MOST = 2.0  # by how much recent errors widen or narrow intervals at most
 FAR = 4.0  # root mean square errors beyond which an error counts as no larger
 PRIOR = 4.0  # independent errors that a normal distribution counts as much as
 
@@ -59,21 +58,21 @@ class Intervals(NamedTuple):
         intervals = cls(np.sqrt(np.maximum(squares, 1e-300)), np.empty(0))
         z = NORMAL(quantiles)
         levels = []
-        for scaled in np.moveaxis(intervals.standardized(errors), 2, 0):
+        every = np.concatenate(intervals.standardized(errors))
+        for scaled in np.moveaxis(every, 2, 0):
             known = scaled[~np.isnan(scaled)]
             n = max(1.0, 1.5 * len(known) / scaled.shape[1] ** 2)
             normal = np.sqrt(np.mean(known**2)) * z
-            median, *level = (
-                n * np.quantile(known, [0.5, *quantiles]) + PRIOR * np.array([0.0, *normal])
-            ) / (n + PRIOR)
+            level = (n * np.quantile(known, quantiles) + PRIOR * normal) / (n + PRIOR)
+            median = n * np.median(known) / (n + PRIOR)
             levels.append(median + (level - median) * (1 + (z**2 + 1) / (4 * n)))
         return intervals._replace(levels=np.array(levels))
 
-    def standardized(self, errors: Sequence[Values]) -> Values:
-        """Return errors (M, H, C) of all series, in units of `spread` and of the `width` before
+    def standardized(self, errors: Sequence[Values]) -> list[Values]:
+        """Return errors (M, H, C) of each series, in units of `spread` and of the `width` before
         each forecast.
         """
-        return np.concatenate([each / (self.spread * self.width(each)[:, None]) for each in errors])
+        return [each / (self.spread * self.width(each)[:, None]) for each in errors]
 
     def width(self, errors: Values) -> Values:
         """Return the root mean square (M, C) of the latest errors that are known before each of
@@ -84,7 +83,7 @@ class Intervals(NamedTuple):
         scaled = np.clip(errors / self.spread, -FAR, FAR)
         latest = errors_of_rows(np.swapaxes(scaled**2, 1, 2))
         squares = averages(latest, np.ones(1), len(self.spread))
-        return np.clip(np.sqrt(squares), 1 / MOST, MOST)
+        return np.maximum(np.sqrt(squares), 1 / FAR)
 
     def around(self, xp: Namespace, forecast: Array, width: Array) -> Array:
         """Return quantiles (M, H, C, Q) around a forecast (M, H, C), for a width (M, C) in the
