@@ -25,6 +25,7 @@ from xlstm.training import Interrupted, Terminated, Trained
 ENOUGH = 64  # windows to train on from which on a network is tried
 GAIN = 0.96  # greatest error with the network, as a share of that without, at which it is used
 SHRINK = 0.5  # share of what the network should have added on the validation part
+LONG = 2000  # rows that candidates are fitted for again, fold by fold
 WINDOW = 48  # steps that a network looks back by default, where there are enough rows
 Parts = dict[str, range]
 
@@ -138,17 +139,19 @@ def alone(fitted: Predictor) -> Predictor:
 def examples(data: Prepared) -> dict[str, Examples]:
     """Return the examples to fit a network to, by "train" and "validation".
 
-    Each target is what candidates leave that were fitted to earlier rows: a network would learn to
-    repeat the errors of values that they were fitted to, which are too small.
+    Each target is what candidates leave that were fitted to earlier rows. Errors of values that they
+    were fitted to are too small, but not in the beginning of a long series, which has many more
+    rows than candidates have coefficients.
     """
     s = data.predictor.settings
     stops = [part["train"].stop for part in data.parts]
-    training = replace(data.rolling, stops=stops, most=max(stops))
+    training = replace(data.rolling, stops=stops, most=LONG)
     combination = selection.refitted(training, data.predictor.combination)
     before = replace(data.predictor, combination=combination)
-    late = [np.maximum(cut, s.window) for cut in training.cuts]
+    cuts = [np.maximum(cut, s.window) for cut in training.cuts]
+    cuts[0] = np.where(np.array(stops) - cuts[0] < LONG, cuts[0], s.window)
     folds = [
-        (combination.before_fold(k), [*map(np.arange, late[k], late[k + 1])]) for k in range(FOLDS)
+        (combination.before_fold(k), [*map(np.arange, cuts[k], cuts[k + 1])]) for k in range(FOLDS)
     ]
     train = predictor.examples(before, data.several, folds, stops)
     rows = [np.array(part["validation"]) for part in data.parts]

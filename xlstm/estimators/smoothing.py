@@ -30,7 +30,7 @@ GAMMAS = (0.0, 0.1, 0.3, 0.6)
 DRIFT = 0.5  # share of the slope of the line through all values, in the Theta method
 SERIES = 100  # series that coefficients are chosen by, at most
 FORECASTS = 4_000_000  # in memory while coefficients are tried: 32 MB an array
-ROWS = 2000  # steps that are smoothed before the last forecast, at most
+ROWS = 2000  # steps that are smoothed before the first forecast, at most
 LONGEST_SEASON = 100_000  # steps of a season in a file, whose states are as many
 NAMES = ("smoothing", "theta")
 LEAST_SHARE = 0.1  # least value, as a share of the median, of a series whose logarithm is smoothed
@@ -80,6 +80,8 @@ class Smoothing:
         """Return by how much the targets after each origin differ from the last value, (M, H, C),
         in `units`.
         """
+        if len(origins) == 0:
+            return np.empty((0, self.layer.horizon, len(units)))
         first = int(np.min(origins))
         values = series.known[max(0, first - ROWS) : int(np.max(origins))]
         begin = min(first, ROWS) - 1
@@ -203,24 +205,19 @@ def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Fitted]:
     kinds = [np.flatnonzero(row) for row in (grid[-1] == 0, grid[-1] > 0)]
     lengths = sorted({1, rolling.horizon})
     looked = range(0, len(rolling.several), -(-len(rolling.several) // SERIES))
-    totals = sum(_errors_before(rolling, k, layer, grid, lengths) for k in looked)
+    totals = np.sum([_errors_before(rolling, n, layer, grid, lengths) for n in looked], axis=0)
     best = [
         [[kind[np.argmin(total[kind])] for total in by_cut] for by_cut in totals] for kind in kinds
     ]  # by kind, length and cut
     pairs = list(itertools.product(range(len(kinds)), range(len(lengths))))
     of_fold = [[grid[:, best[i][j][k]] for i, j in pairs] for k in range(FOLDS)]
-    errors = [[] for _ in pairs]
-    for n in looked:
-        squares = _validation_squares(rolling, n, layer, of_fold)
-        for p in range(len(pairs)):
-            errors[p].append(squares[p])
+    squares = [_validation_squares(rolling, n, layer, of_fold) for n in looked]
+    errors = np.concatenate(squares, axis=1)  # (P, M, C, H)
+    rows = initial_rows(rolling, layer)
     results = []
-    for p, (i, j) in enumerate(pairs):
-        *folds, whole = (
-            Smoothing(layer, grid[:, k], lengths[j], initial_rows(rolling, layer))
-            for k in best[i][j]
-        )
-        results.append(Fitted(whole, float(np.nanmean(mean(np.concatenate(errors[p])))), folds))
+    for of_pair, (i, j) in zip(errors, pairs, strict=True):
+        *folds, whole = (Smoothing(layer, grid[:, k], lengths[j], rows) for k in best[i][j])
+        results.append(Fitted(whole, float(np.nanmean(mean(of_pair))), folds))
     return results
 
 
@@ -233,7 +230,7 @@ def _squares(
     series = rolling.several[n]
     units = rolling.scaling.units[n]
     stop = rolling.stops[n]
-    begin = max(0, stop - ROWS)
+    begin = max(0, rolling.cuts[0][n] - ROWS)
     values = series.known[begin:stop]
     ahead = smoothed(layer, grid, values, initial_rows(rolling, layer))
     origins = np.arange(begin + 1, stop + 1)
@@ -258,7 +255,8 @@ def _errors_before(
     """
     C = rolling.several[n].known.shape[1]
     H = rolling.horizon
-    size = max(1, FORECASTS // (min(rolling.stops[n], ROWS) * C * H))
+    steps = rolling.stops[n] - max(0, rolling.cuts[0][n] - ROWS)
+    size = max(1, FORECASTS // (steps * C * H))
     totals = np.zeros((len(lengths), FOLDS + 1, grid.shape[1]))
     for g in range(0, grid.shape[1], size):
         begin, squares = _squares(rolling, n, layer, grid[:, g : g + size])
