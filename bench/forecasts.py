@@ -1,6 +1,6 @@
 """How good forecasts of series are that nobody tuned to, beside those of other methods.
 
-    python -m bench.forecasts [--neural] [--final] [--json FILE]
+    python -m bench.forecasts [--series old|statsmodels|tune|kept] [--neural] [--json FILE]
 
 `xlstm.estimators.compare` fits each method, with its defaults, to the first 80 % of a series, and
 forecasts from up to 30 later origins. The goals for `Forecaster`: over all series the geometric
@@ -12,9 +12,9 @@ than one of N-HITS.
 Met: 0.90 of the seasonal naive forecast, ETS, Theta, ridge and N-HITS, and the mean coverage. Not
 met: 1.00 of the best peer (1.10, with N-HITS 1.11), 0.90 of ARIMA (0.92), 1.15 on each series
 (eight are above, at most 2.20), and coverage on each series (seven of 38 are outside). A fit takes
-at most 7.6 s. On the 15 series of `--final`, which no constant was chosen by: 1.04 of the best
-peer, with N-HITS 1.05, 0.98 of ETS, 0.91 of ARIMA, 0.83 of N-HITS, 1.28 at most, a mean coverage of
-79 %.
+at most 7.6 s. On the 15 series of `--series statsmodels`, which no constant was chosen by: 1.04 of
+the best peer, with N-HITS 1.05, 0.98 of ETS, 0.91 of ARIMA, 0.83 of N-HITS, 1.28 at most, a mean
+coverage of 79 %.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rich.progress import track
 
 from bench.__main__ import name_of_machine
 from bench.forecast_peers import NHITS, Ridge
-from bench.forecast_series import Series, load
+from bench.forecast_series import SETS, Series, load
 from bench.options import parser_of
 from xlstm.arrays import cores
 from xlstm.cli import info
@@ -46,9 +46,10 @@ NEURAL = "N-HITS"  # the peer that --neural adds
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument(
-        "--final",
-        action="store_true",
-        help="the series of statsmodels, which nothing was chosen by",
+        "--series",
+        choices=SETS,
+        default="old",
+        help="a set of bench.forecast_series; no constant was chosen by statsmodels and kept",
     )
     parser.add_argument(
         "--neural",
@@ -59,9 +60,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.neural and find_spec("neuralforecast") is None:
         parser.error("--neural needs the package neuralforecast, which nox -s forecasts installs")
-    file = f"forecasts-{'final-' if options.final else ''}{name_of_machine()}.json"
+    file = f"forecasts-{options.series}-{name_of_machine()}.json"
     path = options.json or Path("bench/results") / file
-    series = load(final=options.final)
+    series = load(options.series)
     methods = [OURS, *PEERS, *[NEURAL] * options.neural]
     lines = [measure(item, methods) for item in track(series, "series")]
     scores = pd.json_normalize(lines).set_index("series")

@@ -79,7 +79,7 @@ def test_forecasts(run, monkeypatch):
     series = importlib.import_module("bench.forecast_series")
     quick = importlib.import_module("xlstm.estimators").Forecaster
     values = np.sin(np.arange(100) / 3) + 0.01 * np.arange(100)
-    load = {"load": lambda final: [series.Series("wave", "yearly", values)]}
+    load = {"load": lambda which: [series.Series("wave", "yearly", values)]}
     sizes(
         monkeypatch,
         "forecasts",
