@@ -123,7 +123,8 @@ def _variant(
             if not np.all(np.any(there, axis=0)):
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
     ends = [part["test"].start for part in parts]
-    rolling = RollingOrigins(several, scaling, ends, s.horizon, seasons_of(several, s.season))
+    periods = seasons_of(several, ends, s.season)
+    rolling = RollingOrigins(several, scaling, ends, s.horizon, periods)
     combination = selection.combined(rolling, s)
     model = predictor.network(s, scaling)
     without = Predictor(s, backend, scaling, combination, None, None, model, {})
@@ -229,18 +230,18 @@ def of_all_rows(data: Prepared) -> tuple[RollingOrigins, Combination]:
     """
     s = data.predictor.settings
     ends = [len(series.values) for series in data.several]
-    rolling = replace(data.rolling, stops=ends)
+    periods = seasons_of(data.several, ends, s.season)
+    rolling = replace(data.rolling, stops=ends, seasons=periods)
     return rolling, selection.combined(rolling, s)
 
 
 def seasons_of(
-    several: Sequence[TimeSeries], season: int | tuple[int, ...] | str
+    several: Sequence[TimeSeries], stops: Sequence[int], season: int | tuple[int, ...] | str
 ) -> tuple[int, ...]:
-    """Return seasons that are set, or those of the first target of the longest series, before its
-    test part.
+    """Return seasons that are set, or those of the first target of the longest series, before the
+    rows `stops`.
     """
     if not isinstance(season, str):
         return seasons.listed(season)
-    longest = max(several, key=lambda series: len(series.values))
-    end = split(len(longest.values)).validation.stop
-    return seasons.find(longest.known[:end, 0])
+    longest = int(np.argmax(stops))
+    return seasons.find(several[longest].known[: stops[longest], 0])

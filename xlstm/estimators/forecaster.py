@@ -580,7 +580,8 @@ quantiles, linear_baseline, season, calendar, least, refit
                 ]
             )
         forecasts = [evaluation.joined(parts) for parts in zip(*rounds, strict=True)]
-        season = min(fitting.seasons_of(variants[0], s.season), default=0)
+        firsts = [int(each.at[0]) for each in forecasts]
+        season = min(fitting.seasons_of(variants[0], firsts, s.season), default=0)
         return evaluation.score(variants[0], forecasts, s.quantiles, season, panel)
 
     def export_inputs(
@@ -817,7 +818,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             chosen_=np.array([*used, *["network"] * (share > 0)], dtype=object),
             candidate_errors_=errors | allowed,
             ranks_=sampling.ranks(final.intervals.standardized(past)),
-            season_=seasons.parameter(data.rolling.seasons),
+            season_=seasons.parameter(final.combination.seasons),
             calendar_=data.several[0].marks > 0,
             feature_names_in_=names_array(panel.names),
             series_names_=names_array(panel.ids),

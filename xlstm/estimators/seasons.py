@@ -16,7 +16,7 @@ LENGTHS = (4, 7, 12, 24, 48, 52)  # steps: quarters, days, months, hours, half h
 # days.
 LONGER = {24: 168, 48: 336, 7: 365}
 SHARE = 0.1  # least share of the variance of changes that a season explains, with certainty
-CERTAIN = 3.0  # standard deviations of what a season explains of noise
+CERTAIN = 2.0  # standard deviations of what a season explains of noise
 MORE = 0.05  # least share of what a season leaves that the longer one explains; errors decide then
 LEAST = 2.0  # seasons that a series has at least
 LEAST_LONGER = 1.5  # the same of the longer of two, whose beginning comes twice then

@@ -83,6 +83,12 @@ class Combination:
         return replace(self, candidates=candidates)
 
     @property
+    def seasons(self) -> tuple[int, ...]:
+        """The steps of seasons that some candidate has."""
+        several = [each.candidate.seasons for each in self.candidates.values()]
+        return max(several, key=len)
+
+    @property
     def reach(self) -> int:
         """Values before an origin that decide about a forecast, at most."""
         return max(each.candidate.reach for each in self.candidates.values())

@@ -65,6 +65,11 @@ class Smoothing:
         """Name of the candidate."""
         return NAMES[bool(self.coefficients[-1])]
 
+    @property
+    def seasons(self) -> tuple[int, ...]:
+        """Steps of seasons."""
+        return self.layer.periods
+
     def array(self) -> Values:
         """Return the array of a file."""
         seasons = (*self.layer.periods, 0, 0)[:2]

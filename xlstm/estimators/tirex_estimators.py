@@ -311,7 +311,8 @@ class ZeroShotForecaster(SeriesEstimator):
                 )
             truth = baselines.targets(series, at, H, N)
             forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
-        season = min(fitting.seasons_of(several, season), default=0)
+        firsts = [int(each.at[0]) for each in forecasts]
+        season = min(fitting.seasons_of(several, firsts, season), default=0)
         return evaluation.score(several, forecasts, network.options["quantiles"], season, panel)
 
     def _read(
