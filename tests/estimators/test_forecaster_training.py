@@ -8,7 +8,8 @@ import pytest
 from tests.estimators.conftest import LEARNS, QUICK
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster
+from xlstm.estimators import Forecaster, baselines, fitting
+from xlstm.estimators.predictor import Predictor
 
 
 def test_goals_on_sunspots_with_one_epoch(monkeypatch):
@@ -63,6 +64,33 @@ def test_predict_sees_the_end_of_the_series_and_score_does_not(fitted, values):
         Forecaster(**QUICK, refit=False).fit(seen).predict(values) for seen in (values, changed)
     )
     np.testing.assert_array_equal(one, two)
+
+
+def test_a_network_has_to_help_in_both_halves(values, monkeypatch):
+    """It learns what candidates leave that were fitted to earlier rows, and gets half of the best
+    share.
+    """
+    forecaster = Forecaster(**QUICK)
+    data = forecaster.examples(values)["validation"]
+    left = []
+
+    def added(self, series, units, origins):
+        """Twice what the candidates leave, in the second half with the sign of `late`."""
+        change = baselines.changes(series, origins, 6, 240, units)
+        left.append(change - self.combination.apply(series, self.scaling, units, origins))
+        return units * np.nan_to_num(left[-1]) * (2 if origins[0] < 210 else 2 * late)
+
+    monkeypatch.setattr(Predictor, "added", added)
+    late = 1
+    share, errors = fitting.network_share(data.predictor, data)
+    assert share == pytest.approx(0.25)
+    assert errors["network"] == pytest.approx(errors["average"] / 2)
+    scale = data.predictor.spread * data.scale[:, None]
+    target = np.where(data.mask, data.target, np.nan).reshape(scale.shape) * scale
+    unit = data.predictor.scaling.units
+    np.testing.assert_allclose(np.concatenate(left) * unit, target, rtol=1e-9)
+    late = -0.1
+    assert fitting.network_share(data.predictor, data)[0] == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*does not inherit from", "ignore:Can't test estimator")
