@@ -33,7 +33,8 @@ def mean(values: Values) -> Values:
     there = ~np.isnan(values)
     total = np.sum(np.where(there, values, 0.0), axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0
-        return np.asarray(total / np.count_nonzero(there, axis=0))
+        average: Values = total / np.sum(np.where(there, 1.0, 0.0), axis=0)
+    return average
 
 
 def seasonal(values: Values, season: int, horizon: int, at: Origins) -> Values:
@@ -77,11 +78,11 @@ def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Va
     """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is
     missing.
     """
-    truth = np.full((len(origins), horizon, series.values.shape[1]), np.nan)
-    for h in range(horizon):
-        there = origins + h < min(stop, len(series.values))
-        truth[there, h] = series.values[origins[there] + h]
-    return truth
+    rows = origins[:, None] + np.arange(horizon)
+    stop = min(stop, len(series.values))
+    at = np.minimum(rows, stop - 1)
+    there = (rows < stop)[..., None] & ~np.isnan(series.values[at])
+    return np.where(there, series.known[at], np.nan)
 
 
 def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units: Values) -> Values:

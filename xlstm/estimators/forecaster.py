@@ -13,11 +13,10 @@ import numpy as np
 from xlstm import precision as precisions
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data.categories import encoded
-from xlstm.data.host import Host, Values
+from xlstm.data.host import Values
 from xlstm.data.panels import Panel
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
@@ -35,10 +34,10 @@ from xlstm.estimators.base import (
     subtree,
 )
 from xlstm.estimators.evaluation import Forecasts, Score
-from xlstm.estimators.intervals import Intervals
+from xlstm.estimators.intervals import Intervals, error_rows
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
-from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
+from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of, own_units
 from xlstm.plots import results
 from xlstm.training import Callback, Progress
 
@@ -583,74 +582,72 @@ quantiles, linear_baseline, season, calendar, least, refit
         season = min(fitting.seasons_of(variants[0], s.season), default=0)
         return evaluation.score(variants[0], forecasts, s.quantiles, season, panel)
 
-    def export_inputs(
-        self, values: Any, **covariates: Unpack[CovariateArguments]
-    ) -> dict[str, Host]:
-        """Return the inputs by name of the file that `interop.onnx.to_onnx` writes, for the values
-        after each series.
+    def for_export(self, lengths: bool, history: int | None = None) -> Export:
+        """Return what `interop.onnx.to_onnx` writes around the network.
 
         Parameters
         ----------
-        values, covariates
-            As for `predict`.
-
-        Returns
-        -------
-        dict of str to array
-            `x` (window, S, D), the windows as the network sees them; `base` (S, H, C), the
-            forecasts without the network; `scale` (S, C), that of the windows; and where there are
-            quantiles `width` (S, C), the size of recent errors.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `predict` does.
+        lengths : bool
+            False, as all series have one length.
+        history : int, optional
+            Values of a series that the file takes, by default as many as the window, the linear
+            autoregression or four seasons have steps, whichever is longest, and those whose errors
+            decide about intervals.
         """
         p = self.predictor_
-        _, pairs = self._read(values, covariates, p.settings.horizon)
-        parts = [p.before(series, units, np.array([len(series.values)])) for series, units in pairs]
-        x, base, scale = zip(*parts, strict=True)
-        inputs = {
-            "x": np.concatenate([to_numpy(windows) for windows in x], axis=1, dtype=np.float32),
-            "base": np.concatenate(base),
-            "scale": np.concatenate(scale),
-        }
-        if p.settings.quantiles:
-            inputs["width"] = np.concatenate([self._next(*pair)[1] for pair in pairs])
-        return inputs
-
-    def for_export(self, lengths: bool) -> Export:
-        p = self.predictor_
-        if lengths:
+        s = p.settings
+        back = max(s.window, p.combination.order, *(4 * m for m in seasons.listed(self.season_)))
+        history = checks.optional(checks.size)("Forecaster", "history", history)
+        N = back + error_rows(s.horizon) if history is None else history
+        if lengths or s.window > N:
             raise ValueError(
-                f"Forecaster: lengths is True, expected False: windows have {p.settings.window}"
-                " steps"
+                f"Forecaster: lengths is {lengths} and history {N}, expected False and"
+                f" {s.window} or more, as windows have so many steps"
             )
-        inputs: dict[str, Any] = {
-            "x": ((p.settings.window, "batch", p.model.input_size), np.float32),
-            "base": (("batch", *p.spread.shape), np.float64),
-            "scale": (("batch", self.n_targets_), np.float64),
+        refused = {
+            "calendar": self.calendar_,
+            "holidays": self.holidays is not None,
+            "columns of text": bool(self.categories_),
         }
-        if p.settings.quantiles:
-            inputs["width"] = inputs["scale"]
+        for name, there in refused.items():
+            if there:
+                raise ValueError(
+                    f"Forecaster: it was fitted with {name}, expected none for a file of ONNX"
+                )
+        shapes: dict[str, tuple[int, ...]] = {"values": (N, self.n_targets_)}
+        for name, rows in (("past", [N]), ("future", [N + s.horizon]), ("static", [])):
+            columns = getattr(p.scaling, name).shape[1]
+            if columns:
+                shapes[name] = (*rows, columns)
+        inputs: dict[str, Any] = {
+            name: (("batch", *shape), np.float64) for name, shape in shapes.items()
+        }
         about = super().for_export(lengths)[0]
-        about["quantiles"] = json.dumps(list(p.settings.quantiles))
-        return about, inputs, self._exported
+        about["quantiles"] = json.dumps(list(s.quantiles))
+        return about, inputs, functools.partial(self._exported, [*inputs])
 
     def _exported(
-        self,
-        xp: Namespace,
-        run: Callable[..., Any],
-        x: Array,
-        base: Array,
-        scale: Array,
-        width: Any = None,
+        self, names: Sequence[str], xp: Namespace, run: Callable[..., Any], *inputs: Array
     ) -> dict[str, Any]:
-        """Return the outputs of an exported file."""
-        mean = self.predictor_.after(xp, run(x), base, scale)
-        if width is None:
-            return {"mean": mean}
-        return {"mean": mean, "quantiles": self.predictor_.quantiles(xp, mean, width)}
+        """Return the outputs of an exported file, which forecasts one series after another."""
+        p = self.predictor_
+        s = p.settings
+        exported = predictor.Exported(**vars(p), run=run if "network" in self.chosen_ else None)
+        N = inputs[0].shape[1]
+        gaps = np.zeros((N, self.n_targets_))  # there are none
+        without = np.empty((N + s.horizon, 0))
+        nothing = TimeSeries(gaps, gaps, without, without, np.empty(0), None)
+
+        def ahead(rows: list[Any], _: list[Any]) -> tuple[list[Any], list[Any]]:
+            beside = dict(zip(names, rows, strict=True))
+            series = nothing._replace(known=beside.pop("values"), **beside)
+            units = own_units(series, s.window)
+            forecasts, _ = evaluation.rolling(exported, series, units, N, N + 1)
+            outputs = [forecasts.mean[0], forecasts.quantiles[0]]
+            return outputs[: 1 + bool(s.quantiles)], []
+
+        results, _ = xp.scan(ahead, inputs, [])
+        return dict(zip(("mean", "quantiles"), results, strict=False))
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}

@@ -234,6 +234,26 @@ class Predictor:
 
 
 @dataclass(frozen=True)
+class Exported(Predictor):
+    """Forecasts that are written as ONNX.
+
+    Attributes
+    ----------
+    run : callable or None
+        Writes the network; None where there is none.
+    """
+
+    run: Any
+
+    def forecast(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
+        base = self.base(series, units, origins)
+        if self.run is None:
+            return self.limited(np, base)
+        scale = scales(series.known, origins, self.settings.window, units)
+        return self.after(np, self.run(self.inputs(series, scale, origins)), base, scale)
+
+
+@dataclass(frozen=True)
 class Examples(ByRows):
     """Windows with what a network is to predict after each of them, in shuffled batches. Windows
     are made as needed.

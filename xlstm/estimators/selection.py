@@ -73,7 +73,7 @@ class Combination:
             weight * each.candidate.apply(series, scaling, units, origins)
             for weight, each in zip(self.weights, self.candidates.values(), strict=True)
         ]
-        return np.sum(ahead, axis=0)
+        return sum(ahead[1:], ahead[0])
 
     def before_fold(self, k: int) -> Combination:
         """Return the average of candidates that were fitted to the rows before a fold."""

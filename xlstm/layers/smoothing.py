@@ -204,12 +204,14 @@ class ExponentialSmoothing(SequenceLayer):
         """Return level, trend and seasons before the first value of a series, fitted to all of
         it.
         """
-        steps = np.arange(len(series))[:, None]
-        columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]
-        columns += [(steps % m == np.arange(m)) - 1 / m for m in self.periods]
         series = np.log(series) if self.multiplicative else series
-        solution: np.ndarray[Any, Any] = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
-        return solution
+        return self.least_squares(len(series)) @ series
+
+    def least_squares(self, rows: int) -> np.ndarray[Any, Any]:
+        """Return the matrix (K, rows) whose product with so many first values is the level, the
+        trend and the seasons before them.
+        """
+        return _least_squares(self.trend != "none", self.periods, rows)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         if span.cut:
@@ -371,6 +373,17 @@ def step_bwd(
     ddamped = dtrend + dexpected  # (9) (6)
     # (6) (10) (7)
     return derror, ddamped, dexpected, phi * ddamped, *(d - derror for d in dseasons)
+
+
+@functools.lru_cache(maxsize=4)
+def _least_squares(trend: bool, periods: tuple[int, ...], rows: int) -> np.ndarray[Any, Any]:
+    steps = np.arange(rows)[:, None]
+    columns = [np.ones_like(steps), (steps + 1) * trend]
+    columns += [(steps % m == np.arange(m)) - 1 / m for m in periods]
+    solution: np.ndarray[Any, Any] = np.linalg.lstsq(np.concatenate(columns, axis=1), np.eye(rows))[
+        0
+    ]
+    return solution
 
 
 def _total(xp: Namespace, a: Array, b: Array) -> Array:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import contextvars
+import copy
 import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,17 @@ OPERATORS = {
     "greater": "Greater",
     "greater_equal": "GreaterOrEqual",
     "bitwise_and": "And",
+    "invert": "Not",
+    "isnan": "IsNaN",
+    "power": "Pow",
+    "absolute": "Abs",
+    "exp": "Exp",
+    "log": "Log",
+    "maximum": "Max",
+    "minimum": "Min",
+    "sqrt": "Sqrt",
 }
-CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And")
+CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Not", "IsNaN")
 
 float32 = np.dtype("float32")
 float64 = np.dtype("float64")
@@ -187,8 +197,14 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         """The transposed."""
         return matrix_transpose(self)
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def __getitem__(self, key: Any) -> Array:
         keys = list(key) if isinstance(key, tuple) else [key]
+        if isinstance(keys[0], np.ndarray):  # rows of these numbers
+            rows = take(self, constant(keys[0], int64))
+            return rows[(*[slice(None)] * keys[0].ndim, *keys[1:])]
         if Ellipsis not in keys:
             keys.append(Ellipsis)
         at = keys.index(Ellipsis)
@@ -216,11 +232,18 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *operands: Any, **_: Any) -> Any:
         """Write an operator of Python, whose function of NumPy this is."""
+        if ufunc is np.matmul:
+            return asarray(operands[0]) @ asarray(operands[1])
         if ufunc.__name__ not in OPERATORS:
             return NotImplemented
         return _pointwise(OPERATORS[ufunc.__name__], *operands)
 
-    def __matmul__(self, other: Array) -> Array:
+    def __array_function__(self, function: Any, _: Any, operands: Any, options: Any) -> Any:
+        """Write a function of NumPy by the one of this module with its name."""
+        return getattr(sys.modules[__name__], function.__name__)(*operands, **options)
+
+    def __matmul__(self, other: Any) -> Array:
+        other = asarray(other)
         batch = _broadcast(self.shape[:-2], other.shape[:-2])
         return _node("MatMul", [self, other], (*batch, self.shape[-2], other.shape[-1]), self.dtype)
 
@@ -251,8 +274,11 @@ def _node(
 def _pointwise(op_type: str, *operands: Any) -> Array:
     """Add a node that works element by element, on numbers as well."""
     numeric = [a.dtype for a in operands if isinstance(a, Array) and a.dtype != bool]
-    wide = np.result_type(*numeric) if numeric else np.dtype(bool)
-    arrays = [a if isinstance(a, Array) else constant(a, wide) for a in operands]
+    parts = [a if isinstance(a, Array) else np.asarray(a) for a in operands]
+    wide = np.result_type(*(numeric or [a.dtype for a in parts]))
+    arrays = [
+        a if isinstance(a, Array) else constant(a, bool if a.dtype == bool else wide) for a in parts
+    ]
     arrays = [a if a.dtype == bool else astype(a, wide) for a in arrays]
     dtype = bool if op_type in CONDITIONS else wide
     return _node(op_type, arrays, _broadcast(*(a.shape for a in arrays)), dtype)
@@ -286,6 +312,10 @@ def expm1(x: Array) -> Array:
 def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
     code = library().helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return x if x.dtype == dtype else _node("Cast", [x], x.shape, dtype, to=code)
+
+
+def clip(x: Array, low: float, high: float) -> Array:
+    return minimum(maximum(x, low), high)
 
 
 def asarray(x: Any, dtype: Any = None, device: Any = None, copy: Any = None) -> Array:
@@ -340,15 +370,27 @@ def matrix_transpose(x: Array) -> Array:
     return permute_dims(x, [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2])
 
 
-def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
+def swapaxes(x: Array, a: int, b: int) -> Array:
+    axes = [*range(x.ndim)]
+    axes[a] = b
+    axes[b] = a
+    return permute_dims(x, axes)
+
+
+def concat(arrays: Sequence[Any], axis: int = 0) -> Array:
+    arrays = [asarray(a) for a in arrays]
     shape = [*arrays[0].shape]
     axis %= len(shape)
     shape[axis] = builtins.sum(a.shape[axis] for a in arrays)
     return _node("Concat", arrays, shape, arrays[0].dtype, axis=axis)
 
 
-def stack(arrays: Sequence[Array]) -> Array:
-    return concat([a[None, ...] for a in arrays])
+concatenate = concat  # NumPy's name
+
+
+def stack(arrays: Sequence[Array], axis: int = 0) -> Array:
+    key = (*[slice(None)] * axis, None, ...)
+    return concat([a[key] for a in arrays], axis)
 
 
 def take(x: Array, indices: Array, axis: int = 0) -> Array:
@@ -385,6 +427,79 @@ def sort(x: Array, axis: int = -1) -> Array:
     count = current().enter([x.shape[axis]], int64)
     values, _ = current().node("TopK", [x.name, count], 2, axis=axis, largest=0)
     return Array(values, x.shape, x.dtype)
+
+
+def median(x: Array, axis: int) -> Array:
+    n = x.shape[axis]
+    return mean(take(sort(x, axis), constant([(n - 1) // 2, n // 2]), axis), axis)
+
+
+def cumsum(x: Array, axis: int = 0) -> Array:
+    return _node("CumSum", [x, constant(axis)], x.shape, x.dtype)
+
+
+def einsum(equation: str, *operands: Any) -> Array:
+    arrays = [asarray(a) for a in operands]
+    letters, result = equation.split("->")
+    sizes = dict(
+        zip(letters.replace(",", ""), itertools.chain(*(a.shape for a in arrays)), strict=True)
+    )
+    shape = [sizes[letter] for letter in result]
+    return _node("Einsum", arrays, shape, arrays[0].dtype, equation=equation)
+
+
+# Over steps:
+
+
+def scan(
+    step: Callable[[list[Array], list[Array]], tuple[Sequence[Array], Sequence[Array]]],
+    over: Sequence[Array],
+    start: Sequence[Array],
+    reverse: bool = False,
+) -> tuple[list[Array], list[Array]]:
+    """Write a Scan of `step(rows, states) -> (results, states)` over the rows of arrays; return the
+    results of all steps, and the final states.
+    """
+    outer = current()
+    body = copy.copy(outer)  # it shares all but the nodes
+    body.nodes = []
+    with body.open():
+        before = [Array(body.name(), a.shape, a.dtype) for a in start]
+        rows = [Array(body.name(), a.shape[1:], a.dtype) for a in over]
+        results, after = step(rows, before)
+    names = outer.node(
+        "Scan",
+        [a.name for a in (*start, *over)],
+        len(after) + len(results),
+        body=body.part([*before, *rows], {body.name(): a for a in (*after, *results)}, "step"),
+        num_scan_inputs=len(over),
+        scan_input_directions=[int(reverse)] * len(over),
+        scan_output_directions=[int(reverse)] * len(results),
+    )
+    n = len(after)
+    steps = over[0].shape[0]
+    final = [Array(name, a.shape, a.dtype) for name, a in zip(names, after, strict=False)]
+    every = [
+        Array(name, (steps, *a.shape), a.dtype) for name, a in zip(names[n:], results, strict=True)
+    ]
+    return every, final
+
+
+def walk(
+    function: Callable[..., Any], x: Array, starts: Sequence[Array], numbers: Sequence[Any]
+) -> list[Array]:
+    """Write what `fuse.walk` does with the rows of x; return the first rows of the states, which
+    are there before any step, with those behind them that the steps make.
+    """
+
+    def step(rows: list[Array], states: list[Array]) -> tuple[list[Array], list[Array]]:
+        xp = x.__array_namespace__()
+        _, *new = function(xp, *rows, *(state[0] for state in states), *numbers)
+        after = [concat((s[1:], a[None, ...])) for s, a in zip(states, new, strict=True)]
+        return new, after
+
+    results, _ = scan(step, [x], starts)
+    return [concat(pair) for pair in zip(starts, results, strict=True)]
 
 
 # New arrays:
