@@ -33,7 +33,7 @@ def mean(values: Values) -> Values:
     there = ~np.isnan(values)
     total = np.sum(np.where(there, values, 0.0), axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0
-        average: Values = total / np.sum(np.where(there, 1.0, 0.0), axis=0)
+        average: Values = total / np.sum(np.where(there, np.ones_like(values), 0.0), axis=0)
     return average
 
 
@@ -82,7 +82,7 @@ def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Va
     stop = min(stop, len(series.values))
     at = np.minimum(rows, stop - 1)
     there = (rows < stop)[..., None] & ~np.isnan(series.values[at])
-    return np.where(there, series.known[at], np.nan)
+    return series.known[at] + np.where(there, 0.0, np.nan)
 
 
 def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units: Values) -> Values:

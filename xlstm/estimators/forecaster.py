@@ -597,57 +597,54 @@ quantiles, linear_baseline, season, calendar, least, refit
         p = self.predictor_
         s = p.settings
         back = max(s.window, p.combination.order, *(4 * m for m in seasons.listed(self.season_)))
-        history = checks.optional(checks.size)("Forecaster", "history", history)
-        N = back + error_rows(s.horizon) if history is None else history
-        if lengths or s.window > N:
-            raise ValueError(
-                f"Forecaster: lengths is {lengths} and history {N}, expected False and"
-                f" {s.window} or more, as windows have so many steps"
-            )
+        check = checks.whole(s.window, checks.LARGEST)
+        N = check(
+            "Forecaster", "history", back + error_rows(s.horizon) if history is None else history
+        )
         refused = {
-            "calendar": self.calendar_,
-            "holidays": self.holidays is not None,
-            "columns of text": bool(self.categories_),
+            "lengths": lengths,
+            "a calendar": self.calendar_,
+            "holidays": self.holidays,
+            "columns of text": self.categories_,
         }
         for name, there in refused.items():
             if there:
                 raise ValueError(
-                    f"Forecaster: it was fitted with {name}, expected none for a file of ONNX"
+                    f"Forecaster: it has {name}, expected a forecaster without for a file of ONNX"
                 )
-        shapes: dict[str, tuple[int, ...]] = {"values": (N, self.n_targets_)}
-        for name, rows in (("past", [N]), ("future", [N + s.horizon]), ("static", [])):
-            columns = getattr(p.scaling, name).shape[1]
-            if columns:
-                shapes[name] = (*rows, columns)
+        shapes = {
+            "values": (N, self.n_targets_),
+            "past": (N, p.scaling.past.shape[1]),
+            "future": (N + s.horizon, p.scaling.future.shape[1]),
+            "static": (p.scaling.static.shape[1],),
+        }
         inputs: dict[str, Any] = {
-            name: (("batch", *shape), np.float64) for name, shape in shapes.items()
+            name: (("batch", *shape), np.float64) for name, shape in shapes.items() if shape[-1]
         }
         about = super().for_export(lengths)[0]
         about["quantiles"] = json.dumps(list(s.quantiles))
-        return about, inputs, functools.partial(self._exported, [*inputs])
+        return about, inputs, self._exported
 
-    def _exported(
-        self, names: Sequence[str], xp: Namespace, run: Callable[..., Any], *inputs: Array
-    ) -> dict[str, Any]:
+    def _exported(self, xp: Namespace, run: Callable[..., Any], *inputs: Array) -> dict[str, Any]:
         """Return the outputs of an exported file, which forecasts one series after another."""
         p = self.predictor_
         s = p.settings
-        exported = predictor.Exported(**vars(p), run=run if "network" in self.chosen_ else None)
+        run = run if "network" in self.chosen_ else None
+        exported = predictor.Exported(**vars(p) | {"backend": xp}, run=run)
         N = inputs[0].shape[1]
         gaps = np.zeros((N, self.n_targets_))  # there are none
         without = np.empty((N + s.horizon, 0))
         nothing = TimeSeries(gaps, gaps, without, without, np.empty(0), None)
 
-        def ahead(rows: list[Any], _: list[Any]) -> tuple[list[Any], list[Any]]:
-            beside = dict(zip(names, rows, strict=True))
+        def ahead(rows: list[Any], _: Any) -> list[Any]:
+            beside = {a.name: row for a, row in zip(inputs, rows, strict=True)}
             series = nothing._replace(known=beside.pop("values"), **beside)
             units = own_units(series, s.window)
             forecasts, _ = evaluation.rolling(exported, series, units, N, N + 1)
-            outputs = [forecasts.mean[0], forecasts.quantiles[0]]
-            return outputs[: 1 + bool(s.quantiles)], []
+            return [getattr(forecasts, name)[0] for name in outputs]
 
-        results, _ = xp.scan(ahead, inputs, [])
-        return dict(zip(("mean", "quantiles"), results, strict=False))
+        outputs = ["mean", "quantiles"][: 1 + bool(s.quantiles)]
+        return dict(zip(outputs, xp.scan(ahead, inputs), strict=True))
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}

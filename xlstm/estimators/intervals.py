@@ -81,7 +81,7 @@ class Intervals(NamedTuple):
         Errors (M, H, C) are in the units of the series.
         """
         scaled = np.clip(errors / self.spread, -FAR, FAR)
-        latest = errors_of_rows(np.swapaxes(scaled**2, 1, 2))
+        latest = errors_of_rows(np.matrix_transpose(scaled**2))
         squares = averages(latest, np.ones(1), len(self.spread))
         return np.maximum(np.sqrt(squares), 1 / FAR)
 

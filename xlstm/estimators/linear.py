@@ -94,9 +94,9 @@ def forecasts(
             own, others = np.split(coefficients[:, c], [same.shape[1]], axis=2)
             ahead = same @ np.swapaxes(own, 1, 2)
             if others.shape[2]:
-                ahead += np.einsum("mhf,lhf->lmh", by_step, others)
-            by_target.append(ahead)
-        chunks.append(np.stack(by_target, axis=3))
+                ahead += np.vecdot(by_step, others[:, None])
+            by_target.append(ahead[..., None])
+        chunks.append(np.concatenate(by_target, axis=3))
     return np.concatenate(chunks, axis=1)
 
 

@@ -245,12 +245,10 @@ class Exported(Predictor):
 
     run: Any
 
-    def forecast(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
-        base = self.base(series, units, origins)
+    def finished(self, x: Array, base: Values, scale: Values) -> Values:
         if self.run is None:
             return self.limited(np, base)
-        scale = scales(series.known, origins, self.settings.window, units)
-        return self.after(np, self.run(self.inputs(series, scale, origins)), base, scale)
+        return self.after(np, self.run(x), base, scale)
 
 
 @dataclass(frozen=True)

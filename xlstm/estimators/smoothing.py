@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -84,7 +84,7 @@ class Smoothing:
         values = series.known[max(0, first - ROWS) : int(np.max(origins))]
         begin = min(first, ROWS) - 1
         ahead = smoothed(self.layer, self.coefficients[:, None], values, self.rows, begin)
-        ahead = np.swapaxes(ahead[:, 0][origins - first], 1, 2)
+        ahead = np.matrix_transpose(ahead[:, 0][origins - first])
         changes: Values = (ahead - series.known[origins - 1, None]) / units
         return changes
 
@@ -110,21 +110,12 @@ def smoothed(
     x = values
     if layer.multiplicative:
         x = np.log(np.maximum(x, LEAST_SHARE**2 * np.median(np.abs(x), axis=0) + 1e-12))
-    first = (layer.least_squares(min(fitted, len(x))) @ x[:fitted])[:, None]
-    ends = itertools.accumulate(layer.lags)
-    starts = [first[end - lag : end] for end, lag in zip(ends, layer.lags, strict=True)]
     *numbers, drift = (row[:, None] for row in coefficients)
     if isinstance(x, np.ndarray):
-        states = [np.empty((len(x) + lag, coefficients.shape[1], x.shape[1])) for lag in layer.lags]
-        for rows, start in zip(states, starts, strict=True):
-            rows[: len(start)] = start
-        for t in range(len(x)):
-            _, *new = step(np, x[t], *(rows[t] for rows in states), *numbers)
-            for rows, lag, state in zip(states, layer.lags, new, strict=True):
-                rows[t + lag] = state
-    else:  # it writes ONNX
-        states = x.__array_namespace__().walk(step, x, starts, numbers)
-    ahead = layer.ahead(np, Smoothed(tuple(rows[begin:] for rows in states), x, tuple(numbers), x))
+        states = [rows[begin:] for rows in _states(layer, numbers, x, fitted)]
+    else:  # it writes ONNX: a linear function of the values
+        states = [rows[begin:] @ x for rows in _states(layer, numbers, np.eye(len(x)), fitted)]
+    ahead = layer.ahead(np, Smoothed(tuple(states), x, tuple(numbers), x))
     if np.any(drift):
         slopes = drift * _slopes(x)[begin:, None]
         ahead += slopes[..., None] * np.arange(1, layer.horizon + 1)
@@ -132,6 +123,23 @@ def smoothed(
         ahead = np.minimum(ahead, np.max(x, axis=0)[:, None] + MOST_ABOVE)
     forecasts: Values = layer.in_units(np, ahead)
     return forecasts
+
+
+def _states(
+    layer: ExponentialSmoothing, numbers: Sequence[Values], x: Values, fitted: int
+) -> list[Values]:
+    """Return the states (T + lag, G, C) before and after each of the values x (T, C), whose
+    logarithm is taken where that is smoothed.
+    """
+    first = replace(layer, multiplicative=False).initial_state(x[:fitted, :, None])
+    states = [np.empty((len(x) + lag, len(numbers[0]), x.shape[1])) for lag in layer.lags]
+    for rows, start in zip(states, first, strict=True):
+        rows[: len(start)] = start[:, None]
+    for t in range(len(x)):
+        _, *new = step(np, x[t], *(rows[t] for rows in states), *numbers)
+        for rows, lag, state in zip(states, layer.lags, new, strict=True):
+            rows[t + lag] = state
+    return states
 
 
 def _slopes(x: Values) -> Values:

@@ -185,8 +185,8 @@ class ExponentialSmoothing(SequenceLayer):
         values = to_numpy(x)[: self.initial_rows, :, 0].astype("float64")
         self._check(values[np.arange(len(values))[:, None] < ends])
         state = np.zeros((sum(self.lags), len(ends)))
-        for b, end in enumerate(ends):
-            state[:, b] = self._fitted(values[:end, b])
+        for end in np.unique(ends):
+            state[:, ends == end] = self._fitted(values[:end, ends == end])
         return tuple(like(part, x) for part in np.split(state, np.cumsum(self.lags)[:-1]))
 
     def _check(self, values: np.ndarray[Any, Any]) -> None:
@@ -201,17 +201,15 @@ class ExponentialSmoothing(SequenceLayer):
             raise ValueError(f"{type(self).__name__}: x has {values[bad][0]}, expected {expected}")
 
     def _fitted(self, series: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return level, trend and seasons before the first value of a series, fitted to all of
-        it.
+        """Return level, trend and seasons (K, B) before the first value of series (T, B), fitted to
+        all of them.
         """
+        steps = np.arange(len(series))[:, None]
+        columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]
+        columns += [(steps % m == np.arange(m)) - 1 / m for m in self.periods]
         series = np.log(series) if self.multiplicative else series
-        return self.least_squares(len(series)) @ series
-
-    def least_squares(self, rows: int) -> np.ndarray[Any, Any]:
-        """Return the matrix (K, rows) whose product with so many first values is the level, the
-        trend and the seasons before them.
-        """
-        return _least_squares(self.trend != "none", self.periods, rows)
+        solution: np.ndarray[Any, Any] = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
+        return solution
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
         if span.cut:
@@ -373,17 +371,6 @@ def step_bwd(
     ddamped = dtrend + dexpected  # (9) (6)
     # (6) (10) (7)
     return derror, ddamped, dexpected, phi * ddamped, *(d - derror for d in dseasons)
-
-
-@functools.lru_cache(maxsize=4)
-def _least_squares(trend: bool, periods: tuple[int, ...], rows: int) -> np.ndarray[Any, Any]:
-    steps = np.arange(rows)[:, None]
-    columns = [np.ones_like(steps), (steps + 1) * trend]
-    columns += [(steps % m == np.arange(m)) - 1 / m for m in periods]
-    solution: np.ndarray[Any, Any] = np.linalg.lstsq(np.concatenate(columns, axis=1), np.eye(rows))[
-        0
-    ]
-    return solution
 
 
 def _total(xp: Namespace, a: Array, b: Array) -> Array:

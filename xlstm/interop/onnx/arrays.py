@@ -42,11 +42,6 @@ OPERATORS = {
     "isnan": "IsNaN",
     "power": "Pow",
     "absolute": "Abs",
-    "exp": "Exp",
-    "log": "Log",
-    "maximum": "Max",
-    "minimum": "Min",
-    "sqrt": "Sqrt",
 }
 CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Not", "IsNaN")
 
@@ -231,21 +226,14 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return reshape(_node("Slice", [self, *bounds], sizes, self.dtype), shape)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *operands: Any, **_: Any) -> Any:
-        """Write an operator of Python, whose function of NumPy this is."""
-        if ufunc is np.matmul:
-            return asarray(operands[0]) @ asarray(operands[1])
-        if ufunc.__name__ not in OPERATORS:
-            return NotImplemented
-        return _pointwise(OPERATORS[ufunc.__name__], *operands)
+        """Write an operator of Python, whose function of NumPy this is, or another such function."""
+        if ufunc.__name__ in OPERATORS:
+            return _pointwise(OPERATORS[ufunc.__name__], *operands)
+        return self.__array_function__(ufunc, (), operands, {})
 
     def __array_function__(self, function: Any, _: Any, operands: Any, options: Any) -> Any:
         """Write a function of NumPy by the one of this module with its name."""
         return getattr(sys.modules[__name__], function.__name__)(*operands, **options)
-
-    def __matmul__(self, other: Any) -> Array:
-        other = asarray(other)
-        batch = _broadcast(self.shape[:-2], other.shape[:-2])
-        return _node("MatMul", [self, other], (*batch, self.shape[-2], other.shape[-1]), self.dtype)
 
 
 class Buffer(Array):
@@ -274,11 +262,8 @@ def _node(
 def _pointwise(op_type: str, *operands: Any) -> Array:
     """Add a node that works element by element, on numbers as well."""
     numeric = [a.dtype for a in operands if isinstance(a, Array) and a.dtype != bool]
-    parts = [a if isinstance(a, Array) else np.asarray(a) for a in operands]
-    wide = np.result_type(*(numeric or [a.dtype for a in parts]))
-    arrays = [
-        a if isinstance(a, Array) else constant(a, bool if a.dtype == bool else wide) for a in parts
-    ]
+    wide = np.result_type(*numeric) if numeric else np.dtype(bool)
+    arrays = [a if isinstance(a, Array) else constant(a, wide) for a in operands]
     arrays = [a if a.dtype == bool else astype(a, wide) for a in arrays]
     dtype = bool if op_type in CONDITIONS else wide
     return _node(op_type, arrays, _broadcast(*(a.shape for a in arrays)), dtype)
@@ -370,13 +355,6 @@ def matrix_transpose(x: Array) -> Array:
     return permute_dims(x, [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2])
 
 
-def swapaxes(x: Array, a: int, b: int) -> Array:
-    axes = [*range(x.ndim)]
-    axes[a] = b
-    axes[b] = a
-    return permute_dims(x, axes)
-
-
 def concat(arrays: Sequence[Any], axis: int = 0) -> Array:
     arrays = [asarray(a) for a in arrays]
     shape = [*arrays[0].shape]
@@ -388,9 +366,8 @@ def concat(arrays: Sequence[Any], axis: int = 0) -> Array:
 concatenate = concat  # NumPy's name
 
 
-def stack(arrays: Sequence[Array], axis: int = 0) -> Array:
-    key = (*[slice(None)] * axis, None, ...)
-    return concat([a[key] for a in arrays], axis)
+def stack(arrays: Sequence[Array]) -> Array:
+    return concat([a[None, ...] for a in arrays])
 
 
 def take(x: Array, indices: Array, axis: int = 0) -> Array:
@@ -399,6 +376,17 @@ def take(x: Array, indices: Array, axis: int = 0) -> Array:
 
 
 # Along axes:
+
+
+def matmul(a: Any, b: Any) -> Array:
+    a = asarray(a)
+    b = asarray(b)
+    batch = _broadcast(a.shape[:-2], b.shape[:-2])
+    return _node("MatMul", [a, b], (*batch, a.shape[-2], b.shape[-1]), a.dtype)
+
+
+def vecdot(a: Any, b: Any) -> Array:
+    return sum(a * b, -1)
 
 
 def _reduced(op_type: str, since: int, x: Array, axis: Any, keepdims: bool = False) -> Array:
@@ -438,68 +426,40 @@ def cumsum(x: Array, axis: int = 0) -> Array:
     return _node("CumSum", [x, constant(axis)], x.shape, x.dtype)
 
 
-def einsum(equation: str, *operands: Any) -> Array:
-    arrays = [asarray(a) for a in operands]
-    letters, result = equation.split("->")
-    sizes = dict(
-        zip(letters.replace(",", ""), itertools.chain(*(a.shape for a in arrays)), strict=True)
-    )
-    shape = [sizes[letter] for letter in result]
-    return _node("Einsum", arrays, shape, arrays[0].dtype, equation=equation)
-
-
 # Over steps:
 
 
 def scan(
-    step: Callable[[list[Array], list[Array]], tuple[Sequence[Array], Sequence[Array]]],
+    step: Callable[[list[Array], list[Array]], Sequence[Array]],
     over: Sequence[Array],
-    start: Sequence[Array],
+    start: Sequence[Array] = (),
     reverse: bool = False,
-) -> tuple[list[Array], list[Array]]:
-    """Write a Scan of `step(rows, states) -> (results, states)` over the rows of arrays; return the
-    results of all steps, and the final states.
+) -> list[Array]:
+    """Write a Scan of `step(rows, states) -> (*states, *results)` over the rows of arrays; return
+    the final states and the results of all steps.
     """
     outer = current()
     body = copy.copy(outer)  # it shares all but the nodes
     body.nodes = []
+    n = len(start)
     with body.open():
         before = [Array(body.name(), a.shape, a.dtype) for a in start]
         rows = [Array(body.name(), a.shape[1:], a.dtype) for a in over]
-        results, after = step(rows, before)
+        after = step(rows, before)
     names = outer.node(
         "Scan",
         [a.name for a in (*start, *over)],
-        len(after) + len(results),
-        body=body.part([*before, *rows], {body.name(): a for a in (*after, *results)}, "step"),
+        len(after),
+        body=body.part([*before, *rows], {body.name(): a for a in after}, "step"),
         num_scan_inputs=len(over),
         scan_input_directions=[int(reverse)] * len(over),
-        scan_output_directions=[int(reverse)] * len(results),
+        scan_output_directions=[int(reverse)] * (len(after) - n),
     )
-    n = len(after)
-    steps = over[0].shape[0]
-    final = [Array(name, a.shape, a.dtype) for name, a in zip(names, after, strict=False)]
-    every = [
-        Array(name, (steps, *a.shape), a.dtype) for name, a in zip(names[n:], results, strict=True)
+    T = over[0].shape[:1]
+    return [
+        Array(name, T[: k >= n] + a.shape, a.dtype)
+        for k, (name, a) in enumerate(zip(names, after, strict=True))
     ]
-    return every, final
-
-
-def walk(
-    function: Callable[..., Any], x: Array, starts: Sequence[Array], numbers: Sequence[Any]
-) -> list[Array]:
-    """Write what `fuse.walk` does with the rows of x; return the first rows of the states, which
-    are there before any step, with those behind them that the steps make.
-    """
-
-    def step(rows: list[Array], states: list[Array]) -> tuple[list[Array], list[Array]]:
-        xp = x.__array_namespace__()
-        _, *new = function(xp, *rows, *(state[0] for state in states), *numbers)
-        after = [concat((s[1:], a[None, ...])) for s, a in zip(states, new, strict=True)]
-        return new, after
-
-    results, _ = scan(step, [x], starts)
-    return [concat(pair) for pair in zip(starts, results, strict=True)]
 
 
 # New arrays:

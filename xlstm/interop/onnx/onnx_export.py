@@ -412,17 +412,17 @@ def _scan(
     at that end.
     """
 
-    def whole(rows: list[Array], before: list[Array]) -> tuple[list[Array], list[Array]]:
+    def whole(rows: list[Array], before: list[Array]) -> list[Array]:
         y, end = step(rows[0], nested(start, iter(before)))
         after = [arrays.reshape(a, b.shape) for a, b in zip(leaves(end), before, strict=True)]
         if lengths is not None:
             is_within = rows[1] < lengths
             after = [_where(is_within, a, b) for a, b in zip(after, before, strict=True)]
             y = _where(is_within, y, 0.0)
-        return [y], after
+        return [*after, y]
 
     over = [x] if lengths is None else [x, _steps()]
-    (y,), final = arrays.scan(whole, over, [*leaves(start)], reverse)
+    *final, y = arrays.scan(whole, over, [*leaves(start)], reverse)
     return y, nested(start, iter(final))
 
 
