@@ -33,7 +33,7 @@ def mean(values: Values) -> Values:
     there = ~np.isnan(values)
     total = np.sum(np.where(there, values, 0.0), axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0
-        average: Values = total / np.sum(np.where(there, np.ones_like(values), 0.0), axis=0)
+        average: Values = total / np.count_nonzero(there, axis=0)
     return average
 
 

@@ -598,9 +598,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         s = p.settings
         back = max(s.window, p.combination.order, *(4 * m for m in seasons.listed(self.season_)))
         check = checks.whole(s.window, checks.LARGEST)
-        N = check(
-            "Forecaster", "history", back + error_rows(s.horizon) if history is None else history
-        )
+        whole = back + error_rows(s.horizon)
+        N = check("Forecaster", "history", whole if history is None else history)
         refused = {
             "lengths": lengths,
             "a calendar": self.calendar_,
@@ -629,8 +628,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         """Return the outputs of an exported file, which forecasts one series after another."""
         p = self.predictor_
         s = p.settings
-        run = run if "network" in self.chosen_ else None
-        exported = predictor.Exported(**vars(p) | {"backend": xp}, run=run)
+        network = run if "network" in self.chosen_ else None
+        exported = predictor.Exported(**vars(p) | {"backend": xp}, run=network)
         N = inputs[0].shape[1]
         gaps = np.zeros((N, self.n_targets_))  # there are none
         without = np.empty((N + s.horizon, 0))

@@ -405,6 +405,10 @@ sum, mean, max = (
 )
 
 
+def count_nonzero(x: Array, axis: int) -> Array:
+    return sum(astype(x, float64), axis)
+
+
 def argmax(x: Array, axis: int) -> Array:
     axis %= x.ndim
     shape = (*x.shape[:axis], *x.shape[axis + 1 :])

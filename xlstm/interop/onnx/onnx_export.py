@@ -93,9 +93,14 @@ def to_onnx(
     what else `fit` found as metadata. A classifier and a regressor take `x` of float64, (B, T, D)
     or a table (B, T), and return `label` (B,) and `probabilities` (B, C), or `y` (B,) or (B, O). A
     classifier of steps returns (B, T) and (B, T, C), which mean nothing past the end of a sequence,
-    and one of several labels (B, L) both times. A `Forecaster` takes what its `export_inputs`
-    returns, and returns `mean` (B, H, C) and `quantiles` (B, H, C, Q). A `TextModel` is its
-    language model, with the vocabulary as metadata, and a `ZeroShotForecaster` its network.
+    and one of several labels (B, L) both times. A `TextModel` is its language model, with the
+    vocabulary as metadata, and a `ZeroShotForecaster` its network.
+
+    A `Forecaster` takes the last N values of B series, `values` (B, N, C) of float64 without gaps,
+    and returns `mean` (B, H, C) and `quantiles` (B, H, C, Q): what `predict` and
+    `predict_quantiles` return for series that have these values alone and no name. Covariates that
+    it was fitted with are inputs, too, as numbers of float64: `past` (B, N, P), `future`
+    (B, N + H, F) and `static` (B, S).
 
     Parameters
     ----------
@@ -120,6 +125,11 @@ def to_onnx(
         caller of the file can put the state of a sequence back before any step.
     opset : int
         Version of ONNX's operators, 14 or newer.
+    history : int, optional
+        How many values N a `Forecaster` looks at, its window at least. By default they are as many
+        as the longest of its window, the steps of its linear autoregression and four seasons, and
+        before them those whose errors decide how wide intervals are (40, or five horizons where
+        these are longer). Exponential smoothing begins with the first of them.
 
     Returns
     -------
@@ -129,8 +139,9 @@ def to_onnx(
     ------
     ValueError
         A cell of your own uses a function that is not written as ONNX, parameters are missing,
-        surplus or misshapen, an option does not go with the layer, `resets` is True, or the
-        installed onnx does not know the opset.
+        surplus or misshapen, an option does not go with the layer, `resets` is True, the installed
+        onnx does not know the opset, or a forecaster looks at the calendar, at holidays or at
+        columns of text.
     TypeError
         The layer is neither a layer nor a model, nor an estimator that is kept in files.
     OSError
@@ -158,6 +169,11 @@ def to_onnx(
         raise ValueError(
             f"to_onnx: resets is {checks.shown(resets)}, expected False, as operators of ONNX have no"
             " resets; step=True writes one step, before which the caller can put the state back"
+        )
+    if history is not None and getattr(layer, "KIND", "") != "forecaster":
+        raise ValueError(
+            f"to_onnx: history is {checks.shown(history)}, expected None, as a"
+            f" {type(layer).__name__} is no Forecaster"
         )
     metadata = {}
     signature = {}
