@@ -86,7 +86,7 @@ def forecasts(
     coefficients = np.stack([line.coefficients for line in lines])
     _, C, H, _ = coefficients.shape
     chunks = []
-    for k in range(0, len(origins), CHUNK):
+    for k in range(0, max(1, len(origins)), CHUNK):
         at = origins[k : k + CHUNK]
         by_target = []
         for c in range(C):

@@ -246,9 +246,9 @@ class Exported(Predictor):
     run: Any
 
     def finished(self, x: Array, base: Values, scale: Values) -> Values:
-        if self.run is None:
-            return self.limited(np, base)
-        return self.after(np, self.run(x), base, scale)
+        mean: Values = base if self.run is None else self.after(np, self.run(x), base, scale)
+        limited: Values = self.limited(np, mean)
+        return limited
 
 
 @dataclass(frozen=True)
