@@ -333,7 +333,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             if is_other:
                 others = np.array(levels)[:, None, None]
                 forecast = sampling.at_levels(forecast[None], s.quantiles, others)
-                forecast = self.predictor_.limited(np, np.moveaxis(forecast, 0, -1))
+                forecast = self.predictor_.limited(np.moveaxis(forecast, 0, -1))
             if steps > s.horizon:
                 paths = self._paths(series, units, steps, width, sampling.PATHS, [s.seed])
                 later = np.quantile(paths[:, s.horizon :], levels, axis=0)
@@ -611,14 +611,11 @@ quantiles, linear_baseline, season, calendar, least, refit
                 raise ValueError(
                     f"Forecaster: it has {name}, expected a forecaster without for a file of ONNX"
                 )
-        shapes = {
-            "values": (N, self.n_targets_),
-            "past": (N, p.scaling.past.shape[1]),
-            "future": (N + s.horizon, p.scaling.future.shape[1]),
-            "static": (p.scaling.static.shape[1],),
-        }
+        rows = {"values": [N], "past": [N], "future": [N + s.horizon], "static": []}
         inputs: dict[str, Any] = {
-            name: (("batch", *shape), np.float64) for name, shape in shapes.items() if shape[-1]
+            name: (("batch", *n, part.shape[1]), np.float64)
+            for (name, n), part in zip(rows.items(), p.scaling, strict=False)
+            if part.shape[1]
         }
         about = super().for_export(lengths)[0]
         about["quantiles"] = json.dumps(list(s.quantiles))
@@ -632,12 +629,12 @@ quantiles, linear_baseline, season, calendar, least, refit
         exported = predictor.Exported(**vars(p) | {"backend": xp}, run=network)
         N = inputs[0].shape[1]
         gaps = np.zeros((N, self.n_targets_))  # there are none
-        without = np.empty((N + s.horizon, 0))
-        nothing = TimeSeries(gaps, gaps, without, without, np.empty(0), None)
+        future = np.empty((N + s.horizon, 0))
+        without = TimeSeries(gaps, gaps, gaps[:, :0], future, np.empty(0), None)
 
         def ahead(rows: list[Any], _: Any) -> list[Any]:
             beside = {a.name: row for a, row in zip(inputs, rows, strict=True)}
-            series = nothing._replace(known=beside.pop("values"), **beside)
+            series = without._replace(known=beside.pop("values"), **beside)
             units = own_units(series, s.window)
             forecasts, _ = evaluation.rolling(exported, series, units, N, N + 1)
             return [getattr(forecasts, name)[0] for name in outputs]
@@ -902,9 +899,9 @@ quantiles, linear_baseline, season, calendar, least, refit
             past = ahead[: n if t else 1, :t]
             values = p.finished(*sampling.before(p, series, units, past))
             if width is not None:
-                quantiles = p.quantiles(np, values, width)
+                quantiles = p.quantiles(values, width)
                 drawn = sampling.draw(quantiles, p.settings.quantiles, self.ranks_, rng, n)
-                values = p.limited(np, predictor.finite(drawn))
+                values = p.limited(predictor.finite(drawn))
             ahead[:, t : t + H] = values
         return ahead[:, :steps]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array
 from xlstm.data.host import Values
 from xlstm.estimators.baselines import mean
 
@@ -85,7 +85,7 @@ class Intervals(NamedTuple):
         squares = averages(latest, np.ones(1), len(self.spread))
         return np.maximum(np.sqrt(squares), 1 / FAR)
 
-    def around(self, xp: Namespace, forecast: Array, width: Array) -> Array:
+    def around(self, forecast: Array, width: Array) -> Array:
         """Return quantiles (M, H, C, Q) around a forecast (M, H, C), for a width (M, C) in the
         units of the series.
         """

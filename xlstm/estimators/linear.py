@@ -70,7 +70,8 @@ class LinearBaseline:
         """Return by how much the targets after each origin differ from the last value, (M, H, C),
         in `units`.
         """
-        return forecasts([self], series, scaling, units, origins)[0]
+        changes: Values = forecasts([self], series, scaling, units, origins)[0]
+        return changes
 
 
 def forecasts(

@@ -111,11 +111,18 @@ def smoothed(
     if layer.multiplicative:
         x = np.log(np.maximum(x, LEAST_SHARE**2 * np.median(np.abs(x), axis=0) + 1e-12))
     *numbers, drift = (row[:, None] for row in coefficients)
-    if isinstance(x, np.ndarray):
-        states = [rows[begin:] for rows in _states(layer, numbers, x, fitted)]
-    else:  # it writes ONNX: a linear function of the values
-        states = [rows[begin:] @ x for rows in _states(layer, numbers, np.eye(len(x)), fitted)]
-    ahead = layer.ahead(np, Smoothed(tuple(states), x, tuple(numbers), x))
+    # a graph has what becomes of each value, as states are linear functions of them
+    basis = x if isinstance(x, np.ndarray) else np.eye(len(x))
+    first = replace(layer, multiplicative=False).initial_state(basis[:fitted, :, None])
+    states = [np.empty((len(x) + lag, coefficients.shape[1], basis.shape[1])) for lag in layer.lags]
+    for rows, start in zip(states, first, strict=True):
+        rows[: len(start)] = start[:, None]
+    for t in range(len(x)):
+        _, *new = step(np, basis[t], *(rows[t] for rows in states), *numbers)
+        for rows, lag, state in zip(states, layer.lags, new, strict=True):
+            rows[t + lag] = state
+    used = tuple(rows[begin:] if basis is x else rows[begin:] @ x for rows in states)
+    ahead = layer.ahead(np, Smoothed(used, x, tuple(numbers), x))
     if np.any(drift):
         slopes = drift * _slopes(x)[begin:, None]
         ahead += slopes[..., None] * np.arange(1, layer.horizon + 1)
@@ -123,23 +130,6 @@ def smoothed(
         ahead = np.minimum(ahead, np.max(x, axis=0)[:, None] + MOST_ABOVE)
     forecasts: Values = layer.in_units(np, ahead)
     return forecasts
-
-
-def _states(
-    layer: ExponentialSmoothing, numbers: Sequence[Values], x: Values, fitted: int
-) -> list[Values]:
-    """Return the states (T + lag, G, C) before and after each of the values x (T, C), whose
-    logarithm is taken where that is smoothed.
-    """
-    first = replace(layer, multiplicative=False).initial_state(x[:fitted, :, None])
-    states = [np.empty((len(x) + lag, len(numbers[0]), x.shape[1])) for lag in layer.lags]
-    for rows, start in zip(states, first, strict=True):
-        rows[: len(start)] = start[:, None]
-    for t in range(len(x)):
-        _, *new = step(np, x[t], *(rows[t] for rows in states), *numbers)
-        for rows, lag, state in zip(states, layer.lags, new, strict=True):
-            rows[t + lag] = state
-    return states
 
 
 def _slopes(x: Values) -> Values:
