@@ -85,7 +85,8 @@ def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
 @pytest.mark.parametrize("to", export_import.SUFFIXES)
 def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     pytest.importorskip(EXTRAS[to])
-    forecaster = Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(
+    sizes = {"epochs": 1, "hidden_size": 4, "window": 12, "backend": "numpy"}
+    forecaster = Forecaster(candidates=["linear", "network"], **sizes).fit(
         np.sin(np.arange(200) / 5)
     )
     forecaster.save(tmp_path / "model.safetensors")

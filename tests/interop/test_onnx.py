@@ -10,6 +10,7 @@ states as inputs. All others make zeros of them.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import itertools
 import json
@@ -351,20 +352,51 @@ def test_regressors_of_tables(columns):
             to_onnx(regressor, **arguments)
 
 
-@pytest.mark.parametrize("options", [{}, {"quantiles": ()}, {"least": 990.0, "cell": "mlstm"}])
-def test_forecasters_with_what_is_below_their_network(rng, options):
-    values = 1000 + rng.normal(size=(120, 2)).cumsum(axis=0)
-    future = rng.normal(size=(123, 1))
-    forecaster = Forecaster(horizon=3, window=8, **SIZES, **options).fit(values, future=future)
-    several = [values, values[:90]]
-    covariates = {"future": [future, future[:93]]}
-    y, *quantiles = session(to_onnx(forecaster)).run(
-        None, forecaster.export_inputs(several, **covariates)
-    )
-    same(y, np.stack(forecaster.predict(several, **covariates)))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"candidates": ["smoothing", "theta"], "season": (4, 12)},
+        {"candidates": ["linear", "smoothing", "network"], "season": 96, "least": 990.0},
+        {"candidates": ["linear", "network"], "cell": "mlstm", "quantiles": (), "window": 8},
+    ],
+)
+@pytest.mark.parametrize("beside", [(), ("past", "future", "static")])
+def test_forecasters_from_values_alone(rng, options, beside):
+    """All candidates, units and the width of intervals are in the graph, with float64, and a
+    network where there is one.
+    """
+    N = 200
+    season = np.sin(np.arange(N)[:, None] * np.pi / 6)
+    values = 1000 + 5 * season + rng.normal(size=(N, 2)).cumsum(axis=0)
+    shapes = {"past": (N, 1), "future": (N + 3, 2), "static": (1,)}
+    covariates = {name: rng.normal(size=shapes[name]) for name in beside}
+    forecaster = Forecaster(horizon=3, **SIZES, **options).fit(values, **covariates)
+    model = to_onnx(forecaster, history=N - 20 if beside else None)
+    weights = [a for a in model.graph.initializer if a.data_type == onnx.TensorProto.FLOAT]
+    assert bool(weights) == ("network" in forecaster.chosen_)
+    run = session(model)
+    n = run.get_inputs()[0].shape[1]
+    several = {"values": [values[-n:], values[-n - 9 : -9]]}
+    for name, a in covariates.items():
+        several[name] = [a, a] if name == "static" else [a[N - n :], a[N - n - 9 : len(a) - 9]]
+    y, *quantiles = run.run(None, {name: np.stack(a) for name, a in several.items()})
+    np.testing.assert_allclose(y, forecaster.predict(**several), rtol=0, atol=1e-6)
     assert len(quantiles) == bool(forecaster.quantiles)
     if quantiles:
-        same(quantiles[0], np.stack(forecaster.predict_quantiles(several, **covariates)))
+        expected = forecaster.predict_quantiles(**several)
+        np.testing.assert_allclose(quantiles[0], expected, rtol=0, atol=1e-6)
+
+
+def test_what_no_file_of_a_forecaster_has(rng):
+    forecaster = Forecaster(window=8, **SIZES).fit(rng.normal(size=90))
+    for name in ("calendar", "holidays", "text"):
+        other = copy.copy(forecaster)
+        setattr(other, {"text": "categories_", "calendar": "calendar_"}.get(name, name), True)
+        with pytest.raises(ValueError, match=f"Forecaster: it has .*{name}"):
+            to_onnx(other)
+    for layer, options in ((forecaster, {"history": 7}), (xlstm.LSTM(1, 2), {"history": 8})):
+        with pytest.raises(ValueError, match="history is"):
+            to_onnx(layer, **options)
 
 
 def test_text_models_and_the_command_line(tmp_path):

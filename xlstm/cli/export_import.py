@@ -27,6 +27,9 @@ def export(
     output: Annotated[
         Path | None, Option("--output", "-o", help="By default beside the model.")
     ] = None,
+    history: Annotated[
+        int | None, Option(help="Values that the ONNX file of a forecaster looks at.")
+    ] = None,
 ) -> None:
     """Write a model for onnxruntime, with an estimator's scaling and labels, or its network for
     PyTorch or Keras.
@@ -35,10 +38,12 @@ def export(
     file, _, estimator, network, params = load_model("export", model)
     path = output or file.with_name(file.name.removesuffix(".safetensors") + SUFFIXES[to])
     _check_target(path, file)
+    if history is not None and to != "onnx":
+        raise ValueError(f"export: --history is {history}, expected --to onnx beside it, not {to}")
     if to == "onnx":
         from xlstm.interop.onnx import to_onnx
 
-        to_onnx(estimator or network, None if estimator else params, path)
+        to_onnx(estimator or network, None if estimator else params, path, history=history)
     elif to == "keras":
         from xlstm.interop.keras import to_keras
 

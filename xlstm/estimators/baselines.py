@@ -1,14 +1,6 @@
-"""Baselines: the last value, the last season, an autoregression, and the linear baseline to which
-the network adds.
-
-Lai et al. 2018 (LSTNet) put an autoregression beside a network, since networks do not follow the
-scale of their input well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and
-the network learns what is left.
-"""
+"""Baselines: the last value, the last season and an autoregression."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,13 +9,8 @@ from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators.series_scaling import FAR, Origins
 
-Penalties = Sequence[tuple[float, float]]  # of lags, and of covariates and a constant
 BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
 CHUNK = 4096  # windows that are looked at at once
-MOST = 20_000  # rows that are enough for least squares
-SEASONAL = 0.2  # least autocorrelation of a season
-NEAR = 0.9  # a shorter season is taken where its autocorrelation is this share of the best
-SHORTEST = 4  # rows of the shortest season that is looked for
 
 
 def mean(values: Values) -> Values:
@@ -33,7 +20,8 @@ def mean(values: Values) -> Values:
     there = ~np.isnan(values)
     total = np.sum(np.where(there, values, 0.0), axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0
-        return np.asarray(total / np.count_nonzero(there, axis=0))
+        average: Values = total / np.count_nonzero(there, axis=0)
+    return average
 
 
 def seasonal(values: Values, season: int, horizon: int, at: Origins) -> Values:
@@ -77,11 +65,11 @@ def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Va
     """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is
     missing.
     """
-    truth = np.full((len(origins), horizon, series.values.shape[1]), np.nan)
-    for h in range(horizon):
-        there = origins + h < min(stop, len(series.values))
-        truth[there, h] = series.values[origins[there] + h]
-    return truth
+    rows = origins[:, None] + np.arange(horizon)
+    stop = min(stop, len(series.values))
+    at = np.minimum(rows, stop - 1)
+    there = (rows < stop)[..., None] & ~np.isnan(series.values[at])
+    return series.known[at] + np.where(there, 0.0, np.nan)
 
 
 def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units: Values) -> Values:

@@ -295,7 +295,7 @@ def rolling(
     mean = predictor.forecast(series, units, origins)
     truth = baselines.targets(series, origins, s.horizon, len(series.values))
     width = units * predictor.intervals.width((truth - mean) / units)
-    quantiles = predictor.quantiles(np, mean, width)
+    quantiles = predictor.quantiles(mean, width)
     late = slice(start - first, None)
     return Forecasts(*(part[late] for part in (origins, mean, quantiles, truth))), width[late]
 

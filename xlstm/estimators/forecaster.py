@@ -13,11 +13,10 @@ import numpy as np
 from xlstm import precision as precisions
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data.categories import encoded
-from xlstm.data.host import Host, Values
+from xlstm.data.host import Values
 from xlstm.data.panels import Panel
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
@@ -35,10 +34,10 @@ from xlstm.estimators.base import (
     subtree,
 )
 from xlstm.estimators.evaluation import Forecasts, Score
-from xlstm.estimators.intervals import Intervals
+from xlstm.estimators.intervals import Intervals, error_rows
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
-from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
+from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of, own_units
 from xlstm.plots import results
 from xlstm.training import Callback, Progress
 
@@ -334,7 +333,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             if is_other:
                 others = np.array(levels)[:, None, None]
                 forecast = sampling.at_levels(forecast[None], s.quantiles, others)
-                forecast = self.predictor_.limited(np, np.moveaxis(forecast, 0, -1))
+                forecast = self.predictor_.limited(np.moveaxis(forecast, 0, -1))
             if steps > s.horizon:
                 paths = self._paths(series, units, steps, width, sampling.PATHS, [s.seed])
                 later = np.quantile(paths[:, s.horizon :], levels, axis=0)
@@ -584,74 +583,65 @@ quantiles, linear_baseline, season, calendar, least, refit
         season = min(fitting.seasons_of(variants[0], firsts, s.season), default=0)
         return evaluation.score(variants[0], forecasts, s.quantiles, season, panel)
 
-    def export_inputs(
-        self, values: Any, **covariates: Unpack[CovariateArguments]
-    ) -> dict[str, Host]:
-        """Return the inputs by name of the file that `interop.onnx.to_onnx` writes, for the values
-        after each series.
+    def for_export(self, lengths: bool, history: int | None = None) -> Export:
+        """Return what `interop.onnx.to_onnx` writes around the network.
 
         Parameters
         ----------
-        values, covariates
-            As for `predict`.
-
-        Returns
-        -------
-        dict of str to array
-            `x` (window, S, D), the windows as the network sees them; `base` (S, H, C), the
-            forecasts without the network; `scale` (S, C), that of the windows; and where there are
-            quantiles `width` (S, C), the size of recent errors.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `predict` does.
+        lengths : bool
+            False, as all series have one length.
+        history : int, optional
+            Values of a series that the file takes, by default as many as the window, the linear
+            autoregression or four seasons have steps, whichever is longest, and those whose errors
+            decide about intervals.
         """
         p = self.predictor_
-        _, pairs = self._read(values, covariates, p.settings.horizon)
-        parts = [p.before(series, units, np.array([len(series.values)])) for series, units in pairs]
-        x, base, scale = zip(*parts, strict=True)
-        inputs = {
-            "x": np.concatenate([to_numpy(windows) for windows in x], axis=1, dtype=np.float32),
-            "base": np.concatenate(base),
-            "scale": np.concatenate(scale),
+        s = p.settings
+        back = max(s.window, p.combination.order, *(4 * m for m in seasons.listed(self.season_)))
+        check = checks.whole(s.window, checks.LARGEST)
+        whole = back + error_rows(s.horizon)
+        N = check("Forecaster", "history", whole if history is None else history)
+        refused = {
+            "lengths": lengths,
+            "a calendar": self.calendar_,
+            "holidays": self.holidays,
+            "columns of text": self.categories_,
         }
-        if p.settings.quantiles:
-            inputs["width"] = np.concatenate([self._next(*pair)[1] for pair in pairs])
-        return inputs
-
-    def for_export(self, lengths: bool) -> Export:
-        p = self.predictor_
-        if lengths:
-            raise ValueError(
-                f"Forecaster: lengths is True, expected False: windows have {p.settings.window}"
-                " steps"
-            )
+        for name, there in refused.items():
+            if there:
+                raise ValueError(
+                    f"Forecaster: it has {name}, expected a forecaster without for a file of ONNX"
+                )
+        rows = {"values": [N], "past": [N], "future": [N + s.horizon], "static": []}
         inputs: dict[str, Any] = {
-            "x": ((p.settings.window, "batch", p.model.input_size), np.float32),
-            "base": (("batch", *p.spread.shape), np.float64),
-            "scale": (("batch", self.n_targets_), np.float64),
+            name: (("batch", *n, part.shape[1]), np.float64)
+            for (name, n), part in zip(rows.items(), p.scaling, strict=False)
+            if part.shape[1]
         }
-        if p.settings.quantiles:
-            inputs["width"] = inputs["scale"]
         about = super().for_export(lengths)[0]
-        about["quantiles"] = json.dumps(list(p.settings.quantiles))
+        about["quantiles"] = json.dumps(list(s.quantiles))
         return about, inputs, self._exported
 
-    def _exported(
-        self,
-        xp: Namespace,
-        run: Callable[..., Any],
-        x: Array,
-        base: Array,
-        scale: Array,
-        width: Any = None,
-    ) -> dict[str, Any]:
-        """Return the outputs of an exported file."""
-        mean = self.predictor_.after(xp, run(x), base, scale)
-        if width is None:
-            return {"mean": mean}
-        return {"mean": mean, "quantiles": self.predictor_.quantiles(xp, mean, width)}
+    def _exported(self, xp: Namespace, run: Callable[..., Any], *inputs: Array) -> dict[str, Any]:
+        """Return the outputs of an exported file, which forecasts one series after another."""
+        p = self.predictor_
+        s = p.settings
+        network = run if "network" in self.chosen_ else None
+        exported = predictor.Exported(**vars(p) | {"backend": xp}, run=network)
+        N = inputs[0].shape[1]
+        gaps = np.zeros((N, self.n_targets_))  # there are none
+        future = np.empty((N + s.horizon, 0))
+        without = TimeSeries(gaps, gaps, gaps[:, :0], future, np.empty(0), None)
+
+        def ahead(rows: list[Any], _: Any) -> list[Any]:
+            beside = {a.name: row for a, row in zip(inputs, rows, strict=True)}
+            series = without._replace(known=beside.pop("values"), **beside)
+            units = own_units(series, s.window)
+            forecasts, _ = evaluation.rolling(exported, series, units, N, N + 1)
+            return [getattr(forecasts, name)[0] for name in outputs]
+
+        outputs = ["mean", "quantiles"][: 1 + bool(s.quantiles)]
+        return dict(zip(outputs, xp.scan(ahead, inputs), strict=True))
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
@@ -910,9 +900,9 @@ quantiles, linear_baseline, season, calendar, least, refit
             past = ahead[: n if t else 1, :t]
             values = p.finished(*sampling.before(p, series, units, past))
             if width is not None:
-                quantiles = p.quantiles(np, values, width)
+                quantiles = p.quantiles(values, width)
                 drawn = sampling.draw(quantiles, p.settings.quantiles, self.ranks_, rng, n)
-                values = p.limited(np, predictor.finite(drawn))
+                values = p.limited(predictor.finite(drawn))
             ahead[:, t : t + H] = values
         return ahead[:, :steps]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array
 from xlstm.data.host import Values
 from xlstm.estimators.baselines import mean
 
@@ -81,11 +81,11 @@ class Intervals(NamedTuple):
         Errors (M, H, C) are in the units of the series.
         """
         scaled = np.clip(errors / self.spread, -FAR, FAR)
-        latest = errors_of_rows(np.swapaxes(scaled**2, 1, 2))
+        latest = errors_of_rows(np.matrix_transpose(scaled**2))
         squares = averages(latest, np.ones(1), len(self.spread))
         return np.maximum(np.sqrt(squares), 1 / FAR)
 
-    def around(self, xp: Namespace, forecast: Array, width: Array) -> Array:
+    def around(self, forecast: Array, width: Array) -> Array:
         """Return quantiles (M, H, C, Q) around a forecast (M, H, C), for a width (M, C) in the
         units of the series.
         """
@@ -110,7 +110,8 @@ def averages(latest: Values, first: Values, horizon: int) -> Values:
     for age in reversed(range(min(error_rows(horizon), len(latest)))):
         errors = latest[: len(latest) - age]
         level = levels[age:]
-        level += weight * np.where(np.isnan(errors), 0.0, errors - level)
+        level = level + weight * np.where(np.isnan(errors), 0.0, errors - level)
+        levels = np.concatenate((levels[:age], level))
     return levels
 
 
@@ -121,12 +122,10 @@ def errors_of_rows(squares: Values) -> Values:
     Squared errors (R, ..., H) are those of forecasts from successive origins. NaN stands for what
     is not known.
     """
-    total = np.zeros(squares.shape[:-1])
-    count = np.zeros(squares.shape[:-1])
-    for h in range(min(squares.shape[-1], len(squares) - 1)):
-        errors = squares[: len(squares) - h - 1, ..., h]
-        there = ~np.isnan(errors)
-        total[h + 1 :] += np.where(there, errors, 0.0)
-        count[h + 1 :] += there
-    with np.errstate(invalid="ignore"):  # 0 / 0
-        return total / count
+    R = len(squares)
+    nothing = np.full(squares.shape[:-1], np.nan)
+    errors = [
+        np.concatenate((nothing[: h + 1], squares[: R - h - 1, ..., h]))
+        for h in range(min(squares.shape[-1], R))
+    ]
+    return mean(np.stack(errors))

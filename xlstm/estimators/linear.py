@@ -70,7 +70,8 @@ class LinearBaseline:
         """Return by how much the targets after each origin differ from the last value, (M, H, C),
         in `units`.
         """
-        return np.asarray(forecasts([self], series, scaling, units, origins)[0])
+        changes: Values = forecasts([self], series, scaling, units, origins)[0]
+        return changes
 
 
 def forecasts(
@@ -84,16 +85,20 @@ def forecasts(
     alone, (L, M, H, C).
     """
     coefficients = np.stack([line.coefficients for line in lines])
-    L, C, H, _ = coefficients.shape
-    ahead = np.empty((L, len(origins), H, C))
-    for k in range(0, len(origins), CHUNK):
+    _, C, H, _ = coefficients.shape
+    chunks = []
+    for k in range(0, max(1, len(origins)), CHUNK):
         at = origins[k : k + CHUNK]
+        by_target = []
         for c in range(C):
             same, by_step = _design(lines[0], series, scaling, units, at, H, c)
             own, others = np.split(coefficients[:, c], [same.shape[1]], axis=2)
-            ahead[:, k : k + CHUNK, :, c] = same @ np.swapaxes(own, 1, 2)
-            ahead[:, k : k + CHUNK, :, c] += np.einsum("mhf,lhf->lmh", by_step, others)
-    return ahead
+            ahead = same @ np.swapaxes(own, 1, 2)
+            if others.shape[2]:
+                ahead += np.vecdot(by_step, others[:, None])
+            by_target.append(ahead[..., None])
+        chunks.append(np.concatenate(by_target, axis=3))
+    return np.concatenate(chunks, axis=1)
 
 
 def of_arrays(coefficients: Values, seasons: Values, others: int) -> LinearBaseline:
@@ -222,7 +227,8 @@ def _design(
         ahead.append(values[np.maximum(rows, 0)])
     lags = _relative(np.concatenate(before, axis=1), last[:, None], units[c])
     static = standard(series.static, scaling.static)
-    others = np.broadcast_to((1.0, *static), (len(origins), 1 + len(static)))
+    others = np.concatenate(([1.0], static))
+    others = np.broadcast_to(others, (len(origins), len(others)))
     rows = np.minimum(origins[:, None] + steps - 1, len(series.future) - 1)
     by_step = [_relative(values, last[:, None], units[c])[..., None] for values in ahead]
     by_step.append(standard(series.future[rows], scaling.future))
@@ -241,7 +247,8 @@ def _averaged(column: Values, width: int) -> Values:
     rows = np.arange(len(column))
     begin = np.maximum(rows - width, 0)
     end = np.minimum(rows + width + 1, len(column))
-    return np.asarray((total[end] - total[begin]) / (end - begin))
+    averages: Values = (total[end] - total[begin]) / (end - begin)
+    return averages
 
 
 def candidate(

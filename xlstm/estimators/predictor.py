@@ -12,7 +12,7 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Params
 from xlstm.data.batches import Batch, ByRows
 from xlstm.data.host import Host, Values
 from xlstm.data.time_series import TimeSeries
@@ -164,7 +164,7 @@ class Predictor:
     def finished(self, x: Array, base: Values, scale: Values) -> Values:
         """Return the mean of what `before` returns."""
         y, _, _ = self.model.forward(self.params, x, train=False)
-        return finite(self.after(np, to_numpy(y).astype(np.float64), base, scale))
+        return finite(self.after(to_numpy(y).astype(np.float64), base, scale))
 
     def before(
         self, series: TimeSeries, units: Values, origins: Origins
@@ -180,10 +180,10 @@ class Predictor:
         changes: Values = units * self.combination.apply(series, self.scaling, units, origins)
         return series.known[origins - 1, None] + changes
 
-    def after(self, xp: Namespace, y: Array, base: Array, scale: Array) -> Array:
+    def after(self, y: Array, base: Array, scale: Array) -> Array:
         """Return the mean (M, H, C) that the network's y makes of what is below it."""
-        outputs = xp.reshape(y, (scale.shape[0], *self.spread.shape))
-        return self.limited(xp, base + outputs * (self.spread * scale[:, None]))
+        outputs = np.reshape(y, (scale.shape[0], *self.spread.shape))
+        return self.limited(base + outputs * (self.spread * scale[:, None]))
 
     def added(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
         """Return what the network adds to forecasts without it, (M, H, C)."""
@@ -192,9 +192,9 @@ class Predictor:
         outputs = to_numpy(y).astype(np.float64).reshape(len(origins), *self.spread.shape)
         return finite(outputs * (self.spread * scale[:, None]))
 
-    def quantiles(self, xp: Namespace, mean: Array, width: Array) -> Array:
+    def quantiles(self, mean: Array, width: Array) -> Array:
         """Return quantiles (M, H, C, Q) around the mean, for a width (M, C) of intervals."""
-        return self.limited(xp, self.intervals.around(xp, mean, width))
+        return self.limited(self.intervals.around(mean, width))
 
     def shared(self, share: float, combination: Combination) -> Predictor:
         """Return a predictor with other candidates, to which the network adds a share of what it
@@ -228,9 +228,26 @@ class Predictor:
         )
         return np.concatenate(parts, axis=2)
 
-    def limited(self, xp: Namespace, ahead: Array) -> Array:
+    def limited(self, ahead: Values) -> Values:
         """Return forecasts that are not below the least value that there can be."""
-        return ahead if self.settings.least is None else xp.maximum(ahead, self.settings.least)
+        return ahead if self.settings.least is None else np.maximum(ahead, self.settings.least)
+
+
+@dataclass(frozen=True)
+class Exported(Predictor):
+    """Forecasts that are written as ONNX.
+
+    Attributes
+    ----------
+    run : callable or None
+        Writes the network; None where there is none.
+    """
+
+    run: Any
+
+    def finished(self, x: Array, base: Values, scale: Values) -> Values:
+        mean: Values = base if self.run is None else self.after(self.run(x), base, scale)
+        return self.limited(mean)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ class Combination:
             weight * each.candidate.apply(series, scaling, units, origins)
             for weight, each in zip(self.weights, self.candidates.values(), strict=True)
         ]
-        return np.asarray(np.sum(ahead, axis=0))
+        average: Values = sum(ahead[1:], ahead[0])
+        return average
 
     def before_fold(self, k: int) -> Combination:
         """Return the average of candidates that were fitted to the rows before a fold."""

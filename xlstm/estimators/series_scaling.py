@@ -131,14 +131,14 @@ def _typical_change(series: TimeSeries, stop: int, window: int) -> Values:
     """Return the root mean square of changes within a window, (C,), since each target began; 0 for
     a single row.
     """
-    changes = np.zeros(series.known.shape[1])
+    changes = []
     for c, begin in enumerate(np.argmax(~np.isnan(series.values[:stop]), axis=0)):
-        values = series.known[begin:stop, c : c + 1]
+        values = series.known[begin:stop, c]
         lags = range(1, min(window, len(values)))
         with np.errstate(over="ignore"):
-            squares = [np.mean((values[lag:] - values[:-lag]) ** 2) for lag in lags]
-        changes[c] = np.sqrt(np.mean(squares)) if squares else 0.0
-    return changes
+            squares = [np.mean((values[lag:] - values[:-lag]) ** 2, axis=0) for lag in lags]
+        changes.append(np.sqrt(np.mean(np.stack(squares or [np.zeros(())]), axis=0)))
+    return np.stack(changes)
 
 
 def scales(values: Values, origins: Origins, window: int, units: Values) -> Values:
@@ -152,7 +152,8 @@ def scales(values: Values, origins: Origins, window: int, units: Values) -> Valu
 
 def standard(values: Values, moments: Values) -> Values:
     """Return covariates in units of one."""
-    return np.asarray((values - moments[0]) / moments[1])
+    scaled: Values = (values - moments[0]) / moments[1]
+    return scaled
 
 
 def _moments(values: Values) -> Values:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -91,8 +91,9 @@ class Smoothing:
         values = series.known[max(0, first - ROWS) : int(np.max(origins))]
         begin = min(first, ROWS) - 1
         ahead = smoothed(self.layer, self.coefficients[:, None], values, self.rows, begin)
-        ahead = ahead[origins - first, 0]
-        return np.asarray((np.swapaxes(ahead, 1, 2) - series.known[origins - 1, None]) / units)
+        ahead = np.matrix_transpose(ahead[:, 0][origins - first])
+        changes: Values = (ahead - series.known[origins - 1, None]) / units
+        return changes
 
 
 def of_array(name: str, array: Values, horizon: int) -> Smoothing:
@@ -115,24 +116,27 @@ def smoothed(
     """
     x = values
     if layer.multiplicative:
-        x = np.maximum(x, LEAST_SHARE**2 * np.median(np.abs(x), axis=0) + 1e-12)
-    first = layer.initial_state(x[:fitted, :, None])
-    x = np.log(x) if layer.multiplicative else x
+        x = np.log(np.maximum(x, LEAST_SHARE**2 * np.median(np.abs(x), axis=0) + 1e-12))
     *numbers, drift = (row[:, None] for row in coefficients)
-    states = [np.empty((len(x) + lag, coefficients.shape[1], x.shape[1])) for lag in layer.lags]
+    # a graph has what becomes of each value, as states are linear functions of them
+    basis = x if isinstance(x, np.ndarray) else np.eye(len(x))
+    first = replace(layer, multiplicative=False).initial_state(basis[:fitted, :, None])
+    states = [np.empty((len(x) + lag, coefficients.shape[1], basis.shape[1])) for lag in layer.lags]
     for rows, start in zip(states, first, strict=True):
         rows[: len(start)] = start[:, None]
     for t in range(len(x)):
-        _, *new = step(np, x[t], *(rows[t] for rows in states), *numbers)
+        _, *new = step(np, basis[t], *(rows[t] for rows in states), *numbers)
         for rows, lag, state in zip(states, layer.lags, new, strict=True):
             rows[t + lag] = state
-    ahead = layer.ahead(np, Smoothed(tuple(rows[begin:] for rows in states), x, tuple(numbers), x))
+    used = tuple(rows[begin:] if basis is x else rows[begin:] @ x for rows in states)
+    ahead = layer.ahead(np, Smoothed(used, x, tuple(numbers), x))
     if np.any(drift):
         slopes = drift * _slopes(x)[begin:, None]
         ahead += slopes[..., None] * np.arange(1, layer.horizon + 1)
     if layer.multiplicative:
         ahead = np.minimum(ahead, np.max(x, axis=0)[:, None] + MOST_ABOVE)
-    return np.asarray(layer.in_units(np, ahead))
+    forecasts: Values = layer.in_units(np, ahead)
+    return forecasts
 
 
 def _slopes(x: Values) -> Values:

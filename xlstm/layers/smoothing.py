@@ -185,8 +185,8 @@ class ExponentialSmoothing(SequenceLayer):
         values = to_numpy(x)[: self.initial_rows, :, 0].astype("float64")
         self._check(values[np.arange(len(values))[:, None] < ends])
         state = np.zeros((sum(self.lags), len(ends)))
-        for b, end in enumerate(ends):
-            state[:, b] = self._fitted(values[:end, b])
+        for end in np.unique(ends):
+            state[:, ends == end] = self._fitted(values[:end, ends == end])
         return tuple(like(part, x) for part in np.split(state, np.cumsum(self.lags)[:-1]))
 
     def _check(self, values: np.ndarray[Any, Any]) -> None:
@@ -201,8 +201,8 @@ class ExponentialSmoothing(SequenceLayer):
             raise ValueError(f"{type(self).__name__}: x has {values[bad][0]}, expected {expected}")
 
     def _fitted(self, series: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return level, trend and seasons before the first value of a series, fitted to all of
-        it.
+        """Return level, trend and seasons (K, B) before the first value of series (T, B), fitted to
+        all of them.
         """
         steps = np.arange(len(series))[:, None]
         columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]

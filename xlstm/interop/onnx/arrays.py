@@ -10,11 +10,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import contextvars
+import copy
 import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,12 @@ OPERATORS = {
     "greater": "Greater",
     "greater_equal": "GreaterOrEqual",
     "bitwise_and": "And",
+    "invert": "Not",
+    "isnan": "IsNaN",
+    "power": "Pow",
+    "absolute": "Abs",
 }
-CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And")
+CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Not", "IsNaN")
 
 float32 = np.dtype("float32")
 float64 = np.dtype("float64")
@@ -187,8 +192,14 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         """The transposed."""
         return matrix_transpose(self)
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def __getitem__(self, key: Any) -> Array:
         keys = list(key) if isinstance(key, tuple) else [key]
+        if isinstance(keys[0], np.ndarray):  # rows of these numbers
+            rows = take(self, constant(keys[0], int64))
+            return rows[(*[slice(None)] * keys[0].ndim, *keys[1:])]
         if Ellipsis not in keys:
             keys.append(Ellipsis)
         at = keys.index(Ellipsis)
@@ -215,14 +226,14 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return reshape(_node("Slice", [self, *bounds], sizes, self.dtype), shape)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *operands: Any, **_: Any) -> Any:
-        """Write an operator of Python, whose function of NumPy this is."""
-        if ufunc.__name__ not in OPERATORS:
-            return NotImplemented
-        return _pointwise(OPERATORS[ufunc.__name__], *operands)
+        """Write an operator of Python, whose function of NumPy this is, or another such function."""
+        if ufunc.__name__ in OPERATORS:
+            return _pointwise(OPERATORS[ufunc.__name__], *operands)
+        return self.__array_function__(ufunc, (), operands, {})
 
-    def __matmul__(self, other: Array) -> Array:
-        batch = _broadcast(self.shape[:-2], other.shape[:-2])
-        return _node("MatMul", [self, other], (*batch, self.shape[-2], other.shape[-1]), self.dtype)
+    def __array_function__(self, function: Any, _: Any, operands: Any, options: Any) -> Any:
+        """Write a function of NumPy by the one of this module with its name."""
+        return getattr(sys.modules[__name__], function.__name__)(*operands, **options)
 
 
 class Buffer(Array):
@@ -288,6 +299,10 @@ def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
     return x if x.dtype == dtype else _node("Cast", [x], x.shape, dtype, to=code)
 
 
+def clip(x: Array, low: float, high: float) -> Array:
+    return minimum(maximum(x, low), high)
+
+
 def asarray(x: Any, dtype: Any = None, device: Any = None, copy: Any = None) -> Array:
     array = x if isinstance(x, Array) else constant(x)
     return array if dtype is None else astype(array, dtype)
@@ -340,11 +355,15 @@ def matrix_transpose(x: Array) -> Array:
     return permute_dims(x, [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2])
 
 
-def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
+def concat(arrays: Sequence[Any], axis: int = 0) -> Array:
+    arrays = [asarray(a) for a in arrays]
     shape = [*arrays[0].shape]
     axis %= len(shape)
     shape[axis] = builtins.sum(a.shape[axis] for a in arrays)
     return _node("Concat", arrays, shape, arrays[0].dtype, axis=axis)
+
+
+concatenate = concat  # NumPy's name
 
 
 def stack(arrays: Sequence[Array]) -> Array:
@@ -357,6 +376,17 @@ def take(x: Array, indices: Array, axis: int = 0) -> Array:
 
 
 # Along axes:
+
+
+def matmul(a: Any, b: Any) -> Array:
+    a = asarray(a)
+    b = asarray(b)
+    batch = _broadcast(a.shape[:-2], b.shape[:-2])
+    return _node("MatMul", [a, b], (*batch, a.shape[-2], b.shape[-1]), a.dtype)
+
+
+def vecdot(a: Any, b: Any) -> Array:
+    return sum(a * b, -1)
 
 
 def _reduced(op_type: str, since: int, x: Array, axis: Any, keepdims: bool = False) -> Array:
@@ -375,6 +405,10 @@ sum, mean, max = (
 )
 
 
+def count_nonzero(x: Array, axis: int) -> Array:
+    return sum(astype(x, float64), axis)
+
+
 def argmax(x: Array, axis: int) -> Array:
     axis %= x.ndim
     shape = (*x.shape[:axis], *x.shape[axis + 1 :])
@@ -385,6 +419,51 @@ def sort(x: Array, axis: int = -1) -> Array:
     count = current().enter([x.shape[axis]], int64)
     values, _ = current().node("TopK", [x.name, count], 2, axis=axis, largest=0)
     return Array(values, x.shape, x.dtype)
+
+
+def median(x: Array, axis: int) -> Array:
+    n = x.shape[axis]
+    return mean(take(sort(x, axis), constant([(n - 1) // 2, n // 2]), axis), axis)
+
+
+def cumsum(x: Array, axis: int = 0) -> Array:
+    return _node("CumSum", [x, constant(axis)], x.shape, x.dtype)
+
+
+# Over steps:
+
+
+def scan(
+    step: Callable[[list[Array], list[Array]], Sequence[Array]],
+    over: Sequence[Array],
+    start: Sequence[Array] = (),
+    reverse: bool = False,
+) -> list[Array]:
+    """Write a Scan of `step(rows, states) -> (*states, *results)` over the rows of arrays; return
+    the final states and the results of all steps.
+    """
+    outer = current()
+    body = copy.copy(outer)  # it shares all but the nodes
+    body.nodes = []
+    n = len(start)
+    with body.open():
+        before = [Array(body.name(), a.shape, a.dtype) for a in start]
+        rows = [Array(body.name(), a.shape[1:], a.dtype) for a in over]
+        after = step(rows, before)
+    names = outer.node(
+        "Scan",
+        [a.name for a in (*start, *over)],
+        len(after),
+        body=body.part([*before, *rows], {body.name(): a for a in after}, "step"),
+        num_scan_inputs=len(over),
+        scan_input_directions=[int(reverse)] * len(over),
+        scan_output_directions=[int(reverse)] * (len(after) - n),
+    )
+    T = over[0].shape[:1]
+    return [
+        Array(name, T[: k >= n] + a.shape, a.dtype)
+        for k, (name, a) in enumerate(zip(names, after, strict=True))
+    ]
 
 
 # New arrays:

@@ -7,7 +7,6 @@ is written.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,6 +71,7 @@ def to_onnx(
     step: bool = False,
     resets: bool = False,
     opset: int = 17,
+    history: int | None = None,
 ) -> Any:
     """Write a layer, a model or an estimator as ONNX.
 
@@ -93,9 +93,14 @@ def to_onnx(
     what else `fit` found as metadata. A classifier and a regressor take `x` of float64, (B, T, D)
     or a table (B, T), and return `label` (B,) and `probabilities` (B, C), or `y` (B,) or (B, O). A
     classifier of steps returns (B, T) and (B, T, C), which mean nothing past the end of a sequence,
-    and one of several labels (B, L) both times. A `Forecaster` takes what its `export_inputs`
-    returns, and returns `mean` (B, H, C) and `quantiles` (B, H, C, Q). A `TextModel` is its
-    language model, with the vocabulary as metadata, and a `ZeroShotForecaster` its network.
+    and one of several labels (B, L) both times. A `TextModel` is its language model, with the
+    vocabulary as metadata, and a `ZeroShotForecaster` its network.
+
+    A `Forecaster` takes the last N values of B series, `values` (B, N, C) of float64 without gaps,
+    and returns `mean` (B, H, C) and `quantiles` (B, H, C, Q): what `predict` and
+    `predict_quantiles` return for series that have these values alone and no name. Covariates that
+    it was fitted with are inputs, too, as numbers of float64: `past` (B, N, P), `future`
+    (B, N + H, F) and `static` (B, S).
 
     Parameters
     ----------
@@ -120,6 +125,11 @@ def to_onnx(
         caller of the file can put the state of a sequence back before any step.
     opset : int
         Version of ONNX's operators, 14 or newer.
+    history : int, optional
+        How many values N a `Forecaster` looks at, its window at least. By default they are as many
+        as the longest of its window, the steps of its linear autoregression and four seasons, and
+        before them those whose errors decide how wide intervals are (40, or five horizons where
+        these are longer). Exponential smoothing begins with the first of them.
 
     Returns
     -------
@@ -129,8 +139,9 @@ def to_onnx(
     ------
     ValueError
         A cell of your own uses a function that is not written as ONNX, parameters are missing,
-        surplus or misshapen, an option does not go with the layer, `resets` is True, or the
-        installed onnx does not know the opset.
+        surplus or misshapen, an option does not go with the layer, `resets` is True, the installed
+        onnx does not know the opset, or a forecaster looks at the calendar, at holidays or at
+        columns of text.
     TypeError
         The layer is neither a layer nor a model, nor an estimator that is kept in files.
     OSError
@@ -159,6 +170,11 @@ def to_onnx(
             f"to_onnx: resets is {checks.shown(resets)}, expected False, as operators of ONNX have no"
             " resets; step=True writes one step, before which the caller can put the state back"
         )
+    if history is not None and getattr(layer, "KIND", "") != "forecaster":
+        raise ValueError(
+            f"to_onnx: history is {checks.shown(history)}, expected None, as a"
+            f" {type(layer).__name__} is no Forecaster"
+        )
     metadata = {}
     signature = {}
     formula = None
@@ -169,7 +185,8 @@ def to_onnx(
                 " neither; to_onnx(estimator.model_, estimator.params_, step=True) writes a step of"
                 " its network alone"
             )
-        metadata, signature, formula = layer.for_export(lengths)
+        options = {} if history is None else {"history": history}
+        metadata, signature, formula = layer.for_export(lengths, **options)
         params = layer.params_
         layer = layer.model_
     weights: Params = {} if params is None else params
@@ -207,7 +224,7 @@ def _estimator(
     _write_sizes(inputs)
 
     def run(x: Array, lengths: Array | None = None) -> Array:
-        start = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
+        start = complete("to_onnx", arrays, "state", None, model.states, x.shape[1], p)
         x = x if model.symbols is not None else arrays.astype(x, np.float32)
         y, _ = _over_time(model, p, x, start, lengths)
         return arrays.astype(y, np.float64)
@@ -345,7 +362,8 @@ def _body(
         y, end = layer.run_step(arrays, p, x, state[0])
         return y, (end, y)  # the latest y is a part of the state
 
-    _, (end, y) = _scan(step, x, (start, arrays.zeros((BATCH, layer.output_size))), lengths)
+    first = arrays.zeros((x.shape[1], layer.output_size))
+    _, (end, y) = _scan(step, x, (start, first), lengths)
     return y, end
 
 
@@ -383,10 +401,11 @@ def _native(
         last = max(map(INPUTS.index, inputs))
         names = [inputs.get(name, "") for name in INPUTS[: last + 1]]
         graph.node(type(layer).__name__, names, outputs, **_attributes(layer))
-        y = Array(outputs[0], (x.shape[0], n, BATCH, H), np.float32)
+        T, B = x.shape[:2]
+        y = Array(outputs[0], (T, n, B, H), np.float32)
         y = arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y
-        x = arrays.reshape(y, (x.shape[0], BATCH, n * H))
-        after = [Array(name, (n, BATCH, H), np.float32) for name in outputs[1:]]
+        x = arrays.reshape(y, (T, B, n * H))
+        after = [Array(name, (n, B, H), np.float32) for name in outputs[1:]]
         if lengths is not None:
             # A sequence without steps ends in the state it began with; onnxruntime says 0, or what
             # is in memory.
@@ -408,31 +427,19 @@ def _scan(
     Past the end of a sequence y is zero and the state stays, so that the reverse direction begins
     at that end.
     """
-    outer = arrays.current()
-    flat = [*leaves(start)]
-    body = copy.copy(outer)  # it shares all but the nodes
-    body.nodes = []
-    over = [x] if lengths is None else [x, _steps()]
-    with body.open():
-        before = [Array(body.name(), a.shape, a.dtype) for a in flat]
-        now = [Array(body.name(), a.shape[1:], a.dtype) for a in over]
-        y, end = step(now[0], nested(start, iter(before)))
+
+    def whole(rows: list[Array], before: list[Array]) -> list[Array]:
+        y, end = step(rows[0], nested(start, iter(before)))
         after = [arrays.reshape(a, b.shape) for a, b in zip(leaves(end), before, strict=True)]
         if lengths is not None:
-            is_within = now[1] < lengths
+            is_within = rows[1] < lengths
             after = [_where(is_within, a, b) for a, b in zip(after, before, strict=True)]
             y = _where(is_within, y, 0.0)
-    *ends, ys = outer.node(
-        "Scan",
-        [a.name for a in (*flat, *over)],
-        len(flat) + 1,
-        body=body.part([*before, *now], {body.name(): a for a in (*after, y)}, "step"),
-        num_scan_inputs=len(over),
-        scan_input_directions=[int(reverse)] * len(over),
-        scan_output_directions=[int(reverse)],
-    )
-    final = [Array(name, s.shape, s.dtype) for name, s in zip(ends, flat, strict=True)]
-    return Array(ys, (x.shape[0], *y.shape), y.dtype), nested(start, iter(final))
+        return [*after, y]
+
+    over = [x] if lengths is None else [x, _steps()]
+    *final, y = arrays.scan(whole, over, [*leaves(start)], reverse)
+    return y, nested(start, iter(final))
 
 
 def _where(there: Array, new: Array, old: Any) -> Array:
