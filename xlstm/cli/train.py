@@ -149,7 +149,7 @@ class CommandRun(Report):
         bar = ProgressBar(Console(quiet=True) if out.quiet else err)
         bar.begin({})
         if isinstance(model, Forecaster):
-            options["progress"] = bar.step  # which also sees the training on all of the series
+            options["progress"] = bar.step
         else:
             model.set_params(callbacks=[bar])
         try:
@@ -249,8 +249,10 @@ def train_forecast(
     if horizon is None:
         horizon = max(1, min(HORIZON, *(len(series.values) // SHORT for series in panel.shown)))
     for name in ("linear_baseline", "season"):
-        if settings[name].isdigit():
-            settings[name] = int(settings[name])
+        numbers = settings[name].split(",")
+        if all(map(str.isdigit, numbers)):
+            first, *more = map(int, numbers)
+            settings[name] = [first, *more] if more else first
     if quantiles is not None:
         settings["quantiles"] = levels = levels_of(quantiles)
         if len(levels) < 2:

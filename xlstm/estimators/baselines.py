@@ -1,14 +1,6 @@
-"""Baselines: the last value, the last season, an autoregression, and the linear baseline to which
-the network adds.
-
-Lai et al. 2018 (LSTNet) put an autoregression beside a network, since networks do not follow the
-scale of their input well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and
-the network learns what is left.
-"""
+"""Baselines: the last value, the last season, and an autoregression."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,13 +9,8 @@ from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators.series_scaling import FAR, Origins
 
-Penalties = Sequence[tuple[float, float]]  # of lags, and of covariates and a constant
 BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
 CHUNK = 4096  # windows that are looked at at once
-MOST = 20_000  # rows that are enough for least squares
-SEASONAL = 0.2  # least autocorrelation of a season
-NEAR = 0.9  # a shorter season is taken where its autocorrelation is this share of the best
-SHORTEST = 4  # rows of the shortest season that is looked for
 
 
 def mean(values: Values) -> Values:

@@ -158,7 +158,7 @@ def refitted(rolling: RollingOrigins, combination: Combination) -> Combination:
     candidates = {}
     for name, (candidate, error, _) in combination.candidates.items():
         if isinstance(candidate, Smoothing):
-            whole, _, folds = smoothing.refit(rolling, candidate)
+            *folds, whole = smoothing.refit(rolling, candidate)
         else:
             *folds, whole = (linear.refit(rolling, cut, candidate) for cut in rolling.cuts)
         candidates[name] = Validated(whole, error, folds)

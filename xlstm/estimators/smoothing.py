@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
-from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
+from xlstm.estimators.rolling_origins import FOLDS, ORIGINS, RollingOrigins
 from xlstm.estimators.series_scaling import Origins, SeriesScaling
 from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
 
@@ -291,12 +291,18 @@ def _validation_squares(
     return np.concatenate(parts, axis=1)
 
 
-def refit(rolling: RollingOrigins, smoothing: Smoothing) -> Fitted:
-    """Return smoothing of the same kind with coefficients that are chosen by the rows before the
-    stops.
+def refit(rolling: RollingOrigins, smoothing: Smoothing) -> list[Smoothing]:
+    """Return smoothing of the same kind with coefficients that are chosen by the rows before each
+    cut.
+
+    Where a series is longer than what is smoothed of it, each cut takes a choice of its own.
     """
-    return next(
+    if max(rolling.stops) > ROWS and rolling.most > ORIGINS:
+        ends = (replace(rolling, stops=cut, most=ORIGINS) for cut in rolling.cuts)
+        return [refit(end, smoothing)[-1] for end in ends]
+    whole, _, folds = next(
         each
         for each in fit(rolling, smoothing.layer)
         if (each.smoothing.name, each.smoothing.steps) == (smoothing.name, smoothing.steps)
     )
+    return [*folds, whole]
