@@ -150,8 +150,8 @@ def compare(
         Rising dates of an array, which forecasters of this library look at.
     season : int, tuple of two int, or "auto"
         Steps of a season, or of two, of which the shorter one counts, for built-in models and for
-        the mean absolute scaled error; 0 for none. With "auto" it is found where the models are fitted. ETS and ARIMA are fitted without a
-        season of more than 24 steps.
+        the mean absolute scaled error; 0 for none. With "auto" it is found where the models are
+        fitted. ETS and ARIMA are fitted without a season of more than 24 steps.
 
     Returns
     -------
