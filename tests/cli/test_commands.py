@@ -94,11 +94,12 @@ def test_a_short_series_and_its_holidays(run, tmp_path):
     pytest.importorskip("holidays")
     rows = "".join(f"2024-0{1 + k // 28}-{1 + k % 28:02},{k % 7 + k * k % 3}\n" for k in range(60))
     (tmp_path / "s.csv").write_text("day,v\n" + rows)
-    result = run("train forecast s.csv --holidays DE --backend numpy -o m")
+    result = run("train forecast s.csv --holidays DE --season 7,14 --backend numpy -o m")
     assert "model: m/model.safetensors" in result.output
     assert "LSTM" not in result.output
     assert re.search(r"candidates: [^;]* from rolling origins \(repeating", result.output)
-    assert Forecaster.load("m/model.safetensors", "numpy").holidays == "DE"
+    loaded = Forecaster.load("m/model.safetensors", "numpy")
+    assert (loaded.holidays, loaded.season_) == ("DE", (7, 14))
     assert run("forecast m s.csv").stdout.count("\n2024-03-05,") == 1
     assert "holidays is" in run("train s.csv --holidays XX", code=2).stderr
 

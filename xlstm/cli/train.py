@@ -239,9 +239,9 @@ def train_forecast(
     """Fit a forecaster to a series, with a network where that helps, and compare it with simple
     methods.
 
-    The first 60 % of the series are fitted, the next 20 % decide when to stop and whether the
-    network is used, the last 20 % are the test. Then all is fitted once more to the whole series.
-    `train forecast` keeps checkpoints and the history, too.
+    The network is trained on the first 60 % of the series, the next 20 % decide when to stop and
+    whether it is used, the last 20 % are the test. Then all but the network is fitted once more to
+    the whole series. `train forecast` keeps checkpoints and the history, too.
     """
     file = table or bundled("sunspots")
     check_file("train", file)
