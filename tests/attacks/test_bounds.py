@@ -11,7 +11,7 @@ import pytest
 from tests.attacks.bounds import refusal
 from tests.conftest import later
 from xlstm.data import csv_file, series, table
-from xlstm.estimators import Forecaster, TextModel, baselines, selection
+from xlstm.estimators import Forecaster, TextModel, baselines, linear, smoothing
 from xlstm.training.folder import read_history
 
 pa = later("pyarrow")
@@ -142,12 +142,12 @@ def test_training_and_scores_take_half_a_kilobyte_a_row(monkeypatch):
     with the series.
     """
     for module, name, most in (
-        (baselines, "MOST", 1000),
+        (linear, "MOST", 1000),
         (baselines, "CHUNK", 1000),
-        (selection, "ORIGINS", 100),
+        (linear, "CHUNK", 1000),
+        (smoothing, "FORECASTS", 400_000),
     ):
         monkeypatch.setattr(module, name, most)
-    monkeypatch.setattr(selection, "FORECASTS", 100_000)
     N = 40_000
     values = np.sin(np.arange(N) / 7) + np.random.default_rng(0).normal(size=N)
     model = Forecaster(epochs=1, hidden_size=2, batch_size=1024, horizon=12, backend="numpy")

@@ -19,7 +19,7 @@ CLASSES = split(
     "train classify long.csv --label kind --sequence id --backend numpy --hidden-size 8 --epochs 2"
 )
 QUICK = split("--epochs 1 --window 12 --hidden-size 3 --backend numpy")
-SERIES = ["train", "forecast", "s.csv", *QUICK]
+SERIES = ["train", "forecast", "s.csv", *QUICK, "--batch-size", "32"]
 VERSE = "the cat sat on the mat and saw a rat. " * 30
 
 

@@ -68,8 +68,8 @@ def test_the_main_job(run, tmp_path):
     result = run("train", *QUICK)
     assert "sunspots, 2820 months from 1749-01 to 1983-12" in result.output
     rolling = (
-        r"candidates: linear [0-9.]+, smoothing [0-9.]+ from rolling origins; average [0-9.]+,"
-        r" network "
+        r"candidates: smoothing [0-9.]+, theta [0-9.]+, linear [0-9.]+ from rolling origins;"
+        r" average [0-9.]+, network "
     )
     assert re.search(rolling + r"[0-9.]+ on the validation part \(repeating", result.output)
     for words in ("1 month ahead", "20.09", "autoregression of 24", "18.21"):
@@ -94,11 +94,12 @@ def test_a_short_series_and_its_holidays(run, tmp_path):
     pytest.importorskip("holidays")
     rows = "".join(f"2024-0{1 + k // 28}-{1 + k % 28:02},{k % 7 + k * k % 3}\n" for k in range(60))
     (tmp_path / "s.csv").write_text("day,v\n" + rows)
-    result = run("train forecast s.csv --holidays DE --backend numpy -o m")
+    result = run("train forecast s.csv --holidays DE --season 7,14 --backend numpy -o m")
     assert "model: m/model.safetensors" in result.output
     assert "LSTM" not in result.output
     assert re.search(r"candidates: [^;]* from rolling origins \(repeating", result.output)
-    assert Forecaster.load("m/model.safetensors", "numpy").holidays == "DE"
+    loaded = Forecaster.load("m/model.safetensors", "numpy")
+    assert (loaded.holidays, loaded.season_) == ("DE", (7, 14))
     assert run("forecast m s.csv").stdout.count("\n2024-03-05,") == 1
     assert "holidays is" in run("train s.csv --holidays XX", code=2).stderr
 

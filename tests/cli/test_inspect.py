@@ -47,7 +47,7 @@ def test_a_forecaster_over_its_series(run, tmp_path):
     forecaster.fit(np.arange(400.0) % 7).save(tmp_path / "f")
     result = run("f s.csv -o deep/er")
     assert sorted(os.listdir(tmp_path / "deep/er")) == files("gates-recurrent.0", *PICTURES)
-    assert "parameters: 100 in 5 arrays\n" in result.output
+    assert "parameters: 64 in 5 arrays\n" in result.output
 
 
 def test_numbers_as_json_are_those_of_the_model(run, tmp_path, model, table):

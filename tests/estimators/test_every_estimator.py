@@ -43,7 +43,7 @@ VERSE = "to be or not to be, that is the question:\n" * 40
 FEW = {"hidden_size": 8, "backend": "numpy"}
 KINDS = {
     "forecaster": Kind(
-        Forecaster(**QUICK, name="wave", dtype="float32"),
+        Forecaster(**{**QUICK, "batch_size": 16}, name="wave", dtype="float32"),
         (driven()[0],),
         Forecaster.predict_quantiles,
     ),

@@ -19,7 +19,14 @@ def test_goals_on_sunspots_with_one_epoch(monkeypatch):
     monkeypatch.delenv("XLSTM_COMPILE", raising=False)
     values = read_csv(bundled("sunspots")).values
     score = (
-        Forecaster(horizon=12, hidden_size=8, epochs=1, refit=False, backend="numpy")
+        Forecaster(
+            horizon=12,
+            hidden_size=8,
+            epochs=1,
+            refit=False,
+            candidates=("linear", "network"),
+            backend="numpy",
+        )
         .fit(values)
         .score(values)
     )

@@ -149,7 +149,7 @@ class CommandRun(Report):
         bar = ProgressBar(Console(quiet=True) if out.quiet else err)
         bar.begin({})
         if isinstance(model, Forecaster):
-            options["progress"] = bar.step  # which also sees the training on all of the series
+            options["progress"] = bar.step
         else:
             model.set_params(callbacks=[bar])
         try:
@@ -239,9 +239,9 @@ def train_forecast(
     """Fit a forecaster to a series, with a network where that helps, and compare it with simple
     methods.
 
-    The first 60 % of the series are fitted, the next 20 % decide when to stop and whether the
-    network is used, the last 20 % are the test. Then all is fitted once more to the whole series.
-    `train forecast` keeps checkpoints and the history, too.
+    The network is trained on the first 60 % of the series, the next 20 % decide when to stop and
+    whether it is used, the last 20 % are the test. Then all but the network is fitted once more to
+    the whole series. `train forecast` keeps checkpoints and the history, too.
     """
     file = table or bundled("sunspots")
     check_file("train", file)
@@ -249,8 +249,10 @@ def train_forecast(
     if horizon is None:
         horizon = max(1, min(HORIZON, *(len(series.values) // SHORT for series in panel.shown)))
     for name in ("linear_baseline", "season"):
-        if settings[name].isdigit():
-            settings[name] = int(settings[name])
+        numbers = settings[name].split(",")
+        if all(map(str.isdigit, numbers)):
+            first, *more = map(int, numbers)
+            settings[name] = [first, *more] if more else first
     if quantiles is not None:
         settings["quantiles"] = levels = levels_of(quantiles)
         if len(levels) < 2:

@@ -148,10 +148,10 @@ def compare(
         Steps ahead.
     dates : array (N,), optional
         Rising dates of an array, which forecasters of this library look at.
-    season : int or "auto"
-        Steps of a season, for built-in models and for the mean absolute scaled error; 0 for none.
-        With "auto" it is found where the models are fitted. ETS and ARIMA are fitted without a
-        season of more than 24 steps.
+    season : int, tuple of two int, or "auto"
+        Steps of a season, or of two, of which the shorter one counts, for built-in models and for
+        the mean absolute scaled error; 0 for none. With "auto" it is found where the models are
+        fitted. ETS and ARIMA are fitted without a season of more than 24 steps.
 
     Returns
     -------

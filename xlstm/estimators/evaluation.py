@@ -242,7 +242,8 @@ def _each_series(
 ) -> Iterator[dict[str, Any]]:
     """Yield the errors (C,) of each series over all steps ahead."""
     for k, ahead in enumerate(forecasts):
-        mean, quantiles, truth = map(np.concatenate, ahead[1:])  # (N H, C, ...)
+        parts = (np.reshape(part, (-1, *part.shape[2:])) for part in ahead[1:])
+        mean, quantiles, truth = parts  # (N H, C, ...), without a copy
         crps, coverage = _probabilistic(quantiles, truth, levels)
         yield {
             "series": panel.ids[k] if panel.ids else k,

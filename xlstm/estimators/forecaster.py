@@ -44,21 +44,24 @@ from xlstm.training import Callback, Progress
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Forecaster(SeriesEstimator, FiledEstimator, Settings):
-    """Forecast series with a linear autoregression, exponential smoothing and a recurrent network.
+    """Forecast series with a linear autoregression, exponential smoothing, the Theta method and a
+    recurrent network.
 
-    `fit` validates these candidates by forecasts from rolling origins. It takes the average of the
-    linear autoregression and of exponential smoothing, weighted at each step by their latest
-    errors, or only one of them where the other one is clearly worse. A network predicts what these
-    leave of the mean of the next `horizon` values at once (LSTNet, Lai et al. 2018; ES-RNN, Smyl
-    2020), where that lowers the validation error. It sees by how much each of the last
-    `window` values differs from the latest one, in units of the window's own changes, and
-    covariates.
+    `fit` validates the first three by forecasts from rolling origins, and takes their average,
+    weighted by 1 / e^3 for their mean square errors e. A network predicts what this average leaves
+    of the mean of the next `horizon` values at once (LSTNet, Lai et al. 2018; ES-RNN, Smyl 2020).
+    It sees by how much each of the last `window` values differs from the latest one, in units of
+    the window's own changes, and covariates. It is used where half of the share that would have
+    been best lowers the error on the validation part by 4 % or more, and in both halves of that
+    part; it then has this half.
 
-    The first 60 % of a series are trained on, and the next 20 % decide when to stop and whether the
-    network is used. The last 20 % are for `score`, whose predictor has not seen them. `predict` has
-    a second one, for which all is fitted to all rows, unless `refit` is False. Intervals are
-    quantiles of the errors that forecasts of the past made, which were fitted to earlier rows, in
-    proportion to the most recent errors (split conformal prediction, Vovk et al. 2005).
+    The network is trained on the first 60 % of a series, on what candidates leave that were fitted
+    to earlier rows. The next 20 % are the validation part, which decides when training stops, too.
+    The last 20 % are for `score`, whose predictor has not seen them. `predict` has a second one,
+    for which all candidates but the network are chosen and fitted once more on all rows, unless
+    `refit` is False. Intervals are quantiles of the errors that forecasts of the past made, which
+    were fitted to earlier rows, in proportion to the most recent errors (split conformal
+    prediction, Vovk et al. 2005).
 
     Parameters
     ----------
@@ -90,33 +93,32 @@ quantiles, linear_baseline, season, calendar, least, refit
     graph : bool or "auto"
         Capture steps in CUDA graphs, as for `training.train`.
     callbacks : list of Callback or callable
-        As for `training.train`; they see the training that validation ends.
+        As for `training.train`; they see the training of the network.
     warm_start : bool
         Begin with the weights of the last fit, where they have the right shapes.
 
     Attributes
     ----------
     trained_ : Trained
-        How the training of the network went that validation ended; not there where none was
-        trained.
+        How the training of the network went; not there where none was trained.
     params_ : dict of str to array
-        Weights of the network that `predict` has.
+        Weights of the network. Its head is zero where it does not forecast.
     scaling_ : SeriesScaling
         Units of values and covariates.
     chosen_ : array of str
         Names of the candidates that forecast.
     candidate_errors_ : dict of str to float
-        The errors by which they were chosen, relative to repeating the last value (root mean
-        squares): those of "linear" and "smoothing" from rolling origins, and on the validation part
+        Root mean square errors, relative to repeating the last value: those of "linear",
+        "smoothing" and "theta" from rolling origins, which weigh them, and on the validation part
         those of their "average" and of what the "network" makes of it.
     window_ : int
         Steps that the network looks back.
-    season_ : int
-        Steps of a season; 0 for none.
+    season_ : int or tuple of two int
+        Steps of the season that is used, or of two; 0 for none.
     calendar_ : bool
         Whether dates are looked at.
     linear_baseline_ : int
-        Steps that the linear autoregression looks back to; 0 where it is not chosen.
+        Steps that the linear autoregression looks back to; 0 where it is no candidate.
     categories_ : dict of str to dict
         The share of each category in the rows of `fit`, by the names of columns of text; without a
         table these are such as "static[0]". A missing category is "", and the category of a float

@@ -65,25 +65,25 @@ class Settings:
     dropout : float
         Between layers.
     candidates : list of str, or "auto"
-        The methods that may forecast, some of "linear", "smoothing" and "network". With "auto"
-        validation decides whether the network is one of them; in a list it always is.
+        The methods that may forecast, some of "linear", "smoothing", "theta" and "network". With
+        "auto" validation decides whether the network is one of them; in a list it always is.
     quantiles : list of float
         Quantiles that are predicted beside the mean; without any there are no intervals.
     linear_baseline : int or "auto"
         Steps that the linear autoregression looks back; 0 for none. With "auto" its errors from
         rolling origins decide.
-    season : int or "auto"
-        Steps of a season, for exponential smoothing and for the seasonal naive forecast; 0 for
-        none. With "auto" both find it in the series.
+    season : int, tuple of two int, or "auto"
+        Steps of a season, or of two, such as 24 and 168, for all candidates but the network; 0 for
+        none. With "auto" they are looked for in the series. The seasonal naive forecast repeats the
+        shorter one.
     calendar : bool or "auto"
         Look at the time of the year, the week and the day, where there are dates. With "auto" the
-        errors of the linear autoregression and of exponential smoothing from rolling origins
-        decide.
+        errors of the candidates from rolling origins decide.
     least : float, optional
         Forecasts and intervals do not go below it, such as 0 for counts and prices.
     refit : bool
-        Fit all once more to all rows, the network for as many epochs as were best, before anything
-        beyond them is predicted.
+        Choose and fit all candidates but the network once more on all rows, before anything beyond
+        them is predicted.
     """
 
     window: Any = None  # int or None; of what is fitted int
@@ -105,7 +105,7 @@ class Settings:
     candidates: str | Sequence[str] = "auto"
     quantiles: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     linear_baseline: int | str = "auto"
-    season: int | str = "auto"
+    season: int | tuple[int, ...] | str = "auto"
     calendar: bool | str = "auto"
     least: float | None = None
     refit: bool = True
