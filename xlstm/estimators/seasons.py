@@ -44,7 +44,8 @@ def check(where: str, name: str, value: Any) -> int | tuple[int, ...]:
         period = checks.whole(2, checks.LARGEST)
         seasons = checks.several(where, name, value, "two whole numbers", period, 2)
         return parameter(listed(tuple(seasons)))
-    return checks.size_or_0(where, name, value)
+    steps: int = checks.size_or_0(where, name, value)
+    return steps
 
 
 def find(values: Values) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ class Combination:
             weight * each.candidate.apply(series, scaling, units, origins)
             for weight, each in zip(self.weights, self.candidates.values(), strict=True)
         ]
-        return np.sum(ahead, axis=0)
+        return np.asarray(np.sum(ahead, axis=0))
 
     def before_fold(self, k: int) -> Combination:
         """Return the average of candidates that were fitted to the rows before a fold."""
@@ -158,9 +158,10 @@ def refitted(rolling: RollingOrigins, combination: Combination) -> Combination:
     candidates = {}
     for name, (candidate, error, _) in combination.candidates.items():
         if isinstance(candidate, Smoothing):
-            *folds, whole = smoothing.refit(rolling, candidate)
+            fits: Sequence[Candidate] = smoothing.refit(rolling, candidate)
         else:
-            *folds, whole = (linear.refit(rolling, cut, candidate) for cut in rolling.cuts)
+            fits = [linear.refit(rolling, cut, candidate) for cut in rolling.cuts]
+        *folds, whole = fits
         candidates[name] = Validated(whole, error, folds)
     return replace(combination, candidates=candidates)
 
