@@ -70,7 +70,7 @@ class LinearBaseline:
         """Return by how much the targets after each origin differ from the last value, (M, H, C),
         in `units`.
         """
-        return np.asarray(forecasts([self], series, scaling, units, origins)[0])
+        return forecasts([self], series, scaling, units, origins)[0]
 
 
 def forecasts(

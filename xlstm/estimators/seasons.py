@@ -44,8 +44,7 @@ def check(where: str, name: str, value: Any) -> int | tuple[int, ...]:
         period = checks.whole(2, checks.LARGEST)
         seasons = checks.several(where, name, value, "two whole numbers", period, 2)
         return parameter(listed(tuple(seasons)))
-    steps: int = checks.size_or_0(where, name, value)
-    return steps
+    return checks.size_or_0(where, name, value)
 
 
 def find(values: Values) -> tuple[int, ...]:

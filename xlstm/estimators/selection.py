@@ -73,7 +73,7 @@ class Combination:
             weight * each.candidate.apply(series, scaling, units, origins)
             for weight, each in zip(self.weights, self.candidates.values(), strict=True)
         ]
-        return np.asarray(np.sum(ahead, axis=0))
+        return np.sum(ahead, axis=0)
 
     def before_fold(self, k: int) -> Combination:
         """Return the average of candidates that were fitted to the rows before a fold."""
@@ -158,10 +158,9 @@ def refitted(rolling: RollingOrigins, combination: Combination) -> Combination:
     candidates = {}
     for name, (candidate, error, _) in combination.candidates.items():
         if isinstance(candidate, Smoothing):
-            fits: Sequence[Candidate] = smoothing.refit(rolling, candidate)
+            *folds, whole = smoothing.refit(rolling, candidate)
         else:
-            fits = [linear.refit(rolling, cut, candidate) for cut in rolling.cuts]
-        *folds, whole = fits
+            *folds, whole = (linear.refit(rolling, cut, candidate) for cut in rolling.cuts)
         candidates[name] = Validated(whole, error, folds)
     return replace(combination, candidates=candidates)
 

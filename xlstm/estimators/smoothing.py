@@ -203,13 +203,13 @@ def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Fitted]:
     kinds = [np.flatnonzero(row) for row in (grid[-1] == 0, grid[-1] > 0)]
     lengths = sorted({1, rolling.horizon})
     looked = range(0, len(rolling.several), -(-len(rolling.several) // SERIES))
-    totals = np.sum([_errors_before(rolling, k, layer, grid, lengths) for k in looked], axis=0)
+    totals = sum(_errors_before(rolling, k, layer, grid, lengths) for k in looked)
     best = [
         [[kind[np.argmin(total[kind])] for total in by_cut] for by_cut in totals] for kind in kinds
     ]  # by kind, length and cut
     pairs = list(itertools.product(range(len(kinds)), range(len(lengths))))
     of_fold = [[grid[:, best[i][j][k]] for i, j in pairs] for k in range(FOLDS)]
-    errors: list[list[Values]] = [[] for _ in pairs]
+    errors = [[] for _ in pairs]
     for n in looked:
         squares = _validation_squares(rolling, n, layer, of_fold)
         for p in range(len(pairs)):
