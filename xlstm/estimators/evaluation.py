@@ -242,8 +242,9 @@ def _each_series(
 ) -> Iterator[dict[str, Any]]:
     """Yield the errors (C,) of each series over all steps ahead."""
     for k, ahead in enumerate(forecasts):
-        parts = (np.reshape(part, (-1, *part.shape[2:])) for part in ahead[1:])
-        mean, quantiles, truth = parts  # (N H, C, ...), without a copy
+        N, H = ahead.truth.shape[:2]
+        parts = (np.reshape(part, (N * H, *part.shape[2:])) for part in ahead[1:])  # no copies
+        mean, quantiles, truth = parts
         crps, coverage = _probabilistic(quantiles, truth, levels)
         yield {
             "series": panel.ids[k] if panel.ids else k,
