@@ -145,7 +145,9 @@ def test_theta_adds_half_of_the_slope_of_a_line(rng):
 
 def test_weights_are_those_of_errors():
     validated = {name: selection.Validated(None, error) for name, error in (("a", 1.0), ("b", 2.0))}
-    np.testing.assert_allclose(selection.Combination(validated).weights, [8 / 9, 1 / 9], rtol=1e-12)
+    np.testing.assert_allclose(
+        selection.Combination(validated, 3.0).weights, [8 / 9, 1 / 9], rtol=1e-12
+    )
 
 
 def monthly(n, seed=0):

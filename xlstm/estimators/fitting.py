@@ -23,7 +23,9 @@ from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.training import Interrupted, Terminated, Trained
 
 ENOUGH = 64  # windows to train on from which on a network is tried
-GAIN = 0.96  # greatest error with the network, as a share of that without, at which it is used
+# Least share by which a network lowers the error over a single horizon. Over n of them it is a
+# share of this by the square root of n, as is the share by which errors differ by chance.
+GAIN = 0.12
 SHRINK = 0.5  # share of what the network should have added on the validation part
 LONG = 2000  # rows that candidates are fitted for again, fold by fold
 WINDOW = 48  # steps that a network looks back by default, where there are enough rows
@@ -202,7 +204,8 @@ def network_share(fitted: Predictor, data: Examples) -> tuple[float, dict[str, f
     share = SHRINK * float(np.clip(product / max(square, 1e-300), 0.0, 1.0))
     after = halves[:, 1] - 2 * share * halves[:, 2] + share**2 * halves[:, 3]
     errors = np.sqrt(np.array([without, after.sum()]) / max(naive, 1e-300))
-    helps = np.all(after < halves[:, 1]) and errors[1] < GAIN * errors[0]
+    least = GAIN / np.sqrt(len(data.origins) / horizon)
+    helps = np.all(after < halves[:, 1]) and errors[1] < (1 - least) * errors[0]
     return share if helps else 0.0, dict(zip(("average", "network"), errors.tolist(), strict=True))
 
 

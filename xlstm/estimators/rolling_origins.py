@@ -66,6 +66,11 @@ class RollingOrigins:
         squares = mean(self.truth**2)
         return np.maximum(np.where(np.isnan(squares), np.nanmax(squares), squares), 1e-12)
 
+    @property
+    def horizons(self) -> float:
+        """The number of horizons that fit into the origins of all series."""
+        return (sum(self.cuts[FOLDS]) - sum(self.cuts[0])) / self.horizon
+
     def error(self, ahead: Values) -> float:
         """Return the error of forecasts from all origins, relative to that of repeating the last
         value.

@@ -19,6 +19,9 @@ from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
 from xlstm.estimators.series_scaling import Origins, SeriesScaling
 from xlstm.estimators.smoothing import Smoothing
 
+POWER = 3.0  # least power of errors in weights
+SHARPER = 0.25  # power for each horizon that errors come from: the more of them, the surer they are
+
 Candidate = LinearBaseline | Smoothing
 
 
@@ -41,15 +44,18 @@ class Validated(NamedTuple):
 
 @dataclass(frozen=True)
 class Combination:
-    """The average of candidates, weighted by 1 / e^3 for their mean square errors e (after Bates &
+    """The average of candidates, weighted by a power of their mean square errors (after Bates &
     Granger 1969).
 
     Attributes
     ----------
     candidates : dict of str to Validated
+    power : float
+        The weights are 1 / e^power for errors e.
     """
 
     candidates: dict[str, Validated]
+    power: float
 
     @property
     def every_error(self) -> dict[str, float]:
@@ -60,7 +66,7 @@ class Combination:
     def weights(self) -> Values:
         """The weight of each candidate; they add up to 1."""
         errors = np.array([each.error for each in self.candidates.values()])
-        weights = (errors / np.min(errors)) ** -3.0
+        weights = (errors / np.min(errors)) ** -self.power
         return np.asarray(weights / np.sum(weights))
 
     def apply(
@@ -110,7 +116,7 @@ class Combination:
     def arrays(self) -> dict[str, Values]:
         """Return the arrays of a file."""
         errors = [each.error for each in self.candidates.values()]
-        arrays = {"candidates": np.array(errors)}
+        arrays = {"candidates": np.array(errors), "power": np.array([self.power])}
         for name, each in self.candidates.items():
             candidate = each.candidate
             if isinstance(candidate, Smoothing):
@@ -138,7 +144,8 @@ class Combination:
         if not np.all(errors > 0):
             raise ValueError(f"candidates has {np.min(errors):g}, expected errors above 0")
         pairs = zip(candidates.items(), errors.tolist(), strict=True)
-        return cls({name: Validated(candidate, error) for (name, candidate), error in pairs})
+        validated = {name: Validated(candidate, error) for (name, candidate), error in pairs}
+        return cls(validated, float(array_of(arrays, "power", {"1": 1})[0]))
 
 
 def past_errors(rolling: RollingOrigins, combination: Combination) -> list[Values]:
@@ -191,9 +198,8 @@ def combined(rolling: RollingOrigins, settings: Any) -> Combination:
         tried["linear"] = Validated(line, 1.0, [line] * FOLDS)
     elif allows(settings, "linear"):
         tried["linear"] = Validated(*linear.candidate(rolling, settings))
-    return Combination(
-        {name: each._replace(error=max(each.error, 1e-12)) for name, each in tried.items()}
-    )
+    averaged = {name: each._replace(error=max(each.error, 1e-12)) for name, each in tried.items()}
+    return Combination(averaged, max(POWER, SHARPER * rolling.horizons))
 
 
 def allows(settings: Any, name: str) -> bool:
