@@ -522,7 +522,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             forecasts = [self._after_fit(several[0])]
         else:
             forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
-        season = min(seasons.listed(self.season_), default=0)
+        season = min(p.combination.seasons, default=0)
         return evaluation.score(several, forecasts, p.settings.quantiles, season, panel)
 
     def backtest(
@@ -769,7 +769,9 @@ quantiles, linear_baseline, season, calendar, least, refit
     ) -> Self:
         """Train on series and store the result, also where a signal ends it."""
         is_warm = self.warm_start and self.__sklearn_is_fitted__()
-        start = self.test_predictor_.params if is_warm else None
+        # what was trained, where validation refused it, too
+        last = vars(self).get("trained_") or self.test_predictor_ if is_warm else None
+        start = None if last is None else last.params
         data = fitting.prepared(variants, panel.ids, self.settings, backend)
         test = data.predictor
         s = test.settings

@@ -19,11 +19,8 @@ from xlstm.data.host import Values
 from xlstm.estimators.baselines import mean
 
 NORMAL = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])
-FAR = 4.0  # root mean square errors beyond which an error counts as no larger
+LARGEST = 4.0  # root mean square errors beyond which an error counts as no larger
 PRIOR = 4.0  # independent errors that a normal distribution counts as much as
-
-
-# The weights of the average.
 HALF_LIFE = 8  # rows, and at least a horizon, after which the weight of an error is half as large
 HALF_LIVES = 5  # that are looked at; what is older has a weight of 3 %
 
@@ -80,10 +77,10 @@ class Intervals(NamedTuple):
 
         Errors (M, H, C) are in the units of the series.
         """
-        scaled = np.clip(errors / self.spread, -FAR, FAR)
+        scaled = np.clip(errors / self.spread, -LARGEST, LARGEST)
         latest = errors_of_rows(np.matrix_transpose(scaled**2))
         squares = averages(latest, np.ones(1), len(self.spread))
-        return np.maximum(np.sqrt(squares), 1 / FAR)
+        return np.maximum(np.sqrt(squares), 1 / LARGEST)
 
     def around(self, forecast: Array, width: Array) -> Array:
         """Return quantiles (M, H, C, Q) around a forecast (M, H, C), for a width (M, C) in the

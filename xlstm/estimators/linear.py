@@ -19,7 +19,6 @@ from xlstm.data.host import Host, Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators.baselines import CHUNK, changes
 from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
-from xlstm.estimators.seasons import SMOOTH
 from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
 
 Penalties = Sequence[tuple[float, float]]  # of lags, and of covariates and a constant
@@ -28,6 +27,7 @@ ORDERS = (2, 4, 8, 12, 24, 48, 96)  # lags that are tried; the window and whole 
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # penalties, in units of the mean square of a lag
 COVARIATE_RIDGES = (0.001, 0.01, 0.1)  # the same for covariates and a constant, in units of one
 CONSTANT_RIDGE = 0.01  # that of a constant alone, which needs no choice
+LONG = 52  # steps of a long season
 WIDTH = 24  # a long season's lags are also averaged over two times this part of it
 
 
@@ -198,7 +198,7 @@ def _solved(
 def _sources(seasons: tuple[int, ...]) -> list[tuple[int, int]]:
     """Return each season that is looked back, and how many steps beside its end are averaged."""
     pairs = [(m, 0) for m in seasons]
-    return pairs + [(m, m // WIDTH) for m in seasons if m >= SMOOTH]
+    return pairs + [(m, m // WIDTH) for m in seasons if m >= LONG]
 
 
 def _design(
@@ -261,7 +261,7 @@ def candidate(
     ridges = COVARIATE_RIDGES if has_covariates else (CONSTANT_RIDGE,)
     penalties = [*itertools.product(RIDGES, ridges)]
     tried = []
-    options = [rolling.seasons[:k] for k in range(len(rolling.seasons) + 1)]
+    options = [rolling.periods[:k] for k in range(len(rolling.periods) + 1)]
     for order, seasons in itertools.product(_orders(rolling, settings), options):
         by_fold = [fit(rolling, rolling.cuts[k], order, seasons, penalties) for k in range(FOLDS)]
         ahead = [

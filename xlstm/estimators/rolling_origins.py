@@ -42,6 +42,11 @@ class RollingOrigins:
         counts = np.minimum(stops - begins, self.most)
         return [(stops - counts + counts * k // FOLDS).tolist() for k in range(FOLDS + 1)]
 
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """The seasons that the longest series has seen once before the first fold."""
+        return tuple(m for m in self.seasons if m <= max(self.cuts[0]))
+
     def fold(self, k: int) -> Iterator[tuple[TimeSeries, Values, Origins, int]]:
         """Return each series, its units, its origins in a fold, and the row that it stops at."""
         origins = [np.arange(*ends) for ends in zip(self.cuts[k], self.cuts[k + 1], strict=True)]
@@ -64,6 +69,11 @@ class RollingOrigins:
     def naive_squares(self) -> Values:
         """The mean square of these changes, (H, C)."""
         squares = mean(self.truth**2)
+        if np.any(missing := np.all(np.isnan(squares), axis=0)):
+            raise ValueError(
+                f"Forecaster: column {int(np.argmax(missing))} has no values among the"
+                f" {len(self.truth)} rows that candidates are validated by, expected some"
+            )
         return np.maximum(np.where(np.isnan(squares), np.nanmax(squares), squares), 1e-12)
 
     @property

@@ -17,7 +17,8 @@ LENGTHS = (4, 7, 12, 24, 48, 52)  # steps: quarters, days, months, hours, half h
 LONGER = {24: 168, 48: 336, 7: 365}
 SHARE = 0.1  # least share of the variance of changes that a season explains, with certainty
 CERTAIN = 2.0  # standard deviations of what a season explains of noise
-MORE = 0.05  # least share of what a season leaves that the longer one explains; errors decide then
+SOME = 0.5  # the same for a longer season, which errors decide about
+MORE = 0.05  # least share of what a season leaves that the longer one explains
 LEAST = 2.0  # seasons that a series has at least
 LEAST_LONGER = 1.5  # the same of the longer of two, whose beginning comes twice then
 SMOOTH = 52  # steps from which on a season is looked for in means of a thirteenth of it, too
@@ -55,19 +56,23 @@ def find(values: Values) -> tuple[int, ...]:
     has the length of a day or of a week.
     """
     N = len(values)
-    lengths = {m for m in (*LENGTHS, autocorrelated(values)) if m and LEAST * m <= N}
+    smooth = autocorrelated(values)
+    lengths = {m for m in (*LENGTHS, smooth) if m and LEAST * m <= N}
     shares = {m: _share(values, m) for m in sorted(lengths)}
     best = max(shares.values(), default=0.0)
     if best < SHARE:
         year = LONGER[7]
-        return (year,) if LEAST * year <= N and _share(values, year) > SHARE else ()
+        if LEAST * year <= N and _share(values, year) > SHARE:
+            return (year,)
+        # the changes of a smooth season are small beside those of noise
+        return (smooth,) if smooth in LENGTHS else ()
     first = next(m for m, share in shares.items() if share >= NEAR * best)
     longer = LONGER.get(first, N)
     if LEAST_LONGER * longer > N:
         return (first,)
     changes = np.diff(values)
-    left = 1 - _explained(changes, first, 0.0)
-    more = 1 - (1 - _explained(changes, longer, 0.0)) / max(left, 1e-12)
+    left = 1 - _explained(changes, first, SOME)
+    more = 1 - (1 - _explained(changes, longer, SOME)) / max(left, 1e-12)
     return (first, longer) if more > MORE else (first,)
 
 

@@ -110,8 +110,11 @@ class Combination:
 
     @property
     def order(self) -> int:
-        """Values that the linear autoregression looks back to; 0 where there is none."""
-        return max(each.candidate.order for each in self.candidates.values())
+        """Values that the linear autoregression looks back to; 0 where there is none, or where it
+        repeats the last value.
+        """
+        order = max(each.candidate.order for each in self.candidates.values())
+        return order if order > 1 else 0
 
     def arrays(self) -> dict[str, Values]:
         """Return the arrays of a file."""
@@ -193,10 +196,10 @@ def combined(rolling: RollingOrigins, settings: Any) -> Combination:
         for name, result in smoothing.candidates(rolling).items():
             if allows(settings, name):
                 tried[name] = Validated(*result)
-    if settings.linear_baseline == 0 or not (tried or allows(settings, "linear")):
+    if not tried and (settings.linear_baseline == 0 or not allows(settings, "linear")):
         line = linear.repeating(rolling.scaling, rolling.horizon)
         tried["linear"] = Validated(line, 1.0, [line] * FOLDS)
-    elif allows(settings, "linear"):
+    elif allows(settings, "linear") and settings.linear_baseline != 0:
         tried["linear"] = Validated(*linear.candidate(rolling, settings))
     averaged = {name: each._replace(error=max(each.error, 1e-12)) for name, each in tried.items()}
     return Combination(averaged, max(POWER, SHARPER * rolling.horizons))

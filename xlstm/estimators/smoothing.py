@@ -89,8 +89,8 @@ class Smoothing:
             return np.empty((0, self.layer.horizon, len(units)))
         first = int(np.min(origins))
         values = series.known[max(0, first - ROWS) : int(np.max(origins))]
-        begin = min(first, ROWS) - 1
-        ahead = smoothed(self.layer, self.coefficients[:, None], values, self.rows, begin)
+        layer, numbers = _of_known_seasons(self.layer, self.coefficients[:, None], first)
+        ahead = smoothed(layer, numbers, values, min(self.rows, first), min(first, ROWS) - 1)
         ahead = np.matrix_transpose(ahead[:, 0][origins - first])
         changes: Values = (ahead - series.known[origins - 1, None]) / units
         return changes
@@ -108,6 +108,19 @@ def of_array(name: str, array: Values, horizon: int) -> Smoothing:
     return Smoothing(layer, array[4:], horizon, max(1, int(array[3])))
 
 
+def _of_known_seasons(
+    layer: ExponentialSmoothing, coefficients: Values, rows: int
+) -> tuple[ExponentialSmoothing, Values]:
+    """Return smoothing and its coefficients without the seasons that are longer than the rows before
+    the first forecast, as in the short series of a panel.
+    """
+    known = [m <= rows for m in layer.periods]
+    if all(known):
+        return layer, coefficients
+    periods = tuple(itertools.compress(layer.periods, known))
+    return replace(layer, periods=periods), coefficients[[*known, *[True] * 4]]
+
+
 def smoothed(
     layer: ExponentialSmoothing, coefficients: Values, values: Values, fitted: int, begin: int = 0
 ) -> Values:
@@ -115,8 +128,10 @@ def smoothed(
     of coefficients, whose initial states are fitted to the first `fitted` values.
     """
     x = values
+    before = max(begin + 1, fitted)  # rows that decide about limits: none that are forecast
     if layer.multiplicative:
-        x = np.log(np.maximum(x, LEAST_SHARE**2 * np.median(np.abs(x), axis=0) + 1e-12))
+        least = LEAST_SHARE**2 * np.median(np.abs(x[:before]), axis=0)
+        x = np.log(np.maximum(x, least + 1e-12))
     *numbers, drift = (row[:, None] for row in coefficients)
     # a graph has what becomes of each value, as states are linear functions of them
     basis = x if isinstance(x, np.ndarray) else np.eye(len(x))
@@ -134,7 +149,7 @@ def smoothed(
         slopes = drift * _slopes(x)[begin:, None]
         ahead += slopes[..., None] * np.arange(1, layer.horizon + 1)
     if layer.multiplicative:
-        ahead = np.minimum(ahead, np.max(x, axis=0)[:, None] + MOST_ABOVE)
+        ahead = np.minimum(ahead, np.max(x[:before], axis=0)[:, None] + MOST_ABOVE)
     forecasts: Values = layer.in_units(np, ahead)
     return forecasts
 
@@ -200,8 +215,8 @@ def layers(rolling: RollingOrigins) -> Iterator[ExponentialSmoothing]:
     before = zip(rolling.several, rolling.stops, strict=True)
     values = [series.known[:stop] for series, stop in before]
     positive = all(np.min(part) > LEAST_SHARE * np.median(part) for part in values)
-    for k in range(len(rolling.seasons)):
-        periods = rolling.seasons[: k + 1]
+    for k in range(len(rolling.periods)):
+        periods = rolling.periods[: k + 1]
         for multiplicative in (False, True)[: 1 + positive]:
             yield ExponentialSmoothing(H, periods=periods, multiplicative=multiplicative)
 
@@ -214,14 +229,17 @@ def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Fitted]:
     kinds = [np.flatnonzero(row) for row in (grid[-1] == 0, grid[-1] > 0)]
     lengths = sorted({1, rolling.horizon})
     looked = range(0, len(rolling.several), -(-len(rolling.several) // SERIES))
-    totals = np.sum([_errors_before(rolling, n, layer, grid, lengths) for n in looked], axis=0)
+    before = [_errors_before(rolling, n, layer, grid) for n in looked]
+    errors, naive = (np.sum(part, axis=0) for part in zip(*before, strict=True))
+    relative = errors / np.maximum(naive, 1e-12)[..., None]  # (FOLDS + 1, H, G)
+    totals = [np.mean(relative[:, :length], axis=1) for length in lengths]
     best = [
         [[kind[np.argmin(total[kind])] for total in by_cut] for by_cut in totals] for kind in kinds
     ]  # by kind, length and cut
     pairs = list(itertools.product(range(len(kinds)), range(len(lengths))))
     of_fold = [[grid[:, best[i][j][k]] for i, j in pairs] for k in range(FOLDS)]
     squares = [_validation_squares(rolling, n, layer, of_fold) for n in looked]
-    errors = np.concatenate(squares, axis=1)  # (P, M, C, H)
+    errors = np.concatenate(squares, axis=1) / rolling.naive_squares.T  # (P, M, C, H)
     rows = initial_rows(rolling, layer)
     results = []
     for of_pair, (i, j) in zip(errors, pairs, strict=True):
@@ -233,52 +251,54 @@ def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Fitted]:
 def _squares(
     rolling: RollingOrigins, n: int, layer: ExponentialSmoothing, grid: Values
 ) -> tuple[int, Values]:
-    """Return the first row of a series that is looked at, and relative squared errors (T, G, C, H)
-    of forecasts after each row from there.
+    """Return the first row of a series that is looked at, and squared errors (T, G, C, H) of
+    forecasts after each row from there, in units.
     """
     series = rolling.several[n]
     units = rolling.scaling.units[n]
     stop = rolling.stops[n]
     begin = max(0, rolling.cuts[0][n] - ROWS)
     values = series.known[begin:stop]
-    ahead = smoothed(layer, grid, values, initial_rows(rolling, layer))
+    cut = rolling.cuts[0][n] - begin
+    layer, grid = _of_known_seasons(layer, grid, cut)
+    ahead = smoothed(layer, grid, values, min(initial_rows(rolling, layer), max(cut, 1)))
     origins = np.arange(begin + 1, stop + 1)
     ahead -= values[:, None, :, None]
     ahead /= units[:, None]
     truth = baselines.changes(series, origins, rolling.horizon, stop, units)
     ahead -= np.swapaxes(truth, 1, 2)[:, None]
     ahead *= ahead
-    ahead /= rolling.naive_squares.T
     return begin, ahead
 
 
 def _errors_before(
-    rolling: RollingOrigins,
-    n: int,
-    layer: ExponentialSmoothing,
-    grid: Values,
-    lengths: Sequence[int],
-) -> Values:
-    """Return the mean errors (lengths, FOLDS + 1, G) of a series, of forecasts whose truth is before
-    each cut, without those that initial states were made of.
+    rolling: RollingOrigins, n: int, layer: ExponentialSmoothing, grid: Values
+) -> tuple[Values, Values]:
+    """Return the mean square errors (FOLDS + 1, H, G) of a series, of forecasts whose truth is before
+    each cut, and those (FOLDS + 1, H) of repeating the last value, without rows that initial states
+    were made of.
     """
-    C = rolling.several[n].known.shape[1]
+    series = rolling.several[n]
     H = rolling.horizon
-    steps = rolling.stops[n] - max(0, rolling.cuts[0][n] - ROWS)
-    size = max(1, FORECASTS // (steps * C * H))
-    totals = np.zeros((len(lengths), FOLDS + 1, grid.shape[1]))
+    begin = max(0, rolling.cuts[0][n] - ROWS)
+    origins = np.arange(begin + 1, rolling.stops[n] + 1)
+    units = rolling.scaling.units[n]
+    truth = baselines.changes(series, origins, H, rolling.stops[n], units)
+    naive = np.nan_to_num(np.mean(truth**2, axis=2))  # (T, H)
+    size = max(1, FORECASTS // (truth.size + max(layer.periods, default=0)))
+    cuts = [cut[n] - begin for cut in rolling.cuts]
+    firsts = [min(initial_rows(rolling, layer), cut * 3 // 4) for cut in cuts]
+    errors = np.zeros((FOLDS + 1, H, grid.shape[1]))
+    of_naive = np.zeros((FOLDS + 1, H))
     for g in range(0, grid.shape[1], size):
-        begin, squares = _squares(rolling, n, layer, grid[:, g : g + size])
+        _, squares = _squares(rolling, n, layer, grid[:, g : g + size])
         squares = np.nan_to_num(np.mean(squares, axis=2))  # (T, G, H)
-        for k, cut in enumerate(rolling.cuts):
-            stop = cut[n] - begin
-            first = min(initial_rows(rolling, layer), stop * 3 // 4)
-            sums = np.stack([np.sum(squares[first : stop - h - 1, :, h], axis=0) for h in range(H)])
-            rows = np.maximum(stop - 1 - first - np.arange(H), 1)
-            means = sums / rows[:, None]
-            for j, length in enumerate(lengths):
-                totals[j, k, g : g + size] = np.mean(means[:length], axis=0)
-    return totals
+        for k, h in np.ndindex(FOLDS + 1, H):
+            rows = slice(firsts[k], max(firsts[k], cuts[k] - h - 1))
+            count = max(1, rows.stop - rows.start)
+            errors[k, h, g : g + size] = np.sum(squares[rows, :, h], axis=0) / count
+            of_naive[k, h] = np.sum(naive[rows, h]) / count
+    return errors, of_naive
 
 
 def _validation_squares(
@@ -287,7 +307,7 @@ def _validation_squares(
     layer: ExponentialSmoothing,
     of_fold: Sequence[Sequence[Values]],
 ) -> Values:
-    """Return relative squared errors (P, M, C, H) of a series from all origins, with the
+    """Return squared errors (P, M, C, H) of a series from all origins, with the
     coefficients (P, K) of each fold.
     """
     parts = []
