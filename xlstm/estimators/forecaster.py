@@ -48,12 +48,12 @@ class Forecaster(SeriesEstimator, FiledEstimator, Settings):
     recurrent network.
 
     `fit` validates the first three by forecasts from rolling origins, and takes their average,
-    weighted by 1 / e^3 for their mean square errors e. A network predicts what this average leaves
-    of the mean of the next `horizon` values at once (LSTNet, Lai et al. 2018; ES-RNN, Smyl 2020).
-    It sees by how much each of the last `window` values differs from the latest one, in units of
-    the window's own changes, and covariates. It is used where half of the share that would have
-    been best lowers the error on the validation part by 4 % or more, and in both halves of that
-    part; it then has this half.
+    weighted by a power of their mean square errors, 3 or more. A network predicts what this average
+    leaves of the mean of the next `horizon` values at once (LSTNet, Lai et al. 2018; ES-RNN, Smyl
+    2020). It sees by how much each of the last `window` values differs from the latest one, in
+    units of the window's own changes, and covariates. It is used where half of the share that would
+    have been best lowers the error on the validation part by 12 % / sqrt(n) for n horizons in it,
+    and in both halves of it; it then has this half.
 
     The network is trained on the first 60 % of a series, on what candidates leave that were fitted
     to earlier rows. The next 20 % are the validation part, which decides when training stops, too.
