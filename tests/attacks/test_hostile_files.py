@@ -9,6 +9,7 @@ import zlib
 import h5py
 import numpy as np
 import pytest
+from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 import xlstm
@@ -207,6 +208,37 @@ def test_descriptions_of_forecasters(forecaster, tmp_path, old, new, words):
     header["__metadata__"]["xlstm"] = about.replace(old, new, 1)
     path = tmp_path / "f"
     path.write_bytes(sealed(safetensors(header, data)))
+    refused(lambda: Forecaster.load(path, "numpy"), path, words)
+
+
+SEASONS = "expected at most two rising whole numbers from 2 to"
+ROWS = "rows, expected a whole number from 1 to"
+NUMBERS = [
+    *(("linear_seasons", [value], SEASONS) for value in (0, -3, 2.5, 1e19, 1e300)),
+    ("linear_seasons", [6, 4], SEASONS),
+    ("linear_seasons", range(2, 12), SEASONS),
+    ("smoothing", [1e300, 0, 0, 9, *[0.5] * 5], "smoothing has seasons of [1e+300] steps"),
+    ("smoothing", [0, 0, 0], "smoothing has 3 numbers"),
+    *(("smoothing", [0, 0, 0, rows, *[0.5] * 4], ROWS) for rows in (0, -1, 1.5, 1e300)),
+    ("theta", [0, 0, 0, np.nan, *[0.5] * 4], "theta is not finite"),
+    ("power", [-3], "power has -3, expected numbers above 0"),
+    ("candidates", [0, 1, 1], "candidates has 0, expected numbers above 0"),
+    ("spread", [[-1]], "spread has -1, expected numbers above 0"),
+    ("intervals.spread", [[0]], "intervals.spread has 0, expected numbers above 0"),
+    ("intervals.levels", [[*range(8), 5]], "intervals.levels falls by 2"),
+    ("scaling.units", [[0]], "scaling.units has 0, expected numbers above 0"),
+    *(("ranks", [[[rank]]], "ranks has 1 rows with other numbers") for rank in (-1, 1)),
+    ("ranks", np.empty((0, 1, 1)), "ranks has 0 rows"),
+]
+
+
+@pytest.mark.parametrize(("name", "numbers", "words"), NUMBERS)
+def test_numbers_of_forecasters(forecaster, tmp_path, name, numbers, words):
+    arrays = from_bytes(forecaster)
+    assert f"fitted.{name}" in arrays
+    arrays[f"fitted.{name}"] = np.array(numbers, np.float64)
+    path = tmp_path / "f"
+    path.write_bytes(sealed(to_bytes(arrays, opened(forecaster)[0]["__metadata__"])))
     refused(lambda: Forecaster.load(path, "numpy"), path, words)
 
 

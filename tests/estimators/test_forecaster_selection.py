@@ -10,7 +10,7 @@ from xlstm.data.panels import Panel
 from xlstm.data.series import bundled, read_csv
 from xlstm.data.series_windows import carry_forward
 from xlstm.data.time_series import Covariates
-from xlstm.estimators import Forecaster, baselines, seasons, selection, smoothing
+from xlstm.estimators import Forecaster, baselines, compare, seasons, selection, smoothing
 from xlstm.layers.smoothing import ExponentialSmoothing
 
 
@@ -112,6 +112,12 @@ def test_two_seasons(tmp_path):
     for bad in ((24, 1), (4, 12, 24), ("week",)):
         with pytest.raises((ValueError, TypeError), match="season"):
             Forecaster(season=bad).fit(past)
+    words = "season is {}, expected 'auto', a whole number, or two whole numbers"
+    for bad in ("x", None, 1.5):
+        with pytest.raises(TypeError, match=words.format(repr(bad))):
+            Forecaster(season=bad).fit(past)
+        with pytest.raises(TypeError, match=words.format(repr(bad))):
+            compare(past, ["linear"], 2, season=bad)
 
 
 def test_smoothing_is_that_of_the_layer(rng):

@@ -70,14 +70,15 @@ class ByRole:
         ).checked("columns")
 
 
-def levels_of(text: str) -> list[float]:
+def levels_of(command: str, text: str) -> list[float]:
     """Return the levels of `LevelsOption`, which has commas between them, in rising order."""
     try:
-        return sorted({float(level) for level in text.split(",")})
+        levels = sorted({float(level) for level in text.split(",")})
     except ValueError:
         raise ValueError(
-            f"--quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9"
+            f"{command}: --quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9"
         ) from None
+    return [*checks.rising(1)(command, "--quantiles", levels)]
 
 
 # Parameters of estimators that are no options.

@@ -91,7 +91,7 @@ def predict(
         return
     levels = [*loaded.estimator.quantiles] if intervals else []
     if quantiles is not None:
-        levels = sorted({*levels, *levels_of(quantiles)})
+        levels = sorted({*levels, *levels_of("predict", quantiles)})
     panel = panel_of(loaded, table, column, dialect, future_file)
     columns = _ahead(loaded, panel, steps, levels)
     _give(as_json, output, "forecasts", columns, panel, model=loaded.kind, quantiles=levels)
@@ -222,7 +222,7 @@ def forecast(
     """
     check_output("forecast", output)
     file, kind = find_model("forecast", model, foreign=True)
-    levels = None if quantiles is None else levels_of(quantiles)
+    levels = None if quantiles is None else levels_of("forecast", quantiles)
     if kind:
         sources.refuse(file, f"trained {kind}", vars(by_role) | {"dtype": dtype})
         loaded = load_model("forecast", file, backend)

@@ -37,7 +37,6 @@ from xlstm.cli.options import (
     ByRole,
     ColumnOption,
     JsonOption,
-    LevelsOption,
     QuietOption,
     command,
     levels_of,
@@ -226,7 +225,9 @@ def train_forecast(
     ] = None,
     backend: BackendOption = "auto",
     dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
-    quantiles: LevelsOption = None,
+    quantiles: Annotated[
+        str | None, Option(help="Two or more levels between 0 and 1, such as 0.05,0.5,0.95.")
+    ] = None,
     holidays: Annotated[
         str | None, Option(help="Country whose holidays are looked at, such as DE or DE-BY.")
     ] = None,
@@ -254,9 +255,11 @@ def train_forecast(
             first, *more = map(int, numbers)
             settings[name] = [first, *more] if more else first
     if quantiles is not None:
-        settings["quantiles"] = levels = levels_of(quantiles)
+        settings["quantiles"] = levels = levels_of("train", quantiles)
         if len(levels) < 2:
-            raise ValueError(f"train: --quantiles is {quantiles}, expected two levels or more")
+            raise ValueError(
+                f"train: --quantiles is {quantiles}, expected two or more levels, which bound intervals"
+            )
     if settings["candidates"] != "auto":
         settings["candidates"] = settings["candidates"].split(",")
     if settings["least"] is None and min(np.nanmin(values) for values in panel.values) >= 0:
@@ -329,6 +332,7 @@ def train_text(
     **settings: Any,
 ) -> None:
     """Train a language model on a text, and show the loss on its held-out end and a sample."""
+    check_file("train", file)
     whole = read_text(file)
     model = run.fit(TextModel(**settings), whole, file=file)
     judged = {} if model.held_out_ is None else of_text(run, model, model.held_out_, "held out")

@@ -493,6 +493,13 @@ def array_of(tree: Mapping[str, Any], name: str, shape: checks.Dims | None = Non
     return np.asarray(array)
 
 
+def positive(name: str, array: Host) -> Host:
+    """Return an array of a file; raise ValueError unless all its numbers are above 0."""
+    if not np.all(array > 0):
+        raise ValueError(f"{name} has {np.min(array):g}, expected numbers above 0")
+    return array
+
+
 def bytes_of(tree: Mapping[str, Any], name: str) -> bytes:
     """Return bytes of the tree of a file; raise unless they are there."""
     content: Any = tree.get(name)

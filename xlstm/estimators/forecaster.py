@@ -31,6 +31,7 @@ from xlstm.estimators.base import (
     column_names,
     errors_by_name,
     names_array,
+    positive,
     subtree,
 )
 from xlstm.estimators.evaluation import Forecasts, Score
@@ -669,13 +670,18 @@ quantiles, linear_baseline, season, calendar, least, refit
         for name in ("past", "future", "static"):
             parts[name] = array_of(fitted, f"scaling.{name}", {"2": 2, "K": None})
         for name, part in parts.items():
-            if not np.all((part if name == "units" else part[1]) > 0):
-                raise ValueError(f"scaling.{name} has {np.min(part):g}, expected scales above 0")
+            positive(f"scaling.{name}", part if name == "units" else part[1])
         scaling = SeriesScaling(**parts, ids=ids)
         self.model_ = predictor.network(s, scaling)
         H = s.horizon
         C = scaling.units.shape[1]
         ranks = array_of(fitted, "ranks", {"K": None, "H": H, "C": C})
+        K = len(ranks)
+        if K == 0 or np.min(ranks) < 0 or np.max(ranks) > K - 1:
+            raise ValueError(
+                f"ranks has {K} rows with other numbers than those from 0 to {K - 1}, expected one"
+                " row or more, and ranks among the rows"
+            )
         final = self._predictor(fitted, scaling)
         test = self._predictor(subtree(fitted, "test"), scaling) if "test" in fitted else final
         self._keep(test, final, ranks_=ranks)
@@ -686,13 +692,20 @@ quantiles, linear_baseline, season, calendar, least, refit
         s = self.settings
         C = scaling.units.shape[1]
         others = scaling.static.shape[1] + scaling.future.shape[1]
-        spread = array_of(arrays, "spread", {"H": s.horizon, "C": C})
-        intervals = Intervals(
-            array_of(arrays, "intervals.spread", {"H": s.horizon, "C": C}),
-            array_of(arrays, "intervals.levels", {"C": C, "Q": len(s.quantiles)}),
+        spread, errors = (
+            positive(name, array_of(arrays, name, {"H": s.horizon, "C": C}))
+            for name in ("spread", "intervals.spread")
         )
+        levels = array_of(arrays, "intervals.levels", {"C": C, "Q": len(s.quantiles)})
+        fall = np.max(-np.diff(levels), initial=0.0)
+        if fall > 0:
+            raise ValueError(
+                f"intervals.levels falls by {fall:g} from one quantile to the next, expected that"
+                " it rises"
+            )
         backend = backend_of(self.backend, self.dtype)
         combination = Combination.of_arrays(arrays, C, s.horizon, others)
+        intervals = Intervals(errors, levels)
         params = self._weights(arrays)
         return Predictor(s, backend, scaling, combination, spread, intervals, self.model_, params)
 

@@ -18,7 +18,7 @@ from xlstm.arrays import cores
 from xlstm.data.host import Host, Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators.baselines import CHUNK, changes
-from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
+from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins, Validated
 from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
 
 Penalties = Sequence[tuple[float, float]]  # of lags, and of covariates and a constant
@@ -101,16 +101,15 @@ def forecasts(
     return np.concatenate(chunks, axis=1)
 
 
-def of_arrays(coefficients: Values, seasons: Values, others: int) -> LinearBaseline:
+def of_arrays(coefficients: Values, seasons: tuple[int, ...], others: int) -> LinearBaseline:
     """Return the autoregression of arrays of a file, with `others` covariates."""
-    periods = tuple(map(int, seasons))
-    order = coefficients.shape[2] - others - 2 * len(_sources(periods))
+    order = coefficients.shape[2] - others - 2 * len(_sources(seasons))
     if order < 1:
         raise ValueError(
-            f"linear_baseline has shape {coefficients.shape} with seasons {periods}, expected more"
+            f"linear_baseline has shape {coefficients.shape} with seasons {seasons}, expected more"
             f" than {coefficients.shape[2] - order} at its end"
         )
-    return LinearBaseline(order, periods, coefficients)
+    return LinearBaseline(order, seasons, coefficients)
 
 
 def repeating(scaling: SeriesScaling, horizon: int) -> LinearBaseline:
@@ -251,11 +250,9 @@ def _averaged(column: Values, width: int) -> Values:
     return averages
 
 
-def candidate(
-    rolling: RollingOrigins, settings: Any
-) -> tuple[LinearBaseline, float, list[LinearBaseline]]:
+def candidate(rolling: RollingOrigins, settings: Any) -> Validated[LinearBaseline]:
     """Return the linear autoregression of the least validation error, of some orders, penalties and
-    seasons; that error; and the same as it was fitted before each fold.
+    seasons.
     """
     has_covariates = rolling.several[0].future.shape[1] + len(rolling.several[0].static) > 0
     ridges = COVARIATE_RIDGES if has_covariates else (CONSTANT_RIDGE,)
@@ -272,7 +269,7 @@ def candidate(
         of_penalties = zip(np.concatenate(ahead, axis=1), zip(*by_fold, strict=True), strict=True)
         tried += [(rolling.error(ahead), lines) for ahead, lines in of_penalties]
     error, folds = min(tried, key=lambda pair: pair[0])
-    return refit(rolling, rolling.stops, folds[0]), error, list(folds)
+    return Validated(refit(rolling, rolling.stops, folds[0]), error, folds)
 
 
 def refit(rolling: RollingOrigins, stops: Sequence[int], line: LinearBaseline) -> LinearBaseline:

@@ -73,9 +73,9 @@ class Settings:
         Steps that the linear autoregression looks back; 0 for none. With "auto" its errors from
         rolling origins decide.
     season : int, tuple of two int, or "auto"
-        Steps of a season, or of two, such as 24 and 168, for all candidates but the network; 0 for
-        none. With "auto" they are looked for in the series. The seasonal naive forecast repeats the
-        shorter one.
+        Steps of a season, or of two, such as 24 and 168, for all candidates but the network, at
+        most 100,000; 0 for none. With "auto" they are looked for in the series. The seasonal naive
+        forecast repeats the shorter one.
     calendar : bool or "auto"
         Look at the time of the year, the week and the day, where there are dates. With "auto" the
         errors of the candidates from rolling origins decide.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,24 @@ from xlstm.estimators.series_scaling import Origins, SeriesScaling
 
 FOLDS = 4  # each takes a fit of every candidate to all rows before it
 ORIGINS = 400  # of a series, at most, so that the time does not grow with its length
+Candidate = TypeVar("Candidate", covariant=True)
+
+
+class Validated(NamedTuple, Generic[Candidate]):
+    """A fitted candidate and its validation error.
+
+    Attributes
+    ----------
+    candidate : LinearBaseline or Smoothing
+    error : float
+        The mean square error from rolling origins, relative to that of repeating the last value.
+    folds : list of LinearBaseline or of Smoothing
+        The candidate as it was fitted to the rows before each fold; no file keeps them.
+    """
+
+    candidate: Candidate
+    error: float
+    folds: Sequence[Candidate] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ step.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ OUTLIER = 6.0  # median absolute deviations beyond which a change counts as no l
 SEASONAL = 0.2  # least autocorrelation of a season of any length
 NEAR = 0.9  # a shorter season is taken where it explains this share of the best
 SHORTEST = 4  # steps of the shortest season of any length
+LONGEST = 100_000  # steps of a season, whose states are as many
 
 
 def listed(season: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -41,12 +43,28 @@ def parameter(seasons: tuple[int, ...]) -> int | tuple[int, ...]:
 
 def check(where: str, name: str, value: Any) -> int | tuple[int, ...]:
     """Return the steps of a season, 0 for none, or of two."""
+    kinds = (Integral, list, tuple)
+    checks.instance(kinds, "'auto', a whole number, or two whole numbers")(where, name, value)
     if isinstance(value, list | tuple):
-        period = checks.whole(2, checks.LARGEST)
+        period = checks.whole(2, LONGEST)
         seasons = checks.several(where, name, value, "two whole numbers", period, 2)
         return parameter(listed(tuple(seasons)))
-    steps: int = checks.size_or_0(where, name, value)
+    steps: int = checks.whole(0, LONGEST)(where, name, value)
     return steps
+
+
+def of_array(name: str, array: Values) -> tuple[int, ...]:
+    """Return the seasons of an array of a file; raise ValueError unless there are at most two, the
+    shorter one first.
+    """
+    steps = array.tolist()
+    are_whole = all(m.is_integer() and 2 <= m <= LONGEST for m in steps)
+    if len(steps) > 2 or not are_whole or steps != sorted(set(steps)):
+        raise ValueError(
+            f"{name} has seasons of {checks.shown(steps)} steps, expected at most two rising whole"
+            f" numbers from 2 to {LONGEST}"
+        )
+    return tuple(map(int, steps))
 
 
 def find(values: Values) -> tuple[int, ...]:
@@ -93,9 +111,8 @@ def autocorrelated(values: Values) -> int:
     if left @ left < 1e-24 * N:
         return 0
     power = np.abs(np.fft.rfft(left, 2 * N)) ** 2
-    correlation = (
-        np.fft.irfft(power)[: N // 3 + 1] / (left @ left) * (N / (N - np.arange(N // 3 + 1)))
-    )
+    lags = np.arange(min(N // 3, LONGEST) + 1)
+    correlation = np.fft.irfft(power)[: len(lags)] / (left @ left) * (N / (N - lags))
     below = np.flatnonzero(correlation < 0)
     if below.size == 0:  # it does not swing
         return 0

@@ -4,18 +4,18 @@ average.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
-from xlstm.estimators import baselines, linear, smoothing
-from xlstm.estimators.base import array_of
+from xlstm.estimators import baselines, linear, seasons, smoothing
+from xlstm.estimators.base import array_of, positive
 from xlstm.estimators.linear import LinearBaseline
-from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
+from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins, Validated
 from xlstm.estimators.series_scaling import Origins, SeriesScaling
 from xlstm.estimators.smoothing import Smoothing
 
@@ -23,23 +23,6 @@ POWER = 3.0  # least power of errors in weights
 SHARPER = 0.25  # power for each horizon that errors come from: the more of them, the surer they are
 
 Candidate = LinearBaseline | Smoothing
-
-
-class Validated(NamedTuple):
-    """A fitted candidate and its validation error.
-
-    Attributes
-    ----------
-    candidate : LinearBaseline or Smoothing
-    error : float
-        The mean square error from rolling origins, relative to that of repeating the last value.
-    folds : list of LinearBaseline or of Smoothing
-        The candidate as it was fitted to the rows before each fold; no file keeps them.
-    """
-
-    candidate: Candidate
-    error: float
-    folds: Sequence[Candidate] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +37,7 @@ class Combination:
         The weights are 1 / e^power for errors e.
     """
 
-    candidates: dict[str, Validated]
+    candidates: dict[str, Validated[Candidate]]
     power: float
 
     @property
@@ -141,14 +124,13 @@ class Combination:
                 candidates[name] = smoothing.of_array(name, array_of(arrays, name, {"K": None}), H)
         if "linear_baseline" in arrays or not candidates:
             coefficients = array_of(arrays, "linear_baseline", {"C": C, "H": H, "K": None})
-            seasons = array_of(arrays, "linear_seasons", {"S": None})
-            candidates["linear"] = linear.of_arrays(coefficients, seasons, others)
-        errors = array_of(arrays, "candidates", {"K": len(candidates)})
-        if not np.all(errors > 0):
-            raise ValueError(f"candidates has {np.min(errors):g}, expected errors above 0")
+            steps = array_of(arrays, "linear_seasons", {"S": None})
+            periods = seasons.of_array("linear_seasons", steps)
+            candidates["linear"] = linear.of_arrays(coefficients, periods, others)
+        errors = positive("candidates", array_of(arrays, "candidates", {"K": len(candidates)}))
         pairs = zip(candidates.items(), errors.tolist(), strict=True)
         validated = {name: Validated(candidate, error) for (name, candidate), error in pairs}
-        return cls(validated, float(array_of(arrays, "power", {"1": 1})[0]))
+        return cls(validated, float(positive("power", array_of(arrays, "power", {"1": 1}))[0]))
 
 
 def past_errors(rolling: RollingOrigins, combination: Combination) -> list[Values]:
@@ -172,11 +154,10 @@ def refitted(rolling: RollingOrigins, combination: Combination) -> Combination:
     """Return candidates with the same options, fitted to the rows before the stops, and before each
     fold.
     """
-    candidates = {}
+    candidates: dict[str, Validated[Candidate]] = {}
     for name, (candidate, error, _) in combination.candidates.items():
         if isinstance(candidate, Smoothing):
-            fitted = smoothing.refit(rolling, candidate)
-            candidates[name] = Validated(fitted.smoothing, error, fitted.folds)
+            candidates[name] = smoothing.refit(rolling, candidate)._replace(error=error)
         else:
             *folds, whole = (linear.refit(rolling, cut, candidate) for cut in rolling.cuts)
             candidates[name] = Validated(whole, error, folds)
@@ -190,17 +171,16 @@ def combined(rolling: RollingOrigins, settings: Any) -> Combination:
     Where there are covariates that are known in advance, exponential smoothing is none unless it is
     named.
     """
-    tried: dict[str, Validated] = {}
+    tried: dict[str, Validated[Candidate]] = {}
     known_ahead = rolling.several[0].future.shape[1] > 0
     if not known_ahead or not isinstance(settings.candidates, str):
-        for name, result in smoothing.candidates(rolling).items():
-            if allows(settings, name):
-                tried[name] = Validated(*result)
+        results = smoothing.candidates(rolling).items()
+        tried |= {name: result for name, result in results if allows(settings, name)}
     if not tried and (settings.linear_baseline == 0 or not allows(settings, "linear")):
         line = linear.repeating(rolling.scaling, rolling.horizon)
         tried["linear"] = Validated(line, 1.0, [line] * FOLDS)
     elif allows(settings, "linear") and settings.linear_baseline != 0:
-        tried["linear"] = Validated(*linear.candidate(rolling, settings))
+        tried["linear"] = linear.candidate(rolling, settings)
     averaged = {name: each._replace(error=max(each.error, 1e-12)) for name, each in tried.items()}
     return Combination(averaged, max(POWER, SHARPER * rolling.horizons))
 

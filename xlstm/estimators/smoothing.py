@@ -10,15 +10,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
 from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
-from xlstm.estimators import baselines
+from xlstm.estimators import baselines, seasons
 from xlstm.estimators.baselines import mean
-from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
+from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins, Validated
 from xlstm.estimators.series_scaling import Origins, SeriesScaling
 from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
 
@@ -31,7 +31,7 @@ DRIFT = 0.5  # share of the slope of the line through all values, in the Theta m
 SERIES = 100  # series that coefficients are chosen by, at most
 FORECASTS = 4_000_000  # in memory while coefficients are tried: 32 MB an array
 ROWS = 2000  # steps that are smoothed before the first forecast, at most
-LONGEST_SEASON = 100_000  # steps of a season in a file, whose states are as many
+MOST_ROWS = 10**9  # values that an initial state is fitted to, in a file
 NAMES = ("smoothing", "theta")
 LEAST_SHARE = 0.1  # least value, as a share of the median, of a series whose logarithm is smoothed
 MOST_ABOVE = 3.0  # most that a forecast is above all values, in logarithms: a factor of 20
@@ -98,14 +98,20 @@ class Smoothing:
 
 def of_array(name: str, array: Values, horizon: int) -> Smoothing:
     """Return the smoothing of the array of a file."""
-    seasons = [int(m) for m in array[:2] if m]
-    if len(array) != 8 + len(seasons) or not all(2 <= m <= LONGEST_SEASON for m in seasons):
+    periods = seasons.of_array(name, array[:2][array[:2] != 0])
+    size = 8 + len(periods)
+    if len(array) != size:
         raise ValueError(
-            f"{name} has {len(array)} numbers and seasons of {seasons} steps, expected"
-            f" {8 + len(seasons)} and at most {LONGEST_SEASON}"
+            f"{name} has {len(array)} numbers with seasons {periods}, expected {size} of them"
         )
-    layer = ExponentialSmoothing(horizon, periods=tuple(seasons), multiplicative=bool(array[2]))
-    return Smoothing(layer, array[4:], horizon, max(1, int(array[3])))
+    rows = array[3]
+    if not (rows.is_integer() and 1 <= rows <= MOST_ROWS):
+        raise ValueError(
+            f"{name} has an initial state of {rows:g} rows, expected a whole number from 1 to"
+            f" {MOST_ROWS}"
+        )
+    layer = ExponentialSmoothing(horizon, periods=periods, multiplicative=bool(array[2]))
+    return Smoothing(layer, array[4:], horizon, int(rows))
 
 
 def _of_known_seasons(
@@ -185,24 +191,14 @@ def coefficients(seasons: int) -> Values:
     return np.array(rows).T
 
 
-class Fitted(NamedTuple):
-    """Smoothing whose coefficients have the least errors, its validation error, and the same with
-    coefficients of the rows before each fold.
-    """
-
-    smoothing: Smoothing
-    error: float
-    folds: list[Smoothing]
-
-
-def candidates(rolling: RollingOrigins) -> dict[str, Fitted]:
+def candidates(rolling: RollingOrigins) -> dict[str, Validated[Smoothing]]:
     """Return the exponential smoothing and the Theta method of the least validation error: with
     seasons or without, of the logarithm or not.
     """
-    best: dict[str, Fitted] = {}
+    best: dict[str, Validated[Smoothing]] = {}
     for layer in layers(rolling):
         for fitted in fit(rolling, layer):
-            name = fitted.smoothing.name
+            name = fitted.candidate.name
             if name not in best or fitted.error < best[name].error:
                 best[name] = fitted
     return best
@@ -221,7 +217,7 @@ def layers(rolling: RollingOrigins) -> Iterator[ExponentialSmoothing]:
             yield ExponentialSmoothing(H, periods=periods, multiplicative=multiplicative)
 
 
-def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Fitted]:
+def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Validated[Smoothing]]:
     """Return smoothing and the Theta method with the coefficients of the least errors, one step
     ahead and all steps.
     """
@@ -244,7 +240,7 @@ def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Fitted]:
     results = []
     for of_pair, (i, j) in zip(errors, pairs, strict=True):
         *folds, whole = (Smoothing(layer, grid[:, k], lengths[j], rows) for k in best[i][j])
-        results.append(Fitted(whole, float(np.nanmean(mean(of_pair))), folds))
+        results.append(Validated(whole, float(np.nanmean(mean(of_pair))), folds))
     return results
 
 
@@ -318,12 +314,12 @@ def _validation_squares(
     return np.concatenate(parts, axis=1)
 
 
-def refit(rolling: RollingOrigins, smoothing: Smoothing) -> Fitted:
+def refit(rolling: RollingOrigins, smoothing: Smoothing) -> Validated[Smoothing]:
     """Return smoothing of the same kind with coefficients that are chosen by the rows before the
     stops.
     """
     return next(
         each
         for each in fit(rolling, smoothing.layer)
-        if (each.smoothing.name, each.smoothing.steps) == (smoothing.name, smoothing.steps)
+        if (each.candidate.name, each.candidate.steps) == (smoothing.name, smoothing.steps)
     )
