@@ -137,6 +137,28 @@ def test_smoothing_is_that_of_the_layer(rng):
             np.testing.assert_allclose(ahead[:, 0], expected[begin:], rtol=1e-12)
 
 
+def test_smoothing_does_not_see_later_rows(rng):
+    """Neither where a series is shorter than three seasons, nor by the limits of a logarithm; and a
+    season that is nearly as long as a series does not explain noise.
+    """
+    options = {"horizon": 2, "window": 8, "candidates": ["smoothing"], "backend": "numpy"}
+    time = np.arange(300)
+    day = np.exp(1 + np.sin(time * np.pi / 12) / 2 + 0.1 * rng.standard_normal(300))
+    forecaster = Forecaster(season=24, **options).fit(day)
+    for length, row in ((60, 55), (300, 270)):
+        values = day[:length].copy()
+        values[row - 7 : row - 1] *= 0.002
+        later = values.copy()
+        later[row:] *= 0.001
+        before, after = (forecaster.score([each]).forecasts for each in (values, later))
+        first = round(0.8 * length)
+        np.testing.assert_array_equal(before[: row - first + 1], after[: row - first + 1])
+    noise = rng.standard_normal(60)
+    for season in (60, (24, 168), 10**5):
+        found = Forecaster(season=season, **options).fit(noise)
+        assert found.candidate_errors_["smoothing"] > 0.5
+
+
 def test_theta_adds_half_of_the_slope_of_a_line(rng):
     """Hyndman & Billah 2003: simple exponential smoothing with drift."""
     values = np.cumsum(rng.standard_normal((30, 1)), axis=0)
