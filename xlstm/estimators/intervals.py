@@ -57,11 +57,11 @@ class Intervals(NamedTuple):
         levels = []
         every = np.concatenate(intervals.standardized(errors))
         for scaled in np.moveaxis(every, 2, 0):
-            known = scaled[~np.isnan(scaled)]
-            n = max(1.0, 1.5 * len(known) / scaled.shape[1] ** 2)
-            normal = np.sqrt(np.mean(known**2)) * z
-            level = (n * np.quantile(known, quantiles) + PRIOR * normal) / (n + PRIOR)
-            median = n * np.median(known) / (n + PRIOR)
+            there = scaled[~np.isnan(scaled)]
+            n = max(1.0, 1.5 * len(there) / scaled.shape[1] ** 2)
+            normal = np.sqrt(np.mean(there**2)) * z
+            level = (n * np.quantile(there, quantiles) + PRIOR * normal) / (n + PRIOR)
+            median = n * np.median(there) / (n + PRIOR)
             levels.append(median + (level - median) * (1 + (z**2 + 1) / (4 * n)))
         return intervals._replace(levels=np.array(levels))
 

@@ -120,11 +120,11 @@ def _of_known_seasons(
     """Return smoothing and its coefficients without the seasons that are longer than the rows before
     the first forecast, as in the short series of a panel.
     """
-    known = [m <= rows for m in layer.periods]
-    if all(known):
+    fits = [m <= rows for m in layer.periods]
+    if all(fits):
         return layer, coefficients
-    periods = tuple(itertools.compress(layer.periods, known))
-    return replace(layer, periods=periods), coefficients[[*known, *[True] * 4]]
+    periods = tuple(itertools.compress(layer.periods, fits))
+    return replace(layer, periods=periods), coefficients[[*fits, *[True] * 4]]
 
 
 def smoothed(

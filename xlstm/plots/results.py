@@ -378,7 +378,7 @@ def ends(
     panel : Panel
     several : list of S TimeSeries
     ahead : Fan
-        Of all of them: quantiles (S, H, C, Q) and mean (S, H, C). At most AXES targets are drawn.
+        Quantiles (S, H, C, Q) and mean (S, H, C) of all series. At most AXES targets are drawn.
     ax : Axes, or array or list of Axes, optional
         Those to draw on; by default those of a new figure of pyplot.
     last : int, optional
