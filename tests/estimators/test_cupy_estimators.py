@@ -20,6 +20,7 @@ WAVE = np.sin(np.arange(120) / 5)
 ROWS = WAVE.reshape(20, 6)
 VERSE = "to be or not to be, that is the question:\n" * 10
 FEW = {"hidden_size": 4, "epochs": 4}
+NETWORK = {"candidates": ["linear", "network"], "batch_size": 4}
 TEXT = {"hidden_size": 8, "embedding_size": 4, "steps": 6, "batch_size": 2, "length": 10}
 TIREX = TiRex(8, 2, 2, patch_size=4, input_ff_size=8, context=16)
 
@@ -42,7 +43,7 @@ ESTIMATES = {
     ),
     "text": lambda **be: TextModel(**TEXT, **be).fit(VERSE).nats(VERSE),
     "forecaster": lambda **be: (
-        Forecaster(window=4, horizon=2, **FEW, **be).fit(WAVE).predict(WAVE, 5)
+        Forecaster(window=4, horizon=2, **FEW, **NETWORK, **be).fit(WAVE).predict(WAVE, 5)
     ),
     "TiRex": losses_of_tirex,
 }
