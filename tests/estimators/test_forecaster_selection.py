@@ -210,6 +210,7 @@ def test_one_candidate_alone(tmp_path, name):
     assert "trained_" in vars(forecaster) or name != "network"
     assert forecaster.sample(values, 3, steps=4).shape == (3, 4)
     assert [*forecaster.chosen_] == [name]
+    assert (forecaster.linear_baseline_ > 0) == (name == "linear")
 
 
 def test_a_forecast_does_not_depend_on_others(rng):

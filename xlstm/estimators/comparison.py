@@ -18,7 +18,7 @@ from xlstm.data.panels import Panel, Roles
 from xlstm.data.series import Series
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import Covariates, TimeSeries
-from xlstm.estimators import baselines, evaluation, seasons
+from xlstm.estimators import baselines, evaluation, fitting
 from xlstm.estimators.base import CHECKS, SeriesEstimator
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.series_scaling import Origins
@@ -186,10 +186,7 @@ def compare(
             f" horizon={horizon}; take a shorter horizon"
         )
     at = np.unique(np.linspace(cut, N - horizon, ORIGINS).round().astype(int))
-    every = (
-        seasons.find(target.known[:cut, 0]) if isinstance(season, str) else seasons.listed(season)
-    )
-    season = min(every, default=1)
+    season = min(fitting.seasons_of([target], [cut], season), default=1)
     truth = baselines.targets(target, at, horizon, N)[..., 0]
     if np.all(np.isnan(truth)):
         raise ValueError(

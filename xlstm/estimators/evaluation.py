@@ -176,15 +176,16 @@ def score(
     several: Sequence[TimeSeries],
     forecasts: Sequence[Forecasts],
     levels: Sequence[float],
-    season: int,
+    seasons: tuple[int, ...],
     panel: Panel,
 ) -> Score:
-    """Return the score of forecasts of series; where all came flat, there is one target without an
-    axis.
+    """Return the score of forecasts of series, beside those of the shorter season; where all came
+    flat, there is one target without an axis.
     """
     pairs = [(series, ahead.at) for series, ahead in zip(several, forecasts, strict=True)]
     counts = [len(at) for _, at in pairs]
     order = min(AR_ORDER, *(int(at[0]) // 3 for _, at in pairs))
+    season = min(seasons, default=0)
     lag = season or 1
     targets: Any = 0 if all(panel.flat) else slice(None)
     mean, quantiles, truth = (part[:, :, targets] for part in joined(forecasts)[1:])

@@ -523,8 +523,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             forecasts = [self._after_fit(several[0])]
         else:
             forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
-        season = min(p.combination.seasons, default=0)
-        return evaluation.score(several, forecasts, p.settings.quantiles, season, panel)
+        periods = p.combination.seasons
+        return evaluation.score(several, forecasts, p.settings.quantiles, periods, panel)
 
     def backtest(
         self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]
@@ -583,8 +583,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             )
         forecasts = [evaluation.joined(parts) for parts in zip(*rounds, strict=True)]
         firsts = [int(each.at[0]) for each in forecasts]
-        season = min(fitting.seasons_of(variants[0], firsts, s.season), default=0)
-        return evaluation.score(variants[0], forecasts, s.quantiles, season, panel)
+        periods = fitting.seasons_of(variants[0], firsts, s.season)
+        return evaluation.score(variants[0], forecasts, s.quantiles, periods, panel)
 
     def for_export(self, lengths: bool, history: int | None = None) -> Export:
         """Return what `interop.onnx.to_onnx` writes around the network.

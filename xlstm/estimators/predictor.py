@@ -163,8 +163,7 @@ class Predictor:
 
     def finished(self, x: Array, base: Values, scale: Values) -> Values:
         """Return the mean of what `before` returns."""
-        y, _, _ = self.model.forward(self.params, x, train=False)
-        return finite(self.after(to_numpy(y).astype(np.float64), base, scale))
+        return finite(self.after(self._output(x), base, scale))
 
     def before(
         self, series: TimeSeries, units: Values, origins: Origins
@@ -182,15 +181,22 @@ class Predictor:
 
     def after(self, y: Array, base: Array, scale: Array) -> Array:
         """Return the mean (M, H, C) that the network's y makes of what is below it."""
-        outputs = np.reshape(y, (scale.shape[0], *self.spread.shape))
-        return self.limited(base + outputs * (self.spread * scale[:, None]))
+        return self.limited(base + self._in_units(y, scale))
 
     def added(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
         """Return what the network adds to forecasts without it, (M, H, C)."""
         x, scale = self.windows(series, units, origins)
+        return finite(self._in_units(self._output(x), scale))
+
+    def _output(self, x: Array) -> Values:
+        """Return the network's output after windows."""
         y, _, _ = self.model.forward(self.params, x, train=False)
-        outputs = to_numpy(y).astype(np.float64).reshape(len(origins), *self.spread.shape)
-        return finite(outputs * (self.spread * scale[:, None]))
+        return to_numpy(y).astype(np.float64)
+
+    def _in_units(self, y: Array, scale: Array) -> Array:
+        """Return the network's output (M, H, C) in the units of the series."""
+        outputs = np.reshape(y, (scale.shape[0], *self.spread.shape))
+        return outputs * (self.spread * scale[:, None])
 
     def quantiles(self, mean: Array, width: Array) -> Array:
         """Return quantiles (M, H, C, Q) around the mean, for a width (M, C) of intervals."""

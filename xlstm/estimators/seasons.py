@@ -85,8 +85,8 @@ def find(values: Values) -> tuple[int, ...]:
         # the changes of a smooth season are small beside those of noise
         return (smooth,) if smooth in LENGTHS else ()
     first = next(m for m, share in shares.items() if share >= NEAR * best)
-    longer = LONGER.get(first, N)
-    if LEAST_LONGER * longer > N:
+    longer = LONGER.get(first)
+    if longer is None or LEAST_LONGER * longer > N:
         return (first,)
     changes = np.diff(values)
     left = 1 - _explained(changes, first, SOME)

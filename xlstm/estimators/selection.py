@@ -96,8 +96,8 @@ class Combination:
         """Values that the linear autoregression looks back to; 0 where there is none, or where it
         repeats the last value.
         """
-        order = max(each.candidate.order for each in self.candidates.values())
-        return order if order > 1 else 0
+        several = [each.candidate for each in self.candidates.values()]
+        return max((each.order for each in several if np.any(each.coefficients)), default=0)
 
     def arrays(self) -> dict[str, Values]:
         """Return the arrays of a file."""
@@ -155,9 +155,14 @@ def refitted(rolling: RollingOrigins, combination: Combination) -> Combination:
     fold.
     """
     candidates: dict[str, Validated[Candidate]] = {}
+    again: dict[Any, list[Validated[Smoothing]]] = {}  # by layer, which both methods may have
     for name, (candidate, error, _) in combination.candidates.items():
         if isinstance(candidate, Smoothing):
-            candidates[name] = smoothing.refit(rolling, candidate)._replace(error=error)
+            layer = candidate.layer
+            if layer not in again:
+                again[layer] = smoothing.fit(rolling, layer)
+            fitted = next(each for each in again[layer] if each.candidate.kind == candidate.kind)
+            candidates[name] = fitted._replace(error=error)
         else:
             *folds, whole = (linear.refit(rolling, cut, candidate) for cut in rolling.cuts)
             candidates[name] = Validated(whole, error, folds)

@@ -66,6 +66,11 @@ class Smoothing:
         return NAMES[bool(self.coefficients[-1])]
 
     @property
+    def kind(self) -> tuple[str, int]:
+        """What tells it from the others that one fit of a layer returns."""
+        return self.name, self.steps
+
+    @property
     def seasons(self) -> tuple[int, ...]:
         """Steps of seasons."""
         return self.layer.periods
@@ -244,27 +249,37 @@ def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Validated[
     return results
 
 
-def _squares(
-    rolling: RollingOrigins, n: int, layer: ExponentialSmoothing, grid: Values
-) -> tuple[int, Values]:
-    """Return the first row of a series that is looked at, and squared errors (T, G, C, H) of
-    forecasts after each row from there, in units.
+def _truth(rolling: RollingOrigins, n: int) -> tuple[int, Values]:
+    """Return the first row of a series that is looked at, and by how much the targets after each row
+    from there differ from it, (T, H, C), in units.
     """
-    series = rolling.several[n]
-    units = rolling.scaling.units[n]
-    stop = rolling.stops[n]
     begin = max(0, rolling.cuts[0][n] - ROWS)
-    values = series.known[begin:stop]
+    stop = rolling.stops[n]
+    origins = np.arange(begin + 1, stop + 1)
+    units = rolling.scaling.units[n]
+    return begin, baselines.changes(rolling.several[n], origins, rolling.horizon, stop, units)
+
+
+def _squares(
+    rolling: RollingOrigins,
+    n: int,
+    layer: ExponentialSmoothing,
+    grid: Values,
+    begin: int,
+    truth: Values,
+) -> Values:
+    """Return squared errors (T, G, C, H) of forecasts of a series after each row from `begin` on,
+    in units, with what `_truth` returns.
+    """
+    values = rolling.several[n].known[begin : rolling.stops[n]]
     cut = rolling.cuts[0][n] - begin
     layer, grid = _of_known_seasons(layer, grid, cut)
     ahead = smoothed(layer, grid, values, min(initial_rows(rolling, layer), max(cut, 1)))
-    origins = np.arange(begin + 1, stop + 1)
     ahead -= values[:, None, :, None]
-    ahead /= units[:, None]
-    truth = baselines.changes(series, origins, rolling.horizon, stop, units)
+    ahead /= rolling.scaling.units[n][:, None]
     ahead -= np.swapaxes(truth, 1, 2)[:, None]
     ahead *= ahead
-    return begin, ahead
+    return ahead
 
 
 def _errors_before(
@@ -274,26 +289,25 @@ def _errors_before(
     each cut, and those (FOLDS + 1, H) of repeating the last value, without rows that initial states
     were made of.
     """
-    series = rolling.several[n]
+    begin, truth = _truth(rolling, n)
     H = rolling.horizon
-    begin = max(0, rolling.cuts[0][n] - ROWS)
-    origins = np.arange(begin + 1, rolling.stops[n] + 1)
-    units = rolling.scaling.units[n]
-    truth = baselines.changes(series, origins, H, rolling.stops[n], units)
     naive = np.nan_to_num(np.mean(truth**2, axis=2))  # (T, H)
     size = max(1, FORECASTS // (truth.size + max(layer.periods, default=0)))
-    cuts = [cut[n] - begin for cut in rolling.cuts]
-    firsts = [min(initial_rows(rolling, layer), cut * 3 // 4) for cut in cuts]
+    rows: dict[tuple[int, int], slice] = {}  # by cut and step
+    for k, cut in enumerate(rolling.cuts):
+        stop = cut[n] - begin
+        first = min(initial_rows(rolling, layer), stop * 3 // 4)
+        rows |= {(k, h): slice(first, max(first, stop - h - 1)) for h in range(H)}
+    counts = {place: max(1, span.stop - span.start) for place, span in rows.items()}
     errors = np.zeros((FOLDS + 1, H, grid.shape[1]))
     of_naive = np.zeros((FOLDS + 1, H))
+    for (k, h), span in rows.items():
+        of_naive[k, h] = np.sum(naive[span, h]) / counts[k, h]
     for g in range(0, grid.shape[1], size):
-        _, squares = _squares(rolling, n, layer, grid[:, g : g + size])
+        squares = _squares(rolling, n, layer, grid[:, g : g + size], begin, truth)
         squares = np.nan_to_num(np.mean(squares, axis=2))  # (T, G, H)
-        for k, h in np.ndindex(FOLDS + 1, H):
-            rows = slice(firsts[k], max(firsts[k], cuts[k] - h - 1))
-            count = max(1, rows.stop - rows.start)
-            errors[k, h, g : g + size] = np.sum(squares[rows, :, h], axis=0) / count
-            of_naive[k, h] = np.sum(naive[rows, h]) / count
+        for (k, h), span in rows.items():
+            errors[k, h, g : g + size] = np.sum(squares[span, :, h], axis=0) / counts[k, h]
     return errors, of_naive
 
 
@@ -306,20 +320,11 @@ def _validation_squares(
     """Return squared errors (P, M, C, H) of a series from all origins, with the
     coefficients (P, K) of each fold.
     """
+    begin, truth = _truth(rolling, n)
+    squares = _squares(rolling, n, layer, np.concatenate(of_fold).T, begin, truth)
+    by_fold = np.split(np.swapaxes(squares, 0, 1), FOLDS)  # (P, T, C, H) each
     parts = []
-    for k, choices in enumerate(of_fold):
-        begin, squares = _squares(rolling, n, layer, np.array(choices).T)
-        rows = np.arange(rolling.cuts[k][n], rolling.cuts[k + 1][n]) - begin - 1
-        parts.append(np.swapaxes(squares[rows], 0, 1))
+    for k, of_choices in enumerate(by_fold):
+        first, stop = (cut[n] - begin - 1 for cut in rolling.cuts[k : k + 2])
+        parts.append(of_choices[:, first:stop])
     return np.concatenate(parts, axis=1)
-
-
-def refit(rolling: RollingOrigins, smoothing: Smoothing) -> Validated[Smoothing]:
-    """Return smoothing of the same kind with coefficients that are chosen by the rows before the
-    stops.
-    """
-    return next(
-        each
-        for each in fit(rolling, smoothing.layer)
-        if (each.candidate.name, each.candidate.steps) == (smoothing.name, smoothing.steps)
-    )

@@ -312,8 +312,8 @@ class ZeroShotForecaster(SeriesEstimator):
             truth = baselines.targets(series, at, H, N)
             forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
         firsts = [int(each.at[0]) for each in forecasts]
-        season = min(fitting.seasons_of(several, firsts, season), default=0)
-        return evaluation.score(several, forecasts, network.options["quantiles"], season, panel)
+        periods = fitting.seasons_of(several, firsts, season)
+        return evaluation.score(several, forecasts, network.options["quantiles"], periods, panel)
 
     def _read(
         self,
