@@ -45,7 +45,8 @@ def joined(xp: Namespace, W: Array) -> Array:
     quicker.
     """
     N, K, _ = W.shape
-    most = 1 if compiles(xp) else max(1, BLOCK // K)
+    is_known = xp is not np and isinstance(W, np.ndarray)  # while x is that of a C program
+    most = 1 if compiles(xp) or is_known else max(1, BLOCK // K)
     g = next(g for g in range(min(N, most), 0, -1) if N % g == 0)
     if g == 1:
         return W

@@ -1,0 +1,249 @@
+"""The loops of a C program: which results are kept in memory, and what is computed together in one
+loop.
+
+Results element by element are kept only where something needs them in memory: a product, a sum, or
+a place where they are broadcast. All others are variables within a loop.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from xlstm.interop.c.arrays import Array, Node
+from xlstm.interop.common import Host
+
+LOADED = ("input", "constant", "row")  # what is in memory before
+ALONE = ("product", "sum", "max")  # each has a loop of its own
+COSTLY = ("exp", "expm1", "log", "log1p", "tanh", "sqrt")  # not computed in two loops
+
+
+class Store(NamedTuple):
+    """An array that goes to a place in memory."""
+
+    to: Node
+    start: int
+    value: Array
+
+    @property
+    def is_own(self) -> bool:
+        """Whether what is computed goes to the memory of its own node."""
+        return self.to is self.value.node and self.to.op != "input"
+
+
+@dataclass
+class Kernel:
+    """Loops over one shape, within which stores are made.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    stores : list of Store
+    loads : list of (Node, places)
+        What is read from memory, and where for each number of the shape.
+    """
+
+    shape: tuple[int, ...]
+    stores: list[Store] = field(default_factory=list)
+    loads: list[tuple[Node, Host]] = field(default_factory=list)
+
+    @property
+    def alone(self) -> Node | None:
+        """The product, sum or maximum that the kernel is for."""
+        node = self.stores[0].value.node
+        return node if node.op in ALONE and self.stores[0].is_own else None
+
+
+class _KeptError(Exception):
+    """A node has to be kept that was to be a variable."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+
+def plan(stores: Sequence[Store]) -> list[Kernel]:
+    """Return kernels that make stores of results to inputs, outputs and states, in order."""
+    nodes = _reachable([store.value.node for store in stores])
+    kept = {node for node in nodes if node.op in ALONE}
+    for node in nodes:
+        for a in node.args:
+            is_spread = len(np.unique(a.places)) < a.size
+            if a.node.op not in LOADED and (node.op == "product" or is_spread):
+                kept.add(a.node)
+    stores = [part for store in stores if store.value.size for part in _joined(store)]
+    while True:
+        try:
+            return _Planner(kept).plan(stores)
+        except _KeptError as error:
+            kept.add(error.node)
+
+
+def _reachable(nodes: Sequence[Node]) -> list[Node]:
+    """Return all nodes that nodes are computed from, and themselves, in the order in which they
+    were made.
+    """
+    todo = list(nodes)
+    reached = set()
+    while todo:
+        node = todo.pop()
+        if node not in reached:
+            reached.add(node)
+            todo += [a.node for a in node.args]
+    return sorted(reached, key=lambda node: node.number)
+
+
+def part_at(node: Node, places: Host) -> tuple[Array, Host]:
+    """Return the array at places of a join, and where it has the numbers there.
+
+    Raises
+    ------
+    _KeptError
+        They are of several arrays.
+    """
+    ends = np.cumsum([a.size for a in node.args])
+    k = int(np.searchsorted(ends, places.min(), side="right"))
+    if places.max() >= ends[k]:
+        raise _KeptError(node)
+    part = node.args[k]
+    return part, part.places.reshape(-1)[places - (ends[k] - part.size)]
+
+
+def _joined(store: Store) -> Iterator[Store]:
+    """Yield a store, or one for each array where its value is a join."""
+    node = store.value.node
+    if node.op != "join":
+        yield store
+        return
+    places = store.value.places.reshape(-1)
+    ends = np.cumsum([a.size for a in node.args])
+    of_part = np.searchsorted(ends, places, side="right")
+    cuts = [0, *(np.flatnonzero(np.diff(of_part)) + 1), places.size]
+    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+        part, inner = part_at(node, places[first:last])
+        # a whole result keeps its shape, so that it is stored where it is computed
+        value = part.node.array() if is_whole(part.node, inner) else Array(part.node, inner)
+        yield from _joined(Store(store.to, store.start + int(first), value))
+
+
+class _Planner:
+    """Puts stores into kernels; nodes in `kept` have memory of their own."""
+
+    def __init__(self, kept: set[Node]) -> None:
+        self.kept = kept
+        self.kernels: list[Kernel] = []
+        self.at: dict[Node, list[int]] = {}  # the kernels that make a node, or write to it
+        self.results: set[Node] = set()
+        self.computed: dict[Node, int] = {}  # the kernel in which a node is a variable
+
+    def plan(self, stores: Sequence[Store]) -> list[Kernel]:
+        self.results = {store.value.node for store in stores}
+        for node in sorted(self.kept, key=lambda node: node.number):
+            whole = Store(node, 0, node.array())
+            for store in _joined(whole):
+                self._add(store)
+        for store in stores:
+            self._add(store)
+        return self.kernels
+
+    def _add(self, store: Store) -> None:
+        """Put a store into a kernel that there is, or into a new one."""
+        node = store.value.node
+        if store.is_own and node.op in ALONE:
+            loads = self._loads(*((a.node, a.places) for a in node.args))
+            self._new(Kernel(squeezed(node.shape), [store], loads))
+            return
+        shape = squeezed(store.value.shape)
+        if store.is_own:
+            loads = self._loads(*((a.node, a.places.reshape(shape)) for a in node.args))
+        else:
+            loads = self._loads((node, store.value.places.reshape(shape)))
+        first = 0
+        for source, places in loads:
+            for k in self.at.get(source, []):
+                beside = source.op not in (*ALONE, "join") and is_whole(source, places)
+                first = max(first, k if beside else k + 1)
+        for k in range(len(self.kernels) - 1, first - 1, -1):
+            kernel = self.kernels[k]
+            if kernel.shape == shape and kernel.alone is None:
+                kernel.stores.append(store)
+                kernel.loads += loads
+                self._note(store, k)
+                return
+        self._new(Kernel(shape, [store], loads))
+
+    def _new(self, kernel: Kernel) -> None:
+        self.kernels.append(kernel)
+        self._note(kernel.stores[0], len(self.kernels) - 1)
+
+    def _note(self, store: Store, k: int) -> None:
+        if store.to.op != "input":
+            self.at.setdefault(store.to, []).append(k)
+        for node in self._variables(store.value.node, store.is_own):
+            is_costly = node.op in COSTLY or node in self.results
+            if self.computed.setdefault(node, k) != k and is_costly:
+                raise _KeptError(node)
+
+    def _variables(self, node: Node, is_root: bool = False) -> set[Node]:
+        """Return the nodes that are variables where a node is computed."""
+        todo = [a.node for a in node.args] if is_root else [node]
+        variables = set()
+        while todo:
+            node = todo.pop()
+            if node not in self.kept and node.op not in LOADED and node not in variables:
+                variables.add(node)
+                todo += [a.node for a in node.args]
+        return variables
+
+    def _loads(self, *values: tuple[Node, Host]) -> list[tuple[Node, Host]]:
+        """Return what has to be read for the numbers of nodes at places."""
+        todo = list(values)
+        loads: dict[tuple[Node, bytes], tuple[Node, Host]] = {}
+        while todo:
+            node, places = todo.pop()
+            key = node, places.tobytes()
+            if key in loads:
+                continue
+            loads[key] = node, places
+            if node.op == "row":
+                todo.append((node.args[1].node, np.zeros_like(places)))
+            elif node.op == "join" and node not in self.kept:
+                part, inner = part_at(node, places)
+                todo.append((part.node, inner))
+            elif node.op not in LOADED and node not in self.kept:
+                todo += [(a.node, a.places.reshape(-1)[places]) for a in node.args]
+        return [load for load in loads.values() if load[0].op in LOADED or load[0] in self.kept]
+
+
+def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)
+
+
+def is_whole(node: Node, places: Host) -> bool:
+    """Tell whether places are all those of a node, in order."""
+    return places.size == node.size and bool(
+        np.array_equal(places.reshape(-1), np.arange(node.size))
+    )
+
+
+class Affine(NamedTuple):
+    """Places in memory: a first one, and steps along each axis of a shape."""
+
+    first: int
+    steps: tuple[int, ...]
+
+
+def affine(places: Host) -> Affine | None:
+    """Return places as steps, or None where they are not at equal distances."""
+    first = int(places.reshape(-1)[0])
+    steps = []
+    line = np.zeros((), int)
+    for axis, n in enumerate(places.shape):
+        at = [0] * places.ndim
+        at[axis] = min(1, n - 1)
+        steps.append(int(places[tuple(at)]) - first)
+        line = line[..., None] + np.arange(n) * steps[-1]
+    return Affine(first, tuple(steps)) if np.array_equal(places - first, line) else None

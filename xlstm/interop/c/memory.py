@@ -1,0 +1,130 @@
+"""The memory of a C program: which variable holds each result, and which new states can be written
+over the old ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xlstm.interop.c.arrays import Node
+from xlstm.interop.c.kernels import Kernel, Store, is_whole
+
+# Words of C and C++, and names that a written function uses by itself.
+WORDS = frozenset(
+    "alignas and asm auto bool break case catch char class compl concept const continue default"
+    " delete do double else enum explicit export extern false final float for friend goto if inline"
+    " int long mutable namespace new not operator or private protected public register restrict"
+    " return short signed sizeof static struct switch template this throw true try typedef typeid"
+    " typename union unsigned using virtual void volatile while xor"
+    " expf expm1f fabsf logf log1pf sqrtf tanhf state w x y part head row column unit".split()
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Numbers one after the other: in an array of a name, or, if it is one local number, a
+    variable.
+    """
+
+    name: str
+    size: int
+    start: int = 0
+    local: bool = False
+
+    @property
+    def declaration(self) -> str:
+        """The statement that declares it."""
+        return f"float {self.name}{'' if self.size == 1 else f'[{self.size}]'};"
+
+    def at(self, index: str) -> str:
+        """Return the expression of a number."""
+        return self.name if self.local and self.size == 1 else f"{self.name}[{index}]"
+
+
+def unique(name: str, names: set[str]) -> str:
+    """Return a name of C that nothing else has, and add it to the names."""
+    name = name if name.isascii() and name.isidentifier() else "v"
+    k = 1
+    unused = name
+    while unused in names:
+        k += 1
+        unused = f"{name}{k}"
+    names.add(unused)
+    return unused
+
+
+class Layout:
+    """Finds memory for every store of kernels.
+
+    Parameters
+    ----------
+    kernels : list of Kernel
+    memory : dict of Node to Memory
+        That of inputs, which are x, the states, and y.
+
+    Attributes
+    ----------
+    memory : dict of Node to Memory
+        That of all nodes that are in memory, but for constants.
+    copies : list of (Store, Memory)
+        New states that take the place of the old ones when nothing reads these any more.
+    names : set of str
+        Those that are in use.
+    """
+
+    def __init__(self, kernels: Sequence[Kernel], memory: Mapping[Node, Memory]) -> None:
+        self.kernels = kernels
+        self.memory = dict(memory)
+        self.copies: list[tuple[Store, Memory]] = []
+        self.names = set(WORDS)
+        for k, kernel in enumerate(kernels):
+            for store in kernel.stores:
+                if store.to in memory:
+                    self._place_result(k, kernel, store)
+        for kernel in kernels:
+            for store in kernel.stores:
+                if store.to not in self.memory:
+                    self.memory[store.to] = self._local(store.to.name, store.to.size)
+
+    def target(self, store: Store) -> Memory:
+        """Return the memory that a store goes to."""
+        copied = (memory for of, memory in self.copies if of is store)
+        to = self.memory[store.to]
+        return next(copied, Memory(to.name, to.size, to.start + store.start, to.local))
+
+    def is_copied(self, store: Store) -> bool:
+        """Tell whether a store goes to its place later."""
+        return any(of is store for of, _ in self.copies)
+
+    def _local(self, name: str, size: int) -> Memory:
+        return Memory(unique(name, self.names), size, local=True)
+
+    def _place_result(self, k: int, kernel: Kernel, store: Store) -> None:
+        """Let a result that a kernel keeps lie where it belongs, if that is free by then; else note
+        a copy.
+        """
+        node = store.value.node
+        if not self._is_free(k, store):
+            self.copies.append((store, self._local(f"next_{store.to.name}", store.value.size)))
+        elif (
+            node not in self.memory
+            and any(other.to is node for other in kernel.stores)
+            and is_whole(node, store.value.places)
+        ):
+            to = self.memory[store.to]
+            self.memory[node] = Memory(to.name, to.size, store.start)
+
+    def _is_free(self, k: int, store: Store) -> bool:
+        """Tell whether kernel k and those after it read no number that a store of k overwrites, but
+        for the number that each new one takes the place of.
+        """
+        own = np.arange(store.start, store.start + store.value.size)
+        for number, kernel in enumerate(self.kernels[k:], k):
+            for node, places in kernel.loads:
+                overlaps = node is store.to and np.isin(places, own).any()
+                if overlaps and not (number == k and np.array_equal(places.reshape(-1), own)):
+                    return False
+        return True

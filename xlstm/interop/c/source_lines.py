@@ -1,0 +1,46 @@
+"""The lines of formulas: the variable that a line of Python sets, and the numbers in its comment."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+from types import FrameType
+
+NAME = re.compile(r"\s*(\w+) [-+*/]?= ")
+NUMBERS = re.compile(r"# *(\(\d+\)(?:[ ,]*\(\d+\))*)")
+# a line such as `i, f = z[0, ...], z[1, ...]`
+PARTS = re.compile(r"\s*(\w+(?:, \w+)*) = \w+\[[^]]*\](?:, \w+\[[^]]*\])*\s*(?:#.*)?$")
+# Functions that formulas call; a name that a formula gives its result says more.
+BELOW = ("xlstm.arrays.", "xlstm.cells.activations", "xlstm.interop.c.", "numpy")
+
+Line = tuple[str, int]
+
+
+def of_formula() -> tuple[str, Line, str]:
+    """Return of the formula that is running the variable that its line sets, or "", where it
+    stands, and the numbers in its comment.
+    """
+    line, where = _line()
+    name = NAME.match(line)
+    numbers = NUMBERS.search(line)
+    return name[1] if name else "", where, numbers[1] if numbers else ""
+
+
+def of_part(k: int) -> str:
+    """Return the name that the line which is running gives to part k of an array, or "" where it
+    does something else.
+    """
+    match = PARTS.match(_line()[0])
+    names = match[1].split(", ") if match else []
+    return names[k % len(names)] if names else ""
+
+
+def _line() -> tuple[str, Line]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(BELOW):
+        frame = frame.f_back
+    if frame is None:
+        return "", ("", 0)
+    where = frame.f_code.co_filename, frame.f_lineno
+    return linecache.getline(*where), where

@@ -1,0 +1,125 @@
+"""Constants of a C program: in which order they lie, how they are rounded, and their text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xlstm.interop.c.arrays import Array, Node
+from xlstm.interop.c.kernels import Kernel
+from xlstm.interop.c.memory import unique
+from xlstm.interop.common import Host
+
+LINE = 96  # characters of a line of numbers
+
+
+class Table:
+    """Constants that become an array of C.
+
+    Parameters
+    ----------
+    node : Node
+        Their node, with values in the order of a parameter.
+    name : str
+        That of the array.
+
+    Attributes
+    ----------
+    position : array of int
+        Where the array has each of the values.
+    scales : array or None
+        With int8, the factor of each row of the parameter.
+    """
+
+    def __init__(self, node: Node, name: str) -> None:
+        self.node = node
+        self.name = name
+        self.values: Host = node.values.reshape(-1)  # type: ignore[union-attr]
+        self.position: Host = np.arange(node.size, dtype=np.int32)
+        self.scales: Host | None = None
+
+    def turn(self, matrix: Array) -> None:
+        """Let the outputs of a product lie side by side for each input: a loop over outputs needs
+        no sum.
+        """
+        order = np.swapaxes(matrix.places, -1, -2).reshape(-1)
+        if order.size == self.node.size and np.array_equal(np.sort(order), self.position):
+            self.position = np.argsort(order).astype(np.int32)
+
+    def quantize(self) -> None:
+        """Round each row to whole numbers from -127 to 127 times a scale."""
+        rows = self.values.reshape(-1, self.node.shape[-1])
+        scales = np.abs(rows).max(axis=1) / np.float32(127)
+        self.scales = np.where(scales > 0, scales, 1).astype(np.float32)
+        self.values = np.rint(rows / self.scales[:, None]).astype(np.int8).reshape(-1)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of it and its scales."""
+        return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    @property
+    def lines(self) -> list[str]:
+        """The definition of the array, and of its scales."""
+        about = f"{self.node.name} ({', '.join(map(str, self.node.shape)) or 'a number'})"
+        ordered = np.empty_like(self.values)
+        ordered[self.position] = self.values
+        if self.scales is None:
+            return [f"/* {about} */", *defined("float", self.name, ordered)]
+        return [
+            f"/* {about}, each row divided by its scale */",
+            *defined("int8_t", self.name, ordered),
+            *defined("float", f"{self.name}_scale", self.scales),
+        ]
+
+
+def defined(kind: str, name: str, values: Host) -> list[str]:
+    """Return the definition of an array of numbers."""
+    write = str if kind != "float" else literal
+    lines = [f"static const {kind} {name}[{values.size}] = {{"]
+    row = "   "
+    for value in values:
+        text = f" {write(value)},"
+        if len(row) + len(text) > LINE:
+            lines.append(row)
+            row = "   "
+        row += text
+    return [*lines, row, "};"]
+
+
+def literal(value: float) -> str:
+    """Return a float of C with all digits."""
+    if np.isinf(value):
+        return "-INFINITY" if value < 0 else "INFINITY"
+    text = str(np.float32(value))
+    return f"{text}f" if set(text) & set(".e") else f"{text}.0f"
+
+
+def tables(kernels: Sequence[Kernel], prefix: str, quantized: bool) -> dict[Node, Table]:
+    """Return the tables of the constants that kernels load.
+
+    Matrices of products, and tables whose rows are taken, are rounded where they are `quantized`.
+    """
+    loaded = [node for kernel in kernels for node, _ in kernel.loads]
+    nodes = {node.args[0].node if node.op == "row" else node: None for node in loaded}
+    products = [k.alone.args[0] for k in kernels if k.alone is not None and k.alone.op == "product"]
+    matrices = {a.node for a in products} | {n.args[0].node for n in loaded if n.op == "row"}
+    found: dict[Node, Table] = {}
+    names: set[str] = set()
+    for node in nodes:
+        if node.op == "constant" and (node in matrices or not is_uniform(node)):
+            name = f"{prefix}_{node.name.replace('.', '_')}"
+            found[node] = Table(node, unique(name, names))
+    for matrix in products:
+        if matrix.node in found:
+            found[matrix.node].turn(matrix)
+    matrices &= found.keys()
+    for node in matrices if quantized else ():
+        found[node].quantize()
+    return found
+
+
+def is_uniform(node: Node) -> bool:
+    """Tell whether constants are one number."""
+    return bool(np.all(node.values == node.values.flat[0]))  # type: ignore[union-attr]
