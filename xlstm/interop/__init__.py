@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-__all__ = ["jax", "keras", "nxai", "onnx", "tirex", "torch"]
+__all__ = ["c", "jax", "keras", "nxai", "onnx", "tirex", "torch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,23 @@ def part(layer: Layer, arrays: Mapping[str, Any], k: int, direction: str) -> dic
     """Return the arrays of layer k in one direction, by their last names."""
     names = layer.names[f"{k}.{direction}"[:-1]]
     return {last: arrays[name] for last, name in names.items()}
+
+
+def one_direction(
+    layer: Layer, arrays: Mapping[str, Any], k: int, direction: str
+) -> tuple[Any, dict[str, Any]]:
+    """Return layer k in one direction as a layer that goes forward in time, and its arrays."""
+    forward = replace(
+        layer,
+        input_size=layer.output_size if k else layer.input_size,
+        activations=layer.cells[direction].activations or None,
+        num_layers=1,
+        bidirectional=False,
+        reverse=False,
+        dropout=0.0,
+    )
+    weights = part(layer, arrays, k, direction)
+    return forward, {f"0.{name}": array for name, array in weights.items()}
 
 
 def prepared(

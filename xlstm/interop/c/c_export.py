@@ -1,63 +1,271 @@
-"""draft"""
+"""Layers, models and estimators as C: one file that needs no library, and its header.
+
+A step of the network runs on arrays that note what is computed (`arrays`). It is divided into loops
+(`kernels`), which are written as C (`writer`) and put together with constants (`program`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+
+from xlstm import __version__
+from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params
+from xlstm.data import writing
+from xlstm.data.writing import AnyPath
 from xlstm.interop.c import arrays
-from xlstm.interop.c.arrays import Node, Weight
-from xlstm.interop.c.kernels import Store, plan
-from xlstm.interop.c.memory import Layout, Memory
-from xlstm.interop.c.tables import tables, is_uniform
-from xlstm.interop.c.writer import Writer, indented
-from xlstm.layers.sequence import Leaf, SequenceLayer
+from xlstm.interop.c.arrays import Array, Weight
+from xlstm.interop.c.memory import WORDS
+from xlstm.interop.c.program import CProgram, Facts, Program
+from xlstm.interop.c.writer import Lines, indented
+from xlstm.interop.common import one_direction
+from xlstm.interop.recurrences import OneStep, run_by
+from xlstm.layers.gated import Recurrent
+from xlstm.layers.module import Forward, Module
+from xlstm.layers.sequence import SequenceLayer, State
+from xlstm.models.language import xLSTMLanguageModel
+from xlstm.models.sequence import SequenceModel
 
-def leaves_of(states, prefix=""):
-    for k, leaf in enumerate(states):
-        if isinstance(leaf, Leaf):
-            yield f"{leaf.name}{prefix}", leaf
-        else:
-            yield from leaves_of(leaf, f"{prefix}_{k}")
+LAYER = checks.instance(Module, "a layer or a model")
+KINDS = ("sequence classifier", "sequence regressor", "text model")  # of estimators
+WEIGHTS = ("float32", "int8")
+SUFFIX = ".c"
+STEP = """\
+/* Take one step. x is {inputs}; y may not overlap with it. */
+void {name}_step({arguments});"""
+RUN = """\
+/* Run over a sequence of `steps` steps; those beyond {capital}_STEPS are left out. At each step x
+   is {inputs}. */
+void {name}_run({arguments});"""
+Formula = Callable[..., dict[str, Array]]  # formula(xp, run, x), around the network
 
-NAMES={"exp":"expf","expm1":"expm1f","log":"logf","log1p":"log1pf","tanh":"tanhf","sqrt":"sqrtf","abs":"fabsf"}
-def to_c(layer, params, name="model", quantized=False):
-    from xlstm.interop.c.one_step import recurrences
-    p={n:Weight.of(n,a) for n,a in params.items()}
-    memory={}
-    if layer.symbols is not None:
-        xn=Node("input",(1,),name="x"); x=xn.array(np.int64); kind="int32_t"
-    else:
-        xn=Node("input",(1,layer.input_size),name="x"); x=xn.array(); kind="float"
-    memory[xn]=Memory("x",xn.size)
-    states=[]; leaf_nodes=[]
-    through=isinstance(layer,SequenceLayer)
-    def build(part, prefix=""):
-        out=[]
-        for k,leaf in enumerate(part):
-            if isinstance(leaf,Leaf):
-                n=Node("input",tuple(leaf.dims(1).values()),name=f"{leaf.name}{prefix}")
-                memory[n]=Memory(f"state->{n.name}",n.size); n.size and leaf_nodes.append((n,leaf)); out.append(n.array())
-            else: out.append(build(leaf,f"{prefix}_{k}"))
-        return tuple(out)
-    with recurrences(arrays):
-        if through:
-            start=build(layer.states)
-            y,end=layer.run_step(arrays,p,x,start)
-        else:
-            y,end=layer.apply(arrays,p,x)[0],()
-    def flat(s): return [a for q in s for a in (flat(q) if isinstance(q,tuple) else [q])]
-    yn=Node("input",y.shape,name="y"); memory[yn]=Memory("y",y.size)
-    stores=[Store(n,0,e) for (n,_),e in zip(leaf_nodes,[e for e in flat(end) if e.size])]+[Store(yn,0,y)]
-    kernels=plan(stores)
-    tabs=tables(kernels,name,quantized)
-    layout=Layout(kernels,memory)
-    fn={**NAMES,"maximum":f"{name}_max","minimum":f"{name}_min"}
-    w=Writer(kernels,layout,tabs,fn)
-    body=w.body()
-    text=["#include <math.h>","#include <stdint.h>",f'typedef struct {{']+[f"    float {n.name}[{n.size}];" for n,_ in leaf_nodes]+["    char unused;" if not leaf_nodes else "",f"}} {name}_state;"]
-    text+=[f"void {name}_init({name}_state *state);",f"void {name}_step({name}_state *state, const {kind} *x, float *y);"]
-    if "maximum" in w.functions: text+=[f"static inline float {name}_max(float a, float b)","{","    return (a > b || a != a) ? a : b;","}"]
-    if "minimum" in w.functions: text+=[f"static inline float {name}_min(float a, float b)","{","    return (a < b || a != a) ? a : b;","}"]
-    for t in tabs.values(): text+=["",*t.lines]
-    text+=["",f"void {name}_init({name}_state *state)","{"]
-    for n,leaf in leaf_nodes:
-        rest = "-INFINITY" if leaf.rest==-np.inf else f"{float(leaf.rest)}f"
-        text+=[f"    for (int32_t unit = 0; unit < {n.size}; unit++) {{",f"        state->{n.name}[unit] = {rest};","    }"]
-    text+=["    (void)state;","}","",f"void {name}_step({name}_state *state, const {kind} *x, float *y)","{",*indented(body),"    (void)state;","}"]
-    return "\n".join(text)+"\n"
+
+def to_c(
+    layer: Any,
+    params: Params | None = None,
+    path: AnyPath | None = None,
+    *,
+    name: str = "model",
+    weights: str = "float32",
+    libm: bool = True,
+    steps: int | None = None,
+) -> CProgram:
+    """Write a layer, a model or an estimator as C99 for a device, such as a microcontroller.
+
+    DOC
+    """
+    _check_name(name)
+    checks.choice(WEIGHTS)("to_c", "weights", weights)
+    checks.flag("to_c", "libm", libm)
+    checks.optional(checks.whole(1, 2**20))("to_c", "steps", steps)
+    file = None if path is None else checks.path("to_c", "path", path)
+    if file is not None and file.suffix != SUFFIX:
+        raise ValueError(f"to_c: path is {file}, expected a name that ends in {SUFFIX}")
+    metadata: dict[str, str] = {}
+    signature: dict[str, Any] = {}
+    formula: Formula | None = None
+    if hasattr(layer, "for_export"):
+        if params is not None:
+            raise ValueError("to_c: params are for layers and models, an estimator has its own")
+        if layer.KIND not in KINDS:
+            raise ValueError(
+                f"to_c: layer is a {type(layer).__name__}, expected a layer, a model, a"
+                " SequenceClassifier, a SequenceRegressor or a TextModel"
+            )
+        metadata, signature, formula = layer.for_export(False)
+        params = layer.params_
+        layer = layer.model_
+    network: Any = LAYER("to_c", "layer", layer)
+    network.check({} if params is None else params)
+    hosts = {key: np.asarray(to_numpy(a), np.float32) for key, a in (params or {}).items()}
+    for key, host in hosts.items():
+        if not np.isfinite(host).all():
+            raise ValueError(f"to_c: parameter {key} has numbers that are not finite in float32")
+    if (steps is None) is ("reverse." in getattr(network, "directions", ())):
+        expected = "None for a layer that goes forward in time, one step after the other"
+        if steps is None:
+            expected = "the largest number of steps, as the layer goes in reverse, too"
+        raise ValueError(f"to_c: steps is {steps}, expected {expected}")
+    program = Program(name, libm)
+    p = {key: Weight.of(key, host) for key, host in hosts.items()}
+    shape = (1, 1) if network.symbols is not None else (1, 1, network.input_size)
+    if signature:  # of an estimator; a row of a table has its steps side by side
+        ((dims, _),) = signature.values()
+        shape = (1, 1, *dims[2:])
+    x = program.input(shape, is_token=network.symbols is not None)
+    with run_by(OneStep(arrays)):
+        write = _step if steps is None else functools.partial(_whole, steps=steps)
+        run = write(program, network, p, x, formula or _alone)
+    header = f"{name if file is None else file.stem}.h"
+    facts = _facts(program, network, hosts, metadata, header, x, steps, run)
+    written = program.text(facts, weights == "int8")
+    if file is not None:
+        with writing.foreach(file.with_suffix(".h"), file) as temporary:
+            for room, text in zip(temporary, (written.header, written.source), strict=True):
+                room.write_text(text)
+    return written
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError unless a text can begin names of C."""
+    checks.text("to_c", "name", name)
+    if not (name.isascii() and name.isidentifier()) or name in WORDS or name.startswith("_"):
+        raise ValueError(
+            f"to_c: name is {checks.shown(name)}, expected a name of C, of letters, digits and _"
+        )
+
+
+def _alone(xp: Any, run: Callable[[Array], Array], x: Array) -> dict[str, Array]:
+    """Return the output of a model that no estimator is around."""
+    return {"y": run(x)}
+
+
+def _y(outputs: dict[str, Array]) -> Array:
+    """Return the output of a program: of a classifier the probabilities, in which its label is."""
+    return outputs["probabilities"] if "probabilities" in outputs else outputs["y"]
+
+
+def _step(program: Program, network: Any, p: Params, x: Array, formula: Formula) -> Lines:
+    """Write the function of a step."""
+    through_time = isinstance(network, SequenceLayer)
+    begin = program.state(network.states) if through_time else ()
+    end: list[State] = []
+
+    def run(x: Array) -> Array:
+        if not through_time:
+            return network.apply(arrays, p, x)[0]  # type: ignore[no-any-return]
+        y, after = network.run_step(arrays, p, x[0], begin)
+        end.append(after)
+        return y if network.last else y[None]
+
+    y = _y(formula(arrays, run, x))
+    program.add("step", y, begin, end[0] if end else (), kind_of(x))
+    return []
+
+
+def _whole(
+    program: Program, network: Any, p: Params, x: Array, formula: Formula, steps: int
+) -> Lines:
+    """Write functions of single steps, and return the one that goes through a sequence, in both
+    directions.
+    """
+    is_model = isinstance(network, SequenceModel)
+    layer = network.recurrent if is_model else network
+    below = network.below("recurrent", p) if is_model else p
+    width = layer.output_size
+    P = width // len(layer.directions)
+    forward = {
+        (k, direction): one_direction(layer, below, k, direction)
+        for k in range(layer.num_layers)
+        for direction in layer.directions
+    }
+    begin = {
+        key: program.state(one.states, f"_{key[0]}_{key[1]}".rstrip("_."))
+        for key, (one, _) in forward.items()
+    }
+    taken: list[Array] = []
+
+    def run(x: Array) -> Array:
+        of_parts = Forward(network, arrays, p)
+        taken.append(of_parts(network.before, x[0]) if is_model and network.before else x[0])
+        if not is_model:
+            return program.input((1, 1, width))
+        if not network.last:
+            return of_parts("head", program.input((1, 1, width)))  # type: ignore[no-any-return]
+        h = arrays.concat([begin[layer.num_layers - 1, name][0] for name in layer.directions])
+        return of_parts("head", network._final(arrays, h, False))  # type: ignore[no-any-return]
+
+    y = _y(formula(arrays, run, x))
+    name = program.name
+    lines = [f"{name}_init(state);", "steps = steps < {most} ? steps : {most};"]
+    lines[1] = lines[1].format(most=f"{name.upper()}_STEPS")
+    rows, inputs = "x", x.size
+    if taken[0].node is not x.node:
+        rows, inputs = program.buffer("rows", steps * taken[0].size), taken[0].size
+        program.add("input", taken[0], (), (), kind_of(x))
+        lines += _each(f"{name}_input(state, &x[{x.size} * t], &{rows}[{inputs} * t]);")
+    for (k, direction), (one, weights) in forward.items():
+        if direction == layer.directions[0]:
+            source, D = rows, inputs
+            is_end = k == layer.num_layers - 1 and not is_model
+            rows = "y" if is_end else program.buffer(f"rows_{k}", steps * width)
+            inputs = width
+        at = program.input((1, D))
+        out, end = one.run_step(arrays, weights, at, begin[k, direction])
+        function = f"layer_{k}_{direction}".rstrip("_.")
+        program.add(function, out, begin[k, direction], end)
+        first = P * layer.directions.index(direction)
+        place = f"{width} * t + {first}" if first else f"{width} * t"
+        call = f"{name}_{function}(state, &{source}[{D} * t], &{rows}[{place}]);"
+        lines += _each(call, bool(direction))
+    if is_model:
+        program.add("head", y, (), ())
+        call = f"{name}_head(state, {rows}, y);"
+        if not network.last:
+            call = f"{name}_head(state, &{rows}[{width} * t], &y[{y.size} * t]);"
+        lines += [call] if network.last else _each(call)
+    head = f"void {name}_run({program.arguments(kind_of(x), 'steps')})"
+    return [head, "{", *indented(lines), "}"]
+
+
+def kind_of(x: Array) -> str:
+    """Return the type of C of symbols or numbers."""
+    return "int32_t" if x.dtype == np.int64 else "float"
+
+
+def _each(call: str, reverse: bool = False) -> Lines:
+    """Return a loop over the steps of a sequence."""
+    head = "for (int32_t t = 0; t < steps; t++) {"
+    if reverse:
+        head = "for (int32_t t = steps - 1; t >= 0; t--) {"
+    return [head, *indented([call]), "}"]
+
+
+def _facts(
+    program: Program,
+    network: Any,
+    hosts: dict[str, Any],
+    metadata: dict[str, str],
+    header: str,
+    x: Array,
+    steps: int | None,
+    run: Lines,
+) -> Facts:
+    """Return what the files say about the model."""
+    digest = hashlib.sha256()
+    for key, host in sorted(hosts.items()):
+        digest.update(f"{key} {host.shape}".encode() + host.tobytes())
+    about = [
+        f"{program.name}: a {metadata.get('kind', 'network')}, written by xlstm {__version__}",
+        f"{network}".replace("*/", "* /"),
+        f"SHA-256 of its weights: {digest.hexdigest()}",
+    ]
+    texts: dict[str, list[str]] = {}
+    if "classes_" in metadata:
+        texts["labels"] = [str(label) for label in json.loads(metadata["classes_"])]
+    if metadata.get("codec_kind_") == '"characters"':
+        texts["symbols"] = list(metadata["vocabulary"])
+    elif "vocabulary" in metadata and "classes_" in metadata:  # number 0 is that of all others
+        texts["symbols"] = ["", *map(str, json.loads(metadata["vocabulary"]))]
+    y = program.functions[-1].stores[-1].value
+    sizes = {"INPUTS": x.size, "OUTPUTS": y.size}
+    draws = isinstance(network, xLSTMLanguageModel) and steps is None
+    inputs = "its numbers"
+    if network.symbols is not None:
+        sizes["SYMBOLS"] = network.symbols
+        inputs = f"a symbol from 0 to {network.symbols - 1}, which nothing checks"
+    if steps is not None:
+        sizes["STEPS"] = steps
+    text = STEP if steps is None else RUN
+    name = program.name
+    main = text.format(
+        name=name, capital=name.upper(), inputs=inputs, arguments=program.arguments(kind_of(x), "steps" if steps else "")
+    )
+    return Facts("\n   ".join(about), header, sizes, texts, main, draws, run)

@@ -38,6 +38,7 @@ class Table:
         self.values: Host = node.values.reshape(-1)  # type: ignore[union-attr]
         self.position: Host = np.arange(node.size, dtype=np.int32)
         self.scales: Host | None = None
+        self.rounding = 0.0, 0.0  # squares of what rounding changed, and of the matrix, summed up
 
     def turn(self, matrix: Array) -> None:
         """Let the outputs of a product lie side by side for each input: a loop over outputs needs
@@ -52,7 +53,10 @@ class Table:
         rows = self.values.reshape(-1, self.node.shape[-1])
         scales = np.abs(rows).max(axis=1) / np.float32(127)
         self.scales = np.where(scales > 0, scales, 1).astype(np.float32)
-        self.values = np.rint(rows / self.scales[:, None]).astype(np.int8).reshape(-1)
+        whole = np.rint(rows / self.scales[:, None])
+        changed = whole * self.scales[:, None] - rows
+        self.rounding = float(np.sum(changed**2)), float(np.sum(rows**2))
+        self.values = whole.astype(np.int8).reshape(-1)
 
     @property
     def bytes(self) -> int:

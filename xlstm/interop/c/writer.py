@@ -63,8 +63,10 @@ class Writer:
 
     Attributes
     ----------
-    functions : set of str
-        Those functions that are used.
+    stack_bytes : int
+        Bytes of local arrays.
+    operations : int
+        How many operations there are.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class Writer:
         self.layout = layout
         self.tables = tables
         self.names = names
-        self.functions: set[str] = set()
+        self.stack_bytes = 0
+        self.operations = 0
         self.touched: dict[str, Memory] = {}  # local memory that the kernel at hand uses
         self.read = {
             node
@@ -105,6 +108,7 @@ class Writer:
             memory: [k for k, used in enumerate(uses) if memory.name in used]
             for memory in {name: m for used in uses for name, m in used.items()}.values()
         }
+        self.stack_bytes = sum(4 * memory.size for memory in owners)
         lines = [memory.declaration for memory, at in owners.items() if len(at) > 1]
         for k, (section, statements, _) in enumerate(blocks):
             own = [memory.declaration for memory, at in owners.items() if at == [k]]
@@ -162,7 +166,7 @@ class Writer:
         result = self._at(self.layout.memory[node], np.arange(node.size), outer)
         gather = f"{result} += {value};"
         if node.op == "max":
-            gather = f"{result} = {self._function('maximum')}({result}, {value});"
+            gather = f"{result} = {self.names['maximum']}({result}, {value});"
         begin = f"{result} = {'-INFINITY' if node.op == 'max' else '0.0f'};"
         inner = around(loops[n:], [*lines, gather])
         return around(outer, [commented(begin, node.comment), *inner])
@@ -180,6 +184,7 @@ class Writer:
             np.broadcast_to(outputs[..., None, :], turned.shape),
         ]
         sizes = self._sizes(turned.shape, accesses, 2)[:-2]
+        self.operations += 2 * turned.size
         heads = list(zip(VARIABLES, sizes, strict=False))
         column, row = ("column", K), ("row", R)
         result = self._at(self.layout.memory[node], outputs, [*heads, row])
@@ -266,6 +271,7 @@ class Writer:
         taken = set(self.layout.names) if loops else self.layout.names
         for term in reversed(variables):  # the last one of a line has its name
             term.variable = unique(term.name, taken)
+        self.operations += math.prod(n for _, n in loops) * sum(bool(t.args) for t in terms.values())
         lines = []
         for term in variables:
             kind = "int" if term.node.op in ("less", "less_equal", "and") else "float"
@@ -287,7 +293,7 @@ class Writer:
             return self._load(term.node, term.places, loops)
         if op not in FORMS:
             arguments = ", ".join(self._text(a, loops) for a in term.args)
-            return f"{self._function(op)}({arguments})"
+            return f"{self.names[op]}({arguments})"
         operands = []
         for k, a in enumerate(term.args):
             text = self._text(a, loops)
@@ -296,10 +302,6 @@ class Writer:
             is_tight = binding > BINDING[op] or (binding == BINDING[op] and k == 0 and op != "where")
             operands.append(text if is_tight else f"({text})")
         return FORMS[op].format(*operands)
-
-    def _function(self, op: str) -> str:
-        self.functions.add(op)
-        return self.names[op]
 
     def _located(self, node: Node, places: Host) -> Host:
         """Return where in memory the numbers of a node at places are."""

@@ -6,11 +6,9 @@ is written.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +19,14 @@ from xlstm.arrays.namespace import Params, leaves
 from xlstm.cells import activations
 from xlstm.data import writing
 from xlstm.data.writing import AnyPath
-from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Widths
-from xlstm.interop.common import Host, Layer, part
+from xlstm.interop.common import Host, Layer, one_direction, part
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, OnnxGraph
 from xlstm.interop.onnx.onnx_files import library
+from xlstm.interop.recurrences import OneStep, run_by
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.module import Forward, Module
 from xlstm.layers.recurrent import GRU, LSTM, RNN
@@ -198,7 +196,7 @@ def to_onnx(
             f" a {type(layer).__name__}"
         )
     graph = OnnxGraph(opset)
-    with graph.open(), _recurrences():
+    with graph.open(), run_by(_Scan(arrays)):
         p = {name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()}
         if formula is not None:
             inputs, outputs = _estimator(layer, p, signature, formula)
@@ -327,17 +325,8 @@ def _over_time(
     ends: list[State] = []
     for k in range(layer.num_layers):
         outputs = []
-        for direction, cell in layer.cells.items():
-            forward = replace(
-                layer,
-                input_size=x.shape[2],
-                activations=cell.activations or None,
-                num_layers=1,
-                bidirectional=False,
-                reverse=False,
-                dropout=0.0,
-            )
-            weights = {f"0.{name}": a for name, a in part(layer, p, k, direction).items()}
+        for direction in layer.directions:
+            forward, weights = one_direction(layer, p, k, direction)
             begin = tuple(s[len(ends) : len(ends) + 1] for s in start)
             step = functools.partial(forward.run_step, arrays, weights)
             y, end = _scan(step, x, begin, lengths, reverse=bool(direction))
@@ -510,43 +499,21 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
     return {key: values for key, values in attributes.items() if values}
 
 
-class _Scan(engine.Engine):
-    """The engine for arrays that write ONNX: the reference engine's step in the body of a Scan."""
-
-    name = "onnx"
-
-    def refuses(self, step: Step, widths: Widths) -> str:
-        """Return why it cannot run a step, or ""."""
-        return "" if step.xp is arrays else "it writes ONNX"
+class _Scan(OneStep):
+    """The engine for arrays that write ONNX: a step in the body of a Scan."""
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
     ) -> tuple[Array, list[Array], Any]:
         """Write all steps; see `Engine`."""
         ((T, B),) = widths
+        if T == 1:
+            return super().forward(step, x, state, widths, keep)
 
         def forward_step(x: Array, state: State) -> tuple[Array, State]:
             y, after = ARRAY_API.step(step, x, state)
             return y, tuple(after)
 
         start = tuple(s.T for s in state)
-        if T == 1:
-            y, ends = forward_step(x, start)
-        else:
-            y, ends = _scan(forward_step, arrays.reshape(x, (T, B, x.shape[1])), start)
+        y, ends = _scan(forward_step, arrays.reshape(x, (T, B, x.shape[1])), start)
         return arrays.reshape(y, (T * B, step.P)), [s.T for s in ends], None
-
-    def backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
-        """Refuse: a graph has no gradients."""
-        raise NotImplementedError
-
-
-@contextlib.contextmanager
-def _recurrences() -> Iterator[None]:
-    """Let recurrences of arrays that write ONNX run in this context."""
-    scan: Any = _Scan()
-    engine.ENGINES.insert(0, scan)
-    try:
-        yield
-    finally:
-        engine.ENGINES.remove(scan)

@@ -1,0 +1,320 @@
+"""The text of a C program and of its header, from functions whose results are known as arrays."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from xlstm.arrays.namespace import leaves
+from xlstm.interop.c.arrays import Array, Node
+from xlstm.interop.c.kernels import Store, plan
+from xlstm.interop.c.memory import Layout, Memory
+from xlstm.interop.c.tables import literal, tables
+from xlstm.interop.c.writer import Lines, Writer, around, indented
+from xlstm.layers.sequence import Leaf, State
+
+# functions of math.h by operations, and ours, which take their place without it
+LIBM = {"abs": "fabsf"} | {
+    name: f"{name}f" for name in ("exp", "expm1", "log", "log1p", "tanh", "sqrt")
+}
+OURS = {"maximum": "max", "minimum": "min"}
+DRAWS = ("greedy", "sample")  # functions of models of symbols
+
+
+@dataclass(frozen=True)
+class CProgram:
+    """A model as C.
+
+    Attributes
+    ----------
+    source, header : str
+        The text of the file and of its header.
+    weight_bytes : int
+        Bytes of constants, which may stay in flash memory.
+    state_bytes : int
+        Bytes of the struct that holds the state.
+    stack_bytes : int
+        Bytes of the local arrays of a step, of which a compiler may lay some in one place.
+    operations : int
+        Additions, multiplications, functions and comparisons of a step.
+    weight_error : float
+        Root of the mean square of what rounding changed in the matrices, over that of their
+        numbers; 0 with float32.
+    """
+
+    source: str
+    header: str
+    weight_bytes: int
+    state_bytes: int
+    stack_bytes: int
+    operations: int
+    weight_error: float
+
+
+class Function(NamedTuple):
+    """A function of x and the state, which sets y and the state."""
+
+    name: str
+    kind: str  # of x, "float" or "int32_t"
+    stores: list[Store]
+
+
+class Facts(NamedTuple):
+    """What a program says beside its functions.
+
+    Attributes
+    ----------
+    about : str
+        The comment at the top of both files.
+    header : str
+        The name of the header.
+    sizes : dict of str to int
+        Macros of the header.
+    texts : dict of str to list of str
+        Arrays of texts by name, such as labels.
+    main : str
+        The declaration of the function that users call, with a comment.
+    draws : bool
+        Whether y is that of symbols, one of which is drawn.
+    run : list of str
+        The definition of `main` where it goes through a whole sequence; else the only function is
+        `main`.
+    """
+
+    about: str
+    header: str
+    sizes: dict[str, int]
+    texts: dict[str, list[str]]
+    main: str
+    draws: bool
+    run: Lines
+
+
+HEADER = """\
+/* {about} */
+
+#ifndef {capital}_H
+#define {capital}_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+{sizes}
+
+/* The memory of one sequence. */
+typedef struct {{
+{members}
+}} {name}_state;
+
+{texts}/* Prepare for the first step of a sequence. */
+void {name}_init({name}_state *state);
+
+{main}
+{draws}
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+DRAWN = """
+/* Return the number of the largest output. */
+int32_t {name}_greedy(const float *y);
+
+/* Draw a symbol by its probability, that of y / temperature; *random is any number but 0 at first. */
+int32_t {name}_sample(const float *y, float temperature, uint32_t *random);
+"""
+
+
+@dataclass
+class Program:
+    """A program in the making.
+
+    Attributes
+    ----------
+    name : str
+        What all names begin with.
+    libm : bool
+        Whether functions of math.h are called.
+    memory : dict of Node to Memory
+        That of x, y and the state in all functions.
+    states : list of (Node, float)
+        Members of the struct, and the number that all of each are at first.
+    buffers : dict of str to int
+        Other members, and their sizes.
+    functions : list of Function
+    """
+
+    name: str
+    libm: bool
+    memory: dict[Node, Memory] = field(default_factory=dict)
+    states: list[tuple[Node, float]] = field(default_factory=list)
+    buffers: dict[str, int] = field(default_factory=dict)
+    functions: list[Function] = field(default_factory=list)
+
+    def input(self, shape: Sequence[int], is_token: bool = False) -> Array:
+        """Return x of a function."""
+        node = Node("input", shape, name="x")
+        self.memory[node] = Memory("x", node.size)
+        return node.array(np.int64 if is_token else np.float32)
+
+    def state(self, states: State, suffix: str = "") -> State:
+        """Return the arrays of a state, which become members of the struct."""
+        return tuple(
+            self.member(f"{leaf.name}{suffix}", tuple(leaf.dims(1).values()), leaf.rest)
+            if isinstance(leaf, Leaf)
+            else self.state(leaf, f"{suffix}_{k}")
+            for k, leaf in enumerate(states)
+        )
+
+    def member(self, name: str, shape: Sequence[int], rest: float = 0.0) -> Array:
+        """Return a member of the struct."""
+        node = Node("input", shape, name=name)
+        self.memory[node] = Memory(f"state->{name}", node.size)
+        if node.size:
+            self.states.append((node, rest))
+        return node.array()
+
+    def buffer(self, name: str, size: int) -> str:
+        """Return the expression of a member of the struct that needs no number at first."""
+        self.buffers[name] = size
+        return f"state->{name}"
+
+    def add(self, name: str, y: Array, begin: State, end: State, kind: str = "float") -> None:
+        """Add a function that computes y, and of the state `end` from `begin`."""
+        out = Node("input", y.shape, name="y")
+        self.memory[out] = Memory("y", out.size)
+        pairs = zip(leaves(begin), leaves(end), strict=True)
+        stores = [Store(to.node, 0, a) for to, a in pairs if to.size]
+        self.functions.append(Function(name, kind, [*stores, Store(out, 0, y)]))
+
+    def text(self, facts: Facts, quantized: bool) -> CProgram:
+        """Return the program; with `quantized` its matrices are int8."""
+        planned = [plan(function.stores) for function in self.functions]
+        constants = tables([k for kernels in planned for k in kernels], self.name, quantized)
+        operations = {op: LIBM[op] if self.libm else f"{self.name}_{op}" for op in LIBM}
+        operations |= {op: f"{self.name}_{ours}" for op, ours in OURS.items()}
+        writers = [Writer(k, Layout(k, self.memory), constants, operations) for k in planned]
+        functions: Lines = []
+        for function, writer in zip(self.functions, writers, strict=True):
+            functions += ["", *self._definition(function, writer.body(), not facts.run)]
+        if facts.run:
+            functions += ["", *facts.run]
+        draws = self._blocks(DRAWS) if facts.draws else []
+        used = set(re.findall(rf"\b{self.name}_(\w+)\(", "\n".join([*functions, *draws])))
+        sizes = facts.sizes | {
+            "WEIGHT_BYTES": sum(table.bytes for table in constants.values()),
+            "STATE_BYTES": 4 * sum([node.size for node, _ in self.states] + [*self.buffers.values()]),
+            "STACK_BYTES": max(writer.stack_bytes for writer in writers),
+        }
+        definitions = [table.lines for table in constants.values()]
+        definitions += [self._texts(name, values) for name, values in facts.texts.items()]
+        source = [
+            f"/* {facts.about} */",
+            "",
+            f'#include "{facts.header}"',
+            "",
+            "#include <math.h>",
+            *self._blocks(used - {*DRAWS}),
+            *(line for definition in definitions for line in ["", *definition]),
+            "",
+            *self._init(),
+            *functions,
+            *draws,
+        ]
+        changed, whole = np.sum([table.rounding for table in constants.values()] or [(0, 0)], 0)
+        return CProgram(
+            "\n".join(source) + "\n",
+            self._header(facts, sizes),
+            *(sizes[name] for name in ("WEIGHT_BYTES", "STATE_BYTES", "STACK_BYTES")),
+            sum(writer.operations for writer in writers),
+            float(np.sqrt(changed / whole)) if changed else 0.0,
+        )
+
+    def _definition(self, function: Function, body: Lines, is_public: bool) -> Lines:
+        """Return the definition of a function."""
+        text = "\n".join(body)
+        unused = [
+            f"(void){name};" for name in ("state", "x") if not re.search(rf"\b{name}\b", text)
+        ]
+        head = f"void {self.name}_{function.name}({self.arguments(function.kind)})"
+        return [head if is_public else f"static {head}", "{", *indented([*unused, *body]), "}"]
+
+    def arguments(self, kind: str, steps: str = "") -> str:
+        """Return the arguments of a function, with x of a kind and maybe a number of steps."""
+        more = f"int32_t {steps}, " if steps else ""
+        return f"{self.name}_state *state, const {kind} *x, {more}float *y"
+
+    def _init(self) -> Lines:
+        lines: Lines = [] if self.states else ["(void)state;"]
+        for node, rest in self.states:
+            loop = [("unit", node.size)]
+            lines += around(loop, [f"state->{node.name}[unit] = {literal(rest)};"])
+        return [f"void {self.name}_init({self.name}_state *state)", "{", *indented(lines), "}"]
+
+    def _texts(self, name: str, values: Sequence[str]) -> Lines:
+        """Return the definition of an array of texts."""
+        head = f"const char *const {self.name}_{name}[{len(values)}] = {{"
+        return [head, *(f"    {quoted(value)}," for value in values), "};"]
+
+    def _blocks(self, names: Iterable[str]) -> Lines:
+        """Return functions of functions.c, and those that they call, in the order of that file."""
+        text = importlib.resources.files(__package__).joinpath("functions.c").read_text()
+        blocks = {}
+        for block in text.split("\n\n")[1:]:
+            (name, *_) = re.findall(r"PREFIX_(\w+)\(", block)
+            blocks[name] = block
+        if self.libm:
+            for op, function in LIBM.items():
+                del blocks[op]
+                blocks = {
+                    name: block.replace(f"PREFIX_{op}(", f"{function}(")
+                    for name, block in blocks.items()
+                }
+        todo = [name for name in names if name in blocks]
+        needed = set()
+        while todo:
+            name = todo.pop()
+            if name not in needed:
+                needed.add(name)
+                todo += [n for n in re.findall(r"PREFIX_(\w+)\(", blocks[name]) if n in blocks]
+        lines: Lines = []
+        for name, block in blocks.items():
+            if name in needed:
+                lines += ["", *block.strip("\n").split("\n")]
+        capital = f"{self.name.upper()}_"
+        return [
+            line.replace("CAPITAL_", capital).replace("PREFIX_", f"{self.name}_") for line in lines
+        ]
+
+    def _header(self, facts: Facts, sizes: dict[str, int]) -> str:
+        """Return the text of the header."""
+        capital = self.name.upper()
+        arrays = {node.name: node.size for node, _ in self.states} | self.buffers
+        members = [f"float {name}[{size}];" for name, size in arrays.items()]
+        texts = [f"extern const char *const {self.name}_{text}[];\n" for text in facts.texts]
+        return HEADER.format(
+            about=facts.about,
+            name=self.name,
+            capital=capital,
+            sizes="\n".join(f"#define {capital}_{size} {n}" for size, n in sizes.items()),
+            members="\n".join(indented(members or ["char unused;"])),
+            texts="".join(texts),
+            main=facts.main,
+            draws=DRAWN.format(name=self.name) if facts.draws else "",
+        )
+
+
+def quoted(text: str) -> str:
+    """Return a text as a literal of C: bytes of UTF-8, those that are no plain sign by number."""
+    plain = set(range(0x20, 0x7F)) - set(b'"\\?')
+    parts = (chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode())
+    return f'"{"".join(parts)}"'
