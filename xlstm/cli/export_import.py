@@ -5,34 +5,42 @@ files at a time.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from xlstm.arrays import checks
+from xlstm.arrays.namespace import Params
 from xlstm.cli.console import out
 from xlstm.cli.sources import find_model, load_model
 from xlstm.data import writing
 from xlstm.data.pytorch import PICKLED
 from xlstm.models import model_files
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h5"}
+SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h5", "c": ".c"}
+C_OPTIONS = {"name": "model", "weights": "float32", "libm": True, "steps": None}  # and defaults
 
 
 def export(
     model: Annotated[
         Path, Argument(help="Model file of train, import, an estimator's save or models.save.")
     ],
-    to: Annotated[str, Option("--to", help="onnx, torch or keras.")] = "onnx",
+    to: Annotated[str, Option("--to", help="onnx, torch, keras or c.")] = "onnx",
     output: Annotated[
         Path | None, Option("--output", "-o", help="By default beside the model.")
     ] = None,
     history: Annotated[
         int | None, Option(help="Values that the ONNX file of a forecaster looks at.")
     ] = None,
+    name: Annotated[str, Option(help="C: what all names of the program begin with.")] = "model",
+    weights: Annotated[str, Option(help="C: float32, or int8 for matrices.")] = "float32",
+    libm: Annotated[bool, Option(help="C: call math.h, or have functions of its own.")] = True,
+    steps: Annotated[
+        int | None, Option(help="C: most steps of a sequence, for a layer that goes in reverse.")
+    ] = None,
 ) -> None:
-    """Write a model for onnxruntime, with an estimator's scaling and labels, or its network for
-    PyTorch or Keras.
+    """Write a model for onnxruntime or as C for a device, with an estimator's scaling and labels, or
+    its network for PyTorch or Keras.
     """
     checks.choice(SUFFIXES)("export", "--to", to)
     file, _, estimator, network, params = load_model("export", model)
@@ -40,7 +48,13 @@ def export(
     _check_target(path, file)
     if history is not None and to != "onnx":
         raise ValueError(f"export: --history is {history}, expected --to onnx beside it, not {to}")
-    if to == "onnx":
+    options = {"name": name, "weights": weights, "libm": libm, "steps": steps}
+    for option, value in options.items():
+        if to != "c" and value != C_OPTIONS[option]:
+            raise ValueError(f"export: --{option} is {value}, expected --to c beside it, not {to}")
+    if to == "c":
+        _export_c(estimator or network, None if estimator else params, path, options)
+    elif to == "onnx":
         from xlstm.interop.onnx import to_onnx
 
         to_onnx(estimator or network, None if estimator else params, path, history=history)
@@ -65,6 +79,21 @@ def export(
         writing.write(path, save(weights, metadata=about))
     out.print(f"wrote: {path}")
     out.print(f"holds: {network}")
+
+
+def _export_c(model: Any, params: Params | None, path: Path, options: dict[str, Any]) -> None:
+    """Write C, and print what it asks of a device."""
+    from xlstm.interop.c import to_c
+
+    program = to_c(model, params, path, **options)
+    out.print(f"header: {path.with_suffix('.h')}")
+    out.print(f"weights: {program.weight_bytes:,} bytes of flash memory ({options['weights']})")
+    if program.weight_error:
+        out.print(f"rounding: {program.weight_error:.2%} of the weights, root mean square")
+    out.print(
+        f"memory: {program.state_bytes:,} bytes of state, {program.stack_bytes:,} of the stack"
+    )
+    out.print(f"operations: {program.operations:,} a step")
 
 
 def import_(

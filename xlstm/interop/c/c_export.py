@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import __version__
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
@@ -27,7 +26,6 @@ from xlstm.interop.c.program import CProgram, Facts, Program
 from xlstm.interop.c.writer import Lines, indented
 from xlstm.interop.common import one_direction
 from xlstm.interop.recurrences import OneStep, run_by
-from xlstm.layers.gated import Recurrent
 from xlstm.layers.module import Forward, Module
 from xlstm.layers.sequence import SequenceLayer, State
 from xlstm.models.language import xLSTMLanguageModel
@@ -59,7 +57,72 @@ def to_c(
 ) -> CProgram:
     """Write a layer, a model or an estimator as C99 for a device, such as a microcontroller.
 
-    DOC
+    The program computes in float32 what `layer.step` does for one sequence (B = 1), without memory
+    from the heap, files, or variables of its own: its state is a struct that the caller has.
+    Everything in it begins with `name`, here "model":
+
+    - `model_init(&state)` prepares for the first step of a sequence;
+    - `model_step(&state, x, y)` takes a step: x are `MODEL_INPUTS` numbers, or one symbol of
+      int32_t, and y are `MODEL_OUTPUTS` numbers;
+    - `model_run(&state, x, steps, y)` takes the place of a step where a layer goes in reverse: x are
+      the steps of a whole sequence, and so is y unless the model predicts once, at the end;
+    - `model_largest(y)` is the number of the likeliest symbol of a language model, or label of a
+      classifier, and `model_sample(y, temperature, &random)` draws a symbol;
+    - `model_symbols` and `model_labels` are texts by these numbers.
+
+    The header has the sizes of all this. Masks of dropout are not there; zoneout takes its
+    expectation. A classifier and a regressor are written with their scaling, and a classifier
+    returns probabilities. One that predicts once has the prediction for the steps so far after each
+    step.
+
+    Parameters
+    ----------
+    layer : Module or estimator
+        A layer, a block, a stack or a model, cells of `register_cell` among them; or a fitted
+        `SequenceClassifier`, `SequenceRegressor` or `TextModel`.
+    params : dict of str to array
+        The parameters of a layer or model, on any backend; float64 is rounded to float32. An
+        estimator has its own.
+    path : path, optional
+        Where to write the file, which ends in ".c"; the header is beside it. Both are written whole
+        or not at all.
+    name : str
+        What all names of the program begin with.
+    weights : {"float32", "int8"}
+        The numbers of matrices. With "int8" each row is rounded to 255 levels and has a scale;
+        the state and all sums stay float32.
+    libm : bool
+        Whether expf, tanhf and the like of math.h are called. Otherwise the program has its own,
+        which are off by up to 2.5 units in the last place.
+    steps : int, optional
+        The largest number of steps of a sequence, for a layer that goes in reverse.
+
+    Returns
+    -------
+    CProgram
+        Both texts, and their demands on a device.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of range, parameters are missing, surplus, misshapen or not finite, a
+        layer goes in reverse and there are no `steps`, or a cell of your own uses a function of
+        arrays that is not written as C.
+    TypeError
+        The layer is neither a layer nor a model.
+    OSError
+        A file cannot be written.
+
+    Examples
+    --------
+    >>> import xlstm
+    >>> from xlstm.interop.c import to_c
+    >>> lstm = xlstm.LSTM(8, 32)
+    >>> program = to_c(lstm, lstm.init(backend="numpy"), name="gesture")
+    >>> program.weight_bytes, program.state_bytes, program.operations
+    (20992, 256, 11072)
+    >>> "void gesture_step(gesture_state *state, const float *x, float *y);" in program.header
+    True
     """
     _check_name(name)
     checks.choice(WEIGHTS)("to_c", "weights", weights)
@@ -141,6 +204,7 @@ def _step(program: Program, network: Any, p: Params, x: Array, formula: Formula)
     def run(x: Array) -> Array:
         if not through_time:
             return network.apply(arrays, p, x)[0]  # type: ignore[no-any-return]
+        y: Array
         y, after = network.run_step(arrays, p, x[0], begin)
         end.append(after)
         return y if network.last else y[None]
@@ -243,7 +307,7 @@ def _facts(
     for key, host in sorted(hosts.items()):
         digest.update(f"{key} {host.shape}".encode() + host.tobytes())
     about = [
-        f"{program.name}: a {metadata.get('kind', 'network')}, written by xlstm {__version__}",
+        f"{program.name}: a {metadata.get('kind', 'network')}, written by xlstm",
         f"{network}".replace("*/", "* /"),
         f"SHA-256 of its weights: {digest.hexdigest()}",
     ]
@@ -256,7 +320,11 @@ def _facts(
         texts["symbols"] = ["", *map(str, json.loads(metadata["vocabulary"]))]
     y = program.functions[-1].stores[-1].value
     sizes = {"INPUTS": x.size, "OUTPUTS": y.size}
-    draws = isinstance(network, xLSTMLanguageModel) and steps is None
+    choices = []
+    if isinstance(network, xLSTMLanguageModel):
+        choices = ["largest", "sample"]
+    elif metadata.get("target_kind_") in ('"sequence"', '"step"') and "labels" in texts:
+        choices = ["largest"]
     inputs = "its numbers"
     if network.symbols is not None:
         sizes["SYMBOLS"] = network.symbols
@@ -266,6 +334,9 @@ def _facts(
     text = STEP if steps is None else RUN
     name = program.name
     main = text.format(
-        name=name, capital=name.upper(), inputs=inputs, arguments=program.arguments(kind_of(x), "steps" if steps else "")
+        name=name,
+        capital=name.upper(),
+        inputs=inputs,
+        arguments=program.arguments(kind_of(x), "steps" if steps else ""),
     )
-    return Facts("\n   ".join(about), header, sizes, texts, main, draws, run)
+    return Facts("\n   ".join(about), header, sizes, texts, main, choices, run)

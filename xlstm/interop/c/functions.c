@@ -150,7 +150,7 @@ static inline float PREFIX_sqrt(float x)
 }
 
 /* Return the number of the largest output. */
-int32_t PREFIX_greedy(const float *y)
+int32_t PREFIX_largest(const float *y)
 {
     int32_t best = 0;
     for (int32_t k = 1; k < CAPITAL_OUTPUTS; k++) {
@@ -165,7 +165,7 @@ int32_t PREFIX_greedy(const float *y)
    (xorshift32, Marsaglia 2003), at first any number but 0. */
 int32_t PREFIX_sample(const float *y, float temperature, uint32_t *random)
 {
-    const float most = y[PREFIX_greedy(y)];
+    const float most = y[PREFIX_largest(y)];
     float total = 0.0f;
     for (int32_t k = 0; k < CAPITAL_OUTPUTS; k++) {
         total += PREFIX_exp((y[k] - most) / temperature);

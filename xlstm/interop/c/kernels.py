@@ -7,7 +7,7 @@ a place where they are broadcast. All others are variables within a loop.
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -122,7 +122,7 @@ def _joined(store: Store) -> Iterator[Store]:
     ends = np.cumsum([a.size for a in node.args])
     of_part = np.searchsorted(ends, places, side="right")
     cuts = [0, *(np.flatnonzero(np.diff(of_part)) + 1), places.size]
-    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+    for first, last in itertools.pairwise(cuts):
         part, inner = part_at(node, places[first:last])
         # a whole result keeps its shape, so that it is stored where it is computed
         value = part.node.array() if is_whole(part.node, inner) else Array(part.node, inner)

@@ -13,14 +13,15 @@ from xlstm.interop.c.arrays import Node
 from xlstm.interop.c.kernels import Kernel, Store, is_whole
 
 # Words of C and C++, and names that a written function uses by itself.
-WORDS = frozenset(
-    "alignas and asm auto bool break case catch char class compl concept const continue default"
-    " delete do double else enum explicit export extern false final float for friend goto if inline"
-    " int long mutable namespace new not operator or private protected public register restrict"
-    " return short signed sizeof static struct switch template this throw true try typedef typeid"
-    " typename union unsigned using virtual void volatile while xor"
-    " expf expm1f fabsf logf log1pf sqrtf tanhf state w x y part head row column unit".split()
-)
+RESERVED = """
+    alignas and asm auto bool break case catch char class compl concept const continue default
+    delete do double else enum explicit export extern false final float for friend goto if inline
+    int long mutable namespace new not operator or private protected public register restrict
+    return short signed sizeof static struct switch template this throw true try typedef typeid
+    typename union unsigned using virtual void volatile while xor
+    expf expm1f fabsf logf log1pf sqrtf tanhf state w x y part head row column unit
+"""
+WORDS = frozenset(RESERVED.split())
 
 
 @dataclass(frozen=True)

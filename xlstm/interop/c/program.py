@@ -6,7 +6,7 @@ import importlib.resources
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,17 @@ LIBM = {"abs": "fabsf"} | {
     name: f"{name}f" for name in ("exp", "expm1", "log", "log1p", "tanh", "sqrt")
 }
 OURS = {"maximum": "max", "minimum": "min"}
-DRAWS = ("greedy", "sample")  # functions of models of symbols
+# functions of y that users call, by name
+CHOICES = {
+    "largest": """
+/* Return the number of the largest output. */
+int32_t {name}_largest(const float *y);
+""",
+    "sample": """
+/* Draw a symbol by its probability, that of y / temperature; *random is any number but 0 at first. */
+int32_t {name}_sample(const float *y, float temperature, uint32_t *random);
+""",
+}
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,8 @@ class Facts(NamedTuple):
         Arrays of texts by name, such as labels.
     main : str
         The declaration of the function that users call, with a comment.
-    draws : bool
-        Whether y is that of symbols, one of which is drawn.
+    choices : list of str
+        Those of `CHOICES` that there are.
     run : list of str
         The definition of `main` where it goes through a whole sequence; else the only function is
         `main`.
@@ -91,7 +101,7 @@ class Facts(NamedTuple):
     sizes: dict[str, int]
     texts: dict[str, list[str]]
     main: str
-    draws: bool
+    choices: list[str]
     run: Lines
 
 
@@ -118,19 +128,12 @@ typedef struct {{
 void {name}_init({name}_state *state);
 
 {main}
-{draws}
+{choices}
 #ifdef __cplusplus
 }}
 #endif
 
 #endif
-"""
-DRAWN = """
-/* Return the number of the largest output. */
-int32_t {name}_greedy(const float *y);
-
-/* Draw a symbol by its probability, that of y / temperature; *random is any number but 0 at first. */
-int32_t {name}_sample(const float *y, float temperature, uint32_t *random);
 """
 
 
@@ -169,18 +172,19 @@ class Program:
     def state(self, states: State, suffix: str = "") -> State:
         """Return the arrays of a state, which become members of the struct."""
         return tuple(
-            self.member(f"{leaf.name}{suffix}", tuple(leaf.dims(1).values()), leaf.rest)
+            self.member(f"{leaf.name}{suffix}", leaf)
             if isinstance(leaf, Leaf)
             else self.state(leaf, f"{suffix}_{k}")
             for k, leaf in enumerate(states)
         )
 
-    def member(self, name: str, shape: Sequence[int], rest: float = 0.0) -> Array:
+    def member(self, name: str, leaf: Leaf) -> Array:
         """Return a member of the struct."""
-        node = Node("input", shape, name=name)
+        shape: Any = leaf.dims(1).values()
+        node = Node("input", tuple(shape), name=name)
         self.memory[node] = Memory(f"state->{name}", node.size)
         if node.size:
-            self.states.append((node, rest))
+            self.states.append((node, leaf.rest))
         return node.array()
 
     def buffer(self, name: str, size: int) -> str:
@@ -208,11 +212,12 @@ class Program:
             functions += ["", *self._definition(function, writer.body(), not facts.run)]
         if facts.run:
             functions += ["", *facts.run]
-        draws = self._blocks(DRAWS) if facts.draws else []
-        used = set(re.findall(rf"\b{self.name}_(\w+)\(", "\n".join([*functions, *draws])))
+        called = re.findall(rf"\b{self.name}_(\w+)\(", "\n".join(functions))
+        blocks = self._blocks([*called, *facts.choices])
         sizes = facts.sizes | {
             "WEIGHT_BYTES": sum(table.bytes for table in constants.values()),
-            "STATE_BYTES": 4 * sum([node.size for node, _ in self.states] + [*self.buffers.values()]),
+            "STATE_BYTES": 4
+            * sum([node.size for node, _ in self.states] + [*self.buffers.values()]),
             "STACK_BYTES": max(writer.stack_bytes for writer in writers),
         }
         definitions = [table.lines for table in constants.values()]
@@ -223,20 +228,22 @@ class Program:
             f'#include "{facts.header}"',
             "",
             "#include <math.h>",
-            *self._blocks(used - {*DRAWS}),
+            *(line for name, block in blocks.items() if name not in CHOICES for line in block),
             *(line for definition in definitions for line in ["", *definition]),
             "",
             *self._init(),
             *functions,
-            *draws,
+            *(line for name in facts.choices for line in blocks[name]),
         ]
         changed, whole = np.sum([table.rounding for table in constants.values()] or [(0, 0)], 0)
         return CProgram(
-            "\n".join(source) + "\n",
-            self._header(facts, sizes),
-            *(sizes[name] for name in ("WEIGHT_BYTES", "STATE_BYTES", "STACK_BYTES")),
-            sum(writer.operations for writer in writers),
-            float(np.sqrt(changed / whole)) if changed else 0.0,
+            source="\n".join(source) + "\n",
+            header=self._header(facts, sizes),
+            weight_bytes=sizes["WEIGHT_BYTES"],
+            state_bytes=sizes["STATE_BYTES"],
+            stack_bytes=sizes["STACK_BYTES"],
+            operations=sum(writer.operations for writer in writers),
+            weight_error=float(np.sqrt(changed / whole)) if changed else 0.0,
         )
 
     def _definition(self, function: Function, body: Lines, is_public: bool) -> Lines:
@@ -265,35 +272,29 @@ class Program:
         head = f"const char *const {self.name}_{name}[{len(values)}] = {{"
         return [head, *(f"    {quoted(value)}," for value in values), "};"]
 
-    def _blocks(self, names: Iterable[str]) -> Lines:
+    def _blocks(self, names: Iterable[str]) -> dict[str, Lines]:
         """Return functions of functions.c, and those that they call, in the order of that file."""
         text = importlib.resources.files(__package__).joinpath("functions.c").read_text()
+        for op, function in LIBM.items() if self.libm else ():
+            text = re.sub(rf"(?<!static inline float )PREFIX_{op}\(", f"{function}(", text)
         blocks = {}
-        for block in text.split("\n\n")[1:]:
+        for block in text.rstrip().split("\n\n")[1:]:
             (name, *_) = re.findall(r"PREFIX_(\w+)\(", block)
             blocks[name] = block
-        if self.libm:
-            for op, function in LIBM.items():
-                del blocks[op]
-                blocks = {
-                    name: block.replace(f"PREFIX_{op}(", f"{function}(")
-                    for name, block in blocks.items()
-                }
         todo = [name for name in names if name in blocks]
         needed = set()
         while todo:
             name = todo.pop()
             if name not in needed:
                 needed.add(name)
-                todo += [n for n in re.findall(r"PREFIX_(\w+)\(", blocks[name]) if n in blocks]
-        lines: Lines = []
+                todo += re.findall(r"PREFIX_(\w+)\(", blocks[name])
+        words = {"CAPITAL_": f"{self.name.upper()}_", "PREFIX_": f"{self.name}_"}
+        lines: dict[str, Lines] = {}
         for name, block in blocks.items():
-            if name in needed:
-                lines += ["", *block.strip("\n").split("\n")]
-        capital = f"{self.name.upper()}_"
-        return [
-            line.replace("CAPITAL_", capital).replace("PREFIX_", f"{self.name}_") for line in lines
-        ]
+            for word, text in words.items():
+                block = block.replace(word, text)
+            lines |= {name: ["", *block.split("\n")]} if name in needed else {}
+        return lines
 
     def _header(self, facts: Facts, sizes: dict[str, int]) -> str:
         """Return the text of the header."""
@@ -309,7 +310,7 @@ class Program:
             members="\n".join(indented(members or ["char unused;"])),
             texts="".join(texts),
             main=facts.main,
-            draws=DRAWN.format(name=self.name) if facts.draws else "",
+            choices="".join(CHOICES[choice].format(name=self.name) for choice in facts.choices),
         )
 
 

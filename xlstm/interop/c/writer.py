@@ -10,7 +10,7 @@ import numpy as np
 from xlstm.interop.c.arrays import Node, NotWrittenError
 from xlstm.interop.c.kernels import LOADED, Kernel, Store, affine, part_at
 from xlstm.interop.c.memory import Layout, Memory, unique
-from xlstm.interop.c.tables import Table, is_uniform, literal
+from xlstm.interop.c.tables import Table, literal
 from xlstm.interop.common import Host
 from xlstm.tracing.loop_nest import loop_nest
 from xlstm.tracing.writers import ARITHMETIC
@@ -196,10 +196,8 @@ class Writer:
             of_row = matrix.places[..., 0] // matrix.node.shape[-1]
             scale = Memory(f"{table.name}_scale", table.scales.size)
             scaled = around([row], [f"{result} *= {self._at(scale, of_row, [*heads, row])};"])
-        if table is None:
-            source = self.layout.memory[matrix.node]
-        else:
-            source = Memory(table.name, matrix.node.size)
+        in_memory = self.layout.memory.get(matrix.node)
+        source = in_memory or Memory(self.tables[matrix.node].name, matrix.node.size)
         first = np.zeros((*turned.shape[:-1], 1), int) + turned[..., :1]
         start = self._at(source, first, [*heads, column])
         step = affine(turned.reshape(-1, K, R)[0])
@@ -256,9 +254,7 @@ class Writer:
             return self._term(terms, own, part.node, inner)
         args: list[Term] = []
         if node.op not in LOADED and (node in own or node not in self.layout.memory):
-            args = [
-                self._term(terms, own, a.node, a.places.reshape(-1)[places]) for a in node.args
-            ]
+            args = [self._term(terms, own, a.node, a.places.reshape(-1)[places]) for a in node.args]
         terms[key] = term = Term(node, places, args)
         for a in args:
             a.users.append(term)
@@ -271,7 +267,9 @@ class Writer:
         taken = set(self.layout.names) if loops else self.layout.names
         for term in reversed(variables):  # the last one of a line has its name
             term.variable = unique(term.name, taken)
-        self.operations += math.prod(n for _, n in loops) * sum(bool(t.args) for t in terms.values())
+        self.operations += math.prod(n for _, n in loops) * sum(
+            bool(t.args) for t in terms.values()
+        )
         lines = []
         for term in variables:
             kind = "int" if term.node.op in ("less", "less_equal", "and") else "float"
@@ -299,7 +297,9 @@ class Writer:
             text = self._text(a, loops)
             binding = TIGHTEST if a.variable or not a.args else BINDING.get(a.node.op, TIGHTEST)
             binding = BINDING["negative"] if not a.args and text.startswith("-") else binding
-            is_tight = binding > BINDING[op] or (binding == BINDING[op] and k == 0 and op != "where")
+            is_tight = binding > BINDING[op] or (
+                binding == BINDING[op] and k == 0 and op != "where"
+            )
             operands.append(text if is_tight else f"({text})")
         return FORMS[op].format(*operands)
 
