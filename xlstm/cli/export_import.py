@@ -67,7 +67,7 @@ def export(
 
         from xlstm.interop.torch import to_torch
 
-        weights = to_torch(network, params)
+        tensors = to_torch(network, params)
         layer = getattr(network, "recurrent", network)
         about = {
             "format": "pt",
@@ -76,7 +76,7 @@ def export(
         }
         if layer.activations:
             about["activation"] = layer.activations[0]
-        writing.write(path, save(weights, metadata=about))
+        writing.write(path, save(tensors, metadata=about))
     out.print(f"wrote: {path}")
     out.print(f"holds: {network}")
 
