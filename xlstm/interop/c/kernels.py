@@ -166,7 +166,7 @@ class _Planner:
             for k in self.at.get(source, []):
                 beside = source.op not in (*ALONE, "join") and is_whole(source, places)
                 first = max(first, k if beside else k + 1)
-        for k in range(len(self.kernels) - 1, first - 1, -1):
+        for k in range(first, len(self.kernels)):
             kernel = self.kernels[k]
             if kernel.shape == shape and kernel.alone is None:
                 kernel.stores.append(store)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +23,7 @@ FORMS = {**ARITHMETIC, "and": "{} && {}", "where": "{} ? {} : {}"}
 BINDING = {"where": 0, "and": 1, "less": 2, "less_equal": 2, "add": 3, "subtract": 3}
 BINDING |= {"multiply": 4, "divide": 4, "negative": 5}
 TIGHTEST = 6
+LAYER = re.compile(r".*?\b\d+|[^.]*")  # such as blocks.0 in blocks.0.up
 Lines = list[str]
 Loops = Sequence[tuple[str, int]]  # the variable and the size of each, the outer one first
 
@@ -48,6 +51,15 @@ class Term:
             return self.users.count(None) > 1 and self.node.op != "constant"
         (user, *others) = self.users
         return bool(others) or (user is not None and user.node.line != self.node.line)
+
+
+@dataclass
+class Block:
+    """The statements of a layer, and the local memory that they use by name."""
+
+    layer: str | None
+    lines: Lines = field(default_factory=list)
+    memory: dict[str, Memory] = field(default_factory=dict)
 
 
 class Writer:
@@ -82,7 +94,7 @@ class Writer:
         self.names = names
         self.stack_bytes = 0
         self.operations = 0
-        self.touched: dict[str, Memory] = {}  # local memory that the kernel at hand uses
+        self.touched: dict[str, Memory] = {}  # local memory that the block at hand uses
         self.read = {
             node
             for kernel in kernels
@@ -91,28 +103,31 @@ class Writer:
         }
 
     def body(self) -> Lines:
-        """Return the statements of all kernels, in a block for each part of the model."""
-        blocks: list[tuple[str, Lines, dict[str, Memory]]] = []
+        """Return the statements of all kernels, in a block for each layer."""
+        blocks: list[Block] = []
+        part = ""
         for kernel in self.kernels:
-            self.touched = {}
-            section = kernel.stores[0].value.node.section
+            section = kernel.stores[0].value.node.section or "input"
+            layer = LAYER.match(section)
+            if not blocks or blocks[-1].layer != (layer and layer[0]):
+                blocks.append(Block(layer and layer[0]))
+            self.touched = blocks[-1].memory
             lines = self._kernel(kernel)
-            if not blocks or blocks[-1][0] != section:
-                blocks.append((section, [], {}))
-            blocks[-1][1].extend(lines)
-            blocks[-1][2].update(self.touched)
+            blocks[-1].lines += lines if section == part else ["", f"/* {section} */", *lines]
+            part = section
         self.touched = {}
         copies = [line for copy in self.layout.copies for line in self._copy(*copy)]
-        uses = [*(used for *_, used in blocks), self.touched]
-        owners = {
-            memory: [k for k, used in enumerate(uses) if memory.name in used]
-            for memory in {name: m for used in uses for name, m in used.items()}.values()
-        }
-        self.stack_bytes = sum(4 * memory.size for memory in owners)
-        lines = [memory.declaration for memory, at in owners.items() if len(at) > 1]
-        for k, (section, statements, _) in enumerate(blocks):
-            own = [memory.declaration for memory, at in owners.items() if at == [k]]
-            lines += ["", f"/* {section or 'input'} */", "{", *indented(own + statements), "}"]
+        uses = [*(block.memory for block in blocks), self.touched]
+        memory = {name: memory for used in uses for name, memory in used.items()}
+        shared = [name for name in memory if sum(name in used for used in uses) > 1]
+        lines = [memory[name].declaration for name in shared]
+        largest = 0
+        for block in blocks:
+            own = [memory[name] for name in block.memory if name not in shared]
+            largest = max(largest, sum(memory.size for memory in own))
+            declarations = [memory.declaration for memory in own]
+            lines += ["", "{", *indented([*declarations, *block.lines]), "}"]
+        self.stack_bytes = 4 * (largest + sum(memory[name].size for name in shared))
         return lines + copies
 
     def _kernel(self, kernel: Kernel) -> Lines:
