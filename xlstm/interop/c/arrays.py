@@ -58,7 +58,7 @@ class Node:
     line : tuple of (str, int)
         The file and the line of the formula.
     comment : str
-        The numbers of the formula.
+        The file of the formula and its numbers.
     parts : dict of (int, int) to str
         Names of parts, by the first place and the size.
     section : str

@@ -71,8 +71,9 @@ def plan(stores: Sequence[Store]) -> list[Kernel]:
     kept = {node for node in nodes if node.op in ALONE}
     for node in nodes:
         for a in node.args:
-            is_spread = len(np.unique(a.places)) < a.size
-            if a.node.op not in LOADED and (node.op == "product" or is_spread):
+            if a.node.op in LOADED:
+                continue
+            if node.op == "product" or len(np.unique(a.places)) < a.size:
                 kept.add(a.node)
     stores = [part for store in stores if store.value.size for part in _joined(store)]
     while True:
@@ -182,7 +183,9 @@ class _Planner:
     def _note(self, store: Store, k: int) -> None:
         if store.to.op != "input":
             self.at.setdefault(store.to, []).append(k)
-        for node in self._variables(store.value.node, store.is_own):
+        # the last one first: once it is kept, those that it is made of may be needed once
+        variables = self._variables(store.value.node, store.is_own)
+        for node in sorted(variables, key=lambda node: -node.number):
             is_costly = node.op in COSTLY or node in self.results
             if self.computed.setdefault(node, k) != k and is_costly:
                 raise _KeptError(node)

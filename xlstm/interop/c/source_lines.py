@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import re
 import sys
+from pathlib import Path
 from types import FrameType
 
 NAME = re.compile(r"\s*(\w+) [-+*/]?= ")
@@ -19,12 +20,13 @@ Line = tuple[str, int]
 
 def of_formula() -> tuple[str, Line, str]:
     """Return of the formula that is running the variable that its line sets, or "", where it
-    stands, and the numbers in its comment.
+    stands, and its file and the numbers in its comment, such as "lstm (3)".
     """
     line, where = _line()
     name = NAME.match(line)
     numbers = NUMBERS.search(line)
-    return name[1] if name else "", where, numbers[1] if numbers else ""
+    comment = f"{Path(where[0]).stem} {numbers[1]}" if numbers else ""
+    return name[1] if name else "", where, comment
 
 
 def of_part(k: int) -> str:

@@ -11,8 +11,6 @@ from xlstm.interop.c.kernels import Kernel
 from xlstm.interop.c.memory import unique
 from xlstm.interop.common import Host
 
-LINE = 96  # characters of a line of numbers
-
 
 class Table:
     """Constants that become an array of C.
@@ -80,24 +78,19 @@ class Table:
 
 def defined(kind: str, name: str, values: Host) -> list[str]:
     """Return the definition of an array of numbers."""
-    write = str if kind != "float" else literal
-    lines = [f"static const {kind} {name}[{values.size}] = {{"]
-    row = "   "
-    for value in values:
-        text = f" {write(value)},"
-        if len(row) + len(text) > LINE:
-            lines.append(row)
-            row = "   "
-        row += text
-    return [*lines, row, "};"]
+    end = "f," if kind == "float" else ","
+    texts = [f"{text}{end}" for text in values.astype(str).tolist()]
+    width = 16 if kind == "int8_t" else 8
+    rows = (texts[k : k + width] for k in range(0, len(texts), width))
+    head = f"static const {kind} {name}[{values.size}] = {{"
+    return [head, *(f"    {' '.join(row)}" for row in rows), "};"]
 
 
 def literal(value: float) -> str:
-    """Return a float of C with all digits."""
+    """Return a number of float32 with all digits."""
     if np.isinf(value):
         return "-INFINITY" if value < 0 else "INFINITY"
-    text = str(np.float32(value))
-    return f"{text}f" if set(text) & set(".e") else f"{text}.0f"
+    return f"{np.asarray(value, np.float32).astype(str)}f"
 
 
 def tables(kernels: Sequence[Kernel], prefix: str, quantized: bool) -> dict[Node, Table]:

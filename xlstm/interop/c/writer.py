@@ -37,12 +37,8 @@ class Term:
         self.args = args
         self.users: list[Term | None] = []  # a store is None
         self.variable = ""
-
-    @property
-    def name(self) -> str:
-        """The name that the formula has for it."""
-        first = int(self.places.min())
-        return self.node.parts.get((first, self.places.size), self.node.name)
+        # that of the formula
+        self.name = node.parts.get((int(places.min()), places.size), node.name)
 
     @property
     def is_variable(self) -> bool:
@@ -145,8 +141,9 @@ class Writer:
             for store in kernel.stores
         ]
         several = len({id(root) for root in roots}) > 1
-        for root in roots:
+        for store, root in zip(kernel.stores, roots, strict=True):
             root.users += [None, None] if several else [None]
+            root.name = root.name or store.to.name
         lines = self._variables(terms, loops)
         for store, root in zip(kernel.stores, roots, strict=True):
             to = self.layout.memory[store.to]
@@ -215,10 +212,10 @@ class Writer:
         source = in_memory or Memory(self.tables[matrix.node].name, matrix.node.size)
         first = np.zeros((*turned.shape[:-1], 1), int) + turned[..., :1]
         start = self._at(source, first, [*heads, column])
-        step = affine(turned.reshape(-1, K, R)[0])
-        if step is None:
+        place = affine(turned.reshape(-1, K, R)[0])
+        if place is None:
             raise NotWrittenError("to_c: a matrix does not lie in memory at equal distances")
-        down, across = step.steps
+        down, across = place.steps
         lines = around([row], [f"{result} = 0.0f;"])
         whole = K - K % UNROLLED
         for begin, end, n in ((0, whole, UNROLLED), (whole, K, 1)):
@@ -234,7 +231,8 @@ class Writer:
                 weight = weight if kind == "float" else f"(float){weight}"
                 products.append(f"{weight} * x{k}")
             sums = f"{result} += {' + '.join(products)};"
-            head = f"for (int32_t column = {begin}; column < {end}; column += {n}) {{"
+            step = "column++" if n == 1 else f"column += {n}"
+            head = f"for (int32_t column = {begin}; column < {end}; {step}) {{"
             body = [f"const {kind} *const w = &{start};", *values, *around([row], [sums])]
             lines += [head, *indented(body), "}"]
         return around(heads, lines + scaled)
