@@ -335,7 +335,7 @@ class FiledEstimator(Estimator):
         return estimator
 
     def for_export(self, lengths: bool) -> Export:
-        """Return what `interop.onnx.to_onnx` writes beside the network.
+        """Return what files of ONNX and of C have beside the network.
 
         Parameters
         ----------

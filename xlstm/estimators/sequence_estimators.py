@@ -234,8 +234,8 @@ class SequenceEstimator(NetworkEstimator):
         N = self.n_features_in_
         if self.averages_ is not None:
             raise ValueError(
-                f"{type(self).__name__}: missing is 'indicator', expected 'refuse' for a file of ONNX;"
-                " the network alone is to_onnx(estimator.model_, estimator.params_), for prepared(X)"
+                f"{type(self).__name__}: missing is 'indicator', expected 'refuse' for a file that"
+                " others run; it can be of the network alone, model_ with params_, for prepared(X)"
             )
         if lengths and self.table_:
             raise ValueError(

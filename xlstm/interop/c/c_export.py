@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,6 @@ from xlstm.data import writing
 from xlstm.data.writing import AnyPath
 from xlstm.interop.c import arrays
 from xlstm.interop.c.arrays import Array, Weight
-from xlstm.interop.c.memory import WORDS
 from xlstm.interop.c.program import CProgram, Facts, Program
 from xlstm.interop.c.writer import Lines, indented
 from xlstm.interop.common import one_direction
@@ -147,7 +147,8 @@ def to_c(
         layer = layer.model_
     network: Any = LAYER("to_c", "layer", layer)
     network.check({} if params is None else params)
-    hosts = {key: np.asarray(to_numpy(a), np.float32) for key, a in (params or {}).items()}
+    with np.errstate(over="ignore"):
+        hosts = {key: np.asarray(to_numpy(a), np.float32) for key, a in (params or {}).items()}
     for key, host in hosts.items():
         if not np.isfinite(host).all():
             raise ValueError(f"to_c: parameter {key} has numbers that are not finite in float32")
@@ -172,16 +173,17 @@ def to_c(
     if file is not None:
         with writing.foreach(file.with_suffix(".h"), file) as temporary:
             for room, text in zip(temporary, (written.header, written.source), strict=True):
-                room.write_text(text)
+                room.write_bytes(text.encode())
     return written
 
 
 def _check_name(name: str) -> None:
     """Raise ValueError unless a text can begin names of C."""
     checks.text("to_c", "name", name)
-    if not (name.isascii() and name.isidentifier()) or name in WORDS or name.startswith("_"):
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
         raise ValueError(
-            f"to_c: name is {checks.shown(name)}, expected a name of C, of letters, digits and _"
+            f"to_c: name is {checks.shown(name)}, expected a letter of ASCII, and then letters,"
+            " digits and _"
         )
 
 
@@ -248,8 +250,8 @@ def _whole(
 
     y = _y(formula(arrays, run, x))
     name = program.name
-    lines = [f"{name}_init(state);", "steps = steps < {most} ? steps : {most};"]
-    lines[1] = lines[1].format(most=f"{name.upper()}_STEPS")
+    most = f"{name.upper()}_STEPS"
+    lines = [f"{name}_init(state);", f"steps = steps < {most} ? steps : {most};"]
     rows, inputs = "x", x.size
     if taken[0].node is not x.node:
         rows, inputs = program.buffer("rows", steps * taken[0].size), taken[0].size

@@ -12,16 +12,15 @@ import numpy as np
 from xlstm.interop.c.arrays import Node
 from xlstm.interop.c.kernels import Kernel, Store, is_whole
 
-# Words of C and C++, and names that a written function uses by itself.
-RESERVED = """
-    alignas and asm auto bool break case catch char class compl concept const continue default
-    delete do double else enum explicit export extern false final float for friend goto if inline
-    int long mutable namespace new not operator or private protected public register restrict
-    return short signed sizeof static struct switch template this throw true try typedef typeid
-    typename union unsigned using virtual void volatile while xor
-    expf expm1f fabsf logf log1pf sqrtf tanhf state w x y part head row column unit
+KEYWORDS = """
+alignas and asm auto bool break case catch char class compl concept const continue default delete
+do double else enum explicit export extern false final float for friend goto if inline int long
+mutable namespace new not operator or private protected public register restrict return short signed
+sizeof static struct switch template this throw true try typedef typeid typename union unsigned
+using virtual void volatile while xor
 """
-WORDS = frozenset(RESERVED.split())
+# names that a written function has by itself, or calls
+OWN = "expf expm1f fabsf logf log1pf sqrtf tanhf state w x y part head row column unit"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Layout:
         self.kernels = kernels
         self.memory = dict(memory)
         self.copies: list[tuple[Store, Memory]] = []
-        self.names = set(WORDS)
+        self.names = {*KEYWORDS.split(), *OWN.split()}
         for k, kernel in enumerate(kernels):
             for store in kernel.stores:
                 if store.to in memory:

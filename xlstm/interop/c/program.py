@@ -13,7 +13,7 @@ import numpy as np
 from xlstm.arrays.namespace import leaves
 from xlstm.interop.c.arrays import Array, Node
 from xlstm.interop.c.kernels import Store, plan
-from xlstm.interop.c.memory import Layout, Memory
+from xlstm.interop.c.memory import KEYWORDS, Layout, Memory
 from xlstm.interop.c.tables import literal, tables
 from xlstm.interop.c.writer import Lines, Writer, around, indented
 from xlstm.layers.sequence import Leaf, State
@@ -180,6 +180,7 @@ class Program:
 
     def member(self, name: str, leaf: Leaf) -> Array:
         """Return a member of the struct."""
+        name = f"{name}_" if name in KEYWORDS.split() else name
         shape: Any = leaf.dims(1).values()
         node = Node("input", tuple(shape), name=name)
         self.memory[node] = Memory(f"state->{name}", node.size)
