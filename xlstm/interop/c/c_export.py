@@ -36,11 +36,12 @@ KINDS = ("sequence classifier", "sequence regressor", "text model")  # of estima
 WEIGHTS = ("float32", "int8")
 SUFFIX = ".c"
 STEP = """\
-/* Take one step. x is {inputs}; y may not overlap with it. */
+/* Take a step: x is {inputs}, and y gets {capital}_OUTPUTS numbers.
+   Both may not overlap. */
 void {name}_step({arguments});"""
 RUN = """\
-/* Run over a sequence of `steps` steps; those beyond {capital}_STEPS are left out. At each step x
-   is {inputs}. */
+/* Run over a whole sequence; steps beyond {capital}_STEPS are left out. At each step x is
+   {inputs}, and y gets {capital}_OUTPUTS numbers {when}. */
 void {name}_run({arguments});"""
 Formula = Callable[..., dict[str, Array]]  # formula(xp, run, x), around the network
 
@@ -327,18 +328,20 @@ def _facts(
         choices = ["largest", "sample"]
     elif metadata.get("target_kind_") in ('"sequence"', '"step"') and "labels" in texts:
         choices = ["largest"]
-    inputs = "its numbers"
+    name = program.name
+    capital = name.upper()
+    inputs = f"{capital}_INPUTS numbers"
     if network.symbols is not None:
         sizes["SYMBOLS"] = network.symbols
-        inputs = f"a symbol from 0 to {network.symbols - 1}, which nothing checks"
+        inputs = f"a symbol from 0 to {network.symbols - 1} (nothing checks it)"
     if steps is not None:
         sizes["STEPS"] = steps
     text = STEP if steps is None else RUN
-    name = program.name
     main = text.format(
         name=name,
-        capital=name.upper(),
+        capital=capital,
         inputs=inputs,
+        when="at the end" if getattr(network, "last", False) else "at each step",
         arguments=program.arguments(kind_of(x), "steps" if steps else ""),
     )
     return Facts("\n   ".join(about), header, sizes, texts, main, choices, run)
