@@ -96,7 +96,7 @@ def draw(x, labels, answers, classes, page):
     below.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)
-    few_colours = Image.open(drawn).convert("RGB").quantize(32)  # a quarter of the bytes
+    few_colours = Image.open(drawn).convert("RGB").quantize(64)  # a third of the bytes
     few_colours.save(HERE / "_static" / "gestures.png", optimize=True)
 
 
