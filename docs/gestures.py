@@ -92,8 +92,8 @@ def draw(x, labels, answers, classes, page):
         above.annotate(labels[start], ((first + last) / 2, 2.2), ha="center")
     above.set(ylabel="acceleration (g)", ylim=(-1.2, 2.6))
     below.set(xlabel="seconds", ylabel="probability")
-    above.legend(frameon=False, ncols=3, loc="lower right")
-    below.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    for axes in (above, below):
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)
     few_colours = Image.open(drawn).convert("RGB").quantize(64)  # a third of the bytes
