@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -29,6 +30,7 @@ PAGES = [
     *(p for p in sorted(DOCS.rglob("*.md")) if not {*NOT_HERE} & {*p.parts}),
 ]
 PROSE = [*PAGES, ROOT / "CONTRIBUTING.md"]
+DEVICE = DOCS / "on-a-device.md"
 REFERENCE = [page for page in PAGES if page.parent.name == "reference" and blocks(page, "pycon")]
 GPU = "# needs a GPU"
 COMMANDS = typer.main.get_command(app)
@@ -130,6 +132,45 @@ def run(folder, *command):
         text=True,
         check=False,
     )
+
+
+ARDUINO = """
+#include <stdint.h>
+struct Port {
+    void begin(long);
+    void println(const char *);
+};
+extern Port Serial;
+uint32_t micros();
+"""
+COMPILERS = {
+    "g++": [],
+    "arm-none-eabi-g++": ["-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"],
+    "avr-g++": ["-mmcu=atmega2560"],
+}
+
+
+def test_programs_for_a_device_compile_and_are_what_is_written(tmp_path):
+    page = re.sub(r"epochs=\d+", "epochs=1", "\n".join(blocks(DEVICE)))
+    (tmp_path / "page.py").write_text(page, encoding="utf-8")
+    result = run(tmp_path, "page.py")
+    assert result.returncode == 0, result.stderr
+    written = [(tmp_path / f"gesture.{kind}").read_text().splitlines() for kind in "hc"]
+    for text, block in zip(written, blocks(DEVICE, "c"), strict=True):
+        assert not set(block.splitlines()) - set(text)
+    (tmp_path / "Arduino.h").write_text(ARDUINO)
+    sketches = []
+    for k, sketch in enumerate(blocks(DEVICE, "cpp")):
+        sketches.append(f"sketch_{k}.cpp")
+        (tmp_path / sketches[-1]).write_text(sketch)
+    compilers = [name for name in COMPILERS if shutil.which(name)]
+    if not compilers:
+        pytest.skip("there is no compiler")
+    for name in compilers:
+        strict = ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror", "-I."]
+        command = [name, *COMPILERS[name], *strict, "-c", *sketches, "-x", "c++", "gesture.c"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("page", REFERENCE, ids=names(REFERENCE))
