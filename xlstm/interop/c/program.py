@@ -303,6 +303,7 @@ class Program:
         arrays = {node.name: node.size for node, _ in self.states} | self.buffers
         members = [f"float {name}[{size}];" for name, size in arrays.items()]
         texts = [f"extern const char *const {self.name}_{text}[];\n" for text in facts.texts]
+        texts += ["\n"] if texts else []
         return HEADER.format(
             about=facts.about,
             name=self.name,
