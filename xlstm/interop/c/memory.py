@@ -20,7 +20,10 @@ sizeof static struct switch template this throw true try typedef typeid typename
 using virtual void volatile while xor
 """
 # names that a written function has by itself, or calls
-OWN = "expf expm1f fabsf logf log1pf sqrtf tanhf state w x y part head row column unit"
+OWN = """
+expf expm1f fabsf logf log1pf sqrtf tanhf state w x y x0 x1 x2 x3 x4 x5 x6 x7 part head row column
+unit
+"""
 
 
 @dataclass(frozen=True)
