@@ -20,6 +20,7 @@ RESERVED = """
     return short signed sizeof static struct switch template this throw true try typedef typeid
     typename union unsigned using virtual void volatile while xor
     expf expm1f fabsf logf log1pf sqrtf tanhf state w x y part head row column unit
+    x0 x1 x2 x3 x4 x5 x6 x7
 """
 WORDS = frozenset(RESERVED.split())
 
