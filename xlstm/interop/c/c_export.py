@@ -319,7 +319,8 @@ def _facts(
     elif "vocabulary" in metadata and "classes_" in metadata:  # number 0 is that of all others
         texts["symbols"] = ["", *map(str, json.loads(metadata["vocabulary"]))]
     y = program.functions[-1].stores[-1].value
-    sizes = {"INPUTS": x.size, "OUTPUTS": y.size}
+    # the last function of a layer in both directions computes the part of one of them
+    sizes = {"INPUTS": x.size, "OUTPUTS": y.size if steps is None else network.output_size}
     choices = []
     if isinstance(network, xLSTMLanguageModel):
         choices = ["largest", "sample"]
