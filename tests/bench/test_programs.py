@@ -46,6 +46,7 @@ def sizes(monkeypatch, name, **values):
     [
         ("training_step", {}),
         ("step", {}),
+        ("c_step", {"D": 3, "H": 4}),
         ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
         ("memory", {"SIZES": [], "LARGE": (3, 2, 4, 5)}),
         ("second_derivatives", {"CASES": [Case("gru", 3, 2, 4, 5), Case("xlstm", 3, 2, 4, 4)]}),

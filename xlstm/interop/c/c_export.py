@@ -93,8 +93,8 @@ def to_c(
         The numbers of matrices. With "int8" each row is rounded to 255 levels and has a scale;
         the state and all sums stay float32.
     libm : bool
-        Whether expf, tanhf and the like of math.h are called. Otherwise the program has its own,
-        which are off by up to 2.5 units in the last place.
+        Whether expf, logf and the like of math.h are called. Otherwise the program has its own,
+        which are off by up to 2.5 units in the last place. It always has its own tanh.
     steps : int, optional
         The largest number of steps of a sequence, for a layer that goes in reverse.
 
