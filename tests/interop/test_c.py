@@ -360,6 +360,21 @@ def test_text_models_generate(tmp_path):
     assert np.all(gaps <= 4 * np.sqrt(n * p * (1 - p)))
 
 
+def test_int8_changes_little(tmp_path, rng):
+    """To first order y changes by the share that rounding changes in the weights, times how much
+    gates and states amplify it, which in a new LSTM is less than ten.
+    """
+    lstm = xlstm.LSTM(8, 32)
+    params = lstm.init(backend="numpy")
+    program = to_c(lstm, params, tmp_path / "model.c", weights="int8")
+    x = rng.standard_normal((T, 1, 8)).astype("f4")
+    (y,) = run_all(tmp_path, {"model": (x, T * 32)})
+    change = largest(y - in_numpy(lstm, params, x)) / largest(y)
+    assert program.weight_error < 0.005
+    assert 0 < change < 10 * program.weight_error
+    assert program.weight_bytes < 0.33 * to_c(lstm, params).weight_bytes
+
+
 LSTM = xlstm.LSTM(2, 3)
 PARAMS = LSTM.init(backend="numpy")
 BACK = xlstm.GRU(2, 3, reverse=True)
