@@ -22,12 +22,14 @@ from tests.cli.commands import (
     trainer,
     write_files,
 )
+from xlstm import models
 from xlstm.cli import sources
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
 from xlstm.data.series import bundled
 from xlstm.data.table import opened, write_table
 from xlstm.estimators import Forecaster, TextModel
+from xlstm.interop.c import to_c
 from xlstm.plots import figures
 
 PICTURES = {"forecast.png"} if figures.available() else set()
@@ -264,6 +266,29 @@ def test_series_targets_and_covariates(run, shops):
         ),
     ):
         assert words in run(*args, code=2).stderr
+
+
+def test_export_to_c(run, tmp_path):
+    """Files are those of `to_c`, and the numbers that are printed are those of the program."""
+    layer = xlstm.LSTM(2, 3)
+    params = layer.init(backend="numpy")
+    models.save(tmp_path / "m.safetensors", layer, params)
+    printed = run("export m.safetensors --to c --weights int8 --no-libm --name lstm").stdout
+    options = {"weights": "int8", "libm": False, "name": "lstm"}
+    program = to_c(layer, params, tmp_path / "m2.c", **options)
+    assert (tmp_path / "m.h").read_text() == program.header
+    assert (tmp_path / "m.c").read_text() == program.source.replace("m2.h", "m.h")
+    for line in (
+        "header: m.h",
+        f"weights: {program.weight_bytes} bytes of flash memory (int8)",
+        f"rounding: {program.weight_error:.2%} of the weights",
+        f"memory: {program.state_bytes} bytes of state, {program.stack_bytes} of the stack",
+        f"operations: {program.operations} a step",
+        "wrote: m.c",
+    ):
+        assert line in printed
+    for command in ("--name lstm", "--weights int8", "--no-libm", "--steps 3"):
+        assert "expected --to c beside it" in run(f"export m.safetensors {command}", code=2).stderr
 
 
 # Texts, and sequences with labels

@@ -162,8 +162,13 @@ def to_c(
     p = {key: Weight.of(key, host) for key, host in hosts.items()}
     shape = (1, 1) if network.symbols is not None else (1, 1, network.input_size)
     if signature:  # of an estimator; a row of a table has its steps side by side
-        ((dims, _),) = signature.values()
+        ((dims, kind),) = signature.values()
         shape = (1, 1, *dims[2:])
+        if len(dims) == len("NT") and kind is np.float64:
+            raise ValueError(
+                "to_c: the estimator is fitted with a table, whose steps have a scaling each, expected"
+                " sequences (N, T, D)"
+            )
     x = program.input(shape, is_token=network.symbols is not None)
     with run_by(OneStep(arrays)):
         write = _step if steps is None else functools.partial(_whole, steps=steps)

@@ -13,7 +13,13 @@ NUMBERS = re.compile(r"# *(\(\d+\)(?:[ ,]*\(\d+\))*)")
 # a line such as `i, f = z[0, ...], z[1, ...]`
 PARTS = re.compile(r"\s*(\w+(?:, \w+)*) = \w+\[[^]]*\](?:, \w+\[[^]]*\])*\s*(?:#.*)?$")
 # Functions that formulas call; a name that a formula gives its result says more.
-BELOW = ("xlstm.arrays.", "xlstm.cells.activations", "xlstm.interop.c.", "numpy")
+BELOW = (
+    "xlstm.arrays.",
+    "xlstm.cells.activations",
+    "xlstm.interop.c.arrays",
+    "xlstm.interop.c.source_lines",
+    "numpy",
+)
 
 Line = tuple[str, int]
 
