@@ -82,7 +82,8 @@ LEFT_OUT = [
 # Tests that start several processes, each of which needs a core: they run one by one, in a session
 # of their own.
 RANKS = ["tests/distributed"]
-APART = [f"--ignore={path}" for path in RANKS]
+ARM = ["tests/arm"]  # they need a cross compiler and an emulator
+APART = [f"--ignore={path}" for path in (*RANKS, *ARM)]
 # NVRTC takes half a second for a kernel, so that CI has each value of a parameter in one.
 NVRTC = ["tests/engines/cuda/test_kernels.py"]
 OTHER_TESTS = [*APART, *(f"--ignore={path}" for path in [*COMPILING, *NVRTC])]
@@ -106,6 +107,7 @@ nox.options.sessions = [
     *PYTHONS,
     "lowest",
     "distributed",
+    "arm",
     "build",
     "types",
     "lint",
@@ -185,12 +187,31 @@ def distributed(session: nox.Session) -> None:
 
 
 @nox.session
+def arm(session: nox.Session) -> None:
+    """Models as C on an emulated Cortex-M4, where the compiler and the emulator are there."""
+    packages = ["gcc-arm-none-eabi", "libnewlib-arm-none-eabi", "qemu-user", "clang"]
+    packages_in_ci(session, "arm-none-eabi-gcc", *packages)
+    session.install("--no-compile", "-e", ".[cli]", *group("test"))
+    environment = {**NUMPY, "XLSTM_TEST_REQUIRE": "arm" if os.environ.get("CI") else ""}
+    run_each(session, [(pytest(session, "--cover", "1", *(session.posargs or ARM)), environment)])
+
+
+@nox.session
 def full(session: nox.Session) -> None:
     """Every case of every test but those of `distributed`, and programs of bench from beginning to
     end.
     """
     install_all(session, "jax", "bench")
     run_each(session, every_test(session, covered=False))
+
+
+def packages_in_ci(session: nox.Session, command: str, *packages: str) -> None:
+    """Install packages of Debian on a machine of CI that lacks a command; elsewhere users do."""
+    is_able = os.environ.get("CI") and shutil.which("apt-get") and os.geteuid() == 0
+    if is_able and not shutil.which(command):
+        install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages]
+        session.run("apt-get", "update", "-q", external=True)
+        session.run(*install, external=True)
 
 
 def install_all(session: nox.Session, *others: str) -> None:
@@ -310,7 +331,7 @@ def on_another_version(
     """The tests that another version of Python or of a package may fail, or those that nox is
     called with.
     """
-    ignored = [f"--ignore={path}" for path in (*RANKS, *LEFT_OUT, *without)]
+    ignored = [f"--ignore={path}" for path in (*RANKS, *ARM, *LEFT_OUT, *without)]
     left_out = [*(f"--deselect={test}" for test in NUMBERS), *ignored]
     return [(pytest(session, *arguments, "--cover", "0", *(session.posargs or left_out)), NUMPY)]
 
@@ -405,16 +426,7 @@ def docs(session: nox.Session) -> None:
         "docs/_build/html",
         env=environment,
     )
-    if (
-        os.environ.get("CI")
-        and not shutil.which("chromium")
-        and shutil.which("apt-get")
-        and os.geteuid() == 0
-    ):
-        session.run("apt-get", "update", "-q", external=True)
-        session.run(
-            "apt-get", "install", "-q", "-y", "--no-install-recommends", "chromium", external=True
-        )
+    packages_in_ci(session, "chromium", "chromium")
     session.run("python", "docs/check_site.py", "docs/_build/html")
 
 

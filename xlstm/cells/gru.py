@@ -54,11 +54,12 @@ class Cell(cell.Cell):
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, Saved]:
         """Run one step: return h (H, B), from zx and zh (3, H, B) and h0 (H, B)."""
         zg = zx[:2, ...] + zh[:2, ...]  # (1) pre-activations
-        s = self._activate(xp, 0, zg)
-        m = zh[2, ...]  # (1) z, r
-        zn = zx[2, ...] + s[1, ...] * m  # (2) pre-activation
+        s = self._activate(xp, 0, zg)  # (1)
+        z, r = s[0, ...], s[1, ...]
+        m = zh[2, ...]
+        zn = zx[2, ...] + r * m  # (2) pre-activation
         n = self._activate(xp, 1, zn)  # (2)
-        h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
+        h = n + z * (h0 - n)  # (3) h = (1 - z) n + z h0
         return h, Saved(s, n, h0, m, self._kept(zg), self._kept(zn))
 
     def derivatives(self, xp: Namespace, saved: Saved) -> Local:

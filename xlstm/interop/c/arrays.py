@@ -195,7 +195,9 @@ def noted(x: Any) -> Array:
     if root.node is None:
         if not root.flags.c_contiguous:
             return noted(Weight.of(x.name, x))
-        root.node = Node("constant", root.shape, values=np.asarray(root), name=root.name or "constant")
+        root.node = Node(
+            "constant", root.shape, values=np.asarray(root), name=root.name or "constant"
+        )
     whole: Array = root.node.array()
     if x is root:
         return whole

@@ -36,12 +36,13 @@ KINDS = ("sequence classifier", "sequence regressor", "text model")  # of estima
 WEIGHTS = ("float32", "int8")
 SUFFIX = ".c"
 STEP = """\
-/* Take a step: x is {inputs}, and y gets {capital}_OUTPUTS numbers.
-   Both may not overlap. */
+/* Take a step. x has {inputs}, and y gets {capital}_OUTPUTS numbers:
+   {outputs}. x and y must not overlap. */
 void {name}_step({arguments});"""
 RUN = """\
-/* Run over a whole sequence; steps beyond {capital}_STEPS are left out. At each step x is
-   {inputs}, and y gets {capital}_OUTPUTS numbers {when}. */
+/* Run over a whole sequence, of which steps beyond {capital}_STEPS are left out. For each step x has
+   {inputs}, one step after the other. {when} y gets {capital}_OUTPUTS numbers:
+   {outputs}. x and y must not overlap. */
 void {name}_run({arguments});"""
 Formula = Callable[..., dict[str, Array]]  # formula(xp, run, x), around the network
 
@@ -174,7 +175,7 @@ def to_c(
         write = _step if steps is None else functools.partial(_whole, steps=steps)
         run = write(program, network, p, x, formula or _alone)
     header = f"{name if file is None else file.stem}.h"
-    facts = _facts(program, network, hosts, metadata, header, x, steps, run)
+    facts = _facts(program, network, hosts, metadata, header, x, steps, weights, run)
     written = program.text(facts, weights == "int8")
     if file is not None:
         with writing.foreach(file.with_suffix(".h"), file) as temporary:
@@ -308,6 +309,7 @@ def _facts(
     header: str,
     x: Array,
     steps: int | None,
+    weights: str,
     run: Lines,
 ) -> Facts:
     """Return what the files say about the model."""
@@ -317,7 +319,7 @@ def _facts(
     about = [
         f"{program.name}: a {metadata.get('kind', 'network')}, written by xlstm",
         f"{network}".replace("*/", "* /"),
-        f"SHA-256 of its weights: {digest.hexdigest()}",
+        f"weights: {weights}, of which SHA-256 is {digest.hexdigest()}",
     ]
     texts: dict[str, list[str]] = {}
     if "classes_" in metadata:
@@ -339,7 +341,14 @@ def _facts(
     inputs = f"{capital}_INPUTS numbers"
     if network.symbols is not None:
         sizes["SYMBOLS"] = network.symbols
-        inputs = f"a symbol from 0 to {network.symbols - 1} (nothing checks it)"
+        inputs = f"a symbol from 0 to {network.symbols - 1}, which nothing checks"
+    outputs = "those of the network"
+    if "labels" in texts:
+        outputs = f"the probabilities of {name}_labels"
+    elif choices:
+        outputs = "scores before the softmax"
+    elif metadata:
+        outputs = "predictions in the units of the training data"
     if steps is not None:
         sizes["STEPS"] = steps
     text = STEP if steps is None else RUN
@@ -347,7 +356,8 @@ def _facts(
         name=name,
         capital=capital,
         inputs=inputs,
-        when="at the end" if getattr(network, "last", False) else "at each step",
+        outputs=outputs,
+        when="After the last" if getattr(network, "last", False) else "For each step",
         arguments=program.arguments(kind_of(x), "steps" if steps else ""),
     )
     return Facts("\n   ".join(about), header, sizes, texts, main, choices, run)

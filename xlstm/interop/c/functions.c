@@ -1,5 +1,5 @@
-/* Functions of which a written program has those that it uses; PREFIX_ stands for its name. A block
-   ends before an empty line. */
+/* Functions for programs, each of which has those that it calls; PREFIX_ stands for its name. A
+   block ends before an empty line. */
 
 /* The larger number; NaN where one is NaN. */
 static inline float PREFIX_max(float a, float b)
@@ -33,8 +33,11 @@ static inline float PREFIX_power(int32_t n)
 /* exp(x) by 2^n exp(r) with |r| < 0.35, and the polynomial of Cephes (Moshier) for exp(r). */
 static inline float PREFIX_exp(float x)
 {
-    if (x != x || x > 89.0f) {
-        return x != x ? x : INFINITY;
+    if (x != x) {
+        return x;
+    }
+    if (x > 89.0f) {
+        return INFINITY;
     }
     if (x < -104.0f) {
         return 0.0f;
@@ -80,7 +83,7 @@ static inline float PREFIX_log(float x)
         uint32_t bits;
     } number;
     int32_t n = 0;
-    if (x < 1.17549435e-38f) { /* which has no exponent of its own */
+    if (x < 1.17549435e-38f) { /* subnormal */
         x *= 8388608.0f;
         n = -23;
     }
@@ -107,7 +110,7 @@ static inline float PREFIX_log(float x)
     return (m + low) + 0.693359375f * (float)n;
 }
 
-/* log(1 + x), whose digits the rounding of 1 + x does not cost (Kahan). */
+/* log(1 + x), accurate for small x (Kahan). */
 static inline float PREFIX_log1p(float x)
 {
     const float u = 1.0f + x;
@@ -117,7 +120,7 @@ static inline float PREFIX_log1p(float x)
     return u > 0.0f ? PREFIX_log(u) * (x / (u - 1.0f)) : PREFIX_log(u);
 }
 
-/* exp(x) - 1, whose digits the rounding of exp(x) does not cost (Kahan). */
+/* exp(x) - 1, accurate for small x (Kahan). */
 static inline float PREFIX_expm1(float x)
 {
     const float u = PREFIX_exp(x);
@@ -133,20 +136,20 @@ static inline float PREFIX_sqrt(float x)
     if (!(x > 0.0f) || x == INFINITY) {
         return x < 0.0f ? NAN : x;
     }
-    if (x < 1.17549435e-38f) { /* which has no exponent of its own */
-        return PREFIX_sqrt(x * 16777216.0f) * 2.44140625e-4f;
-    }
+    const int32_t is_subnormal = x < 1.17549435e-38f;
     union {
         float value;
         uint32_t bits;
     } number;
-    number.value = x;
+    number.value = is_subnormal ? x * 16777216.0f : x;
+    const float scaled = number.value;
     number.bits = (number.bits >> 1) + 0x1fbd1df5u;
     float y = number.value;
-    y = 0.5f * (y + x / y);
-    y = 0.5f * (y + x / y);
-    y = 0.5f * (y + x / y);
-    return 0.5f * (y + x / y);
+    y = 0.5f * (y + scaled / y);
+    y = 0.5f * (y + scaled / y);
+    y = 0.5f * (y + scaled / y);
+    y = 0.5f * (y + scaled / y);
+    return is_subnormal ? y * 2.44140625e-4f : y;
 }
 
 /* Return the number of the largest output. */
@@ -161,21 +164,26 @@ int32_t PREFIX_largest(const float *y)
     return best;
 }
 
-/* Draw a symbol by its probability, that of y / temperature; `random` is the state of a generator
-   (xorshift32, Marsaglia 2003), at first any number but 0. */
+/* Draw a symbol from softmax(y / temperature), or take the largest where the temperature is 0. */
 int32_t PREFIX_sample(const float *y, float temperature, uint32_t *random)
 {
-    const float most = y[PREFIX_largest(y)];
+    const int32_t largest = PREFIX_largest(y);
+    if (!(temperature > 0.0f)) {
+        return largest;
+    }
     float total = 0.0f;
     for (int32_t k = 0; k < CAPITAL_OUTPUTS; k++) {
-        total += PREFIX_exp((y[k] - most) / temperature);
+        total += PREFIX_exp((y[k] - y[largest]) / temperature);
     }
-    *random ^= *random << 13;
-    *random ^= *random >> 17;
-    *random ^= *random << 5;
-    float left = total * ((float)(*random >> 8) * 5.96046448e-8f);
+    /* xorshift32 (Marsaglia 2003), multiplied so that small seeds give numbers of all sizes */
+    uint32_t bits = *random == 0u ? 1u : *random;
+    bits ^= bits << 13;
+    bits ^= bits >> 17;
+    bits ^= bits << 5;
+    *random = bits;
+    float left = total * ((float)((bits * 2654435769u) >> 8) * 5.96046448e-8f);
     for (int32_t k = 0; k < CAPITAL_OUTPUTS - 1; k++) {
-        left -= PREFIX_exp((y[k] - most) / temperature);
+        left -= PREFIX_exp((y[k] - y[largest]) / temperature);
         if (left < 0.0f) {
             return k;
         }

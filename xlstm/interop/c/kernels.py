@@ -190,16 +190,16 @@ class _Planner:
             if self.computed.setdefault(node, k) != k and is_costly:
                 raise _KeptError(node)
 
-    def _variables(self, node: Node, is_root: bool = False) -> list[Node]:
-        """Return the nodes that are variables where a node is computed, the last ones first."""
+    def _variables(self, node: Node, is_root: bool = False) -> set[Node]:
+        """Return the nodes that are variables where a node is computed."""
         todo = [a.node for a in node.args] if is_root else [node]
-        variables: dict[Node, None] = {}  # in an order that is the same in every run
+        variables = set()
         while todo:
             node = todo.pop()
             if node not in self.kept and node.op not in LOADED and node not in variables:
-                variables[node] = None
+                variables.add(node)
                 todo += [a.node for a in node.args]
-        return list(variables)
+        return variables
 
     def _loads(self, *values: tuple[Node, Host]) -> list[tuple[Node, Host]]:
         """Return what has to be read for the numbers of nodes at places."""

@@ -21,7 +21,7 @@ using virtual void volatile while xor
 """
 # names that a written function has by itself, or calls
 OWN = """
-expf expm1f fabsf logf log1pf sqrtf tanhf state w x y x0 x1 x2 x3 x4 x5 x6 x7 part head row column
+INFINITY NAN expf expm1f fabsf logf log1pf sqrtf tanhf state w x y x0 x1 x2 x3 x4 x5 x6 x7 part head row column
 unit
 """
 

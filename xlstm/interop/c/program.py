@@ -23,6 +23,15 @@ from xlstm.layers.sequence import Leaf, State
 LIBM = {"abs": "fabsf"} | {name: f"{name}f" for name in ("exp", "expm1", "log", "log1p", "sqrt")}
 # tanhf of glibc takes twice as long
 OURS = {"maximum": "max", "minimum": "min", "tanh": "tanh"}
+MEANINGS = {
+    "INPUTS": "numbers of x",
+    "OUTPUTS": "numbers of y",
+    "SYMBOLS": "numbers from 0 that x may be",
+    "STEPS": "most steps of a sequence",
+    "WEIGHT_BYTES": "of constants",
+    "STATE_BYTES": "of the struct below",
+    "STACK_BYTES": "of local arrays; registers and calls come on top",
+}
 # functions of y that users call, by name
 CHOICES = {
     "largest": """
@@ -30,7 +39,8 @@ CHOICES = {
 int32_t {name}_largest(const float *y);
 """,
     "sample": """
-/* Draw a symbol by its probability, that of y / temperature; *random is any number but 0 at first. */
+/* Draw a symbol from softmax(y / temperature), or take the largest where the temperature is 0.
+   *random is the state of the random numbers, and any number at first. */
 int32_t {name}_sample(const float *y, float temperature, uint32_t *random);
 """,
 }
@@ -119,7 +129,7 @@ extern "C" {{
 
 {sizes}
 
-/* The memory of one sequence. */
+/* The memory of one sequence; its members are for the functions below alone. */
 typedef struct {{
 {members}
 }} {name}_state;
@@ -302,13 +312,18 @@ class Program:
         capital = self.name.upper()
         arrays = {node.name: node.size for node, _ in self.states} | self.buffers
         members = [f"float {name}[{size}];" for name, size in arrays.items()]
-        texts = [f"extern const char *const {self.name}_{text}[];\n" for text in facts.texts]
+        texts = [
+            f"extern const char *const {self.name}_{text}[{len(values)}];\n"
+            for text, values in facts.texts.items()
+        ]
         texts += ["\n"] if texts else []
         return HEADER.format(
             about=facts.about,
             name=self.name,
             capital=capital,
-            sizes="\n".join(f"#define {capital}_{size} {n}" for size, n in sizes.items()),
+            sizes="\n".join(
+                f"#define {capital}_{size} {n} /* {MEANINGS[size]} */" for size, n in sizes.items()
+            ),
             members="\n".join(indented(members or ["char unused;"])),
             texts="".join(texts),
             main=facts.main,

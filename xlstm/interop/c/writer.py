@@ -91,6 +91,7 @@ class Writer:
         self.stack_bytes = 0
         self.operations = 0
         self.touched: dict[str, Memory] = {}  # local memory that the block at hand uses
+
         self.read = {
             node
             for kernel in kernels
@@ -109,7 +110,8 @@ class Writer:
                 blocks.append(Block(layer and layer[0]))
             self.touched = blocks[-1].memory
             lines = self._kernel(kernel)
-            blocks[-1].lines += lines if section == part else ["", f"/* {section} */", *lines]
+            title = f"/* {f'layer {section}' if section.isdecimal() else section} */"
+            blocks[-1].lines += lines if section == part else ["", title, *lines]
             part = section
         self.touched = {}
         copies = [line for copy in self.layout.copies for line in self._copy(*copy)]
