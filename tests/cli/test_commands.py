@@ -279,16 +279,16 @@ def test_export_to_c(run, tmp_path):
     assert (tmp_path / "m.h").read_text() == program.header
     assert (tmp_path / "m.c").read_text() == program.source.replace("m2.h", "m.h")
     for line in (
-        "header: m.h",
-        f"weights: {program.weight_bytes} bytes of flash memory (int8)",
+        "wrote: m.h",
+        f"flash: {program.weight_bytes} bytes of constants (int8)",
         f"rounding: {program.weight_error:.2%} of the weights",
-        f"memory: {program.state_bytes} bytes of state, {program.stack_bytes} of the stack",
+        f"RAM: {program.state_bytes} bytes of state, {program.stack_bytes} of local arrays",
         f"operations: {program.operations} a step",
         "wrote: m.c",
     ):
         assert line in printed
     for command in ("--name lstm", "--weights int8", "--no-libm", "--steps 3"):
-        assert "expected --to c beside it" in run(f"export m.safetensors {command}", code=2).stderr
+        assert "is for --to c" in run(f"export m.safetensors {command}", code=2).stderr
 
 
 # Texts, and sequences with labels

@@ -384,11 +384,11 @@ REFUSED = [
     ({"name": "_model"}, ValueError, "name is '_model', expected a letter of ASCII"),
     ({"weights": "int4"}, ValueError, "weights is 'int4', expected one of float32, int8"),
     ({"libm": 1}, TypeError, "libm is 1, expected True or False"),
-    ({"steps": 5}, ValueError, "steps is 5, expected None for a layer that goes forward in time"),
+    ({"steps": 5}, ValueError, "steps is 5, expected None, as the layer goes forward in time"),
     (
         {"layer": BACK, "params": BACK.init(backend="numpy")},
         ValueError,
-        "steps is None, expected the largest number of steps, as the layer goes in reverse",
+        "steps is None, expected the length of the longest sequence, as the layer goes in reverse",
     ),
     ({"layer": "model.c"}, TypeError, "layer is 'model.c', expected a layer or a model"),
     ({"layer": Forecaster(), "params": None}, ValueError, "layer is a Forecaster, expected a"),

@@ -32,9 +32,9 @@ def export(
     history: Annotated[
         int | None, Option(help="Values that the ONNX file of a forecaster looks at.")
     ] = None,
-    name: Annotated[str, Option(help="C: what all names of the program begin with.")] = "model",
+    name: Annotated[str, Option(help="C: the prefix of all names.")] = "model",
     weights: Annotated[str, Option(help="C: float32, or int8 for matrices.")] = "float32",
-    libm: Annotated[bool, Option(help="C: call math.h, or have functions of its own.")] = True,
+    libm: Annotated[bool, Option(help="C: call functions of math.h.")] = True,
     steps: Annotated[
         int | None, Option(help="C: most steps of a sequence, for a layer that goes in reverse.")
     ] = None,
@@ -51,7 +51,8 @@ def export(
     options = {"name": name, "weights": weights, "libm": libm, "steps": steps}
     for option, value in options.items():
         if to != "c" and value != C_OPTIONS[option]:
-            raise ValueError(f"export: --{option} is {value}, expected --to c beside it, not {to}")
+            flag = "no-libm" if option == "libm" else option
+            raise ValueError(f"export: --{flag} is for --to c, expected none beside --to {to}")
     if to == "c":
         _export_c(estimator or network, None if estimator else params, path, options)
     elif to == "onnx":
@@ -86,12 +87,12 @@ def _export_c(model: Any, params: Params | None, path: Path, options: dict[str, 
     from xlstm.interop.c import to_c
 
     program = to_c(model, params, path, **options)
-    out.print(f"header: {path.with_suffix('.h')}")
-    out.print(f"weights: {program.weight_bytes:,} bytes of flash memory ({options['weights']})")
+    out.print(f"wrote: {path.with_suffix('.h')}")
+    out.print(f"flash: {program.weight_bytes:,} bytes of constants ({options['weights']})")
     if program.weight_error:
         out.print(f"rounding: {program.weight_error:.2%} of the weights, root mean square")
     out.print(
-        f"memory: {program.state_bytes:,} bytes of state, {program.stack_bytes:,} of the stack"
+        f"RAM: {program.state_bytes:,} bytes of state, {program.stack_bytes:,} of local arrays"
     )
     out.print(f"operations: {program.operations:,} a step")
 

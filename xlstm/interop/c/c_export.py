@@ -59,8 +59,8 @@ def to_c(
 ) -> CProgram:
     """Write a layer, a model or an estimator as C99 for a device, such as a microcontroller.
 
-    The program computes in float32 what `layer.step` does for one sequence (B = 1), without memory
-    from the heap, files, or variables of its own: its state is a struct that the caller has.
+    The program computes in float32 what `layer.step` does for one sequence (B = 1). It uses no heap,
+    no files and no global variables: its state is a struct that the caller has.
     Everything in it begins with `name`, here "model":
 
     - `model_init(&state)` prepares for the first step of a sequence;
@@ -72,10 +72,10 @@ def to_c(
       classifier, and `model_sample(y, temperature, &random)` draws a symbol;
     - `model_symbols` and `model_labels` are texts by these numbers.
 
-    The header has the sizes of all this. Masks of dropout are not there; zoneout takes its
-    expectation. A classifier and a regressor are written with their scaling, and a classifier
-    returns probabilities. One that predicts once has the prediction for the steps so far after each
-    step.
+    The header has the sizes of all this. There is no dropout, and zoneout takes its expectation. A
+    classifier and a regressor are written with their scaling, and a classifier returns
+    probabilities. One that predicts once has, after each step, the prediction for all steps so far.
+    One of tables takes their columns one after the other.
 
     Parameters
     ----------
@@ -155,10 +155,10 @@ def to_c(
         if not np.isfinite(host).all():
             raise ValueError(f"to_c: parameter {key} has numbers that are not finite in float32")
     if (steps is None) is ("reverse." in getattr(network, "directions", ())):
-        expected = "None for a layer that goes forward in time, one step after the other"
+        problem = "expected None, as the layer goes forward in time and takes a step at a time"
         if steps is None:
-            expected = "the largest number of steps, as the layer goes in reverse, too"
-        raise ValueError(f"to_c: steps is {steps}, expected {expected}")
+            problem = "expected the length of the longest sequence, as the layer goes in reverse"
+        raise ValueError(f"to_c: steps is {steps}, {problem}")
     program = Program(name, libm)
     p = {key: Weight.of(key, host) for key, host in hosts.items()}
     shape = (1, 1) if network.symbols is not None else (1, 1, network.input_size)
