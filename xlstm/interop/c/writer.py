@@ -316,6 +316,7 @@ class Writer:
         if node.op == "row":
             table, symbol = node.args
             token = self._load(symbol.node, np.zeros_like(places), loops)
+            token = f"(int32_t){token}" if symbol.dtype == np.float32 else token
             of = self.tables[table.node]
             stride = of.position[table.node.size // table.node.shape[0]] - of.position[0]
             place = affine(located.reshape([n for _, n in loops]))
