@@ -384,7 +384,6 @@ REFUSED = [
     ({"path": "model.cpp"}, ValueError, "path is model.cpp, expected a name that ends in .c"),
     ({"name": "2nd"}, ValueError, "name is '2nd', expected a name of C, of letters, digits and _"),
     ({"name": "while"}, ValueError, "name is 'while', expected a name of C"),
-    ({"name": "_model"}, ValueError, "name is '_model', expected a name of C"),
     ({"weights": "int4"}, ValueError, "weights is 'int4', expected one of float32, int8"),
     ({"libm": 1}, TypeError, "libm is 1, expected True or False"),
     ({"steps": 5}, ValueError, "steps is 5, expected None for a layer that goes forward in time"),
