@@ -289,11 +289,13 @@ def test_estimators(tmp_path, rng):
         "both_steps": SequenceRegressor(bidirectional=True, **SIZES).fit(X, X[..., 0]),
         "symbols": SequenceClassifier(symbols="character", **SIZES).fit(texts, names),
         "numbers": SequenceRegressor(cell="slstm", **SIZES).fit(X, 50 + X[:, 0]),
+        "table": SequenceRegressor(**SIZES).fit(X[..., 0], 50 + X[:, 0]),
+        "both_table": SequenceRegressor(bidirectional=True, **SIZES).fit(X[..., 0], 50 + X[:, 0]),
     }
     expected = {}
     programs = {}
     for name, estimator in fitted.items():
-        rows = texts if name == "symbols" else X
+        rows = texts if name == "symbols" else X[..., 0] if "table" in name else X
         is_both = name.startswith("both")
         options = {"steps": 9} if is_both else {}
         program = to_c(estimator, path=tmp_path / f"{name}.c", name=name, **options)
@@ -407,13 +409,6 @@ REFUSED = [
 def test_refused(changes, error, text):
     with pytest.raises(error, match=re.escape(text)):
         to_c(**{"layer": LSTM, "params": PARAMS} | changes)
-
-
-def test_tables_with_scalings_of_their_steps_are_refused(rng):
-    x = rng.normal(size=(30, 9))
-    regressor = SequenceRegressor(**SIZES).fit(x, x[:, 0])
-    with pytest.raises(ValueError, match="a table, whose steps have a scaling each"):
-        to_c(regressor)
 
 
 def test_files_are_whole_or_not_there(tmp_path):

@@ -6,6 +6,7 @@ A step of the network runs on arrays that note what is computed (`arrays`). It i
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -133,6 +134,7 @@ def to_c(
     file = None if path is None else checks.path("to_c", "path", path)
     if file is not None and file.suffix != SUFFIX:
         raise ValueError(f"to_c: path is {file}, expected a name that ends in {SUFFIX}")
+    program = Program(name, libm)
     metadata: dict[str, str] = {}
     signature: dict[str, Any] = {}
     formula: Formula | None = None
@@ -144,6 +146,9 @@ def to_c(
                 f"to_c: layer is a {type(layer).__name__}, expected a layer, a model, a"
                 " SequenceClassifier, a SequenceRegressor or a TextModel"
             )
+        if np.ndim(getattr(layer, "mean_", ())) == len("TD"):  # that of each step of a table
+            layer = copy.copy(layer)
+            layer.mean_, layer.std_ = program.of_step(mean=layer.mean_, std=layer.std_)
         metadata, signature, formula = layer.for_export(False)
         params = layer.params_
         layer = layer.model_
@@ -159,17 +164,11 @@ def to_c(
         if steps is None:
             problem = "expected the length of the longest sequence, as the layer goes in reverse"
         raise ValueError(f"to_c: steps is {steps}, {problem}")
-    program = Program(name, libm)
     p = {key: Weight.of(key, host) for key, host in hosts.items()}
     shape = (1, 1) if network.symbols is not None else (1, 1, network.input_size)
     if signature:  # of an estimator; a row of a table has its steps side by side
-        ((dims, kind),) = signature.values()
+        ((dims, _),) = signature.values()
         shape = (1, 1, *dims[2:])
-        if len(dims) == len("NT") and kind is np.float64:
-            raise ValueError(
-                "to_c: the estimator is fitted with a table, whose steps have a scaling each, expected"
-                " sequences (N, T, D)"
-            )
     x = program.input(shape, is_token=network.symbols is not None)
     with run_by(OneStep(arrays)):
         write = _step if steps is None else functools.partial(_whole, steps=steps)
@@ -219,7 +218,7 @@ def _step(program: Program, network: Any, p: Params, x: Array, formula: Formula)
         return y if network.last else y[None]
 
     y = _y(formula(arrays, run, x))
-    program.add("step", y, begin, end[0] if end else (), kind_of(x))
+    program.add("step", y, begin, end[0] if end else (), kind_of(x), is_first=True)
     return []
 
 
@@ -262,7 +261,7 @@ def _whole(
     rows, inputs = "x", x.size
     if taken[0].node is not x.node:
         rows, inputs = program.buffer("rows", steps * taken[0].size), taken[0].size
-        program.add("input", taken[0], (), (), kind_of(x))
+        program.add("input", taken[0], (), (), kind_of(x), is_first=True)
         lines += _each(f"{name}_input(state, &x[{x.size} * t], &{rows}[{inputs} * t]);")
     for (k, direction), (one, weights) in forward.items():
         if direction == layer.directions[0]:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays.namespace import leaves
-from xlstm.interop.c.arrays import Array, Node
+from xlstm.interop.c import arrays
+from xlstm.interop.c.arrays import Array, Node, Weight
 from xlstm.interop.c.kernels import Store, plan
 from xlstm.interop.c.memory import KEYWORDS, Layout, Memory
 from xlstm.interop.c.tables import literal, tables
@@ -164,6 +165,8 @@ class Program:
     buffers : dict of str to int
         Other members, and their sizes.
     functions : list of Function
+    counter : tuple of Array
+        The number of the step, where numbers depend on it, and that of the next one.
     """
 
     name: str
@@ -172,6 +175,7 @@ class Program:
     states: list[tuple[Node, float]] = field(default_factory=list)
     buffers: dict[str, int] = field(default_factory=dict)
     functions: list[Function] = field(default_factory=list)
+    counter: tuple[Array, ...] = ()
 
     def input(self, shape: Sequence[int], is_token: bool = False) -> Array:
         """Return x of a function."""
@@ -203,8 +207,29 @@ class Program:
         self.buffers[name] = size
         return f"state->{name}"
 
-    def add(self, name: str, y: Array, begin: State, end: State, kind: str = "float") -> None:
-        """Add a function that computes y, and of the state `end` from `begin`."""
+    def of_step(self, **tables: Any) -> list[Array]:
+        """Return the row of tables that belongs to the step; the last one also to those after it."""
+        now = self.member("step", Leaf("step", {}, {}))
+        last = min(len(table) for table in tables.values()) - 1.0
+        self.counter = now, arrays.minimum(now + 1.0, last)
+        return [arrays.take(Weight.of(name, table), now) for name, table in tables.items()]
+
+    def add(
+        self,
+        name: str,
+        y: Array,
+        begin: State,
+        end: State,
+        kind: str = "float",
+        is_first: bool = False,
+    ) -> None:
+        """Add a function that computes y, and of the state `end` from `begin`; the first one of a
+        step counts.
+        """
+        if is_first and self.counter:
+            now, after = self.counter
+            begin = *begin, now
+            end = *end, after
         out = Node("input", y.shape, name="y")
         self.memory[out] = Memory("y", out.size)
         pairs = zip(leaves(begin), leaves(end), strict=True)

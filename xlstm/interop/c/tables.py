@@ -101,7 +101,9 @@ def tables(kernels: Sequence[Kernel], prefix: str, quantized: bool) -> dict[Node
     loaded = [node for kernel in kernels for node, _ in kernel.loads]
     nodes = {node.args[0].node if node.op == "row" else node: None for node in loaded}
     products = [k.alone.args[0] for k in kernels if k.alone is not None and k.alone.op == "product"]
-    matrices = {a.node for a in products} | {n.args[0].node for n in loaded if n.op == "row"}
+    matrices = {a.node for a in products} | {
+        n.args[0].node for n in loaded if n.op == "row" and n.args[1].dtype == np.int64
+    }
     found: dict[Node, Table] = {}
     names: set[str] = set()
     for node in nodes:

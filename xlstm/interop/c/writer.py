@@ -331,11 +331,13 @@ class Writer:
         if node.op == "row":
             table, symbol = node.args
             token = self._load(symbol.node, np.zeros_like(places), loops)
+            token = f"(int32_t){token}" if symbol.dtype == np.float32 else token
             of = self.tables[table.node]
             stride = of.position[table.node.size // table.node.shape[0]] - of.position[0]
             place = affine(located.reshape([n for _, n in loops]))
             index = _index(*place, loops) if place is not None else ""
-            text = f"{of.name}[{token} * {stride} + {index}]"
+            row = token if stride == 1 else f"{token} * {stride}"
+            text = f"{of.name}[{row if index == '0' else f'{row} + {index}'}]"
             return text if of.scales is None else f"(float){text} * {of.name}_scale[{token}]"
         if node.op == "constant" and node not in self.tables:
             return literal(node.values.flat[0])  # type: ignore[union-attr]
