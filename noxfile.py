@@ -189,7 +189,7 @@ def distributed(session: nox.Session) -> None:
 @nox.session
 def arm(session: nox.Session) -> None:
     """Models as C on an emulated Cortex-M4, where the compiler and the emulator are there."""
-    packages = ["gcc-arm-none-eabi", "libnewlib-arm-none-eabi", "qemu-user", "clang"]
+    packages = ["gcc-arm-none-eabi", "libnewlib-arm-none-eabi", "qemu-user"]
     packages_in_ci(session, "arm-none-eabi-gcc", *packages)
     session.install("--no-compile", "-e", ".[cli]", *group("test"))
     environment = {**NUMPY, "XLSTM_TEST_REQUIRE": "arm" if os.environ.get("CI") else ""}

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(
 )
 T = 20
 TOLERANCE = 2e-6
-# A norm over two numbers that are almost equal is badly conditioned. The two roundings of this CPU,
-# with multiplications and additions fused and not, tell how much so.
+# Some networks are badly conditioned. The two roundings of this CPU, with multiplications and
+# additions fused and not, tell how much so.
 ROUNDING = 4
 # TiRex2 is worse: with some weights NumPy itself is off by 2e-5 in float32.
 LAYERS = [layer for layer in EVERY if not isinstance(layer, TiRex2)]
