@@ -39,9 +39,10 @@ class OneStep(engine.Engine):
 
 @contextlib.contextmanager
 def run_by(chosen: engine.Engine) -> Iterator[None]:
-    """Let an engine run whatever it does not refuse, in this context."""
+    """Let an engine run all recurrences in this context, whichever was asked for before."""
     engine.ENGINES.insert(0, chosen)
     try:
-        yield
+        with engine.use(chosen.name):
+            yield
     finally:
         engine.ENGINES.remove(chosen)

@@ -138,7 +138,7 @@ def to_c(
     metadata: dict[str, str] = {}
     signature: dict[str, Any] = {}
     formula: Formula | None = None
-    if hasattr(layer, "for_export"):
+    if hasattr(layer, "for_export") and not isinstance(layer, type):
         if params is not None:
             raise ValueError("to_c: params are for layers and models, an estimator has its own")
         if layer.KIND not in KINDS:
