@@ -128,10 +128,11 @@ class ResetBefore(Cell):
     ) -> tuple[Array, Saved]:
         """Run one step: return h (H, B), from zx (3, H, B), zh (2, H, B) and h0 (H, B)."""
         zg = zx[:2, ...] + zh  # (1) pre-activations
-        s = self._activate(xp, 0, zg)  # (1) z, r
-        zn = zx[2, ...] + product(xp, Wn, s[1, ...] * h0 * drop)  # (2) pre-activation
+        s = self._activate(xp, 0, zg)  # (1)
+        z, r = s[0, ...], s[1, ...]
+        zn = zx[2, ...] + product(xp, Wn, r * h0 * drop)  # (2) pre-activation
         n = self._activate(xp, 1, zn)  # (2)
-        h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
+        h = n + z * (h0 - n)  # (3) h = (1 - z) n + z h0
         return h, Saved(s, n, h0, None, self._kept(zg), self._kept(zn))
 
     def derivatives(  # type: ignore[override]
