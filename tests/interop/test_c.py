@@ -231,6 +231,50 @@ def test_cells_of_users(tmp_path, rng):
         to_c(sine, sine.init(backend="numpy"))
 
 
+@dataclass(frozen=True)
+class Odd(Leaky):
+    """Its names are those of words, functions and members of a program in C."""
+
+    STATES = ("h", "rows", "nullptr")
+    REST = (0.0, 0.0, 0.0)
+
+    def gates(self, xp, zx, zh, h0, rows, kept):
+        a = zx + zh
+        odd_max = xp.maximum(a[0, ...], a[1, ...])
+        odd_0_b = -(-odd_max) - xp.tanh(odd_max)  # noqa: B002
+        above = xp.max(a[0, ...], axis=0, keepdims=True) > 0
+        rows = 0.5 * rows + xp.where(above & (a[0, ...] < a[1, ...]), odd_0_b, kept)
+        return xp.tanh(rows), rows, xp.full_like(kept, 2.0), None
+
+
+def test_odd_cells_of_users(tmp_path, rng):
+    be = make_backend("numpy", "float32")
+    layer = xlstm.register_cell(Odd)(2, 3, num_layers=2, bidirectional=True)
+    params = params_of(layer, be, rng)
+    x = input_of(layer, be, rng, T, 1)
+    to_c(layer, params, tmp_path / "odd.c", name="odd", steps=T)
+    numpy = in_numpy(layer, params, x)
+    for compiler in filter(shutil.which, ("cc", "clang")):
+        (y,) = run_all(tmp_path, {"odd": (x, numpy.size)}, compiler)
+        assert largest(y - numpy) <= TOLERANCE * largest(numpy)
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_tables_of_one_number_or_row(tmp_path, rng, weights):
+    """Standardised columns have one deviation, and an embedding may have one symbol."""
+    table = rng.permuted(np.linspace(-1, 1, 30)[:, None].repeat(2, 1), axis=0)
+    regressor = SequenceRegressor(**SIZES).fit(table, table[:, 0])
+    to_c(regressor, path=tmp_path / "table.c", name="table", weights=weights)
+    (y,) = run_all(tmp_path, {"table": (table[0].astype("f4"), 2)})
+    change = 1e-6 if weights == "float32" else 0.05
+    assert abs(y[-1] - regressor.predict(table[:1])[0]) < change
+    embedding = xlstm.Embedding(1, 3)
+    params = embedding.init(backend="numpy")
+    to_c(embedding, params, tmp_path / "row.c", name="row", weights=weights)
+    (y,) = run_all(tmp_path, {"row": (np.zeros(1, "i4"), 3)})
+    assert largest(y - params["W"][0]) <= 0.01 * largest(params["W"])
+
+
 FUNCTIONS = ("exp", "tanh", "log", "log1p", "expm1", "sqrt", "abs")
 
 

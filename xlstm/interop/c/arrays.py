@@ -139,8 +139,13 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
     def _view(self, places: Host) -> Array:
         return Array(self.node, places, self.dtype)
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *operands: Any, **_: Any) -> Any:
+    def __array_ufunc__(self, ufunc: Any, method: str, *operands: Any, **options: Any) -> Any:
         """Note an operator of Python, whose function of NumPy this is, or another such function."""
+        (out,) = options.get("out", (None,))
+        if isinstance(out, Array) and out.size < out.node.size:
+            raise NotWrittenError(
+                "to_c: the formula changes a part of an array, expected a new array"
+            )
         name = ufunc.__name__
         if name in SWAPPED:
             return _pointwise(SWAPPED[name], *operands[::-1])
@@ -187,8 +192,8 @@ def noted(x: Any) -> Array:
     """Return an array, or numbers that are known, as an array of this module."""
     if isinstance(x, Array):
         return x
-    if not isinstance(x, Weight):
-        x = Weight.of("", x)
+    if not isinstance(x, Weight) or x.dtype != float32:
+        x = Weight.of(getattr(x, "name", ""), x)
     root = x
     while isinstance(root.base, Weight):
         root = root.base

@@ -35,7 +35,6 @@ from xlstm.models.sequence import SequenceModel
 LAYER = checks.instance(Module, "a layer or a model")
 KINDS = ("sequence classifier", "sequence regressor", "text model")  # of estimators
 WEIGHTS = ("float32", "int8")
-SUFFIX = ".c"
 STEP = """\
 /* Take a step. x has {inputs}, and y gets {capital}_OUTPUTS numbers:
    {outputs}. x and y must not overlap. */
@@ -132,8 +131,10 @@ def to_c(
     checks.flag("to_c", "libm", libm)
     checks.optional(checks.whole(1, 2**20))("to_c", "steps", steps)
     file = None if path is None else checks.path("to_c", "path", path)
-    if file is not None and file.suffix != SUFFIX:
-        raise ValueError(f"to_c: path is {file}, expected a name that ends in {SUFFIX}")
+    if file is not None and not re.fullmatch(r'[^"\\\n\r]+\.c', file.name):
+        raise ValueError(
+            f"to_c: path is {file}, expected a name that ends in .c, without quotes and backslashes"
+        )
     program = Program(name, libm)
     metadata: dict[str, str] = {}
     signature: dict[str, Any] = {}

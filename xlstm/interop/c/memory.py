@@ -4,7 +4,7 @@ over the old ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +12,20 @@ import numpy as np
 from xlstm.interop.c.arrays import Node
 from xlstm.interop.c.kernels import Kernel, Store, is_whole
 
+# of C and C++, and macros of math.h and of compilers
 KEYWORDS = """
-alignas and asm auto bool break case catch char class compl concept const continue default delete
-do double else enum explicit export extern false final float for friend goto if inline int long
-mutable namespace new not operator or private protected public register restrict return short signed
-sizeof static struct switch template this throw true try typedef typeid typename union unsigned
-using virtual void volatile while xor
+alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t
+char32_t class co_await co_return co_yield compl concept const const_cast consteval constexpr
+constinit continue decltype default delete do double dynamic_cast else enum explicit export extern
+false final float for friend goto if inline int long mutable namespace new noexcept not not_eq
+nullptr operator or or_eq private protected public register reinterpret_cast requires restrict
+return short signed sizeof static static_assert static_cast struct switch template this
+thread_local throw true try typedef typeid typename typeof union unsigned using virtual void
+volatile wchar_t while xor xor_eq INFINITY NAN HUGE_VAL M_E M_PI linux unix
 """
 # names that a written function has by itself, or calls
 OWN = """
-INFINITY NAN expf expm1f fabsf logf log1pf sqrtf tanhf state w x y x0 x1 x2 x3 x4 x5 x6 x7 part head row column
+expf expm1f fabsf logf log1pf sqrtf tanhf state w x y x0 x1 x2 x3 x4 x5 x6 x7 part head row column
 unit
 """
 
@@ -67,6 +71,8 @@ class Layout:
     kernels : list of Kernel
     memory : dict of Node to Memory
         That of inputs, which are x, the states, and y.
+    reserved : collection of str
+        Names that no local variable may have.
 
     Attributes
     ----------
@@ -78,11 +84,13 @@ class Layout:
         Those that are in use.
     """
 
-    def __init__(self, kernels: Sequence[Kernel], memory: Mapping[Node, Memory]) -> None:
+    def __init__(
+        self, kernels: Sequence[Kernel], memory: Mapping[Node, Memory], reserved: Collection[str]
+    ) -> None:
         self.kernels = kernels
         self.memory = dict(memory)
         self.copies: list[tuple[Store, Memory]] = []
-        self.names = {*KEYWORDS.split(), *OWN.split()}
+        self.names = {*KEYWORDS.split(), *OWN.split(), *reserved}
         for k, kernel in enumerate(kernels):
             for store in kernel.stores:
                 if store.to in memory:

@@ -14,7 +14,7 @@ from xlstm.arrays.namespace import leaves
 from xlstm.interop.c import arrays
 from xlstm.interop.c.arrays import Array, Node, Weight
 from xlstm.interop.c.kernels import Store, plan
-from xlstm.interop.c.memory import KEYWORDS, Layout, Memory
+from xlstm.interop.c.memory import KEYWORDS, Layout, Memory, unique
 from xlstm.interop.c.tables import literal, tables
 from xlstm.interop.c.writer import Lines, Writer, around, indented
 from xlstm.layers.sequence import Leaf, State
@@ -164,6 +164,8 @@ class Program:
         Members of the struct, and the number that all of each are at first.
     buffers : dict of str to int
         Other members, and their sizes.
+    members : set of str
+        Names that no further member may have.
     functions : list of Function
     counter : tuple of Array
         The number of the step, where numbers depend on it, and that of the next one.
@@ -174,6 +176,7 @@ class Program:
     memory: dict[Node, Memory] = field(default_factory=dict)
     states: list[tuple[Node, float]] = field(default_factory=list)
     buffers: dict[str, int] = field(default_factory=dict)
+    members: set[str] = field(default_factory=lambda: set(KEYWORDS.split()))
     functions: list[Function] = field(default_factory=list)
     counter: tuple[Array, ...] = ()
 
@@ -194,7 +197,7 @@ class Program:
 
     def member(self, name: str, leaf: Leaf) -> Array:
         """Return a member of the struct."""
-        name = f"{name}_" if name in KEYWORDS.split() else name
+        name = unique(name, self.members)
         shape: Any = leaf.dims(1).values()
         node = Node("input", tuple(shape), name=name)
         self.memory[node] = Memory(f"state->{name}", node.size)
@@ -204,6 +207,7 @@ class Program:
 
     def buffer(self, name: str, size: int) -> str:
         """Return the expression of a member of the struct that needs no number at first."""
+        name = unique(name, self.members)
         self.buffers[name] = size
         return f"state->{name}"
 
@@ -233,8 +237,9 @@ class Program:
         out = Node("input", y.shape, name="y")
         self.memory[out] = Memory("y", out.size)
         pairs = zip(leaves(begin), leaves(end), strict=True)
-        stores = [Store(to.node, 0, a) for to, a in pairs if to.size]
-        self.functions.append(Function(name, kind, [*stores, Store(out, 0, y)]))
+        stores = [Store(to.node, 0, arrays.noted(a)) for to, a in pairs if to.size]
+        stores.append(Store(out, 0, arrays.noted(y)))
+        self.functions.append(Function(name, kind, stores))
 
     def text(self, facts: Facts, quantized: bool) -> CProgram:
         """Return the program; with `quantized` its matrices are int8."""
@@ -242,14 +247,19 @@ class Program:
         constants = tables([k for kernels in planned for k in kernels], self.name, quantized)
         operations = {op: LIBM[op] if self.libm else f"{self.name}_{op}" for op in LIBM}
         operations |= {op: f"{self.name}_{ours}" for op, ours in OURS.items()}
-        writers = [Writer(k, Layout(k, self.memory), constants, operations) for k in planned]
+        reserved = [table.name for table in constants.values()]
+        reserved += [f"{name}_scale" for name in reserved]
+        reserved += [f"{self.name}_{function}" for function in self._blocks()]
+        writers = [
+            Writer(k, Layout(k, self.memory, reserved), constants, operations) for k in planned
+        ]
         functions: Lines = []
         for function, writer in zip(self.functions, writers, strict=True):
             functions += ["", *self._definition(function, writer.body(), not facts.run)]
         if facts.run:
             functions += ["", *facts.run]
         called = re.findall(rf"\b{self.name}_(\w+)\(", "\n".join(functions))
-        blocks = self._blocks([*called, *facts.choices])
+        blocks = self._called([*called, *facts.choices])
         sizes = facts.sizes | {
             "WEIGHT_BYTES": sum(table.bytes for table in constants.values()),
             "STATE_BYTES": 4
@@ -308,15 +318,17 @@ class Program:
         head = f"const char *const {self.name}_{name}[{len(values)}] = {{"
         return [head, *(f"    {quoted(value)}," for value in values), "};"]
 
-    def _blocks(self, names: Iterable[str]) -> dict[str, Lines]:
-        """Return functions of functions.c, and those that they call, in the order of that file."""
+    def _blocks(self) -> dict[str, str]:
+        """Return the functions of functions.c by name, in the order of that file."""
         text = importlib.resources.files(__package__).joinpath("functions.c").read_text()
         for op, function in LIBM.items() if self.libm else ():
             text = re.sub(rf"(?<!static inline float )PREFIX_{op}\(", f"{function}(", text)
-        blocks = {}
-        for block in text.rstrip().split("\n\n")[1:]:
-            (name, *_) = re.findall(r"PREFIX_(\w+)\(", block)
-            blocks[name] = block
+        blocks = text.rstrip().split("\n\n")[1:]
+        return {re.findall(r"PREFIX_(\w+)\(", block)[0]: block for block in blocks}
+
+    def _called(self, names: Iterable[str]) -> dict[str, Lines]:
+        """Return functions of functions.c, and those that they call."""
+        blocks = self._blocks()
         todo = [name for name in names if name in blocks]
         needed = set()
         while todo:
@@ -325,12 +337,11 @@ class Program:
                 needed.add(name)
                 todo += re.findall(r"PREFIX_(\w+)\(", blocks[name])
         words = {"CAPITAL_": f"{self.name.upper()}_", "PREFIX_": f"{self.name}_"}
-        lines: dict[str, Lines] = {}
-        for name, block in blocks.items():
-            for word, text in words.items():
-                block = block.replace(word, text)
-            lines |= {name: ["", *block.split("\n")]} if name in needed else {}
-        return lines
+        return {
+            name: ["", *re.sub("|".join(words), lambda m: words[m[0]], block).split("\n")]
+            for name, block in blocks.items()
+            if name in needed
+        }
 
     def _header(self, facts: Facts, sizes: dict[str, int]) -> str:
         """Return the text of the header."""
@@ -359,5 +370,8 @@ class Program:
 def quoted(text: str) -> str:
     """Return a text as a literal of C: bytes of UTF-8, those that are no plain sign by number."""
     plain = set(range(0x20, 0x7F)) - set(b'"\\?')
-    parts = (chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode())
+    parts = (
+        chr(byte) if byte in plain else f"\\{byte:03o}"
+        for byte in text.encode(errors="surrogatepass")
+    )
     return f'"{"".join(parts)}"'

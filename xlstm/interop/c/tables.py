@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from xlstm.interop.c.arrays import Array, Node
 from xlstm.interop.c.kernels import Kernel
 from xlstm.interop.c.memory import unique
 from xlstm.interop.common import Host
+
+SPECIAL = {"inf": "INFINITY", "-inf": "-INFINITY", "nan": "NAN"}
 
 
 class Table:
@@ -48,10 +51,10 @@ class Table:
 
     def quantize(self) -> None:
         """Round each row to whole numbers from -127 to 127 times a scale."""
-        rows = self.values.reshape(-1, self.node.shape[-1])
-        scales = np.abs(rows).max(axis=1) / np.float32(127)
-        self.scales = np.where(scales > 0, scales, 1).astype(np.float32)
-        whole = np.rint(rows / self.scales[:, None])
+        rows = self.values.reshape(-1, self.node.shape[-1]).astype(np.float64)
+        least = np.finfo(np.float32).tiny
+        self.scales = np.maximum(np.abs(rows).max(axis=1) / 127, least).astype(np.float32)
+        whole = np.clip(np.rint(rows / self.scales[:, None]), -127, 127)
         changed = whole * self.scales[:, None] - rows
         self.rounding = float(np.sum(changed**2)), float(np.sum(rows**2))
         self.values = whole.astype(np.int8).reshape(-1)
@@ -78,8 +81,7 @@ class Table:
 
 def defined(kind: str, name: str, values: Host) -> list[str]:
     """Return the definition of an array of numbers."""
-    end = "f," if kind == "float" else ","
-    texts = [f"{text}{end}" for text in values.astype(str).tolist()]
+    texts = [f"{_suffixed(text, kind)}," for text in values.astype(str).tolist()]
     width = 16 if kind == "int8_t" else 8
     rows = (texts[k : k + width] for k in range(0, len(texts), width))
     head = f"static const {kind} {name}[{values.size}] = {{"
@@ -88,9 +90,11 @@ def defined(kind: str, name: str, values: Host) -> list[str]:
 
 def literal(value: float) -> str:
     """Return a number of float32 with all digits."""
-    if np.isinf(value):
-        return "-INFINITY" if value < 0 else "INFINITY"
-    return f"{np.asarray(value, np.float32).astype(str)}f"
+    return _suffixed(str(np.asarray(value, np.float32).astype(str)), "float")
+
+
+def _suffixed(text: str, kind: str) -> str:
+    return text if kind != "float" else SPECIAL.get(text, f"{text}f")
 
 
 def tables(kernels: Sequence[Kernel], prefix: str, quantized: bool) -> dict[Node, Table]:
@@ -101,14 +105,16 @@ def tables(kernels: Sequence[Kernel], prefix: str, quantized: bool) -> dict[Node
     loaded = [node for kernel in kernels for node, _ in kernel.loads]
     nodes = {node.args[0].node if node.op == "row" else node: None for node in loaded}
     products = [k.alone.args[0] for k in kernels if k.alone is not None and k.alone.op == "product"]
+    rows = [node for node in loaded if node.op == "row"]
     matrices = {a.node for a in products} | {
-        n.args[0].node for n in loaded if n.op == "row" and n.args[1].dtype == np.int64
+        node.args[0].node for node in rows if node.args[1].dtype == np.int64
     }
+    indexed = matrices | {node.args[0].node for node in rows}
     found: dict[Node, Table] = {}
     names: set[str] = set()
     for node in nodes:
-        if node.op == "constant" and (node in matrices or not is_uniform(node)):
-            name = f"{prefix}_{node.name.replace('.', '_')}"
+        if node.op == "constant" and (node in indexed or not is_uniform(node)):
+            name = f"{prefix}_{re.sub(r'[^A-Za-z0-9_]', '_', node.name)}"
             found[node] = Table(node, unique(name, names))
     for matrix in products:
         if matrix.node in found:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from xlstm.interop.c.arrays import Node, NotWrittenError
+from xlstm.interop.c.arrays import CONDITIONS, Node, NotWrittenError
 from xlstm.interop.c.kernels import LOADED, Kernel, Store, affine, part_at
 from xlstm.interop.c.memory import Layout, Memory, unique
 from xlstm.interop.c.tables import Table, literal
@@ -91,7 +91,6 @@ class Writer:
         self.stack_bytes = 0
         self.operations = 0
         self.touched: dict[str, Memory] = {}  # local memory that the block at hand uses
-
         self.read = {
             node
             for kernel in kernels
@@ -153,7 +152,10 @@ class Writer:
                 continue  # all that use it are in this loop
             target = self._at(self.layout.target(store), np.arange(store.value.size), loops)
             comment = "" if root.variable else root.node.comment
-            line = commented(f"{target} = {self._text(root, loops)};", comment)
+            value = self._text(root, loops)
+            if root.node.op in CONDITIONS:
+                value = f"({value}) ? 1.0f : 0.0f"
+            line = commented(f"{target} = {value};", comment)
             lines += [] if line in lines else [line]
         return around(loops, lines)
 
@@ -287,7 +289,7 @@ class Writer:
         )
         lines = []
         for term in variables:
-            kind = "int" if term.node.op in ("less", "less_equal", "and") else "float"
+            kind = "int" if term.node.op in CONDITIONS else "float"
             name = term.variable
             term.variable = ""
             value = self._text(term, loops)
@@ -312,9 +314,10 @@ class Writer:
             text = self._text(a, loops)
             binding = TIGHTEST if a.variable or not a.args else BINDING.get(a.node.op, TIGHTEST)
             binding = BINDING["negative"] if not a.args and text.startswith("-") else binding
-            is_tight = binding > BINDING[op] or (
-                binding == BINDING[op] and k == 0 and op != "where"
-            )
+            if not a.args and (op == "and" or (op == "where" and k == 0)):
+                text = f"({text} != 0.0f)"  # a condition that is kept as 1 or 0
+            is_left = k == 0 and op not in ("where", "negative")
+            is_tight = binding > BINDING[op] or (binding == BINDING[op] and is_left)
             operands.append(text if is_tight else f"({text})")
         return FORMS[op].format(*operands)
 
@@ -333,7 +336,8 @@ class Writer:
             token = self._load(symbol.node, np.zeros_like(places), loops)
             token = f"(int32_t){token}" if symbol.dtype == np.float32 else token
             of = self.tables[table.node]
-            stride = of.position[table.node.size // table.node.shape[0]] - of.position[0]
+            of_rows = of.position.reshape(table.node.shape[0], -1)[:, 0]
+            stride = of_rows[min(1, len(of_rows) - 1)] - of_rows[0]
             place = affine(located.reshape([n for _, n in loops]))
             index = _index(*place, loops) if place is not None else ""
             row = token if stride == 1 else f"{token} * {stride}"
