@@ -108,8 +108,8 @@ def to_c(
     ------
     ValueError
         An argument is out of range, parameters are missing, surplus, misshapen or not finite, a
-        layer goes in reverse and there are no `steps`, or a cell of your own uses a function of
-        arrays that is not written as C.
+        layer goes in reverse and there are no `steps`, or a cell of your own changes a part of an
+        array or uses a function of arrays that is not written as C.
     TypeError
         The layer is neither a layer nor a model.
     OSError
