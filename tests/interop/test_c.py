@@ -195,7 +195,7 @@ def test_equal_to_numpy(case, tmp_path, rng):
 
 
 @dataclass(frozen=True)
-class Leaky(Cell):
+class LeakyC(Cell):
     """A cell of two gates whose function is an argument."""
 
     function: str = "tanh"
@@ -214,7 +214,7 @@ class Leaky(Cell):
 def test_cells_of_users(tmp_path, rng):
     """Their variables and the numbers of their lines are those of the C, or they are refused."""
     be = make_backend("numpy", "float32")
-    layer = xlstm.register_cell(Leaky)(2, 3, num_layers=2)
+    layer = xlstm.register_cell(LeakyC)(2, 3, num_layers=2)
     params = params_of(layer, be, rng)
     program = to_c(layer, params, tmp_path / "leaky.c", name="leaky")
     for line in (
@@ -226,13 +226,13 @@ def test_cells_of_users(tmp_path, rng):
     numpy = in_numpy(layer, params, x)
     (y,) = run_all(tmp_path, {"leaky": (x, numpy.size)})
     assert largest(y - numpy) <= TOLERANCE * largest(numpy)
-    sine = xlstm.register_cell(Leaky, "Leaky2")(2, 3, function="sin")
+    sine = xlstm.register_cell(LeakyC, "LeakyC2")(2, 3, function="sin")
     with pytest.raises(ValueError, match="to_c: the formula uses sin, a function of arrays"):
         to_c(sine, sine.init(backend="numpy"))
 
 
 @dataclass(frozen=True)
-class Odd(Leaky):
+class OddC(LeakyC):
     """Its names are those of words, functions and members of a program in C."""
 
     STATES = ("h", "rows", "nullptr")
@@ -249,7 +249,7 @@ class Odd(Leaky):
 
 def test_odd_cells_of_users(tmp_path, rng):
     be = make_backend("numpy", "float32")
-    layer = xlstm.register_cell(Odd)(2, 3, num_layers=2, bidirectional=True)
+    layer = xlstm.register_cell(OddC)(2, 3, num_layers=2, bidirectional=True)
     params = params_of(layer, be, rng)
     x = input_of(layer, be, rng, T, 1)
     to_c(layer, params, tmp_path / "odd.c", name="odd", steps=T)

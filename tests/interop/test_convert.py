@@ -48,7 +48,7 @@ def test_published_checkpoints_come_back_with_the_same_bits(tmp_path, published,
         same_bits(found, params)
 
 
-@pytest.mark.parametrize("to", export_import.SUFFIXES)
+@pytest.mark.parametrize("to", EXTRAS)
 def test_there_and_back(tmp_path, to):
     """A stack, with ONNX one layer, goes out and comes back from the command line with the same
     bits and names.
@@ -82,7 +82,7 @@ def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
     assert layer == xlstm.RNN(3, 5, activations="relu", recurrent_bias=True)
 
 
-@pytest.mark.parametrize("to", export_import.SUFFIXES)
+@pytest.mark.parametrize("to", EXTRAS)
 def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     pytest.importorskip(EXTRAS[to])
     sizes = {"epochs": 1, "hidden_size": 4, "window": 12, "backend": "numpy"}
