@@ -7,7 +7,6 @@ detector, and writes docs/_static/gestures.png.
 """
 
 import ctypes
-import io
 import os
 import re
 import subprocess
@@ -16,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pictures  # beside this file
 from matplotlib.figure import Figure
-from PIL import Image
 
 HERE = Path(__file__).parent
 COLOURS = {"circle": "#c8553d", "shake": "#31507a", "lift": "#4b8b5a", "rest": "0.6"}
@@ -94,10 +93,7 @@ def draw(x, labels, answers, classes, page):
     below.set(xlabel="seconds", ylabel="probability")
     for axes in (above, below):
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110)
-    few_colours = Image.open(drawn).convert("RGB").quantize(64)  # a third of the bytes
-    few_colours.save(HERE / "_static" / "gestures.png", optimize=True)
+    pictures.save(figure, "gestures.png", 64)
 
 
 if __name__ == "__main__":

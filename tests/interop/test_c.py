@@ -60,7 +60,7 @@ static void get(void *numbers, size_t size)
     }
 }
 """
-# What is in no array is written to first, so that NaN shows what init leaves out.
+# The state is full of NaN first, which shows numbers that init leaves out.
 RUN = """
 #include "{name}.c"
 

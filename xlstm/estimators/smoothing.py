@@ -67,7 +67,7 @@ class Smoothing:
 
     @property
     def kind(self) -> tuple[str, int]:
-        """What tells it from the others that one fit of a layer returns."""
+        """Its name and steps, which no other result of one fit of a layer has."""
         return self.name, self.steps
 
     @property

@@ -42,7 +42,7 @@ finfo = np.finfo
 
 
 class Node:
-    """What an array holds: an input, constants, or the results of an operation.
+    """The numbers that arrays are views of: an input, constants, or the results of an operation.
 
     Attributes
     ----------

@@ -89,7 +89,7 @@ def to_c(
         Where to write the file, which ends in ".c"; the header is beside it. Both are written whole
         or not at all.
     name : str
-        What all names of the program begin with.
+        The prefix of all names of the program.
     weights : {"float32", "int8"}
         The numbers of matrices. With "int8" each row is rounded to 255 levels and has a scale;
         the state and all sums stay float32.
@@ -243,11 +243,13 @@ def _whole(
         key: program.state(one.states, f"_{key[0]}_{key[1]}".rstrip("_."))
         for key, (one, _) in forward.items()
     }
-    taken: list[Array] = []
+    network_input: list[Array] = []
 
     def run(x: Array) -> Array:
         of_parts = Forward(network, arrays, p)
-        taken.append(of_parts(network.before, x[0]) if is_model and network.before else x[0])
+        network_input.append(
+            of_parts(network.before, x[0]) if is_model and network.before else x[0]
+        )
         if not is_model:
             return program.input((1, 1, width))
         if not network.last:
@@ -260,9 +262,9 @@ def _whole(
     most = f"{name.upper()}_STEPS"
     lines = [f"{name}_init(state);", f"steps = steps < {most} ? steps : {most};"]
     rows, inputs = "x", x.size
-    if taken[0].node is not x.node:
-        rows, inputs = program.buffer("rows", steps * taken[0].size), taken[0].size
-        program.add("input", taken[0], (), (), kind_of(x), is_first=True)
+    if network_input[0].node is not x.node:
+        rows, inputs = program.buffer("rows", steps * network_input[0].size), network_input[0].size
+        program.add("input", network_input[0], (), (), kind_of(x), is_first=True)
         lines += _each(f"{name}_input(state, &x[{x.size} * t], &{rows}[{inputs} * t]);")
     for (k, direction), (one, weights) in forward.items():
         if direction == layer.directions[0]:

@@ -1,7 +1,7 @@
-"""The loops of a C program: which results are kept in memory, and what is computed together in one
+"""The loops of a C program: which results are stored in memory, and what is computed together in one
 loop.
 
-Results element by element are kept only where something needs them in memory: a product, a sum, or
+Results element by element are stored only where something needs them in memory: a product, a sum, or
 a place where they are broadcast. All others are variables within a loop.
 """
 
@@ -44,7 +44,7 @@ class Kernel:
     shape : tuple of int
     stores : list of Store
     loads : list of (Node, places)
-        What is read from memory, and where for each number of the shape.
+        Memory that is read, and its places for each number of the shape.
     """
 
     shape: tuple[int, ...]
@@ -58,8 +58,8 @@ class Kernel:
         return node if node.op in ALONE and self.stores[0].is_own else None
 
 
-class _KeptError(Exception):
-    """A node has to be kept that was to be a variable."""
+class _StoredError(Exception):
+    """A node has to be stored that was to be a variable."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -68,19 +68,19 @@ class _KeptError(Exception):
 def plan(stores: Sequence[Store]) -> list[Kernel]:
     """Return kernels that make stores of results to inputs, outputs and states, in order."""
     nodes = _reachable([store.value.node for store in stores])
-    kept = {node for node in nodes if node.op in ALONE}
+    stored = {node for node in nodes if node.op in ALONE}
     for node in nodes:
         for a in node.args:
             if a.node.op in LOADED:
                 continue
             if node.op == "product" or len(np.unique(a.places)) < a.size:
-                kept.add(a.node)
+                stored.add(a.node)
     stores = [part for store in stores if store.value.size for part in _joined(store)]
     while True:
         try:
-            return _Planner(kept).plan(stores)
-        except _KeptError as error:
-            kept.add(error.node)
+            return _Planner(stored).plan(stores)
+        except _StoredError as error:
+            stored.add(error.node)
 
 
 def _reachable(nodes: Sequence[Node]) -> list[Node]:
@@ -102,13 +102,13 @@ def part_at(node: Node, places: Host) -> tuple[Array, Host]:
 
     Raises
     ------
-    _KeptError
+    _StoredError
         They are of several arrays.
     """
     ends = np.cumsum([a.size for a in node.args])
     k = int(np.searchsorted(ends, places.min(), side="right"))
     if places.max() >= ends[k]:
-        raise _KeptError(node)
+        raise _StoredError(node)
     part = node.args[k]
     return part, part.places.reshape(-1)[places - (ends[k] - part.size)]
 
@@ -131,10 +131,10 @@ def _joined(store: Store) -> Iterator[Store]:
 
 
 class _Planner:
-    """Puts stores into kernels; nodes in `kept` have memory of their own."""
+    """Puts stores into kernels; nodes in `stored` have memory of their own."""
 
-    def __init__(self, kept: set[Node]) -> None:
-        self.kept = kept
+    def __init__(self, stored: set[Node]) -> None:
+        self.stored = stored
         self.kernels: list[Kernel] = []
         self.at: dict[Node, list[int]] = {}  # the kernels that make a node, or write to it
         self.results: set[Node] = set()
@@ -142,7 +142,7 @@ class _Planner:
 
     def plan(self, stores: Sequence[Store]) -> list[Kernel]:
         self.results = {store.value.node for store in stores}
-        for node in sorted(self.kept, key=lambda node: node.number):
+        for node in sorted(self.stored, key=lambda node: node.number):
             whole = Store(node, 0, node.array())
             for store in _joined(whole):
                 self._add(store)
@@ -183,12 +183,12 @@ class _Planner:
     def _note(self, store: Store, k: int) -> None:
         if store.to.op != "input":
             self.at.setdefault(store.to, []).append(k)
-        # the last one first: once it is kept, those that it is made of may be needed once
+        # the last one first: once it is stored, those that it is made of may be needed once
         variables = self._variables(store.value.node, store.is_own)
         for node in sorted(variables, key=lambda node: -node.number):
             is_costly = node.op in COSTLY or node in self.results
             if self.computed.setdefault(node, k) != k and is_costly:
-                raise _KeptError(node)
+                raise _StoredError(node)
 
     def _variables(self, node: Node, is_root: bool = False) -> set[Node]:
         """Return the nodes that are variables where a node is computed."""
@@ -196,7 +196,7 @@ class _Planner:
         variables = set()
         while todo:
             node = todo.pop()
-            if node not in self.kept and node.op not in LOADED and node not in variables:
+            if node not in self.stored and node.op not in LOADED and node not in variables:
                 variables.add(node)
                 todo += [a.node for a in node.args]
         return variables
@@ -213,12 +213,12 @@ class _Planner:
             loads[key] = node, places
             if node.op == "row":
                 todo.append((node.args[1].node, np.zeros_like(places)))
-            elif node.op == "join" and node not in self.kept:
+            elif node.op == "join" and node not in self.stored:
                 part, inner = part_at(node, places)
                 todo.append((part.node, inner))
-            elif node.op not in LOADED and node not in self.kept:
+            elif node.op not in LOADED and node not in self.stored:
                 todo += [(a.node, a.places.reshape(-1)[places]) for a in node.args]
-        return [load for load in loads.values() if load[0].op in LOADED or load[0] in self.kept]
+        return [load for load in loads.values() if load[0].op in LOADED or load[0] in self.stored]
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:

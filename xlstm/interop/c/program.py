@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ class Function(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a program says beside its functions.
+    """All that a program says beside its functions.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ class Program:
     Attributes
     ----------
     name : str
-        What all names begin with.
+        The prefix of all names.
     libm : bool
         Whether functions of math.h are called.
     memory : dict of Node to Memory
@@ -249,7 +249,8 @@ class Program:
         operations |= {op: f"{self.name}_{ours}" for op, ours in OURS.items()}
         reserved = [table.name for table in constants.values()]
         reserved += [f"{name}_scale" for name in reserved]
-        reserved += [f"{self.name}_{function}" for function in self._blocks()]
+        blocks = self._blocks()
+        reserved += [f"{self.name}_{function}" for function in blocks]
         writers = [
             Writer(k, Layout(k, self.memory, reserved), constants, operations) for k in planned
         ]
@@ -259,7 +260,7 @@ class Program:
         if facts.run:
             functions += ["", *facts.run]
         called = re.findall(rf"\b{self.name}_(\w+)\(", "\n".join(functions))
-        blocks = self._called([*called, *facts.choices])
+        needed = self._called(blocks, [*called, *facts.choices])
         sizes = facts.sizes | {
             "WEIGHT_BYTES": sum(table.bytes for table in constants.values()),
             "STATE_BYTES": 4
@@ -274,12 +275,12 @@ class Program:
             f'#include "{facts.header}"',
             "",
             "#include <math.h>",
-            *(line for name, block in blocks.items() if name not in CHOICES for line in block),
+            *(line for name, block in needed.items() if name not in CHOICES for line in block),
             *(line for definition in definitions for line in ["", *definition]),
             "",
             *self._init(),
             *functions,
-            *(line for name in facts.choices for line in blocks[name]),
+            *(line for name in facts.choices for line in needed[name]),
         ]
         changed, whole = np.sum([table.rounding for table in constants.values()] or [(0, 0)], 0)
         return CProgram(
@@ -326,9 +327,8 @@ class Program:
         blocks = text.rstrip().split("\n\n")[1:]
         return {re.findall(r"PREFIX_(\w+)\(", block)[0]: block for block in blocks}
 
-    def _called(self, names: Iterable[str]) -> dict[str, Lines]:
+    def _called(self, blocks: Mapping[str, str], names: Iterable[str]) -> dict[str, Lines]:
         """Return functions of functions.c, and those that they call."""
-        blocks = self._blocks()
         todo = [name for name in names if name in blocks]
         needed = set()
         while todo:

@@ -14,7 +14,7 @@ from xlstm.interop.c.kernels import LOADED, Kernel, Store, affine, part_at
 from xlstm.interop.c.memory import Layout, Memory, unique
 from xlstm.interop.c.tables import Table, literal
 from xlstm.interop.common import Host
-from xlstm.tracing.loop_nest import loop_nest
+from xlstm.tracing.loop_nest import contiguous_steps, loop_nest
 from xlstm.tracing.writers import ARITHMETIC
 
 UNROLLED = 8  # columns of a matrix that a loop over its rows takes at once
@@ -256,7 +256,7 @@ class Writer:
                 inner += whole[:cut] == shape[:cut]
                 return self._sizes(whole, accesses, inner)
         arrays = [(shape, step.steps) for step in steps if step is not None]
-        outer = loop_nest(shape, [*arrays, (shape, _contiguous(shape))], inner).sizes
+        outer = loop_nest(shape, [*arrays, (shape, contiguous_steps(shape))], inner).sizes
         return (*outer, *shape[len(shape) - inner :])
 
     def _term(
@@ -281,9 +281,9 @@ class Writer:
         """Return the statements of those terms that are variables."""
         variables = [term for term in terms.values() if term.is_variable]
         # variables without a loop are those of the block
-        taken = set(self.layout.names) if loops else self.layout.names
+        names = set(self.layout.names) if loops else self.layout.names
         for term in reversed(variables):  # the last one of a line has its name
-            term.variable = unique(term.name, taken)
+            term.variable = unique(term.name, names)
         self.operations += math.prod(n for _, n in loops) * sum(
             bool(t.args) for t in terms.values()
         )
@@ -361,10 +361,6 @@ class Writer:
 
 def _named(sizes: Sequence[int]) -> Loops:
     return list(zip(VARIABLES[len(VARIABLES) - len(sizes) :], sizes, strict=True))
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _divided(places: Host) -> tuple[int, ...]:
