@@ -11,8 +11,10 @@ class Threads:
         self.rank = rank
         self.local_rank = rank
         self.size = len(shared.slots)
+        self.machines = shared.machines
         self.shared = shared
         self.sums = self.told = 0
+        self.beside = ThreadPoolExecutor(1)
 
     def _meet(self, mine, function):
         """Return `function` of what all ranks bring, which each of them computes for itself."""
@@ -46,6 +48,22 @@ class Threads:
         for k, one in enumerate(parts):
             out[k * part.size : (k + 1) * part.size] = one
 
+    def exchange(self, a, out):
+        n = out.size // self.size
+        own = slice(self.rank * n, (self.rank + 1) * n)
+        parts = self._meet(a, lambda all_: [one[own].copy() for one in all_])
+        for k, part in enumerate(parts):
+            out[k * n : (k + 1) * n] = part
+
+    def collect(self, part, out):
+        parts = self._meet(part, lambda all_: [one.copy() for one in all_])
+        assert (out is None) == (self.rank > 0)
+        for k, one in enumerate(parts if out is not None else ()):
+            out[k * part.size : (k + 1) * part.size] = one
+
+    def later(self, function, *arrays):
+        return self.beside.submit(function, *arrays).result
+
     def abort(self, message):
         self.shared.barrier.abort()
 
@@ -56,19 +74,20 @@ class Threads:
 class Shared:
     """The things that ranks have in common: a slot for each, and where they meet."""
 
-    def __init__(self, size):
+    def __init__(self, size, machines=1):
         self.slots = [None] * size
+        self.machines = machines
         self.barrier = threading.Barrier(size, timeout=60)
 
 
-def together(size, function, *args):
+def together(size, function, *args, machines=1):
     """Return what `function(group, *args)` returns on each rank; an error of a rank is raised after
     all have ended.
 
     Where several ranks raise, that of the lowest rank which is not only the end of the others is
     raised.
     """
-    shared = Shared(size)
+    shared = Shared(size, machines)
 
     def one(rank):
         try:

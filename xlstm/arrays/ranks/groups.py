@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -47,11 +47,14 @@ class Group(Protocol):
         The number of processes.
     local_rank : int
         The number of this process among those on its machine, from 0.
+    machines : int
+        The number of machines that the processes run on.
     """
 
     rank: int
     size: int
     local_rank: int
+    machines: int
 
     def sum(self, a: Array) -> None:
         """Replace an array by the sum over all ranks, which has the same bits on each.
@@ -74,6 +77,23 @@ class Group(Protocol):
     def gather_parts(self, part: Array, out: Array) -> None:
         """Put the parts (n,) of all ranks side by side into `out` (size * n,)."""
 
+    def exchange(self, a: Array, out: Array) -> None:
+        """Send the k-th of the parts of `a` (size * n,) to rank k, and put those that the ranks send
+        here side by side into `out` (size * n,).
+        """
+
+    def collect(self, part: Array, out: Array | None) -> None:
+        """Put the parts (n,) of all ranks side by side into `out` (size * n,) of rank 0; it is None
+        on the others.
+        """
+
+    def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
+        """Run `sum`, `sum_part` or `exchange` beside the caller, and return a function that waits for
+        it.
+
+        All ranks wait for what they began before they do anything else together.
+        """
+
     def abort(self, message: str) -> None:
         """End the job now, on all ranks; any rank may call this at any time."""
 
@@ -89,6 +109,7 @@ class Alone:
     rank = 0
     size = 1
     local_rank = 0
+    machines = 1
 
     def sum(self, a: Array) -> None:
         """Leave the array as it is."""
@@ -107,6 +128,19 @@ class Alone:
     def gather_parts(self, part: Array, out: Array) -> None:
         """Copy the array."""
         out[...] = part
+
+    def exchange(self, a: Array, out: Array) -> None:
+        """Copy the array."""
+        out[...] = a
+
+    def collect(self, part: Array, out: Array | None) -> None:
+        """Copy the array."""
+        out[...] = part
+
+    def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
+        """Run the function at once."""
+        function(*arrays)
+        return lambda: None
 
     def abort(self, message: str) -> None:
         """End the process with a message and status 1."""
