@@ -30,7 +30,9 @@ from tests.registry import (
     time_axis,
 )
 from xlstm.arrays.convert import to_numpy
+from xlstm.layers.blocks.block import Backbone
 from xlstm.layers.gated import Recurrent
+from xlstm.layers.module import announced
 from xlstm.layers.sequence import Leaf
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -75,6 +77,29 @@ def options_of(layer, lengths=None):
 def test_gradient(rng, layer, lengths):
     """By x, every parameter and every initial state, from y and every final state."""
     check(layer, *given(layer, make_backend("numpy"), rng), lengths=lengths)
+
+
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+def test_gradients_that_are_announced_early_are_final(rng, layer):
+    """Also where the parts of sequences run apart; layers, blocks and heads announce all their own."""
+    params, x, _ = given(layer, make_backend("numpy"), rng, T=5)
+    resets = np.zeros((3, 5) if layer.batch_first else (5, 3), bool)
+    resets[1] = True
+    names = {id(p): name for name, p in params.items()}
+    for options in ({}, {"resets": resets}, {"batch_invariant": True}):
+        early = {}
+
+        def note(p, grads, early=early):
+            assert early.keys().isdisjoint(names[id(p[name])] for name in grads)
+            early |= {names[id(p[name])]: g.copy() for name, g in grads.items()}
+
+        y, _, saved = layer.forward(params, x, train=False, keep=True, **options)
+        with announced(note):
+            grads, *_ = layer.backward(params, saved, y)
+        same(tuple(early.values()), tuple(grads[name] for name in early))
+        whole = isinstance(layer, Recurrent | Backbone) and "batch_invariant" not in options
+        rest = [name for name in grads if not name.startswith("input.")]  # the first part of all
+        assert not whole or early.keys() == set(rest)
 
 
 @pytest.mark.parametrize("kind", OPTIONS)

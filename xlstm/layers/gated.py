@@ -22,7 +22,7 @@ from xlstm.engines import engine
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers import initializers
-from xlstm.layers.module import Weights, dropout, dropped
+from xlstm.layers.module import Weights, announce, dropout, dropped
 from xlstm.layers.sequence import (
     Derivatives,
     Leaf,
@@ -371,7 +371,9 @@ class Recurrent(SequenceLayer):
                 if packing.order is not None:
                     dend = packing.sort(xp, dend, equal=rest)
                 dw, below, starts[at + d] = run_bwd(layer_tape.tape, dh, dend, packing)
-                grads |= {sublayer.names[last]: g for last, g in dw.items()}
+                own = {sublayer.names[last]: g for last, g in dw.items()}
+                announce(p, own)
+                grads |= own
                 if sublayer.reverse:
                     below = packing.mirror(xp, below)
                 dx = below if dx is None else dx + below

@@ -15,6 +15,7 @@ from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.gather import add_rows, gather
 from xlstm.arrays.namespace import Array, Namespace, Params, reshape
 from xlstm.arrays.rows import per_sequence
+from xlstm.layers.module import announced
 from xlstm.recurrence.grids import Grid, Grids, grids_of
 from xlstm.recurrence.packing import Span
 from xlstm.tracing.array_functions import listed
@@ -102,7 +103,8 @@ def in_parts_bwd(
         apart = per_sequence.get()
         before = per_sequence.set(None if apart is None else grid.packing.B)
         try:
-            by_grid.append(run_bwd(saved, d, dend, own))
+            with announced(None):  # gradients of all grids are added
+                by_grid.append(run_bwd(saved, d, dend, own))
         finally:
             per_sequence.reset(before)
     every_grads, darrays, starts = zip(*by_grid, strict=True)

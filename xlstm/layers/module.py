@@ -8,8 +8,10 @@ what goes through time.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -94,6 +96,32 @@ OPTIONS: dict[str, checks.Kind] = {
     "recurrent_init": checks.choice(("zeros", "uniform")),
     "initializer": checks.choice(RECURRENT),
 }
+
+
+# A function of some parameters and of their gradients, which the backward pass of a layer calls as
+# soon as these are final, before that of the layers below. Ranks begin to sum them then.
+_on_gradients: ContextVar[Callable[[Params, Params], None] | None] = ContextVar(
+    "_on_gradients", default=None
+)
+
+
+@contextlib.contextmanager
+def announced(function: Callable[[Params, Params], None] | None) -> Iterator[None]:
+    """Have a function called with parameters and their gradients, or none where gradients are not
+    final in the block.
+    """
+    before = _on_gradients.set(function)
+    try:
+        yield
+    finally:
+        _on_gradients.reset(before)
+
+
+def announce(p: Params, grads: Params) -> None:
+    """Tell that these gradients of some of the parameters are final."""
+    function = _on_gradients.get()
+    if function is not None:
+        function(p, grads)
 
 
 class Module:
@@ -417,6 +445,11 @@ class Backward:
             grads, *gradients = part.apply_bwd(self.xp, p, saved, dy, **options)
         self.grads |= {f"{name}.{last}": g for last, g in grads.items()}
         return gradients if dstate else gradients[0]
+
+    def final(self, name: str) -> None:
+        """Announce the gradients of a part, which nothing is added to any more."""
+        if _on_gradients.get() is not None:
+            announce(self.p, {full: self.grads[full] for _, full in self.module._names[name]})
 
     def beside(
         self,

@@ -20,7 +20,7 @@ from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
 from xlstm.data.host import Host
 from xlstm.layers.embedding import tokens_of
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Backward, Forward, Parts
+from xlstm.layers.module import Backward, Forward, Parts, announce
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState
 from xlstm.losses import cross_entropy
 from xlstm.models.sequence import embedding_before, layer
@@ -145,6 +145,8 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             capped = saved["logits"]  # in the place of its argument, too, which is not used
             dy = fuse(xp, soft_cap_bwd, dy, capped, capped, cap=self.logit_cap)
         head, dy = self.head.apply_bwd(xp, self._head_weights(p), saved["head"], dy)  # (4)
+        if not self.tied:
+            announce(p, {"head.W": head["W"]})
         dx, start = run("backbone", dy, dstate)  # (3)
         run("embedding", run.dropped("mask", dx))  # (2) (1)
         grads = run.grads | {"head.W": head["W"]}

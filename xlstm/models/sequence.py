@@ -168,6 +168,7 @@ class SequenceModel(SequenceLayer):
         elif not self.last:
             dy = span.mask(dy)
         dh = run("head", dy)
+        run.final("head")
         if self.last and isinstance(self.recurrent, Recurrent):
             if dstate is None:
                 dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)

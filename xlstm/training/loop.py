@@ -121,6 +121,7 @@ def train(
     averaging: float = 0.0,
     progress: Callable[[Progress], object] | bool | None = None,
     group: Group | None = None,
+    gradients: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Trained:
     """Fit a model.
@@ -196,6 +197,10 @@ def train(
         rounding, where the loss is a mean over targets. Rank 0 alone writes files and calls
         functions; a signal, or a callback that asks to stop, ends training one step later on all
         ranks.
+    gradients : {"bfloat16"}, optional
+        Send gradients between ranks as bfloat16, half of the bytes of float32, and sum them in
+        float32. The rests that are cut off are added in the next step; a checkpoint begins without
+        them, so that a run that goes on from it has the same bits.
     metrics : dict of str to callable, optional
         Functions of `(y, target)` that are computed on the validation data after each epoch, by
         name, such as `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for
@@ -239,6 +244,7 @@ def train(
         accumulate=accumulate,
         graph=graph,
         group=group,
+        gradients=gradients,
     )
     metrics = metrics_of("train", metrics)
     data = batches_of("train", "data", model, data)

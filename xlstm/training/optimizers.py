@@ -546,16 +546,9 @@ class ByRules(Optimizer):
         params = from_foreign(self.where, params)
         checks.mapping(self.where, params)
         xp = namespace(self.where, params)
-        groups = _groups(self.patterns, tuple(params))
-        for pattern, names in zip(self.patterns[:-1], groups, strict=False):
-            if not names:
-                raise ValueError(
-                    f"{self.where}: no parameter matches {checks.shown(pattern)} first, expected"
-                    f" names among {checks.few(params)}"
-                )
         slots = {
             slot: {name: xp.zeros_like(p) for name, p in arrays.items()}
-            for slot, arrays in self._by_slot(params).items()
+            for slot, arrays in self.by_slot(params).items()
         }
         return OptimState(0, slots)
 
@@ -570,7 +563,7 @@ class ByRules(Optimizer):
             )
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")
-        check_alike(f"{self.where}: moments", state.slots, self._by_slot(params))
+        check_alike(f"{self.where}: moments", state.slots, self.by_slot(params))
         return self._apply(params, grads, state, self._numbers(state.step), check=True)
 
     def _apply(
@@ -615,10 +608,19 @@ class ByRules(Optimizer):
                 after.update(arrays)
         return new, OptimState(state.step + 1, slots)
 
-    def _by_slot(self, params: Params) -> Slots:
-        """Return the parameters that have a moment, by slot."""
+    def by_slot(self, params: Params) -> Slots:
+        """Return the parameters that have a moment, by slot; ValueError where a pattern matches
+        none.
+        """
+        groups = _groups(self.patterns, tuple(params))
+        for pattern, names in zip(self.patterns[:-1], groups, strict=False):
+            if not names:
+                raise ValueError(
+                    f"{self.where}: no parameter matches {checks.shown(pattern)} first, expected"
+                    f" names among {checks.few(params)}"
+                )
         by_slot: Slots = {}
-        for rule, names in zip(self.rules, _groups(self.patterns, tuple(params)), strict=True):
+        for rule, names in zip(self.rules, groups, strict=True):
             for slot in rule.slots if rule is not None and names else ():
                 by_slot.setdefault(slot, {}).update((name, params[name]) for name in names)
         return by_slot

@@ -4,7 +4,8 @@ is on that sum.
 Each rank has its own columns of a batch, and its share of the targets. It writes its loss and its
 gradients, times that share, into a flat buffer, which begins with a head of few numbers. The sum of
 the buffers is the loss and the gradient of the whole batch, with the same bits on every rank, so
-that all ranks do the same with it.
+that all ranks do the same with it. Between machines the buffer is summed bucket by bucket, those of
+the last layers while the first layers are still differentiated.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.cuda.cuda_graph import capturing
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import HALVES, Array, Namespace, Params
 from xlstm.arrays.ranks.groups import Group, OtherRankError, Part, odd_ranks
+from xlstm.training.buffer import ROOM, Bucket, Layout
 from xlstm.training.callbacks import Callback, Clip, has
+from xlstm.training.halved import Halved
 from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, norm_of
 
 Update = Callable[..., tuple[Params, OptimState]]
 # parameters from which on an optimiser is shared; with fewer its time does not matter
 LEAST = 1 << 20
+NOWHERE = (slice(0), slice(0))
+# Bytes of gradients that are summed at once while others are still to be computed.
+BUCKET = 1 << 24
 # The bits of whole numbers that sums in a dtype leave exact, where they are fewer than 23.
 BITS = {"float16": 10, "bfloat16": 7}
 # The sum of the shares of all ranks is 1 up to rounding; it may differ from 1 by this.
 SHARES = 0.01
-ROOM = 16  # numbers before the gradients, so that these begin where a line of the cache does
 
 
 class LossAndGradients(NamedTuple):
@@ -93,6 +98,16 @@ class Head(NamedTuple):
 class AllReduce:
     """A rank's part in the sums of all ranks, and the numbers that they agreed on in the last one.
 
+    Parameters
+    ----------
+    group : Group
+    home : Backend
+        That of the parameters.
+    params : dict of str to array
+        The parameters that change.
+    halved : bool
+        Gradients go between ranks as bfloat16.
+
     Attributes
     ----------
     error : Exception or None
@@ -108,9 +123,14 @@ class AllReduce:
         The head of the last sum that the host has looked at.
     noted : dict of str to object
         All that ranks are to have in common in this step, as errors call it.
+    overlaps : bool
+        Buckets of gradients are summed while others are still to be computed, as between machines
+        sums take time in which a rank could compute.
     """
 
-    def __init__(self, group: Group, home: Backend, params: Params) -> None:
+    sums_parts = False  # whether a rank gets the sums of a part of the gradients
+
+    def __init__(self, group: Group, home: Backend, params: Params, halved: bool = False) -> None:
         if home.name not in ("numpy", "cupy"):
             raise BackendError(
                 f"TrainStep: group is given, which needs arrays of NumPy or CuPy, the backend is {home}"
@@ -119,29 +139,24 @@ class AllReduce:
         self.home = home
         self.error: Exception | None = None
         self.signal = self.stop = False
-        self.shapes = {name: p.shape for name, p in params.items()}
-        # numbers of a rank, with equal parts
-        self.each = -(-sum(p.size for p in params.values()) // group.size)
-        self.buffer: Array = home.asarray(np.zeros(ROOM + self.each * group.size))
-        self.head = self.buffer[:ROOM]
-        self.grads = self.named(self.buffer[ROOM:])
+        self.overlaps = group.machines > 1
+        itemsize = next(iter(params.values())).dtype.itemsize
+        shapes = {name: p.shape for name, p in params.items()}
+        self.layout = Layout(shapes, group.size, BUCKET // itemsize if self.overlaps else None)
+        self.buffer: Array = home.asarray(np.zeros(self.layout.size))
+        self.halved = Halved(group, home, self.layout) if halved else None
+        # A head that is summed by itself need not have the dtype of the gradients.
+        self.has_own_head = self.sums_parts or halved
+        self.head: Array = self.buffer[:ROOM]
+        if self.has_own_head:
+            self.head = home.asarray(np.zeros(ROOM), "float64")
+        self.grads = self.layout.named(self.buffer)
+        self.waits: list[Callable[[], None]] = []  # for the buckets whose sums have begun
         self.agreed = Head(*[0.0] * len(Head._fields))
         self.noted: dict[str, Any] = {}
         self.checksum = 0  # of all that was noted so far
         self.where = ""
         self.ended = False
-
-    def named(self, flat: Array) -> Params:
-        """Return the arrays that lie behind each other in a flat one, by the names of
-        parameters.
-        """
-        arrays = Params()
-        at = 0
-        for name, shape in self.shapes.items():
-            size = math.prod(shape)
-            arrays[name] = flat[at : at + size].reshape(shape)
-            at += size
-        return arrays
 
     def reduce(
         self, own: LossAndGradients, head: Head, local: bool, share: Any = 1.0
@@ -161,21 +176,19 @@ class AllReduce:
             The factor of the own gradients.
         """
         if self.error is not None:
-            self._refuse(local)
+            own = own._replace(grads={})
+            head = self._refusal()
         else:
             if not isinstance(head.share, float):
                 loss = fuse(self.home.xp, _shared, own.loss, own.loss, head.share)
             else:  # the mean may be NaN where no target counts
                 loss = own.loss * head.share if head.share else 0.0
             squares = (own.norm * head.share) ** 2 if local else 0.0
-            for k, number in enumerate(head._replace(loss=loss, squares=squares)):
-                self.head[k] = number
-            if not local:
-                self._fill(own.grads, share)
+            head = head._replace(loss=loss, squares=squares)
         if not local:
-            grads, norm = self._summed()
+            grads, norm = self._summed(own.grads, share, head)
             return own._replace(loss=self.head[0], grads=grads, norm=norm)
-        self.group.sum(self.head)
+        self._sum_head(head)
         xp = self.home.xp
         grads = own.grads or {name: xp.zeros_like(place) for name, place in self.grads.items()}
         return own._replace(loss=self.head[0], grads=grads, norm=xp.sqrt(self.head[1]))
@@ -184,8 +197,48 @@ class AllReduce:
         """Return the sums of gradients of all ranks, divided by the total number of targets, and
         their norm.
         """
-        self._fill(sums, 1 / total)
-        return self._summed(ROOM)
+        return self._summed(sums, 1 / total, None)
+
+    def early(
+        self, share: Any, used: Params, prepared: Callable[[Params], Params]
+    ) -> Callable[[Params, Params], None]:
+        """Return a function for `announced` that begins the sum of a bucket as soon as its gradients
+        are there.
+
+        Buckets go in the same order on all ranks, from the last parameters to the first; the first
+        bucket waits for `reduce`.
+
+        Parameters
+        ----------
+        share : float or 0-d array
+            As for `reduce`.
+        used : dict of str to array
+            The weights that the model runs with.
+        prepared : callable
+            It makes of gradients those that are summed.
+        """
+        names = {id(used[name]): name for name in self.grads}
+        arrived = Params()
+
+        def announce(p: Params, grads: Params) -> None:
+            for name, g in grads.items():
+                if (full := names.get(id(p.get(name)))) is not None:
+                    arrived[full] = g
+            buckets = self.layout.buckets
+            while len(self.waits) < len(buckets) - 1:
+                bucket = buckets[-1 - len(self.waits)]
+                if not all(name in arrived for name in bucket.names):
+                    return
+                own = prepared({name: arrived.pop(name) for name in bucket.names})
+                self._begin(bucket, own, share)
+
+        return announce
+
+    def init(self, optimizer: Optimizer, params: Params) -> OptimState:
+        """Return the state of an optimiser before its first update, of which this rank has its
+        part.
+        """
+        return optimizer.init(params)
 
     def updated(
         self, update: Update, params: Params, grads: Params, moments: OptimState, *how: Any
@@ -193,22 +246,19 @@ class AllReduce:
         """Return the parameters and the state of the optimiser after an update."""
         return update(params, grads, moments, *how)
 
-    def part_of(self, moments: OptimState) -> OptimState:
-        """Return the moments that this rank keeps, of all of them."""
-        return moments
+    def part_of(self, name: str, moment: Array) -> Array:
+        """Return the part of a moment that this rank keeps."""
+        return moment
 
     def whole_of(self, moments: OptimState) -> OptimState:
-        """Return the moments of all ranks together, of which each has those that it keeps."""
+        """Return the moments of all ranks together on rank 0, and on the others those that they
+        have; `collect` of the group puts them together.
+        """
         return moments
 
     def slots_like(self, moments: OptimState, params: Params) -> Slots:
-        """Return arrays with the names, shapes and dtypes of the moments of all ranks together."""
+        """Return arrays with the shapes and dtypes of the parts of this rank of all moments."""
         return moments.slots
-
-    def _summed(self, start: int = 0) -> tuple[Params, Array]:
-        """Sum the buffer from `start` on; return the gradients, and their norm."""
-        self.group.sum(self.buffer[start:])
-        return self.grads, norm_of(self.home.xp, self.grads)
 
     def note(self, part: Part, rates: tuple[float, ...]) -> None:
         """Note what ranks are to have in common in a step: its batch and the learning rates of its
@@ -232,10 +282,11 @@ class AllReduce:
 
     def fail(self, local: bool, then_all: bool) -> None:
         """Take part in the sum of a step that this rank cannot take, or in both of them."""
-        self._refuse(local and not then_all)
-        self.group.sum(self.head if local else self.buffer)
-        if then_all:
-            self.group.sum(self.buffer[ROOM:])
+        refusal = self._refusal()
+        if local:
+            self._sum_head(refusal)
+        if then_all or not local:
+            self._summed({}, 0.0, None if local else refusal)
 
     def told(self, place: str, what: Any = None) -> list[Any]:
         """Return what all ranks tell at a place; raises the error of a rank on all of them."""
@@ -270,50 +321,154 @@ class AllReduce:
         if self.group.size > part.B:
             masks.bit_generator.state = self.group.tell(masks.bit_generator.state)[-1]
 
-    def _refuse(self, local: bool) -> None:
-        """Put zeros into the buffer, and a failure into its head."""
-        (self.head if local else self.buffer)[...] = 0.0
-        self.head[0] = math.nan
-        self.head[2] = 1.0 + self.group.size * (self.error is not None)
+    def forget_rests(self) -> None:
+        """Begin without what was cut off gradients, as a run does that goes on from a checkpoint."""
+        if self.halved is not None:
+            self.halved.forget()
 
-    def _fill(self, grads: Params, share: Any) -> None:
-        """Put the share of gradients into the buffer, on CuPy by one launch; zeros where there are
-        none.
+    def _refusal(self) -> Head:
+        """Return the head of a rank that cannot take a step."""
+        status = 1.0 + self.group.size * (self.error is not None)
+        return Head(math.nan, 0.0, status, 0.0, 0.0, 0.0, 0.0)
+
+    def _put_head(self, head: Head) -> None:
+        for k, number in enumerate(head):
+            self.head[k] = number
+
+    def _sum_head(self, head: Head) -> None:
+        self._put_head(head)
+        self.group.sum(self.head)
+
+    def _summed(self, grads: Params, share: Any, head: Head | None) -> tuple[Params, Array]:
+        """Sum the buckets that are not under way yet, and a head; return the gradients, and their
+        norm.
+        """
+        for bucket in self.layout.buckets[len(self.layout.buckets) - len(self.waits) - 1 :: -1]:
+            self._begin(bucket, grads, share, head)
+        for wait in self.waits:
+            wait()
+        self.waits.clear()
+        return self._result(head)
+
+    def _begin(self, bucket: Bucket, grads: Params, share: Any, head: Head | None = None) -> None:
+        """Fill a bucket with a share of gradients, or with zeros where there are none, and begin its
+        sum; the first bucket goes with the head, if there is one.
         """
         if not grads:
-            self.buffer[ROOM:] = 0.0
+            self.buffer[bucket.place] = 0.0
         else:
-            columns = [[arrays[name] for name in self.grads] for arrays in (grads, self.grads)]
+            columns = [[arrays[name] for name in bucket.names] for arrays in (grads, self.grads)]
             foreach.apply(self.home.xp, _shared, columns, (share,), (1,))
+        if self.halved is not None:
+            self.halved.send(self._go, self.buffer, bucket)
+        else:
+            self._send(bucket, head)
+
+    def _send(self, bucket: Bucket, head: Head | None) -> None:
+        """Begin the sum of a bucket."""
+        start = bucket.place.start
+        if head is not None and start == ROOM:
+            self._put_head(head)
+            start = 0
+        self._go(self.group.sum, self.buffer[start : bucket.place.stop])
+
+    def _go(self, function: Callable[..., None], *arrays: Array) -> None:
+        """Let ranks do something together, beside the caller where that saves time."""
+        if self.overlaps:
+            self.waits.append(self.group.later(function, *arrays))
+        else:
+            function(*arrays)
+            self.waits.append(_no_wait)
+
+    def _result(self, head: Head | None) -> tuple[Params, Array]:
+        """Return the gradients and their norm once all buckets have come."""
+        if self.halved is not None:
+            for bucket in self.layout.buckets:
+                self.halved.share_sums(self.halved.sum_up(bucket), self.buffer, bucket)
+            if head is not None:
+                self._sum_head(head)
+        return self.grads, norm_of(self.home.xp, self.grads)
 
 
 class Sharded(AllReduce):
     """The sums of ranks of which each updates a part of the weights and keeps its moments alone
     (ZeRO-1).
 
-    After Rajbhandari et al. 2020. The buffer of gradients is cut into equal parts, of which each
+    After Rajbhandari et al. 2020. The buckets of gradients are cut into equal parts, of which each
     rank gets the sum of one; the new weights are put together again. This sends as many bytes as
     one sum of the whole, and takes a rank's share of the time and of the memory of the optimiser.
     Rules work element by element, so a part of an array is as good as a whole.
     """
 
-    def __init__(self, group: Group, home: Backend, params: Params) -> None:
-        super().__init__(group, home, params)
-        # This rank's part of the gradients, and then of the new weights.
-        self.part: Array = np.empty(self.each, self.buffer.dtype)
-        self.slots: dict[str, list[str]] = {}  # the parameters that have a moment, by slot
-        # For each array in the part: its places in the array, and in the part.
-        self.places: dict[str, tuple[slice, slice]] = {}
-        first = group.rank * self.each
-        at = 0
-        for name, p in params.items():
-            start = max(at, first)
-            end = min(at + p.size, first + self.each)
-            if start < end:
-                self.places[name] = slice(start - at, end - at), slice(start - first, end - first)
-            at += p.size
+    sums_parts = True
 
-    def cut(self, arrays: Params) -> Params:
+    def __init__(self, group: Group, home: Backend, params: Params, halved: bool = False) -> None:
+        super().__init__(group, home, params, halved)
+        # This rank's part of the gradients, and then of the new weights.
+        self.part: Array = home.asarray(np.zeros(self.layout.each))
+        # The parameters that this rank has a part of: its places in the parameter, and in the part.
+        self.places = self.layout.parts(group.rank)
+        self.names: dict[str, list[str]] = {}  # of the parameters that have a moment, by slot
+
+    def init(self, optimizer: Optimizer, params: Params) -> OptimState:
+        assert isinstance(optimizer, ByRules)
+        by_slot = optimizer.by_slot(params)
+        self.names = {slot: [*arrays] for slot, arrays in by_slot.items()}
+        slots: Slots = {}
+        for slot, arrays in by_slot.items():
+            if parts := self._cut(arrays):
+                slots[slot] = {name: self.home.xp.zeros_like(a) for name, a in parts.items()}
+        return OptimState(0, slots)
+
+    def updated(
+        self, update: Update, params: Params, grads: Params, moments: OptimState, *how: Any
+    ) -> tuple[Params, OptimState]:
+        new, after = update(self._cut(params), grads, moments, *how)
+        for name, a in new.items():
+            self.part[self.places[name][1]] = a
+        _, _, in_place, _ = how
+        whole = self.buffer if in_place else self.home.xp.empty_like(self.buffer)
+        for bucket in self.layout.buckets:
+            self.group.gather_parts(self.part[bucket.part], whole[bucket.place])
+        arrays = self.layout.named(whole)
+        if not in_place:
+            return params | arrays, after
+        for name, a in arrays.items():
+            params[name][...] = a
+        return params, after
+
+    def part_of(self, name: str, moment: Array) -> Array:
+        if moment.shape != self.layout.shapes.get(name):
+            return moment  # that of a file which is not sound
+        there, _ = self.places.get(name, NOWHERE)
+        return moment.reshape(-1)[there].copy()
+
+    def slots_like(self, moments: OptimState, params: Params) -> Slots:
+        return {
+            slot: {name: self.part_of(name, params[name]) for name in names}
+            for slot, names in self.names.items()
+        }
+
+    def whole_of(self, moments: OptimState) -> OptimState:
+        layout = self.layout
+        whole: Slots = {}
+        for slot, names in self.names.items():
+            part = np.empty(layout.each, self.buffer.dtype)
+            for name, a in moments.slots.get(slot, {}).items():
+                part[self.places[name][1]] = to_numpy(a)
+            of_all = None
+            if self.group.rank == 0:
+                of_all = np.empty((self.group.size, layout.each), part.dtype)
+            self.group.collect(part, None if of_all is None else of_all.reshape(-1))
+            if of_all is not None:
+                flat = np.empty(layout.size, part.dtype)
+                for bucket in layout.buckets:
+                    flat[bucket.place] = of_all[:, bucket.part].reshape(-1)
+                arrays = layout.named(flat)
+                whole[slot] = {name: arrays[name] for name in names}
+        return moments._replace(slots=whole) if self.group.rank == 0 else moments
+
+    def _cut(self, arrays: Params) -> Params:
         """Return the parts of arrays that this rank has, flat."""
         return {
             name: arrays[name].reshape(-1)[there]
@@ -321,70 +476,52 @@ class Sharded(AllReduce):
             if name in arrays
         }
 
-    def part_of(self, moments: OptimState) -> OptimState:
-        """Return copies of the parts of moments that this rank has, in the slots that have one."""
-        self.slots = {slot: list(arrays) for slot, arrays in moments.slots.items()}
-        copies: Slots = {}
-        for slot, arrays in moments.slots.items():
-            if parts := self.cut(arrays):
-                copies[slot] = {name: a.copy() for name, a in parts.items()}
-        return moments._replace(slots=copies)
+    def _send(self, bucket: Bucket, head: Head | None) -> None:
+        self._go(self.group.sum_part, self.buffer[bucket.place], self.part[bucket.part])
 
-    def gathered(self, parts: Params) -> Params:
-        """Return arrays of the parts of all ranks."""
-        for name, a in parts.items():
-            self.part[self.places[name][1]] = a
-        whole = np.empty(self.each * self.group.size, self.part.dtype)
-        self.group.gather_parts(self.part, whole)
-        return self.named(whole)
-
-    def whole_of(self, moments: OptimState) -> OptimState:
-        whole: Slots = {}
-        for slot, names in self.slots.items():
-            arrays = self.gathered(moments.slots.get(slot, {}))
-            whole[slot] = {name: arrays[name] for name in names}
-        return moments._replace(slots=whole)
-
-    def slots_like(self, moments: OptimState, params: Params) -> Slots:
-        return {slot: {name: params[name] for name in names} for slot, names in self.slots.items()}
-
-    def updated(
-        self, update: Update, params: Params, grads: Params, moments: OptimState, *how: Any
-    ) -> tuple[Params, OptimState]:
-        new, after = update(self.cut(params), grads, moments, *how)
-        return params | self.gathered(new), after
-
-    def fail(self, local: bool, then_all: bool) -> None:
-        self._refuse(True)
-        self.group.sum(self.head)
-
-    def _summed(self, start: int = 0) -> tuple[Params, Array]:
-        if start == 0:
-            self.group.sum(self.head)
-            self.look()  # before parts are summed, in which a rank that has failed takes no part
-        self.group.sum_part(self.buffer[ROOM:], self.part)
+    def _result(self, head: Head | None) -> tuple[Params, Array]:
+        xp = self.home.xp
+        if self.halved is not None:
+            for bucket in self.layout.buckets:
+                self.part[bucket.part] = self.halved.sum_up(bucket)
         grads = {name: self.part[place] for name, (_, place) in self.places.items()}
-        norm = norm_of(np, grads) if grads else 0.0
-        squares = np.asarray(norm, np.float64).reshape(1) ** 2
-        self.group.sum(squares)
-        return grads, np.sqrt(squares[0]).astype(self.part.dtype)
+        squares = norm_of(xp, grads) ** 2 if grads else 0.0
+        if head is not None:
+            self._sum_head(head._replace(squares=squares))
+            total = self.head[1]
+        else:
+            sums = self.home.asarray(np.zeros(1), "float64")
+            sums[0] = squares
+            self.group.sum(sums)
+            total = sums[0]
+        return grads, xp.astype(xp.sqrt(total), self.part.dtype)
 
 
 def all_reduce(
-    group: Group, home: Backend, params: Params, optimizer: Optimizer, callbacks: Iterable[Callback]
+    group: Group,
+    home: Backend,
+    params: Params,
+    optimizer: Optimizer,
+    callbacks: Iterable[Callback],
+    halved: bool,
 ) -> AllReduce:
-    """Return the sums over ranks: `Sharded` for many weights on a CPU where nobody needs whole
-    gradients, else `AllReduce`.
+    """Return the sums over ranks: `Sharded` for many weights where nobody needs whole gradients,
+    else `AllReduce`.
     """
     moving = {name: p for name, p in params.items() if not optimizer.frozen(name)}
     needs_whole = any(
         has(callback, "gradients") and not (isinstance(callback, Clip) and callback.value is None)
         for callback in callbacks
     )
-    shares = group.size > 1 and home.name == "numpy" and isinstance(optimizer, ByRules)
+    # moments of weights in 16 bits stay with these
+    shares = group.size > 1 and isinstance(optimizer, ByRules) and home.dtype not in HALVES
     many = sum(p.size for p in moving.values()) >= max(LEAST, group.size)
     kind = Sharded if shares and many and not needs_whole else AllReduce
-    return kind(group, home, moving)
+    return kind(group, home, moving, halved)
+
+
+def _no_wait() -> None:
+    """Wait for nothing."""
 
 
 def _shared(xp: Namespace, g: Array, place: Array, share: Any) -> Array:

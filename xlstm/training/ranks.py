@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Params, leaves
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params, dtype_name, leaves
 from xlstm.arrays.ranks.groups import Alone, Group, columns, odd_ranks
 from xlstm.layers.sequence import Leaf, nested
 from xlstm.training.feed import Inputs
@@ -17,6 +19,8 @@ from xlstm.training.folder import Checkpoint
 from xlstm.training.optimizers import Slots
 from xlstm.training.parallel import AllReduce, checksum, held, same, together, told
 from xlstm.training.state import StepState
+
+STORED = {"bfloat16": "float32"}  # dtypes on the host of those that NumPy does not have
 
 
 class RunRanks:
@@ -105,11 +109,16 @@ class RunRanks:
         of_first = self._told("the checkpoint", about)[0]
         if of_first is None:
             return None
-        if origin is None:
-            empty = {name: np.empty(*kind) for name, kind in of_first.arrays.items()}
-            origin = of_first._replace(arrays=empty)
-        self.group.share(list(origin.arrays.values()))
-        return origin  # type: ignore[no-any-return]
+        arrays = {}
+        for name, kind in of_first.arrays.items():
+            array = np.empty(*kind) if origin is None else origin.arrays.pop(name)
+            self.group.share([array])
+            kind, _, rest = name.partition(".")
+            if kind == "slots":  # of moments a rank may keep a part alone
+                _, _, parameter = rest.partition(".")
+                array = self.reduce.part_of(parameter, array)
+            arrays[name] = array
+        return of_first._replace(arrays=arrays)  # type: ignore[no-any-return]
 
     def same(self, settings: dict[str, Any] | None, beside: Any) -> Any:
         """Return what rank 0 tells beside its settings; ValueError unless all ranks have the same
@@ -141,36 +150,61 @@ class RunRanks:
             )
 
     def whole(self, state: StepState, total: int) -> StepState:
-        """Return the state of one process, from all ranks; RuntimeError where their weights
-        differ.
+        """Return on rank 0 the state of one process, from all ranks; RuntimeError where their
+        weights differ.
         """
         if self.reduce is None:
             return state
         self._compare(
             told(self.group, "a checkpoint", None, checksum(state.params.values())), total
         )
-        xp = self.reduce.home.xp
         sums = state.sums
         # The sums of each rank are saved: their total would be rounded in another order.
         if sums is not None and self.sums_locally:
-            side_by_side = {}  # (ranks, ...)
-            for name, a in sums.items():
-                every: Array = xp.zeros((self.group.size, *a.shape), dtype=a.dtype)
-                every[self.group.rank] = a
-                self.group.sum(every)
-                side_by_side[name] = every
-            sums = side_by_side
-        own = [] if state.carried is None else list(leaves(state.carried))
-        carried = None
-        if parts := list(filter(None, told(self.group, "a checkpoint", None, own))):
-            several = zip(self._axes, zip(*parts, strict=True), strict=True)
-            whole = [xp.concat(arrays, axis=axis) for axis, arrays in several]
-            carried = nested(self.model.states, iter(whole))
+            home = self.reduce.home
+            several = {name: self._collected(to_numpy(a)) for name, a in sums.items()}
+            sums = {name: home.asarray(a) for name, a in several.items() if a is not None}
+        carried = self._whole_carried(self.reduce.home, state.carried)
+        self.reduce.forget_rests()
         moments = self.reduce.whole_of(state.moments)
         return state._replace(carried=carried, sums=sums, moments=moments)
 
+    def _collected(self, own: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        """Return the arrays of all ranks, which have one shape, as one (ranks, ...) on rank 0, and
+        None on the others.
+        """
+        if not self.first:
+            self.group.collect(own.reshape(-1), None)
+            return None
+        every = np.empty((self.group.size, *own.shape), own.dtype)
+        self.group.collect(own.reshape(-1), every.reshape(-1))
+        return every
+
+    def _whole_carried(self, home: Backend, carried: Any) -> Any:
+        """Return the states of the sequences of all ranks on rank 0, None where there are none."""
+        own = [] if carried is None else list(leaves(carried))
+        kinds = [(tuple(a.shape), dtype_name(a.dtype)) for a in own]
+        several = told(self.group, "a checkpoint", None, kinds)
+        parts = [kinds_of_rank for kinds_of_rank in several if kinds_of_rank]
+        if not parts:
+            return None
+        whole = []
+        for k, axis in enumerate(self._axes):
+            counts = [kinds[k][0][axis] if kinds else 0 for kinds in several]
+            shape, dtype = parts[0][k]
+            rest = shape[:axis] + shape[axis + 1 :]
+            sequences = np.zeros((max(counts), *rest), STORED.get(dtype, dtype))
+            if own:
+                sequences[: counts[self.group.rank]] = np.moveaxis(to_numpy(own[k]), axis, 0)
+            every = self._collected(sequences)
+            if every is not None:
+                rows = [of_rank[:count] for of_rank, count in zip(every, counts, strict=True)]
+                array = np.moveaxis(np.concatenate(rows), 0, axis)
+                whole.append(backend_of(home, dtype).asarray(array))
+        return nested(self.model.states, iter(whole)) if self.first else None
+
     def slots(self, state: StepState) -> Slots:
-        """Return arrays with the names, shapes and dtypes of the moments of all ranks together."""
+        """Return arrays with the names, shapes and dtypes of the moments as `read` leaves them."""
         if self.reduce is None:
             return state.moments.slots
         return self.reduce.slots_like(state.moments, state.params)
@@ -179,7 +213,13 @@ class RunRanks:
         """Return the part of this rank of such a state."""
         if self.reduce is None:
             return state
-        moments = self.reduce.part_of(state.moments)
+        # a rank has no part of some parameters
+        parts = {
+            slot: {name: a for name, a in arrays.items() if a.size}
+            for slot, arrays in state.moments.slots.items()
+        }
+        slots = {slot: arrays for slot, arrays in parts.items() if arrays}
+        moments = state.moments._replace(slots=slots)
         return state._replace(carried=self._cut(state.carried), moments=moments)
 
     def own_sums(self, sums: Params, params: Params) -> Params:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.arrays.ranks.groups import GROUP, Group
 from xlstm.data.batches import Batch
 from xlstm.engines.cuda.check import first_training
-from xlstm.layers.module import STREAM
+from xlstm.layers.module import STREAM, announced
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training.adapters import LowRank
 from xlstm.training.callbacks import Callback, has
@@ -63,6 +63,7 @@ OPTIONS: dict[str, checks.Kind] = {
     "wait": checks.flag,
     "graph": choice,
     "group": checks.optional(GROUP),
+    "gradients": checks.optional(checks.choice(("bfloat16",))),
 }
 
 
@@ -105,6 +106,9 @@ class TrainStep:
         The ranks that train together, as `distributed.group()` returns them. Each is given its part
         of every batch, by `distributed.Shard`; loss and gradients are those of the whole batch, and
         so is all that follows. `init` takes the weights of rank 0.
+    gradients : {"bfloat16"}, optional
+        Send gradients between ranks as bfloat16, half of the bytes of float32, and sum them in
+        float32. The rests that are cut off are added in the next step.
 
     Raises
     ------
@@ -136,6 +140,7 @@ class TrainStep:
     wait: bool = True
     graph: bool | str = False
     group: Group | None = None
+    gradients: str | None = None
 
     def __post_init__(self) -> None:
         checks.fields(self, **OPTIONS)
@@ -190,12 +195,13 @@ class TrainStep:
             xp = feed.home.xp
             params = {name: xp.asarray(p, copy=True, order="C") for name, p in params.items()}
             self.group.share(list(params.values()))
+            halved = self.gradients is not None
             runtime.ranks = all_reduce(
-                self.group, feed.home, params, self.optimizer, self.callbacks
+                self.group, feed.home, params, self.optimizer, self.callbacks, halved
             )
-        moments = self.optimizer.init(params)
-        if runtime.ranks is not None:
-            moments = runtime.ranks.part_of(moments)
+            moments = runtime.ranks.init(self.optimizer, params)
+        else:
+            moments = self.optimizer.init(params)
         return StepState(
             params, moments, None, scaling, None, 0.0, 0, 0, masks, Decided(), (), runtime
         )
@@ -338,9 +344,13 @@ class TrainStep:
         scalars: HostScalars,
         share: float | Array = 1.0,
         normed: bool = True,
+        early: Callable[..., Any] | None = None,
     ) -> LossAndGradients:
         """Return the loss of a batch and a share of its gradients, with their norm where it is
         needed.
+
+        `early(used, prepared)` returns a function for gradients that are final before others, of
+        the weights `used`, and as `prepared` makes them.
         """
         feed = state.runtime.feed
         scale = scalars.scale if self.scales else 1.0
@@ -355,8 +365,13 @@ class TrainStep:
             y = raised(y, feed.home.dtype) if casts else y
             loss, dy = self.loss(y, inputs.target, inputs.mask)  # type: ignore[misc]
             dy = lowered(dy, feed.low.dtype, scale * share) if casts else dy
-            grads = self.optimizer._moving(self.model.backward(used, saved, dy)[0])
-            grads = raised(grads, feed.home.dtype, scale) if casts else grads
+
+            def prepared(grads: Params) -> Params:
+                return raised(grads, feed.home.dtype, scale) if casts else grads
+
+            with announced(None if early is None else early(used, prepared)):
+                grads = self.model.backward(used, saved, dy)[0]
+            grads = prepared(self.optimizer._moving(grads))
             norm = norm_of(feed.home.xp, grads) if normed else None
         return LossAndGradients(loss, carried, used, grads, norm)
 
@@ -371,11 +386,16 @@ class TrainStep:
             return self._gradients(state, inputs, scalars)
         share = scalars.share
         # Scaled gradients are shared early, so that the same overflow as in the whole batch.
-        early, late = (share, 1.0) if self.scales else (1.0, share)
+        before, late = (share, 1.0) if self.scales else (1.0, share)
         own = None
+        early = None
+        if ranks.overlaps and not self.sums_locally:
+            early = functools.partial(ranks.early, late)
         if ranks.error is None and inputs.host.x.shape[1]:
             with held(ranks):
-                own = self._gradients(state, inputs, scalars, early, self.sums_locally)
+                own = self._gradients(
+                    state, inputs, scalars, before, self.sums_locally, early=early
+                )
         if own is None:  # there is no sequence in the part, or the step cannot be taken
             zero = ranks.home.xp.zeros_like(ranks.head[0])
             carried = None if ranks.error is None else state.carried
@@ -601,6 +621,7 @@ class TrainStep:
             ),
             "precision": None if self.precision is None else repr(self.precision),
             "accumulate": self.accumulate,
+            "gradients": self.gradients,
             "optimizer": text_of(self.optimizer),
             "loss function": text_of(getattr(self.loss, "__func__", self.loss)),
             "callbacks": callbacks,

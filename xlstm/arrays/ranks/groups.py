@@ -135,7 +135,7 @@ class Alone:
 
     def collect(self, part: Array, out: Array | None) -> None:
         """Copy the array."""
-        out[...] = part
+        self.gather_parts(part, out)
 
     def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
         """Run the function at once."""

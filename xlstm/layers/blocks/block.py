@@ -141,8 +141,10 @@ class Backbone(SameWidth, SequenceLayer):
         starts = []
         if "norm" in self.parts:
             dy = run("norm", dy)
+            run.final("norm")
         for k in range(self.num_blocks - 1, -1, -1):
             dy, start = run(f"blocks.{k}", dy, None if dstate is None else dstate[k])
+            run.final(f"blocks.{k}")
             starts.append(start)
         return run.grads, dy, tuple(starts[::-1])
 

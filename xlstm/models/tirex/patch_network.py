@@ -109,6 +109,7 @@ class PatchNetwork(Backbone):
     ) -> Derivatives:
         run = Backward(self, span.xp, p, saved, span)
         dh = run("output", span.xp.reshape(dy, (span.T, span.B, self.output_size)))
+        run.final("output")
         dblocks, dh, start = super().scan_bwd(p, saved, dh, dstate, span)
         dx = run("input", dh)
         return dblocks | run.grads, dx, start

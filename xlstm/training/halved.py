@@ -1,0 +1,93 @@
+"""Gradients on their way between ranks as bfloat16: half the bytes, and sums in float32.
+
+A bfloat16 is the upper half of a float32. Each rank sends every other rank the upper halves of its
+part of the gradients, adds up in float32 what it receives, and sends the upper halves of the sums
+to all. The lower halves stay where they were cut off, and are added in the next step, so that
+nothing is lost over several steps (error feedback; Seide et al. 2014, Karimireddy et al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.fuse import fuse
+from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.ranks.groups import Group
+from xlstm.training.buffer import Bucket, Layout
+
+LARGEST = float(np.finfo("float32").max)
+UPPER = 1  # which 16 bits of a float32 are the upper ones, in memory of a little-endian machine
+
+
+class Halved:
+    """The gradients of a buffer as bfloat16.
+
+    Parameters
+    ----------
+    group : Group
+    home : Backend
+    layout : Layout
+    """
+
+    def __init__(self, group: Group, home: Backend, layout: Layout) -> None:
+        self.group = group
+        self.xp = home.xp
+        self.sent = self._zeros(home, layout.size, "uint16")
+        self.received = self._zeros(home, layout.size, "uint16")
+        # the rests of this rank's gradients, and of the sums of its part
+        self.rest = self._zeros(home, layout.size, "float32")
+        self.rest_of_sums = self._zeros(home, layout.each, "float32")
+
+    @staticmethod
+    def _zeros(home: Backend, size: int, dtype: str) -> Array:
+        return home.asarray(np.zeros(size, dtype), dtype)
+
+    def forget(self) -> None:
+        """Begin without rests, as a run does that goes on from a checkpoint."""
+        self.rest[...] = 0.0
+        self.rest_of_sums[...] = 0.0
+
+    def send(self, go: Callable[..., None], buffer: Array, bucket: Bucket) -> None:
+        """Have the gradients of a bucket sent to the ranks that sum them."""
+        place = bucket.place
+        self._cut(buffer[place], self.rest[place], self.sent[place])
+        go(self.group.exchange, self.sent[place], self.received[place])
+
+    def sum_up(self, bucket: Bucket) -> Array:
+        """Return the sums of this rank's part, in float32, once it is received."""
+        each = bucket.part.stop - bucket.part.start
+        first = bucket.place.start
+        total = self._widened(self.received[first : first + each])
+        for rank in range(1, self.group.size):
+            start = first + rank * each
+            total += self._widened(self.received[start : start + each])
+        return total
+
+    def share_sums(self, total: Array, buffer: Array, bucket: Bucket) -> None:
+        """Put the sums of all ranks into the buffer, each rounded in the same way everywhere."""
+        place = bucket.place
+        own = self.received[place][: total.size]  # these are summed up already
+        self._cut(total, self.rest_of_sums[bucket.part], own)
+        self.group.gather_parts(own, self.sent[place])
+        buffer[place] = self._widened(self.sent[place])
+
+    def _cut(self, a: Array, rest: Array, halves: Array) -> None:
+        """Put the upper halves of an array and its rest into `halves`, and leave the new rest."""
+        rest += a
+        halves[...] = rest.view(self.xp.uint16)[UPPER::2]
+        rest[...] = fuse(self.xp, _rest, rest, self._widened(halves))
+
+    def _widened(self, halves: Array) -> Array:
+        """Return the float32 numbers of upper halves."""
+        wide = self.xp.zeros(halves.shape, dtype=self.xp.float32)
+        wide.view(self.xp.uint16)[UPPER::2] = halves
+        return wide
+
+
+def _rest(xp: Namespace, total: Array, upper: Array) -> Array:
+    # a number that is not finite leaves none
+    rest = total - upper
+    return xp.where(xp.abs(rest) <= LARGEST, rest, xp.zeros_like(rest))
