@@ -17,7 +17,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.ranks.groups import OtherRankError
 from xlstm.data import Shard, Windows
 from xlstm.precision import Mixed
-from xlstm.training import Clip, TrainStep, optimizers
+from xlstm.training import Clip, TrainStep, optimizers, parallel
 from xlstm.training.steps import AHEAD
 
 cupy = gpu.needed()
@@ -55,13 +55,20 @@ def taken(group, data=DATA, **options):
     return step.settle(state), np.array(found)
 
 
+@pytest.mark.parametrize("machines", [1, 2])
+@pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_states_are_those_of_one_process(case):
+def test_states_are_those_of_one_process(case, shares, machines, monkeypatch):
+    """Also where each rank has a part of the moments, and where sums overlap with the backward pass."""
+    monkeypatch.setattr(parallel, "LEAST", 1 if shares else 1 << 20)
+    monkeypatch.setattr(parallel, "BUCKET", 200)
     expected, losses = taken(None, **CASES[case])
     low = CASES[case].get("precision")
     tolerance = 1e-10 if low is None else 2e-3
     several = [
-        one for size in (1, 3) for one in together(size, lambda group: taken(group, **CASES[case]))
+        one
+        for size in (1, 3)
+        for one in together(size, lambda group: taken(group, **CASES[case]), machines=machines)
     ]
     for state, found in several:
         np.testing.assert_array_equal(found[:, 1], losses[:, 1])

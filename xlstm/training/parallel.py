@@ -140,7 +140,7 @@ class AllReduce:
         self.error: Exception | None = None
         self.signal = self.stop = False
         self.overlaps = group.machines > 1
-        itemsize = next(iter(params.values())).dtype.itemsize
+        itemsize = home.asarray(np.zeros(1)).itemsize
         shapes = {name: p.shape for name, p in params.items()}
         self.layout = Layout(shapes, group.size, BUCKET // itemsize if self.overlaps else None)
         self.buffer: Array = home.asarray(np.zeros(self.layout.size))
