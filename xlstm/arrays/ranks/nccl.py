@@ -6,8 +6,11 @@ the host that the GPU writes to: the host itself knows of nothing that a graph d
 
 from __future__ import annotations
 
+import contextlib
+import math
 import platform
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from xlstm.arrays.ranks.groups import Group
 from xlstm.arrays.ranks.watchdog import Clock
 
 INSTALL = "pip install 'xlstm-xp[nccl]'"
+KINDS = ("sum", "gather", "exchange")  # what GPUs do together
 
 
 def choose_gpu(local_rank: int) -> None:
@@ -60,30 +64,114 @@ class Nccl:
     group : Group
     number : object
         That of the communicator, from `agreed`.
-    clock : Clock
-        Its counts are written by the GPU from now on.
+    clocks : dict of str to Clock
+        One for each of `KINDS`. Their counts are written by the GPU from now on.
     """
 
-    def __init__(self, group: Group, number: Any, clock: Clock) -> None:
+    def __init__(self, group: Group, number: Any, clocks: Mapping[str, Clock]) -> None:
         cp = optional_imports.cupy()
         self._library = optional_imports.nccl()
         self._communicator = self._library.NcclCommunicator(group.size, number, group.rank)
-        memory = cp.cuda.alloc_pinned_memory(clock.counts.nbytes)
-        clock.counts = np.frombuffer(memory, np.int64, 2)
-        clock.counts[:] = 0
+        self._ranks = range(group.size)
+        self._beside = cp.cuda.Stream(non_blocking=True)
+        shape = len(clocks), 2
+        memory = cp.cuda.alloc_pinned_memory(math.prod(shape) * np.dtype(np.int64).itemsize)
+        counts = np.frombuffer(memory, np.int64, math.prod(shape)).reshape(shape)
+        counts[...] = 0
+        for clock, row in zip(clocks.values(), counts, strict=True):
+            clock.counts = row
         seen_by_gpu = cp.cuda.UnownedMemory(memory.ptr, memory.size(), memory, cp.cuda.Device().id)
-        self._counts = cp.ndarray(2, np.int64, cp.cuda.MemoryPointer(seen_by_gpu, 0))
+        by_gpu = cp.ndarray(shape, np.int64, cp.cuda.MemoryPointer(seen_by_gpu, 0))
+        self._counts = dict(zip(clocks, by_gpu, strict=True))
 
     def sum(self, a: Array) -> None:
         """Add up the arrays of all ranks in place."""
-        kind = getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}")
-        stream = optional_imports.cupy().cuda.get_current_stream().ptr
-        self._counts[0] += 1
-        self._communicator.allReduce(
-            a.data.ptr, a.data.ptr, a.size, kind, self._library.NCCL_SUM, stream
-        )
-        self._counts[1] += 1
+        with self._counted("sum", a) as (whole,):
+            self._communicator.allReduce(
+                whole.data.ptr, whole.data.ptr, whole.size, *self._addition(whole), _stream()
+            )
+
+    def sum_part(self, a: Array, out: Array) -> None:
+        """Put this rank's part of the sum of all ranks into `out`."""
+        with self._counted("sum", a, out) as (whole, part):
+            self._communicator.reduceScatter(
+                whole.data.ptr, part.data.ptr, part.size, *self._addition(whole), _stream()
+            )
+
+    def gather_parts(self, part: Array, out: Array) -> None:
+        """Put the parts of all ranks side by side into `out`."""
+        with self._counted("gather", part, out) as (own, whole):
+            self._communicator.allGather(
+                own.data.ptr, whole.data.ptr, own.nbytes, self._library.NCCL_UINT8, _stream()
+            )
+
+    def exchange(self, a: Array, out: Array) -> None:
+        """Send a part of `a` to each rank, and put those that come side by side into `out`."""
+        with self._counted("exchange", a, out) as (sent, received):
+            size = sent.nbytes // len(self._ranks)
+            self._library.groupStart()
+            for rank in self._ranks:
+                for function, array in (
+                    (self._communicator.send, sent),
+                    (self._communicator.recv, received),
+                ):
+                    at = array.data.ptr + rank * size
+                    function(at, size, self._library.NCCL_UINT8, rank, _stream())
+            self._library.groupEnd()
+
+    def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
+        """Run a function of the group on a stream beside the current one; what is returned lets the
+        current stream wait for it.
+        """
+        cuda = optional_imports.cupy().cuda
+        copies = contextlib.ExitStack()
+        # on the current stream, so that the other one allocates nothing
+        contiguous = copies.enter_context(_contiguous(*arrays))
+        self._beside.wait_event(_event(cuda.get_current_stream()))
+        with self._beside:
+            function(*contiguous)
+        end = _event(self._beside)
+
+        def wait() -> None:
+            cuda.get_current_stream().wait_event(end)
+            copies.close()
+
+        return wait
 
     def check(self) -> None:
         """Raise the error that NCCL has met meanwhile, if any."""
         self._communicator.check_async_error()
+
+    @contextlib.contextmanager
+    def _counted(self, kind: str, *arrays: Array) -> Iterator[list[Array]]:
+        """Give arrays as NCCL takes them, and let the GPU count what a `with` block does."""
+        with _contiguous(*arrays) as contiguous:
+            self._counts[kind][0] += 1
+            yield contiguous
+            self._counts[kind][1] += 1
+
+    def _addition(self, a: Array) -> tuple[int, int]:
+        """Return NCCL's numbers of the dtype of an array and of sums."""
+        return getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}"), self._library.NCCL_SUM
+
+
+@contextlib.contextmanager
+def _contiguous(*arrays: Array) -> Iterator[list[Array]]:
+    """Give arrays as C-contiguous ones: themselves where possible, and else copies, which are put
+    back afterwards.
+    """
+    contiguous = [optional_imports.cupy().ascontiguousarray(a) for a in arrays]
+    yield contiguous
+    for a, copy in zip(arrays, contiguous, strict=True):
+        if copy is not a:
+            a[...] = copy.reshape(a.shape)
+
+
+def _stream() -> int:
+    """Return the address of the current stream."""
+    return int(optional_imports.cupy().cuda.get_current_stream().ptr)
+
+
+def _event(stream: Any) -> Any:
+    """Return an event that comes once a stream has done all that it was given so far."""
+    return stream.record(optional_imports.cupy().cuda.Event(disable_timing=True))
