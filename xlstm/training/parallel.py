@@ -23,7 +23,7 @@ from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import HALVES, Array, Namespace, Params
 from xlstm.arrays.ranks.groups import Group, Part
 from xlstm.training.agreement import same, together, told
-from xlstm.training.buffer import ROOM, Bucket, Layout
+from xlstm.training.buffer import ROOM, Bucket, Layout, zeros
 from xlstm.training.callbacks import Callback, Clip, has
 from xlstm.training.halved import Halved
 from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, norm_of
@@ -137,16 +137,16 @@ class AllReduce:
         self.error: Exception | None = None
         self.signal = self.stop = False
         self.overlaps = group.machines > 1
-        itemsize = home.asarray(np.zeros(1)).itemsize
+        itemsize = zeros(home, 1).itemsize
         shapes = {name: p.shape for name, p in params.items()}
         self.layout = Layout(shapes, group.size, BUCKET // itemsize if self.overlaps else None)
-        self.buffer: Array = home.asarray(np.zeros(self.layout.size))
+        self.buffer: Array = zeros(home, self.layout.size)
         self.halved = Halved(group, home, self.layout) if halved else None
         # A head that is summed by itself need not have the dtype of the gradients.
         self.has_own_head = self.sums_parts or halved
         self.head: Array = self.buffer[:ROOM]
         if self.has_own_head:
-            self.head = home.asarray(np.zeros(ROOM), "float64")
+            self.head = zeros(home, ROOM, "float64")
         self.grads = self.layout.named(self.buffer)
         self.waits: list[Callable[[], None]] = []  # for the buckets whose sums have begun
         self.agreed = Head(*[0.0] * len(Head._fields))
@@ -402,7 +402,7 @@ class Sharded(AllReduce):
     def __init__(self, group: Group, home: Backend, params: Params, halved: bool = False) -> None:
         super().__init__(group, home, params, halved)
         # This rank's part of the gradients, and then of the new weights.
-        self.part: Array = home.asarray(np.zeros(self.layout.each))
+        self.part: Array = zeros(home, self.layout.each)
         # The parameters that this rank has a part of: its places in the parameter, and in the part.
         self.places = self.layout.parts(group.rank)
         self.names: dict[str, list[str]] = {}  # of the parameters that have a moment, by slot
@@ -449,8 +449,8 @@ class Sharded(AllReduce):
     def whole_of(self, moments: OptimState) -> OptimState:
         layout = self.layout
         whole: Slots = {}
+        part = np.empty(layout.each, self.buffer.dtype)
         for slot, names in self.names.items():
-            part = np.empty(layout.each, self.buffer.dtype)
             for name, a in moments.slots.get(slot, {}).items():
                 part[self.places[name][1]] = to_numpy(a)
             of_all = None
@@ -487,7 +487,7 @@ class Sharded(AllReduce):
             self._sum_head(head._replace(squares=squares))
             total = self.head[1]
         else:
-            sums = self.home.asarray(np.zeros(1), "float64")
+            sums = zeros(self.home, 1, "float64")
             sums[0] = squares
             self.group.sum(sums)
             total = sums[0]
