@@ -37,7 +37,7 @@ from xlstm.training import (
     loop,
     optimizers,
 )
-from xlstm.training.parallel import told
+from xlstm.training.agreement import told
 from xlstm.training.schedules import cosine
 
 CANDIDATES = ("linear", "smoothing", "theta", "network")  # that a forecaster chooses from
