@@ -186,7 +186,7 @@ class Iterated:
 
 def _timeless(x: Any) -> bool:
     """Return whether x are examples without time, (B, D)."""
-    return x.ndim == 2 and x.dtype.kind == "f"
+    return bool(x.ndim == 2 and x.dtype.kind == "f")
 
 
 def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
