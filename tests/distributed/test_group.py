@@ -208,10 +208,11 @@ def loop(request):
 
 
 @needed
-def test_what_the_ranks_compute():
-    job = Job(3, "xp = np\n" + WHOLE + HOST).end()
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_what_the_ranks_compute(ranks):
+    job = Job(ranks, "xp = np\n" + WHOLE + HOST).end()
     assert (job.status, job.err) == (0, "")
-    assert [len(job.numbers(word)) for word in ("refused", "raised", "end")] == [3, 3, 3]
+    assert [len(job.numbers(word)) for word in ("refused", "raised", "end")] == [ranks] * 3
 
 
 @needed
