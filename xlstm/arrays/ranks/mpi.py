@@ -66,21 +66,22 @@ def group(version: str, comm: Any = None) -> Group:
             f"group: comm is {'COMM_NULL, or freed' if null else checks.shown(comm)}, expected an"
             " intracommunicator of mpi4py, as MPI.COMM_WORLD.Split(color) returns it"
         )
+    job = world(version)
+    if comm == mpi.COMM_WORLD:
+        return job
     numbers = comm.Get_group().Translate_ranks(None, mpi.COMM_WORLD.Get_group())
     if mpi.UNDEFINED in numbers:
         raise BackendError(
             "group: comm has processes that are not in MPI.COMM_WORLD, which cannot end the job"
             " where one of them fails"
         )
-    job = world(version)
-    if comm == mpi.COMM_WORLD:
-        return job
     # It belongs to the communicator: another one may get the same handle once this one is freed.
-    ranks: Group | None = comm.Get_attr(_key())
-    if ranks is None:
-        several = isinstance(job, MpiGroup) and comm.size > 1
-        ranks = MpiGroup(mpi, comm, job, numbers) if several else Alone()
-        comm.Set_attr(_key(), ranks)
+    if comm.Get_attr(_key()) is None:
+        if isinstance(job, MpiGroup) and comm.size > 1:
+            comm.Set_attr(_key(), MpiGroup(mpi, comm, job, numbers))
+        else:
+            comm.Set_attr(_key(), Alone())
+    ranks: Group = comm.Get_attr(_key())
     return ranks
 
 
