@@ -22,6 +22,7 @@ from xlstm.data.batches import (
     EXPECTED,
     Batch,
     Batches,
+    after,
     is_input,
     mask_of_steps,
     time_first,
@@ -192,11 +193,9 @@ class Feed:
             There is no batch or none with a target that counts, or numbers are not finite or do not
             fit the dtype.
         """
-        number = 0
+        number = skip
         has_targets = skip > 0
-        for number, batch in enumerate(data.batches(rng), 1):
-            if number <= skip:
-                continue
+        for number, batch in enumerate(after(data, rng, skip), skip + 1):
             inputs = self.inputs(batch, f"{where}{each} {number}")
             lengths = batch.lengths if batch.part is None else batch.part.lengths
             has_targets |= inputs.total > 0 and (lengths is None or bool(np.any(lengths)))
