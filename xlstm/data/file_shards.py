@@ -6,29 +6,18 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.ranks.groups import GROUP, Alone, Group, columns
-from xlstm.data import parquet
-from xlstm.data.batches import Batch, ByRows, Shuffler, is_input, part_of, time_first
+from xlstm.data.batches import Batch, ByRows, Shuffler, is_input, orders, part_of, time_first
 from xlstm.data.host import Host
+from xlstm.data.parquet import RowGroups
 
 WHERE = "FileShards"
-SUFFIXES = (".npy", ".txt", ".parquet")
-OPTIONS = ("batch_size", "every_step", "length", "document_end", "x", "target")  # of `identity`
-
-
-class _Reader(Protocol):
-    """One kind of files: the batches that they hold, and a text for each that tells it apart."""
-
-    identity: dict[str, Any]
-
-    def __len__(self) -> int: ...
-    def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
-        """Yield the parts of a rank, without the first `skip` batches."""
+OPTIONS = ("batch_size", "every_step", "length", "document_end", "x", "target", "shards")
 
 
 @dataclass(frozen=True)
@@ -112,7 +101,7 @@ class FileShards:
     target: str = "target"
     shards: int = 64
     identity: dict[str, Any] = field(init=False, repr=False, compare=False)
-    _reader: _Reader = field(init=False, repr=False, compare=False)
+    _reader: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.fields(
@@ -128,39 +117,24 @@ class FileShards:
         )
         expected = "a list of paths, or of pairs of paths (x, target)"
         files = checks.several(WHERE, "files", self.files, expected, _paths)
-        if not files:
-            raise ValueError(f"{WHERE}: files is empty, expected {expected}")
-        kinds = {_kind(paths) for paths in files}
-        if len(kinds) > 1:
+        kinds = sorted({(len(paths), path.suffix) for paths in files for path in paths})
+        if len(kinds) != 1 or kinds[0] not in KINDS:
             raise ValueError(
-                f"{WHERE}: files are {' and '.join(sorted(kinds))}, expected one kind of them"
+                f"{WHERE}: files have suffixes {[suffix for _, suffix in kinds]}, expected all .npy,"
+                " all .txt or all .parquet, or pairs of .npy"
             )
-        (kind,) = kinds
-        if kind != "tokens" and (self.length, self.document_end) != (None, None):
+        sequence = KINDS[kinds[0]] is _Tokens
+        if sequence != (self.length is not None) or (
+            self.document_end is not None and not sequence
+        ):
             raise ValueError(
-                f"{WHERE}: files are {kind}, expected no length and no document_end, which are for"
-                " tokens"
+                f"{WHERE}: length is {self.length} and document_end {self.document_end} for"
+                f" {files[0][0]}, expected length, the steps of a batch, for files of tokens or"
+                " text, and neither for others"
             )
-        reader = self._reader_of(kind, files)
         options = {name: getattr(self, name) for name in OPTIONS}
+        reader = KINDS[kinds[0]](files, **options)
         vars(self).update(files=files, identity=options | reader.identity, _reader=reader)
-
-    def _reader_of(self, kind: str, files: list[tuple[Path, ...]]) -> _Reader:
-        """Return the reader of one kind of files."""
-        if kind == "pairs of .npy":
-            return _Examples(files, self.batch_size, self.every_step)
-        if kind == "Parquet":
-            paths = [path for (path,) in files]
-            return parquet.RowGroups(
-                paths, self.x, self.target, self.batch_size, self.every_step, self.shards
-            )
-        if self.length is None:
-            raise ValueError(
-                f"{WHERE}: length is None for {files[0][0]}, expected the steps of a batch of"
-                " tokens, or pairs (x, target) of files"
-            )
-        headers = [_header(path) for (path,) in files]
-        return _Tokens(headers, self.batch_size, self.length, self.document_end)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -177,92 +151,85 @@ class FileShards:
         """Yield the parts of these batches that a rank of a group has."""
         # Targets lie in rows of other ranks: what is known of the files is compared in their place.
         number = zlib.crc32(repr(self.identity).encode())
+        batch: Any
         for batch in self._reader.parts(group, rng, skip):
-            assert batch.part is not None
             yield batch._replace(part=batch.part._replace(checksum=batch.part.checksum ^ number))
-
-
-class _Header(NamedTuple):
-    """What a file says of the array in it."""
-
-    path: Path
-    offset: int  # bytes before the first row
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    def check(self, first: _Header) -> None:
-        """Raise ValueError unless rows are like those of the first file."""
-        for name, own, expected in (
-            ("rows of shape", self.shape[1:], first.shape[1:]),
-            ("dtype", self.dtype, first.dtype),
-        ):
-            if own != expected:
-                raise ValueError(
-                    f"{WHERE}: {self.path} has {name} {own}, expected {expected} as"
-                    f" {first.path} has"
-                )
 
 
 class _Rows:
     """The rows of several files, one after the other."""
 
-    def __init__(self, headers: list[_Header]) -> None:
-        for header in headers:
-            header.check(headers[0])
-        self.headers = headers
-        self.ends = np.cumsum([header.shape[0] for header in headers])
-        # an array of their shape and dtype, which takes no memory
-        shape = (int(self.ends[-1]), *headers[0].shape[1:])
-        self.like = np.broadcast_to(np.zeros((), headers[0].dtype), shape)
-        self.row_bytes = self.like[:1].nbytes
-
-    def __len__(self) -> int:
-        return len(self.like)
+    def __init__(self, paths: Sequence[Path]) -> None:
+        arrays = [_mapped(path) for path in paths]
+        first = arrays[0]
+        for path, array in zip(paths, arrays, strict=True):
+            if (array.dtype, array.shape[1:]) != (first.dtype, first.shape[1:]):
+                raise ValueError(
+                    f"{WHERE}: {path} has rows of {array.dtype} {array.shape[1:]}, expected"
+                    f" {first.dtype} {first.shape[1:]} as {paths[0]} has"
+                )
+        self.paths = paths
+        self.offsets = [array.offset for array in arrays]  # bytes before the first row
+        self.counts = [len(array) for array in arrays]
+        self.ends = np.cumsum(self.counts)
+        self.dtype = first.dtype
+        self.ndim = first.ndim
+        self.shape: tuple[int, ...] = (sum(self.counts), *first.shape[1:])
+        self.row_bytes = first[:1].nbytes
+        self.identity = {
+            f"{k} {path.name}": f"{array.dtype} {array.shape}"
+            for k, (path, array) in enumerate(zip(paths, arrays, strict=True))
+        }
 
     def read(self, rows: Host) -> Host:
         """Return rows (n, ...) of these numbers. Rows that follow each other are read at once."""
-        values = np.empty((len(rows), *self.like.shape[1:]), self.like.dtype)
+        values = np.empty((len(rows), *self.shape[1:]), self.dtype)
         files = np.searchsorted(self.ends, rows, side="right")
-        goes_on = (np.diff(rows) == 1) & (np.diff(files) == 0)
-        borders = [0, *(np.flatnonzero(~goes_on) + 1).tolist(), len(rows)]
-        starts = np.array(borders[:-1])
+        starts = np.flatnonzero(
+            (np.diff(rows, prepend=-2) != 1) | (np.diff(files, prepend=-1) != 0)
+        )
+        pieces = np.split(values, starts[1:])
         for number in np.unique(files):
-            path, offset, _, (count, *_) = self.headers[number]
-            first = self.ends[number] - count
+            first = self.ends[number] - self.counts[number]
             # A memory map would read whole pages and those around them, and count as memory.
-            with path.open("rb", buffering=0) as file:
+            with self.paths[number].open("rb", buffering=0) as file:
                 for k in np.flatnonzero(files[starts] == number):
-                    piece = values[borders[k] : borders[k + 1]]
-                    file.seek(offset + int(rows[borders[k]] - first) * self.row_bytes)
-                    if file.readinto(piece) != piece.nbytes:
-                        raise ValueError(f"{WHERE}: {path} has become shorter since it was opened")
+                    place = int(rows[starts[k]] - first) * self.row_bytes
+                    file.seek(self.offsets[number] + place)
+                    if file.readinto(pieces[k]) != pieces[k].nbytes:
+                        raise ValueError(f"{WHERE}: {self.paths[number]} has become shorter")
         return values
 
 
 class _Examples(ByRows):
     """Rows of pairs of files, as `Windows` has them."""
 
-    def __init__(self, pairs: list[tuple[Path, ...]], batch_size: int, every_step: bool) -> None:
+    def __init__(
+        self, files: list[tuple[Path, ...]], batch_size: int, every_step: bool, **_: Any
+    ) -> None:
         self.batch_size = batch_size
         self.every_step = every_step
-        axes = 2 if every_step else 1
-        headers = [tuple(map(_header, pair)) for pair in pairs]
-        for x, target in headers:
-            if x.shape[:axes] != target.shape[:axes]:
+        self.x, self.target = x, target = [_Rows(paths) for paths in zip(*files, strict=True)]
+        for paths, *counts in zip(files, x.counts, target.counts, strict=True):
+            if counts[0] != counts[1]:
                 raise ValueError(
-                    f"{WHERE}: {x.path} has shape {x.shape} and {target.path} {target.shape},"
-                    " expected (N, T, ...) and (N, ...), or (N, T, ...) with every_step"
+                    f"{WHERE}: {paths[0]} has {counts[0]} rows and {paths[1]} {counts[1]}, expected"
+                    " as many"
                 )
-        self.x, self.target = (_Rows([*column]) for column in zip(*headers, strict=True))
-        if not is_input(self.x.like, 3) or 0 in self.x.like.shape:
+        axes = 2 if every_step else 1
+        if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:  # type: ignore[arg-type]
             raise ValueError(
-                f"{WHERE}: {headers[0][0].path} has dtype {self.x.like.dtype} and all files shape"
-                f" {self.x.like.shape}, expected (N, T, D), or whole numbers (N, T)"
+                f"{WHERE}: {x.paths[0]} and others have {x.dtype} {x.shape}, {target.paths[0]} and"
+                f" others {target.shape}, expected (N, T, D), or tokens, whole numbers (N, T), and"
+                " (N, ...), or (N, T, ...) with every_step"
             )
-        self.identity = _identity([header for pair in headers for header in pair])
+        self.identity = x.identity | target.identity
+
+    def orders(self, rng: Shuffler) -> list[Host]:
+        return orders(self.x.shape[0], self.batch_size, rng)
 
     def __len__(self) -> int:
-        return -(-len(self.x) // self.batch_size)
+        return -(-self.x.shape[0] // self.batch_size)
 
     def truths(self, rows: Host) -> Host:
         """Return the numbers of the rows, as other ranks read their targets."""
@@ -278,26 +245,25 @@ class _Tokens:
     """The tokens of files as streams, as `Streams.of_tokens` has them."""
 
     def __init__(
-        self, headers: list[_Header], batch_size: int, length: int, document_end: int | None
+        self,
+        files: list[tuple[Path]],
+        batch_size: int,
+        length: int,
+        document_end: int | None,
+        **_: Any,
     ) -> None:
-        self.rows = _Rows(headers)
+        self.rows = rows = _Rows([path for (path,) in files])
         self.batch_size = batch_size
         self.length = length
         self.document_end = document_end
-        tokens = self.rows.like
-        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        self.identity = rows.identity
+        self.each = (rows.shape[0] - 1) // batch_size  # steps of a stream
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or self.each < length:
             raise ValueError(
-                f"{WHERE}: {headers[0].path} has dtype {tokens.dtype} and shape"
-                f" {headers[0].shape}, expected tokens, whole numbers (N,)"
+                f"{WHERE}: {rows.paths[0]} and others have {rows.dtype} {rows.shape}, expected"
+                f" tokens, whole numbers (N,), {batch_size * length + 1} or more for {batch_size}"
+                f" streams (batch_size) of {length} steps (length)"
             )
-        self.each = (len(tokens) - 1) // batch_size  # steps of a stream
-        if self.each < length:
-            raise ValueError(
-                f"{WHERE}: {batch_size} streams (batch_size) of {length} steps (length) need"
-                f" {batch_size * length + 1} tokens, files have {len(tokens)}; expected more of"
-                " them, or a smaller batch_size or length"
-            )
-        self.identity = _identity(headers)
 
     def __len__(self) -> int:
         return self.each // self.length
@@ -334,38 +300,25 @@ def _paths(where: str, name: str, entry: Any) -> tuple[Path, ...]:
     return tuple(checks.path(where, name, path) for path in (entry if pair else [entry]))
 
 
-def _kind(paths: tuple[Path, ...]) -> str:
-    """Return the kind of an entry of `files`; ValueError where there is none for the suffix."""
-    allowed = SUFFIXES if len(paths) == 1 else SUFFIXES[:1]
-    for path in paths:
-        if path.suffix not in allowed:
-            raise ValueError(
-                f"{WHERE}: {path} has suffix {path.suffix!r}, expected one of {allowed}"
-            )
-    if len(paths) == 2:
-        return "pairs of .npy"
-    return "Parquet" if paths[0].suffix == ".parquet" else "tokens"
-
-
-def _header(path: Path) -> _Header:
-    """Return what a file says of its array; a text is one of bytes."""
-    if path.suffix != ".npy":
-        return _Header(path, 0, np.dtype(np.uint8), (path.stat().st_size,))
+def _mapped(path: Path) -> Any:
+    """Return the array of a file in a memory map; a text is one of bytes."""
     try:
+        if path.suffix == ".txt":
+            return np.memmap(path, np.uint8, mode="r")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"{WHERE}: {path} is no array that can be read, {error}") from error
     if array.ndim == 0 or not array.flags.c_contiguous or array.dtype.kind not in "fiub":
         raise ValueError(
-            f"{WHERE}: {path} has dtype {array.dtype} and shape {array.shape}, expected rows of"
-            " real numbers, in C order"
+            f"{WHERE}: {path} has {array.dtype} {array.shape}, expected rows of real numbers, in C"
+            " order"
         )
-    return _Header(path, array.offset, array.dtype, array.shape)
+    return array
 
 
-def _identity(headers: list[_Header]) -> dict[str, str]:
-    """Return a text for each file, by its place and its name."""
-    return {
-        f"{k} {header.path.name}": f"{header.dtype} {header.shape}"
-        for k, header in enumerate(headers)
-    }
+KINDS: dict[tuple[int, str], Any] = {  # by the number of files in an entry and their suffix
+    (2, ".npy"): _Examples,
+    (1, ".npy"): _Tokens,
+    (1, ".txt"): _Tokens,
+    (1, ".parquet"): RowGroups,
+}

@@ -7,9 +7,8 @@ shard in proportion to the rows that they have, so that all shards end with the 
 from __future__ import annotations
 
 import bisect
-import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,67 +36,54 @@ class RowGroups:
 
     def __init__(
         self,
-        paths: list[Path],
-        x: str,
-        target: str,
+        files: list[tuple[Path]],
         batch_size: int,
         every_step: bool,
-        most: int,
+        x: str,
+        target: str,
+        shards: int,
+        **_: Any,
     ) -> None:
-        self.names = (x, target)
-        self.axes = (2, 2 if every_step else 1)  # without those of a row's numbers
+        self.names = [x, target]
         self.batch_size = batch_size
         self.every_step = every_step
-        self.identity: dict[str, Any] = {"shards": most}
+        self.shapes: list[Any] = []  # of the rows of x and target, once some are read
+        self.identity: dict[str, str] = {}
         groups: list[_RowGroup] = []
-        first: list[Any] = []
-        for k, path in enumerate(paths):
-            metadata, types = self._opened(path)
-            first = first or types
-            for name, own, expected in zip(self.names, types, first, strict=True):
-                if own != expected:
-                    raise ValueError(
-                        f"{WHERE}: {path} has {name} of type {own}, expected {expected} as"
-                        f" {paths[0]} has"
-                    )
-            rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-            groups += [_RowGroup(path, metadata, g, n) for g, n in enumerate(rows) if n]
-            size = path.stat().st_size
-            self.identity[f"{k} {path.name}"] = f"{sum(rows)} rows in {rows}, {size} bytes"
+        for k, (path,) in enumerate(files):
+            metadata, types = self._footer(path)
+            if k == 0:
+                first = types
+            if types != first:
+                raise ValueError(
+                    f"{WHERE}: {path} has columns {types}, expected {first} as {files[0][0]} has"
+                )
+            rows = [
+                metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)
+            ]
+            groups += [_RowGroup(path, metadata, *pair) for pair in enumerate(rows) if pair[1]]
+            self.identity[f"{k} {path.name}"] = f"{path.stat().st_size} bytes, rows {rows}"
         if not groups:
-            raise ValueError(f"{WHERE}: files have no rows, expected one or more")
-        self.shards = _dealt(groups, min(most, batch_size, len(groups)), batch_size)
-        sizes = [sum(group.rows for group in shard) for shard in self.shards]
+            raise ValueError(f"{WHERE}: {files[0][0]} and others have no rows, expected some")
+        groups.sort(key=lambda group: -group.rows)
+        # as many shards as there can be that have a row or more in each full batch
+        for count in range(min(shards, batch_size, len(groups)), 0, -1):
+            self.shards = [groups[k::count] for k in range(count)]
+            sizes = [sum(group.rows for group in shard) for shard in self.shards]
+            if min(sizes) * batch_size >= sum(sizes):
+                break
         self.ends = [0, *itertools.accumulate(sizes)]  # of the rows of each shard among all
 
-    def _opened(self, path: Path) -> tuple[Any, list[Any]]:
-        """Return the footer of a file and the types of its columns; ValueError where they do not
-        fit.
-        """
+    def _footer(self, path: Path) -> tuple[Any, dict[str, str]]:
+        """Return the footer of a file, and the types of its columns x and target."""
         try:
             with pyarrow().parquet.ParquetFile(path) as file:
-                metadata = file.metadata
                 schema = file.schema_arrow
-        except ValueError as error:
-            raise ValueError(f"{WHERE}: {path} is no Parquet file, {error}") from error
-        types = []
-        for name, axes, most in zip(self.names, self.axes, (3, 64), strict=True):
-            if schema.names.count(name) != 1:
-                raise ValueError(f"{WHERE}: {path} has columns {schema.names}, expected {name!r}")
-            kind = schema.field(name).type
-            leaf = kind
-            depth = 1
-            while _is_list(leaf):
-                leaf = leaf.value_type
-                depth += 1
-            is_number = pyarrow().types.is_integer(leaf) or pyarrow().types.is_floating(leaf)
-            if not is_number or not axes <= depth <= most:
-                raise ValueError(
-                    f"{WHERE}: {path} has {name} of type {kind}, expected numbers in lists of"
-                    f" {axes - 1} or more levels, {most - 1} at most"
-                )
-            types.append(kind)
-        return metadata, types
+                return file.metadata, {name: str(schema.field(name).type) for name in self.names}
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{WHERE}: {path} is no Parquet file with columns {self.names}, {error}"
+            ) from error
 
     def __len__(self) -> int:
         return -(-self.ends[-1] // self.batch_size)
@@ -114,23 +100,21 @@ class RowGroups:
         # One number is drawn by all ranks, whatever their shards are.
         seed = None if rng is None else int(rng.integers(2**63))
         own = range(count)[columns(count, group)]
-        shapes: list[Any] = []  # of the rows of x and target, once they are read
-        readers = [_Shard(self, k, seed, shapes) for k in own]
+        readers = [_Shard(self, k, seed) for k in own]
         for number in range(skip, len(self)):
             starts = self._borders(number)
             stops = self._borders(number + 1)
-            arrays = [
+            x, target = _joined(
                 reader.rows(starts[k + 1] - starts[k], stops[k + 1] - stops[k])
                 for k, reader in zip(own, readers, strict=True)
-            ]
-            x, target = (np.concatenate(values) for values in zip(*arrays, strict=True))
+            )
             if self.every_step:
                 target = time_first(target)
-            firsts = [stop - start for start, stop in zip(starts, stops, strict=True)]
-            mine = slice(firsts[own.start], firsts[own.stop])
-            order = np.array([number, seed or 0, *(n for shape in shapes for n in shape)])
+            firsts = np.subtract(stops, starts)  # columns of the batch before those of each shard
+            mine = slice(int(firsts[own.start]), int(firsts[own.stop]))
+            order = np.array([number, seed or 0, *itertools.chain(*self.shapes)])
             batch = Batch(time_first(x), target, None, True)
-            yield part_of(batch, mine, firsts[-1], self.every_step, order)
+            yield part_of(batch, mine, int(firsts[-1]), self.every_step, order)
 
     def _borders(self, number: int) -> list[int]:
         """Return between which rows of the first `number` batches, in the order of the shards, each
@@ -143,18 +127,20 @@ class RowGroups:
         """Return x and target of the rows of a row group."""
         where = f"{WHERE}: {group.path}, row group {group.number}"
         with pyarrow().parquet.ParquetFile(group.path, metadata=group.metadata) as file:
-            table = file.read_row_group(group.number, [*self.names])
+            table = file.read_row_group(group.number, self.names)
         values = []
-        for name, axes in zip(self.names, self.axes, strict=True):
+        for name, axes in zip(self.names, (2, 1 + self.every_step), strict=True):
             array = _array(f"{where}, column {name}", table[name])
-            if array.ndim == axes and array.dtype.kind == "f":
-                array = array[..., None]
-            values.append(array)
-        x, target = values
-        if self.every_step and x.shape[:2] != target.shape[:2]:
+            values.append(
+                array[..., None] if (array.ndim, array.dtype.kind) == (axes, "f") else array
+            )
+        shapes = [array.shape[1:] for array in values]
+        self.shapes = self.shapes or shapes
+        timed = not self.every_step or shapes[0][:1] == shapes[1][:1]
+        if shapes != self.shapes or not shapes[0] or not timed:
             raise ValueError(
-                f"{where} has x of {x.shape[1]} steps and targets of {target.shape[1]}, expected as"
-                " many with every_step"
+                f"{where} has rows x and target of shapes {shapes}, others {self.shapes}, expected"
+                " (T, D), or tokens (T,), and any shape, or (T, ...) with every_step"
             )
         return values
 
@@ -162,67 +148,36 @@ class RowGroups:
 class _Shard:
     """The rows of one shard in one epoch."""
 
-    def __init__(self, data: RowGroups, number: int, seed: int | None, shapes: list[Any]) -> None:
+    def __init__(self, data: RowGroups, number: int, seed: int | None) -> None:
         groups = data.shards[number]
         self.data = data
-        self.number = number
-        self.seed = seed
-        self.shapes = shapes
+        self.place = (seed, number)
         self.groups = [groups[k] for k in _order(len(groups), seed, number, 0)]
         self.ends = [*itertools.accumulate(group.rows for group in self.groups)]
         self.current = -1  # the place among `groups` of the one in memory
         self.values: list[Host] = []
-        self.order = np.arange(0)
 
     def rows(self, start: int, stop: int) -> list[Host]:
         """Return x and target of rows in the order of the epoch."""
         pieces: list[list[Host]] = []
         while not pieces or start < stop:  # no rows have a shape, too
             k = min(bisect.bisect(self.ends, start), len(self.ends) - 1)
-            self._load(k)
-            first = self.ends[k] - self.groups[k].rows
-            last = min(stop, self.ends[k])
-            rows = self.order[start - first : last - first]
+            group = self.groups[k]
+            if k != self.current:
+                self.current = k
+                self.values = []  # not two row groups at a time
+                self.values = self.data.read(group)
+                self.order = _order(group.rows, *self.place, k + 1)
+            first = self.ends[k] - group.rows
+            rows = self.order[start - first : stop - first]
             pieces.append([array[rows] for array in self.values])
-            start = last
-        return [np.concatenate(arrays) for arrays in zip(*pieces, strict=True)]
-
-    def _load(self, k: int) -> None:
-        """Bring the k-th row group into memory in the place of the one before it."""
-        if k == self.current:
-            return
-        self.values = []
-        group = self.groups[k]
-        values = self.data.read(group)
-        shapes = [array.shape[1:] for array in values]
-        self.shapes[:] = self.shapes or shapes
-        if shapes != self.shapes:
-            raise ValueError(
-                f"{WHERE}: {group.path}, row group {group.number} has rows x and target of shapes"
-                f" {shapes}, expected {self.shapes} as others have"
-            )
-        self.order = _order(group.rows, self.seed, self.number, k + 1)
-        self.values = values
-        self.current = k
+            start += len(rows)
+        return _joined(pieces)
 
 
-def _dealt(groups: list[_RowGroup], most: int, batch_size: int) -> list[list[_RowGroup]]:
-    """Return shards of row groups, as many as there can be with a row or more in each full
-    batch.
-    """
-    total = sum(group.rows for group in groups)
-    # the largest ones first, each into the shard that has the fewest rows
-    order = sorted(range(len(groups)), key=lambda k: -groups[k].rows)
-    for count in range(most, 1, -1):
-        heap = [(0, shard) for shard in range(count)]
-        shards: list[list[int]] = [[] for _ in range(count)]
-        for k in order:
-            rows, shard = heap[0]
-            heapq.heapreplace(heap, (rows + groups[k].rows, shard))
-            shards[shard].append(k)
-        if heap[0][0] * batch_size >= total:
-            return [[groups[k] for k in sorted(shard)] for shard in shards]
-    return [groups]
+def _joined(pieces: Iterable[list[Host]]) -> list[Host]:
+    """Return x and target of several pieces, one after the other."""
+    return [np.concatenate(arrays) for arrays in zip(*pieces, strict=True)]
 
 
 def _order(count: int, seed: int | None, *place: int) -> Host:
@@ -232,26 +187,22 @@ def _order(count: int, seed: int | None, *place: int) -> Host:
     return np.random.default_rng([seed, *place]).permutation(count)
 
 
-def _is_list(kind: Any) -> bool:
-    """Return whether a type is one of lists."""
-    types = pyarrow().types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
 def _array(where: str, column: Any) -> Host:
     """Return a column of numbers, or of lists of one length, as an array (N, ...)."""
     compute = pyarrow().compute
     shape = [len(column)]
-    while _is_list(column.type):
+    while pyarrow().types.is_nested(column.type) and not column.null_count:
         lengths = compute.min_max(compute.list_value_length(column)).as_py()
-        if column.null_count or lengths["min"] != lengths["max"]:
+        if lengths["min"] != lengths["max"]:
             raise ValueError(
-                f"{where} has lists of {lengths['min']} to {lengths['max']} entries and"
-                f" {column.null_count} nulls, expected lists of one length"
+                f"{where} has lists of {lengths['min']} to {lengths['max']} entries, expected one"
+                " length"
             )
         shape.append(lengths["max"])
         column = compute.list_flatten(column)
-    if column.null_count:
-        raise ValueError(f"{where} has {column.null_count} nulls, expected numbers")
-    array: Host = column.to_numpy().reshape(shape)
-    return array
+    array: Host = column.to_numpy()
+    if column.null_count or array.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{where} has type {column.type} and {column.null_count} nulls, expected real numbers"
+        )
+    return array.reshape(shape)
