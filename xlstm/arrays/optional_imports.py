@@ -50,6 +50,18 @@ def nccl() -> Any:
     return nccl
 
 
+def pyarrow() -> Any:
+    """Return the module with what reads Parquet files, which is imported only when it is asked
+    for.
+    """
+    try:
+        import pyarrow.compute
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ImportError("Parquet files: to read them, pip install pyarrow") from error
+    return pyarrow
+
+
 @functools.cache
 def rocm() -> bool:
     """Return whether this is the CuPy of AMD's GPUs, for which there are neither our kernels nor

@@ -1,6 +1,7 @@
 """From files and tables to batches on the host."""
 
 from xlstm.data.batches import Batch, Prefetch, Sequences, Streams, Windows
+from xlstm.data.file_shards import FileShards
 from xlstm.data.frames import Columns, is_table, table_like, table_of
 from xlstm.data.series import synthetic
 from xlstm.data.series_windows import SeriesWindows, Split, carry_forward, split
@@ -10,6 +11,7 @@ from xlstm.data.table import read_table
 __all__ = [
     "Batch",
     "Columns",
+    "FileShards",
     "Prefetch",
     "Sequences",
     "SeriesWindows",

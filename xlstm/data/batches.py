@@ -7,6 +7,10 @@ A layer packs sequences of different lengths by `recurrence/packing.py`.
 from __future__ import annotations
 
 import copy
+import inspect
+import itertools
+import math
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +21,14 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.ranks.groups import Part
+from xlstm.arrays.ranks.groups import Group, Part, columns
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
 
 Shuffler: TypeAlias = "np.random.Generator | None"  # it draws an order, None keeps the one there is
 EXPECTED = "Windows, Sequences, Streams, or something else that yields batches or pairs (x, target)"
 BATCHES = checks.having("batches", "__len__", expected=EXPECTED)
+COMPARED = 2048  # targets of a batch that ranks compare by their checksum
 
 
 class Batch(NamedTuple):
@@ -59,6 +64,11 @@ class Batch(NamedTuple):
 class Batches(Protocol):
     """Data for training: `Windows`, `Sequences`, `Streams`, or anything else that yields
     batches.
+
+    Three things are optional. Where `batches` has an argument `skip`, it leaves out that many
+    batches without making them. `parts(group, rng, skip)` yields the parts of a rank, as `Shard`
+    does, and is used where the class that defines `batches` defines it, too. A dict `identity` of
+    plain values tells data apart, so that a run that is resumed need not read the first batch.
     """
 
     def __len__(self) -> int: ...
@@ -97,10 +107,21 @@ class ByRows:
         """Return the number of batches in an epoch."""
         return len(self.orders(None))
 
-    def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
-        """Yield one epoch, in an order that `rng` decides, or in order without it."""
-        for rows in self.orders(rng):
+    def batches(self, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield one epoch without its first `skip` batches, in an order that `rng` decides, or in
+        order without it.
+        """
+        for rows in self.orders(rng)[skip:]:
             yield self.batch(rows, slice(None))
+
+    def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield the parts of these batches that a rank has."""
+        timed = getattr(self, "every_step", False)
+        for number, rows in enumerate(self.orders(rng)[skip:], skip):
+            own = columns(len(rows), group)
+            batch = self.batch(rows, own)
+            truths = self.truths(rows[compared(batch.target, timed, len(rows), number)])
+            yield part_of(batch, own, len(rows), timed, rows, truths)
 
 
 @dataclass(frozen=True)
@@ -273,11 +294,11 @@ class Streams:
         """Return the number of batches in an epoch."""
         return len(self.x) // self.batch_size // self.length
 
-    def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
-        """Yield one epoch, always in order: `rng` is not used."""
+    def batches(self, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield one epoch without its first `skip` batches, always in order: `rng` is not used."""
         x = self._streams(self.x)
         target = self._streams(self.target)
-        for start in range(0, len(self) * self.length, self.length):
+        for start in range(skip * self.length, len(self) * self.length, self.length):
             steps = slice(start, start + self.length)
             options = None
             if self.document_end is not None:
@@ -452,12 +473,12 @@ class Prefetch:
         """Return the number of batches in an epoch."""
         return len(self.data)
 
-    def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
-        """Yield one epoch of the data; after each batch `rng` is in the state that the data alone
-        would leave it in.
+    def batches(self, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield one epoch of the data without its first `skip` batches; after each batch `rng` is in
+        the state that the data alone would leave it in.
         """
         own = copy.deepcopy(rng)  # the thread draws ahead of the caller
-        inner = iter(self.data.batches(own))
+        inner = after(self.data, own, skip)
         thread = ThreadPoolExecutor(1, "xlstm-prefetch")
         try:
             coming = deque(thread.submit(_next, inner, own) for _ in range(self.ahead))
@@ -471,6 +492,16 @@ class Prefetch:
                 yield batch
         finally:
             thread.shutdown(cancel_futures=True)  # waits for the batch that is being prepared
+
+
+def after(data: Batches, rng: Shuffler, skip: int) -> Iterator[Batch]:
+    """Return an iterator over an epoch without its first `skip` batches, which are not made where
+    the data can do so.
+    """
+    if skip and "skip" in inspect.signature(data.batches).parameters:
+        skipping: Any = data
+        return iter(skipping.batches(rng, skip=skip))
+    return itertools.islice(data.batches(rng), skip, None)
 
 
 def check_mask(where: str, mask: Host | None, target: Host, axes: int) -> None:
@@ -556,6 +587,42 @@ def mask_of_steps(mask: Any, lengths: Any, T: int, B: int) -> Host:
         mask.reshape(mask.shape + (1,) * (2 - mask.ndim))
         * there.reshape(T, B, *(1,) * (mask.ndim - 2))
     )
+
+
+def compared(target: Any, timed: bool, B: int, number: int) -> slice:
+    """Return the sequences of a batch whose targets ranks compare: all where they are few, else
+    some in turn.
+    """
+    each = math.prod(target.shape[:1] + target.shape[2:] if timed else target.shape[1:])
+    count = max(1, COMPARED // max(1, each))
+    first = number % max(1, -(-B // count)) * count
+    return slice(first, first + count)
+
+
+def part_of(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
+    """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and
+    all lengths.
+
+    Its checksum is that of all lengths and of the arrays `seen`, which are of the whole batch.
+    Arrays on a device are left out.
+    """
+    mask, lengths = (
+        None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths)
+    )
+    T = len(batch.x)
+    if timed and (mask is not None or lengths is not None):
+        mask = mask_of_steps(mask, lengths, T, B)
+    shape = (T, B, *batch.target.shape[2:]) if timed else (B, *batch.target.shape[1:])
+    total = float(math.prod(shape))
+    if mask is not None:
+        total = float(np.sum(mask)) * math.prod(shape[mask.ndim :])
+        mask = mask[:, own] if timed else mask[own]
+    checksum = 0
+    for array in (lengths, *seen):
+        if isinstance(array, np.ndarray):
+            checksum = zlib.crc32(array.tobytes(), checksum)
+    part = Part(total, B, own, lengths, checksum)
+    return batch._replace(mask=mask, lengths=None if lengths is None else lengths[own], part=part)
 
 
 def _padded(arrays: list[Host], rows: Host, T: int) -> Host:

@@ -5,8 +5,6 @@ through all batches.
 from __future__ import annotations
 
 import dataclasses
-import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +13,18 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.ranks.groups import GROUP, Group, Part, columns
-from xlstm.data.batches import BATCHES, Batch, Batches, ByRows, Prefetch, Shuffler, mask_of_steps
+from xlstm.arrays.ranks.groups import GROUP, Group, columns
+from xlstm.data.batches import (
+    BATCHES,
+    Batch,
+    Batches,
+    Prefetch,
+    Shuffler,
+    after,
+    compared,
+    part_of,
+)
 from xlstm.data.host import Host
-
-COMPARED = 2048  # targets of a batch that ranks compare by their checksum
 
 
 @dataclass(frozen=True)
@@ -55,23 +60,25 @@ class Shard:
         """Return the number of batches in an epoch."""
         return len(self.data)
 
-    def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
-        """Yield one epoch, in the order of the data."""
+    def batches(self, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield one epoch without its first `skip` batches, in the order of the data."""
         data: Any = self.data
         if isinstance(data, Prefetch):
-            yield from dataclasses.replace(data, data=Shard(data.data, self.group)).batches(rng)
-        elif isinstance(data, ByRows) and type(data).batches is ByRows.batches:
-            timed = getattr(data, "every_step", False)
-            for number, rows in enumerate(data.orders(rng)):
-                own = columns(len(rows), self.group)
-                batch = data.batch(rows, own)
-                truths = data.truths(rows[_compared(batch.target, timed, len(rows), number)])
-                yield _part(batch, own, len(rows), timed, rows, truths)
-        elif hasattr(data, "parts"):
-            yield from data.parts(self.group, rng)
+            inner = Shard(data.data, self.group)
+            yield from dataclasses.replace(data, data=inner).batches(rng, skip)
+        elif _makes_parts(type(data)):
+            yield from data.parts(self.group, rng, skip)
         else:
-            for number, batch in enumerate(data.batches(rng)):
+            for number, batch in enumerate(after(data, rng, skip), skip):
                 yield cut(batch, self.group, getattr(data, "every_step", None), number)
+
+
+def _makes_parts(kind: type) -> bool:
+    """Return whether data of a class yield parts of the batches that they have, which a subclass
+    may have changed.
+    """
+    owner = next((base for base in kind.__mro__ if "batches" in vars(base)), object)
+    return "parts" in vars(owner)
 
 
 def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Batch:
@@ -97,9 +104,9 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
     options = {name: _own(name, value, own) for name, value in options.items()}
     steps = (slice(None),) if timed else ()
-    some = _compared(batch.target, timed, B, number)
+    some = compared(batch.target, timed, B, number)
     mine = batch._replace(x=batch.x[:, own], target=batch.target[*steps, own], options=options)
-    return _part(mine, own, B, timed, batch.x[0, some], batch.target[*steps, some])
+    return part_of(mine, own, B, timed, batch.x[0, some], batch.target[*steps, some])
 
 
 def _own(name: str, option: Any, own: slice) -> Any:
@@ -111,42 +118,6 @@ def _own(name: str, option: Any, own: slice) -> Any:
     if name == "resets":
         return to_numpy(option if hasattr(option, "shape") else np.asarray(option))[:, own]
     return option[own]
-
-
-def _compared(target: Any, timed: bool, B: int, number: int) -> slice:
-    """Return the sequences of a batch whose targets ranks compare: all where they are few, else
-    some in turn.
-    """
-    each = math.prod(target.shape[:1] + target.shape[2:] if timed else target.shape[1:])
-    count = max(1, COMPARED // max(1, each))
-    first = number % max(1, -(-B // count)) * count
-    return slice(first, first + count)
-
-
-def _part(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
-    """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and
-    all lengths.
-
-    Its checksum is that of all lengths and of the arrays `seen`, which are of the whole batch.
-    Arrays on a device are left out.
-    """
-    mask, lengths = (
-        None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths)
-    )
-    T = len(batch.x)
-    if timed and (mask is not None or lengths is not None):
-        mask = mask_of_steps(mask, lengths, T, B)
-    shape = (T, B, *batch.target.shape[2:]) if timed else (B, *batch.target.shape[1:])
-    total = float(math.prod(shape))
-    if mask is not None:
-        total = float(np.sum(mask)) * math.prod(shape[mask.ndim :])
-        mask = mask[:, own] if timed else mask[own]
-    checksum = 0
-    for array in (lengths, *seen):
-        if isinstance(array, np.ndarray):
-            checksum = zlib.crc32(array.tobytes(), checksum)
-    part = Part(total, B, own, lengths, checksum)
-    return batch._replace(mask=mask, lengths=None if lengths is None else lengths[own], part=part)
 
 
 def _whole_groups(groups: Host, group: Group) -> slice:

@@ -23,6 +23,7 @@ from xlstm.data.batches import (
     EXPECTED,
     Batch,
     Batches,
+    after,
     is_input,
     mask_of_steps,
     time_first,
@@ -152,8 +153,10 @@ class Iterated:
                 entry = _batch_of(f"train: batch {number}", entry, self.every_step)
             yield entry
 
-    def parts(self, group: Group, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield the parts of one epoch that a rank has.
+    def parts(
+        self, group: Group, rng: np.random.Generator | None = None, skip: int = 0
+    ) -> Iterator[Batch]:
+        """Yield the parts of one epoch that a rank has, without those of its first `skip` batches.
 
         Raises
         ------
@@ -169,6 +172,8 @@ class Iterated:
                 f" {group.size}, as in the group"
             )
         for number, batch in enumerate(self.batches(rng)):
+            if number < skip:
+                continue
             if sampler is None:
                 yield cut(batch, group, self.every_step, number)
                 continue
@@ -251,11 +256,9 @@ class Feed:
             There is no batch or none with a target that counts, or numbers are not finite or do not
             fit the dtype.
         """
-        number = 0
+        number = skip
         has_targets = skip > 0
-        for number, batch in enumerate(data.batches(rng), 1):
-            if number <= skip:
-                continue
+        for number, batch in enumerate(after(data, rng, skip), skip + 1):
             inputs = self.inputs(batch, f"{where}{each} {number}")
             lengths = batch.lengths if batch.part is None else batch.part.lengths
             has_targets |= inputs.total > 0 and (lengths is None or bool(np.any(lengths)))

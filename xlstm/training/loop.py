@@ -25,7 +25,7 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.arrays.ranks.groups import Group
-from xlstm.data.batches import Batches
+from xlstm.data.batches import Batches, Prefetch
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed
 from xlstm.training import optimizers
@@ -720,15 +720,18 @@ class TrainingRun:
         }
 
 
-def first_batch(data: Batches | None) -> str | None:
-    """Return a number that tells data apart: it is made of their first batch in order, if they can
-    begin anew.
+def first_batch(data: Batches | None) -> str | dict[str, Any] | None:
+    """Return what tells data apart: their `identity`, or a number that is made of their first batch
+    in order, if they can begin anew.
     """
-    whole = data.data if isinstance(data, Shard) else data
+    whole: Any = data
+    while isinstance(whole, Shard | Prefetch):
+        whole = whole.data
     if whole is None:
         return None
-    if isinstance(whole, Iterated) and whole.identity is not None:
-        return whole.identity
+    identity = getattr(whole, "identity", None)
+    if identity is not None:
+        return identity  # type: ignore[no-any-return]
     arrays: list[Any] = []
     for first in itertools.islice(whole.batches(), 1):
         arrays = [first.x, first.target, first.lengths, *(first.options or {}).values()]

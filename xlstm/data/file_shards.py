@@ -1,0 +1,324 @@
+"""Data in files, larger than memory: a rank reads the rows of its own sequences alone."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.ranks.groups import GROUP, Alone, Group, columns
+from xlstm.data.batches import Batch, ByRows, Shuffler, is_input, orders, part_of, time_first
+from xlstm.data.host import Host
+from xlstm.data.parquet import RowGroups
+
+WHERE = "FileShards"
+OPTIONS = ("batch_size", "every_step", "length", "document_end", "x", "target", "shards")
+
+
+@dataclass(frozen=True)
+class FileShards:
+    """Examples, tokens or text in files, of which each rank reads the rows of its own sequences
+    alone.
+
+    Batches and their order are the same for any number of ranks. Shapes, dtypes and numbers of rows
+    are checked at the start, from the headers of the files; numbers are checked as they are read.
+    There are three kinds:
+
+    - Pairs of .npy files hold the x (N, T, D), or tokens (N, T), and the targets of `Windows`. The
+      order is that of `Windows` over all files one after the other.
+    - Files .npy of tokens (N,), or .txt, of which each byte is a token, hold one long sequence. The
+      batches are those of `Streams.of_tokens` over all files one after the other.
+    - Parquet files hold an example in each row. A row group is the least that can be read. The row
+      groups are dealt into shards with about as many rows each, and every batch has rows of all
+      shards. In each epoch a generator of random numbers shuffles the row groups of a shard, and
+      the rows of a row group.
+
+    Parameters
+    ----------
+    files : list of paths, or of pairs of paths (x, target)
+        The same on all ranks.
+    group : Group, optional
+        The ranks whose parts `batches` yields; by default it yields whole batches. `train` and
+        `evaluate` take the parts of the group that they are given.
+    batch_size : int
+        Examples, or streams, of a whole batch.
+    every_step : bool
+        Targets have a time axis, (N, T, ...) instead of (N, ...). Those of tokens and text always
+        have it.
+    length : int, optional
+        Steps T in a batch of tokens or text, which need it.
+    document_end : int, optional
+        The token that ends a document, as for `Streams`.
+    x, target : str
+        The columns of Parquet files. Entries of x are lists of T rows with D numbers each, or lists
+        of T numbers: tokens where they are whole numbers, else D is 1. Entries of the target are
+        numbers, or lists of them, and with `every_step` lists of T such entries; a number that is
+        not whole counts as a list of one.
+    shards : int
+        The most shards of Parquet files, of which a rank has whole ones. A rank holds a row group
+        of each of its shards in memory.
+
+    Attributes
+    ----------
+    identity : dict
+        Options, and what is known of each file without reading its rows. A checkpoint keeps it, and
+        a run that is resumed compares it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        There are no files, a file cannot be read, its shape or dtype does not go with the others,
+        `length` is missing or not for these files, or there are too few tokens; names the file.
+        Once ranks read: there are fewer shards of Parquet files than ranks.
+    ImportError
+        PyArrow is missing for Parquet files.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> file = pathlib.Path(folder.name, "text.txt")
+    >>> file.write_bytes(b"hello")
+    5
+    >>> (batch,) = FileShards([file], batch_size=2, length=2).batches()
+    >>> bytes(batch.x[:, 0]), bytes(batch.target[:, 0])
+    (b'he', b'el')
+    """
+
+    files: Sequence[Any] = field(repr=False)
+    group: Group | None = None
+    _: KW_ONLY
+    batch_size: int = 64
+    every_step: bool = False
+    length: int | None = None
+    document_end: int | None = None
+    x: str = "x"
+    target: str = "target"
+    shards: int = 64
+    identity: dict[str, Any] = field(init=False, repr=False, compare=False)
+    _reader: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        checks.fields(
+            self,
+            group=checks.optional(GROUP),
+            batch_size=checks.size,
+            every_step=checks.flag,
+            length=checks.optional(checks.size),
+            document_end=checks.optional(checks.size_or_0),
+            x=checks.text,
+            target=checks.text,
+            shards=checks.size,
+        )
+        expected = "a list of paths, or of pairs of paths (x, target)"
+        files = checks.several(WHERE, "files", self.files, expected, _paths)
+        kinds = sorted({(len(paths), path.suffix) for paths in files for path in paths})
+        if len(kinds) != 1 or kinds[0] not in KINDS:
+            raise ValueError(
+                f"{WHERE}: files have suffixes {[suffix for _, suffix in kinds]}, expected all .npy,"
+                " all .txt or all .parquet, or pairs of .npy"
+            )
+        sequence = KINDS[kinds[0]] is _Tokens
+        if sequence != (self.length is not None) or (
+            self.document_end is not None and not sequence
+        ):
+            raise ValueError(
+                f"{WHERE}: length is {self.length} and document_end {self.document_end} for"
+                f" {files[0][0]}, expected length, the steps of a batch, for files of tokens or"
+                " text, and neither for others"
+            )
+        options = {name: getattr(self, name) for name in OPTIONS}
+        reader = KINDS[kinds[0]](files, **options)
+        vars(self).update(files=files, identity=options | reader.identity, _reader=reader)
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self._reader)
+
+    def batches(self, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield one epoch without its first `skip` batches, in an order that `rng` decides, or in
+        order without it.
+        """
+        for batch in self.parts(Alone() if self.group is None else self.group, rng, skip):
+            yield batch._replace(part=None) if self.group is None else batch
+
+    def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield the parts of these batches that a rank of a group has."""
+        # Targets lie in rows of other ranks: what is known of the files is compared in their place.
+        number = zlib.crc32(repr(self.identity).encode())
+        batch: Any
+        for batch in self._reader.parts(group, rng, skip):
+            yield batch._replace(part=batch.part._replace(checksum=batch.part.checksum ^ number))
+
+
+class _Rows:
+    """The rows of several files, one after the other."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        arrays = [_mapped(path) for path in paths]
+        first = arrays[0]
+        for path, array in zip(paths, arrays, strict=True):
+            if (array.dtype, array.shape[1:]) != (first.dtype, first.shape[1:]):
+                raise ValueError(
+                    f"{WHERE}: {path} has rows of {array.dtype} {array.shape[1:]}, expected"
+                    f" {first.dtype} {first.shape[1:]} as {paths[0]} has"
+                )
+        self.paths = paths
+        self.offsets = [array.offset for array in arrays]  # bytes before the first row
+        self.counts = [len(array) for array in arrays]
+        self.ends = np.cumsum(self.counts)
+        self.dtype = first.dtype
+        self.ndim = first.ndim
+        self.shape: tuple[int, ...] = (sum(self.counts), *first.shape[1:])
+        self.row_bytes = first[:1].nbytes
+        self.identity = {
+            f"{k} {path.name}": f"{array.dtype} {array.shape}"
+            for k, (path, array) in enumerate(zip(paths, arrays, strict=True))
+        }
+
+    def read(self, rows: Host) -> Host:
+        """Return rows (n, ...) of these numbers. Rows that follow each other are read at once."""
+        values = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        files = np.searchsorted(self.ends, rows, side="right")
+        starts = np.flatnonzero(
+            (np.diff(rows, prepend=-2) != 1) | (np.diff(files, prepend=-1) != 0)
+        )
+        pieces = np.split(values, starts[1:])
+        for number in np.unique(files):
+            first = self.ends[number] - self.counts[number]
+            # A memory map would read whole pages and those around them, and count as memory.
+            with self.paths[number].open("rb", buffering=0) as file:
+                for k in np.flatnonzero(files[starts] == number):
+                    place = int(rows[starts[k]] - first) * self.row_bytes
+                    file.seek(self.offsets[number] + place)
+                    if file.readinto(pieces[k]) != pieces[k].nbytes:
+                        raise ValueError(f"{WHERE}: {self.paths[number]} has become shorter")
+        return values
+
+
+class _Examples(ByRows):
+    """Rows of pairs of files, as `Windows` has them."""
+
+    def __init__(
+        self, files: list[tuple[Path, ...]], batch_size: int, every_step: bool, **_: Any
+    ) -> None:
+        self.batch_size = batch_size
+        self.every_step = every_step
+        self.x, self.target = x, target = [_Rows(paths) for paths in zip(*files, strict=True)]
+        for paths, *counts in zip(files, x.counts, target.counts, strict=True):
+            if counts[0] != counts[1]:
+                raise ValueError(
+                    f"{WHERE}: {paths[0]} has {counts[0]} rows and {paths[1]} {counts[1]}, expected"
+                    " as many"
+                )
+        axes = 2 if every_step else 1
+        if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:  # type: ignore[arg-type]
+            raise ValueError(
+                f"{WHERE}: {x.paths[0]} and others have {x.dtype} {x.shape}, {target.paths[0]} and"
+                f" others {target.shape}, expected (N, T, D), or tokens, whole numbers (N, T), and"
+                " (N, ...), or (N, T, ...) with every_step"
+            )
+        self.identity = x.identity | target.identity
+
+    def orders(self, rng: Shuffler) -> list[Host]:
+        return orders(self.x.shape[0], self.batch_size, rng)
+
+    def __len__(self) -> int:
+        return -(-self.x.shape[0] // self.batch_size)
+
+    def truths(self, rows: Host) -> Host:
+        """Return the numbers of the rows, as other ranks read their targets."""
+        return rows
+
+    def batch(self, rows: Host, own: slice) -> Batch:
+        x = self.x.read(rows[own])
+        target = self.target.read(rows[own])
+        return Batch(time_first(x), time_first(target) if self.every_step else target, None, True)
+
+
+class _Tokens:
+    """The tokens of files as streams, as `Streams.of_tokens` has them."""
+
+    def __init__(
+        self,
+        files: list[tuple[Path]],
+        batch_size: int,
+        length: int,
+        document_end: int | None,
+        **_: Any,
+    ) -> None:
+        self.rows = rows = _Rows([path for (path,) in files])
+        self.batch_size = batch_size
+        self.length = length
+        self.document_end = document_end
+        self.identity = rows.identity
+        self.each = (rows.shape[0] - 1) // batch_size  # steps of a stream
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or self.each < length:
+            raise ValueError(
+                f"{WHERE}: {rows.paths[0]} and others have {rows.dtype} {rows.shape}, expected"
+                f" tokens, whole numbers (N,), {batch_size * length + 1} or more for {batch_size}"
+                f" streams (batch_size) of {length} steps (length)"
+            )
+
+    def __len__(self) -> int:
+        return self.each // self.length
+
+    def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield the parts of a rank in order: `rng` is not used."""
+        own = columns(self.batch_size, group)
+        streams = np.arange(self.batch_size)[own]
+        start = skip * self.length
+        # The first step of a stream has no token before it; that of its end stands there.
+        seen = self._of(streams, np.array([(start - 1) % self.each, start]))
+        for number in range(skip, len(self)):
+            start = number * self.length
+            steps = np.arange(start + 1, start + 1 + self.length)
+            tokens = np.concatenate([seen, self._of(streams, steps)])
+            seen = tokens[-2:]
+            options = None
+            if self.document_end is not None:
+                options = {"resets": tokens[:-2] == self.document_end}
+            batch = Batch(tokens[1:-1], tokens[2:], None, number == 0, options=options)
+            yield part_of(batch, own, self.batch_size, True, np.array(number))
+
+    def _of(self, streams: Host, steps: Host) -> Host:
+        """Return tokens (T, B) of streams."""
+        rows = streams[:, None] * self.each + steps
+        return self.rows.read(rows.reshape(-1)).reshape(rows.shape).T
+
+
+def _paths(where: str, name: str, entry: Any) -> tuple[Path, ...]:
+    """Return the path or the pair of paths of an entry."""
+    pair = isinstance(entry, list | tuple)
+    if pair and len(entry) != 2:
+        raise ValueError(f"{where}: {name} is {checks.shown(entry)}, expected a pair (x, target)")
+    return tuple(checks.path(where, name, path) for path in (entry if pair else [entry]))
+
+
+def _mapped(path: Path) -> Any:
+    """Return the array of a file in a memory map; a text is one of bytes."""
+    try:
+        if path.suffix == ".txt":
+            return np.memmap(path, np.uint8, mode="r")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{WHERE}: {path} is no array that can be read, {error}") from error
+    if array.ndim == 0 or not array.flags.c_contiguous or array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{WHERE}: {path} has {array.dtype} {array.shape}, expected rows of real numbers, in C"
+            " order"
+        )
+    return array
+
+
+KINDS: dict[tuple[int, str], Any] = {  # by the number of files in an entry and their suffix
+    (2, ".npy"): _Examples,
+    (1, ".npy"): _Tokens,
+    (1, ".txt"): _Tokens,
+    (1, ".parquet"): RowGroups,
+}
