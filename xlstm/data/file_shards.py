@@ -88,6 +88,7 @@ class FileShards:
     >>> (batch,) = FileShards([file], batch_size=2, length=2).batches()
     >>> bytes(batch.x[:, 0]), bytes(batch.target[:, 0])
     (b'he', b'el')
+    >>> folder.cleanup()
     """
 
     files: Sequence[Any] = field(repr=False)
@@ -223,7 +224,7 @@ class _Examples(ByRows):
                 f" others {target.shape}, expected (N, T, D), or tokens, whole numbers (N, T), and"
                 " (N, ...), or (N, T, ...) with every_step"
             )
-        self.identity = x.identity | target.identity
+        self.identity = {"x files": x.identity, "target files": target.identity}
 
     def orders(self, rng: Shuffler) -> list[Host]:
         return orders(self.x.shape[0], self.batch_size, rng)
