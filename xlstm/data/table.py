@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, optional_imports
 from xlstm.data import calendars, frames, reading, writing
 from xlstm.data.csv_file import PLAIN, CsvFile, Dialect, check_names
 from xlstm.data.frames import Columns, Rows, grouped
@@ -134,13 +134,12 @@ def is_parquet(path: AnyPath) -> bool:
 def packages(path: Path) -> tuple[Any, Any]:
     """Return the packages that read and write Parquet files."""
     try:
-        import pyarrow
-        from pyarrow import parquet
+        library = optional_imports.pyarrow()
     except ImportError as error:
         raise ImportError(
             f"{path}: Parquet files need PyArrow and narwhals; pip install pyarrow narwhals"
         ) from error
-    return pyarrow, parquet
+    return library, library.parquet
 
 
 def opened(path: AnyPath, dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
