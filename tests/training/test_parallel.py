@@ -1,7 +1,6 @@
 """Training on several ranks, threads of one process here, ends with the weights of one process."""
 
 import contextlib
-import copy
 import itertools
 import signal
 import threading
@@ -128,6 +127,68 @@ def test_weights_and_losses_are_those_of_one_process(case, size, machines):
         together(size, lambda group: trained(group, model, data, **options), machines=machines),
         trained(None, model, data, **options),
     )
+
+
+class Decayed:
+    """A model of the user's own, which changes the gradients of one of ours."""
+
+    random = False
+    states = LSTM(2, 5, num_layers=3).states
+
+    def __init__(self):
+        self.model = LSTM(2, 5, num_layers=3)
+
+    def forward(self, params, x, state=None, train=True, **options):
+        return self.model.forward(params, x, state, train, **options)
+
+    def backward(self, params, saved, dy):
+        grads, *rest = self.model.backward(params, saved, dy)
+        return {name: g + 0.1 * params[name] for name, g in grads.items()}, *rest
+
+    def init(self, **options):
+        return self.model.init(**options)
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("shared", [False], **SHARED)
+def test_a_model_of_ones_own_is_summed_at_the_end():
+    """What it adds is part of the sum; on every rank, since each adds its share."""
+    data = windows(12, 6, outputs=5)
+    same(
+        together(2, lambda group: trained(group, Decayed(), data), machines=2),
+        trained(None, Decayed(), data),
+    )
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("shared", [False, True], **SHARED)
+def test_a_step_that_is_interrupted_leaves_no_sums_behind(monkeypatch):
+    """It has begun the sums of some buckets."""
+    model = LSTM(2, 10, num_layers=3)
+    begin = parallel.AllReduce._begin
+    here = threading.local()
+
+    def interrupted(reduce, *args):
+        begin(reduce, *args)
+        if here.interrupts:
+            here.interrupts = False
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(parallel.AllReduce, "_begin", interrupted)
+
+    def run(group, interrupts):
+        step = training.TrainStep(model, optim.sgd(0.1), group=group)
+        state = step.init(start(model))
+        first, *others = Shard(DATA, group).batches()
+        here.interrupts = interrupts
+        if interrupts:
+            with pytest.raises(KeyboardInterrupt):
+                step(state, first)
+        for batch in others:
+            state, _ = step(state, batch)
+        return [p.tobytes() for p in state.params.values()]
+
+    assert together(2, run, True, machines=2) == together(2, run, False, machines=2)
 
 
 @pytest.mark.usefixtures("shared")
@@ -690,9 +751,10 @@ class Joined:
         return len(self.loaders[0])
 
     def batches(self, rng=None):
-        of_ranks = [each.batches(copy.deepcopy(rng)) for each in self.loaders]
-        if rng is not None:
-            rng.integers(2**31)
+        epoch = 0 if rng is None else int(rng.integers(2**31))
+        for each in self.loaders:
+            each.data.sampler.set_epoch(epoch)
+        of_ranks = [each.batches() for each in self.loaders]
         for parts in zip(*of_ranks, strict=True):
             x, target = (np.concatenate([p[k] for p in parts], axis=1) for k in range(2))
             yield parts[0]._replace(x=x, target=target)

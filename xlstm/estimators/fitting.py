@@ -117,8 +117,6 @@ def prepared(
     rolling = RollingOrigins(several, scaling, ends, settings.horizon, periods)
     model = predictor.network(settings, scaling)
     fitted = alone(Predictor(settings, backend, scaling, combination, None, None, model, {}))
-    if group is not None:
-        group.share(list(fitted.params.values()))
     return Prepared(several, parts, rolling, fitted)
 
 

@@ -83,8 +83,8 @@ class Iterated:
     numbers a list of independent batches is shuffled, and so are the examples of a `DataLoader`
     whose sampler draws them, which gets a generator for each epoch; all else keeps its order.
 
-    Where a `DataLoader` has a `DistributedSampler`, its batches are the parts of a rank, and each
-    epoch sets the sampler's epoch to a number that all ranks draw.
+    With a group, the batches of a `DataLoader` with a `DistributedSampler` are the parts of a rank,
+    and each epoch sets the sampler's epoch to a number that all ranks draw.
 
     Parameters
     ----------
@@ -123,7 +123,9 @@ class Iterated:
         """The `DistributedSampler` of a `DataLoader` of PyTorch, or None."""
         batches = getattr(self.data, "batch_sampler", None)
         sampler = getattr(batches, "sampler", getattr(self.data, "sampler", None))
-        return sampler if hasattr(sampler, "num_replicas") else None
+        torch: Any = sys.modules.get("torch")
+        of_torch = torch is not None and isinstance(sampler, torch.utils.data.DistributedSampler)
+        return sampler if of_torch else None
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, or the largest number there is where the data
@@ -142,8 +144,6 @@ class Iterated:
             carries = any(isinstance(entry, Batch) and not entry.fresh for entry in data)
             if rng is not None and not carries:
                 data = [data[k] for k in rng.permutation(len(data))]
-        elif self._distributed is not None:
-            self._distributed.set_epoch(0 if rng is None else int(rng.integers(2**31)))
         elif hasattr(getattr(data, "sampler", None), "generator"):
             torch: Any = sys.modules["torch"]
             seed = 0 if rng is None else int(rng.integers(2**63))
@@ -171,6 +171,8 @@ class Iterated:
                 f" num_replicas={sampler.num_replicas}, expected rank {group.rank} of"
                 f" {group.size}, as in the group"
             )
+        if sampler is not None:
+            sampler.set_epoch(0 if rng is None else int(rng.integers(2**31)))
         for number, batch in enumerate(self.batches(rng)):
             if number < skip:
                 continue

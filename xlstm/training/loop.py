@@ -199,8 +199,8 @@ def train(
         ranks.
     gradients : {"bfloat16"}, optional
         Send gradients between ranks as bfloat16, half of the bytes of float32, and sum them in
-        float32. The rests that are cut off are added in the next step; a checkpoint begins without
-        them, so that a run that goes on from it has the same bits.
+        float32, so that they have its range. The rests that are cut off are added in the next step;
+        a checkpoint begins without them, so that a run that goes on from it has the same bits.
     metrics : dict of str to callable, optional
         Functions of `(y, target)` that are computed on the validation data after each epoch, by
         name, such as `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for
@@ -730,8 +730,9 @@ def first_batch(data: Batches | None) -> str | dict[str, Any] | None:
     if whole is None:
         return None
     identity = getattr(whole, "identity", None)
-    if identity is not None:
-        return identity  # type: ignore[no-any-return]
+    by_batch = isinstance(whole, Iterated) and not whole.once and whole is data
+    if isinstance(identity, str | dict) and not by_batch:
+        return identity
     arrays: list[Any] = []
     for first in itertools.islice(whole.batches(), 1):
         arrays = [first.x, first.target, first.lengths, *(first.options or {}).values()]

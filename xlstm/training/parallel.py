@@ -10,6 +10,7 @@ the last layers while the first layers are still differentiated.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -216,7 +217,6 @@ class AllReduce:
         """
         names = {id(used[name]): name for name in self.grads}
         arrived = Params()
-        self.waits.clear()  # those of a step that could not be captured
 
         def announce(p: Params, grads: Params) -> None:
             for name, g in grads.items():
@@ -231,6 +231,12 @@ class AllReduce:
                 self._begin(bucket, own, share)
 
         return announce
+
+    def end_sums(self) -> None:
+        """Wait for the sums that a step began which was interrupted, or could not be captured."""
+        while self.waits:
+            with contextlib.suppress(Exception):
+                self.waits.pop()()
 
     def init(self, optimizer: Optimizer, params: Params) -> OptimState:
         """Return the state of an optimiser before its first update, of which this rank has its
@@ -343,9 +349,8 @@ class AllReduce:
         """
         for bucket in self.layout.buckets[len(self.layout.buckets) - len(self.waits) - 1 :: -1]:
             self._begin(bucket, grads, share, head)
-        for wait in self.waits:
-            wait()
-        self.waits.clear()
+        while self.waits:
+            self.waits.pop()()
         return self._result(head)
 
     def _begin(self, bucket: Bucket, grads: Params, share: Any, head: Head | None = None) -> None:
@@ -508,7 +513,7 @@ def all_reduce(
     """
     moving = {name: p for name, p in params.items() if not optimizer.frozen(name)}
     needs_whole = any(
-        has(callback, "gradients") and not (isinstance(callback, Clip) and callback.value is None)
+        has(callback, "gradients") and not (type(callback) is Clip and callback.value is None)
         for callback in callbacks
     )
     # moments of weights in 16 bits stay with these

@@ -101,7 +101,7 @@ class TrainStep:
         so is all that follows. `init` takes the weights of rank 0.
     gradients : {"bfloat16"}, optional
         Send gradients between ranks as bfloat16, half of the bytes of float32, and sum them in
-        float32. The rests that are cut off are added in the next step.
+        float32, so that they have its range. The rests that are cut off are added in the next step.
 
     Raises
     ------
@@ -377,12 +377,14 @@ class TrainStep:
         ranks = state.runtime.ranks
         if ranks is None:
             return self._gradients(state, inputs, scalars)
+        ranks.end_sums()
         share = scalars.share
         # Scaled gradients are shared early, so that the same overflow as in the whole batch.
         before, late = (share, 1.0) if self.scales else (1.0, share)
         own = None
         early = None
-        if ranks.overlaps and not self.sums_locally:
+        # a model of the user's own may change what its layers have announced
+        if ranks.overlaps and not self.sums_locally and is_ours(self.model):
             early = functools.partial(ranks.early, late)
         if ranks.error is None and inputs.host.x.shape[1]:
             with held(ranks):
@@ -469,6 +471,8 @@ class TrainStep:
         if counts:
             new = self._counted(new, inputs, scaling=scaling)
             return new, Taken(loss, norm, new.batches == 0)
+        if state.runtime.ranks is not None:
+            state.runtime.ranks.forget_rests()
         moments = new.moments
         if moments is not state.moments:  # a GPU has changed no array
             moments = moments._replace(step=state.moments.step)
