@@ -147,11 +147,26 @@ for dtype in ("float32", "float64", "float16", ml_dtypes.bfloat16):
     for view in (a[:, ::2], a[:, 1::2].T):  # not in order of C
         group.sum(view)
     assert (a == size * (size + 1) // 2).all()
-    a, part, whole = xp.arange(2 * size).astype(dtype), xp.zeros(2, dtype), xp.zeros(2 * size, dtype)
-    group.sum_part(a, part)
-    group.gather_parts(part, whole)
     group.share([w := xp.full(3, 5 + rank, dtype)])
-    assert (whole == a * size).all() and (w == 5).all()
+    assert (w == 5).all()
+    for n in (2, 40_000):
+        a = (xp.arange(n * size) % 9).astype(dtype)
+        whole, other, twice = xp.zeros((3, n * size), dtype)
+        part, late = xp.zeros((n, 2), dtype).T  # not in order of C
+        twice[...] = a * 2
+        group.sum_part(a, part)
+        group.gather_parts(part, whole)
+        begun = (group.exchange, a + rank, other), (group.sum, twice), (group.sum_part, a, late)
+        for wait in [group.later(*what) for what in begun]:
+            wait()
+        own = a[rank * n : (rank + 1) * n]
+        assert (whole == a * size).all() and (twice == 2 * size * a).all() and (late == part).all()
+        assert (other.reshape(size, n) == own + xp.arange(size)[:, None].astype(dtype)).all()
+        group.collect(part, other if rank == 0 else None)
+        assert rank or (other == whole).all()
+bits = xp.arange(size, dtype="uint16") + 40_000 + size * rank
+group.exchange(bits, received := xp.zeros_like(bits))
+assert (received == 40_000 + size * xp.arange(size) + rank).all() and group.machines == 1
 """
 HOST = """
 a = np.full(1000, [0.1, 0.2, 0.3][rank])  # whose sum depends on the order
@@ -162,6 +177,11 @@ try:
     pickle.dumps(group)
 except TypeError as error:
     now("refused")
+wait = group.later(lambda a: a / {}, a)
+try:
+    wait()
+except TypeError as error:
+    now("raised")
 if rank == 0:
     time.sleep(1)  # a rank may end its program later than the others
 now("end")
@@ -183,7 +203,7 @@ sums(10_000)
 def test_what_the_ranks_compute():
     job = Job(3, "xp = np\n" + WHOLE + HOST).end()
     assert (job.status, job.err) == (0, "")
-    assert len(job.numbers("refused")) == len(job.numbers("end")) == 3
+    assert [len(job.numbers(word)) for word in ("refused", "raised", "end")] == [3, 3, 3]
 
 
 @needed

@@ -147,3 +147,39 @@ def test_a_full_disk_of_rank_0_is_a_warning(tmp_path):
     assert job.err.count("training goes on, and the next checkpoint tries again") == 1
     assert (job.err.count("RuntimeWarning"), newest(tmp_path)) == (2, 4)
     assert goes_on(tmp_path)
+
+
+MEMORY = """
+import tracemalloc
+from xlstm import optim, training
+from xlstm.training.parallel import Sharded
+from xlstm.training.ranks import RunRanks
+lstm = xlstm.LSTM(128, 256, num_layers=3)
+params = lstm.init(backend="numpy")
+whole = sum(p.nbytes for p in params.values())
+step = training.TrainStep(lstm, optim.adam(1e-3), group=group)
+def most(function, *args):
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    result = function(*args)
+    return result, (tracemalloc.get_traced_memory()[1] - before) / whole
+tracemalloc.start()
+state, init = most(step.init, params)
+ranks = RunRanks(state.runtime.ranks, lstm, False)
+assert isinstance(ranks.reduce, Sharded)
+# weights, a buffer for all gradients, and a part of these and of two moments
+assert init < 1.02 * (2 + 3 / group.size), init
+saved, saving = most(ranks.whole, state, 1)
+if group.rank == 0:
+    assert {len(arrays) for arrays in saved.moments.slots.values()} == {len(params)}
+else:
+    assert saving < 1.02 / group.size, saving
+now("end")
+"""
+
+
+@needed
+def test_ranks_have_their_share_of_moments_alone():
+    """Also while those are gathered for a checkpoint: the others need room for one more part."""
+    job = Job(4, MEMORY).end()
+    assert (job.status, job.err, len(job.numbers("end"))) == (0, "", 4)

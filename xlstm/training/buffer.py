@@ -8,9 +8,16 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import dtype_of
 from xlstm.arrays.namespace import Array, Params, Shape
 
 ROOM = 16  # numbers of the head, so that gradients begin where a line of the cache does
+
+
+def zeros(home: Backend, size: int, dtype: str = "") -> Array:
+    """Return so many zeros, by default in the dtype of a backend."""
+    return home.xp.zeros(size, dtype=dtype_of(home.xp, dtype or home.dtype))
 
 
 class Bucket(NamedTuple):

@@ -14,8 +14,8 @@ from xlstm.arrays.namespace import Array, Params, namespace
 from xlstm.arrays.ranks.groups import Group
 from xlstm.data.batches import Batches
 from xlstm.data.shards import Shard
+from xlstm.training.agreement import told
 from xlstm.training.feed import Feed, Inputs, Loss, batches_of, loss_of
-from xlstm.training.parallel import told
 
 Metric = Callable[[Array, Array], Any]
 METRICS = checks.instance(Mapping, "a dict of name to function")

@@ -16,7 +16,7 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.ranks.groups import Group
-from xlstm.training.buffer import Bucket, Layout
+from xlstm.training.buffer import Bucket, Layout, zeros
 
 LARGEST = float(np.finfo("float32").max)
 UPPER = 1  # which 16 bits of a float32 are the upper ones, in memory of a little-endian machine
@@ -35,15 +35,11 @@ class Halved:
     def __init__(self, group: Group, home: Backend, layout: Layout) -> None:
         self.group = group
         self.xp = home.xp
-        self.sent = self._zeros(home, layout.size, "uint16")
-        self.received = self._zeros(home, layout.size, "uint16")
+        self.sent = zeros(home, layout.size, "uint16")
+        self.received = zeros(home, layout.size, "uint16")
         # the rests of this rank's gradients, and of the sums of its part
-        self.rest = self._zeros(home, layout.size, "float32")
-        self.rest_of_sums = self._zeros(home, layout.each, "float32")
-
-    @staticmethod
-    def _zeros(home: Backend, size: int, dtype: str) -> Array:
-        return home.asarray(np.zeros(size, dtype), dtype)
+        self.rest = zeros(home, layout.size, "float32")
+        self.rest_of_sums = zeros(home, layout.each, "float32")
 
     def forget(self) -> None:
         """Begin without rests, as a run does that goes on from a checkpoint."""

@@ -29,6 +29,7 @@ from xlstm.data.batches import Batches
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed
 from xlstm.training import optimizers
+from xlstm.training.agreement import checksum, different, together
 from xlstm.training.callbacks import (
     Callback,
     Clip,
@@ -42,7 +43,6 @@ from xlstm.training.callbacks import (
 from xlstm.training.evaluation import Metric, evaluate, metrics_of
 from xlstm.training.feed import Inputs, Iterated, Loss, batches_of
 from xlstm.training.folder import Checkpoint, Folder
-from xlstm.training.parallel import checksum, different, together
 from xlstm.training.ranks import RunRanks
 from xlstm.training.state import StepState, Taken, packed, unpacked
 from xlstm.training.steps import TrainStep

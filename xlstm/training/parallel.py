@@ -10,23 +10,20 @@ the last layers while the first layers are still differentiated.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, foreach
+from xlstm.arrays import foreach
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
-from xlstm.arrays.cuda.cuda_graph import capturing
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import HALVES, Array, Namespace, Params
-from xlstm.arrays.ranks.groups import Group, OtherRankError, Part, odd_ranks
-from xlstm.training.buffer import ROOM, Bucket, Layout
+from xlstm.arrays.ranks.groups import Group, Part
+from xlstm.training.agreement import same, together, told
+from xlstm.training.buffer import ROOM, Bucket, Layout, zeros
 from xlstm.training.callbacks import Callback, Clip, has
 from xlstm.training.halved import Halved
 from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, norm_of
@@ -140,16 +137,16 @@ class AllReduce:
         self.error: Exception | None = None
         self.signal = self.stop = False
         self.overlaps = group.machines > 1
-        itemsize = home.asarray(np.zeros(1)).itemsize
+        itemsize = zeros(home, 1).itemsize
         shapes = {name: p.shape for name, p in params.items()}
         self.layout = Layout(shapes, group.size, BUCKET // itemsize if self.overlaps else None)
-        self.buffer: Array = home.asarray(np.zeros(self.layout.size))
+        self.buffer: Array = zeros(home, self.layout.size)
         self.halved = Halved(group, home, self.layout) if halved else None
         # A head that is summed by itself need not have the dtype of the gradients.
         self.has_own_head = self.sums_parts or halved
         self.head: Array = self.buffer[:ROOM]
         if self.has_own_head:
-            self.head = home.asarray(np.zeros(ROOM), "float64")
+            self.head = zeros(home, ROOM, "float64")
         self.grads = self.layout.named(self.buffer)
         self.waits: list[Callable[[], None]] = []  # for the buckets whose sums have begun
         self.agreed = Head(*[0.0] * len(Head._fields))
@@ -405,7 +402,7 @@ class Sharded(AllReduce):
     def __init__(self, group: Group, home: Backend, params: Params, halved: bool = False) -> None:
         super().__init__(group, home, params, halved)
         # This rank's part of the gradients, and then of the new weights.
-        self.part: Array = home.asarray(np.zeros(self.layout.each))
+        self.part: Array = zeros(home, self.layout.each)
         # The parameters that this rank has a part of: its places in the parameter, and in the part.
         self.places = self.layout.parts(group.rank)
         self.names: dict[str, list[str]] = {}  # of the parameters that have a moment, by slot
@@ -452,8 +449,8 @@ class Sharded(AllReduce):
     def whole_of(self, moments: OptimState) -> OptimState:
         layout = self.layout
         whole: Slots = {}
+        part = np.empty(layout.each, self.buffer.dtype)
         for slot, names in self.names.items():
-            part = np.empty(layout.each, self.buffer.dtype)
             for name, a in moments.slots.get(slot, {}).items():
                 part[self.places[name][1]] = to_numpy(a)
             of_all = None
@@ -490,7 +487,7 @@ class Sharded(AllReduce):
             self._sum_head(head._replace(squares=squares))
             total = self.head[1]
         else:
-            sums = self.home.asarray(np.zeros(1), "float64")
+            sums = zeros(self.home, 1, "float64")
             sums[0] = squares
             self.group.sum(sums)
             total = sums[0]
@@ -527,107 +524,3 @@ def _no_wait() -> None:
 def _shared(xp: Namespace, g: Array, place: Array, share: Any) -> Array:
     # Gradients without any target that counts may be NaN.
     return xp.where(share > 0, share * g, xp.zeros_like(g))
-
-
-@contextlib.contextmanager
-def together(ranks: AllReduce | None) -> Iterator[None]:
-    """Note an error that all ranks raise at the same place, so that they can do more together."""
-    try:
-        yield
-    except Exception as error:
-        if ranks is not None and not isinstance(error, ApartError):
-            ranks.error = error
-        raise
-
-
-@contextlib.contextmanager
-def held(ranks: AllReduce | None) -> Iterator[None]:
-    """Keep an error of this rank until all come together; raise it without others, and while a
-    graph is captured.
-    """
-    try:
-        yield
-    except Exception as error:
-        if ranks is None or capturing() is not None:
-            raise
-        ranks.error = error
-
-
-class ApartError(RuntimeError):
-    """Ranks have come together at different places of the program."""
-
-
-class Said(NamedTuple):
-    """The words of a rank where all come together: the place in words, its error, and what else it
-    tells.
-    """
-
-    place: str
-    problem: str | None
-    what: Any
-
-
-def told(group: Group, place: str, error: Exception | None, what: Any = None) -> list[Any]:
-    """Return what all ranks tell at a place; raise the error of this rank, or name another rank
-    that has one.
-    """
-    problem = None if error is None else f"{type(error).__name__}: {error}"
-    every = group.tell(Said(place, problem, what))
-    for rank, said in enumerate(every):
-        there = said.place if isinstance(said, Said) else "`tell`"
-        if there != place:
-            raise ApartError(
-                f"rank {rank} of {group.size} is at {there}, rank {group.rank} at {place}; all"
-                " ranks are to go through the same steps"
-            ) from error
-    if error is not None:
-        raise error
-    for rank, said in enumerate(every):
-        if said.problem is not None:
-            raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {said.problem}")
-    return [said.what for said in every]
-
-
-def same(
-    group: Group,
-    where: str,
-    settings: dict[str, Any] | None,
-    beside: Any = None,
-    error: Exception | None = None,
-) -> Any:
-    """Return what rank 0 tells beside its settings; ValueError where a rank has other settings than
-    most ranks.
-    """
-    every = told(group, "the comparison of settings", error, (settings, beside))
-    for name in every[0][0]:
-        values = [of_rank.get(name) for of_rank, _ in every]
-        common, odd = odd_ranks(values)
-        if odd:
-            difference = different(name, values[odd[0]], common, f" of rank {odd[0]}")
-            raise ValueError(f"{where}: {difference} as on other ranks")
-    return every[0][1]
-
-
-def different(name: str, there: Any, expected: Any, of: str = "") -> str:
-    """Return in words how a setting differs: a dict by its first such entry, texts from shortly
-    before the place on.
-    """
-    if isinstance(there, dict) and isinstance(expected, dict):
-        for key in {**expected, **there}:
-            if there.get(key) != expected.get(key):
-                return different(f"{name}[{key!r}]", there.get(key), expected.get(key), of)
-    if isinstance(there, str) and isinstance(expected, str):
-        common = os.path.commonprefix((there, expected))  # noqa: RUF071 (of texts, not of paths)
-        start = max(0, len(common) - 32)
-        there = there[start:]
-        expected = expected[start:]
-    return f"{name}{of} is {checks.shown(there)}, expected {checks.shown(expected)}"
-
-
-def checksum(arrays: Iterable[Array | None]) -> int:
-    """Return a number that tells arrays apart."""
-    number = 0
-    for a in arrays:
-        if a is not None:
-            number = zlib.crc32(np.ascontiguousarray(to_numpy(a)).data, number)
-    return number

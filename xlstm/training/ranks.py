@@ -14,10 +14,11 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params, dtype_name, leaves
 from xlstm.arrays.ranks.groups import Alone, Group, columns, odd_ranks
 from xlstm.layers.sequence import Leaf, nested
+from xlstm.training.agreement import checksum, held, same, together, told
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
 from xlstm.training.optimizers import Slots
-from xlstm.training.parallel import AllReduce, checksum, held, same, together, told
+from xlstm.training.parallel import AllReduce
 from xlstm.training.state import StepState
 
 STORED = {"bfloat16": "float32"}  # dtypes on the host of those that NumPy does not have

@@ -31,19 +31,12 @@ from xlstm.engines.cuda.check import first_training
 from xlstm.layers.module import STREAM, announced
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training.adapters import LowRank
+from xlstm.training.agreement import checksum, held, same
 from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Graphs, choice, is_ours
 from xlstm.training.optimizers import ByRules, Optimizer, each, norm_of
-from xlstm.training.parallel import (
-    AllReduce,
-    Head,
-    LossAndGradients,
-    all_reduce,
-    checksum,
-    held,
-    same,
-)
+from xlstm.training.parallel import AllReduce, Head, LossAndGradients, all_reduce
 from xlstm.training.state import (
     Decided,
     HostScalars,

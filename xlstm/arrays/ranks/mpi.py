@@ -16,8 +16,8 @@ import sys
 import threading
 import time
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,12 +26,15 @@ import numpy as np
 
 from xlstm.arrays import cores, optional_imports
 from xlstm.arrays.convert import BackendError, like, to_numpy
-from xlstm.arrays.namespace import Array, dtype_name
+from xlstm.arrays.namespace import Array
 from xlstm.arrays.ranks.groups import Alone, Group, OtherRankError, odd_ranks
+from xlstm.arrays.ranks.nccl import KINDS, Nccl, agreed, choose_gpu
 from xlstm.arrays.ranks.watchdog import SILENT, Clock, Watch
 
-# bytes that are summed at once: they stay in the cache, and 55 MB take half the time
+# Bytes that are summed at once. On one machine they stay in the cache, and 55 MB take two thirds of
+# the time; between machines each piece costs a latency.
 PIECE = 1 << 20
+LARGE_PIECE = 1 << 30
 SAID = 0.3  # seconds in which the launcher passes on what was written
 # How many processes a launcher started. Batch scripts have SLURM_NTASKS, too; WORLD_SIZE says
 # nothing without RANK.
@@ -46,7 +49,6 @@ SIZES = (
 # the number of a process, where a launcher may not say how many there are
 NUMBERS = ("PMIX_RANK", "PALS_RANKID")
 INSTALL = "pip install 'xlstm-xp[mpi]'"
-INSTALL_NCCL = "pip install 'xlstm-xp[nccl]'"
 
 # functions that are called with the message before this rank ends the job
 told: list[Callable[[str], None]] = []
@@ -162,11 +164,14 @@ class MpiGroup:
         cores.share(machine.allgather(cores.affinity()).count(cores.affinity()))
         machine.Free()
         self._hosts: list[str] = self._comm.allgather(platform.node())
+        self.machines = len(set(self._hosts))
+        self._piece = PIECE if self.machines == 1 else LARGE_PIECE
         self._nccl: Nccl | None = None
         self._clock = Clock()
-        self._gpu = Clock("sum on the GPU")
-        _choose_gpu(self.local_rank)
-        self._watch = Watch(world.Dup(), (self._clock, self._gpu), self._end)
+        self._gpu_clocks = {kind: Clock(f"{kind} on the GPU") for kind in KINDS}
+        self._beside = ThreadPoolExecutor(1, "xlstm.later")
+        choose_gpu(self.local_rank)
+        self._watch = Watch(world.Dup(), (self._clock, *self._gpu_clocks.values()), self._end)
         self._before = sys.excepthook
         sys.excepthook = self._failed
         # mpi4py has registered the end of MPI before, which comes after this
@@ -178,9 +183,9 @@ class MpiGroup:
     def sum(self, a: Array) -> None:
         """Replace an array by the sum over all ranks, which has the same bits on each."""
         if array_api_compat.is_cupy_array(a):
-            return self._on_gpus(a)
+            return self._gpus().sum(a)
         with self._clock.during("sum"), _on_host(a) as host:
-            for piece in _pieces(host):
+            for piece in self._pieces(host):
                 self._comm.Allreduce(self._here, piece)
 
     def tell(self, what: Any) -> list[Any]:
@@ -193,18 +198,45 @@ class MpiGroup:
         with self._clock.during("share"):
             for a in arrays:
                 with _on_host(a) as host:
-                    for piece in _pieces(host):
+                    for piece in self._pieces(host):
                         self._comm.Bcast(piece)
 
     def sum_part(self, a: Array, out: Array) -> None:
         """Put this rank's part of the sum over all ranks of `a` (size * n,) into `out` (n,)."""
+        if array_api_compat.is_cupy_array(a):
+            return self._gpus().sum_part(a, out)
         with self._clock.during("sum"), _on_host(a) as host, _on_host(out) as part:
             self._comm.Reduce_scatter_block(host, part)
 
     def gather_parts(self, part: Array, out: Array) -> None:
         """Put the parts (n,) of all ranks side by side into `out` (size * n,)."""
+        if array_api_compat.is_cupy_array(part):
+            return self._gpus().gather_parts(part, out)
         with self._clock.during("gather"), _on_host(part) as own, _on_host(out) as host:
             self._comm.Allgather(own, host)
+
+    def exchange(self, a: Array, out: Array) -> None:
+        """Send the k-th of the parts of `a` (size * n,) to rank k, and put those that the ranks send
+        here side by side into `out` (size * n,).
+        """
+        if array_api_compat.is_cupy_array(a):
+            return self._gpus().exchange(a, out)
+        with self._clock.during("exchange"), _on_host(a) as sent, _on_host(out) as received:
+            self._comm.Alltoall(sent, received)
+
+    def collect(self, part: Array, out: Array | None) -> None:
+        """Put the parts (n,) of all ranks side by side into `out` (size * n,) of rank 0."""
+        whole = contextlib.nullcontext() if out is None else _on_host(out)
+        with self._clock.during("collect"), _on_host(part) as own, whole as host:
+            self._comm.Gather(own, host)
+
+    def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
+        """Run `sum`, `sum_part` or `exchange` beside the caller, and return a function that waits for
+        it: on a thread, or on a stream of its own.
+        """
+        if array_api_compat.is_cupy_array(arrays[0]):
+            return self._gpus().later(function, *arrays)
+        return self._beside.submit(function, *arrays).result
 
     def abort(self, message: str) -> None:
         """End the job now, on all ranks, with a message and status 1."""
@@ -221,17 +253,19 @@ class MpiGroup:
         if self._watch.how == "goes on":
             self._watch.notify("leaves")
 
-    def _on_gpus(self, a: Array) -> None:
-        """Sum an array of CuPy; the first time connects the GPUs."""
+    def _gpus(self) -> Nccl:
+        """Return NCCL; the first time connects the GPUs."""
         if self._nccl is None:
-            number = _agreed(self)
+            number = agreed(self)
             with self._clock.during("start of NCCL"):
-                self._nccl = Nccl(self, number, self._gpu)
+                self._nccl = Nccl(self, number, self._gpu_clocks)
             self._watch.check = self._nccl.check
-        whole = optional_imports.cupy().ascontiguousarray(a)
-        self._nccl.sum(whole)
-        if whole is not a:
-            a[...] = whole.reshape(a.shape)
+        return self._nccl
+
+    def _pieces(self, host: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+        """Yield an array in pieces."""
+        size = self._piece // host.itemsize
+        return (host[at : at + size] for at in range(0, host.size, size))
 
     def _end(self, ranks: list[int], why: str, show: Callable[[], None] = lambda: None) -> None:
         """End the job since those ranks failed; of all that find this out, one rank says so."""
@@ -280,82 +314,3 @@ def _on_host(a: Array) -> Iterator[np.ndarray[Any, Any]]:
     yield host.reshape(-1)
     if host is not a:
         a[...] = like(host, a)
-
-
-def _pieces(host: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield an array in pieces that stay in the cache."""
-    size = PIECE // host.itemsize
-    return (host[at : at + size] for at in range(0, host.size, size))
-
-
-# GPUs of ranks, which add arrays of CuPy by NCCL. It works in the current stream, and so in CUDA
-# graphs. How far a GPU has come shows in memory of the host that the GPU writes to: the host itself
-# knows of nothing that a graph does.
-
-
-def _choose_gpu(local_rank: int) -> None:
-    """Make the GPU of a rank the current one, where there are GPUs and CuPy."""
-    try:
-        count = optional_imports.cupy().cuda.runtime.getDeviceCount()
-    except Exception:  # without CuPy or a driver all arrays are on the host
-        return
-    if count:
-        optional_imports.cupy().cuda.Device(local_rank % count).use()
-
-
-def _agreed(group: Group) -> Any:
-    """Return the number of a new communicator; BackendError without NCCL, or where two ranks have
-    the same GPU.
-    """
-    library = optional_imports.nccl()
-    if not library.available:
-        raise BackendError(f"group: CuPy finds no NCCL, which sums on GPUs need; {INSTALL_NCCL}")
-    owners = defaultdict[Any, list[int]](list)
-    for rank, gpu in enumerate(
-        group.tell((optional_imports.cupy().cuda.Device().pci_bus_id, platform.node()))
-    ):
-        owners[gpu].append(rank)
-    for (bus, host), ranks in owners.items():
-        if len(ranks) > 1:
-            raise BackendError(
-                f"group: ranks {ranks} have the same GPU ({bus} on host {host}); NCCL takes one"
-                " rank for each GPU, so start no more ranks than there are GPUs"
-            )
-    return group.tell(library.get_unique_id() if group.rank == 0 else None)[0]
-
-
-class Nccl:
-    """A communicator of NCCL.
-
-    Parameters
-    ----------
-    group : Group
-    number : object
-        That of the communicator, from `_agreed`.
-    clock : Clock
-        Its counts are written by the GPU from now on.
-    """
-
-    def __init__(self, group: Group, number: Any, clock: Clock) -> None:
-        cp = optional_imports.cupy()
-        self._library = optional_imports.nccl()
-        self._communicator = self._library.NcclCommunicator(group.size, number, group.rank)
-        memory = cp.cuda.alloc_pinned_memory(clock.counts.nbytes)
-        clock.counts = np.frombuffer(memory, np.int64, 2)
-        clock.counts[:] = 0
-        seen_by_gpu = cp.cuda.UnownedMemory(memory.ptr, memory.size(), memory, cp.cuda.Device().id)
-        self._counts = cp.ndarray(2, np.int64, cp.cuda.MemoryPointer(seen_by_gpu, 0))
-
-    def sum(self, a: Array) -> None:
-        """Add up the arrays of all ranks in place."""
-        kind = getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}")
-        stream = optional_imports.cupy().cuda.get_current_stream().ptr
-        self._counts[0] += 1
-        self._communicator.allReduce(
-            a.data.ptr, a.data.ptr, a.size, kind, self._library.NCCL_SUM, stream
-        )
-        self._counts[1] += 1
-
-    def check(self) -> None:
-        """Raise the error that NCCL has met meanwhile, if any."""
-        self._communicator.check_async_error()

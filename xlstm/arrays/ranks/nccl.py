@@ -1,0 +1,177 @@
+"""GPUs of ranks, which add arrays of CuPy by NCCL.
+
+NCCL works in the current stream, and so in CUDA graphs. How far a GPU has come shows in memory of
+the host that the GPU writes to: the host itself knows of nothing that a graph does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import optional_imports
+from xlstm.arrays.convert import BackendError
+from xlstm.arrays.namespace import Array, dtype_name
+from xlstm.arrays.ranks.groups import Group
+from xlstm.arrays.ranks.watchdog import Clock
+
+INSTALL = "pip install 'xlstm-xp[nccl]'"
+KINDS = ("sum", "gather", "exchange")  # what GPUs do together
+
+
+def choose_gpu(local_rank: int) -> None:
+    """Make the GPU of a rank the current one, where there are GPUs and CuPy."""
+    try:
+        count = optional_imports.cupy().cuda.runtime.getDeviceCount()
+    except Exception:  # without CuPy or a driver all arrays are on the host
+        return
+    if count:
+        optional_imports.cupy().cuda.Device(local_rank % count).use()
+
+
+def agreed(group: Group) -> Any:
+    """Return the number of a new communicator; BackendError without NCCL, or where two ranks have
+    the same GPU.
+    """
+    library = optional_imports.nccl()
+    if not library.available:
+        raise BackendError(f"group: CuPy finds no NCCL, which sums on GPUs need; {INSTALL}")
+    owners = defaultdict[Any, list[int]](list)
+    for rank, gpu in enumerate(
+        group.tell((optional_imports.cupy().cuda.Device().pci_bus_id, platform.node()))
+    ):
+        owners[gpu].append(rank)
+    for (bus, host), ranks in owners.items():
+        if len(ranks) > 1:
+            raise BackendError(
+                f"group: ranks {ranks} have the same GPU ({bus} on host {host}); NCCL takes one"
+                " rank for each GPU, so start no more ranks than there are GPUs"
+            )
+    return group.tell(library.get_unique_id() if group.rank == 0 else None)[0]
+
+
+class Nccl:
+    """A communicator of NCCL.
+
+    Parameters
+    ----------
+    group : Group
+    number : object
+        That of the communicator, from `agreed`.
+    clocks : dict of str to Clock
+        One for each of `KINDS`. Their counts are written by the GPU from now on.
+    """
+
+    def __init__(self, group: Group, number: Any, clocks: Mapping[str, Clock]) -> None:
+        cp = optional_imports.cupy()
+        self._library = optional_imports.nccl()
+        self._communicator = self._library.NcclCommunicator(group.size, number, group.rank)
+        self._ranks = range(group.size)
+        self._beside = cp.cuda.Stream(non_blocking=True)
+        shape = len(clocks), 2
+        memory = cp.cuda.alloc_pinned_memory(math.prod(shape) * np.dtype(np.int64).itemsize)
+        counts = np.frombuffer(memory, np.int64, math.prod(shape)).reshape(shape)
+        counts[...] = 0
+        for clock, row in zip(clocks.values(), counts, strict=True):
+            clock.counts = row
+        seen_by_gpu = cp.cuda.UnownedMemory(memory.ptr, memory.size(), memory, cp.cuda.Device().id)
+        by_gpu = cp.ndarray(shape, np.int64, cp.cuda.MemoryPointer(seen_by_gpu, 0))
+        self._counts = dict(zip(clocks, by_gpu, strict=True))
+
+    def sum(self, a: Array) -> None:
+        """Add up the arrays of all ranks in place."""
+        with self._counted("sum", a) as (whole,):
+            self._communicator.allReduce(
+                whole.data.ptr, whole.data.ptr, whole.size, *self._addition(whole), _stream()
+            )
+
+    def sum_part(self, a: Array, out: Array) -> None:
+        """Put this rank's part of the sum of all ranks into `out`."""
+        with self._counted("sum", a, out) as (whole, part):
+            self._communicator.reduceScatter(
+                whole.data.ptr, part.data.ptr, part.size, *self._addition(whole), _stream()
+            )
+
+    def gather_parts(self, part: Array, out: Array) -> None:
+        """Put the parts of all ranks side by side into `out`."""
+        with self._counted("gather", part, out) as (own, whole):
+            self._communicator.allGather(
+                own.data.ptr, whole.data.ptr, own.nbytes, self._library.NCCL_UINT8, _stream()
+            )
+
+    def exchange(self, a: Array, out: Array) -> None:
+        """Send a part of `a` to each rank, and put those that come side by side into `out`."""
+        with self._counted("exchange", a, out) as (sent, received):
+            size = sent.nbytes // len(self._ranks)
+            self._library.groupStart()
+            for rank in self._ranks:
+                for function, array in (
+                    (self._communicator.send, sent),
+                    (self._communicator.recv, received),
+                ):
+                    at = array.data.ptr + rank * size
+                    function(at, size, self._library.NCCL_UINT8, rank, _stream())
+            self._library.groupEnd()
+
+    def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
+        """Run a function of the group on a stream beside the current one; what is returned lets the
+        current stream wait for it.
+        """
+        cuda = optional_imports.cupy().cuda
+        copies = contextlib.ExitStack()
+        # on the current stream, so that the other one allocates nothing
+        contiguous = copies.enter_context(_contiguous(*arrays))
+        self._beside.wait_event(_event(cuda.get_current_stream()))
+        with self._beside:
+            function(*contiguous)
+        end = _event(self._beside)
+
+        def wait() -> None:
+            cuda.get_current_stream().wait_event(end)
+            copies.close()
+
+        return wait
+
+    def check(self) -> None:
+        """Raise the error that NCCL has met meanwhile, if any."""
+        self._communicator.check_async_error()
+
+    @contextlib.contextmanager
+    def _counted(self, kind: str, *arrays: Array) -> Iterator[list[Array]]:
+        """Give arrays as NCCL takes them, and let the GPU count what a `with` block does."""
+        with _contiguous(*arrays) as contiguous:
+            self._counts[kind][0] += 1
+            yield contiguous
+            self._counts[kind][1] += 1
+
+    def _addition(self, a: Array) -> tuple[int, int]:
+        """Return NCCL's numbers of the dtype of an array and of sums."""
+        return getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}"), self._library.NCCL_SUM
+
+
+@contextlib.contextmanager
+def _contiguous(*arrays: Array) -> Iterator[list[Array]]:
+    """Give arrays as C-contiguous ones: themselves where possible, and else copies, which are put
+    back afterwards.
+    """
+    contiguous = [optional_imports.cupy().ascontiguousarray(a) for a in arrays]
+    yield contiguous
+    for a, copy in zip(arrays, contiguous, strict=True):
+        if copy is not a:
+            a[...] = copy.reshape(a.shape)
+
+
+def _stream() -> int:
+    """Return the address of the current stream."""
+    return int(optional_imports.cupy().cuda.get_current_stream().ptr)
+
+
+def _event(stream: Any) -> Any:
+    """Return an event that comes once a stream has done all that it was given so far."""
+    return stream.record(optional_imports.cupy().cuda.Event(disable_timing=True))

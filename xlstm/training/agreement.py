@@ -1,0 +1,127 @@
+"""Ranks come together: each hears the errors of the others, and whether all have the same settings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.cuda.cuda_graph import capturing
+from xlstm.arrays.namespace import Array
+from xlstm.arrays.ranks.groups import Group, OtherRankError, odd_ranks
+
+
+class KeepsError(Protocol):
+    """A rank that keeps its error until all ranks come together."""
+
+    error: Exception | None
+
+
+@contextlib.contextmanager
+def together(ranks: KeepsError | None) -> Iterator[None]:
+    """Note an error that all ranks raise at the same place, so that they can do more together."""
+    try:
+        yield
+    except Exception as error:
+        if ranks is not None and not isinstance(error, ApartError):
+            ranks.error = error
+        raise
+
+
+@contextlib.contextmanager
+def held(ranks: KeepsError | None) -> Iterator[None]:
+    """Keep an error of this rank until all come together; raise it without others, and while a
+    graph is captured.
+    """
+    try:
+        yield
+    except Exception as error:
+        if ranks is None or capturing() is not None:
+            raise
+        ranks.error = error
+
+
+class ApartError(RuntimeError):
+    """Ranks have come together at different places of the program."""
+
+
+class Said(NamedTuple):
+    """The words of a rank where all come together: the place in words, its error, and what else it
+    tells.
+    """
+
+    place: str
+    problem: str | None
+    what: Any
+
+
+def told(group: Group, place: str, error: Exception | None, what: Any = None) -> list[Any]:
+    """Return what all ranks tell at a place; raise the error of this rank, or name another rank
+    that has one.
+    """
+    problem = None if error is None else f"{type(error).__name__}: {error}"
+    every = group.tell(Said(place, problem, what))
+    for rank, said in enumerate(every):
+        there = said.place if isinstance(said, Said) else "`tell`"
+        if there != place:
+            raise ApartError(
+                f"rank {rank} of {group.size} is at {there}, rank {group.rank} at {place}; all"
+                " ranks are to go through the same steps"
+            ) from error
+    if error is not None:
+        raise error
+    for rank, said in enumerate(every):
+        if said.problem is not None:
+            raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {said.problem}")
+    return [said.what for said in every]
+
+
+def same(
+    group: Group,
+    where: str,
+    settings: dict[str, Any] | None,
+    beside: Any = None,
+    error: Exception | None = None,
+) -> Any:
+    """Return what rank 0 tells beside its settings; ValueError where a rank has other settings than
+    most ranks.
+    """
+    every = told(group, "the comparison of settings", error, (settings, beside))
+    for name in every[0][0]:
+        values = [of_rank.get(name) for of_rank, _ in every]
+        common, odd = odd_ranks(values)
+        if odd:
+            difference = different(name, values[odd[0]], common, f" of rank {odd[0]}")
+            raise ValueError(f"{where}: {difference} as on other ranks")
+    return every[0][1]
+
+
+def different(name: str, there: Any, expected: Any, of: str = "") -> str:
+    """Return in words how a setting differs: a dict by its first such entry, texts from shortly
+    before the place on.
+    """
+    if isinstance(there, dict) and isinstance(expected, dict):
+        for key in {**expected, **there}:
+            if there.get(key) != expected.get(key):
+                return different(f"{name}[{key!r}]", there.get(key), expected.get(key), of)
+    if isinstance(there, str) and isinstance(expected, str):
+        common = os.path.commonprefix((there, expected))  # noqa: RUF071 (of texts, not of paths)
+        start = max(0, len(common) - 32)
+        there = there[start:]
+        expected = expected[start:]
+    return f"{name}{of} is {checks.shown(there)}, expected {checks.shown(expected)}"
+
+
+def checksum(arrays: Iterable[Array | None]) -> int:
+    """Return a number that tells arrays apart."""
+    number = 0
+    for a in arrays:
+        if a is not None:
+            number = zlib.crc32(np.ascontiguousarray(to_numpy(a)).data, number)
+    return number
