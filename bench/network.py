@@ -1,20 +1,21 @@
 """Training steps of many ranks: a model of their time beside a simulation that runs the real code.
 
-    python -m bench.network [--rounds N] [--models NAME ...] [--ranks N ...] [--megabytes N] [--json FILE]
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 taskset -c 0 python -m bench.network
+    [--rounds N] [--models NAME ...] [--ranks N ...] [--megabytes N] [--json FILE]
 
 A process plays one of many equal ranks, each on a machine of its own, and computes its share of a
-batch on one core with one thread. The network is a double: what ranks do together takes the time
-that a latency and a bandwidth give, in which the core is free, and returns what equal ranks would
-have sent. The efficiency is the time of a step without other ranks over that of a step with them. It
-is above 1 where ranks share the update of the weights. A network that takes no time ("none") shows
-the work of a rank for its sums, which the model leaves out. `--megabytes` is the size of a bucket of
-gradients, which are summed beside the backward pass where the rows say "overlap".
+batch on one core. The network is a double: what ranks do together takes the time that a latency and
+a bandwidth give, in which the core is free, and returns what equal ranks would have sent. The
+efficiency is the time of a step without other ranks over that of a step with them. It may be above
+1, since ranks share the update of large models. A network that takes no time ("none") shows the work
+of a rank for its sums, which the model leaves out. `--megabytes` is the size of a bucket of gradients
+in the rows with "overlap", which sum buckets beside the backward pass.
 
 Collectives take the time that they have in MPICH (Thakur, Rabenseifner and Gropp 2005,
 https://doi.org/10.1177/1094342005051521): an array is summed by recursive halving and doubling after
 Rabenseifner, and parts go to each rank by itself where they have 512 kB or more together. In the
-model the backward pass is two thirds of the time of both passes, and a bucket is ready when as large
-a share of it is over as the parameters have that it ends with.
+model the backward pass is two thirds of both passes, and a bucket is ready when the backward pass has
+come as far as the bucket's end among the parameters.
 
 The rows of a GPU are estimates by the model alone, for an assumed speed.
 """
@@ -25,7 +26,7 @@ import ctypes
 import functools
 import itertools
 import math
-import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,6 @@ import numpy as np
 from bench import run
 from bench.ranks import lstm, text
 from xlstm import optim, training
-from xlstm.arrays import cores
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.ranks.groups import Part
 from xlstm.cli.timing import interleave
@@ -45,7 +45,11 @@ from xlstm.data import Batch
 from xlstm.training import parallel
 from xlstm.training.buffer import ROOM, Layout
 
-LONG = 1 << 19  # bytes from which MPICH sends parts one by one
+# MPICH sends each rank its part by itself in arrays of `LONG` bytes or more; of an exchange it sends
+# parts of up to `MEDIUM` bytes `AT_ONCE` at a time.
+LONG = 1 << 19
+MEDIUM = 1 << 15
+AT_ONCE = 32
 PR_SET_TIMERSLACK = 29  # by how many nanoseconds Linux may be late to end a sleep
 # The function that makes a model and its data, the sequences of a rank, and other sizes.
 MODELS: dict[str, Any] = {
@@ -71,7 +75,9 @@ class Network(NamedTuple):
         moved = (ranks - 1) / ranks * size / self.bandwidth
         if method == "sum":
             return 2 * (messages * self.latency + moved)
-        if method == "exchange" or size >= LONG:
+        if method == "exchange":
+            messages = ranks - 1 if size > MEDIUM * ranks else math.ceil((ranks - 1) / AT_ONCE)
+        elif size >= LONG:
             messages = ranks - 1
         return messages * self.latency + moved
 
@@ -249,9 +255,8 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=RANKS)
     parser.add_argument("--megabytes", type=float, default=parallel.BUCKET / 2**20)
     options = parser.parse_args()
-    os.environ[cores.VARIABLE] = "1"
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
     bucket = int(options.megabytes * 2**20)
     with (
         mock.patch.object(parallel, "BUCKET", bucket),
