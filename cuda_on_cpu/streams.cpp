@@ -9,7 +9,11 @@
 struct Block { size_t size; long number; bool captured; };  // of a pool; numbers are in order of allocation
 struct Graph { long begun, ended; vector<Op> ops; map<char*, Block> uses; bool spoiled; };  // of blocks from, to
 using Shared = std::shared_ptr<Graph>;
-struct Stream { unsigned flags; Shared capture; bool origin; std::deque<Op> queue; size_t finished; };
+struct Stream {
+    unsigned flags; Shared capture; bool origin; std::deque<Op> queue; size_t finished;
+    size_t last;    // operations of the capture until its own last one
+    bool unjoined;  // nobody in the capture has waited for that one
+};
 struct Event { Stream* stream; size_t place; Shared capture; double time; };
 
 static Stream default_stream;
@@ -91,7 +95,8 @@ cudaError_t submit(void* to, const char* kind, const string& what, Op op, const 
     }
     if (s->capture) {
         for (auto* word : words) use(*s->capture, word);
-        return s->capture->ops.push_back(op), cudaSuccess;
+        s->capture->ops.push_back(op);
+        return s->last = s->capture->ops.size(), s->unjoined = !s->origin, cudaSuccess;
     }
     if (capturing()) {
         if (s == &default_stream && blocking(captured()))
@@ -150,6 +155,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t to, cudaEvent_t event, unsigned) {
     if (!e.capture && s->capture)
         return spoil("a captured stream waits for an event of outside", cudaErrorStreamCaptureIsolation);
     if (e.capture && !s->capture) s->capture = e.capture, s->origin = false;  // the stream joins the capture
+    if (e.capture && s != e.stream && e.place >= e.stream->last)
+        s->unjoined |= !s->origin && e.stream->unjoined, e.stream->unjoined = false;
     if (e.capture || !e.stream || !settings["lazy"]) return cudaSuccess;
     return submit(to, "", "", [=] { return drain(e.stream, e.place), cudaSuccess; });
 }
@@ -166,8 +173,14 @@ cudaError_t cudaStreamEndCapture(cudaStream_t to, cudaGraph_t* g) {
     LOCK;
     const Shared graph = stream_of(to)->capture;
     if (!graph || !stream_of(to)->origin) return cudaErrorIllegalState;
-    for (auto* s : streams) if (s->capture == graph) s->capture = nullptr;
+    bool unjoined = false;
+    for (auto* s : streams)
+        if (s->capture == graph) s->capture = nullptr, unjoined |= std::exchange(s->unjoined, false);
     strict_captures = 0, graph->ended = counts["allocations"];
+    if (unjoined) {
+        problem("a capture ends, and nobody waits for another stream of it");
+        return *g = nullptr, cudaErrorStreamCaptureUnjoined;
+    }
     *g = graph->spoiled ? nullptr : (cudaGraph_t) new Shared(graph);
     return graph->spoiled ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
 }
@@ -199,7 +212,8 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t to) {
     LOCK;
     Stream* s = stream_of(to);
-    return *(Event*)event = {s, s->finished + s->queue.size(), s->capture, cuda_on_cpu::time_ns() * 1e-9}, cudaSuccess;
+    const size_t place = s->capture ? s->capture->ops.size() : s->finished + s->queue.size();
+    return *(Event*)event = {s, place, s->capture, cuda_on_cpu::time_ns() * 1e-9}, cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     LOCK;

@@ -246,6 +246,26 @@ def test_what_a_capture_refuses(stream, call):
         stream.end_capture()
 
 
+def test_a_capture_ends_when_its_streams_have_been_waited_for(stream):
+    side = cp.cuda.Stream(non_blocking=True)
+    a = cp.ones(3)
+
+    def captured(waits):
+        stream.begin_capture()
+        side.wait_event(stream.record())
+        with side:
+            cp.negative(a, out=a)
+        if waits:
+            stream.wait_event(side.record())
+        return stream.end_capture()
+
+    captured(True).launch()
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="StreamCaptureUnjoined"):
+        captured(False)
+    captured(True).launch()
+    assert (a == 1).all()
+
+
 def test_a_product_in_a_capture_has_a_workspace_and_is_not_the_first_of_its_kind(stream):
     cublas = ctypes.CDLL(cuda_on_cpu.HOME / "lib/libcublas.so.12")
     handle = ctypes.c_void_p()

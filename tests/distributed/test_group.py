@@ -199,6 +199,14 @@ sums(10_000)
 """
 
 
+@pytest.fixture(
+    params=["sum(np.ones(4))", "later(group.sum, np.ones(4))()"], ids=["waits", "in a thread"]
+)
+def loop(request):
+    """The caller waits for the others, or the thread of its group."""
+    return LOOP.replace("sum(np.ones(4))", request.param)
+
+
 @needed
 def test_what_the_ranks_compute():
     job = Job(3, "xp = np\n" + WHOLE + HOST).end()
@@ -217,8 +225,8 @@ def test_what_the_ranks_compute():
     ],
     ids=["raises", "exits", "leaves", "is killed"],
 )
-def test_a_rank_that_fails_ends_the_job_with_one_message(fails, message):
-    job = Job(3, LOOP.format(fails=fails)).end()
+def test_a_rank_that_fails_ends_the_job_with_one_message(loop, fails, message):
+    job = Job(3, loop.format(fails=fails)).end()
     assert job.status in ABORTED
     assert job.seconds("fails") < SOON
     assert re.findall("^xlstm: .*", job.err, re.MULTILINE) == (
@@ -254,10 +262,10 @@ def test_ranks_that_fail_together_speak_once(code, message):
 
 
 @needed
-def test_a_rank_that_does_not_come_is_named():
+def test_a_rank_that_does_not_come_is_named(loop):
     fails = ["time.sleep(600)", "os.kill(os.getpid(), signal.SIGSTOP)"]
     # side by side
-    jobs = [Job(3, LOOP.format(fails=one), XLSTM_GROUP_TIMEOUT="1") for one in fails]
+    jobs = [Job(3, loop.format(fails=one), XLSTM_GROUP_TIMEOUT="1") for one in fails]
     for job in jobs:
         assert job.end().status in ABORTED
         assert 1 < job.seconds("fails") < SOON

@@ -137,17 +137,22 @@ GPU = (
 )
 CAPTURED = """
 assert xlstm.backend("cupy").device.id == group.rank  # the GPU of a rank is that of its number
-recorder, x, y = Recorder(), xp.ones(10), xp.zeros(10)
+recorder, x, (y, z), part = Recorder(), xp.ones(10), xp.zeros((2, 10)), xp.zeros(5)
 def step():
     xp.multiply(x, 2, out=y)
-    group.sum(y)
+    group.sum_part(y, part)
+    group.gather_parts(part, y)
+    wait = group.later(group.sum, xp.multiply(x, 3, out=z))
+    xp.add(y, 1, out=y)
+    wait()
+    xp.add(y, z, out=y)
 with recorder.rehearsal():
     step()
 graph = recorder.capture(step)
 for k in range(5):
     x[...] = k + group.rank
     graph.launch()
-    assert (y == 2 * (2 * k + 1)).all()
+    assert (y == 5 * (2 * k + 1) + 1).all()
 if group.rank == 1:
     now("fails")
     {fails}
@@ -220,12 +225,12 @@ def test_two_gpus_also_within_a_graph(code):
 @pytest.mark.parametrize(
     ("fails", "message"),
     [
-        ("sys.exit()", "left before sum on the GPU 7"),
+        ("sys.exit()", "left before sum on the GPU 13"),
         (
             "cuda_on_cpu.library().cuda_on_cpu_set(b'nccl_error', 3); time.sleep(60)",
             "NCCL_ERROR_INTERNAL_ERROR",
         ),
-        ("time.sleep(60)", "did not come to sum on the GPU 7 within 1 s (XLSTM_GROUP_TIMEOUT)"),
+        ("time.sleep(60)", "did not come to sum on the GPU 13 within 1 s (XLSTM_GROUP_TIMEOUT)"),
     ],
     ids=["leaves", "error of NCCL", "sleeps"],
 )

@@ -1,6 +1,7 @@
 """Training on several ranks, threads of one process here, ends with the weights of one process."""
 
 import contextlib
+import copy
 import itertools
 import signal
 import threading
@@ -16,11 +17,12 @@ from xlstm import LSTM, losses, optim, training, xLSTMStack
 from xlstm.arrays.random import generator
 from xlstm.arrays.ranks.groups import OtherRankError
 from xlstm.data import Prefetch, Sequences, Shard, Streams, Windows
-from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, baselines
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.models import TiRex2, xLSTMLanguageModel
 from xlstm.models.tirex import PatchWindows
 from xlstm.training import loop, parallel
+from xlstm.training.feed import Iterated
 from xlstm.training.folder import read, read_history
 
 RNG = np.random.default_rng(0)
@@ -627,3 +629,106 @@ def test_estimators(which):
 
     for found in together(2, run):
         np.testing.assert_allclose(found, run(None), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("which", "owner", "name"),
+    [(0, SequenceClassifier, "_class_weights"), (2, baselines, "changes")],
+)
+def test_rank_0_alone_decides(which, owner, name, monkeypatch):
+    """Numbers that other ranks would decide by are disturbed there, and nobody asks for them."""
+    computed = getattr(owner, name)
+    asked = set()
+    here = threading.local()
+
+    def disturbed(*args):
+        rank = getattr(here, "rank", 0)
+        asked.add(rank)
+        return computed(*args) * (1 + 1e-3 * rank)
+
+    def run(group):
+        estimator, data, result = list(estimators())[which]
+        here.rank = group.rank
+        estimator.fit(*data, group=group)
+        here.rank = 0
+        arrays = [*estimator.params_.values(), result(estimator)]
+        return [array.tobytes() for array in arrays], getattr(estimator, "candidate_errors_", None)
+
+    monkeypatch.setattr(owner, name, disturbed)
+    first, *others = together(3, run)
+    assert others == [first, first]
+    assert asked == {0}
+
+
+def test_an_error_of_rank_0_that_decides_is_raised_on_all():
+    def run(group):
+        with pytest.raises((ValueError, OtherRankError)) as caught:
+            Forecaster(window=6, horizon=2, backend="numpy").fit(np.ones(120), group=group)
+        return type(caught.value), str(caught.value)
+
+    (_, text), other = together(2, run)
+    assert other == (OtherRankError, f"rank 0 of 2 cannot go on: ValueError: {text}")
+
+
+def loader(rank, size, drop_last=False, target=DATA.target):
+    """A loader of PyTorch for a rank, 3 examples a batch, which a sampler deals to the ranks."""
+    torch = pytest.importorskip("torch")
+    dataset = torch.utils.data.TensorDataset(torch.from_numpy(DATA.x), torch.from_numpy(target))
+    sampler = torch.utils.data.distributed.DistributedSampler(
+        dataset, size, rank, drop_last=drop_last
+    )
+    return torch.utils.data.DataLoader(dataset, 3, sampler=sampler)
+
+
+class Joined:
+    """The whole batches of the loaders of all ranks."""
+
+    def __init__(self, size, **options):
+        self.loaders = [Iterated(loader(k, size, **options), every_step=True) for k in range(size)]
+
+    def __len__(self):
+        return len(self.loaders[0])
+
+    def batches(self, rng=None):
+        of_ranks = [each.batches(copy.deepcopy(rng)) for each in self.loaders]
+        if rng is not None:
+            rng.integers(2**31)
+        for parts in zip(*of_ranks, strict=True):
+            x, target = (np.concatenate([p[k] for p in parts], axis=1) for k in range(2))
+            yield parts[0]._replace(x=x, target=target)
+
+
+@pytest.mark.parametrize(("size", "drop_last"), [(1, False), (2, False), (4, False), (4, True)])
+def test_a_loader_with_a_distributed_sampler(size, drop_last, tmp_path):
+    """Neither of 30 examples is dealt evenly to 4 ranks, nor a rank's 15 or 8 to batches of 3."""
+
+    def run(group, **options):
+        data = loader(group.rank, size, drop_last)
+        options |= {"validation": data, "checkpoints": tmp_path}
+        return trained(group, MODEL, data, **options)
+
+    def fails(now):
+        if now.total == 9:
+            raise KeyError("of the user")
+
+    with pytest.raises(KeyError, match="of the user"):
+        together(size, lambda group: run(group, every=4, callbacks=[fails]))
+    whole = Joined(size, drop_last=drop_last)
+    same(
+        together(size, lambda group: run(group, every=4, resume=True)),
+        trained(None, MODEL, whole, validation=whole, every=4),
+    )
+
+
+def test_loaders_that_do_not_go_with_the_group():
+    text = "rank 0 of num_replicas=2, expected rank 1 of 2"
+    with pytest.raises(OtherRankError, match=text):
+        together(2, lambda group: trained(group, MODEL, loader(0, 2)))
+
+    def masked(group):
+        data = loader(group.rank, 2)
+        data.collate_fn = lambda examples: next(DATA.batches())
+        return trained(group, MODEL, data)
+
+    with pytest.raises(ValueError, match="batch 1 of a DistributedSampler has mask"):
+        together(2, masked)

@@ -67,6 +67,8 @@ class Shard:
                 batch = data.batch(rows, own)
                 truths = data.truths(rows[_compared(batch.target, timed, len(rows), number)])
                 yield _part(batch, own, len(rows), timed, rows, truths)
+        elif hasattr(data, "parts"):
+            yield from data.parts(self.group, rng)
         else:
             for number, batch in enumerate(data.batches(rng)):
                 yield cut(batch, self.group, getattr(data, "every_step", None), number)

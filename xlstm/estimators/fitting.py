@@ -12,10 +12,12 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.data.host import Values
+from xlstm.arrays.ranks.groups import Group
+from xlstm.data.host import Host, Values
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
-from xlstm.estimators import base, baselines, predictor, seasons, selection
+from xlstm.estimators import base, baselines, predictor, sampling, seasons, selection
+from xlstm.estimators.intervals import Intervals
 from xlstm.estimators.predictor import Examples, Predictor, Settings
 from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
 from xlstm.estimators.selection import Combination
@@ -90,36 +92,60 @@ class Prepared(NamedTuple):
 
 
 def prepared(
-    variants: Sequence[list[TimeSeries]], ids: Sequence[str], settings: Settings, backend: Backend
+    variants: Sequence[list[TimeSeries]],
+    ids: Sequence[str],
+    settings: Settings,
+    backend: Backend,
+    group: Group | None = None,
 ) -> Prepared:
     """Return what is fitted to series with `ids` as names, if any, but for the network.
 
     The variant of the series is taken whose best candidate has the least error from rolling
-    origins. A ValueError says that a series is too short or constant, that a part has nothing to
-    predict, or that a value is out of range.
+    origins; rank 0 of a group decides. A ValueError says that a series is too short or constant,
+    that a part has nothing to predict, or that a value is out of range.
     """
     if settings.window is None:
         shortest = min(len(series.values) for series in variants[0])
         half = split(max(3, shortest)).train.stop // 2
         settings = replace(settings, window=min(WINDOW, max(2, half)))
-    tried = [_variant(several, ids, settings, backend) for several in variants]
-    return min(tried, key=lambda variant: min(variant.predictor.combination.every_error.values()))
+    number, scaling, periods, combination = base.of_first(
+        group, _best, variants, ids, settings, backend.dtype
+    )
+    several = variants[number]
+    parts = [parts_of(len(series.values), settings) for series in several]
+    ends = [part["test"].start for part in parts]
+    rolling = RollingOrigins(several, scaling, ends, settings.horizon, periods)
+    model = predictor.network(settings, scaling)
+    fitted = alone(Predictor(settings, backend, scaling, combination, None, None, model, {}))
+    if group is not None:
+        group.share(list(fitted.params.values()))
+    return Prepared(several, parts, rolling, fitted)
+
+
+def _best(
+    variants: Sequence[list[TimeSeries]], ids: Sequence[str], settings: Settings, dtype: str
+) -> tuple[int, SeriesScaling, tuple[int, ...], Combination]:
+    """Return the number of the best variant, with its scaling, seasons and candidates."""
+    tried = [_variant(several, ids, settings, dtype) for several in variants]
+    least = [min(combination.every_error.values()) for _, combination in tried]
+    number = least.index(min(least))
+    rolling, combination = tried[number]
+    return number, rolling.scaling, rolling.seasons, combination
 
 
 def _variant(
-    several: list[TimeSeries], ids: Sequence[str], settings: Settings, backend: Backend
-) -> Prepared:
-    """Return series after checks, with or without features of the calendar, and their
-    candidates.
+    several: list[TimeSeries], ids: Sequence[str], s: Settings, dtype: str
+) -> tuple[RollingOrigins, Combination]:
+    """Return rolling origins of series after checks, with or without features of the calendar, and
+    their candidates.
     """
-    s = settings
     names = names_of(ids, len(several))
     parts = [
         parts_of(len(series.values), s, name) for series, name in zip(several, names, strict=True)
     ]
     scaling = SeriesScaling.fit(several, ids, s.window, [part["train"].stop for part in parts])
     for series, unit, part, name in zip(several, scaling.units, parts, names, strict=True):
-        check_reach(series, unit, backend.dtype)
+        check_reach(series, unit, dtype)
         for kind, rows in part.items():
             there = ~np.isnan(baselines.targets(series, np.array(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
@@ -127,10 +153,7 @@ def _variant(
     ends = [part["test"].start for part in parts]
     periods = seasons_of(several, ends, s.season)
     rolling = RollingOrigins(several, scaling, ends, s.horizon, periods)
-    combination = selection.combined(rolling, s)
-    model = predictor.network(s, scaling)
-    without = Predictor(s, backend, scaling, combination, None, None, model, {})
-    return Prepared(several, parts, rolling, alone(without))
+    return rolling, selection.combined(rolling, s)
 
 
 def alone(fitted: Predictor) -> Predictor:
@@ -139,12 +162,24 @@ def alone(fitted: Predictor) -> Predictor:
     return replace(fitted, spread=spread, params=predictor.first_weights(fitted, 0.0))
 
 
-def examples(data: Prepared) -> dict[str, Examples]:
-    """Return the examples to fit a network to, by "train" and "validation".
+def examples(data: Prepared, group: Group | None = None) -> dict[str, Examples]:
+    """Return the examples to fit a network to, by "train" and "validation", those that rank 0 of a
+    group makes.
 
     Each target is what candidates leave that were fitted to earlier rows. Errors of values that they
     were fitted to are too small, but not in the beginning of a long series, which has many more
     rows than candidates have coefficients.
+    """
+    numbers = base.of_first(group, _examples, data)
+    return {
+        name: Examples(replace(data.predictor, **of_predictor), data.several, **arrays)
+        for name, (of_predictor, arrays) in numbers.items()
+    }
+
+
+def _examples(data: Prepared) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the fields of the predictors of examples that are their own, and the arrays of
+    examples.
     """
     s = data.predictor.settings
     stops = [part["train"].stop for part in data.parts]
@@ -161,7 +196,15 @@ def examples(data: Prepared) -> dict[str, Examples]:
     ends = [part["validation"].stop for part in data.parts]
     spread = train.predictor.spread
     validation = predictor.examples(before, data.several, [(combination, rows)], ends, spread)
-    return {"train": train, "validation": validation}
+    own = "combination", "spread"
+    arrays = "series", "origins", "scale", "target", "mask"
+    return {
+        name: (
+            {field: getattr(each.predictor, field) for field in own},
+            {field: getattr(each, field) for field in arrays},
+        )
+        for name, each in {"train": train, "validation": validation}.items()
+    }
 
 
 def train(
@@ -236,6 +279,58 @@ def of_all_rows(data: Prepared) -> tuple[RollingOrigins, Combination]:
     periods = seasons_of(data.several, ends, s.season)
     rolling = replace(data.rolling, stops=ends, seasons=periods)
     return rolling, selection.combined(rolling, s)
+
+
+class Judged(NamedTuple):
+    """All that errors of the past decide after training.
+
+    Attributes
+    ----------
+    share : float
+        The share of what the network adds that forecasts get.
+    errors : dict of str to float
+        As `network_share` returns them; empty without a network.
+    test_intervals : Intervals
+        Those of the predictor that has not seen the test part.
+    combination : Combination
+        The candidates of `predict`.
+    intervals : Intervals
+        Those of `predict`.
+    ranks : array (K, H, C)
+        Those of the errors of `predict`, from which sample paths are drawn.
+    """
+
+    share: float
+    errors: dict[str, float]
+    test_intervals: Intervals
+    combination: Combination
+    intervals: Intervals
+    ranks: Host
+
+
+def judged(
+    data: Prepared, network: Predictor | None, validation: Examples | None, refit: bool
+) -> Judged:
+    """Return what errors of the past decide about a trained network, if any, and intervals; with
+    `refit` the candidates of `predict` are fitted to all rows.
+    """
+    fitted = data.predictor
+    s = fitted.settings
+    combination = fitted.combination
+    share = 0.0
+    errors = dict[str, float]()
+    if network is not None and validation is not None:
+        share, errors = network_share(network, validation)
+        share = share if isinstance(s.candidates, str) else 1.0
+        fitted = network.shared(share, combination)
+    past = past_errors(fitted, data.rolling, share > 0)
+    intervals = test_intervals = Intervals.of(past, s.quantiles)
+    if refit:
+        rolling, combination = of_all_rows(data)
+        past = past_errors(replace(fitted, combination=combination), rolling, share > 0)
+        intervals = Intervals.of(past, s.quantiles)
+    ranks = sampling.ranks(intervals.standardized(past))
+    return Judged(share, errors, test_intervals, combination, intervals, ranks)
 
 
 def seasons_of(

@@ -31,6 +31,7 @@ from xlstm.estimators.base import (
     column_names,
     errors_by_name,
     names_array,
+    of_first,
     positive,
     subtree,
 )
@@ -785,30 +786,26 @@ quantiles, linear_baseline, season, calendar, least, refit
         # what was trained, where validation refused it, too
         last = vars(self).get("trained_") or self.test_predictor_ if is_warm else None
         start = None if last is None else last.params
-        data = fitting.prepared(variants, panel.ids, self.settings, backend)
+        data = fitting.prepared(variants, panel.ids, self.settings, backend, group)
         test = data.predictor
         s = test.settings
-        trained = stop = None
+        trained = stop = network = validation = None
         chooses = isinstance(s.candidates, str)  # whether the network is used
-        share = 0.0  # of what the network adds
-        errors = dict[str, float]()
         if data.windows >= fitting.ENOUGH if chooses else "network" in s.candidates:
-            examples = fitting.examples(data)
+            examples = fitting.examples(data, group)
+            validation = examples["validation"]
             options = {name: getattr(self, name) for name in OF_TRAIN}
-            options |= {"progress": progress, "group": group, "validation": examples["validation"]}
+            options |= {"progress": progress, "group": group, "validation": validation}
             options |= {"epochs": s.epochs, "patience": s.patience}
             trained, stop = fitting.train(examples["train"], start, **options)
-            network = replace(examples["validation"].predictor, params=trained.params)
-            share, errors = fitting.network_share(network, examples["validation"])
-            share = share if chooses else 1.0
-            test = network.shared(share, data.predictor.combination)
-        past = fitting.past_errors(test, data.rolling, share > 0)
-        final = test = replace(test, intervals=Intervals.of(past, s.quantiles))
-        if s.refit and stop is None:
-            rolling, combination = fitting.of_all_rows(data)
-            final = replace(test, combination=combination)
-            past = fitting.past_errors(final, rolling, share > 0)
-            final = replace(final, intervals=Intervals.of(past, s.quantiles))
+            network = replace(validation.predictor, params=trained.params)
+        refit = s.refit and stop is None
+        judged = of_first(group, fitting.judged, data, network, validation, refit)
+        if network is not None:
+            test = network.shared(judged.share, test.combination)
+        final = test = replace(test, intervals=judged.test_intervals)
+        if refit:
+            final = replace(test, combination=judged.combination, intervals=judged.intervals)
         allowed = {
             name: error
             for name, error in final.combination.every_error.items()
@@ -822,9 +819,9 @@ quantiles, linear_baseline, season, calendar, least, refit
             final,
             stop=stop,
             trained_=trained,
-            chosen_=np.array([*used, *["network"] * (share > 0)], dtype=object),
-            candidate_errors_=errors | allowed,
-            ranks_=sampling.ranks(final.intervals.standardized(past)),
+            chosen_=np.array([*used, *["network"] * (judged.share > 0)], dtype=object),
+            candidate_errors_=judged.errors | allowed,
+            ranks_=judged.ranks,
             season_=seasons.parameter(final.combination.seasons),
             calendar_=data.several[0].marks > 0,
             feature_names_in_=names_array(panel.names),

@@ -31,6 +31,7 @@ from xlstm.estimators.base import (
     column_names,
     learn,
     names_array,
+    of_first,
 )
 from xlstm.models.sequence import sequence_model
 
@@ -122,10 +123,10 @@ class SequenceEstimator(NetworkEstimator):
         again = self.warm_start and self.__sklearn_is_fitted__()
         data = self._sequences(X, again)
         lengths = [len(row) for row in data.rows]
-        results, target, weights = self._targets(y, sample_weight, lengths, again)
+        results, target, weights = of_first(group, self._targets, y, sample_weight, lengths, again)
         kind = results.get("target_kind_", "sequence")
         parts = self._parts(len(lengths), weights)
-        scaling = self._scaling if again else self._scale(data)
+        scaling = self._scaling if again else of_first(group, self._scale, data)
         vocabulary = None
         if self.symbols is not None:
             some = [data.rows[k] for k in parts[0]]

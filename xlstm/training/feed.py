@@ -18,6 +18,7 @@ from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
+from xlstm.arrays.ranks.groups import Group, Part
 from xlstm.data.batches import (
     EXPECTED,
     Batch,
@@ -28,6 +29,7 @@ from xlstm.data.batches import (
     within_lengths,
 )
 from xlstm.data.host import finite, numbers
+from xlstm.data.shards import cut
 from xlstm.losses import mse
 from xlstm.precision import Mixed
 
@@ -80,6 +82,9 @@ class Iterated:
     numbers a list of independent batches is shuffled, and so are the examples of a `DataLoader`
     whose sampler draws them, which gets a generator for each epoch; all else keeps its order.
 
+    Where a `DataLoader` has a `DistributedSampler`, its batches are the parts of a rank, and each
+    epoch sets the sampler's epoch to a number that all ranks draw.
+
     Parameters
     ----------
     data : iterable
@@ -103,6 +108,22 @@ class Iterated:
         """Whether the data cannot begin anew."""
         return isinstance(self.data, Iterator)
 
+    @property
+    def identity(self) -> str | None:
+        """A text that tells data apart whose first batch does not: each rank has another one, or it
+        can be read once.
+        """
+        if self._distributed is not None:
+            return f"{len(self._distributed.dataset)} examples"
+        return "unknown" if self.once else None
+
+    @property
+    def _distributed(self) -> Any:
+        """The `DistributedSampler` of a `DataLoader` of PyTorch, or None."""
+        batches = getattr(self.data, "batch_sampler", None)
+        sampler = getattr(batches, "sampler", getattr(self.data, "sampler", None))
+        return sampler if hasattr(sampler, "num_replicas") else None
+
     def __len__(self) -> int:
         """Return the number of batches in an epoch, or the largest number there is where the data
         do not tell.
@@ -120,6 +141,8 @@ class Iterated:
             carries = any(isinstance(entry, Batch) and not entry.fresh for entry in data)
             if rng is not None and not carries:
                 data = [data[k] for k in rng.permutation(len(data))]
+        elif self._distributed is not None:
+            self._distributed.set_epoch(0 if rng is None else int(rng.integers(2**31)))
         elif hasattr(getattr(data, "sampler", None), "generator"):
             torch: Any = sys.modules["torch"]
             seed = 0 if rng is None else int(rng.integers(2**63))
@@ -128,6 +151,42 @@ class Iterated:
             if not isinstance(entry, Batch):
                 entry = _batch_of(f"train: batch {number}", entry, self.every_step)
             yield entry
+
+    def parts(self, group: Group, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield the parts of one epoch that a rank has.
+
+        Raises
+        ------
+        ValueError
+            The sampler of a `DataLoader` is that of another rank, or its batches have masks or
+            lengths, so that a rank does not know how many targets count on the others.
+        """
+        sampler = self._distributed
+        if sampler is not None and (sampler.rank, sampler.num_replicas) != (group.rank, group.size):
+            raise ValueError(
+                f"Shard: the DistributedSampler is that of rank {sampler.rank} of"
+                f" num_replicas={sampler.num_replicas}, expected rank {group.rank} of"
+                f" {group.size}, as in the group"
+            )
+        for number, batch in enumerate(self.batches(rng)):
+            if sampler is None:
+                yield cut(batch, group, self.every_step, number)
+                continue
+            for name in ("mask", "lengths"):
+                if getattr(batch, name) is not None:
+                    raise ValueError(
+                        f"Shard: batch {number + 1} of a DistributedSampler has {name}, expected"
+                        " none, or a DataLoader of whole batches without that sampler"
+                    )
+            count = batch.x.shape[0 if _timeless(batch.x) else 1]
+            own = slice(group.rank * count, (group.rank + 1) * count)
+            total = float(math.prod(batch.target.shape)) * group.size
+            yield batch._replace(part=Part(total, count * group.size, own))
+
+
+def _timeless(x: Any) -> bool:
+    """Return whether x are examples without time, (B, D)."""
+    return bool(x.ndim == 2 and x.dtype.kind == "f")
 
 
 def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
@@ -138,7 +197,7 @@ def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
         )
     x = numbers(where, "x", pair[0])
     target = numbers(where, "target", pair[1])
-    if x.ndim == 2 and x.dtype.kind == "f":  # examples without time
+    if _timeless(x):
         return Batch(x, target, None, True)
     axes = 2 if every_step else 1
     if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:

@@ -727,8 +727,8 @@ def first_batch(data: Batches | None) -> str | None:
     whole = data.data if isinstance(data, Shard) else data
     if whole is None:
         return None
-    if isinstance(whole, Iterated) and whole.once:
-        return "unknown"
+    if isinstance(whole, Iterated) and whole.identity is not None:
+        return whole.identity
     arrays: list[Any] = []
     for first in itertools.islice(whole.batches(), 1):
         arrays = [first.x, first.target, first.lengths, *(first.options or {}).values()]

@@ -321,7 +321,7 @@ class TrainStep:
             else:
                 (grads,) = each(sums, _mean, [sums], (scalars.total,))
                 norm = norm_of(state.runtime.feed.home.xp, grads)
-        for callback in self.callbacks:
+        for callback in self.callbacks if grads else ():  # a rank may have no part of them
             grads = callback.gradients(grads, norm)
         update = self.optimizer._apply
         if ranks is not None:
