@@ -1,15 +1,16 @@
 """Training steps of many ranks: a model of their time beside a simulation that runs the real code.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 taskset -c 0 python -m bench.network
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m bench.network
     [--rounds N] [--models NAME ...] [--ranks N ...] [--megabytes N] [--json FILE]
 
 A process plays one of many equal ranks, each on a machine of its own, and computes its share of a
-batch on one core. The network is a double: what ranks do together takes the time that a latency and
-a bandwidth give, in which the core is free, and returns what equal ranks would have sent. The
-efficiency is the time of a step without other ranks over that of a step with them. It may be above
-1, since ranks share the update of large models. A network that takes no time ("none") shows the work
-of a rank for its sums, which the model leaves out. `--megabytes` is the size of a bucket of gradients
-in the rows with "overlap", which sum buckets beside the backward pass.
+batch on one core. The network is a double: what ranks do together returns what equal ranks would
+have sent, in the time that a latency and a bandwidth give. That time is added to the processor time
+of the rank and of the thread in which its sums go on, so that other work of the machine does not
+count. The efficiency is the time of a step without other ranks over that of a step with them. It may
+be above 1, since ranks share the update of large models. A network that takes no time ("none") shows
+the work of a rank for its sums, which the model leaves out. `--megabytes` is the size of a bucket of
+gradients in the rows with "overlap", which sum buckets beside the backward pass.
 
 Collectives take the time that they have in MPICH (Thakur, Rabenseifner and Gropp 2005,
 https://doi.org/10.1177/1094342005051521): an array is summed by recursive halving and doubling after
@@ -22,11 +23,11 @@ The rows of a GPU are estimates by the model alone, for an assumed speed.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
 import math
-import sys
+import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,6 @@ from bench.ranks import lstm, text
 from xlstm import optim, training
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.ranks.groups import Part
-from xlstm.cli.timing import interleave
 from xlstm.data import Batch
 from xlstm.training import parallel
 from xlstm.training.buffer import ROOM, Layout
@@ -50,7 +50,6 @@ from xlstm.training.buffer import ROOM, Layout
 LONG = 1 << 19
 MEDIUM = 1 << 15
 AT_ONCE = 32
-PR_SET_TIMERSLACK = 29  # by how many nanoseconds Linux may be late to end a sleep
 # The function that makes a model and its data, the sequences of a rank, and other sizes.
 MODELS: dict[str, Any] = {
     "LSTM 0.3M": (lstm, 16, 50, 32, 256, 1),
@@ -111,6 +110,13 @@ class EqualRanks:
         self.size = setting.ranks
         self.machines = setting.ranks if setting.overlaps else 1  # as steps overlap between them
         self.beside = ThreadPoolExecutor(1)
+        self.waited = 0.0  # seconds so far in which the rank did not compute
+        self.free = 0.0  # when the network has done all that was begun beside the rank
+
+    @property
+    def now(self) -> float:
+        """The time of the rank in seconds."""
+        return time.thread_time() + self.waited
 
     def part(self, batch: Batch) -> Batch:
         """Return a batch as the part of a larger one."""
@@ -143,8 +149,17 @@ class EqualRanks:
         out.reshape(self.size, -1)[...] = a[: a.size // self.size]
 
     def later(self, function: Callable[..., None], *arrays: Any) -> Callable[[], None]:
-        """Run a function in a thread."""
-        return self.beside.submit(function, *arrays).result
+        """Run a function in a thread, which shares the core with the rank."""
+        begun = self.now
+        seconds = self._seconds(function.__name__, arrays[0])
+        computing = self.beside.submit(seconds_of, function, *arrays)
+
+        def wait() -> None:
+            self.waited += computing.result()
+            self.free = max(self.free, begun) + seconds
+            self.waited += max(0.0, self.free - self.now)
+
+        return wait
 
     def tell(self, what: Any) -> list[Any]:
         """Return what all ranks tell."""
@@ -154,7 +169,18 @@ class EqualRanks:
         """Leave the arrays as they are."""
 
     def _wait(self, method: str, whole: Any) -> None:
-        time.sleep(self.network.seconds(method, whole.nbytes, self.size))
+        if threading.current_thread() is threading.main_thread():
+            self.waited += self._seconds(method, whole)
+
+    def _seconds(self, method: str, whole: Any) -> float:
+        return self.network.seconds(method, whole.nbytes, self.size)
+
+
+def seconds_of(function: Callable[..., object], *args: Any) -> float:
+    """Return the processor time of this thread for a call."""
+    begin = time.thread_time()
+    function(*args)
+    return time.thread_time() - begin
 
 
 def settings(networks: Iterable[str], ranks: Iterable[int]) -> list[Setting]:
@@ -194,8 +220,8 @@ def predicted(setting: Setting, params: Params, passes: float, update: float) ->
     return end + update
 
 
-def step_of(model: Any, batches: Iterable[Batch], **options: Any) -> Callable[[], None]:
-    """Return a call that takes a training step."""
+def step_of(model: Any, batches: Iterable[Batch], **options: Any) -> Callable[[], float]:
+    """Return a call that takes a training step, and returns its seconds on one core."""
     step = training.TrainStep(model, optim.adam(1e-4), **options)
     state = step.init(model.init(0, "numpy", "float32"))
     if (reduce := state.runtime.ranks) is not None:
@@ -203,10 +229,16 @@ def step_of(model: Any, batches: Iterable[Batch], **options: Any) -> Callable[[]
         for name, place in reduce.layout.named(reduce.group.weights).items():
             place[...] = state.params[name]
     turns = itertools.cycle(batches)
+    group = step.group
 
-    def call() -> None:
+    def take() -> None:
         nonlocal state
         state, _ = step(state, next(turns))
+
+    def call() -> float:
+        waited = 0.0 if group is None else group.waited
+        seconds = seconds_of(take)
+        return seconds if group is None else seconds + group.waited - waited
 
     return call
 
@@ -219,16 +251,19 @@ def simulate(name: str, settings: Iterable[Setting], rounds: int) -> Iterator[Ro
     optimizer = optim.adam(1e-4)
     moments = optimizer.init(params)
     for _, several in itertools.groupby(settings, lambda setting: setting[:2]):
-        calls: dict[Any, Callable[[], object]] = {
+        calls: dict[Any, Callable[[], float]] = {
             "alone": step_of(model, list(data.batches())),
-            "update": lambda: optimizer.update(params, params, moments),
+            "update": lambda: seconds_of(optimizer.update, params, params, moments),
         }
         for setting in several:
             group = EqualRanks(setting)
             batches = [group.part(b) for b in data.batches()]
             options = {"group": group, "gradients": setting.gradients}
             calls[setting] = step_of(model, batches, **options)
-        times = {key: t.median for key, t in interleave(calls, rounds, 0.0).items()}
+        for call in calls.values():
+            call()  # compiled code is loaded
+        turns = [{key: call() for key, call in calls.items()} for _ in range(rounds)]
+        times = {key: statistics.median(turn[key] for turn in turns) for key in calls}
         alone = times.pop("alone")
         update = times.pop("update")
         for setting, seconds in times.items():
@@ -255,8 +290,6 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=RANKS)
     parser.add_argument("--megabytes", type=float, default=parallel.BUCKET / 2**20)
     options = parser.parse_args()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
     bucket = int(options.megabytes * 2**20)
     with (
         mock.patch.object(parallel, "BUCKET", bucket),
