@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,11 +38,12 @@ ITS = {
 @pytest.fixture
 def fresh(monkeypatch):
     """As in a process that no launcher has started and that has no group yet."""
-    for name in (*mpi.SIZES, *mpi.NUMBERS, "RANK"):
+    torch = ("RANK", "MASTER_ADDR", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+    for name in (*mpi.SIZES, *mpi.NUMBERS, *torch):
         monkeypatch.delenv(name, raising=False)
-    mpi.group.cache_clear()
+    mpi.world.cache_clear()
     yield monkeypatch
-    mpi.group.cache_clear()
+    mpi.world.cache_clear()
 
 
 def test_a_process_without_a_launcher_is_alone(fresh):
@@ -82,6 +84,32 @@ def test_a_launcher_whose_mpi_is_not_there_is_refused(fresh, name):
         BackendError,
         match=started + r"which needs mpi4py and an MPI \(.*\); pip install 'xlstm-xp\[mpi\]'",
     ):
+        distributed.group()
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        ("LOCAL_WORLD_SIZE", "torchrun starts no MPI; start with: mpiexec -n 4 python train.py -v"),
+        ("MASTER_ADDR", "a PyTorchJob starts no MPI; write an MPIJob that runs mpiexec -n 4, as"),
+    ],
+)
+def test_launchers_of_torch_are_refused_with_what_works(fresh, variable, line):
+    for name in ("RANK", "WORLD_SIZE", variable):
+        fresh.setenv(name, "4")
+    fresh.setattr(sys, "argv", ["train.py", "-v"])
+    fresh.setattr(optional_imports, "mpi", seeing_itself)
+    with pytest.raises(BackendError, match=rf"started 4 processes \(WORLD_SIZE\), but {line}"):
+        distributed.group()
+
+
+def test_threads_of_mpi_are_needed(fresh):
+    module = seeing_itself()
+    module.COMM_WORLD.size = 2
+    module.Query_thread = lambda: 2
+    fresh.setenv("PMI_SIZE", "2")
+    fresh.setattr(optional_imports, "mpi", lambda: module)
+    with pytest.raises(BackendError, match=r'mpi4py.rc.thread_level = "multiple" before'):
         distributed.group()
 
 
@@ -208,10 +236,11 @@ def loop(request):
 
 
 @needed
-def test_what_the_ranks_compute():
-    job = Job(3, "xp = np\n" + WHOLE + HOST).end()
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_what_the_ranks_compute(ranks):
+    job = Job(ranks, "xp = np\n" + WHOLE + HOST).end()
     assert (job.status, job.err) == (0, "")
-    assert [len(job.numbers(word)) for word in ("refused", "raised", "end")] == [3, 3, 3]
+    assert [len(job.numbers(word)) for word in ("refused", "raised", "end")] == [ranks] * 3
 
 
 @needed
@@ -259,6 +288,57 @@ def test_ranks_that_fail_together_speak_once(code, message):
     assert job.status in ABORTED
     assert re.findall(f"^xlstm: .*{message}$", job.err, re.MULTILINE)
     assert (job.err.count("xlstm: rank"), job.err.count("Traceback")) == (1, 1)
+
+
+FOLDS = """
+from mpi4py import MPI
+from xlstm import LSTM, optim, training
+from xlstm.arrays import cores
+from xlstm.data import Windows
+from xlstm.models import SequenceModel
+world = MPI.COMM_WORLD
+fold = group.rank // 2
+comm = world.Split(fold)
+part = distributed.group(comm)
+assert (part.rank, part.size) == (group.rank % 2, 2) and part is distributed.group(comm)
+assert distributed.group(world) is group and cores._ranks == 4
+assert type(distributed.group(MPI.COMM_SELF)).__name__ == "Alone"
+x = np.random.default_rng(0).normal(size=(40, 5, 3))
+def train(fold, group):
+    rows = x[fold::2]
+    data = Windows(rows, rows.sum((1, 2))[:, None], batch_size=8)
+    model = SequenceModel(LSTM(3, 4), 1, last=True)
+    start = model.init(fold, "numpy", dtype="float64")
+    return training.train(model, start, data, optim.adam(1e-2), epochs=2, group=group).losses
+losses = train(fold, part)
+np.testing.assert_allclose(losses, train(fold, None), rtol=1e-10)
+assert (losses[-1] != group.tell(losses[-1])[0]) == fold
+ends = comm.Dup()
+ends.Free()
+for wrong in (ends, MPI.COMM_NULL, comm.Create_intercomm(0, world, 2 - 2 * fold), group):
+    try:
+        distributed.group(wrong)
+    except TypeError as error:
+        assert "expected an intracommunicator of mpi4py" in str(error)
+        now("refused")
+now("fails")
+"""
+
+
+@needed
+def test_folds_of_a_job():
+    job = Job(4, FOLDS).end()
+    assert (job.status, job.err, len(job.numbers("refused"))) == (0, "", 16)
+    for fails, message in {
+        "raise ValueError('no such file')": "ValueError: no such file",
+        "sys.exit(3)": r"left before tell \d+",
+    }.items():
+        job = Job(4, f"{FOLDS}if group.rank == 3: {fails}\npart.tell(1)").end()
+        assert job.status in ABORTED
+        assert job.seconds("fails") < SOON
+        (said,) = re.findall("^xlstm: .*", job.err, re.MULTILINE)
+        where = rf"rank 1 of 2 \(3 of 4 in the job, host {platform.node()}\)"
+        assert re.fullmatch(f"xlstm: {where} failed, the job ends: {message}", said), said
 
 
 @needed

@@ -207,7 +207,7 @@ now("end")
 
 
 def job_of(code, ranks=2, **environment):
-    return Job(ranks, code, start=GPU, CUDA_ON_CPU_DEVICES="2", **environment).end()
+    return Job(ranks, code, start=GPU, **{"CUDA_ON_CPU_DEVICES": "2", **environment}).end()
 
 
 @needed
@@ -218,6 +218,13 @@ def job_of(code, ranks=2, **environment):
 def test_two_gpus_also_within_a_graph(code):
     job = job_of(code)
     assert (job.status, job.err, len(job.numbers("end"))) == (0, "", 2)
+
+
+@needed
+@on_cpu
+def test_three_gpus():
+    job = job_of(WHOLE, 3, CUDA_ON_CPU_DEVICES="3", CUDA_ON_CPU_LAZY="1")
+    assert (job.status, job.err) == (0, "")
 
 
 @needed

@@ -216,6 +216,7 @@ class AllReduce:
         """
         names = {id(used[name]): name for name in self.grads}
         arrived = Params()
+        self.waits.clear()  # those of a step that could not be captured
 
         def announce(p: Params, grads: Params) -> None:
             for name, g in grads.items():

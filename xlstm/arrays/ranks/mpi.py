@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import platform
+import shlex
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from typing import Any, NoReturn
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import cores, optional_imports
+from xlstm.arrays import checks, cores, optional_imports
 from xlstm.arrays.convert import BackendError, like, to_numpy
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.ranks.groups import Alone, Group, OtherRankError, odd_ranks
@@ -54,11 +55,47 @@ INSTALL = "pip install 'xlstm-xp[mpi]'"
 told: list[Callable[[str], None]] = []
 
 
-@functools.cache
-def group(version: str) -> Group:
-    """Return the processes that a launcher started, with this version of xlstm; `distributed.group`
-    says more.
+def group(version: str, comm: Any = None) -> Group:
+    """Return the processes that a launcher started, or those of a communicator, with this version
+    of xlstm; `distributed.group` says more.
     """
+    if comm is None:
+        return world(version)
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not (isinstance(comm, mpi.Intracomm) and comm):
+        null = mpi is not None and isinstance(comm, mpi.Comm) and not comm
+        raise TypeError(
+            f"group: comm is {'COMM_NULL, or freed' if null else checks.shown(comm)}, expected an"
+            " intracommunicator of mpi4py, as MPI.COMM_WORLD.Split(color) returns it"
+        )
+    job = world(version)
+    if comm == mpi.COMM_WORLD:
+        return job
+    numbers = comm.Get_group().Translate_ranks(None, mpi.COMM_WORLD.Get_group())
+    if mpi.UNDEFINED in numbers:
+        raise BackendError(
+            "group: comm has processes that are not in MPI.COMM_WORLD, which cannot end the job"
+            " where one of them fails"
+        )
+    # It belongs to the communicator: another one may get the same handle once this one is freed.
+    if comm.Get_attr(_key()) is None:
+        if isinstance(job, MpiGroup) and comm.size > 1:
+            comm.Set_attr(_key(), MpiGroup(mpi, comm, job, numbers))
+        else:
+            comm.Set_attr(_key(), Alone())
+    ranks: Group = comm.Get_attr(_key())
+    return ranks
+
+
+@functools.cache
+def _key() -> int:
+    """Return the key of the groups among the attributes of communicators."""
+    return int(optional_imports.mpi().Comm.Create_keyval())
+
+
+@functools.cache
+def world(version: str) -> Group:
+    """Return the group of all processes that the launcher started."""
     name, started = _started()
     if started == 1 and name not in NUMBERS and "mpi4py.MPI" not in sys.modules:
         return Alone()
@@ -81,6 +118,8 @@ def group(version: str) -> Group:
             f" {INSTALL}, or load the MPI of the cluster"
         ) from error
     if foreign or mpi.COMM_WORLD.size == 1 < started:
+        if name == "WORLD_SIZE" and (instead := _instead_of_torch(started)):
+            raise BackendError(f"{launched}, but {instead}")
         first = " ".join(library.splitlines()[0].rstrip("\0").split())
         raise BackendError(
             f"{launched}, but each of them sees itself alone: the launcher is that of another MPI"
@@ -90,10 +129,12 @@ def group(version: str) -> Group:
         return Alone()
     if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
         raise BackendError(
-            "group: MPI runs without MPI_THREAD_MULTIPLE, which the watch beside each rank needs"
+            "group: MPI runs without MPI_THREAD_MULTIPLE, which the watch beside each rank needs;"
+            ' write mpi4py.rc.thread_level = "multiple" before `from mpi4py import MPI`, and with'
+            " Cray MPICH export MPICH_MAX_THREAD_SAFETY=multiple"
         )
     with _ended_by_signals():
-        ranks = MpiGroup(mpi)
+        ranks = MpiGroup(mpi, mpi.COMM_WORLD)
         versions = ranks.tell(f"{version} (checksum of its files {_checksum_of_files():08x})")
     common, odd = odd_ranks(versions)
     if odd:
@@ -102,6 +143,21 @@ def group(version: str) -> Group:
             f" ranks, {common}"
         )
     return ranks
+
+
+def _instead_of_torch(started: int) -> str:
+    """Return what to do instead of torchrun and PyTorchJob, or nothing where neither started this
+    process.
+    """
+    if {"TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"} & os.environ.keys():
+        line = shlex.join(["mpiexec", "-n", str(started), "python", *sys.argv])
+        return f"torchrun starts no MPI; start with: {line}"
+    if "MASTER_ADDR" in os.environ:
+        return (
+            f"a PyTorchJob starts no MPI; write an MPIJob that runs mpiexec -n {started}, as"
+            " docs/distributed.md shows it"
+        )
+    return ""
 
 
 def _checksum_of_files() -> int:
@@ -148,21 +204,30 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 class MpiGroup:
-    """The group of all processes that MPI knows.
+    """The group of the processes of a communicator.
 
     From here on a rank ends the job where it fails, or leaves while others wait for it.
+
+    Parameters
+    ----------
+    mpi : module
+        mpi4py.MPI
+    comm : communicator of mpi4py
+    job : MpiGroup, optional
+        The group of all processes; this one is that, where it is not told.
+    numbers : sequence of int, optional
+        Those of the processes in the whole job, in the order of the ranks.
     """
 
-    def __init__(self, mpi: Any) -> None:
-        world = mpi.COMM_WORLD
-        self._comm = world.Dup()
+    def __init__(
+        self, mpi: Any, comm: Any, job: MpiGroup | None = None, numbers: Sequence[int] = ()
+    ) -> None:
+        self._comm = comm.Dup()
         self._here = mpi.IN_PLACE
-        self.rank = int(world.rank)
-        self.size = int(world.size)
-        machine = world.Split_type(mpi.COMM_TYPE_SHARED, self.rank)
+        self.rank = int(comm.rank)
+        self.size = int(comm.size)
+        machine = comm.Split_type(mpi.COMM_TYPE_SHARED, self.rank)
         self.local_rank = int(machine.rank)
-        cores.share(machine.allgather(cores.affinity()).count(cores.affinity()))
-        machine.Free()
         self._hosts: list[str] = self._comm.allgather(platform.node())
         self.machines = len(set(self._hosts))
         self._piece = PIECE if self.machines == 1 else LARGE_PIECE
@@ -170,12 +235,19 @@ class MpiGroup:
         self._clock = Clock()
         self._gpu_clocks = {kind: Clock(f"{kind} on the GPU") for kind in KINDS}
         self._beside = ThreadPoolExecutor(1, "xlstm.later")
-        choose_gpu(self.local_rank)
-        self._watch = Watch(world.Dup(), (self._clock, *self._gpu_clocks.values()), self._end)
-        self._before = sys.excepthook
-        sys.excepthook = self._failed
-        # mpi4py has registered the end of MPI before, which comes after this
-        atexit.register(self._leave)
+        self._job = job or self
+        self._numbers = list(numbers or range(self.size))
+        if job is None:
+            cores.share(machine.allgather(cores.affinity()).count(cores.affinity()))
+            choose_gpu(self.local_rank)
+            self._groups: list[MpiGroup] = []
+            self._before = sys.excepthook
+            sys.excepthook = self._failed
+            # mpi4py has registered the end of MPI before, which comes after this
+            atexit.register(self._leave)
+        machine.Free()
+        self._watch = Watch(comm.Dup(), (self._clock, *self._gpu_clocks.values()), self._end)
+        self._job._groups.append(self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a group cannot be pickled: it belongs to its process")
@@ -269,19 +341,21 @@ class MpiGroup:
 
     def _end(self, ranks: list[int], why: str, show: Callable[[], None] = lambda: None) -> None:
         """End the job since those ranks failed; of all that find this out, one rank says so."""
-        if self._watch.speaks():
+        if self._job._watch.speaks():
             show()
-            hosts = dict.fromkeys(self._hosts[rank] for rank in ranks)
+            where = f"host {', '.join(dict.fromkeys(self._hosts[rank] for rank in ranks))}"
+            numbers = [self._numbers[rank] for rank in ranks]
+            if (numbers, self._job.size) != (ranks, self.size):
+                where = f"{_listed(numbers)} of {self._job.size} in the job, {where}"
             self.abort(
-                f"xlstm: rank {', '.join(map(str, ranks))} of {self.size} (host"
-                f" {', '.join(hosts)}) failed, the job ends: {why}"
+                f"xlstm: rank {_listed(ranks)} of {self.size} ({where}) failed, the job ends: {why}"
             )
         time.sleep(SILENT)
         self._comm.Abort(1)
 
     def _failed(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
         """End the job by an error that nobody has caught; of several ranks with one, a single rank
-        shows it.
+        shows it, by its number in the group that came last.
         """
         if issubclass(kind, KeyboardInterrupt):  # all ranks get it, and leave
             if self.rank == 0:
@@ -289,8 +363,9 @@ class MpiGroup:
             return
         if isinstance(error, OtherRankError):
             time.sleep(SILENT / 2)  # that rank speaks
-        self._end(
-            [self.rank],
+        last = self._groups[-1]
+        last._end(
+            [last.rank],
             optional_imports.first_line(error),
             lambda: self._before(kind, error, trace),
         )
@@ -298,8 +373,15 @@ class MpiGroup:
     def _leave(self) -> None:
         """Wait at the end of the program for the other ranks; Ctrl-C ends it at once."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self.close()
-        self._watch.leave()
+        # Groups may overlap, so none is waited for before all are left.
+        for ranks in self._groups:
+            ranks.close()
+        for wait in [ranks._watch.leave() for ranks in self._groups]:
+            wait()
+
+
+def _listed(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks))
 
 
 @contextlib.contextmanager

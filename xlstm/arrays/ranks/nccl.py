@@ -7,7 +7,6 @@ the host that the GPU writes to: the host itself knows of nothing that a graph d
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -72,17 +71,17 @@ class Nccl:
         cp = optional_imports.cupy()
         self._library = optional_imports.nccl()
         self._communicator = self._library.NcclCommunicator(group.size, number, group.rank)
-        self._ranks = range(group.size)
+        self._size = group.size
+        self._byte = self._library.NCCL_UINT8
         self._beside = cp.cuda.Stream(non_blocking=True)
-        shape = len(clocks), 2
-        memory = cp.cuda.alloc_pinned_memory(math.prod(shape) * np.dtype(np.int64).itemsize)
-        counts = np.frombuffer(memory, np.int64, math.prod(shape)).reshape(shape)
+        memory = cp.cuda.alloc_pinned_memory(16 * len(clocks))
+        counts = np.frombuffer(memory, np.int64, 2 * len(clocks)).reshape(-1, 2)
         counts[...] = 0
+        seen_by_gpu = cp.cuda.UnownedMemory(memory.ptr, memory.size(), memory, cp.cuda.Device().id)
+        by_gpu = cp.ndarray(counts.shape, np.int64, cp.cuda.MemoryPointer(seen_by_gpu, 0))
+        self._counts = dict(zip(clocks, by_gpu, strict=True))
         for clock, row in zip(clocks.values(), counts, strict=True):
             clock.counts = row
-        seen_by_gpu = cp.cuda.UnownedMemory(memory.ptr, memory.size(), memory, cp.cuda.Device().id)
-        by_gpu = cp.ndarray(shape, np.int64, cp.cuda.MemoryPointer(seen_by_gpu, 0))
-        self._counts = dict(zip(clocks, by_gpu, strict=True))
 
     def sum(self, a: Array) -> None:
         """Add up the arrays of all ranks in place."""
@@ -102,21 +101,18 @@ class Nccl:
         """Put the parts of all ranks side by side into `out`."""
         with self._counted("gather", part, out) as (own, whole):
             self._communicator.allGather(
-                own.data.ptr, whole.data.ptr, own.nbytes, self._library.NCCL_UINT8, _stream()
+                own.data.ptr, whole.data.ptr, own.nbytes, self._byte, _stream()
             )
 
     def exchange(self, a: Array, out: Array) -> None:
         """Send a part of `a` to each rank, and put those that come side by side into `out`."""
         with self._counted("exchange", a, out) as (sent, received):
-            size = sent.nbytes // len(self._ranks)
+            size = sent.nbytes // self._size
             self._library.groupStart()
-            for rank in self._ranks:
-                for function, array in (
-                    (self._communicator.send, sent),
-                    (self._communicator.recv, received),
-                ):
-                    at = array.data.ptr + rank * size
-                    function(at, size, self._library.NCCL_UINT8, rank, _stream())
+            for rank in range(self._size):
+                at = rank * size
+                self._communicator.send(sent.data.ptr + at, size, self._byte, rank, _stream())
+                self._communicator.recv(received.data.ptr + at, size, self._byte, rank, _stream())
             self._library.groupEnd()
 
     def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
@@ -127,10 +123,10 @@ class Nccl:
         copies = contextlib.ExitStack()
         # on the current stream, so that the other one allocates nothing
         contiguous = copies.enter_context(_contiguous(*arrays))
-        self._beside.wait_event(_event(cuda.get_current_stream()))
+        self._beside.wait_event(cuda.get_current_stream().record())
         with self._beside:
             function(*contiguous)
-        end = _event(self._beside)
+        end = self._beside.record()
 
         def wait() -> None:
             cuda.get_current_stream().wait_event(end)
@@ -170,8 +166,3 @@ def _contiguous(*arrays: Array) -> Iterator[list[Array]]:
 def _stream() -> int:
     """Return the address of the current stream."""
     return int(optional_imports.cupy().cuda.get_current_stream().ptr)
-
-
-def _event(stream: Any) -> Any:
-    """Return an event that comes once a stream has done all that it was given so far."""
-    return stream.record(optional_imports.cupy().cuda.Event(disable_timing=True))

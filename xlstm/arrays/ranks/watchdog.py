@@ -140,13 +140,17 @@ class Watch:
         time.sleep(TURN)
         return all(rank > self._comm.rank for rank in self._failing())
 
-    def leave(self) -> None:
-        """Wait until all ranks leave, and stop the thread."""
+    def leave(self) -> Callable[[], None]:
+        """Return a function that waits until all ranks leave, and stops the thread."""
         barrier = self._comm.Ibarrier()
-        while not barrier.Test():
-            time.sleep(TICK / 10)  # some rounds of messages
-        self._left.set()
-        self._thread.join()
+
+        def wait() -> None:
+            while not barrier.Test():
+                time.sleep(TICK / 10)  # some rounds of messages
+            self._left.set()
+            self._thread.join()
+
+        return wait
 
     def _send(self, ranks: list[int], asks: bool = False) -> None:
         notice = Notice(self._comm.rank, self.how, asks, [clock.begun for clock in self._clocks])
