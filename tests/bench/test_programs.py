@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bench import tasks
+from bench import network, ranks, tasks
 from bench.cases import Case
 from bench.tasks_data import TASKS
 from tests.conftest import ROOT
+from tests.distributed import launcher
 from xlstm.cli.timing import interleave
 from xlstm.models import TiRex, TiRex2
 
@@ -46,7 +47,6 @@ def sizes(monkeypatch, name, **values):
     [
         ("training_step", {}),
         ("step", {}),
-        ("c_step", {"D": 3, "H": 4}),
         ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
         ("memory", {"SIZES": [], "LARGE": (3, 2, 4, 5)}),
         ("second_derivatives", {"CASES": [Case("gru", 3, 2, 4, 5), Case("xlstm", 3, 2, 4, 4)]}),
@@ -58,6 +58,23 @@ def test_times_and_memory(run, monkeypatch, name, small):
     lines = run(name, "--rounds", 1)
     assert lines
     assert all(line["results"]["xlstm"]["median"] > 0 for line in lines)
+
+
+@launcher.needed
+def test_ranks(run):
+    lines = run("ranks", "--rounds", 1, "--seconds", 0.01, "--models", "LSTM 20k", "--ranks", 2)
+    ways = [(line["case"]["way"], line["case"]["ranks"]) for line in lines]
+    assert ways[1:] == [("strong", 1), ("strong", 2), ("weak", 2)]
+    assert lines[1]["efficiency"] == 1
+    assert all(0 < line["sums"] + line["waiting"] < 1 for line in lines[2:])
+
+
+def test_many_ranks(run, monkeypatch):
+    sizes(monkeypatch, "network", MODELS={"small": (ranks.lstm, 2, 3, 4, 5, 2)})
+    monkeypatch.setattr(network, "estimate", list)
+    lines = run("network", "--rounds", 1, "--ranks", 4, "--megabytes", 2e-4)
+    assert len(lines) == 3 * 2 * 2
+    assert all(line["model"] <= 1 for line in lines)
 
 
 def test_the_published_packages(run, monkeypatch):

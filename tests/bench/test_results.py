@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import peers, report
+from bench import network, peers, ranks, report
 from bench.cases import Case
 from tests.conftest import ROOT
+from xlstm import optim, training
 from xlstm.cli.timing import Size
 
 
@@ -58,6 +59,37 @@ def test_layers_from_measurement_to_page(tmp_path, monkeypatch):
     before, made, after = re.split(f"{report.START}|{report.END}", page.read_text())
     assert (before, after) == ("before\n", "after\n")
     assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in made
+
+
+def test_times_of_ranks_by_hand(monkeypatch):
+    """Sums of 1024 bytes take two seconds, and one of three seconds of both passes is the forward
+    pass.
+    """
+    wires = network.Network(1.0, 10.0)
+    assert wires.seconds("sum", 80, 8) == 2 * (3 + 7)
+    assert wires.seconds("gather_parts", 80, 8) == 3 + 7
+    assert wires.seconds("gather_parts", 1 << 20, 8) == pytest.approx(7 + 7 / 8 * (1 << 20) / 10)
+    monkeypatch.setattr(network, "NETWORKS", {"slow": network.Network(0.0, 7 / 8 * 1024)})
+    monkeypatch.setattr(network.parallel, "BUCKET", 512)
+    params = {"first": np.zeros(128), "second": np.zeros(128)}
+    for overlaps, seconds in ((False, 3 + 2), (True, 3 + 1)):
+        setting = network.Setting("slow", 8, None, overlaps)
+        assert network.predicted(setting, params, 3.0, 0.5) == seconds + 0.5
+
+
+def test_equal_ranks_train_as_one(monkeypatch):
+    """The double of other ranks returns what they would have sent."""
+    monkeypatch.setattr(network.parallel.AllReduce, "check", 0.0)
+    model, data = ranks.lstm(2, 3, 4, 5, 2)
+    weights = []
+    for group in (None, network.EqualRanks(network.Setting("none", 4, None, True))):
+        step = training.TrainStep(model, optim.adam(1e-2), group=group)
+        state = step.init(model.init(0, "numpy", "float64"))
+        for batch in data.batches():
+            state, _ = step(state, batch if group is None else group.part(batch))
+        weights.append(state.params)
+    for name, w in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], w, rtol=1e-10, atol=1e-12)
 
 
 def test_the_page_says_what_the_results_say():
