@@ -202,7 +202,7 @@ def predicted(setting: Setting, params: Params, passes: float, update: float) ->
     name, ranks, gradients, overlaps = setting
     seconds = functools.partial(NETWORKS[name].seconds, ranks=ranks)
     shapes = {name: p.shape for name, p in params.items()}
-    layout = Layout(shapes, ranks, parallel.BUCKET // 4 if overlaps else None)
+    layout = Layout(shapes, ranks, parallel.bucket_bytes(ranks) // 4 if overlaps else None)
     sizes = [4 * (b.place.stop - b.place.start) for b in reversed(layout.buckets)]
     shards = sum(sizes) >= 4 * parallel.LEAST
     fewer = 2 if gradients else 1  # bytes

@@ -33,8 +33,10 @@ Update = Callable[..., tuple[Params, OptimState]]
 # parameters from which on an optimiser is shared; with fewer its time does not matter
 LEAST = 1 << 20
 NOWHERE = (slice(0), slice(0))
-# Bytes of gradients that are summed at once while others are still to be computed.
+# Bytes of gradients that are summed at once while others are still to be computed, by up to so many
+# ranks. More ranks send more messages for each bucket, and get larger ones.
 BUCKET = 1 << 24
+FEW = 64
 # The bits of whole numbers that sums in a dtype leave exact, where they are fewer than 23.
 BITS = {"float16": 10, "bfloat16": 7}
 # The sum of the shares of all ranks is 1 up to rounding; it may differ from 1 by this.
@@ -140,7 +142,8 @@ class AllReduce:
         self.overlaps = group.machines > 1
         itemsize = zeros(home, 1).itemsize
         shapes = {name: p.shape for name, p in params.items()}
-        self.layout = Layout(shapes, group.size, BUCKET // itemsize if self.overlaps else None)
+        most = bucket_bytes(group.size) // itemsize if self.overlaps else None
+        self.layout = Layout(shapes, group.size, most)
         self.buffer: Array = zeros(home, self.layout.size)
         self.halved = Halved(group, home, self.layout) if halved else None
         # A head that is summed by itself need not have the dtype of the gradients.
@@ -521,6 +524,11 @@ def all_reduce(
     many = sum(p.size for p in moving.values()) >= max(LEAST, group.size)
     kind = Sharded if shares and many and not needs_whole else AllReduce
     return kind(group, home, moving, halved)
+
+
+def bucket_bytes(ranks: int) -> int:
+    """Return the most bytes of a bucket of several parameters."""
+    return BUCKET * max(1, ranks // FEW)
 
 
 def _no_wait() -> None:
