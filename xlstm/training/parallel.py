@@ -142,7 +142,8 @@ class AllReduce:
         self.overlaps = group.machines > 1
         itemsize = zeros(home, 1).itemsize
         shapes = {name: p.shape for name, p in params.items()}
-        most = bucket_bytes(group.size) // itemsize if self.overlaps else None
+        in_buckets = self.overlaps or halved  # halves are made of what the cache holds
+        most = bucket_bytes(group.size) // itemsize if in_buckets else None
         self.layout = Layout(shapes, group.size, most)
         self.buffer: Array = zeros(home, self.layout.size)
         self.halved = Halved(group, home, self.layout) if halved else None
