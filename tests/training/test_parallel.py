@@ -152,7 +152,7 @@ class Decayed:
 @pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("shared", [False], **SHARED)
 def test_a_model_of_ones_own_is_summed_at_the_end():
-    """What it adds is part of the sum; on every rank, since each adds its share."""
+    """The sum has what the model adds on every rank."""
     data = windows(12, 6, outputs=5)
     same(
         together(2, lambda group: trained(group, Decayed(), data), machines=2),
