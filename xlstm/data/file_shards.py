@@ -17,6 +17,7 @@ from xlstm.data.host import Host
 from xlstm.data.parquet import RowGroups
 
 WHERE = "FileShards"
+SEEN = 512  # numbers at the beginning of each file that ranks compare
 OPTIONS = ("batch_size", "every_step", "length", "document_end", "x", "target", "shards")
 
 
@@ -31,20 +32,19 @@ class FileShards:
 
     - Pairs of .npy files hold the x (N, T, D), or tokens (N, T), and the targets of `Windows`. The
       order is that of `Windows` over all files one after the other.
-    - Files .npy of tokens (N,), or .txt, of which each byte is a token, hold one long sequence. The
+    - Files .npy of tokens (N,), or .txt with a token for each byte, are one long sequence. The
       batches are those of `Streams.of_tokens` over all files one after the other.
-    - Parquet files hold an example in each row. A row group is the least that can be read. The row
-      groups are dealt into shards with about as many rows each, and every batch has rows of all
-      shards. In each epoch a generator of random numbers shuffles the row groups of a shard, and
-      the rows of a row group.
+    - Parquet files hold an example in each row, and are read in whole row groups. These are assigned
+      to shards with about as many rows each, and every batch has rows of all shards. In each epoch
+      a generator of random numbers shuffles the row groups of a shard, and the rows of a row group.
 
     Parameters
     ----------
     files : list of paths, or of pairs of paths (x, target)
         The same on all ranks.
     group : Group, optional
-        The ranks whose parts `batches` yields; by default it yields whole batches. `train` and
-        `evaluate` take the parts of the group that they are given.
+        For a loop of your own: `batches` yields the parts of this rank, and whole batches without.
+        `train` and `evaluate` are given their group themselves.
     batch_size : int
         Examples, or streams, of a whole batch.
     every_step : bool
@@ -60,14 +60,14 @@ class FileShards:
         numbers, or lists of them, and with `every_step` lists of T such entries; a number that is
         not whole counts as a list of one.
     shards : int
-        The most shards of Parquet files, of which a rank has whole ones. A rank holds a row group
-        of each of its shards in memory.
+        The most shards, sets of row groups of Parquet files, of which each belongs to one rank. A
+        rank holds a row group of each of its shards in memory.
 
     Attributes
     ----------
     identity : dict
-        Options, and what is known of each file without reading its rows. A checkpoint keeps it, and
-        a run that is resumed compares it.
+        Options, and the name, shape, dtype and first numbers of each file. A checkpoint keeps it,
+        and a run that is resumed compares it. All else in the files is not compared.
 
     Raises
     ------
@@ -118,21 +118,27 @@ class FileShards:
         )
         expected = "a list of paths, or of pairs of paths (x, target)"
         files = checks.several(WHERE, "files", self.files, expected, _paths)
-        kinds = sorted({(len(paths), path.suffix) for paths in files for path in paths})
-        if len(kinds) != 1 or kinds[0] not in KINDS:
-            raise ValueError(
-                f"{WHERE}: files have suffixes {[suffix for _, suffix in kinds]}, expected all .npy,"
-                " all .txt or all .parquet, or pairs of .npy"
-            )
+        if not files:
+            raise ValueError(f"{WHERE}: files is empty, expected one or more")
+        kinds = [(len(paths), *{path.suffix for path in paths}) for paths in files]
+        for paths, kind in zip(files, kinds, strict=True):
+            if kind != kinds[0] or kind not in KINDS:
+                raise ValueError(
+                    f"{WHERE}: files has {' and '.join(map(str, paths))} beside {files[0][0]},"
+                    " expected all .npy, all .txt or all .parquet, or pairs of .npy"
+                )
         sequence = KINDS[kinds[0]] is _Tokens
-        if sequence != (self.length is not None) or (
-            self.document_end is not None and not sequence
-        ):
+        if sequence and self.length is None:
             raise ValueError(
-                f"{WHERE}: length is {self.length} and document_end {self.document_end} for"
-                f" {files[0][0]}, expected length, the steps of a batch, for files of tokens or"
-                " text, and neither for others"
+                f"{WHERE}: length is None for {files[0][0]}, expected the steps of a batch of tokens"
+                " or text; examples are in pairs of files, (x, target)"
             )
+        for name in ("length", "document_end"):
+            if getattr(self, name) is not None and not sequence:
+                raise ValueError(
+                    f"{WHERE}: {name} is {getattr(self, name)} for {files[0][0]}, expected None, as"
+                    " it is for files of tokens or text"
+                )
         options = {name: getattr(self, name) for name in OPTIONS}
         reader = KINDS[kinds[0]](files, **options)
         vars(self).update(files=files, identity=options | reader.identity, _reader=reader)
@@ -178,7 +184,7 @@ class _Rows:
         self.shape: tuple[int, ...] = (sum(self.counts), *first.shape[1:])
         self.row_bytes = first[:1].nbytes
         self.identity = {
-            f"{k} {path.name}": f"{array.dtype} {array.shape}"
+            f"{k} {path.name}": f"{array.dtype} {array.shape}, begins {_checksum(array)}"
             for k, (path, array) in enumerate(zip(paths, arrays, strict=True))
         }
 
@@ -301,18 +307,24 @@ def _paths(where: str, name: str, entry: Any) -> tuple[Path, ...]:
     return tuple(checks.path(where, name, path) for path in (entry if pair else [entry]))
 
 
+def _checksum(array: Host) -> str:
+    """Return a checksum of the first numbers of an array."""
+    return f"{zlib.crc32(array.reshape(-1)[:SEEN].tobytes()):08x}"
+
+
 def _mapped(path: Path) -> Any:
     """Return the array of a file in a memory map; a text is one of bytes."""
     try:
         if path.suffix == ".txt":
             return np.memmap(path, np.uint8, mode="r")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{WHERE}: {path} is no array that can be read, {error}") from error
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{WHERE}: {path} is empty or no {path.suffix} file") from error
     if array.ndim == 0 or not array.flags.c_contiguous or array.dtype.kind not in "fiub":
         raise ValueError(
-            f"{WHERE}: {path} has {array.dtype} {array.shape}, expected rows of real numbers, in C"
-            " order"
+            f"{WHERE}: {path} has {array.dtype} {array.shape}"
+            f"{' in Fortran order' * (not array.flags.c_contiguous)}, expected rows of real"
+            " numbers in C order, as numpy.ascontiguousarray makes them"
         )
     return array
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from xlstm.data.batches import Batch, Shuffler, part_of, time_first
 from xlstm.data.host import Host
 
 WHERE = "FileShards"
+SEEN = 4096  # bytes at the end of each file that ranks compare
 
 
 class _RowGroup(NamedTuple):
@@ -62,7 +65,9 @@ class RowGroups:
                 metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)
             ]
             groups += [_RowGroup(path, metadata, *pair) for pair in enumerate(rows) if pair[1]]
-            self.identity[f"{k} {path.name}"] = f"{path.stat().st_size} bytes, rows {rows}"
+            self.identity[f"{k} {path.name}"] = (
+                f"{path.stat().st_size} bytes, rows {rows}, ends {_end(path)}"
+            )
         if not groups:
             raise ValueError(f"{WHERE}: {files[0][0]} and others have no rows, expected some")
         groups.sort(key=lambda group: -group.rows)
@@ -82,7 +87,7 @@ class RowGroups:
                 return file.metadata, {name: str(schema.field(name).type) for name in self.names}
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"{WHERE}: {path} is no Parquet file with columns {self.names}, {error}"
+                f"{WHERE}: {path} has no columns {self.names}, or is no Parquet file ({error})"
             ) from error
 
     def __len__(self) -> int:
@@ -173,6 +178,13 @@ class _Shard:
             pieces.append([array[rows] for array in self.values])
             start += len(rows)
         return _joined(pieces)
+
+
+def _end(path: Path) -> str:
+    """Return a checksum of the end of a file, which has the least and the largest values of row groups."""
+    with path.open("rb") as file:
+        file.seek(-min(SEEN, path.stat().st_size), os.SEEK_END)
+        return f"{zlib.crc32(file.read()):08x}"
 
 
 def _joined(pieces: Iterable[list[Host]]) -> list[Host]:

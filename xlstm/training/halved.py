@@ -2,8 +2,8 @@
 
 A bfloat16 is the upper half of a float32. Each rank sends every other rank the upper halves of its
 part of the gradients, adds up in float32 what it receives, and sends the upper halves of the sums
-to all. The lower halves stay where they were cut off, and are added in the next step, so that
-nothing is lost over several steps (error feedback; Seide et al. 2014, Karimireddy et al. 2019).
+to all. The lower halves are residuals, which stay where they were cut off and are added in the next
+step (error feedback; Seide et al. 2014, Karimireddy et al. 2019).
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Halved:
         self.xp = home.xp
         self.sent = zeros(home, layout.size, "uint16")
         self.received = zeros(home, layout.size, "uint16")
-        # the rests of this rank's gradients, and of the sums of its part
-        self.rest = zeros(home, layout.size, "float32")
-        self.rest_of_sums = zeros(home, layout.each, "float32")
+        # the residuals of this rank's gradients, and of the sums of its part
+        self.residual = zeros(home, layout.size, "float32")
+        self.residual_of_sums = zeros(home, layout.each, "float32")
 
     def forget(self) -> None:
-        """Begin without rests, as a run does that goes on from a checkpoint."""
-        self.rest[...] = 0.0
-        self.rest_of_sums[...] = 0.0
+        """Begin without residuals, as a run does that goes on from a checkpoint."""
+        self.residual[...] = 0.0
+        self.residual_of_sums[...] = 0.0
 
     def send(self, go: Callable[..., None], buffer: Array, bucket: Bucket) -> None:
         """Have the gradients of a bucket sent to the ranks that sum them."""
         place = bucket.place
-        self._cut(buffer[place], self.rest[place], self.sent[place])
+        self._cut(buffer[place], self.residual[place], self.sent[place])
         go(self.group.exchange, self.sent[place], self.received[place])
 
     def sum_up(self, bucket: Bucket) -> Array:
@@ -66,15 +66,17 @@ class Halved:
         """Put the sums of all ranks into the buffer, each rounded in the same way everywhere."""
         place = bucket.place
         own = self.received[place][: total.size]  # these are summed up already
-        self._cut(total, self.rest_of_sums[bucket.part], own)
+        self._cut(total, self.residual_of_sums[bucket.part], own)
         self.group.gather_parts(own, self.sent[place])
         buffer[place] = self._widened(self.sent[place])
 
-    def _cut(self, a: Array, rest: Array, halves: Array) -> None:
-        """Put the upper halves of an array and its rest into `halves`, and leave the new rest."""
-        rest += a
-        halves[...] = rest.view(self.xp.uint16)[UPPER::2]
-        rest[...] = fuse(self.xp, _rest, rest, self._widened(halves))
+    def _cut(self, a: Array, residual: Array, halves: Array) -> None:
+        """Put the upper halves of an array and its residual into `halves`, and leave the new
+        residual.
+        """
+        residual += a
+        halves[...] = residual.view(self.xp.uint16)[UPPER::2]
+        residual[...] = fuse(self.xp, _lower, residual, self._widened(halves))
 
     def _widened(self, halves: Array) -> Array:
         """Return the float32 numbers of upper halves."""
@@ -83,7 +85,7 @@ class Halved:
         return wide
 
 
-def _rest(xp: Namespace, total: Array, upper: Array) -> Array:
+def _lower(xp: Namespace, total: Array, upper: Array) -> Array:
     # a number that is not finite leaves none
-    rest = total - upper
-    return xp.where(xp.abs(rest) <= LARGEST, rest, xp.zeros_like(rest))
+    lower = total - upper
+    return xp.where(xp.abs(lower) <= LARGEST, lower, xp.zeros_like(lower))

@@ -199,8 +199,9 @@ def train(
         ranks.
     gradients : {"bfloat16"}, optional
         Send gradients between ranks as bfloat16, half of the bytes of float32, and sum them in
-        float32, so that they have its range. The rests that are cut off are added in the next step;
-        a checkpoint begins without them, so that a run that goes on from it has the same bits.
+        float32, so that they have its range. The residuals are added in the next step. Writing a
+        checkpoint drops them, so results depend on where checkpoints are written: a resumed run has
+        the bits of one that was not stopped only where both wrote that checkpoint.
     metrics : dict of str to callable, optional
         Functions of `(y, target)` that are computed on the validation data after each epoch, by
         name, such as `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for

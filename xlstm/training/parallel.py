@@ -329,7 +329,7 @@ class AllReduce:
         if self.group.size > part.B:
             masks.bit_generator.state = self.group.tell(masks.bit_generator.state)[-1]
 
-    def forget_rests(self) -> None:
+    def forget_residuals(self) -> None:
         """Begin without what was cut off gradients, as a run does that goes on from a checkpoint."""
         if self.halved is not None:
             self.halved.forget()

@@ -166,7 +166,7 @@ class RunRanks:
             several = {name: self._collected(to_numpy(a)) for name, a in sums.items()}
             sums = {name: home.asarray(a) for name, a in several.items() if a is not None}
         carried = self._whole_carried(self.reduce.home, state.carried)
-        self.reduce.forget_rests()
+        self.reduce.forget_residuals()
         moments = self.reduce.whole_of(state.moments)
         return state._replace(carried=carried, sums=sums, moments=moments)
 

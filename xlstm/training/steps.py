@@ -101,7 +101,8 @@ class TrainStep:
         so is all that follows. `init` takes the weights of rank 0.
     gradients : {"bfloat16"}, optional
         Send gradients between ranks as bfloat16, half of the bytes of float32, and sum them in
-        float32, so that they have its range. The rests that are cut off are added in the next step.
+        float32, so that they have its range. The residuals are added in the next step. By default
+        gradients are sent in the dtype of the weights. A process alone sends none.
 
     Raises
     ------
@@ -188,7 +189,7 @@ class TrainStep:
             xp = feed.home.xp
             params = {name: xp.asarray(p, copy=True, order="C") for name, p in params.items()}
             self.group.share(list(params.values()))
-            halved = self.gradients is not None
+            halved = self.gradients is not None and self.group.size > 1
             runtime.ranks = all_reduce(
                 self.group, feed.home, params, self.optimizer, self.callbacks, halved
             )
@@ -472,7 +473,7 @@ class TrainStep:
             new = self._counted(new, inputs, scaling=scaling)
             return new, Taken(loss, norm, new.batches == 0)
         if state.runtime.ranks is not None:
-            state.runtime.ranks.forget_rests()
+            state.runtime.ranks.forget_residuals()
         moments = new.moments
         if moments is not state.moments:  # a GPU has changed no array
             moments = moments._replace(step=state.moments.step)
@@ -544,15 +545,16 @@ class TrainStep:
 
     def _inputs(self, state: StepState, batch: Any, where: str) -> Inputs:
         """Return a batch as the model takes it."""
-        if isinstance(batch, Inputs):
-            return batch
-        inputs = state.runtime.feed.inputs(batch, where)
-        if (batch.part is None) != (self.group is None):
+        inputs = batch
+        if not isinstance(batch, Inputs):
+            inputs = state.runtime.feed.inputs(batch, where)
+        part = inputs.host.part
+        if (part is None) != (self.group is None):
             raise ValueError(
-                f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, expected"
+                f"{where}: the batch is {'whole' if part is None else 'a part'}, expected"
                 " batches of distributed.Shard where the step has a group, and only there"
             )
-        return inputs
+        return inputs  # type: ignore[no-any-return]
 
     def _common_inputs(
         self, state: StepState, ranks: AllReduce, batch: Batch | Inputs | None, where: str
