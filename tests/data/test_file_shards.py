@@ -4,8 +4,6 @@ import itertools
 import pathlib
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from tests.data.conftest import equal
@@ -16,6 +14,8 @@ from xlstm.data import FileShards, Prefetch, Shard, Streams, Windows
 from xlstm.models import SequenceModel, xLSTMLanguageModel
 from xlstm.training import TrainStep, evaluate, train
 
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 5, 2))
 Y = RNG.normal(size=(300, 3))
@@ -54,7 +54,7 @@ def tables(folder, x, y, rows=10):
     for file, a, b in zip(files, parts_of(x), parts_of(y), strict=True):
         x_of_file, target = ([np.asarray(row).tolist() for row in rows_of] for rows_of in (a, b))
         table = pyarrow.table({"target": target, "x": x_of_file, "other": x_of_file})
-        pyarrow.parquet.write_table(table, file, row_group_size=rows)
+        parquet.write_table(table, file, row_group_size=rows)
     return files
 
 
