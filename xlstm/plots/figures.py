@@ -10,6 +10,7 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.data import writing
+from xlstm.engines.numba.deferred_signals import held
 
 WIDTH = 7.0  # inches, the width of a page of text
 TITLE = 9
@@ -47,9 +48,12 @@ def available() -> bool:
 
 
 def require(where: object) -> None:
-    """Raise ImportError unless matplotlib is installed."""
+    """Import matplotlib; raise ImportError where it is not installed."""
     if not available():
         raise ImportError(f"{where}: matplotlib is not installed; pip install matplotlib")
+    with held():  # Python ends with an abort where a signal has cut its modules in C++ short
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
 
 
 def check(path: Path) -> None:
