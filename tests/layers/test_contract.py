@@ -30,9 +30,9 @@ from tests.registry import (
     time_axis,
 )
 from xlstm.arrays.convert import to_numpy
+from xlstm.layers.announcements import announced
 from xlstm.layers.blocks.block import Backbone
 from xlstm.layers.gated import Recurrent
-from xlstm.layers.module import announced
 from xlstm.layers.sequence import Leaf
 
 pytestmark = pytest.mark.usefixtures("interpreted")

@@ -195,7 +195,7 @@ def test_a_step_that_is_interrupted_leaves_no_sums_behind(monkeypatch):
 @pytest.mark.parametrize("shared", [False, True], **SHARED)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_that_are_sent_as_bfloat16(case, tmp_path):
-    """The rests come in later steps, but for those that a checkpoint drops: four times of 20 steps, and
+    """Residuals come in later steps, but for those that a checkpoint drops: four times of 20 steps, and
     at the end. Ranks have the same bits, also where the run goes on from a checkpoint.
     """
     model, data, options = CASES[case]
@@ -224,7 +224,7 @@ def test_gradients_that_are_sent_as_bfloat16(case, tmp_path):
     resumed = ranks("cut", resume=True)
     for one, other in zip(several, resumed, strict=True):
         for name, p in exact.params.items():
-            # a rest is 2^-7 of what a rank sends at most, and so is that of the sum
+            # a residual is 2^-7 of what a rank sends at most, and so is that of the sum
             assert np.abs(one.params[name] - p).max() <= 5 * 2 * 2**-7 * largest[name], name
             assert one.params[name].tobytes() == several[0].params[name].tobytes()
             assert one.params[name].tobytes() == other.params[name].tobytes()

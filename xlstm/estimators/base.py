@@ -8,7 +8,6 @@ and `fit` checks them by `CHECKS`. Results of `fit` have names with an underscor
 import functools
 import json
 import os
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,7 +21,6 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
-from xlstm.arrays.ranks.groups import Group
 from xlstm.data import reading
 from xlstm.data.host import Host
 from xlstm.data.panels import Roles
@@ -37,7 +35,6 @@ from xlstm.training import (
     loop,
     optimizers,
 )
-from xlstm.training.agreement import told
 from xlstm.training.schedules import cosine
 
 CANDIDATES = ("linear", "smoothing", "theta", "network")  # that a forecaster chooses from
@@ -457,28 +454,6 @@ def learn(
             return loop.train(model, params, data, adamw, precision=mixed, **options), None
     except (Interrupted, Terminated) as error:
         return error.trained, error
-
-
-def of_first(group: Group | None, function: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function makes on rank 0, with the same bits on all ranks; the others do not
-    call it.
-
-    An error of the function is raised on all ranks.
-    """
-    if group is None or group.size == 1:
-        return function(*args)
-    error = None
-    pickled = b""
-    if group.rank == 0:
-        try:
-            pickled = pickle.dumps(function(*args))
-        except Exception as problem:
-            error = problem
-    size = told(group, "what rank 0 decides", error, len(pickled))[0]
-    numbers = np.frombuffer(bytearray(pickled or size), np.uint8)
-    group.share([numbers])
-    # Rank 0 reads it, too, as the layout of arrays in memory decides how sums are rounded.
-    return pickle.loads(numbers.data)
 
 
 def names_array(names: Sequence[str] | None) -> Host | None:

@@ -23,6 +23,7 @@ from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
 from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.training import Interrupted, Terminated, Trained
+from xlstm.training.agreement import of_first
 
 ENOUGH = 64  # windows to train on from which on a network is tried
 # Least share by which a network lowers the error over a single horizon. Over n of them it is a
@@ -108,7 +109,7 @@ def prepared(
         shortest = min(len(series.values) for series in variants[0])
         half = split(max(3, shortest)).train.stop // 2
         settings = replace(settings, window=min(WINDOW, max(2, half)))
-    number, scaling, periods, combination = base.of_first(
+    number, scaling, periods, combination = of_first(
         group, _best, variants, ids, settings, backend.dtype
     )
     several = variants[number]
@@ -168,7 +169,7 @@ def examples(data: Prepared, group: Group | None = None) -> dict[str, Examples]:
     were fitted to are too small, but not in the beginning of a long series, which has many more
     rows than candidates have coefficients.
     """
-    numbers = base.of_first(group, _examples, data)
+    numbers = of_first(group, _examples, data)
     return {
         name: Examples(replace(data.predictor, **of_predictor), data.several, **arrays)
         for name, (of_predictor, arrays) in numbers.items()

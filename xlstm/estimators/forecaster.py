@@ -31,7 +31,6 @@ from xlstm.estimators.base import (
     column_names,
     errors_by_name,
     names_array,
-    of_first,
     positive,
     subtree,
 )
@@ -42,6 +41,7 @@ from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of, own_units
 from xlstm.plots import results
 from xlstm.training import Callback, Progress
+from xlstm.training.agreement import of_first
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -31,9 +31,9 @@ from xlstm.estimators.base import (
     column_names,
     learn,
     names_array,
-    of_first,
 )
 from xlstm.models.sequence import sequence_model
+from xlstm.training.agreement import of_first
 
 LEAST = 10  # sequences to validate with; with fewer the validation loss says little
 CHUNK = 256  # sequences predicted at once

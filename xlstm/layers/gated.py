@@ -22,7 +22,8 @@ from xlstm.engines import engine
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers import initializers
-from xlstm.layers.module import Weights, announce, dropout, dropped
+from xlstm.layers.announcements import announce
+from xlstm.layers.module import Weights, dropout, dropped
 from xlstm.layers.sequence import (
     Derivatives,
     Leaf,

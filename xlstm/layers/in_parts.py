@@ -15,7 +15,7 @@ from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.gather import add_rows, gather
 from xlstm.arrays.namespace import Array, Namespace, Params, reshape
 from xlstm.arrays.rows import per_sequence
-from xlstm.layers.module import announced
+from xlstm.layers.announcements import announced
 from xlstm.recurrence.grids import Grid, Grids, grids_of
 from xlstm.recurrence.packing import Span
 from xlstm.tracing.array_functions import listed

@@ -8,10 +8,8 @@ what goes through time.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +27,7 @@ from xlstm.arrays.trees import leaves_by_path, mapped
 from xlstm.cells.activations import FEED_FORWARD, FORGET
 from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
+from xlstm.layers.announcements import announce
 from xlstm.layers.initializers import RECURRENT, Draw
 
 Weight = tuple[checks.Dims, Draw]
@@ -96,32 +95,6 @@ OPTIONS: dict[str, checks.Kind] = {
     "recurrent_init": checks.choice(("zeros", "uniform")),
     "initializer": checks.choice(RECURRENT),
 }
-
-
-# A function of some parameters and of their gradients, which the backward pass of a layer calls as
-# soon as these are final, before that of the layers below. Ranks begin to sum them then.
-_on_gradients: ContextVar[Callable[[Params, Params], None] | None] = ContextVar(
-    "_on_gradients", default=None
-)
-
-
-@contextlib.contextmanager
-def announced(function: Callable[[Params, Params], None] | None) -> Iterator[None]:
-    """Have a function called with parameters and their gradients, or none where gradients are not
-    final in the block.
-    """
-    before = _on_gradients.set(function)
-    try:
-        yield
-    finally:
-        _on_gradients.reset(before)
-
-
-def announce(p: Params, grads: Params) -> None:
-    """Tell that these gradients of some of the parameters are final."""
-    function = _on_gradients.get()
-    if function is not None:
-        function(p, grads)
 
 
 class Module:
@@ -448,8 +421,7 @@ class Backward:
 
     def final(self, name: str) -> None:
         """Announce the gradients of a part, which nothing is added to any more."""
-        if _on_gradients.get() is not None:
-            announce(self.p, {full: self.grads[full] for _, full in self.module._names[name]})
+        announce(self.p, {full: self.grads[full] for _, full in self.module._names[name]})
 
     def beside(
         self,

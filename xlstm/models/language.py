@@ -18,9 +18,10 @@ from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
 from xlstm.data.host import Host
+from xlstm.layers.announcements import announce
 from xlstm.layers.embedding import tokens_of
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Backward, Forward, Parts, announce
+from xlstm.layers.module import Backward, Forward, Parts
 from xlstm.layers.sequence import Derivatives, Scanned, SequenceLayer, State, WithState
 from xlstm.losses import cross_entropy
 from xlstm.models.sequence import embedding_before, layer

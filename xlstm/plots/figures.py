@@ -52,8 +52,8 @@ def require(where: object) -> None:
     if not available():
         raise ImportError(f"{where}: matplotlib is not installed; pip install matplotlib")
     with held():  # Python ends with an abort where a signal has cut its modules in C++ short
-        import matplotlib.backends.backend_agg
-        import matplotlib.figure  # noqa: F401
+        for module in ("figure", "backends.backend_agg"):
+            importlib.import_module(f"matplotlib.{module}")
 
 
 def check(path: Path) -> None:

@@ -1,11 +1,14 @@
-"""Ranks come together: each hears the errors of the others, and whether all have the same settings."""
+"""Ranks come together: each hears the errors of the others, and whether all have the same settings,
+and gets what rank 0 decides.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -80,6 +83,28 @@ def told(group: Group, place: str, error: Exception | None, what: Any = None) ->
         if said.problem is not None:
             raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {said.problem}")
     return [said.what for said in every]
+
+
+def of_first(group: Group | None, function: Callable[..., Any], *args: Any) -> Any:
+    """Return what a function makes on rank 0, with the same bits on all ranks; the others do not
+    call it.
+
+    An error of the function is raised on all ranks.
+    """
+    if group is None or group.size == 1:
+        return function(*args)
+    error = None
+    pickled = b""
+    if group.rank == 0:
+        try:
+            pickled = pickle.dumps(function(*args))
+        except Exception as problem:
+            error = problem
+    size = told(group, "what rank 0 decides", error, len(pickled))[0]
+    numbers = np.frombuffer(bytearray(pickled or size), np.uint8)
+    group.share([numbers])
+    # Rank 0 reads it, too, as the layout of arrays in memory decides how sums are rounded.
+    return pickle.loads(numbers.data)
 
 
 def same(

@@ -173,9 +173,7 @@ class Iterated:
             )
         if sampler is not None:
             sampler.set_epoch(0 if rng is None else int(rng.integers(2**31)))
-        for number, batch in enumerate(self.batches(rng)):
-            if number < skip:
-                continue
+        for number, batch in enumerate(after(self, rng, skip), skip):
             if sampler is None:
                 yield cut(batch, group, self.every_step, number)
                 continue

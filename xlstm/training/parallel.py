@@ -22,7 +22,7 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import HALVES, Array, Namespace, Params
-from xlstm.arrays.ranks.groups import Group, Part
+from xlstm.arrays.ranks.groups import Alone, Group, Part, collected
 from xlstm.training.agreement import same, together, told
 from xlstm.training.buffer import ROOM, Bucket, Layout, zeros
 from xlstm.training.callbacks import Callback, Clip, has
@@ -147,10 +147,8 @@ class AllReduce:
         self.layout = Layout(shapes, group.size, most)
         self.buffer: Array = zeros(home, self.layout.size)
         self.halved = Halved(group, home, self.layout) if halved else None
-        # A head that is summed by itself need not have the dtype of the gradients.
-        self.has_own_head = self.sums_parts or halved
         self.head: Array = self.buffer[:ROOM]
-        if self.has_own_head:
+        if self.sums_parts or halved:  # it is summed by itself, and need not have their dtype
             self.head = zeros(home, ROOM, "float64")
         self.grads = self.layout.named(self.buffer)
         self.waits: list[Callable[[], None]] = []  # for the buckets whose sums have begun
@@ -255,7 +253,7 @@ class AllReduce:
         return update(params, grads, moments, *how)
 
     def part_of(self, name: str, moment: Array) -> Array:
-        """Return the part of a moment that this rank keeps."""
+        """Return the part of a moment that this rank keeps, a view of it."""
         return moment
 
     def whole_of(self, moments: OptimState) -> OptimState:
@@ -380,12 +378,9 @@ class AllReduce:
         self._go(self.group.sum, self.buffer[start : bucket.place.stop])
 
     def _go(self, function: Callable[..., None], *arrays: Array) -> None:
-        """Let ranks do something together, beside the caller where that saves time."""
-        if self.overlaps:
-            self.waits.append(self.group.later(function, *arrays))
-        else:
-            function(*arrays)
-            self.waits.append(_no_wait)
+        """Let ranks do something together, beside the caller where that saves time, else at once."""
+        later = self.group.later if self.overlaps else Alone().later
+        self.waits.append(later(function, *arrays))
 
     def _result(self, head: Head | None) -> tuple[Params, Array]:
         """Return the gradients and their norm once all buckets have come."""
@@ -448,7 +443,7 @@ class Sharded(AllReduce):
         if moment.shape != self.layout.shapes.get(name):
             return moment  # that of a file which is not sound
         there, _ = self.places.get(name, NOWHERE)
-        return moment.reshape(-1)[there].copy()
+        return moment.reshape(-1)[there]
 
     def slots_like(self, moments: OptimState, params: Params) -> Slots:
         return {
@@ -463,10 +458,7 @@ class Sharded(AllReduce):
         for slot, names in self.names.items():
             for name, a in moments.slots.get(slot, {}).items():
                 part[self.places[name][1]] = to_numpy(a)
-            of_all = None
-            if self.group.rank == 0:
-                of_all = np.empty((self.group.size, layout.each), part.dtype)
-            self.group.collect(part, None if of_all is None else of_all.reshape(-1))
+            of_all = collected(self.group, part)
             if of_all is not None:
                 flat = np.empty(layout.size, part.dtype)
                 for bucket in layout.buckets:
@@ -530,10 +522,6 @@ def all_reduce(
 def bucket_bytes(ranks: int) -> int:
     """Return the most bytes of a bucket of several parameters."""
     return BUCKET * max(1, ranks // FEW)
-
-
-def _no_wait() -> None:
-    """Wait for nothing."""
 
 
 def _shared(xp: Namespace, g: Array, place: Array, share: Any) -> Array:

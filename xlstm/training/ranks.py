@@ -12,7 +12,7 @@ import numpy as np
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params, dtype_name, leaves
-from xlstm.arrays.ranks.groups import Alone, Group, columns, odd_ranks
+from xlstm.arrays.ranks.groups import Alone, Group, collected, columns, odd_ranks
 from xlstm.layers.sequence import Leaf, nested
 from xlstm.training.agreement import checksum, held, same, together, told
 from xlstm.training.feed import Inputs
@@ -107,19 +107,20 @@ class RunRanks:
         if origin is not None:
             kinds = {name: (a.shape, a.dtype) for name, a in origin.arrays.items()}
             about = origin._replace(arrays=kinds)
-        of_first = self._told("the checkpoint", about)[0]
+        of_first: Checkpoint | None = self._told("the checkpoint", about)[0]
         if of_first is None:
             return None
         arrays = {}
-        for name, kind in of_first.arrays.items():
-            array = np.empty(*kind) if origin is None else origin.arrays.pop(name)
+        for name, (shape, dtype) in of_first.arrays.items():
+            array = np.empty(shape, dtype) if origin is None else origin.arrays.pop(name)
             self.group.share([array])
             kind, _, rest = name.partition(".")
             if kind == "slots":  # of moments a rank may keep a part alone
                 _, _, parameter = rest.partition(".")
-                array = self.reduce.part_of(parameter, array)
+                part = self.reduce.part_of(parameter, array)
+                array = array if part is array else part.copy()
             arrays[name] = array
-        return of_first._replace(arrays=arrays)  # type: ignore[no-any-return]
+        return of_first._replace(arrays=arrays)
 
     def same(self, settings: dict[str, Any] | None, beside: Any) -> Any:
         """Return what rank 0 tells beside its settings; ValueError unless all ranks have the same
@@ -163,23 +164,12 @@ class RunRanks:
         # The sums of each rank are saved: their total would be rounded in another order.
         if sums is not None and self.sums_locally:
             home = self.reduce.home
-            several = {name: self._collected(to_numpy(a)) for name, a in sums.items()}
+            several = {name: collected(self.group, to_numpy(a)) for name, a in sums.items()}
             sums = {name: home.asarray(a) for name, a in several.items() if a is not None}
         carried = self._whole_carried(self.reduce.home, state.carried)
         self.reduce.forget_residuals()
         moments = self.reduce.whole_of(state.moments)
         return state._replace(carried=carried, sums=sums, moments=moments)
-
-    def _collected(self, own: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-        """Return the arrays of all ranks, which have one shape, as one (ranks, ...) on rank 0, and
-        None on the others.
-        """
-        if not self.first:
-            self.group.collect(own.reshape(-1), None)
-            return None
-        every = np.empty((self.group.size, *own.shape), own.dtype)
-        self.group.collect(own.reshape(-1), every.reshape(-1))
-        return every
 
     def _whole_carried(self, home: Backend, carried: Any) -> Any:
         """Return the states of the sequences of all ranks on rank 0, None where there are none."""
@@ -197,7 +187,7 @@ class RunRanks:
             sequences = np.zeros((max(counts), *rest), STORED.get(dtype, dtype))
             if own:
                 sequences[: counts[self.group.rank]] = np.moveaxis(to_numpy(own[k]), axis, 0)
-            every = self._collected(sequences)
+            every = collected(self.group, sequences)
             if every is not None:
                 rows = [of_rank[:count] for of_rank, count in zip(every, counts, strict=True)]
                 array = np.moveaxis(np.concatenate(rows), 0, axis)

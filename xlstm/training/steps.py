@@ -28,7 +28,8 @@ from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.arrays.ranks.groups import GROUP, Group
 from xlstm.data.batches import Batch
 from xlstm.engines.cuda.check import first_training
-from xlstm.layers.module import STREAM, announced
+from xlstm.layers.announcements import announced
+from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training.adapters import LowRank
 from xlstm.training.agreement import checksum, held, same
@@ -545,16 +546,15 @@ class TrainStep:
 
     def _inputs(self, state: StepState, batch: Any, where: str) -> Inputs:
         """Return a batch as the model takes it."""
-        inputs = batch
-        if not isinstance(batch, Inputs):
-            inputs = state.runtime.feed.inputs(batch, where)
+        feed = state.runtime.feed
+        inputs: Inputs = batch if isinstance(batch, Inputs) else feed.inputs(batch, where)
         part = inputs.host.part
         if (part is None) != (self.group is None):
             raise ValueError(
                 f"{where}: the batch is {'whole' if part is None else 'a part'}, expected"
                 " batches of distributed.Shard where the step has a group, and only there"
             )
-        return inputs  # type: ignore[no-any-return]
+        return inputs
 
     def _common_inputs(
         self, state: StepState, ranks: AllReduce, batch: Batch | Inputs | None, where: str

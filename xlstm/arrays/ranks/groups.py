@@ -150,6 +150,17 @@ class Alone:
         """Do nothing: there is nobody to tell."""
 
 
+def collected(group: Group, own: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """Return the arrays of all ranks, which have one shape, as one (ranks, ...) on rank 0, and None
+    on the others.
+    """
+    every = None
+    if group.rank == 0:
+        every = np.empty((group.size, *own.shape), own.dtype)
+    group.collect(own.reshape(-1), None if every is None else every.reshape(-1))
+    return every
+
+
 def columns(B: int, group: Group) -> slice:
     """Return the columns of a batch of B sequences that a rank has: as many as the others, or one
     more or less.
