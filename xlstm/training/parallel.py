@@ -33,8 +33,8 @@ Update = Callable[..., tuple[Params, OptimState]]
 # parameters from which on an optimiser is shared; with fewer its time does not matter
 LEAST = 1 << 20
 NOWHERE = (slice(0), slice(0))
-# Bytes of gradients that are summed at once while others are still to be computed, by up to so many
-# ranks. More ranks send more messages for each bucket, and get larger ones.
+# Bytes of gradients that are summed at once while others are still to be computed. More ranks send
+# more messages for each bucket, so that from 2 * FEW ranks on buckets are larger.
 BUCKET = 1 << 24
 FEW = 64
 # The bits of whole numbers that sums in a dtype leave exact, where they are fewer than 23.
