@@ -1,10 +1,9 @@
-"""CUDA without a GPU, below the CuPy that is installed: it computes, counts what it is asked for,
-and finds faults.
+"""CUDA without a GPU, below the installed CuPy: it computes, counts requests and finds faults.
 
 `python -m cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports
-there, compiles its kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and
-`ReductionKernel` with g++, launches them and captures graphs. README.md says what this shows and
-what it cannot.
+there. With g++ it compiles its own kernels and those of `RawKernel`, `RawModule`,
+`ElementwiseKernel` and `ReductionKernel`, launches them and captures graphs. README.md lists the
+faults that this finds, and those that it cannot find.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 HOME = Path(sys.prefix) / "cuda_on_cpu"
-VERSION = "14.2.0"  # of CuPy, that it is built against
+VERSION = "14.2.0"  # the CuPy that it is built against
 RUNTIME = Path(
     sysconfig.get_path("platlib"),
     f"cupy_backends/cuda/api/runtime{sysconfig.get_config_var('EXT_SUFFIX')}",
@@ -32,8 +31,8 @@ RUNTIME = Path(
 
 
 def digest(paths: Iterable[Path] = ()) -> str:
-    """Return a digest of files: by default the sources of the libraries, and the module of CuPy
-    that uses them.
+    """Return a digest of files; by default of the sources of the libraries, and of the module of
+    CuPy that uses them.
     """
     found = hashlib.sha256()
     for path in paths or [*sorted(FOLDER.rglob("*.[chp]*")), RUNTIME]:
@@ -44,7 +43,7 @@ def digest(paths: Iterable[Path] = ()) -> str:
 
 @functools.cache
 def missing() -> str:
-    """Return why CuPy does not compute on the CPU in this environment; nothing where it does."""
+    """Return why CuPy does not compute on the CPU in this environment, or "" if it does."""
     stamp = HOME / "stamp"
     if stamp.exists() and stamp.read_text() == digest():
         return ""
@@ -58,7 +57,7 @@ def missing() -> str:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The driver that CuPy has, too."""
+    """Return the driver, the same library that CuPy has loaded."""
     found = ctypes.CDLL(str(HOME / "lib/libcuda.so.1"))
     found.cuda_on_cpu_lines.restype = ctypes.c_char_p
     return found
@@ -69,10 +68,11 @@ def _lines(which: str) -> list[str]:
 
 
 class Counted:
-    """The requests of a `with` block: those so far, or all of them when the block has ended.
+    """The requests of a `with` block: the requests so far, or all when the block has ended.
 
-    `counts` has the number of each kind of operation; `names` the operations with their streams,
-    where they are asked for; `problems` what CUDA would have refused or might have done wrong.
+    `counts` has the number of each kind of operation. `names` has the operations with their
+    streams, if `counted` got `names=True`. `problems` has the calls that CUDA would have refused,
+    or might have carried out wrongly.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Counted:
 
 @contextlib.contextmanager
 def counted(names: bool = False) -> Iterator[Counted]:
-    """Count what a `with` block asks for; `names` also lists each operation."""
+    """Count the operations that a `with` block asks for; `names` also lists each."""
     library().cuda_on_cpu_keep_names(int(names))
     found = Counted()
     try:
@@ -128,8 +128,8 @@ def configured(**settings: int) -> Iterator[None]:
 
 
 def recover() -> None:
-    """Forget the error that a failed kernel leaves, after which all calls fail, as a new process
-    would.
+    """Forget the error of a failed kernel, as a new process would: after such an error all calls
+    fail.
     """
     library().cuda_on_cpu_recover()
 
@@ -138,8 +138,8 @@ def recover() -> None:
 def watch() -> None:
     """Watch the pools of CuPy in this thread and in threads that begin later.
 
-    Blocks that a pool gives hold NaN and count as `allocations`; nothing is launched on memory that
-    went back.
+    Blocks that a pool gives hold NaN and count as `allocations`. A launch on memory that went back
+    to its pool counts as a problem.
     """
     import cupy
 
@@ -161,7 +161,7 @@ def watch() -> None:
 
     hook = Hook()
 
-    def enter(*event: object) -> None:  # a hook is of one thread
+    def enter(*event: object) -> None:  # a hook belongs to one thread
         sys.setprofile(None)
         hook.__enter__()
 

@@ -1,8 +1,8 @@
 """Build it into the running environment: `python -m cuda_on_cpu`.
 
 The libraries go to the folder `cuda_on_cpu` of `sys.prefix`. CuPy's wheel has NVIDIA's runtime
-inside of its module `runtime`, so this one is built again from CuPy's source distribution, against
-the libraries here. NVIDIA's packages stay as they are.
+inside its module `runtime`. So this module is built again from CuPy's source distribution, against
+the libraries here. NVIDIA's packages stay unchanged.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _os.environ.setdefault("CUPY_CACHE_DIR", _os.path.expanduser("~/.cache/cuda_on_c
 # as CuPy's own build
 CYTHON = ["-m", "cython", "-3", "--cplus", "-X", "binding=False,c_api_binop_methods=True"]
 CYTHON += ["-E", "CUPY_CUDA_VERSION=12090,CUPY_HIP_VERSION=0,CUPY_USE_CUDA_PYTHON=False"]
-# Functions of which nobody needs more than that they succeed.
+# Functions that only have to succeed.
 NOTHING = {"cudaGetLastError", "cudaGraphUpload", "cuModuleUnload"}
 
 
 def unsupported() -> str:
-    """Return why nothing can be built here; nothing where it can."""
+    """Return why nothing can be built here, or "" if it can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"it needs Linux on x86-64, and this is {sys.platform} on {platform.machine()}"
     if not (
@@ -148,9 +148,7 @@ def build() -> None:
     def make(
         name: str, parts: list[str | Path], functions: tuple[str, ...] = (), status: int = 0
     ) -> None:
-        """Make a library; functions that are not there return the status that they are not
-        supported.
-        """
+        """Make a library; functions that it lacks return the status "not supported"."""
         stubs = HOME / f"{name}.cpp"
         results = {function: 0 if function in NOTHING else status for function in functions}
         weak = 'extern "C" __attribute__((weak)) int'
