@@ -1,9 +1,10 @@
-"""Measure what classify_texts.md says of networks beside bags of words.
+"""Measure networks beside bags of words, for the table of classify_texts.md.
 
 python docs/classify_texts.py [SEEDS]
 
-It runs the blocks of the page, and then compares both on new lines of Hamlet and on new sentences
-of documentation. A seed draws the texts that are held out, and begins the network.
+The program runs the blocks of the page. Then it compares both methods on held-out lines of Hamlet
+and on held-out sentences of documentation. A seed draws the held-out texts and the initial weights
+of the network.
 """
 
 import re
@@ -27,12 +28,12 @@ def defined_on_the_page():
 
 
 def parts(values, is_held_out):
-    """Return the values that are fitted, and those that are held out."""
+    """Return the values to fit, and the held-out values."""
     return [[v for v, out in zip(values, is_held_out, strict=True) if out == k] for k in (0, 1)]
 
 
 def swapped(corpus, rng):
-    """Return texts, in every second of which two words beside each other are swapped."""
+    """Return texts, and swap two neighbouring words in every second of them."""
     pairs = []
     for k, (text, _) in enumerate(corpus):
         words = text.split()
@@ -44,7 +45,7 @@ def swapped(corpus, rng):
 
 
 def compared(page, seed):
-    """Yield a task, the scores of both methods, and the share of the most frequent label."""
+    """Yield each task, its numbers of texts, the share of the most frequent label, and both scores."""
     rng = np.random.default_rng(seed)
     rows = page["speeches"]()
     count = Counter(speaker for _, speaker, _ in rows)
@@ -71,7 +72,7 @@ def compared(page, seed):
 
 
 def main():
-    warnings.simplefilter("ignore")  # of words that are new
+    warnings.simplefilter("ignore")  # warnings of new words
     page = defined_on_the_page()
     for seed in range(int(sys.argv[1]) if len(sys.argv) > 1 else 3):
         for task, fitted, held_out, scores in compared(page, seed):
