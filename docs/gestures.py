@@ -2,8 +2,8 @@
 
 python docs/gestures.py
 
-It runs the page's blocks, compiles the program for this computer with cc, compares it with the
-detector, and writes docs/_static/gestures.png.
+It runs the page's blocks, compiles the program for this computer with cc, and compares its answers
+with the detector's. It writes docs/_static/gestures.png.
 """
 
 import ctypes

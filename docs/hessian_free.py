@@ -2,9 +2,9 @@
 
 python docs/hessian_free.py [SECONDS]
 
-It runs the blocks of the page that define both, trains with seeds that no constant was chosen on,
-and writes docs/_static/hessian_free.png. The seconds are those of a processor, for each method and
-seed.
+It runs the blocks of the page that define both methods, and trains on seeds that played no part in
+the choice of constants. It writes docs/_static/hessian_free.png. SECONDS is the CPU time of each
+method and seed.
 """
 
 import re

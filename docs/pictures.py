@@ -1,4 +1,4 @@
-"""Pictures of the documentation as small files."""
+"""Write pictures of the documentation as small files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent / "_static"
 
 
 def save(figure: Any, name: str, colours: int) -> None:
-    """Write a figure of matplotlib in so few colours that it takes a third of the bytes or less."""
+    """Write a figure of matplotlib in few colours, which takes a third of the bytes or less."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)
     few_colours = Image.open(drawn).convert("RGB").quantize(colours)
