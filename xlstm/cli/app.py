@@ -26,8 +26,8 @@ from xlstm.cli.predict import evaluate, forecast, generate, predict
 HELP_NAMES = ["-h", "--help"]
 DEFAULT = "series"  # the command of `xlstm train` alone
 TRAIN = (
-    "Train a model of a series (forecast, unless another is named), a text, or sequences with"
-    " labels."
+    "Train a model: a forecaster of series (if no other is named), a language model, or a"
+    " classifier of sequences."
 )
 
 

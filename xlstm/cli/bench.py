@@ -94,12 +94,14 @@ class Case(NamedTuple):
 
 @command()
 def bench(
-    layers: Annotated[list[str] | None, Argument(help=f"{', '.join(CELLS)}, or imported.")] = None,
+    layers: Annotated[
+        list[str] | None, Argument(help=f"{', '.join(CELLS)}, or a name that --import registers.")
+    ] = None,
     size: Annotated[
         list[Size] | None, Option(parser=Size.of, metavar="T,B,D,H", help="May be repeated.")
     ] = None,
     dtype: Annotated[
-        list[str] | None, Option(help="float32, float64 or float16, repeatable.")
+        list[str] | None, Option(help="float32, float64 or float16; may be repeated.")
     ] = None,
     backends: Annotated[
         list[str] | None, Option("--backend", help="numpy, cupy, torch or torch.nn.")
@@ -114,8 +116,9 @@ def bench(
     """Compare backends and torch.nn on this machine: time, speed and memory of layers forward and
     backward.
 
-    They run side by side, in turn. The sizes at which another backend is faster than the first are
-    said at the end. Options for layers, sizes, dtypes, backends and files may be repeated.
+    All are timed in turn, side by side. The last lines say at which sizes another backend is
+    faster than the first. You may name several layers, and repeat the options for sizes, dtypes,
+    backends and files. A size has T steps, B sequences, an input of width D, and H hidden units.
     """
     for file in files or ():
         load(file)

@@ -174,22 +174,22 @@ def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend
 @command()
 def compare(
     require: Annotated[
-        list[str] | None, Option(help="Row that must run, such as cupy; repeatable.")
+        list[str] | None, Option(help="Row that must run, such as cupy; may be repeated.")
     ] = None,
     rounds: RoundsOption = 5,
     report: Annotated[
-        Path | None, Option(help="Page to write, .html or .txt: what is printed, and this machine.")
+        Path | None, Option(help="Page to write, .html or .txt: the printed text and this machine.")
     ] = None,
     *,
     outputs: Outputs,
 ) -> None:
-    """Run the same programs on every backend here: the differences of all numbers, times and
+    """Run the same programs on every backend here, and show differences of all numbers, times and
     memory.
 
-    The programs are that of the NumPy notebook this library began as, a layer, and a model with its
-    optimiser. The differences are those from float64 NumPy, of y, every gate, every gradient and
-    every new weight, relative to the largest magnitude of the array. The exit code is 1 if one is
-    too large.
+    The programs are training steps: of the NumPy notebook that this library began as, of a layer,
+    and of a model with its optimiser. The tables show how far y, every gate, every gradient and
+    every new weight differ from float64 NumPy, relative to the largest magnitude of the array. The
+    exit code is 1 if a difference is too large.
     """
     for name in require or ():
         checks.choice(VARIANTS)("compare", "--require", name)

@@ -70,13 +70,13 @@ CARDS = {
 def info(
     layer: Annotated[
         tuple[str, int, int, int, str] | None,
-        Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU."),
+        Option("--explain", metavar="LAYER T B H DTYPE", help="Say how a layer runs on a GPU."),
     ] = None,
     card: Annotated[
-        str | None, Option(help="For --explain: t4, rtx4090, h100, ... instead of the GPU.")
+        str | None, Option(help="Card for --explain, instead of the GPU: t4, rtx4090, h100, ...")
     ] = None,
     check: Annotated[
-        bool, Option("--check", help="Compare the values of every kind of kernel on the GPU.")
+        bool, Option("--check", help="Compare kernels with NumPy, as `xlstm check`.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -28,19 +28,21 @@ def _quiet(context: typer.Context, value: bool) -> bool:
     return value
 
 
-BackendOption = Annotated[str, Option("--backend", help="auto, numpy, cupy or torch.")]
+BackendOption = Annotated[
+    str, Option("--backend", help="Array library: auto, numpy, cupy or torch.")
+]
 ColumnOption = Annotated[
     str | None, Option("--column", help="Column to forecast, if several hold numbers.")
 ]
 TableOption = Annotated[
-    Path | None, Option("--output", "-o", help="A .csv or .parquet; else CSV is printed.")
+    Path | None, Option("--output", "-o", help="A .csv or .parquet file; by default, print CSV.")
 ]
 LevelsOption = Annotated[
-    str | None, Option("--quantiles", help="Levels between 0 and 1, such as 0.05,0.5,0.95.")
+    str | None, Option("--quantiles", help="Quantiles between 0 and 1, such as 0.05,0.5,0.95.")
 ]
-JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
+JsonOption = Annotated[bool, Option("--json", help="Print one JSON object, and no text.")]
 QuietOption = Annotated[
-    bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")
+    bool, Option("--quiet", "-q", callback=_quiet, help="Print only errors, warnings and --json.")
 ]
 
 
@@ -48,13 +50,15 @@ QuietOption = Annotated[
 class ByRole:
     """The columns of a table by role."""
 
-    target: Annotated[list[str] | None, Option(help="Column to forecast, repeatable.")] = None
+    target: Annotated[list[str] | None, Option(help="Column to forecast; may be repeated.")] = None
     past: Annotated[
-        list[str] | None, Option(help="Column known as far as targets, repeatable.")
+        list[str] | None, Option(help="Column known as far as the targets; may be repeated.")
     ] = None
-    future: Annotated[list[str] | None, Option(help="Column known in advance, repeatable.")] = None
+    future: Annotated[
+        list[str] | None, Option(help="Column known in advance; may be repeated.")
+    ] = None
     static: Annotated[
-        list[str] | None, Option(help="Column that is constant in a series, repeatable.")
+        list[str] | None, Option(help="Column that is constant in a series; may be repeated.")
     ] = None
     series_id: Annotated[str | None, Option(help="Column that tells several series apart.")] = None
 

@@ -29,7 +29,7 @@ WARM = 0.02  # seconds of a block that are not counted
 HEADS = ("ms", "ratio", "GFLOP/s", "peak MB")
 Call = Callable[[], Any]
 RoundsOption = Annotated[
-    int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")
+    int, Option(min=1, help="Rounds in which each is timed, at least 0.15 s a round.")
 ]
 
 
@@ -243,7 +243,7 @@ class Outputs:
     """The files of results, which can be written to: that is known before any work is done."""
 
     results: Annotated[
-        Path | None, Option("--json", help="Append results to this file, a line each.")
+        Path | None, Option("--json", help="File to append results to, one JSON object a line.")
     ] = None
     plot: Annotated[Path | None, Option("--plot", help="Picture to draw; needs matplotlib.")] = None
 

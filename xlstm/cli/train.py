@@ -85,13 +85,11 @@ class CommandRun(Report):
         context: typer.Context,
         output: Annotated[
             Path | None,
-            Option("--output", "-o", help="Folder; xlstm-output, or xlstm- and the kind."),
+            Option("--output", "-o", help="Folder; by default xlstm-output, or xlstm-KIND."),
         ] = None,
-        resume: Annotated[
-            bool, Option("--resume", help="Go on with the run in the folder.")
-        ] = False,
+        resume: Annotated[bool, Option("--resume", help="Continue the run in the folder.")] = False,
         graph: Annotated[
-            str, Option(help="auto, on or off: capture steps in CUDA graphs, on CuPy.")
+            str, Option(help="Capture steps in CUDA graphs, on CuPy: auto, on or off.")
         ] = "auto",
         as_json: JsonOption = False,
         quiet: QuietOption = False,
@@ -214,22 +212,22 @@ class CommandRun(Report):
 @command(Settings)
 def train_forecast(
     table: Annotated[
-        Path | None, Argument(help="CSV or Parquet file; monthly sunspots if left out.")
+        Path | None, Argument(help="CSV or Parquet file; by default monthly sunspots.")
     ] = None,
     column: ColumnOption = None,
     horizon: Annotated[
-        int | None, Option(help="Steps ahead; 12, or fewer in a short series.")
+        int | None, Option(help="Steps to forecast; by default 12, or fewer for a short series.")
     ] = None,
     window: Annotated[
-        int | None, Option(help="Steps back; 48, or fewer in a short series.")
+        int | None, Option(help="Steps to look back; by default 48, or fewer for a short series.")
     ] = None,
     backend: BackendOption = "auto",
-    dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
+    dtype: Annotated[str, Option(help="Type of numbers: float32 or float64.")] = "float32",
     quantiles: Annotated[
-        str | None, Option(help="Two or more levels between 0 and 1, such as 0.05,0.5,0.95.")
+        str | None, Option(help="Quantiles to learn: two or more levels, such as 0.05,0.5,0.95.")
     ] = None,
     holidays: Annotated[
-        str | None, Option(help="Country whose holidays are looked at, such as DE or DE-BY.")
+        str | None, Option(help="Use the holidays of a country, such as DE, or a part, DE-BY.")
     ] = None,
     *,
     run: CommandRun,
@@ -237,12 +235,12 @@ def train_forecast(
     dialect: Dialect,
     **settings: Any,
 ) -> None:
-    """Fit a forecaster to a series, with a network where that helps, and compare it with simple
+    """Fit a forecaster to a series, with a network if that helps, and compare it with simple
     methods.
 
-    The network is trained on the first 60 % of the series, the next 20 % decide when to stop and
-    whether it is used, the last 20 % are the test. Then all but the network is fitted once more to
-    the whole series. `train forecast` keeps checkpoints and the history, too.
+    The first 60 % of the series train the network. The next 20 % decide when training stops and
+    whether the network is used. The last 20 % are the test. Then everything but the network is
+    fitted once more, to the whole series. `train forecast` also keeps checkpoints and a history.
     """
     file = table or bundled("sunspots")
     check_file("train", file)
@@ -324,9 +322,7 @@ def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
 @command(TextModel)
 def train_text(
     file: Annotated[Path, Argument(help="Text in UTF-8.")],
-    sample: Annotated[
-        int, Option(min=0, help="Tokens of the sample that is shown at the end.")
-    ] = 200,
+    sample: Annotated[int, Option(min=0, help="Tokens of the sample to show at the end.")] = 200,
     *,
     run: CommandRun,
     **settings: Any,
@@ -347,13 +343,13 @@ def train_classify(
     table: Annotated[Path, Argument(help="CSV or Parquet file.")],
     label: Annotated[str, Option(help="Column of labels.")],
     sequence: Annotated[
-        str | None, Option(help="Column of names of sequences, if a row is a step.")
+        str | None, Option(help="Column that names the sequence of a row, if a row is a step.")
     ] = None,
     columns: Annotated[
-        str | None, Option(help="Columns of features, A,B,C; all others if left out.")
+        str | None, Option(help="Columns of features, such as A,B,C; by default all others.")
     ] = None,
     test_fraction: Annotated[
-        float, Option(min=0, max=0.9, help="Share of sequences to hold out.")
+        float, Option(min=0, max=0.9, help="Share of the sequences to hold out as a test.")
     ] = 0.2,
     *,
     run: CommandRun,
