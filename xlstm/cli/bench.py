@@ -43,7 +43,7 @@ from xlstm.models.sequence import layer_of
 FASTER = 0.95  # the ratio below which times are not equal
 TORCH = "torch.nn"
 TORCH_LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
-# Rows are named for what runs in them.
+# The names of rows, in words.
 WORDS = {
     "numpy": "this library on NumPy arrays",
     "cupy": "this library on CuPy arrays",
@@ -164,7 +164,7 @@ def load(path: Path) -> None:
 
 
 def home_of(name: str, dtype: str) -> Backend:
-    """Return the backend of a row; raises as `backend` does, and where CuPy has no card to time."""
+    """Return the backend of a row; raises as `backend` does, and if CuPy has no card to time."""
     home = backend_to_time("torch" if name == TORCH else name, dtype)
     if simulated(home):
         raise BackendError(f"cupy: {home}, whose times are not those of a GPU")
@@ -172,8 +172,8 @@ def home_of(name: str, dtype: str) -> Backend:
 
 
 def rows_of(case: Case, homes: dict[str, Backend], rounds: int) -> list[Measurement]:
-    """Return the rows of a case, without those that have no such layer and those that fail; their
-    results are the speeds of a large product, measured in the same run.
+    """Return the rows of a case, without rows that fail or have no such layer. Their results are
+    the speeds of a large product, measured in the same run.
     """
     if case.layer not in TORCH_LAYERS:
         homes = {name: home for name, home in homes.items() if name != TORCH}
@@ -273,7 +273,7 @@ def _print_rows(rows: Sequence[Measurement]) -> None:
 
 
 def faster(rows: Sequence[Measurement]) -> list[str]:
-    """Say at which sizes each other row is faster than the first one, by more than 5 %."""
+    """Say at which sizes each other row is more than 5 % faster than the first row."""
     first = rows[0].name
     sizes: dict[tuple[str, str], list[str]] = {}
     for row in rows:

@@ -118,7 +118,7 @@ class Program:
 
     @property
     def operations(self) -> float:
-        """Floating-point operations of a step, but for those of a head."""
+        """Floating-point operations of a step, without the head."""
         return Case("lstm", self.size).operations
 
     def __str__(self) -> str:
@@ -221,7 +221,7 @@ def compare(
 
 
 def _backend_of(name: str) -> Backend:
-    """Return the backend of a variant; BackendError where it does not run here."""
+    """Return the backend of a variant; BackendError if it does not run here."""
     variant = VARIANTS[name]
     if variant.compile == "1" and jit.failure():
         raise BackendError(f"{name}: {jit.failure()}")
@@ -229,8 +229,8 @@ def _backend_of(name: str) -> Backend:
 
 
 def rows_of(program: Program, homes: Mapping[str, Backend], rounds: int) -> list[Measurement]:
-    """Return the rows of a program, timed in turn; their results are differences from float64
-    NumPy, infinite where a row fails.
+    """Return the rows of a program, timed in turn. Their results are differences from float64
+    NumPy, infinite if a row fails.
     """
     expected = program.step(REFERENCE, replace(homes[REFERENCE], dtype="float64"))()()
     ready = {name: replace(home, dtype=program.dtype) for name, home in homes.items()}
@@ -278,7 +278,7 @@ def _running(variant: Variant) -> Iterator[None]:
     try:
         if variant.compile is not None:
             os.environ[jit.VARIABLE] = variant.compile
-        # The numbers show which are not finite. BLAS may tell of invalid ones, too, where all are
+        # The numbers show which are not finite. BLAS may warn of invalid numbers even if all are
         # finite.
         with (
             np.errstate(over="ignore", invalid="ignore"),

@@ -85,7 +85,7 @@ def export(
 
 
 def _export_c(model: Any, params: Params | None, path: Path, options: dict[str, Any]) -> None:
-    """Write C, and print what it asks of a device."""
+    """Write C, and print the memory and operations that it needs on a device."""
     from xlstm.interop.c import to_c
 
     program = to_c(model, params, path, **options)
@@ -147,6 +147,6 @@ def import_(
 
 
 def _check_target(path: Path, source: Path) -> None:
-    """Raise ValueError where the file to write is the one that is read."""
+    """Raise ValueError if the file to write is the file that is read."""
     if path.exists() and path.samefile(source):
         raise ValueError(f"{path}: is the file that is read, expected another name to write to")

@@ -31,7 +31,7 @@ from xlstm.estimators import Forecaster, TextModel
 from xlstm.plots.networks import MOST
 
 FOLDER = Path("xlstm-inspect")
-LETTERS = 32  # of a text that are read for a token; a number with its gap has fewer
+LETTERS = 32  # of a text, read for each token; a number with its gap has fewer
 
 
 @command()
@@ -146,8 +146,8 @@ def _tokens(codec: Any, data: Path, steps: int) -> Host:
 
 
 def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Host:
-    """Return the first sequence of a table, or its first rows where each is a sequence, as the
-    network sees them, (T, B, D).
+    """Return the first sequence of a table, as the network sees it, (T, B, D); if each row is a
+    sequence, the first rows.
     """
     layout = SequenceTable.of_model(loaded)
     rows = loaded.estimator.prepared(layout.read(data, dialect, labels=False)[0])

@@ -22,7 +22,7 @@ Command = Callable[..., None]
 
 
 def _quiet(context: typer.Context, value: bool) -> bool:
-    """Print nothing but errors, warnings and what a program asked for, until the command ends."""
+    """Print only errors, warnings and output for a program, until the command ends."""
     out.quiet = value
     context.call_on_close(lambda: setattr(out, "quiet", False))
     return value
@@ -63,7 +63,7 @@ class ByRole:
     series_id: Annotated[str | None, Option(help="Column that tells several series apart.")] = None
 
     def roles(self, column: str | None = None) -> Roles:
-        """Return the roles, with `column` for the target where none is named."""
+        """Return the roles, with `column` as the target if no target is named."""
         if column is not None and self.target:
             raise ValueError(
                 f"--column is {column} beside --target, expected one of them; --target can be"
@@ -75,7 +75,7 @@ class ByRole:
 
 
 def levels_of(command: str, text: str) -> list[float]:
-    """Return the levels of `LevelsOption`, which has commas between them, in rising order."""
+    """Return the levels of `LevelsOption`, a text with commas, in rising order."""
     try:
         levels = sorted({float(level) for level in text.split(",")})
     except ValueError:
@@ -85,7 +85,7 @@ def levels_of(command: str, text: str) -> list[float]:
     return [*checks.rising(1)(command, "--quantiles", levels)]
 
 
-# Parameters of estimators that are no options.
+# Parameters of estimators that are not options.
 NO_OPTIONS = {
     "calendar",
     "options",
@@ -98,7 +98,7 @@ NO_OPTIONS = {
     "missing",
     "symbols",
     "min_count",
-    "SequenceClassifier.embedding_size",  # that of symbols
+    "SequenceClassifier.embedding_size",  # of symbols
 }
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
@@ -107,14 +107,15 @@ PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE
 def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
     """Give a command options in the place of its keyword-only parameters and of `**settings`.
 
-    A keyword-only parameter is a group of options: the parameters of its class become options, from
-    which an object of the class is made. The command runs within `run.accounted()` where it has a
-    `run`.
+    A keyword-only parameter is a group of options: the parameters of its class become options, and
+    the command gets an object of the class, made from them. If the command has a `run`, it runs
+    within `run.accounted()`.
 
     Parameters
     ----------
     estimator : type, optional
-        Its parameters, which become `settings`, are options with the defaults of its constructor.
+        Its parameters become options, with the defaults of its constructor. The command gets them
+        as `settings`.
     """
 
     def decorate(function: Command) -> Command:
@@ -129,7 +130,7 @@ def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
             for name, parameter in signature.items()
             if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         }
-        # first in their order, and in place of those of the estimator
+        # first, to be in front; last, to replace options of the estimator with the same names
         options = declared | ({} if estimator is None else _options_of(estimator)) | declared
         for _, members in groups.values():
             options |= members
@@ -154,8 +155,8 @@ def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
 
 
 def _options_of(group: type[Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a class as options, which its docstring describes where they are not
-    declared.
+    """Return the parameters of a class as options. Its docstring gives the help of those that are
+    not declared.
     """
     hints = get_type_hints(group.__init__, include_extras=True)
     documented = {
@@ -175,7 +176,7 @@ def _options_of(group: type[Any]) -> dict[str, inspect.Parameter]:
 
 
 def _option(name: str, hint: Any, default: Any, text: str) -> Any:
-    """Return the option of a parameter, which is text where it may be text and other things."""
+    """Return the option of a parameter; it takes text if the parameter may be text."""
     types = get_args(hint) or (hint,)
     kind = str if str in types else types[0]
     long = f"--{name.replace('_', '-')}"

@@ -1,5 +1,5 @@
-"""`xlstm predict`, `forecast`, `generate` and `evaluate`: what a model in a file says of data, and
-how good it is.
+"""`xlstm predict`, `forecast`, `generate` and `evaluate`: answers of a model in a file, and how
+good they are.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from xlstm.plots import confusion_counts
 LaterOption = Annotated[
     Path | None, Option("--future-file", help="Table of the columns that are known in advance.")
 ]
-LARGEST = 700.0  # nats whose perplexity is a number
+LARGEST = 700.0  # nats beyond which the perplexity overflows
 UNITS = {"characters": "character", "bytes": "byte", "tokenizer": "token"}  # by the kind of a codec
 
 
@@ -98,7 +98,7 @@ def predict(
 
 
 def check_output(command: str, output: Path | None) -> None:
-    """Raise where a table cannot be printed, or written to a file."""
+    """Raise an error if a table cannot be printed, or written to a file."""
     if output is None:
         printable(command)
     else:
@@ -128,7 +128,7 @@ def _give(
 
 
 def _write(output: Path, columns: dict[str, Any], panel: Panel | None) -> None:
-    """Write a table to a file, in Parquet with the types of a panel that the table goes on from."""
+    """Write a table to a file; Parquet gets the types of the panel that the table continues."""
     if panel is not None and is_parquet(output):
         steps = len(columns[panel.time]) // len(panel.shown)
         dates = [
@@ -160,8 +160,8 @@ def _columns(
     quantiles: Sequence[Any],
     levels: Sequence[float],
 ) -> dict[str, Any]:
-    """Return forecasts of each series as columns: its name, times, and of each target the value and
-    the quantiles of `levels`.
+    """Return forecasts of each series as columns: its name, times, and for each target the value
+    and the quantiles of `levels`.
     """
     steps = len(points[0])
     columns: dict[str, Any] = {}
@@ -347,9 +347,7 @@ def evaluate(
 
 
 def of_text(report: Report, model: TextModel, nats: float, what: str) -> dict[str, Any]:
-    """Print the mean of -log p of a token of a text, and return it; `what` is the text, in
-    words.
-    """
+    """Print the mean of -log p of a token of a text, and return it; `what` describes the text."""
     perplexity = math.exp(nats) if nats < LARGEST else math.inf
     unit = UNITS[model.codec_kind_]
     report.print(f"{what}: {nats:.4f} nats a {unit}, perplexity {perplexity:.4g}")
@@ -374,8 +372,8 @@ def of_labels(
 
 
 def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score, dict[str, Any]]:
-    """Print the RMSE of a forecaster and of baselines on the test part, of several series the
-    RMSSE; return the score, and values for JSON.
+    """Print errors of a forecaster and of baselines on the test part: the RMSE, for several series
+    the RMSSE. Return the score, and values for JSON.
     """
     with panel.named():
         score = model.score(panel)

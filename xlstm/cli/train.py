@@ -56,28 +56,27 @@ from xlstm.training.folder import Folder
 PICTURE = "forecast.png"
 GRAPHS: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 HORIZON = 12
-SHORT = 20  # steps ahead by default, of which a series is to be so many times as long
+SHORT = 20  # a series should be this many times as long as the default horizon
 
 
 class CommandRun(Report):
-    """The training of a model into a folder, and what is printed about it.
+    """The training of a model into a folder, and the lines printed about it.
 
-    `xlstm train` without a kind keeps the model alone. All others keep a run: checkpoints and the
+    `xlstm train` without a kind keeps only the model. All others keep a run: checkpoints and the
     history.
 
     Parameters
     ----------
     context : typer.Context
     output : Path, optional
-        The folder. Neither a run nor a model is written over, and a run cannot go on where there is
-        none: ValueError.
+        The folder. ValueError if it holds a run or a model already, or no run to resume.
     graph : {"auto", "on", "off"}
         Whether steps are captured in CUDA graphs.
     resume, as_json, quiet : optional
-        Options of the command line, of which `quiet` works by itself.
+        Options of the command line; `quiet` has its effect by itself.
     ranks : int, optional
-        Where they are not there yet, the command is run on so many ranks, and this process ends as
-        they do. Rank 0 alone writes and prints.
+        If no launcher started ranks, the command runs on that many, and this process ends as they
+        do. Only rank 0 writes and prints.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class CommandRun(Report):
         raise ValueError(f"{self.output}: holds {problem}")
 
     def fit(self, model: Any, *data: Any, file: Path, **saved: Any) -> Any:
-        """Train an estimator on data of a file, and save it with options of `save`, also where a
+        """Train an estimator on data of a file, and save it with options of `save`, even if a
         signal ends training.
         """
         options: dict[str, Any] = {}
@@ -175,14 +174,14 @@ class CommandRun(Report):
     def _save(self, model: Any, file: Path, options: dict[str, Any]) -> None:
         if not self.leads:
             return
-        # Without checkpoints of a network the folder is not there yet.
+        # Without checkpoints of a network the folder does not exist yet.
         self.output.mkdir(parents=True, exist_ok=True)
         model.data_ = digest(file)
         model.save(self.file, **options)
         self.saved.append(self.file)
 
     def end(self, **values: Any) -> None:
-        """Print where the model is, or as JSON the values with what is said of any training."""
+        """Print where the model is, or as JSON the values and facts about the training."""
         self.print(f"model: {self.file}")
         seconds = time.perf_counter() - self.start
         unsaved = "" if self.trained is None else self.trained.unsaved
@@ -190,8 +189,8 @@ class CommandRun(Report):
 
     @contextlib.contextmanager
     def accounted(self) -> Iterator[None]:
-        """Where training or what follows fails or is interrupted, say which files are saved: exit
-        code 1 if any.
+        """If training or a later part fails or is interrupted, say which files are saved: exit code
+        1 if any.
         """
         try:
             yield
@@ -261,13 +260,13 @@ def train_forecast(
     if settings["candidates"] != "auto":
         settings["candidates"] = settings["candidates"].split(",")
     if settings["least"] is None and min(np.nanmin(values) for values in panel.values) >= 0:
-        settings["least"] = 0.0  # what never was below 0 will not be
+        settings["least"] = 0.0  # values that were never below 0 will stay so
     home = backend_of(backend, dtype)
     # no --column: there may be another in its place
     settings |= by_role.roles().parameters() | {"holidays": holidays}
     model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.title, **settings)
     with panel.named():
-        model.examples(panel)  # raises where the series cannot be trained on
+        model.examples(panel)  # raises if the series cannot be trained on
     narrow = "" if model.precision is None else f", training in {model.precision}"
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     run.print(f"series: {panel}")
@@ -289,7 +288,7 @@ def train_forecast(
 
 
 def candidates(model: Forecaster) -> str:
-    """Return in words which candidates a forecaster judged, on what, and which of them it has."""
+    """Return in words the candidates of a forecaster, their errors, and those that it uses."""
     errors: dict[str, list[str]] = {"from rolling origins": [], "on the validation part": []}
     for name, error in model.candidate_errors_.items():
         validated = name in ("average", "network")
@@ -301,8 +300,8 @@ def candidates(model: Forecaster) -> str:
 
 
 def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
-    """Draw forecasts of the first series and target: over the test part, and beyond the end where
-    all is known.
+    """Draw forecasts of the first series and target: over the test part, and beyond the end if
+    all covariates are known there.
     """
     fan = None
     ours = score.series == 0
