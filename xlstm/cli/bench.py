@@ -269,7 +269,7 @@ def _print_rows(rows: Sequence[Measurement]) -> None:
     speeds = [f"{row.device} {row.case.dtype}: {row.result / 1e9:.4g} GFLOP/s" for row in rows]
     if speeds:
         each = ", ".join(dict.fromkeys(speeds))
-        out.print(f"share is that of the speed of a large matrix product: {each}")
+        out.print(f"share is relative to the speed of a large matrix product: {each}")
 
 
 def faster(rows: Sequence[Measurement]) -> list[str]:
