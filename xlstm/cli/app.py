@@ -26,16 +26,16 @@ from xlstm.cli.predict import evaluate, forecast, generate, predict
 HELP_NAMES = ["-h", "--help"]
 DEFAULT = "series"  # the command of `xlstm train` alone
 TRAIN = (
-    "Train a model of a series (forecast, unless another is named), a text, or sequences with"
-    " labels."
+    "Train a model: a forecaster of series (if no other is named), a language model, or a"
+    " classifier of sequences."
 )
 
 
 class Root(TyperGroup):
-    """The command line, which says what is wrong in one line."""
+    """The command line. It prints each error in one line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read what comes before the name of a command."""
+        """Read the words before the name of a command."""
         if not args:  # help is shown
             return super().parse_args(ctx, args)
         with one_line_errors():
@@ -52,10 +52,10 @@ class Root(TyperGroup):
 
 
 class GroupWithDefault(TyperGroup):
-    """A group whose command `series`, which is hidden, is run where none is named."""
+    """A group with a hidden command `series`, which runs if no command is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the name of the default command first, where no other one is there."""
+        """Put the name of the default command first, if no other command is named."""
         names = {*HELP_NAMES, *self.commands} - {DEFAULT}
         named = args[0] in names if args else ctx.resilient_parsing
         return super().parse_args(ctx, args if named else [DEFAULT, *args])
@@ -107,7 +107,7 @@ COMMANDS: dict[str, Any] = {
 }
 for group, functions in ((trainers, TRAINERS), (app, COMMANDS)):
     for name, function in functions.items():
-        # lists show the first paragraph of its docstring, and not cut
+        # lists show the whole first paragraph of the docstring
         sentence = str(inspect.getdoc(function)).partition("\n\n")[0]
         group.command(name, short_help=sentence, hidden=name == DEFAULT)(function)
 

@@ -43,7 +43,7 @@ from xlstm.models.sequence import layer_of
 FASTER = 0.95  # the ratio below which times are not equal
 TORCH = "torch.nn"
 TORCH_LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
-# Rows are named for what runs in them.
+# The names of rows, in words.
 WORDS = {
     "numpy": "this library on NumPy arrays",
     "cupy": "this library on CuPy arrays",
@@ -94,12 +94,14 @@ class Case(NamedTuple):
 
 @command()
 def bench(
-    layers: Annotated[list[str] | None, Argument(help=f"{', '.join(CELLS)}, or imported.")] = None,
+    layers: Annotated[
+        list[str] | None, Argument(help=f"{', '.join(CELLS)}, or a name that --import registers.")
+    ] = None,
     size: Annotated[
         list[Size] | None, Option(parser=Size.of, metavar="T,B,D,H", help="May be repeated.")
     ] = None,
     dtype: Annotated[
-        list[str] | None, Option(help="float32, float64 or float16, repeatable.")
+        list[str] | None, Option(help="float32, float64 or float16; may be repeated.")
     ] = None,
     backends: Annotated[
         list[str] | None, Option("--backend", help="numpy, cupy, torch or torch.nn.")
@@ -114,8 +116,9 @@ def bench(
     """Compare backends and torch.nn on this machine: time, speed and memory of layers forward and
     backward.
 
-    They run side by side, in turn. The sizes at which another backend is faster than the first are
-    said at the end. Options for layers, sizes, dtypes, backends and files may be repeated.
+    All are timed in turn, side by side. The last lines say at which sizes another backend is
+    faster than the first. You may name several layers, and repeat the options for sizes, dtypes,
+    backends and files. A size has T steps, B sequences, an input of width D, and H hidden units.
     """
     for file in files or ():
         load(file)
@@ -161,7 +164,7 @@ def load(path: Path) -> None:
 
 
 def home_of(name: str, dtype: str) -> Backend:
-    """Return the backend of a row; raises as `backend` does, and where CuPy has no card to time."""
+    """Return the backend of a row; raises as `backend` does, and if CuPy has no card to time."""
     home = backend_to_time("torch" if name == TORCH else name, dtype)
     if simulated(home):
         raise BackendError(f"cupy: {home}, whose times are not those of a GPU")
@@ -169,8 +172,8 @@ def home_of(name: str, dtype: str) -> Backend:
 
 
 def rows_of(case: Case, homes: dict[str, Backend], rounds: int) -> list[Measurement]:
-    """Return the rows of a case, without those that have no such layer and those that fail; their
-    results are the speeds of a large product, measured in the same run.
+    """Return the rows of a case, without rows that fail or have no such layer. Their results are
+    the speeds of a large product, measured in the same run.
     """
     if case.layer not in TORCH_LAYERS:
         homes = {name: home for name, home in homes.items() if name != TORCH}
@@ -266,11 +269,11 @@ def _print_rows(rows: Sequence[Measurement]) -> None:
     speeds = [f"{row.device} {row.case.dtype}: {row.result / 1e9:.4g} GFLOP/s" for row in rows]
     if speeds:
         each = ", ".join(dict.fromkeys(speeds))
-        out.print(f"share is that of the speed of a large matrix product: {each}")
+        out.print(f"share is relative to the speed of a large matrix product: {each}")
 
 
 def faster(rows: Sequence[Measurement]) -> list[str]:
-    """Say at which sizes each other row is faster than the first one, by more than 5 %."""
+    """Say at which sizes each other row is more than 5 % faster than the first row."""
     first = rows[0].name
     sizes: dict[tuple[str, str], list[str]] = {}
     for row in rows:

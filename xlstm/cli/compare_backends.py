@@ -118,7 +118,7 @@ class Program:
 
     @property
     def operations(self) -> float:
-        """Floating-point operations of a step, but for those of a head."""
+        """Floating-point operations of a step, without the head."""
         return Case("lstm", self.size).operations
 
     def __str__(self) -> str:
@@ -174,22 +174,22 @@ def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend
 @command()
 def compare(
     require: Annotated[
-        list[str] | None, Option(help="Row that must run, such as cupy; repeatable.")
+        list[str] | None, Option(help="Row that must run, such as cupy; may be repeated.")
     ] = None,
     rounds: RoundsOption = 5,
     report: Annotated[
-        Path | None, Option(help="Page to write, .html or .txt: what is printed, and this machine.")
+        Path | None, Option(help="Page to write, .html or .txt: the printed text and this machine.")
     ] = None,
     *,
     outputs: Outputs,
 ) -> None:
-    """Run the same programs on every backend here: the differences of all numbers, times and
+    """Run the same programs on every backend here, and show differences of all numbers, times and
     memory.
 
-    The programs are that of the NumPy notebook this library began as, a layer, and a model with its
-    optimiser. The differences are those from float64 NumPy, of y, every gate, every gradient and
-    every new weight, relative to the largest magnitude of the array. The exit code is 1 if one is
-    too large.
+    The programs are training steps: of the NumPy notebook that this library began as, of a layer,
+    and of a model with its optimiser. The tables show how far y, every gate, every gradient and
+    every new weight differ from float64 NumPy, relative to the largest magnitude of the array. The
+    exit code is 1 if a difference is too large.
     """
     for name in require or ():
         checks.choice(VARIANTS)("compare", "--require", name)
@@ -221,7 +221,7 @@ def compare(
 
 
 def _backend_of(name: str) -> Backend:
-    """Return the backend of a variant; BackendError where it does not run here."""
+    """Return the backend of a variant; BackendError if it does not run here."""
     variant = VARIANTS[name]
     if variant.compile == "1" and jit.failure():
         raise BackendError(f"{name}: {jit.failure()}")
@@ -229,8 +229,8 @@ def _backend_of(name: str) -> Backend:
 
 
 def rows_of(program: Program, homes: Mapping[str, Backend], rounds: int) -> list[Measurement]:
-    """Return the rows of a program, timed in turn; their results are differences from float64
-    NumPy, infinite where a row fails.
+    """Return the rows of a program, timed in turn. Their results are differences from float64
+    NumPy, infinite if a row fails.
     """
     expected = program.step(REFERENCE, replace(homes[REFERENCE], dtype="float64"))()()
     ready = {name: replace(home, dtype=program.dtype) for name, home in homes.items()}
@@ -278,7 +278,7 @@ def _running(variant: Variant) -> Iterator[None]:
     try:
         if variant.compile is not None:
             os.environ[jit.VARIABLE] = variant.compile
-        # The numbers show which are not finite. BLAS may tell of invalid ones, too, where all are
+        # The numbers show which are not finite. BLAS may warn of invalid numbers even if all are
         # finite.
         with (
             np.errstate(over="ignore", invalid="ignore"),

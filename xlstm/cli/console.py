@@ -33,14 +33,14 @@ ERRORS = (
 )
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 INTERRUPTED = 130
-CLOSED = 141  # exit codes, those of a shell for SIGINT and SIGPIPE
+CLOSED = 141  # exit codes, as a shell has for SIGINT and SIGPIPE
 # a table without a frame
 OPEN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 
 
 class _Console(Console):
-    """A console that shows control characters as escapes, and raises where nobody reads any
-    more.
+    """A console that shows control characters as escapes, and raises if nobody reads the output
+    any more.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -48,7 +48,7 @@ class _Console(Console):
         return super().render_str(visible(text), **options)
 
     def on_broken_pipe(self) -> None:
-        """Raise the error; rich calls this where it has caught it."""
+        """Raise the error; rich calls this after it has caught the error."""
         raise
 
 
@@ -57,18 +57,18 @@ class _Console(Console):
 out = _Console(highlight=False, markup=False, soft_wrap=True, width=10_000)
 err = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 said: list[str] = []  # on standard error
-ranks: list[int] = []  # that of this process, where several train one model
+ranks: list[int] = []  # the rank of this process, if several train one model
 
 
 def visible(text: str) -> str:
-    """Return a text with escapes for what would change a terminal: control characters, and those
-    that turn text.
+    """Return a text with escapes for characters that would change a terminal: control characters,
+    and characters that turn text.
     """
     return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def put(text: str) -> None:
-    """Print data on standard output: as they are, but visible on a terminal."""
+    """Print data on standard output as they are; on a terminal, make all characters visible."""
     sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -81,22 +81,22 @@ def tell(message: str) -> None:
 
 
 def be_rank(rank: int) -> None:
-    """Print from here on only where this process is rank 0 of several that train one model."""
+    """Print from here on only if this process is rank 0 of several that train one model."""
     ranks.append(rank)
     out.quiet |= rank > 0
     err.quiet |= rank > 0
 
 
 def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Show an error that ends the process; of bad input the line that ends the job of several ranks
-    says enough.
+    """Show an error that ends the process. For bad input, the line that ends the job of several
+    ranks says enough.
     """
     if not (ranks and isinstance(error, ERRORS)):
         process_signals.end_of_interrupted(kind, error, trace)
 
 
 def tell_of_ranks(group: distributed.Group) -> None:
-    """Let rank 0 print what other ranks would have said on standard error, where it did not say so
+    """Let rank 0 print the lines of other ranks for standard error, unless it printed the same line
     itself.
     """
     lines_of_ranks = group.tell(said)
@@ -121,9 +121,7 @@ def table(
     left: int = 1,
     **style: Any,
 ) -> Table:
-    """Return a table whose first columns begin at the left, and whose other ones end at the
-    right.
-    """
+    """Return a table with its first columns aligned to the left, and the others to the right."""
     grid = Table(title=title, title_justify="left", **style)
     for k, name in enumerate(names):
         grid.add_column(name, no_wrap=True, justify="left" if k < left else "right")
@@ -133,19 +131,19 @@ def table(
 
 
 def printable(command: str) -> None:
-    """Refuse a command whose only result is its output, where there is no output."""
+    """Refuse a command whose only result is its output, if standard output is closed."""
     if sys.stdout is None:
         raise OSError(f"{command}: standard output is closed, there is nowhere to print to")
 
 
 class Report:
-    """Lines on standard output; where they cannot be printed, the work goes on, and `finish` raises
+    """Lines on standard output. If they cannot be printed, the work continues, and `finish` raises
     the error.
 
     Parameters
     ----------
     as_json : bool
-        Print no lines, but at the end one JSON object.
+        Print one JSON object at the end, and no lines.
     """
 
     def __init__(self, as_json: bool = False) -> None:
@@ -158,8 +156,8 @@ class Report:
             self._try(out.print, line)
 
     def finish(self, **values: Any) -> None:
-        """Print the values where JSON is asked for, and raise the error of the first line that
-        could not be printed.
+        """Print the values if JSON is asked for, and raise the error of the first line that could
+        not be printed.
         """
         if self.as_json:
             self._try(typer.echo, to_json(values))
@@ -174,12 +172,12 @@ class Report:
             try:
                 write(line)
             except (OSError, ValueError) as error:
-                # ValueError: the terminal does not have a letter
+                # ValueError: the terminal cannot show a letter
                 self.error = error
 
 
 class Log(logging.Handler):
-    """Print what the library logs on standard error."""
+    """Print the messages that the library logs on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message of a record; commands say in their own words how training ended."""
@@ -196,7 +194,7 @@ def one_line_errors() -> Iterator[None]:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has had enough
+    except BrokenPipeError:  # the reader of the output has closed it
         raise typer.Exit(CLOSED) from None
     except (*ERRORS, KeyboardInterrupt, Terminated) as error:
         if ranks and not interrupted(error):
@@ -217,8 +215,8 @@ def one_line_errors() -> Iterator[None]:
 
 
 def message_of(error: BaseException) -> str:
-    """Return the message of an error, that of the system without its number, and other kinds with
-    their name.
+    """Return the message of an error: an error of the system without its number, an error of an
+    unexpected kind with its name.
     """
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -228,8 +226,8 @@ def message_of(error: BaseException) -> str:
 def description(error: BaseException) -> str:
     """Return the line for an error that ends a command.
 
-    The number of a signal says which one it was: outside of training, and as the second one, every
-    signal raises KeyboardInterrupt.
+    The number of a signal tells which signal it was: outside of training, and as the second signal,
+    every signal raises KeyboardInterrupt.
     """
     if not interrupted(error):
         return f"error: {message_of(error)}"
@@ -246,7 +244,7 @@ def interrupted(error: BaseException) -> bool:
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code for an error: 2 for bad input, or that of the signal which caused it."""
+    """Return the exit code for an error: 2 for bad input, or the code of the signal behind it."""
     if (number := getattr(error, "signal", None)) is not None:  # of `Interrupted` and `Terminated`
         return 128 + int(number)
     return process_signals.received() or (INTERRUPTED if interrupted(error) else 2)

@@ -25,22 +25,24 @@ def export(
     model: Annotated[
         Path, Argument(help="Model file of train, import, an estimator's save or models.save.")
     ],
-    to: Annotated[str, Option("--to", help="onnx, torch, keras or c.")] = "onnx",
+    to: Annotated[str, Option("--to", help="Format: onnx, torch, keras or c.")] = "onnx",
     output: Annotated[
-        Path | None, Option("--output", "-o", help="By default beside the model.")
+        Path | None, Option("--output", "-o", help="File to write; by default beside the model.")
     ] = None,
     history: Annotated[
-        int | None, Option(help="Values that the ONNX file of a forecaster looks at.")
+        int | None, Option(help="ONNX of a forecaster: values of a series that it reads.")
     ] = None,
-    name: Annotated[str, Option(help="C: the prefix of all names.")] = "model",
-    weights: Annotated[str, Option(help="C: float32, or int8 for matrices.")] = "float32",
-    libm: Annotated[bool, Option(help="C: call functions of math.h.")] = True,
+    name: Annotated[str, Option(help="C: prefix of all names.")] = "model",
+    weights: Annotated[
+        str, Option(help="C: type of weights, float32, or int8 for matrices.")
+    ] = "float32",
+    libm: Annotated[bool, Option(help="C: use functions of math.h.")] = True,
     steps: Annotated[
-        int | None, Option(help="C: most steps of a sequence, for a layer that goes in reverse.")
+        int | None, Option(help="C: steps of the longest sequence, if a layer reads in reverse.")
     ] = None,
 ) -> None:
-    """Write a model for onnxruntime or as C for a device, with an estimator's scaling and labels, or
-    its network for PyTorch or Keras.
+    """Write a model for onnxruntime or as C for a device, with the scaling and labels of an
+    estimator, or write its network for PyTorch or Keras.
     """
     checks.choice(SUFFIXES)("export", "--to", to)
     file, _, estimator, network, params = load_model("export", model)
@@ -83,7 +85,7 @@ def export(
 
 
 def _export_c(model: Any, params: Params | None, path: Path, options: dict[str, Any]) -> None:
-    """Write C, and print what it asks of a device."""
+    """Write C, and print the memory and operations that it needs on a device."""
     from xlstm.interop.c import to_c
 
     program = to_c(model, params, path, **options)
@@ -103,15 +105,17 @@ def import_(
         Argument(help=".onnx, .keras, .weights.h5, or .safetensors, .pt, .pth, .ckpt of PyTorch."),
     ],
     kind: Annotated[
-        str | None, Option(help="lstm, gru or rnn; what the file shows if left out.")
+        str | None, Option(help="lstm, gru or rnn; by default as the file says.")
     ] = None,
     name: Annotated[
-        str, Option(help="Node, layer, or prefix of names, where the file holds others too.")
+        str, Option(help="Node, layer or prefix of names to read, if the file holds several.")
     ] = "",
     activation: Annotated[
-        str | None, Option(help="That of a plain RNN whose file does not say it.")
+        str | None, Option(help="Activation of a plain RNN, if its file does not say it.")
     ] = None,
-    output: Annotated[Path | None, Option("--output", "-o", help="By default beside FILE.")] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="File to write; by default beside FILE.")
+    ] = None,
 ) -> None:
     """Read an LSTM, GRU or RNN from a file of another library and write it as a model file."""
     file, _ = find_model("import", file, foreign=True)
@@ -143,6 +147,6 @@ def import_(
 
 
 def _check_target(path: Path, source: Path) -> None:
-    """Raise ValueError where the file to write is the one that is read."""
+    """Raise ValueError if the file to write is the file that is read."""
     if path.exists() and path.samefile(source):
         raise ValueError(f"{path}: is the file that is read, expected another name to write to")

@@ -53,8 +53,7 @@ LAYERS: dict[str, type[Any]] = {
     "minlstm": minLSTM,
     "mingru": minGRU,
 }
-# Cards to ask about where there is none: SMs, the shared memory of a block, and blocks of a
-# cluster.
+# Cards to ask about without a GPU: SMs, the shared memory of a block, and blocks of a cluster.
 CARDS = {
     "v100": Device("Tesla V100", 70, 80, 96 * 1024),
     "t4": Device("Tesla T4", 75, 40, 64 * 1024),
@@ -70,13 +69,13 @@ CARDS = {
 def info(
     layer: Annotated[
         tuple[str, int, int, int, str] | None,
-        Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU."),
+        Option("--explain", metavar="LAYER T B H DTYPE", help="Say how a layer runs on a GPU."),
     ] = None,
     card: Annotated[
-        str | None, Option(help="For --explain: t4, rtx4090, h100, ... instead of the GPU.")
+        str | None, Option(help="Card for --explain, instead of the GPU: t4, rtx4090, h100, ...")
     ] = None,
     check: Annotated[
-        bool, Option("--check", help="Compare the values of every kind of kernel on the GPU.")
+        bool, Option("--check", help="Compare kernels with NumPy, as `xlstm check`.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,7 +96,7 @@ def info(
 
 
 def show(rows: dict[str, Any]) -> None:
-    """Print what `describe` or `explain` returns, a line each."""
+    """Print the rows of `describe` or `explain`, a line each."""
     for name, value in rows.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {entry}" for key, entry in value.items())
@@ -153,8 +152,8 @@ def version_of(package: str) -> str | None:
 
 
 def compiled() -> str:
-    """Say whether the loops on NumPy arrays are compiled, or why not, and where the code is
-    kept.
+    """Say whether the loops on NumPy arrays are compiled, and where the code is kept, or why they
+    are not compiled.
     """
     if os.environ.get(jit.VARIABLE) == "0":
         return f"no: {jit.VARIABLE}=0"

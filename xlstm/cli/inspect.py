@@ -31,27 +31,25 @@ from xlstm.estimators import Forecaster, TextModel
 from xlstm.plots.networks import MOST
 
 FOLDER = Path("xlstm-inspect")
-LETTERS = 32  # of a text that are read for a token; a number with its gap has fewer
+LETTERS = 32  # of a text, read for each token; a number with its gap has fewer
 
 
 @command()
 def inspect_model(
     model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
     data: Annotated[
-        Path | None, Argument(help="Series of a forecaster, a text, or a table.")
+        Path | None, Argument(help="Data to show the model: a series, a text, or a table.")
     ] = None,
     column: ColumnOption = None,
-    steps: Annotated[
-        int, Option(help="Time steps of the data that the model is shown, at most.")
-    ] = 200,
+    steps: Annotated[int, Option(help="Time steps of the data to show the model, at most.")] = 200,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder; xlstm-inspect, or none with --json.")
+        Path | None, Option("--output", "-o", help="By default xlstm-inspect, or none with --json.")
     ] = None,
     as_json: JsonOption = False,
     *,
     dialect: Dialect,
 ) -> None:
-    """Draw the parameters of a model and, over data, its gates, states, memory and gradients."""
+    """Draw the parameters of a model, and over data its gates, states, memory and gradients."""
     printable("inspect")
     checks.whole(3, checks.LARGEST)("inspect", "steps", steps)
     loaded = load_model("inspect", model, "numpy", dialect, column=column)
@@ -148,8 +146,8 @@ def _tokens(codec: Any, data: Path, steps: int) -> Host:
 
 
 def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Host:
-    """Return the first sequence of a table, or its first rows where each is a sequence, as the
-    network sees them, (T, B, D).
+    """Return the first sequence of a table, as the network sees it, (T, B, D); if each row is a
+    sequence, the first rows.
     """
     layout = SequenceTable.of_model(loaded)
     rows = loaded.estimator.prepared(layout.read(data, dialect, labels=False)[0])

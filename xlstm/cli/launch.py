@@ -2,8 +2,8 @@
 command line.
 
 A rank writes to standard output and error of this process, and not to pipes of mpiexec: the
-progress bar stays on a terminal, and what mpiexec itself prints is apart. By a socket it tells its
-number and its process once MPI has started, and its exit code at the end.
+progress bar stays on a terminal, and mpiexec's own messages are kept apart. A rank sends its number
+and its process through a socket once MPI has started, and its exit code at the end.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from xlstm.cli.console import tell
 
 # in ranks: the descriptors of standard output, of standard error and of the socket
 VARIABLE = "XLSTM_RANKS"
-# In what mpiexec prints of a rank that did not end well: its process, and the number of the signal
-# that ended it.
+# In mpiexec's message about a rank that failed: its process, and the number of the signal that
+# ended it.
 BANNER = re.compile(r"PID (\d+) RUNNING AT(?:.*EXIT STRING: [^\n]*\(signal (\d+)\))?", re.DOTALL)
 
 _channel: socket.socket | None = None  # from a rank to its launcher
@@ -40,8 +40,8 @@ _channel: socket.socket | None = None  # from a rank to its launcher
 def join(ranks: int | None) -> distributed.Group:
     """Return the ranks that train together: those that a launcher started, or else this process.
 
-    Where `ranks` asks for several and there are none yet, the command line is run on so many, and
-    this process ends as they do.
+    If `ranks` asks for several and no launcher started them, this function runs the command line on
+    that many ranks, and this process ends with their exit code.
     """
     group = distributed.group()
     if group.size > 1:
@@ -58,8 +58,8 @@ def launch(ranks: int) -> int:
     """Run the command line of this process on so many ranks, pass signals on to them, and return
     the exit code.
 
-    It is 128 + the signal where one ended the job, that of rank 0 where every rank came to its end,
-    and else 1, which a line on standard error explains.
+    If a signal ended the job, the code is 128 + the signal. If every rank came to its end, it is
+    the code of rank 0. Otherwise it is 1, and a line on standard error explains it.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def launch(ranks: int) -> int:
 
 
 class _Job:
-    """The ranks as far as they are known: their processes, and the exit codes of those that came to
+    """The ranks that are known so far: their processes, and the exit codes of ranks that came to
     their end.
     """
 
@@ -111,7 +111,7 @@ class _Job:
         self.signal = 0  # the first one that was passed on
 
     def note(self, rank: int, process: int, code: int) -> None:
-        """Note what a rank tells."""
+        """Note the message of a rank."""
         self.processes[process] = rank
         if code >= 0:
             self.codes[rank] = code
@@ -130,8 +130,8 @@ class _Job:
                 os.kill(process, number)
 
     def verdict(self, code: int, printed: str) -> int:
-        """Return the exit code of the job, and say why it is 1, by the exit code of mpiexec and
-        what that printed.
+        """Return the exit code of the job. If it is 1, say why, from the exit code and the output
+        of mpiexec.
         """
         ended = len(self.codes) == self.ranks
         if ended and not any(self.codes.values()):
@@ -162,7 +162,7 @@ class _Job:
 
 
 def attach() -> None:
-    """Where this process is a rank, write where its launcher does, and end with it."""
+    """If this process is a rank, write to the streams of its launcher, and end with it."""
     global _channel
     if VARIABLE not in os.environ:
         return
@@ -185,15 +185,15 @@ def report(code: int = -1) -> None:
 
 
 def _follow(channel: socket.socket) -> None:
-    """End as by SIGTERM where the launcher has ended before: it was killed."""
+    """End as by SIGTERM if the launcher has ended before: it was killed."""
     with contextlib.suppress(OSError):
         channel.recv(1)  # it sends nothing
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _copied(number: int) -> int:
-    """Return another descriptor of a stream, which from here on is one of nothing where it was
-    closed.
+    """Return another descriptor of a stream; if the stream is closed, open it to the null device
+    first.
     """
     try:
         os.fstat(number)

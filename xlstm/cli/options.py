@@ -22,25 +22,27 @@ Command = Callable[..., None]
 
 
 def _quiet(context: typer.Context, value: bool) -> bool:
-    """Print nothing but errors, warnings and what a program asked for, until the command ends."""
+    """Print only errors, warnings and output for a program, until the command ends."""
     out.quiet = value
     context.call_on_close(lambda: setattr(out, "quiet", False))
     return value
 
 
-BackendOption = Annotated[str, Option("--backend", help="auto, numpy, cupy or torch.")]
+BackendOption = Annotated[
+    str, Option("--backend", help="Array library: auto, numpy, cupy or torch.")
+]
 ColumnOption = Annotated[
     str | None, Option("--column", help="Column to forecast, if several hold numbers.")
 ]
 TableOption = Annotated[
-    Path | None, Option("--output", "-o", help="A .csv or .parquet; else CSV is printed.")
+    Path | None, Option("--output", "-o", help="A .csv or .parquet file; by default, print CSV.")
 ]
 LevelsOption = Annotated[
-    str | None, Option("--quantiles", help="Levels between 0 and 1, such as 0.05,0.5,0.95.")
+    str | None, Option("--quantiles", help="Quantiles between 0 and 1, such as 0.05,0.5,0.95.")
 ]
-JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
+JsonOption = Annotated[bool, Option("--json", help="Print one JSON object, and no text.")]
 QuietOption = Annotated[
-    bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")
+    bool, Option("--quiet", "-q", callback=_quiet, help="Print only errors, warnings and --json.")
 ]
 
 
@@ -48,18 +50,20 @@ QuietOption = Annotated[
 class ByRole:
     """The columns of a table by role."""
 
-    target: Annotated[list[str] | None, Option(help="Column to forecast, repeatable.")] = None
+    target: Annotated[list[str] | None, Option(help="Column to forecast; may be repeated.")] = None
     past: Annotated[
-        list[str] | None, Option(help="Column known as far as targets, repeatable.")
+        list[str] | None, Option(help="Column known as far as the targets; may be repeated.")
     ] = None
-    future: Annotated[list[str] | None, Option(help="Column known in advance, repeatable.")] = None
+    future: Annotated[
+        list[str] | None, Option(help="Column known in advance; may be repeated.")
+    ] = None
     static: Annotated[
-        list[str] | None, Option(help="Column that is constant in a series, repeatable.")
+        list[str] | None, Option(help="Column that is constant in a series; may be repeated.")
     ] = None
     series_id: Annotated[str | None, Option(help="Column that tells several series apart.")] = None
 
     def roles(self, column: str | None = None) -> Roles:
-        """Return the roles, with `column` for the target where none is named."""
+        """Return the roles, with `column` as the target if no target is named."""
         if column is not None and self.target:
             raise ValueError(
                 f"--column is {column} beside --target, expected one of them; --target can be"
@@ -71,7 +75,7 @@ class ByRole:
 
 
 def levels_of(command: str, text: str) -> list[float]:
-    """Return the levels of `LevelsOption`, which has commas between them, in rising order."""
+    """Return the levels of `LevelsOption`, a text with commas, in rising order."""
     try:
         levels = sorted({float(level) for level in text.split(",")})
     except ValueError:
@@ -81,7 +85,7 @@ def levels_of(command: str, text: str) -> list[float]:
     return [*checks.rising(1)(command, "--quantiles", levels)]
 
 
-# Parameters of estimators that are no options.
+# Parameters of estimators that are not options.
 NO_OPTIONS = {
     "calendar",
     "options",
@@ -94,7 +98,7 @@ NO_OPTIONS = {
     "missing",
     "symbols",
     "min_count",
-    "SequenceClassifier.embedding_size",  # that of symbols
+    "SequenceClassifier.embedding_size",  # of symbols
 }
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
@@ -103,14 +107,15 @@ PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE
 def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
     """Give a command options in the place of its keyword-only parameters and of `**settings`.
 
-    A keyword-only parameter is a group of options: the parameters of its class become options, from
-    which an object of the class is made. The command runs within `run.accounted()` where it has a
-    `run`.
+    A keyword-only parameter is a group of options: the parameters of its class become options, and
+    the command gets an object of the class, made from them. If the command has a `run`, it runs
+    within `run.accounted()`.
 
     Parameters
     ----------
     estimator : type, optional
-        Its parameters, which become `settings`, are options with the defaults of its constructor.
+        Its parameters become options, with the defaults of its constructor. The command gets them
+        as `settings`.
     """
 
     def decorate(function: Command) -> Command:
@@ -125,7 +130,7 @@ def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
             for name, parameter in signature.items()
             if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         }
-        # first in their order, and in place of those of the estimator
+        # first, to be in front; last, to replace options of the estimator with the same names
         options = declared | ({} if estimator is None else _options_of(estimator)) | declared
         for _, members in groups.values():
             options |= members
@@ -150,8 +155,8 @@ def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
 
 
 def _options_of(group: type[Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a class as options, which its docstring describes where they are not
-    declared.
+    """Return the parameters of a class as options. Its docstring gives the help of those that are
+    not declared.
     """
     hints = get_type_hints(group.__init__, include_extras=True)
     documented = {
@@ -171,7 +176,7 @@ def _options_of(group: type[Any]) -> dict[str, inspect.Parameter]:
 
 
 def _option(name: str, hint: Any, default: Any, text: str) -> Any:
-    """Return the option of a parameter, which is text where it may be text and other things."""
+    """Return the option of a parameter; it takes text if the parameter may be text."""
     types = get_args(hint) or (hint,)
     kind = str if str in types else types[0]
     long = f"--{name.replace('_', '-')}"

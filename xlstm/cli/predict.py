@@ -1,5 +1,5 @@
-"""`xlstm predict`, `forecast`, `generate` and `evaluate`: what a model in a file says of data, and
-how good it is.
+"""`xlstm predict`, `forecast`, `generate` and `evaluate`: answers of a model in a file, and how
+good they are.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots import confusion_counts
 
 LaterOption = Annotated[
-    Path | None, Option("--future-file", help="Table of what is known in advance.")
+    Path | None, Option("--future-file", help="Table of the columns that are known in advance.")
 ]
-LARGEST = 700.0  # nats whose perplexity is a number
+LARGEST = 700.0  # nats beyond which the perplexity overflows
 UNITS = {"characters": "character", "bytes": "byte", "tokenizer": "token"}  # by the kind of a codec
 
 
@@ -58,10 +58,10 @@ def predict(
     ],
     column: ColumnOption = None,
     steps: Annotated[
-        int | None, Option(help="Steps to forecast; beyond the horizon by feeding back.")
+        int | None, Option(help="Steps to forecast; beyond the horizon from earlier forecasts.")
     ] = None,
     intervals: Annotated[
-        bool, Option("--intervals", help="Add the quantiles that were learned.")
+        bool, Option("--intervals", help="Add the quantiles that the model learned.")
     ] = False,
     quantiles: LevelsOption = None,
     future_file: LaterOption = None,
@@ -71,8 +71,8 @@ def predict(
     *,
     dialect: Dialect,
 ) -> None:
-    """Forecast what comes after the last value of a series, or tell the labels of sequences and
-    their probabilities.
+    """Forecast the values after the end of a series, or predict labels of sequences with their
+    probabilities.
     """
     check_output("predict", output)
     loaded = load_model(
@@ -98,7 +98,7 @@ def predict(
 
 
 def check_output(command: str, output: Path | None) -> None:
-    """Raise where a table cannot be printed, or written to a file."""
+    """Raise an error if a table cannot be printed, or written to a file."""
     if output is None:
         printable(command)
     else:
@@ -128,7 +128,7 @@ def _give(
 
 
 def _write(output: Path, columns: dict[str, Any], panel: Panel | None) -> None:
-    """Write a table to a file, in Parquet with the types of a panel that the table goes on from."""
+    """Write a table to a file; Parquet gets the types of the panel that the table continues."""
     if panel is not None and is_parquet(output):
         steps = len(columns[panel.time]) // len(panel.shown)
         dates = [
@@ -160,8 +160,8 @@ def _columns(
     quantiles: Sequence[Any],
     levels: Sequence[float],
 ) -> dict[str, Any]:
-    """Return forecasts of each series as columns: its name, times, and of each target the value and
-    the quantiles of `levels`.
+    """Return forecasts of each series as columns: its name, times, and for each target the value
+    and the quantiles of `levels`.
     """
     steps = len(points[0])
     columns: dict[str, Any] = {}
@@ -199,14 +199,14 @@ def forecast(
         Path, Argument(help="CSV or Parquet file of series; - is CSV on standard input.")
     ],
     horizon: Annotated[
-        int | None, Option(help="Steps to forecast; that of the model, or a patch of TiRex.")
+        int | None, Option(help="Steps to forecast; by default the model's, or a patch of TiRex.")
     ] = None,
     future_file: LaterOption = None,
     quantiles: LevelsOption = None,
     output: TableOption = None,
     backend: BackendOption = "auto",
     dtype: Annotated[
-        str | None, Option(help="float32 or float64; by default that of the checkpoint.")
+        str | None, Option(help="float32 or float64; by default as the checkpoint.")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -217,8 +217,8 @@ def forecast(
     """Forecast the series of a table with a trained model, or with a published TiRex, which needs
     no training.
 
-    A trained model knows its columns. TiRex is told them, and forecasts all others where no target
-    is named.
+    A trained model knows its columns. For TiRex, name the columns. Without --target, TiRex
+    forecasts all columns that have no other role.
     """
     check_output("forecast", output)
     file, kind = find_model("forecast", model, foreign=True)
@@ -253,20 +253,22 @@ def generate(
         str, Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")
     ],
     max_tokens: Annotated[int, Option(help="Tokens to add, at most.")] = 100,
-    temperature: Annotated[float, Option(help="0 takes the likeliest token always.")] = 0.0,
-    top_k: Annotated[int | None, Option(help="Draw from so many likeliest tokens.")] = None,
+    temperature: Annotated[
+        float, Option(help="0 always takes the likeliest token; more draws more freely.")
+    ] = 0.0,
+    top_k: Annotated[int | None, Option(help="Draw from this number of likeliest tokens.")] = None,
     top_p: Annotated[
-        float | None, Option(help="Draw from the likeliest, so probable together.")
+        float | None, Option(help="Draw from the likeliest tokens that together are this probable.")
     ] = None,
     seed: Annotated[int, Option(help="Seed of the draws.")] = 0,
     stop: Annotated[int | None, Option(help="Token that ends the text.")] = None,
-    as_bytes: Annotated[bool, Option("--bytes", help="Tokens are bytes of UTF-8.")] = False,
+    as_bytes: Annotated[bool, Option("--bytes", help="Read tokens as bytes of UTF-8.")] = False,
     backend: BackendOption = "auto",
     dtype: Annotated[
-        str | None, Option(help="float32 or float64; that of the checkpoint if left out.")
+        str | None, Option(help="float32 or float64; by default as the checkpoint.")
     ] = None,
 ) -> None:
-    """Go on from a prompt with a language model, token by token."""
+    """Continue a prompt with a language model, token by token."""
     printable("generate")
     draws: dict[str, Any] = {
         "temperature": temperature,
@@ -345,9 +347,7 @@ def evaluate(
 
 
 def of_text(report: Report, model: TextModel, nats: float, what: str) -> dict[str, Any]:
-    """Print the mean of -log p of a token of a text, and return it; `what` is the text, in
-    words.
-    """
+    """Print the mean of -log p of a token of a text, and return it; `what` describes the text."""
     perplexity = math.exp(nats) if nats < LARGEST else math.inf
     unit = UNITS[model.codec_kind_]
     report.print(f"{what}: {nats:.4f} nats a {unit}, perplexity {perplexity:.4g}")
@@ -372,8 +372,8 @@ def of_labels(
 
 
 def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score, dict[str, Any]]:
-    """Print the RMSE of a forecaster and of baselines on the test part, of several series the
-    RMSSE; return the score, and values for JSON.
+    """Print errors of a forecaster and of baselines on the test part: the RMSE, for several series
+    the RMSSE. Return the score, and values for JSON.
     """
     with panel.named():
         score = model.score(panel)

@@ -1,10 +1,10 @@
-"""Signals end the command line quietly at any moment, with the exit code 128 + signal (130 is that
-of Ctrl-C).
+"""Signals end the command line quietly at any moment, with the exit code 128 + signal (130 for
+Ctrl-C).
 
 Python raises KeyboardInterrupt wherever it happens to be. During imports and after the last line of
-the program nobody catches it, so there a signal ends the process at once; no work is under way that
-needs to be cleaned up. In between it is raised, and one that falls into a destructor or a callback,
-where Python shows exceptions and ignores them, ends the process, too.
+the program nobody catches it. So a signal ends the process at once there; no work needs to be
+cleaned up. In between, a signal raises KeyboardInterrupt. In a destructor or a callback Python
+would show this exception and ignore it, so there it ends the process, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
 else:
-    # the modules above take milliseconds to import, and a signal in that time would show a
+    # importing the modules above takes milliseconds, and a signal in that time would show a
     # traceback
     import _signal as signal
 
@@ -58,7 +58,7 @@ def interrupt() -> None:
 
 
 def done() -> None:
-    """Let a signal end the process at once again; one that came before decides nothing any more."""
+    """Let a signal end the process at once again, and forget earlier signals."""
     end_at_once()
     # Python would die of an interrupt that has passed through `exec`; the next `exec` forgets it
     exec("")
@@ -70,7 +70,7 @@ def received() -> int | None:
 
 
 def handle(handler: Callable[[int, FrameType | None], object] | int) -> None:
-    """Handle the signals, but those that the process ignores."""
+    """Handle the signals, except those that the process ignores."""
     for number in SIGNALS:
         # the shell ignores it for a job in the background
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -83,17 +83,17 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def end_of_interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Show no traceback where a signal is the cause."""
+    """Show no traceback if a signal is the cause."""
     if (code := received()) is not None:
         os._exit(code)
     sys.__excepthook__(kind, error, trace)
 
 
 def _end_of_ignored(ignored: Any) -> None:
-    """Let an interrupt that Python is about to ignore end the process, and show errors before any
-    signal as ever.
+    """Let an interrupt that Python is about to ignore end the process; without a signal, show
+    errors as usual.
 
-    After a signal, destructors fail because of objects that it left half made.
+    After a signal, destructors may fail because of objects that it left half made.
     """
     if (code := received()) is None:
         sys.__unraisablehook__(ignored)

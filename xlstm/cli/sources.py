@@ -45,9 +45,7 @@ COMMANDS = {
 
 
 class Loaded(NamedTuple):
-    """A model file: its kind, its estimator or None, and in both cases a network with its
-    parameters.
-    """
+    """A model file: its kind, its estimator or None, and a network with its parameters."""
 
     file: Path
     kind: str
@@ -57,16 +55,16 @@ class Loaded(NamedTuple):
 
 
 def find_model(command: str, path: Path, foreign: bool = False) -> tuple[Path, str]:
-    """Return the model file that a path names, itself or in the folder of a run, and its kind.
+    """Return the model file that a path names, and its kind. The path may be the folder of a run.
 
-    With `foreign` the command takes files of other libraries, too: their path is returned with ""
-    for the kind.
+    With `foreign` the command also takes files of other libraries: it gets their path, with "" as
+    the kind.
 
     Raises
     ------
     OSError, ValueError
-        There is no such file, or it is not for the command; the error names the commands that take
-        it.
+        There is no such file, or the command does not take its kind; the error names the commands
+        that do.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -88,8 +86,10 @@ def load_model(
     dialect: Dialect = PLAIN,
     **options: object,
 ) -> Loaded:
-    """Return what a model file holds; raises as `find_model` and as the loader of its kind do, and
-    ValueError where options of a forecaster, or of tables, are given for a model of another kind.
+    """Return the content of a model file.
+
+    Raises as `find_model` and as the loader of its kind do, and ValueError if options of a
+    forecaster, or of tables, are given for a model of another kind.
     """
     file, kind = find_model(command, path)
     if kind in ESTIMATORS:
@@ -109,14 +109,14 @@ def load_model(
 
 
 def refuse(file: Path, kind: str, options: Mapping[str, object]) -> None:
-    """Raise ValueError where options are given that a model of a kind does not take."""
+    """Raise ValueError if options are given that a model of this kind does not take."""
     names = sorted(f"--{name.replace('_', '-')}" for name, value in options.items() if value)
     if names:
         raise ValueError(f"{file}: is a {kind}, which takes no {', '.join(names)}")
 
 
 def check_file(command: str, path: Path) -> None:
-    """Raise ValueError for standard input where a command reads a file twice, once for its
+    """Raise ValueError for standard input, as the command reads its file twice, once for the
     digest.
     """
     if path == STANDARD_INPUT:
@@ -132,7 +132,7 @@ def digest(file: Path) -> str:
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file; ValueError if it is empty or no UTF-8."""
+    """Return the text of a file; ValueError if it is empty or not UTF-8."""
     try:
         text = reading.content(file, LONGEST).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -147,8 +147,8 @@ def read_text(file: Path) -> str:
 def panel_of(
     loaded: Loaded, path: Path, column: str | None, dialect: Dialect, later: Path | None = None
 ) -> Panel:
-    """Return the series of a table in the columns that a forecaster was trained on, or its target
-    in another column.
+    """Return the series of a table, from the columns that a forecaster was trained on, or with
+    another column as the target.
     """
     model = loaded.estimator
     names = [*getattr(model, "feature_names_in_", ())]
@@ -164,13 +164,12 @@ def panel_of(
 
 @dataclass(frozen=True)
 class SequenceTable:
-    """Which columns of a table are what.
+    """The roles of the columns of a table of sequences.
 
     Attributes
     ----------
     features : list of str
-        Columns of numbers: features of a step, or in a table with a row for each sequence its
-        steps.
+        Columns of numbers: the features of a step, or the steps if each row is a sequence.
     label : str
     sequence : str or None
         The column that names the sequence of a row; without it each row is a sequence.
@@ -189,9 +188,7 @@ class SequenceTable:
         features: str | None,
         dialect: Dialect = PLAIN,
     ) -> Self:
-        """Return the layout of a file, whose features are by default all other columns but that of
-        dates.
-        """
+        """Return the layout of a file. By default its features are all other columns but dates."""
         file = opened(path, dialect)
         roles = [label] if sequence is None else [label, sequence]
         places_of(str(path), file.names, roles, "the header")
@@ -208,7 +205,7 @@ class SequenceTable:
 
     @classmethod
     def of_model(cls, loaded: Loaded) -> Self:
-        """Return the layout that the file of a classifier keeps; ValueError if it keeps none."""
+        """Return the layout in the file of a classifier; ValueError if it has none."""
         try:
             return cls(**loaded.estimator.note_)
         except TypeError:
@@ -222,8 +219,8 @@ class SequenceTable:
     ) -> tuple[Host, list[str], Host]:
         """Read sequences, their names and their labels from a CSV or Parquet file.
 
-        The sequences are an array of objects (N,) that are arrays (T_i, D), or where each row is a
-        sequence an array (N, T). Labels that are not wanted are no text.
+        The sequences are an array of objects (N,), which are arrays (T_i, D), or an array (N, T) if
+        each row is a sequence. Without `labels` the labels are empty.
 
         Raises
         ------
@@ -256,7 +253,7 @@ class SequenceTable:
 
 
 def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
-    """Return the rows to train on and those to hold out, the same share of each class.
+    """Return the training rows and the held-out rows, with the same share of each class.
 
     Raises
     ------

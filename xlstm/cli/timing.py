@@ -1,5 +1,5 @@
-"""Time and memory of calls on several backends, side by side: what `xlstm bench` and `xlstm
-compare` share.
+"""Time and memory of calls on several backends, side by side, for `xlstm bench` and `xlstm
+compare`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WARM = 0.02  # seconds of a block that are not counted
 HEADS = ("ms", "ratio", "GFLOP/s", "peak MB")
 Call = Callable[[], Any]
 RoundsOption = Annotated[
-    int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")
+    int, Option(min=1, help="Rounds in which each is timed, at least 0.15 s a round.")
 ]
 
 
@@ -45,7 +45,7 @@ class Timing:
 def interleave(
     calls: Mapping[str, Call], rounds: int = 9, block: float = 0.15
 ) -> dict[str, Timing]:
-    """Time callables in blocks in turn, A B C, B C A, ..., so that a noisy machine is noisy for all
+    """Time callables in blocks in turn, A B C, B C A, ..., so that noise of the machine affects all
     of them alike.
 
     Each callable must have finished its work when it returns, on a GPU too. A block lasts `block`
@@ -76,9 +76,7 @@ def _repeat(call: Call, duration: float) -> list[float]:
 
 
 def peak_memory(call: Call, home: Backend) -> int | None:
-    """Return the bytes of arrays that a call takes at most, beyond those before it; None on PyTorch
-    tensors.
-    """
+    """Return the peak bytes of arrays that a call adds to those before; None on PyTorch tensors."""
     if home.name == "cupy":
         pool = home.xp.get_default_memory_pool()
         pool.free_all_blocks()
@@ -98,15 +96,15 @@ def peak_memory(call: Call, home: Backend) -> int | None:
 class Measurement(NamedTuple):
     """The costs of a call on a backend.
 
-    `timing` and `ratio` are None where the call failed and where CuPy has no card, `peak` (bytes)
-    is None where it failed and on PyTorch tensors, and `result` is None where it failed.
+    If the call failed, `timing`, `ratio`, `peak` and `result` are None. If CuPy has no card,
+    `timing` and `ratio` are None. On PyTorch tensors `peak` (bytes) is None.
     """
 
     case: Any  # with `operations`, the floating-point operations of a call
     name: str
     device: str
     timing: Timing | None = None
-    ratio: float | None = None  # its median time over that of the first call that was timed
+    ratio: float | None = None  # its median time divided by that of the first timed call
     peak: int | None = None
     result: Any = None
 
@@ -125,7 +123,7 @@ class Measurement(NamedTuple):
         return median, f"{self.ratio:.2f}", f"{self.speed / 1e9:.3g}", peak
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what every line of results has."""
+        """Return the values that every line of results has."""
         return {
             "device": self.device,
             "seconds": None if self.timing is None else asdict(self.timing),
@@ -175,13 +173,13 @@ def measure(
 
 
 def simulated(home: Backend) -> bool:
-    """Tell whether CuPy runs on the CPU, where its times say nothing."""
+    """Tell whether CuPy runs on the CPU; its times say nothing there."""
     return home.name == "cupy" and "CPU" in str(home)
 
 
 def backend_to_time(name: str, *dtypes: str) -> Backend:
-    """Return a backend of the first dtype that is ready to be timed: the kernels of a card are
-    checked for all dtypes, and PyTorch has as many threads as xlstm. Raises as `backend` does.
+    """Return a backend of the first dtype, ready to be timed: the kernels of a card are checked for
+    all dtypes, and PyTorch has as many threads as xlstm. Raises as `backend` does.
     """
     home = backend(name, dtype=dtypes[0])
     if name == "torch":
@@ -194,8 +192,8 @@ def backend_to_time(name: str, *dtypes: str) -> Backend:
 def usable(
     words: Mapping[str, str], opener: Callable[[str], Backend], required: Container[str]
 ) -> dict[str, Backend]:
-    """Open the backend of each name, print what runs there or why it does not work, and return
-    those that work.
+    """Open the backend of each name, print where it runs or why it does not work, and return those
+    that work.
 
     Raises
     ------
@@ -240,10 +238,10 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of results, which can be written to: that is known before any work is done."""
+    """The files of results. The constructor checks that they can be written, before any work."""
 
     results: Annotated[
-        Path | None, Option("--json", help="Append results to this file, a line each.")
+        Path | None, Option("--json", help="File to append results to, one JSON object a line.")
     ] = None
     plot: Annotated[Path | None, Option("--plot", help="Picture to draw; needs matplotlib.")] = None
 
@@ -254,7 +252,7 @@ class Outputs:
             writing.append(self.results, "")
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows, each with what its times depend on."""
+        """Append rows, each with the facts that its times depend on."""
         if self.results is not None:
             machine = info.describe()
             lines = [to_json({**row, "machine": machine}) + "\n" for row in rows]

@@ -56,28 +56,27 @@ from xlstm.training.folder import Folder
 PICTURE = "forecast.png"
 GRAPHS: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 HORIZON = 12
-SHORT = 20  # steps ahead by default, of which a series is to be so many times as long
+SHORT = 20  # a series should be this many times as long as the default horizon
 
 
 class CommandRun(Report):
-    """The training of a model into a folder, and what is printed about it.
+    """The training of a model into a folder, and the lines printed about it.
 
-    `xlstm train` without a kind keeps the model alone. All others keep a run: checkpoints and the
+    `xlstm train` without a kind keeps only the model. All others keep a run: checkpoints and the
     history.
 
     Parameters
     ----------
     context : typer.Context
     output : Path, optional
-        The folder. Neither a run nor a model is written over, and a run cannot go on where there is
-        none: ValueError.
+        The folder. ValueError if it holds a run or a model already, or no run to resume.
     graph : {"auto", "on", "off"}
         Whether steps are captured in CUDA graphs.
     resume, as_json, quiet : optional
-        Options of the command line, of which `quiet` works by itself.
+        Options of the command line; `quiet` has its effect by itself.
     ranks : int, optional
-        Where they are not there yet, the command is run on so many ranks, and this process ends as
-        they do. Rank 0 alone writes and prints.
+        If no launcher started ranks, the command runs on that many, and this process ends as they
+        do. Only rank 0 writes and prints.
     """
 
     def __init__(
@@ -85,13 +84,11 @@ class CommandRun(Report):
         context: typer.Context,
         output: Annotated[
             Path | None,
-            Option("--output", "-o", help="Folder; xlstm-output, or xlstm- and the kind."),
+            Option("--output", "-o", help="Folder; by default xlstm-output, or xlstm-KIND."),
         ] = None,
-        resume: Annotated[
-            bool, Option("--resume", help="Go on with the run in the folder.")
-        ] = False,
+        resume: Annotated[bool, Option("--resume", help="Continue the run in the folder.")] = False,
         graph: Annotated[
-            str, Option(help="auto, on or off: capture steps in CUDA graphs, on CuPy.")
+            str, Option(help="Capture steps in CUDA graphs, on CuPy: auto, on or off.")
         ] = "auto",
         as_json: JsonOption = False,
         quiet: QuietOption = False,
@@ -134,7 +131,7 @@ class CommandRun(Report):
         raise ValueError(f"{self.output}: holds {problem}")
 
     def fit(self, model: Any, *data: Any, file: Path, **saved: Any) -> Any:
-        """Train an estimator on data of a file, and save it with options of `save`, also where a
+        """Train an estimator on data of a file, and save it with options of `save`, even if a
         signal ends training.
         """
         options: dict[str, Any] = {}
@@ -177,14 +174,14 @@ class CommandRun(Report):
     def _save(self, model: Any, file: Path, options: dict[str, Any]) -> None:
         if not self.leads:
             return
-        # Without checkpoints of a network the folder is not there yet.
+        # Without checkpoints of a network the folder does not exist yet.
         self.output.mkdir(parents=True, exist_ok=True)
         model.data_ = digest(file)
         model.save(self.file, **options)
         self.saved.append(self.file)
 
     def end(self, **values: Any) -> None:
-        """Print where the model is, or as JSON the values with what is said of any training."""
+        """Print where the model is, or as JSON the values and facts about the training."""
         self.print(f"model: {self.file}")
         seconds = time.perf_counter() - self.start
         unsaved = "" if self.trained is None else self.trained.unsaved
@@ -192,8 +189,8 @@ class CommandRun(Report):
 
     @contextlib.contextmanager
     def accounted(self) -> Iterator[None]:
-        """Where training or what follows fails or is interrupted, say which files are saved: exit
-        code 1 if any.
+        """If training or a later part fails or is interrupted, say which files are saved: exit code
+        1 if any.
         """
         try:
             yield
@@ -214,22 +211,22 @@ class CommandRun(Report):
 @command(Settings)
 def train_forecast(
     table: Annotated[
-        Path | None, Argument(help="CSV or Parquet file; monthly sunspots if left out.")
+        Path | None, Argument(help="CSV or Parquet file; by default monthly sunspots.")
     ] = None,
     column: ColumnOption = None,
     horizon: Annotated[
-        int | None, Option(help="Steps ahead; 12, or fewer in a short series.")
+        int | None, Option(help="Steps to forecast; by default 12, or fewer for a short series.")
     ] = None,
     window: Annotated[
-        int | None, Option(help="Steps back; 48, or fewer in a short series.")
+        int | None, Option(help="Steps to look back; by default 48, or fewer for a short series.")
     ] = None,
     backend: BackendOption = "auto",
-    dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
+    dtype: Annotated[str, Option(help="Type of numbers: float32 or float64.")] = "float32",
     quantiles: Annotated[
-        str | None, Option(help="Two or more levels between 0 and 1, such as 0.05,0.5,0.95.")
+        str | None, Option(help="Quantiles to learn: two or more levels, such as 0.05,0.5,0.95.")
     ] = None,
     holidays: Annotated[
-        str | None, Option(help="Country whose holidays are looked at, such as DE or DE-BY.")
+        str | None, Option(help="Use the holidays of a country, such as DE, or a part, DE-BY.")
     ] = None,
     *,
     run: CommandRun,
@@ -237,12 +234,12 @@ def train_forecast(
     dialect: Dialect,
     **settings: Any,
 ) -> None:
-    """Fit a forecaster to a series, with a network where that helps, and compare it with simple
+    """Fit a forecaster to a series, with a network if that helps, and compare it with simple
     methods.
 
-    The network is trained on the first 60 % of the series, the next 20 % decide when to stop and
-    whether it is used, the last 20 % are the test. Then all but the network is fitted once more to
-    the whole series. `train forecast` keeps checkpoints and the history, too.
+    The first 60 % of the series train the network. The next 20 % decide when training stops and
+    whether the network is used. The last 20 % are the test. Then everything but the network is
+    fitted once more, to the whole series. `train forecast` also keeps checkpoints and a history.
     """
     file = table or bundled("sunspots")
     check_file("train", file)
@@ -263,13 +260,13 @@ def train_forecast(
     if settings["candidates"] != "auto":
         settings["candidates"] = settings["candidates"].split(",")
     if settings["least"] is None and min(np.nanmin(values) for values in panel.values) >= 0:
-        settings["least"] = 0.0  # what never was below 0 will not be
+        settings["least"] = 0.0  # values that were never below 0 will stay so
     home = backend_of(backend, dtype)
     # no --column: there may be another in its place
     settings |= by_role.roles().parameters() | {"holidays": holidays}
     model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.title, **settings)
     with panel.named():
-        model.examples(panel)  # raises where the series cannot be trained on
+        model.examples(panel)  # raises if the series cannot be trained on
     narrow = "" if model.precision is None else f", training in {model.precision}"
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     run.print(f"series: {panel}")
@@ -291,7 +288,7 @@ def train_forecast(
 
 
 def candidates(model: Forecaster) -> str:
-    """Return in words which candidates a forecaster judged, on what, and which of them it has."""
+    """Return in words the candidates of a forecaster, their errors, and those that it uses."""
     errors: dict[str, list[str]] = {"from rolling origins": [], "on the validation part": []}
     for name, error in model.candidate_errors_.items():
         validated = name in ("average", "network")
@@ -303,8 +300,8 @@ def candidates(model: Forecaster) -> str:
 
 
 def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
-    """Draw forecasts of the first series and target: over the test part, and beyond the end where
-    all is known.
+    """Draw forecasts of the first series and target: over the test part, and beyond the end if
+    all covariates are known there.
     """
     fan = None
     ours = score.series == 0
@@ -324,9 +321,7 @@ def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
 @command(TextModel)
 def train_text(
     file: Annotated[Path, Argument(help="Text in UTF-8.")],
-    sample: Annotated[
-        int, Option(min=0, help="Tokens of the sample that is shown at the end.")
-    ] = 200,
+    sample: Annotated[int, Option(min=0, help="Tokens of the sample to show at the end.")] = 200,
     *,
     run: CommandRun,
     **settings: Any,
@@ -347,13 +342,13 @@ def train_classify(
     table: Annotated[Path, Argument(help="CSV or Parquet file.")],
     label: Annotated[str, Option(help="Column of labels.")],
     sequence: Annotated[
-        str | None, Option(help="Column of names of sequences, if a row is a step.")
+        str | None, Option(help="Column that names the sequence of a row, if a row is a step.")
     ] = None,
     columns: Annotated[
-        str | None, Option(help="Columns of features, A,B,C; all others if left out.")
+        str | None, Option(help="Columns of features, such as A,B,C; by default all others.")
     ] = None,
     test_fraction: Annotated[
-        float, Option(min=0, max=0.9, help="Share of sequences to hold out.")
+        float, Option(min=0, max=0.9, help="Share of the sequences to hold out as a test.")
     ] = 0.2,
     *,
     run: CommandRun,
