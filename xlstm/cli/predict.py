@@ -329,7 +329,7 @@ def evaluate(
         fair = (
             "; these are errors on its test part"
             if loaded.kind == Forecaster.KIND
-            else ", so it knows most of it"
+            else ", so its answers on that file are not a fair test"
         )
         tell(f"note: the model was trained on {data}{fair}")
     if isinstance(estimator, TextModel):
