@@ -729,8 +729,8 @@ class TrainingRun:
 
 
 def first_batch(data: Batches | None) -> str | dict[str, Any] | None:
-    """Return a description that identifies data: their `identity`, or, if they can be read again, a
-    checksum of their first batch in order.
+    """Return a description that identifies data: their `identity`, or otherwise a checksum of their
+    first batch in order.
     """
     whole: Any = data
     while isinstance(whole, Shard | Prefetch):
