@@ -1,5 +1,4 @@
-"""The way of batches to a model: read from any iterable, checked on the host, copied to the device.
-"""
+"""The way of batches to a model: read from any iterable, checked on the host, copied to the device."""
 
 from __future__ import annotations
 
@@ -54,8 +53,7 @@ class Inputs(NamedTuple):
 
 
 def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
-    """Return the loss to train a model with: `loss`, or the model's own, or the mean squared error.
-    """
+    """Return the loss to train a model with: `loss`, or the model's own, or the mean squared error."""
     function: Loss = checks.function(
         where, "loss", getattr(model, "loss", mse) if loss is None else loss
     )
@@ -127,8 +125,7 @@ class Iterated:
         return sampler if of_torch else None
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch, or the largest integer if the data do not say.
-        """
+        """Return the number of batches in an epoch, or the largest integer if the data do not say."""
         try:
             return len(self.data)  # type: ignore[arg-type]
         except TypeError:

@@ -551,8 +551,7 @@ class TrainingRun:
         self.folder.log(total=self.total, epoch=self.epoch, **entry)
 
     def _copied(self, params: Params) -> Params:
-        """Return weights that the next step does not change; captured steps change arrays in-place.
-        """
+        """Return weights that the next step does not change; captured steps change arrays in-place."""
         runtime = self.state.runtime
         if runtime.graphs is None:
             return params
@@ -656,8 +655,7 @@ class TrainingRun:
         self.ranks.tried(self.folder.save, about, tree, bool(self.validations))
 
     def _restore(self, origin: Checkpoint) -> None:
-        """Continue from a checkpoint; raise ValueError if it belongs to another run or is damaged.
-        """
+        """Continue from a checkpoint; raise ValueError if it belongs to another run or is damaged."""
         about = origin.about
         for name, expected in self.settings.items():
             if about.get(name) != expected:

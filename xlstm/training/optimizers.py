@@ -102,8 +102,7 @@ class Optimizer:
         raise NotImplementedError
 
     def frozen(self, name: str) -> bool:
-        """Return whether the parameter of this name is frozen, so that its gradient is not needed.
-        """
+        """Return whether the parameter of this name is frozen, so that its gradient is not needed."""
         return False
 
     def _moving(self, grads: Params) -> Params:
@@ -115,8 +114,7 @@ class Optimizer:
         return ()
 
     def _numbers(self, step: int) -> tuple[float, ...]:
-        """Return all numbers that depend on how many updates are done, such as the learning rate.
-        """
+        """Return all numbers that depend on how many updates are done, such as the learning rate."""
         return ()
 
     def _apply(
