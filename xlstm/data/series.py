@@ -204,7 +204,7 @@ def series_of(
 
 
 def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:
-    """Draw random series with trends, seasons and noise.
+    """Draw random series with trends, seasons, random walks, jumps and noise.
 
     Parameters
     ----------
