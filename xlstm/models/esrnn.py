@@ -157,7 +157,7 @@ class ESRNN(SequenceLayer):
         Raises
         ------
         ValueError, TypeError
-            As of `ExponentialSmoothing`.
+            As for `ExponentialSmoothing`.
         """
         return self.smoothing.initial_state_of(self, x, lengths), *[None] * (len(self.parts) - 1)
 

@@ -256,7 +256,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         Raises
         ------
         ValueError, TypeError
-            As of `generate`.
+            As for `generate`.
         """
         sampler = Sampler(temperature, top_k, top_p, seed)
         max_tokens = checks.count("generate", "max_tokens", max_tokens)

@@ -46,6 +46,7 @@ def parameter_table(params: Params) -> list[Parameter]:
     ----------
     params : dict of str to array
         Parameters of a model or a layer, on any backend.
+
     Returns
     -------
     list of Parameter

@@ -303,6 +303,7 @@ def forecast(
     ahead : Fan, optional
     errors : dict of str to array (H,), optional
         As for `forecast_errors`.
+
     Returns
     -------
     matplotlib.figure.Figure
