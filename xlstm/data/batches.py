@@ -469,9 +469,9 @@ class Sequences(ByRows):
 class Prefetch:
     """Data that wrap other data and prepare their next batches in a thread.
 
-    Batches, their order and the random numbers drawn equal those of the wrapped data, bit for bit.
-    An error in the data is raised in place of its batch. The thread ends with the epoch, or when no
-    more batches are requested.
+    Batches, their order and the random numbers drawn are the same as without prefetching, bit for
+    bit. An error in the data is raised in place of its batch. The thread ends with the epoch, or
+    when no more batches are requested.
 
     Use it for data that read files or wait for something else. Data that hold arrays gain nothing:
     batches of `Windows` take about 2 % of the time in which a small LSTM trains on them.

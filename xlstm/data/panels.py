@@ -436,9 +436,9 @@ class Panel:
             Whether to add features of dates to the covariates that are known in advance.
         gaps : bool
             Whether covariates keep their gaps, and every column may begin with one. If False, rows
-            at the beginning are left out: those before the first value of any target, those before
-            the first value of any covariate, and so many that every target has a value within the
-            first LATEST of the rows.
+            at the beginning are left out: rows before the first value of any target, rows before
+            the first value of any covariate, and as many rows as are needed for every target to
+            have a value within the first LATEST share of the rest.
         holidays : str, optional
             A country whose holidays become a covariate that is known in advance.
 

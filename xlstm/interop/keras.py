@@ -93,8 +93,8 @@ def from_keras(
         as "lstm_1".
     bidirectional, reverse, activations, reset_after : optional
         Options of the layer, for sources that do not record them: arrays, or a `.weights.h5` file.
-        (The file does record `bidirectional`, and its biases show `reset_after`.) Such a file also
-        does not record what lies between layers, so layers whose sizes fit are read as a stack.
+        (The file does record `bidirectional`, and its biases show `reset_after`.) Nor does such a
+        file record the layers in between, so layers whose sizes fit are read as a stack.
 
     Returns
     -------

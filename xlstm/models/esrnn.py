@@ -23,9 +23,9 @@ from xlstm.recurrence.packing import Span
 class ESRNN(SequenceLayer):
     """Exponential smoothing and a recurrent network, trained together (after Smyl 2020).
 
-    The network's inputs are the one-step errors and the trends of smoothing, in units of `scale`,
-    and covariates. Its head adds a correction to each forecast of smoothing. The correction is zero
-    before training, so the untrained model is Holt-Winters.
+    The network's inputs are covariates, and the one-step errors and trends of smoothing in units of
+    `scale`. Its head adds a correction to each forecast of smoothing. The correction is zero before
+    training, so the untrained model is Holt-Winters.
 
     The gradient of a loss with respect to the coefficients of smoothing has two parts: one passes
     through the forecasts of smoothing, the other through the network's inputs.

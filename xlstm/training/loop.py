@@ -183,17 +183,17 @@ def train(
     resume : bool
         Continue from the newest checkpoint in `checkpoints`, if there is one. Arguments that decide
         the numbers must be the same as before; otherwise an error names the one that differs. These
-        are the model, the first batch of the data, the optimiser, the loss, the seed, the
-        precision, `accumulate`, and callbacks that change gradients or weights or have a state. You
-        may raise `epochs` and `steps`, and with them the steps of a `cosine`. You may also change
-        `patience`, functions, and how often checkpoints are written.
+        arguments are the model, the first batch of the data, the optimiser, the loss, the seed, the
+        precision and `accumulate`. They also include callbacks that have a state or change
+        gradients or weights. You may raise `epochs` and `steps`, and with them the steps of a
+        `cosine`. You may also change `patience`, functions, and how often checkpoints are written.
     graph : bool or "auto"
         Capture steps in CUDA graphs on CuPy, as `TrainStep` says. From the third batch of a kind
         on, a step is one launch, with the same result to the bit. The Python code of the forward
-        and backward passes, the loss and a callback's `gradients` then no longer runs, so do not
-        use it with code whose work changes from step to step. "auto" captures on CuPy if model,
-        loss and callbacks belong to this library, and otherwise takes steps one by one. True says
-        that your own code may be captured, too, and raises an error if graphs are not possible.
+        and backward passes, the loss and a callback's `gradients` then no longer runs. So do not
+        capture code whose work changes from step to step. "auto" captures on CuPy if model, loss
+        and callbacks belong to this library, and otherwise takes steps one by one. True says that
+        your own code may be captured, too, and raises an error if graphs are not possible.
     patience, clip, averaging, progress : optional
         Short forms of the callbacks `EarlyStopping(patience)`, `Clip(clip)`,
         `MovingAverage(averaging)` and a function; `progress=True` adds a `ProgressBar()`.

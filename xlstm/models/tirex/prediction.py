@@ -1,7 +1,7 @@
 """Batched forecasts of a TiRex over windows of many series.
 
 Leading tokens without any value lead every series to the same states, which are computed once. A
-batch starts from the state after as many of these tokens as all of its rows begin with.
+batch starts from the state after the leading tokens that all of its rows share.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def predict(
     batch_size : int, optional
         The most rows at once; it is checked here.
     rollout : int
-        The most patches predicted from one window; a later window has as many values less.
+        The most patches predicted from one window; a later window sees fewer values, by the steps
+        predicted before it.
     """
     model: Any = cache.model
     P = model.patch_size
