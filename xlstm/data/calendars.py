@@ -83,7 +83,7 @@ class Calendar(NamedTuple):
 
     @property
     def step(self) -> str:
-        """The name of the time from one step to the next, such as "month"; "step" if it has none."""
+        """The name of the time between two steps, such as "month"; "step" if it has none."""
         if self.offset.freqstr == "B":
             return "business day"
         days = self.seconds / DAY

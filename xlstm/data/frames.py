@@ -366,7 +366,7 @@ def _frame(where: str, table: Any) -> _Frame:
 
 
 def _with_zone(where: str, index: Any) -> Any:
-    """Return labels of pandas, with dates of PyArrow as pandas dates, which tell their time zone."""
+    """Return labels of pandas, with dates of PyArrow as pandas dates, which have a time zone."""
     is_date = getattr(getattr(index, "dtype", None), "kind", "") == "M"
     return (
         load_pandas(where).DatetimeIndex(index) if is_date and not hasattr(index, "tz") else index

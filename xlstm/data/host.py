@@ -33,7 +33,7 @@ def numbers(where: str, name: str, value: Any) -> Host:
 
 
 def weights(where: str, name: str, value: Any) -> Host:
-    """Return a mask on the host: bool, or weights from 0 up; it takes the same arrays as `numbers`."""
+    """Return a mask on the host: bool, or weights from 0 up; arrays as for `numbers`."""
     expected = "an array of bool, or of weights from 0 up"
     array = _array(where, name, value, expected)
     if array.dtype.kind not in "bf":
@@ -123,7 +123,7 @@ def columns(where: str, name: str, value: Any, expected: str = SERIES) -> Values
 
 
 def series(where: str, value: Any) -> Values:
-    """Return a series as float64 (N, C), with NaN for gaps; raise an error if it is not a series."""
+    """Return a series as float64 (N, C), with NaN for gaps; raise an error for anything else."""
     array = columns(where, "values", value)
     if len(array) == 0:
         raise ValueError(f"{where}: the series is empty, expected values (N,) or (N, C)")

@@ -47,7 +47,7 @@ class Roles(NamedTuple):
     series_id: Any = None
 
     def checked(self, where: str) -> Roles:
-        """Return the roles as lists of names; a single name becomes a list. Errors name the caller."""
+        """Return the roles as lists of names, also for a single name. Errors name the caller."""
         lists: dict[str, list[str]] = {}
         taken: dict[str, str] = {}
         for role, value in self._asdict().items():

@@ -280,7 +280,7 @@ class TorchFile:
         return Storage(dtype, f"data/{name}", numel)
 
     def _state(self) -> dict[str, Tensor]:
-        """Return the tensors by name, after a check of their total size, since several may overlap."""
+        """Return the tensors by name; check their total size, since tensors may overlap."""
         state = _dict(self.content.get("state_dict", self.content))
         for name, tensor in state.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):

@@ -56,7 +56,7 @@ class ParquetFile:
         return f"{self.path}: row {row + 1}"
 
     def texts(self, name: str) -> Sequence[str]:
-        """Return the cells of a column as text, empty for missing cells; equal texts share memory."""
+        """Return a column's cells as text, empty for missing cells; equal texts share memory."""
         column = self._table([name]).column(name)
         if column.type.num_fields:
             raise TypeError(
@@ -141,7 +141,7 @@ def packages(path: Path) -> tuple[Any, Any]:
 
 
 def opened(path: AnyPath, dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
-    """Open a table's file: a Parquet file if its name ends with ".parquet", otherwise a CSV file."""
+    """Open a table's file: Parquet if its name ends with ".parquet", otherwise CSV."""
     path = checks.path("read", "path", path)
     reading.readable(path)
     if not is_parquet(path):

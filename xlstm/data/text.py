@@ -1,4 +1,4 @@
-"""Text as tokens and back: with a tokenizer stored beside the model, as bytes, or as plain numbers."""
+"""Text as tokens and back: with the tokenizer beside the model, as bytes, or as plain numbers."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class TextStream:
 
 
 def codec(model: Path, as_bytes: bool = False) -> Codec:
-    """Return the codec of a model: bytes if asked for, else the tokenizer beside it, else numbers."""
+    """Return a model's codec: bytes if asked for, else the tokenizer beside it, else numbers."""
     file = (model if model.is_dir() else model.parent) / TOKENIZER
     if as_bytes:
         return Bytes()

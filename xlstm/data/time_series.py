@@ -70,7 +70,7 @@ class TimeSeries(NamedTuple):
 
 
 class Covariates(NamedTuple):
-    """The covariates beside the values: one entry each for a single series, or lists for several."""
+    """The covariates beside the values: an entry each for one series, or lists for several."""
 
     past: Any = None
     future: Any = None

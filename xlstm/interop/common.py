@@ -1,4 +1,4 @@
-"""Shared steps for PyTorch, Keras and ONNX: checks of layers and arrays, gate orders, and stacks."""
+"""Shared steps for PyTorch, Keras and ONNX: checks of layers and arrays, gate orders, stacks."""
 
 from __future__ import annotations
 

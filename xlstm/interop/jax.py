@@ -141,9 +141,9 @@ def _words(name: str, seed: Any) -> Any:
 class Call(NamedTuple):
     """The arguments of a layer's pass, or of a derivative of it.
 
-    A layer is a function F of `arrays`. All its derivatives are parts of one multilinear form, `<c,
-    D^k F[u1, ..., uk]>`, in a cotangent c of the results and directions u of the arrays. One slot
-    of the form is empty, and the call returns the coefficient of that slot:
+    A layer is a function F of `arrays`. With a cotangent c of the results and directions u of the
+    arrays, all its derivatives are parts of one multilinear form: `<c, D^k F[u1, ..., uk]>`. One
+    slot of the form is empty, and the call returns the coefficient of that slot:
 
     - `[None]` is the forward pass,
     - `[None, u]` is a Jacobian-vector product,
@@ -219,7 +219,7 @@ class _Passes:
 
 
 class _Host(NamedTuple):
-    """A callback that makes a call of its arrays and runs it; equal callbacks share a JAX program."""
+    """A callback that makes a call of arrays and runs it; equal ones share a JAX program."""
 
     passes: _Passes
     tree: Any

@@ -24,7 +24,7 @@ from xlstm.recurrence.packing import Span
 
 
 def layer(where: str, name: str, value: Any) -> Any:
-    """Return a checked layer or stack for a model; a model, which has a head already, is refused."""
+    """Return a checked layer or stack for a model; refuse a model, which has a head already."""
     if not isinstance(value, SequenceLayer) or hasattr(value, "head"):
         expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
         raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
@@ -212,7 +212,7 @@ class SequenceModel(SequenceLayer):
 
 
 def _at_end(y: Array, span: Span) -> Array:
-    """Return y (T, B, H) at the last step of each sequence, (B, H), or zero for an empty sequence."""
+    """Return y (T, B, H) at the last step of each sequence, (B, H); zero for an empty one."""
     xp = span.xp
     B = span.B
     rows = np.maximum(span.lengths - 1, 0) * B + np.arange(B)

@@ -36,7 +36,7 @@ LEADS = "#e0457b", "#5b3fa0"  # colours of forecasts one step and a whole horizo
 
 
 class Course(NamedTuple):
-    """The finite numbers of a run, as arrays (n, 2) of the number of batches so far and the value."""
+    """The finite numbers of a run, as arrays (n, 2) of the batches so far and the value."""
 
     loss: Host
     validation: Host
@@ -422,7 +422,7 @@ def ends(
 
 
 def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
-    """Return each target of each series of a table, and its quantiles from the columns of `ahead`."""
+    """Return each target of each series of a table, and its quantiles from `ahead`."""
     levels: dict[str, dict[str, float]] = {}  # levels of each target, by column
     others = []
     for column in frames.names_of("fans", ahead):

@@ -416,8 +416,9 @@ class ProgressBar(Callback):
 
 
 class TensorBoard(Callback):
-    """A callback that writes loss, gradient norm and validation loss for TensorBoard (`pip install
-    tensorboard`).
+    """A callback that writes loss, gradient norm and validation loss for TensorBoard.
+
+    It needs the package tensorboard: `pip install tensorboard`.
 
     Parameters
     ----------

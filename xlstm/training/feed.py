@@ -1,4 +1,4 @@
-"""The way of batches to a model: read from any iterable, checked on the host, copied to the device."""
+"""The way of batches to a model: from any iterable, through checks on the host, to the device."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
 
 
 def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
-    """Return the loss to train a model with: `loss`, or the model's own, or the mean squared error."""
+    """Return the loss of a training: `loss`, or the model's own, or the mean squared error."""
     function: Loss = checks.function(
         where, "loss", getattr(model, "loss", mse) if loss is None else loss
     )
@@ -125,7 +125,7 @@ class Iterated:
         return sampler if of_torch else None
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch, or the largest integer if the data do not say."""
+        """Return the number of batches in an epoch, or the largest integer if it is unknown."""
         try:
             return len(self.data)  # type: ignore[arg-type]
         except TypeError:

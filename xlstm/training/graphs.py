@@ -95,7 +95,7 @@ class Graphs:
             self._refused(error)
 
     def hold(self, owner: Any, state: StepState) -> bool:
-        """Return whether a state's arrays belong to this object, and its steps to the same owner."""
+        """Return whether a state's arrays belong to this object, and its steps to `owner`."""
         same = state.params is self.params and state.moments.slots is self.slots
         return same and owner is self.owner and (state.sums is None or state.sums is self.sums)
 
@@ -198,7 +198,7 @@ class Graphs:
         return _Captured(graph, fixed, place, [] if later is None else later.sizes)
 
     def _leave(self, place: Any, end: Any) -> None:
-        """Copy the model's state after a step into its place, unless the step could not be taken."""
+        """Copy the model's state after a step into its place, unless the step has failed."""
         _, _, failed, _ = self.decided
         for old, new in zip(leaves(place), leaves(end), strict=True):
             fuse(self.home.xp, _unless_failed, old, new, failed, out=old)

@@ -78,7 +78,7 @@ class Trained:
     best_epoch : int
         The epoch of the best weights, counted from 1.
     stopped_early : bool
-        Whether a callback ended training.
+        Whether training ended before its last epoch or step.
     seconds : float
         Time that training took.
     skipped : int
@@ -209,12 +209,12 @@ def train(
         step. Writing a checkpoint drops them, so results depend on where checkpoints are written: a
         resumed run equals an uninterrupted one to the bit only if both wrote that checkpoint.
     metrics : dict of str to callable, optional
-        Functions of `(y, target)` by name, such as `{"accuracy": lambda y, target: y.argmax(-1) ==
-        target}`, computed on the validation data after each epoch. Each is called once a batch,
-        with the outputs and the targets that count, as arrays of the weights' library. If there is
-        a mask, its axes become one, (M, ...). A metric returns an array of numbers, or one number,
-        their mean. The result is the mean over batches, weighted by their targets. The losses of
-        `xlstm.losses` are metrics, too.
+        Functions of `(y, target)`, by name, that are computed on the validation data after each
+        epoch: for example `{"accuracy": lambda y, target: y.argmax(-1) == target}`. Each is called
+        once a batch, with the outputs and the targets that count, as arrays of the weights'
+        library. If there is a mask, its axes become one, (M, ...). A metric returns an array of
+        numbers, or one number, their mean. The result is the mean over batches, weighted by their
+        targets. The losses of `xlstm.losses` are metrics, too.
 
     Returns
     -------
@@ -551,7 +551,7 @@ class TrainingRun:
         self.folder.log(total=self.total, epoch=self.epoch, **entry)
 
     def _copied(self, params: Params) -> Params:
-        """Return weights that the next step does not change; captured steps change arrays in-place."""
+        """Return weights that the next step leaves alone; captured steps change arrays in-place."""
         runtime = self.state.runtime
         if runtime.graphs is None:
             return params
@@ -655,7 +655,7 @@ class TrainingRun:
         self.ranks.tried(self.folder.save, about, tree, bool(self.validations))
 
     def _restore(self, origin: Checkpoint) -> None:
-        """Continue from a checkpoint; raise ValueError if it belongs to another run or is damaged."""
+        """Continue from a checkpoint; raise ValueError if it is damaged or of another run."""
         about = origin.about
         for name, expected in self.settings.items():
             if about.get(name) != expected:

@@ -102,7 +102,7 @@ class Optimizer:
         raise NotImplementedError
 
     def frozen(self, name: str) -> bool:
-        """Return whether the parameter of this name is frozen, so that its gradient is not needed."""
+        """Return whether the parameter of this name is frozen; its gradient is then not needed."""
         return False
 
     def _moving(self, grads: Params) -> Params:
@@ -114,7 +114,7 @@ class Optimizer:
         return ()
 
     def _numbers(self, step: int) -> tuple[float, ...]:
-        """Return all numbers that depend on how many updates are done, such as the learning rate."""
+        """Return all numbers that depend on the updates done, such as the learning rate."""
         return ()
 
     def _apply(
@@ -485,8 +485,9 @@ def _rate(lr: float, step: int, **_: Any) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _Rule:
-    """The rule that updates one parameter: `formula(xp, p, g, *moments, *numbers, **options) -> p
-    and moments`.
+    """The rule that updates one parameter.
+
+    It calls `formula(xp, p, g, *moments, *numbers, **options)`, which returns p and the moments.
 
     `scalars(lr, step, **options)` returns the `width` numbers of update number `step`.
     """

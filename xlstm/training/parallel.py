@@ -380,7 +380,7 @@ class AllReduce:
         self._go(self.group.sum, self.buffer[start : bucket.place.stop])
 
     def _go(self, function: Callable[..., None], *arrays: Array) -> None:
-        """Run an operation of all ranks: in the background if that saves time, otherwise at once."""
+        """Run an operation of all ranks, in the background if that saves time, else at once."""
         later = self.group.later if self.overlaps else Alone().later
         self.waits.append(later(function, *arrays))
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: the step is finished first, and a second signal acts at once."""
+"""Ctrl-C and SIGTERM during training: the step is finished first; a second signal acts at once."""
 
 from __future__ import annotations
 

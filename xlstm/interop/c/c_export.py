@@ -201,7 +201,7 @@ def _alone(xp: Any, run: Callable[[Array], Array], x: Array) -> dict[str, Array]
 
 
 def _y(outputs: dict[str, Array]) -> Array:
-    """Return the output of a program; for a classifier the probabilities, which decide its label."""
+    """Return the output of a program; for a classifier the probabilities of its labels."""
     return outputs["probabilities"] if "probabilities" in outputs else outputs["y"]
 
 

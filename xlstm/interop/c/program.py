@@ -301,7 +301,7 @@ class Program:
         return [head if is_public else f"static {head}", "{", *indented([*unused, *body]), "}"]
 
     def arguments(self, kind: str, steps: str = "") -> str:
-        """Return the arguments of a function, with the type of x and an optional number of steps."""
+        """Return the arguments of a function, for a type of x and an optional number of steps."""
         more = f"int32_t {steps}, " if steps else ""
         return f"{self.name}_state *state, const {kind} *x, {more}float *y"
 

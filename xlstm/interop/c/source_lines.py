@@ -1,4 +1,4 @@
-"""Source lines of formulas: the variable that a line sets, and the equation numbers in its comment."""
+"""Source lines of formulas: the variable that a line sets, and the equation numbers beside it."""
 
 from __future__ import annotations
 

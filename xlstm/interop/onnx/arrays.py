@@ -176,7 +176,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def device(self) -> Any:
-        """The mark of the graph: arrays that are cached between calls are cached for each device."""
+        """The mark of the graph: arrays cached between calls are cached for each device."""
         return current().device
 
     @property
@@ -267,7 +267,7 @@ def _pointwise(op_type: str, *operands: Any) -> Array:
 
 
 def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the broadcast shape of shapes; NumPy's function refuses sizes as large as open ones."""
+    """Return the broadcast shape of shapes; NumPy's function refuses sizes as large as these."""
     sizes = itertools.zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1)
     return tuple(next((n for n in some if n != 1), 1) for some in sizes)[::-1]
 
@@ -307,7 +307,7 @@ def asarray(x: Any, dtype: Any = None, device: Any = None, copy: Any = None) -> 
 
 
 def reshape(x: Array, shape: Sequence[int]) -> Array:
-    """Return x in another shape; an open size keeps its place (0), or follows from the others (-1)."""
+    """Return x in another shape; an open size keeps its place (0), or follows from others (-1)."""
     left = math.prod(x.shape) // builtins.abs(math.prod(int(n) for n in shape) or 1)
     shape = tuple(left if n == -1 else int(n) for n in shape)
     if shape == x.shape:

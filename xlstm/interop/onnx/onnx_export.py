@@ -295,7 +295,7 @@ def _write_sizes(inputs: Sequence[Array]) -> None:
 
 
 def _state(states: State, prefix: str = "") -> State:
-    """Return the inputs of a state, named such as `h0`, or with their position, such as `0.1.C0`."""
+    """Return the inputs of a state, with names such as `h0`, or `0.1.C0` in a nested state."""
     return tuple(
         Array(f"{prefix}{leaf.name}0", leaf.dims(BATCH).values(), np.float32)
         if isinstance(leaf, Leaf)

@@ -28,7 +28,7 @@ COPIED = 1 << 23  # the most values of series that are copied at once
 
 
 class HorizonWarning(RuntimeWarning):
-    """A warning: a forecast reaches beyond the horizon of training, or beyond all visible values."""
+    """A warning: a forecast reaches beyond the trained horizon, or beyond all visible values."""
 
 
 class Forecast(NamedTuple):
@@ -159,7 +159,7 @@ class Item(NamedTuple):
     future: Values
 
     def until(self, end: int, most: int | None = None) -> Item:
-        """Return the item's last `most` steps, or all, before step `end`; future covariates stay."""
+        """Return the item's last `most` steps (or all) before step `end`, with future covariates."""
         start = 0 if most is None else max(0, end - most)
         return Item(self.target[:, start:end], self.past[:, start:end], self.future[:, start:])
 

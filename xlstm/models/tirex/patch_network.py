@@ -1,4 +1,4 @@
-"""The network of both versions of TiRex: from patches of a series to quantiles of the next patch."""
+"""The network of both versions of TiRex: from patches of a series to the next patch's quantiles."""
 
 from __future__ import annotations
 

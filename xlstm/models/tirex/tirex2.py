@@ -309,10 +309,10 @@ class TiRex2(PatchNetwork):
             less memory and a quarter more time.
         sign_flip : bool, optional
             Average this forecast with the forecast of the negated series, which takes twice the
-            time. By default as the model says.
+            time. By default the model's `sign_flip` decides.
         differencing : bool, optional
-            Forecast the differences of targets with a trend, and sum them. By default as the model
-            says.
+            Forecast the differences of targets with a trend, and sum them. By default the model's
+            `differencing` decides.
         pad_context : bool
             Give the network windows of full width. With False, windows are only as wide as the
             longest series of the call needs; all forecasts then depend slightly on that width.

@@ -34,7 +34,7 @@ def last(row: Values, width: int, ahead: int = 0) -> Values:
 
 
 def leading(row: Values, patch_size: int, most: int) -> int:
-    """Return the number of patches without a value at the beginning of a row (N,), at most `most`."""
+    """Return how many patches at the beginning of a row (N,) have no value, at most `most`."""
     present = np.flatnonzero(~np.isnan(row))
     return min(int(present[0]) // patch_size, most) if len(present) else most
 
@@ -174,7 +174,7 @@ def summed(q: Values, rows: Values) -> Values:
 
 
 def _parts(q: Values) -> tuple[Values, Values, Values]:
-    """Return the middle quantile (..., H, 1), all distances from it, and the step numbers (H, 1)."""
+    """Return the middle quantile (..., H, 1), distances from it, and step numbers (H, 1)."""
     middle = q[..., q.shape[-1] // 2 :][..., :1]
     return middle, q - middle, np.arange(1.0, q.shape[-2] + 1)[:, None]
 
@@ -221,7 +221,7 @@ def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float,
 
 
 def between(q: Values, trained: Sequence[float], levels: Sequence[float]) -> Values:
-    """Return quantiles (..., W) at some levels, interpolated linearly from trained ones (..., Q)."""
+    """Return quantiles (..., W) at `levels`, interpolated linearly from trained ones (..., Q)."""
     if tuple(levels) == tuple(trained):
         return q
     # (Q, W)
@@ -260,7 +260,7 @@ def rate_of(row: Values, horizon: int) -> float:
 
 
 def downsampled(row: Values, rate: float) -> Values:
-    """Return a series (N,) at a lower rate; each value is the mean of the present values around it."""
+    """Return a series (N,) at a lower rate; each value is a mean of present values around it."""
     if rate == 1:
         return row
     N = len(row)
