@@ -28,6 +28,12 @@ def carry_forward(values: Values) -> Values:
     Returns
     -------
     array (N,) or (N, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> carry_forward(np.array([1.0, np.nan, 3.0]))
+    array([1., 1., 3.])
     """
     values = numbers("carry_forward", "values", values)
     if values.ndim not in (1, 2):
@@ -80,6 +86,11 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
     ------
     ValueError
         The shares are out of range, or leave a part empty.
+
+    Examples
+    --------
+    >>> split(100)
+    Split(train=slice(0, 60, None), validation=slice(60, 80, None), test=slice(80, 100, None))
     """
     length = checks.count("split", "length", length)
     validation = checks.any_number("split", "validation", validation)

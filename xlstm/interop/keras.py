@@ -426,6 +426,14 @@ def to_keras(
         The layer is of another kind.
     OSError
         The file cannot be written.
+
+    Examples
+    --------
+    >>> import xlstm
+    >>> from xlstm.interop.keras import to_keras
+    >>> lstm = xlstm.LSTM(3, 8)
+    >>> [weights.shape for weights in to_keras(lstm, lstm.init(backend="numpy"))]
+    [(3, 32), (8, 32), (32,)]
     """
     recurrent, hosts, head = common.prepared("to_keras", "Keras", layer, params, ABSENT)
     _refuse(recurrent)

@@ -220,6 +220,14 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
         The layer has an option that PyTorch lacks, or parameters are missing, surplus or misshapen.
     TypeError
         The layer is of another kind.
+
+    Examples
+    --------
+    >>> import xlstm
+    >>> from xlstm.interop.torch import to_torch
+    >>> gru = xlstm.GRU(3, 8)
+    >>> sorted(to_torch(gru, gru.init(backend="numpy")))
+    ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_ih_l0']
     """
     recurrent, weights, head = prepared("to_torch", "PyTorch", layer, params, ABSENT)
     functions = recurrent.activations

@@ -91,6 +91,20 @@ def load(
     ------
     OSError, ValueError
         The file does not exist, or it does not hold a valid model.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import xlstm
+    >>> from xlstm import models
+    >>> model = models.SequenceModel(xlstm.GRU(8, 16), output_size=2, last=True)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = pathlib.Path(folder.name, "model.safetensors")
+    >>> models.save(path, model, model.init(backend="numpy"))
+    >>> model, params = models.load(path, backend="numpy")
+    >>> model.output_size
+    2
+    >>> folder.cleanup()
     """
     arrays, config = checkpoint.load(path, KIND)
     try:

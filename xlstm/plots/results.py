@@ -180,6 +180,12 @@ def confusion_counts(
     ------
     ValueError, TypeError
         The arrays differ in length or are empty, a label is not listed, or labels cannot be sorted.
+
+    Examples
+    --------
+    >>> labels, counts = confusion_counts(["cat", "dog", "dog"], ["cat", "cat", "dog"])
+    >>> labels, counts.tolist()
+    (['cat', 'dog'], [[1, 0], [1, 1]])
     """
     rows, columns = (
         checks.host("confusion", name, values, "labels (N,)")

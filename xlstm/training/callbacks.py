@@ -83,6 +83,16 @@ class Callback:
         Whether the callback needs validation data; without them `train` raises an error.
     everywhere : bool
         Whether it runs on all ranks of a group; if False, on rank 0 alone.
+
+    Examples
+    --------
+    >>> class StopBelow(Callback):
+    ...     def __init__(self, loss):
+    ...         self.loss = loss
+    ...
+    ...     def step(self, now):
+    ...         return now.loss < self.loss
+    >>> callbacks = [StopBelow(0.01), Clip(norm=1.0), EarlyStopping(3)]  # for `train`
     """
 
     needs_validation = False

@@ -74,6 +74,18 @@ def evaluate(
         do not fit into the dtype.
     TypeError
         `metrics` is not a dict of functions, or a metric does not return numbers.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> from xlstm import training
+    >>> from xlstm.data import Windows
+    >>> lstm = xlstm.LSTM(1, 4)
+    >>> data = Windows(np.ones((8, 5, 1)), np.ones((8, 5, 4)), every_step=True)
+    >>> errors = {"error": lambda y, target: abs(y - target)}
+    >>> loss, metrics = training.evaluate(lstm, lstm.init(backend="numpy"), data, metrics=errors)
+    >>> loss > 0, list(metrics)
+    (True, ['error'])
     """
     measures = metrics_of("evaluate", metrics)
     checks.function("evaluate", "stopped", stopped)

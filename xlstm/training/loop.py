@@ -241,6 +241,18 @@ def train(
         the best weights so far.
     OtherRankError
         Another rank of the group could not continue; this rank stopped before the same step.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> from xlstm import optim, training
+    >>> from xlstm.data import Windows
+    >>> lstm = xlstm.LSTM(1, 4)
+    >>> data = Windows(np.ones((8, 5, 1)), np.ones((8, 5, 4)), every_step=True)
+    >>> start = lstm.init(backend="numpy")
+    >>> result = training.train(lstm, start, data, optim.adam(1e-2), epochs=3)
+    >>> len(result.losses), result.losses[-1] < result.losses[0]
+    (3, True)
     """
     step = TrainStep(
         model,

@@ -346,6 +346,12 @@ def clip_global_norm(
     TypeError, ValueError
         `grads` is not a dict of arrays, or the arrays differ in library or device; `limit` is not
         above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clip_global_norm({"W": np.array([3.0, 4.0])}, limit=1.0)["W"].round(6).tolist()
+    [0.6, 0.8]
     """
     limit = checks.above_0("clip_global_norm", "limit", limit)
     checks.mapping("clip_global_norm", grads, "gradients")
@@ -433,6 +439,12 @@ def clip_value(grads: Params, limit: float) -> Params:
     TypeError, ValueError
         `grads` is not a dict of arrays, or the arrays differ in library or device; `limit` is not
         above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clip_value({"W": np.array([3.0, -0.5])}, limit=1.0)["W"].tolist()
+    [1.0, -0.5]
     """
     limit = checks.above_0("clip_value", "limit", limit)
     checks.mapping("clip_value", grads, "gradients")

@@ -83,6 +83,18 @@ def find_learning_rate(
     ------
     ValueError, TypeError
         An argument is out of range or of the wrong kind, or the loss diverges at once.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> from xlstm import optim, training
+    >>> from xlstm.data import Windows
+    >>> lstm = xlstm.LSTM(1, 4)
+    >>> data = Windows(np.ones((8, 5, 1)), np.ones((8, 5, 4)), every_step=True)
+    >>> start = lstm.init(backend="numpy")
+    >>> found = training.find_learning_rate(lstm, start, data, optim.adam, low=1e-5, steps=20)
+    >>> found.suggestion >= 1e-5
+    True
     """
     where = "find_learning_rate"
     low = checks.above_0(where, "low", low)

@@ -50,6 +50,12 @@ def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
     ------
     ValueError, TypeError
         A setting is out of range, or no number.
+
+    Examples
+    --------
+    >>> rate = step_decay(0.1, every=10, factor=0.5)
+    >>> rate(0), rate(9), rate(10)
+    (0.1, 0.1, 0.05)
     """
     rate = checks.above_0("step_decay", "lr", lr)
     every = checks.count("step_decay", "every", every)
@@ -79,6 +85,12 @@ def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
     ------
     ValueError, TypeError
         A setting is out of range, or no number.
+
+    Examples
+    --------
+    >>> rate = cosine(0.1, steps=100)
+    >>> rate(0), round(rate(50), 6), rate(100)
+    (0.1, 0.05, 0.0)
     """
     rate = checks.above_0("cosine", "lr", lr)
     steps = checks.count("cosine", "steps", steps)
@@ -104,6 +116,12 @@ def warmup(steps: int, then: Schedule) -> Schedule:
     ------
     TypeError, ValueError
         `steps` is not a count, or `then` is not a schedule.
+
+    Examples
+    --------
+    >>> rate = warmup(4, constant(0.1))
+    >>> [round(rate(step), 6) for step in range(6)]
+    [0.02, 0.04, 0.06, 0.08, 0.1, 0.1]
     """
     steps = checks.count("warmup", "steps", steps)
     then = schedule("warmup", "then", then)
