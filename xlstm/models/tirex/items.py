@@ -159,7 +159,7 @@ class Item(NamedTuple):
     future: Values
 
     def until(self, end: int, most: int | None = None) -> Item:
-        """Return the item's last `most` steps (or all) before step `end`, with future covariates."""
+        """Return the item's last `most` steps, or all, before `end`, with future covariates."""
         start = 0 if most is None else max(0, end - most)
         return Item(self.target[:, start:end], self.past[:, start:end], self.future[:, start:])
 
