@@ -184,8 +184,8 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     columns : dict of str to array (N,)
         The numbers of each column, by name.
     index : array (N,), optional
-        Labels of the rows, such as dates that follow those of `given`; by default the labels of
-        `given`. They become the index of pandas, or the column in which `given` has its dates.
+        Labels of the rows, such as the dates after `given`; by default the labels of `given`. They
+        become the index of pandas, or the column in which `given` has its dates.
 
     Returns
     -------

@@ -168,7 +168,7 @@ class Tensor(NamedTuple):
             f" {shown(offset)}"
         )
         if len(shape) != len(strides):
-            raise ValueError(f"{where} has not as many strides as axes")
+            raise ValueError(f"{where} has different numbers of strides and axes")
         check_shape("a tensor", shape, storage.dtype)
         span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if (0 not in shape and offset + span > storage.numel) or math.prod(shape) > storage.numel:

@@ -104,7 +104,7 @@ def content(path: Path, most: int) -> bytes:
     with open(readable(path), "rb") as file:
         blob = file.read(most + 1)
     if len(blob) > most:
-        raise ValueError(f"{path}: is longer than the {most} bytes that are taken")
+        raise ValueError(f"{path}: is longer than the {most} bytes that are allowed")
     return blob
 
 

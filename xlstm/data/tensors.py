@@ -48,7 +48,7 @@ OTHERS = {
     b"PK\x03\x04": "is a zip archive, as those of PyTorch and Keras are",
     b"\x80": "is a pickle, as old files of PyTorch are",
     b"\x89HDF": "is an HDF5 file, as old ones of Keras are",
-    b"version https://": "is a pointer of Git LFS, whose file is still to be fetched",
+    b"version https://": "is a pointer of Git LFS, whose file has not been downloaded",
     b"<": "is a page of HTML or XML",
 }
 

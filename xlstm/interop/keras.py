@@ -130,8 +130,8 @@ def from_keras(
     shows = str(source).endswith(".keras") if is_path else not arrays
     if shows and (bidirectional or reverse or activations is not None or reset_after is not None):
         raise ValueError(
-            "from_keras: options are told for arrays and .weights.h5 files only, this source shows"
-            " them"
+            "from_keras: options are for arrays and .weights.h5 files only, this source"
+            " records them"
         )
     if is_path:
         levels = _in_file(Path(source), told)

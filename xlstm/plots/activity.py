@@ -31,7 +31,8 @@ class Trace:
     name : str
         The name that the layer's parameters begin with.
     gates, states : dict of str to array (T, B, H)
-        The gates and states by name. In an mLSTM, those of a whole head are (T, B, N).
+        The gates and states by name. In an mLSTM, gates and states that serve a whole head are (T,
+        B, N).
     shares : tuple of str
         Names of the gates with values from 0 to 1.
     retained : array (T, B, H) or None
@@ -82,8 +83,8 @@ def traces(where: str, saved: Any) -> list[Trace]:
     """
     if not isinstance(saved, Saved) or saved.span is None:
         raise TypeError(
-            f"{where}: saved is {checks.shown(saved)}, expected what forward of a recurrent layer"
-            " keeps"
+            f"{where}: saved is {checks.shown(saved)}, expected the values that forward of a"
+            " recurrent layer saves"
         )
     lengths = saved.span.lengths
     parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}

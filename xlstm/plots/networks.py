@@ -228,7 +228,7 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
     lines = [(str(name), line) for name, several in runs.items() for line in several]
     if not lines or not all(isinstance(line, GradientNorm) for _, line in lines):
         raise ValueError(
-            f"gradients: norms is {checks.shown(norms)}, expected what gradient_norms returns"
+            f"gradients: norms is {checks.shown(norms)}, expected the result of gradient_norms"
         )
     kinds = sorted({line.of for _, line in lines}, key=("h", "c", "C", "x").index)
     below = "time step t; the gradient comes from the last one"

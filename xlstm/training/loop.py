@@ -326,10 +326,10 @@ def _epochs(
             continue
         problem = f"train: {name} is an iterator, {checks.shown(batches.data)}"
         if name == "validation":
-            raise ValueError(f"{problem}, expected data that can begin anew after every epoch")
+            raise ValueError(f"{problem}, expected data that can be read again after every epoch")
         if resume is True or epochs not in (None, 1):
             raise ValueError(
-                f"{problem}, which cannot begin anew, expected epochs=1 without resume=True, got"
+                f"{problem}, which can be read only once, expected epochs=1 without resume=True, got"
                 f" epochs={checks.shown(epochs)} and resume={resume}"
             )
         return 1
@@ -445,8 +445,8 @@ class TrainingRun:
             self._restore(origin)
             if self.ended:
                 log.info(
-                    f"train: {origin.path} is the end of a run that a callback ended; it does not"
-                    " go on"
+                    f"train: {origin.path} is the end of a run that a callback ended; it does"
+                    " not continue"
                 )
         self.ranks.of_first(lambda: self.folder.rewind(self.total, self.epoch))
 

@@ -575,7 +575,7 @@ class ByRules(Optimizer):
         params, grads = from_foreign(self.where, (params, grads))
         if not isinstance(state, OptimState):
             raise TypeError(
-                f"{self.where}: state is {checks.shown(state)}, expected what init or update gave"
+                f"{self.where}: state is {checks.shown(state)}, expected the result of init or update"
             )
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")

@@ -93,9 +93,9 @@ class TrainStep:
         Capture steps in CUDA graphs on CuPy. A step is then one launch, with the same bits. This
         begins with the third batch of the same kind: with the same shapes, lengths, options, start
         (fresh or not) and place in an update (see `accumulate`). Each step changes the arrays of
-        the state before it, so copy those that you keep. The Python code of the loss, the model and
-        a callback's `gradients` does not run in a launch: numbers that it computed on the host at
-        capture stay. "auto" captures if that is possible and no code of your own takes part;
+        the state before it, so copy arrays that you keep. The Python code of the loss, the model
+        and a callback's `gradients` does not run in a launch: numbers that it computed on the host
+        at capture stay. "auto" captures if that is possible and no code of your own takes part;
         otherwise it takes steps one by one.
     group : Group, optional
         The ranks that train together, as `distributed.group()` returns them. `distributed.Shard`

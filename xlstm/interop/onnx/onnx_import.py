@@ -215,7 +215,7 @@ def _layer(
 
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
-    """Return attributes by name, with defaults for those with few possible values."""
+    """Return attributes by name, with defaults for attributes with few possible values."""
     attributes = {name: choices[0] for name, choices in CHOICES.items()}
     for entry in proto.attribute:
         value = library().helper.get_attribute_value(entry)

@@ -86,7 +86,7 @@ class Stream:
         Parameters
         ----------
         values : array (B,) or (B, n); of one series a number or (n,)
-            The next value of each series, or the next n; NaN where one is missing.
+            The next value of each series, or the next n values; NaN for a missing value.
 
         Raises
         ------

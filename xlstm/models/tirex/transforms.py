@@ -192,8 +192,8 @@ def opposite(levels: Sequence[float]) -> np.ndarray[Any, Any]:
     for level, least in zip(levels, np.min(distance, axis=1), strict=True):
         if least > NEAR:
             raise ValueError(
-                f"TiRex2: sign_flip needs quantile {1 - level:g} beside {level:g}, the model"
-                " has not"
+                f"TiRex2: sign_flip needs quantile {1 - level:g} beside {level:g}, which the"
+                " model lacks"
             )
     return np.asarray(np.argmin(distance, axis=1))
 

@@ -34,7 +34,7 @@ NORM_EPS = 1e-6  # of every norm in a block
 
 
 class Groups(NamedTuple):
-    """The rows of a batch that see each other, and those whose future is known."""
+    """The rows of a batch that see each other, and the rows whose future is known."""
 
     rows: Host  # (R,) rows with others in their group; groups of equal size lie together
     sizes: tuple[Host, ...]  # for each size n, (G, n, n): which rows of its group each row sees
