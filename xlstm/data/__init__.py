@@ -1,4 +1,4 @@
-"""From files and tables to batches on the host."""
+"""Data for training: files and tables, series, and batches on the host."""
 
 from xlstm.data.batches import Batch, Prefetch, Sequences, Streams, Windows
 from xlstm.data.file_shards import FileShards

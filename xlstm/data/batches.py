@@ -1,7 +1,7 @@
-"""Batches for training, NumPy on the host: windows, streams, sequences of unequal length, and
-others prefetched.
+"""Batches for training as NumPy arrays on the host: windows, streams, sequences of unequal length,
+and prefetching.
 
-A layer packs sequences of different lengths by `recurrence/packing.py`.
+Layers pack sequences of different lengths with `recurrence/packing.py`.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from xlstm.arrays.ranks.groups import Group, Part, columns
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
 
-Shuffler: TypeAlias = "np.random.Generator | None"  # it draws an order, None keeps the one there is
+Shuffler: TypeAlias = "np.random.Generator | None"  # draws an order; None keeps the data's
 EXPECTED = "Windows, Sequences, Streams, or something else that yields batches or pairs (x, target)"
 BATCHES = checks.having("batches", "__len__", expected=EXPECTED)
-COMPARED = 2048  # targets of a batch that ranks compare by their checksum
+COMPARED = 2048  # the most targets of a batch that ranks compare by checksum
 
 
 class Batch(NamedTuple):
-    """The examples of one training step, time first.
+    """A mini-batch: the examples of one training step, with the time axis first.
 
     Attributes
     ----------
     x : array (T, B, D), or whole numbers (T, B) for a model of tokens
     target : array (T, B, ...), or (B, ...) for a model that predicts once
     mask : bool array, array of weights, or None
-        Which targets count, or how much they do; those past the end of a sequence never do. Its
-        shape is the leading axes of `target`.
+        The targets that count, or their weights. Targets beyond the end of a sequence never count.
+        The shape is that of `target`, or of its leading axes.
     fresh : bool
-        Start from the initial state, not from the last one.
+        Whether the batch starts from the initial state, not from the previous batch's final state.
     lengths : whole numbers (B,), optional
-        Lengths of the sequences, where they differ.
+        Lengths of the sequences, if they differ.
     options : dict of str to array, optional
-        Further arguments of the model's `forward`, on the host, such as `groups` of a TiRex-2, an
-        entry for each sequence. `resets` are booleans (T, B), time first for every model.
+        Further arguments of the model's `forward`, on the host, with an entry for each sequence;
+        for example `groups` of a TiRex-2. `resets` are booleans (T, B), time first for every model.
     part : Part, optional
-        Which part of a larger batch this is, where `distributed.Shard` has cut it.
+        The place of this part in a larger batch, if `distributed.Shard` has cut it.
     """
 
     x: Any
@@ -62,45 +62,49 @@ class Batch(NamedTuple):
 
 
 class Batches(Protocol):
-    """Data for training: `Windows`, `Sequences`, `Streams`, or anything else that yields
+    """The protocol of training data: `Windows`, `Sequences`, `Streams`, or any object that yields
     batches.
 
-    Three things are optional. Where `batches` has an argument `skip`, it leaves out that many
-    batches without making them. `parts(group, rng, skip)` yields the parts of a rank, as `Shard`
-    does, and is used where the class that defines `batches` defines it, too. A dict `identity` of
-    plain values tells data apart, so that a run that is resumed need not read the first batch.
+    Three additions are optional:
+
+    - `batches` may take an argument `skip`, and then leaves out that many batches without making
+      them.
+    - `parts(group, rng, skip)` yields the parts of a rank, as `Shard` does. It is used if the class
+      that defines `batches` also defines `parts`.
+    - `identity`, a dict of plain values, identifies the data, so that a resumed run need not read
+      the first batch.
     """
 
     def __len__(self) -> int: ...
     def batches(self, rng: Shuffler = None) -> Iterator[Batch]:
-        """Yield the batches of one epoch, in an order that `rng` may decide."""
+        """Yield the batches of one epoch; `rng` may decide their order."""
 
 
 class ByRows:
-    """Data that know the rows of each batch before they make it, so that a rank can make its own
-    part alone.
+    """The base class of data that know a batch's rows before making it, so that a rank can make
+    only its part.
 
     Attributes
     ----------
     target : array
-        Targets of all examples.
+        The targets of all examples.
     batch_size : int
-        Examples of a batch.
+        The number of examples in a batch.
     """
 
     target: Any
     batch_size: int
 
     def orders(self, rng: Shuffler) -> list[Host]:
-        """Return the numbers of the examples in each batch of an epoch."""
+        """Return the indices of the examples in each batch of an epoch."""
         return orders(len(self.target), self.batch_size, rng)
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the batch of some examples, with the columns `own` of x and target alone."""
+        """Return the batch of the examples `rows`, but only the columns `own` of x and target."""
         raise NotImplementedError
 
     def truths(self, rows: Host) -> Host:
-        """Return the targets of some examples, examples first or time first."""
+        """Return the targets of the examples `rows`, with examples first or time first."""
         return np.asarray(self.target[rows])
 
     def __len__(self) -> int:
@@ -115,7 +119,7 @@ class ByRows:
             yield self.batch(rows, slice(None))
 
     def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
-        """Yield the parts of these batches that a rank has."""
+        """Yield the rank's parts of these batches."""
         timed = getattr(self, "every_step", False)
         for number, rows in enumerate(self.orders(rng)[skip:], skip):
             own = columns(len(rows), group)
@@ -126,30 +130,38 @@ class ByRows:
 
 @dataclass(frozen=True)
 class Windows(ByRows):
-    """Independent examples in shuffled batches, each from the initial state.
+    """Independent examples in shuffled mini-batches, each from the initial state.
 
-    Arrays may be of any library, or lists; they are kept on the host.
+    Arrays may come from any library, or be lists; they are kept on the host.
 
     Parameters
     ----------
     x : array (N, T, D), or whole numbers (N, T) for a model of tokens
     target : array (N, ...), or (N, T, ...) with `every_step`
-        The truth after the last step, or after every step.
+        The target after the last step, or after every step.
     mask : array of bool, or of weights from 0 up, optional
-        Targets that count in the loss, or how much they do: the target's shape, or its leading
-        axes.
+        The targets that count in the loss, or their weights. Its shape is the target's shape, or
+        the leading axes of it.
     batch_size : int
+        Number of examples in a batch; the last batch may be smaller.
     every_step : bool
-        Targets and mask have a time axis.
+        Whether targets and mask have a time axis.
     lengths : whole numbers (N,), optional
-        Lengths of the sequences, where some end before step T. Numbers in `x` past an end do not
-        matter, and with `every_step` targets past an end do not count. `Sequences` takes lists of
-        arrays, and has less padding.
+        Lengths of the sequences, if some end before step T. The rest of `x` is padding and does not
+        matter; with `every_step`, targets in the padding do not count. `Sequences` takes lists of
+        arrays, and needs less padding.
 
     Raises
     ------
     TypeError, ValueError
-        Shapes do not go together, or numbers are not finite.
+        Shapes do not match, or numbers are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> data = Windows(np.ones((6, 4, 1)), target=np.ones((6, 1)), batch_size=4)
+    >>> [(batch.x.shape, batch.target.shape) for batch in data.batches()]  # time first
+    [((4, 4, 1), (4, 1)), ((4, 2, 1), (2, 1))]
     """
 
     x: Host = field(repr=False)
@@ -187,30 +199,40 @@ class Windows(ByRows):
 
 @dataclass(frozen=True)
 class Streams:
-    """One long sequence read as parallel streams, for truncated backpropagation through time.
+    """One long sequence, read as parallel streams for truncated backpropagation through time.
 
     The sequence is cut into `batch_size` equal contiguous streams, which lie side by side in every
-    batch; successive batches continue each other, so the state is carried from one to the next.
-    Rows left over at the end are not used.
+    batch. Each batch continues the one before it, so the hidden state is carried along. Rows left
+    over at the end are not used.
 
     Parameters
     ----------
     x : array (N, D), or whole numbers (N,) for a model of tokens
     target : array (N, ...)
-        The truth after each row.
+        The target after each row.
     batch_size : int
         Number B of streams.
     length : int
         Steps T in a batch.
     document_end : int, optional
-        The token that ends a document. The state after it is that before the first step: batches
-        have the option `resets`.
+        The token that ends a document. After it the model starts again from the initial state:
+        batches have the option `resets`.
 
     Raises
     ------
     TypeError, ValueError
-        Shapes do not go together, numbers are not finite, or there are too few rows. There is a
-        `document_end`, but x are no tokens.
+        Shapes do not match, numbers are not finite, or there are too few rows. Or there is a
+        `document_end`, but x does not hold tokens.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = np.arange(9.0)[:, None]
+    >>> data = Streams(rows[:-1], target=rows[1:], batch_size=2, length=2)
+    >>> for batch in data.batches():
+    ...     print(batch.x[:, :, 0].tolist(), batch.fresh)  # (T, B)
+    [[0.0, 4.0], [1.0, 5.0]] True
+    [[2.0, 6.0], [3.0, 7.0]] False
     """
 
     x: Host = field(repr=False)
@@ -252,25 +274,25 @@ class Streams:
     def of_tokens(
         cls, tokens: Any, batch_size: int, length: int, document_end: int | None = None
     ) -> Streams:
-        """Return the streams of a text, in which the target of each token is the next one.
+        """Return the streams of a text; the target of each token is the next token.
 
         Parameters
         ----------
         tokens : whole numbers (N,), or bytes
-            The text as tokens, one token a byte where it is given as bytes. An array in a file
-            (`numpy.memmap`) stays there.
+            The text as tokens; in bytes, each byte is a token. An array in a file (`numpy.memmap`)
+            stays there.
         batch_size, length, document_end : int
             As for `Streams`.
 
         Returns
         -------
         Streams
-            It has N - 1 rows.
+            The streams of N - 1 rows.
 
         Raises
         ------
         TypeError, ValueError
-            These are no tokens, or too few.
+            `tokens` are not tokens, or there are too few.
 
         Examples
         --------
@@ -295,14 +317,14 @@ class Streams:
         return len(self.x) // self.batch_size // self.length
 
     def batches(self, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
-        """Yield one epoch without its first `skip` batches, always in order: `rng` is not used."""
+        """Yield one epoch without its first `skip` batches, always in order; `rng` is not used."""
         x = self._streams(self.x)
         target = self._streams(self.target)
         for start in range(skip * self.length, len(self) * self.length, self.length):
             steps = slice(start, start + self.length)
             options = None
             if self.document_end is not None:
-                # The first row of all has no row before it, but its batch is fresh.
+                # The very first row has no row before it, but its batch is fresh.
                 before = x[np.arange(start, steps.stop) - 1]
                 options = {"resets": before == self.document_end}
             yield Batch(x[steps], target[steps], None, start == 0, options=options)
@@ -316,28 +338,32 @@ class Streams:
 
 @dataclass(frozen=True)
 class Sequences(ByRows):
-    """Independent sequences of unequal length, each from the initial state, in batches of similar
-    lengths.
+    """Independent sequences of unequal length in mini-batches of similar lengths, each from the
+    initial state.
 
-    A batch is as long as its longest sequence. With a generator of random numbers the sequences are
-    shuffled, those of `bucket` batches at a time are sorted by length and cut into batches, and the
-    batches are shuffled: few steps are padding, and the order differs from epoch to epoch. Without
-    one they come in the order of the data.
+    A batch is as long as its longest sequence. With a generator of random numbers, an epoch works
+    as follows, so that there is little padding and the order differs from epoch to epoch:
+
+    1. Shuffle the sequences.
+    2. Sort by length the sequences of `bucket` batches at a time, and cut them into batches.
+    3. Shuffle the batches.
+
+    Without a generator, sequences keep the order of the data.
 
     Parameters
     ----------
     sequences : list of N arrays (T_i, D)
-        An array (T_i,) holds tokens where all arrays hold whole numbers, else numbers with D = 1.
+        An array (T_i,) holds tokens if all arrays hold whole numbers, otherwise numbers with D = 1.
     target : array (N, ...), or list of N arrays (T_i, ...) with `every_step`
-        The truth after the last step, or after every step.
+        The target after the last step, or after every step.
     mask : array of bool, or of weights from 0 up, or list of such arrays, optional
-        Targets that count in the loss, or how much they do: the shape of the targets, or its
-        leading axes.
+        The targets that count in the loss, or their weights. Its shape is the targets' shape, or
+        the leading axes of it.
     batch_size : int
     every_step : bool
-        Targets and mask have a time axis.
+        Whether targets and mask have a time axis.
     bucket : int
-        Batches whose sequences are sorted together. With 1 batches are random.
+        Number of batches whose sequences are sorted together. With 1, batches are random.
 
     Attributes
     ----------
@@ -347,7 +373,7 @@ class Sequences(ByRows):
     Raises
     ------
     TypeError, ValueError
-        A sequence is empty, shapes do not go together, or numbers are not finite; names the
+        A sequence is empty, shapes do not match, or numbers are not finite; the error names the
         sequence.
 
     Examples
@@ -382,7 +408,7 @@ class Sequences(ByRows):
         vars(self).update(sequences=rows, target=target, mask=mask, lengths=lengths)
 
     def _targets(self, rows: list[Host]) -> tuple[Host, Host | None]:
-        """Return the target and the mask after the last step of each sequence."""
+        """Return the targets and the mask after the last step of each sequence."""
         target = numbers("Sequences", "target", self.target)
         mask = checks.optional(weights)("Sequences", "mask", self.mask)
         if target.shape[:1] != (len(rows),):
@@ -409,8 +435,8 @@ class Sequences(ByRows):
         return target, mask
 
     def orders(self, rng: Shuffler) -> list[Host]:
-        """Return the numbers of the sequences in each batch: of similar lengths that `rng`
-        shuffles, or in order.
+        """Return the indices of the sequences in each batch: similar lengths, shuffled by `rng`, or
+        in order.
         """
         batches = orders(len(self.lengths), self.batch_size, None)
         if rng is None:
@@ -425,8 +451,8 @@ class Sequences(ByRows):
         return self._of(self.target, rows, int(np.max(self.lengths[rows])))
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the batch of some sequences, as long as the longest of them, with `own` columns of
-        x and target.
+        """Return the batch of the sequences `rows`, as long as the longest, with columns `own` of x
+        and target.
         """
         T = int(np.max(self.lengths[rows]))
         x = _padded(self.sequences, rows[own], T)
@@ -435,32 +461,32 @@ class Sequences(ByRows):
         return Batch(x, target, mask, True, self.lengths[rows])
 
     def _of(self, values: Any, rows: Host, T: int) -> Host:
-        """Return the targets or the masks of some of the sequences."""
+        """Return the targets or the masks of the sequences `rows`."""
         return _padded(values, rows, T) if self.every_step else np.asarray(values[rows])
 
 
 @dataclass(frozen=True)
 class Prefetch:
-    """Other data, whose next batches are prepared in a thread.
+    """Data that wrap other data and prepare their next batches in a thread.
 
-    Batches, their order and the random numbers that they take are those of the data alone, bit for
-    bit. An error in the data is raised where its batch would have come. The thread ends with the
-    epoch, or when its batches are no longer asked for.
+    Batches, their order and the random numbers drawn are the same as without prefetching, bit for
+    bit. An error in the data is raised in place of its batch. The thread ends with the epoch, or
+    when no more batches are requested.
 
-    This is for data that read files or wait for something else. Data that hold arrays gain nothing:
-    their batches take about 2 % of the time in which a small LSTM trains with them (`Windows`).
+    Use it for data that read files or wait for something else. Data that hold arrays gain nothing:
+    batches of `Windows` take about 2 % of the time in which a small LSTM trains on them.
 
     Parameters
     ----------
     data : Batches
-        Data whose batches take time to come.
+        Data whose batches take time to prepare.
     ahead : int
-        Batches that are prepared ahead.
+        Number of batches to prepare ahead.
 
     Raises
     ------
     TypeError, ValueError
-        These are no data, or `ahead` is no whole number from 1 up.
+        `data` does not yield batches, or `ahead` is not a whole number from 1 up.
     """
 
     data: Batches
@@ -474,8 +500,9 @@ class Prefetch:
         return len(self.data)
 
     def batches(self, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
-        """Yield one epoch of the data without its first `skip` batches; after each batch `rng` is in
-        the state that the data alone would leave it in.
+        """Yield one epoch of the data without its first `skip` batches.
+
+        After each batch, `rng` is in the same state as without prefetching.
         """
         own = copy.deepcopy(rng)  # the thread draws ahead of the caller
         inner = after(self.data, own, skip)
@@ -491,12 +518,12 @@ class Prefetch:
                 coming.append(thread.submit(_next, inner, own))
                 yield batch
         finally:
-            thread.shutdown(cancel_futures=True)  # waits for the batch that is being prepared
+            thread.shutdown(cancel_futures=True)  # waits for the batch in preparation
 
 
 def after(data: Batches, rng: Shuffler, skip: int) -> Iterator[Batch]:
-    """Return an iterator over an epoch without its first `skip` batches, which are not made where
-    the data can do so.
+    """Return an iterator over an epoch without its first `skip` batches, which are not made if the
+    data support `skip`.
     """
     if skip and "skip" in inspect.signature(data.batches).parameters:
         skipping: Any = data
@@ -505,7 +532,7 @@ def after(data: Batches, rng: Shuffler, skip: int) -> Iterator[Batch]:
 
 
 def check_mask(where: str, mask: Host | None, target: Host, axes: int) -> None:
-    """Raise ValueError unless a mask has leading axes of the target, at least the first `axes` of
+    """Raise ValueError unless a mask's shape is the leading axes of the target, at least `axes` of
     them.
     """
     if mask is not None and (mask.ndim < axes or mask.shape != target.shape[: mask.ndim]):
@@ -516,7 +543,7 @@ def check_mask(where: str, mask: Host | None, target: Host, axes: int) -> None:
 
 
 def is_input(x: Host, ndim: int) -> bool:
-    """Return whether x has `ndim` axes, or one fewer as it holds tokens."""
+    """Return whether x has `ndim` axes, or holds tokens and has one axis fewer."""
     return x.ndim == ndim or (x.ndim == ndim - 1 and x.dtype.kind in "iu")
 
 
@@ -526,8 +553,8 @@ def time_first(array: Host) -> Host:
 
 
 def _arrays(name: str, values: Any, kind: checks.Kind, lengths: Host | None = None) -> list[Host]:
-    """Return a list of arrays, or the rows of an array, on the host, (T_i, ...) with `lengths`
-    T_i.
+    """Return a list of arrays, or the rows of an array, on the host; with `lengths` T_i they are
+    (T_i, ...).
     """
     if not isinstance(values, list | tuple) and (
         not hasattr(values, "__dlpack__") or values.ndim == 0
@@ -551,7 +578,7 @@ def _arrays(name: str, values: Any, kind: checks.Kind, lengths: Host | None = No
 
 
 def _of_one_width(rows: list[Host]) -> list[Host]:
-    """Return sequences as tokens (T_i,), where all of them are, else as numbers (T_i, D)."""
+    """Return sequences as tokens (T_i,) if all hold tokens, otherwise as numbers (T_i, D)."""
     if all(row.ndim == 1 and row.dtype.kind in "iu" for row in rows):
         return rows
     wide = [row[:, None] if row.ndim == 1 else row for row in rows]
@@ -565,7 +592,7 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
 
 
 def orders(count: int, size: int, rng: Shuffler) -> list[Host]:
-    """Return the numbers of the examples in each batch of `size`, shuffled by `rng` or in order
+    """Return the indices of the examples in each batch of `size`: shuffled by `rng`, or in order
     without it.
     """
     order = np.arange(count) if rng is None else rng.permutation(count)
@@ -573,14 +600,14 @@ def orders(count: int, size: int, rng: Shuffler) -> list[Host]:
 
 
 def within_lengths(lengths: Any, T: int, B: int) -> Host:
-    """Return which steps (T, B) lie within sequences of these lengths (B,), by default all."""
+    """Return a mask (T, B) of the steps within sequences of these lengths (B,), by default all
+    steps.
+    """
     return np.ones((T, B), bool) if lengths is None else np.arange(T)[:, None] < to_numpy(lengths)
 
 
 def mask_of_steps(mask: Any, lengths: Any, T: int, B: int) -> Host:
-    """Return the mask (T, B, ...) of targets that have a time axis, without those past the end of a
-    sequence.
-    """
+    """Return the mask (T, B, ...) of targets with a time axis; it leaves out padding."""
     there = within_lengths(lengths, T, B)
     mask = there if mask is None else to_numpy(mask)
     return np.asarray(
@@ -590,7 +617,7 @@ def mask_of_steps(mask: Any, lengths: Any, T: int, B: int) -> Host:
 
 
 def compared(target: Any, timed: bool, B: int, number: int) -> slice:
-    """Return the sequences of a batch whose targets ranks compare: all where they are few, else
+    """Return the sequences of a batch whose targets ranks compare: all if they are few, otherwise
     some in turn.
     """
     each = math.prod(target.shape[:1] + target.shape[2:] if timed else target.shape[1:])
@@ -600,10 +627,10 @@ def compared(target: Any, timed: bool, B: int, number: int) -> slice:
 
 
 def part_of(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
-    """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and
-    all lengths.
+    """Return a part of a batch of B sequences. `batch` has only the columns `own`, but the whole
+    mask and all lengths.
 
-    Its checksum is that of all lengths and of the arrays `seen`, which are of the whole batch.
+    The part's checksum covers all lengths and the arrays `seen`, which belong to the whole batch.
     Arrays on a device are left out.
     """
     mask, lengths = (
@@ -626,9 +653,7 @@ def part_of(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
 
 
 def _padded(arrays: list[Host], rows: Host, T: int) -> Host:
-    """Return some of the arrays (T_i, ...) side by side, (T, B, ...), with zeros after the end of
-    each.
-    """
+    """Return the arrays `rows`, each (T_i, ...), side by side as (T, B, ...), padded with zeros."""
     columns = [arrays[k] for k in rows]
     dtype = np.result_type(*(columns or arrays[:1]))
     padded = np.zeros((T, len(columns), *arrays[0].shape[1:]), dtype)
@@ -638,6 +663,6 @@ def _padded(arrays: list[Host], rows: Host, T: int) -> Host:
 
 
 def _next(inner: Iterator[Batch], rng: Shuffler) -> tuple[Batch | None, Any]:
-    """Return the next batch, or None at the end, and the state of `rng` after it."""
+    """Return the next batch, or None at the end, and the state of `rng` after that batch."""
     batch = next(inner, None)
     return batch, None if rng is None else rng.bit_generator.state

@@ -1,4 +1,6 @@
-"""Dates of rows, with pandas: read as text, put at equal steps, continued, and seen as features."""
+"""Dates of rows, with pandas: read them from text, put them at equal steps, continue them, make
+features.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from xlstm.data.host import Values
 
 Dates = np.ndarray[Any, np.dtype[np.datetime64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]
-Line = Callable[[int], str]  # it names a row, for errors
+Line = Callable[[int], str]  # names a row in errors
 
 # 1958, 1958-03, 1958-03-29, 1958-03-29T06, 1958-03-29 06:00, 1958-03-29T06:00:00.5Z,
 # 1958-03-29T06:00+02:00
@@ -27,14 +29,15 @@ ISO_DATE = re.compile(
     r" ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?)?)?"
 )
 ZONE = re.compile(r"(Z|[+-][0-9]{2}:?[0-9]{2})$")
-UNITS = {4: "Y", 7: "M"}  # of years and months, by the length of the text
-# rows after filling gaps: at most so many times those of the file, and so many more
+UNITS = {4: "Y", 7: "M"}  # units of years and months, by the length of the text
+# the most rows after filling gaps: this factor times the file's rows, plus this number
 FILL = (10, 10**6)
-TRADING = 5  # the last business day of a month is one of so many days: a holiday may come after it
+# the last business day of a month is one of its last days, so many because of holidays
+TRADING = 5
 DAY = 86_400.0
 WEEK = 7 * DAY
-YEAR = 365.2425 * DAY  # in seconds
-# Names of steps, with the fewest and the most days of the median one.
+YEAR = 365.2425 * DAY  # seconds
+# Names of steps, with the smallest and the largest median step in days.
 STEP_NAMES = {
     "hour": (1 / 24, 1 / 24),
     "day": (1, 1),
@@ -48,7 +51,7 @@ SEVERAL = (
     "; if the table has several series, name the column that tells them apart in series_id"
     " (--series-id)"
 )
-HARMONICS = 2  # sines and cosines of a year: its half is one of them
+HARMONICS = 2  # pairs of sine and cosine of a year: the year and half a year
 
 
 class Calendar(NamedTuple):
@@ -57,14 +60,14 @@ class Calendar(NamedTuple):
     Attributes
     ----------
     grid : pandas.DatetimeIndex
-        The date of every step without a time zone, as the clocks of `clocks` show it.
+        The date of every step without a time zone, as clocks in the zone `clocks` show it.
     place : array (N,)
         The step of each row.
     offset : pandas.DateOffset
-        It leads from a step to the next.
+        The offset from one step to the next.
     clocks, zone : str or None
-        The time zone in which steps are equal, and the one that the dates came in. Steps of days
-        and more are equal on the clocks of their zone, shorter ones in UTC.
+        The time zone in which steps are equal, and the time zone of the given dates. Steps of a day
+        or longer are equal on the clocks of their zone, shorter steps in UTC.
     """
 
     grid: Any
@@ -75,12 +78,12 @@ class Calendar(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The median time from a step to the next."""
+        """The median time from one step to the next, in seconds."""
         return float(np.median(np.diff(self.grid.asi8))) / 1e6
 
     @property
     def step(self) -> str:
-        """The time from one step to the next, such as "month"; "step" where that has no name."""
+        """The name of the time between two steps, such as "month"; "step" if it has none."""
         if self.offset.freqstr == "B":
             return "business day"
         days = self.seconds / DAY
@@ -89,7 +92,7 @@ class Calendar(NamedTuple):
 
     @property
     def dates(self) -> Any:
-        """The dates of all steps in the time zone that they came in."""
+        """The dates of all steps, in the time zone of the given dates."""
         return self._zoned(self.grid)
 
     def following(self, steps: int) -> Any:
@@ -97,7 +100,7 @@ class Calendar(NamedTuple):
         return self._zoned(_grid(self.grid[-1], steps + 1, self.offset)[1:])
 
     def placed(self, values: Values) -> Values:
-        """Return rows (N, C) on the steps of the calendar; those that are missing become gaps."""
+        """Return rows (N, C) on the steps of the calendar; missing rows become gaps."""
         full = np.full((len(self.grid), values.shape[1]), np.nan)
         full[self.place] = values
         return full
@@ -105,7 +108,7 @@ class Calendar(NamedTuple):
     def _zoned(self, grid: Any) -> Any:
         if self.clocks is None:
             return grid
-        # A time that clocks show twice is the first one; one that they leave out is an hour later.
+        # If clocks show a time twice, it means the first; if they skip it, it means an hour later.
         summer = np.ones(len(grid), bool)
         hour = datetime.timedelta(hours=1)
         zoned = grid.tz_localize(self.clocks, ambiguous=summer, nonexistent=hour)
@@ -113,20 +116,20 @@ class Calendar(NamedTuple):
 
 
 def in_utc(dates: Any) -> Dates:
-    """Return dates of pandas as those of NumPy, in UTC where they have a time zone."""
+    """Return dates of pandas as NumPy dates, in UTC if they have a time zone."""
     utc: Dates = (dates if dates.tz is None else dates.tz_convert(None)).to_numpy()
     return utc
 
 
 def on_clocks(dates: Any) -> Dates:
-    """Return dates of pandas as those of NumPy, as the clocks of their time zone show them."""
+    """Return dates of pandas as NumPy dates, as the clocks of their time zone show them."""
     shown: Dates = dates.tz_localize(None).to_numpy()
     return shown
 
 
 def coarsest(dates: Dates) -> Dates:
-    """Return dates in days, minutes, seconds or microseconds, the first of which holds them, where
-    their unit is a finer one.
+    """Return dates in the coarsest exact unit among days, minutes, seconds and microseconds, unless
+    theirs is coarser.
     """
     for unit in ("D", "m", "s", "us"):
         coarse = dates.astype(f"datetime64[{unit}]")
@@ -138,11 +141,11 @@ def coarsest(dates: Dates) -> Dates:
 def read_dates(
     cells: Sequence[str], line: Line, date_format: str | None
 ) -> tuple[Dates, str | None]:
-    """Return text (N,) as dates, and the name of the time zone that they have.
+    """Return text (N,) as dates, and the name of their time zone.
 
-    They are in ISO 8601, or in a format of `datetime.strptime`. Those with a zone become those of
-    UTC, which is also the name of several. Where a cell is no date, or a date does not exist, a
-    ValueError names the line, by `line` of its row.
+    The text is in ISO 8601, or in a format of `datetime.strptime`. Dates with a zone are converted
+    to UTC; if there are several zones, the name is UTC. If a cell is not a date, or the date does
+    not exist, a ValueError names the line, which `line` returns for a row.
     """
     pandas = load_pandas(line(0))
     moments = pandas.to_datetime(
@@ -175,10 +178,8 @@ def read_dates(
 
 
 def check_rising(dates: Dates, line: Line, hint: str) -> None:
-    """Raise ValueError, with `line` of the row and a hint, unless each date comes after the one
-    before.
-    """
-    fall = np.flatnonzero(~(dates[1:] > dates[:-1]))  # also where one is missing
+    """Raise ValueError, with the line and a hint, unless each date is later than the one before."""
+    fall = np.flatnonzero(~(dates[1:] > dates[:-1]))  # also if a date is missing
     if fall.size:
         row = int(fall[0]) + 1
         raise ValueError(
@@ -189,27 +190,27 @@ def check_rising(dates: Dates, line: Line, hint: str) -> None:
 def calendar_of(
     where: str, dates: object, zone: str | None = None, hint: str = "", line: Line | None = None
 ) -> Calendar:
-    """Return rising dates (N,) at the equal steps of time that they lie on.
+    """Return the calendar of rising dates (N,): the equal steps of time on which they lie.
 
     Parameters
     ----------
     where : str
         The caller, for errors.
     dates : array (N,), or Calendar
-        A calendar is returned as it is. Dates of a time zone come in UTC, or know it as those of
-        pandas and Polars do.
+        A calendar is returned unchanged. Dates with a time zone are in UTC with `zone`, or carry
+        their zone as in pandas and Polars.
     zone : str, optional
         The time zone of dates in UTC.
     hint : str
-        It is added to the error where dates do not rise.
+        A text that is added to the error if dates do not rise.
     line : callable, optional
-        It names a row, for errors.
+        A function that names a row in errors.
 
     Raises
     ------
     TypeError, ValueError
-        These are no rising dates, or they are irregular, or a gap would have to be filled with more
-        rows than FILL allows; the first row that is off is named.
+        `dates` are not rising dates, or they are irregular, or a gap needs more rows than FILL
+        allows. The error names the first wrong row.
     """
     if isinstance(dates, Calendar):
         return dates
@@ -227,7 +228,7 @@ def calendar_of(
     clocks = None
     if zone is not None:
         zoned = moments.tz_localize("UTC")
-        # the dates stay in UTC where this machine does not know the zone
+        # the dates stay in UTC if this machine does not know the zone
         with contextlib.suppress(KeyError, OSError, ValueError):
             zoned = zoned.tz_convert(zone)
         clocks = str(zoned.tz) if _is_daily(zoned) else "UTC"
@@ -240,10 +241,10 @@ def calendar_of(
 
 
 def features(calendar: Calendar, steps: int = 0) -> Values:
-    """Return sines and cosines (N + steps, F) of the time of the year, of the week and of the day,
-    for the steps of a calendar and some later ones.
+    """Return sines and cosines of the time of year, week and day, (N + steps, F), for a calendar
+    and `steps` further steps.
 
-    Only those are there that its step can tell apart.
+    Cycles that the calendar's step cannot resolve are left out.
     """
     step = calendar.seconds
     parts = [on_clocks(dates) for dates in (calendar.dates, calendar.following(steps))]
@@ -259,11 +260,11 @@ def features(calendar: Calendar, steps: int = 0) -> Values:
 
 
 def holiday_shares(where: str, country: str, calendar: Calendar, steps: int = 0) -> Values:
-    """Return the shares of days that are public holidays, (N + steps, 1), in the steps of a
-    calendar and in some later ones.
+    """Return the share of public holidays in each step, (N + steps, 1), for a calendar and `steps`
+    further steps.
 
-    Steps of a day or less belong to the day of their date, and those that end months, quarters or
-    years to the days up to their date. A country has the code of ISO 3166, and a part of it, too,
+    Steps of a day or less belong to the day of their date. Steps that end months, quarters or years
+    cover the days up to their date. `country` is a code of ISO 3166, also of a part of a country,
     such as "DE-BY".
     """
     try:
@@ -298,7 +299,7 @@ def holiday_shares(where: str, country: str, calendar: Calendar, steps: int = 0)
 
 
 def _plain(where: str, dates: Any, zone: str | None) -> tuple[Dates, str | None]:
-    """Return dates (N,) as those of NumPy, in UTC where they have a time zone, and its name."""
+    """Return dates (N,) as NumPy dates, in UTC if they have a time zone, and the zone's name."""
     dtype: Any = getattr(dates, "dtype", None)
     own_zone = getattr(dtype, "tz", None) or getattr(dtype, "time_zone", None)
     if own_zone is not None:
@@ -314,7 +315,7 @@ def _plain(where: str, dates: Any, zone: str | None) -> tuple[Dates, str | None]
 
 
 def _is_daily(moments: Any) -> bool:
-    """Return whether dates are half a day apart or more, and at one time of the clocks."""
+    """Return whether dates are at least half a day apart and at the same time of day."""
     shown = moments.tz_localize(None)
     times = shown - shown.normalize()
     half_day = 1e6 * DAY / 2  # in microseconds
@@ -322,12 +323,12 @@ def _is_daily(moments: Any) -> bool:
 
 
 def _grid(first: Any, count: int, offset: Any) -> Any:
-    """Return so many dates, each an offset after the one before."""
+    """Return `count` dates, each an offset after the one before."""
     return load_pandas("dates").date_range(first, periods=count, freq=offset, unit="us")
 
 
 def _inferred(pandas: Any, dates: Any) -> Any:
-    """Return the offset that all dates are apart, or None where pandas sees none."""
+    """Return the offset between all dates, or None if pandas finds none."""
     if len(dates) < 3:
         return None
     with warnings.catch_warnings():
@@ -337,8 +338,8 @@ def _inferred(pandas: Any, dates: Any) -> Any:
 
 
 def _equal_steps(pandas: Any, dates: Any, line: Line) -> tuple[Any, Counts, Any] | None:
-    """Return the grid, the places and the offset of dates, as `Calendar` has them, or None where
-    most are not one step apart.
+    """Return the grid, places and offset of dates, as in `Calendar`, or None if most are not one
+    step apart.
     """
     offset = _inferred(pandas, dates)
     if offset is not None:
@@ -362,15 +363,15 @@ def _equal_steps(pandas: Any, dates: Any, line: Line) -> tuple[Any, Counts, Any]
             )
         offset = unit * every
         grid = _grid(dates[0], int(place[-1]) + 1, offset)
-        # the last business day of a month may be an earlier one, before a holiday
+        # before a holiday, the last business day of a month may be earlier
         if unit.freqstr == "BME" or np.all(grid[place] == dates):
             return grid, place, offset
     return None
 
 
 def _units(pandas: Any, dates: Any) -> Iterator[tuple[Any, Counts]]:
-    """Yield offsets whose multiples may be the step of dates, the likeliest first, and how many of
-    each have passed at every date.
+    """Yield offsets that may be the step of dates, or divide it, the likeliest first, with their
+    count at each date.
     """
     offsets = pandas.offsets
     days = dates.normalize()
@@ -405,17 +406,17 @@ def _units(pandas: Any, dates: Any) -> Iterator[tuple[Any, Counts]]:
 
 
 def _fixed(pandas: Any, dates: Any) -> tuple[Any, Counts]:
-    """Return the largest time that fits into all steps, and how often it does up to each date."""
+    """Return the largest time that divides all steps, and its count up to each date."""
     passed = dates.asi8 - dates.asi8[0]
     size = int(np.gcd.reduce(passed))
     return pandas.tseries.frequencies.to_offset(pandas.Timedelta(size, "us")), passed // size
 
 
 def _irregular(pandas: Any, dates: Any, line: Line) -> str:
-    """Return which row is off the step of those before it, and the date that was expected there."""
+    """Return an error text: the first row that leaves the step, and the date that was expected."""
     regular = (
         2
-        + bisect.bisect(  # so many rows at the beginning have equal steps
+        + bisect.bisect(  # the number of first rows with equal steps
             range(3, len(dates)),
             False,
             key=lambda count: _equal_steps(pandas, dates[:count], line) is None,

@@ -1,4 +1,4 @@
-"""Categories among the covariates of series: their vocabulary, and a column of 0 and 1 for each."""
+"""Categories among the covariates of series: their vocabulary and their one-hot columns."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROLES = ("future", "static")
 
 
 def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel:
-    """Return series whose covariates are numbers: a column of text becomes one of 0 and 1 for each
-    of its categories.
+    """Return series with numeric covariates: a column of text becomes a column of 0 and 1 for each
+    category.
 
-    The product of such columns with a matrix is a row of the matrix, as an embedding has it. For an
-    unknown category they hold the shares of all categories, which makes it the average one: no
-    weight counts that was not trained. A missing category is the category "".
+    The product of such columns with a matrix is a row of the matrix, as in an embedding. An unknown
+    category becomes the average category: its columns hold the shares of all categories, so no
+    untrained weight counts. A missing category is the category "".
 
     Parameters
     ----------
@@ -32,19 +32,19 @@ def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel
         The caller, for errors.
     panel : Panel
     fitted : dict of str to dict, optional
-        The share of each category in each column of text; by default those of the panel.
+        The share of each category in each column of text; by default computed from the panel.
 
     Returns
     -------
     Panel
-        Its `categories` are those of `fitted`, or its own.
+        The encoded series. Their `categories` are those of `fitted`, or their own.
 
     Raises
     ------
     TypeError
         A column holds text and numbers, or text where `fitted` has numbers, or the reverse.
     ValueError
-        A column of text is missing beside one of the series.
+        A column of text is missing for one of the series.
 
     Warns
     -----
@@ -63,7 +63,7 @@ def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel
             f"{where}: column {checks.shown(name)} holds text, expected numbers, as in fit"
         )
     counts = defaultdict[str, Counter[str]](Counter)
-    roles = defaultdict[str, list[str]](list)  # of each column of text, one for each series
+    roles = defaultdict[str, list[str]](list)  # roles of each column of text, one for each series
     for (_, role), name, cells in columns:
         if name in texts or name in (fitted or ()):
             counts[name].update(_words(where, name, cells))
@@ -107,7 +107,7 @@ def encoded(where: str, panel: Panel, fitted: Categories | None = None) -> Panel
 
 
 def _columns(where: str, roles: Any, role: str, value: Any) -> Iterator[tuple[str, Host]]:
-    """Yield the name and the cells of each column of covariates; those of static ones are (1,)."""
+    """Yield the name and the cells of each column of covariates; static ones have cells (1,)."""
     if value is None:
         return
     if frames.is_table(value):
@@ -115,14 +115,14 @@ def _columns(where: str, roles: Any, role: str, value: Any) -> Iterator[tuple[st
     else:
         cells = checks.host(where, role, value, "numbers or text")
         if cells.dtype.kind in "UT":
-            cells = np.array(value, object)  # numbers beside text stay numbers
+            cells = np.array(value, object)  # keeps numbers beside text as numbers
     columns = cells.reshape(-1, 1) if role == "static" else np.atleast_2d(cells.T)
     names = getattr(roles, role) or [f"{role}[{k}]" for k in range(len(columns))]
     yield from zip(names, columns, strict=True)
 
 
 def _words(where: str, name: str, cells: Host) -> list[str]:
-    """Return the categories of rows."""
+    """Return the category of each row."""
     words = []
     for cell in cells.tolist():
         is_missing = cell is None or (isinstance(cell, float) and cell != cell)

@@ -1,6 +1,4 @@
-"""CSV files: columns of numbers and of names, and the dates of rows, with the lines at which they
-stand.
-"""
+"""CSV files: columns of numbers and names, the dates of rows, and line numbers for errors."""
 
 from __future__ import annotations
 
@@ -28,12 +26,11 @@ from xlstm.data.frames import Columns
 from xlstm.data.host import Values
 from xlstm.data.writing import AnyPath
 
-COLUMNS = 10_000  # columns of a file at most
-NAME = 1024  # characters of the name of a column at most
-# Encodings by the names that declare them; a mark at the beginning of a file is no part of its
-# text.
+COLUMNS = 10_000  # the most columns of a file
+NAME = 1024  # the most characters in the name of a column
+# Encodings by the names that declare them; a byte-order mark is not part of the text.
 ENCODINGS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "cp1252": "cp1252"}
-# headers of labels and of dates
+# headers of columns of labels and of dates
 HEADERS = {
     "",
     "index",
@@ -52,23 +49,21 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a CSV file writes dates, numbers and letters, where that is declared.
+    """The conventions of a CSV file for dates, numbers and letters.
 
     Attributes
     ----------
     date_format : str or None
-        The format of dates, such as %d/%m/%Y, as `datetime.strptime` takes it; by default they are
-        in ISO 8601.
+        The format of dates, such as %d/%m/%Y, as for `datetime.strptime`; by default ISO 8601.
     decimal : {".", ","} or None
-        The decimal sign; by default a point, and a comma, too, where semicolons stand between
-        cells.
+        The decimal sign. By default it is a point; if semicolons separate cells, also a comma.
     encoding : {"utf-8", "utf-16", "latin-1", "cp1252"}
-        That of the file: utf-8, utf-16, latin-1 or cp1252.
+        The encoding of the file.
 
     Raises
     ------
     TypeError, ValueError
-        A value is none of these.
+        A value is not one of these.
     """
 
     date_format: str | None = None
@@ -90,7 +85,7 @@ STANDARD_INPUT = Path("-")
 
 
 def _text_of(path: Path, encoding: str) -> TextIO:
-    """Open a text file; "-" stands for standard input, which stays open."""
+    """Open a text file; "-" means standard input, which stays open."""
     if path != STANDARD_INPUT:
         return path.open(encoding=encoding, newline="")
     if sys.stdin is None:
@@ -99,18 +94,19 @@ def _text_of(path: Path, encoding: str) -> TextIO:
 
 
 class CsvFile:
-    """A CSV file with a header line, and commas, semicolons, tabs or bars between cells, read once.
+    """A CSV file with a header line and cells separated by commas, semicolons, tabs or bars, read
+    once.
 
-    A file that is empty, no text in its encoding, malformed or too wide is a ValueError that names
-    file and line.
+    If the file is empty, not text in its encoding, malformed or too wide, a ValueError names file
+    and line.
 
     Attributes
     ----------
     names : list of str
     rows : int
-        Number N of rows under the header that are not blank.
+        The number N of rows under the header that are not blank.
     kinds : dict
-        Empty: cells have no types.
+        An empty dict, since cells of a CSV file have no types.
     """
 
     kinds: ClassVar[Mapping[str, Any]] = {}
@@ -119,7 +115,7 @@ class CsvFile:
         self.path = Path(path)
         self.dialect = dialect
         self._lines = array("q")
-        # Cells of all rows in one list: a list for each row would keep the garbage collector busy.
+        # The cells of all rows are one list: a list for each row would slow the garbage collector.
         cells: list[str] = []
         try:
             with _text_of(self.path, ENCODINGS[dialect.encoding]) as file:
@@ -151,7 +147,7 @@ class CsvFile:
         self.rows, width = len(self._lines), len(self.names)
         self._cells = [[cell.strip() for cell in cells[k::width]] for k in range(width)]
         self._signs = {}
-        if dialect.decimal == ",":  # a point is that of thousands, or a mistake
+        if dialect.decimal == ",":  # a point then separates thousands, or is a mistake
             self._signs = str.maketrans(",.", ".x")
         elif dialect.decimal is None and delimiter == ";":
             self._signs = str.maketrans(",", ".")
@@ -166,7 +162,7 @@ class CsvFile:
             )
 
     def line(self, row: int) -> str:
-        """Name the line of the file in which a row ends, for messages."""
+        """Return the name, for messages, of the line in which a row ends."""
         return f"{self.path}: line {self._lines[row]}"
 
     def _places(self, names: Sequence[str]) -> list[int]:
@@ -177,8 +173,9 @@ class CsvFile:
         return self._cells[self._places([name])[0]]
 
     def numbers(self, names: Sequence[str], texts: Sequence[str] = ()) -> Values:
-        """Return columns of numbers, (N, C), NaN where a cell is empty; those of `texts` may be
-        text, and are where no cell is a number.
+        """Return columns of numbers, (N, C), with NaN for empty cells.
+
+        Columns in `texts` may be text; they are text if no cell is a number.
         """
         if self.rows == 0 or not names:
             raise ValueError(
@@ -190,8 +187,10 @@ class CsvFile:
         )
 
     def columns(self, names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
-        """Return columns of numbers with the dates or other labels of rows, which are left out of
-        the numbers; those of `texts` may be text.
+        """Return columns of numbers, without the column of dates or other labels, which label the
+        rows.
+
+        Columns in `texts` may be text.
         """
         k, is_date = self._label
         if k is None or self.names[k] in texts:
@@ -206,8 +205,8 @@ class CsvFile:
 
     @property
     def numeric(self) -> list[str]:
-        """The columns in which some cell is a number, but the labels of rows, and numbers of rows
-        without a name.
+        """The columns with a number in some cell, except the labels of rows and unnamed row
+        numbers.
         """
         return [
             name
@@ -223,8 +222,8 @@ class CsvFile:
 
     @cached_property
     def _label(self) -> tuple[int | None, bool]:
-        """The first column that begins with a date, else a first column that holds no numbers; and
-        whether it is dates.
+        """The first column that begins with a date, otherwise the first column if it holds no
+        numbers; and whether it holds dates.
         """
         for k, (name, cells) in enumerate(zip(self.names, self._cells, strict=True)):
             is_first = not any(self.names[:k]) and name.lower() in HEADERS
@@ -242,12 +241,12 @@ class CsvFile:
         return (0 if is_label else None), False
 
     def _is_date(self, cell: str, years: bool) -> bool:
-        """Return whether a cell is a date; `years` takes a whole number of four digits for one."""
+        """Return whether a cell is a date; with `years`, a whole number of four digits also is."""
         if self.dialect.date_format is None:
             return ISO_DATE.fullmatch(cell) is not None and (years or "-" in cell)
         try:
             return bool(datetime.datetime.strptime(cell, self.dialect.date_format))
-        except (ValueError, re.error):  # the latter where a directive comes twice
+        except (ValueError, re.error):  # re.error: a directive comes twice
             return False
 
     def _numbers(self, k: int, may_be_text: bool) -> Any:
@@ -270,7 +269,7 @@ class CsvFile:
 
 
 def check_names(path: AnyPath, names: Sequence[str]) -> None:
-    """Raise ValueError where a file has more columns, or a longer name of one, than is taken."""
+    """Raise ValueError if a file has too many columns, or a column's name is too long."""
     if len(names) > COLUMNS:
         raise ValueError(f"{path}: the header has {len(names)} columns, expected at most {COLUMNS}")
     longest = max(map(len, names), default=0)
@@ -281,13 +280,13 @@ def check_names(path: AnyPath, names: Sequence[str]) -> None:
 
 
 def is_number(cell: str) -> bool:
-    """Return whether a cell holds a number, with a decimal point or comma."""
+    """Return whether a cell holds a number with a decimal point or comma."""
     return not math.isnan(_float(cell.replace(",", ".")))
 
 
 def _float(text: str) -> float:
-    """Return a number, or NaN where a text is none."""
+    """Return a text as a number, or NaN if it is not one."""
     try:
-        return float(text) if text else math.nan  # which is quicker than an error
+        return float(text) if text else math.nan  # quicker than catching an error
     except ValueError:
         return math.nan

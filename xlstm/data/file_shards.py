@@ -1,4 +1,4 @@
-"""Data in files, larger than memory: a rank reads the rows of its own sequences alone."""
+"""Training data in files larger than memory: each rank reads only the rows of its own sequences."""
 
 from __future__ import annotations
 
@@ -17,64 +17,64 @@ from xlstm.data.host import Host
 from xlstm.data.parquet import RowGroups
 
 WHERE = "FileShards"
-SEEN = 512  # numbers at the beginning of each file that ranks compare
+SEEN = 512  # the first numbers of each file, which ranks compare
 OPTIONS = ("batch_size", "every_step", "length", "document_end", "x", "target", "shards")
 
 
 @dataclass(frozen=True)
 class FileShards:
-    """Examples, tokens or text in files, of which each rank reads the rows of its own sequences
-    alone.
+    """Examples, tokens or text in files; each rank reads only the rows of its own sequences.
 
-    Batches and their order are the same for any number of ranks. Shapes, dtypes and numbers of rows
-    are checked at the start, from the headers of the files; numbers are checked as they are read.
-    There are three kinds:
+    Use it for files that are larger than memory. Batches and their order are the same for any
+    number of ranks. Shapes, dtypes and numbers of rows are checked at the start, from the headers
+    of the files; numbers are checked when they are read. There are three kinds of files:
 
-    - Pairs of .npy files hold the x (N, T, D), or tokens (N, T), and the targets of `Windows`. The
-      order is that of `Windows` over all files one after the other.
+    - Pairs of .npy files hold x (N, T, D), or tokens (N, T), and targets, as for `Windows`. The
+      order is the same as in `Windows` over the concatenated files.
     - Files .npy of tokens (N,), or .txt with a token for each byte, are one long sequence. The
-      batches are those of `Streams.of_tokens` over all files one after the other.
-    - Parquet files hold an example in each row, and are read in whole row groups. These are assigned
-      to shards with about as many rows each, and every batch has rows of all shards. In each epoch
-      a generator of random numbers shuffles the row groups of a shard, and the rows of a row group.
+      batches are the same as in `Streams.of_tokens` over the concatenated files.
+    - Parquet files hold an example in each row, and are read in whole row groups. Row groups are
+      assigned to shards with about as many rows each, and every batch has rows of all shards. In
+      each epoch, a generator of random numbers shuffles the row groups of a shard, and the rows of
+      a row group.
 
     Parameters
     ----------
     files : list of paths, or of pairs of paths (x, target)
-        The same on all ranks.
+        The files, the same on all ranks.
     group : Group, optional
-        For a loop of your own: `batches` yields the parts of this rank, and whole batches without.
-        `train` and `evaluate` are given their group themselves.
+        For a loop of your own: with a group, `batches` yields the parts of this rank; without one,
+        whole batches. For `train` and `evaluate`, leave it out and give them the group.
     batch_size : int
-        Examples, or streams, of a whole batch.
+        Number of examples, or streams, in a whole batch.
     every_step : bool
-        Targets have a time axis, (N, T, ...) instead of (N, ...). Those of tokens and text always
-        have it.
+        Whether targets have a time axis, (N, T, ...) instead of (N, ...). Targets of tokens and
+        text always have one.
     length : int, optional
-        Steps T in a batch of tokens or text, which need it.
+        Steps T in a batch; needed for tokens and text.
     document_end : int, optional
         The token that ends a document, as for `Streams`.
     x, target : str
-        The columns of Parquet files. Entries of x are lists of T rows with D numbers each, or lists
-        of T numbers: tokens where they are whole numbers, else D is 1. Entries of the target are
-        numbers, or lists of them, and with `every_step` lists of T such entries; a number that is
-        not whole counts as a list of one.
+        The columns of Parquet files. An entry of x is a list of T rows with D numbers each, or a
+        list of T numbers: tokens if they are whole numbers, otherwise D is 1. An entry of the
+        target is a number or a list of numbers; with `every_step`, a list of T such entries. A
+        number that is not whole counts as a list of one.
     shards : int
-        The most shards, sets of row groups of Parquet files, of which each belongs to one rank. A
-        rank holds a row group of each of its shards in memory.
+        The most shards. A shard is a set of row groups of Parquet files and belongs to one rank. A
+        rank holds one row group of each of its shards in memory.
 
     Attributes
     ----------
     identity : dict
-        Options, and the name, shape, dtype and first numbers of each file. A checkpoint keeps it,
-        and a run that is resumed compares it. All else in the files is not compared.
+        The options, and the name, shape, dtype and first numbers of each file. A checkpoint stores
+        it, and a resumed run compares it. The rest of the files is not compared.
 
     Raises
     ------
     TypeError, ValueError
-        There are no files, a file cannot be read, its shape or dtype does not go with the others,
-        `length` is missing or not for these files, or there are too few tokens; names the file.
-        Once ranks read: there are fewer shards of Parquet files than ranks.
+        There are no files, a file cannot be read, its shape or dtype differs from the others,
+        `length` is missing or does not apply, or there are too few tokens; the error names the
+        file. When ranks begin to read: Parquet files have fewer shards than there are ranks.
     ImportError
         PyArrow is missing for Parquet files.
 
@@ -155,8 +155,8 @@ class FileShards:
             yield batch._replace(part=None) if self.group is None else batch
 
     def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
-        """Yield the parts of these batches that a rank of a group has."""
-        # Targets lie in rows of other ranks: what is known of the files is compared in their place.
+        """Yield the parts of these batches that belong to a rank of a group."""
+        # Some targets lie in rows of other ranks, so ranks compare the files' identity instead.
         number = zlib.crc32(repr(self.identity).encode())
         batch: Any
         for batch in self._reader.parts(group, rng, skip):
@@ -164,7 +164,7 @@ class FileShards:
 
 
 class _Rows:
-    """The rows of several files, one after the other."""
+    """The rows of several files, concatenated."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         arrays = [_mapped(path) for path in paths]
@@ -189,7 +189,7 @@ class _Rows:
         }
 
     def read(self, rows: Host) -> Host:
-        """Return rows (n, ...) of these numbers. Rows that follow each other are read at once."""
+        """Return the rows with these indices, (n, ...); consecutive rows are read at once."""
         values = np.empty((len(rows), *self.shape[1:]), self.dtype)
         files = np.searchsorted(self.ends, rows, side="right")
         starts = np.flatnonzero(
@@ -198,7 +198,7 @@ class _Rows:
         pieces = np.split(values, starts[1:])
         for number in np.unique(files):
             first = self.ends[number] - self.counts[number]
-            # A memory map would read whole pages and those around them, and count as memory.
+            # A memory map would read whole pages and their neighbours, and count as memory.
             with self.paths[number].open("rb", buffering=0) as file:
                 for k in np.flatnonzero(files[starts] == number):
                     place = int(rows[starts[k]] - first) * self.row_bytes
@@ -209,7 +209,7 @@ class _Rows:
 
 
 class _Examples(ByRows):
-    """Rows of pairs of files, as `Windows` has them."""
+    """Examples in pairs of files, batched as in `Windows`."""
 
     def __init__(
         self, files: list[tuple[Path, ...]], batch_size: int, every_step: bool, **_: Any
@@ -239,7 +239,7 @@ class _Examples(ByRows):
         return -(-self.x.shape[0] // self.batch_size)
 
     def truths(self, rows: Host) -> Host:
-        """Return the numbers of the rows, as other ranks read their targets."""
+        """Return the indices of the rows in place of targets, since other ranks read those."""
         return rows
 
     def batch(self, rows: Host, own: slice) -> Batch:
@@ -249,7 +249,7 @@ class _Examples(ByRows):
 
 
 class _Tokens:
-    """The tokens of files as streams, as `Streams.of_tokens` has them."""
+    """The tokens of files as streams, batched as in `Streams.of_tokens`."""
 
     def __init__(
         self,
@@ -276,11 +276,11 @@ class _Tokens:
         return self.each // self.length
 
     def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
-        """Yield the parts of a rank in order: `rng` is not used."""
+        """Yield the parts of a rank in order; `rng` is not used."""
         own = columns(self.batch_size, group)
         streams = np.arange(self.batch_size)[own]
         start = skip * self.length
-        # The first step of a stream has no token before it; that of its end stands there.
+        # The first step of a stream has no token before it; the stream's last token stands there.
         seen = self._of(streams, np.array([(start - 1) % self.each, start]))
         for number in range(skip, len(self)):
             start = number * self.length
@@ -294,7 +294,7 @@ class _Tokens:
             yield part_of(batch, own, self.batch_size, True, np.array(number))
 
     def _of(self, streams: Host, steps: Host) -> Host:
-        """Return tokens (T, B) of streams."""
+        """Return the tokens (T, B) of some steps of some streams."""
         rows = streams[:, None] * self.each + steps
         return self.rows.read(rows.reshape(-1)).reshape(rows.shape).T
 
@@ -313,7 +313,7 @@ def _checksum(array: Host) -> str:
 
 
 def _mapped(path: Path) -> Any:
-    """Return the array of a file in a memory map; a text is one of bytes."""
+    """Return the array of a file as a memory map; a text is an array of bytes."""
     try:
         if path.suffix == ".txt":
             return np.memmap(path, np.uint8, mode="r")
@@ -329,7 +329,7 @@ def _mapped(path: Path) -> Any:
     return array
 
 
-KINDS: dict[tuple[int, str], Any] = {  # by the number of files in an entry and their suffix
+KINDS: dict[tuple[int, str], Any] = {  # classes by the number of files in an entry and their suffix
     (2, ".npy"): _Examples,
     (1, ".npy"): _Tokens,
     (1, ".txt"): _Tokens,

@@ -1,5 +1,5 @@
-"""Tables of pandas, Polars and PyArrow: their columns as numbers, and numbers as a table of the
-same kind.
+"""Tables of pandas, Polars and PyArrow: columns as numbers, and numbers as a table of the same
+kind.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ LIBRARIES = ("pandas", "polars", "pyarrow", "modin", "cudf")
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The columns of a table.
+    """The numbers of a table, with the names of its columns and the labels of its rows.
 
     Attributes
     ----------
     names : list of str
         Names of the columns of numbers.
     values : float64 array (N, C)
-        Their numbers; NaN where one is missing. Objects where a column may be text and is; "" where
-        a text is missing.
+        The numbers, with NaN for a missing one. If a column may be text and is, the array holds
+        objects, with "" for a missing text.
     index : array (N,) or None
-        Dates or other labels of the rows: those of the index of pandas, else the one column of
-        dates, which also comes before an index of whole numbers. None where rows have none, or only
-        their numbers.
+        Dates or other labels of the rows. They come from the index of pandas, or from the one
+        column of dates, which takes precedence over an index of whole numbers. None if rows have no
+        labels, or only their numbers.
     index_name : str or None
         The name of the index, or of the column of dates.
     zone : str or None
-        The time zone that the dates had, which are those of UTC here.
+        The time zone of the table's dates; `index` has them in UTC.
     """
 
     names: list[str]
@@ -47,7 +47,7 @@ class Columns:
 
     @property
     def dates(self) -> Any:
-        """The index where it is dates, else None."""
+        """The index if it holds dates, otherwise None."""
         return self.index if self.index is not None and self.index.dtype.kind == "M" else None
 
     def take(self, rows: Any) -> Columns:
@@ -56,16 +56,17 @@ class Columns:
         return replace(self, values=self.values[rows], index=index)
 
     def numbers(self, where: str, names: Sequence[str]) -> np.ndarray[Any, Any]:
-        """Return some of the columns, (N, K), as objects where one of them is text; a ValueError of
-        the caller `where` names one that is not there.
+        """Return the named columns, (N, K), as objects if one of them is text.
+
+        If a column is missing, a ValueError of the caller `where` names it.
         """
         values = self.values[:, places_of(where, self.names, names)]
         return values if has_text(values) else values.astype(np.float64, copy=False)
 
 
 def is_table(given: Any) -> bool:
-    """Return whether an object is a table, or one column, of pandas, Polars or another library of
-    tables.
+    """Return whether an object is a table, or one column, of pandas, Polars or another table
+    library.
 
     Parameters
     ----------
@@ -80,14 +81,12 @@ def is_table(given: Any) -> bool:
 
 
 def is_on_gpu(given: Any) -> bool:
-    """Return whether an object is a column that is on a GPU, as those of cuDF are, which NumPy may
-    not read.
-    """
+    """Return whether an object is a column on a GPU, as in cuDF, which NumPy may not read."""
     return hasattr(type(given), "__cuda_array_interface__") and hasattr(given, "to_numpy")
 
 
 def has_columns(given: Any) -> bool:
-    """Return whether an object is a table with columns, and not one column.
+    """Return whether an object is a table with columns, not a single column.
 
     Parameters
     ----------
@@ -109,7 +108,7 @@ def table_of(
 ) -> Columns:
     """Return the columns of a table as numbers.
 
-    A column of dates, and the index of pandas, are labels of the rows and not among the numbers.
+    A column of dates and the index of pandas are labels of the rows, not numbers.
 
     Parameters
     ----------
@@ -118,10 +117,9 @@ def table_of(
     given : table
         A table or one column of pandas, Polars, PyArrow, or another library that narwhals knows.
     only : list of str, optional
-        The columns of numbers to read, in which there may be nothing but missing values of any
-        kind; by default all.
+        The columns of numbers to read; by default all. These may consist of missing values alone.
     without : str, optional
-        A column that is left out of all.
+        A column to leave out.
     texts : list of str, optional
         Columns that may hold text or categories; None for all.
 
@@ -132,10 +130,10 @@ def table_of(
     Raises
     ------
     TypeError
-        This is no table, or a column holds text or other objects; names the column.
+        `given` is not a table, or a column holds text or other objects; the error names the column.
     ValueError
-        There are no numbers, one of `only` is missing, two columns have one name or hold dates, or
-        a number is infinite.
+        There are no numbers, a column of `only` is missing, two columns have the same name or hold
+        dates, or a number is infinite.
     ImportError
         The package narwhals is not installed.
     """
@@ -177,29 +175,27 @@ def table_of(
 
 
 def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any:
-    """Return numbers as a table of the library of another one, with its rows' labels or with new
-    ones.
+    """Return numbers as a table of the same library as `given`, with its rows' labels or new ones.
 
     Parameters
     ----------
     given : table
         As for `table_of`.
     columns : dict of str to array (N,)
-        Numbers by the names of their columns.
+        The numbers of each column, by name.
     index : array (N,), optional
-        Labels of the rows, such as dates after those of `given`; by default those of `given`. They
-        become the index of pandas, or the column that `given` has its dates in.
+        Labels of the rows, such as the dates after `given`; by default the labels of `given`. They
+        become the index of pandas, or the column in which `given` has its dates.
 
     Returns
     -------
     table
-        One column where `given` is one and there is one, else a table.
+        A single column if `given` is one and `columns` has one entry, otherwise a table.
 
     Raises
     ------
     ValueError
-        The numbers are not as many as the rows of `given`, though these have labels and `index` is
-        not given.
+        The rows of `given` have labels, `index` is not given, and the numbers of rows differ.
     TypeError, ImportError
         As for `table_of`.
     """
@@ -224,7 +220,7 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     if is_column and len(columns) == 1:
         table = table.get_column(next(iter(columns)))
     table = nw.to_native(table)
-    if old is not None:  # pandas and its kin
+    if old is not None:  # pandas and libraries like it
         if index is not None:
             old = _index_like(space.Index(index, name=old.name), old, is_moved)
         table.index = old
@@ -234,12 +230,12 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
 
 
 def names_of(where: str, table: Any) -> list[str]:
-    """Return the names of all columns of a table, but not of its index."""
+    """Return the names of all columns of a table, without its index."""
     return [*map(str, _frame(where, table).frame.columns)]
 
 
 def load_pandas(where: str) -> Any:
-    """Return pandas; the ImportError where it is not installed names the caller and the extra."""
+    """Return pandas; if it is not installed, the ImportError names the caller and the extra."""
     try:
         import pandas
     except ImportError as error:
@@ -251,8 +247,8 @@ def load_pandas(where: str) -> Any:
 
 
 def rows_by(where: str, table: Any, column: str) -> dict[Any, Rows]:
-    """Return the rows of a table that have each value of a column; ValueError where it is not there
-    or has gaps.
+    """Return the rows for each value of a column; raise ValueError if the column is missing or has
+    gaps.
     """
     _, frame, _, index, _, is_moved = _frame(where, table)
     if is_moved and index.name == column:
@@ -268,9 +264,7 @@ def rows_by(where: str, table: Any, column: str) -> dict[Any, Rows]:
 
 
 def grouped(labels: Iterable[Any]) -> dict[Any, Rows]:
-    """Return the numbers of the rows that have each label, in the order in which the labels come
-    first.
-    """
+    """Return the row numbers for each label; labels keep the order of their first rows."""
     rows = defaultdict(list)
     for row, label in enumerate(labels):
         rows[label].append(row)
@@ -278,14 +272,14 @@ def grouped(labels: Iterable[Any]) -> dict[Any, Rows]:
 
 
 def has_text(cells: Any) -> bool:
-    """Return whether an array is one of objects, some of which are text."""
+    """Return whether an array holds objects, some of them text."""
     return cells.dtype == object and any(isinstance(cell, str) for cell in cells.flat)
 
 
 def places_of(
     where: str, names: Iterable[Any], wanted: Sequence[str], of: str = "the table"
 ) -> list[int]:
-    """Return the places of wanted columns among the names of all; ValueError unless each is there
+    """Return the positions of wanted columns among all names; raise ValueError unless each occurs
     once.
     """
     listed = [*map(str, names)]
@@ -302,7 +296,7 @@ def places_of(
 
 
 class _Frame(NamedTuple):
-    """A table as narwhals has it.
+    """A table in the form of narwhals.
 
     Attributes
     ----------
@@ -310,10 +304,10 @@ class _Frame(NamedTuple):
         narwhals.
     frame : narwhals.DataFrame
     is_column : bool
-        Whether it came as one column.
+        Whether it was given as a single column.
     index : pandas.Index or None
-        The labels of the rows of pandas. Its dates are always there, as narwhals knows neither all
-        its time zones nor its periods.
+        The labels of the rows of pandas. Its dates are always here, since narwhals knows neither
+        all of pandas's time zones nor its periods.
     dated : str or None
         The column of dates of another library.
     is_moved : bool
@@ -329,7 +323,7 @@ class _Frame(NamedTuple):
 
 
 def _frame(where: str, table: Any) -> _Frame:
-    """Return a table as narwhals has it; TypeError where it is none."""
+    """Return a table in the form of narwhals; raise TypeError if it is not a table."""
     try:
         import narwhals.stable.v1 as nw
     except ImportError as error:
@@ -341,7 +335,7 @@ def _frame(where: str, table: Any) -> _Frame:
         frame = nw.from_native(table, eager_only=True, allow_series=True)
         is_column = isinstance(frame, nw.Series)
         frame = frame.to_frame() if is_column else frame
-        schema = frame.schema  # where two columns have one name it raises
+        schema = frame.schema  # raises if two columns have the same name
     except Exception as error:  # its kind depends on the version of narwhals
         raise TypeError(
             f"{where}: {checks.shown(type(table))} is not taken as a table"
@@ -372,7 +366,7 @@ def _frame(where: str, table: Any) -> _Frame:
 
 
 def _with_zone(where: str, index: Any) -> Any:
-    """Return labels of pandas; dates of PyArrow as those of pandas, which tell their time zone."""
+    """Return labels of pandas, with dates of PyArrow as pandas dates, which have a time zone."""
     is_date = getattr(getattr(index, "dtype", None), "kind", "") == "M"
     return (
         load_pandas(where).DatetimeIndex(index) if is_date and not hasattr(index, "tz") else index
@@ -382,14 +376,16 @@ def _with_zone(where: str, index: Any) -> Any:
 def _cells(
     where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool, may_be_text: bool
 ) -> Any:
-    """Return the cells of a column as float64 (N,), NaN where one is missing, or as text, "" where
-    one is missing; raise where they are neither. A whole number has one name, 1 or 1.0.
+    """Return the cells of a column as float64 (N,), with NaN for a missing cell, or as text, with
+    "".
+
+    Other cells raise an error. As text, 1 and 1.0 have the same name.
     """
     column = checks.shown(str(name))
-    if may_be_empty and cells.is_null().all():  # then its dtype says nothing
+    if may_be_empty and cells.is_null().all():  # its dtype then means nothing
         return np.full(len(cells), np.nan)
     if may_be_text and cells.dtype in (nw.String, nw.Categorical, nw.Enum):
-        # a gap makes floats of whole numbers, and their names stay the same
+        # a gap turns whole numbers into floats, but their names stay the same
         names = (str(cell).removesuffix(".0" * isinstance(cell, float)) for cell in cells.to_list())
         words = np.array([*names], object)
         words[cells.is_null().to_numpy()] = ""
@@ -416,9 +412,7 @@ def _cells(
 
 
 def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
-    """Return a column of dates in the dtype of another one; without a time zone they are those of
-    UTC.
-    """
+    """Return dates in the dtype of another column; dates without a time zone are in UTC."""
     if dtype == nw.Date:
         return dates.cast(nw.Date)
     dates = dates.cast(nw.Datetime(dtype.time_unit))
@@ -428,8 +422,9 @@ def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
 
 
 def _index_like(index: Any, old: Any, is_column: bool) -> Any:
-    """Return an index of pandas with the time zone, or the periods, of another one, and the dtype
-    of a column; dates without a zone are UTC's.
+    """Return an index of pandas with the time zone or the periods of `old`, and a column's dtype.
+
+    Dates without a zone are in UTC.
     """
     if hasattr(old, "to_timestamp") and hasattr(index, "to_period"):
         return index.to_period(old.freq)

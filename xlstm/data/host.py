@@ -1,4 +1,4 @@
-"""Numbers of any kind as NumPy arrays on the host, and what they have to be."""
+"""Numbers of any kind as NumPy arrays on the host, and checks of their kind and range."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from xlstm.data import frames
 Host = np.ndarray[Any, Any]
 Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
 SERIES = "real numbers (N,) or (N, C)"
-LARGEST = 1e150  # largest value of a series, so that squares of differences are finite
+LARGEST = 1e150  # largest value of a series: squares of differences stay finite
 
 
 def numbers(where: str, name: str, value: Any) -> Host:
     """Return real numbers on the host.
 
-    A NumPy array stays as it is. Lists, tables, and arrays that CuPy or another library with DLPack
-    or `__cuda_array_interface__` holds are copied.
+    A NumPy array is returned unchanged. Lists, tables, and arrays of CuPy or of another library
+    with DLPack or `__cuda_array_interface__` are copied.
     """
     array = _array(where, name, value, "an array of real numbers")
     checks.unmasked(where, name, array)
@@ -33,9 +33,7 @@ def numbers(where: str, name: str, value: Any) -> Host:
 
 
 def weights(where: str, name: str, value: Any) -> Host:
-    """Return a mask on the host: bool, or weights from 0 up, of the same kinds of arrays as
-    `numbers`.
-    """
+    """Return a mask on the host: bool, or weights from 0 up; arrays as for `numbers`."""
     expected = "an array of bool, or of weights from 0 up"
     array = _array(where, name, value, expected)
     if array.dtype.kind not in "bf":
@@ -51,7 +49,7 @@ def _array(where: str, name: str, value: Any, expected: str) -> Host:
         return value
     if frames.has_columns(value):
         return frames.table_of(f"{where}: {name}", value).values
-    if frames.is_table(value):  # one column, which has its own dtype
+    if frames.is_table(value):  # a single column, which has its own dtype
         return to_numpy(value) if frames.is_on_gpu(value) else np.asarray(value)
     if isinstance(value, list | tuple | range):
         return checks.host(where, name, value, expected)
@@ -63,11 +61,10 @@ def _array(where: str, name: str, value: Any, expected: str) -> Host:
 def finite(
     where: str, name: str, array: Host, dtype: str = "float64", counts: Host | None = None
 ) -> None:
-    """Raise ValueError unless the numbers of an array are finite, in the dtype that they are to be
-    given too.
+    """Raise ValueError unless the numbers of an array are finite, also after conversion to `dtype`.
 
-    `counts` is boolean and covers the leading axes: which of them matter. Whole numbers are always
-    fine.
+    The booleans `counts` cover the leading axes and select the numbers to check. Whole numbers are
+    always finite.
     """
     if array.dtype.kind != "f" or array.size == 0:
         return
@@ -85,8 +82,8 @@ def finite(
 
 
 class SeriesError(ValueError):
-    """A value of a series that cannot be used, at position `row`; `where` is what the user
-    called.
+    """An error: a value of a series, at position `row`, cannot be used; `where` names the user's
+    call.
     """
 
     def __init__(self, where: str, row: int, value: float, problem: str) -> None:
@@ -100,7 +97,7 @@ class SeriesError(ValueError):
 
 
 def floats(where: str, name: str, value: Any, expected: str) -> Values:
-    """Return an argument as float64 on the host, with NaN for None; TypeError unless it is
+    """Return an argument as float64 on the host, with NaN for None; raise TypeError unless it is
     numbers.
     """
     array = checks.host(where, name, value, expected)
@@ -115,7 +112,9 @@ def floats(where: str, name: str, value: Any, expected: str) -> Values:
 
 
 def columns(where: str, name: str, value: Any, expected: str = SERIES) -> Values:
-    """Return an argument as float64 (N, C), with NaN for gaps; raise unless it is one."""
+    """Return an argument as float64 (N, C), with NaN for gaps; raise an error if that is
+    impossible.
+    """
     array = floats(where, name, value, expected)
     if array.ndim not in (1, 2) or 0 in array.shape[1:]:
         named = "the series" if name == "values" else name
@@ -124,7 +123,7 @@ def columns(where: str, name: str, value: Any, expected: str = SERIES) -> Values
 
 
 def series(where: str, value: Any) -> Values:
-    """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one."""
+    """Return a series as float64 (N, C), with NaN for gaps; raise an error for anything else."""
     array = columns(where, "values", value)
     if len(array) == 0:
         raise ValueError(f"{where}: the series is empty, expected values (N,) or (N, C)")

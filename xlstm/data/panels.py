@@ -1,5 +1,5 @@
-"""Series as forecasters take them, with all that is known beside them, from arrays, tables and
-files; forecasts in the same kind.
+"""Series and covariates for forecasters, from arrays, tables and files, and forecasts of the same
+kind.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from xlstm.data.time_series import Covariates, TimeSeries, read_one
 
 DATED = "no dates", "dates without a time zone", "dates with a time zone"
 BySeries = Mapping[Any, Columns]
-# the share of the rows of each category, by the names of columns of text
+# for each column of text, by name, the share of rows of each category
 Categories = dict[str, dict[str, float]]
 
 
 class Roles(NamedTuple):
-    """Which columns of a table are what; by default all are targets.
+    """The roles of a table's columns; by default all are targets.
 
     Attributes
     ----------
     targets, past, future, static : list of str, str or None
     series_id : str or None
-        The column that tells series apart.
+        The column that names the series of each row.
     """
 
     targets: Any = None
@@ -47,9 +47,7 @@ class Roles(NamedTuple):
     series_id: Any = None
 
     def checked(self, where: str) -> Roles:
-        """Return the roles with lists of names; a single name stands for a list of it. Errors name
-        the caller.
-        """
+        """Return the roles as lists of names, also for a single name. Errors name the caller."""
         lists: dict[str, list[str]] = {}
         taken: dict[str, str] = {}
         for role, value in self._asdict().items():
@@ -67,7 +65,7 @@ class Roles(NamedTuple):
         return Roles(**lists)
 
     def parameters(self) -> dict[str, Any]:
-        """Return checked roles as the parameters of a forecaster, None where there are no
+        """Return checked roles as the parameters of a forecaster, with None for roles without
         columns.
         """
         return {
@@ -82,38 +80,38 @@ class Roles(NamedTuple):
 
     @property
     def id_name(self) -> str:
-        """The column of checked roles that tells series apart, or no text."""
+        """The column of checked roles that names series, or an empty text."""
         return "".join(self.series_id)
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Series as they came, with what is needed to give forecasts in the same kind.
+    """Series as they were given, with all that is needed to return forecasts of the same kind.
 
     Attributes
     ----------
     values : list of array (N,) or (N, C)
     covariates : list of Covariates
     single : bool
-        Whether one series came by itself, and not in a list.
+        Whether a single series was given, not a list.
     flat : list of bool
-        Which of the series came without an axis of targets.
+        For each series, whether it was given without an axis of targets.
     roles : Roles
     names : list of str
-        Names of targets; empty where there was no table.
+        Names of targets; empty if no table was given.
     table : object
-        The table, or None.
+        The given table, or None.
     groups : dict of object to Columns
-        The columns of each series of a table or file, by its entry in the column of names; without
-        such a column there is one, named "".
+        The columns of each series of a table or file, by the series' name. Without a column of
+        names there is one series, named "".
     time : str
         The name of the column of dates, or of steps, in tables of forecasts.
     kinds : dict of str to pyarrow.DataType
-        Types of the columns of times and of names of series, where they come from a Parquet file.
+        Types of the columns of times and of series' names, if they come from a Parquet file.
     left_out : list of str
-        Columns of a file that have no role.
+        Columns of a file without a role.
     categories : dict of str to dict
-        Those that `data.categories.encoded` has put columns of 0 and 1 for, in place of text.
+        The categories that `data.categories.encoded` has replaced by columns of 0 and 1.
     """
 
     values: Sequence[Any]
@@ -139,7 +137,7 @@ class Panel:
         fitted: Sequence[str] = (),
         later: str = "future",
     ) -> Self:
-        """Return series from arrays, from a table or from a panel, which stays as it is.
+        """Return the panel of arrays or of a table; a panel is returned unchanged.
 
         Parameters
         ----------
@@ -147,21 +145,21 @@ class Panel:
             The caller, for errors.
         values : array, list of arrays, table, or Panel
         beside : Covariates
-            With a table `future` is one of the rows after it, or None. Where `values`
-            is one column and there are no roles, they go by row, as beside an array, and there are
-            no dates among them.
+            With a table, `future` is a table of the rows after it, or None. If `values` is a single
+            column and there are no roles, covariates are matched by row, as with an array, and have
+            no dates.
         roles : Roles
-            Checked.
+            Checked roles.
         fitted : list of str
-            Names of the targets of a table, in their order, if they have to be these.
+            The names that the targets of a table must have, in this order.
         later : str
-            The argument of the caller that has the rows after a table, for errors.
+            The name, for errors, of the caller's argument with the rows after a table.
 
         Raises
         ------
         ValueError, TypeError
-            A column is not there, the targets are not those of `fitted`, or a table comes with
-            arrays beside it.
+            A column is missing, the targets differ from `fitted`, or a table is combined with
+            arrays.
         """
         if isinstance(values, cls):
             return values
@@ -196,7 +194,7 @@ class Panel:
 
     @classmethod
     def from_arrays(cls, where: str, values: Any, beside: Covariates) -> Self:
-        """Return one series, or a list of them, with the covariates of each."""
+        """Return the panel of one series, or of a list of series, with their covariates."""
         several = isinstance(values, list | tuple) and any(
             _axes(where, first) for first in values[:1]
         )
@@ -217,26 +215,26 @@ class Panel:
     ) -> Self:
         """Read the series of a CSV or Parquet file.
 
-        Rows at the end of a series without a target are those of what is known in advance.
+        Rows at the end of a series without a target hold covariates that are known in advance.
 
         Parameters
         ----------
         path : Path
         roles : Roles
-            Checked. Where no target is named it is the only column of numbers that has no role.
+            Checked roles. If no target is named, it is the only column of numbers without a role.
         dialect : Dialect
         later : Path, optional
-            A table of what is known in advance.
+            A table of the covariates that are known in advance.
         default : str, optional
-            The target, where none is named and several columns could be it.
+            The target if none is named and several columns are possible.
         all_columns : bool
-            Where no target is named, all columns that hold a number are targets.
+            If no target is named, use all columns that hold a number as targets.
 
         Raises
         ------
         OSError, TypeError, ValueError, ImportError
             The file cannot be read, a column is missing, a target or a series has no value, or
-            dates do not rise or go on.
+            dates do not rise or do not continue.
         """
         if later is not None and not roles.future:
             raise ValueError(
@@ -299,8 +297,10 @@ class Panel:
         lines: Mapping[Any, Line],
         **fields: Any,
     ) -> Self:
-        """Return series with targets `names` of the columns of each, and of those `after` them;
-        `lines` name the rows of each, for errors. Forecasts of a file's only target are flat.
+        """Return series with targets `names`, made of the columns of each series and the columns
+        `after` them.
+
+        `lines` name the rows of each series in errors. Forecasts of a file's only target are flat.
         """
         values = []
         covariates = []
@@ -333,7 +333,7 @@ class Panel:
         return cls(values, covariates, False, flat, roles, names, groups=groups, **fields)
 
     def __str__(self) -> str:
-        """Describe the series of a file in a line."""
+        """Return a description of a file's series in one line."""
         first = self.shown[0]
         sizes = [len(series.values) for series in self.shown]
         if len(sizes) > 1:
@@ -346,8 +346,8 @@ class Panel:
 
     @cached_property
     def shown(self) -> list[Series]:
-        """The first target of each series of a file as people read it, with dates of the clocks of
-        their zone.
+        """The first target of each series of a file, for display: dates are local times of their
+        zone.
         """
         several = []
         for (label, columns), beside in zip(self.groups.items(), self.covariates, strict=True):
@@ -362,16 +362,16 @@ class Panel:
 
     @property
     def alone(self) -> bool:
-        """Whether it is one series that came as an array or a table, and not in a list."""
+        """Whether it is one series, given as an array or a table and not in a list."""
         return self.single or (self.table is not None and not self.roles.id_name)
 
     @property
     def ids(self) -> list[str]:
-        """Names of the series, where a column has them."""
+        """The names of the series, if a column has them."""
         return [str(label) for label in self.groups] if self.roles.id_name else []
 
     def first(self, count: int) -> Panel:
-        """Return the first series, whose forecasts are arrays."""
+        """Return a panel of the first `count` series, whose forecasts are arrays."""
         return replace(
             self,
             values=self.values[:count],
@@ -383,21 +383,17 @@ class Panel:
 
     @property
     def rows_ahead(self) -> dict[str, int]:
-        """The rows after the end of each series of a file for which columns that are to be known in
-        advance are known.
-        """
+        """For each series of a file, how many rows after its end have known future covariates."""
         rows_ahead = {}
         for series, values, beside in zip(self.shown, self.values, self.covariates, strict=True):
             if beside.future is not None:
                 ahead = beside.future[len(values) :]
-                # neither NaN nor a missing text is
+                # NaN and a missing text are not known
                 rows_ahead[series.name] = _end(np.all((ahead == ahead) & (ahead != ""), axis=1))
         return rows_ahead
 
     def check_ahead(self, steps: int) -> None:
-        """Raise ValueError where columns that are to be known in advance are not known for so many
-        steps.
-        """
+        """Raise ValueError if future covariates are not known for `steps` steps."""
         for name, rows in self.rows_ahead.items():
             if rows < steps:
                 raise ValueError(
@@ -407,8 +403,8 @@ class Panel:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Give the series of a file to an estimator, and name the date of a value that cannot be
-        used.
+        """Name the date of an unusable value in errors, while an estimator takes the series of a
+        file.
         """
         try:
             yield
@@ -435,20 +431,21 @@ class Panel:
         where : str
             The caller, for errors.
         more : int
-            Rows of the calendar after the end.
+            Number of steps of the calendar after the end.
         look : bool
-            Whether features of dates are among the covariates that are known in advance.
+            Whether to add features of dates to the covariates that are known in advance.
         gaps : bool
-            Whether covariates keep their gaps, and all may begin with some. Else rows are left out
-            before the first value of any target, before the first of any covariate, and before
-            those that would leave a target without a value in the first LATEST of them.
+            Whether covariates keep their gaps, and every column may begin with one. If False, rows
+            at the beginning are left out: rows before the first value of any target, rows before
+            the first value of any covariate, and as many rows as are needed for every target to
+            have a value within the first LATEST share of the rest.
         holidays : str, optional
-            A country whose holidays are a covariate that is known in advance.
+            A country whose holidays become a covariate that is known in advance.
 
         Raises
         ------
         ValueError, TypeError
-            Series are not sound, or covariates have not as many rows.
+            Series are not valid, or covariates differ from them in their number of rows.
         """
         read = []
         for k, (value, beside) in enumerate(zip(self.values, self.covariates, strict=True)):
@@ -472,13 +469,13 @@ class Panel:
         forecasts: Sequence[Values],
         suffixes: Sequence[str] = ("",),
     ) -> Any:
-        """Return forecasts after the ends of series in the kind that the series came in.
+        """Return forecasts after the ends of series, in the kind of the given series.
 
         Parameters
         ----------
         forecasts : list of arrays (steps, C, ...)
         suffixes : list of str
-            Ends of the names of columns, along the last axis of forecasts, if there is one.
+            Suffixes of the names of columns, for the last axis of forecasts, if there is one.
         """
         if self.table is None:
             pairs = zip(forecasts, self.flat, strict=True)
@@ -501,8 +498,8 @@ class Panel:
     def forecast_columns(
         self, forecasts: Sequence[Values], suffixes: Sequence[str]
     ) -> dict[str, Any]:
-        """Return forecasts of all series, one below the other, by the names of targets with
-        suffixes.
+        """Return the columns of a table of forecasts, all series below one another, by target and
+        suffix.
         """
         rows = np.concatenate(forecasts)
         rows = rows.reshape(len(rows), len(self.names), len(suffixes))
@@ -524,7 +521,7 @@ def _targets(
     default: str | None,
     all_columns: bool,
 ) -> Sequence[str]:
-    """Return the columns of a file that are targets; ValueError where that is not clear."""
+    """Return the columns of a file that are targets; raise ValueError if that is not clear."""
     path = str(file.path)
     used = [*covariates, *roles.series_id]
     frames.places_of(path, file.names, [*roles.targets, *used], "the header")
@@ -540,18 +537,18 @@ def _targets(
 
 
 def _end(is_there: Any) -> int:
-    """Return the number of rows (N,) up to the last one that is there."""
+    """Return the number of rows up to the last one that is present, from booleans (N,)."""
     rows = np.flatnonzero(is_there)
     return int(rows[-1]) + 1 if len(rows) else 0
 
 
 def _line_of(file: CsvFile | ParquetFile, rows: frames.Rows) -> Line:
-    """Return a function that names some rows of a file."""
+    """Return a function that names the lines of some rows of a file."""
     return lambda row: file.line(int(rows[row]))
 
 
 def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
-    """Return the columns of all series by their names."""
+    """Return the columns of each series, by its name."""
     columns = frames.table_of(where, table, only, roles.id_name, roles.texts)
     if not roles.id_name:
         return {"": columns}
@@ -569,11 +566,10 @@ def _next_rows(
     calendar: Calendar | None,
     zone: str | None,
 ) -> Values:
-    """Return rows (n, C) that come after those of a table, in the order of their dates, if they
-    have some.
+    """Return rows (n, C) that follow a table, in the order of their dates, if they have dates.
 
-    A ValueError says where they have dates, or a time zone, and the table has none, or the reverse,
-    and names a date that is not the next step.
+    A ValueError says that only the rows, or only the table, have dates or a time zone, or names a
+    date that is not the next step.
     """
     rows = later.numbers(where, names)
     dates = later.dates
@@ -598,8 +594,8 @@ def _next_rows(
 
 
 def _numbers_after(labels: Any, steps: int) -> Any:
-    """Return the next whole numbers in the step of labels (N,), or in steps of 1; after other
-    labels those of rows.
+    """Return the next labels: whole numbers (N,) continue in their step, or in steps of 1; other
+    labels by row numbers.
     """
     labels = labels if labels.dtype.kind in "iu" else np.arange(len(labels))
     rises = {*np.diff(labels.astype(np.int64)).tolist()}

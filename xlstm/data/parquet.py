@@ -1,7 +1,7 @@
-"""Examples in the rows of Parquet files, of which a row group is the least that can be read.
+"""Training examples in the rows of Parquet files, read one row group at a time.
 
-Row groups are dealt into shards once, whatever the number of ranks. A batch takes rows of every
-shard in proportion to the rows that they have, so that all shards end with the last batch.
+Row groups are assigned to shards once, for any number of ranks. A batch takes rows of every shard
+in proportion to the shard's size, so that all shards end with the last batch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from xlstm.data.batches import Batch, Shuffler, part_of, time_first
 from xlstm.data.host import Host
 
 WHERE = "FileShards"
-SEEN = 4096  # bytes at the end of each file that ranks compare
+SEEN = 4096  # the last bytes of each file, which ranks compare
 
 
 class _RowGroup(NamedTuple):
-    """A row group, by its file and its number in it."""
+    """A row group, given by its file and its index in the file."""
 
     path: Path
-    metadata: Any  # the footer of the file, which need not be read again
+    metadata: Any  # the footer of the file, read once
     number: int
     rows: int
 
@@ -50,7 +50,7 @@ class RowGroups:
         self.names = [x, target]
         self.batch_size = batch_size
         self.every_step = every_step
-        self.shapes: list[Any] = []  # of the rows of x and target, once some are read
+        self.shapes: list[Any] = []  # of rows of x and target, once some are read
         self.identity: dict[str, str] = {}
         groups: list[_RowGroup] = []
         for k, (path,) in enumerate(files):
@@ -71,13 +71,13 @@ class RowGroups:
         if not groups:
             raise ValueError(f"{WHERE}: {files[0][0]} and others have no rows, expected some")
         groups.sort(key=lambda group: -group.rows)
-        # as many shards as there can be that have a row or more in each full batch
+        # the most shards such that each has at least one row in every full batch
         for count in range(min(shards, batch_size, len(groups)), 0, -1):
             self.shards = [groups[k::count] for k in range(count)]
             sizes = [sum(group.rows for group in shard) for shard in self.shards]
             if min(sizes) * batch_size >= sum(sizes):
                 break
-        self.ends = [0, *itertools.accumulate(sizes)]  # of the rows of each shard among all
+        self.ends = [0, *itertools.accumulate(sizes)]  # of each shard among all rows
 
     def _footer(self, path: Path) -> tuple[Any, dict[str, str]]:
         """Return the footer of a file, and the types of its columns x and target."""
@@ -94,7 +94,7 @@ class RowGroups:
         return -(-self.ends[-1] // self.batch_size)
 
     def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
-        """Yield the parts of a rank, of whole shards."""
+        """Yield the parts of a rank, which consist of whole shards."""
         count = len(self.shards)
         if count < group.size:
             raise ValueError(
@@ -102,7 +102,7 @@ class RowGroups:
                 f" of {group.size} ranks; write smaller row groups of equal size, or raise shards"
                 " or batch_size"
             )
-        # One number is drawn by all ranks, whatever their shards are.
+        # All ranks draw one number, whichever shards they have.
         seed = None if rng is None else int(rng.integers(2**63))
         own = range(count)[columns(count, group)]
         readers = [_Shard(self, k, seed) for k in own]
@@ -115,21 +115,21 @@ class RowGroups:
             )
             if self.every_step:
                 target = time_first(target)
-            firsts = np.subtract(stops, starts)  # columns of the batch before those of each shard
+            firsts = np.subtract(stops, starts)  # the first column of each shard in the batch
             mine = slice(int(firsts[own.start]), int(firsts[own.stop]))
             order = np.array([number, seed or 0, *itertools.chain(*self.shapes)])
             batch = Batch(time_first(x), target, None, True)
             yield part_of(batch, mine, int(firsts[-1]), self.every_step, order)
 
     def _borders(self, number: int) -> list[int]:
-        """Return between which rows of the first `number` batches, in the order of the shards, each
-        shard has its own.
+        """Return the borders between the shards' rows, in the order of the shards, after `number`
+        batches.
         """
         rows = min(number * self.batch_size, self.ends[-1])
         return [rows * end // self.ends[-1] for end in self.ends]
 
     def read(self, group: _RowGroup) -> list[Host]:
-        """Return x and target of the rows of a row group."""
+        """Return x and target of all rows of a row group."""
         where = f"{WHERE}: {group.path}, row group {group.number}"
         with pyarrow().parquet.ParquetFile(group.path, metadata=group.metadata) as file:
             table = file.read_row_group(group.number, self.names)
@@ -159,18 +159,18 @@ class _Shard:
         self.place = (seed, number)
         self.groups = [groups[k] for k in _order(len(groups), seed, number, 0)]
         self.ends = [*itertools.accumulate(group.rows for group in self.groups)]
-        self.current = -1  # the place among `groups` of the one in memory
+        self.current = -1  # the index in `groups` of the row group in memory
         self.values: list[Host] = []
 
     def rows(self, start: int, stop: int) -> list[Host]:
         """Return x and target of rows in the order of the epoch."""
         pieces: list[list[Host]] = []
-        while not pieces or start < stop:  # no rows have a shape, too
+        while not pieces or start < stop:  # no rows still have a shape
             k = min(bisect.bisect(self.ends, start), len(self.ends) - 1)
             group = self.groups[k]
             if k != self.current:
                 self.current = k
-                self.values = []  # not two row groups at a time
+                self.values = []  # frees one row group before the next
                 self.values = self.data.read(group)
                 self.order = _order(group.rows, *self.place, k + 1)
             first = self.ends[k] - group.rows
@@ -181,19 +181,19 @@ class _Shard:
 
 
 def _end(path: Path) -> str:
-    """Return a checksum of the end of a file, which has the least and the largest values of row groups."""
+    """Return a checksum of the end of a file, which holds the minima and maxima of row groups."""
     with path.open("rb") as file:
         file.seek(-min(SEEN, path.stat().st_size), os.SEEK_END)
         return f"{zlib.crc32(file.read()):08x}"
 
 
 def _joined(pieces: Iterable[list[Host]]) -> list[Host]:
-    """Return x and target of several pieces, one after the other."""
+    """Return x and target of several pieces, concatenated."""
     return [np.concatenate(arrays) for arrays in zip(*pieces, strict=True)]
 
 
 def _order(count: int, seed: int | None, *place: int) -> Host:
-    """Return an order of row groups or of rows, which depends on the seed and on their place."""
+    """Return an order of row groups or rows, which depends on the seed and on their place."""
     if seed is None:
         return np.arange(count)
     return np.random.default_rng([seed, *place]).permutation(count)

@@ -1,10 +1,9 @@
-"""Checkpoints of PyTorch, as torch.save and Lightning write them, read array by array, without
-PyTorch.
+"""Checkpoints of `torch.save` and Lightning, read array by array without PyTorch.
 
 The file is a zip: `data.pkl` is a pickle of the object, and `data/0`, `data/1`, ... are the
-storages of its tensors, not compressed. Names of classes in the pickle become inert stand-ins, and
-nothing of it is executed or imported. Sizes that it declares are checked against the file before
-any is read, and checksums of the zip as storages are read.
+storages of its tensors, not compressed. Names of classes in the pickle become inert stand-ins;
+nothing in it is executed or imported. Declared sizes are checked against the file before anything
+is read. The zip's checksums are checked as storages are read.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ CONVERSION = (
     " safetensors.torch.save_file({n: t.clone() for n, t in c['state_dict'].items()},"
     " 'model.safetensors'); json.dump(c['hyper_parameters'], open('config.json', 'w'))"
 )
-BYTES = 1 << 20  # of a pickle, which is read in a second or two
-# bytes of a whole number in a pickle: a dict of wider ones may take the square of their number
+BYTES = 1 << 20  # the most bytes of a pickle, which take a second or two to read
+# the most bytes of a whole number in a pickle: a dict of wider ones may take quadratic time
 WIDEST = 8
-DAMAGED = (  # the errors of zips and of pickles that hold something else
+DAMAGED = (  # errors of zips and pickles with other content
     zipfile.BadZipFile,
     pickle.UnpicklingError,
     ValueError,
@@ -91,12 +90,12 @@ OPCODES = (
     "REDUCE",
     "BINPERSID",
 )
-PYTHON: Any = pickle._Unpickler  # that in C takes as much memory as an index says
+PYTHON: Any = pickle._Unpickler  # the one in C takes as much memory as an index says
 
 
 class _Unpickler(PYTHON):  # type: ignore[misc]
-    """Reads plain values. Tuples become lists, which no dict has as keys; attributes of objects are
-    left out.
+    """An unpickler of plain values. Tuples become lists, so a dict cannot have them as keys;
+    attributes of objects are left out.
     """
 
     def __init__(self, blob: bytes, storage: Callable[[Any], Any]) -> None:
@@ -104,8 +103,8 @@ class _Unpickler(PYTHON):  # type: ignore[misc]
         self.persistent_load = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a class or a function; ValueError for all but those of a
-        checkpoint.
+        """Return a stand-in for a class or function of a checkpoint; raise ValueError for any
+        other.
         """
         if (module, name) == ("collections", "OrderedDict"):
             return lambda: {}
@@ -136,7 +135,7 @@ class _Unpickler(PYTHON):  # type: ignore[misc]
 
 
 class Storage(NamedTuple):
-    """Numbers of one dtype in the file, by the name of their entry."""
+    """Numbers of one dtype in the file, given by the name of their entry."""
 
     dtype: str
     entry: str
@@ -144,7 +143,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; the strides count numbers."""
+    """A view of a storage; strides are in numbers, not bytes."""
 
     storage: Storage
     offset: int
@@ -153,8 +152,8 @@ class Tensor(NamedTuple):
 
     @classmethod
     def of(cls, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-        """Return the tensor that `_rebuild_tensor_v2` makes of these; ValueError unless it lies
-        within its storage.
+        """Return the tensor that `_rebuild_tensor_v2` makes; raise ValueError unless it lies within
+        its storage.
         """
         if not isinstance(storage, Storage) or not all(
             type(n) is int and n >= 0 for n in (*shape, *strides, offset)
@@ -169,7 +168,7 @@ class Tensor(NamedTuple):
             f" {shown(offset)}"
         )
         if len(shape) != len(strides):
-            raise ValueError(f"{where} has not as many strides as axes")
+            raise ValueError(f"{where} has different numbers of strides and axes")
         check_shape("a tensor", shape, storage.dtype)
         span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if (0 not in shape and offset + span > storage.numel) or math.prod(shape) > storage.numel:
@@ -178,18 +177,18 @@ class Tensor(NamedTuple):
 
 
 class TorchFile:
-    """A checkpoint: its tensors, and all else that it holds.
+    """A PyTorch checkpoint: its tensors, and everything else in it.
 
-    The file stays open as long as the object exists. The tensors are those of the entry
-    `state_dict`, or the whole object where there is no such entry.
+    The file stays open as long as the object exists. The tensors come from the entry `state_dict`,
+    or from the whole object if there is no such entry.
 
     Attributes
     ----------
     content : dict
-        The object, of dicts, lists, numbers and texts.
+        The object, made of dicts, lists, numbers and texts.
     shapes : dict of str to tuple of int
     dtypes : dict of str to str
-        The names that safetensors has for them.
+        The dtypes, by the names of safetensors.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -215,7 +214,7 @@ class TorchFile:
         self.dtypes = {name: tensor.storage.dtype for name, tensor in self._tensors.items()}
 
     def read(self, names: Iterable[str]) -> dict[str, Host]:
-        """Return arrays by name; bfloat16, which NumPy does not have, comes as float32."""
+        """Return arrays by name; bfloat16, which NumPy lacks, becomes float32."""
         return {name: self._read(name) for name in names}
 
     def _read(self, name: str) -> Host:
@@ -229,8 +228,9 @@ class TorchFile:
         return widened(view.copy(), storage.dtype)
 
     def _numbers(self, storage: Storage) -> Host:
-        """Return all numbers of a storage, which is read once, and its checksum checked, for
-        tensors in a row.
+        """Return all numbers of a storage, checked by its checksum.
+
+        Consecutive tensors of one storage read it once.
         """
         if self._latest[0] != storage:
             blob = self._archive.read(self._entries[storage.entry])
@@ -239,7 +239,9 @@ class TorchFile:
         return self._latest[1]
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
-        """Return an entry, whose bytes lie in the file as they are; ValueError unless they do."""
+        """Return an entry of the zip; raise ValueError unless its bytes lie uncompressed in the
+        file.
+        """
         if name not in self._entries:
             raise ValueError(f"the zip has no entry {shown(name)}")
         entry = self._entries[name]
@@ -252,7 +254,7 @@ class TorchFile:
         return entry
 
     def _bytes(self, name: str) -> bytes:
-        """Return the bytes of a short entry, once its checksum is checked."""
+        """Return the bytes of a short entry, checked by its checksum."""
         entry = self._entry(name)
         if entry.file_size > BYTES:
             raise ValueError(f"entry {name} has {entry.file_size} bytes, expected at most {BYTES}")
@@ -278,9 +280,7 @@ class TorchFile:
         return Storage(dtype, f"data/{name}", numel)
 
     def _state(self) -> dict[str, Tensor]:
-        """Return the tensors by name, once their sizes are checked together: several may lie at the
-        same place.
-        """
+        """Return the tensors by name; check their total size, since tensors may overlap."""
         state = _dict(self.content.get("state_dict", self.content))
         for name, tensor in state.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):

@@ -1,9 +1,8 @@
-"""Descriptions that other people wrote, JSON and YAML, read within bounds; and objects made of
-them.
+"""JSON and YAML from untrusted files, read within bounds, and objects made of their values.
 
 A file may hold anything. Its size, its nesting, the number of its values and the size of its
-numbers are bounded before or while it is read, so that time and memory are in proportion to its
-size, and every refusal is a short ValueError or TypeError that names the file.
+numbers are bounded before or during reading. So time and memory stay in proportion to its size, and
+every refusal is a short ValueError or TypeError that names the file.
 """
 
 from __future__ import annotations
@@ -23,14 +22,15 @@ from xlstm.arrays.checks import shown
 Made = TypeVar("Made")
 
 JSON_BYTES = 1 << 23
-YAML_BYTES = 1 << 16  # for which PyYAML takes some 100 times as long, and which hold fewer values
-VALUES = 500_000  # in a document, of which the worst take 100 bytes each
-DEEPEST = 64  # containers in containers
-DIGITS = 40  # longest whole number
-LONGEST = 600  # characters of a message, whatever a file holds
+# PyYAML takes some 100 times as long as JSON, and as many bytes hold fewer values
+YAML_BYTES = 1 << 16
+VALUES = 500_000  # in a document; the worst take 100 bytes each
+DEEPEST = 64  # levels of nested containers
+DIGITS = 40  # of the longest whole number
+LONGEST = 600  # the most characters of a message
 
-# Plain scalars of YAML 1.2, but for octal numbers, by the characters that they begin with: 1e-6 is
-# a number; 12:30:00, 017 and "no" are text.
+# Plain scalars of YAML 1.2 without octal numbers, by their first characters: 1e-6 is a number;
+# 12:30:00, 017 and "no" are text.
 SCALARS = {
     "null": (r"|~|null|Null|NULL", ["", *"~nN"]),
     "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
@@ -44,9 +44,7 @@ SCALARS = {
 
 @contextlib.contextmanager
 def brief() -> Iterator[None]:
-    """Make messages of errors short and printable, whatever names and values of a file they
-    quote.
-    """
+    """Make error messages short and printable, whichever names and values of a file they quote."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
@@ -58,8 +56,8 @@ def brief() -> Iterator[None]:
 
 
 def cut(text: str) -> str:
-    """Return a message without its middle where it is too long, and with escapes for what cannot be
-    printed.
+    """Return a message, without its middle if it is too long, and with unprintable characters
+    escaped.
     """
     if len(text) > LONGEST:
         text = f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 4 :]}"
@@ -67,7 +65,7 @@ def cut(text: str) -> str:
 
 
 def document(path: Path) -> dict[str, Any]:
-    """Return the object that a .json or .yaml file holds; ValueError if it holds none or is beyond
+    """Return the object in a .json or .yaml file; raise ValueError if it has none or exceeds the
     bounds.
     """
     is_json = path.suffix == ".json"
@@ -79,8 +77,8 @@ def document(path: Path) -> dict[str, Any]:
 
 
 def regular(path: Path) -> Path:
-    """Return the path of a file; OSError for a folder, a pipe or a device, whose reader might wait
-    for ever.
+    """Return the path of a regular file; raise OSError for a folder, pipe or device, which might
+    block.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
@@ -88,8 +86,8 @@ def regular(path: Path) -> Path:
 
 
 def readable(path: Path) -> Path:
-    """Return the path of a file or of a shell's pipe; OSError for a pipe with a name, which may
-    have no writer.
+    """Return the path of a file or a shell's pipe; raise OSError for a named pipe, which may have
+    no writer.
     """
     if path.is_fifo() and not os.path.realpath(path).startswith(("/dev/", "/proc/")):
         raise OSError(
@@ -102,18 +100,18 @@ def readable(path: Path) -> Path:
 
 
 def content(path: Path, most: int) -> bytes:
-    """Return the bytes of a file; ValueError if there are more than `most`."""
+    """Return the bytes of a file; raise ValueError if there are more than `most`."""
     with open(readable(path), "rb") as file:
         blob = file.read(most + 1)
     if len(blob) > most:
-        raise ValueError(f"{path}: is longer than the {most} bytes that are taken")
+        raise ValueError(f"{path}: is longer than the {most} bytes that are allowed")
     return blob
 
 
 def from_json(where: str, text: bytes | str, unlimited: bool = False) -> Any:
-    """Return the value of a JSON text; ValueError if there is none, or it is beyond bounds.
+    """Return the value of a JSON text; raise ValueError if it is not JSON or exceeds the bounds.
 
-    NaN and infinity, which JSON does not have, are an error, or None where numbers are `unlimited`.
+    NaN and infinity, which JSON lacks, are an error, or None with `unlimited` numbers.
     """
     constant = (lambda name: None) if unlimited else float
     try:
@@ -131,8 +129,8 @@ def from_json(where: str, text: bytes | str, unlimited: bool = False) -> Any:
 
 
 def from_yaml(where: str, text: bytes) -> Any:
-    """Return the value of a YAML 1.2 text without tags; ValueError if there is none, or it is
-    beyond bounds.
+    """Return the value of a YAML 1.2 text without tags; raise ValueError if it is not one or
+    exceeds the bounds.
     """
     try:
         import yaml
@@ -140,12 +138,12 @@ def from_yaml(where: str, text: bytes) -> Any:
         raise ImportError(f"{where}: to read it, pip install pyyaml, or give config=") from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        # It has none of the resolvers of YAML 1.1, such as merges.
+        # This loader has no resolvers of YAML 1.1, such as merges.
         yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
         def fetch_more_tokens(self) -> None:
-            """Read on; ValueError in too many containers, at all of which PyYAML looks for each
-            token.
+            """Read more tokens; raise ValueError if containers are nested too deep, since PyYAML
+            checks all of them at each token.
             """
             if self.flow_level + len(self.indents) > DEEPEST + 1:
                 raise ValueError(f"it is nested more than {DEEPEST} deep")
@@ -162,11 +160,11 @@ def from_yaml(where: str, text: bytes) -> Any:
 
 
 def plain(value: Any, most: int = VALUES) -> Any:
-    """Return a value of dicts, lists and scalars as JSON has them, tuples as lists; ValueError if
-    it holds others.
+    """Return a value made of JSON's kinds, with tuples as lists; raise ValueError if it holds
+    others.
 
-    It may be no deeper and no larger than a value of JSON, however often aliases of YAML or a
-    pickle repeat its parts.
+    The bounds on depth and size are those of JSON, however often aliases of YAML or a pickle repeat
+    parts.
     """
     return _plain(value, 0, [most])
 
@@ -181,7 +179,7 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
         if not all(isinstance(key, str) for key in value):
             raise ValueError("a key is no text")
         return {key: _plain(inner, depth + 1, left) for key, inner in value.items()}
-    if type(value) in (list, tuple):  # and no tensor of a pickle, which is a named tuple
+    if type(value) in (list, tuple):  # not a pickle's tensor, which is a named tuple
         return [_plain(inner, depth + 1, left) for inner in value]
     if value is not None and not isinstance(value, str | int | float):
         raise ValueError(
@@ -195,7 +193,7 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of pairs; ValueError if a key is there twice."""
+    """Return an object made of pairs; raise ValueError if a key occurs twice."""
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
@@ -205,12 +203,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def construct(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
-    """Return an object of options by name, after those that are given first; ValueError where it
-    does not take them.
+    """Return an object made with `first` and with options by name; raise ValueError if it refuses
+    them.
     """
     if not isinstance(options, dict):
         raise TypeError(f"{where}: is {shown(options)}, expected an object")
     try:
         return kind(*first, **options)
-    except TypeError as error:  # of Python, where a name is unknown or missing, or of the class
+    except TypeError as error:  # a name is unknown or missing, or the class refuses a value
         raise ValueError(f"{where}: {error}") from error

@@ -1,6 +1,4 @@
-"""Series at equal steps of time: columns of files, dated where these have dates, the bundled ones,
-synthetic ones.
-"""
+"""Series at equal steps of time: read from files with or without dates, bundled, or synthetic."""
 
 from __future__ import annotations
 
@@ -22,9 +20,9 @@ from xlstm.data.table import ParquetFile, opened
 from xlstm.data.writing import AnyPath
 
 DATASETS = ("sunspots", "co2")
-SHORTEST_SEASON = 4.0  # steps of a period of a synthetic series
-HARMONICS = 3  # of a season
-LONGEST_GAP = 0.1  # as a share of the series
+SHORTEST_SEASON = 4.0  # fewest steps in a period of a synthetic series
+HARMONICS = 3  # of a season of a synthetic series
+LONGEST_GAP = 0.1  # share of a synthetic series
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,13 @@ class Series:
     name : str
         The column's name.
     values : float64 array (N,)
-        NaN where there is a gap.
+        The values; NaN is a gap.
     index : array (N,)
-        The date of each row, another label, or its number where the file has none.
+        The date of each row, or another label, or the row's number if the file has no labels.
     calendar : Calendar or None
-        The steps of the dates, of which `offset` is one of pandas; None without dates.
+        The steps of the dates; its `offset` is an offset of pandas. None without dates.
     note : str
-        Changes to the rows in words; empty if there are none.
+        Changes made to the rows, in words; empty if there are none.
     """
 
     name: str
@@ -53,12 +51,12 @@ class Series:
 
     @cached_property
     def labels(self) -> list[str]:
-        """The index as text."""
+        """The index as text, one entry for each row."""
         return [*map(str, self.index)]
 
     @property
     def step(self) -> str:
-        """The time from one row to the next, such as "month"; "step" where that has no name."""
+        """The name of the time from one row to the next, such as "month"; "step" if it has none."""
         return "step" if self.calendar is None else self.calendar.step
 
     @property
@@ -67,9 +65,7 @@ class Series:
         return int(np.count_nonzero(np.isnan(self.values)))
 
     def after(self, steps: int) -> list[str]:
-        """Return the labels of the `steps` rows that would come after the last one, in their time
-        zone.
-        """
+        """Return the labels of the next `steps` rows after the last one, in their time zone."""
         if self.calendar is None:
             return [f"+{k}" for k in range(1, steps + 1)]
         dates = self.calendar.following(steps)
@@ -79,12 +75,12 @@ class Series:
 
 
 def bundled(name: str) -> Path:
-    """Return the path of a CSV file of the package.
+    """Return the path of a bundled CSV file.
 
     Parameters
     ----------
     name : {"sunspots", "co2"}
-        Monthly sunspots, 1749-1983, or weekly CO2, 1958-2001.
+        "sunspots": monthly numbers, 1749-1983; "co2": weekly CO2, 1958-2001.
 
     Returns
     -------
@@ -93,7 +89,7 @@ def bundled(name: str) -> Path:
     Raises
     ------
     ValueError
-        There is no such series.
+        No bundled series has this name.
     """
     if name not in DATASETS:
         raise ValueError(f"dataset: {name!r} is unknown, expected one of {', '.join(DATASETS)}")
@@ -111,25 +107,25 @@ def read_csv(
 ) -> Series:
     """Read one column of a CSV or Parquet file as a series.
 
-    The file has a header, and commas, semicolons, tabs or bars between cells. Dates are in ISO
-    8601, or in the format `date_format`; those with a zone become those of UTC. Rows that are
-    missing from the steps of the dates become gaps, weekends excepted where no row falls on one.
-    An empty cell is a gap; gaps at both ends are dropped.
+    A CSV file has a header, and commas, semicolons, tabs or bars separate its cells. Dates are in
+    ISO 8601 or in the format `date_format`; dates with a time zone are converted to UTC. If the
+    dates skip steps, the missing rows become gaps. Weekends are no gaps if no row falls on a
+    weekend. An empty cell is a gap. Gaps at both ends are dropped.
 
     Parameters
     ----------
     path : path
     column : str, optional
-        Name of the column; not needed if only one holds numbers.
+        The name of the column. You can leave it out if only one column holds numbers.
     usual : str, optional
-        Taken if no column is named, several hold numbers, and this is one of them.
+        The column to use if `column` is not given and several columns, this one included, hold
+        numbers.
     date_format : str, optional
-        The format of dates, such as "%d/%m/%Y", as `datetime.datetime.strptime` takes it.
+        The format of dates, such as "%d/%m/%Y", as for `datetime.datetime.strptime`.
     decimal : {".", ","}, optional
-        The decimal sign; by default a point, and a comma, too, where semicolons stand between
-        cells.
+        The decimal sign. By default it is a point; if semicolons separate cells, also a comma.
     encoding : {"utf-8", "utf-16", "latin-1", "cp1252"}
-        How letters are stored.
+        The encoding of the file.
 
     Returns
     -------
@@ -140,13 +136,13 @@ def read_csv(
     OSError
         The file cannot be read.
     ValueError
-        The file is empty or malformed, the column is unknown or could be several, a cell is not a
-        finite number, dates do not rise or are irregular, or a gap is too long. Names file, row
+        The file is empty or malformed, the column is unknown or ambiguous, a cell is not a finite
+        number, dates do not rise or are irregular, or a gap is too long. The error names file, row
         and column.
     TypeError
-        `path` is no path, or `column` no text.
+        `path` is not a path, or `column` is not a text.
     ImportError
-        There are dates, and pandas is not installed.
+        The file has dates, and pandas is not installed.
     """
     file = opened(path, Dialect(date_format, decimal, encoding))
     if column is None:
@@ -164,8 +160,9 @@ def read_csv(
 def only_column(
     file: CsvFile | ParquetFile, numeric: Sequence[str], usual: str | None = None
 ) -> str:
-    """Return the one column that holds numbers, or of several the usual one; ValueError if that is
-    not clear.
+    """Return the only column that holds numbers, or among several the usual one.
+
+    It raises ValueError if that is not clear.
     """
     if file.rows < 2:
         raise ValueError(f"{file.path}: {file.rows} rows under the header, expected a series")
@@ -182,8 +179,8 @@ def only_column(
 def series_of(
     name: str, columns: Columns, calendar: Calendar | None = None, line: Line | None = None
 ) -> Series:
-    """Return one column of a table as a series, with the calendar of its dates where that is made;
-    `line` names a row, for errors.
+    """Return one column of a table as a series, with a calendar if it has dates; `line` names a row
+    in errors.
     """
     values = columns.numbers(name, [name])[:, 0]
     index = columns.index
@@ -201,13 +198,13 @@ def series_of(
     missing = len(full) - len(values)
     note = f"{missing} rows missing from the file" if missing else ""
     dates = calendars.on_clocks(calendar.dates)
-    if calendar.zone is None:  # years and months stay what they are
+    if calendar.zone is None:  # years and months keep their unit
         dates = dates.astype(index.dtype)
     return Series(name, full, calendars.coarsest(dates), calendar, note)
 
 
 def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:
-    """Draw series.
+    """Draw random series with trends, seasons, random walks, jumps and noise.
 
     Parameters
     ----------
@@ -217,8 +214,8 @@ def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:
     Returns
     -------
     array (count, length)
-        Their sizes are between 0.001 and 1000, and their levels up to ten times that. A tenth have
-        a gap, of NaN.
+        The series. Their scales lie between 0.001 and 1000, and their levels reach ten times the
+        scale. A tenth of them have a gap, filled with NaN.
     """
     return np.stack([_one(rng, length) for _ in range(count)])
 
@@ -231,7 +228,7 @@ def _one(rng: np.random.Generator, n: int) -> Values:
     for _ in range(rng.integers(0, 3)):
         x += rng.lognormal(-0.5, 0.7) * _season(rng, t)
     if rng.random() < 0.2:
-        x *= 1 + rng.uniform(0, 1.5) * t / n  # seasons that grow
+        x *= 1 + rng.uniform(0, 1.5) * t / n  # seasons with growing amplitude
     if rng.random() < 0.4:
         x += rng.lognormal(-0.5, 0.7) * np.cumsum(rng.normal(size=n)) / np.sqrt(n)
     if rng.random() < 0.25:
@@ -246,7 +243,7 @@ def _one(rng: np.random.Generator, n: int) -> Values:
 
 
 def _season(rng: np.random.Generator, t: Values) -> Values:
-    """Return a periodic series about 0, with harmonics."""
+    """Return a periodic series around 0, with harmonics."""
     longest = max(SHORTEST_SEASON + 1, len(t) / 3)
     angle = 2 * np.pi * t / np.exp(rng.uniform(np.log(SHORTEST_SEASON), np.log(longest)))
     count = int(rng.integers(1, HARMONICS + 1))

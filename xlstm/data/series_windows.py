@@ -1,5 +1,5 @@
-"""A series made ready for training: gaps filled, parts by time, scaling, and windows, also of
-several series.
+"""Series prepared for training: fill gaps, split by time, and cut windows out of one or several
+series.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from xlstm.data.host import Host, Values, finite, numbers
 
 
 def carry_forward(values: Values) -> Values:
-    """Fill each gap (NaN) with the last value before it, so that nothing of the future leaks in.
+    """Fill each gap (NaN) with the last value before it, so that no future value leaks in.
 
-    Gaps at the beginning have no value before them and stay.
+    Gaps at the beginning have no value before them and stay NaN.
 
     Parameters
     ----------
@@ -28,6 +28,12 @@ def carry_forward(values: Values) -> Values:
     Returns
     -------
     array (N,) or (N, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> carry_forward(np.array([1.0, np.nan, 3.0]))
+    array([1., 1., 3.])
     """
     values = numbers("carry_forward", "values", values)
     if values.ndim not in (1, 2):
@@ -38,8 +44,9 @@ def carry_forward(values: Values) -> Values:
 
 
 def first_row(where: str, values: Values) -> int:
-    """Return the first row (N, C) at which every column has or had a value; ValueError if a column
-    has none.
+    """Return the first row of values (N, C) by which every column has had a value.
+
+    It raises ValueError if a column has none.
     """
     there = ~np.isnan(values)
     for column in np.flatnonzero(~np.any(there, axis=0)):
@@ -48,7 +55,7 @@ def first_row(where: str, values: Values) -> int:
 
 
 class Split(NamedTuple):
-    """Parts of a series in time order, as slices.
+    """The training, validation and test parts of a series as slices, in time order.
 
     Attributes
     ----------
@@ -62,14 +69,14 @@ class Split(NamedTuple):
 
 
 def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
-    """Cut a series by time: the last share is `test`, the one before it `validation`.
+    """Split a series by time into training, validation and test parts, in this order.
 
     Parameters
     ----------
     length : int
-        Rows of the series.
+        Number of rows of the series.
     validation, test : float
-        Shares of the whole.
+        Shares of the whole series.
 
     Returns
     -------
@@ -78,7 +85,12 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
     Raises
     ------
     ValueError
-        The shares are not sensible or leave a part empty.
+        The shares are out of range, or leave a part empty.
+
+    Examples
+    --------
+    >>> split(100)
+    Split(train=slice(0, 60, None), validation=slice(60, 80, None), test=slice(80, 100, None))
     """
     length = checks.count("split", "length", length)
     validation = checks.any_number("split", "validation", validation)
@@ -99,36 +111,36 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
 
 @dataclass(frozen=True)
 class SeriesWindows(ByRows):
-    """Stretches of `window` rows of one or several series, with the `horizon` rows after each as
-    its target.
+    """Windows of one or several series: `window` rows as x, and the next `horizon` rows as target.
 
-    No stretch goes over the border between two series, and a series that is too short for one has
-    none. The rows are in memory once, however much the stretches overlap.
+    No window crosses the border between two series, and a series that is too short has no window.
+    The rows are in memory only once, however much the windows overlap.
 
-    A missing value (NaN) is bridged by the last one before it in x, and does not count as a target.
-    Rows that come before the first value of some column are left out.
+    In x, a missing value (NaN) is replaced by the last value before it. As a target, it does not
+    count. Rows before the first value of any column are left out.
 
     Parameters
     ----------
     series : array (N, C), or list of arrays (N_i, C)
-        An array (N,) has C = 1; a table of pandas, Polars or PyArrow will do for an array.
+        The series. An array (N,) has C = 1. A table of pandas, Polars or PyArrow counts as an
+        array.
     window : int
         Steps T of x.
     horizon : int
         Steps of the target.
     targets : list of int, optional
-        Columns to predict; by default all of them.
+        Indices of the columns to predict; by default all.
     batch_size : int
     stride : int
-        Rows from the beginning of a stretch to that of the next.
+        Rows between the beginnings of two successive windows.
     flat : bool
-        Targets of all steps lie in one axis, (B, horizon * targets), as a model with one output
-        axis predicts them.
+        Whether targets have one axis for all steps and columns, (B, horizon * targets), for a model
+        with one output axis.
 
     Attributes
     ----------
     starts : array (M,)
-        The first row of each stretch, counted over all series.
+        The first row of each window, counted over all series.
 
     Raises
     ------
@@ -205,10 +217,10 @@ class SeriesWindows(ByRows):
         return np.asarray(self._rows[self._ahead(rows)[..., None], self._columns])
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the columns `own` of the batch of some stretches.
+        """Return the columns `own` of the batch of the windows `rows`.
 
-        x is (T, B, C), and target and mask are (B, horizon, targets), or (B, horizon * targets)
-        with `flat`. The mask is None where no target of any stretch is missing.
+        x is (T, B, C). Target and mask are (B, horizon, targets), or (B, horizon * targets) with
+        `flat`. The mask is None if no target of any window is missing.
         """
         x = self._rows[np.arange(self.window)[:, None] + self.starts[rows[own]]]
         target = self.truths(rows[own])
@@ -219,12 +231,12 @@ class SeriesWindows(ByRows):
         return Batch(x, target, mask, True)
 
     def _ahead(self, rows: Host) -> Host:
-        """Return the rows of the series that are predicted, (B, horizon)."""
+        """Return the indices of the rows to predict, (B, horizon)."""
         return np.asarray(self.starts[rows][:, None] + self.window + np.arange(self.horizon))
 
 
 def _rows(name: str, series: Any) -> Host:
-    """Return a series as floating-point numbers (N, C), NaN where there are gaps."""
+    """Return a series as floating-point numbers (N, C), with NaN for gaps."""
     rows = numbers("SeriesWindows", name, series)
     if rows.ndim not in (1, 2) or len(rows) == 0:
         raise ValueError(f"SeriesWindows: {name} has shape {rows.shape}, expected (N, C) or (N,)")

@@ -1,5 +1,6 @@
-"""The part of the data that a rank trains on: its columns of every batch, so that all ranks go
-through all batches.
+"""The part of the data that a rank trains on: its columns of every batch.
+
+So all ranks see the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -29,25 +30,26 @@ from xlstm.data.host import Host
 
 @dataclass(frozen=True)
 class Shard:
-    """Data of which a rank sees its own sequences: as many of each batch as the others, or one more
-    or less.
+    """Data that give a rank its own sequences of each batch.
 
-    The batches and their order are those of the data, and so are the random numbers that they take.
-    Where the data can, they prepare nothing but the own sequences. A rank may have none where a
-    batch has fewer than there are ranks. Sequences that `groups` of a TiRex-2 put together stay
+    Ranks have equally many sequences, or differ by one.
+
+    Batches, their order and the random numbers drawn are the same as in the whole data. If the data
+    support it, a rank prepares only its own sequences. If a batch has fewer sequences than there
+    are ranks, some ranks have none. Sequences that belong to one of the `groups` of a TiRex-2 stay
     together.
 
     Parameters
     ----------
     data : Batches
-        The same on all ranks.
+        The whole data, the same on all ranks.
     group : Group
-        As `distributed.group()` returns it.
+        The ranks, as `distributed.group()` returns them.
 
     Raises
     ------
     TypeError
-        These are no data, or no group.
+        `data` does not yield batches, or `group` is not a group.
     """
 
     data: Batches
@@ -74,25 +76,25 @@ class Shard:
 
 
 def _makes_parts(kind: type) -> bool:
-    """Return whether data of a class yield parts of the batches that they have, which a subclass
-    may have changed.
+    """Return whether a class yields parts of its own batches; a subclass may override only
+    `batches`.
     """
     owner = next((base for base in kind.__mro__ if "batches" in vars(base)), object)
     return "parts" in vars(owner)
 
 
 def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Batch:
-    """Return the columns of a batch that a rank has.
+    """Return the columns of a batch that belong to a rank.
 
     Parameters
     ----------
     batch : Batch
     group : Group
     every_step : bool or None
-        Whether targets have a time axis; with None those have one that begin with the axes (T, B)
+        Whether targets have a time axis. If None, they have one if they begin with the axes (T, B)
         of x.
     number : int
-        That of the batch in its epoch, from 0.
+        The number of the batch in its epoch, from 0.
     """
     if not isinstance(batch, Batch):
         raise TypeError(f"Shard: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
@@ -110,7 +112,7 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
 
 
 def _own(name: str, option: Any, own: slice) -> Any:
-    """Return an option of some of the sequences of a batch."""
+    """Return an option for the sequences `own` of a batch."""
     if option is None:
         return None
     if name == "cu_seqlens":
@@ -121,7 +123,7 @@ def _own(name: str, option: Any, own: slice) -> Any:
 
 
 def _whole_groups(groups: Host, group: Group) -> slice:
-    """Return the columns of a rank where sequences with the same number of `groups` (B,) stay
+    """Return the columns of a rank, if sequences with the same number in `groups` (B,) stay
     together.
     """
     borders = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]

@@ -1,4 +1,4 @@
-"""Tables in files, CSV and Parquet: columns of numbers and of names, and the dates of rows."""
+"""Tables in CSV and Parquet files: columns of numbers and names, and the dates of rows."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from xlstm.data.frames import Columns, Rows, grouped
 from xlstm.data.host import Host, Values
 from xlstm.data.writing import AnyPath
 
-# Few bytes of Parquet can hold any number of cells: so many bytes of them are read, and so many for
-# each of the file.
+# A few bytes of Parquet can hold any number of cells. At most so many bytes of cells are read, and
+# at most so many for each byte of the file.
 UNPACKED = 1 << 26, 256
 
 
 class ParquetFile:
-    """A Parquet file, whose columns are read when they are asked for; one that is damaged is a
-    ValueError.
+    """A Parquet file whose columns are read on request; a damaged file raises ValueError.
 
     Attributes
     ----------
     names, numeric, dated : list of str
-        All columns, those of numbers, and those of dates.
+        The names of all columns, of columns of numbers, and of columns of dates.
     rows : int
     kinds : dict of str to pyarrow.DataType
     """
@@ -53,13 +52,11 @@ class ParquetFile:
             self.kinds = {field.name: field.type for field in fields}
 
     def line(self, row: int) -> str:
-        """Name a row, for messages."""
+        """Return the name of a row, for messages."""
         return f"{self.path}: row {row + 1}"
 
     def texts(self, name: str) -> Sequence[str]:
-        """Return the cells of a column as text, empty where one is missing; equal ones are in
-        memory once.
-        """
+        """Return a column's cells as text, empty for missing cells; equal texts share memory."""
         column = self._table([name]).column(name)
         if column.type.num_fields:
             raise TypeError(
@@ -73,12 +70,13 @@ class ParquetFile:
         return cells
 
     def numbers(self, names: Sequence[str]) -> Values:
-        """Return columns of numbers, (N, C), NaN where a cell is missing."""
+        """Return columns of numbers, (N, C), with NaN for missing cells."""
         return frames.table_of(str(self.path), self._table(names), names).values
 
     def columns(self, names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
-        """Return columns of numbers with the dates of rows, those that are named or else the first
-        column of dates; those of `texts` may be text.
+        """Return columns of numbers, with the named or the first column of dates as labels of rows.
+
+        Columns in `texts` may be text.
         """
         dates = [name for name in self.dated if name in names] or self.dated[:1]
         wanted = [name for name in names if name not in dates]
@@ -86,8 +84,8 @@ class ParquetFile:
         return frames.table_of(str(self.path), table, wanted, texts=texts)
 
     def _table(self, names: Sequence[str]) -> Any:
-        """Return some columns, once their size is checked: that of numbers by rows, that of pages
-        as these say it.
+        """Return some columns after a check of their size, computed from the rows and from the
+        pages' own sizes.
         """
         frames.places_of(str(self.path), self.names, names, "the header")
         with self._opened() as (file, _):
@@ -110,29 +108,29 @@ class ParquetFile:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
-        """Open the file; errors of a damaged one name it."""
+        """Open the file; if it is damaged, errors name it."""
         pyarrow, parquet = packages(self.path)
-        with self.path.open("rb") as file:  # the errors of a file that is not there are Python's
+        with self.path.open("rb") as file:  # a missing file raises Python's errors
             self._size = os.fstat(file.fileno()).st_size
         try:
-            # A file of Python would be let go by threads of PyArrow, which abort where Python ends
-            # at that moment.
+            # Threads of PyArrow would release a Python file object, and abort if Python exits at
+            # that moment.
             with pyarrow.OSFile(os.fspath(self.path)) as native:
                 yield parquet.ParquetFile(native, read_dictionary=self._texts), pyarrow.types
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            # Damaged files raise any of the three.
+            # Damaged files raise any of these three.
             raise ValueError(
                 f"{self.path}: not a readable Parquet file ({' '.join(str(error).split())})"
             ) from error
 
 
 def is_parquet(path: AnyPath) -> bool:
-    """Return whether the name of a file is that of a Parquet file."""
+    """Return whether a file's name is that of a Parquet file."""
     return Path(path).suffix.lower() == ".parquet"
 
 
 def packages(path: Path) -> tuple[Any, Any]:
-    """Return the packages that read and write Parquet files."""
+    """Return the packages PyArrow and narwhals, which read and write Parquet files."""
     try:
         library = optional_imports.pyarrow()
     except ImportError as error:
@@ -143,7 +141,7 @@ def packages(path: Path) -> tuple[Any, Any]:
 
 
 def opened(path: AnyPath, dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
-    """Open a file by its name, which ends with ".parquet" for a Parquet file."""
+    """Open a table's file: Parquet if its name ends with ".parquet", otherwise CSV."""
     path = checks.path("read", "path", path)
     reading.readable(path)
     if not is_parquet(path):
@@ -165,20 +163,20 @@ def read_table(
 ) -> Columns:
     """Read columns of numbers from a CSV or a Parquet file.
 
-    A CSV file is one as `xlstm.series.read_csv` takes it: with a header, and commas, semicolons,
-    tabs or bars between cells. A column of dates gives the labels of the rows. The rows stay as
-    they are in the file.
+    A CSV file has a header, and commas, semicolons, tabs or bars separate its cells, as in
+    `xlstm.series.read_csv`. A column of dates becomes the labels of the rows. The rows stay as they
+    are in the file.
 
     Parameters
     ----------
     path : path
-        Its name ends with ".parquet" for a Parquet file, and with anything else for a CSV file.
-        "-" is a CSV file on standard input.
+        A Parquet file if its name ends with ".parquet", otherwise a CSV file. "-" is a CSV file on
+        standard input.
     columns : list of str, optional
-        Names of the columns, in the order in which they are wanted; by default all but the dates.
-        Dates are labels of the rows whether they are named or not.
+        Names of the columns, in the wanted order; by default all except the dates. Dates are always
+        labels of the rows, even if you name their column.
     date_format, decimal, encoding : optional
-        As for `xlstm.series.read_csv`; a Parquet file needs none of them.
+        As for `xlstm.series.read_csv`; do not give them for a Parquet file.
 
     Returns
     -------
@@ -203,16 +201,18 @@ def read_table(
 
 
 def rows_by(file: CsvFile | ParquetFile, column: str) -> dict[str, Rows]:
-    """Return the rows of each series by the names in a column, in the order in which these come
-    first; without a column all rows, named "".
+    """Return the rows of each series by the names in a column; names keep the order of their first
+    rows.
+
+    Without a column, all rows belong to one series, named "".
     """
     return grouped(names_in(file, column)) if column else {"": np.arange(file.rows)}
 
 
 def names_in(file: CsvFile | ParquetFile, column: str) -> Host:
-    """Return a column of names, such as labels of classes, (N,); numbers are written out.
+    """Return a column of names, such as class labels, (N,); numbers become text.
 
-    A cell that is empty is a ValueError that names file, column and row.
+    If a cell is empty, a ValueError names file, column and row.
     """
     cells = file.texts(column)
     if "" in cells:
@@ -223,7 +223,7 @@ def names_in(file: CsvFile | ParquetFile, column: str) -> Host:
 
 
 def check_table(path: AnyPath) -> None:
-    """Raise unless a table can be written to a path: ValueError, ImportError or OSError."""
+    """Raise ValueError, ImportError or OSError unless a table can be written to a path."""
     if is_parquet(path):
         packages(Path(path))
     elif Path(path).suffix.lower() != ".csv":
@@ -234,21 +234,21 @@ def check_table(path: AnyPath) -> None:
 def write_table(
     path: AnyPath, columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a table to a CSV or Parquet file, whole or not at all.
+    """Write a table to a CSV or Parquet file, completely or not at all.
 
     Parameters
     ----------
     path : path
-        Its name ends in ".csv" or ".parquet".
+        The file; its name ends in ".csv" or ".parquet".
     columns : dict of str to list
-        Text, numbers or dates, as many in each column.
+        Text, numbers or dates; all columns have the same length.
     kinds : dict of str to pyarrow.DataType, optional
-        Types of columns of a Parquet file; by default those of what the columns hold.
+        Types of columns of a Parquet file; by default the types of their values.
 
     Raises
     ------
     ValueError, ImportError, OSError
-        It cannot be written there, as `check_table` says beforehand.
+        The table cannot be written there; `check_table` raises the same errors in advance.
     """
     if not is_parquet(path):
         writing.write(path, as_csv(columns).encode())

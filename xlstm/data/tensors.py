@@ -1,5 +1,6 @@
-"""safetensors files, read array by array: eight bytes of length, a header in JSON, then the arrays
-one after another.
+"""safetensors files, read array by array.
+
+A file has eight bytes for the header's length, a header in JSON, and then the arrays.
 
 The package safetensors checks the header against the size of the file before any array is read.
 """
@@ -23,10 +24,10 @@ from xlstm.arrays.checks import shown
 from xlstm.data import reading
 
 Host = np.ndarray[Any, Any]
-ONE = threading.Lock()  # of the position of files
+ONE = threading.Lock()  # guards the position of files
 METADATA = "__metadata__"
 AXES = 32
-# The format's own names; float8 and the like are refused.
+# The format's own names of dtypes; float8 and similar dtypes are refused.
 DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -42,21 +43,21 @@ DTYPES = {
     "U16": "<u2",
     "U8": "u1",
 }
-# Files that users give by mistake, by the bytes that they begin with.
+# Files that users give by mistake, by their first bytes.
 OTHERS = {
     b"PK\x03\x04": "is a zip archive, as those of PyTorch and Keras are",
     b"\x80": "is a pickle, as old files of PyTorch are",
     b"\x89HDF": "is an HDF5 file, as old ones of Keras are",
-    b"version https://": "is a pointer of Git LFS, whose file is still to be fetched",
+    b"version https://": "is a pointer of Git LFS, whose file has not been downloaded",
     b"<": "is a page of HTML or XML",
 }
 
 
 class Tensors:
-    """The arrays of a file: names, shapes and dtypes of all, and any of them when it is asked for.
+    """The arrays of a file: names, shapes and dtypes at once, and numbers on request.
 
-    The file stays open as long as the object exists: all of it is of one version of the file, which
-    another process may replace meanwhile.
+    The file stays open as long as the object exists. So all arrays come from one version of the
+    file, even if another process replaces it.
 
     Attributes
     ----------
@@ -81,7 +82,7 @@ class Tensors:
             ) from error
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Host]:
-        """Return arrays, by default all; bfloat16, which NumPy does not have, comes as float32."""
+        """Return arrays by name, by default all; bfloat16, which NumPy lacks, becomes float32."""
         return {name: self._read(name) for name in (self.shapes if names is None else names)}
 
     def _read(self, name: str) -> Host:
@@ -99,11 +100,11 @@ class Tensors:
         return widened(array, dtype).reshape(shape)
 
     def mapped(self, name: str) -> Host | None:
-        """Return an array whose numbers stay in the file until they are used; changes of it do not
-        reach the file.
+        """Return an array whose numbers stay in the file until they are used; changes do not reach
+        the file.
 
-        It is None where NumPy cannot take the numbers as they lie, and on Windows, where nobody
-        could replace the file.
+        It returns None if NumPy cannot use the numbers as they lie in the file. On Windows it
+        always returns None, since a mapped file could not be replaced there.
         """
         shape = self.shapes[name]
         start = self._starts[name]
@@ -117,7 +118,7 @@ class Tensors:
         return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _other(self) -> str:
-        """Return in words what the file is, where it does not begin as one of this format does."""
+        """Return in words which other kind of file this is, recognised by its first bytes."""
         self._file.seek(0)
         begin = self._file.read(16)
         if begin[8:9] == b"{":
@@ -127,7 +128,7 @@ class Tensors:
         return f"it {next(kinds, unknown)}"
 
     def _read_header(self) -> None:
-        # it raises unless arrays have their sizes and fill the file without a gap
+        # this raises unless arrays have their sizes and fill the file without a gap
         with safe_open(self.path, "numpy"):
             length = int.from_bytes(self._file.read(8), "little")
         if length > reading.JSON_BYTES:
@@ -147,12 +148,12 @@ class Tensors:
 
 
 def widened(array: Host, dtype: str) -> Host:
-    """Return an array as it was read; bfloat16, which NumPy does not have, as float32."""
+    """Return an array as it was read; bfloat16, which NumPy lacks, as float32."""
     return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
 
 
 def check_shape(name: str, shape: Sequence[int], dtype: str) -> None:
-    """Raise ValueError for a shape that no array of NumPy can have."""
+    """Raise ValueError for a shape that no NumPy array can have."""
     itemsize = np.dtype(DTYPES[dtype]).itemsize
     if len(shape) > AXES or math.prod(n or 1 for n in shape) * itemsize >= 2**63:
         raise ValueError(f"{name} has shape {shown(shape)}, which no array can have")

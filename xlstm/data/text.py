@@ -1,6 +1,4 @@
-"""Text as the tokens of a language model and back: by a tokenizer beside the model, as bytes, or as
-plain numbers.
-"""
+"""Text as tokens and back: with the tokenizer beside the model, as bytes, or as plain numbers."""
 
 from __future__ import annotations
 
@@ -13,23 +11,23 @@ from typing import Any
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
 
-DIGITS = 18  # longest token that is written out
+DIGITS = 18  # of the longest token that is written out
 TOKENIZER = "tokenizer.json"
-LONGEST = 1 << 26  # bytes of a tokenizer's file
-LONGEST_ADDED = 1 << 20  # characters of its added tokens, which take some 60 bytes each
-ADDED = 1000  # tokens around a text
-GROWTH = 4096  # factor by which steps may make a text longer
+LONGEST = 1 << 26  # the most bytes of a tokenizer's file
+LONGEST_ADDED = 1 << 20  # the most characters of its added tokens, at some 60 bytes each
+ADDED = 1000  # the most tokens added around a text
+GROWTH = 4096  # the largest factor by which steps may lengthen a text
 
 
 class Codec:
-    """Encodes text as tokens and decodes tokens as text."""
+    """The base class of codecs, which encode text as tokens and decode tokens as text."""
 
-    GAP = ""  # between a prompt and the text that follows it
-    size = 0  # of the vocabulary, where it has one
-    content = b""  # all that has to be kept of the vocabulary
+    GAP = ""  # text between a prompt and its continuation
+    size = 0  # of the vocabulary, if there is one
+    content = b""  # the vocabulary, as models keep it
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a prompt; ValueError if there are none for a part of it."""
+        """Return the tokens of a prompt; raise ValueError if a part of it has no token."""
         raise NotImplementedError
 
     def decode(self, tokens: list[int]) -> str:
@@ -37,7 +35,7 @@ class Codec:
         raise NotImplementedError
 
     def token(self, text: str) -> int | None:
-        """Return the token that stands for a text by itself; None if there is none."""
+        """Return the single token of a text, or None if there is none."""
         try:
             tokens = self.encode(text)
         except ValueError:
@@ -46,7 +44,7 @@ class Codec:
 
 
 class Numbers(Codec):
-    """Tokens written out, "3 1 4" or "3,1,4"."""
+    """A codec of tokens written as numbers, "3 1 4" or "3,1,4"."""
 
     GAP = " "
 
@@ -64,7 +62,7 @@ class Numbers(Codec):
 
 
 class Bytes(Codec):
-    """One token a byte of UTF-8."""
+    """A codec with a token for each byte of UTF-8."""
 
     size = 256
 
@@ -76,7 +74,7 @@ class Bytes(Codec):
 
 
 class Characters(Codec):
-    """One token a character of an alphabet."""
+    """A codec with a token for each character of an alphabet."""
 
     def __init__(self, alphabet: str) -> None:
         self.size = len(alphabet)
@@ -103,7 +101,9 @@ class Characters(Codec):
 
 
 class Tokenizer(Codec):
-    """A `tokenizer.json`, read by the package tokenizers; `content` is the text of the file."""
+    """The codec of a `tokenizer.json`, read by the package tokenizers; `content` is the file's
+    text.
+    """
 
     def __init__(self, file: Path, content: bytes | None = None) -> None:
         try:
@@ -116,7 +116,7 @@ class Tokenizer(Codec):
             with self._errors("not a readable tokenizer"):
                 _check_growth(reading.from_json("content", content))
                 self._inner: Any = tokenizers.Tokenizer.from_str(content.decode())
-                self._inner.no_padding()  # a prompt is one text, as long as it is
+                self._inner.no_padding()  # a prompt is a single text
                 self._inner.no_truncation()
                 self.size = int(self._inner.get_vocab_size())
                 # a template repeats lists of tokens
@@ -133,7 +133,7 @@ class Tokenizer(Codec):
             if token is not None:
                 return int(token)
             tokens = self._inner.encode(text, add_special_tokens=False).ids
-            # a text that is not known may become a token that stands for all such texts
+            # an unknown text may become a token that stands for all unknown texts
             is_it = len(tokens) == 1 and self._inner.decode(tokens) == text
             return tokens[0] if is_it else None
 
@@ -143,8 +143,8 @@ class Tokenizer(Codec):
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
-        """Raise errors of the package, which are a plain Exception or a panic that is not even
-        that, as ValueError.
+        """Raise the package's errors as ValueError; they are plain Exceptions, or panics outside of
+        Exception.
         """
         try:
             yield
@@ -155,18 +155,16 @@ class Tokenizer(Codec):
 
 
 class TextStream:
-    """Text of tokens that come one at a time, without the parts of a character that the next token
-    completes.
-    """
+    """The text of tokens that arrive one at a time; it holds back incomplete characters."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.tokens: list[int] = []
-        # tokens whose text is shown, as far back as is needed to join the next ones
+        # tokens already shown, as many as are needed to join the next ones
         self._from = self._until = 0
 
     def push(self, token: int) -> str:
-        """Return the text that is to be shown now."""
+        """Add a token, and return the text to show now."""
         self.tokens.append(token)
         text = self.rest()
         if text.endswith("\ufffd"):
@@ -176,15 +174,13 @@ class TextStream:
         return text
 
     def rest(self) -> str:
-        """Return the text that is not shown yet, whatever it is."""
+        """Return the text that is not shown yet, complete or not."""
         shown = self.codec.decode(self.tokens[self._from : self._until])
         return self.codec.decode(self.tokens[self._from :])[len(shown) :]
 
 
 def codec(model: Path, as_bytes: bool = False) -> Codec:
-    """Return the codec for a model: bytes if asked for, else the tokenizer beside it, else
-    numbers.
-    """
+    """Return a model's codec: bytes if asked for, else the tokenizer beside it, else numbers."""
     file = (model if model.is_dir() else model.parent) / TOKENIZER
     if as_bytes:
         return Bytes()
@@ -192,7 +188,7 @@ def codec(model: Path, as_bytes: bool = False) -> Codec:
 
 
 def _check_growth(about: Any) -> None:
-    """Raise ValueError if a tokenizer takes memory, or makes texts longer, out of proportion."""
+    """Raise ValueError if a tokenizer needs too much memory, or lengthens texts too much."""
     total = sum(len(token["content"]) for token in about.get("added_tokens") or [])
     if total > LONGEST_ADDED:
         raise ValueError(
@@ -204,8 +200,8 @@ def _check_growth(about: Any) -> None:
 
 
 def _growth(step: Any) -> float:
-    """Return the factor by which a text may become longer in a step of a tokenizer, and in those
-    within it.
+    """Return the factor by which a step of a tokenizer, with the steps within it, may lengthen a
+    text.
     """
     if isinstance(step, list):
         return math.prod(map(_growth, step), start=1.0)

@@ -1,4 +1,4 @@
-"""One series as forecasters take it: numbers with all that is known beside them."""
+"""One series as forecasters take it: its values and covariates as numbers."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from xlstm.data.calendars import Calendar
 from xlstm.data.host import Values
 from xlstm.data.series_windows import carry_forward, first_row
 
-# The last target begins by this share of the rows, the middle of the training rows.
+# The last target must begin before this share of the rows, the middle of the training rows.
 LATEST = 0.3
 
 
 class TimeSeries(NamedTuple):
-    """One series.
+    """One series with its covariates, as numbers.
 
     Attributes
     ----------
     values : array (N, C)
-        NaN where there is a gap.
+        The targets; NaN is a gap.
     known : array (N, C)
-        Each gap bridged by the value before it; before its first value a target is as there.
+        The targets with each gap filled by the value before it; gaps before the first value stay.
     past : array (N, P)
         Covariates that are known up to the last value.
     future : array (N + more, F)
-        Covariates that are known in advance: features of the calendar, holidays, and those that
-        were given.
+        Covariates that are known in advance: features of the calendar, holidays, and the given
+        ones.
     static : array (S,)
-        Numbers that do not change.
+        Covariates that do not change with time.
     calendar : Calendar or None
     marks : int
-        Features of the calendar.
+        Number of features of the calendar.
     begin : int
-        Rows that are left out at the beginning.
+        Number of rows that are left out at the beginning.
     """
 
     values: Values
@@ -50,12 +50,13 @@ class TimeSeries(NamedTuple):
     begin: int = 0
 
     def until(self, end: int) -> TimeSeries:
-        """Return the series as it was before row `end`; what is known in advance stays."""
+        """Return the series up to row `end`; covariates known in advance stay."""
         return self._replace(values=self.values[:end], known=self.known[:end], past=self.past[:end])
 
     def continued(self, later: TimeSeries) -> TimeSeries:
-        """Return the series with the rows of a later one, gaps included, behind its own, and
-        `begin` such that rows count from the first of the later one.
+        """Return the series followed by the rows of a later one, gaps included.
+
+        Its `begin` makes rows count from the first row of the later one.
         """
         N = len(self.values)
         future = carry_forward(np.concatenate((self.future[:N], later.future)))
@@ -69,9 +70,7 @@ class TimeSeries(NamedTuple):
 
 
 class Covariates(NamedTuple):
-    """Numbers that are known beside the values, each for one series or a list of them for
-    several.
-    """
+    """The covariates beside the values: an entry each for one series, or lists for several."""
 
     past: Any = None
     future: Any = None
@@ -80,7 +79,7 @@ class Covariates(NamedTuple):
 
     @classmethod
     def of(cls, where: str, arguments: CovariateArguments) -> Covariates:
-        """Return the keywords of a caller, a forecaster `where`; TypeError where one is unknown."""
+        """Return the keywords of a forecaster `where`; raise TypeError if one is unknown."""
         for name in arguments:
             if name not in cls._fields:
                 raise TypeError(
@@ -90,7 +89,7 @@ class Covariates(NamedTuple):
         return cls(**arguments)
 
     def each(self, where: str, number: int) -> list[Covariates]:
-        """Return the covariates of each of several series."""
+        """Return the covariates of each of `number` series."""
         for name, value in self._asdict().items():
             listed = isinstance(value, list | tuple) or len(getattr(value, "shape", ())) > 0
             if value is not None and (not listed or len(value) != number):
@@ -103,7 +102,7 @@ class Covariates(NamedTuple):
 
 
 class CovariateArguments(TypedDict, total=False):
-    """The keywords of a caller that stand for `Covariates`."""
+    """The keyword arguments from which `Covariates` are made."""
 
     past: Any
     future: Any
@@ -120,7 +119,7 @@ def read_one(
     gaps: bool,
     holidays: str | None,
 ) -> TimeSeries:
-    """Return one series with its covariates; `Panel.read` has the arguments and errors."""
+    """Return one series with its covariates; `Panel.read` documents the arguments and errors."""
     values = host.series(where, value)
     N = len(values)
     begun = 0 if gaps else first_row(f"{where}: the series", values)
@@ -168,7 +167,7 @@ def read_one(
 
 
 def _first(values: Values, past: Values, future: Values) -> int:
-    """Return the first row of a series that is used: see `Panel.read`."""
+    """Return the first row of a series that is used; see `Panel.read`."""
     N = len(values)
     begins = [first_row("covariates", part[:N]) for part in (past, future) if part.shape[1]]
     begins.append(int(np.argmax(np.any(~np.isnan(values), axis=1))))
@@ -177,9 +176,10 @@ def _first(values: Values, past: Values, future: Values) -> int:
 
 
 def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: bool) -> Values:
-    """Return covariates (N, K) or, of the future, of more rows; raise where they are infinite.
+    """Return covariates (N, K), or with more rows for the future; raise an error if they are
+    infinite.
 
-    Without `gaps` those that have no value up to row `begin` raise, too.
+    Without `gaps`, a covariate without a value up to row `begin` is an error, too.
     """
     if value is None:
         return np.empty((N, 0))
@@ -197,7 +197,7 @@ def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: boo
 
 
 def _begun(bridged: Values) -> Values:
-    """Return bridged values with the first one of each column in the place of gaps before it."""
+    """Return values whose gaps at the beginning are filled with each column's first value."""
     there = ~np.isnan(bridged)
     first = np.take_along_axis(bridged, np.argmax(there, axis=0)[None], axis=0)
     return np.where(there, bridged, np.where(np.isnan(first), 0.0, first))

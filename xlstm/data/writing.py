@@ -1,11 +1,12 @@
-"""Files are written whole or not at all, whoever else writes them at the same time.
+"""Files written completely or not at all, even with several writers at the same time.
 
-The bytes go to a temporary file in the same folder, under a name that nobody can foresee and that
-did not exist, and are on the disk before it takes the place of the file in one step. Killed at any
-moment, the file is the old one or the new one; where several threads or processes write one path,
-the last one wins. An existing file passes its mode on. A symbolic link at the path is replaced, and
-the file that it points to stays as it is. Only regular files are replaced, and only those that the
-user may write to.
+The bytes go to a temporary file in the same folder, under a new and unpredictable name. They are on
+the disk before the temporary file replaces the file in one step. If the process is killed at any
+moment, the file is the old one or the new one. If several threads or processes write one path, the
+last one wins.
+
+The new file keeps the mode of an existing file. A symbolic link at the path is replaced, and its
+target stays as it is. Only regular files that the user may write to are replaced.
 """
 
 from __future__ import annotations
@@ -23,39 +24,38 @@ from xlstm.arrays import checks
 from xlstm.data import reading
 from xlstm.engines.numba.deferred_signals import held
 
-PATIENCE = 1.0  # seconds to wait for others who write several files into a folder
+PATIENCE = 1.0  # seconds to wait for others that write several files into a folder
 AnyPath = str | os.PathLike[str]
 
 
 class _Enough(Exception):  # noqa: N818 (no error)
-    """Ends `check` before the file is replaced."""
+    """An exception that ends `check` before the file is replaced."""
 
 
 def write(path: AnyPath, blob: bytes) -> None:
-    """Write a file whole or not at all; raises OSError as `foreach` does."""
+    """Write a file completely or not at all; raise OSError as `foreach` does."""
     with whole(path) as temporary:
         temporary.write_bytes(blob)
 
 
 @contextlib.contextmanager
 def whole(path: AnyPath) -> Iterator[Path]:
-    """Give a path to write to in place of `path`, which it then replaces in one step, unless there
-    is an error.
-    """
+    """Yield a temporary path to write to; without an error, it then replaces `path` in one step."""
     with foreach(path) as (temporary,):
         yield temporary
 
 
 @contextlib.contextmanager
 def foreach(*paths: AnyPath) -> Iterator[list[Path]]:
-    """Give paths to write to in place of files of one folder, which they replace once all of them
-    are on the disk.
+    """Yield temporary paths for files of one folder, which they replace once all are on the disk.
 
-    They are replaced in the order given, so the file that names the others comes last. An interrupt
-    in between does not stop it; a power cut may. So may an error of the system that comes only
-    then: the files before that one are the new ones already, it and those after it stay the old
-    ones. Others who write several files there at the same time wait. The OSError of a file that
-    cannot be written or replaced names the path that was given.
+    They are replaced in the given order, so the file that names the others must come last. An
+    interrupt does not stop the replacement, but a power cut or an error of the system may. Then the
+    files before the failed one are new already, and it and the files after it are still the old
+    ones.
+
+    Other writers of several files in the folder wait. If a file cannot be written or replaced, the
+    OSError names the given path.
     """
     targets = [checks.path("save", "path", path) for path in paths]
     files = [(path.parent / f".xlstm-{secrets.token_hex(8)}.tmp", path) for path in targets]
@@ -87,19 +87,17 @@ def foreach(*paths: AnyPath) -> Iterator[list[Path]]:
 
 
 def clean(folder: AnyPath) -> None:
-    """Delete the temporary files that processes killed while they wrote have left in a folder that
-    nobody else uses.
-    """
+    """Delete temporary files that killed processes have left in a folder that nobody else uses."""
     for path in Path(folder).glob(".xlstm-*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def append(path: AnyPath, text: str) -> None:
-    """Add lines to a file, or to a stream such as /dev/stdout: all of them, or none where the disk
-    is full.
+    """Append lines to a file or a stream such as /dev/stdout: all of them, or none if the disk is
+    full.
 
-    Others may add lines to it at the same time. An empty `text` raises the OSError of a file that
-    cannot be written.
+    Other processes may append at the same time. With an empty `text` it only checks the file, and
+    raises OSError if it cannot be written.
     """
     blob = text.encode()
     try:
@@ -113,36 +111,34 @@ def append(path: AnyPath, text: str) -> None:
 
 
 def check(path: AnyPath) -> None:
-    """Raise the OSError with which writing to `path` would fail now, a full disk excepted; nothing
-    is left behind.
+    """Raise the OSError that writing to `path` would raise now, except for a full disk; leave
+    nothing behind.
     """
     with contextlib.suppress(_Enough), whole(path):
         raise _Enough
 
 
 def _create(temporary: Path, path: Path) -> int:
-    """Make the temporary file, which must not exist even as a link, and return the mode that it is
-    to have.
-    """
-    # None, too, for a link to no file
+    """Make the temporary file, which must not exist even as a link, and return its final mode."""
+    # None also for a link to no file
     old = os.stat(reading.regular(path)).st_mode if path.exists() else None
     if old is not None and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "it is write-protected", str(path))
     with open(temporary, "xb") as file:
         if old is None:
             return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-    os.chmod(temporary, 0o600)  # nobody else sees it meanwhile
+    os.chmod(temporary, 0o600)  # nobody else may read it meanwhile
     return stat.S_IMODE(old) & 0o777
 
 
 @contextlib.contextmanager
 def _folder(folder: Path, lock: bool) -> Iterator[None]:
-    """Have the names of a folder on the disk afterwards; with `lock` wait for others a while, and
+    """Put the names of a folder on the disk afterwards; with `lock`, wait a while for others and
     keep them out.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # nobody may list it, or the system opens only files
+    except OSError:  # it may not be listed, or the system cannot open folders
         yield
         return
     try:
@@ -156,8 +152,8 @@ def _folder(folder: Path, lock: bool) -> Iterator[None]:
 
 
 def locked(handle: int, patience: float = 0.0) -> bool:
-    """Lock a folder until it is closed; return False where others have it locked for longer than
-    some seconds.
+    """Lock a folder until it is closed; return False if others keep it locked for `patience`
+    seconds.
     """
     end = time.monotonic() + patience
     # not every system, nor every file system, has such locks

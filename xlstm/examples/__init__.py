@@ -1,3 +1,3 @@
-"""Whole programs: the LSTM of the notebook that this project began as, in its own words and in
-ours.
+"""Whole programs: the LSTM of the notebook that this project began as, in the notebook's code and
+with this library.
 """

@@ -1,7 +1,7 @@
 """The LSTM of the NumPy notebook that this project began as, written as the notebook wrote it.
 
-Each gate has arrays of its own, and one sequence goes through one step at a time, forward and back.
-`xlstm compare` and the benchmarks measure this library against it. It gives the numbers that were
+Each gate has its own arrays, and the code runs one sequence, step by step, forward and backward.
+`xlstm compare` and the benchmarks measure this library against it. It returns the numbers that were
 recorded from the notebook's functions.
 """
 
@@ -47,7 +47,7 @@ def forward(p: Weights, x: Values) -> tuple[Values, Values, Weights]:
 def backward(
     p: Weights, x: Values, h: Values, c: Values, gates: Weights, dy: Values
 ) -> tuple[Weights, Values]:
-    """Return the gradients of the weights, under their names, and dx (T, D), from dy (T, H)."""
+    """Return the gradients with respect to the weights, by name, and dx (T, D), given dy (T, H)."""
     grads = {name: np.zeros_like(a) for name, a in p.items()}
     dx = np.zeros_like(x)
     dh_next = np.zeros_like(h[0])
@@ -80,10 +80,11 @@ def update(p: Weights, grads: Weights, rate: float) -> Weights:
 
 
 def step(p: Weights, x: Values, target: Values, rate: float) -> tuple[Weights, float]:
-    """Return the weights after the notebook's training step, and the mean squared error before it.
+    """Take the notebook's training step; return the new weights, and the mean squared error before
+    it.
 
-    The notebook's gradient of the loss is 2 (y - target), and it divides the gradients of the
-    weights by T.
+    The notebook takes 2 (y - target) as the gradient of the loss with respect to y, and divides the
+    weights' gradients by T.
     """
     h, c, gates = forward(p, x)
     y = h[1:, 0]
@@ -92,7 +93,7 @@ def step(p: Weights, x: Values, target: Values, rate: float) -> tuple[Weights, f
 
 
 def by_gate(params: Weights) -> Weights:
-    """Return parameters of `xlstm.LSTM`, whose gates are rows, as the notebook keeps them."""
+    """Return parameters of `xlstm.LSTM`, whose gates are rows, as the notebook's weights."""
     p = {}
     for kind, name in OURS.items():
         for k, rows in zip(Cell.GATES, np.split(params[f"0.{name}"], len(Cell.GATES)), strict=True):
@@ -101,8 +102,9 @@ def by_gate(params: Weights) -> Weights:
 
 
 def stacked(p: Mapping[str, Values], prefix: str = "") -> Weights:
-    """Return the notebook's weights, or its arrays with this prefix before their names, as those of
-    `xlstm.LSTM`.
+    """Return the notebook's weights as parameters of `xlstm.LSTM`.
+
+    With a `prefix`, use the arrays whose names begin with it.
     """
     params = {}
     for kind, name in OURS.items():

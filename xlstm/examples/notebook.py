@@ -1,10 +1,10 @@
-"""The notebook's program on any backend: 25 steps of gradient descent, beside the losses of the
-notebook's functions.
+"""The notebook's program on any backend: 25 steps of gradient descent, beside the notebook's
+losses.
 
     python -m xlstm.examples.notebook [--backend cupy]
 
-Its gradients are those of the sum of squares, divided by T; ours are those of the mean. That is a
-factor of H, which the learning rate has here.
+The notebook divides the gradients of the sum of squares by T; this library takes the gradients of
+the mean. They differ by a factor of H, so the learning rate here is H times the notebook's.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import xlstm
 from xlstm import losses, optim
 from xlstm.examples.gate_by_gate import stacked
 
-# Inputs, weights, and what the notebook's functions made of them.
+# Inputs, weights, and the results of the notebook's functions.
 RECORDED = files("xlstm") / "data" / "datasets" / "notebook.npz"
 
 
 def train(recorded: Any, home: xlstm.Backend) -> tuple[list[float], dict[str, Any]]:
-    """Return the loss of each step and the last weights, from the arrays of the notebook by their
-    names.
+    """Train on the notebook's arrays, given by name; return the loss of each step and the last
+    weights.
     """
     D, H = recorded["Uf"].shape
     lstm = xlstm.LSTM(D, H)

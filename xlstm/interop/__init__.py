@@ -1,4 +1,4 @@
-"""Weights in and out of other libraries, and our layers as parts of their programs; no maths."""
+"""Weights to and from other libraries, and xlstm's layers in their programs; no maths here."""
 
 import importlib
 from typing import Any

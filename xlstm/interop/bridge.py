@@ -1,6 +1,4 @@
-"""A layer or a model by arrays alone, in a fixed order, as libraries with gradients of their own
-call functions.
-"""
+"""A layer or a model as functions of arrays in a fixed order, for libraries with autograd."""
 
 from __future__ import annotations
 
@@ -17,34 +15,33 @@ Shape = tuple[int, ...]
 
 
 class Bridge:
-    """A layer or a model whose parameters and states are sequences of arrays.
+    """A layer or a model that takes parameters and states as sequences of arrays.
 
     Parameters
     ----------
     where : str
-        The caller, with whose name an error begins.
+        The caller; errors begin with its name.
     layer : Module
         Anything with `init`, `forward` and `backward`: a layer, a block, a stack or a model.
     kind : type
-        The class that `layer` has to be of.
+        The class that `layer` must have.
 
     Attributes
     ----------
     layer : Module
     name : str
-        The name of its class, for errors.
+        The name of the layer's class, for errors.
     names : tuple of str
-        Names of the parameters, in the order of their sequence.
+        Names of the parameters, in order.
     leaves : tuple of Leaf
-        The arrays of a state, in the order of their sequence; it is empty where the layer has no
-        state.
+        The arrays of a state, in order; empty if the layer has no state.
     inputs : int
-        How many arrays x, the parameters and the initial state are.
+        The number of arrays in x, the parameters and the initial state together.
 
     Raises
     ------
     TypeError
-        `layer` is something else.
+        `layer` is not of this class.
     """
 
     def __init__(self, where: str, layer: Any, kind: type[Module] = Module) -> None:
@@ -58,31 +55,30 @@ class Bridge:
         self.inputs = 1 + len(self.names) + len(self.leaves)
 
     def params(self, arrays: Sequence[Array]) -> Params:
-        """Return parameters by name."""
+        """Return the parameters by name."""
         return dict(zip(self.names, arrays, strict=True))
 
     def flat(self, state: Any) -> list[Array | None]:
-        """Return the arrays of a state in their order, with None for those that are missing.
+        """Return the arrays of a state in order, with None for missing ones.
 
         Raises
         ------
         ValueError, TypeError
-            The state is not nested as the layer's is.
+            The state is not nested like the layer's state.
         """
         return [array for _, _, array in flat(self.name, "state", state, self._states)]
 
     def state(self, arrays: Sequence[Array | None]) -> State:
-        """Return a state, nested as the layer has it, of arrays in their order."""
+        """Return a state, nested like the layer's, made of arrays in order."""
         return nested(self._states, iter(arrays))
 
     def shapes(self, x: Array) -> list[Shape]:
-        """Return the shape of y, and those of the arrays of the state, for x or anything with its
-        shape.
+        """Return the shapes of y and of the state's arrays, for x or anything with its shape.
 
         Raises
         ------
         ValueError, TypeError
-            x has another number of axes than the layer takes, or another width.
+            x has a wrong number of axes, or a wrong width.
         """
         layer = self.layer
         if not self.has_state:
@@ -105,32 +101,32 @@ class Bridge:
     def forward(
         self, params: Sequence[Array], x: Array, state: Sequence[Array | None] = (), **options: Any
     ) -> tuple[list[Array], Any]:
-        """Run forward.
+        """Run the layer's forward pass.
 
         Parameters
         ----------
         params : sequence of arrays
-            As many as `names`.
+            The parameters, in the order of `names`.
         x : array
-            As of the layer's `forward`.
+            As for the layer's `forward`.
         state : sequence of arrays and None
-            The initial state, as many as `leaves`; None, or no array at all, means that before the
-            first step.
+            The initial state, in the order of `leaves`. None for an array, or an empty sequence,
+            means the state before the first step.
         **options
-            `train`, `lengths`, `resets`, `cu_seqlens`, `seed` and `keep`, as of the layer's
-            `forward`, where it has a state.
+            `train`, `lengths`, `resets`, `cu_seqlens`, `seed` and `keep`, as for the layer's
+            `forward`, if it has a state.
 
         Returns
         -------
         outputs : list of arrays
             y and the arrays of the final state.
         saved
-            The values that `backward` needs; None where nothing is kept.
+            The values that `backward` needs, or None if nothing is saved.
 
         Raises
         ------
         ValueError, TypeError
-            As of the layer's `forward`.
+            As for the layer's `forward`.
         """
         named = self.params(params)
         if not self.has_state:
@@ -150,34 +146,36 @@ class Bridge:
         dstate: Sequence[Array | None] = (),
         **options: Any,
     ) -> tuple[list[Array], Array | None, list[Array]]:
-        """Run backward.
+        """Run the layer's backward pass.
 
         Parameters
         ----------
         params : sequence of arrays
-            Those of `forward`.
+            The parameters, as for `forward`.
         saved
-            The values that `forward` kept; they may be used more than once.
+            The values that `forward` saved; you can use them more than once.
         dy : array or None
-            The gradient of y. Only a layer with a state takes None, which means zero.
+            The upstream gradient, with respect to y. Only a layer with a state takes None, for
+            zero.
         dstate : sequence of arrays and None
-            Gradients of the final state; None, or no array at all, means zero.
+            Gradients with respect to the final state. None for an array, or an empty sequence,
+            means zero.
         **options
-            `per_sequence`, as of the layer's `backward`, where it has a state.
+            `per_sequence`, as for the layer's `backward`, if it has a state.
 
         Returns
         -------
         grads : list of arrays
-            As many as `params`.
+            Gradients with respect to `params`, in the same order.
         dx : array or None
-            None where x are tokens.
+            The gradient with respect to x, or None if x holds tokens.
         dstate : list of arrays
-            Gradients of the initial state.
+            Gradients with respect to the initial state.
 
         Raises
         ------
         ValueError, TypeError
-            As of the layer's `backward`.
+            As for the layer's `backward`.
         """
         named = self.params(params)
         start: State = ()

@@ -1,6 +1,4 @@
-"""The steps that PyTorch, Keras and ONNX share: checks of a layer and of arrays, gate orders, and
-stacks.
-"""
+"""Shared steps for PyTorch, Keras and ONNX: checks of layers and arrays, gate orders, stacks."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ def part(layer: Layer, arrays: Mapping[str, Any], k: int, direction: str) -> dic
 def one_direction(
     layer: Layer, arrays: Mapping[str, Any], k: int, direction: str
 ) -> tuple[Any, dict[str, Any]]:
-    """Return layer k in one direction as a layer that goes forward in time, and its arrays."""
+    """Return layer k in one direction as a layer that runs forward in time, and its arrays."""
     forward = replace(
         layer,
         input_size=layer.output_size if k else layer.input_size,
@@ -48,13 +46,15 @@ def one_direction(
 def prepared(
     who: str, library: str, model: Any, params: Params, absent: Sequence[str]
 ) -> tuple[Layer, dict[str, Host], tuple[Host, Host] | None]:
-    """Return what `who` writes of a model for a library: the recurrent layer, its weights on the
-    host, and the W (O, directions * H) and b (O,) of the head above it, or None.
+    """Return a model's parts for export: the recurrent layer, its weights on the host, and the head
+    or None.
+
+    The head is W (O, directions * H) and b (O,). `who` is the caller, for errors.
 
     `absent` are options that the library lacks. No library has layer_norm, cell_clip or zoneout,
-    which changes inference too. Raise TypeError if
-    the layer is no LSTM, GRU or RNN, and ValueError if it uses an option that the library lacks, or
-    if parameters do not fit it.
+    which changes inference too. It raises TypeError if the layer is not an LSTM, GRU or RNN. It
+    raises ValueError if the layer uses an option that the library lacks, or if parameters do not
+    fit.
     """
     whole = isinstance(model, SequenceModel)
     layer = model.recurrent if whole else model
@@ -80,9 +80,7 @@ def prepared(
 
 
 def package(name: str, message: str) -> Any:
-    """Import an optional package, or raise ImportError with a message that says how to install
-    it.
-    """
+    """Import an optional package; raise ImportError with a message that says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -90,9 +88,7 @@ def package(name: str, message: str) -> Any:
 
 
 def floating(where: str, name: str, array: Any) -> Host:
-    """Return floating-point numbers on the host, float16 as float32; raise TypeError if `array`
-    holds no such.
-    """
+    """Return floating-point numbers on the host, float16 as float32; raise TypeError for others."""
     if not hasattr(array, "shape"):
         raise TypeError(
             f"{where}: {name} is a {type(array).__name__}, expected a tensor or an array"
@@ -105,8 +101,9 @@ def floating(where: str, name: str, array: Any) -> Host:
 
 
 def kind_by_shape(where: str, name: str, shape: tuple[int, ...]) -> str:
-    """Return the kind of a layer by the shape of its recurrent weights, H and gates * H; raise
-    ValueError if it fits no kind.
+    """Return the kind of a layer by the shape of its recurrent weights, H and gates * H.
+
+    It raises ValueError if the shape fits no kind.
     """
     for kind, gates in GATE_COUNTS.items():
         if len(shape) == 2 and max(shape) == gates * min(shape):
@@ -122,16 +119,16 @@ def one_dtype(where: str, params: Params) -> None:
 
 
 def reordered(array: Host, order: Sequence[int] | Host) -> Host:
-    """Return a copy of weights or biases (G*H, ...) whose block of rows k is the block `order[k]`
-    of `array`.
+    """Return a copy of weights or biases (G*H, ...) with block `order[k]` of `array` as block k of
+    rows.
     """
     blocks = array.reshape((len(order), -1, *array.shape[1:]))
     return blocks.take(order, axis=0).reshape(array.shape)
 
 
 def single(kind: str, arrays: Sequence[dict[str, Host]], **options: Any) -> tuple[Layer, Params]:
-    """Return a layer with `num_layers=1` and its parameters, of arrays under their last names for
-    each direction.
+    """Return a layer with `num_layers=1` and its parameters, from each direction's arrays by last
+    names.
     """
     first = arrays[0]
     options |= {

@@ -1,7 +1,7 @@
-"""Keras' files, HDF5 alone or in a zip, opened so that a hostile file does no harm.
+"""Files of Keras, HDF5 alone or in a zip, opened so that a hostile file does no harm.
 
-Nothing is unpickled or unpacked to disk, links are not followed, and the sizes that a file declares
-are compared with its own size before memory is taken.
+Nothing is unpickled or unpacked to disk, and links are not followed. The sizes that a file declares
+are compared with its own size before memory is allocated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xlstm.interop.common import Host, package
 CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"
 DEEPEST = 16  # levels of groups
-MOST = 4096  # groups and arrays, each of which HDF5 takes its time to open
+MOST = 4096  # groups and arrays; HDF5 needs some time to open each
 BEGINNING = b"\x89HDF\r\n\x1a\n"
 # h5py's errors; h5py 3.11 raises RuntimeError where others raise OSError
 DAMAGED = (OSError, RuntimeError, KeyError)
@@ -39,10 +39,10 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Open a file: its datasets by their paths, and the configuration of a .keras file, else None.
+    """Yield a file's datasets by path, and the configuration of a .keras file or None.
 
-    Raise OSError if there is no such file, and ValueError if it is neither a .weights.h5 nor a
-    .keras file, is damaged, or declares more than it holds.
+    It raises OSError if the file does not exist. It raises ValueError if the file is neither a
+    .weights.h5 nor a .keras file, is damaged, or declares more than it holds.
     """
     h5py = library()
     config, blob = (
@@ -50,7 +50,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     )
     try:
         _check_lists(blob)
-        # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there.
+        # h5py.File of an io.BytesIO would raise OverflowError for a size beyond 2^63.
         file = h5py.File(h5py.h5f.open_file_image(blob), "r")
     except (*DAMAGED, ValueError) as error:
         raise ValueError(f"not a readable HDF5 file ({error})") from error
@@ -69,7 +69,7 @@ def _unzipped(path: Path) -> tuple[Any, bytes]:
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return the bytes of an entry, which lie in the file as they are."""
+    """Return the bytes of an entry, which must lie uncompressed in the file."""
     count = archive.namelist().count(name)
     if count != 1:
         raise ValueError(f"{name} is there {count} times, expected once")
@@ -80,13 +80,11 @@ def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _check_lists(blob: bytes) -> None:
-    """Raise ValueError if a list of free space in an HDF5 file loops, since HDF5 would follow it
-    for ever.
-    """
+    """Raise ValueError if a free-space list in an HDF5 file loops; HDF5 would follow it forever."""
     size = len(blob)
     steps = 0
     at = -1
-    # bytes of a number, at a place that the version sets
+    # bytes of a number; the version decides its place
     widths = blob[13:15] if blob[8:9] < b"\2" else blob[9:11]
     if blob[:8] != BEGINNING or widths != b"\x08\x08":
         raise ValueError("it does not begin as Keras' do")
@@ -95,15 +93,15 @@ def _check_lists(blob: bytes) -> None:
         while free != 1 and free < length and start + free + 16 <= size:  # 1 ends the list
             free = struct.unpack_from("<Q", blob, start + free)[0]
             steps = steps + 1
-            if steps > size // 16:  # more than there is room for
+            if steps > size // 16:  # more than the file has room for
                 raise ValueError("its lists of free space loop")
 
 
 def _datasets(file: Any, most: int) -> dict[str, Any]:
-    """Return the arrays of a file by their paths, not read yet; links are not followed.
+    """Return the arrays of a file by path, without reading them or following links.
 
-    Raise ValueError if there are too many items or too deep groups, or if arrays declare more than
-    `most` bytes.
+    It raises ValueError if there are too many items or groups are nested too deep, or if arrays
+    declare more than `most` bytes.
     """
     datasets: dict[str, Any] = {}
     count = declared = 0
@@ -123,7 +121,7 @@ def _datasets(file: Any, most: int) -> dict[str, Any]:
         file.visititems(visit)
     except DAMAGED as error:
         raise ValueError(f"not a readable HDF5 file ({error})") from error
-    # The bound is for all arrays together: several may claim the same place.
+    # The bound is for all arrays together, since several may claim the same place.
     if declared > most:
         raise ValueError(f"its arrays declare {declared} bytes, the file has {most}")
     return datasets
@@ -132,8 +130,8 @@ def _datasets(file: Any, most: int) -> dict[str, Any]:
 def array(where: str, dataset: Any) -> Host:
     """Read a dataset of floating-point numbers; float16 becomes float32.
 
-    It has to lie in one piece, as Keras writes it: pieces may be compressed, and unpack to any
-    size.
+    The dataset must be contiguous, as Keras writes it: chunks may be compressed, and could unpack
+    to any size.
     """
     try:
         layout = dataset.id.get_create_plist()
@@ -153,7 +151,7 @@ def array(where: str, dataset: Any) -> Host:
 
 
 def written(groups: dict[str, list[Host]]) -> bytes:
-    """Return an HDF5 file of arrays by the paths of their groups, in which they are numbered."""
+    """Return an HDF5 file of arrays by group path; within a group, arrays are numbered."""
     buffer = io.BytesIO()
     with library().File(buffer, "w") as file:
         for path, arrays in groups.items():

@@ -1,6 +1,4 @@
-"""Layers and models as functions of JAX: their passes run on the host, in callbacks of compiled
-programs.
-"""
+"""Layers and models as JAX functions that run on the host, in callbacks of compiled programs."""
 
 from __future__ import annotations
 
@@ -25,19 +23,19 @@ WHERE = "interop.jax.layer"
 
 
 def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
-    """Return a layer or a model as a pure function of JAX, `(params, x, state) -> (y, state)`.
+    """Return a layer or a model as a pure JAX function, `(params, x, state) -> (y, state)`.
 
-    The function runs our forward and backward passes on NumPy views of JAX's buffers, in
-    `jax.pure_callback`. It is an operation of JAX, with derivatives of any order: it works under
+    The function runs xlstm's forward and backward passes on NumPy views of JAX's buffers, in
+    `jax.pure_callback`. For JAX it is an operation with derivatives of any order. It works under
     `jit`, `grad`, `vjp`, `jvp`, `linearize`, `hessian`, `jacfwd`, `jacrev`, `checkpoint`, `scan`,
     and `vmap` over x and the state. Arrays on a GPU are copied to the host and back.
 
     A gradient is one forward and one backward pass. Tangents and second derivatives come from
     `xlstm.jvp`, which runs the passes step by step on dual numbers.
 
-    Between the passes stays what the last forward pass of the function kept, with copies of x and
-    the parameters; the backward pass takes it by a handle, an array. Where it has gone, since JAX
-    ordered, repeated or dropped calls, the backward pass runs the forward pass again.
+    Between the passes, the function holds the values that its last forward pass saved, with copies
+    of x and the parameters. The backward pass finds them by a handle, an array. If they are gone,
+    because JAX reordered, repeated or dropped calls, the backward pass runs the forward pass again.
 
     Parameters
     ----------
@@ -47,18 +45,18 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     -------
     function
         `function(params, x, state=None, *, train=True, lengths=None, resets=None, cu_seqlens=None,
-        seed=None)`, with arguments as of the layer's `forward`; all arrays may be traced. In a
-        layer that draws masks, `train=True` needs a `seed`: a whole number, also as an array, which
-        gives the masks of `forward`, or a key of `jax.random`. Under `vmap` the elements of a batch
-        get the same masks unless seeds are mapped too.
+        seed=None)`, with arguments as for the layer's `forward`; all arrays may be traced. If the
+        layer draws masks, `train=True` needs a `seed`: a whole number, also as an array, for the
+        same masks as in `forward`, or a key of `jax.random`. Under `vmap`, the elements of a batch
+        get the same masks unless you also map seeds.
 
     Raises
     ------
     TypeError
-        `layer` is something else; when called: an array is of another dtype than the others, or
-        neither float32 nor float64.
+        `layer` is not a layer with time. When called: arrays differ in dtype, or are neither
+        float32 nor float64.
     ValueError
-        When called: an array is missing or misshapen, there is no seed, or `vmap` is over
+        When called: an array is missing or misshapen, a seed is missing, or `vmap` is over
         parameters.
 
     Examples
@@ -89,7 +87,7 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
         cu_seqlens: Any = None,
         seed: Any = None,
     ) -> tuple[Any, Any]:
-        """Run over a batch of sequences: return y and the final state."""
+        """Run the layer over a batch of sequences; return y and the final state."""
         params = {key: jnp.asarray(p) for key, p in checks.mapping(bridge.name, params).items()}
         x, state = jax.tree.map(jnp.asarray, (x, state))
         options = {"lengths": lengths, "resets": resets, "cu_seqlens": cu_seqlens}
@@ -106,7 +104,7 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
 
 
 def _check(layer: SequenceLayer, options: Any, *arrays: Any) -> None:
-    """Raise the errors of `forward` by shapes and dtypes, before a program is made in which it
+    """Raise the errors of `forward` about shapes and dtypes before JAX compiles a program that
     would fail.
     """
     import jax
@@ -118,14 +116,14 @@ def _check(layer: SequenceLayer, options: Any, *arrays: Any) -> None:
     seen = {
         name: like(value) if isinstance(value, jax.core.Tracer) else value
         for name, value in options.items()
-        # zeros in the place of values are no lengths that are summed
+        # zeros in place of values cannot serve as lengths
         if name != "cu_seqlens" or not isinstance(value, jax.core.Tracer)
     }
     layer.begin(params, x, state, **seen)
 
 
 def _words(name: str, seed: Any) -> Any:
-    """Return the seed of masks as an array: a whole number, or the words of a key."""
+    """Return the masks' seed as an array: a whole number, or the words of a key."""
     import jax
 
     if seed is None:
@@ -141,20 +139,25 @@ def _words(name: str, seed: Any) -> Any:
 
 
 class Call(NamedTuple):
-    """The arguments of a pass of a layer, or of a derivative of it.
+    """The arguments of a layer's pass, or of a derivative of it.
 
-    A layer is a function F of `arrays`. All its derivatives are parts of one multilinear form,
-    `<c, D^k F[u1, ..., uk]>`, in a cotangent c of the results and directions u of the arrays. One
-    slot of the form is empty, and the result is what stands there: `[None]` is the forward pass,
-    `[None, u]` a Jacobian-vector product, `[c, None]` the backward pass, and `[c, None, u]` a
-    Hessian-vector product. The transpose with respect to a slot empties it and fills the other.
+    A layer is a function F of `arrays`. With a cotangent c of the results and directions u of the
+    arrays, all its derivatives are parts of one multilinear form: `<c, D^k F[u1, ..., uk]>`. One
+    slot of the form is empty, and the call returns the coefficient of that slot:
+
+    - `[None]` is the forward pass,
+    - `[None, u]` is a Jacobian-vector product,
+    - `[c, None]` is the backward pass,
+    - `[c, None, u]` is a Hessian-vector product.
+
+    The transpose with respect to a slot empties that slot and fills the empty one.
     """
 
     arrays: Any  # parameters, x, and the arrays of the state or None
     options: Any  # lengths, resets or cu_seqlens by name
     seed: Any
-    slots: Any  # the cotangent, then directions: lists of arrays, in which None is zero
-    # of what the forward pass saved; that pass itself has () if it is to save, else None
+    slots: Any  # the cotangent, then directions: lists of arrays; None is zero
+    # of the forward pass's saved values; for that pass itself () to save them, else None
     handle: Any = None
 
 
@@ -163,11 +166,11 @@ class _Passes:
 
     def __init__(self, bridge: Bridge) -> None:
         self.bridge = bridge
-        # by a handle: what the last forward pass saved, until a backward pass takes it
+        # saved values of the last forward pass by handle, until a backward pass takes them
         self._saved: dict[bytes, Any] = {}
 
     def run(self, call: Call) -> Any:
-        """Return the results; those of the forward pass end with a handle of what it saved."""
+        """Return the results; the forward pass's end with a handle of its saved values."""
         import jax
 
         if call.slots != [None]:
@@ -175,7 +178,7 @@ class _Passes:
             return self._derivative(call, call.arrays, directions)
         keep = call.handle is not None
         if keep:
-            # copies, since buffers end with the call
+            # copies, since buffers are freed after the call
             call = jax.tree.map(np.array, call)
         results, saved = self._forward(call, call.arrays, keep)
         handle = np.frombuffer(os.urandom(16), np.uint32)
@@ -188,7 +191,7 @@ class _Passes:
             first, *others = directions
             return jvp(lambda a: self._derivative(call, a, others), (arrays,), (first,))[1]
         saved = None
-        if arrays is call.arrays:  # and no dual numbers
+        if arrays is call.arrays:  # not dual numbers
             saved = self._saved.pop(call.handle.tobytes(), None)
         cotangent = call.slots[0]
         if saved is None:
@@ -216,7 +219,7 @@ class _Passes:
 
 
 class _Host(NamedTuple):
-    """Makes a call of its arrays and runs it. Equal ones are one program to JAX."""
+    """A callback that makes a call of arrays and runs it; equal ones share a JAX program."""
 
     passes: _Passes
     tree: Any
@@ -229,8 +232,9 @@ class _Host(NamedTuple):
 
 @functools.cache
 def _primitive() -> Any:
-    """Return the function `(passes, call)` of JAX that runs a call on the host, and whose
-    derivatives and transposes are such calls.
+    """Return the JAX function `(passes, call)` that runs a call on the host.
+
+    Its derivatives and transposes are such calls, too.
     """
     import jax
     from jax.core import ShapedArray
@@ -245,7 +249,7 @@ def _primitive() -> Any:
         return primitive.bind(*leaves, host=_Host(passes, tree))
 
     def results_of(passes: _Passes, call: Call) -> Any:
-        """Return what has the shapes and dtypes of the results, with None for no gradient."""
+        """Return stand-ins with the shapes and dtypes of the results, and None for no gradient."""
         params, x, _ = passes.parts(call.arrays)
         dtype = params[0].dtype
         if call.slots[0] is not None:
@@ -275,7 +279,7 @@ def _primitive() -> Any:
         for k, direction in enumerate([*moved.slots, moved.arrays]):
             if jax.tree.leaves(direction):
                 slots = list(call.slots)
-                slots[k : k + 1] = [direction]  # one more past the end
+                slots[k : k + 1] = [direction]  # also past the end
                 terms.append(bind(passes, call._replace(slots=slots)))
         sums = [functools.reduce(operator.add, column) for column in zip(*terms, strict=True)]
         no_tangent = ad.Zero(ShapedArray((4,), jax.dtypes.float0))
@@ -285,7 +289,7 @@ def _primitive() -> Any:
         passes, tree = host
         call = tree.unflatten(leaves)
         upstream = [None if type(ct) is ad.Zero else ct for ct in cotangents]
-        # other leaves of the slot, if any, are zeros
+        # other leaves of the slot are zeros
         is_linear = list(map(ad.is_undefined_primal, leaves))
         linear_slots = tree.unflatten(is_linear).slots
         linear = [any(slot or ()) for slot in linear_slots].index(True)

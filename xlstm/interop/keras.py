@@ -1,9 +1,9 @@
-"""LSTM, GRU and SimpleRNN of Keras 3 as a layer and its parameters, and the reverse: layers, arrays
-and files.
+"""LSTM, GRU and SimpleRNN of Keras 3 as xlstm layers with parameters, and back: layers, arrays,
+files.
 
-`layer` makes a layer of Keras of any of ours.
+`layer` makes a Keras layer of any xlstm layer.
 
-Keras has kernels (D, G*H) with gates in order i f c o (ours i o f g) and z r h (ours z r n), and
+Keras has kernels (D, G*H) with gates in order i f c o (here i o f g) and z r h (here z r n), and
 one bias; a GRU with `reset_after` has a bias (2, 3H). `reordered` puts the rows of arrays into the
 order of `ORDER`.
 """
@@ -30,15 +30,15 @@ from xlstm.models.sequence import SequenceModel
 
 __all__ = ["from_keras", "layer", "to_keras"]
 
-# The position of each of our gates among Keras'.
+# The position of each gate of this library among Keras's gates.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (0, 1, 2), "rnn": (0,)}
 ABSENT = ("proj_size", "peepholes", "coupled_input_forget", "clip")  # options that Keras lacks
 WEIGHTS = ("kernel", "recurrent_kernel", "bias")
 CLASSES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
-GROUPS = {"lstm": "lstm", "gru": "gru", "rnn": "simple_rnn"}  # the names of their groups in a file
-# The groups of a file in which the cells of a layer lie, by whether the layer is bidirectional.
+GROUPS = {"lstm": "lstm", "gru": "gru", "rnn": "simple_rnn"}  # names of groups in a file
+# The groups of a layer's cells in a file, by whether the layer is bidirectional.
 PARTS = {False: ("",), True: ("forward_layer/", "backward_layer/")}
-# Our name of each of Keras' activations.
+# This library's names of Keras's activations.
 ACTIVATIONS = {
     "elu": "elu(1.0)",
     "leaky_relu": "leaky_relu(0.2)",
@@ -52,9 +52,9 @@ ACTIVATIONS = {
     "softplus": "softplus",
     "exponential": "exponential",
 }
-# Options that both layers of a Bidirectional have to have the same.
+# Options that must be equal in both layers of a Bidirectional.
 SHARED = ("units", "use_bias", "activation", "recurrent_activation", "reset_after")
-# Layers that may lie between those of a stack, since outside training they do nothing.
+# Layers that may lie within a stack, since they do nothing outside of training.
 PASSING = (
     "Dropout",
     "SpatialDropout1D",
@@ -76,30 +76,31 @@ def from_keras(
     activations: str | tuple[str, ...] | None = None,
     reset_after: bool | None = None,
 ) -> tuple[Layer, Params]:
-    """Read a Keras layer, its weights, or a file as a layer and its parameters.
+    """Convert a Keras layer, its weights, or a file to a layer and its parameters.
 
-    The layer has `batch_first`, since x is batch first in Keras. A stack of equal layers becomes
-    one layer with `num_layers`.
+    The layer has `batch_first`, as x in Keras. A stack of equal layers becomes one layer with
+    `num_layers`.
 
     Parameters
     ----------
     source : layer, sequence of arrays, or path
-        An LSTM, GRU, SimpleRNN, or Bidirectional of one; a model, whose recurrent layers are read;
-        arrays as from `get_weights()`; a `.keras` or `.weights.h5` file.
+        An LSTM, GRU or SimpleRNN, or a Bidirectional of one of them; a model, whose recurrent
+        layers are read; arrays as from `get_weights()`; or a `.keras` or `.weights.h5` file.
     kind : {"lstm", "gru", "rnn"}, optional
-        The kind that the source must be. Arrays do not show it, and need it.
+        The kind that the source must be. For arrays, you must give it.
     name : str, optional
-        The layer to read where there are several; in a `.weights.h5` file the name of its group,
-        such as "lstm_1".
+        The layer to read if there are several; for a `.weights.h5` file the name of its group, such
+        as "lstm_1".
     bidirectional, reverse, activations, reset_after : optional
-        Options of a layer whose source does not show them: arrays, or a `.weights.h5` file (which
-        does show `bidirectional`, and by its biases `reset_after`). Such a file also does not say
-        what lies between layers, so layers whose sizes fit are read as a stack.
+        Options of the layer, for sources that do not record them: arrays, or a `.weights.h5` file.
+        (The file does record `bidirectional`, and its biases show `reset_after`.) Nor does such a
+        file record the layers in between, so layers whose sizes fit are read as a stack.
 
     Returns
     -------
     layer : LSTM, GRU or RNN
-        A Keras layer with `go_backwards` has `reverse`; Keras returns its y flipped in time.
+        The layer. `go_backwards` of Keras becomes `reverse`; Keras returns such a y flipped in
+        time.
     params : dict of str to numpy.ndarray
         The same bits; float16 becomes float32.
 
@@ -108,8 +109,8 @@ def from_keras(
     OSError
         There is no such file.
     ValueError, TypeError
-        Weights are missing, surplus or misshapen, layers form no stack, a layer has an option that
-        is unknown here, or the file is damaged.
+        Weights are missing, surplus or misshapen, layers do not form a stack, a layer has an option
+        that this library lacks, or the file is damaged.
     ImportError
         h5py is not installed.
 
@@ -129,8 +130,8 @@ def from_keras(
     shows = str(source).endswith(".keras") if is_path else not arrays
     if shows and (bidirectional or reverse or activations is not None or reset_after is not None):
         raise ValueError(
-            "from_keras: options are told for arrays and .weights.h5 files only, this source shows"
-            " them"
+            "from_keras: options are for arrays and .weights.h5 files only, this source"
+            " records them"
         )
     if is_path:
         levels = _in_file(Path(source), told)
@@ -156,12 +157,12 @@ def from_keras(
 def _in_arrays(
     arrays: Sequence[Host], kind: str | None, both: bool, told: dict[str, Any]
 ) -> list[Level]:
-    """Return the layers whose arrays, as from `get_weights()`, follow one another."""
+    """Return the layers in a sequence of arrays, as from `get_weights()`."""
     kind = checks.choice(KINDS)("from_keras", "kind", kind)  # which arrays do not show
     hosts = [floating("from_keras", f"array {k}", array) for k, array in enumerate(arrays)]
     gates = len(ORDER[kind])
     directions = 2 if both else 1
-    # biases, if they are as wide as the kernels before them
+    # arrays are biases if they are as wide as the kernels before them
     third = zip(hosts[1::3], hosts[2::3], strict=False)
     biased = all(
         array.shape in (kernel.shape[-1:], (2, *kernel.shape[-1:])) for kernel, array in third
@@ -179,15 +180,12 @@ def _in_arrays(
 
 
 def _joined(levels: list[Level]) -> tuple[Layer, Params]:
-    """Return one layer of levels; raise ValueError unless they are alike and run on one another's
-    output.
-    """
+    """Return one layer of all levels; raise ValueError unless they are alike and form a stack."""
     singles = [_single(level) for level in levels]
     first, _ = singles[0]
     params: Params = {}
     for k, (layer, weights) in enumerate(singles):
-        # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the
-        # other direction.
+        # Keras flips y of a layer with go_backwards, so a layer above it would see reversed time.
         fits = not first.reverse and levels[k].follows and layer.input_size == first.output_size
         if replace(layer, input_size=first.input_size) != first or not (fits or k == 0):
             names = ", ".join(level.name for level in levels)
@@ -198,7 +196,7 @@ def _joined(levels: list[Level]) -> tuple[Layer, Params]:
 
 
 def _single(level: Level) -> tuple[Layer, Params]:
-    """Return the layer and the parameters of one level."""
+    """Return one level as a layer and its parameters."""
     order = ORDER[level.kind]
     kernel, recurrent, *bias = level.weights[0]
     G = len(order)
@@ -230,20 +228,20 @@ def _single(level: Level) -> tuple[Layer, Params]:
 
 
 class Level(NamedTuple):
-    """A recurrent layer of Keras: its weights by direction, and its options as ours are named."""
+    """A recurrent layer of Keras: its weights by direction, and its options under this library's
+    names.
+    """
 
     name: str
     kind: str
     weights: list[list[Host]]
     options: dict[str, Any]
-    # whether its input is the output of the level before, as far as the source shows
+    # whether its input is the previous level's output, as far as the source shows
     follows: bool = True
 
 
 def _about(layer: Any) -> dict[str, Any]:
-    """Return the configuration of a layer or model as a file has it, with the layers themselves in
-    it.
-    """
+    """Return the configuration of a layer or model as in a file, with the layer objects in it."""
     if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
         raise TypeError(
             f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path"
@@ -270,10 +268,9 @@ def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
 def _levels(
     model: dict[str, Any], datasets: dict[str, Any] | None = None, path: str = ""
 ) -> list[Level]:
-    """Return the recurrent layers of a model by its configuration.
+    """Return the recurrent layers of a model, from its configuration.
 
-    Their weights are datasets whose paths begin with `path`, or those of the layers in the
-    configuration.
+    The weights are datasets under `path`, or the weights of layer objects in the configuration.
     """
     levels: list[Level] = []
     used: dict[str, int] = {}
@@ -308,11 +305,11 @@ def _built(layer: Any, both: bool) -> list[list[Host]]:
 
 
 def _in_groups(datasets: dict[str, Any], told: dict[str, Any]) -> list[Level]:
-    """Return the recurrent layers of a `.weights.h5` file, those of one class in their order.
+    """Return the recurrent layers of a `.weights.h5` file, in order within each class.
 
-    The name that Keras keeps in an attribute is not read, since HDF5 hangs on a damaged one.
+    The name that Keras stores in an attribute is not read, since HDF5 hangs on a damaged attribute.
     """
-    groups: dict[str, bool] = {}  # those of recurrent layers, and whether they have two directions
+    groups: dict[str, bool] = {}  # of recurrent layers, and whether they have two directions
     for path in sorted(datasets, key=_numbered):
         if match := re.fullmatch(r"(.+?)/(forward_layer/|backward_layer/)?cell/vars/0", path):
             groups[match[1]] = match[2] is not None
@@ -326,13 +323,13 @@ def _in_groups(datasets: dict[str, Any], told: dict[str, Any]) -> list[Level]:
 
 
 def _numbered(path: str) -> list[tuple[int, str]]:
-    """Return a key to sort paths by, in which lstm_2 comes before lstm_10."""
+    """Return a sort key of paths that puts lstm_2 before lstm_10."""
     return [(int(number or 0), text) for text, number in re.findall(r"(\D*)(\d{0,9})", path)]
 
 
 def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None:
-    """Return the kind of a recurrent layer, whether it has both directions, and its options; None
-    of other layers.
+    """Return a recurrent layer's kind, whether it has both directions, and its options; None for
+    other layers.
     """
     outer = about["config"]
     both = about["class_name"] == "Bidirectional"
@@ -363,7 +360,7 @@ def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None
 
 
 def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...]:
-    """Return our names of a layer's activations."""
+    """Return this library's names of a layer's activations."""
     keys = ("activation",) if kind == "rnn" else ("recurrent_activation", "activation")
     for key in keys:
         if not isinstance(config[key], str) or config[key] not in ACTIVATIONS:
@@ -393,7 +390,7 @@ def _weights(datasets: Any, group: str, both: bool) -> list[list[Host]]:
 
 
 def _snake(name: str) -> str:
-    """Return the name of a group that Keras makes of the name of a class."""
+    """Return the name of a group, which Keras makes of the name of a class."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
@@ -401,25 +398,25 @@ def _snake(name: str) -> str:
 def to_keras(
     layer: Layer | SequenceModel, params: Params, path: AnyPath | None = None
 ) -> list[Host]:
-    """Return weights in the order of Keras' `get_weights()`, for `set_weights()`, and write a file
-    of them.
+    """Convert parameters to the order of Keras's `get_weights()`, for `set_weights()`; optionally
+    write a file.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN or SequenceModel
-        Each layer of a stack is a Keras layer of its own, Bidirectional where there are both
-        directions; the head of a model is a Dense layer.
+        The layer. Each layer of a stack becomes a Keras layer, Bidirectional if it has both
+        directions; the head of a model becomes a Dense layer.
     params : dict of str to array
         Its parameters, on any backend.
     path : path, optional
-        A `.weights.h5` file, written whole or not at all, that `load_weights()` of a Sequential
-        model of these layers reads.
+        A `.weights.h5` file to write, completely or not at all. `load_weights()` of a Sequential
+        model of these layers reads it.
 
     Returns
     -------
     list of numpy.ndarray
-        The same bits. Where Keras has one bias, a second one is added to it; where it has two, one
-        that the layer does not have is zero.
+        The same bits. If Keras has one bias and the layer has two, they are added; if Keras has two
+        and the layer has one, the other is zero.
 
     Raises
     ------
@@ -429,6 +426,14 @@ def to_keras(
         The layer is of another kind.
     OSError
         The file cannot be written.
+
+    Examples
+    --------
+    >>> import xlstm
+    >>> from xlstm.interop.keras import to_keras
+    >>> lstm = xlstm.LSTM(3, 8)
+    >>> [weights.shape for weights in to_keras(lstm, lstm.init(backend="numpy"))]
+    [(3, 32), (8, 32), (32,)]
     """
     recurrent, hosts, head = common.prepared("to_keras", "Keras", layer, params, ABSENT)
     _refuse(recurrent)
@@ -452,40 +457,42 @@ def to_keras(
 
 
 def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: Any) -> Any:
-    """Return a layer or a model as a `keras.layers.Layer`, which Keras trains by our forward and
+    """Return a layer or a model as a `keras.layers.Layer`, trained with xlstm's forward and
     backward passes.
 
-    It runs with Keras' backends jax and torch, as `xlstm.interop.jax.layer` and
-    `xlstm.interop.torch.module` do. x and y are batch first as everywhere in Keras, whatever
-    `batch_first` of the layer is. The initial state is that before the first step, and the final
-    one is not returned. An x with a mask of Keras, as Masking gives it, is refused.
+    It runs with Keras's backends jax and torch, through `xlstm.interop.jax.layer` and
+    `xlstm.interop.torch.module`. As everywhere in Keras, x and y are batch first, whatever the
+    layer's `batch_first` is. Each call starts from the state before the first step, and the final
+    state is not returned. If x has a Keras mask, for example from Masking, the layer raises an
+    error.
 
-    A model with this layer is saved in a `.keras` file. To load it, Keras has to know the layer: it
-    does once `xlstm.interop.keras_layer` is imported.
+    You can save a model with this layer in a `.keras` file. Before you load it, import
+    `xlstm.interop.keras_layer`, so that Keras knows the layer.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack, SequenceModel, or another with time
     params : dict of str to array, optional
-        Its first parameters, by default those that `layer.init(seed)` draws.
+        Its initial parameters; by default those of `layer.init(seed)`.
     seed : int
-        Seed of these, and of the masks that are drawn while training.
+        Seed of the initial parameters, and of the masks in training.
     **options
-        Options of every layer of Keras, such as `name`, `trainable`, and `dtype`, "float32" or
+        Options of any Keras layer, such as `name`, `trainable`, and `dtype`, "float32" or
         "float64".
 
     Returns
     -------
     keras.layers.Layer
-        It has variables under our names of the parameters, in a dict `params`.
+        The layer. Its dict `params` holds a variable for each parameter, under this library's
+        names.
 
     Raises
     ------
     ImportError
-        Keras is not installed, or its backend is not.
+        Keras or its backend is not installed.
     ValueError
-        Keras runs on another backend, such as tensorflow, or with another dtype; or `params` are
-        not the layer's.
+        Keras runs on another backend, such as tensorflow, or with another dtype. Or `params` do not
+        belong to the layer.
     TypeError
         `layer` is something else.
     """
@@ -502,7 +509,7 @@ def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: An
 
 
 def _arrays(layer: Layer, order: Host, weights: dict[str, Host]) -> list[Host]:
-    """Return the weights of one layer and direction as Keras has them, with gates in this order."""
+    """Return the weights of one layer and direction in Keras's layout, with gates in this order."""
     theirs = {name: reordered(array, order) for name, array in weights.items()}
     arrays = [np.ascontiguousarray(theirs["Wx"].T), np.ascontiguousarray(theirs["Wh"].T)]
     if "b" in theirs:

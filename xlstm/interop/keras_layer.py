@@ -1,5 +1,6 @@
-"""A layer or a model as a layer of Keras 3. To import this file imports Keras, which then can load
-such layers.
+"""A layer or a model as a Keras 3 layer.
+
+Importing this file imports Keras, which can then load such layers.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ WHERE = "interop.keras.layer"
 
 @keras.saving.register_keras_serializable("xlstm")
 class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
-    """A layer of Keras that runs our passes; see `xlstm.interop.keras.layer`.
+    """A Keras layer that runs xlstm's passes; see `xlstm.interop.keras.layer`.
 
     Attributes
     ----------
     layer : Module
-        Our layer or model.
+        The xlstm layer or model.
     params : dict of str to keras.Variable
-        Its parameters, by our names.
+        Its parameters, under this library's names.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
         layer.check(values)
         self.params = {}
         for name in self._bridge.names:
-            # PyTorch, which Keras tells of the variable, has no dots in names.
+            # Keras passes names of variables on to PyTorch, which allows no dots.
             self.params[name] = self.add_weight(
                 values[name].shape, "zeros", name=name.replace(".", "_")
             )
@@ -68,12 +69,12 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
         return keras.ops.transpose(y, self._order(range(len(y.shape)))) if len(y.shape) > 2 else y
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        """Return the shape of y, in which sizes may be None."""
+        """Return the shape of y; sizes may be None."""
         shape = self._bridge.shapes(SimpleNamespace(shape=self._order(input_shape)))[0]
         return self._order(shape) if len(shape) > 2 else shape
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
-        """Raise ValueError for an x that has a mask, which would be lost here."""
+        """Raise ValueError if x has a mask, since the layer would lose it."""
         if previous_mask is not None:
             raise ValueError(
                 f"{WHERE}: x of {self.name} has a mask, expected none: leave out Masking and"
@@ -81,27 +82,28 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
             )
 
     def _order(self, axes: Any) -> tuple[Any, ...]:
-        """Return axes with batch and time in the order of our layer instead of that of Keras, or
-        the reverse.
+        """Return axes with batch and time swapped between Keras's order and the layer's, if these
+        differ.
         """
         return tuple(axes) if self.layer.batch_first else (axes[1], axes[0], *axes[2:])
 
     def get_config(self) -> dict[str, Any]:
-        """Return the options of this layer, ours among them as a JSON text."""
+        """Return the options of this layer, with the xlstm layer as a JSON text."""
         description = json.dumps(model_files.config_of(WHERE, self.layer))
         return {**super().get_config(), "layer": description, "seed": self.seed}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> KerasLayer:
-        """Return the layer that `get_config` describes, with initial weights."""
+        """Return the layer that `get_config` describes, with random initial weights."""
         description = reading.from_json(WHERE, checks.text(WHERE, "layer", config.get("layer")))
         checks.instance(dict, "an object")(WHERE, "layer", description)
         return cls(**{**config, "layer": model_files.from_config(description)})
 
 
 def _function(bridge: Bridge) -> Callable[[Params, Any, Any], Any]:
-    """Return a function of Keras' backend from parameters, x and the seed of masks, None outside
-    training, to y.
+    """Return a function of Keras's backend from parameters, x and the masks' seed to y.
+
+    The seed is None outside of training.
     """
     backend = keras.config.backend()
     if backend == "jax":
@@ -116,7 +118,7 @@ def _function(bridge: Bridge) -> Callable[[Params, Any, Any], Any]:
 
         def function(params: Params, x: Any, seed: Any) -> Any:
             if seed is not None:
-                first, second = seed.long() & 0x7FFFFFFF  # Keras has them in int32
+                first, second = seed.long() & 0x7FFFFFFF  # Keras keeps them as int32
                 seed = (first << 32) + second
             options = None, seed, None, None
             return torch_module.run(bridge, spec, x, list(params.values()), (), options)[0]

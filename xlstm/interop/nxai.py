@@ -1,9 +1,9 @@
-"""Checkpoints of the published xLSTM packages, of block stacks and of the large architecture,
-without PyTorch.
+"""Checkpoints of the published xLSTM packages, block stacks and the large architecture, without
+PyTorch.
 
-In the block-stack package the sLSTM layer's projections named igate and fgate are swapped: the one
-named fgate feeds the input gate. Its recurrent kernel has another layout in checkpoints of CUDA's
-backend than in those of the other.
+In the block-stack package, the sLSTM layer's projections named igate and fgate are swapped: fgate
+feeds the input gate. The layout of its recurrent kernel differs between checkpoints of the CUDA
+backend and of the other backend.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ Config = Mapping[str, Any]
 CONFIGS = ("config.json", "config.yaml")
 HEAD = "lm_head.weight"
 
-# By our name within a block the name of theirs, or of several that lie one below the other in ours.
+# The package's name for each name within a block here, or several names of arrays that are stacked
+# here.
 MLSTM_NAMES = {
     "norm": "xlstm_norm",
     "skip": "xlstm.learnable_skip",
@@ -76,12 +77,11 @@ LARGE_NAMES = {
     "ffn.up": "ffn.proj_up_gate ffn.proj_up",
     "ffn.down": "ffn.proj_down",
 }
-# steps that the block-stack package is to take at most; ours has no limit, and no array depends on
-# it
+# the most steps for the block-stack package; this library has no limit, and no array depends on it
 CONTEXT = 2048
-EPS = 1e-6  # of the block-stack package, which has no option for it
+EPS = 1e-6  # fixed in the block-stack package
 
-# Our name of each activation of a feed-forward layer.
+# This library's name of each activation of a feed-forward layer.
 ACTIVATIONS = {
     "gelu": "gelu",
     "relu": "relu",
@@ -90,7 +90,7 @@ ACTIVATIONS = {
     "sigmoid": "sigmoid",
     "swish": "silu",
 }
-# Keys that have no option here, with the only value that ours amounts to.
+# Keys without an option here, with the only value that this library supports.
 FIXED: dict[str, Any] = {
     "round_proj_up_dim_up": True,
     "round_proj_up_to_multiple_of": 64,
@@ -106,9 +106,9 @@ FIXED: dict[str, Any] = {
     "input_shape": "BSGNH",
     "output_shape": "BNSH",
     "weight_mode": "single",
-    "inference_state_dtype": "float32",  # with bfloat16 logits are off by a tenth
+    "inference_state_dtype": "float32",  # with bfloat16, logits are off by a tenth
 }
-# The same of transformers: keys of older configurations.
+# The same for transformers: keys of older configurations.
 FIXED_OLDER: dict[str, Any] = {
     "add_embedding_dropout": False,
     "add_post_norm": False,
@@ -117,7 +117,7 @@ FIXED_OLDER: dict[str, Any] = {
     "add_post_blocks_norm": True,
     "quantization_config": None,
 }
-# Keys that change no result, or repeat one of the model in the configuration of a block.
+# Keys that do not change results, or that repeat a key of the model in a block's configuration.
 IGNORED = {
     "context_length",
     "weight_decay_on_embedding",
@@ -144,8 +144,8 @@ IGNORED_LARGE = {
     "return_last_states",
     "autocast_kernel_dtype",
 }
-# By their names of options ours: of the blocks of a block stack, of the stack, and where all is in
-# one dict.
+# Options here by the package's names: for blocks of a block stack, for the stack, and for a
+# configuration in one dict.
 MLSTM = published.table(
     "num_heads",
     "proj_factor",
@@ -172,16 +172,15 @@ FLAT = published.table(
     slstm_ffn_proj_factor="ffn_proj_factor",
     slstm_ffn_act="ffn_activation",
 )
-# keys of the whole model
+# keys of the whole model here
 WHOLE = {"vocab_size", "tie_weights", "add_embedding_dropout", "mlstm_block", "slstm_block"}
-# The same of a large model, and the values of keys that are left out. Factors times the width are
-# widths.
+# The same for a large model, and the values of missing keys. A factor times the width is a width.
 LARGE = published.table(
     "num_blocks",
     "num_heads",
     "norm_eps",
     "eps",
-    "chunk_size",  # 64 there; ours follows the heads
+    "chunk_size",  # 64 there; here it follows the heads
     embedding_dim="size",
     use_bias="bias",
     add_out_norm="post_norm",
@@ -196,7 +195,7 @@ DEFAULTS = {
     "ffn_round_up_to_multiple_of": 64,
     "output_logit_soft_cap": 30.0,
 }
-# In transformers defaults differ, two keys have other names, and dozens say nothing of a model.
+# In transformers, defaults differ, two keys have other names, and dozens do not describe the model.
 DEFAULTS_TRANSFORMERS = {
     "embedding_dim": 4096,
     "num_blocks": 32,
@@ -217,24 +216,24 @@ def load(
     backend: str | Backend | None = None,
     dtype: str | None = None,
 ) -> tuple[xLSTMLanguageModel, Params]:
-    """Read a language model from a published checkpoint.
+    """Load a language model from a published checkpoint.
 
     Parameters
     ----------
     path : path
-        A safetensors file, or a folder with `model.safetensors` or shards of it, whose arrays have
-        the names of the package `xlstm` (block stacks and `xLSTMLarge`) or of `xLSTMForCausalLM` in
-        transformers. Arrays are read one at a time, and may stay in their file until they are used:
-        it may be replaced, but nobody may change it in its place meanwhile.
+        A safetensors file, or a folder with `model.safetensors` or its shards. The arrays have the
+        names of the package `xlstm` (block stacks and `xLSTMLarge`), or of `xLSTMForCausalLM` in
+        transformers. Arrays are read one at a time, and may stay in their file until they are used.
+        Until then, you may replace the file, but do not change it in-place.
     config : dict, optional
-        The configuration, as the package or transformers has it. By default it is read from
-        `config.json` or `config.yaml` beside the checkpoint, or for a file `NAME.safetensors` also
+        The configuration, in the form of the package or of transformers. By default it is read from
+        `config.json` or `config.yaml` beside the checkpoint; for a file `NAME.safetensors`, also
         from `NAME_config.json`.
     backend : str or Backend, optional
-        Where the parameters are put: a name as for `xlstm.backend`, by default "auto".
+        The backend of the parameters, or its name as for `xlstm.backend`; by default "auto".
     dtype : str, optional
-        The dtype of the parameters; by default that of the checkpoint, and float32 for narrower
-        ones.
+        The dtype of the parameters; by default the checkpoint's dtype, or float32 if that is
+        narrower.
 
     Returns
     -------
@@ -245,8 +244,8 @@ def load(
     Raises
     ------
     OSError, ValueError, TypeError
-        There is no such checkpoint, it is damaged, arrays are missing, surplus, misshapen or not
-        finite, or a key of the configuration is unknown. Names and shapes are checked before
+        The checkpoint does not exist or is damaged; arrays are missing, surplus, misshapen or not
+        finite; or a key of the configuration is unknown. Names and shapes are checked before
         anything is read.
     """
     path = Path(path)
@@ -263,25 +262,25 @@ def load(
 
 
 def save(path: AnyPath, model: xLSTMLanguageModel, params: Params) -> None:
-    """Write a checkpoint that the published package loads.
+    """Save a language model as a checkpoint that the published package loads.
 
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge`, the
-        `config.yaml` that the package's loader reads; or a file `NAME.safetensors`, which gets
-        `NAME_config.json` beside it. Each is written whole or not at all. They are replaced once
-        all are on the disk; if the system refuses to replace one of them, those before it are new
-        already.
+        A folder, or a file `NAME.safetensors`. A folder gets `model.safetensors`, `config.json`
+        and, for an `xLSTMLarge`, the `config.yaml` that the package's loader reads. A file gets
+        `NAME_config.json` beside it. Each file is written completely or not at all, and files are
+        replaced once all are on the disk. If the system refuses to replace one file, the files
+        before it are new already.
     model : xLSTMLanguageModel
-        Its backbone is an `xLSTMStack` or `xLSTMLarge`.
+        The model; its backbone is an `xLSTMStack` or `xLSTMLarge`.
     params : dict
         Its parameters, on any backend.
 
     Raises
     ------
     ValueError, TypeError
-        The package cannot express the model, or the parameters are not those of the model.
+        The package cannot express the model, or the parameters do not belong to the model.
     OSError
         The folder cannot be written to, or a file cannot be replaced.
     """
@@ -294,15 +293,13 @@ def save(path: AnyPath, model: xLSTMLanguageModel, params: Params) -> None:
     model.namespace(params, {})
     config = config_of(model)
     arrays = exported(model, params)
-    # in YAML 1e-06 would be a string
+    # YAML reads 1e-06 as a string
     text = re.sub(r"(: \d+)e", r"\1.0e", json.dumps(config, indent=2))
     published.write(Path(path), arrays, text, as_yaml=isinstance(backbone, xLSTMLarge))
 
 
 def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
-    """Say whether the head of a tied model is the embedding; transformers 5 keeps them apart
-    whatever it is told.
-    """
+    """Return whether a tied model's head is the embedding; transformers 5 always stores both."""
     embedding = _embedding(model, style)
     both = {HEAD, embedding} <= set(shards.shapes)
     if not both or np.array_equal(shards.read(HEAD), shards.read(embedding)):
@@ -315,18 +312,18 @@ def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
 
 
 def exported(model: xLSTMLanguageModel, arrays: Params) -> dict[str, Host]:
-    """Return arrays under our names, such as parameters or their gradients, as they are in the
-    package.
+    """Return arrays under this library's names, such as parameters or gradients, in the package's
+    layout.
     """
     theirs = published.exported(_pieces(model, "xlstm", {}), arrays)
     return {**theirs, HEAD: theirs[_embedding(model, "xlstm")]} if model.tied else theirs
 
 
 def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) -> Pieces:
-    """Return where each of our parameters is there.
+    """Return the package's arrays of which each parameter is made.
 
-    The style is "xlstm" or "transformers". The shapes of a checkpoint tell which of several layouts
-    and names it has.
+    The style is "xlstm" or "transformers". The shapes of a checkpoint show which of several layouts
+    and names it uses.
     """
     large = isinstance(model.backbone, xLSTMLarge)
     embedding = _embedding(model, style)
@@ -341,14 +338,14 @@ def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) 
         names |= published.block(f"backbone.blocks.{k}.", f"{there}.blocks.{k}.", table)
 
     def layout(ours: str, theirs: str, shape: Shape) -> Layout | None:
-        if ours.endswith(".conv.W"):  # (D, K), with one channel in of each there
+        if ours.endswith(".conv.W"):  # (D, K) here; (D, 1, K) there
             return shape, (0, 1), (shape[0], 1, shape[1])
         if ".cell." not in ours:
             return None
         N = model.backbone.blocks[int(ours.split(".")[2])].num_heads
         K = model.backbone.size // N
         cuda = shapes.get(theirs.replace("_bias_", "_recurrent_kernel_")) == (N, K, 4 * K)
-        if ours.endswith(".b"):  # by gate and head, or by head and gate
+        if ours.endswith(".b"):  # ordered by gate and head, or by head and gate
             return (4, N, K), (1, 0, 2) if cuda else (0, 1, 2), shape
         # (4, N, K out, K in), as (N, 4 K out, K in) or (N, K in, 4 K out)
         if cuda:
@@ -359,7 +356,7 @@ def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) 
 
 
 def _embedding(model: xLSTMLanguageModel, style: str) -> str:
-    """Return the name of the embedding there."""
+    """Return the package's name of the embedding."""
     if not isinstance(model.backbone, xLSTMLarge):
         return "token_embedding.weight"
     return "backbone.embeddings.weight" if style == "transformers" else "embedding.weight"
@@ -367,12 +364,11 @@ def _embedding(model: xLSTMLanguageModel, style: str) -> str:
 
 @reading.brief()
 def model_of(config: Config, large: bool = False) -> tuple[xLSTMLanguageModel, str]:
-    """Return the model that a configuration describes, and whose names its checkpoint has: "xlstm"
-    or "transformers".
+    """Return the model of a configuration, and the style of its names, "xlstm" or "transformers".
 
-    With `large` it is a large model, though all keys that
-    tell it from a block stack have been left out. Raise ValueError or TypeError if it is none of
-    theirs, has an unknown key, or a value that ours cannot express.
+    With `large`, it is a large model even if all keys that distinguish it from a block stack are
+    missing. It raises ValueError or TypeError if the configuration is not one of the package, has
+    an unknown key, or a value that this library cannot express.
     """
     checks.instance(Mapping, "a dict")("load", "config", config)
     kind = config.get("model_type")
@@ -386,15 +382,15 @@ def model_of(config: Config, large: bool = False) -> tuple[xLSTMLanguageModel, s
 
 
 def config_of(model: xLSTMLanguageModel) -> dict[str, Any]:
-    """Return the configuration of a model in the package; raise ValueError if the package cannot
+    """Return a model's configuration for the package; raise ValueError if the package cannot
     express it.
     """
     return _large_config(model) if isinstance(model.backbone, xLSTMLarge) else _stack_config(model)
 
 
 def _stack(config: Config) -> xLSTMLanguageModel:
-    """Return the model of a block stack's configuration, which has a dict for each kind of block,
-    or none at all.
+    """Return the model of a block stack's configuration, with a dict for each kind of block or with
+    none.
     """
     nested = any(config.get(name) is not None for name in ("mlstm_block", "slstm_block"))
     names = STACK if nested else STACK | FLAT
@@ -422,7 +418,7 @@ def _stack(config: Config) -> xLSTMLanguageModel:
 
 
 def _blocks(config: Config) -> dict[str, Any]:
-    """Return the options of the blocks, which a configuration has in a dict for each kind."""
+    """Return the options of the blocks, from the configuration's dict for each kind."""
     mlstm = config.get("mlstm_block")
     slstm = config.get("slstm_block")
     settings: dict[str, Any] = {"slstm_at": "all"}
@@ -466,7 +462,7 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     mlstm = values(backbone, MLSTM)
     slstm = values(backbone, SLSTM)
     slstm = {name: mlstm[name] if value is None else value for name, value in slstm.items()}
-    slstm["backend"] = "vanilla"  # whose layout the recurrent kernel has
+    slstm["backend"] = "vanilla"  # the recurrent kernel has its layout
     feed = None
     if backbone.ffn_proj_factor:
         act = next(name for name, ours in ACTIVATIONS.items() if ours == backbone.ffn_activation)
@@ -489,7 +485,7 @@ def _large(config: Config, transformers: bool) -> xLSTMLanguageModel:
             ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None
         }
         config = {**DEFAULTS, **DEFAULTS_TRANSFORMERS, **config, **renamed}
-        # There is a last norm, whatever the configuration says.
+        # The last norm is always there, whatever the configuration says.
         names = {theirs: ours for theirs, ours in LARGE.items() if ours != "post_norm"}
         ignored = None
         fixed = FIXED | FIXED_OLDER

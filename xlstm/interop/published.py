@@ -1,4 +1,4 @@
-"""Published checkpoints: files, read array by array, arrays as rows of our parameters, and
+"""Published checkpoints: files read array by array, arrays mapped to parameters, and
 configurations.
 """
 
@@ -24,17 +24,16 @@ from xlstm.data.tensors import Host, Tensors
 Shape = tuple[int, ...]
 Layout = tuple[Shape, Shape, Shape]  # `fine`, `order` and `there` of a `Piece`
 WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
-blocks = checks.whole(1, 1 << 10)  # no model has more
-ENDINGS = {"W": "weight", "w": "weight", "b": "bias"}  # their endings of names by ours
+blocks = checks.whole(1, 1 << 10)  # more than any model has
+ENDINGS = {"W": "weight", "w": "weight", "b": "bias"}  # their endings of names by this library's
 
 
 class Shards:
-    """The arrays of a checkpoint: names, shapes and dtypes of all, and any of them when it is asked
-    for.
+    """The arrays of a checkpoint: names, shapes and dtypes at once, and numbers on request.
 
-    Making one raises OSError or ValueError if a file is damaged or holds other than real numbers.
-    `renamed` gives the name under which an array is known here; several arrays, also of several
-    files, may share one, and have to be equal when they are read.
+    The constructor raises OSError or ValueError if a file is damaged or does not hold real numbers.
+    `renamed` returns an array's name in this library. Several arrays, also in several files, may
+    share a name; they must be equal when they are read.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Shards:
     ) -> None:
         self.path = path
         self.shapes: dict[str, Shape] = {}
-        self.dtype = "float32"  # that which holds all arrays: float64 if one of them has it
+        self.dtype = "float32"  # wide enough for all arrays: float64 if any has it
         self._copies: dict[str, list[tuple[Tensors | TorchFile, str]]] = {}
         for file in files:
             for name, dtype in file.dtypes.items():
@@ -56,8 +55,10 @@ class Shards:
                 self.dtype = max(self.dtype, WIDE[dtype])
 
     def read(self, name: str, dtype: str | None = None) -> Host:
-        """Return an array, once its copies under other names are compared with it, and its numbers
-        are finite, also in a dtype; bfloat16 becomes float32.
+        """Return an array as a dtype; bfloat16 becomes float32.
+
+        It is compared with its copies under other names, and its numbers must be finite, also as
+        that dtype.
         """
         (file, stored_name), *others = self._copies[name]
         array = file.read([stored_name])[stored_name]
@@ -70,19 +71,19 @@ class Shards:
         return array
 
     def mapped(self, name: str) -> Host | None:
-        """Return an array whose numbers stay in their file until they are used, or None where that
-        cannot be.
+        """Return an array whose numbers stay in the file until they are used, or None if that is
+        impossible.
         """
         file, stored_name = self._copies[name][0]
         return file.mapped(stored_name) if isinstance(file, Tensors) else None
 
 
 def write(path: Path, arrays: Mapping[str, Host], config: str, as_yaml: bool = False) -> None:
-    """Write a safetensors file as PyTorch's are, and the text of its configuration beside it, each
-    whole or not at all; raises OSError.
+    """Write a safetensors file in PyTorch's form, and the text of its configuration beside it.
 
-    The path is a folder, which is made, or a file `NAME.safetensors`. With `as_yaml` a folder has
-    the configuration once more in `config.yaml`, since JSON is YAML.
+    Each file is written completely or not at all; it raises OSError. The path is a folder, which is
+    made if needed, or a file `NAME.safetensors`. With `as_yaml`, a folder also gets the
+    configuration as `config.yaml`, since JSON is YAML.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -98,22 +99,21 @@ def write(path: Path, arrays: Mapping[str, Host], config: str, as_yaml: bool = F
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         try:
             save_file(contiguous, weights, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, for one
+        except SafetensorError as error:  # such as a full disk
             raise OSError(str(error)) from error
         for description in descriptions:
             description.write_bytes(config.encode())
 
 
 def config_beside(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
-    """Return the configuration beside a checkpoint; YAML is read as version 1.2 has it, without
-    tags.
+    """Return the configuration beside a checkpoint; YAML is read as version 1.2 without tags.
 
-    `names` are those of files in its folder. Raise FileNotFoundError if there is none, ValueError
-    if it cannot be read, and ImportError without PyYAML.
+    `names` are the possible names of the file. It raises FileNotFoundError if there is none,
+    ValueError if it cannot be read, and ImportError without PyYAML.
     """
     folder = path if path.is_dir() else path.parent
     beside = [*(f"{path.stem}_{name}" for name in names), *names]
-    if path.is_dir():  # the last one is of a `model.safetensors` that was written by itself
+    if path.is_dir():  # the last is of a `model.safetensors` written alone
         beside = [*names, "model_config.json"]
     for name in beside:
         if (folder / name).is_file():
@@ -144,8 +144,8 @@ def files_of(path: Path) -> list[Path]:
 
 
 class Piece(NamedTuple):
-    """Some rows of a parameter of ours as an array of theirs: divided into `fine` axes, which are
-    permuted and joined to the shape `there`.
+    """Some rows of a parameter here as an array of the package: divided into `fine` axes, permuted,
+    and joined to the shape `there`.
     """
 
     name: str
@@ -155,12 +155,12 @@ class Piece(NamedTuple):
     there: Shape
 
 
-# by our names the arrays of theirs that make a parameter, one below the other
+# for each parameter, by name, the package's arrays that are stacked into it
 Pieces = Mapping[str, list[Piece]]
 
 
 def block(ours: str, theirs: str, table: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return their names by ours of a block, from a table of names within it."""
+    """Return a block's names in the package by its names here, from a table of names within it."""
     return {
         f"{ours}{name}": [theirs + there for there in names.split()]
         for name, names in table.items()
@@ -173,12 +173,11 @@ def pieces_of(
     v_size: int,
     layout: Callable[[str, str, Shape], Layout | None],
 ) -> Pieces:
-    """Return the arrays of theirs that make each parameter of ours.
+    """Return the package's arrays of which each parameter is made.
 
-    `theirs` has their names by those of our parameters, or without endings by our names without
-    endings. Where there are four, they are q, k, v and o, of which v and o have `v_size` rows.
-    `layout` takes our name, theirs and our shape of an array, and returns its layout unless it is
-    ours.
+    `theirs` maps names of parameters to names in the package, in full or both without endings. Four
+    names are q, k, v and o; v and o have `v_size` rows. `layout` takes an array's name here, its
+    name there and its shape here, and returns its layout if that differs.
     """
     pieces: dict[str, list[Piece]] = {}
     for ours, dims in shapes.items():
@@ -202,8 +201,9 @@ def pieces_of(
 
 
 def check(pieces: Pieces, shards: Shards, spare: Iterable[str] = ()) -> None:
-    """Raise ValueError unless a checkpoint has the arrays of these pieces in their shapes, and none
-    beside `spare`.
+    """Raise ValueError unless a checkpoint has exactly the arrays of these pieces, in their shapes.
+
+    Arrays named in `spare` may be there, too.
     """
     expected = {piece.name: piece.there for some in pieces.values() for piece in some}
     for name, shape in expected.items():
@@ -225,7 +225,7 @@ def params(
     backend: str | Backend | None,
     dtype: str | None,
 ) -> Params:
-    """Read parameters of these shapes from a checkpoint that is checked, one after the other."""
+    """Return parameters of these shapes, read one by one from a checked checkpoint."""
     dtype = dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype)
     target = backend_of(backend, dtype)
     return {
@@ -235,7 +235,9 @@ def params(
 
 
 def exported(pieces: Pieces, arrays: Params) -> dict[str, Host]:
-    """Return arrays under our names, such as parameters or their gradients, as they are there."""
+    """Return arrays under this library's names, such as parameters or gradients, in the package's
+    layout.
+    """
     theirs = {}
     for name, some in pieces.items():
         for piece in some:
@@ -245,10 +247,9 @@ def exported(pieces: Pieces, arrays: Params) -> dict[str, Host]:
 
 
 def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: str) -> Any:
-    """Return a parameter of ours made of its pieces, in the dtype asked for and never twice in
-    memory.
+    """Return a parameter made of its pieces, in the requested dtype and never twice in memory.
 
-    One that lies in its file as it is here stays there until it is used.
+    A parameter with the same layout in its file stays there until it is used.
     """
     shape = tuple(n or 0 for n in dims.values())
     if len(pieces) > 1:
@@ -257,7 +258,7 @@ def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: st
             whole[piece.rows] = shards.read(piece.name, dtype)
         return whole
     name, _, fine, order, _ = pieces[0]
-    array = shards.read(name, dtype)  # a copy: all of a mapping would come to stay
+    array = shards.read(name, dtype)  # a copy: reading a whole mapping would keep it in memory
     as_it_lies = order == tuple(range(len(order))) and array.dtype.name == dtype
     mapped = shards.mapped(name) if as_it_lies else None
     if mapped is not None:
@@ -267,7 +268,7 @@ def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: st
 
 
 def table(*same: str, **others: str) -> dict[str, str]:
-    """Return our names of options by theirs: those that both have, and others."""
+    """Return this library's names of options by the package's: shared names, and others."""
     return {**dict(zip(same, same, strict=True)), **others}
 
 
@@ -279,13 +280,13 @@ def options(
     fixed: Mapping[str, Any] | None = None,
     required: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Return the values of a configuration that are options of ours, whose names `names` has by
-    those of theirs.
+    """Return the values of a configuration as options of this library; `names` maps the package's
+    names.
 
-    Keys that are `ignored` mean nothing here, by default all others. Those that are `fixed` have no
-    option here, and the only value that ours amounts to. Raise ValueError or TypeError if a key is
-    unknown, or one that is `required` is missing; the layer that takes the options checks their
-    values.
+    Keys that are `ignored` mean nothing here; by default these are all other keys. Keys that are
+    `fixed` have no option here and must have the only value that this library supports. It raises
+    ValueError or TypeError if a key is unknown, or a `required` key is missing. The layer that
+    takes the options checks their values.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is {shown(config)}, expected a dict")
@@ -303,8 +304,8 @@ def options(
 
 
 def only(where: str, name: str, value: Any, expected: Any) -> None:
-    """Raise ValueError unless a key that ours has no option for has the one value that ours amounts
-    to.
+    """Raise ValueError unless a key without an option here has the only value that this library
+    supports.
     """
     if value != expected:
         raise ValueError(
@@ -313,13 +314,11 @@ def only(where: str, name: str, value: Any, expected: Any) -> None:
 
 
 def values(layer: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the options of a layer of ours as a configuration of theirs, the reverse of
-    `options`.
-    """
+    """Return the options of a layer as a configuration of the package, the reverse of `options`."""
     return {theirs: getattr(layer, name) for theirs, name in names.items()}
 
 
 def factor(D: int, size: int) -> float:
-    """Return a number that makes `size` of D when the product is rounded down."""
+    """Return a factor whose product with D, rounded down, is `size`."""
     factor = size / D
     return factor if int(D * factor) == size else math.nextafter(factor, math.inf)

@@ -1,4 +1,4 @@
-"""The engine for arrays that write a program: recurrences run the reference engine's own step."""
+"""The engine of arrays that write a program; recurrences run the reference engine's step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xlstm.engines.tape import Widths
 
 
 class OneStep(engine.Engine):
-    """Runs single steps of recurrences on the arrays of one namespace, which write them down."""
+    """An engine that runs single steps of recurrences on arrays that write them down."""
 
     name = "written"
 
@@ -22,7 +22,7 @@ class OneStep(engine.Engine):
         self.xp = xp
 
     def refuses(self, step: Step, widths: Widths) -> str:
-        """Return why it cannot run a step, or ""."""
+        """Return the reason why it cannot run a step, or ""."""
         return "" if step.xp is self.xp else f"it is for {self.xp.__name__}"
 
     def forward(
@@ -33,13 +33,13 @@ class OneStep(engine.Engine):
         return y, [s.T for s in after], None
 
     def backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
-        """Refuse: what is written has no gradients."""
+        """Raise NotImplementedError, since a written program has no gradients."""
         raise NotImplementedError
 
 
 @contextlib.contextmanager
 def run_by(chosen: engine.Engine) -> Iterator[None]:
-    """Let an engine run all recurrences in this context, whichever was asked for before."""
+    """Let an engine run all recurrences in this context, whichever was chosen before."""
     engine.ENGINES.insert(0, chosen)
     try:
         with engine.use(chosen.name):

@@ -1,7 +1,7 @@
 """Checkpoints of the published forecasters TiRex-1 and TiRex-2, without PyTorch.
 
-The sLSTM's projections named igate and fgate are swapped: the one named fgate feeds the input gate.
-Recurrent kernels and biases have the gates' true names.
+The sLSTM's projections named igate and fgate are swapped: fgate feeds the input gate. Recurrent
+kernels and biases have the gates' true names.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Config = Mapping[str, Any]
 CONFIGS = ("config.json", "model-config.yaml", "config.yaml")
 HYPER = "hyper_parameters"
 
-# By our names those of theirs, or of several that lie one below the other in ours. The sLSTM's igate
-# and fgate are swapped.
+# The package's name for each name here, or several names of arrays that are stacked here. The
+# sLSTM's igate and fgate are swapped.
 EDGES = {
     "input.hidden": "input_patch_embedding.hidden_layer",
     "input.output": "input_patch_embedding.output_layer",
@@ -86,18 +86,18 @@ SECOND_MLSTM = {
     "down": f"{CELL}out_proj",
     "outnorm": f"{CELL}multihead_norm",
 }
-# before names of blocks and of the last norm in the pickled checkpoint of TiRex-1
+# prefix of blocks and of the last norm in the pickled checkpoint of TiRex-1
 STACK = "block_stack."
 
 FFN_PROJ_FACTOR = 2.6667
 
-# our names by those of classes of torch.nn
+# names here by classes of torch.nn
 ACTIVATIONS = {"SiLU": "silu", "ReLU": "relu", "GELU": "gelu"}
 CELLS = {"bi-slstm": "slstm", "bi-mlstm": "mlstm"}
 
 
-# By their names of options ours: of TiRex-1, whose configuration is hyper_parameters of its
-# checkpoint, and TiRex-2.
+# Options here by the packages' names: of TiRex-1, whose configuration is hyper_parameters of its
+# checkpoint, and of TiRex-2.
 MODEL = published.table("quantiles", input_patch_size="patch_size", input_ff_dim="input_ff_size")
 BLOCK = published.table("num_blocks", "num_heads", "ffn_proj_factor", embedding_dim="size")
 CONTEXT = published.table(train_ctx_len="context")
@@ -111,8 +111,7 @@ SECOND = published.table(
     tta_diff="differencing",
 )
 SCALER = published.table(use_arcsinh="arcsinh", binaryaware="binary", eps="scale_eps")
-# Other keys of TiRex-2: those that it cannot do without, and those that change nothing here or may
-# be missing.
+# Other keys of TiRex-2: required keys, and keys that change nothing here or may be missing.
 PARTS = (
     "output_patch_size",
     "num_blocks",
@@ -142,23 +141,22 @@ MIXERS = {
 def load(
     path: AnyPath, *, backend: str | Backend | None = None, dtype: str | None = None
 ) -> tuple[TiRex | TiRex2, Params]:
-    """Read TiRex-1 or TiRex-2 from a published checkpoint.
+    """Load TiRex-1 or TiRex-2 from a published checkpoint.
 
     Parameters
     ----------
     path : path
         A folder with `model.safetensors` or `model.ckpt`, or such a file. The configuration is
-        `config.json` or `model-config.yaml` beside it, for a file `NAME.safetensors` also
-        `NAME_config.json`; the checkpoint of TiRex-1 (`.ckpt`) has its own. Only tensors and plain
-        values of a `.ckpt` are read, and nothing is executed. Arrays are read one at a time, under
-        any of the names that the published packages have for them. Those of a safetensors file may
-        stay in it until they are used: it may be replaced, but nobody may change it in its place
-        meanwhile.
+        `config.json` or `model-config.yaml` beside it; for a file `NAME.safetensors`, also
+        `NAME_config.json`. The checkpoint of TiRex-1 (`.ckpt`) contains its own. Only tensors and
+        plain values of a `.ckpt` are read, and nothing is executed. Arrays are read one at a time,
+        under any of the published packages' names. Arrays of a safetensors file may stay in it
+        until they are used. Until then, you may replace the file, but do not change it in-place.
     backend : str or Backend, optional
-        Where the parameters are put: a name as for `xlstm.backend`, by default "auto".
+        The backend of the parameters, or its name as for `xlstm.backend`; by default "auto".
     dtype : str, optional
-        The dtype of the parameters; by default that of the checkpoint, and float32 for narrower
-        ones.
+        The dtype of the parameters; by default the checkpoint's dtype, or float32 if that is
+        narrower.
 
     Returns
     -------
@@ -168,8 +166,8 @@ def load(
     Raises
     ------
     OSError, ValueError, TypeError
-        There is no such checkpoint, it is damaged, arrays are missing, surplus, misshapen or not
-        finite, copies of an array differ, or a key of the configuration is unknown. Names and
+        The checkpoint does not exist or is damaged; arrays are missing, surplus, misshapen or not
+        finite; copies of an array differ; or a key of the configuration is unknown. Names and
         shapes are checked before anything is read.
     """
     path = checks.path("load", "path", path)
@@ -190,15 +188,14 @@ def load(
 
 
 def save(path: AnyPath, model: TiRex | TiRex2, params: Params) -> None:
-    """Write a checkpoint of TiRex-1 or TiRex-2 with the names and the configuration of the
-    published packages.
+    """Save TiRex-1 or TiRex-2 as a checkpoint with the published packages' names and configuration.
 
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors` and `config.json`, as the package of TiRex-2 reads
-        them, or a file `NAME.safetensors`, which gets `NAME_config.json` beside it. Each file is
-        written whole or not at all.
+        A folder, or a file `NAME.safetensors`. A folder gets `model.safetensors` and `config.json`,
+        as the package of TiRex-2 reads them. A file gets `NAME_config.json` beside it. Each file is
+        written completely or not at all.
     model : TiRex or TiRex2
     params : dict
         Its parameters, on any backend.
@@ -206,7 +203,7 @@ def save(path: AnyPath, model: TiRex | TiRex2, params: Params) -> None:
     Raises
     ------
     ValueError, TypeError
-        The package cannot express the model, or the parameters are not those of the model.
+        The package cannot express the model, or the parameters do not belong to the model.
     OSError
         The folder cannot be written to, or a file cannot be replaced.
     """
@@ -221,7 +218,7 @@ def save(path: AnyPath, model: TiRex | TiRex2, params: Params) -> None:
 
 
 def _own_config(pickled: TorchFile) -> Mapping[str, Any] | None:
-    """Return the configuration that a checkpoint of TiRex-1 holds, or None where it holds none."""
+    """Return the configuration in a checkpoint of TiRex-1, or None if it has none."""
     hyper = pickled.content.get(HYPER)
     if not isinstance(hyper, dict) or "model_config" not in hyper:
         return None
@@ -236,19 +233,21 @@ def _own_config(pickled: TorchFile) -> Mapping[str, Any] | None:
 
 
 def exported(model: TiRex | TiRex2, arrays: Params) -> dict[str, Host]:
-    """Return arrays under our names, such as parameters or their gradients, as they are there."""
+    """Return arrays under this library's names, such as parameters or gradients, in the package's
+    layout.
+    """
     return published.exported(_pieces(model), arrays)
 
 
 def canonical(name: str) -> str:
-    """Return the name that stands for all names of an array in checkpoints."""
+    """Return the one name that stands for all names of an array in checkpoints."""
     name = name.removeprefix(STACK).replace(".rev_cell.", ".fwd_cell.")
     name = re.sub(r"\.recurrent_kernel$", "._recurrent_kernel_", name)
     return re.sub(r"_cell\.bias$", "_cell._bias_", name)
 
 
 def _pieces(model: TiRex | TiRex2) -> Pieces:
-    """Return where each of our parameters is there."""
+    """Return the package's arrays of which each parameter is made."""
     first = isinstance(model, TiRex)
     names = published.block("", "", EDGES)
     names["norm"] = ["out_norm" if first else "stack_out_norm"]
@@ -273,7 +272,7 @@ def _pieces(model: TiRex | TiRex2) -> Pieces:
 
 
 def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
-    """Return the configuration of a model, the reverse of `model_of`; raise ValueError if theirs
+    """Return a model's configuration, the reverse of `model_of`; raise ValueError if the package
     cannot express it.
     """
     if not isinstance(model, TiRex):
@@ -315,7 +314,7 @@ def _second(config: Config, where: str) -> TiRex2:
     eps = None
     if norm is not None:
         eps = options(norm, f"{where}.stack_out_norm_config", {"eps": "eps"}).get("eps", 1e-7)
-    # a class of torch.nn, which may be written with its package
+    # a class of torch.nn, perhaps written with its package
     name = checks.text(where, "act_func", config["act_func"])
     activation = re.sub(r"^torch\.nn\.(.*\.)?", "", name)
     return TiRex2(
@@ -331,12 +330,12 @@ def _second(config: Config, where: str) -> TiRex2:
 def _named(
     config: Any, where: str, names: Sequence[str], required: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the values of a dict that has keys of these names only."""
+    """Return the values of a dict that may have only these keys."""
     return options(config, where, published.table(*names), (), required=required)
 
 
 def _recipe(config: Config, where: str) -> list[Mixers]:
-    """Return the blocks in their order."""
+    """Return the blocks in order."""
     keys = ("templates", "recipe")
     most = published.blocks(where, "num_blocks", config["num_blocks"])
     templates, recipe = _named(config["stack_config"], where, keys, required=keys).values()

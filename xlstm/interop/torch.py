@@ -1,9 +1,8 @@
-"""Layers in PyTorch's programs; and weights under PyTorch's names: state dicts, and safetensors
-files, without PyTorch.
+"""Layers in PyTorch programs, and weights under PyTorch's names.
 
-`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` are for LSTM,
-GRU and RNN. PyTorch's rows are in gate order i f g o (ours i o f g) and r z n (ours z r n), and it
-has two biases.
+`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` convert state
+dicts and safetensors files of LSTM, GRU and RNN, without PyTorch. PyTorch's rows are in gate order
+i f g o (here i o f g) and r z n (here z r n), and it has two biases.
 """
 
 from __future__ import annotations
@@ -35,41 +34,44 @@ from xlstm.models.sequence import SequenceModel
 
 __all__ = ["from_torch", "module", "to_torch"]
 
-# The position of each of our gates among PyTorch's.
+# The position of each gate of this library among PyTorch's gates.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
 ABSENT = ("reverse", "peepholes", "coupled_input_forget", "clip")  # options that PyTorch lacks
 
 
 def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> Any:
-    """Return a layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
+    """Return a layer or a model as a `torch.nn.Module` that runs xlstm's forward and backward
+    passes.
 
-    Its parameters have our names, and share memory with the arrays that our functions read:
-    `arrays()` returns these. Called with x, and by name with the initial `state`, `lengths` of the
-    sequences, and `resets` or `cu_seqlens`, as `forward` of the layer takes them, it returns y and
-    the final state; a layer without a state returns y alone. Gradients reach x, the parameters and
-    the initial state. Masks of dropout are drawn in training mode, from PyTorch's random numbers.
+    Call the module with x, and by name with the initial `state`, `lengths` of the sequences, and
+    `resets` or `cu_seqlens`, as for the layer's `forward`. It returns y and the final state; a
+    layer without a state returns y alone. Gradients flow to x, the parameters and the initial
+    state. In training mode, masks of dropout are drawn from PyTorch's random numbers.
 
-    Gradients can be differentiated again, as often as needed: with `create_graph`, in forward-mode
-    AD, and by `grad`, `jvp`, `vmap`, `jacrev`, `jacfwd` and `hessian` of `torch.func`. `vmap` of
+    The module's parameters have xlstm's names, and share memory with the arrays that xlstm reads;
+    `arrays()` returns these arrays.
+
+    Gradients can be differentiated again, to any order: with `create_graph`, in forward-mode AD,
+    and by `grad`, `jvp`, `vmap`, `jacrev`, `jacfwd` and `hessian` of `torch.func`. If `vmap` maps
     gradients with respect to parameters without `requires_grad`, as `functional_call` takes them,
-    runs one backward pass for all sequences; otherwise `vmap` runs one after another.
+    one backward pass runs for all sequences. Otherwise `vmap` runs one sequence after another.
 
-    Tensors on a CPU are read as NumPy arrays and those on a CUDA device as CuPy arrays, on
-    PyTorch's current stream, without a copy. Within `torch.autocast` x and the state are cast to
-    the dtype of the parameters. `torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx`
-    see one operator, `xlstm::forward`. Parameters and tensors on the device "meta" have shapes
-    alone, as with `torch.nn.LSTM`.
+    Tensors are read without a copy: on a CPU as NumPy arrays, and on a CUDA device as CuPy arrays
+    on PyTorch's current stream. Within `torch.autocast`, x and the state are cast to the dtype of
+    the parameters. `torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx` see one
+    operator, `xlstm::forward`. On the device "meta", parameters and tensors have only shapes, as
+    with `torch.nn.LSTM`.
 
     Parameters
     ----------
     layer_or_model : Module
         Anything with `init`, `forward` and `backward`: a layer, a block, a stack or a model.
     params : dict of str to array or tensor, optional
-        Its parameters, with which those of the module share memory where PyTorch can write to it;
-        arrays of JAX are copied. By default they are drawn.
+        The parameters. The module shares their memory if PyTorch can write to it; arrays of JAX are
+        copied. By default they are drawn.
     seed : int
-        Seed of the initial parameters, float32 on PyTorch's default device.
+        Seed of the drawn parameters, which are float32 on PyTorch's default device.
 
     Returns
     -------
@@ -78,12 +80,13 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
     Raises
     ------
     TypeError, ValueError
-        It is no layer or model, `params` are not its parameters, or a parameter has the name of an
-        attribute of `torch.nn.Module`, such as "forward". A call raises TypeError where parameters
-        are float16 or bfloat16 on a CPU, and what `forward` of the layer raises. It raises
-        RuntimeError in forward-mode AD within forward-mode AD; and what `torch.compile`,
-        `torch.export` and the like have made raises it for a second derivative, and for
-        dual tensors.
+        `layer_or_model` is not a layer or model, `params` are not its parameters, or a parameter
+        has the name of an attribute of `torch.nn.Module`, such as "forward".
+
+        A call raises the errors of the layer's `forward`, and TypeError if parameters are float16
+        or bfloat16 on a CPU. It raises RuntimeError for forward-mode AD within forward-mode AD.
+        Programs made by `torch.compile`, `torch.export` and similar tools raise RuntimeError for
+        second derivatives and for dual tensors.
 
     Examples
     --------
@@ -109,43 +112,41 @@ def from_torch(
     batch_first: bool | None = None,
     prefix: str = "",
 ) -> tuple[Layer, Params]:
-    """Read the weights of a `torch.nn.LSTM`, `GRU` or `RNN` as a layer and its parameters.
+    """Convert the weights of a `torch.nn.LSTM`, `GRU` or `RNN` to a layer and its parameters.
 
-    Layers, directions, sizes, projection and biases follow from the names and shapes of the
-    weights.
+    The names and shapes of the weights determine layers, directions, sizes, projection and biases.
 
     Parameters
     ----------
     state_dict_or_path : dict of str to tensor or array, or path
-        A state dict as from `module.state_dict()`, or a file of one: a safetensors file, or one of
-        `torch.save`, in which a checkpoint of Lightning has it under `state_dict`. Only tensors and
-        plain values of it are read.
+        A state dict as from `module.state_dict()`, or its file: a safetensors file, or a file of
+        `torch.save`, also a checkpoint of Lightning, which has it under `state_dict`. Only tensors
+        and plain values are read.
     kind : {"lstm", "gru", "rnn"}, optional
-        The kind of the module, by default that which the shapes of the weights show.
+        The kind of the module; by default the shapes of the weights determine it.
     activation : {"tanh", "relu"}, optional
-        `nonlinearity` of a `torch.nn.RNN`, which its weights do not show; by default what a file of
-        `xlstm export` says, or tanh.
+        `nonlinearity` of a `torch.nn.RNN`, which its weights do not show. By default it comes from
+        a file of `xlstm export`, or is tanh.
     batch_first : bool, optional
-        `batch_first` of the module, which its weights do not show; by default what such a file
-        says, or False.
+        `batch_first` of the module, which its weights do not show. By default it comes from such a
+        file, or is False.
     prefix : str
-        The beginning of the names of this module's weights, such as "encoder.lstm."; all others are
-        ignored.
+        The prefix of this module's weights, such as "encoder.lstm."; other weights are ignored.
 
     Returns
     -------
     layer : LSTM, GRU or RNN
-        It has `recurrent_bias` if there are biases, since PyTorch has two.
+        The layer. If there are biases, it has `recurrent_bias`, since PyTorch has two biases.
     params : dict of str to numpy.ndarray
-        The same bits; float16, and bfloat16 of a file, become float32.
+        The parameters, with the same bits; float16, and bfloat16 from a file, become float32.
 
     Raises
     ------
     OSError
         There is no such file.
     ValueError, TypeError
-        Weights are missing, surplus, misshapen, of several dtypes or of another kind of module; the
-        file is damaged or holds anything else; the kind or activation is unknown.
+        Weights are missing, surplus or misshapen, have several dtypes, or belong to another kind of
+        module. The file is damaged or holds something else. The kind or activation is unknown.
 
     Examples
     --------
@@ -197,19 +198,21 @@ def from_torch(
 
 
 def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
-    """Return weights under PyTorch's names, for `module.load_state_dict` or a safetensors file.
+    """Convert parameters to PyTorch's names, for `module.load_state_dict` or a safetensors file.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN or SequenceModel
-        The names of a model are `recurrent.weight_ih_l0`, ..., `head.weight` and `head.bias`.
+        The layer, or a model, whose names become `recurrent.weight_ih_l0`, ..., `head.weight` and
+        `head.bias`.
     params : dict of str to array
         Its parameters, on any backend.
 
     Returns
     -------
     dict of str to numpy.ndarray
-        The same bits. A recurrent bias that the layer does not have is zero, since PyTorch has two.
+        The weights, with the same bits. If the layer has no recurrent bias, it is zero, since
+        PyTorch has two biases.
 
     Raises
     ------
@@ -217,6 +220,14 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
         The layer has an option that PyTorch lacks, or parameters are missing, surplus or misshapen.
     TypeError
         The layer is of another kind.
+
+    Examples
+    --------
+    >>> import xlstm
+    >>> from xlstm.interop.torch import to_torch
+    >>> gru = xlstm.GRU(3, 8)
+    >>> sorted(to_torch(gru, gru.init(backend="numpy")))
+    ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_ih_l0']
     """
     recurrent, weights, head = prepared("to_torch", "PyTorch", layer, params, ABSENT)
     functions = recurrent.activations
@@ -241,9 +252,7 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
 def _read(
     source: Mapping[str, Any] | AnyPath, prefix: str
 ) -> tuple[dict[str, Host], Mapping[str, str]]:
-    """Return the weights whose names begin with the prefix, on the host, and the metadata of a
-    file.
-    """
+    """Return the weights whose names begin with the prefix, on the host, and a file's metadata."""
     if isinstance(source, Mapping):
         return {
             str(name): floating("from_torch", str(name), array)

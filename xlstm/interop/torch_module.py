@@ -1,9 +1,9 @@
-"""A layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
+"""A layer or a model as a `torch.nn.Module` that runs xlstm's forward and backward passes.
 
-In eager mode they are one function of PyTorch's autograd, `LayerFunction`. Derivatives of
-derivatives, forward-mode AD and transforms of `torch.func` run another, `Derivative`. All that
-traces, such as `torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx`, sees the operators
-`xlstm::forward` and `xlstm::backward`.
+In eager mode, the passes are an autograd function, `LayerFunction`. Higher derivatives,
+forward-mode AD and transforms of `torch.func` run another, `Derivative`. Tracers such as
+`torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx` see the operators `xlstm::forward`
+and `xlstm::backward`.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from xlstm.interop.bridge import Bridge
 from xlstm.models import model_files
 
 Tensor = Any  # of PyTorch
-Tensors = Sequence[Any]  # and None in the place of some
-Dims = Sequence[int | None]  # the axis of each tensor that `vmap` runs along
-Options = Sequence[Any]  # the values of `OPTIONS`, None where there is none
+Tensors = Sequence[Any]  # None in place of missing ones
+Dims = Sequence[int | None]  # for each tensor, the axis that `vmap` maps over
+Options = Sequence[Any]  # the values of `OPTIONS`, None for missing ones
 OPTIONS = (
     "lengths",
     "seed",
     "resets",
     "cu_seqlens",
-)  # of a layer's `forward`, as operators have them
+)  # of a layer's `forward`, in the order of operators
 LARGEST_SEED = 2**63 - 1
-# what forward passes have saved, and layers of classes that files do not know, each by its number
+# saved values of forward passes, and layers whose classes files do not support, by number
 _saved_passes: dict[int, Any] = {}
 _unfiled: weakref.WeakValueDictionary[str, Bridge] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
-# a tensor of another class, such as FakeTensor, may have no values
+# a tensor of another class, such as FakeTensor, may lack values
 PLAIN = {torch.Tensor, torch.nn.Parameter}
-OF_A_CPU = torch.float32, torch.float64  # dtypes of parameters there
+OF_A_CPU = torch.float32, torch.float64  # dtypes of parameters on a CPU
 KEYS = torch._C.DispatchKey
 TRANSFORMS = torch._C._functorch.TransformType
-# One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of
+# One of these is active while a tracer of PyTorch sees only operators, or inside a transform of
 # torch.func.
 TRACERS = (
     torch._C.DispatchKeySet(KEYS.Python)
@@ -61,11 +61,11 @@ TRACERS = (
 
 
 def _handle(saved: Any) -> Tensor:
-    """Return a number by which `_saved` finds what a forward pass saved, 0 where it saved
-    nothing.
+    """Return a number by which `_saved` finds the saved values of a forward pass, or 0 if there are
+    none.
 
-    Autograd saves the number as a tensor. Its memory lives as long as autograd needs it, and so
-    does what was saved.
+    Autograd saves the number as a tensor. The saved values live as long as the tensor's memory,
+    which autograd frees when it is no longer needed.
     """
     if saved is None:
         return torch.zeros((), dtype=torch.int64, device="cpu")
@@ -77,12 +77,12 @@ def _handle(saved: Any) -> Tensor:
 
 
 def _saved(where: str, handle: Tensor) -> Any:
-    """Return what a forward pass saved.
+    """Return the saved values of a forward pass.
 
     Raises
     ------
     RuntimeError
-        It is gone: a hook has put a copy of the number in the place of the tensor.
+        The values are gone: a hook has replaced the tensor by a copy of its number.
     """
     saved = _saved_passes.get(int(handle))
     if saved is None:
@@ -100,7 +100,7 @@ def _forward(
     options: Options,
     keep: bool,
 ) -> tuple[tuple[Tensor, ...], Any]:
-    """Return y and the final state, and what `_backward` needs beside the tensors."""
+    """Return y and the final state, and the values that `_backward` needs besides the tensors."""
     named = _named(bridge, options)
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
@@ -109,17 +109,17 @@ def _forward(
         arrays = _arrays(params, take)
         outputs, saved = bridge.forward(arrays, x, start, keep=keep, **named)
         tensors = tuple([give(a) for a in outputs])
-    # options that are arrays may be written over before the backward pass of a backward pass
+    # array options may be overwritten before a backward pass through the backward pass
     return tensors, (_addresses(params), copy.deepcopy(options), arrays, saved) if keep else None
 
 
 def _named(bridge: Bridge, options: Options) -> dict[str, Any]:
-    """Return the options of a layer's forward by name.
+    """Return the options of a layer's `forward` by name.
 
     Raises
     ------
     TypeError
-        One is a tensor on "meta", which has no values.
+        An option is a tensor on "meta", which has no values.
     """
     named = dict(zip(OPTIONS, options, strict=True))
     for name, value in named.items():
@@ -134,14 +134,14 @@ def _named(bridge: Bridge, options: Options) -> dict[str, Any]:
 def _backward(
     bridge: Bridge, handle: Tensor, x: Tensor, params: Tensors, state: Tensors, douts: Tensors
 ) -> tuple[Tensors, Tensor | None]:
-    """Return gradients of the parameters and of an initial state that was given, and that of x."""
+    """Return gradients with respect to the parameters, a given initial state, and x."""
     take, give, context = views_of_tensors(bridge.name, x)
     addresses, options, arrays, saved = _saved(bridge.name, handle)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         dx, *grads = _differentiable(bridge, options, x, params, state, douts)
         return grads[: len(params) + len(state)], dx
     with context:
-        # what was kept has views of memory that FSDP2 has freed since
+        # the saved values have views of memory that FSDP2 has freed since
         if addresses != _addresses(params):
             arrays = _arrays(params, take)
             start = list(map(take, state))
@@ -155,7 +155,7 @@ def _backward(
 
 
 def _arrays(params: Tensors, take: Callable[[Tensor], Array]) -> list[Array]:
-    """Return views of parameters that let PyTorch free their memory between the passes, as FSDP2
+    """Return views of parameters that let PyTorch free the memory between the passes, as FSDP2
     does.
     """
     return [
@@ -168,8 +168,9 @@ def _addresses(params: Tensors) -> list[int]:
 
 
 def _is_traced(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether PyTorch records operators, or tensors have no values, so that a call has to be
-    our operator.
+    """Return whether a call must be xlstm's operator.
+
+    That is so if PyTorch records operators, or if tensors have no values.
     """
     return (
         torch.compiler.is_compiling()
@@ -182,13 +183,13 @@ def _is_traced(tensors: Iterable[Tensor]) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_transformed() -> bool:
-    """Tell whether vmap, grad or jvp of torch.func is on."""
+    """Return whether vmap, grad or jvp of torch.func is active."""
     transform = torch._C._functorch.peek_interpreter_stack()
     return transform is not None and transform.key() != TRANSFORMS.Functionalize
 
 
 def _is_differentiated(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether a transform of torch.func is on, or one of these is a dual tensor."""
+    """Return whether a transform of torch.func is active, or a tensor is dual."""
     return _is_transformed() or (
         forward_ad._current_level >= 0
         and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)
@@ -203,21 +204,23 @@ def _refuse(where: str) -> None:
 
 
 class Derivative(torch.autograd.Function):  # type: ignore[misc]
-    """The gradient of S, or derivatives of it in directions, which are tensors too.
+    """The gradient of S, or its derivatives in directions, which are tensors too.
 
-    S is the sum of the products of y and the final state with their cotangents: backward is its
-    gradient by x, the parameters and the initial state, and forward that by the cotangents. All of
-    these are a point. Derivatives commute: the gradient of the product of a gradient with a
-    cotangent v is the derivative of the gradient in the direction v. Derivatives of every order are
-    therefore of this kind again, and dual numbers compute them from forward and backward as they
-    are. Without cotangents in the point, the results are those of forward alone.
+    S is the sum of the products of y and the final state with their cotangents. Its gradient with
+    respect to x, the parameters and the initial state is the backward pass. Its gradient with
+    respect to the cotangents is the forward pass. All these variables together are a point. Without
+    cotangents in the point, the results are those of the forward pass alone.
 
-    A call takes the bridge of the layer, its options, the point, and each direction.
+    Derivatives commute: the gradient of the product of a gradient with a cotangent v is the
+    derivative of the gradient in the direction v. So derivatives of every order have this form
+    again, and dual numbers compute them with the unchanged forward and backward passes.
+
+    A call takes the layer's bridge, its options, the point, and each direction.
     """
 
     @staticmethod
     def forward(bridge: Bridge, *inputs: Any, **per_sequence: bool) -> tuple[Any, ...]:
-        """Return an array for each of a point."""
+        """Return an array for each variable of the point."""
         options, tensors = _apart(inputs)
         if _is_traced([a for a in tensors if a is not None]):
             _refuse(bridge.name)
@@ -245,7 +248,7 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Tensors, output: Any) -> None:
-        """Keep all tensors."""
+        """Save all tensors."""
         ctx.bridge, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
@@ -253,7 +256,7 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        """Return gradients of the point and of the directions."""
+        """Return gradients with respect to the point and the directions."""
         if all(d is None for d in cotangents):
             return (None,) * len(ctx.needs_input_grad)
         inputs = ctx.bridge.inputs
@@ -292,8 +295,8 @@ class Derivative(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def vmap(info: Any, dims: Any, bridge: Bridge, *tensors: Any) -> Any:
-        """Run on one tensor of each batch after another; but on all at once where they are more
-        sequences for the same parameters.
+        """Run on one element of the batches after another, or on all at once if they are sequences
+        for the same parameters.
         """
         _, *dims = dims
         if _are_sequences(bridge, dims, tensors):
@@ -326,14 +329,15 @@ def _along(function: Callable[..., Any], direction: Tensors) -> Callable[..., An
 def _derivative(
     bridge: Bridge, options: Options, point: Tensors, directions: Sequence[Tensors], without: int
 ) -> Any:
-    """Return a derivative in all directions but one; numbers of directions begin at 1."""
+    """Return a derivative in all directions except one; directions are numbered from 1."""
     others = [d for k, direction in enumerate(directions, 1) if k != without for d in direction]
     return Derivative.apply(bridge, *options, *point, *others)
 
 
 def _are_sequences(bridge: Bridge, dims: Dims, tensors: Tensors) -> bool:
-    """Tell whether batches of `vmap` are sequences for the same parameters, of forward, or of
-    backward that nobody differentiates.
+    """Return whether batches of `vmap` are sequences for the same parameters.
+
+    This is for the forward pass, or for a backward pass that is not differentiated.
     """
     _, (x, *others) = _apart(dims)
     (_, seed, _, cu_seqlens), tensors = _apart(tensors)
@@ -342,7 +346,7 @@ def _are_sequences(bridge: Bridge, dims: Dims, tensors: Tensors) -> bool:
     return (
         bridge.has_state
         and seed is None  # masks would differ
-        and cu_seqlens is None  # that is for one sequence
+        and cu_seqlens is None  # it is for one sequence
         and x is not None
         and not directions
         and all(d is None for d in others[: len(bridge.names)])
@@ -354,12 +358,12 @@ def _are_sequences(bridge: Bridge, dims: Dims, tensors: Tensors) -> bool:
 
 
 def _is_forward(bridge: Bridge, point: Tensors) -> bool:
-    """Tell whether there are no cotangents."""
+    """Return whether the point has no cotangents."""
     return all(d is None for d in point[bridge.inputs :])
 
 
 def _at_once(bridge: Bridge, count: int, dims: Dims, tensors: Tensors) -> tuple[Tensors, Dims]:
-    """Run on the sequences of all batches as one batch."""
+    """Run on the sequences of all batches as a single batch."""
     states = [len(leaf.before) for leaf in bridge.leaves]
     y = [*bridge.layer.output_dims(0, 0)].index("B")
     x = 0 if bridge.layer.batch_first else 1
@@ -397,14 +401,14 @@ def _differentiable(
     state: Tensors,
     douts: Tensors = (),
 ) -> Tensors:
-    """Return what a `Derivative` does; a state and cotangents may be missing."""
+    """Return the result of a `Derivative`; a state and cotangents may be missing."""
     missing = [None] * len(bridge.leaves)
     point = x, *params, *(state or missing), *(douts or [None, *missing])
     return Derivative.apply(bridge, *_as_tensors(options), *point)  # type: ignore[no-any-return]
 
 
 class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
-    """The passes of a layer in eager mode."""
+    """The autograd function of a layer's passes in eager mode."""
 
     @staticmethod
     def forward(
@@ -415,14 +419,14 @@ class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
         outputs, saved = _forward(bridge, x, tensors[:count], tensors[count:], options, True)
         ctx.bridge = bridge
         ctx.set_materialize_grads(False)
-        # Autograd raises where one of these was changed in place before backward.
+        # Autograd raises an error if one of these was changed in-place before backward.
         ctx.save_for_backward(_handle(saved), x, *tensors, *outputs)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return gradients of x, of the parameters and of the initial state, and None for what is
-        no tensor.
+        """Return gradients with respect to x, the parameters and the initial state, and None for
+        non-tensors.
         """
         bridge = ctx.bridge
         inputs = len(ctx.needs_input_grad)
@@ -437,12 +441,12 @@ class LayerFunction(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _bridge(spec: str) -> Bridge:
-    """Return the bridge of a layer from what `spec_of` says of it.
+    """Return the bridge of a layer from its text by `spec_of`.
 
     Raises
     ------
     ValueError
-        The layer is of a class that files do not know, and it is gone or another process has it.
+        Files do not support the layer's class, and the layer is gone or in another process.
     """
     return _unfiled.get(spec) or _filed(spec)
 
@@ -458,8 +462,10 @@ def _filed(spec: str) -> Bridge:
 
 
 def spec_of(bridge: Bridge) -> str:
-    """Return a layer as text, which an operator takes: its configuration, where files know its
-    class, else a name that holds as long as the bridge exists.
+    """Return a layer as text for an operator.
+
+    The text is the layer's configuration if files support its class. Otherwise it is a name that is
+    valid as long as the bridge exists.
     """
     try:
         return json.dumps(model_files.config_of("module", bridge.layer))
@@ -492,7 +498,7 @@ def forward_op(
     resets: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return y, the final state and the handle of what was kept."""
+    """Return y, the final state and the handle of the saved values."""
     bridge = _bridge(spec)
     if _is_differentiated((x, *params, *state)):
         _refuse(bridge.name)
@@ -510,8 +516,8 @@ def backward_op(
     handle: Tensor,
     douts: list[Tensor],
 ) -> list[Tensor]:
-    """Return gradients of the parameters, of an initial state that was given, and of x unless it
-    has tokens.
+    """Return gradients with respect to the parameters, a given initial state, and x unless it holds
+    tokens.
     """
     grads, dx = _backward(_bridge(spec), handle, x, params, state, douts)
     return [a.contiguous() for a in (*grads, dx) if a is not None]
@@ -553,7 +559,7 @@ def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
 
 @torch.library.impl("xlstm::forward", "FuncTorchDynamicLayerFrontMode")  # type: ignore[untyped-decorator]
 def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any) -> list[Tensor]:
-    """Run inside a transform of torch.func, in which an operator would lose tangents."""
+    """Run inside a transform of torch.func, where an operator would lose tangents."""
     if not _is_transformed():
         api = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())
         with api.redispatch_to_next():
@@ -572,7 +578,7 @@ backward_op.register_autograd(lambda ctx, *_: _refuse("xlstm::backward"))
 
 
 def _dtypes(bridge: Bridge, like: Tensor) -> list[torch.dtype]:
-    """Return the dtype of each array of a state beside parameters."""
+    """Return the dtype of each array of a state for parameters like `like`."""
     half = like.dtype.itemsize == 2
     return [torch.float32 if leaf.wide and half else like.dtype for leaf in bridge.leaves]
 
@@ -585,15 +591,16 @@ def run(
     state: Tensors,
     options: Options,
 ) -> Tensors:
-    """Return y and the final state, to which autograd adds our backward pass; a seed among the
-    options draws the masks of training.
+    """Return y and the final state, with xlstm's backward pass for autograd.
+
+    A seed among the options draws the masks of training.
     """
     tensors = (x, *params, *state)
     if _is_differentiated(tensors):
         if torch.compiler.is_compiling():
             _refuse(bridge.name)
         return _differentiable(bridge, options, x, params, state)[bridge.inputs :]
-    # torch.jit.trace compares its trace with a second one, which it makes without gradients.
+    # torch.jit.trace compares its trace with a second trace, made without gradients.
     keep = torch.is_grad_enabled() or torch.jit.is_tracing()
     keep = keep and any(a.requires_grad for a in tensors)
     if _is_traced(tensors):
@@ -605,9 +612,7 @@ def run(
 
 
 def _drawn(layer: Any, seed: int) -> dict[str, Tensor]:
-    """Return initial parameters on PyTorch's default device; those on meta have no values, and none
-    are drawn.
-    """
+    """Return initial parameters on PyTorch's default device; on "meta" they have no values."""
     device = torch.get_default_device()
     if device.type == "meta":
         return {
@@ -656,7 +661,7 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
                 ) from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the state of a copy or a pickle, whose layer may be another object."""
+        """Restore the state of a copy or a pickle, whose layer may be another object."""
         super().__setstate__(state)
         self._spec = spec_of(self._bridge)
 
@@ -668,7 +673,7 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         resets: Any = None,
         cu_seqlens: Any = None,
     ) -> Any:
-        """Run over a batch of sequences; see `xlstm.interop.torch.module`."""
+        """Run the layer over a batch of sequences; see `xlstm.interop.torch.module`."""
         bridge = self._bridge
         params = self._tensors()
         if not torch.is_tensor(x):
@@ -698,18 +703,20 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         return (y, bridge.state(end)) if bridge.has_state else y
 
     def arrays(self) -> Params:
-        """Return the parameters by our names as NumPy or CuPy arrays that share their memory."""
+        """Return the parameters under xlstm's names, as NumPy or CuPy arrays that share their
+        memory.
+        """
         params = self._tensors()
         return self._bridge.params(list(map(views_of_tensors("arrays", params[0]).take, params)))
 
     def extra_repr(self) -> str:
-        """Return the layer in words."""
+        """Return the layer as text."""
         return repr(self.layer)
 
     def _tensors(self) -> list[Tensor]:
-        """Return the parameters, looked up in the modules as they are now.
+        """Return the parameters as they are in the modules now.
 
-        `getattr` of a module takes five times as long, and finds those that are computed too, as by
+        `getattr` of a module takes five times as long, but also finds computed parameters, as of
         `torch.nn.utils.parametrizations`.
         """
         tensors = []

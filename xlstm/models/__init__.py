@@ -1,4 +1,4 @@
-"""Layers put together, and kept in files."""
+"""Models made of layers, and their files."""
 
 from xlstm.layers.summary import summary
 from xlstm.models.esrnn import ESRNN

@@ -1,4 +1,4 @@
-"""ESRNN: exponential smoothing of a series, and a recurrent network that corrects its forecasts."""
+"""ESRNN: exponential smoothing with a recurrent network that corrects its forecasts."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ from xlstm.recurrence.packing import Span
 
 @dataclass(frozen=True)
 class ESRNN(SequenceLayer):
-    """Exponential smoothing and a recurrent network that learn together (after Smyl 2020).
+    """Exponential smoothing and a recurrent network, trained together (after Smyl 2020).
 
-    The network sees the errors of smoothing by one step and its trends, in units of `scale`, and
-    covariates. Its head adds a correction to each forecast of smoothing, which is zero before
-    training: the untrained model is Holt-Winters. A loss of the forecasts has gradients by the
-    coefficients of smoothing in two ways, by its forecasts and by what the network sees.
+    The network's inputs are covariates, and the one-step errors and trends of smoothing in units of
+    `scale`. Its head adds a correction to each forecast of smoothing. The correction is zero before
+    training, so the untrained model is Holt-Winters.
 
-    Parameters are those of `ExponentialSmoothing` under `smoothing.` and those of the network, a
-    `SequenceModel`, under `network.`. The state is (that of smoothing, that of the network);
-    `initial_state` makes one from the beginning of a series.
+    The gradient of a loss with respect to the coefficients of smoothing has two parts: one passes
+    through the forecasts of smoothing, the other through the network's inputs.
+
+    Parameters of `ExponentialSmoothing` begin with `smoothing.`; parameters of the network, a
+    `SequenceModel`, begin with `network.`. The state is a pair, the state of smoothing and the
+    state of the network. `initial_state` makes one from the beginning of a series.
 
     Parameters
     ----------
     horizon : int
-        Number H of values ahead that are forecast after every step. x is (T, B, 1 + C), the series
-        first and then covariates, and y is (T, B, H).
+        Number H of values to forecast after every step. x is (T, B, 1 + C), the series first and
+        then covariates, and y is (T, B, H).
     hidden_size : int
-        Width of the layers; 0 leaves out the network.
+        Width of the network's layers; 0 leaves out the network.
     trend, periods, multiplicative
-        As of `ExponentialSmoothing`.
+        As for `ExponentialSmoothing`.
     scale : float
-        The unit of the errors and of corrections, such as the mean absolute difference between
-        successive values; of their logarithms with `multiplicative`.
+        The unit of errors and corrections, such as the mean absolute difference between successive
+        values; with `multiplicative`, between their logarithms.
     covariates : int
         Number C of covariates.
     cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
     num_layers : int
     dropout : float
-        Rate between layers.
+        Rate of dropout between the network's layers.
 
     Examples
     --------
@@ -90,7 +92,7 @@ class ESRNN(SequenceLayer):
                 f"ESRNN: covariates is {self.covariates}, but hidden_size is 0, and only a network"
                 " has them"
             )
-        _ = self.parts  # which check their own options
+        _ = self.parts  # checks their options
 
     @property
     def input_size(self) -> int:
@@ -140,8 +142,8 @@ class ESRNN(SequenceLayer):
         return params
 
     def initial_state(self, x: Array, lengths: Any = None) -> State:
-        """Return a state before the first step, as that of `ExponentialSmoothing`; that of the
-        network is None.
+        """Return a state before the first step: that of `ExponentialSmoothing`, and None for the
+        network.
 
         Parameters
         ----------
@@ -155,7 +157,7 @@ class ESRNN(SequenceLayer):
         Raises
         ------
         ValueError, TypeError
-            As of `ExponentialSmoothing`.
+            As for `ExponentialSmoothing`.
         """
         return self.smoothing.initial_state_of(self, x, lengths), *[None] * (len(self.parts) - 1)
 

@@ -1,4 +1,4 @@
-"""Language models: tokens in, logits of the next token out; and text from them, token by token."""
+"""Language models: from tokens to logits of the next token, and text generated token by token."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ from xlstm.losses import cross_entropy
 from xlstm.models.sequence import embedding_before, layer
 from xlstm.recurrence.packing import Span
 
-PROMPT = 1024  # tokens of a prompt that are read at once
+PROMPT = 1024  # the most tokens of a prompt that are read at once
 
 
 @dataclass(frozen=True)
 class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
-    """An embedding, a backbone, and a linear head without bias.
+    """A language model: an embedding, a backbone, and a linear head without bias.
 
-    The input of `forward` are tokens, whole numbers (B, T), of `step` (B,); y are logits (B, T, V)
-    of the token after each. Tokens have no gradient: `backward` returns None in its place. A token
-    that is not from 0 to V - 1 is a ValueError where looking for it costs no wait for a GPU; past
-    the end of a sequence any will do.
+    `forward` takes tokens, whole numbers (B, T), and returns logits (B, T, V) of the token after
+    each; `step` takes tokens (B,). Tokens have no gradient, so `backward` returns None in its
+    place. A token outside of 0 to V - 1 raises ValueError if the check need not wait for a GPU.
+    Padding tokens may have any value.
 
-    Parameters are `embedding.W` (V, D), those of the backbone under `backbone.`, and unless `tied`
-    `head.W` (V, D). The state is that of the backbone. Initial embeddings are N(0, 1), as of
-    `torch.nn.Embedding`; where the backbone begins with a norm, or the embedding is `tied`, they
+    Parameters are `embedding.W` (V, D), the backbone's parameters under `backbone.`, and, unless
+    `tied`, `head.W` (V, D). The state is the backbone's state. Initial embeddings are N(0, 1), as
+    in `torch.nn.Embedding`. If the backbone begins with a norm, or the embedding is `tied`, they
     are N(0, 2 / (5 D)).
 
     Parameters
     ----------
     backbone : xLSTMStack, xLSTMLarge, sLSTM, mLSTM, LSTM, GRU or RNN
-        The layers between; they go forward in time and have time first.
+        The layers between embedding and head. They run forward in time and take time first.
     vocab_size : int
         Number V of tokens.
     tied : bool
-        The head is the embedding.
+        Whether the head uses the weights of the embedding.
     logit_cap : float, optional
         Bound of the logits, cap tanh(x / cap).
     embedding_dropout : float
         Rate of dropout of embedded tokens.
     batch_first : bool
-        Tokens and logits are (B, T, ...), or else (T, B, ...).
+        Whether tokens and logits are (B, T, ...) instead of (T, B, ...).
 
     Examples
     --------
@@ -117,7 +117,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     @property
     def output_size(self) -> int:
-        """Number of tokens: the width of the logits."""
+        """Number V of tokens, the width of the logits."""
         return self.vocab_size
 
     @property
@@ -143,7 +143,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         run = Backward(self, xp, p, saved, span, masked=False)
         dy = span.zeros(self.vocab_size, p) if dy is None else span.mask(dy)
         if self.logit_cap is not None:
-            capped = saved["logits"]  # in the place of its argument, too, which is not used
+            capped = saved["logits"]  # also in place of its argument, which is not used
             dy = fuse(xp, soft_cap_bwd, dy, capped, capped, cap=self.logit_cap)
         head, dy = self.head.apply_bwd(xp, self._head_weights(p), saved["head"], dy)  # (4)
         if not self.tied:
@@ -161,7 +161,8 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return self._head(xp, p, y)[0], end
 
     def loss(self, logits: Array, targets: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """Return the mean cross-entropy of the targets in nats, and its gradient.
+        """Return the mean cross-entropy of the targets in nats, and its gradient with respect to
+        the logits.
 
         Parameters
         ----------
@@ -180,31 +181,34 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def generate(
         self, params: Params, prompt: Any, max_tokens: int, *, state: Any = None, **options: Any
     ) -> tuple[Host, Any]:
-        """Go on from a prompt; memory does not grow with the text.
+        """Continue a prompt with sampled tokens; memory does not grow with the text.
 
         Parameters
         ----------
         params : dict
         prompt : whole numbers (B, P)
-            P of 1 or more.
+            The tokens to continue; P is 1 or more.
         max_tokens : int
-            How many tokens are added, at most.
+            The most tokens to add.
         state : optional
-            State before the prompt, as from a call before; by default that before the first step.
+            The state before the prompt, as an earlier call returned it; by default the initial
+            state.
         **options
-            `temperature`, `top_k`, `top_p`, `seed` and `stop`, as of `stream`.
+            `temperature`, `top_k`, `top_p`, `seed` and `stop`, as for `stream`.
 
         Returns
         -------
         tokens : numpy array (B, P + n)
-            The prompt and what was added, on the host.
+            The prompt and the added tokens, on the host.
         state : tuple
-            State after all but the last of them, for going on from that.
+            The state before the last token. To continue the text, give this state and the last
+            token.
 
         Raises
         ------
         ValueError, TypeError
-            The prompt is empty or has tokens the model does not know, or an option is out of range.
+            The prompt is empty or has tokens outside of the vocabulary, or an option is out of
+            range.
         """
         tokens = [self._prompt(prompt)]
         for token, after in self.stream(params, prompt, max_tokens, state=state, **options):
@@ -225,24 +229,24 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         stop: int | None = None,
         state: Any = None,
     ) -> Iterator[tuple[Host, Any]]:
-        """Yield one token (B,) and the state before it at a time.
+        """Yield the continuation of a prompt token by token: a token (B,), and the state before it.
 
         Parameters
         ----------
         params, prompt, max_tokens, state
-            As of `generate`.
+            As for `generate`.
         temperature : float
-            Logits are divided by it; 0 always takes the likeliest token.
+            Divisor of the logits; 0 always takes the likeliest token.
         top_k : int, optional
-            Draw from the k likeliest tokens only.
+            Draw only from the k likeliest tokens.
         top_p : float, optional
-            Draw from the likeliest tokens that together have this probability (Holtzman et al.
+            Draw only from the likeliest tokens that together have this probability (Holtzman et al.
             2020).
         seed : int or numpy.random.Generator
             Seed of the draws.
         stop : int, optional
-            A token after which a sequence ends: it is then repeated, and all ends when every
-            sequence has.
+            The token that ends a sequence. An ended sequence repeats it until all sequences have
+            ended.
 
         Yields
         ------
@@ -252,7 +256,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         Raises
         ------
         ValueError, TypeError
-            As of `generate`.
+            As for `generate`.
         """
         sampler = Sampler(temperature, top_k, top_p, seed)
         max_tokens = checks.count("generate", "max_tokens", max_tokens)
@@ -285,7 +289,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     def _prompt(self, prompt: Any) -> Host:
         if hasattr(prompt, "shape") and not isinstance(prompt, type | np.ndarray):
-            prompt = to_numpy(prompt)  # an array of another library
+            prompt = to_numpy(prompt)  # may come from another library
         host = checks.host("generate", "the prompt", prompt, "shape (B, P)")
         if host.ndim != 2 or 0 in host.shape:
             raise ValueError(
@@ -297,7 +301,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return {"W": params["embedding.W" if self.tied else "head.W"]}
 
     def _head(self, xp: Namespace, params: Params, y: Array) -> tuple[Array, Any]:
-        """Return logits of y, and what the head keeps."""
+        """Return the logits of y, and the values that the head saves."""
         logits, saved = self.head.apply(xp, self._head_weights(params), y)
         if self.logit_cap is not None:
             logits = fuse(xp, soft_cap, logits, cap=self.logit_cap)
@@ -305,7 +309,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
 
 class Sampler:
-    """Draws tokens; the options are those of `xLSTMLanguageModel.generate`.
+    """A sampler of tokens, with the options of `xLSTMLanguageModel.generate`.
 
     Raises
     ------
@@ -331,12 +335,12 @@ class Sampler:
         self.rng = generator(seed, where="generate")
 
     def draw(self, logits: Host) -> Host:
-        """Draw one token for each row of logits (B, V): (B,).
+        """Return a token for each row of logits (B, V), as an array (B,).
 
         Raises
         ------
         FloatingPointError
-            A logit is not a number, or the largest of a row is infinite.
+            A logit is NaN, or the largest logit of a row is infinite.
         """
         if not np.isfinite(logits.max(axis=-1)).all():
             raise FloatingPointError("generate: a logit is not finite")
@@ -350,7 +354,7 @@ class Sampler:
     def probabilities(self, logits: Host) -> Host:
         """Return the probability of each token, (B, V)."""
         above = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-        with np.errstate(over="ignore"):  # -inf will do
+        with np.errstate(over="ignore"):  # -inf is allowed
             p: Host = softmax(np, above / self.temperature)
         order = np.argsort(-p, axis=-1, kind="stable")
         ranked = np.take_along_axis(p, order, axis=-1)
@@ -358,7 +362,7 @@ class Sampler:
             ranked[:, self.top_k :] = 0.0
         if self.top_p is not None:
             ranked /= ranked.sum(axis=-1, keepdims=True)
-            # The token that crosses the border is among them, so that there is always one.
+            # The token that crosses the border is kept, so that there is always one.
             ranked[np.cumsum(ranked, axis=-1) - ranked >= self.top_p] = 0.0
         np.put_along_axis(p, order, ranked, axis=-1)
         return np.asarray(p / p.sum(axis=-1, keepdims=True))

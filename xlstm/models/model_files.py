@@ -1,4 +1,4 @@
-"""Models and layers in files."""
+"""Files of models and layers: save and load them with their parameters."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ Layer = (
     | ExponentialSmoothing
     | ESRNN
 )
-# These are the layers beside the gated ones.
+# The layers other than the gated ones.
 LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}
 Model = SequenceModel | xLSTMLanguageModel | Layer
-ARRAYS = 8  # a block has so many, at least
+ARRAYS = 8  # the fewest arrays of a block
 
 
 def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
-    """Write a model or a layer, its description and its parameters, to a safetensors file, whole or
-    not at all.
+    """Save a model or layer with its parameters to a safetensors file.
+
+    The file also holds the model's description. It is written completely or not at all.
 
     Parameters
     ----------
@@ -56,9 +57,9 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
     Raises
     ------
     ValueError
-        `params` are not those of the model.
+        `params` do not belong to the model.
     TypeError
-        `model` is of another class.
+        `model` is an instance of another class.
     OSError
         The folder cannot be written to.
     """
@@ -71,15 +72,15 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
 def load(
     path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: DType | None = None
 ) -> tuple[Model, Params]:
-    """Read a file that `save` wrote: the model or layer, and its parameters.
+    """Load a model or layer and its parameters from a file that `save` wrote.
 
     Parameters
     ----------
     path : path
     backend : str or Backend, optional
-        Where the parameters are put; a name as for `xlstm.backend`, by default "auto".
+        The backend of the parameters, or its name as for `xlstm.backend`; by default "auto".
     dtype : str, optional
-        A name, or NumPy's dtype; by default that of the file.
+        A dtype of NumPy or its name; by default the dtype in the file.
 
     Returns
     -------
@@ -89,7 +90,21 @@ def load(
     Raises
     ------
     OSError, ValueError
-        There is no such file, or it holds no sound model.
+        The file does not exist, or it does not hold a valid model.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import xlstm
+    >>> from xlstm import models
+    >>> model = models.SequenceModel(xlstm.GRU(8, 16), output_size=2, last=True)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = pathlib.Path(folder.name, "model.safetensors")
+    >>> models.save(path, model, model.init(backend="numpy"))
+    >>> model, params = models.load(path, backend="numpy")
+    >>> model.output_size
+    2
+    >>> folder.cleanup()
     """
     arrays, config = checkpoint.load(path, KIND)
     try:
@@ -108,13 +123,13 @@ def load(
 
 
 def config_of(where: str, model: Any) -> dict[str, Any]:
-    """Return the configuration of a model or a layer, from which `from_config` makes it: anything
-    JSON can hold.
+    """Return the configuration of a model or layer as JSON values, from which `from_config` makes
+    it.
 
     Raises
     ------
     TypeError
-        `model` is of a class that files do not know; the error begins with `where`.
+        Files do not support the class of `model`; the error begins with `where`.
     """
     layer: Any = model
     head: dict[str, Any] | None = None
@@ -131,24 +146,24 @@ def config_of(where: str, model: Any) -> dict[str, Any]:
 
 
 def _layers() -> dict[str, Any]:
-    """Return all layers by name, those of cells that users registered among them."""
+    """Return all layers by name, with the layers of registered cells."""
     return GATED | LAYERS
 
 
 def from_config(config: dict[str, Any], count: int | None = None) -> Model:
-    """Return the model or layer of a configuration; `count` is the number of arrays of a file,
-    which bounds its depth.
+    """Return the model or layer of a configuration; `count`, the file's number of arrays, bounds
+    its depth.
 
     Raises
     ------
     ValueError, TypeError
-        There is no such layer, or it does not take these options.
+        The layer is unknown, or does not take these options.
     """
     name, options, head = (config.get(key) for key in ("layer", "options", "head"))
     layers = _layers()
     if not isinstance(name, str) or name not in layers:
         raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(layers)}")
-    # Before their names are listed, however many are declared.
+    # This comes before names are listed, since a file may declare any number of blocks.
     is_deep = issubclass(layers[name], Backbone)
     depth, least = ("num_blocks", ARRAYS) if is_deep else ("num_layers", 1)
     declared = options.get(depth, options.get("recipe")) if isinstance(options, dict) else None

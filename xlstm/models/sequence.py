@@ -1,4 +1,4 @@
-"""SequenceModel: a sequence in, a prediction out."""
+"""SequenceModel: a recurrent layer with a linear head, from a sequence to a prediction."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from xlstm.recurrence.packing import Span
 
 
 def layer(where: str, name: str, value: Any) -> Any:
-    """Return a layer or a stack that a model can be made of; a model, which has a head, is
-    refused.
-    """
+    """Return a checked layer or stack for a model; refuse a model, which has a head already."""
     if not isinstance(value, SequenceLayer) or hasattr(value, "head"):
         expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
         raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
@@ -35,32 +33,33 @@ def layer(where: str, name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class SequenceModel(SequenceLayer):
-    """A recurrent layer with a linear head.
+    """A recurrent layer with a linear head, from a sequence to a prediction.
 
-    Parameters are those of the layer under `recurrent.` and of the head under `head.`. State and
-    arguments are those of the layer; y is the prediction, (T, B, O), or (B, O) with `last`.
+    Names of the layer's parameters begin with `recurrent.`, and of the head's with `head.`. State
+    and arguments are the layer's. y is the prediction, (T, B, O), or (B, O) with `last`.
 
-    With `symbols` x holds whole numbers from 0 to V - 1, (T, B), or (B, T) with `batch_first`, and
-    (B,) in `step`. They have no gradient: `backward` returns None in its place. A symbol that is
-    out of range is a ValueError where looking for it costs no wait for a GPU; past the end of a
-    sequence any will do. Initial rows of the embedding are N(0, 1), as of `torch.nn.Embedding`,
-    and N(0, 2 / (5 D)) before layers that begin with a norm.
+    With `symbols`, x holds whole numbers from 0 to V - 1: (T, B), or (B, T) with `batch_first`, and
+    (B,) in `step`. They have no gradient, so `backward` returns None in its place. A symbol out of
+    range raises ValueError if the check need not wait for a GPU. Padding may have any value.
+    Initial rows of the embedding are N(0, 1), as in `torch.nn.Embedding`, and N(0, 2 / (5 D))
+    before layers that begin with a norm.
 
     Parameters
     ----------
     recurrent : LSTM, GRU, RNN, sLSTM, minLSTM, minGRU, mLSTM, xLSTMStack or xLSTMLarge
-        The layer, or layers.
+        The recurrent layer, or a stack of layers.
     output_size : int
         Width O of the prediction.
     last : bool
-        Predict once, at the end of the sequence, instead of at every step: from the last layer's
-        final hidden state (of both directions) in gated layers such as LSTM and minGRU, and from y
-        of the last step in the others. With these a sequence of length 0 gives the head's bias.
+        Predict once, at the end of the sequence, instead of at every step. Gated layers such as
+        LSTM and minGRU predict from the last layer's final hidden state (of both directions).
+        Others predict from y of the last step; a sequence of length 0 then gives the head's bias.
     inputs : int, optional
-        Width D of x, where a linear layer under `input.` is to bring it to the width of the layer.
+        Width D of x. If given, a linear layer under `input.` maps x to the width of the recurrent
+        layer.
     symbols : int, optional
-        Number V of symbols, where x holds symbols, which an `Embedding` under `embedding.` brings
-        to the width of the layer.
+        Number V of symbols. If given, x holds symbols, and an `Embedding` under `embedding.` maps
+        them to the width of the recurrent layer.
     embedding_dropout : float
         Rate of dropout of embedded symbols.
 
@@ -113,7 +112,7 @@ class SequenceModel(SequenceLayer):
 
     @property
     def input_size(self) -> int:
-        """Width of x, which symbols do not have."""
+        """Width of x; symbols have none."""
         if self.symbols is not None:
             raise AttributeError("SequenceModel: x holds symbols, which have no width")
         return self.recurrent.input_size if self.inputs is None else self.inputs
@@ -134,7 +133,7 @@ class SequenceModel(SequenceLayer):
 
     @cached_property
     def before(self) -> str:
-        """The name of the part before the layer, "" where there is none."""
+        """The name of the part before the layer, or "" if there is none."""
         return next(iter(self.parts)).replace("recurrent", "")
 
     @property
@@ -151,7 +150,8 @@ class SequenceModel(SequenceLayer):
                 x = run.dropped("mask", x, self.embedding_dropout)
         y, end = run("recurrent", x, state)
         if self.last:
-            # The hidden state after the last step is the final state: its gradient goes in there.
+            # The hidden state after the last step is in the final state, so its gradient is added
+            # there.
             has_final = isinstance(self.recurrent, Recurrent)
             y = self._final(span.xp, end[0], span.keep) if has_final else _at_end(y, span)
         y = run("head", y)
@@ -195,14 +195,16 @@ class SequenceModel(SequenceLayer):
     def _final(self, xp: Namespace, h: Array, keep: bool) -> Array:
         """Return final hidden states (L, B, P) of the last layer side by side, (B, directions * P).
 
-        To keep them takes a copy, as the caller may change the final state.
+        Saving them takes a copy, since the caller may change the final state.
         """
         last = h[h.shape[0] - len(self.directions) :, ...]
         y = xp.reshape(xp.permute_dims(last, (1, 0, 2)), (h.shape[1], self.recurrent.output_size))
         return xp.asarray(y, copy=True) if keep else y
 
     def _final_bwd(self, xp: Namespace, d: Array) -> Array:
-        """Return the gradient of all final hidden states (L, B, P) from that of `_final`."""
+        """Return the gradient with respect to all final hidden states (L, B, P), given `_final`'s
+        gradient.
+        """
         directions = len(self.directions)
         B = d.shape[0]
         last = xp.permute_dims(xp.reshape(d, (B, directions, d.shape[1] // directions)), (1, 0, 2))
@@ -210,7 +212,7 @@ class SequenceModel(SequenceLayer):
 
 
 def _at_end(y: Array, span: Span) -> Array:
-    """Return y (T, B, H) at the last step of each sequence, (B, H); zero where it has none."""
+    """Return y (T, B, H) at the last step of each sequence, (B, H); zero for an empty one."""
     xp = span.xp
     B = span.B
     rows = np.maximum(span.lengths - 1, 0) * B + np.arange(B)
@@ -223,16 +225,16 @@ def _at_end(y: Array, span: Span) -> Array:
 
 
 def _at_end_bwd(d: Array, span: Span) -> Array:
-    """Return the gradient of y (T, B, H) from that of `_at_end`, (B, H)."""
+    """Return the gradient with respect to y (T, B, H), given `_at_end`'s gradient (B, H)."""
     xp = span.xp
     at = constants.copied(xp, np.arange(span.T)[:, None] == span.lengths - 1, device_of(d))
     return fuse.where(xp, at[:, :, None], d[None, ...], xp.zeros_like(d[None, ...]))
 
 
 def embedding_before(layer: Any, symbols: int, tied: bool = False) -> Embedding:
-    """Return the embedding of so many symbols before a layer.
+    """Return an embedding of `symbols` symbols before a layer.
 
-    Its rows are small at first where a norm follows them, or where they are `tied` to a head.
+    Its initial rows are small if a norm follows, or if they are `tied` to a head.
     """
     std = None if tied or isinstance(layer, Backbone | Block) else 1.0
     return Embedding(symbols, layer.input_size, std=std)
@@ -248,20 +250,20 @@ def layer_of(
     dropout: float = 0.0,
     **options: Any,
 ) -> SequenceLayer:
-    """Return the recurrent layers of a cell; those of "xlstm" are as wide as `hidden_size`, before
-    and after.
+    """Return the recurrent layers of a cell.
+
+    Layers of "xlstm" take and return vectors of width `hidden_size`.
 
     Parameters
     ----------
     where : str
-        The caller, with whose name an error begins.
+        The caller; errors begin with its name.
     cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
-        Or the name of a registered cell.
-        "xlstm" is a stack of `num_layers` blocks, of which the second is an sLSTM block and the
-        others mLSTM blocks.
+        The cell; also the name of a registered cell. "xlstm" is a stack of `num_layers` blocks: the
+        second is an sLSTM block, and the others are mLSTM blocks.
     input_size, hidden_size, num_layers : int
     bidirectional : bool
-        Not for "mlstm" and "xlstm".
+        Whether to run in both directions; not for "mlstm" and "xlstm".
     dropout : float
     options : dict
         Further options of the layer.
@@ -273,7 +275,7 @@ def layer_of(
     Raises
     ------
     ValueError, TypeError
-        There is no such cell, or an option that it does not have.
+        The cell is unknown, or it does not have one of the options.
     """
     gated = {
         name if issubclass(kind, Custom) else name.lower(): kind for name, kind in LAYERS.items()
@@ -306,7 +308,7 @@ def sequence_model(
     dropout: float = 0.0,
     **sizes: Any,
 ) -> SequenceModel:
-    """Return layers with a linear head.
+    """Return recurrent layers with a linear head.
 
     Parameters
     ----------
@@ -316,7 +318,7 @@ def sequence_model(
     last : bool
         Predict once, at the end of a sequence.
     symbols : int, optional
-        The number of symbols, where x holds symbols, whose embedding is `input_size` wide.
+        The number of symbols, if x holds symbols; their embedding is `input_size` wide.
     dropout : float
         Rate of dropout between layers, and of embedded symbols.
     sizes : dict
@@ -329,7 +331,7 @@ def sequence_model(
     of_symbols = 0.0
     if symbols is not None:
         of_symbols = dropout
-        # layers that have none between them refuse it
+        # a single layer refuses it
         dropout = dropout if sizes.get("num_layers", 1) > 1 or cell == "xlstm" else 0.0
     layer = layer_of(where, cell, input_size, dropout=dropout, **sizes)
     inputs = input_size if cell == "xlstm" and symbols is None else None

@@ -1,8 +1,8 @@
-"""Pictures of models and of their training, and the numbers behind them.
+"""Plots of models, training and forecasts, and the numbers behind them.
 
-Every function that draws returns a figure of matplotlib (`pip install '.[plot]'`), and none of them
-shows it or writes a file: `save` does. Functions whose names end in `_table`, and `gradient_norms`,
-`course` and `confusion_counts`, return numbers and need no matplotlib.
+Every function that draws returns a figure of matplotlib (`pip install '.[plot]'`). None of them
+shows the figure or writes a file; `save` writes one. Functions whose names end in `_table`, and
+`gradient_norms`, `course` and `confusion_counts`, return numbers and need no matplotlib.
 """
 
 from xlstm.plots.activity import (

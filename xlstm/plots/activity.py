@@ -1,5 +1,5 @@
-"""The work of gates that forward kept: their values over time, how often they saturate, how long a
-layer remembers.
+"""Gates over time, their saturation, and how long a layer remembers, from the values that forward
+saved.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from xlstm.layers.module import Saved
 from xlstm.plots import figures
 
 LOW = 0.05
-HIGH = 0.95  # a gate below the one or above the other is saturated
+HIGH = 0.95  # a gate below LOW or above HIGH is saturated
 BINS = 30
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Gates and states of one layer and direction over time, on the host.
+    """The gates and states of one layer and direction over time, on the host.
 
     Attributes
     ----------
     name : str
         The name that the layer's parameters begin with.
     gates, states : dict of str to array (T, B, H)
-        Those of an mLSTM that serve a whole head are (T, B, N).
+        The gates and states by name. In an mLSTM, gates and states that serve a whole head are (T,
+        B, N).
     shares : tuple of str
-        Names of the gates whose values are shares, from 0 to 1.
+        Names of the gates with values from 0 to 1.
     retained : array (T, B, H) or None
-        The share of the old state that each unit keeps at a step; None where there is no such
+        The share of the old state that each unit keeps at a step, or None if there is no such
         share.
     lengths : whole numbers (B,)
         Lengths of the sequences.
@@ -49,12 +50,12 @@ class Trace:
     lengths: Host
 
     def within(self, values: Host) -> Host:
-        """Return the values (n, H) of all steps before the ends of sequences."""
+        """Return the values (n, H) of all steps within sequences, without padding."""
         return values[np.arange(len(values))[:, None] < self.lengths]
 
 
 def layers_of(saved: Any) -> list[str]:
-    """Return the names of all layers whose gates and states `forward` kept.
+    """Return the names of all layers whose gates and states `forward` saved.
 
     Parameters
     ----------
@@ -67,23 +68,23 @@ def layers_of(saved: Any) -> list[str]:
     Raises
     ------
     TypeError, ValueError
-        `saved` is not what forward keeps, or has no such layer.
+        `saved` does not come from `forward`, or no layer in it has gates.
     """
     return [trace.name for trace in traces("layers_of", saved)]
 
 
 def traces(where: str, saved: Any) -> list[Trace]:
-    """Return the traces of all layers that have gates.
+    """Return the traces of all layers with gates.
 
     Raises
     ------
     TypeError, ValueError
-        `saved` is not what forward keeps, or has no such layer.
+        `saved` does not come from `forward`, or no layer in it has gates.
     """
     if not isinstance(saved, Saved) or saved.span is None:
         raise TypeError(
-            f"{where}: saved is {checks.shown(saved)}, expected what forward of a recurrent layer"
-            " keeps"
+            f"{where}: saved is {checks.shown(saved)}, expected the values that forward of a"
+            " recurrent layer saves"
         )
     lengths = saved.span.lengths
     parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}
@@ -106,7 +107,7 @@ def traces(where: str, saved: Any) -> list[Trace]:
 def _gated(name: str, passed: LayerTape, lengths: Host) -> Trace:
     cell = passed.tape.step.cell
     values = to_numpy(passed.gates)  # (T, G, B, H)
-    # The one gate of a plain RNN is its state.
+    # The only gate of a plain RNN is its state.
     gates = {gate: values[:, k] for k, gate in enumerate(cell.GATES) if gate not in cell.STATES}
     states = {state: to_numpy(getattr(passed, state)) for state in cell.STATES}
     retained = None if passed.retained is None else to_numpy(passed.retained)
@@ -118,8 +119,8 @@ def _matrix(name: str, content: Any, memory: Any, lengths: Host) -> Trace:
     log_i, log_f = (np.moveaxis(to_numpy(a), -1, 0) for a in (memory.inputs[3], memory.logf))
     gates = {"log i": log_i, "f": np.exp(log_f)}
     states = {}
-    shares = ["f"] if np.all(log_f <= 0) else []  # the exponential of a gate may be more than 1
-    # an mLSTM layer, and no block, has an output gate, and h before it, as wide as y
+    shares = ["f"] if np.all(log_f <= 0) else []  # an exponential gate may exceed 1
+    # only in an mLSTM layer, not in a block, the output gate and h before it are as wide as y
     if not isinstance(content, dict):
         gates["o"] = to_numpy(content.o)
         states["h"] = to_numpy(content.h)
@@ -128,7 +129,7 @@ def _matrix(name: str, content: Any, memory: Any, lengths: Host) -> Trace:
 
 
 class Saturation(NamedTuple):
-    """The shares of a gate's values, over units, steps and sequences, below 0.05 and above 0.95."""
+    """The shares of a gate's values below 0.05 and above 0.95, over units, steps and sequences."""
 
     layer: str
     gate: str
@@ -137,11 +138,12 @@ class Saturation(NamedTuple):
 
 
 class Retention(NamedTuple):
-    """The mean share of its old state that a unit keeps at a step, and its time constant in steps.
+    """The mean share of the old state that each unit keeps at a step, and its time constant in
+    steps.
 
-    The time constant is -1 / log(forget), after which exp(-1) of a value is left. It is infinite
-    where everything is kept, or the state grows, with an exponential forget gate above 1 on
-    average.
+    The time constant is -1 / log(forget); after so many steps, exp(-1) of a value is left. It is
+    infinite if a unit keeps everything, or if its exponential forget gate is above 1 on average, so
+    that the state grows.
     """
 
     layer: str
@@ -156,12 +158,12 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     Parameters
     ----------
     saved : Saved
-        As `forward` of a recurrent layer, a block, a stack or a model returned it.
+        The values that `forward` of a recurrent layer, a block, a stack or a model returned.
     layer : str, optional
-        One of `layers_of(saved)`, such as "0", "1.reverse" or "recurrent.0"; by default the only
-        one.
+        A name from `layers_of(saved)`, such as "0", "1.reverse" or "recurrent.0". You can leave it
+        out if there is only one layer.
     sequence : int
-        The sequence of the batch.
+        The index of the sequence in the batch.
 
     Returns
     -------
@@ -170,7 +172,7 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     Raises
     ------
     ValueError, TypeError
-        `saved` keeps no gates, there are several layers or none of that name, or no such sequence.
+        `saved` has no gates, `layer` is missing or unknown, or there is no such sequence.
     """
     by_name = {trace.name: trace for trace in traces("gates", saved)}
     if layer is None and len(by_name) == 1:
@@ -199,10 +201,10 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
 
 
 def saturation_table(saved: Any) -> list[Saturation]:
-    """Return how often the gates of every layer are nearly closed or nearly open.
+    """Return how often the gates of each layer are nearly closed or nearly open.
 
-    Only gates whose values are shares from 0 to 1 are listed. Exponential gates have no such bounds
-    and are left out.
+    Only gates with values from 0 to 1 are listed. Exponential gates have no such bounds, so they
+    are left out.
 
     Parameters
     ----------
@@ -216,7 +218,7 @@ def saturation_table(saved: Any) -> list[Saturation]:
     Raises
     ------
     ValueError, TypeError
-        `saved` keeps no gates, or none of them is a share.
+        `saved` has no gates, or no gate has values from 0 to 1.
     """
     rows = [
         Saturation(trace.name, gate, float(np.mean(values < LOW)), float(np.mean(values > HIGH)))
@@ -232,7 +234,7 @@ def saturation_table(saved: Any) -> list[Saturation]:
 
 
 def saturation(saved: Any) -> Any:
-    """Draw the shares of values below 0.05 and above 0.95 by layer and gate.
+    """Draw the shares of gate values below 0.05 and above 0.95, by layer and gate.
 
     Parameters
     ----------
@@ -248,7 +250,7 @@ def saturation(saved: Any) -> Any:
     ValueError, TypeError
         As `saturation_table` does.
     """
-    rows = saturation_table(saved)[::-1]  # the first one on top
+    rows = saturation_table(saved)[::-1]  # the first layer on top
     figure, (axes,) = figures.panels(1, 1, 1.4 + 0.28 * len(rows))
     below, above = 100 * np.array([(row.below, row.above) for row in rows]).T
     places = np.arange(len(rows))
@@ -263,10 +265,10 @@ def saturation(saved: Any) -> Any:
 
 
 def memory_table(saved: Any) -> list[Retention]:
-    """Return for how long each unit of every layer remembers.
+    """Return how long each unit of each layer remembers.
 
-    An LSTM forgets by f (a coupled one by 1 - i), a GRU by z, a minGRU by 1 - z, a minLSTM by
-    f, an sLSTM and an mLSTM by f before it is stabilised. A plain RNN has no such gate and is left out.
+    The forget gate is f in an LSTM (1 - i if coupled), z in a GRU, 1 - z in a minGRU, f in a
+    minLSTM, and f before stabilisation in an sLSTM or mLSTM. A plain RNN has none and is left out.
 
     Parameters
     ----------
@@ -276,12 +278,12 @@ def memory_table(saved: Any) -> list[Retention]:
     Returns
     -------
     list of Retention
-        In an mLSTM a unit is a head.
+        An entry for each layer. In an mLSTM, a unit is a head.
 
     Raises
     ------
     ValueError, TypeError
-        `saved` keeps no gates, or no layer has a forget gate.
+        `saved` has no gates, or no layer has a forget gate.
     """
     rows = []
     for trace in traces("memory", saved):
@@ -297,10 +299,10 @@ def memory_table(saved: Any) -> list[Retention]:
 
 
 def memory(saved: Any) -> Any:
-    """Draw histograms of the time constants of every layer, on a logarithmic axis.
+    """Draw a histogram of the time constants of each layer, on a logarithmic axis.
 
-    A dashed line marks the length of the longest sequence that was run: a longer time constant says
-    how slowly a unit forgets, and was not seen at work.
+    A dashed line marks the length of the longest sequence in the batch. A time constant beyond that
+    line is an extrapolation: no sequence was long enough to show it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Figures: their style, and files of them. Nothing else imports matplotlib."""
+"""The style of figures, and their files; only this file imports matplotlib."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from xlstm.arrays import checks
 from xlstm.data import writing
 from xlstm.engines.numba.deferred_signals import held
 
-WIDTH = 7.0  # inches, the width of a page of text
+WIDTH = 7.0  # inches, the width of a text page
 TITLE = 9
 TEXT = 9
-SMALL = 8  # sizes of type
+SMALL = 8  # font sizes
 DPI = 150
-# The lightness of heat maps grows with the value, so that they can be printed in grey.
+# The lightness of heat maps grows with the value, so they can be printed in grey.
 COLOURS = "viridis"
 DARK = "#31507a"
 LIGHT = "#e3b23c"
 
 
-# Looks of lines, of which no two are alike in lightness, and none in dashes and markers.
+# Styles of lines: no two have the same lightness, dashes or markers.
 LINES: tuple[dict[str, Any], ...] = (
     {"color": "#111a33", "linestyle": "-", "marker": "o"},
     {"color": "#8c2d2d", "linestyle": "--", "marker": "s"},
@@ -35,8 +35,8 @@ LINES: tuple[dict[str, Any], ...] = (
 
 
 def line(k: int, every: int = 1) -> dict[str, Any]:
-    """Return the look of the k-th line, with a marker at so many points; after the last one they
-    begin again.
+    """Return the style of line k, with a marker at every `every`-th point; styles repeat after the
+    last.
     """
     look = {"markevery": max(1, every), "markersize": 4, "linewidth": 1.4}
     return look | LINES[k % len(LINES)]
@@ -48,17 +48,18 @@ def available() -> bool:
 
 
 def require(where: object) -> None:
-    """Import matplotlib; raise ImportError where it is not installed."""
+    """Import matplotlib; raise ImportError if it is not installed."""
     if not available():
         raise ImportError(f"{where}: matplotlib is not installed; pip install matplotlib")
-    with held():  # Python ends with an abort where a signal has cut its modules in C++ short
+    with held():  # a signal during the import of its C++ modules would abort Python at exit
         for module in ("figure", "backends.backend_agg"):
             importlib.import_module(f"matplotlib.{module}")
 
 
 def check(path: Path) -> None:
-    """Raise unless a picture can be written to a path: ImportError, or ValueError or OSError about
-    the path.
+    """Raise an error unless a picture can be written to a path.
+
+    It is an ImportError, or a ValueError or OSError about the path.
     """
     require(path)
     from matplotlib.backend_bases import FigureCanvasBase
@@ -72,18 +73,18 @@ def check(path: Path) -> None:
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure to a file, whole or not at all; equal figures give equal bytes.
+    """Write a figure to a file, completely or not at all; equal figures give equal bytes.
 
     Parameters
     ----------
     figure : matplotlib.figure.Figure
     path : path
-        Its ending decides the format: .png, .svg, .pdf, or another one that matplotlib knows.
+        The file. Its suffix decides the format: .png, .svg, .pdf, or another that matplotlib knows.
 
     Raises
     ------
     ValueError, TypeError
-        The ending is unknown, or `figure` is no figure.
+        The suffix is unknown, or `figure` is not a figure.
     OSError
         The file cannot be written.
     """
@@ -101,20 +102,20 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
 def panels(
     count: int, columns: int, height: float, x: str = "", interactive: bool = False, **options: Any
 ) -> tuple[Any, list[Any]]:
-    """Return a new figure as wide as a page, and its axes, row by row.
+    """Return a new figure as wide as a text page, and its axes, row by row.
 
     Parameters
     ----------
     count : int
-        Axes.
+        The number of axes.
     columns : int
         The most axes in a row.
     height : float
-        Inches of a row.
+        The height of a row in inches.
     x : str
         The label below the lowest axes of each column.
     interactive : bool
-        Whether the figure is one of pyplot, which notebooks and `pyplot.show` show.
+        Whether to make a figure of pyplot, which notebooks and `pyplot.show` show.
     options : dict
         Options of matplotlib's `subplots`.
     """
@@ -134,7 +135,7 @@ def panels(
         axes.remove()
     for k, axes in enumerate(grid[:count]):
         axes.tick_params(which="both", labelsize=SMALL)
-        if k + columns >= count:  # the lowest one of its column, whatever axes are shared
+        if k + columns >= count:  # the lowest axes of the column, even with shared axes
             axes.tick_params(labelbottom=True)
             label(axes, x=x)
         axes.spines[["top", "right"]].set_visible(False)
@@ -142,21 +143,21 @@ def panels(
 
 
 def label(axes: Any, title: str = "", x: str = "", y: str = "", size: int = TITLE) -> None:
-    """Label a panel; names are shown as they are, whatever letters they have."""
+    """Label a panel; names are shown literally, even with special characters."""
     axes.set_title(title, loc="left", fontsize=size, parse_math=False)
     axes.set_xlabel(x or axes.get_xlabel(), fontsize=TEXT, parse_math=False)
     axes.set_ylabel(y, fontsize=TEXT, parse_math=False)
 
 
 def legend(target: Any, axes: Any = None, **options: Any) -> None:
-    """Add a legend to a figure, of the lines of `axes`, or to axes."""
+    """Add a legend to axes, or to a figure for the lines of `axes`."""
     handles, names = (target if axes is None else axes).get_legend_handles_labels()
     for text in target.legend(handles, names, frameon=False, fontsize=SMALL, **options).get_texts():
         text.set_parse_math(False)
 
 
 def dates(axes: Any, time: Any) -> None:
-    """Give ticks that are dates, where `time` holds some, short labels that do not touch."""
+    """Give date ticks short labels that do not overlap, if `time` holds dates."""
     if time.dtype.kind == "M":
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
@@ -167,14 +168,14 @@ def dates(axes: Any, time: Any) -> None:
 
 
 def tint(colour: str, share: float) -> Any:
-    """Return a colour mixed with white, of which it has a share."""
+    """Return a colour mixed with white; `share` is the colour's share."""
     from matplotlib.colors import to_rgb
 
     return tuple(1 - share * (1 - part) for part in to_rgb(colour))
 
 
 def heat_map(axes: Any, values: Any, text: str = "", **look: Any) -> None:
-    """Draw an array as colours, with a labelled bar that shows their values."""
+    """Draw an array as colours, with a labelled colour bar."""
     image = axes.imshow(values, cmap=COLOURS, **look)
     bar = axes.figure.colorbar(image, ax=axes)
     bar.set_label(text, fontsize=TEXT)
@@ -182,12 +183,12 @@ def heat_map(axes: Any, values: Any, text: str = "", **look: Any) -> None:
 
 
 def whole_numbers(*axes: Any) -> None:
-    """Put ticks at whole numbers only, along each axis given."""
+    """Put ticks only at whole numbers, along each given axis."""
     for axis in axes:
         axis.get_major_locator().set_params(integer=True)
 
 
 def tick_names(axis: Any, names: Iterable[str], **options: Any) -> None:
-    """Put a name at 0, 1, 2, ... of an axis."""
+    """Put names at 0, 1, 2, ... along an axis."""
     named = list(names)
     axis.set_ticks(range(len(named)), named, fontsize=SMALL, parse_math=False, **options)

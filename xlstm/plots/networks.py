@@ -1,6 +1,4 @@
-"""Networks: the distributions of their parameters, and the gradient on its way back through
-time.
-"""
+"""Plots of networks: distributions of parameters, and gradients back through time."""
 
 from __future__ import annotations
 
@@ -19,17 +17,17 @@ from xlstm.data.host import Host
 from xlstm.layers.sequence import Leaf, SequenceLayer
 from xlstm.plots import figures
 
-MOST = 120  # panels of one figure
+MOST = 120  # the most panels of one figure
 BINS = 40
-LETTERS = 28  # of a line of a panel's title
-LEAST = 3  # steps, for two norms of a state
-STATES = ("h", "c", "C")  # the states that carry content; n and m scale them
+LETTERS = 28  # the most in a line of a panel's title
+LEAST = 3  # fewest steps, for two norms of a state
+STATES = ("h", "c", "C")  # states that carry content; n and m only scale them
 LAYER = checks.instance(SequenceLayer, "a recurrent layer, a stack, or a model of them")
 
 
 class Parameter(NamedTuple):
-    """A parameter: its name, shape, L2 norm, and the mean, deviation, least and greatest of its
-    values.
+    """The name, shape and L2 norm of a parameter, and the mean, deviation, minimum and maximum of
+    its values.
     """
 
     name: str
@@ -42,7 +40,7 @@ class Parameter(NamedTuple):
 
 
 def parameter_table(params: Params) -> list[Parameter]:
-    """Return the numbers of every parameter.
+    """Return the norm and the distribution of each parameter in numbers.
 
     Parameters
     ----------
@@ -56,7 +54,7 @@ def parameter_table(params: Params) -> list[Parameter]:
     Raises
     ------
     ValueError, TypeError
-        `params` is no dict of arrays of finite numbers, or is empty.
+        `params` is not a dict of arrays of finite numbers, or is empty.
     """
     rows = []
     for name, array in checks.mapping("parameters", params).items():
@@ -72,7 +70,7 @@ def parameter_table(params: Params) -> list[Parameter]:
 
 
 def parameters(params: Params) -> Any:
-    """Draw the histogram of every parameter, under its name, shape and L2 norm.
+    """Draw a histogram of each parameter, titled with its name, shape and L2 norm.
 
     Parameters
     ----------
@@ -86,7 +84,7 @@ def parameters(params: Params) -> Any:
     Raises
     ------
     ValueError, TypeError
-        As `parameter_table` does; or there are more than 120.
+        As for `parameter_table`, or there are more than 120 parameters.
     """
     rows = parameter_table(params)
     if len(rows) > MOST:
@@ -106,20 +104,21 @@ def parameters(params: Params) -> Any:
 
 
 class GradientNorm(NamedTuple):
-    """The L2 norm of a gradient at every step, over all sequences and units.
+    """The L2 norm of a gradient at each step, over all sequences and units.
 
     Attributes
     ----------
     of : str
-        "x", the input of the step, or "h", "c" or "C", the state after it.
+        The variable that the gradient is taken with respect to: "x", the input of the step, or "h",
+        "c" or "C", the state after the step.
     layer : str
-        The number of the layer or block of a state, or nothing.
+        The number of the state's layer or block, or an empty text.
     norms : array (T,) or (T - 1,)
-        Step by step; that of y of the last step is where the gradient comes from, so states end
-        before it.
+        The norm at each step. The gradient starts at y of the last step, so norms of states end one
+        step before it.
     factor : float
-        The mean factor by which the norm changes with each step back: below 1 the gradient
-        vanishes, above 1 it grows.
+        The mean factor by which the norm changes with each step back in time. Below 1 the gradient
+        vanishes; above 1 it grows.
     """
 
     of: str
@@ -131,25 +130,26 @@ class GradientNorm(NamedTuple):
 def gradient_norms(
     layer: Any, params: Params, x: Array, dy: Any = None, state: Any = None, seed: int = 0
 ) -> list[GradientNorm]:
-    """Put a gradient at y of the last step, and return how much of it reaches each step before.
+    """Return how much of a gradient at the last step's y reaches each earlier step.
 
-    The layer runs step by step, and `layer.backward` hands the gradient of the state from step to
-    step, so these are the exact gradients of backpropagation through time. Dropout and zoneout draw
-    no masks.
+    The layer runs step by step, and `layer.backward` passes the gradient with respect to the state
+    from step to step. So these are the exact gradients of backpropagation through time. Dropout and
+    zoneout draw no masks.
 
     Parameters
     ----------
     layer : SequenceLayer
-        A recurrent layer, block, stack or model, which runs in one direction.
+        A recurrent layer, block, stack or model that runs in one direction.
     params : dict of str to array
     x : array (T, B, D), or (B, T, D) with `batch_first`; or whole numbers for a language model
-        Three steps or more.
+        The input, with three steps or more.
     dy : array (B, O), optional
-        The gradient of a loss by y of the last step; by default random numbers of norm 1.
+        The gradient of a loss with respect to y of the last step; by default random numbers of norm
+        1.
     state : tuple, optional
-        Initial state.
+        The initial state.
     seed : int
-        Seed of the random numbers.
+        The seed of the random numbers.
 
     Returns
     -------
@@ -158,8 +158,8 @@ def gradient_norms(
     Raises
     ------
     ValueError, TypeError
-        An argument is misshapen, the layer has a reverse direction, which knows the last step from
-        the beginning, x has fewer than three steps, or the gradient is not finite.
+        An argument has a wrong shape, x has fewer than three steps, or the gradient is not finite.
+        Or the layer has a reverse direction, which sees the last step first.
     """
     LAYER("gradients", "layer", layer)
     if layer.directions != ("",):
@@ -185,13 +185,13 @@ def gradient_norms(
         values = to_numpy(dy)
         checks.shape("gradients", "dy", values, size)
     d = like(values.reshape(y.shape), y)
-    by_name: dict[tuple[str, str], list[float]] = {}  # from the last step on
+    by_name: dict[tuple[str, str], list[float]] = {}  # from the last step to the first
     for t in range(T - 1, -1, -1):
         _, dx, dstate = layer.backward(params, saved[t], d, dstate)
         d = None
         if dx is not None:
             by_name.setdefault(("x", ""), []).append(_norm(dx))
-        if t:  # before the first step there is no state of the sequence
+        if t:  # the sequence has no state before its first step
             for of, name, array in _leaves(layer.states, dstate):
                 by_name.setdefault((of, name), []).append(_norm(array))
     results = []
@@ -201,19 +201,19 @@ def gradient_norms(
             raise ValueError(
                 f"gradients: that of {of} is not finite{f' in layer {name}' if name else ''}"
             )
-        # The mean factor between the first and the last norm; NaN if the last one is 0.
+        # The mean factor between the first and the last norm; NaN if the last norm is 0.
         factor = (norms[0] / norms[-1]) ** (1 / (len(norms) - 1)) if norms[-1] else math.nan
         results.append(GradientNorm(of, name, norms, float(factor)))
     return results
 
 
 def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm]]) -> Any:
-    """Draw norms of gradients over time on a logarithmic axis, a panel for each of x, h and c.
+    """Draw norms of gradients over time on a logarithmic axis, with a panel for each of x, h and c.
 
     Parameters
     ----------
     norms : list of GradientNorm, or dict of str to such lists
-        From `gradient_norms`; several are drawn over each other by their names.
+        The results of `gradient_norms`. A dict draws several lists over each other, by name.
 
     Returns
     -------
@@ -222,13 +222,13 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
     Raises
     ------
     ValueError, TypeError
-        There are no norms.
+        `norms` is empty, or does not come from `gradient_norms`.
     """
     runs = norms if isinstance(norms, Mapping) else {"": norms}
     lines = [(str(name), line) for name, several in runs.items() for line in several]
     if not lines or not all(isinstance(line, GradientNorm) for _, line in lines):
         raise ValueError(
-            f"gradients: norms is {checks.shown(norms)}, expected what gradient_norms returns"
+            f"gradients: norms is {checks.shown(norms)}, expected the result of gradient_norms"
         )
     kinds = sorted({line.of for _, line in lines}, key=("h", "c", "C", "x").index)
     below = "time step t; the gradient comes from the last one"
@@ -251,7 +251,7 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
 
 
 def _leaves(leaves: Any, state: Any, block: str = "") -> Iterator[tuple[str, str, Array]]:
-    """Yield the name, the layer or block, and the array of every state that carries content."""
+    """Yield the name, the layer or block, and the array of each state that carries content."""
     for k, (leaf, part) in enumerate(zip(leaves, state, strict=True)):
         if not isinstance(leaf, Leaf):
             yield from _leaves(leaf, part, block or str(k))

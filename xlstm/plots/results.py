@@ -1,4 +1,4 @@
-"""Results: the course of training, labels that are confused, and forecasts with their errors."""
+"""Plots of results: the course of training, confused labels, and forecasts with their errors."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ from xlstm.plots import figures
 from xlstm.training import Trained, folder
 
 log = logging.getLogger("xlstm")
-POINTS = 2000  # of a line that are drawn
-WRITTEN = 12  # labels, up to which counts are written into the matrix
-NAMED = 40  # labels, up to which the axes have their names
-LATEST = 200  # forecasts of a test part that are drawn
-AXES = 12  # of the targets of several series
+POINTS = 2000  # the most points of a line
+WRITTEN = 12  # the most labels with counts written into the matrix
+NAMED = 40  # the most labels with names at the axes
+LATEST = 200  # the most forecasts of a test part that are drawn
+AXES = 12  # the most axes for targets of several series
 MEASURES = ("RMSE", "MAE", "MASE", "sMAPE")  # of `Errors`
-# a column of quantiles: its target and its level
+# the name of a column of quantiles: target and level
 QUANTILE = re.compile(r"(.*) (0\.\d+|[\d.]+e-\d+)")
 TRUTH = "0.45"
 FAN = "#3b7d5b"
-LEADS = "#e0457b", "#5b3fa0"  # of forecasts one step and a whole horizon ahead
+LEADS = "#e0457b", "#5b3fa0"  # colours of forecasts one step and a whole horizon ahead
 
 
 class Course(NamedTuple):
-    """The finite numbers of a run, each with the batches that were done: arrays (n, 2) of batches
-    and values.
-    """
+    """The finite numbers of a run, as arrays (n, 2) of the batches so far and the value."""
 
     loss: Host
     validation: Host
@@ -46,7 +44,7 @@ class Course(NamedTuple):
 
 
 def course(run: Any, where: str = "course") -> Course:
-    """Return losses, validation losses and norms of gradients of a run.
+    """Return the losses, validation losses and gradient norms of a run.
 
     Parameters
     ----------
@@ -59,12 +57,12 @@ def course(run: Any, where: str = "course") -> Course:
     Returns
     -------
     Course
-        A `Trained` has no norms.
+        The numbers of the run. A `Trained` has no norms.
 
     Raises
     ------
     OSError, ValueError, TypeError
-        There is no such file, it is no history, or no line of it has a loss.
+        The file does not exist, it is not a history, or no line of it has a loss.
     """
     run = getattr(run, "trained_", run)
     if isinstance(run, Trained):
@@ -88,16 +86,16 @@ def course(run: Any, where: str = "course") -> Course:
 
 
 def curves(runs: Any) -> Any:
-    """Draw the losses, validation losses and norms of gradients of one run, or of several over each
+    """Draw the losses, validation losses and gradient norms of one run, or of several over each
     other.
 
-    Losses and norms are drawn as they are in a pale shade, and as the mean of the batches around
-    each one, a twentieth of the run.
+    Losses and norms are drawn twice: unsmoothed in a pale shade, and smoothed by a mean over the
+    batches around each point, a twentieth of the run.
 
     Parameters
     ----------
     runs : path, Trained, fitted estimator, or dict of str to these
-        As for `course`; a dict has the names of several runs.
+        As for `course`; a dict gives several runs by name.
 
     Returns
     -------
@@ -106,7 +104,7 @@ def curves(runs: Any) -> Any:
     Raises
     ------
     OSError, ValueError, TypeError
-        As `course` does.
+        As for `course`.
     """
     by_name = checks.mapping("curves", runs, "runs") if isinstance(runs, Mapping) else {"": runs}
     courses = {str(name): course(run, "curves") for name, run in by_name.items()}
@@ -130,9 +128,7 @@ def curves(runs: Any) -> Any:
 
 
 def smoothed(values: Host, window: int) -> Host:
-    """Return the mean of the values around each one, at most `window` of them and fewer at the ends
-    (n,).
-    """
+    """Return a moving mean (n,) over at most `window` values, fewer at the ends."""
     sums = np.concatenate(([0.0], np.cumsum(values)))
     at = np.arange(len(values))
     half = window // 2
@@ -153,7 +149,7 @@ def _draw(axes: Any, kind: str, points: Host, look: dict[str, Any], name: str) -
 
 
 def _column(lines: Iterable[Mapping[str, Any]], key: str) -> Host:
-    """Return the batches and the finite values of lines that have a value (n, 2)."""
+    """Return the batches and values (n, 2) of all lines with a finite value."""
     rows = [
         (line["total"], line[key])
         for line in lines
@@ -165,26 +161,31 @@ def _column(lines: Iterable[Mapping[str, Any]], key: str) -> Host:
 def confusion_counts(
     truth: Any, predicted: Any, labels: Sequence[Any] | None = None
 ) -> tuple[list[Any], Host]:
-    """Count how often each label is taken for each.
+    """Count how often each true label is predicted as each label.
 
     Parameters
     ----------
     truth, predicted : array (N,)
-        Labels: whole numbers or text.
+        The true and the predicted labels, whole numbers or text.
     labels : list, optional
-        The labels in their order; by default all that occur, sorted.
+        The labels, in the order of the matrix; by default all that occur, sorted.
 
     Returns
     -------
     labels : list
     counts : array (C, C)
-        A row for each true label, and a column for each predicted one.
+        A row for each true label, and a column for each predicted label.
 
     Raises
     ------
     ValueError, TypeError
-        The arrays differ in length, are empty, or have a label that is not listed or labels that
-        cannot be sorted.
+        The arrays differ in length or are empty, a label is not listed, or labels cannot be sorted.
+
+    Examples
+    --------
+    >>> labels, counts = confusion_counts(["cat", "dog", "dog"], ["cat", "cat", "dog"])
+    >>> labels, counts.tolist()
+    (['cat', 'dog'], [[1, 0], [1, 1]])
     """
     rows, columns = (
         checks.host("confusion", name, values, "labels (N,)")
@@ -217,7 +218,7 @@ def confusion_counts(
 
 
 def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -> Any:
-    """Draw a confusion matrix: counts, and shares of each row.
+    """Draw a confusion matrix with counts, and with shares of each row as colours.
 
     Parameters
     ----------
@@ -232,7 +233,7 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
     Raises
     ------
     ValueError, TypeError
-        As `confusion_counts` does.
+        As for `confusion_counts`.
     """
     every_label, counts = confusion_counts(truth, predicted, labels)
     totals = counts.sum(axis=1, keepdims=True)
@@ -269,15 +270,15 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
 
 
 class Fan(NamedTuple):
-    """Quantiles of what comes after the end of a series.
+    """The quantiles of a forecast after the end of a series.
 
     Attributes
     ----------
     quantiles : array (H, Q)
     levels : sequence of Q floats
-        The level of each column, such as 0.1.
+        The level of each column, between 0 and 1, such as 0.1.
     mean : array (H,), optional
-        It is drawn where there is no median.
+        The mean, which is drawn if there is no median.
     """
 
     quantiles: Values
@@ -292,18 +293,19 @@ def forecast(
     ahead: Fan | None = None,
     errors: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Draw forecasts over the test part against the truth, their errors, and what comes after the
-    end of the series.
+    """Draw forecasts of a test part against the observed values, their errors, and the forecast
+    after the end.
 
-    The latest 200 forecasts of a long test part are drawn, one step ahead and as many as there are.
+    If the test part is long, the latest 200 forecasts are drawn: one step ahead, and the whole
+    horizon ahead.
 
     Parameters
     ----------
     series : Series
     at : integer array (N,)
-        Positions of the values that are forecast one step ahead.
+        The indices of the values that are forecast one step ahead.
     forecasts : array (N,) or (N, H)
-        The forecasts for this value and those after it, in the series' own units.
+        The forecasts of each such value and the values after it, in the units of the series.
     ahead : Fan, optional
     errors : dict of str to array (H,), optional
         As for `forecast_errors`.
@@ -335,20 +337,21 @@ def forecast(
     if ahead is not None:
         _draw_fan(rest[-1], series, ahead, "beyond the end of the data")
     place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.97)}
-    for axes in (test, *rest):  # to the right of the title, where it covers nothing
+    for axes in (test, *rest):  # right of the title, where the legend covers nothing
         figures.legend(axes, ncols=5, columnspacing=1.2, handlelength=1.6, **place)
     return figure
 
 
 def fans(series: Any, ahead: Any) -> Any:
-    """Draw the ends of series and quantiles of what comes after them, a panel for each.
+    """Draw the ends of series with the quantiles of their forecasts, in a panel for each series.
 
     Parameters
     ----------
     series : list of Series, or table
-        Each target of each series of a table has a panel.
+        The series. For a table, each target of each series has a panel.
     ahead : list of Fan, or table
-        As many, or for a table the one that `predict_quantiles` of a forecaster returns.
+        A `Fan` for each series; for a table, the table that `predict_quantiles` of a forecaster
+        returns.
 
     Returns
     -------
@@ -357,7 +360,7 @@ def fans(series: Any, ahead: Any) -> Any:
     Raises
     ------
     ValueError, TypeError
-        A table comes with something else than quantiles of its targets.
+        The series are a table, but `ahead` does not hold quantiles of its targets.
     """
     if frames.is_table(series):
         series, ahead = _of_tables(series, ahead)
@@ -371,28 +374,28 @@ def fans(series: Any, ahead: Any) -> Any:
 def ends(
     panel: Panel, several: Sequence[TimeSeries], ahead: Fan, ax: Any = None, last: int | None = None
 ) -> Any:
-    """Draw the ends of the first series of a panel, and what a forecaster says comes after them.
+    """Draw the ends of the first series of a panel, and a forecaster's forecasts after them.
 
     Parameters
     ----------
     panel : Panel
     several : list of S TimeSeries
     ahead : Fan
-        Quantiles (S, H, C, Q) and mean (S, H, C) of all series. At most AXES targets are drawn.
+        The quantiles (S, H, C, Q) and mean (S, H, C) of all series. At most AXES targets are drawn.
     ax : Axes, or array or list of Axes, optional
-        Those to draw on; by default those of a new figure of pyplot.
+        The axes to draw on; by default the axes of a new figure of pyplot.
     last : int, optional
-        How many values of each series are drawn.
+        The number of last values of each series to draw.
 
     Returns
     -------
     Axes, or array of Axes
-        An array where several targets are drawn.
+        An array if several targets are drawn.
 
     Raises
     ------
     ValueError, TypeError
-        `ax` does not hold as many axes as targets are drawn.
+        The number of axes in `ax` differs from the number of targets to draw.
     """
     S, _, C, _ = ahead.quantiles.shape
     every = len(panel.values) * C
@@ -425,10 +428,8 @@ def ends(
 
 
 def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
-    """Return each target of each series of a table, and its quantiles, which are columns of another
-    table.
-    """
-    levels: dict[str, dict[str, float]] = {}  # of each target, by column
+    """Return each target of each series of a table, and its quantiles from `ahead`."""
+    levels: dict[str, dict[str, float]] = {}  # levels of each target, by column
     others = []
     for column in frames.names_of("fans", ahead):
         if match := QUANTILE.fullmatch(column):
@@ -462,19 +463,19 @@ def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
 def forecast_errors(
     errors: Mapping[str, Any], unit: str = "", step: str = "step", measure: str = "RMSE"
 ) -> Any:
-    """Draw errors of forecasts by steps ahead, the model's beside those of baselines.
+    """Draw errors of forecasts by steps ahead, the model's beside the baselines'.
 
     Parameters
     ----------
     errors : dict of str to array (horizon,) or (horizon, C), or to Errors
-        Errors by the names of methods, such as `Score.errors`, or `Score.model` and others. Each of
-        several targets has a panel. One that is NaN is left out.
+        The errors of each method, by name, such as `Score.errors`, or `Score.model` and others. If
+        there are several targets, each has a panel. Errors that are NaN are left out.
     unit : str
         The unit of the series.
     step : str
-        The unit of a step, such as "month".
+        The name of a step, such as "month".
     measure : str
-        The name of the error; with `Errors` one of RMSE, MAE, MASE and sMAPE, which is then drawn.
+        The name of the error. With `Errors` it selects RMSE, MAE, MASE or sMAPE.
 
     Returns
     -------
@@ -483,7 +484,8 @@ def forecast_errors(
     Raises
     ------
     ValueError, TypeError
-        There are no errors, they are no numbers (horizon,) or (horizon, C), or methods differ in C.
+        There are no errors, they are not numbers (horizon,) or (horizon, C), or methods differ in
+        C.
     """
     by_name = _measured(checks.mapping("forecast_errors", errors, "errors"), measure)
     C, *others = {values.shape[1] for values in by_name.values()}
@@ -501,7 +503,7 @@ def forecast_errors(
 
 
 def _measured(errors: Mapping[str, Any], measure: str) -> dict[str, Host]:
-    """Return errors (H, C) by steps ahead and targets, of `Errors` those of a measure."""
+    """Return errors (H, C) by steps ahead and targets; of `Errors`, the values of one measure."""
     by_name = {}
     for name, values in errors.items():
         if hasattr(values, "rmse"):
@@ -524,10 +526,9 @@ def _draw_errors(
 
 
 def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str, last: int | None = None) -> None:
-    """Draw the end of a series and quantiles of what comes after it, each interval in a shade.
+    """Draw the end of a series and the quantiles of its forecast, each interval in a shade.
 
-    The end has `last` values; where the latest of them are gaps, it begins with the value before
-    them.
+    The end has `last` values. If all of these are gaps, it begins with the value before them.
     """
     H = len(ahead.quantiles)
     levels = [*ahead.levels]
@@ -541,11 +542,11 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str, last: int | Non
         time = calendars.on_clocks(dates)
     past = time[:-H][-shown:]
     axes.plot(past, values, color=TRUTH, linewidth=1.2)
-    begin = observed - N  # the last value, where forecasts begin
+    begin = observed - N  # the last value: forecasts begin there
     quantiles = np.insert(ahead.quantiles, 0, values[begin], axis=0)  # (1 + H, Q)
     time = np.insert(time[-H:], 0, past[begin])
     half = len(levels) // 2
-    for k in range(half):  # opaque, the widest first, so that each has the shade of the legend
+    for k in range(half):  # opaque, widest first, so that each keeps its shade
         shade = figures.tint(FAN, 0.15 + 0.55 * k / half)
         label = (
             f"{100 * (levels[-1 - k] - levels[k]):.0f} %" if k % max(1, half // 4) == 0 else None

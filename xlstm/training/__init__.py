@@ -21,7 +21,7 @@ from xlstm.training.state import StepState, Taken
 from xlstm.training.steps import TrainStep
 from xlstm.training.stop_signals import Interrupted, Terminated
 
-Step = TrainStep  # the name that programs outside may use
+Step = TrainStep  # an alias that other programs may already use
 
 __all__ = [
     "Batches",

@@ -1,5 +1,5 @@
-"""Low-rank adapters: small changes of large matrices are trained, and the matrices stay (Hu et al.
-2021).
+"""Low-rank adapters: train small changes of large matrices and leave the matrices as they are (Hu
+et al. 2021).
 """
 
 from __future__ import annotations
@@ -23,30 +23,32 @@ SEQUENCE = checks.instance(SequenceLayer, "a layer or a model that goes through 
 
 
 class LowRank:
-    """A model in which each chosen matrix W (..., O, I) is W + scale B A, with A (..., rank, I) and
-    B (..., O, rank).
+    """A model that adds a trainable low-rank change to each chosen matrix (LoRA, Hu et al. 2021).
 
-    The parameters of this object are the A and B, `{name}.A` and `{name}.B`; the others, which it
-    holds, stay as they are. It can be trained as any model, and `merged` gives the parameters of
-    the model itself. At first B is 0.
+    Each chosen matrix W (..., O, I) becomes W + scale B A, with A (..., rank, I) and B (..., O,
+    rank).
+
+    The parameters of this object are the matrices A and B, named `{name}.A` and `{name}.B`. It
+    holds all other parameters, and they stay as they are. Train it like any model; `merged` then
+    returns parameters for the model itself. B starts at 0, so the model starts unchanged.
 
     Parameters
     ----------
     model : SequenceLayer
         A layer or model.
     params : dict of str to array
-        Its parameters. They are not changed, and not to be changed.
+        The model's parameters. `LowRank` does not change them, and you must not either.
     rank : int
-        Rank of the changes, less than both sides of a matrix; smaller ones are left out.
+        Rank of the changes. It is less than both sides of a matrix; smaller matrices are left out.
     scale : float
         Factor of the changes.
     names : list of str
-        Patterns of the names of matrices, as of `fnmatch`.
+        Patterns that select matrices by name, in the syntax of `fnmatch`.
 
     Raises
     ------
     TypeError, ValueError
-        The parameters are not those of the model, or no matrix is chosen.
+        The parameters do not belong to the model, or no matrix is chosen.
 
     Examples
     --------
@@ -87,13 +89,13 @@ class LowRank:
             )
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the model, such as `batch_first` and its `loss`."""
+        """Return an attribute of the model, such as `batch_first` or `loss`."""
         if name.startswith("_") or name == "model":
             raise AttributeError(name)
         return getattr(self.model, name)
 
     def init(self, seed: Seed = 0) -> Params:
-        """Draw A from N(0, 1 / I), and make B of zeros, beside the parameters of the model.
+        """Draw A from N(0, 1 / I) and fill B with zeros, on the device of the model's parameters.
 
         Parameters
         ----------
@@ -114,12 +116,12 @@ class LowRank:
         return params
 
     def merged(self, params: Params) -> Params:
-        """Return the parameters of the model with the changes in them.
+        """Return the parameters of the model with the changes added.
 
         Parameters
         ----------
         params : dict of str to array
-            The A and B.
+            The matrices A and B, as `init` returns them.
 
         Returns
         -------
@@ -137,7 +139,7 @@ class LowRank:
 
     @property
     def shapes(self) -> dict[str, dict[str, int]]:
-        """Names and shapes of the A and B."""
+        """The names and shapes of all A and B."""
         shapes: dict[str, dict[str, int]] = {}
         for name in self.names:
             *before, O, I = self.params[name].shape  # noqa: E741
@@ -157,7 +159,7 @@ class LowRank:
     def backward(
         self, params: Params, saved: Any, dy: Array | None, dstate: Any = None, **options: Any
     ) -> tuple[Params, Any, Any]:
-        """Return the gradients of the A and B, of x and of the initial state; see
+        """Return the gradients with respect to A and B, x and the initial state; see
         `LSTM.backward`.
         """
         used, inner = saved

@@ -1,5 +1,5 @@
-"""Ranks come together: each hears the errors of the others, and whether all have the same settings,
-and gets what rank 0 decides.
+"""Places where all ranks meet: they exchange errors, compare settings and receive rank 0's
+decisions.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from xlstm.arrays.ranks.groups import Group, OtherRankError, odd_ranks
 
 
 class KeepsError(Protocol):
-    """A rank that keeps its error until all ranks come together."""
+    """A rank that keeps its error until all ranks meet."""
 
     error: Exception | None
 
 
 @contextlib.contextmanager
 def together(ranks: KeepsError | None) -> Iterator[None]:
-    """Note an error that all ranks raise at the same place, so that they can do more together."""
+    """Note an error that all ranks raise at the same place, so that they can still act together."""
     try:
         yield
     except Exception as error:
@@ -39,8 +39,8 @@ def together(ranks: KeepsError | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(ranks: KeepsError | None) -> Iterator[None]:
-    """Keep an error of this rank until all come together; raise it without others, and while a
-    graph is captured.
+    """Keep an error of this rank until all ranks meet; without other ranks, or while a graph is
+    captured, raise it at once.
     """
     try:
         yield
@@ -51,13 +51,11 @@ def held(ranks: KeepsError | None) -> Iterator[None]:
 
 
 class ApartError(RuntimeError):
-    """Ranks have come together at different places of the program."""
+    """An error: ranks have met at different places of the program."""
 
 
 class Said(NamedTuple):
-    """The words of a rank where all come together: the place in words, its error, and what else it
-    tells.
-    """
+    """The message of a rank where all meet: the place in words, the rank's error, and a value."""
 
     place: str
     problem: str | None
@@ -65,8 +63,8 @@ class Said(NamedTuple):
 
 
 def told(group: Group, place: str, error: Exception | None, what: Any = None) -> list[Any]:
-    """Return what all ranks tell at a place; raise the error of this rank, or name another rank
-    that has one.
+    """Return the values that all ranks send at a place; raise this rank's error, or name another
+    rank that has one.
     """
     problem = None if error is None else f"{type(error).__name__}: {error}"
     every = group.tell(Said(place, problem, what))
@@ -86,10 +84,9 @@ def told(group: Group, place: str, error: Exception | None, what: Any = None) ->
 
 
 def of_first(group: Group | None, function: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function makes on rank 0, with the same bits on all ranks; the others do not
-    call it.
+    """Call a function on rank 0 alone, and return its result with the same bits on all ranks.
 
-    An error of the function is raised on all ranks.
+    All ranks raise an error of the function.
     """
     if group is None or group.size == 1:
         return function(*args)
@@ -103,7 +100,7 @@ def of_first(group: Group | None, function: Callable[..., Any], *args: Any) -> A
     size = told(group, "what rank 0 decides", error, len(pickled))[0]
     numbers = np.frombuffer(bytearray(pickled or size), np.uint8)
     group.share([numbers])
-    # Rank 0 reads it, too, as the layout of arrays in memory decides how sums are rounded.
+    # Rank 0 also reads it back: the layout of arrays in memory decides how sums are rounded.
     return pickle.loads(numbers.data)
 
 
@@ -114,8 +111,8 @@ def same(
     beside: Any = None,
     error: Exception | None = None,
 ) -> Any:
-    """Return what rank 0 tells beside its settings; ValueError where a rank has other settings than
-    most ranks.
+    """Return the value that rank 0 sends with its settings; raise ValueError if a rank's settings
+    differ from those of most ranks.
     """
     every = told(group, "the comparison of settings", error, (settings, beside))
     for name in every[0][0]:
@@ -128,8 +125,9 @@ def same(
 
 
 def different(name: str, there: Any, expected: Any, of: str = "") -> str:
-    """Return in words how a setting differs: a dict by its first such entry, texts from shortly
-    before the place on.
+    """Return in words how a setting differs.
+
+    A dict is described by its first entry that differs, a text from shortly before the difference.
     """
     if isinstance(there, dict) and isinstance(expected, dict):
         for key in {**expected, **there}:
@@ -144,7 +142,7 @@ def different(name: str, there: Any, expected: Any, of: str = "") -> str:
 
 
 def checksum(arrays: Iterable[Array | None]) -> int:
-    """Return a number that tells arrays apart."""
+    """Return a checksum of arrays, by which ranks compare them."""
     number = 0
     for a in arrays:
         if a is not None:

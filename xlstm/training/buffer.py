@@ -1,5 +1,7 @@
-"""The places of gradients in the flat buffer that ranks sum: a head of few numbers, then buckets of
-parameters, each of which is one sum.
+"""The layout of the flat buffer of gradients that ranks sum: a short head, then buckets of
+parameters.
+
+Ranks sum each bucket as a whole.
 """
 
 from __future__ import annotations
@@ -12,25 +14,25 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import dtype_of
 from xlstm.arrays.namespace import Array, Params, Shape
 
-ROOM = 16  # numbers of the head, so that gradients begin where a line of the cache does
+ROOM = 16  # numbers of the head, so that gradients begin at a cache line
 
 
 def zeros(home: Backend, size: int, dtype: str = "") -> Array:
-    """Return so many zeros, by default in the dtype of a backend."""
+    """Return `size` zeros, by default in the dtype of the backend."""
     return home.xp.zeros(size, dtype=dtype_of(home.xp, dtype or home.dtype))
 
 
 class Bucket(NamedTuple):
-    """Parameters whose gradients are summed at once.
+    """Parameters whose gradients ranks sum in one operation.
 
     Attributes
     ----------
     names : list of str
     place : slice
-        The place of their gradients in the buffer. Each rank can have a part of it, and all parts
-        are equal.
+        The place of their gradients in the buffer. It can be divided into equal parts, one for each
+        rank.
     part : slice
-        The place of a rank's part among those of all buckets.
+        The place of a rank's part of this bucket among the rank's parts of all buckets.
     """
 
     names: list[str]
@@ -44,22 +46,23 @@ class Layout:
     Parameters
     ----------
     shapes : dict of str to tuple of int
-        Those of the parameters, in their order in the buffer.
+        The shapes of the parameters, in their order in the buffer.
     ranks : int
     most : int, optional
-        The most numbers of a bucket with several parameters; by default there is one bucket.
+        The largest size, in numbers, of a bucket with several parameters; by default there is one
+        bucket.
 
     Attributes
     ----------
     buckets : list of Bucket
     each : int
-        How many numbers the parts of a rank have together.
+        The size, in numbers, of all parts of a rank together.
     """
 
     def __init__(self, shapes: Mapping[str, Shape], ranks: int, most: int | None = None) -> None:
         self.shapes = shapes
         self.ranks = ranks
-        self.starts: dict[str, int] = {}  # of each parameter in the buffer
+        self.starts: dict[str, int] = {}  # where each parameter begins in the buffer
         self.buckets: list[Bucket] = []
         self.each = 0
         self.size = ROOM
@@ -77,9 +80,7 @@ class Layout:
         self._close(names, count)
 
     def _close(self, names: list[str], count: int) -> None:
-        """Add a bucket of so many numbers, rounded up to equal parts that begin where lines of the
-        cache do.
-        """
+        """Add a bucket of `count` numbers, rounded up to equal parts that begin at cache lines."""
         each = -(-count // (self.ranks * ROOM)) * ROOM
         place = slice(self.size, self.size + each * self.ranks)
         self.buckets.append(Bucket(names, place, slice(self.each, self.each + each)))
@@ -87,7 +88,7 @@ class Layout:
         self.each += each
 
     def named(self, buffer: Array) -> Params:
-        """Return the parameters in a buffer by name."""
+        """Return views of the parameters in a buffer, by name."""
         arrays = Params()
         for name, shape in self.shapes.items():
             start = self.starts[name]
@@ -95,8 +96,8 @@ class Layout:
         return arrays
 
     def parts(self, rank: int) -> dict[str, tuple[slice, slice]]:
-        """Return the parameters of which a rank has a part: the places of that in the flat
-        parameter, and among the rank's parts.
+        """Return where the parts of a rank lie: for each parameter the slice of the flat parameter,
+        and the slice of the rank's parts.
         """
         places = {}
         for bucket in self.buckets:

@@ -1,7 +1,7 @@
-"""Callbacks: what training does beside its steps, such as stopping early, averaging weights,
-clipping and logging.
+"""Callbacks: stop early, average weights, clip gradients, log, or run code of your own during
+training.
 
-A callback of your own is a subclass of `Callback`, or a function of a `Progress` that is called
+Write your own as a subclass of `Callback`, or as a function of a `Progress`, which `train` calls
 after every step.
 """
 
@@ -21,34 +21,34 @@ from xlstm.arrays.namespace import Array, Params
 from xlstm.training import optimizers
 from xlstm.training.schedules import schedule
 
-EVERY = 30.0  # seconds between two lines about training where there is no terminal
+EVERY = 30.0  # seconds between two lines about training if there is no terminal
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands. Epochs and steps count from 1.
+    """The state of a training run that callbacks see. Epochs and steps count from 1.
 
     Attributes
     ----------
     epoch, epochs : int
     step, steps : int
-        Batches of this epoch.
+        The current batch of this epoch, and the number of batches of an epoch.
     loss : float
-        That of the last batch.
+        The loss of the last batch.
     validation : float or None
-        The last validation loss.
+        The last validation loss, or None before the first.
     best : float or None
-        The lowest validation loss.
+        The lowest validation loss so far.
     seconds : float
-        Time that training has taken.
+        Seconds since training began.
     best_epoch : int
         The epoch with the lowest validation loss.
     norm : float
-        The norm of the gradient of the last batch.
+        The global norm of the last batch's gradients.
     total : int
-        Batches of all epochs so far.
+        Batches so far, in all epochs.
     params : dict of str to array
-        The weights, those that are judged: with `MovingAverage` the average.
+        The weights that validation uses: with `MovingAverage` the average.
     metrics : dict of str to float
         The last metrics of the validation data, by name.
     """
@@ -69,67 +69,79 @@ class Progress:
 
 
 class Callback:
-    """The base of callbacks: training calls these methods, and here they change nothing.
+    """The base class of callbacks. Training calls its methods, and the methods here change nothing.
 
-    A callback that remembers something is to give it in `state`, so that a run goes on as if it had
-    not been interrupted.
+    If a callback remembers something, return it from `state`: a resumed run then continues as if it
+    had not been interrupted.
 
-    With a group it runs on every rank, unless its `everywhere` is False: then on rank 0 alone, and
-    it changes neither gradients nor weights.
+    With a group, a callback runs on every rank. If its `everywhere` is False, it runs on rank 0
+    alone and must change neither gradients nor weights.
 
     Attributes
     ----------
     needs_validation : bool
-        Whether training without validation data is an error.
+        Whether the callback needs validation data; without them `train` raises an error.
     everywhere : bool
-        Whether it runs on all ranks of a group, not on rank 0 alone.
+        Whether it runs on all ranks of a group; if False, on rank 0 alone.
+
+    Examples
+    --------
+    >>> class StopBelow(Callback):
+    ...     def __init__(self, loss):
+    ...         self.loss = loss
+    ...
+    ...     def step(self, now):
+    ...         return now.loss < self.loss
+    >>> callbacks = [StopBelow(0.01), Clip(norm=1.0), EarlyStopping(3)]  # for `train`
     """
 
     needs_validation = False
-    everywhere = True  # on all ranks of a group, not on rank 0 alone
+    everywhere = True  # False: on rank 0 of a group alone
 
     def begin(self, params: Params) -> None:
-        """Forget what an earlier run has left; `params` are the starting weights."""
+        """Prepare for a new run and forget an earlier one; `params` are the starting weights."""
 
     def gradients(self, grads: Params, norm: Array) -> Params:
-        """Return the gradients to update with; `norm` is their global norm, a 0-d array."""
+        """Return the gradients for the update; `norm` is their global norm, a 0-d array."""
         return grads
 
     def weights(self, params: Params, updates: int) -> Params:
-        """Return the weights to judge and to return, after an update; `updates` is its number, from
+        """Return the weights that are validated and returned, after update number `updates`, from
         1.
         """
         return params
 
     def step(self, now: Progress) -> bool | None:
-        """Return True to stop here, after a step; such a run can be resumed."""
+        """Return True to stop after this step; such a run can be resumed."""
         return None
 
     def epoch(self, now: Progress) -> bool | None:
-        """Return True to end training, after an epoch and its validation."""
+        """Return True to end training after this epoch and its validation."""
         return None
 
     def end(self) -> None:
-        """Close what `begin` or `step` opened: training has ended, or an error ended it."""
+        """Close whatever `begin` or `step` opened; training has ended, normally or by an error."""
 
     def state(self) -> dict[str, Any]:
-        """Return what the callback remembers: JSON values, and dicts of arrays."""
+        """Return everything that the callback remembers: JSON values, and dicts of arrays."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave in an earlier process; its arrays are on the device of the
+        """Restore what `state` returned in an earlier process; arrays are on the device of the
         weights.
         """
 
 
 def has(callback: Callback, *names: str) -> bool:
-    """Return whether a callback has one of these methods of its own."""
+    """Return whether a callback overrides one of these methods."""
     return any(getattr(type(callback), name) is not getattr(Callback, name) for name in names)
 
 
 @dataclass(frozen=True)
 class Each(Callback):
-    """Calls a function of a `Progress` after every step; where it returns True, training stops."""
+    """A callback that calls a function of a `Progress` after every step and stops if it returns
+    True.
+    """
 
     function: Callable[[Progress], bool | None]
 
@@ -141,14 +153,17 @@ class Each(Callback):
 
 @dataclass(frozen=True)
 class Clip(Callback):
-    """Limits the global norm of the gradient (Pascanu et al. 2013), or each of its values.
+    """A callback that limits the global norm of the gradients (Pascanu et al. 2013), or each of
+    their values.
 
-    Gradients of CuPy are changed where they are.
+    On CuPy it changes gradients in-place.
 
     Parameters
     ----------
     norm : float, optional
+        Largest global norm of all gradients together.
     value : float, optional
+        Largest absolute value of an element.
 
     Raises
     ------
@@ -176,7 +191,8 @@ class Clip(Callback):
 
 @dataclass(frozen=True)
 class EarlyStopping(Callback):
-    """Ends training when the validation loss has not improved for `patience` epochs.
+    """A callback that ends training when the validation loss has not improved for `patience`
+    epochs.
 
     Parameters
     ----------
@@ -185,7 +201,7 @@ class EarlyStopping(Callback):
     Raises
     ------
     ValueError, TypeError
-        `patience` is no whole number from 1 up.
+        `patience` is not a whole number from 1 up.
     """
 
     patience: int
@@ -201,14 +217,17 @@ class EarlyStopping(Callback):
 
 @dataclass(eq=False)
 class MovingAverage(Callback):
-    """Judges and returns an exponential moving average of the weights (Polyak & Juditsky 1992).
+    """An exponential moving average of the weights, which training validates and returns (Polyak &
+    Juditsky 1992).
 
-    It is less noisy than the weights of any one step. At first it is the plain mean of all steps.
+    The average is less noisy than the weights of a single step. At first it is the plain mean of
+    all steps.
 
     Parameters
     ----------
     decay : float
-        From 0, which gives the weights themselves, to less than 1.
+        Share of the average that each step keeps: from 0, for the weights themselves, to less than
+        1.
 
     Attributes
     ----------
@@ -249,9 +268,11 @@ class MovingAverage(Callback):
 class ReduceOnPlateau(Callback):
     """A learning rate that shrinks when the validation loss stops improving.
 
-    It is a schedule and a callback: `plateau = ReduceOnPlateau(1e-3)`, then `optim.adam(plateau)`
-    and `train(..., callbacks=[plateau])`. One without the other is a ValueError in the first epoch.
-    It does as `torch.optim.lr_scheduler.ReduceLROnPlateau`. A loop of your own calls its `begin`
+    It is both a schedule and a callback, so give it twice: after `plateau = ReduceOnPlateau(1e-3)`,
+    pass `optim.adam(plateau)` and `train(..., callbacks=[plateau])`. If one is missing, the first
+    epoch raises ValueError.
+
+    It follows `torch.optim.lr_scheduler.ReduceLROnPlateau`. In a loop of your own, call its `begin`
     and `epoch`.
 
     Parameters
@@ -259,13 +280,13 @@ class ReduceOnPlateau(Callback):
     lr : float or Schedule
         The learning rate to shrink.
     factor : float
-        Factor of the rate after each plateau.
+        Factor that multiplies the rate after each plateau.
     patience : int
-        Epochs without improvement that are tolerated.
+        Epochs without improvement that are allowed; the rate shrinks after one more.
     threshold : float
-        Share of the best loss by which a loss has to be lower to count as better.
+        Relative improvement that counts: a loss is better if it is below `best * (1 - threshold)`.
     floor : float
-        The least factor of the rate in all.
+        Smallest total factor: the rate never falls below `floor` times `lr`.
 
     Raises
     ------
@@ -291,10 +312,10 @@ class ReduceOnPlateau(Callback):
             floor=checks.rate,
         )
         self.begin({})
-        self.is_rate = False  # of an optimiser, which asked for it
+        self.is_rate = False  # becomes True when an optimiser asks for the rate
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate after so many updates."""
+        """Return the learning rate after `step` updates."""
         if step and not self.is_callback:
             raise ValueError(
                 "ReduceOnPlateau: it is a learning rate, expected it in callbacks of train, too"
@@ -335,21 +356,21 @@ class ReduceOnPlateau(Callback):
 
 
 class ProgressBar(Callback):
-    """Shows how training goes: a bar on a terminal or in a notebook, elsewhere a line every half a
-    minute.
+    """A callback that shows progress: a bar on a terminal or in a notebook, elsewhere a line every
+    half minute.
 
-    `train(progress=True)` makes one. Between `begin` and `end` its `step` can follow several runs.
-    It needs rich.
+    `train(progress=True)` makes one. It needs the package rich. Between `begin` and `end`, one bar
+    can follow the steps of several runs.
 
     Parameters
     ----------
     console : rich.console.Console, optional
-        Where the bar is shown, by default on standard error.
+        The console that shows the bar; by default standard error.
 
     Raises
     ------
     TypeError
-        `console` is no console of rich.
+        `console` is not a console of rich.
     """
 
     everywhere = False
@@ -362,7 +383,7 @@ class ProgressBar(Callback):
         self._bar: Any = None
 
     def begin(self, params: Params) -> None:
-        """Make the bar, which appears with the first step; raises ImportError where rich is not
+        """Make the bar, which appears with the first step; raise ImportError if rich is not
         installed.
         """
         try:
@@ -385,7 +406,7 @@ class ProgressBar(Callback):
             f"  {name} {value:.4f}" for name, value in losses.items() if value is not None
         )
         if self._bar.console.is_terminal or self._bar.console.is_jupyter:
-            # Training may stop early: the time left is at most that which is shown.
+            # Training may stop early, so the time shown is the longest that can be left.
             self._bar.update(
                 self._bar.task_ids[0],
                 description=f"{words}  left",
@@ -399,27 +420,28 @@ class ProgressBar(Callback):
                 self._bar.console.print(f"{words}, step {now.step}/{now.steps}")
 
     def end(self) -> None:
-        if self._bar is not None and self._bar.live.is_started:  # another would print an empty line
+        if self._bar is not None and self._bar.live.is_started:  # twice: an empty line
             self._bar.stop()
         self._bar = None
 
 
 class TensorBoard(Callback):
-    """Writes loss, norm of the gradient and validation loss for TensorBoard (`pip install
-    tensorboard`).
+    """A callback that writes loss, gradient norm and validation loss for TensorBoard.
+
+    It needs the package tensorboard: `pip install tensorboard`.
 
     Parameters
     ----------
     folder : path
-        The folder for its files; TensorBoard shows the runs of a folder by the names of its
-        folders.
+        The folder for this run's files. TensorBoard reads a parent folder and names each run by its
+        folder.
     every : int
         Batches between two entries.
 
     Raises
     ------
     TypeError, ValueError
-        `folder` is no path, or `every` no whole number from 1 up.
+        `folder` is not a path, or `every` is not a whole number from 1 up.
     """
 
     everywhere = False
@@ -430,7 +452,7 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def begin(self, params: Params) -> None:
-        """Open the files; raises ImportError where the package is not installed."""
+        """Open the files; raise ImportError if the package is not installed."""
         try:
             from tensorboard.summary import Writer
         except ModuleNotFoundError as error:
@@ -452,5 +474,5 @@ class TensorBoard(Callback):
         self._writer.flush()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open files out of copies and pickles."""
+        """Return the state without the open files, for copies and pickles."""
         return {**vars(self), "_writer": None}

@@ -22,8 +22,8 @@ METRICS = checks.instance(Mapping, "a dict of name to function")
 
 
 def metrics_of(where: str, metrics: Any) -> Mapping[str, Metric]:
-    """Return the metrics that are given, or a dict without any; TypeError unless they are functions
-    by their names.
+    """Return the given metrics, or an empty dict; raise TypeError unless they are functions by
+    name.
     """
     functions: Mapping[str, Metric] = METRICS(where, "metrics", {} if metrics is None else metrics)
     for name, metric in functions.items():
@@ -41,7 +41,9 @@ def evaluate(
     group: Group | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Any:
-    """Return the mean loss over all of `data`, with the state carried as in training.
+    """Return the mean loss over all of `data`, and metrics if you give any.
+
+    The state is carried from batch to batch as in training.
 
     Parameters
     ----------
@@ -53,25 +55,37 @@ def evaluate(
     loss : callable, optional
         As for `train`.
     stopped : callable, optional
-        `stopped() -> bool` says after a batch whether nobody needs the result any more, which is
-        NaN then.
+        `stopped() -> bool` is called after each batch. If it returns True, evaluation ends and the
+        result is NaN.
     group : Group, optional
-        The ranks that share each batch; all of them return the same.
+        The ranks that share each batch. All ranks return the same result.
     metrics : dict of str to callable, optional
         As for `train`.
 
     Returns
     -------
     float, or (float, dict of str to float)
-        The loss, and with `metrics` also these.
+        The mean loss; with `metrics` also a dict of their values.
 
     Raises
     ------
     ValueError
-        `data` yields no batch or none with a target that counts, or numbers in a batch are not
-        finite or do not fit into the dtype.
+        `data` yields no batch, or no target counts, or a batch has numbers that are not finite or
+        do not fit into the dtype.
     TypeError
-        `metrics` is no dict of functions, or a metric returns no numbers.
+        `metrics` is not a dict of functions, or a metric does not return numbers.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> from xlstm import training
+    >>> from xlstm.data import Windows
+    >>> lstm = xlstm.LSTM(1, 4)
+    >>> data = Windows(np.ones((8, 5, 1)), np.ones((8, 5, 4)), every_step=True)
+    >>> errors = {"error": lambda y, target: abs(y - target)}
+    >>> loss, metrics = training.evaluate(lstm, lstm.init(backend="numpy"), data, metrics=errors)
+    >>> loss > 0, list(metrics)
+    (True, ['error'])
     """
     measures = metrics_of("evaluate", metrics)
     checks.function("evaluate", "stopped", stopped)
@@ -94,8 +108,8 @@ def evaluate(
 
 
 def _added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:
-    """Yield the sums over all ranks of the numbers that each yields; an error of one is raised on
-    all of them.
+    """Yield the sums over all ranks of the numbers that each rank yields; all ranks raise an error
+    of one.
     """
     while True:
         error = own = None
@@ -122,15 +136,15 @@ def _sums(
     metrics: Mapping[str, Metric],
     stopped: Callable[[], bool],
 ) -> Iterator[tuple[float, ...]]:
-    """Yield of each batch whether nobody needs the result, its weight, its loss times that, and
-    `_measured`.
+    """Yield for each batch whether to stop, the weight, the loss times the weight, and the numbers
+    of `_measured`.
     """
     state = None
     for batch in feed.batches(data, "evaluate", ": batch"):
         value = 0.0
         measured = [0.0] * (1 + len(metrics))
         if batch.host.x.shape[1]:  # a rank may have no sequence
-            with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
+            with np.errstate(over="ignore", invalid="ignore"):  # the result shows it
                 y, state, _ = feed.forward(params, batch, state, train=False)
                 value = float(loss(y, batch.target, batch.mask)[0])
             measured = _measured(metrics, y, batch) if metrics else measured
@@ -138,9 +152,7 @@ def _sums(
 
 
 def _measured(metrics: Mapping[str, Metric], y: Array, batch: Inputs) -> list[float]:
-    """Return the number of targets that count, and the mean of each metric over them, times that
-    number.
-    """
+    """Return the number of targets that count, and that number times the mean of each metric."""
     target = batch.target
     if batch.mask is not None:
         xp = namespace("evaluate", {"y": y})

@@ -1,6 +1,4 @@
-"""Batches on their way to a model: of any iterable, checked on the host, put on its device, with
-axes in its order.
-"""
+"""The way of batches to a model: from any iterable, through checks on the host, to the device."""
 
 from __future__ import annotations
 
@@ -42,22 +40,20 @@ MODEL = checks.having("forward", "backward", expected="a model or a layer")
 
 
 class Inputs(NamedTuple):
-    """A batch as the model takes it."""
+    """A batch in the form that the model takes."""
 
     x: Array
     target: Array
     mask: Array | None
     fresh: bool  # start from the initial state
-    options: dict[str, Any]  # those of the batch, and lengths where sequences differ in length
+    options: dict[str, Any]  # of the batch, with lengths if sequences differ in length
     weight: float  # number of targets that count, or the sum of their weights
     host: Batch
     total: float  # the weight of the whole batch, of which other ranks may have a part
 
 
 def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
-    """Return the loss to train a model with: `loss`, else the model's own, else the mean squared
-    error.
-    """
+    """Return the loss of a training: `loss`, or the model's own, or the mean squared error."""
     function: Loss = checks.function(
         where, "loss", getattr(model, "loss", mse) if loss is None else loss
     )
@@ -65,8 +61,8 @@ def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
 
 
 def batches_of(where: str, name: str, model: Any, data: Any) -> Batches:
-    """Return data as they are, or an iterable of batches or pairs as data for a model; TypeError
-    for all else.
+    """Return data as they are, or wrap an iterable of batches or pairs; raise TypeError for
+    anything else.
     """
     if hasattr(data, "batches") and hasattr(data, "__len__") and not isinstance(data, type):
         return data  # type: ignore[no-any-return]
@@ -75,30 +71,31 @@ def batches_of(where: str, name: str, model: Any, data: Any) -> Batches:
 
 @dataclass(frozen=True)
 class Iterated:
-    """The batches of an iterable, such as a list or a `DataLoader` of PyTorch, whose entries are
-    pairs or a `Batch`.
+    """The batches of an iterable of pairs or `Batch`, such as a list or a `DataLoader` of PyTorch.
 
     The arrays or tensors of a pair (x, target) have the sequences first, as in `Windows`: x is (B,
-    T, D), or tokens (B, T). A pair begins from the initial state. With a generator of random
-    numbers a list of independent batches is shuffled, and so are the examples of a `DataLoader`
-    whose sampler draws them, which gets a generator for each epoch; all else keeps its order.
+    T, D), or tokens (B, T). A pair begins from the initial state.
 
-    With a group, the batches of a `DataLoader` with a `DistributedSampler` are the parts of a rank,
-    and each epoch sets the sampler's epoch to a number that all ranks draw.
+    With a generator of random numbers, a list of independent batches is shuffled. If the sampler of
+    a `DataLoader` draws its examples, the sampler gets a new generator for each epoch. Everything
+    else keeps its order.
+
+    With a group, a `DataLoader` with a `DistributedSampler` yields the parts of its rank. Each
+    epoch sets the sampler's epoch to a number that all ranks draw.
 
     Parameters
     ----------
     data : iterable
-        An iterator can be gone through once.
+        The batches. An iterator can be read only once.
     every_step : bool
-        Targets of pairs have a time axis, (B, T, ...) instead of (B, ...).
+        Whether the targets of pairs have a time axis, (B, T, ...) instead of (B, ...).
 
     Raises
     ------
     TypeError
-        Once it is its turn: an entry is neither a pair nor a `Batch`.
+        When an entry is read: it is neither a pair nor a `Batch`.
     ValueError
-        Once it is its turn: the shapes of a pair do not go together.
+        When an entry is read: the shapes of a pair do not match.
     """
 
     data: Iterable[Any]
@@ -106,13 +103,13 @@ class Iterated:
 
     @property
     def once(self) -> bool:
-        """Whether the data cannot begin anew."""
+        """Whether the data can be read only once."""
         return isinstance(self.data, Iterator)
 
     @property
     def identity(self) -> str | None:
-        """A text that tells data apart whose first batch does not: each rank has another one, or it
-        can be read once.
+        """A text that identifies the data if their first batch cannot: ranks have different ones,
+        or the data can be read only once.
         """
         if self._distributed is not None:
             return f"{len(self._distributed.dataset)} examples"
@@ -128,17 +125,15 @@ class Iterated:
         return sampler if of_torch else None
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch, or the largest number there is where the data
-        do not tell.
-        """
+        """Return the number of batches in an epoch, or the largest integer if it is unknown."""
         try:
             return len(self.data)  # type: ignore[arg-type]
         except TypeError:
-            # A DataLoader has a method for its length, which raises if there is none.
+            # A DataLoader always has this method; it raises if the length is unknown.
             return checks.COUNTED
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield one epoch, in an order that `rng` decides where it can."""
+        """Yield one epoch; `rng` decides the order if the data can be shuffled."""
         data: Any = self.data
         if isinstance(data, list | tuple):
             carries = any(isinstance(entry, Batch) and not entry.fresh for entry in data)
@@ -156,13 +151,13 @@ class Iterated:
     def parts(
         self, group: Group, rng: np.random.Generator | None = None, skip: int = 0
     ) -> Iterator[Batch]:
-        """Yield the parts of one epoch that a rank has, without those of its first `skip` batches.
+        """Yield the parts of one epoch's batches that a rank has, without the first `skip` batches.
 
         Raises
         ------
         ValueError
-            The sampler of a `DataLoader` is that of another rank, or its batches have masks or
-            lengths, so that a rank does not know how many targets count on the others.
+            The sampler of a `DataLoader` belongs to another rank. Or its batches have masks or
+            lengths: a rank then does not know how many targets count on the others.
         """
         sampler = self._distributed
         if sampler is not None and (sampler.rank, sampler.num_replicas) != (group.rank, group.size):
@@ -190,12 +185,12 @@ class Iterated:
 
 
 def _timeless(x: Any) -> bool:
-    """Return whether x are examples without time, (B, D)."""
+    """Return whether x holds examples without a time axis, (B, D)."""
     return bool(x.ndim == 2 and x.dtype.kind == "f")
 
 
 def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
-    """Return the batch of a pair (x, target) with the sequences first."""
+    """Return the `Batch` of a pair (x, target) that has the sequences first."""
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         raise TypeError(
             f"{where} is {checks.shown(pair)}, expected a pair (x, target) or an xlstm.data.Batch"
@@ -216,15 +211,15 @@ def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
 
 @dataclass(frozen=True)
 class Feed:
-    """The way of batches into a model: onto its device, with time and sequences in its order.
+    """A feed that puts batches on the model's device, with time and sequences in its order.
 
     Attributes
     ----------
     model : object
     home : Backend
-        The backend of the weights and of the targets.
+        The backend of the weights and the targets.
     low : Backend
-        The backend of x: the same, or in mixed precision one of a lower dtype.
+        The backend of x: `home`, or in mixed precision one with a lower dtype.
     """
 
     model: Any
@@ -247,14 +242,15 @@ class Feed:
         rng: np.random.Generator | None = None,
         skip: int = 0,
     ) -> Iterator[Inputs]:
-        """Yield one epoch without its first `skip` batches; errors call it `where`, and a batch
-        `each` and its number.
+        """Yield one epoch without its first `skip` batches.
+
+        Errors name the epoch `where`, and a batch `each` with its number.
 
         Raises
         ------
         ValueError
-            There is no batch or none with a target that counts, or numbers are not finite or do not
-            fit the dtype.
+            There is no batch, or no target counts, or numbers are not finite or do not fit the
+            dtype.
         """
         number = skip
         has_targets = skip > 0
@@ -274,8 +270,8 @@ class Feed:
     def check(self, where: str, batch: Batch, everything: bool = False) -> None:
         """Raise ValueError unless x and the targets that count are finite on their backends.
 
-        Arrays on a device are left alone, since reading them would wait for it, and so are targets
-        that a mask leaves out, unless `everything` is to be checked.
+        Arrays on a device are not checked, since reading them would wait for the device. Targets
+        that a mask leaves out are checked only with `everything`.
         """
         steps = None
         if batch.lengths is not None:
@@ -289,7 +285,7 @@ class Feed:
     def forward(
         self, params: Params, inputs: Inputs, state: Any, train: bool, **masks: Any
     ) -> tuple[Array, Any, Any]:
-        """Run the model: y, the final state, and what it keeps for `backward`."""
+        """Run the model; return y, the final state, and the values saved for `backward`."""
         if not self._goes_through_time:
             y, saved = self.model.forward(params, inputs.x)
             return y, None, saved
@@ -309,8 +305,9 @@ class Feed:
         return True
 
     def inputs(self, batch: Batch, where: str) -> Inputs:
-        """Return a batch as the model takes it; raises TypeError if it is none, and ValueError as
-        `check` does.
+        """Return a batch in the form that the model takes.
+
+        It raises TypeError if `batch` is not a `Batch`, and ValueError as `check` does.
         """
         if not isinstance(batch, Batch):
             raise TypeError(
@@ -323,7 +320,7 @@ class Feed:
         timed = not getattr(self.model, "last", False)  # targets have a time axis
         mask = batch.mask
         if timed and (batch.lengths is not None or (mask is not None and mask.ndim < 2)):
-            # The mask leaves out targets past the end of a sequence.
+            # The mask leaves out targets beyond the end of a sequence.
             mask = mask_of_steps(mask, batch.lengths, *batch.x.shape[:2])
             batch = batch._replace(mask=mask)
         self.check(where, batch)

@@ -1,9 +1,8 @@
-"""The folder of a run: its checkpoints, and its history, a line of JSON for every step and every
-epoch.
+"""The folder of a run: checkpoints, and a history with a line of JSON for every step and epoch.
 
-A checkpoint is one safetensors file with all that training needs to go on: weights, the state of
-the optimiser and of callbacks, random states, the position in the data, the losses so far, and a
-description of the run. Files are written whole or not at all.
+A checkpoint is one safetensors file with everything that training needs to continue: weights, the
+state of the optimiser and of callbacks, random states, the position in the data, the losses so far,
+and a description of the run. A file is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ HISTORY = "history.jsonl"
 NAME = re.compile(r"step-\d+\.safetensors")
 EVERY = 1.0  # seconds between two writes of the history
 COUNT = checks.whole(0, checks.COUNTED)
-PLACE = ("epoch", "done", "ended")  # by which checkpoints of a run differ
-# The numbers of a checkpoint's description: where a run is, and the state of a step.
+PLACE = ("epoch", "done", "ended")  # the fields in which checkpoints of a run differ
+# The numbers in a checkpoint's description: the position of a run, and the state of a step.
 RULES: dict[str, checks.Kind] = {
     "epoch": checks.count,
     "ended": checks.flag,
@@ -41,7 +40,7 @@ RULES: dict[str, checks.Kind] = {
     ),
     **dict.fromkeys(("seconds", "weight"), checks.non_negative),
 }
-# Those of a line of the history.
+# The numbers in a line of the history.
 ENTRY: dict[str, checks.Kind] = {
     "total": COUNT,
     "epoch": checks.optional(COUNT),
@@ -50,9 +49,7 @@ ENTRY: dict[str, checks.Kind] = {
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read: its path, its description, the tree of its values, and its arrays
-    by name.
-    """
+    """The content of a checkpoint: path, description, tree of values, and arrays by name."""
 
     path: Path
     about: dict[str, Any]
@@ -61,17 +58,17 @@ class Checkpoint(NamedTuple):
 
 
 class Folder:
-    """Where a run keeps its checkpoints and its history.
+    """The folder in which a run keeps its checkpoints and its history.
 
-    Where one of them cannot be written, since the disk is full or the folder went away, training
-    goes on: there is one warning, the next checkpoint tries again, and `problem` and
-    `history_problem` say at the end what is not on disk.
+    If a file cannot be written, because the disk is full or the folder is gone, training continues.
+    There is one warning, and the next checkpoint tries again. At the end `problem` and
+    `history_problem` say which files are not on disk.
 
     Parameters
     ----------
-    path : path, or None for a run that keeps nothing
+    path : path, or None for a run that writes nothing
     keep : int
-        The number of checkpoints that are kept, beside that of the best epoch.
+        The number of checkpoints to keep, besides the best epoch's checkpoint.
     """
 
     def __init__(self, path: Path | None, keep: int) -> None:
@@ -80,21 +77,20 @@ class Folder:
         self.saved: dict[str, Any] = {}  # the description of the newest checkpoint on the disk
         self.problem = self.history_problem = ""  # which files are not on the disk, and why
         self._lock: int | None = None
-        self._lines: list[str] = []  # of the history, to be written about once a second
+        self._lines: list[str] = []  # of the history, written about once a second
         self._next = 0.0
 
     def begin(self) -> None:
-        """Make the folder, try whether files can be written there, and keep others from training
-        there.
+        """Make the folder, check that files can be written there, and lock it against other runs.
 
-        Raises OSError where the folder cannot be written to, and ValueError where another process
+        It raises OSError if the folder cannot be written to, and ValueError if another process
         trains there.
         """
         if self.path is None:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         writing.check(self.path / BEST)
-        with contextlib.suppress(OSError):  # some systems open only files
+        with contextlib.suppress(OSError):  # some systems cannot open folders
             self._lock = os.open(self.path, os.O_RDONLY)
         if self._lock is not None and not writing.locked(self._lock):
             self.close()
@@ -103,7 +99,7 @@ class Folder:
             )
 
     def close(self) -> None:
-        """Let others train in the folder."""
+        """Unlock the folder for other runs."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -120,16 +116,15 @@ class Folder:
                 )
 
     def save(self, about: dict[str, Any], tree: Any, validated: bool) -> None:
-        """Write a checkpoint, and delete those that are not to be kept, unless the newest one is of
-        the same place.
+        """Write a checkpoint and delete old ones, unless the newest has the same position already.
 
         Parameters
         ----------
         about : dict
-            All that can be read without the arrays.
+            The description, which can be read without the arrays.
         tree : dict
         validated : bool
-            There is a best epoch, whose checkpoint is written, too, where it is not on the disk.
+            Whether there is a best epoch; its checkpoint is also written if it is not on disk.
         """
         if self.path is None or all(self.saved.get(name) == about[name] for name in PLACE):
             return
@@ -160,7 +155,7 @@ class Folder:
             old.unlink(missing_ok=True)
 
     def checkpoints(self) -> list[Path]:
-        """Return the numbered checkpoints, the newest last."""
+        """Return the paths of the numbered checkpoints, the newest last."""
         names = () if self.path is None else self.path.glob("step-*")
         return sorted(
             (path for path in names if NAME.fullmatch(path.name)),
@@ -168,10 +163,10 @@ class Folder:
         )
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that can be read, or None where there is none at all.
+        """Return the newest checkpoint that can be read, or None if the folder has none at all.
 
-        A damaged one gives a warning and another name, and the one before it is taken. Where none
-        of them can be read, the error of the oldest is raised.
+        A damaged checkpoint is renamed with a warning, and the one before it is tried. If none can
+        be read, the error of the oldest is raised.
         """
         paths = self.checkpoints()
         while paths:
@@ -184,18 +179,18 @@ class Folder:
                 warnings.warn(
                     f"train: {error}; an older checkpoint is taken", RuntimeWarning, stacklevel=4
                 )
-                # A checkpoint that is set aside is not in the way of later ones.
+                # A renamed checkpoint does not block the names of later ones.
                 if self._lock is not None and isinstance(error, ValueError):
                     with contextlib.suppress(OSError):
                         path.rename(path.with_suffix(".damaged"))
         return None
 
     def rewind(self, total: int, epoch: int) -> None:
-        """Drop lines of the history after the `total`-th step, and of validations from `epoch` on,
-        which come again.
+        """Drop lines of the history after step number `total`, and validations from `epoch` on: the
+        run repeats them.
 
-        So does what a killed process or a power cut may have left half written; a checkpoint is all
-        that a run needs.
+        Lines that a killed process or a power cut left half written are dropped, too. A run needs
+        only its checkpoint.
         """
         if self.path is None:
             return
@@ -215,7 +210,7 @@ class Folder:
             writing.write(path, lines.encode())
 
     def log(self, **entry: Any) -> None:
-        """Add a line to the history; NaN and infinity, which JSON does not have, become null."""
+        """Add a line to the history; NaN and infinity become null, since JSON has neither."""
         if self.path is None:
             return
         plain = {
@@ -227,9 +222,7 @@ class Folder:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines of the history that wait; those that cannot be written wait for the next
-        time.
-        """
+        """Write the waiting lines of the history; if that fails, keep them for the next attempt."""
         self._next = time.monotonic() + EVERY
         try:
             if self._lines and self.path is not None:
@@ -243,7 +236,7 @@ class Folder:
 
 @reading.brief()
 def read(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint; raises OSError or ValueError where there is none, or it is not sound."""
+    """Read a checkpoint; raise OSError or ValueError if there is none or it is damaged."""
     arrays, config = checkpoint.load(path, KIND)
     about = config.get("about")
     value = config.get("value")
@@ -265,7 +258,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a history; the last one is left out where it is cut short.
+    """Return the lines of a history, without a last line that is cut short.
 
     Parameters
     ----------
@@ -274,18 +267,18 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Each has "total", the number of batches so far, "epoch" and "seconds"; that of a step has
-        "loss" and "norm", and that of an epoch "validation" and the metrics of `train`, as
-        "metrics.NAME".
+        Each line has "total", the number of batches so far, "epoch" and "seconds". The line of a
+        step also has "loss" and "norm". The line of an epoch also has "validation" and the metrics
+        of `train`, as "metrics.NAME".
 
     Raises
     ------
     OSError, ValueError
-        There is no such file, or it is not a history.
+        The file does not exist, or it is not a history.
     """
     entries = []
     lines = reading.regular(path).read_bytes().split(b"\n")
-    # The text after the last end of a line is not whole.
+    # Text after the last line break is incomplete.
     for number, line in enumerate(lines[:-1], 1):
         try:
             entries.append(_entry(line))
@@ -295,8 +288,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def _entry(line: bytes) -> dict[str, Any]:
-    """Return what a line of a history says; ValueError or TypeError if it is none. NaN comes as
-    None.
+    """Return the entry of a line of a history; raise ValueError or TypeError if it is not one. NaN
+    is read as None.
     """
     entry = reading.from_json("entry", line, unlimited=True)
     if not isinstance(entry, dict):

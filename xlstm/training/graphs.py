@@ -1,4 +1,4 @@
-"""Steps of training as CUDA graphs, one for each shape: a step is one launch."""
+"""Training steps as CUDA graphs, one for each shape of a batch: a step is one launch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from xlstm.arrays.trees import mapped
 from xlstm.training.feed import Inputs
 from xlstm.training.state import StepState
 
-MOST = 8  # graphs of a run; batches of other shapes go without
-SEEN = 64  # shapes that came before and are remembered
-MASKS = 1024  # that a step draws at most
+MOST = 8  # graphs of a run; batches of further shapes run without one
+SEEN = 64  # shapes seen before that are remembered
+MASKS = 1024  # the most that a step draws
 
 
 def choice(where: str, name: str, value: Any) -> bool | str:
-    """Check whether steps are to be captured: True, False or "auto"."""
+    """Return the checked option whether to capture steps: True, False or "auto"."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, str) and value == "auto":
@@ -34,37 +34,37 @@ def choice(where: str, name: str, value: Any) -> bool | str:
 
 
 def is_ours(value: Any) -> bool:
-    """Return whether a function or an object is of this package, and so are all parts of a module.
+    """Return whether a function or object, and every part of a module, belongs to this package.
 
-    It asks a GPU for the same each time it runs, which code of a user need not do.
+    Code of this package asks a GPU for the same work each time it runs; a user's code need not.
     """
     code = value.func if isinstance(value, functools.partial) else value
     if not str(getattr(code, "__module__", "")).startswith(f"{__name__.partition('.')[0]}."):
         return False
-    inner = getattr(code, "model", None)  # that of `LowRank`
+    inner = getattr(code, "model", None)  # the model in a `LowRank`
     parts = getattr(code, "parts", {}).values()
     return (inner is None or is_ours(inner)) and all(map(is_ours, parts))
 
 
 @dataclass
 class _Captured:
-    """A graph, the arrays of a batch that it reads, and what it draws masks from."""
+    """A graph, the arrays of the batch that it reads, and the source of its masks."""
 
     graph: CudaGraph
     inputs: Inputs
-    start: Any  # the state of the model that it begins with, and leaves
+    start: Any  # the model's state, which it reads at its start and writes at its end
     sizes: list[int]
 
 
 class Graphs:
-    """The arrays of a run that lie where graphs read and write them, and the graphs.
+    """The graphs of a run, and the arrays that they read and write in place.
 
-    A shape that comes for the first time is not captured; when it comes again, it is captured after
-    that step, whose kernels are compiled then.
+    The first step with a shape compiles its kernels. The second step with that shape is captured
+    afterwards, and later ones launch the graph.
     """
 
     def __init__(self, owner: Any, state: StepState) -> None:
-        # The owner of the captured steps has all that they read, such as frozen weights.
+        # The owner of the captured steps holds everything that they read, such as frozen weights.
         self.owner = owner
         self.home = state.runtime.feed.home
         xp = self.home.xp
@@ -73,7 +73,7 @@ class Graphs:
         self.sums = _copied(state.sums, "C")
         self.decided = xp.asarray(state.decided, copy=True)
         self.scalars: Array = None
-        self.states: Array = None  # of masks
+        self.states: Array = None  # of the masks' generator
         if state.masks is not None:
             if not isinstance(state.masks.bit_generator, np.random.PCG64):
                 kind = type(state.masks.bit_generator).__name__
@@ -81,7 +81,7 @@ class Graphs:
                     f"TrainStep: graph is True and seed a generator with {kind}, expected one with PCG64"
                 )
             self.states = self.home.asarray(np.zeros((MASKS, random.STATE), np.uint64))
-        self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
+        self.places: dict[Hashable, Any] = {}  # where states of the model lie, by their shapes
         self.captured: dict[Hashable, _Captured] = {}
         self.seen: dict[Hashable, None] = {}
         self.recorder: Recorder | None = (
@@ -95,23 +95,21 @@ class Graphs:
             self._refused(error)
 
     def hold(self, owner: Any, state: StepState) -> bool:
-        """Return whether the arrays of a state are those of this object, and the steps those of its
-        owner.
-        """
+        """Return whether a state's arrays belong to this object, and its steps to `owner`."""
         same = state.params is self.params and state.moments.slots is self.slots
         return same and owner is self.owner and (state.sums is None or state.sums is self.sums)
 
     def take(self, state: StepState, inputs: Inputs, scalars: np.ndarray[Any, Any]) -> StepState:
-        """Return the state after a step of the owner, whose arrays are those of this object.
+        """Take a step of the owner on this object's arrays, and return the state after it.
 
-        There is one warning where a step cannot be captured; steps go on without graphs then.
+        If a step cannot be captured, there is one warning, and steps continue without graphs.
 
         Parameters
         ----------
         state : StepState
         inputs : Inputs
         scalars : array
-            The numbers of `HostScalars` and those of the optimiser, on the host.
+            The numbers of `HostScalars`, then the optimiser's numbers, on the host.
         """
         recorder = self.recorder
         if recorder is not None:
@@ -135,13 +133,13 @@ class Graphs:
         return after
 
     def _key(self, state: StepState, inputs: Inputs) -> Hashable:
-        """Return all that decides which kernels a step launches, and on which numbers of the host
-        they depend.
+        """Return a key of everything on the host that decides which kernels a step launches and
+        with which numbers.
         """
         lengths = tuple(
             (name, np.asarray(value).tobytes()) for name, value in inputs.options.items()
         )
-        # A graph has this number of the generator of masks.
+        # A graph contains this number of the masks' generator.
         increment = state.masks and state.masks.bit_generator.state["state"].get("inc")
         return (
             _kinds((inputs.x, inputs.target, inputs.mask)),
@@ -149,15 +147,13 @@ class Graphs:
             lengths,
             _kinds(None if inputs.fresh else state.carried),
             increment,
-            state.batches == 0,  # the first of an update
-            state.batches + 1 == self.owner.accumulate,  # and the last
+            state.batches == 0,  # the first batch of an update
+            state.batches + 1 == self.owner.accumulate,  # and its last batch
             None if inputs.host.part is None else inputs.host.part.key,
         )
 
     def _refused(self, error: Exception) -> None:
-        """Say why steps go on without graphs, and give back the memory of all that were
-        captured.
-        """
+        """Warn why steps continue without graphs, and free the memory of all captured graphs."""
         warnings.warn(
             f"TrainStep: graph is {self.owner.graph}, but a step cannot be captured"
             f" ({optional_imports.first_line(error)}); steps go on without",
@@ -168,14 +164,14 @@ class Graphs:
         self.captured.clear()
 
     def _with_arrays(self, state: StepState) -> StepState:
-        """Return a state with the arrays of this object."""
+        """Return a state whose values are copied into this object's arrays."""
         moments = state.moments._replace(slots=self.slots)
         return state._replace(
             params=self.params, moments=moments, decided=self.decided, sums=self.sums
         )
 
     def _done(self, state: StepState, inputs: Inputs, scalars: Array) -> StepState:
-        """Take a step in place, with what it decides in its place too."""
+        """Take a step in-place; its decisions are also written in-place."""
         after: StepState = self.owner.take_on_device(state, inputs, scalars, in_place=True)
         self.decided[...] = after.decided
         if self.sums is None:
@@ -183,7 +179,7 @@ class Graphs:
         return self._with_arrays(after)
 
     def _capture(self, recorder: Recorder, state: StepState, inputs: Inputs, end: Any) -> _Captured:
-        """Capture a step, which has just been taken and has left the model in the state `end`."""
+        """Capture a step that has just been taken and has left the model in the state `end`."""
         if _kinds(end) not in self.places:
             self.places[_kinds(end)] = _copied(end)
         place = self.places[_kinds(end)]
@@ -195,16 +191,14 @@ class Graphs:
         state = self._with_arrays(state)._replace(
             masks=later, carried=None if state.carried is None else place
         )
-        self._leave(place, end)  # its kernels are to be compiled, too
+        self._leave(place, end)  # compiles the kernels of this copy, too
         graph = recorder.capture(
             lambda: self._leave(place, self._done(state, fixed, self.scalars).carried)
         )
         return _Captured(graph, fixed, place, [] if later is None else later.sizes)
 
     def _leave(self, place: Any, end: Any) -> None:
-        """Put the state of the model after a step into its place, unless the step could not be
-        taken.
-        """
+        """Copy the model's state after a step into its place, unless the step has failed."""
         _, _, failed, _ = self.decided
         for old, new in zip(leaves(place), leaves(end), strict=True):
             fuse(self.home.xp, _unless_failed, old, new, failed, out=old)
@@ -212,8 +206,8 @@ class Graphs:
     def _launched(
         self, step: _Captured, state: StepState, inputs: Inputs, scalars: np.ndarray[Any, Any]
     ) -> StepState:
-        """Put everything that changes into the places of a graph, and launch it."""
-        # This raises where another device is current.
+        """Copy all changing inputs into the arrays of a graph, and launch it."""
+        # This raises if another device is current.
         namespace("TrainStep", dict([next(iter(state.params.items()))]))
         for name in ("x", "target", "mask"):
             if getattr(inputs, name) is not None:
@@ -236,10 +230,10 @@ def _unless_failed(xp: Namespace, old: Array, new: Array, failed: Any) -> Array:
 
 
 def _copied(tree: Any, order: str = "K") -> Any:
-    """Return copies of the arrays of a tree, by default with the strides that they have."""
+    """Return copies of the arrays of a tree, by default with their strides."""
     return mapped(tree, lambda _, a: a.copy(order=order))
 
 
 def _kinds(tree: Any) -> Hashable:
-    """Return the shapes and dtypes of arrays."""
+    """Return the shapes and dtypes of the arrays of a tree."""
     return tuple([(tuple(a.shape), str(a.dtype)) for a in leaves(tree)])

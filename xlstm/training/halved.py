@@ -1,9 +1,9 @@
-"""Gradients on their way between ranks as bfloat16: half the bytes, and sums in float32.
+"""Gradients that ranks exchange as bfloat16: half the bytes, with sums in float32.
 
-A bfloat16 is the upper half of a float32. Each rank sends every other rank the upper halves of its
-part of the gradients, adds up in float32 what it receives, and sends the upper halves of the sums
-to all. The lower halves are residuals, which stay where they were cut off and are added in the next
-step (error feedback; Seide et al. 2014, Karimireddy et al. 2019).
+A bfloat16 is the upper half of a float32. Each rank sends every other rank the upper halves of that
+rank's part of the gradients. It sums in float32 the halves that it receives, and sends the upper
+halves of the sums to all ranks. The lower halves are residuals: they stay on the rank that cut them
+off, which adds them in the next step (error feedback; Seide et al. 2014, Karimireddy et al. 2019).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from xlstm.arrays.ranks.groups import Group
 from xlstm.training.buffer import Bucket, Layout, zeros
 
 LARGEST = float(np.finfo("float32").max)
-UPPER = 1  # which 16 bits of a float32 are the upper ones, in memory of a little-endian machine
+UPPER = 1  # the index of the upper 16 bits of a float32 in the memory of a little-endian machine
 
 
 class Halved:
-    """The gradients of a buffer as bfloat16.
+    """An exchange of a buffer's gradients as bfloat16.
 
     Parameters
     ----------
@@ -42,18 +42,18 @@ class Halved:
         self.residual_of_sums = zeros(home, layout.each, "float32")
 
     def forget(self) -> None:
-        """Begin without residuals, as a run does that goes on from a checkpoint."""
+        """Drop the residuals, as a run that resumes from a checkpoint does."""
         self.residual[...] = 0.0
         self.residual_of_sums[...] = 0.0
 
     def send(self, go: Callable[..., None], buffer: Array, bucket: Bucket) -> None:
-        """Have the gradients of a bucket sent to the ranks that sum them."""
+        """Send the gradients of a bucket to the ranks that sum them."""
         place = bucket.place
         self._cut(buffer[place], self.residual[place], self.sent[place])
         go(self.group.exchange, self.sent[place], self.received[place])
 
     def sum_up(self, bucket: Bucket) -> Array:
-        """Return the sums of this rank's part, in float32, once it is received."""
+        """Return the float32 sums of this rank's part, once all halves are received."""
         each = bucket.part.stop - bucket.part.start
         first = bucket.place.start
         total = self._widened(self.received[first : first + each])
@@ -65,13 +65,13 @@ class Halved:
     def share_sums(self, total: Array, buffer: Array, bucket: Bucket) -> None:
         """Put the sums of all ranks into the buffer, each rounded in the same way everywhere."""
         place = bucket.place
-        own = self.received[place][: total.size]  # these are summed up already
+        own = self.received[place][: total.size]  # these are already summed
         self._cut(total, self.residual_of_sums[bucket.part], own)
         self.group.gather_parts(own, self.sent[place])
         buffer[place] = self._widened(self.sent[place])
 
     def _cut(self, a: Array, residual: Array, halves: Array) -> None:
-        """Put the upper halves of an array and its residual into `halves`, and leave the new
+        """Add the residual to an array, put the upper halves into `halves`, and store the new
         residual.
         """
         residual += a
@@ -79,13 +79,13 @@ class Halved:
         residual[...] = fuse(self.xp, _lower, residual, self._widened(halves))
 
     def _widened(self, halves: Array) -> Array:
-        """Return the float32 numbers of upper halves."""
+        """Return the float32 numbers with these upper halves."""
         wide = self.xp.zeros(halves.shape, dtype=self.xp.float32)
         wide.view(self.xp.uint16)[UPPER::2] = halves
         return wide
 
 
 def _lower(xp: Namespace, total: Array, upper: Array) -> Array:
-    # a number that is not finite leaves none
+    # a number that is not finite leaves no residual
     lower = total - upper
     return xp.where(xp.abs(lower) <= LARGEST, lower, xp.zeros_like(lower))

@@ -1,4 +1,4 @@
-"""Training of a model, from its first step or from a checkpoint to its end."""
+"""The training loop: `train`, from the first step or a checkpoint to the end."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ from xlstm.training.state import StepState, Taken, packed, unpacked
 from xlstm.training.steps import TrainStep
 from xlstm.training.stop_signals import Interrupted, Terminated, deferred
 
-PLACES = ("epoch", "done", "best_epoch", "skipped", "ended")  # where a run is
+PLACES = ("epoch", "done", "best_epoch", "skipped", "ended")  # the position of a run
 CALLBACK = checks.accepted(
     lambda value: isinstance(value, Callback) or (callable(value) and not isinstance(value, type)),
     "a training.Callback or a function",
 )
-# The checks of the options of a run; those of a step are checked by it.
+# The checks of a run's options; `TrainStep` checks its own.
 OPTIONS: dict[str, checks.Kind] = {
     **dict.fromkeys(("epochs", "steps", "every"), checks.optional(checks.count)),
     "keep": checks.count,
@@ -65,25 +65,28 @@ log = logging.getLogger("xlstm.training")
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of training: the best weights and how it went.
+    """The result of training: the best weights and a record of the run.
 
     Attributes
     ----------
     params : dict of str to array
         The best weights.
     losses : list of float
-        One a step.
+        The loss of each step.
     validations : list of float
-        One an epoch.
+        The validation loss of each epoch.
     best_epoch : int
+        The epoch of the best weights, counted from 1.
     stopped_early : bool
+        Whether training ended before its last epoch or step.
     seconds : float
+        Time that training took.
     skipped : int
         Steps left out because gradients overflowed in a lower precision.
     unsaved : str
-        Which files could not be written to the folder of the run, and why; empty where all could.
+        The files that could not be written to the folder of the run, and why; empty if all could.
     metrics : dict of str to list of float
-        The metrics, one value an epoch each.
+        The value of each metric after each epoch, by name.
     """
 
     params: Params = field(repr=False)
@@ -124,117 +127,132 @@ def train(
     gradients: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Trained:
-    """Fit a model.
+    """Fit a model to data with an optimiser, and return the best weights.
 
-    Within an epoch the state is carried from batch to batch unless a batch is `fresh`, and
-    gradients stop at the border of a batch: truncated backpropagation through time. The same seed,
-    data and starting weights give the same result, also where a run was stopped and resumed.
+    Within an epoch, each batch continues from the state of the batch before it, unless a batch is
+    `fresh`. Gradients stop at the border of a batch: truncated backpropagation through time. The
+    same seed, data and starting weights give the same result, even if a run is stopped and resumed.
 
     Parameters
     ----------
     model : object
         Any model or layer of this library, or another object that has `forward(params, x, state,
-        train) -> (y, state, saved)` and `backward(params, saved, dy) -> (grads, dx, dstate)`.
-        `forward` is also given `lengths` where the batches have them, and a `seed` where the model
-        says that it is `random`. A model with `batch_first` is given batches in that order.
+        train) -> (y, state, saved)` and `backward(params, saved, dy) -> (grads, dx, dstate)`. If
+        the batches have `lengths`, `forward` gets them; if the model's `random` is true, it gets a
+        `seed`. A model with `batch_first` gets batches in that order.
     params : dict of str to array
-        Starting weights; they are not changed. Their library and device are used.
+        Starting weights, which stay unchanged. Training runs on their library and device.
     data, validation : Batches, or an iterable of batches or pairs
-        The data to fit, and those to judge by: those of `xlstm.data`, or any iterable, such as a
-        list or a `DataLoader` of PyTorch, of `Batch` or of pairs (x, target) with the sequences
-        first, x (B, T, D) and target (B, T, ...), or (B, ...) for a model that predicts once. Lists
-        of independent batches, and the sampler of a `DataLoader`, are shuffled by the seed. An
-        iterator is gone through once: it is no `validation`, and does not go with `resume`.
+        The training data and the validation data: data of `xlstm.data`, or any iterable of
+        mini-batches, such as a list or a `DataLoader` of PyTorch. Each entry is a `Batch` or a pair
+        (x, target) with the sequences first: x (B, T, D) and target (B, T, ...), or (B, ...) for a
+        model that predicts once. The seed shuffles lists of independent batches and the sampler of
+        a `DataLoader`. An iterator can be read only once, so it cannot be `validation` and cannot
+        be combined with `resume`.
     optimizer : Optimizer
+        Such as `optim.adam(1e-3)`.
     epochs : int, optional
-        Most passes over `data`.
+        Largest number of passes over `data`.
     steps : int, optional
-        Most batches in all; the last epoch ends with them, and a run that is given more begins a
-        new epoch. One of `epochs` and `steps` is needed.
+        Largest number of batches in all. The last epoch ends with them, and a run resumed with more
+        begins a new epoch. One of `epochs` and `steps` is needed.
     loss : callable, optional
         `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else
         `losses.mse`.
     seed : int
-        Decides the order of the batches, and the masks of dropout and zoneout.
+        It decides the order of the batches, and the masks of dropout and zoneout.
     precision : Mixed, optional
-        Run forward and backward in float16 or bfloat16, on a GPU. The weights stay in the dtype
-        that they have, which validation and the optimiser use and which is returned; so do the loss
-        and the sums over gradients. A step whose scaled gradients overflow is left out.
+        Run forward and backward in float16 or bfloat16, on a GPU. The weights keep their dtype, and
+        so do the loss and the sums over gradients; validation, the optimiser and the result use
+        that dtype. A step whose scaled gradients overflow is left out.
     accumulate : int
-        Update the weights after so many batches, by the mean gradient over all their targets.
+        Number of batches between two updates of the weights. An update uses the mean gradient over
+        all their targets.
     callbacks : list of Callback or callable
-        All else that is done: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your
-        own. A function is called with a `Progress` after every step, and where it returns True
-        training stops.
+        Additions to the loop: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your
+        own. A function is called with a `Progress` after every step; if it returns True, training
+        stops.
     checkpoints : path, optional
         The folder of the run, for checkpoints and the history. Without it nothing is written. With
-        a group that of rank 0 counts, and so does its `resume`.
+        a group, the `checkpoints` and `resume` of rank 0 count.
     every : int, optional
         Batches between two checkpoints; by default there is one after each epoch. There is always
         one at the end.
     keep : int
-        The number of checkpoints that are kept, beside `best.safetensors`, that of the best epoch.
+        The number of checkpoints to keep, besides `best.safetensors`, the best epoch's checkpoint.
     resume : bool
-        Go on from the newest checkpoint in `checkpoints`, if there is one. Arguments that decide
-        the numbers are to be those of the run, and the error names one that is not: the model, the
-        first batch of the data, the optimiser, the loss, the seed, the precision, `accumulate`, and
-        callbacks that change gradients or weights or have a state. `epochs` and `steps` may be
-        more, with them the steps of a `cosine`, and `patience`, functions, and how often
-        checkpoints are written may change.
+        Continue from the newest checkpoint in `checkpoints`, if there is one. Arguments that decide
+        the numbers must be the same as before; otherwise an error names the one that differs. These
+        arguments are the model, the first batch of the data, the optimiser, the loss, the seed, the
+        precision and `accumulate`. They also include callbacks that have a state or change
+        gradients or weights. You may raise `epochs` and `steps`, and with them the steps of a
+        `cosine`. You may also change `patience`, functions, and how often checkpoints are written.
     graph : bool or "auto"
-        Capture steps in CUDA graphs, on CuPy, as `TrainStep` says: from the third batch of a kind on, a
-        step is one launch, with the same result to the bit. Nothing of the forward and backward
-        passes, of the loss and of a callback's `gradients` runs on the host then, so those that
-        change by themselves from step to step do not go with it. "auto" captures on CuPy where
-        model, loss and callbacks are of this library, and takes steps one by one elsewhere; True
-        says that yours may be captured, and is refused where graphs are not possible.
+        Capture steps in CUDA graphs on CuPy, as `TrainStep` says. From the third batch of a kind
+        on, a step is one launch, with the same result to the bit. The Python code of the forward
+        and backward passes, the loss and a callback's `gradients` then no longer runs. So do not
+        capture code whose work changes from step to step. "auto" captures on CuPy if model, loss
+        and callbacks belong to this library, and otherwise takes steps one by one. True says that
+        your own code may be captured, too, and raises an error if graphs are not possible.
     patience, clip, averaging, progress : optional
-        They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`,
-        `MovingAverage(averaging)` and a function; `progress=True` for a `ProgressBar()`.
+        Short forms of the callbacks `EarlyStopping(patience)`, `Clip(clip)`,
+        `MovingAverage(averaging)` and a function; `progress=True` adds a `ProgressBar()`.
     group : Group, optional
-        The ranks that train together, as `distributed.group()` returns them; all call this with the
-        same arguments. A batch is shared by all, so the result is that of one process up to
-        rounding, where the loss is a mean over targets. Rank 0 alone writes files and calls
-        functions; a signal, or a callback that asks to stop, ends training one step later on all
-        ranks.
+        The ranks that train together, as `distributed.group()` returns them; all ranks call `train`
+        with the same arguments. They share each batch, so the result equals one process's result up
+        to rounding if the loss is a mean over targets. Rank 0 alone writes files and calls
+        functions. A signal, or a callback that asks to stop, ends training on all ranks one step
+        later.
     gradients : {"bfloat16"}, optional
-        Send gradients between ranks as bfloat16, half of the bytes of float32, and sum them in
-        float32, so that they have its range. The residuals are added in the next step. Writing a
-        checkpoint drops them, so results depend on where checkpoints are written: a resumed run has
-        the bits of one that was not stopped only where both wrote that checkpoint.
+        Send gradients between ranks as bfloat16, with half the bytes of float32, and sum them in
+        float32, so that they keep its range. Rounding leaves residuals, which are added in the next
+        step. Writing a checkpoint drops them, so results depend on where checkpoints are written: a
+        resumed run equals an uninterrupted one to the bit only if both wrote that checkpoint.
     metrics : dict of str to callable, optional
-        Functions of `(y, target)` that are computed on the validation data after each epoch, by
-        name, such as `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for
-        each batch, with the outputs and the targets that count, in the library of the weights:
-        where there is a mask, its axes become one, (M, ...). They return numbers, or one number,
-        the mean. The result is the mean over batches, weighted by their targets. The losses of
-        `xlstm.losses` are metrics, too.
+        Functions of `(y, target)`, by name, that are computed on the validation data after each
+        epoch: for example `{"accuracy": lambda y, target: y.argmax(-1) == target}`. Each is called
+        once a batch, with the outputs and the targets that count, as arrays of the weights'
+        library. If there is a mask, its axes become one, (M, ...). A metric returns an array of
+        numbers, or one number, their mean. The result is the mean over batches, weighted by their
+        targets. The losses of `xlstm.losses` are metrics, too.
 
     Returns
     -------
     Trained
-        Its weights are those of the epoch with the lowest validation loss, or the last ones without
-        `validation`.
+        With `validation` it has the weights of the epoch with the lowest validation loss, otherwise
+        the last weights.
 
     Raises
     ------
     FloatingPointError
-        The loss, a parameter or a gradient is not finite, with `precision` at the least scale too;
-        names the step and the parameter.
+        The loss, a parameter or a gradient is not finite (with `precision`, even at the least
+        scale); the error names the step and the parameter.
     ValueError
-        `data` or `validation` yields no batch or none with a target that counts, or numbers in a
-        batch are not finite or do not fit into the dtype. The folder holds another run.
+        `data` or `validation` yields no batch, or no target counts. A batch has numbers that are
+        not finite or do not fit into the dtype. The folder holds another run.
     TypeError, ValueError, BackendError
-        A `precision` that does not go with the weights, or a device that does not have it. `graph`
-        where the weights are not on CuPy.
+        The weights or the device do not support the `precision`. `graph` is True and the weights
+        are not on CuPy.
     OSError
         The folder cannot be written to, or a checkpoint cannot be read, before training begins.
     Interrupted, Terminated
-        Ctrl-C, or SIGTERM or SIGHUP, after the step was finished and saved; a second signal acts at
-        once. These are a KeyboardInterrupt and a SystemExit, whose `trained` is what was best so
-        far.
+        Ctrl-C, or SIGTERM or SIGHUP, ended training after the step was finished and saved; a second
+        signal acts at once. These are a KeyboardInterrupt and a SystemExit; their `trained` holds
+        the best weights so far.
     OtherRankError
-        Another rank of the group could not go on; this one stopped before the same step.
+        Another rank of the group could not continue; this rank stopped before the same step.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> from xlstm import optim, training
+    >>> from xlstm.data import Windows
+    >>> lstm = xlstm.LSTM(1, 4)
+    >>> data = Windows(np.ones((8, 5, 1)), np.ones((8, 5, 4)), every_step=True)
+    >>> start = lstm.init(backend="numpy")
+    >>> result = training.train(lstm, start, data, optim.adam(1e-2), epochs=3)
+    >>> len(result.losses), result.losses[-1] < result.losses[0]
+    (3, True)
     """
     step = TrainStep(
         model,
@@ -264,7 +282,7 @@ def train(
     if group is not None:
         data = Shard(data, group)
         validation = None if validation is None else Shard(validation, group)
-    # the folder of rank 0 counts
+    # rank 0's folder counts
     folder = Folder(path if group is None or group.rank == 0 else None, limits.pop("keep"))
     run = TrainingRun(
         step, params, seed, data, validation, metrics, folder, saving=path is not None, **limits
@@ -281,7 +299,7 @@ def train(
 def _callbacks(
     callbacks: Any, clip: Any, averaging: Any, patience: Any, progress: Any
 ) -> list[Callback]:
-    """Return all callbacks of a run; those that other arguments of `train` stand for come first."""
+    """Return all callbacks of a run, first those that `train` makes of its other arguments."""
     every: list[Callback] = [] if clip is None else [Clip(clip)]
     if checks.rate("train", "averaging", averaging):
         every.append(MovingAverage(averaging))
@@ -300,18 +318,18 @@ def _callbacks(
 def _epochs(
     epochs: int | None, data: Batches, validation: Batches | None, resume: bool
 ) -> int | None:
-    """Return the number of epochs, one of data that are gone through once; ValueError where more is
-    asked of them.
+    """Return the number of epochs; raise ValueError if data that can be read only once need more
+    than one.
     """
     for name, batches in {"validation": validation, "data": data}.items():
         if not isinstance(batches, Iterated) or not batches.once:
             continue
         problem = f"train: {name} is an iterator, {checks.shown(batches.data)}"
         if name == "validation":
-            raise ValueError(f"{problem}, expected data that can begin anew after every epoch")
+            raise ValueError(f"{problem}, expected data that can be read again after every epoch")
         if resume is True or epochs not in (None, 1):
             raise ValueError(
-                f"{problem}, which cannot begin anew, expected epochs=1 without resume=True, got"
+                f"{problem}, which can be read only once, expected epochs=1 without resume=True, got"
                 f" epochs={checks.shown(epochs)} and resume={resume}"
             )
         return 1
@@ -320,7 +338,7 @@ def _epochs(
 
 @dataclass(eq=False)
 class TrainingRun:
-    """A run of training, from its first step or from a checkpoint to its end."""
+    """A training run, from its first step or a checkpoint to its end."""
 
     step: TrainStep
     start_params: dataclasses.InitVar[Params]
@@ -329,20 +347,20 @@ class TrainingRun:
     validation: Batches | None
     metrics: Mapping[str, Metric]
     folder: Folder
-    saving: bool  # whether there are checkpoints, which rank 0 writes
+    saving: bool  # whether rank 0 writes checkpoints
     epochs: int | None
     steps: int | None
     every: int | None
     resume: bool
-    epoch: int = 1  # that is under way
-    done: int = 0  # its batches done
+    epoch: int = 1  # the current epoch
+    done: int = 0  # its batches so far
     best_epoch: int = 0
     skipped: int = 0
-    ended: bool = False  # by a callback, after an epoch
+    ended: bool = False  # a callback ended it after an epoch
     norm: float = math.nan
     losses: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
-    # A resumed run began earlier, by the seconds before its checkpoint.
+    # A resumed run counts the seconds before its checkpoint, too.
     start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self, start_params: Params) -> None:
@@ -374,7 +392,7 @@ class TrainingRun:
         self.callbacks = [
             callback for callback in self.step.callbacks if self.ranks.first or callback.everywhere
         ]
-        # Whether callbacks look at the weights of each step.
+        # Whether a callback looks at the weights of each step.
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
         self.remembering = [callback for callback in self.step.callbacks if has(callback, "state")]
         for callback in self.step.callbacks:
@@ -389,16 +407,16 @@ class TrainingRun:
                 f"train: accumulate is {self.step.accumulate}, but there are {steps} batches in all"
             )
         self.order = generator(self.seed, stream=1, where="train")  # stream 0 drew the weights
-        self.order_before: Any = None  # its state when the epoch began
+        self.order_before: Any = None  # the generator's state when the epoch began
         self.best = self.judged = self.state.params
-        # the metrics, one value an epoch
+        # the value of each metric after each epoch
         self.measured: dict[str, list[float]] = {name: [] for name in self.metrics}
         for callback in self.callbacks:
             self.ranks.tried(callback.begin, self.state.params)
 
     @property
     def total(self) -> int:
-        """Batches of all epochs so far."""
+        """Batches so far, in all epochs."""
         return len(self.losses)
 
     @property
@@ -408,11 +426,11 @@ class TrainingRun:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the run began, with those before a checkpoint."""
+        """Seconds of training, with those before the checkpoint that the run resumed from."""
         return time.perf_counter() - self.start
 
     def begin(self) -> None:
-        """Make the folder, and go on from the newest checkpoint, where that is asked for and there
+        """Make the folder, and continue from the newest checkpoint if that is asked for and there
         is one.
         """
         if self.step.group is not None:
@@ -427,19 +445,19 @@ class TrainingRun:
             self._restore(origin)
             if self.ended:
                 log.info(
-                    f"train: {origin.path} is the end of a run that a callback ended; it does not"
-                    " go on"
+                    f"train: {origin.path} is the end of a run that a callback ended; it does"
+                    " not continue"
                 )
         self.ranks.of_first(lambda: self.folder.rewind(self.total, self.epoch))
 
     def _check_saving(self) -> None:
-        """Refuse what cannot be saved, before any work."""
+        """Raise an error for settings that cannot be saved, before any work."""
         checks.seed_number("train", "seed", self.seed)
         for callback in self.callbacks:
             checkpoint.pack({f"the state of {type(callback).__name__}": callback.state()})
 
     def _newest(self) -> Checkpoint | None:
-        """Make the folder, and return the checkpoint to go on from, if any."""
+        """Make the folder, and return the checkpoint to continue from, if any."""
         self.folder.begin()
         origin = self.folder.newest() if self.resume else None
         self.folder.check(origin)
@@ -449,7 +467,7 @@ class TrainingRun:
         """Train until the end, or until a signal or a callback stops it."""
         with deferred() as received:
             try:
-                # A run that was stopped after its last step has that epoch's validation before it.
+                # A run that was stopped after its last step still has to validate that epoch.
                 while (
                     self.epoch <= self.most_epochs
                     and (self.total < self.most_steps or self.done)
@@ -458,7 +476,7 @@ class TrainingRun:
                     if self._epoch(received):
                         break
                 self._save()
-            except Exception as error:  # the state before the step that failed is sound
+            except Exception as error:  # the state before the failed step is valid
                 if self.ranks.saves(error):
                     with contextlib.suppress(Exception):
                         self._save()
@@ -525,7 +543,7 @@ class TrainingRun:
         return False
 
     def _count(self, taken: Taken) -> bool:
-        """Note a step, and let callbacks see the new weights; return whether one says to stop."""
+        """Record a step and show callbacks the new weights; return whether one asks to stop."""
         loss: Any = taken.loss
         norm: Any = taken.norm
         self.losses.append(loss)
@@ -545,9 +563,7 @@ class TrainingRun:
         self.folder.log(total=self.total, epoch=self.epoch, **entry)
 
     def _copied(self, params: Params) -> Params:
-        """Return weights that the next step leaves alone, which it changes where steps are
-        captured.
-        """
+        """Return weights that the next step leaves alone; captured steps change arrays in-place."""
         runtime = self.state.runtime
         if runtime.graphs is None:
             return params
@@ -555,8 +571,8 @@ class TrainingRun:
         return dict(zip(params, arrays, strict=True))
 
     def _validate(self, data: Batches, where: str, received: list[int]) -> bool:
-        """Judge the weights; return whether they are the best so far. A signal ends it at once,
-        without a result.
+        """Validate the weights, and return whether they are the best so far. A signal ends it at
+        once, without a result.
         """
         with together(self.ranks.reduce):
             result = evaluate(
@@ -584,8 +600,8 @@ class TrainingRun:
         return improved
 
     def _asks(self, event: str) -> bool:
-        """Tell all callbacks of the end of a step or epoch; return whether one says, by True or
-        NumPy's, to stop.
+        """Tell all callbacks that a step or epoch has ended; return whether one returned True (also
+        NumPy's).
         """
         if not self.callbacks:
             return False
@@ -625,7 +641,7 @@ class TrainingRun:
         )
 
     def _save(self) -> None:
-        """Write a checkpoint, where there is a folder and it does not have this one."""
+        """Write a checkpoint, if there is a folder that does not have it yet."""
         if not self.saving:
             return
         state = self.ranks.whole(self.state, self.total)
@@ -651,7 +667,7 @@ class TrainingRun:
         self.ranks.tried(self.folder.save, about, tree, bool(self.validations))
 
     def _restore(self, origin: Checkpoint) -> None:
-        """Go on from a checkpoint; ValueError if it is one of another run, or damaged."""
+        """Continue from a checkpoint; raise ValueError if it is damaged or of another run."""
         about = origin.about
         for name, expected in self.settings.items():
             if about.get(name) != expected:
@@ -662,14 +678,15 @@ class TrainingRun:
         try:
             self._unpack(about, origin)
         except Exception as error:
-            # Any error here comes from the file, or from what a callback makes of it.
+            # Any error here comes from the file, or from a callback that restores its state from
+            # it.
             raise ValueError(
                 f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})"
             ) from error
         self.folder.saved = about
 
     def _unpack(self, about: dict[str, Any], origin: Checkpoint) -> None:
-        """Take what a checkpoint says; an error where it does not go with the run."""
+        """Restore the values of a checkpoint; raise an error if they do not fit the run."""
         home = self.state.runtime.feed.home
         tree = checkpoint.unpack(
             origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a)
@@ -705,8 +722,8 @@ class TrainingRun:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings that decide the numbers of a run, apart from the arrays; a run that goes on
-        shares them.
+        """The settings, apart from arrays, that decide the numbers of a run; a resumed run must
+        share them.
         """
         return {
             **self.step.settings,
@@ -722,8 +739,8 @@ class TrainingRun:
 
 
 def first_batch(data: Batches | None) -> str | dict[str, Any] | None:
-    """Return what tells data apart: their `identity`, or a number that is made of their first batch
-    in order, if they can begin anew.
+    """Return a description that identifies data: their `identity`, or otherwise a checksum of their
+    first batch in order.
     """
     whole: Any = data
     while isinstance(whole, Shard | Prefetch):

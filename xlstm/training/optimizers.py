@@ -1,5 +1,4 @@
-"""Optimisers as pairs of pure functions over a state, learning rates as schedules, and clipping of
-gradients.
+"""Optimisers as pairs of pure functions over a state, and clipping of gradients.
 
 >>> import numpy as np
 >>> params, grads = {"W": np.ones(2)}, {"W": np.ones(2)}
@@ -9,10 +8,10 @@ gradients.
 >>> params["W"].tolist()
 [0.5, 0.5]
 
-Parameters and gradients are flat dicts of name to array, and nothing is changed in place. The
-equations are those of `torch.optim`, which the tests follow step by step. A learning rate is a
-number or a schedule, a function of the number of updates done. Optimisers and their states can be
-pickled and copied where their schedule can.
+Parameters and gradients are flat dicts of name to array, and nothing is changed in-place. The
+equations follow `torch.optim`; tests compare them step by step. A learning rate is a number or a
+schedule, which is a function of the number of updates done. If a schedule can be pickled and
+copied, so can its optimiser and the optimiser's state.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ __all__ = [
 ]
 
 Slots = dict[str, Params]  # moments: slot name -> parameter name -> array
-# The checks of the options of formulas.
+# The checks of the formulas' options.
 OPTIONS: dict[str, checks.Kind] = {
     "momentum": checks.rate,
     "nesterov": checks.flag,
@@ -78,9 +77,9 @@ class OptimState(NamedTuple):
     Attributes
     ----------
     step : int
-        Number of updates done.
+        The number of updates done.
     slots : dict of str to dict of str to array
-        Moments, by the name of the slot and that of the parameter.
+        The moments, by slot name and then by parameter name.
     """
 
     step: int
@@ -88,10 +87,10 @@ class OptimState(NamedTuple):
 
 
 class Optimizer:
-    """An optimiser: two pure functions, and the parameters that they leave alone.
+    """The base class of optimisers: two pure functions, `init` and `update`.
 
-    One of your own is a subclass. Its steps of training wait for a GPU, unlike those of the
-    optimisers here.
+    Write your own as a subclass. Training steps with it wait for a GPU; steps with the optimisers
+    of this library do not.
     """
 
     def init(self, params: Params) -> OptimState:
@@ -103,41 +102,41 @@ class Optimizer:
         raise NotImplementedError
 
     def frozen(self, name: str) -> bool:
-        """Return whether the parameter of this name stays as it is; its gradient is not needed."""
+        """Return whether the parameter of this name is frozen; its gradient is then not needed."""
         return False
 
     def _moving(self, grads: Params) -> Params:
-        """Return the gradients of parameters that change."""
+        """Return the gradients of the parameters that are not frozen."""
         return {name: g for name, g in grads.items() if not self.frozen(name)}
 
     def _rates(self, step: int) -> tuple[float, ...]:
-        """Return the learning rates after `step` updates, where the optimiser tells them."""
+        """Return the learning rates after `step` updates, if the optimiser knows them."""
         return ()
 
     def _numbers(self, step: int) -> tuple[float, ...]:
-        """Return all that depends on the number of updates done, such as the learning rate."""
+        """Return all numbers that depend on the updates done, such as the learning rate."""
         return ()
 
     def _apply(
         self, params: Params, grads: Params, state: OptimState, *how: Any
     ) -> tuple[Params, OptimState]:
-        """Return what `update` does, of arrays that a step of training has made."""
+        """Return the result of `update`, for arrays that a training step has made."""
         return self.update(params, grads, state)
 
 
 def sgd(
     lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
 ) -> Optimizer:
-    """Make gradient descent, p -= lr g, with heavy-ball or Nesterov momentum (Sutskever et al.
-    2013).
+    """Make a gradient-descent optimiser, p -= lr g, with heavy-ball or Nesterov momentum (Sutskever
+    et al. 2013).
 
     Parameters
     ----------
     lr : float or Schedule
     momentum : float
-        Share of the last step that is kept, less than 1.
+        Share of the last step that each step keeps, less than 1.
     nesterov : bool
-        Take the gradient where the momentum leads.
+        Use Nesterov momentum: look ahead along the momentum, as `torch.optim.SGD` does.
     weight_decay : float
         Factor of the weights that is added to their gradients.
 
@@ -164,8 +163,8 @@ def rmsprop(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Make RMSprop, which divides g by the root of its running mean square plus eps (Tieleman &
-    Hinton 2012).
+    """Make an RMSprop optimiser, which divides g by the root of its running mean square plus eps
+    (Tieleman & Hinton 2012).
 
     Parameters
     ----------
@@ -196,7 +195,7 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Make Adam (Kingma & Ba 2015); weight decay is added to the gradient.
+    """Make an Adam optimiser (Kingma & Ba 2015), which adds weight decay to the gradient.
 
     Parameters
     ----------
@@ -225,7 +224,8 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
 ) -> Optimizer:
-    """Make Adam with decoupled weight decay, `p *= 1 - lr weight_decay` (Loshchilov & Hutter 2019).
+    """Make an Adam optimiser with decoupled weight decay, `p *= 1 - lr weight_decay` (Loshchilov &
+    Hutter 2019).
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def adamw(
         Decay of the running means of g and of g^2.
     eps : float
     weight_decay : float
-        Share of the weights that is taken away, times the learning rate.
+        Share of the weights that an update removes, before the factor of the learning rate.
 
     Returns
     -------
@@ -249,17 +249,17 @@ def adamw(
 
 
 def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Optimizer:
-    """Make an optimiser that treats parameters by their names: some at rates of their own, some not
-    at all.
+    """Make an optimiser that applies a different rule to each group of parameter names, or freezes
+    the group.
 
     Parameters
     ----------
     rules : dict of str to Optimizer or None
-        Patterns of names, such as `"embedding.*"`, as of `fnmatch`; the first one that matches a
-        name decides. None freezes parameters: they stay as they are, and their gradients do not
-        count in the norm that is clipped.
+        An optimiser for each pattern of names, such as `"embedding.*"`, in the syntax of `fnmatch`;
+        the first pattern that matches a name decides. None freezes parameters: they stay as they
+        are, and their gradients do not count in the norm that is clipped.
     otherwise : Optimizer
-        For all other parameters.
+        The optimiser of all other parameters.
 
     Returns
     -------
@@ -268,7 +268,7 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
     Raises
     ------
     TypeError
-        Something is no optimiser.
+        A value is not an optimiser.
     ValueError
         `init` finds no parameter for a pattern.
 
@@ -308,14 +308,14 @@ def global_norm(grads: Params) -> Array:
     Raises
     ------
     TypeError, ValueError
-        `grads` is no dict of arrays, or they do not belong together.
+        `grads` is not a dict of arrays, or the arrays differ in library or device.
     """
     checks.mapping("global_norm", grads, "gradients")
     return norm_of(namespace("global_norm", grads), grads)
 
 
 def norm_of(xp: Namespace, grads: Params) -> Array:
-    """Return the Euclidean norm of all gradients together, which belong together."""
+    """Return the Euclidean norm of all gradients together, without checking them."""
     if not grads:
         raise ValueError("global_norm: there are no gradients, expected those of parameters")
     return foreach.norm(xp, list(grads.values()))
@@ -333,9 +333,9 @@ def clip_global_norm(
     grads : dict of str to array
     limit : float
     norm : 0-d array, optional
-        The global norm, where it is known already.
+        The global norm, if it is already known.
     in_place : bool
-        Whether gradients may be changed where they are, which CuPy's are where all are contiguous.
+        Whether gradients may be changed in-place. Contiguous CuPy gradients are.
 
     Returns
     -------
@@ -344,7 +344,14 @@ def clip_global_norm(
     Raises
     ------
     TypeError, ValueError
-        `grads` is no dict of arrays, or they do not belong together; `limit` is not above 0.
+        `grads` is not a dict of arrays, or the arrays differ in library or device; `limit` is not
+        above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clip_global_norm({"W": np.array([3.0, 4.0])}, limit=1.0)["W"].round(6).tolist()
+    [0.6, 0.8]
     """
     limit = checks.above_0("clip_global_norm", "limit", limit)
     checks.mapping("clip_global_norm", grads, "gradients")
@@ -363,7 +370,7 @@ def each(
     into: tuple[int, ...] = (),
     **options: Any,
 ) -> list[Params]:
-    """Return the results of a function of arrays and of numbers by name, for each of the names."""
+    """Return a function's results for each name; its arguments are arrays by name, and numbers."""
     arrays = [[column[name] for name in names] for column in columns]
     results = foreach.apply(namespace_of(arrays[0][0]), function, arrays, numbers, into, **options)
     return [dict(zip(names, some, strict=True)) for some in zip(*results, strict=True)]
@@ -371,16 +378,18 @@ def each(
 
 @accepts_foreign
 def clip_per_sequence(grads: Params, limit: float) -> Params:
-    """Scale the gradients of each sequence together so that their norm is at most `limit` (Abadi et
-    al. 2016, "Deep learning with differential privacy", algorithm 1).
+    """Scale the gradients of each sequence together so that their norm is at most `limit`.
 
-    A sequence with NaN or infinity keeps it.
+    This is the clipping of algorithm 1 of Abadi et al. 2016, "Deep learning with differential
+    privacy".
+
+    NaN and infinity of a sequence stay.
 
     Parameters
     ----------
     grads : dict of str to array (B, ...)
-        Gradients of B sequences, from `backward` with `per_sequence=True`. Those of a plain
-        `backward` may have shapes that pass for these.
+        Gradients of B sequences, from `backward` with `per_sequence=True`. Gradients of a plain
+        `backward` may have shapes that are accepted by mistake.
     limit : float
 
     Returns
@@ -390,8 +399,8 @@ def clip_per_sequence(grads: Params, limit: float) -> Params:
     Raises
     ------
     TypeError, ValueError
-        `grads` is no dict of arrays (B, ...), or they do not belong together; `limit` is not above
-        0.
+        `grads` is not a dict of arrays (B, ...), or the arrays differ in library or device; `limit`
+        is not above 0.
     """
     where = "clip_per_sequence"
     limit = checks.above_0(where, "limit", limit)
@@ -428,7 +437,14 @@ def clip_value(grads: Params, limit: float) -> Params:
     Raises
     ------
     TypeError, ValueError
-        `grads` is no dict of arrays, or they do not belong together; `limit` is not above 0.
+        `grads` is not a dict of arrays, or the arrays differ in library or device; `limit` is not
+        above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clip_value({"W": np.array([3.0, -0.5])}, limit=1.0)["W"].tolist()
+    [1.0, -0.5]
     """
     limit = checks.above_0("clip_value", "limit", limit)
     checks.mapping("clip_value", grads, "gradients")
@@ -437,7 +453,7 @@ def clip_value(grads: Params, limit: float) -> Params:
 
 
 def _scaled(xp: Namespace, g: Array, norm: Array, limit: Any) -> Array:
-    """Return a gradient times the factor that makes a norm `limit` at most."""
+    """Return a gradient times the factor that brings a norm down to at most `limit`."""
     return g * (limit / xp.maximum(norm, xp.full_like(norm, limit)))
 
 
@@ -465,7 +481,7 @@ def _by_rule(
     options: dict[str, Any],
     *scalars: Any,
 ) -> ByRules:
-    """Return the optimiser of one rule, whose last slot is that of the momentum, if it has one."""
+    """Return the optimiser of one rule; its last slot holds the momentum, if there is one."""
     for name, kind in OPTIONS.items():
         if name in options:
             options[name] = kind(where, name, options[name])
@@ -481,11 +497,11 @@ def _rate(lr: float, step: int, **_: Any) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _Rule:
-    """The update of one parameter: `formula(xp, p, g, *moments, *numbers, **options) -> p and
-    moments`.
+    """The rule that updates one parameter.
 
-    `scalars(lr, step, **options)` are its numbers in the `step`-th update, of which there are
-    `width`.
+    It calls `formula(xp, p, g, *moments, *numbers, **options)`, which returns p and the moments.
+
+    `scalars(lr, step, **options)` returns the `width` numbers of update number `step`.
     """
 
     where: str
@@ -493,7 +509,7 @@ class _Rule:
     slots: tuple[str, ...]
     formula: Callable[..., Any]
     options: dict[str, Any]
-    # These are not in the text by which checkpoints tell whether an optimiser is the same.
+    # These are not in the text by which checkpoints recognise an optimiser.
     scalars: Callable[..., tuple[float, ...]] = field(default=_rate, repr=False)
     width: int = field(default=1, repr=False)
 
@@ -521,10 +537,10 @@ def _groups(patterns: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[st
 
 @dataclass(frozen=True)
 class ByRules(Optimizer):
-    """Rules for the parameters whose names their patterns match first; a rule that is None freezes
-    them.
+    """An optimiser with a rule for each pattern of names; a rule of None freezes its parameters.
 
-    An update is in two parts: the host makes `numbers`, and the rest need not wait for a GPU.
+    The first pattern that matches a name decides. An update has two parts: the host computes
+    `numbers`, and the rest need not wait for a GPU.
     """
 
     where: str
@@ -536,7 +552,7 @@ class ByRules(Optimizer):
 
     @cached_property
     def _used(self) -> tuple[_Rule, ...]:
-        """The rules of parameters that change."""
+        """The rules of parameters that are not frozen."""
         return tuple(rule for rule in self.rules if rule is not None)
 
     def _rates(self, step: int) -> tuple[float, ...]:
@@ -559,7 +575,7 @@ class ByRules(Optimizer):
         params, grads = from_foreign(self.where, (params, grads))
         if not isinstance(state, OptimState):
             raise TypeError(
-                f"{self.where}: state is {checks.shown(state)}, expected what init or update gave"
+                f"{self.where}: state is {checks.shown(state)}, expected the result of init or update"
             )
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")
@@ -576,11 +592,10 @@ class ByRules(Optimizer):
         in_place: bool = False,
         check: bool = False,
     ) -> tuple[Params, OptimState]:
-        """Return the parameters and the state after an update, of which `numbers` may be on the
-        device.
+        """Return the parameters and the state after an update; `numbers` may be on the device.
 
-        `counts` is a 0-d array there: where it is 0 no array changes. With `in_place` new values
-        take the places of the old ones. `check` says whether gradients are to be checked.
+        `counts` is a 0-d array on that device; if it is 0, no array changes. With `in_place`, new
+        values overwrite the old ones. `check` says whether to check gradients.
         """
         if check:
             named = {f"gradient of {name}": g for name, g in grads.items()}
@@ -609,7 +624,7 @@ class ByRules(Optimizer):
         return new, OptimState(state.step + 1, slots)
 
     def by_slot(self, params: Params) -> Slots:
-        """Return the parameters that have a moment, by slot; ValueError where a pattern matches
+        """Return the parameters that have a moment, by slot; raise ValueError if a pattern matches
         none.
         """
         groups = _groups(self.patterns, tuple(params))
@@ -628,7 +643,7 @@ class ByRules(Optimizer):
 
 @functools.cache
 def _unless_0(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function of an update that changes nothing where the last of its numbers is 0."""
+    """Return an update function that changes nothing if the last of its numbers is 0."""
 
     @functools.wraps(function)
     def update(xp: Namespace, p: Array, g: Array, *rest: Any, **options: Any) -> tuple[Array, ...]:
@@ -684,8 +699,8 @@ def _rmsprop(
 def _adam_scalars(
     lr: float, step: int, *, b1: float, b2: float, weight_decay: float, **_: Any
 ) -> tuple[float, ...]:
-    """Return the rate and the factor that correct for moments that begin at zero, and the share
-    that decays.
+    """Return the rate and the factor that correct for moments starting at zero, and the weight
+    decay.
     """
     return lr / (1 - b1**step), 1 / math.sqrt(1 - b2**step), lr * weight_decay
 

@@ -1,11 +1,11 @@
-"""Steps on several ranks: the loss and the gradients of all ranks are one sum, and all that follows
-is on that sum.
+"""Training steps on several ranks: ranks sum loss and gradients, and all continue from the same
+sum.
 
-Each rank has its own columns of a batch, and its share of the targets. It writes its loss and its
-gradients, times that share, into a flat buffer, which begins with a head of few numbers. The sum of
-the buffers is the loss and the gradient of the whole batch, with the same bits on every rank, so
-that all ranks do the same with it. Between machines the buffer is summed bucket by bucket, those of
-the last layers while the first layers are still differentiated.
+Each rank has its own columns of a batch, and so a share of the targets. It writes its loss and its
+gradients, times that share, into a flat buffer, which begins with a short head. The sum of all
+buffers holds the loss and the gradients of the whole batch. It has the same bits on every rank, so
+all ranks take the same step. Between machines, ranks sum the buffer bucket by bucket: they sum the
+last layers' buckets while the backward pass still computes the first layers' gradients.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from xlstm.training.halved import Halved
 from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, norm_of
 
 Update = Callable[..., tuple[Params, OptimState]]
-# parameters from which on an optimiser is shared; with fewer its time does not matter
+# number of parameters above which ranks share the optimiser; below it, its time does not matter
 LEAST = 1 << 20
 NOWHERE = (slice(0), slice(0))
-# Bytes of gradients that are summed at once while others are still to be computed. More ranks send
-# more messages for each bucket, so that from 2 * FEW ranks on buckets are larger.
+# Bytes of a bucket that is summed while other gradients are still being computed. More ranks send
+# more messages for each bucket, so buckets are larger from 2 * FEW ranks on.
 BUCKET = 1 << 24
 FEW = 64
-# The bits of whole numbers that sums in a dtype leave exact, where they are fewer than 23.
+# The bits of whole numbers that a dtype sums exactly, if fewer than 23.
 BITS = {"float16": 10, "bfloat16": 7}
-# The sum of the shares of all ranks is 1 up to rounding; it may differ from 1 by this.
+# The sum of the shares of all ranks may differ from 1 by this much, because of rounding.
 SHARES = 0.01
 
 
@@ -66,24 +66,24 @@ class LossAndGradients(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The first numbers of the buffer.
+    """The first numbers of the buffer. Each rank writes its own, and the sum over ranks is read.
 
     Attributes
     ----------
     loss : float
-        NaN where a rank has failed.
+        The loss, or NaN if a rank has failed.
     squares : float
-        The sum of the squares of the rank's gradients, where these are not summed with the head.
+        The sum of the squares of the rank's gradients, if these are not summed with the head.
     status : float
-        0 from a rank that takes the step, 1 where its data have ended, more than there are ranks
-        where it has failed.
+        0 if the rank takes the step, 1 if its data have ended, and more than the number of ranks if
+        it has failed.
     share : float
-        The share of the rank in the targets of the batch; all shares are 1 together.
+        The rank's share of the batch's targets; all shares sum to 1.
     signal, stop : float
-        Above 0 where a rank has received a signal, or has been asked to stop by a callback.
+        Above 0 if a rank has received a signal, or a callback has asked it to stop.
     check : float
-        A number of the rank's batches and learning rates so far; the sum of all is 0 where these
-        are the same.
+        A number made of the rank's batches and learning rates so far; the sum is 0 if they are the
+        same on all ranks.
     """
 
     loss: Any
@@ -96,39 +96,39 @@ class Head(NamedTuple):
 
 
 class AllReduce:
-    """A rank's part in the sums of all ranks, and the numbers that they agreed on in the last one.
+    """A rank's side of the sums over all ranks, with the numbers that the last sum agreed on.
 
     Parameters
     ----------
     group : Group
     home : Backend
-        That of the parameters.
+        The backend of the parameters.
     params : dict of str to array
-        The parameters that change.
+        The parameters that are not frozen.
     halved : bool
-        Gradients go between ranks as bfloat16.
+        Whether ranks exchange gradients as bfloat16.
 
     Attributes
     ----------
     error : Exception or None
-        An error of this rank, which makes the next sum fail on all ranks, or one that all have
-        raised together.
+        An error of this rank, which makes the next sum fail on all ranks; or an error that all
+        ranks have raised together.
     where : str
         The name of the step.
     ended : bool
-        There is no batch for it, as the data of this rank have ended.
+        Whether the data of this rank have ended, so that it has no batch for the step.
     signal, stop : bool
-        The numbers that this rank tells the others in the next sum.
+        Whether this rank reports a signal, or a request to stop, in the next sum.
     agreed : Head
         The head of the last sum that the host has looked at.
     noted : dict of str to object
-        All that ranks are to have in common in this step, as errors call it.
+        The values that must be equal on all ranks in this step, by the names that errors give them.
     overlaps : bool
-        Buckets of gradients are summed while others are still to be computed, as between machines
-        sums take time in which a rank could compute.
+        Whether buckets are summed while other gradients are still being computed. This saves time
+        between machines, where a rank would otherwise wait for sums.
     """
 
-    sums_parts = False  # whether a rank gets the sums of a part of the gradients
+    sums_parts = False  # whether a rank gets only the sums of its part of the gradients
 
     def __init__(self, group: Group, home: Backend, params: Params, halved: bool = False) -> None:
         if home.name not in ("numpy", "cupy"):
@@ -151,10 +151,10 @@ class AllReduce:
         if self.sums_parts or halved:  # it is summed by itself, and need not have their dtype
             self.head = zeros(home, ROOM, "float64")
         self.grads = self.layout.named(self.buffer)
-        self.waits: list[Callable[[], None]] = []  # for the buckets whose sums have begun
+        self.waits: list[Callable[[], None]] = []  # one for each bucket whose sum has begun
         self.agreed = Head(*[0.0] * len(Head._fields))
         self.noted: dict[str, Any] = {}
-        self.checksum = 0  # of all that was noted so far
+        self.checksum = 0  # of everything noted so far
         self.where = ""
         self.ended = False
 
@@ -166,14 +166,14 @@ class AllReduce:
         Parameters
         ----------
         own : LossAndGradients
-            Those of the rank's part.
+            The loss and gradients of the rank's part.
         head : Head
-            Its last numbers, from `share` on, are used.
+            The rank's head; only its last numbers, from `share` on, are used.
         local : bool
-            Sum the head alone. The gradients are those of the own part then, and the square of the
-            norm is the sum of the squares of all parts.
+            Sum the head alone. The result then has the gradients of this rank's part; the square of
+            its norm is the sum of the squares of all parts.
         share : float or 0-d array
-            The factor of the own gradients.
+            The factor of this rank's gradients.
         """
         if self.error is not None:
             own = own._replace(grads={})
@@ -181,7 +181,7 @@ class AllReduce:
         else:
             if not isinstance(head.share, float):
                 loss = fuse(self.home.xp, _shared, own.loss, own.loss, head.share)
-            else:  # the mean may be NaN where no target counts
+            else:  # the mean may be NaN if no target counts
                 loss = own.loss * head.share if head.share else 0.0
             squares = (own.norm * head.share) ** 2 if local else 0.0
             head = head._replace(loss=loss, squares=squares)
@@ -194,7 +194,7 @@ class AllReduce:
         return own._replace(loss=self.head[0], grads=grads, norm=xp.sqrt(self.head[1]))
 
     def mean(self, sums: Params, total: Any) -> tuple[Params, Array]:
-        """Return the sums of gradients of all ranks, divided by the total number of targets, and
+        """Return the sums of gradients over all ranks, divided by the total number of targets, and
         their norm.
         """
         return self._summed(sums, 1 / total, None)
@@ -202,10 +202,10 @@ class AllReduce:
     def early(
         self, share: Any, used: Params, prepared: Callable[[Params], Params]
     ) -> Callable[[Params, Params], None]:
-        """Return a function for `announced` that begins the sum of a bucket as soon as its gradients
-        are there.
+        """Return a function for `announced` that begins the sum of a bucket as soon as its
+        gradients are ready.
 
-        Buckets go in the same order on all ranks, from the last parameters to the first; the first
+        All ranks sum buckets in the same order, from the last parameters to the first. The first
         bucket waits for `reduce`.
 
         Parameters
@@ -215,7 +215,7 @@ class AllReduce:
         used : dict of str to array
             The weights that the model runs with.
         prepared : callable
-            It makes of gradients those that are summed.
+            A function that turns gradients into the gradients to sum, for example scaled ones.
         """
         names = {id(used[name]): name for name in self.grads}
         arrived = Params()
@@ -235,15 +235,13 @@ class AllReduce:
         return announce
 
     def end_sums(self) -> None:
-        """Wait for the sums that a step began which was interrupted, or could not be captured."""
+        """Wait for sums that a step began before it was interrupted or could not be captured."""
         while self.waits:
             with contextlib.suppress(Exception):
                 self.waits.pop()()
 
     def init(self, optimizer: Optimizer, params: Params) -> OptimState:
-        """Return the state of an optimiser before its first update, of which this rank has its
-        part.
-        """
+        """Return this rank's part of an optimiser's state before its first update."""
         return optimizer.init(params)
 
     def updated(
@@ -257,18 +255,18 @@ class AllReduce:
         return moment
 
     def whole_of(self, moments: OptimState) -> OptimState:
-        """Return the moments of all ranks together on rank 0, and on the others those that they
-        have; `collect` of the group puts them together.
+        """Return the moments of all ranks on rank 0, and on other ranks their own; the group's
+        `collect` gathers them.
         """
         return moments
 
     def slots_like(self, moments: OptimState, params: Params) -> Slots:
-        """Return arrays with the shapes and dtypes of the parts of this rank of all moments."""
+        """Return arrays with the shapes and dtypes of this rank's parts of all moments."""
         return moments.slots
 
     def note(self, part: Part, rates: tuple[float, ...]) -> None:
-        """Note what ranks are to have in common in a step: its batch and the learning rates of its
-        update.
+        """Note the values that must be equal on all ranks in a step: its batch and its learning
+        rates.
         """
         self.noted = {
             "number of sequences": part.B,
@@ -281,13 +279,13 @@ class AllReduce:
 
     @property
     def check(self) -> float:
-        """The number of this rank for `Head.check`, small enough for exact sums."""
+        """This rank's number for `Head.check`, small enough for exact sums."""
         most = 2 ** BITS.get(self.home.dtype, 23) // self.group.size
         number = self.checksum % max(1, most)
         return float(number * (self.group.size - 1) if self.group.rank == 0 else -number)
 
     def fail(self, local: bool, then_all: bool) -> None:
-        """Take part in the sum of a step that this rank cannot take, or in both of them."""
+        """Take part in the sum, or both sums, of a step that this rank cannot take."""
         refusal = self._refusal()
         if local:
             self._sum_head(refusal)
@@ -295,13 +293,15 @@ class AllReduce:
             self._summed({}, 0.0, None if local else refusal)
 
     def told(self, place: str, what: Any = None) -> list[Any]:
-        """Return what all ranks tell at a place; raises the error of a rank on all of them."""
+        """Return the values that all ranks send at a place; if one has an error, all ranks raise
+        it.
+        """
         with together(self):
             return told(self.group, place, self.error, what)
 
     def look(self) -> None:
-        """Wait for the last sum, and see what has been agreed; raises the error of a rank on all of
-        them.
+        """Wait for the last sum and read what ranks agreed on; if one has an error, all ranks raise
+        it.
         """
         self.agreed = agreed = Head(*to_numpy(self.head)[: len(Head._fields)].tolist())
         if agreed.status not in (0, self.group.size):
@@ -321,14 +321,14 @@ class AllReduce:
                 )
 
     def same_masks(self, masks: np.random.Generator, part: Part) -> None:
-        """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of
-        the last rank.
+        """Give the last rank's generator to ranks that drew no masks, having no sequence in a
+        batch.
         """
         if self.group.size > part.B:
             masks.bit_generator.state = self.group.tell(masks.bit_generator.state)[-1]
 
     def forget_residuals(self) -> None:
-        """Begin without what was cut off gradients, as a run does that goes on from a checkpoint."""
+        """Drop the residuals of gradients, as a run that resumes from a checkpoint does."""
         if self.halved is not None:
             self.halved.forget()
 
@@ -346,7 +346,7 @@ class AllReduce:
         self.group.sum(self.head)
 
     def _summed(self, grads: Params, share: Any, head: Head | None) -> tuple[Params, Array]:
-        """Sum the buckets that are not under way yet, and a head; return the gradients, and their
+        """Sum the buckets whose sums have not begun, and a head; return the gradients and their
         norm.
         """
         for bucket in self.layout.buckets[len(self.layout.buckets) - len(self.waits) - 1 :: -1]:
@@ -356,8 +356,10 @@ class AllReduce:
         return self._result(head)
 
     def _begin(self, bucket: Bucket, grads: Params, share: Any, head: Head | None = None) -> None:
-        """Fill a bucket with a share of gradients, or with zeros where there are none, and begin its
-        sum; the first bucket goes with the head, if there is one.
+        """Fill a bucket with a share of the gradients, or with zeros if there are none, and begin
+        its sum.
+
+        The head, if there is one, is summed with the first bucket.
         """
         if not grads:
             self.buffer[bucket.place] = 0.0
@@ -378,12 +380,12 @@ class AllReduce:
         self._go(self.group.sum, self.buffer[start : bucket.place.stop])
 
     def _go(self, function: Callable[..., None], *arrays: Array) -> None:
-        """Let ranks do something together, beside the caller where that saves time, else at once."""
+        """Run an operation of all ranks, in the background if that saves time, else at once."""
         later = self.group.later if self.overlaps else Alone().later
         self.waits.append(later(function, *arrays))
 
     def _result(self, head: Head | None) -> tuple[Params, Array]:
-        """Return the gradients and their norm once all buckets have come."""
+        """Return the gradients and their norm once all buckets have arrived."""
         if self.halved is not None:
             for bucket in self.layout.buckets:
                 self.halved.share_sums(self.halved.sum_up(bucket), self.buffer, bucket)
@@ -393,13 +395,13 @@ class AllReduce:
 
 
 class Sharded(AllReduce):
-    """The sums of ranks of which each updates a part of the weights and keeps its moments alone
-    (ZeRO-1).
+    """An `AllReduce` in which each rank updates a part of the weights and keeps only that part's
+    moments (ZeRO-1).
 
-    After Rajbhandari et al. 2020. The buckets of gradients are cut into equal parts, of which each
-    rank gets the sum of one; the new weights are put together again. This sends as many bytes as
-    one sum of the whole, and takes a rank's share of the time and of the memory of the optimiser.
-    Rules work element by element, so a part of an array is as good as a whole.
+    It follows Rajbhandari et al. 2020. The buckets of gradients are cut into equal parts, and each
+    rank gets the sum of one part. Then all ranks gather the new weights. This sends as many bytes
+    as one sum of the whole, and needs only a rank's share of the optimiser's time and memory. The
+    rules work element by element, so they can update a part of an array.
     """
 
     sums_parts = True
@@ -408,9 +410,10 @@ class Sharded(AllReduce):
         super().__init__(group, home, params, halved)
         # This rank's part of the gradients, and then of the new weights.
         self.part: Array = zeros(home, self.layout.each)
-        # The parameters that this rank has a part of: its places in the parameter, and in the part.
+        # The parameters that this rank has a part of: where it lies in the parameter, and in the
+        # rank's part.
         self.places = self.layout.parts(group.rank)
-        self.names: dict[str, list[str]] = {}  # of the parameters that have a moment, by slot
+        self.names: dict[str, list[str]] = {}  # the parameters that have a moment, by slot
 
     def init(self, optimizer: Optimizer, params: Params) -> OptimState:
         assert isinstance(optimizer, ByRules)
@@ -441,7 +444,7 @@ class Sharded(AllReduce):
 
     def part_of(self, name: str, moment: Array) -> Array:
         if moment.shape != self.layout.shapes.get(name):
-            return moment  # that of a file which is not sound
+            return moment  # it comes from a damaged file
         there, _ = self.places.get(name, NOWHERE)
         return moment.reshape(-1)[there]
 
@@ -468,7 +471,7 @@ class Sharded(AllReduce):
         return moments._replace(slots=whole) if self.group.rank == 0 else moments
 
     def _cut(self, arrays: Params) -> Params:
-        """Return the parts of arrays that this rank has, flat."""
+        """Return this rank's parts of arrays, flat."""
         return {
             name: arrays[name].reshape(-1)[there]
             for name, (there, _) in self.places.items()
@@ -504,15 +507,15 @@ def all_reduce(
     callbacks: Iterable[Callback],
     halved: bool,
 ) -> AllReduce:
-    """Return the sums over ranks: `Sharded` for many weights where nobody needs whole gradients,
-    else `AllReduce`.
+    """Return a `Sharded` for many weights if nothing needs whole gradients, otherwise an
+    `AllReduce`.
     """
     moving = {name: p for name, p in params.items() if not optimizer.frozen(name)}
     needs_whole = any(
         has(callback, "gradients") and not (type(callback) is Clip and callback.value is None)
         for callback in callbacks
     )
-    # moments of weights in 16 bits stay with these
+    # moments of 16-bit weights are not divided
     shares = group.size > 1 and isinstance(optimizer, ByRules) and home.dtype not in HALVES
     many = sum(p.size for p in moving.values()) >= max(LEAST, group.size)
     kind = Sharded if shares and many and not needs_whole else AllReduce
@@ -520,7 +523,7 @@ def all_reduce(
 
 
 def bucket_bytes(ranks: int) -> int:
-    """Return the most bytes of a bucket of several parameters."""
+    """Return the largest size, in bytes, of a bucket of several parameters."""
     return BUCKET * max(1, ranks // FEW)
 
 

@@ -1,4 +1,4 @@
-"""A test of learning rates: the loss while the rate grows."""
+"""A learning-rate range test: record the loss while the learning rate grows."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ class RangeTest(NamedTuple):
     Attributes
     ----------
     rates : array (N,)
-        Learning rates, growing.
+        Learning rates, in increasing order.
     losses : array (N,)
-        The loss after each, smoothed.
+        The smoothed loss at each rate.
     suggestion : float
-        A tenth of the rate at which the loss, smoothed, had fallen most below that of the starting
-        weights on the same batches, since a little beyond that training diverges; at least `low`.
+        A learning rate to start with, at least `low`. It is a tenth of the rate at which the
+        smoothed loss was lowest relative to the starting weights' loss on the same batches; a
+        little beyond that rate, training diverges.
     """
 
     rates: np.ndarray[Any, Any]
@@ -50,10 +51,10 @@ def find_learning_rate(
     loss: Loss | None = None,
     seed: Seed = 0,
 ) -> RangeTest:
-    """Train for some steps while the learning rate grows from `low` to `high` (Smith 2017).
+    """Suggest a learning rate: train while the rate grows from `low` to `high` (Smith 2017).
 
-    The same batches also go through the starting weights, so that it does not matter which of them
-    are easy. The weights that result are thrown away.
+    The starting weights also run on the same batches, so that easy batches do not distort the
+    result. The trained weights are discarded.
 
     Parameters
     ----------
@@ -61,18 +62,18 @@ def find_learning_rate(
         As for `train`.
     params : dict of str to array
     data : Batches, or an iterable of batches or pairs
-        As for `train`. They are gone through as often as needed.
+        As for `train`. They are read as often as needed.
     optimizer : callable
-        Makes an optimiser of a schedule, such as `optim.adam`.
+        A function that makes an optimiser of a schedule, such as `optim.adam`.
     low, high : float
         The first and the last learning rate.
     steps : int
-        At least 10; the test ends earlier where the loss is four times that of the starting
-        weights.
+        Number of steps, at least 10. The test ends earlier if the loss reaches four times the
+        starting weights' loss.
     loss : callable, optional
         As for `train`.
     seed : int
-        Decides the order of the batches and the masks.
+        It decides the order of the batches, and the masks of dropout and zoneout.
 
     Returns
     -------
@@ -81,7 +82,19 @@ def find_learning_rate(
     Raises
     ------
     ValueError, TypeError
-        An argument is out of range or of the wrong kind; or the loss diverges at once.
+        An argument is out of range or of the wrong kind, or the loss diverges at once.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> from xlstm import optim, training
+    >>> from xlstm.data import Windows
+    >>> lstm = xlstm.LSTM(1, 4)
+    >>> data = Windows(np.ones((8, 5, 1)), np.ones((8, 5, 4)), every_step=True)
+    >>> start = lstm.init(backend="numpy")
+    >>> found = training.find_learning_rate(lstm, start, data, optim.adam, low=1e-5, steps=20)
+    >>> found.suggestion >= 1e-5
+    True
     """
     where = "find_learning_rate"
     low = checks.above_0(where, "low", low)
@@ -91,7 +104,7 @@ def find_learning_rate(
         raise ValueError(f"{where}: high is {high:g}, expected more than low, which is {low:g}")
     checks.function(where, "optimizer", optimizer)
     run: dict[str, Any] = {"steps": steps, "loss": loss, "seed": seed}
-    # the loss after each step, and that of the starting weights on the same batches
+    # the loss after each step, and the starting weights' loss on the same batches
     smoothed: list[Any] = []
     mean = np.zeros(2)
     smooth = 0.9

@@ -1,6 +1,4 @@
-"""A run asks this of the ranks of its group between steps: one folder, one checkpoint, and the same
-decisions.
-"""
+"""The agreement of a run's ranks between steps: one folder, one checkpoint, the same decisions."""
 
 from __future__ import annotations
 
@@ -21,22 +19,22 @@ from xlstm.training.optimizers import Slots
 from xlstm.training.parallel import AllReduce
 from xlstm.training.state import StepState
 
-STORED = {"bfloat16": "float32"}  # dtypes on the host of those that NumPy does not have
+STORED = {"bfloat16": "float32"}  # the host's dtypes for dtypes that NumPy lacks
 
 
 class RunRanks:
-    """The ranks of a run; a process without a group is alone.
+    """The ranks of a run; a process without a group is a single rank.
 
-    Errors, signals and what callbacks ask for are kept until all ranks come together: in the sum of
-    the next step, or in `meets`. So all of them raise, or stop, at the same place.
+    A rank keeps its errors, signals and callbacks' requests until all ranks meet: in the sum of the
+    next step, or in `meets`. So all ranks raise, or stop, at the same place.
 
     Parameters
     ----------
     reduce : AllReduce or None
     model : object
-        It says where sequences are in its state.
+        The model. It says which axis of its state holds sequences.
     sums_locally : bool
-        The sums of gradients that a step has not used yet are those of each rank.
+        Whether each rank keeps its own sums of gradients that no update has used yet.
     """
 
     def __init__(self, reduce: AllReduce | None, model: Any, sums_locally: bool) -> None:
@@ -44,11 +42,11 @@ class RunRanks:
         self.model = model
         self.sums_locally = sums_locally
         self.group: Group = Alone() if reduce is None else reduce.group
-        self.first = self.group.rank == 0  # which alone writes and speaks
+        self.first = self.group.rank == 0  # only rank 0 writes files and prints
 
     def guarded(self, batches: Iterable[Inputs]) -> Iterator[Any]:
-        """Yield batches; with other ranks then None, at their end or for one that failed, which the
-        next sum tells.
+        """Yield batches. With other ranks, yield None at their end or after an error, which the
+        next sum reports.
         """
         with held(self.reduce):
             yield from batches
@@ -56,14 +54,14 @@ class RunRanks:
             yield None
 
     def tried(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Return what a function does, or None where it fails, which all ranks hear when they come
-        together.
+        """Return a function's result, or None if it fails; all ranks learn of the error when they
+        meet.
         """
         with held(self.reduce):
             return function(*args)
 
     def stops(self, asked: bool, received: list[int]) -> bool:
-        """Return whether to stop after a step; what is asked of a group now, the next sum tells all
+        """Return whether to stop after a step; the next sum carries a request of one rank to all
         ranks.
         """
         if self.reduce is None:
@@ -73,7 +71,7 @@ class RunRanks:
         return bool(self.reduce.agreed.signal or self.reduce.agreed.stop)
 
     def meets(self, received: list[int]) -> bool:
-        """Return whether to stop between steps; all ranks come here together."""
+        """Return whether to stop between steps; all ranks meet here."""
         asked = bool(received) or (self.reduce is not None and self.reduce.stop)
         return any(self._told("a pause between steps", asked))
 
@@ -83,23 +81,23 @@ class RunRanks:
         return next((numbers[0] for numbers in every), None)
 
     def saves(self, error: Exception) -> bool:
-        """Return whether all ranks have raised this error, so that they come together for a
-        checkpoint.
+        """Return whether all ranks have raised this error, so that they can write a checkpoint
+        together.
         """
         if self.reduce is None:
             return True
         return isinstance(error, FloatingPointError) or error is self.reduce.error
 
     def of_first(self, value: Callable[[], Any]) -> Any:
-        """Return a value that rank 0 makes."""
+        """Return a value that rank 0 computes."""
         return self._told("rank 0's part", self.tried(value) if self.first else None)[0]
 
     def _told(self, place: str, what: Any) -> list[Any]:
-        """Return what all ranks tell; an error that one has kept is raised on all of them."""
+        """Return the values that all ranks send; if one has kept an error, all ranks raise it."""
         return [what] if self.reduce is None else self.reduce.told(place, what)
 
     def read(self, newest: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-        """Return the checkpoint that rank 0 reads; files of the others are not looked at."""
+        """Return the checkpoint that rank 0 reads; other ranks' files are ignored."""
         origin = self.tried(newest) if self.first else None
         if self.reduce is None:
             return origin
@@ -115,7 +113,7 @@ class RunRanks:
             array = np.empty(shape, dtype) if origin is None else origin.arrays.pop(name)
             self.group.share([array])
             kind, _, rest = name.partition(".")
-            if kind == "slots":  # of moments a rank may keep a part alone
+            if kind == "slots":  # a rank may keep only a part of the moments
                 _, _, parameter = rest.partition(".")
                 part = self.reduce.part_of(parameter, array)
                 array = array if part is array else part.copy()
@@ -123,15 +121,15 @@ class RunRanks:
         return of_first._replace(arrays=arrays)
 
     def same(self, settings: dict[str, Any] | None, beside: Any) -> Any:
-        """Return what rank 0 tells beside its settings; ValueError unless all ranks have the same
-        ones.
+        """Return the value that rank 0 sends with its settings; raise ValueError unless all ranks
+        have the same settings.
         """
         assert self.reduce is not None
         with together(self.reduce):
             return same(self.group, "train", settings, beside, self.reduce.error)
 
     def ends(self, params: Params, total: int, asked: bool) -> bool:
-        """Return whether any rank asks for the end after an epoch; RuntimeError where their weights
+        """Return whether any rank asks to end after an epoch; raise RuntimeError if their weights
         differ.
         """
         if self.reduce is None:
@@ -141,9 +139,7 @@ class RunRanks:
         return any(of_rank for _, of_rank in every)
 
     def _compare(self, checksums: list[int], total: int) -> None:
-        """Raise RuntimeError where the checksums of the weights of all ranks differ after a
-        step.
-        """
+        """Raise RuntimeError if the checksums of the ranks' weights differ after a step."""
         _, odd = odd_ranks(checksums)
         if odd:
             raise RuntimeError(
@@ -152,8 +148,9 @@ class RunRanks:
             )
 
     def whole(self, state: StepState, total: int) -> StepState:
-        """Return on rank 0 the state of one process, from all ranks; RuntimeError where their
-        weights differ.
+        """Return on rank 0 the state that one process would have, gathered from all ranks.
+
+        It raises RuntimeError if the ranks' weights differ.
         """
         if self.reduce is None:
             return state
@@ -161,7 +158,7 @@ class RunRanks:
             told(self.group, "a checkpoint", None, checksum(state.params.values())), total
         )
         sums = state.sums
-        # The sums of each rank are saved: their total would be rounded in another order.
+        # Each rank's sums are saved, because their total would be rounded in another order.
         if sums is not None and self.sums_locally:
             home = self.reduce.home
             several = {name: collected(self.group, to_numpy(a)) for name, a in sums.items()}
@@ -172,7 +169,7 @@ class RunRanks:
         return state._replace(carried=carried, sums=sums, moments=moments)
 
     def _whole_carried(self, home: Backend, carried: Any) -> Any:
-        """Return the states of the sequences of all ranks on rank 0, None where there are none."""
+        """Return on rank 0 the states of all ranks' sequences, or None if there are none."""
         own = [] if carried is None else list(leaves(carried))
         kinds = [(tuple(a.shape), dtype_name(a.dtype)) for a in own]
         several = told(self.group, "a checkpoint", None, kinds)
@@ -195,13 +192,13 @@ class RunRanks:
         return nested(self.model.states, iter(whole)) if self.first else None
 
     def slots(self, state: StepState) -> Slots:
-        """Return arrays with the names, shapes and dtypes of the moments as `read` leaves them."""
+        """Return arrays with the names, shapes and dtypes of the moments that `read` returns."""
         if self.reduce is None:
             return state.moments.slots
         return self.reduce.slots_like(state.moments, state.params)
 
     def part(self, state: StepState) -> StepState:
-        """Return the part of this rank of such a state."""
+        """Return this rank's part of a state that `whole` has gathered."""
         if self.reduce is None:
             return state
         # a rank has no part of some parameters
@@ -214,9 +211,7 @@ class RunRanks:
         return state._replace(carried=self._cut(state.carried), moments=moments)
 
     def own_sums(self, sums: Params, params: Params) -> Params:
-        """Return the sums of gradients of this rank; a checkpoint has those of each rank, or of all
-        together.
-        """
+        """Return this rank's sums of gradients; a checkpoint has each rank's sums, or the total."""
         own = {}
         for name, a in sums.items():
             every = a if a.ndim > params[name].ndim else a[None]
@@ -227,7 +222,7 @@ class RunRanks:
         return own
 
     def _cut(self, carried: Any) -> Any:
-        """Return the states of the sequences that this rank has, None where it has none."""
+        """Return the states of this rank's sequences, or None if it has none."""
         if carried is None:
             return None
         parts = []
@@ -238,7 +233,7 @@ class RunRanks:
 
     @property
     def _axes(self) -> list[int]:
-        """The axis of each array of the state that sequences lie along."""
+        """The axis of sequences in each array of the state."""
         states = getattr(self.model, "states", None)
         if states is None:
             raise ValueError(

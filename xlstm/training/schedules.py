@@ -14,7 +14,7 @@ Schedule = Callable[[int], float]
 
 
 def constant(lr: float) -> Schedule:
-    """Keep the same learning rate for ever.
+    """Make a schedule that keeps the same learning rate.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def constant(lr: float) -> Schedule:
 
 
 def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
-    """Multiply lr by `factor`, which is at most 1, after each `every` updates.
+    """Make a schedule that multiplies lr by `factor`, which is at most 1, every `every` updates.
 
     Parameters
     ----------
@@ -50,6 +50,12 @@ def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
     ------
     ValueError, TypeError
         A setting is out of range, or no number.
+
+    Examples
+    --------
+    >>> rate = step_decay(0.1, every=10, factor=0.5)
+    >>> rate(0), rate(9), rate(10)
+    (0.1, 0.1, 0.05)
     """
     rate = checks.above_0("step_decay", "lr", lr)
     every = checks.count("step_decay", "every", every)
@@ -60,8 +66,8 @@ def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
 
 
 def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
-    """Go down from lr to `floor` along half a cosine in `steps` updates, and stay there (Loshchilov
-    & Hutter 2017).
+    """Make a schedule that falls from lr to `floor` along half a cosine in `steps` updates, and
+    stays there (Loshchilov & Hutter 2017).
 
     Parameters
     ----------
@@ -69,7 +75,7 @@ def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
         The rate of the first update.
     steps : int
     floor : float
-        The rate of the last updates.
+        The rate after `steps` updates.
 
     Returns
     -------
@@ -79,6 +85,12 @@ def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
     ------
     ValueError, TypeError
         A setting is out of range, or no number.
+
+    Examples
+    --------
+    >>> rate = cosine(0.1, steps=100)
+    >>> rate(0), round(rate(50), 6), rate(100)
+    (0.1, 0.05, 0.0)
     """
     rate = checks.above_0("cosine", "lr", lr)
     steps = checks.count("cosine", "steps", steps)
@@ -88,8 +100,8 @@ def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
 
 
 def warmup(steps: int, then: Schedule) -> Schedule:
-    """Rise in a straight line to `then(0)` over `steps` updates, and follow `then` from its
-    beginning.
+    """Make a schedule that rises linearly to `then(0)` over `steps` updates, then follows `then`
+    from its beginning.
 
     Parameters
     ----------
@@ -103,7 +115,13 @@ def warmup(steps: int, then: Schedule) -> Schedule:
     Raises
     ------
     TypeError, ValueError
-        `steps` is no count, or `then` no schedule.
+        `steps` is not a count, or `then` is not a schedule.
+
+    Examples
+    --------
+    >>> rate = warmup(4, constant(0.1))
+    >>> [round(rate(step), 6) for step in range(6)]
+    [0.02, 0.04, 0.06, 0.08, 0.1, 0.1]
     """
     steps = checks.count("warmup", "steps", steps)
     then = schedule("warmup", "then", then)
@@ -111,8 +129,8 @@ def warmup(steps: int, then: Schedule) -> Schedule:
 
 
 def schedule(where: str, name: str, value: float | Schedule) -> Schedule:
-    """Return a schedule as it is, once it has given a rate for no updates, and a number as a
-    constant one.
+    """Return a number as a constant schedule, and a schedule unchanged if it returns a rate for
+    step 0.
     """
     if not callable(value):
         return functools.partial(_constant, rate=checks.above_0(where, name, value))

@@ -1,8 +1,8 @@
-"""The state of a training, which is one tree, and what a step decides.
+"""The state of a training, which is one tree, and the decisions of a step.
 
-A step makes a new state from the last. Whatever depends on numbers, such as whether a step counts,
-is decided by the host, or on CuPy by the GPU, so that the host need not wait for it: the decision
-is an array there with the numbers of `Decided`.
+A step makes a new state from the last one. Some decisions depend on numbers, such as whether a step
+counts. The host makes them, or on CuPy the GPU, so that the host need not wait: the decision is
+then an array on the GPU with the numbers of `Decided`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Decided(NamedTuple):
     Attributes
     ----------
     loss, norm : float
-        Those of the last step.
+        The loss and the norm of the last step.
     failed : float
-        The number of the first step that could not be taken, or 0; nothing changes after it.
+        The number of the first step that could not be taken, or 0. Nothing changes after that step.
     counts : float
-        Whether the last step's gradients were taken: 1 or 0.
+        1 if the last step's gradients were used, else 0.
     """
 
     loss: float = 0.0
@@ -42,22 +42,22 @@ class Decided(NamedTuple):
 
 
 class HostScalars(NamedTuple):
-    """The numbers that the host gives a step; those of the optimiser come after them.
+    """The numbers that the host gives a step; the optimiser's numbers come after them.
 
     Attributes
     ----------
     number : float
-        That of the step among those that the host has not looked at, from 1.
+        The number of the step among the steps that the host has not looked at, from 1.
     scale : float
         The factor of the gradients.
     forgiven : float
-        1 where a step whose gradients are not finite is left out, and 0 where it cannot be taken.
+        1 if a step with gradients that are not finite is left out, 0 if it is an error.
     targets, total : float
-        The number of targets of the batch, and of all batches of an update.
+        The number of targets in the batch, and in all batches of an update.
     share : float
-        The share of a rank in the targets of the batch.
+        The rank's share of the batch's targets.
     signal, stop, check : float
-        Those of a rank's `Head`.
+        The numbers of the rank's `Head`.
     """
 
     number: float
@@ -73,16 +73,16 @@ class HostScalars(NamedTuple):
 
 @dataclass(eq=False)
 class Runtime:
-    """All that belongs to the process of a training, and not to its state.
+    """The objects of a training that belong to its process, not to its state.
 
     Attributes
     ----------
     feed : Feed
-        The way of batches onto the device of the parameters.
+        The feed that puts batches on the device of the parameters.
     ranks : AllReduce or None
         The sums of the ranks of a group.
     graphs : Graphs or None
-        CUDA graphs of steps, which have the arrays of the state and change them.
+        CUDA graphs of steps, which own the state's arrays and change them in-place.
     """
 
     feed: Feed
@@ -91,7 +91,7 @@ class Runtime:
 
 
 class StepState(NamedTuple):
-    """All that a step changes.
+    """The state of training that a step reads and renews.
 
     Attributes
     ----------
@@ -103,17 +103,17 @@ class StepState(NamedTuple):
     scaling : Scaling
         The scale of gradients in mixed precision.
     sums : dict of str to array, or None
-        The gradients accumulated since the last update, each times its number of targets.
+        The gradients accumulated since the last update, each batch's times its number of targets.
     weight : float
-        The number of targets that they are of.
+        The number of targets in `sums`.
     batches : int
-        The number of batches that they are of.
+        The number of batches in `sums`.
     updates : int
-        Updates done.
+        The number of updates done.
     masks : numpy.random.Generator or None
-        Where the masks of dropout and zoneout come from; a step draws from it.
+        The generator from which a step draws the masks of dropout and zoneout.
     decided : Decided, or array
-        The decisions of the last step, on a GPU as an array.
+        The decisions of the last step; on a GPU an array.
     pending : tuple of str
         The names of steps that the host has not looked at yet.
     runtime : Runtime
@@ -135,15 +135,15 @@ class StepState(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """How a step went.
+    """The result of a step: its loss, its norm, and whether it changed the parameters.
 
     Attributes
     ----------
     loss : float, or 0-d array
-        That of its batch; on the GPU where the step did not wait.
+        The loss of the batch; an array on the GPU if the step did not wait.
     norm : float, or 0-d array
-        The norm of the gradient; with a group and `accumulate` the root of the sum of the squares
-        of all ranks' parts.
+        The global norm of the gradients. With a group and `accumulate` it is the root of the sum of
+        the squares of all ranks' parts.
     updated : bool, or 0-d array
         Whether the step changed the parameters.
     """
@@ -154,14 +154,14 @@ class Taken(NamedTuple):
 
 
 def read(decided: Decided | Array) -> Decided:
-    """Return decisions on the host, which waits for those of a GPU."""
+    """Return decisions on the host; it waits for a GPU's decisions."""
     return Decided(*to_numpy(decided).tolist())
 
 
 def decide_on_device(
     xp: Namespace, last: Array, loss: Array, norm: Array, scalars: HostScalars
 ) -> Array:
-    """Return the decisions of a step on a GPU, from those of the last, by one launch."""
+    """Return the decisions of a step on a GPU, from the last step's decisions, in one launch."""
     decided = xp.empty_like(last)
     _, _, failed, _ = last
     numbers = (scalars.number, scalars.forgiven, failed)
@@ -182,7 +182,7 @@ def _decisions(
 
 
 def _finite(xp: Namespace, a: Array) -> Array:
-    """Return 1 where a number is finite, else 0."""
+    """Return 1 if a number is finite, else 0."""
     return xp.where(xp.abs(a) <= sys.float_info.max, xp.ones_like(a), xp.zeros_like(a))
 
 
@@ -191,7 +191,7 @@ COUNTS = ("weight", "batches", "updates")
 
 
 def packed(state: StepState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the numbers and the rest of a state as a checkpoint has them, by name."""
+    """Return the numbers and the rest of a state by name, as a checkpoint stores them."""
     numbers = {name: getattr(state, name) for name in COUNTS} | state.scaling._asdict()
     tree = {name: getattr(state, name) for name in ARRAYS}
     tree["slots"] = state.moments.slots
@@ -200,7 +200,7 @@ def packed(state: StepState) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def unpacked(state: StepState, numbers: dict[str, Any], tree: dict[str, Any]) -> StepState:
-    """Return the state that `packed` was given, in the process of another one."""
+    """Return the state that `packed` was given, with the runtime of `state`."""
     if state.masks is not None:
         state.masks.bit_generator.state = tree["masks"]
     return state._replace(

@@ -1,7 +1,7 @@
-"""One step of training: forward, loss, backward, and an update of the parameters.
+"""One training step: forward, loss, backward, and an update of the parameters.
 
-A step is two functions of the state: `TrainStep._gradients` and `TrainStep._update`. On CuPy they
-only ask the GPU for its work, and a CUDA graph can capture them; elsewhere the host decides between
+A step is two functions of the state: `TrainStep._gradients` and `TrainStep._update`. On CuPy both
+only queue work on the GPU, and a CUDA graph can capture them. Elsewhere the host decides between
 them whether the step counts.
 """
 
@@ -48,8 +48,8 @@ from xlstm.training.state import (
     read,
 )
 
-AHEAD = 32  # steps that the host is ahead of a GPU at most, before it looks how they went
-# The checks of the options of a step.
+AHEAD = 32  # the most steps that the host queues on a GPU before it checks their results
+# The checks of a step's options.
 OPTIONS: dict[str, checks.Kind] = {
     "optimizer": checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)"),
     "precision": checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed")),
@@ -63,10 +63,10 @@ OPTIONS: dict[str, checks.Kind] = {
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One step of training, for a loop of your own; `training.train` is made of it.
+    """One training step, for a loop of your own; `training.train` runs these steps.
 
-    The state of a recurrent model is carried from batch to batch unless a batch is `fresh`, and
-    gradients stop at the border of a batch: truncated backpropagation through time.
+    Each batch continues from the state of the batch before it, unless a batch is `fresh`. Gradients
+    stop at the border of a batch: truncated backpropagation through time.
 
     Parameters
     ----------
@@ -77,33 +77,35 @@ class TrainStep:
         `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else
         `losses.mse`.
     precision : Mixed, optional
-        Arithmetic of forward and backward.
+        Mixed precision of the forward and backward passes.
     callbacks : list of Callback
-        Only what they do to gradients matters here.
+        Callbacks that change gradients, such as `Clip`; their other methods are not called.
     accumulate : int
-        Update the parameters after so many batches, by the mean gradient over all their targets.
+        Number of batches between two updates of the parameters. An update uses the mean gradient
+        over all their targets.
     wait : bool
-        Wait for the loss and the norm of each step. Without that a step on CuPy is only asked for:
-        `loss`, `norm` and `updated` are arrays on the GPU, and whether a step could be taken shows
-        in `settle`, or 32 steps later. Nothing changes after a step that could not be taken. Steps
-        wait all the same with other libraries, with an optimiser of your own, and where gradients
-        are scaled, as in float16.
+        Wait for the loss and the norm of each step. If False, a step on CuPy is only queued:
+        `loss`, `norm` and `updated` are arrays on the GPU. An error of a step then shows in
+        `settle`, or 32 steps later, and nothing changes after the step that failed. Steps always
+        wait with other libraries, with an optimiser of your own, and when gradients are scaled, as
+        in float16.
     graph : bool or "auto"
-        Capture steps in CUDA graphs on CuPy: a step is one launch, with the same bits, from the
-        third time on that a batch comes with the same shapes, lengths, options, kind of start
-        (fresh or not) and place in an update (see `accumulate`). The arrays of a state are changed
-        by the step after it, so copy those that you keep. A loss, a model or a callback's
-        `gradients` does not run on the host then: the numbers that it made there when the step was
-        captured stay. "auto" captures where that is possible, and nothing of it is code of your
-        own, and takes steps one by one elsewhere.
+        Capture steps in CUDA graphs on CuPy. A step is then one launch, with the same bits. This
+        begins with the third batch of the same kind: with the same shapes, lengths, options, start
+        (fresh or not) and place in an update (see `accumulate`). Each step changes the arrays of
+        the state before it, so copy arrays that you keep. The Python code of the loss, the model
+        and a callback's `gradients` does not run in a launch: numbers that it computed on the host
+        at capture stay. "auto" captures if that is possible and no code of your own takes part;
+        otherwise it takes steps one by one.
     group : Group, optional
-        The ranks that train together, as `distributed.group()` returns them. Each is given its part
-        of every batch, by `distributed.Shard`; loss and gradients are those of the whole batch, and
-        so is all that follows. `init` takes the weights of rank 0.
+        The ranks that train together, as `distributed.group()` returns them. `distributed.Shard`
+        gives each rank its part of every batch. Loss, gradients and update are computed over the
+        whole batch. `init` takes the weights of rank 0.
     gradients : {"bfloat16"}, optional
-        Send gradients between ranks as bfloat16, half of the bytes of float32, and sum them in
-        float32, so that they have its range. The residuals are added in the next step. By default
-        gradients are sent in the dtype of the weights. A process alone sends none.
+        Send gradients between ranks as bfloat16, with half the bytes of float32, and sum them in
+        float32, so that they keep its range. Rounding leaves residuals, which are added in the next
+        step. By default ranks send gradients in the dtype of the weights. A single process sends
+        none.
 
     Raises
     ------
@@ -149,9 +151,9 @@ class TrainStep:
         Parameters
         ----------
         params : dict of str to array
-            Starting weights; they are not changed. Their library and device are used.
+            Starting weights, which stay unchanged. Training runs on their library and device.
         seed : int or numpy.random.Generator
-            Decides the masks of dropout and zoneout.
+            It decides the masks of dropout and zoneout.
 
         Returns
         -------
@@ -160,7 +162,7 @@ class TrainStep:
         Raises
         ------
         TypeError, ValueError, BackendError
-            These are no parameters of a model, or a `precision` does not go with them.
+            `params` are not parameters of a model, or do not support the `precision`.
         """
         params = from_foreign("train", params)
         runtime = Runtime(Feed.of("train", self.model, params, self.precision))
@@ -175,7 +177,7 @@ class TrainStep:
         scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.group is not None:
-            # Frozen weights are compared, since no rank sends them.
+            # Ranks compare frozen weights, since no rank sends them.
             frozen = self.model.params if isinstance(self.model, LowRank) else {}
             settings = {
                 **self.settings,
@@ -185,7 +187,7 @@ class TrainStep:
             }
             drawn_by = None if masks is None else masks.bit_generator.state
             drawn_by = same(self.group, "train", settings, drawn_by)
-            if masks is not None:  # each rank may have been given another generator
+            if masks is not None:  # ranks may have been given different generators
                 masks.bit_generator.state = drawn_by
             xp = feed.home.xp
             params = {name: xp.asarray(p, copy=True, order="C") for name, p in params.items()}
@@ -221,11 +223,11 @@ class TrainStep:
         Raises
         ------
         FloatingPointError
-            The loss, a parameter or a gradient is not finite, with `precision` at the least scale
-            too.
+            The loss, a parameter or a gradient is not finite (with `precision`, even at the least
+            scale).
         ValueError
-            Numbers of the batch are not finite or do not fit into the dtype. The batch is a part of
-            a larger one and there is no group, or the reverse.
+            Numbers of the batch are not finite or do not fit into the dtype. Or the batch is a
+            rank's part and there is no group, or the reverse.
         OtherRankError
             Another rank of the group could not take the step.
         """
@@ -262,8 +264,7 @@ class TrainStep:
         return new, taken
 
     def settle(self, state: StepState) -> StepState:
-        """Wait for all steps that were asked for, and return the state with the numbers that are
-        known then.
+        """Wait for all queued steps, and return the state with their numbers on the host.
 
         Parameters
         ----------
@@ -276,7 +277,7 @@ class TrainStep:
         Raises
         ------
         FloatingPointError
-            One of the steps could not be taken; the error names it.
+            A step could not be taken; the error names it.
         """
         if not state.pending:
             return state
@@ -299,17 +300,18 @@ class TrainStep:
         counts: Array | None = None,
         in_place: bool = False,
     ) -> StepState:
-        """Return the state after a step with these gradients, with the counts from before it.
+        """Return the state after a step with these gradients; its counts are still those before the
+        step.
 
-        On a device nothing here waits, and a graph can capture it: `scalars`, the `numbers` of the
-        optimiser, and `counts`, which says whether the gradients are taken, lie there. With
-        `in_place` parameters, moments and sums of gradients are changed where they are.
+        On a device nothing here waits, and a graph can capture it. Three inputs lie on that device:
+        `scalars`, the optimiser's `numbers`, and `counts`, which says whether the gradients are
+        used. With `in_place`, parameters, moments and sums of gradients change in-place.
         """
         ranks = state.runtime.ranks
         grads = passed.grads
         norm = passed.norm
         if self.accumulate > 1:
-            # the first batch of an update does not look at the sums before it
+            # the first batch of an update ignores the sums before it
             first = state.batches == 0
             columns = [grads, grads if state.sums is None else state.sums]
             into = (1,) if in_place and state.sums is not None else ()
@@ -323,7 +325,7 @@ class TrainStep:
             else:
                 (grads,) = each(sums, _mean, [sums], (scalars.total,))
                 norm = norm_of(state.runtime.feed.home.xp, grads)
-        for callback in self.callbacks if grads else ():  # a rank may have no part of them
+        for callback in self.callbacks if grads else ():  # a rank may have no part of the gradients
             grads = callback.gradients(grads, norm)
         update = self.optimizer._apply
         if ranks is not None:
@@ -341,19 +343,18 @@ class TrainStep:
         normed: bool = True,
         early: Callable[..., Any] | None = None,
     ) -> LossAndGradients:
-        """Return the loss of a batch and a share of its gradients, with their norm where it is
-        needed.
+        """Return the loss of a batch and a share of its gradients, with their norm if it is needed.
 
-        `early(used, prepared)` returns a function for gradients that are final before others, of
-        the weights `used`, and as `prepared` makes them.
+        `early(used, prepared)` returns a function that receives gradients as soon as they are
+        final. `used` are the weights of the pass, and `prepared` is applied to the gradients.
         """
         feed = state.runtime.feed
         scale = scalars.scale if self.scales else 1.0
         masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
         used = state.params
-        # parts of this package keep to the dtype of the weights
+        # modules of this package keep the dtype of the weights
         casts = self.precision is not None or not self._is_ours
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
+        with np.errstate(over="ignore", invalid="ignore"):  # errors name it later
             if self.precision is not None:
                 used = lowered(used, feed.low.dtype)
             y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
@@ -373,19 +374,18 @@ class TrainStep:
     def _all_gradients(
         self, state: StepState, inputs: Inputs, scalars: HostScalars
     ) -> LossAndGradients:
-        """Return the loss and the gradients of the batch of all ranks, to which this one adds its
-        part.
-        """
+        """Return the loss and the gradients of the batch of all ranks; this rank adds its part."""
         ranks = state.runtime.ranks
         if ranks is None:
             return self._gradients(state, inputs, scalars)
         ranks.end_sums()
         share = scalars.share
-        # Scaled gradients are shared early, so that the same overflow as in the whole batch.
+        # Scaled gradients are multiplied by the share early, so that they overflow as in the whole
+        # batch.
         before, late = (share, 1.0) if self.scales else (1.0, share)
         own = None
         early = None
-        # a model of the user's own may change what its layers have announced
+        # a user's model may change gradients that its layers have announced
         if ranks.overlaps and not self.sums_locally and is_ours(self.model):
             early = functools.partial(ranks.early, late)
         if ranks.error is None and inputs.host.x.shape[1]:
@@ -402,7 +402,7 @@ class TrainStep:
             return ranks.reduce(own, head, self.sums_locally, late)
 
     def _enqueue(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
-        """Ask a GPU for a step, which decides about it, and wait for that where steps wait."""
+        """Queue a step on a GPU, which makes the step's decisions; wait for it if steps wait."""
         waits = self.wait or self.scales
         if waits or len(state.pending) == AHEAD:
             state = self.settle(state)
@@ -417,7 +417,7 @@ class TrainStep:
         can_draw = masks is None or isinstance(masks.bit_generator, np.random.PCG64)
         if (can_draw and self._is_ours) if self.graph == "auto" else self.graph:
             if runtime.graphs is None or not runtime.graphs.hold(self, state):
-                # Another state of the same `init` keeps the graphs that it has.
+                # Another state from the same `init` keeps its graphs.
                 runtime = dataclasses.replace(runtime, graphs=Graphs(self, state))
                 state = state._replace(runtime=runtime)
             new = runtime.graphs.take(state, inputs, scalars)
@@ -428,12 +428,12 @@ class TrainStep:
             if runtime.ranks is not None:
                 runtime.ranks.look()
             if decided.failed:
-                if runtime.graphs is not None:  # whose arrays are those of the next step, too
+                if runtime.graphs is not None:  # the next step uses their arrays, too
                     new.decided[...] = 0.0
                 if state.masks is not None:  # draw the same masks again
                     state = state._replace(masks=copy.deepcopy(state.masks))
                     state.masks.bit_generator.state = drawn_by  # type: ignore[union-attr]
-                # no array of the state before has changed: the step shows why on the host
+                # the state before is unchanged: repeat the step on the host to find the error
                 passed = self._all_gradients(state, inputs, self._scalars(state, inputs))
                 if runtime.ranks is not None:
                     runtime.ranks.look()
@@ -448,8 +448,9 @@ class TrainStep:
     def take_on_device(
         self, state: StepState, inputs: Inputs, numbers: Array, in_place: bool = False
     ) -> StepState:
-        """Return the state after a step that is decided on the device, where `numbers` are those of
-        `HostScalars` and of the optimiser.
+        """Return the state after a step that the device decides.
+
+        `numbers` are the numbers of `HostScalars`, then the optimiser's.
         """
         width = len(HostScalars._fields)
         scalars = HostScalars(*numbers[:width])
@@ -463,9 +464,7 @@ class TrainStep:
     def _settled(
         self, state: StepState, new: StepState, inputs: Inputs, decided: Decided
     ) -> tuple[StepState, Taken]:
-        """Return the state after a step from `state` to `new`, of which the host knows how it
-        went.
-        """
+        """Return the state after a step from `state` to `new` whose result the host knows."""
         loss, norm, _, counts = decided
         scaling = state.scaling
         if self.scales:
@@ -482,7 +481,7 @@ class TrainStep:
         return new, Taken(loss, norm, False)
 
     def _counted(self, state: StepState, inputs: Inputs, **changes: Any) -> StepState:
-        """Return the state with the counts after a step that was taken, and with changes."""
+        """Return the state with the counts after a successful step, and with other changes."""
         if state.batches + 1 < self.accumulate:
             weight = state.weight + inputs.total
             return state._replace(weight=weight, batches=state.batches + 1, **changes)
@@ -493,8 +492,8 @@ class TrainStep:
     def _failure(
         self, state: StepState, inputs: Inputs, where: str, passed: LossAndGradients
     ) -> FloatingPointError:
-        """Return the error of a step that cannot be taken; raise one that is about its batch, or
-        that of another rank.
+        """Return the error of a step that cannot be taken; raise an error of its batch or of
+        another rank.
         """
         feed = state.runtime.feed
         ranks = state.runtime.ranks
@@ -545,7 +544,7 @@ class TrainStep:
         )
 
     def _inputs(self, state: StepState, batch: Any, where: str) -> Inputs:
-        """Return a batch as the model takes it."""
+        """Return a batch in the form that the model takes."""
         feed = state.runtime.feed
         inputs: Inputs = batch if isinstance(batch, Inputs) else feed.inputs(batch, where)
         part = inputs.host.part
@@ -559,8 +558,10 @@ class TrainStep:
     def _common_inputs(
         self, state: StepState, ranks: AllReduce, batch: Batch | Inputs | None, where: str
     ) -> Inputs | None:
-        """Return the part of a batch, noted for all ranks, or None where this rank cannot take the
-        step; a run has no batch where the data of this rank have ended.
+        """Return this rank's part of a batch, noted for all ranks, or None if it cannot take the
+        step.
+
+        If the data of this rank have ended, the run has no batch.
         """
         ranks.where = where
         ranks.ended = batch is None
@@ -573,14 +574,14 @@ class TrainStep:
         return None
 
     def _refused(self, state: StepState, ranks: AllReduce, where: str) -> tuple[StepState, Taken]:
-        """Tell all ranks that this one cannot take the step; raises its error, at once or when
-        steps are settled.
+        """Tell all ranks that this one cannot take the step; raise its error, now or when steps are
+        settled.
         """
         if len(state.pending) == AHEAD:
             self.settle(state)
         on_device = self._decides_on_device(state)
         batches = (state.batches + 1) % self.accumulate
-        # a GPU sums before it looks
+        # a GPU sums before the host looks
         ranks.fail(self.sums_locally, self.sums_locally and batches == 0 and on_device)
         if self.wait or self.scales or not on_device:
             ranks.look()
@@ -588,7 +589,7 @@ class TrainStep:
         return state, Taken(math.nan, math.nan, False)
 
     def _decides_on_device(self, state: StepState) -> bool:
-        """Return whether a GPU makes the decisions of a step."""
+        """Return whether the GPU makes the decisions of a step."""
         return compiles(state.runtime.feed.home.xp) and isinstance(self.optimizer, ByRules)
 
     @cached_property
@@ -598,19 +599,19 @@ class TrainStep:
 
     @cached_property
     def sums_locally(self) -> bool:
-        """Whether gradients are summed over ranks once an update; scaled ones may overflow in any
+        """Whether ranks sum gradients only once an update; scaled gradients may overflow in any
         batch.
         """
         return self.group is not None and self.accumulate > 1 and not self.scales
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of a step that decide its numbers."""
+        """The settings that decide the numbers of a step."""
         callbacks = []
         for callback in self.callbacks:
             if has(callback, "gradients", "weights", "state"):
                 ours = type(callback).__module__ == Callback.__module__
-                # the repr of a user's callback may change
+                # a user's callback may have a repr that changes
                 callbacks.append(text_of(callback) if ours else type(callback).__name__)
         return {
             "model": (
@@ -628,17 +629,17 @@ class TrainStep:
 
     @cached_property
     def _is_ours(self) -> bool:
-        """Whether all that a step runs on the host is of this package."""
+        """Whether all host code of a step belongs to this package."""
         callbacks = [callback for callback in self.callbacks if has(callback, "gradients")]
         return all(map(is_ours, (self.model, self.loss, self.optimizer, *callbacks)))
 
 
 def text_of(value: Any) -> str:
-    """Return the repr of a setting without what may differ: addresses in memory, and the length of
-    a cosine.
+    """Return the repr of a setting without the parts that may differ: memory addresses, and the
+    length of a cosine.
     """
     text = re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
-    return text.replace("'weight_decay'", "'decay'")  # as in the checkpoints that there are
+    return text.replace("'weight_decay'", "'decay'")  # as existing checkpoints have it
 
 
 def _weighted(

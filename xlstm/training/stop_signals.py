@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the step is finished first; a second signal acts at once."""
+"""Ctrl-C and SIGTERM during training: the step is finished first; a second signal acts at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Stopped(BaseException):
 
 
 class Interrupted(_Stopped, KeyboardInterrupt):
-    """Ctrl-C ended training after a step.
+    """The exception of Ctrl-C, raised after a step; a `KeyboardInterrupt`.
 
     Attributes
     ----------
@@ -37,8 +37,9 @@ class Interrupted(_Stopped, KeyboardInterrupt):
 
 
 class Terminated(_Stopped, SystemExit):
-    """SIGTERM or SIGHUP ended training after a step; if nobody catches it, the process ends with
-    128 + the signal.
+    """The exception of SIGTERM or SIGHUP, raised after a step.
+
+    If you do not catch it, the process exits with status 128 + the signal's number.
 
     Attributes
     ----------
@@ -50,17 +51,16 @@ class Terminated(_Stopped, SystemExit):
 
     @property
     def code(self) -> int:  # type: ignore[override]
-        """The code that the process ends with."""
+        """The exit status of the process."""
         return 128 + self.signal
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[list[int]]:
-    """Note the first signal in a list instead of acting on it; the second one does what it would do
-    outside.
+    """Note the first signal in a list instead of acting on it; the second acts as usual.
 
-    Signals are left alone in other threads than the main one, which Python does not let handle
-    them, and where they are ignored or handled outside of Python.
+    Nothing changes in threads other than the main one, since Python handles signals only there. Nor
+    does it change for signals that are ignored or handled outside of Python.
     """
     received: list[int] = []
     before: dict[int, Any] = {}

@@ -1,9 +1,8 @@
-"""Arrays that stand for numbers of a C program: a namespace of the array API whose functions note
-what is computed.
+"""An array API namespace whose arrays stand for numbers of a C program and record each operation.
 
-A layer that runs on these arrays tells every operation of one step, so that no formula stands here.
-Parameters stay NumPy arrays: what depends on them alone is computed by NumPy, once. All shapes are
-known, and all numbers are float32, but for tokens.
+A layer that runs on these arrays records every operation of one step, so this file needs no
+formulas. Parameters stay NumPy arrays, and NumPy computes once whatever depends on them alone. All
+shapes are known. All numbers except tokens are float32.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from xlstm.interop.c import source_lines
 from xlstm.interop.common import Host
 
-# by names of NumPy's functions
+# operations by the names of NumPy's functions
 OPERATORS = {
     "add": "add",
     "multiply": "multiply",
@@ -36,35 +35,35 @@ SWAPPED = {"greater": "less", "greater_equal": "less_equal"}
 CONDITIONS = ("less", "less_equal", "and")
 
 float32 = np.dtype(np.float32)
-float64 = float32  # the program computes in float32 alone
+float64 = float32  # the program computes only in float32
 int64 = np.dtype(np.int64)
 finfo = np.finfo
 
 
 class Node:
-    """The numbers that arrays are views of: an input, constants, or the results of an operation.
+    """Numbers that arrays are views of: an input, constants, or the results of an operation.
 
     Attributes
     ----------
     op : str
-        "input", "constant", "row" of a table, "join" of arrays, "product", "sum", "max", or an
-        operation element by element as in `tracing.symbols`.
+        "input", "constant", "row" of a table, "join" of arrays, "product", "sum", "max", or a
+        pointwise operation as in `tracing.symbols`.
     shape : tuple of int
     args : tuple of Array
     values : NumPy array or None
-        Those of constants.
+        The values of constants.
     name : str
-        That of an input or a constant, or of the variable of the formula, "" where it has none.
+        The name of an input or a constant, or of the variable in the formula; "" if there is none.
     line : tuple of (str, int)
-        The file and the line of the formula.
+        The file and the line number of the formula.
     comment : str
-        The file of the formula and its numbers.
+        The file of the formula and the equation numbers.
     parts : dict of (int, int) to str
-        Names of parts, by the first place and the size.
+        Names of parts, by their first place and size.
     section : str
-        The part of the model that it belongs to, as in names of parameters.
+        The part of the model that the node belongs to, as in names of parameters.
     number : int
-        Nodes that are made later have a larger one.
+        A number that grows in the order of creation.
     """
 
     counter = itertools.count()
@@ -95,16 +94,16 @@ class Node:
 
     @property
     def size(self) -> int:
-        """How many numbers there are."""
+        """The number of numbers."""
         return math.prod(self.shape)
 
     def array(self, dtype: Any = float32) -> Array:
-        """Return all of it, in its shape."""
+        """Return the whole node as an array, in its shape."""
         return Array(self, np.arange(self.size, dtype=np.int32).reshape(self.shape), dtype)
 
 
 class Array(np.lib.mixins.NDArrayOperatorsMixin):
-    """A view of a node: the place of each number in it, which NumPy cuts and turns."""
+    """A view of a node, stored as the place of each number, which NumPy slices and transposes."""
 
     __hash__ = object.__hash__
 
@@ -133,14 +132,14 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return view
 
     def reshape(self, *shape: Any) -> Array:
-        """Return it in another shape."""
+        """Return the array in another shape."""
         return self._view(self.places.reshape(*shape))
 
     def _view(self, places: Host) -> Array:
         return Array(self.node, places, self.dtype)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *operands: Any, **options: Any) -> Any:
-        """Note an operator of Python, whose function of NumPy this is, or another such function."""
+        """Record an operator of Python, or the function of NumPy behind it."""
         (out,) = options.get("out", (None,))
         if isinstance(out, Array) and out.size < out.node.size:
             raise NotWrittenError(
@@ -154,16 +153,16 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return self.__array_function__(ufunc, (), operands, {})
 
     def __array_function__(self, function: Any, _: Any, operands: Any, options: Any) -> Any:
-        """Note a function of NumPy by the one of this module with its name."""
+        """Record a function of NumPy with this module's function of the same name."""
         return getattr(sys.modules[__name__], function.__name__)(*operands, **options)
 
 
 class NotWrittenError(AttributeError, ValueError):
-    """A formula uses a function of arrays that is not written as C."""
+    """An error: a formula uses a function of arrays that has no form in C."""
 
 
 def __getattr__(name: str) -> Any:
-    """Raise NotWrittenError for a function that is not here."""
+    """Raise NotWrittenError for a function that this module lacks."""
     if name.startswith("__"):
         raise AttributeError(name)
     raise NotWrittenError(
@@ -172,7 +171,9 @@ def __getattr__(name: str) -> Any:
 
 
 class Weight(np.ndarray[Any, Any]):
-    """A parameter, or what NumPy made of parameters; all its views belong to one node."""
+    """A parameter, or a value that NumPy computed from parameters; all its views belong to one
+    node.
+    """
 
     name = ""
     node: Node | None = None
@@ -182,14 +183,14 @@ class Weight(np.ndarray[Any, Any]):
 
     @classmethod
     def of(cls, name: str, values: Any) -> Weight:
-        """Return a parameter in float32."""
+        """Return a parameter as float32."""
         weight = np.array(values, float32, order="C").view(cls)
         weight.name = name
         return weight
 
 
 def noted(x: Any) -> Array:
-    """Return an array, or numbers that are known, as an array of this module."""
+    """Return an array, or known numbers, as an array of this module."""
     if isinstance(x, Array):
         return x
     if not isinstance(x, Weight) or x.dtype != float32:
@@ -207,13 +208,13 @@ def noted(x: Any) -> Array:
     if x is root:
         return whole
     first = (x.__array_interface__["data"][0] - root.__array_interface__["data"][0]) // x.itemsize
-    # places are as wide as float32, so that strides are the same
+    # places have the width of float32, so that strides are equal
     rest = whole.places.reshape(-1)[first:]
     return Array(root.node, np.lib.stride_tricks.as_strided(rest, x.shape, x.strides))
 
 
 def _pointwise(op: str, *operands: Any) -> Any:
-    """Note an operation element by element; numbers that are known are constants."""
+    """Record a pointwise operation; known numbers become constants."""
     arrays = [noted(a) for a in operands]
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
     parts = [a._view(np.broadcast_to(a.places, shape)) for a in arrays]
@@ -221,7 +222,7 @@ def _pointwise(op: str, *operands: Any) -> Any:
 
 
 def _or_numpy(name: str, symbolic: Any) -> Any:
-    """Return the function of a name: NumPy's where all arrays are known, else the symbolic one."""
+    """Return a function by name: NumPy's if all arrays are known, otherwise the symbolic one."""
 
     @functools.wraps(getattr(np, name, symbolic))
     def function(*operands: Any, **options: Any) -> Any:
@@ -244,7 +245,7 @@ exp, expm1, log, log1p, tanh, sqrt, abs, maximum, minimum, where = (
 
 
 def astype(x: Any, dtype: Any, copy: bool = True) -> Any:
-    """Return conditions as 1 and 0; all other numbers have the one dtype."""
+    """Return conditions as 1 and 0; all other numbers keep the only dtype."""
     if not isinstance(x, Array):
         return x.astype(float32)
     return where(x, 1.0, 0.0) if x.dtype == bool and dtype == float32 else x
@@ -287,7 +288,7 @@ def _concat(arrays: Sequence[Any], axis: int = 0) -> Array:
     sizes = np.cumsum([0, *(a.size for a in parts)])
     numbered = [np.arange(a.size).reshape(a.shape) + n for a, n in zip(parts, sizes, strict=False)]
     order = np.concatenate(numbered, axis).astype(np.int32)
-    node = Node("join", (sizes[-1],), parts)  # the parts one after the other
+    node = Node("join", (sizes[-1],), parts)  # the parts, concatenated
     return Array(node, order)
 
 
@@ -349,7 +350,7 @@ def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
 
 
 def argmax(x: Any, axis: int) -> Any:
-    """Return zeros: which number is the largest is found by a function that the program has."""
+    """Return zeros: a function of the program finds the largest number."""
     return np.zeros(x.shape[:-1], int)
 
 

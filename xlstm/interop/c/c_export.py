@@ -1,7 +1,7 @@
-"""Layers, models and estimators as C: one file that needs no library, and its header.
+"""Export of layers, models and estimators as C: one file without a library, and its header.
 
-A step of the network runs on arrays that note what is computed (`arrays`). It is divided into loops
-(`kernels`), which are written as C (`writer`) and put together with constants (`program`).
+A step of the network runs on arrays that record operations (`arrays`). The operations are grouped
+into loops (`kernels`), written as C (`writer`), and assembled with constants (`program`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 
 LAYER = checks.instance(Module, "a layer or a model")
-KINDS = ("sequence classifier", "sequence regressor", "text model")  # of estimators
+KINDS = ("sequence classifier", "sequence regressor", "text model")  # of exported estimators
 WEIGHTS = ("float32", "int8")
 STEP = """\
 /* Take a step. x has {inputs}, and y gets {capital}_OUTPUTS numbers:
@@ -44,7 +44,7 @@ RUN = """\
    {inputs}, one step after the other. {when} y gets {capital}_OUTPUTS numbers:
    {outputs}. x and y must not overlap. */
 void {name}_run({arguments});"""
-Formula = Callable[..., dict[str, Array]]  # formula(xp, run, x), around the network
+Formula = Callable[..., dict[str, Array]]  # formula(xp, run, x) of an estimator around its network
 
 
 def to_c(
@@ -57,61 +57,62 @@ def to_c(
     libm: bool = True,
     steps: int | None = None,
 ) -> CProgram:
-    """Write a layer, a model or an estimator as C99 for a device, such as a microcontroller.
+    """Export a layer, a model or an estimator as C99 for a device, such as a microcontroller.
 
-    The program computes in float32 what `layer.step` does for one sequence (B = 1). It uses no heap,
-    no files and no global variables: its state is a struct that the caller has.
-    Everything in it begins with `name`, here "model":
+    The program computes `layer.step` in float32 for one sequence (B = 1). It uses no heap, no files
+    and no global variables: its state is a struct that the caller owns. All its names begin with
+    `name`, here "model":
 
     - `model_init(&state)` prepares for the first step of a sequence;
-    - `model_step(&state, x, y)` takes a step: x are `MODEL_INPUTS` numbers, or one symbol of
-      int32_t, and y are `MODEL_OUTPUTS` numbers;
-    - `model_run(&state, x, steps, y)` takes the place of a step where a layer goes in reverse: x are
-      the steps of a whole sequence, and so is y unless the model predicts once, at the end;
-    - `model_largest(y)` is the number of the likeliest symbol of a language model, or label of a
-      classifier, and `model_sample(y, temperature, &random)` draws a symbol;
-    - `model_symbols` and `model_labels` are texts by these numbers.
+    - `model_step(&state, x, y)` takes a step: x holds `MODEL_INPUTS` numbers, or one symbol of
+      int32_t, and y holds `MODEL_OUTPUTS` numbers;
+    - `model_run(&state, x, steps, y)` replaces the step if a layer runs in reverse: x holds the
+      steps of a whole sequence, and so does y unless the model predicts once, at the end;
+    - `model_largest(y)` returns the index of the likeliest symbol of a language model, or of the
+      likeliest label of a classifier, and `model_sample(y, temperature, &random)` draws a symbol;
+    - `model_symbols` and `model_labels` hold the texts of these indices.
 
-    The header has the sizes of all this. There is no dropout, and zoneout takes its expectation. A
-    classifier and a regressor are written with their scaling, and a classifier returns
-    probabilities. One that predicts once has, after each step, the prediction for all steps so far.
-    One of tables takes their columns one after the other.
+    The header defines all sizes. There is no dropout, and zoneout takes its expectation.
+
+    Classifiers and regressors include their scaling, and a classifier returns probabilities. If an
+    estimator predicts once, y after each step is the prediction for the steps so far. If it was
+    fitted on tables, it takes their columns one after the other.
 
     Parameters
     ----------
     layer : Module or estimator
-        A layer, a block, a stack or a model, cells of `register_cell` among them; or a fitted
+        A layer, a block, a stack or a model, also of a cell from `register_cell`; or a fitted
         `SequenceClassifier`, `SequenceRegressor` or `TextModel`.
     params : dict of str to array
-        The parameters of a layer or model, on any backend; float64 is rounded to float32. An
-        estimator has its own.
+        The parameters of a layer or model, on any backend; float64 is rounded to float32. Leave it
+        out for an estimator, which has its own.
     path : path, optional
-        Where to write the file, which ends in ".c"; the header is beside it. Both are written whole
-        or not at all.
+        The file to write, which ends in ".c"; the header is written beside it. Each file is written
+        completely or not at all.
     name : str
         The prefix of all names of the program.
     weights : {"float32", "int8"}
-        The numbers of matrices. With "int8" each row is rounded to 255 levels and has a scale;
-        the state and all sums stay float32.
+        The type of the numbers in matrices. With "int8", each row is rounded to 255 levels and has
+        a scale; the state and all sums stay float32.
     libm : bool
-        Whether expf, logf and the like of math.h are called. Otherwise the program has its own,
-        which are off by up to 2.5 units in the last place. It always has its own tanh.
+        Whether to call expf, logf and similar functions of math.h. Otherwise the program has its
+        own, with errors up to 2.5 units in the last place. It always has its own tanh.
     steps : int, optional
-        The largest number of steps of a sequence, for a layer that goes in reverse.
+        The largest number of steps of a sequence, for a layer that runs in reverse.
 
     Returns
     -------
     CProgram
-        Both texts, and their demands on a device.
+        The texts of both files, and the memory and operations that they need.
 
     Raises
     ------
     ValueError
-        An argument is out of range, parameters are missing, surplus, misshapen or not finite, a
-        layer goes in reverse and there are no `steps`, or a cell of your own changes a part of an
-        array or uses a function of arrays that is not written as C.
+        An argument is out of range, or parameters are missing, surplus, misshapen or not finite. A
+        layer runs in reverse and there are no `steps`. Or a cell of your own changes a part of an
+        array, or uses a function of arrays that has no form in C.
     TypeError
-        The layer is neither a layer nor a model.
+        `layer` is neither a layer, nor a model, nor one of these estimators.
     OSError
         A file cannot be written.
 
@@ -147,7 +148,7 @@ def to_c(
                 f"to_c: layer is a {type(layer).__name__}, expected a layer, a model, a"
                 " SequenceClassifier, a SequenceRegressor or a TextModel"
             )
-        if np.ndim(getattr(layer, "mean_", ())) == len("TD"):  # that of each step of a table
+        if np.ndim(getattr(layer, "mean_", ())) == len("TD"):  # the mean of each step of a table
             layer = copy.copy(layer)
             layer.mean_, layer.std_ = program.of_step(mean=layer.mean_, std=layer.std_)
         metadata, signature, formula = layer.for_export(False)
@@ -167,7 +168,7 @@ def to_c(
         raise ValueError(f"to_c: steps is {steps}, {problem}")
     p = {key: Weight.of(key, host) for key, host in hosts.items()}
     shape = (1, 1) if network.symbols is not None else (1, 1, network.input_size)
-    if signature:  # of an estimator; a row of a table has its steps side by side
+    if signature:  # an estimator's; a row of a table has its steps side by side
         ((dims, _),) = signature.values()
         shape = (1, 1, *dims[2:])
     x = program.input(shape, is_token=network.symbols is not None)
@@ -185,7 +186,7 @@ def to_c(
 
 
 def _check_name(name: str) -> None:
-    """Raise ValueError unless a text can begin names of C."""
+    """Raise ValueError unless a text can begin names in C."""
     checks.text("to_c", "name", name)
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
         raise ValueError(
@@ -195,12 +196,12 @@ def _check_name(name: str) -> None:
 
 
 def _alone(xp: Any, run: Callable[[Array], Array], x: Array) -> dict[str, Array]:
-    """Return the output of a model that no estimator is around."""
+    """Return the output of a model without an estimator around it."""
     return {"y": run(x)}
 
 
 def _y(outputs: dict[str, Array]) -> Array:
-    """Return the output of a program: of a classifier the probabilities, in which its label is."""
+    """Return the output of a program; for a classifier the probabilities of its labels."""
     return outputs["probabilities"] if "probabilities" in outputs else outputs["y"]
 
 
@@ -226,7 +227,7 @@ def _step(program: Program, network: Any, p: Params, x: Array, formula: Formula)
 def _whole(
     program: Program, network: Any, p: Params, x: Array, formula: Formula, steps: int
 ) -> Lines:
-    """Write functions of single steps, and return the one that goes through a sequence, in both
+    """Write functions of single steps, and return a function that runs a sequence in both
     directions.
     """
     is_model = isinstance(network, SequenceModel)
@@ -291,7 +292,7 @@ def _whole(
 
 
 def kind_of(x: Array) -> str:
-    """Return the type of C of symbols or numbers."""
+    """Return the C type of symbols or numbers."""
     return "int32_t" if x.dtype == np.int64 else "float"
 
 
@@ -314,7 +315,7 @@ def _facts(
     weights: str,
     run: Lines,
 ) -> Facts:
-    """Return what the files say about the model."""
+    """Return the facts about the model that the files state."""
     digest = hashlib.sha256()
     for key, host in sorted(hosts.items()):
         digest.update(f"{key} {host.shape}".encode() + host.tobytes())
@@ -328,10 +329,10 @@ def _facts(
         texts["labels"] = [str(label) for label in json.loads(metadata["classes_"])]
     if metadata.get("codec_kind_") == '"characters"':
         texts["symbols"] = list(metadata["vocabulary"])
-    elif "vocabulary" in metadata and "classes_" in metadata:  # number 0 is that of all others
+    elif "vocabulary" in metadata and "classes_" in metadata:  # index 0 is for all other symbols
         texts["symbols"] = ["", *map(str, json.loads(metadata["vocabulary"]))]
     y = program.functions[-1].stores[-1].value
-    # the last function of a layer in both directions computes the part of one of them
+    # in a layer with both directions, the last function computes only one direction's part
     sizes = {"INPUTS": x.size, "OUTPUTS": y.size if steps is None else network.output_size}
     choices = []
     if isinstance(network, xLSTMLanguageModel):

@@ -1,8 +1,7 @@
-"""The loops of a C program: which results are stored in memory, and what is computed together in one
-loop.
+"""The loops of a C program: which results are stored, and which are computed in the same loop.
 
-Results element by element are stored only where something needs them in memory: a product, a sum, or
-a place where they are broadcast. All others are variables within a loop.
+A pointwise result is stored only if something needs it in memory: a product, a sum, or a broadcast.
+All others are variables within a loop.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import numpy as np
 from xlstm.interop.c.arrays import Array, Node
 from xlstm.interop.common import Host
 
-LOADED = ("input", "constant", "row")  # what is in memory before
+LOADED = ("input", "constant", "row")  # in memory from the start
 ALONE = ("product", "sum", "max")  # each has a loop of its own
-COSTLY = ("exp", "expm1", "log", "log1p", "tanh", "sqrt")  # not computed in two loops
+COSTLY = ("exp", "expm1", "log", "log1p", "tanh", "sqrt")  # never computed in two loops
 
 
 class Store(NamedTuple):
-    """An array that goes to a place in memory."""
+    """The storing of an array to a place in memory."""
 
     to: Node
     start: int
@@ -31,20 +30,20 @@ class Store(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """Whether what is computed goes to the memory of its own node."""
+        """Whether the result goes to the memory of its own node."""
         return self.to is self.value.node and self.to.op != "input"
 
 
 @dataclass
 class Kernel:
-    """Loops over one shape, within which stores are made.
+    """Loops over one shape that compute and store results.
 
     Attributes
     ----------
     shape : tuple of int
     stores : list of Store
     loads : list of (Node, places)
-        Memory that is read, and its places for each number of the shape.
+        Memory that is read, and the place read for each number of the shape.
     """
 
     shape: tuple[int, ...]
@@ -53,20 +52,20 @@ class Kernel:
 
     @property
     def alone(self) -> Node | None:
-        """The product, sum or maximum that the kernel is for."""
+        """The product, sum or maximum that the kernel computes, if any."""
         node = self.stores[0].value.node
         return node if node.op in ALONE and self.stores[0].is_own else None
 
 
 class _StoredError(Exception):
-    """A node has to be stored that was to be a variable."""
+    """An exception: a node planned as a variable has to be stored."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
 
 
 def plan(stores: Sequence[Store]) -> list[Kernel]:
-    """Return kernels that make stores of results to inputs, outputs and states, in order."""
+    """Return the kernels that store results to outputs and states, in order."""
     nodes = _reachable([store.value.node for store in stores])
     stored = {node for node in nodes if node.op in ALONE}
     for node in nodes:
@@ -84,9 +83,7 @@ def plan(stores: Sequence[Store]) -> list[Kernel]:
 
 
 def _reachable(nodes: Sequence[Node]) -> list[Node]:
-    """Return all nodes that nodes are computed from, and themselves, in the order in which they
-    were made.
-    """
+    """Return nodes and all nodes that they are computed from, in the order of creation."""
     todo = list(nodes)
     reached = set()
     while todo:
@@ -98,12 +95,12 @@ def _reachable(nodes: Sequence[Node]) -> list[Node]:
 
 
 def part_at(node: Node, places: Host) -> tuple[Array, Host]:
-    """Return the array at places of a join, and where it has the numbers there.
+    """Return the array that lies at places of a join, and the numbers' places in that array.
 
     Raises
     ------
     _StoredError
-        They are of several arrays.
+        The places belong to several arrays.
     """
     ends = np.cumsum([a.size for a in node.args])
     k = int(np.searchsorted(ends, places.min(), side="right"))
@@ -114,7 +111,7 @@ def part_at(node: Node, places: Host) -> tuple[Array, Host]:
 
 
 def _joined(store: Store) -> Iterator[Store]:
-    """Yield a store, or one for each array where its value is a join."""
+    """Yield a store, or a store for each array if its value is a join."""
     node = store.value.node
     if node.op != "join":
         yield store
@@ -125,18 +122,18 @@ def _joined(store: Store) -> Iterator[Store]:
     cuts = [0, *(np.flatnonzero(np.diff(of_part)) + 1), places.size]
     for first, last in itertools.pairwise(cuts):
         part, inner = part_at(node, places[first:last])
-        # a whole result keeps its shape, so that it is stored where it is computed
+        # a whole result keeps its shape, so that it can be stored in the loop that computes it
         value = part.node.array() if is_whole(part.node, inner) else Array(part.node, inner)
         yield from _joined(Store(store.to, store.start + int(first), value))
 
 
 class _Planner:
-    """Puts stores into kernels; nodes in `stored` have memory of their own."""
+    """A planner that puts stores into kernels; nodes in `stored` have their own memory."""
 
     def __init__(self, stored: set[Node]) -> None:
         self.stored = stored
         self.kernels: list[Kernel] = []
-        self.at: dict[Node, list[int]] = {}  # the kernels that make a node, or write to it
+        self.at: dict[Node, list[int]] = {}  # the kernels that compute a node or write to it
         self.results: set[Node] = set()
         self.computed: dict[Node, int] = {}  # the kernel in which a node is a variable
 
@@ -151,7 +148,7 @@ class _Planner:
         return self.kernels
 
     def _add(self, store: Store) -> None:
-        """Put a store into a kernel that there is, or into a new one."""
+        """Put a store into an existing kernel, or into a new one."""
         node = store.value.node
         if store.is_own and node.op in ALONE:
             loads = self._loads(*((a.node, a.places) for a in node.args))
@@ -183,7 +180,7 @@ class _Planner:
     def _note(self, store: Store, k: int) -> None:
         if store.to.op != "input":
             self.at.setdefault(store.to, []).append(k)
-        # the last one first: once it is stored, those that it is made of may be needed once
+        # last one first: once it is stored, its operands may be needed only once
         variables = self._variables(store.value.node, store.is_own)
         for node in sorted(variables, key=lambda node: -node.number):
             is_costly = node.op in COSTLY or node in self.results
@@ -191,7 +188,7 @@ class _Planner:
                 raise _StoredError(node)
 
     def _variables(self, node: Node, is_root: bool = False) -> set[Node]:
-        """Return the nodes that are variables where a node is computed."""
+        """Return the nodes that become variables in the loop that computes a node."""
         todo = [a.node for a in node.args] if is_root else [node]
         variables = set()
         while todo:
@@ -202,7 +199,7 @@ class _Planner:
         return variables
 
     def _loads(self, *values: tuple[Node, Host]) -> list[tuple[Node, Host]]:
-        """Return what has to be read for the numbers of nodes at places."""
+        """Return the loads that the numbers of nodes at places need."""
         todo = list(values)
         loads: dict[tuple[Node, bytes], tuple[Node, Host]] = {}
         while todo:
@@ -226,21 +223,21 @@ def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_whole(node: Node, places: Host) -> bool:
-    """Tell whether places are all those of a node, in order."""
+    """Return whether places are all places of a node, in order."""
     return places.size == node.size and bool(
         np.array_equal(places.reshape(-1), np.arange(node.size))
     )
 
 
 class Affine(NamedTuple):
-    """Places in memory: a first one, and steps along each axis of a shape."""
+    """Places in memory: the first place, and the step along each axis of a shape."""
 
     first: int
     steps: tuple[int, ...]
 
 
 def affine(places: Host) -> Affine | None:
-    """Return places as steps, or None where they are not at equal distances."""
+    """Return places as steps, or None if they are not at equal distances."""
     first = int(places.reshape(-1)[0])
     steps = []
     line = np.zeros((), int)

@@ -1,5 +1,5 @@
-"""The memory of a C program: which variable holds each result, and which new states can be written
-over the old ones.
+"""The memory of a C program: which variable holds each result, and which new states overwrite old
+ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from xlstm.interop.c.arrays import Node
 from xlstm.interop.c.kernels import Kernel, Store, is_whole
 
-# of C and C++, and macros of math.h and of compilers
+# keywords of C and C++, and macros of math.h and of compilers
 KEYWORDS = """
 alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t
 char32_t class co_await co_return co_yield compl concept const const_cast consteval constexpr
@@ -23,7 +23,7 @@ return short signed sizeof static static_assert static_cast struct switch templa
 thread_local throw true try typedef typeid typename typeof union unsigned using virtual void
 volatile wchar_t while xor xor_eq INFINITY NAN HUGE_VAL M_E M_PI linux unix
 """
-# names that a written function has by itself, or calls
+# names that every written function uses or calls
 OWN = """
 expf expm1f fabsf logf log1pf sqrtf tanhf state w x y x0 x1 x2 x3 x4 x5 x6 x7 part head row column
 unit
@@ -32,9 +32,7 @@ unit
 
 @dataclass(frozen=True)
 class Memory:
-    """Numbers one after the other: in an array of a name, or, if it is one local number, a
-    variable.
-    """
+    """Consecutive numbers: a named array, or a variable for a single local number."""
 
     name: str
     size: int
@@ -43,16 +41,16 @@ class Memory:
 
     @property
     def declaration(self) -> str:
-        """The statement that declares it."""
+        """The statement that declares the memory."""
         return f"float {self.name}{'' if self.size == 1 else f'[{self.size}]'};"
 
     def at(self, index: str) -> str:
-        """Return the expression of a number."""
+        """Return the expression of the number at an index."""
         return self.name if self.local and self.size == 1 else f"{self.name}[{index}]"
 
 
 def unique(name: str, names: set[str]) -> str:
-    """Return a name of C that nothing else has, and add it to the names."""
+    """Return a C name that is not in use, and add it to the names."""
     name = name if name.isascii() and name.isidentifier() else "v"
     k = 1
     unused = name
@@ -64,24 +62,24 @@ def unique(name: str, names: set[str]) -> str:
 
 
 class Layout:
-    """Finds memory for every store of kernels.
+    """An assignment of memory to every store of kernels.
 
     Parameters
     ----------
     kernels : list of Kernel
     memory : dict of Node to Memory
-        That of inputs, which are x, the states, and y.
+        The memory of the inputs, which are x, the states, and y.
     reserved : collection of str
-        Names that no local variable may have.
+        Names that local variables must not have.
 
     Attributes
     ----------
     memory : dict of Node to Memory
-        That of all nodes that are in memory, but for constants.
+        The memory of all stored nodes, except constants.
     copies : list of (Store, Memory)
-        New states that take the place of the old ones when nothing reads these any more.
+        New states that are copied over the old ones once nothing reads the old ones any more.
     names : set of str
-        Those that are in use.
+        The names in use.
     """
 
     def __init__(
@@ -101,21 +99,21 @@ class Layout:
                     self.memory[store.to] = self._local(store.to.name, store.to.size)
 
     def target(self, store: Store) -> Memory:
-        """Return the memory that a store goes to."""
+        """Return the memory that a store writes to."""
         copied = (memory for of, memory in self.copies if of is store)
         to = self.memory[store.to]
         return next(copied, Memory(to.name, to.size, to.start + store.start, to.local))
 
     def is_copied(self, store: Store) -> bool:
-        """Tell whether a store goes to its place later."""
+        """Return whether a store is copied to its place later."""
         return any(of is store for of, _ in self.copies)
 
     def _local(self, name: str, size: int) -> Memory:
         return Memory(unique(name, self.names), size, local=True)
 
     def _place_result(self, k: int, kernel: Kernel, store: Store) -> None:
-        """Let a result that a kernel keeps lie where it belongs, if that is free by then; else note
-        a copy.
+        """Place a kernel's result at its destination if that is free by then; otherwise note a
+        copy.
         """
         node = store.value.node
         if not self._is_free(k, store):
@@ -129,8 +127,10 @@ class Layout:
             self.memory[node] = Memory(to.name, to.size, store.start)
 
     def _is_free(self, k: int, store: Store) -> bool:
-        """Tell whether kernel k and those after it read no number that a store of k overwrites, but
-        for the number that each new one takes the place of.
+        """Return whether kernel k and later kernels read none of the numbers that a store of k
+        overwrites.
+
+        The number that each new number replaces does not count.
         """
         own = np.arange(store.start, store.start + store.value.size)
         for number, kernel in enumerate(self.kernels[k:], k):

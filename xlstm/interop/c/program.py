@@ -1,4 +1,4 @@
-"""The text of a C program and of its header, from functions whose results are known as arrays."""
+"""The text of a C program and its header, from functions whose results are given as arrays."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from xlstm.interop.c.tables import literal, tables
 from xlstm.interop.c.writer import Lines, Writer, around, indented
 from xlstm.layers.sequence import Leaf, State
 
-# functions of math.h by operations; those of functions.c with the same names take their place
-# without it
+# functions of math.h by operations; without math.h, functions.c has functions of the same names
 LIBM = {"abs": "fabsf"} | {name: f"{name}f" for name in ("exp", "expm1", "log", "log1p", "sqrt")}
 # tanhf of glibc takes twice as long
 OURS = {"maximum": "max", "minimum": "min", "tanh": "tanh"}
@@ -49,23 +48,23 @@ int32_t {name}_sample(const float *y, float temperature, uint32_t *random);
 
 @dataclass(frozen=True)
 class CProgram:
-    """A model as C.
+    """A model as C, with its demands on memory and time.
 
     Attributes
     ----------
     source, header : str
-        The text of the file and of its header.
+        The text of the .c file and of its header.
     weight_bytes : int
         Bytes of constants, which may stay in flash memory.
     state_bytes : int
         Bytes of the struct that holds the state.
     stack_bytes : int
-        Bytes of the local arrays of a step, of which a compiler may lay some in one place.
+        Bytes of the local arrays of a step; a compiler may let some of them share memory.
     operations : int
-        Additions, multiplications, functions and comparisons of a step.
+        Number of additions, multiplications, functions and comparisons in a step.
     weight_error : float
-        Root of the mean square of what rounding changed in the matrices, over that of their
-        numbers; 0 with float32.
+        Relative rounding error of the matrices: the root mean square of the changes, divided by the
+        root mean square of the numbers; 0 with float32.
     """
 
     source: str
@@ -78,33 +77,32 @@ class CProgram:
 
 
 class Function(NamedTuple):
-    """A function of x and the state, which sets y and the state."""
+    """A C function of x and the state, which sets y and the state."""
 
     name: str
-    kind: str  # of x, "float" or "int32_t"
+    kind: str  # type of x, "float" or "int32_t"
     stores: list[Store]
 
 
 class Facts(NamedTuple):
-    """All that a program says beside its functions.
+    """The contents of a program besides its functions.
 
     Attributes
     ----------
     about : str
         The comment at the top of both files.
     header : str
-        The name of the header.
+        The name of the header file.
     sizes : dict of str to int
-        Macros of the header.
+        The macros of the header.
     texts : dict of str to list of str
         Arrays of texts by name, such as labels.
     main : str
-        The declaration of the function that users call, with a comment.
+        The declaration of the function that users call, and a comment.
     choices : list of str
-        Those of `CHOICES` that there are.
+        The functions of `CHOICES` that the program has.
     run : list of str
-        The definition of `main` where it goes through a whole sequence; else the only function is
-        `main`.
+        The definition of `main` if it runs a whole sequence; otherwise the only function is `main`.
     """
 
     about: str
@@ -150,25 +148,25 @@ void {name}_init({name}_state *state);
 
 @dataclass
 class Program:
-    """A program in the making.
+    """A C program under construction.
 
     Attributes
     ----------
     name : str
         The prefix of all names.
     libm : bool
-        Whether functions of math.h are called.
+        Whether the program calls functions of math.h.
     memory : dict of Node to Memory
-        That of x, y and the state in all functions.
+        The memory of x, y and the state in all functions.
     states : list of (Node, float)
-        Members of the struct, and the number that all of each are at first.
+        Members of the struct, and the initial number of all their elements.
     buffers : dict of str to int
-        Other members, and their sizes.
+        Other members of the struct, and their sizes.
     members : set of str
-        Names that no further member may have.
+        Names that further members must not have.
     functions : list of Function
     counter : tuple of Array
-        The number of the step, where numbers depend on it, and that of the next one.
+        The number of the step and of the next step, if numbers depend on it.
     """
 
     name: str
@@ -181,7 +179,7 @@ class Program:
     counter: tuple[Array, ...] = ()
 
     def input(self, shape: Sequence[int], is_token: bool = False) -> Array:
-        """Return x of a function."""
+        """Return the input x of a function."""
         node = Node("input", shape, name="x")
         self.memory[node] = Memory("x", node.size)
         return node.array(np.int64 if is_token else np.float32)
@@ -206,13 +204,13 @@ class Program:
         return node.array()
 
     def buffer(self, name: str, size: int) -> str:
-        """Return the expression of a member of the struct that needs no number at first."""
+        """Return the expression of a member of the struct that needs no initial number."""
         name = unique(name, self.members)
         self.buffers[name] = size
         return f"state->{name}"
 
     def of_step(self, **tables: Any) -> list[Array]:
-        """Return the row of tables that belongs to the step; the last one also to those after it."""
+        """Return the row of each table for the current step; later steps keep the last row."""
         now = self.member("step", Leaf("step", {}, {}))
         last = min(len(table) for table in tables.values()) - 1.0
         self.counter = now, arrays.minimum(now + 1.0, last)
@@ -227,8 +225,8 @@ class Program:
         kind: str = "float",
         is_first: bool = False,
     ) -> None:
-        """Add a function that computes y, and of the state `end` from `begin`; the first one of a
-        step counts.
+        """Add a function that computes y, and the state `end` from `begin`; the first function of a
+        step counts it.
         """
         if is_first and self.counter:
             now, after = self.counter
@@ -242,7 +240,7 @@ class Program:
         self.functions.append(Function(name, kind, stores))
 
     def text(self, facts: Facts, quantized: bool) -> CProgram:
-        """Return the program; with `quantized` its matrices are int8."""
+        """Return the finished program; with `quantized`, matrices are int8."""
         planned = [plan(function.stores) for function in self.functions]
         constants = tables([k for kernels in planned for k in kernels], self.name, quantized)
         operations = {op: LIBM[op] if self.libm else f"{self.name}_{op}" for op in LIBM}
@@ -303,7 +301,7 @@ class Program:
         return [head if is_public else f"static {head}", "{", *indented([*unused, *body]), "}"]
 
     def arguments(self, kind: str, steps: str = "") -> str:
-        """Return the arguments of a function, with x of a kind and maybe a number of steps."""
+        """Return the arguments of a function, for a type of x and an optional number of steps."""
         more = f"int32_t {steps}, " if steps else ""
         return f"{self.name}_state *state, const {kind} *x, {more}float *y"
 
@@ -328,7 +326,7 @@ class Program:
         return {re.findall(r"PREFIX_(\w+)\(", block)[0]: block for block in blocks}
 
     def _called(self, blocks: Mapping[str, str], names: Iterable[str]) -> dict[str, Lines]:
-        """Return functions of functions.c, and those that they call."""
+        """Return the named functions of functions.c, and all functions that they call."""
         todo = [name for name in names if name in blocks]
         needed = set()
         while todo:
@@ -368,7 +366,7 @@ class Program:
 
 
 def quoted(text: str) -> str:
-    """Return a text as a literal of C: bytes of UTF-8, those that are no plain sign by number."""
+    """Return a text as a C literal of UTF-8 bytes, with escapes for all but plain characters."""
     plain = set(range(0x20, 0x7F)) - set(b'"\\?')
     parts = (
         chr(byte) if byte in plain else f"\\{byte:03o}"

@@ -1,4 +1,4 @@
-"""The lines of formulas: the variable that a line of Python sets, and the numbers in its comment."""
+"""Source lines of formulas: the variable that a line sets, and the equation numbers beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAME = re.compile(r"\s*(\w+) [-+*/]?= ")
 NUMBERS = re.compile(r"# *(\(\d+\)(?:[ ,]*\(\d+\))*)")
 # a line such as `i, f = z[0, ...], z[1, ...]`
 PARTS = re.compile(r"\s*(\w+(?:, \w+)*) = \w+\[[^]]*\](?:, \w+\[[^]]*\])*\s*(?:#.*)?$")
-# Functions that formulas call; a name that a formula gives its result says more.
+# Functions that formulas call; the name that the formula gives to the result says more.
 BELOW = (
     "xlstm.arrays.",
     "xlstm.cells.activations",
@@ -25,8 +25,10 @@ Line = tuple[str, int]
 
 
 def of_formula() -> tuple[str, Line, str]:
-    """Return of the formula that is running the variable that its line sets, or "", where it
-    stands, and its file and the numbers in its comment, such as "lstm (3)".
+    """Return where the running formula is: variable, source line, and comment.
+
+    The variable is the one that the line sets, or "". The comment has the file and the equation
+    numbers, such as "lstm (3)".
     """
     line, where = _line()
     name = NAME.match(line)
@@ -36,9 +38,7 @@ def of_formula() -> tuple[str, Line, str]:
 
 
 def of_part(k: int) -> str:
-    """Return the name that the line which is running gives to part k of an array, or "" where it
-    does something else.
-    """
+    """Return the name that the running line gives to part k of an array, or "" if it gives none."""
     match = PARTS.match(_line()[0])
     names = match[1].split(", ") if match else []
     return names[k % len(names)] if names else ""

@@ -1,4 +1,4 @@
-"""Constants of a C program: in which order they lie, how they are rounded, and their text."""
+"""Constants of a C program: their order in memory, their rounding, and their text."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ SPECIAL = {"inf": "INFINITY", "-inf": "-INFINITY", "nan": "NAN"}
 
 
 class Table:
-    """Constants that become an array of C.
+    """A table of constants that becomes an array in C.
 
     Parameters
     ----------
     node : Node
-        Their node, with values in the order of a parameter.
+        The node of the constants, with values in the order of a parameter.
     name : str
-        That of the array.
+        The name of the array.
 
     Attributes
     ----------
     position : array of int
-        Where the array has each of the values.
+        The place of each value in the array.
     scales : array or None
-        With int8, the factor of each row of the parameter.
+        The factor of each row of the parameter, with int8.
     """
 
     def __init__(self, node: Node, name: str) -> None:
@@ -39,10 +39,10 @@ class Table:
         self.values: Host = node.values.reshape(-1)  # type: ignore[union-attr]
         self.position: Host = np.arange(node.size, dtype=np.int32)
         self.scales: Host | None = None
-        self.rounding = 0.0, 0.0  # squares of what rounding changed, and of the matrix, summed up
+        self.rounding = 0.0, 0.0  # sums of squares: of the changes by rounding, and of the matrix
 
     def turn(self, matrix: Array) -> None:
-        """Let the outputs of a product lie side by side for each input: a loop over outputs needs
+        """Store the outputs of a product side by side for each input, so a loop over outputs needs
         no sum.
         """
         order = np.swapaxes(matrix.places, -1, -2).reshape(-1)
@@ -50,7 +50,7 @@ class Table:
             self.position = np.argsort(order).astype(np.int32)
 
     def quantize(self) -> None:
-        """Round each row to whole numbers from -127 to 127 times a scale."""
+        """Round each row to a scale times whole numbers from -127 to 127."""
         rows = self.values.reshape(-1, self.node.shape[-1]).astype(np.float64)
         least = np.finfo(np.float32).tiny
         self.scales = np.maximum(np.abs(rows).max(axis=1) / 127, least).astype(np.float32)
@@ -61,12 +61,12 @@ class Table:
 
     @property
     def bytes(self) -> int:
-        """The bytes of it and its scales."""
+        """The bytes of the table and its scales."""
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     @property
     def lines(self) -> list[str]:
-        """The definition of the array, and of its scales."""
+        """The C definition of the array and its scales."""
         about = f"{self.node.name} ({', '.join(map(str, self.node.shape)) or 'a number'})"
         ordered = np.empty_like(self.values)
         ordered[self.position] = self.values
@@ -80,7 +80,7 @@ class Table:
 
 
 def defined(kind: str, name: str, values: Host) -> list[str]:
-    """Return the definition of an array of numbers."""
+    """Return the C definition of an array of numbers."""
     texts = [f"{_suffixed(text, kind)}," for text in values.astype(str).tolist()]
     width = 16 if kind == "int8_t" else 8
     rows = (texts[k : k + width] for k in range(0, len(texts), width))
@@ -89,7 +89,7 @@ def defined(kind: str, name: str, values: Host) -> list[str]:
 
 
 def literal(value: float) -> str:
-    """Return a number of float32 with all digits."""
+    """Return a float32 number as text with all digits."""
     return _suffixed(str(np.asarray(value, np.float32).astype(str)), "float")
 
 
@@ -100,7 +100,7 @@ def _suffixed(text: str, kind: str) -> str:
 def tables(kernels: Sequence[Kernel], prefix: str, quantized: bool) -> dict[Node, Table]:
     """Return the tables of the constants that kernels load.
 
-    Matrices of products, and tables whose rows are taken, are rounded where they are `quantized`.
+    With `quantized`, matrices of products, and tables whose rows are read, are rounded.
     """
     loaded = [node for kernel in kernels for node, _ in kernel.loads]
     nodes = {node.args[0].node if node.op == "row" else node: None for node in loaded}
@@ -126,5 +126,5 @@ def tables(kernels: Sequence[Kernel], prefix: str, quantized: bool) -> dict[Node
 
 
 def is_uniform(node: Node) -> bool:
-    """Tell whether constants are one number."""
+    """Return whether all constants are the same number."""
     return bool(np.all(node.values == node.values.flat[0]))  # type: ignore[union-attr]

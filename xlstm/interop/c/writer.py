@@ -1,4 +1,4 @@
-"""Kernels written as C: loops, and the expressions within them."""
+"""Kernels written as C: loops and their expressions."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ from xlstm.interop.common import Host
 from xlstm.tracing.loop_nest import contiguous_steps, loop_nest
 from xlstm.tracing.writers import ARITHMETIC
 
-UNROLLED = 8  # columns of a matrix that a loop over its rows takes at once
-VARIABLES = ("part", "head", "row", "unit")  # of loops, the inner one last
+UNROLLED = 8  # unrolled columns of a matrix in a loop over its rows
+VARIABLES = ("part", "head", "row", "unit")  # of loops, the innermost last
 FORMS = {**ARITHMETIC, "and": "{} && {}", "where": "{} ? {} : {}"}
 BINDING = {"where": 0, "and": 1, "less": 2, "less_equal": 2, "add": 3, "subtract": 3}
 BINDING |= {"multiply": 4, "divide": 4, "negative": 5}
 TIGHTEST = 6
 LAYER = re.compile(r".*?\b\d+|[^.]*")  # such as blocks.0 in blocks.0.up
 Lines = list[str]
-Loops = Sequence[tuple[str, int]]  # the variable and the size of each, the outer one first
+Loops = Sequence[tuple[str, int]]  # variable and size of each loop, the outermost first
 
 
 class Term:
-    """A number within a loop: an operation on others, or what is loaded from memory."""
+    """A number within a loop: an operation on other terms, or a load from memory."""
 
     def __init__(self, node: Node, places: Host, args: Sequence[Term] = ()) -> None:
         self.node = node
         self.places = places
         self.args = args
-        self.users: list[Term | None] = []  # a store is None
+        self.users: list[Term | None] = []  # None is a store
         self.variable = ""
-        # that of the formula
+        # the line of the formula
         self.name = node.parts.get((int(places.min()), places.size), node.name)
 
     @property
     def is_variable(self) -> bool:
-        """Whether it is used several times, or ends a line of the formula before others."""
+        """Whether the term becomes a variable: it is used several times, or ends a line of the
+        formula.
+        """
         if not self.args:
             return self.users.count(None) > 1 and self.node.op != "constant"
         (user, *others) = self.users
@@ -51,7 +53,7 @@ class Term:
 
 @dataclass
 class Block:
-    """The statements of a layer, and the local memory that they use by name."""
+    """The statements of a layer, and the local memory that they use, by name."""
 
     layer: str | None
     lines: Lines = field(default_factory=list)
@@ -59,7 +61,7 @@ class Block:
 
 
 class Writer:
-    """Writes kernels.
+    """A writer of kernels as C.
 
     Parameters
     ----------
@@ -67,14 +69,14 @@ class Writer:
     layout : Layout
     tables : dict of Node to Table
     names : dict of str to str
-        The C functions of operations.
+        The C function of each operation.
 
     Attributes
     ----------
     stack_bytes : int
         Bytes of local arrays.
     operations : int
-        How many operations there are.
+        Number of operations.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Writer:
         self.names = names
         self.stack_bytes = 0
         self.operations = 0
-        self.touched: dict[str, Memory] = {}  # local memory that the block at hand uses
+        self.touched: dict[str, Memory] = {}  # local memory that the current block uses
         self.read = {
             node
             for kernel in kernels
@@ -149,7 +151,7 @@ class Writer:
         for store, root in zip(kernel.stores, roots, strict=True):
             to = self.layout.memory[store.to]
             if to.local and store.to not in self.read and not self.layout.is_copied(store):
-                continue  # all that use it are in this loop
+                continue  # all its users are in this loop
             target = self._at(self.layout.target(store), np.arange(store.value.size), loops)
             comment = "" if root.variable else root.node.comment
             value = self._text(root, loops)
@@ -188,7 +190,7 @@ class Writer:
         return around(outer, [commented(begin, node.comment), *inner])
 
     def _product(self, node: Node) -> Lines:
-        """Return the loops of a product: over columns of the matrix, and over rows within that."""
+        """Return the loops of a product: over columns of the matrix, and inside over rows."""
         matrix, vector = node.args
         *batch, R, K = matrix.shape
         turned = np.swapaxes(self._located(matrix.node, matrix.places), -1, -2)
@@ -242,12 +244,12 @@ class Writer:
         return around(heads, lines + scaled)
 
     def _loops(self, kernel: Kernel, shape: tuple[int, ...], inner: int = 0) -> Loops:
-        """Return the loops over a kernel, in which axes that lie together are one."""
+        """Return the loops over a kernel; axes that are contiguous in memory become one loop."""
         accesses = [self._located(*load).reshape(shape) for load in kernel.loads]
         return _named(self._sizes(shape, accesses, inner))
 
     def _sizes(self, shape: tuple[int, ...], accesses: Sequence[Host], inner: int) -> Sequence[int]:
-        """Return the sizes of loops along which all accesses go at equal distances."""
+        """Return the sizes of loops along which all accesses have equal distances."""
         steps = [affine(access.reshape(shape)) for access in accesses]
         for access, step in zip(accesses, steps, strict=True):
             if step is None:
@@ -262,7 +264,7 @@ class Writer:
     def _term(
         self, terms: dict[tuple[Node, bytes], Term], own: set[Node], node: Node, places: Host
     ) -> Term:
-        """Return the term of numbers of a node, which is new unless there is one already."""
+        """Return the term of a node's numbers, an existing one if there is one."""
         key = node, places.tobytes()
         if key in terms:
             return terms[key]
@@ -278,11 +280,11 @@ class Writer:
         return term
 
     def _variables(self, terms: Mapping[tuple[Node, bytes], Term], loops: Loops) -> Lines:
-        """Return the statements of those terms that are variables."""
+        """Return the statements of the terms that are variables."""
         variables = [term for term in terms.values() if term.is_variable]
-        # variables without a loop are those of the block
+        # variables outside of loops belong to the block
         names = set(self.layout.names) if loops else self.layout.names
-        for term in reversed(variables):  # the last one of a line has its name
+        for term in reversed(variables):  # the last term of a line gets the line's name
             term.variable = unique(term.name, names)
         self.operations += math.prod(n for _, n in loops) * sum(
             bool(t.args) for t in terms.values()
@@ -315,14 +317,14 @@ class Writer:
             binding = TIGHTEST if a.variable or not a.args else BINDING.get(a.node.op, TIGHTEST)
             binding = BINDING["negative"] if not a.args and text.startswith("-") else binding
             if not a.args and (op == "and" or (op == "where" and k == 0)):
-                text = f"({text} != 0.0f)"  # a condition that is kept as 1 or 0
+                text = f"({text} != 0.0f)"  # a condition stored as 1 or 0
             is_left = k == 0 and op not in ("where", "negative")
             is_tight = binding > BINDING[op] or (binding == BINDING[op] and is_left)
             operands.append(text if is_tight else f"({text})")
         return FORMS[op].format(*operands)
 
     def _located(self, node: Node, places: Host) -> Host:
-        """Return where in memory the numbers of a node at places are."""
+        """Return the memory places of a node's numbers."""
         if node.op == "row":
             node = node.args[0].node
             places = places % (node.size // node.shape[0])
@@ -350,7 +352,7 @@ class Writer:
         return self._at(self.layout.memory[node], located, loops)
 
     def _at(self, memory: Memory, places: Host, loops: Loops) -> str:
-        """Return the expression of numbers of a memory at places, one for each turn of loops."""
+        """Return the expression of the numbers of a memory at places, one for each iteration."""
         if memory.local:
             self.touched[memory.name] = memory
         place = affine(places.reshape([n for _, n in loops]))
@@ -364,7 +366,7 @@ def _named(sizes: Sequence[int]) -> Loops:
 
 
 def _divided(places: Host) -> tuple[int, ...]:
-    """Return a shape in which an axis that has places at unequal distances is two."""
+    """Return a shape that splits an axis with unequal distances into two."""
     for axis, n in enumerate(places.shape):
         line = np.diff(np.moveaxis(places, axis, 0).reshape(n, -1), axis=0)
         turns = np.flatnonzero(np.any(line != line[:1], axis=1))
@@ -375,7 +377,7 @@ def _divided(places: Host) -> tuple[int, ...]:
 
 
 def _index(first: int, steps: Sequence[int], loops: Loops) -> str:
-    """Return the index that goes by steps along loops."""
+    """Return the index expression that advances by steps along loops."""
     parts = [str(first)] if first else []
     for step, (variable, n) in zip(steps, loops, strict=True):
         if step and n > 1:
@@ -384,7 +386,7 @@ def _index(first: int, steps: Sequence[int], loops: Loops) -> str:
 
 
 def around(loops: Loops, lines: Lines) -> Lines:
-    """Return statements within loops; without loops they are as they are."""
+    """Return statements inside loops, or unchanged without loops."""
     for variable, n in reversed(loops):
         head = f"for (int32_t {variable} = 0; {variable} < {n}; {variable}++) {{"
         lines = [head, *indented(lines), "}"]

@@ -1,6 +1,4 @@
-"""ONNX files in and out; gate orders are the same there, so that arrays only change their
-packing.
-"""
+"""Export and import of ONNX; its gate orders are the same, so arrays only change their packing."""
 
 from xlstm.interop.onnx.onnx_export import to_onnx
 from xlstm.interop.onnx.onnx_import import from_onnx

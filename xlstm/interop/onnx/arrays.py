@@ -1,8 +1,8 @@
-"""Arrays that write ONNX: a namespace of the array API whose functions add nodes to a graph.
+"""An array API namespace whose functions add nodes to an ONNX graph.
 
-A layer that runs on these arrays writes what it computes, so that no formula stands here. The batch
-may have any size, and so may the number of steps of a recurrent layer: in shapes `BATCH` and `TIME`
-stand for them, prime numbers that divide no other size.
+A layer that runs on these arrays writes its own computation, so this file needs no formulas. The
+batch may have any size, and so may the number of steps of a recurrent layer. In shapes, `BATCH` and
+`TIME` stand for them; they are prime numbers that divide no other size.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from xlstm.interop.onnx.onnx_files import library
 
 BATCH = 2**31 - 1
 TIME = 2**31 - 19
-OPEN = {"batch": BATCH, "time": TIME}  # by the names that values and axes have in the graph
-# by names of NumPy's functions
+OPEN = {"batch": BATCH, "time": TIME}  # by the names of values and axes in the graph
+# operators by the names of NumPy's functions
 OPERATORS = {
     "add": "Add",
     "multiply": "Mul",
@@ -52,11 +52,10 @@ finfo = np.finfo
 
 
 class OnnxGraph:
-    """Nodes and constants in the making; a graph within a node shares the constants of the graph
-    around it.
+    """An ONNX graph under construction: nodes and constants.
 
-    A node that depends on constants alone stands in the outermost graph, so that a loop does not
-    repeat it.
+    A graph within a node shares the constants of the graph around it. A node that depends only on
+    constants goes into the outermost graph, so that a loop does not repeat it.
     """
 
     def __init__(self, opset: int) -> None:
@@ -64,13 +63,13 @@ class OnnxGraph:
         self.nodes: list[Any] = []
         self.outermost = self
         self.constants: dict[str, Host] = {}
-        self.fixed: set[str] = set()  # names of what is the same in all steps
+        self.fixed: set[str] = set()  # names of values that are the same in all steps
         self.device = object()
         self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Write what arrays do in this context to this graph."""
+        """Write the operations of arrays in this context to this graph."""
         token = _current.set(self)
         try:
             yield
@@ -78,13 +77,13 @@ class OnnxGraph:
             _current.reset(token)
 
     def name(self) -> str:
-        """Return a name that nothing else has."""
+        """Return a name that is not in use."""
         return f"v{next(self._numbers)}"
 
     def node(
         self, op_type: str, inputs: Sequence[str], outputs: int | list[str] = 1, **attributes: Any
     ) -> list[str]:
-        """Add a node with outputs of these names, or so many outputs, and return their names."""
+        """Add a node with outputs of these names, or this number of outputs; return their names."""
         names = outputs if isinstance(outputs, list) else [self.name() for _ in range(outputs)]
         graph = self
         if self.fixed.issuperset(inputs):
@@ -119,7 +118,7 @@ class OnnxGraph:
         return model
 
     def part(self, inputs: Sequence[Array], outputs: Mapping[str, Array], title: str) -> Any:
-        """Return a graph of those nodes that outputs of these names need."""
+        """Return a graph of the nodes that outputs of these names need."""
         helper = library().helper
         nodes = [helper.make_node("Identity", [a.name], [name]) for name, a in outputs.items()]
         needed = {a.name for a in outputs.values()}
@@ -132,7 +131,7 @@ class OnnxGraph:
 
 
 def names_into(node: Any) -> Iterator[str]:
-    """Yield the names that go into a node, and those that go into the nodes of graphs inside it."""
+    """Yield the names of the inputs of a node and of all nodes of graphs inside it."""
     yield from node.input
     for attribute in node.attribute:
         for inner in attribute.g.node:
@@ -146,11 +145,11 @@ def _value(name: str, array: Array) -> Any:
 
 
 class NoOperatorError(AttributeError, ValueError):
-    """A formula uses a function of arrays that is not written as ONNX."""
+    """An error: a formula uses a function of arrays that has no form in ONNX."""
 
 
 def __getattr__(name: str) -> Any:
-    """Raise NoOperatorError for a function that is not here."""
+    """Raise NoOperatorError for a function that this module lacks."""
     raise NoOperatorError(
         f"to_onnx: the formula uses {name}, a function of arrays that is not written as ONNX"
     )
@@ -159,7 +158,7 @@ def __getattr__(name: str) -> Any:
 _current: contextvars.ContextVar[OnnxGraph] = contextvars.ContextVar("graph")
 
 
-current = _current.get  # the graph that is written
+current = _current.get  # the graph being written
 
 
 class Array(np.lib.mixins.NDArrayOperatorsMixin):
@@ -177,9 +176,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def device(self) -> Any:
-        """The mark that tells graphs apart: arrays that are kept from call to call are kept for
-        each device.
-        """
+        """The mark of the graph: arrays cached between calls are cached for each device."""
         return current().device
 
     @property
@@ -189,7 +186,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def T(self) -> Array:  # noqa: N802
-        """The transposed."""
+        """The transpose."""
         return matrix_transpose(self)
 
     def __len__(self) -> int:
@@ -197,7 +194,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, key: Any) -> Array:
         keys = list(key) if isinstance(key, tuple) else [key]
-        if isinstance(keys[0], np.ndarray):  # rows of these numbers
+        if isinstance(keys[0], np.ndarray):  # rows with these indices
             rows = take(self, constant(keys[0], int64))
             return rows[(*[slice(None)] * keys[0].ndim, *keys[1:])]
         if Ellipsis not in keys:
@@ -226,18 +223,18 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return reshape(_node("Slice", [self, *bounds], sizes, self.dtype), shape)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *operands: Any, **_: Any) -> Any:
-        """Write an operator of Python, whose function of NumPy this is, or another such function."""
+        """Write an operator of Python, or the function of NumPy behind it."""
         if ufunc.__name__ in OPERATORS:
             return _pointwise(OPERATORS[ufunc.__name__], *operands)
         return self.__array_function__(ufunc, (), operands, {})
 
     def __array_function__(self, function: Any, _: Any, operands: Any, options: Any) -> Any:
-        """Write a function of NumPy by the one of this module with its name."""
+        """Write a function of NumPy with this module's function of the same name."""
         return getattr(sys.modules[__name__], function.__name__)(*operands, **options)
 
 
 class Buffer(Array):
-    """An array that is filled step by step along one axis, and read once it is full."""
+    """An array that is filled step by step along one axis, and read when it is full."""
 
     def __init__(self, shape: Sequence[int], dtype: Any) -> None:
         super().__init__("", shape, dtype)
@@ -254,13 +251,13 @@ class Buffer(Array):
 def _node(
     op_type: str, inputs: Sequence[Any], shape: Sequence[int], dtype: Any, **attributes: Any
 ) -> Array:
-    """Add a node of arrays and names, and return its result."""
+    """Add a node with arrays and names as inputs, and return its result."""
     names = [a.name if isinstance(a, Array) else a for a in inputs]
     return Array(current().node(op_type, names, **attributes)[0], shape, dtype)
 
 
 def _pointwise(op_type: str, *operands: Any) -> Array:
-    """Add a node that works element by element, on numbers as well."""
+    """Add a pointwise node, also on plain numbers."""
     numeric = [a.dtype for a in operands if isinstance(a, Array) and a.dtype != bool]
     wide = np.result_type(*numeric) if numeric else np.dtype(bool)
     arrays = [a if isinstance(a, Array) else constant(a, wide) for a in operands]
@@ -270,9 +267,7 @@ def _pointwise(op_type: str, *operands: Any) -> Array:
 
 
 def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that shapes which go together have; NumPy's function takes no sizes as large
-    as open ones.
-    """
+    """Return the broadcast shape of shapes; NumPy's function refuses sizes as large as these."""
     sizes = itertools.zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1)
     return tuple(next((n for n in some if n != 1), 1) for some in sizes)[::-1]
 
@@ -312,9 +307,7 @@ def asarray(x: Any, dtype: Any = None, device: Any = None, copy: Any = None) -> 
 
 
 def reshape(x: Array, shape: Sequence[int]) -> Array:
-    """Return x in another shape; an open size stays in its place (0), or is what the other sizes
-    leave (-1).
-    """
+    """Return x in another shape; an open size keeps its place (0), or follows from others (-1)."""
     left = math.prod(x.shape) // builtins.abs(math.prod(int(n) for n in shape) or 1)
     shape = tuple(left if n == -1 else int(n) for n in shape)
     if shape == x.shape:
@@ -326,12 +319,12 @@ def reshape(x: Array, shape: Sequence[int]) -> Array:
 
 
 def _open_sizes(n: int) -> list[str]:
-    """Return the names of the open sizes that a size is a multiple of."""
+    """Return the names of the open sizes that divide a size."""
     return [name for name, size in OPEN.items() if n and n % size == 0]
 
 
 def _sizes(shape: Sequence[int]) -> Array:
-    """Return the sizes of a shape as an array, by those that `OPEN` names where they are open."""
+    """Return the sizes of a shape as an array; open ones come from the values that `OPEN` names."""
     sizes = []
     for n in shape:
         factors = _open_sizes(n)
@@ -390,7 +383,7 @@ def vecdot(a: Any, b: Any) -> Array:
 
 
 def _reduced(op_type: str, since: int, x: Array, axis: Any, keepdims: bool = False) -> Array:
-    """Add a node along axes, which are an input of it since a version of ONNX's operators."""
+    """Add a reduction along axes, which are an input of the node from opset `since` on."""
     axes = [k % x.ndim for k in (axis if isinstance(axis, tuple) else (axis,))]
     shape = [1 if k in axes else n for k, n in enumerate(x.shape) if keepdims or k not in axes]
     if current().opset >= since:
@@ -439,11 +432,12 @@ def scan(
     start: Sequence[Array] = (),
     reverse: bool = False,
 ) -> list[Array]:
-    """Write a Scan of `step(rows, states) -> (*states, *results)` over the rows of arrays; return
-    the final states and the results of all steps.
+    """Write a Scan of `step(rows, states) -> (*states, *results)` over the rows of arrays.
+
+    Return the final states and the results of all steps.
     """
     outer = current()
-    body = copy.copy(outer)  # it shares all but the nodes
+    body = copy.copy(outer)  # shares everything except the nodes
     body.nodes = []
     n = len(start)
     with body.open():
@@ -470,14 +464,14 @@ def scan(
 
 
 def constant(values: Any, dtype: Any = None) -> Array:
-    """Return an array of numbers that are known."""
+    """Return an array of known numbers."""
     host = np.asarray(values, dtype)
     host = host.astype(object) if host.dtype.kind == "U" else host
     return Array(current().enter(host), host.shape, host.dtype)
 
 
 def full(shape: Sequence[int], value: float, dtype: Any = float32, device: Any = None) -> Array:
-    """Return one number in any shape."""
+    """Return an array of a shape filled with one number."""
     if not any(map(_open_sizes, shape)):
         return constant(np.full(shape, value, dtype))
     return broadcast_to(constant(value, dtype), shape)

@@ -1,7 +1,6 @@
-"""Layers, models and estimators as ONNX: LSTM, GRU and RNN as ONNX's own nodes, all else by Scan.
+"""Export to ONNX: LSTM, GRU and RNN as ONNX's own nodes, all other layers as a Scan.
 
-A network runs on arrays that write nodes. Over time it becomes a Scan, in whose body one step of it
-is written.
+A network runs on arrays that write nodes. Over time it becomes a Scan, whose body is one step.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from xlstm.recurrence.packing import Packing, Span
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
-# our options by attributes of nodes
+# options of layers by attributes of nodes
 FLAGS = {"input_forget": "coupled_input_forget", "linear_before_reset": "reset_after"}
-# ONNX's name of each of our activations, such as LeakyRelu. Both take their parameters in the same
-# order, alpha, beta.
+# ONNX's names of activations, such as LeakyRelu. Both libraries take parameters in the same order,
+# alpha, beta.
 FUNCTIONS = {
     "sigmoid": "Sigmoid",
     "tanh": "Tanh",
@@ -56,7 +55,7 @@ FUNCTIONS = {
 }
 Written = tuple[list[Array], dict[str, Array]]  # inputs and outputs of a graph
 LAYER = checks.instance(Module, "a layer or a model")
-OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agree on
+OLDEST = 14  # the first opset on whose LSTM, GRU and RNN all current runtimes agree
 
 
 def to_onnx(
@@ -71,63 +70,69 @@ def to_onnx(
     opset: int = 17,
     history: int | None = None,
 ) -> Any:
-    """Write a layer, a model or an estimator as ONNX.
+    """Export a layer, a model or an estimator as ONNX.
 
-    The file computes what `layer.forward(params, x, train=False)` does, in float32 and in the same
-    layouts, for any batch size B and any number T of time steps. A layer that an operator of ONNX
-    expresses becomes that operator; all else becomes a Scan, whose body is one step.
+    The file computes `layer.forward(params, x, train=False)` in float32 and in the same layouts,
+    for any batch size B and any number T of time steps. If an operator of ONNX expresses a layer,
+    the layer becomes that operator. Other layers become a Scan, whose body is one step.
 
-    Its inputs are `x` (T, B, D), or (B, T, D) with `batch_first`, then the initial state and the
-    lengths of the sequences. A language model has `tokens` in the place of `x`, of int64. Its
-    outputs are `y` and the final state. A part of the state has the name of our state with a 0 as
-    an input, such as `h0` and `c0`, and without it as an output (`x1` in a `CausalConv`); where
-    states are nested, the places of a part stand before its name, such as `0.1.C0` in a stack. A
-    layer without time takes `x` (T, B, D) and has no state.
+    Inputs and outputs:
 
-    A TiRex or TiRex2 is written as its univariate network, for the T tokens of its context and
-    horizon: its input is `tokens` (B, T, 2P), its output `y` (B, T, Q, P).
+    - The inputs are `x` (T, B, D), or (B, T, D) with `batch_first`, then the initial state and the
+      lengths of the sequences. A language model has `tokens` of int64 in place of `x`.
+    - The outputs are `y` and the final state.
+    - A part of the state is named as in this library: as an input with a 0, such as `h0` and `c0`,
+      and as an output without it (`x1` in a `CausalConv`). In a nested state, the position comes
+      before the name, such as `0.1.C0` in a stack.
+    - A layer without time takes `x` (T, B, D) and has no state.
 
-    An estimator is written with its scaling, without a state, and with its labels, its kind and
-    what else `fit` found as metadata. A classifier and a regressor take `x` of float64, (B, T, D)
-    or a table (B, T), and return `label` (B,) and `probabilities` (B, C), or `y` (B,) or (B, O). A
-    classifier of steps returns (B, T) and (B, T, C), which mean nothing past the end of a sequence,
-    and one of several labels (B, L) both times. A `TextModel` is its language model, with the
-    vocabulary as metadata, and a `ZeroShotForecaster` its network.
+    A TiRex or TiRex2 is exported as its univariate network, for the T tokens of its context and
+    horizon: the input is `tokens` (B, T, 2P), and the output is `y` (B, T, Q, P).
 
-    A `Forecaster` takes the last N values of B series, `values` (B, N, C) of float64 without gaps,
-    and returns `mean` (B, H, C) and `quantiles` (B, H, C, Q): what `predict` and
-    `predict_quantiles` return for series that have these values alone and no name. Covariates that
-    it was fitted with are inputs, too, as numbers of float64: `past` (B, N, P), `future`
-    (B, N + H, F) and `static` (B, S).
+    An estimator is exported with its scaling and without a state; its labels, its kind and other
+    results of `fit` become metadata:
+
+    - A classifier takes `x` of float64, (B, T, D) or a table (B, T), and returns `label` (B,) and
+      `probabilities` (B, C). A classifier of steps returns (B, T) and (B, T, C), which mean nothing
+      in the padding. A classifier of several labels returns (B, L) for both.
+    - A regressor takes the same `x`, and returns `y` (B,) or (B, O).
+    - A `TextModel` becomes its language model, with the vocabulary as metadata.
+    - A `ZeroShotForecaster` becomes its network.
+
+    A `Forecaster` takes the last N values of B series, `values` (B, N, C) of float64 without gaps.
+    It returns `mean` (B, H, C) and `quantiles` (B, H, C, Q), as `predict` and `predict_quantiles`
+    do for unnamed series with only these values. The covariates of `fit` are inputs, too, as
+    float64: `past` (B, N, P), `future` (B, N + H, F) and `static` (B, S).
 
     Parameters
     ----------
     layer : Module or estimator
-        A layer, a block, a stack or a model; or an estimator that is fitted.
+        A layer, a block, a stack, a model, or a fitted estimator.
     params : dict of str to array
-        The parameters of a layer or model, on any backend; float64 is rounded to float32. An
-        estimator has its own.
+        The parameters of a layer or model, on any backend; float64 is rounded to float32. Leave it
+        out for an estimator, which has its own.
     path : path, optional
-        Where to write the file, whole or not at all.
+        The file to write, completely or not at all.
     lengths : bool
-        Whether there is the input `lengths` (B,) of int32: past the end of a sequence `y` is zero,
-        and the final state is that at the end.
+        Whether to add an input `lengths` (B,) of int32. Beyond the end of a sequence, `y` is then
+        zero, and the final state is the state at the end.
     state : bool
-        Whether the state is an input; without it each sequence starts from the state before the
+        Whether the state is an input. Without it, each sequence starts from the state before the
         first step.
     step : bool
-        Write one step in the place of all, for streaming: `x` is (B, D), or `tokens` (B,), and `y`
-        (B, O).
+        Export one step instead of all steps, for streaming: `x` is (B, D), or `tokens` (B,), and
+        `y` is (B, O).
     resets : bool
-        Resets within sequences are not possible, as no operator of ONNX has them. With `step` the
-        caller of the file can put the state of a sequence back before any step.
+        Must be False: no operator of ONNX has resets within sequences. With `step`, the caller of
+        the file can reset the state of a sequence before any step.
     opset : int
-        Version of ONNX's operators, 14 or newer.
+        The version of ONNX's operators, 14 or newer.
     history : int, optional
-        How many values N a `Forecaster` looks at, its window at least. By default they are as many
-        as the longest of its window, the steps of its linear autoregression and four seasons, and
-        before them those whose errors decide how wide intervals are (40, or five horizons where
-        these are longer). Exponential smoothing begins with the first of them.
+        Number N of values that a `Forecaster` takes, at least its window. The default has two
+        parts. The first is the longest of its window, the steps of its linear autoregression, and
+        four seasons. The second, before them, are the values whose errors decide the width of
+        intervals: 40, or five horizons if that is more. Exponential smoothing begins with the first
+        value.
 
     Returns
     -------
@@ -136,12 +141,11 @@ def to_onnx(
     Raises
     ------
     ValueError
-        A cell of your own uses a function that is not written as ONNX, parameters are missing,
-        surplus or misshapen, an option does not go with the layer, `resets` is True, the installed
-        onnx does not know the opset, or a forecaster looks at the calendar, at holidays or at
-        columns of text.
+        A cell of your own uses a function that has no form in ONNX. Parameters are missing, surplus
+        or misshapen. An option does not apply to the layer, or `resets` is True. The installed onnx
+        does not know the opset. A forecaster uses the calendar, holidays or columns of text.
     TypeError
-        The layer is neither a layer nor a model, nor an estimator that is kept in files.
+        `layer` is not a layer, a model or an estimator that files support.
     OSError
         The file cannot be written.
     ImportError
@@ -214,7 +218,7 @@ def to_onnx(
 def _estimator(
     model: Any, p: Params, signature: Mapping[str, Any], formula: Callable[..., dict[str, Array]]
 ) -> Written:
-    """Write an estimator around its network."""
+    """Write an estimator with its network inside."""
     inputs = [
         Array(name, [arrays.OPEN.get(n, n) for n in dims], dtype)
         for name, (dims, dtype) in signature.items()
@@ -231,7 +235,7 @@ def _estimator(
 
 
 def _tirex(model: TiRex | TiRex2, p: Params) -> Written:
-    """Write a network whose input has the batch first."""
+    """Write the network of a TiRex, with the batch first."""
     T = (model.context + getattr(model, "horizon", 0)) // model.patch_size
     x = Array("tokens", (BATCH, T, model.input_size), np.float32)
     _write_sizes([x])
@@ -242,7 +246,7 @@ def _tirex(model: TiRex | TiRex2, p: Params) -> Written:
 
 
 def _model(layer: Any, p: Params, state: bool, lengths: bool, step: bool) -> Written:
-    """Write a layer or model over all steps, or for one of them."""
+    """Write a layer or model over all steps, or for one step."""
     through_time = isinstance(layer, SequenceLayer)
     if step and (lengths or layer.directions != ("",)):
         name = "lengths" if lengths else "a reverse direction"
@@ -278,7 +282,7 @@ def _model(layer: Any, p: Params, state: bool, lengths: bool, step: bool) -> Wri
 
 
 def _write_sizes(inputs: Sequence[Array]) -> None:
-    """Write the batch and the number of steps as values, from the shape of an input."""
+    """Write the batch size and the number of steps as values, from the shape of an input."""
     graph = arrays.current()
     for name, size in arrays.OPEN.items():
         x = next((array for array in inputs if size in array.shape), None)
@@ -291,9 +295,7 @@ def _write_sizes(inputs: Sequence[Array]) -> None:
 
 
 def _state(states: State, prefix: str = "") -> State:
-    """Return the inputs of a state: `h0`, or the places of its parts before that, such as
-    `0.1.C0`.
-    """
+    """Return the inputs of a state, with names such as `h0`, or `0.1.C0` in a nested state."""
     return tuple(
         Array(f"{prefix}{leaf.name}0", leaf.dims(BATCH).values(), np.float32)
         if isinstance(leaf, Leaf)
@@ -305,10 +307,10 @@ def _state(states: State, prefix: str = "") -> State:
 def _over_time(
     layer: Any, p: Params, x: Array, start: State, lengths: Array | None
 ) -> tuple[Array, State]:
-    """Write a layer or model over x (T, B, ...): return y, zero past the end of a sequence, and the
-    final state.
+    """Write a layer or model over x (T, B, ...); return y, zero in the padding, and the final
+    state.
     """
-    if layer.symbols is not None and lengths is not None:  # past the end any symbol will do
+    if layer.symbols is not None and lengths is not None:  # padding may hold any symbol
         x = _where(_steps()[:, None] < lengths, x, 0)
     if isinstance(layer, SequenceModel):
         run = Forward(layer, arrays, p)
@@ -339,8 +341,8 @@ def _over_time(
 def _body(
     model: SequenceModel, p: Params, x: Array, start: State, lengths: Array | None
 ) -> tuple[Array, State]:
-    """Write what is below the head of a model: return its input, for all steps or for the last, and
-    the final state.
+    """Write the layers below a model's head; return the head's input, for all steps or the last,
+    and the final state.
     """
     layer = model.recurrent
     if not model.last or isinstance(layer, Recurrent):
@@ -349,7 +351,7 @@ def _body(
 
     def step(x: Array, state: State) -> tuple[Array, State]:
         y, end = layer.run_step(arrays, p, x, state[0])
-        return y, (end, y)  # the latest y is a part of the state
+        return y, (end, y)  # the latest y is part of the state
 
     first = arrays.zeros((x.shape[1], layer.output_size))
     _, (end, y) = _scan(step, x, (start, first), lengths)
@@ -357,7 +359,7 @@ def _body(
 
 
 def _is_native(layer: Any) -> bool:
-    """Return whether an operator of ONNX does what a layer does."""
+    """Return whether an operator of ONNX expresses a layer."""
     if type(layer) not in (LSTM, GRU, RNN) or layer._used(
         "layer_norm", "cell_clip", "zoneout", "proj_size"
     ):
@@ -380,13 +382,13 @@ def _native(
         inputs = {"X": x.name}
         for name, weights in _packed(layer, hosts, k).items():
             inputs[name] = graph.enter(weights, np.float32, f"{k}.{name}")
-        # a constant one is zero, which is the operators' default
+        # a constant state is zero, the operators' default
         if start[0].name not in graph.fixed:
             inputs |= {f"initial_{s}": a.name for s, a in zip(layer.STATES, begin, strict=True)}
         if lengths is not None:
             inputs["sequence_lens"] = lengths.name
         outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
-        # Missing inputs behind the last one that is there are left out.
+        # Missing inputs after the last present one are left out.
         last = max(map(INPUTS.index, inputs))
         names = [inputs.get(name, "") for name in INPUTS[: last + 1]]
         graph.node(type(layer).__name__, names, outputs, **_attributes(layer))
@@ -396,8 +398,8 @@ def _native(
         x = arrays.reshape(y, (T, B, n * H))
         after = [Array(name, (n, B, H), np.float32) for name in outputs[1:]]
         if lengths is not None:
-            # A sequence without steps ends in the state it began with; onnxruntime says 0, or what
-            # is in memory.
+            # A sequence without steps ends in its initial state; onnxruntime returns 0, or
+            # uninitialised memory.
             after = [_where(lengths > 0, a, b) for a, b in zip(after, begin, strict=True)]
         ends.append(after)
     return x, tuple(arrays.concat(some) for some in zip(*ends, strict=True))
@@ -413,8 +415,8 @@ def _scan(
     """Write a Scan of `step(x, state) -> (y, state)` over x (T, B, ...); return y (T, B, ...) and
     the final state.
 
-    Past the end of a sequence y is zero and the state stays, so that the reverse direction begins
-    at that end.
+    In the padding, y is zero and the state stays, so that the reverse direction begins at the
+    sequence's end.
     """
 
     def whole(rows: list[Array], before: list[Array]) -> list[Array]:
@@ -432,7 +434,7 @@ def _scan(
 
 
 def _where(there: Array, new: Array, old: Any) -> Array:
-    """Return `new` in the sequences, or also the steps, that are `there` (B,) or (T, B), else
+    """Return `new` for the sequences (B,), or steps and sequences (T, B), that are `there`, else
     `old`.
     """
     axis = new.shape.index(BATCH)
@@ -442,7 +444,7 @@ def _where(there: Array, new: Array, old: Any) -> Array:
 
 
 def _steps() -> Array:
-    """Return the numbers of the steps, (T,)."""
+    """Return the indices of the steps, (T,)."""
     graph = arrays.current()
     T = arrays.reshape(arrays.open_size("time"), ())
     (steps,) = graph.node("Range", [graph.enter(0, np.int64), T.name, graph.enter(1, np.int64)])
@@ -450,12 +452,12 @@ def _steps() -> Array:
 
 
 def _packed(layer: Layer, hosts: dict[str, Host], k: int) -> dict[str, list[Host]]:
-    """Return W, R, B and P of layer k, each an array for every direction."""
+    """Return W, R, B and P of layer k, each as an array for each direction."""
     packed: dict[str, list[Host]] = defaultdict(list)
     for direction in layer.directions:
         weights = part(layer, hosts, k, direction)
         if isinstance(layer, LSTM) and layer.coupled_input_forget:
-            # ONNX's coupled LSTM has rows of the forget gate, the third, and does not look at them.
+            # ONNX's coupled LSTM has unused rows for the forget gate, the third gate.
             H = layer.hidden_size
             weights = {
                 name: np.insert(array, [2 * H] * H, 0, axis=0) for name, array in weights.items()
@@ -471,7 +473,7 @@ def _packed(layer: Layer, hosts: dict[str, Host], k: int) -> dict[str, list[Host
 
 
 def _attributes(layer: Layer) -> dict[str, Any]:
-    """Return the attributes of a node."""
+    """Return the attributes of a layer's node."""
     directions = {ours: theirs for theirs, ours in DIRECTIONS.items()}
     attributes: dict[str, Any] = {
         "hidden_size": layer.hidden_size,
@@ -485,7 +487,7 @@ def _attributes(layer: Layer) -> dict[str, Any]:
 
 
 def _activations(functions: Sequence[str]) -> dict[str, Any]:
-    """Return activations of ours as attributes of a node."""
+    """Return activations as attributes of a node."""
     attributes: dict[str, list[Any]] = {
         key: [] for key in ("activations", "activation_alpha", "activation_beta")
     }
@@ -500,7 +502,7 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
 
 
 class _Scan(OneStep):
-    """The engine for arrays that write ONNX: a step in the body of a Scan."""
+    """The engine of arrays that write ONNX; it puts a step into the body of a Scan."""
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str

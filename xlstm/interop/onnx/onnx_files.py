@@ -1,8 +1,7 @@
-"""Reading ONNX files that may be wrong or malicious: the model, and the values of its constants.
+"""Reading of ONNX files that may be wrong or malicious: the model, and the values of its constants.
 
 Two bytes of a file can be an empty message, which takes hundreds of bytes in memory. So the fields
-of a file are counted before protobuf reads it. The package's checker refuses what is no sound
-model.
+of a file are counted before protobuf reads it. The package's checker then refuses invalid models.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from xlstm.interop.common import Host, package
 
 LARGEST = 2**31 - 1  # bytes of a protobuf message
 FIELDS = 200_000
-SPACING = 100  # a file may have so many fields, or one for so many of its bytes
-# bytes of the name or the value of an entry, such as the path of a file with external data
+SPACING = 100  # a file may have this many fields, or a field for each so many of its bytes
+# the most bytes of the name or value of an entry, such as the path of a file with external data
 LONGEST = 1 << 18
 
 
@@ -27,40 +26,40 @@ def library() -> Any:
 
 
 def parsed(path: Path) -> Any:
-    """Return the model in a file; raise ValueError if it is none, or has too many fields for its
-    size.
+    """Return the model in a file; raise ValueError if it is not ONNX, or has too many fields for
+    its size.
     """
     model = library().ModelProto()
     data = reading.content(path, LARGEST)
     try:
         _count_fields(data, model.DESCRIPTOR)
         model.ParseFromString(data)
-    except Exception as error:  # protobuf's DecodeError has moved between its versions
+    except Exception as error:  # protobuf's DecodeError moves between versions
         raise ValueError(f"{path}: not a readable ONNX model ({error})") from error
     check(str(path), str(path))
     return model
 
 
 def check(where: str, model: Any) -> None:
-    """Raise ValueError unless a model, or the one at a path, is sound: its nodes in order, its
-    names unique.
+    """Raise ValueError unless a model, or the model at a path, is valid: nodes in order, names
+    unique.
     """
     try:
         library().checker.check_model(model)
-    except Exception as error:  # that of the checker, or those of a text that is no UTF-8
+    except Exception as error:  # the checker's, or those of text that is not UTF-8
         raise ValueError(f"{where}: not a sound ONNX model ({error})") from None
 
 
 def _count_fields(data: bytes, descriptor: Any) -> None:
-    """Raise ValueError if a message has too many fields, those of messages in it among them, or too
-    long an entry.
+    """Raise ValueError if a message, with the messages inside it, has too many fields or a too long
+    entry.
 
-    Whatever is malformed is left to protobuf, which stops there.
+    Malformed data are left to protobuf, which stops there.
     """
     most = max(FIELDS, len(data) // SPACING)
     count = 0
     position = 0
-    # the message at `position` and those around it, each with its end
+    # the message at `position` and the messages around it, each with its end
     messages = [(descriptor, len(data))]
     while messages:
         descriptor, end = messages[-1]
@@ -88,7 +87,7 @@ def _count_fields(data: bytes, descriptor: Any) -> None:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a number of 7 bits a byte, the lowest first, and the position behind it."""
+    """Return a number stored as 7 bits a byte, lowest first, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[position] if position < len(data) else 0
@@ -100,9 +99,9 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def values(what: str, tensor: Any, folder: Path | None) -> Host:
-    """Return the values of a tensor, which messages call `what`; raise ValueError if it is damaged.
+    """Return the values of a tensor, which errors call `what`; raise ValueError if it is damaged.
 
-    Files of external data are in `folder`, unless it is None.
+    Files of external data are in `folder`; if it is None, they are not allowed.
     """
     locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
     if locations and folder is None:
@@ -111,6 +110,6 @@ def values(what: str, tensor: Any, folder: Path | None) -> Host:
         )
     try:
         array: Host = library().numpy_helper.to_array(tensor, str(folder or ""))
-    except Exception as error:  # the package onnx has a dozen for what may be wrong
+    except Exception as error:  # the package onnx raises a dozen kinds
         raise ValueError(f"{what} of shape {tuple(tensor.dims)} is damaged ({error})") from error
     return array

@@ -1,4 +1,4 @@
-"""One LSTM, GRU or RNN node of an ONNX model as a layer and its parameters."""
+"""Import of an LSTM, GRU or RNN node of an ONNX model as a layer and its parameters."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from xlstm.interop.onnx.onnx_files import check, library, parsed, values
 from xlstm.layers.recurrent import KINDS
 
 DOMAINS = ("", "ai.onnx")
-OLDEST = 7  # the first opset with today's LSTM, GRU and RNN
-KINDS_THERE = {kind.upper(): kind for kind in KINDS}  # ours by operators
+OLDEST = 7  # the first opset with the current LSTM, GRU and RNN
+KINDS_THERE = {kind.upper(): kind for kind in KINDS}  # kinds by operators
 BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
-# Attributes of few values, of which the first is the default.
+# Attributes with few possible values; the first is the default.
 CHOICES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("layout", *FLAGS), (0, 1)),
     "direction": tuple(DIRECTIONS),
@@ -32,37 +32,37 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 @reading.brief()
 def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[Layer, Params]:
-    """Read one recurrent node of an ONNX model, with its weights.
+    """Convert a recurrent node of an ONNX model to a layer and its parameters.
 
-    Nodes of other operators are not read. Initial states and `sequence_lens` are not read either:
-    give them to `layer.forward`, as `state` and `lengths`. The rows of the forget gate, which
-    `input_forget` makes unused, are left out. FLOAT16 becomes float32.
+    Nodes of other operators are not read. Nor are initial states and `sequence_lens`: give them to
+    `layer.forward` as `state` and `lengths`. With `input_forget`, the unused rows of the forget
+    gate are left out. FLOAT16 becomes float32.
 
     Parameters
     ----------
     path_or_model : path or onnx.ModelProto
         The model, or its file.
     node : str, optional
-        Name of the node, or that of its first output, where it has none. By default it is the only
-        recurrent node of the model; then an input that is transposed from batch first gives
-        `batch_first=True`.
+        The name of the node or, if it has none, of its first output. By default it is the only
+        recurrent node of the model. If the node's input is transposed from batch first, the layer
+        then has `batch_first=True`.
 
     Returns
     -------
     layer : LSTM, GRU or RNN
-        It has `recurrent_bias`, and so `bh`, where there is an input B.
+        The layer. If the node has an input B, the layer has `recurrent_bias`, and so `bh`.
     params : dict of str to numpy.ndarray
         The same bits as in the file.
 
     Raises
     ------
     OSError
-        There is no such file, or none with the external data it names.
+        The file, or a file of external data that it names, does not exist.
     ValueError, TypeError
-        It is no ONNX model; there is no such node, or there are several and none is named; an
-        attribute is unknown or has an unknown value; an initial state is a constant other than 0; a
-        weight is no constant, damaged or misshapen, or it is external data outside the folder of
-        the model.
+        The file is not an ONNX model. There is no such node, or there are several and none is
+        named. An attribute is unknown or has an unknown value. An initial state is a constant other
+        than 0. A weight is not a constant, is damaged or misshapen, or is external data outside of
+        the model's folder.
     ImportError
         The package onnx is not installed.
 
@@ -118,8 +118,8 @@ def _node(where: str, graph: Any, node: str | None) -> Any:
 
 
 def _constants(graph: Any) -> dict[str, Any]:
-    """Return the tensors that do not depend on inputs by name: initializers, and what Constant
-    nodes hold.
+    """Return by name the tensors that do not depend on inputs: initializers, and values of Constant
+    nodes.
     """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
@@ -131,14 +131,16 @@ def _constants(graph: Any) -> dict[str, Any]:
 
 
 def _name(node: Any) -> str:
-    """Return a node's name, or that of its first output where it has none."""
+    """Return the name of a node or, if it has none, of its first output."""
     return str(node.name or next(filter(None, node.output), ""))
 
 
 def _read(
     where: str, proto: Any, constants: dict[str, Any], folder: Path | None
 ) -> tuple[Layer, Params]:
-    """Read a node; raise ValueError or TypeError if attributes, inputs or shapes are wrong."""
+    """Return a node's layer and parameters; raise ValueError or TypeError for wrong attributes,
+    inputs or shapes.
+    """
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
     attributes = _attributes(where, proto)
     arrays: dict[str, Host] = {}
@@ -204,7 +206,7 @@ def _layer(
         params["b"], params["bh"] = np.split(arrays["B"], 2, axis=1)
     if "P" in arrays:
         params["p"] = arrays["P"]
-    if attributes["input_forget"] == 1:  # the rows of the forget gate, the third, are not used
+    if attributes["input_forget"] == 1:  # drop the forget gate's unused rows, the third
         H = arrays["R"].shape[-1]
         unused = slice(2 * H, 3 * H)
         params = {name: np.delete(array, unused, axis=1) for name, array in params.items()}
@@ -213,7 +215,7 @@ def _layer(
 
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
-    """Return attributes by name, and the defaults of those of few values."""
+    """Return attributes by name, with defaults for attributes with few possible values."""
     attributes = {name: choices[0] for name, choices in CHOICES.items()}
     for entry in proto.attribute:
         value = library().helper.get_attribute_value(entry)
@@ -234,14 +236,14 @@ def _text(value: Any) -> Any:
 def _activations(
     where: str, attributes: dict[str, Any], count: int, directions: int
 ) -> tuple[str, ...]:
-    """Return the activations that the attributes of a node name: `count` for each direction, or for
-    both alike.
+    """Return the activations that a node's attributes name: `count` for each direction, or shared
+    by both.
 
-    The values of alpha and beta belong, in their order, to those functions that take one. Where
-    there are too few values, functions have ONNX's defaults.
+    The values of alpha and beta belong, in order, to the functions that take one. If there are too
+    few values, the remaining functions have ONNX's defaults.
     """
     names = attributes["activations"]
-    # counted before any is read, as a file may name very many
+    # counted before any is read, since a file may name very many
     if len(names) not in (count, count * directions):
         raise ValueError(
             f"{where}: activations has {len(names)} names, expected {count * directions}"
@@ -264,7 +266,7 @@ def _activations(
             values = ()
         functions.append(activations.canonical(f"{name}({', '.join(map(repr, values))})"))
     for key, surplus in rest.items():
-        if surplus:  # which function they belong to would be a guess
+        if surplus:  # their functions would be a guess
             raise ValueError(
                 f"{where}: {key} has {len(surplus)} values more than {', '.join(names)} take"
             )
@@ -272,7 +274,8 @@ def _activations(
 
 
 def shortest(value: float) -> float:
-    """Return the shortest decimal that is `value` in float32, the type of attributes: 0.2, not
-    0.20000000298.
+    """Return the shortest decimal that equals `value` in float32, the type of attributes.
+
+    So 0.2 does not become 0.20000000298.
     """
     return float(str(np.float32(value)))

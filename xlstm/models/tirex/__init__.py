@@ -1,4 +1,4 @@
-"""TiRex-1 and TiRex-2, forecasters that need no training on a series."""
+"""TiRex-1 and TiRex-2, pretrained forecasters that need no training on a series."""
 
 from xlstm.models.tirex.fine_tuning import PatchWindows
 from xlstm.models.tirex.prediction import PrefixStateCache

@@ -1,6 +1,4 @@
-"""Windows over series, for the training of a TiRex: each token of one is to predict the next
-patch.
-"""
+"""Windows over series to fine-tune a TiRex: each token of a window predicts the next patch."""
 
 from __future__ import annotations
 
@@ -24,39 +22,42 @@ SIZES = dict.fromkeys(("stride", "horizon"), checks.optional(checks.size))
 
 @dataclass(frozen=True)
 class PatchWindows:
-    """Windows over series, as a TiRex sees them, with the patch after each token as its target.
+    """Training data for a TiRex: windows over series, with the patch after each token as its
+    target.
 
-    A window is measured in units of its own, as for a forecast, and so are its targets. Values that
-    are missing have no target. To teach a horizon of several patches, of some windows the last
-    patches are hidden, as many as chance says; without chance, to judge a model, as many as the
-    horizon has after its first patch.
+    Each window and its targets are scaled by the window's own mean and standard deviation, as for a
+    forecast. Missing values are no targets.
+
+    To teach a horizon of several patches, the last patches of some windows are hidden. In training,
+    their number is random. In validation, without random numbers, it is the number of patches in
+    the horizon after the first.
 
     A window of TiRex-2 has all targets and covariates of an item, which see each other as in a
-    forecast. Covariates have no targets. Those that are known in advance are there for the patches
-    that are hidden, and for the one after.
+    forecast. Covariates are no targets. Covariates that are known in advance stay visible for the
+    hidden patches and for the next one.
 
     Parameters
     ----------
     model : TiRex or TiRex2
     series : array (L,) or (S, L), or list of arrays (L,), or list of Item
-        Each of two values or more; NaN is a missing value. For TiRex-2 also (S, V, L), and (V, L)
-        in a list: items of V targets.
+        The series, each with two values or more; NaN is a missing value. For TiRex-2 also (S, V,
+        L), and (V, L) in a list: items of V targets.
     horizon : int, optional
-        Steps to learn to forecast, by default a patch; less than the context.
+        Steps that the model learns to forecast, less than the context; by default a patch.
     stride : int, optional
-        Values from the end of a window to that of the next, by default a patch.
+        Values between the ends of two successive windows; by default a patch.
     batch_size : int
-        Windows at once; one of TiRex-2 has as many rows as its item has targets and covariates.
+        Windows in a batch. A window of TiRex-2 has a row for each target and covariate of its item.
     since : list of int, optional
-        The number of the first value of each series that may be a target; by default all are.
+        The index of the first value of each series that may be a target; by default all may.
     past, future : array, or list, optional
         Covariates of TiRex-2, as for its `forecast`; `future` may end with the series.
 
     Raises
     ------
     TypeError, ValueError
-        The series are none, no value may be a target, covariates do not fit, or an argument is out
-        of range.
+        `series` are not series, no value may be a target, covariates do not fit, or an argument is
+        out of range.
     """
 
     model: Any
@@ -68,7 +69,7 @@ class PatchWindows:
     past: Any = field(default=None, repr=False)
     future: Any = field(default=None, repr=False)
     _items: list[Item] = field(init=False, repr=False, compare=False)
-    # (N, 2): a series, and the values before its target
+    # (N, 2): the index of a series, and the number of values before the target
     _ends: Numbers = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +96,7 @@ class PatchWindows:
         for k, (item, n) in enumerate(zip(series, since, strict=True)):
             has_targets |= not np.all(np.isnan(item.target[:, max(1, n) :]))
             L = item.target.shape[1]
-            # the values before the last patch of each window, the latest first
+            # the number of values before the last patch of each window, the latest first
             latest = max(1, L - P) if L > 1 else 0
             earliest = max(1, min(P, L - P), n - P + 1)
             ends += [(k, end) for end in range(latest, earliest - 1, -(self.stride or P))]
@@ -125,7 +126,7 @@ class PatchWindows:
         model = self.model
         since = self.since or ()
         P = model.patch_size
-        width = model.context + P  # with the patch after the last one that is seen
+        width = model.context + P  # with the patch after the last token
         parts = []
         later = []
         for (k, end), n in zip(ends, hidden, strict=True):
@@ -148,7 +149,7 @@ class PatchWindows:
         target = model.scaler.scaled(y, units).reshape(len(y), -1, P)
         # The target of a token is the patch after it.
         target = np.concatenate((target[:, 1:], np.full_like(target[:, :1], np.nan)), axis=1)
-        if not np.any(rows.known):  # nothing is to be seen in the last token
+        if not np.any(rows.known):  # nothing is known in the last token
             tokens = tokens[:, :-1]
             target = target[:, :-1]
         counted = ~np.isnan(target)

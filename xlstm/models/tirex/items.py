@@ -1,6 +1,4 @@
-"""Series as users give them, arrays or tables, as the rows that a TiRex sees, and forecasts in the
-same kind.
-"""
+"""Series from users' arrays and tables as rows for a TiRex, and forecasts of the same kind."""
 
 from __future__ import annotations
 
@@ -26,29 +24,27 @@ FORMS = {
     2: "(L,), (B, L), (B, V, L), or a list of (L,) or (V, L)",
 }
 MEDIAN = (0.5,)
-COPIED = 1 << 23  # values of series that are copied at once
+COPIED = 1 << 23  # the most values of series that are copied at once
 
 
 class HorizonWarning(RuntimeWarning):
-    """A forecast reaches further than the model was trained for, or than it sees values of the
-    series.
-    """
+    """A warning: a forecast reaches beyond the trained horizon, or beyond all visible values."""
 
 
 class Forecast(NamedTuple):
-    """Forecasts of the steps after the end of series, in float64 on the host.
+    """Forecasts of the steps after the end of series, as float64 on the host.
 
-    Those of a table are tables of the same library.
+    For a table, they are tables of the same library.
 
     Attributes
     ----------
     quantiles : array (..., H, Q), list of arrays, or table
-        The axes are those of the series, with those of the forecast in the place of the time. It is
-        a list where series of several targets differ in their number.
+        The quantiles. The axes are those of the series, with (H, Q) in place of time. If series
+        differ in their number of targets, it is a list.
     mean : array (..., H), list of arrays, or table
-        The median, which the published packages call so.
+        The median, which the published packages call the mean.
     levels : tuple of Q floats
-        The levels of the quantiles.
+        The levels of the quantiles, between 0 and 1.
     """
 
     quantiles: Any
@@ -57,8 +53,9 @@ class Forecast(NamedTuple):
 
 
 class SeriesBatch(NamedTuple):
-    """Series of one call as rows (V, L), the axes that each came with, and whether one came without
-    a list.
+    """The series of one call as rows (V, L), with the given number of axes of each.
+
+    It also says whether a single series was given, not a list.
     """
 
     rows: list[Values]
@@ -68,16 +65,14 @@ class SeriesBatch(NamedTuple):
     def forecast(
         self, q: Sequence[Values], trained: Sequence[float], levels: tuple[float, ...]
     ) -> Forecast:
-        """Return quantiles (V, H, Q) of trained levels for each series as a forecast of other
-        levels.
-        """
+        """Return a forecast at other levels, made of quantiles (V, H, Q) at trained levels."""
         quantiles = [transforms.between(values, trained, levels) for values in q]
         median = [transforms.between(values, trained, MEDIAN)[..., 0] for values in q]
         return Forecast(self._like(quantiles), self._like(median), levels)
 
     def _like(self, results: Sequence[Values]) -> Any:
         """Return results (V, ...) of each series in the layout of the series: an array, or a list
-        where they differ.
+        if they differ.
         """
         pairs = zip(results, self.axes, strict=True)
         shaped = [result[0] if axes == 1 else result for result, axes in pairs]
@@ -87,13 +82,13 @@ class SeriesBatch(NamedTuple):
 
 
 def read_arrays(where: str, series: Any, most: int, name: str = "series") -> SeriesBatch:
-    """Return one series, or several, each of at most so many axes, 1 or 2; `name` is that of the
-    argument.
+    """Return one or several series, each with at most `most` axes, 1 or 2; `name` is the argument's
+    name.
 
     Raises
     ------
     TypeError, ValueError
-        They are no such thing, a series has no values, or a value is beyond 1e150.
+        The argument is not series, a series has no values, or a value is beyond 1e150.
     """
     expected = FORMS[most]
     if isinstance(series, np.ndarray) and series.dtype == object and series.ndim == 1:
@@ -117,9 +112,7 @@ def read_arrays(where: str, series: Any, most: int, name: str = "series") -> Ser
 
 
 def _numbers(where: str, name: str, value: Any, expected: str) -> Values:
-    """Return numbers of any kind as float64 on the host, NaN for those that are missing or
-    masked.
-    """
+    """Return numbers of any kind as float64 on the host, with NaN for missing or masked ones."""
     if frames.has_columns(value):
         raise TypeError(
             f"{where}: {name} is a table, expected {expected}; forecast takes one table, with"
@@ -132,7 +125,7 @@ def _numbers(where: str, name: str, value: Any, expected: str) -> Values:
     try:
         array = floats(where, name, value, expected)
     except TypeError:
-        if frames.is_table(value):  # a column with missing values of its library's own kind
+        if frames.is_table(value):  # a column whose library has its own missing values
             return frames.table_of(f"{where}: {name}", value).values[:, 0]
         raise
     if not array.ndim:
@@ -157,8 +150,8 @@ def _row(where: str, name: str, array: Values, most: int) -> Values:
 
 
 class Item(NamedTuple):
-    """Series that are forecast together: targets (V, L), past covariates (P, L), and those known
-    later (F, L + H).
+    """Series that are forecast together: targets (V, L), past covariates (P, L), and future
+    covariates (F, L + H).
     """
 
     target: Values
@@ -166,9 +159,7 @@ class Item(NamedTuple):
     future: Values
 
     def until(self, end: int, most: int | None = None) -> Item:
-        """Return the last `most` steps of the item, or all, as it was before step `end`, with what
-        is known later.
-        """
+        """Return the item's last `most` steps, or all, before `end`, with future covariates."""
         start = 0 if most is None else max(0, end - most)
         return Item(self.target[:, start:end], self.past[:, start:end], self.future[:, start:])
 
@@ -176,14 +167,13 @@ class Item(NamedTuple):
 def read_items(
     where: str, model: Any, series: Any, past: Any = None, future: Any = None, horizon: int = 0
 ) -> tuple[SeriesBatch, list[Item]]:
-    """Return targets as they came, and each with its covariates; those of TiRex-1 are single
+    """Return targets as given, and the items of targets and covariates; items of TiRex-1 are single
     series.
 
     Raises
     ------
     TypeError, ValueError
-        The series are none, or covariates are not as long as they have to be, or the model takes
-        none.
+        `series` are not series, covariates have the wrong length, or the model takes no covariates.
     """
     batch = read_arrays(where, series, 2 if model.COVARIATES else 1)
     beside = Covariates(past, future)
@@ -215,24 +205,24 @@ def read_items(
 
 
 def _covariate(where: str, name: str, value: Any, steps: int) -> Values:
-    """Return covariates of a series, (K, N); K is 0 where it has none."""
+    """Return the covariates of a series, (K, N); K is 0 if it has none."""
     if value is None:
         return np.empty((0, steps))
     return _row(where, name, _numbers(where, name, value, "(N,) or (K, N)"), 2)
 
 
 class ItemRows(NamedTuple):
-    """The rows of items: targets, past and future covariates of the first, then those of the
-    second, and so on.
+    """The rows of items: targets, past and future covariates of the first item, then of the second,
+    and so on.
 
     Attributes
     ----------
     x : array (R, N)
         Windows that end with the steps to forecast.
     targets : bool array (R,)
-        Which rows are forecast.
+        Whether each row is forecast.
     known : bool array (R,)
-        Which are covariates with values among the steps to forecast.
+        Whether each row is a covariate with values in the steps to forecast.
     groups : whole numbers (R,)
         The item of each row.
     """
@@ -252,9 +242,9 @@ class ItemRows(NamedTuple):
         horizon : int
             Steps H to forecast, at most `ahead`.
         ahead : int
-            Steps at the end of the window that are forecast or left over.
+            Steps at the end of the window that are forecast or unused.
         context : int
-            Steps before them, those of the window.
+            Steps of the window before these.
         """
         width = context + ahead
         end = item.target.shape[1] + horizon
@@ -270,7 +260,7 @@ class ItemRows(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[ItemRows]) -> ItemRows:
-        """Return the rows of several items, each in a group of its own."""
+        """Return the rows of several items, each item in its own group."""
         whole = cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         return whole._replace(
             groups=np.repeat(np.arange(len(parts)), [len(part.x) for part in parts])
@@ -283,8 +273,8 @@ class ItemRows(NamedTuple):
 
 
 def is_table(where: str, series: Any, **names: Any) -> bool:
-    """Return whether series are a table; raise ValueError where they are not, and one of `names` is
-    there for it.
+    """Return whether series are a table; if not, raise ValueError for arguments `names` that need
+    one.
     """
     if frames.has_columns(series):
         return True
@@ -306,14 +296,12 @@ def read_table(
     fitted: Sequence[str] = (),
     later: str = "future",
 ) -> tuple[Panel, list[TimeSeries]]:
-    """Return series as they were given and as time series, with `steps` rows ahead; see
-    `data.panels.Panel`.
+    """Return series as given and as time series, with `steps` rows ahead; see `data.panels.Panel`.
 
     Raises
     ------
     ValueError, TypeError
-        As of `Panel.of` and `Panel.read`, or covariates are not those that
-        the model takes.
+        As for `Panel.of` and `Panel.read`, or the model does not take the covariates.
     """
     panel = Panel.of(where, table, covariates, roles, fitted, later)
     series = panel.read(where, steps, gaps=True)
@@ -334,16 +322,14 @@ def read_table(
 
 
 class Pretrained(NamedTuple):
-    """A TiRex with its parameters, and the keywords of its forecasts of tables and of time
-    series.
-    """
+    """A TiRex with its parameters, and the keywords of its forecasts."""
 
     model: Any
     params: Params
     options: Mapping[str, Any]
 
     def after(self, panel: Panel, series: Sequence[TimeSeries], steps: int) -> Forecast:
-        """Return forecasts after the ends of series, in the kind that the series came in."""
+        """Return forecasts after the ends of series, in the kind of the given series."""
         median, q = self._at([(read, len(read.values)) for read in series], steps)
         levels = self.options["quantiles"]
         quantiles = panel.forecast_frame(list(q), [f" {level:g}" for level in levels])
@@ -352,9 +338,7 @@ class Pretrained(NamedTuple):
     def forecast(
         self, series: TimeSeries, origins: Sequence[int], steps: int
     ) -> tuple[Values, Values]:
-        """Return the median (M, H, C) and quantiles (M, H, C, Q) after the rows before each
-        origin.
-        """
+        """Return the median (M, H, C) and quantiles (M, H, C, Q) of forecasts from each origin."""
         n = max(1, COPIED // series.values.size)
         parts = [
             self._at([(series, end) for end in origins[k : k + n]], steps)
@@ -367,7 +351,7 @@ class Pretrained(NamedTuple):
         """Return the median (M, H, C) and quantiles (M, H, C, Q) after the first rows of each
         series.
 
-        A model without covariates sees each target by itself.
+        A model without covariates sees each target separately.
         """
         if self.model.COVARIATES:
             arguments = {
@@ -384,7 +368,7 @@ class Pretrained(NamedTuple):
 
 
 def _until(future: Values, rows: int) -> Values | None:
-    """Return what is known in advance (K, N) of so many rows or more; missing ones are NaN."""
+    """Return future covariates (K, N) with `rows` rows or more; missing values are NaN."""
     if not future.size:
         return None
     more = max(0, rows - len(future))
@@ -400,7 +384,7 @@ def forecast_table(
     later: Any,
     **options: Any,
 ) -> Forecast:
-    """Run `forecast` of a model, which describes the arguments, on a table."""
+    """Run `forecast` of a model on a table; that method describes the arguments."""
     where = type(model).__name__
     roles = roles.checked(where)
     if not (frames.has_columns(later) if roles.future else later is None):

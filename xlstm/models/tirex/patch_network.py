@@ -1,6 +1,4 @@
-"""The network that both versions of TiRex share: patches of a series in, quantiles of the next
-patch out.
-"""
+"""The network of both versions of TiRex: from patches of a series to the next patch's quantiles."""
 
 from __future__ import annotations
 
@@ -31,10 +29,10 @@ QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class PatchNetwork(Backbone):
-    """The base of both models: a residual layer, blocks, an RMSNorm and a residual layer.
+    """The base class of both models: a residual layer, blocks, an RMSNorm and a residual layer.
 
-    A token is a patch of P values, zero where one is missing, and P marks, 1 where a value is
-    present and 0 where not. y of token t are Q quantiles of each value of patch t + 1.
+    A token is a patch of P values, with zero for missing ones, and P marks, 1 for each value that
+    is present and 0 for others. y of token t holds Q quantiles of each value of patch t + 1.
     """
 
     if TYPE_CHECKING:
@@ -83,9 +81,7 @@ class PatchNetwork(Backbone):
 
     @property
     def _ffn_size(self) -> int:
-        """Width of the feed-forward layers of the blocks; it raises ValueError where it is 0 or too
-        large.
-        """
+        """Width of the blocks' feed-forward layers; raises ValueError if it is 0 or too large."""
         size = round_up(math.floor(self.ffn_proj_factor * self.size), MULTIPLE)
         return int(checks.size(type(self).__name__, "ffn_proj_factor * size", size))
 
@@ -117,8 +113,8 @@ class PatchNetwork(Backbone):
     def hidden(
         self, params: Params, tokens: Array, state: Any = None, **rows: Any
     ) -> tuple[list[Array], State]:
-        """Run for inference without the layers after the last block, and return the output of every
-        block.
+        """Return the output of every block, for inference; the layers after the last block do not
+        run.
 
         Parameters
         ----------
@@ -126,7 +122,7 @@ class PatchNetwork(Backbone):
         tokens : array (B, T, 2P)
         state : tuple, optional
         **rows
-            groups, targets and known, as of `TiRex2.forward`.
+            groups, targets and known, as for `TiRex2.forward`.
 
         Returns
         -------
@@ -149,32 +145,34 @@ class PatchNetwork(Backbone):
 
     @property
     def scaler(self) -> Scaler:
-        """The scaler of the windows that the network is given."""
+        """The scaler of the network's windows."""
         return Scaler()
 
     def calibrated(self, q: Values) -> Values:
-        """Return quantiles (R, H, Q) of rows that are no differences, as a forecast has them."""
+        """Return quantiles (R, H, Q) with the calibration of a forecast, for rows that are not
+        differences.
+        """
         return q
 
     def warn(self, where: str, horizon: int) -> None:
-        """Warn, on behalf of the method `where`, of more steps than the model was trained for."""
+        """Warn in the name of the method `where` if the model was trained for fewer steps."""
 
     def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
         """Return the embeddings of series, as features for other models.
 
-        The outputs of each block, after the tokens that hold values of a series, are averaged over
-        these tokens and divided by their norm; all blocks and variates of a series lie side by
-        side, with mean 0 and variance 1. So the published package of TiRex-1 makes the features of
-        its classifiers.
+        The outputs of each block are averaged over the tokens that hold values of a series, and
+        divided by their norm. The results of all blocks and variates of a series are concatenated,
+        and scaled to mean 0 and variance 1. The published package of TiRex-1 makes its classifiers'
+        features this way.
 
         Parameters
         ----------
         params : dict of str to array
         series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L)
-            Each variate is by itself. NaN is a missing value; of a longer series the last `context`
-            values count.
+            The series; the network sees each variate separately. NaN is a missing value. Only the
+            last `context` values count.
         batch_size : int
-            Rows that the network sees at once, at most.
+            The most rows that the network sees at once.
 
         Returns
         -------
@@ -184,7 +182,8 @@ class PatchNetwork(Backbone):
         Raises
         ------
         TypeError, ValueError
-            The series or the parameters are none, or series differ in their number of variates.
+            `series` are not series, `params` are not the model's parameters, or series differ in
+            their number of variates.
         """
         where = f"{type(self).__name__}.embed"
         batch_size = checks.size(where, "batch_size", batch_size)
@@ -193,15 +192,16 @@ class PatchNetwork(Backbone):
         return features[0] if read.single else features
 
     def loss(self, y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """Return the mean pinball loss of scaled values at the model's quantiles, and its gradient.
+        """Return the mean pinball loss at the model's quantiles, and its gradient with respect to
+        y.
 
         Parameters
         ----------
         y : array (B, T, Q, P)
         target : array (B, T, P)
-            The values of the patch after each token, in the units of its window.
+            The values of the patch after each token, scaled as its window.
         mask : bool array (B, T, P), or array of weights, optional
-            Values that count, or how much they do.
+            The values that count, or their weights.
 
         Returns
         -------
@@ -211,7 +211,7 @@ class PatchNetwork(Backbone):
         Raises
         ------
         ValueError, TypeError
-            As of `losses.pinball`.
+            As for `losses.pinball`.
         """
         xp = namespace(type(self).__name__, {"y": y})
         value, dy = pinball(xp.permute_dims(y, (0, 1, 3, 2)), target, mask, self.quantiles)
@@ -235,38 +235,38 @@ class PatchNetwork(Backbone):
         seed: int = 0,
         **options: Any,
     ) -> Trained:
-        """Train on series, with the pinball loss of the patch after each token.
+        """Fine-tune the model on series, with the pinball loss of the patch after each token.
 
         Parameters
         ----------
         params : dict of str to array
-            They are not changed.
+            The pretrained parameters, which stay unchanged.
         series : array (L,) or (S, L), or list of arrays (L,)
-            As for `forecast`, also of items (V, L) of several targets for TiRex-2. Each series or
-            item is by itself.
+            As for `forecast`; for TiRex-2 also items (V, L) of several targets. The model sees each
+            series or item separately.
         past, future : array, or list, optional
             Covariates of TiRex-2, as for its `forecast`; `future` may end with the series. The
             targets and covariates of an item see each other as in a forecast.
         weights : {"all", "head", "adapters"}
-            Which are trained: all parameters, the layer after the last block, or low-rank changes
-            of all matrices, which are `training.LowRank`. Those of TiRex-2 that these data do not
-            use have no gradient and stay: variate mixers without an item of two rows or more, and
-            `combination` without covariates that are known in advance.
+            The weights to train: all parameters, the layer after the last block, or low-rank
+            changes of all matrices (`training.LowRank`). Weights of TiRex-2 that the data do not
+            use have no gradient and stay as they are: the variate mixers if every item has one row,
+            and `combination` if no covariate is known in advance.
         horizon : int, optional
-            Steps to learn to forecast, by default a patch; see `PatchWindows`.
+            Steps that the model learns to forecast, by default a patch; see `PatchWindows`.
         rank : int
-            Rank of the changes.
+            Rank of the low-rank changes.
         epochs : int
             Passes over all windows.
         learning_rate : float
-            That of Adam.
+            The learning rate of Adam.
         batch_size : int
-            Windows at once; one has as many rows as its item has targets and covariates.
+            Windows in a batch. A window has a row for each target and covariate of its item.
         stride : int, optional
-            Values from the end of a window to that of the next, by default a patch.
+            Values between the ends of two successive windows; by default a patch.
         validation_fraction : float
-            The share of each series, at its end, that is not trained on: the parameters are those
-            of the epoch with the least loss there. With 0 they are the last ones.
+            The share at the end of each series that is held out for validation. The result has the
+            parameters of the epoch with the lowest validation loss; with 0, the last parameters.
         seed : int
         **options
             Further arguments of `training.train`, such as `patience`, `clip`, `callbacks` and
@@ -275,14 +275,14 @@ class PatchNetwork(Backbone):
         Returns
         -------
         Trained
-            Its `params` are all parameters of the model; adapters are merged into them.
+            Its `params` hold all parameters of the model, with adapters merged into them.
 
         Raises
         ------
         TypeError, ValueError
             An argument is out of range, series are too short, or covariates do not fit.
         FloatingPointError, OSError, Interrupted, Terminated
-            As of `training.train`.
+            As for `training.train`.
         """
         where = f"{type(self).__name__}.fine_tune"
         self.namespace(params, {})
@@ -310,9 +310,7 @@ class PatchNetwork(Backbone):
         return dataclasses.replace(trained, params=adapters.merged(trained.params))
 
     def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
-        """Return an object that takes new values of series and forecasts after any of them; see
-        `Stream`.
-        """
+        """Return a `Stream`, which takes new values of series and forecasts after any of them."""
         return Stream(self, params, series, renew)
 
     def _groups(self, x: Array) -> Groups | None:
@@ -328,9 +326,9 @@ class PatchNetwork(Backbone):
         rows: Any = None,
         groups: Groups | None = None,
     ) -> Array:
-        """Return y of some tokens of some rows, (R, S, Q, P), for inference.
+        """Return y for some tokens of some rows, (R, S, Q, P), for inference.
 
-        Others are not computed after the last block has mixed time.
+        After the last block has mixed time, only these are computed.
 
         Parameters
         ----------
@@ -343,7 +341,7 @@ class PatchNetwork(Backbone):
         rows : whole numbers (R,), optional
             All rows by default.
         groups : Groups, optional
-            Which rows belong together.
+            The rows that belong together.
 
         Raises
         ------

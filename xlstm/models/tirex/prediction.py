@@ -1,8 +1,7 @@
-"""The network of a TiRex over windows of many series: in batches, from states that are computed
-once, where it matters.
+"""Batched forecasts of a TiRex over windows of many series.
 
-Tokens without any value lead every series to the same states. So the network need not see them
-again: a batch starts from the state after as many of them as all of its rows begin with.
+Leading tokens without any value lead every series to the same states, which are computed once. A
+batch starts from the state after the leading tokens that all of its rows share.
 """
 
 from __future__ import annotations
@@ -22,34 +21,32 @@ from xlstm.models.tirex import transforms
 from xlstm.models.tirex.items import Item, ItemRows
 from xlstm.models.tirex.variates import Groups
 
-# Rows at once by default: with 4 a CPU takes 1.2 times as long, and 30 to 45 MB less; with 32
-# hardly less time.
+# Default rows at once. Relative to 16, a CPU takes 1.2 times as long with 4, and 30 to 45 MB less;
+# with 32 it takes hardly less time.
 FEW = 16
 MANY = 512
-# A call takes the time of its steps of rows, and of so many more: measured at the published sizes,
-# 44 and 63.
+# A call takes the time of its steps of rows, plus the time of so many more steps. Measured at the
+# published sizes: 44 and 63.
 CALL = 50
-TINY = 1e-30  # a block's vector of zeros is divided by it
+TINY = 1e-30  # divisor of a block's zero vector
 
 
 class PrefixStateCache:
-    """States of a network after tokens without any value, each computed once.
+    """A cache of a network's states after tokens without any value, each computed once.
 
-    They hold as long as the parameters do: one object is for parameters that nobody changes in
-    place.
+    The states are valid for one set of parameters, so do not change these in-place.
 
     Parameters
     ----------
     model : TiRex or TiRex2
     params : dict of str to array
     kept : bool
-        Whether the object is there for several calls, so that it pays to compute states for a few
-        rows, too.
+        Whether the cache serves several calls, so that states pay off even for a few rows.
 
     Attributes
     ----------
     like : array
-        One of the parameters: states are in its library and on its device.
+        One of the parameters; states have its library and device.
     """
 
     def __init__(self, model: Any, params: Params, kept: bool = True) -> None:
@@ -64,9 +61,7 @@ class PrefixStateCache:
     def of(
         cls, where: str, model: Any, params: Params, cache: PrefixStateCache | None
     ) -> PrefixStateCache:
-        """Return the given object, if there is one for this model and these parameters, or a new
-        one.
-        """
+        """Return the given cache, checked for this model and these parameters, or a new one."""
         if cache is None:
             return cls(model, params, kept=False)
         checks.instance(cls, "a PrefixStateCache")(where, "starts", cache)
@@ -76,12 +71,12 @@ class PrefixStateCache:
 
     @property
     def batch_size(self) -> int:
-        """How many rows the network sees at once by default: few on a CPU, and many on a GPU."""
+        """The default number of rows at once: few on a CPU, many on a GPU."""
         return FEW if "cpu" in str(device_of(self.like)).lower() else MANY
 
     def after(self, count: int, rows: int, grouped: bool = False) -> State | None:
-        """Return the state of `rows` rows after `count` tokens; `grouped` ones are rows of groups
-        of two or more.
+        """Return the state of `rows` rows after `count` tokens; `grouped` rows are in groups of two
+        or more.
         """
         if count == 0:
             return None
@@ -98,15 +93,14 @@ class PrefixStateCache:
     def batches(
         self, leads: Sequence[int], sizes: Sequence[int], batch_size: int, grouped: bool = False
     ) -> Iterator[tuple[list[int], int]]:
-        """Yield the numbers of entries to run together, and the tokens that are left out at their
-        beginning.
+        """Yield the indices of entries to run together, and the number of leading tokens to skip.
 
         Parameters
         ----------
         leads, sizes : whole numbers (N,)
-            Tokens without a value at the beginning of each entry, and its rows.
+            The number of leading tokens without a value of each entry, and its number of rows.
         batch_size : int
-            Most rows of a batch, unless a single entry has more.
+            The most rows of a batch, unless a single entry has more.
         grouped : bool
             Whether the rows of an entry see each other.
         """
@@ -126,7 +120,7 @@ class PrefixStateCache:
 
 
 def _repeated(state: State, model: Any, rows: int) -> State:
-    """Return a state of so many rows, each of which is as the first one of another state."""
+    """Return a state of `rows` rows, each a copy of the first row of `state`."""
     arrays = []
     for part, leaf in zip(leaves(state), leaves(model.states, Leaf), strict=True):
         xp = namespace_of(part)
@@ -148,16 +142,17 @@ def predict(
     Parameters
     ----------
     cache : PrefixStateCache
-        It has the model and the parameters.
+        The cache, with the model and the parameters.
     series : sequence of Item
     steps : sequence of int
-        Steps to forecast of each item.
+        Steps to forecast for each item.
     context : int
-        Values before them in a window; whole patches are taken.
+        Values before these steps in a window, in whole patches.
     batch_size : int, optional
-        Rows at once, at most; it is checked here.
+        The most rows at once; it is checked here.
     rollout : int
-        Patches that are predicted from one window, at most; a later window has so many values less.
+        The most patches predicted from one window; a later window sees fewer values, by the steps
+        predicted before it.
     """
     model: Any = cache.model
     P = model.patch_size
@@ -173,11 +168,11 @@ def predict(
         k, done = windows[window]
         return ItemRows.of(series[k], steps[k], ahead + done * P, context - done * P)
 
-    # For each window: its number, its lead and its rows.
+    # For each window: its index, its leading tokens and its rows.
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}
     for number in range(len(windows)):
         rows = rows_of(number)
-        backwards = bool(np.any(rows.known))  # these need all tokens
+        backwards = bool(np.any(rows.known))  # the reverse direction needs all tokens
         lead = 0 if backwards else min(transforms.leading(row, P, first) for row in rows.x)
         size = len(rows.x)
         kinds.setdefault((backwards, size > 1), []).append((number, lead, size))
@@ -197,8 +192,10 @@ def predict(
 def _run(
     cache: PrefixStateCache, parts: Sequence[ItemRows], lead: int, first: int, patches: int
 ) -> list[Values]:
-    """Return quantiles (V, patches P, Q) of windows of one kind, without their first `lead` tokens;
-    the output of token `first` is the first patch.
+    """Return quantiles (V, patches P, Q) of windows of one kind, run without their first `lead`
+    tokens.
+
+    The output of token `first` is the first patch.
     """
     model: Any = cache.model
     P = model.patch_size
@@ -206,7 +203,7 @@ def _run(
     backwards = bool(np.any(rows.known))
     grouped = len(rows.x) > len(parts)
     units = model.scaler.units(rows.x)
-    end = None if backwards else first + patches  # nothing later is looked at
+    end = None if backwards else first + patches  # later tokens are not needed
     tokens = transforms.tokens(model.scaler.scaled(rows.x, units), P)[:, lead:end]
     groups = None
     if backwards or grouped:
@@ -225,7 +222,7 @@ def _run(
 
 
 def on_host(y: Any) -> Values:
-    """Return outputs (B, T, Q, P) of the network in float64 on the host, (B, T, P, Q)."""
+    """Return outputs (B, T, Q, P) of the network as float64 on the host, (B, T, P, Q)."""
     return to_numpy(y).astype(np.float64).swapaxes(2, 3)
 
 
@@ -242,7 +239,7 @@ def features(
     P = model.patch_size
     T = model.context // P
     every = [row for rows in series for row in rows]
-    counts = [min(T, -(-len(row) // P)) for row in every]  # of tokens that hold values of each row
+    counts = [min(T, -(-len(row) // P)) for row in every]  # tokens that hold values of each row
     x = np.stack([transforms.last(row, model.context) for row in every])
     leads = [
         min(transforms.leading(row, P, T - 1), T - n) for row, n in zip(x, counts, strict=True)

@@ -1,6 +1,4 @@
-"""Forecasts of series that grow: states are kept, and new values cost a token each instead of a
-whole window.
-"""
+"""Forecasts of growing series from kept states: new values cost a token, not a whole window."""
 
 from __future__ import annotations
 
@@ -18,49 +16,55 @@ from xlstm.models.tirex.items import Forecast, SeriesBatch
 from xlstm.models.tirex.prediction import PrefixStateCache, on_host
 from xlstm.models.tirex.transforms import RowUnits
 
-RENEWED = 8  # by default a window is read again after this share of the context
+RENEWED = 8  # by default, a window is read again after 1 / RENEWED of the context
 
 
 class Phase(NamedTuple):
-    """The network after patches that end with some value; the next ones end P, 2P, ... values
+    """The network after patches that end at one phase; the next patches end P, 2P, ... values
     later.
     """
 
     units: RowUnits
-    began: int  # number of values that there were when the first window was read
-    at: int  # number of values that there were at the end of the last patch
-    state: State  # after it
-    y: Values  # (B, 1, P, Q), the output of the network after it
+    began: int  # number of values when the first window was read
+    at: int  # number of values at the end of the last patch
+    state: State  # after that patch
+    y: Values  # (B, 1, P, Q), the network's output after that patch
 
 
 class Stream:
-    """One series or several that get new values at the same times, and forecasts after any of them.
+    """A stream of one or several growing series, with forecasts after any new value.
+
+    All series get new values at the same times; `push` adds them.
 
     A forecast needs patches that end with the last value. There are P ways to cut a series into
-    patches, of which each has a state of its own: a forecast goes on from that one whose patches
-    end with the last value, which costs a token for each patch that has come since, and one for
-    each patch of the horizon after the first. The first forecast of each way reads a whole window.
+    patches, and each has its own state. A forecast continues from the state whose patches end with
+    the last value. It costs a token for each patch since then, and a token for each patch of the
+    horizon after the first. The first forecast of each way reads a whole window.
 
-    Forecasts are those of `TiRex.forecast` with a `rollout` as long as the horizon, and of
-    `TiRex2.forecast` without differences and flips, but for two things: a series is measured in the
-    units that it had when its window was read, and states remember values before the last `context`
-    ones. `renew` bounds both.
+    Forecasts equal those of `TiRex.forecast` with a `rollout` as long as the horizon, and of
+    `TiRex2.forecast` without differencing and sign flip, with two exceptions:
+
+    - A series keeps the mean and scale that it had when its window was read.
+    - States remember values before the last `context` values.
+
+    `renew` bounds both differences.
 
     Parameters
     ----------
     model : TiRex or TiRex2
     params : dict of str to array
-        They are not to be changed in place.
+        The parameters; do not change them in-place.
     series : array (L,), (B, L), or list of arrays (L,)
         The values so far; NaN is a missing value.
     renew : int, optional
-        After so many new values a window is read again, with units of its own; by default after an
-        eighth of `context`. With 0 that is never done, while there are forecasts often enough.
+        Number of new values after which a window is read again, with its own mean and scale; by
+        default an eighth of `context`. With 0 it is never read again, as long as forecasts are
+        frequent enough.
 
     Raises
     ------
     TypeError, ValueError
-        The series or the parameters are none.
+        `series` are not series, or `params` are not the model's parameters.
     """
 
     def __init__(self, model: Any, params: Params, series: Any, renew: int | None = None) -> None:
@@ -77,17 +81,17 @@ class Stream:
         self.count = 0
 
     def push(self, values: Any) -> None:
-        """Add values after those there are.
+        """Add new values at the end of the series.
 
         Parameters
         ----------
         values : array (B,) or (B, n); of one series a number or (n,)
-            The next value of each series, or the next n; NaN where one is missing.
+            The next value of each series, or the next n values; NaN for a missing value.
 
         Raises
         ------
         TypeError, ValueError
-            There are not as many rows as series, or these are no numbers.
+            The number of rows differs from the number of series, or values are not numbers.
         """
         where = self._where
         B = len(self._seen)
@@ -110,12 +114,12 @@ class Stream:
         ----------
         horizon : int
         quantiles : list of float, optional
-            As for `forecast` of the model.
+            As for the model's `forecast`.
 
         Returns
         -------
         Forecast
-            Its quantiles are (B, H, Q), or (H, Q) of one series.
+            Its quantiles are (B, H, Q), or (H, Q) for one series.
 
         Raises
         ------
@@ -144,7 +148,7 @@ class Stream:
         )
 
     def _now(self) -> Phase:
-        """Return the network after patches that end with the last value."""
+        """Return the phase whose patches end with the last value."""
         model = self.model
         count = self.count
         P = model.patch_size

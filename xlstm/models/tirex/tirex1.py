@@ -1,4 +1,4 @@
-"""TiRex-1, whose blocks have sLSTMs."""
+"""TiRex-1, a forecaster with sLSTM blocks."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ FORGET_LIMIT = 15.0  # bound of the pre-activation of the forget gate
 class TiRex(PatchNetwork):
     """TiRex-1: sLSTM blocks with feed-forward layers over patches of a series (Auer et al. 2025).
 
-    Parameters are `input.` (`hidden`, `output`, `residual`, with `W` and `b` each), `blocks.{k}.`,
-    `norm.w` and `output.`; within a block `norm.w`, `i.W f.W z.W o.W` (N, K, K), `cell.Wh` (4, N,
+    Parameters are `input.` (`hidden`, `output`, `residual`, each with `W` and `b`), `blocks.{k}.`,
+    `norm.w` and `output.`. Each block has `norm.w`, `i.W f.W z.W o.W` (N, K, K), `cell.Wh` (4, N,
     K, K), `cell.b` (4D,), `outnorm.w`, `ffn_norm.w`, `ffn.up.W` (2U, D) and `ffn.down.W` (D, U).
-    The state is a tuple of those of the blocks, ((), (h, c, n, m)), each array (B, D).
+    The state is a tuple of the blocks' states, ((), (h, c, n, m)), with arrays (B, D).
 
     Parameters
     ----------
@@ -42,17 +42,17 @@ class TiRex(PatchNetwork):
     patch_size : int
         Number P of values in a patch.
     quantiles : sequence of float
-        The quantiles that are predicted, rising, 0.5 among them.
+        The levels of the predicted quantiles, in rising order, with 0.5 among them.
     input_ff_size : int
         Width of the hidden layers at the input and at the output.
     ffn_proj_factor : float
-        The width U of the feed-forward layers is this times D, rounded down, and up to a multiple
-        of 64.
+        Relative width of the feed-forward layers: U is this times D, rounded down, then up to a
+        multiple of 64.
     context : int
-        Number of values that the network is given for a forecast, a multiple of `patch_size`.
+        Number of past values that the network sees for a forecast, a multiple of `patch_size`.
     rounding : {"bfloat16"}, optional
-        Round within the sLSTM as the published package does on a CPU; this takes float32. Gradients
-        are those without rounding.
+        Round within the sLSTM as the published package does on a CPU; this needs float32. Gradients
+        ignore the rounding.
 
     Examples
     --------
@@ -117,57 +117,58 @@ class TiRex(PatchNetwork):
         targets: str | Sequence[str] | None = None,
         series_id: str | None = None,
     ) -> Forecast:
-        """Forecast series without any training on them.
+        """Return forecasts of series, without any training on them.
 
-        The network sees the last `context` values of a series, in units of their mean and standard
-        deviation, and predicts a patch. Later patches follow from the same values and missing ones
-        after them: a forecast is never fed back. Beyond a horizon of `context` steps the network
-        sees no value any more, and there is a `HorizonWarning`.
+        The network sees the last `context` values of a series, scaled by their mean and standard
+        deviation, and predicts a patch. For later patches, it sees these values followed by missing
+        ones: a forecast is never fed back. Beyond a horizon of `context` steps the network sees no
+        value, and there is a `HorizonWarning`.
 
         Parameters
         ----------
         params : dict
         series : array (L,) or (B, L), or list of arrays (L,), or table
-            Numbers of any kind; NaN, None and infinity are missing values. In a list the lengths
-            may differ. In a table of pandas, Polars or PyArrow each column of numbers is a series,
-            or several with `series_id`. Rows that are missing between dates are missing values.
+            Numbers of any kind; NaN, None and infinity are missing values. In a list, lengths may
+            differ. In a table of pandas, Polars or PyArrow, each column of numbers is a series, or
+            several series with `series_id`. Rows missing between dates count as missing values.
         horizon : int
             Number H of steps to forecast.
         quantiles : list of float, optional
-            Levels, by default those that the model was trained for. Others are interpolated
-            linearly between two of those, and may not lie outside of them.
+            The levels, by default those that the model was trained for. Other levels are
+            interpolated linearly and may not lie outside of the trained range.
         batch_size : int, optional
-            Windows that the network sees at once, at most: by default 16 on a CPU and 512 on a GPU.
-            With 4 a CPU takes 30 MB less at the published size, and a fifth more time.
+            The most windows that the network sees at once; by default 16 on a CPU and 512 on a GPU.
+            At the published size, a CPU with 4 instead of 16 needs 30 MB less memory and a fifth
+            more time.
         rollout : int
-            Patches that are predicted from one window at most. More than 1 is quicker for long
-            horizons and less exact; the published package has it as
-            `max_accelerated_rollout_steps`.
+            The most patches predicted from one window. More than 1 is faster for long horizons, but
+            less exact; the published package calls it `max_accelerated_rollout_steps`.
         resample : {"frequency"}, optional
-            Forecast a series of 2000 values or more with a period of more than 64 steps at a lower
-            rate, where the horizon is 100 or more, as the published package does.
+            Forecast long series at a lower rate, as the published package does. This applies to
+            series of 2000 values or more with a period of more than 64 steps, if the horizon is 100
+            or more.
         starts : PrefixStateCache, optional
-            States that earlier calls with the same parameters have computed.
+            A cache of states that earlier calls with the same parameters have computed.
         targets : list of str, optional
-            With a table the columns to forecast, by default all.
+            With a table: the columns to forecast, by default all.
         series_id : str, optional
-            With a table the column that tells several series apart.
+            With a table: the column that names the series of each row.
 
         Returns
         -------
         Forecast
-            `quantiles` (H, Q) or (B, H, Q), `mean` (H,) or (B, H), in float64 on the host.
-            Quantiles may cross. For a table they are tables of its library with the dates that
-            follow, and columns of quantiles have the level at the end of their names.
+            `quantiles` (H, Q) or (B, H, Q) and `mean` (H,) or (B, H), as float64 on the host.
+            Quantiles may cross. For a table, both are tables of its library with the dates that
+            follow; names of quantiles' columns end with the level.
 
         Raises
         ------
         ValueError, TypeError
             A series is empty or has values beyond 1e150, an option is out of range, or parameters
-            are not those of the model; a column is not in the table, has two roles or is no
+            do not belong to the model. A column is not in the table, has two roles or does not hold
             numbers, or dates have no common step.
         ImportError
-            There is a table, and the package narwhals is not installed.
+            The series are a table, and the package narwhals is not installed.
 
         Examples
         --------

@@ -1,6 +1,4 @@
-"""TiRex-2, whose blocks have sLSTMs or mLSTMs, and let series that belong together see each
-other.
-"""
+"""TiRex-2, a forecaster with sLSTM and mLSTM blocks, in which related series see each other."""
 
 from __future__ import annotations
 
@@ -29,14 +27,14 @@ from xlstm.models.tirex.variates import NORM_EPS, Groups, mLSTMVariates, sLSTMVa
 
 
 class Mixers(NamedTuple):
-    """A block of `TiRex2`.
+    """The description of a block of `TiRex2`.
 
     Attributes
     ----------
     cell : {"slstm", "mlstm"}
         The cell that mixes time.
     num_heads, variate_heads : int
-        Its heads, and those of the variate mixer.
+        The number of heads of the cell, and of the variate mixer.
     """
 
     cell: str
@@ -49,11 +47,11 @@ class TiRex2(PatchNetwork):
     """TiRex-2: sLSTM and mLSTM blocks over patches of one series, or of several that belong
     together (2026).
 
-    Parameters are those of `TiRex` with, in each block, `combination.W` (D, 2D) and the
-    `VariateMixer` under `mixer.`; a block with an mLSTM has `qkvo.W`, `gates.W`, `gates.b`,
-    `outnorm.w` and `down.W` in the place of the sLSTM's. The state is a tuple of those of the
-    blocks, ((), (h, c, n, m)) of an sLSTM and (C, n, m) of an mLSTM, whose m is 0 before the first
-    step.
+    Parameters are those of `TiRex`, and in each block also `combination.W` (D, 2D) and the
+    `VariateMixer` under `mixer.`. A block with an mLSTM has `qkvo.W`, `gates.W`, `gates.b`,
+    `outnorm.w` and `down.W` in place of the sLSTM's parameters. The state is a tuple of the blocks'
+    states: ((), (h, c, n, m)) for an sLSTM, and (C, n, m) for an mLSTM, whose m is 0 before the
+    first step.
 
     Parameters
     ----------
@@ -64,31 +62,31 @@ class TiRex2(PatchNetwork):
     patch_size : int
         Number P of values in a patch.
     quantiles : sequence of float
-        The quantiles that are predicted, rising.
+        The levels of the predicted quantiles, in rising order.
     input_ff_size, output_ff_size : int
         Widths of the hidden layers at the input and at the output.
     activation : {"silu", "relu", "gelu", "square_relu", "sigmoid", "selu"}
         Activation of these layers and of the variate mixers.
     ffn_proj_factor : float
-        The width of the feed-forward layers of blocks is this times D, rounded down, and up to a
+        Relative width of the blocks' feed-forward layers: this times D, rounded down, then up to a
         multiple of 64.
     context, horizon : int
-        Numbers of values that the network is given for a forecast: those of the past, and missing
-        ones after them, which are the longest horizon that it was trained for. Multiples of
+        Numbers of values in a forecast's window: `context` past values, then `horizon` missing
+        ones, the longest horizon that the network was trained for. Both are multiples of
         `patch_size`.
     norm_eps : float, optional
-        Number that the norm after the last block adds to the mean square; with None there is no
-        such norm.
+        Number that the norm after the last block adds to the mean square; None leaves out this
+        norm.
     qk_norm : bool
         Whether the variate mixers normalise queries and keys.
     arcsinh, binary : bool
-        Whether a forecast gives the network the arcsinh of scaled values, and leaves rows of zeros
+        Whether a forecast takes the arcsinh of scaled values, and whether it leaves rows of zeros
         and ones as they are.
     scale_eps : float
         The least scale of a row.
     sign_flip, differencing : bool
-        Whether a forecast is by default averaged with that of the negated series, and that of a
-        series with a trend made from its differences.
+        Defaults of `forecast`: whether to average with the forecast of the negated series, and
+        whether to forecast a series with a trend by its differences.
     """
 
     size: int
@@ -212,16 +210,16 @@ class TiRex2(PatchNetwork):
         x : array (B, T, 2P)
             Tokens.
         state, train, lengths, resets, cu_seqlens, seed, keep, batch_invariant
-            As of `LSTM.forward`.
+            As for `LSTM.forward`.
         groups : whole numbers (B,), optional
-            The group of each row: rows with the same number see each other. By default each row is
+            The group of each row. Rows with the same number see each other; by default each row is
             alone.
         targets : bool (B,), optional
-            Rows that are targets; the others are covariates, which do not see targets. By default
-            all are targets.
+            Whether each row is a target. Other rows are covariates, which do not see targets. By
+            default all are targets.
         known : bool (B,), optional
-            Rows whose future is known, which are also read from the end to the beginning; by
-            default none is.
+            Whether the future of each row is known. Such rows are also read from the end to the
+            beginning. By default none is known.
 
         Returns
         -------
@@ -232,8 +230,8 @@ class TiRex2(PatchNetwork):
         Raises
         ------
         ValueError, TypeError
-            As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with
-            `lengths` or resets.
+            As for `LSTM.forward`. Or `groups`, `targets` or `known` do not fit, or are combined
+            with `lengths` or resets.
         """
         together = self._groups(x, groups, targets, known)
         if together is not None and lengths is not None:
@@ -279,10 +277,9 @@ class TiRex2(PatchNetwork):
         series_id: str | None = None,
         later: Any = None,
     ) -> Forecast:
-        """Forecast series, of one target or of several with covariates, without any training on
-        them.
+        """Return forecasts of one or several targets with covariates, without any training on them.
 
-        The network sees the last `context` values of each row, in units of their mean and standard
+        The network sees the last `context` values of each row, scaled by their mean and standard
         deviation, and predicts all steps at once. The targets and covariates of one item see each
         other, but a covariate sees no target. Items do not influence each other.
 
@@ -291,60 +288,60 @@ class TiRex2(PatchNetwork):
         params : dict
         series : array (L,), (B, L) or (B, V, L), or list of arrays (L,) or (V, L), or table
             Numbers of any kind; NaN, None and infinity are missing values. (V, L) is an item of V
-            targets. In a list the lengths and the numbers of targets may differ. A table of pandas,
-            Polars or PyArrow is one item, whose columns of numbers are its targets, or several with
-            `series_id`. Rows that are missing between dates are missing values.
+            targets. In a list, lengths and numbers of targets may differ. A table of pandas, Polars
+            or PyArrow is one item, whose targets are its columns of numbers, or several items with
+            `series_id`. Rows missing between dates count as missing values.
         horizon : int
-            Number H of steps to forecast. Beyond the model's `horizon`, for which it was trained,
-            there is a `HorizonWarning`.
+            Number H of steps to forecast. If it exceeds the model's `horizon`, for which it was
+            trained, there is a `HorizonWarning`.
         past : array (L,) or (P, L), or list, optional
-            Covariates that are known as far as the series: one array for one series, a list with an
-            array or None for each of several. With a table names of columns.
+            Covariates that are known as far as the series: an array for one series, or a list with
+            an array or None for each of several. With a table: names of columns.
         future : array (N,) or (F, N), or list, optional
-            Covariates that are known in advance, N of L + H or more; those after L + H are not
-            looked at. With a table names of columns.
+            Covariates that are known in advance. N is L + H or more, and values after L + H are
+            ignored. With a table: names of columns.
         quantiles : list of float, optional
-            Levels, by default those that the model was trained for. Others are interpolated
-            linearly between two of those, and may not lie outside of them.
+            The levels, by default those that the model was trained for. Other levels are
+            interpolated linearly and may not lie outside of the trained range.
         batch_size : int, optional
-            Rows that the network sees at once, at most, unless one item has more: by default 16 on
-            a CPU and 512 on a GPU. With 4 a CPU takes 45 MB less at the published size, and a
-            quarter more time.
+            The most rows that the network sees at once, unless one item has more; by default 16 on
+            a CPU and 512 on a GPU. At the published size, a CPU with 4 instead of 16 needs 45 MB
+            less memory and a quarter more time.
         sign_flip : bool, optional
-            Return the mean of this forecast and of that of the negated series, which takes twice
-            the time. By default as the model says.
+            Average this forecast with the forecast of the negated series, which takes twice the
+            time. By default the model's `sign_flip` decides.
         differencing : bool, optional
-            Forecast the changes of targets with a trend, and sum them up. By default as the model
-            says.
+            Forecast the differences of targets with a trend, and sum them. By default the model's
+            `differencing` decides.
         pad_context : bool
-            Give the network windows of full width. With False they are only as wide as the longest
-            series of the call needs, on which all forecasts then depend a little.
+            Give the network windows of full width. With False, windows are only as wide as the
+            longest series of the call needs; all forecasts then depend slightly on that width.
         starts : PrefixStateCache, optional
-            States that earlier calls with the same parameters have computed.
+            A cache of states that earlier calls with the same parameters have computed.
         targets : list of str, optional
-            With a table the columns to forecast, by default all that have no other role.
+            With a table: the columns to forecast, by default all without another role.
         series_id : str, optional
-            With a table the column that tells several series apart.
+            With a table: the column that names the series of each row.
         later : table, optional
-            The columns `future` for the rows that are forecast, in any order if they have dates.
+            With a table: the columns `future` for the rows to forecast, in any order if they have
+            dates.
 
         Returns
         -------
         Forecast
-            `quantiles` and `mean` have the axes of the series, with (H, Q) and (H,) in the place of
-            L: (V, H, Q) for an item of V targets. A list of items whose numbers of targets differ
-            gives lists. They are in float64 on the host. Quantiles may cross. For a table they are
-            tables of its library with the dates that follow, and columns of quantiles have the
-            level at the end of their names.
+            `quantiles` and `mean` have the axes of the series, with (H, Q) and (H,) in place of L:
+            (V, H, Q) for an item of V targets. They are float64 on the host, and lists if items
+            differ in their number of targets. Quantiles may cross. For a table, both are tables of
+            its library with the dates that follow; names of quantiles' columns end with the level.
 
         Raises
         ------
         ValueError, TypeError
-            A series is empty or has values beyond 1e150, covariates are not as long as they have to
-            be, an option is out of range, or parameters are not those of the model; a column is not
-            in the table, has two roles or is no numbers, or dates have no common step.
+            A series is empty or has values beyond 1e150, covariates have the wrong length, an
+            option is out of range, or parameters do not belong to the model. A column is not in the
+            table, has two roles or does not hold numbers, or dates have no common step.
         ImportError
-            There is a table, and the package narwhals is not installed.
+            The series are a table, and the package narwhals is not installed.
 
         Examples
         --------
@@ -411,8 +408,8 @@ class TiRex2(PatchNetwork):
         context: int,
         batch_size: int | None,
     ) -> list[Values]:
-        """Return quantiles (V, H, Q) of each item; those of targets with a trend, which `trends`
-        marks, are made of their changes.
+        """Return quantiles (V, H, Q) of each item; targets with a trend, which `trends` marks, are
+        forecast by their differences.
         """
         seen = []
         for item, trend in zip(series, trends, strict=True):

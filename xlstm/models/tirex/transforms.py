@@ -1,8 +1,7 @@
-"""The numbers around a TiRex: windows of series, their scale and their tokens, and quantiles
-brought back from them.
+"""Transforms around a TiRex: windows, scaling and tokens of series, and quantiles in their units.
 
-All of it is float64 on the host whatever the dtype of the network is, so that a large level costs
-no digits. NaN is a missing value.
+Everything is float64 on the host, whatever the network's dtype, so that a large level costs no
+digits. NaN is a missing value.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def last(row: Values, width: int, ahead: int = 0) -> Values:
-    """Return the last `width` values of a row (N,) that `ahead` missing ones follow; before its
-    beginning all miss.
+    """Return the last `width` values of a row (N,) followed by `ahead` missing ones.
+
+    Values before the beginning of the row are missing.
     """
     seen = row[max(0, len(row) + ahead - width) :]
     after = min(ahead, width)
@@ -34,7 +34,7 @@ def last(row: Values, width: int, ahead: int = 0) -> Values:
 
 
 def leading(row: Values, patch_size: int, most: int) -> int:
-    """Return how many patches without a value a row (N,) begins with, but no more than `most`."""
+    """Return how many patches at the beginning of a row (N,) have no value, at most `most`."""
     present = np.flatnonzero(~np.isnan(row))
     return min(int(present[0]) // patch_size, most) if len(present) else most
 
@@ -42,8 +42,8 @@ def leading(row: Values, patch_size: int, most: int) -> int:
 def tokens(scaled: Values, patch_size: int) -> Values:
     """Return the tokens (R, T, 2P) of scaled rows (R, T P).
 
-    They are the values of each patch with 0 for missing ones, then 1 for each value that is present
-    and 0 for others.
+    A token holds the values of a patch, with 0 for missing ones, then a mark for each value: 1 if
+    it is present, else 0.
     """
     patches = scaled.reshape(len(scaled), -1, patch_size)
     present = ~np.isnan(patches)
@@ -52,12 +52,12 @@ def tokens(scaled: Values, patch_size: int) -> Values:
 
 # Scale.
 
-LARGEST = 20.0  # the largest scaled value whose hyperbolic sine is taken
-FLAT = 1e-5  # TiRex-1 adds it to the level of a constant row, for its scale
+LARGEST = 20.0  # scaled values are clipped to this before the hyperbolic sine
+FLAT = 1e-5  # TiRex-1's scale of a constant row is its level plus this
 
 
 class RowUnits(NamedTuple):
-    """Location and scale of rows, (R, 1), and which rows are left as they are, bool (R, 1)."""
+    """The location and scale of rows, (R, 1), and whether each row stays unscaled, bool (R, 1)."""
 
     loc: Values
     scale: Values
@@ -70,16 +70,16 @@ class RowUnits(NamedTuple):
 
 @dataclass(frozen=True)
 class Scaler:
-    """(x - mean) / standard deviation, after which TiRex-2 damps large values.
+    """A scaler of rows: (x - mean) / standard deviation; TiRex-2 then damps large values.
 
     Parameters
     ----------
     arcsinh : bool
         Take the inverse hyperbolic sine of scaled values.
     binary : bool
-        Leave rows as they are that have no other values than 0 and 1.
+        Leave rows unscaled if all values are 0 or 1.
     eps : float, optional
-        The least scale. None is the rule of TiRex-1: a constant row has the scale of its level.
+        The smallest scale. None is the rule of TiRex-1: a constant row has the scale of its level.
     """
 
     arcsinh: bool = False
@@ -87,10 +87,10 @@ class Scaler:
     eps: float | None = None
 
     def units(self, rows: Values) -> RowUnits:
-        """Return the units of rows (R, N); those without any value have mean 0 and scale 1.
+        """Return the units of rows (R, N); a row without any value has mean 0 and scale 1.
 
-        Values are taken relative to the first one, so that rounding leaves a constant row its exact
-        mean and no deviation.
+        Values are taken relative to the first one, so that a constant row has its exact mean and a
+        deviation of exactly 0.
         """
         present = ~np.isnan(rows)
         count = np.count_nonzero(present, axis=1, keepdims=True)
@@ -116,31 +116,31 @@ class Scaler:
         return np.where(units.binary, s, np.arcsinh(s)) if self.arcsinh else s
 
     def restored(self, y: Values, units: RowUnits) -> Values:
-        """Return forecasts (R, ...) of the network in the units of the series."""
+        """Return the network's forecasts (R, ...) in the units of the series."""
         loc, scale, binary = (array.reshape(-1, *(1,) * (y.ndim - 1)) for array in units)
         if self.arcsinh:
             y = np.where(binary, y, np.sinh(np.clip(y, -LARGEST, LARGEST)))
         return y * scale + loc
 
 
-# Trends, and the calibration of TiRex-2. Its constants are in the published package's code, not in
+# Trends and calibration of TiRex-2. Its constants come from the published package's code, not from
 # a configuration.
 
-FEWEST = 4  # values that make a trend
-STILL = 1e-12  # a standard deviation that counts as none
-# least rise over the row in standard deviations, and least share that the line explains
+FEWEST = 4  # the fewest values of a trend
+STILL = 1e-12  # a standard deviation that counts as zero
+# smallest rise over the row in standard deviations, and smallest share that the line explains
 RISE = 1.5
 SHARE = 0.87
 SPREAD = math.sqrt(0.90)
-GROWTH = 0.52 - 0.5  # width of intervals at the first step, and how it grows with the steps
+GROWTH = 0.52 - 0.5  # intervals are SPREAD wide at step 1, and grow as step**GROWTH
 SUMMED_SPREAD = math.sqrt(1.68)
-SUMMED_GROWTH = 0.51 - 0.5  # the same for sums of changes
-NEAR = 1e-6  # two levels of quantiles that differ by less are the same
+SUMMED_GROWTH = 0.51 - 0.5  # both for sums of differences
+NEAR = 1e-6  # levels of quantiles that differ by less are equal
 
 
 def has_trend(row: Values) -> bool:
-    """Return whether a straight line explains most of a row (N,), and rises or falls far enough
-    over it.
+    """Return whether a straight line explains most of a row (N,) and rises or falls far enough over
+    it.
     """
     at = np.flatnonzero(~np.isnan(row))
     if len(at) < FEWEST or np.std(row[at], ddof=1) < STILL:
@@ -150,19 +150,20 @@ def has_trend(row: Values) -> bool:
 
 
 def calibrated(q: Values) -> Values:
-    """Return quantiles (..., H, Q) whose distance from the median grows with the step."""
+    """Return quantiles (..., H, Q) with distances from the median that grow with the step."""
     middle, off, steps = _parts(q)
     return np.asarray(middle + SPREAD * steps**GROWTH * off)
 
 
 def changes(rows: Values) -> Values:
-    """Return the changes of rows (R, N), of which the first is 0, even where it is missing."""
+    """Return the differences of rows (R, N); the first is 0, even if it is missing."""
     return np.concatenate((np.zeros((len(rows), 1)), np.diff(rows)), axis=1)
 
 
 def summed(q: Values, rows: Values) -> Values:
-    """Return quantiles (R, H, Q) of rows (R, N) from those of their changes; they go on from the
-    last value, or 0.
+    """Return quantiles (R, H, Q) of rows (R, N) from quantiles of their differences.
+
+    They continue from the last value, or from 0.
     """
     middle, off, steps = _parts(q)
     latest = [row[~np.isnan(row)][-1:].sum() for row in rows]
@@ -173,39 +174,37 @@ def summed(q: Values, rows: Values) -> Values:
 
 
 def _parts(q: Values) -> tuple[Values, Values, Values]:
-    """Return the middle quantile (..., H, 1), the distance of each from it, and the number of each
-    step (H, 1).
-    """
+    """Return the middle quantile (..., H, 1), distances from it, and step numbers (H, 1)."""
     middle = q[..., q.shape[-1] // 2 :][..., :1]
     return middle, q - middle, np.arange(1.0, q.shape[-2] + 1)[:, None]
 
 
 # Levels of quantiles.
 
-MOST = 10_000  # levels at most
+MOST = 10_000  # the most levels
 
 
 def opposite(levels: Sequence[float]) -> np.ndarray[Any, Any]:
-    """Return the place of quantile 1 - q for each quantile q, (Q,); raise ValueError where one is
+    """Return the index of quantile 1 - q for each quantile q, (Q,); raise ValueError if one is
     missing.
     """
     distance = np.abs(np.add.outer(levels, levels) - 1)  # (Q, Q)
     for level, least in zip(levels, np.min(distance, axis=1), strict=True):
         if least > NEAR:
             raise ValueError(
-                f"TiRex2: sign_flip needs quantile {1 - level:g} beside {level:g}, the model"
-                " has not"
+                f"TiRex2: sign_flip needs quantile {1 - level:g} beside {level:g}, which the"
+                " model lacks"
             )
     return np.asarray(np.argmin(distance, axis=1))
 
 
 def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float, ...]:
-    """Return levels of quantiles, by default those that a model was trained for.
+    """Return the checked levels of quantiles, by default those that a model was trained for.
 
     Raises
     ------
     TypeError, ValueError
-        They are no numbers, one lies outside of the trained ones, or one is there twice.
+        Levels are not numbers, a level lies outside of the trained range, or a level occurs twice.
     """
     if levels is None:
         return tuple(trained)
@@ -222,9 +221,7 @@ def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float,
 
 
 def between(q: Values, trained: Sequence[float], levels: Sequence[float]) -> Values:
-    """Return quantiles (..., W) of some levels from those of trained ones (..., Q), linearly
-    between two.
-    """
+    """Return quantiles (..., W) at `levels`, interpolated linearly from trained ones (..., Q)."""
     if tuple(levels) == tuple(trained):
         return q
     # (Q, W)
@@ -232,21 +229,21 @@ def between(q: Values, trained: Sequence[float], levels: Sequence[float]) -> Val
     return np.asarray(q @ weights)
 
 
-# Long series with a long period at a lower rate: the `resample="frequency"` of TiRex-1.
+# `resample="frequency"` of TiRex-1: forecast long series with a long period at a lower rate.
 
 HORIZON = 100
-LENGTH = 2000  # shorter horizons and shorter series are left as they are
-STEPS = 64  # steps of a period to come near to
-LONGEST = 1000  # steps of the longest period that is looked for
-PEAK = 0.1  # least height of a peak, as a share of the highest
-OCTAVE = (1.5, 2.5)  # a frequency that is so many times another one is taken for its overtone
-# In single precision, as the published package has them: they decide how numbers of steps are
-# rounded.
+LENGTH = 2000  # shorter horizons and series are left as they are
+STEPS = 64  # the target number of steps in a period
+LONGEST = 1000  # steps of the longest period
+PEAK = 0.1  # smallest height of a peak, relative to the highest
+OCTAVE = (1.5, 2.5)  # a frequency at this ratio to another counts as its overtone
+# These are in single precision, as in the published package, since they decide how numbers of steps
+# are rounded.
 FACTORS = (np.float32(1) / np.arange(1, 13, dtype=np.float32)).astype(np.float64)
 
 
 def rate_of(row: Values, horizon: int) -> float:
-    """Return the rate to forecast a series (N,) at, from 1/12 to 1 of its own."""
+    """Return the rate at which to forecast a series (N,), from 1/12 to 1 of its own rate."""
     N = len(row)
     if horizon < HORIZON or N < LENGTH:
         return 1.0
@@ -263,9 +260,7 @@ def rate_of(row: Values, horizon: int) -> float:
 
 
 def downsampled(row: Values, rate: float) -> Values:
-    """Return a series (N,) at a lower rate, each value the mean of those around it that are
-    present.
-    """
+    """Return a series (N,) at a lower rate; each value is a mean of present values around it."""
     if rate == 1:
         return row
     N = len(row)
@@ -277,8 +272,8 @@ def downsampled(row: Values, rate: float) -> Values:
 
 
 def upsampled(forecast: Values, rate: float, horizon: int) -> Values:
-    """Return a forecast (n, Q) of the lower rate at that of the series, (horizon, Q), linearly
-    between its steps.
+    """Return a forecast (n, Q) at the lower rate as (horizon, Q) at the series' rate, interpolated
+    linearly.
     """
     if rate == 1:
         return forecast
@@ -288,8 +283,8 @@ def upsampled(forecast: Values, rate: float, horizon: int) -> Values:
 
 
 def _spectrum(row: Values) -> Values:
-    """Return the amplitude of each frequency k / N as a share of the largest; 0 below that of the
-    longest period.
+    """Return the amplitude of each frequency k / N relative to the largest; 0 below the longest
+    period's frequency.
     """
     N = len(row)
     at = np.arange(N)

@@ -1,5 +1,5 @@
-"""The blocks of TiRex-1 and TiRex-2. In those of TiRex-2 rows of a batch that belong together see
-each other.
+"""The blocks of TiRex-1 and TiRex-2; in TiRex-2, rows of a batch that belong together see each
+other.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ NORM_EPS = 1e-6  # of every norm in a block
 
 
 class Groups(NamedTuple):
-    """The rows of a batch that see each other, and those whose future is known."""
+    """The rows of a batch that see each other, and the rows whose future is known."""
 
-    rows: Host  # (R,) rows that are not alone in their group; groups of one size lie together
-    sizes: tuple[Host, ...]  # of each size n, (G, n, n): which row of a group each row sees
+    rows: Host  # (R,) rows with others in their group; groups of equal size lie together
+    sizes: tuple[Host, ...]  # for each size n, (G, n, n): which rows of its group each row sees
     known: Host  # (K,) rows whose future is known
 
     @classmethod
     def of(cls, where: str, B: int, groups: Any, targets: Any, known: Any) -> Groups:
-        """Check the numbers of the groups and the marks of B rows; a covariate never sees a target.
+        """Return the groups of B rows, from their numbers and marks; a covariate never sees a
+        target.
 
         Raises
         ------
         ValueError, TypeError
-            An array is not one of B whole numbers, or of B truth values.
+            An array does not have B whole numbers, or B booleans.
         """
         number = _by_row(where, "groups", groups, np.arange(B), "iu")
         target = _by_row(where, "targets", targets, np.ones(B, bool), "b")
@@ -82,18 +83,18 @@ def take(xp: Namespace, x: Array, rows: Host) -> Array:
 
 
 def put(xp: Namespace, x: Array, some: Array, rows: Host) -> Array:
-    """Return x (T, B, ...) with `some` (T, R, ...) in the place of these rows."""
+    """Return x (T, B, ...) with these rows replaced by `some` (T, R, ...)."""
     places = np.arange(x.shape[1])
     places[rows] = x.shape[1] + np.arange(len(rows))
     return take(xp, xp.concat((x, some), axis=1), places)
 
 
 def attention(xp: Namespace, q: Array, k: Array, v: Array, seen: Array) -> tuple[Array, Any]:
-    """Return softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017, eq. 1), and what `attention_bwd`
-    needs.
+    """Return softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017, eq. 1), and the values that
+    `attention_bwd` needs.
 
-    Queries q, keys k and values v are (..., n, K); `seen` (..., n, n) is true where the member of a
-    row sees that of a column. Each sees at least one.
+    Queries q, keys k and values v are (..., n, K). `seen` (..., n, n) is true if the query of the
+    row sees the key of the column. Each query sees at least one key.
     """
     s = matmul(xp, q, xp.matrix_transpose(k)) / math.sqrt(q.shape[-1])  # (1)
     a = softmax(xp, xp.where(seen, s, xp.full_like(s, -math.inf)))  # (2)
@@ -101,7 +102,7 @@ def attention(xp: Namespace, q: Array, k: Array, v: Array, seen: Array) -> tuple
 
 
 def attention_bwd(xp: Namespace, dy: Array, saved: Any) -> tuple[Array, Array, Array]:
-    """Return the gradients of q, k and v."""
+    """Return the gradients with respect to q, k and v."""
     q, k, v, a = saved
     dv = matmul(xp, xp.matrix_transpose(a), dy)  # (3)
     da = matmul(xp, dy, xp.matrix_transpose(v))
@@ -112,11 +113,11 @@ def attention_bwd(xp: Namespace, dy: Array, saved: Any) -> tuple[Array, Array, A
 
 @dataclass(frozen=True)
 class VariateMixer(SameWidth, SequenceLayer):
-    """Attention between the rows of a group, and a feed-forward layer, each after an RMSNorm and
-    added to x.
+    """Attention between the rows of a group, then a feed-forward layer, each with an RMSNorm before
+    it and a residual connection.
 
-    Each token is by itself: there is no state. Rows that are alone in their group, which all are
-    where a call has no groups, pass as they are.
+    Each token is mixed separately, so there is no state. Rows that are alone in their group pass
+    unchanged; without groups, all rows do.
 
     Parameters
     ----------
@@ -128,7 +129,7 @@ class VariateMixer(SameWidth, SequenceLayer):
     activation : str
         Activation of the feed-forward layer.
     qk_norm : bool
-        Whether queries and keys are divided by the root of their mean square (Henry et al. 2020).
+        Whether to divide queries and keys by the root of their mean square (Henry et al. 2020).
     """
 
     size: int
@@ -213,8 +214,8 @@ class VariateMixer(SameWidth, SequenceLayer):
         return xp.reshape(a, (*a.shape[:2], self.num_heads, self.size // self.num_heads))
 
     def _sets(self, xp: Namespace, groups: Groups, like: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield the places of all groups of a size among their rows, and who sees whom, (G, 1, n,
-        n).
+        """Yield for each size of groups the slice of their rows, and which row sees which, (G, 1,
+        n, n).
         """
         start = 0
         for seen in groups.sizes:
@@ -237,21 +238,21 @@ class VariateMixer(SameWidth, SequenceLayer):
 
 @dataclass(frozen=True)
 class TiRexBlock(sLSTMBlock):
-    """An sLSTM without a convolution, and a feed-forward layer (SwiGLU), each after an RMSNorm and
-    added to x.
+    """An sLSTM without a convolution, then a feed-forward layer (SwiGLU), each with an RMSNorm
+    before it and a residual connection.
 
     Parameters
     ----------
     ffn_size : int
         Width of the feed-forward layer.
     head_eps : float
-        Number that the norm of heads adds to their variance.
+        Number that the norm of the heads adds to their variance.
     head_residual : bool
         Whether the gain of that norm is 1 + w.
     forget_limit : float, optional
-        Bound of the pre-activation of the forget gate.
+        Bound of the forget gate's pre-activation.
     rounded : bool
-        Whether the sLSTM rounds to bfloat16.
+        Whether the sLSTM rounds as the published package does, to bfloat16.
     """
 
     conv_kernel_size: int = 0
@@ -285,10 +286,13 @@ class TiRexBlock(sLSTMBlock):
 
 @dataclass(frozen=True, kw_only=True)
 class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
-    """A mixin for the blocks of TiRex-2: rows whose future is known are mixed in both directions of
-    time, and rows that belong together by a `VariateMixer` after the feed-forward layer.
+    """A mixin for the blocks of TiRex-2, which mix time in both directions and related rows.
 
-    In the reverse direction the same layer runs, from rest, and `combination.W` (D, 2D) joins both.
+    Rows whose future is known are mixed in both directions of time. Rows that belong together are
+    mixed by a `VariateMixer` after the feed-forward layer.
+
+    The same layer runs in the reverse direction, from the initial state, and `combination.W` (D,
+    2D) joins both.
     """
 
     variate_heads: int
@@ -350,4 +354,4 @@ class sLSTMVariates(Multivariate, TiRexBlock):  # noqa: N801
 
 @dataclass(frozen=True)
 class mLSTMVariates(Multivariate, LargeBlock):  # noqa: N801
-    """The block of TiRex-2 with an mLSTM, that of the xLSTM 7B architecture."""
+    """The block of TiRex-2 with an mLSTM, as in the xLSTM 7B architecture."""
