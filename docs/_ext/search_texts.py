@@ -1,5 +1,5 @@
-"""The text of every section for the excerpts of the search, which _static/search.js shows: opened
-from a folder, no page may read another.
+"""The heading and the text of every section, for the excerpts of the search (_static/search.js): in a
+folder no page may read another.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ from sphinx.application import Sphinx
 
 
 def sections(path: Path) -> dict[str, str]:
-    """Return the text of each section of a page by its anchor, without that of sections in it."""
+    """Return the heading and the text of each section of a page by its anchor, in two lines, without
+    the sections in it.
+    """
     page = html.parse(path).getroot()
     for silent in page.xpath("//*[@class='headerlink'] | //article//script | //article//style"):
         silent.drop_tree()
     found = {}
     for section in reversed(page.xpath("//article//section[@id]")):  # those in others first
-        found[f"#{section.get('id')}"] = " ".join(section.text_content().split())
+        heading = section.xpath("h1 | h2 | h3 | h4 | h5 | h6")[0]
+        title = heading.text_content()
+        heading.drop_tree()
+        lines = (" ".join(text.split()) for text in (title, section.text_content()))
+        found[f"#{section.get('id')}"] = "\n".join(lines)
         section.drop_tree()
     return dict(reversed(found.items()))
 
@@ -27,8 +33,10 @@ def sections(path: Path) -> dict[str, str]:
 def write(app: Sphinx, error: Exception | None) -> None:
     if error is None and app.builder.format == "html":
         site = Path(app.outdir)
-        texts = {f"{page}.html": sections(site / f"{page}.html") for page in app.env.found_docs}
-        found = json.dumps(texts, ensure_ascii=False, sort_keys=True)
+        texts = {
+            f"{page}.html": sections(site / f"{page}.html") for page in sorted(app.env.found_docs)
+        }
+        found = json.dumps(texts, ensure_ascii=False)
         (site / "_static" / "search_texts.js").write_text(f"Search.texts = {found};\n", "utf-8")
 
 

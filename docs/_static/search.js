@@ -1,15 +1,21 @@
-// Excerpts and order of the search, on top of Sphinx's searchtools.js.
+// Excerpts, titles and order of what the search finds, on top of Sphinx's searchtools.js.
 
-// Sphinx fetches each page that it found to cut an excerpt out of it. A browser refuses that in a folder, so texts of all
-// sections come with search_texts.js, and what is fetched is the name of the page.
+// Sphinx fetches each page that it found and cuts an excerpt out of it. A browser refuses that in a folder, so
+// search_texts.js has the text of every section, and to fetch a page gives its name.
 const root = document.documentElement.dataset.content_root;
+const whole = page => Object.values(Search.texts[page]).join("\n");
 window.fetch = async url => ({text: () => url.slice(root.length)});
-Search.htmlToText = (page, anchor) => Search.texts[page][anchor] || Object.values(Search.texts[page]).join(" ");
+Search.htmlToText = (page, anchor) => Search.texts[page][anchor] || whole(page);
 
-// An excerpt begins at the last of the words that is there; where none is, at the beginning.
+// An excerpt begins at the last of the words that is in the text, or at its first letter.
 const summary = Search.makeSearchSummary;
 Search.makeSearchSummary = (page, words, anchor) => summary(page, ["", ...words], anchor);
 
-// Pages about the work on the project come last, and of others that are equal those made from docstrings.
-Scorer.score = ([page, , , , score]) =>
-  page.startsWith("project/") ? score - 1000 : page.includes("/generated/") ? score - 0.5 : score;
+Scorer.score = result => {
+  const [page, title, anchor, , score, , kind] = result;
+  const heading = Search.texts[`${page}.html`][anchor]?.split("\n")[0];
+  if (kind === "index" && heading) result[1] = `${title} > ${heading}`;  // as Sphinx shows a section
+  if (page.startsWith("project/")) return score - 1000;  // the work on the project comes last
+  if (kind === "index" && score < 70) return score / 10;  // a part of what search.toml has
+  return page.includes("/generated/") ? score - 0.5 : score;  // guides before docstrings
+};
