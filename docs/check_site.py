@@ -97,8 +97,8 @@ PROBLEMS = """layout => {
       if (right - left > 3 && bottom - top > 3) seen.push({left, top, right, bottom, own, text});
     }
   }
-  for (const entry of layout ? document.querySelectorAll(".bd-sidebar a, .doors a") : []) {
-    if (entry.clientWidth && entry.scrollWidth > entry.clientWidth) found.push(`cut off: ${entry.innerText}`);
+  for (const box of layout ? document.querySelectorAll(".bd-sidebar-primary, .bd-sidebar-secondary") : []) {
+    if (box.scrollWidth > box.clientWidth) found.push(`cut off beside the page: ${box.innerText.slice(0, 40)}`);
   }
   seen.sort((a, b) => a.top - b.top);
   seen.forEach((a, k) => {

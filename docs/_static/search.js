@@ -1,11 +1,12 @@
 // Excerpts, titles and order of what the search finds, on top of Sphinx's searchtools.js.
 
 // Sphinx fetches each page that it found and cuts an excerpt out of it. A browser refuses that in a folder, so
-// search_texts.js has the text of every section, and to fetch a page gives its name.
+// search_texts.js has the heading and the text of every section, and to fetch a page gives its name.
 const root = document.documentElement.dataset.content_root;
-const whole = page => Object.values(Search.texts[page]).join("\n");
+const below = text => text?.replace(/.*\n/, "");  // the heading, which is in the title
 window.fetch = async url => ({text: () => url.slice(root.length)});
-Search.htmlToText = (page, anchor) => Search.texts[page][anchor] || whole(page);
+Search.htmlToText = (page, anchor) =>
+  below(Search.texts[page][anchor]) || below(Object.values(Search.texts[page]).join("\n"));
 
 // An excerpt begins at the last of the words that is in the text, or at its first letter.
 const summary = Search.makeSearchSummary;
