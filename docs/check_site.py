@@ -1,10 +1,11 @@
 """Check a built site: `python docs/check_site.py docs/_build/html`.
 
-Every link within the site leads to a file and an anchor that are there, and no page asks another
-machine for a script, a style or a picture. Then a headless Chromium opens pages from the folder,
-narrow and wide, light and dark: none scrolls sideways, no text lies over other text, text stands
-out from what is behind it, and the search finds some words. Where there is no Chromium, this says
-so and the rest is checked.
+Every link within the site leads to a file and an anchor that are there, no page asks another
+machine for a script, a style or a picture, and none has an empty navigation, or a page made from a
+docstring before or after one that is written by hand. Then a headless Chromium opens pages from the
+folder, narrow and wide, light and dark: none scrolls sideways, no text lies over other text, no
+entry beside a page is cut off, text stands out from what is behind it, and the search finds the
+right place first, with an excerpt. Where there is no Chromium, this says so and the rest is checked.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from lxml import html
 
@@ -24,9 +25,29 @@ WIDTHS = (390, 1280)
 SCHEMES = ("light", "dark")
 # Words of a search, and a page that is to be among the results.
 SEARCHES = {"LSTM": "xlstm.LSTM", "gradcheck": "xlstm.gradcheck", "--ranks": "distributed"}
+# Words of a search, and the page, or the section, that it is to find first.
+LENGTHS = "layers.html#sequences-of-different-lengths"
+FIRST = {
+    "padding": LENGTHS,
+    "mask": LENGTHS,
+    "variable length": LENGTHS,
+    "xLSTM-7B": "xlstm_7b.html",
+    "batch_first": "coming_from/pytorch.html",
+    "save": "save_and_load.html",
+    "GPU": "gpu.html",
+    "embedding": "classify_texts.html",
+    "Hessian": "second_derivatives.html",
+    "quantile": "forecasts.html#",
+    "several GPUs": "distributed.html",  # two words
+    "HESSIANS": "second_derivatives.html",  # upper case, more than one
+}
 
-# Whether the search has ended.
+# Whether the search has ended; and its results, which have excerpts but where they are names.
 FOUND = "document.querySelector('.search-summary, #search-results p')?.innerText.includes('found')"
+RESULTS = """entries => entries.map(entry => ({
+  place: entry.querySelector("a").href,
+  said: entry.matches(".kind-object") || entry.querySelector("p.context")?.innerText.length > 20,
+}))"""
 
 # Texts that lie over each other, where `layout` is true, and texts that hardly differ from what is
 # behind them. A text that its box cuts off counts as far as it is seen, and boxes that overlap by
@@ -76,6 +97,9 @@ PROBLEMS = """layout => {
       if (right - left > 3 && bottom - top > 3) seen.push({left, top, right, bottom, own, text});
     }
   }
+  for (const box of layout ? document.querySelectorAll(".bd-sidebar-primary, .bd-sidebar-secondary") : []) {
+    if (box.scrollWidth > box.clientWidth) found.push(`cut off beside the page: ${box.innerText.slice(0, 40)}`);
+  }
   seen.sort((a, b) => a.top - b.top);
   seen.forEach((a, k) => {
     for (let j = k + 1; j < seen.length && seen[j].top < a.bottom - 3; j++) {
@@ -100,17 +124,22 @@ class Page:
         self.loaded += page.xpath(
             "//link[@rel='stylesheet' or @rel='icon' or @rel='preload']/@href"
         )
+        self.beside: list[str] = page.xpath("//a[@class='left-prev' or @class='right-next']/@href")
+        self.has_empty = bool(page.xpath("//nav[contains(@class, 'bd-docs-nav') and not(.//a)]"))
 
 
 def broken(site: Path) -> Iterator[str]:
-    """Yield every link within a site that leads nowhere, and every file that a page asks another
-    machine for.
+    """Yield every link within a site that leads nowhere, every file that a page asks another machine
+    for, and pages with a navigation that leads nowhere or astray.
     """
     paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
     pages = {path: Page(path) for path in paths}
     for path, page in pages.items():
         where = path.relative_to(site)
         yield from (f"{where}: fetches {url}" for url in page.loaded if urlsplit(url).netloc)
+        yield from (f"{where}: before or after {url}" for url in page.beside if "xlstm." in url)
+        if page.has_empty:
+            yield f"{where}: a navigation without a link"
         for url in dict.fromkeys([*page.links, *page.loaded]):
             parts = urlsplit(url)
             if parts.scheme or parts.netloc:
@@ -137,6 +166,7 @@ def shown(site: Path) -> list[Path]:
     return (
         [path for path in pages if path not in {*docstrings, *sources}]
         + docstrings[::20]
+        + sorted(docstrings, key=lambda path: path.stat().st_size)[-1:]  # which has most names
         + sources[::100]
     )
 
@@ -155,14 +185,26 @@ def looked_at(site: Path, browser: Any) -> Iterator[str]:
                 tab.emulate_media(color_scheme=scheme)
                 for problem in tab.evaluate(PROBLEMS, scheme == "light"):
                     yield f"{path.relative_to(site)} at {width} pixels, {scheme}: {problem}"
-    for words, page in SEARCHES.items():
-        tab.goto(f"{(site / 'search.html').as_uri()}?q={words}")
+
+
+def searched(site: Path, browser: Any) -> Iterator[str]:
+    """Yield what is wrong with results of the search."""
+    tab = browser.new_page()
+    tab.set_default_timeout(PATIENCE)
+    for words in [*FIRST, *SEARCHES]:
+        tab.goto(f"{(site / 'search.html').as_uri()}?q={quote(words)}")
         tab.wait_for_function(FOUND)
-        results = tab.eval_on_selector_all(
-            "#search-results li a", "links => links.map(link => link.href)"
+        results = tab.eval_on_selector_all("#search-results li", RESULTS)
+        places = [one["place"].removeprefix(f"{site.as_uri()}/") for one in results]
+        if words in FIRST and not "".join(places[:1]).startswith(FIRST[words]):
+            yield f"search for {words}: {FIRST[words]} is not the first of {places[:5]}"
+        if words in SEARCHES and not any(SEARCHES[words] in place for place in places):
+            yield f"search for {words}: {SEARCHES[words]} is not among {len(places)} results"
+        yield from (
+            f"search for {words}: {one['place']} has no excerpt"
+            for one in results
+            if not one["said"]
         )
-        if not any(page in result for result in results):
-            yield f"search for {words}: {page} is not among {len(results)} results"
 
 
 def main() -> None:
@@ -184,6 +226,7 @@ def main() -> None:
             # Chromium refuses to run as root in its sandbox, and all that it opens is the site.
             browser = playwright.chromium.launch(executable_path=command, args=["--no-sandbox"])
             problems += looked_at(site, browser)
+            problems += searched(site, browser)
             browser.close()
         print(f"{len(shown(site))} pages looked at, {len(WIDTHS)} widths, {' and '.join(SCHEMES)}")
     print("\n".join(problems))

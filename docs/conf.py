@@ -3,6 +3,7 @@ reference.
 """
 
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +32,9 @@ extensions = [
     "reference",
     "source_pages",
     "thumbnails",
+    "reading_order",
+    "search_texts",
+    "search_words",
     "failed_cells",
 ]
 exclude_patterns = ["_build", "_ext"]
@@ -51,6 +55,11 @@ linkcode_resolve = source_pages.link
 autodoc_typehints = "none"  # docstrings say types, with shapes
 numpydoc_show_class_members = False
 python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"  # beside the page of a class there is room for a method
+
+# The search
+search_words = tomllib.loads(Path(__file__).with_name("search.toml").read_text(encoding="utf-8"))
+html_use_index = False  # no page links to an index of all names
 
 # The site: static, with nothing from elsewhere
 html_theme = "pydata_sphinx_theme"
@@ -61,11 +70,12 @@ html_static_path = ["_static", str(MATHEMATICS / "STIXTwoMath-Regular.ttf")]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
+html_sidebars = {"index": [], "comparison": []}  # their sections have no other pages
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
     "show_toc_level": 2,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
     "footer_start": ["copyright"],
     "footer_end": [],
 }

@@ -36,9 +36,8 @@ def topics(folder: Path) -> dict[str, tuple[str, str]]:
     for page in folder.glob("*.md"):
         text = page.read_text(encoding="utf-8")
         title = text.partition("\n")[0].removeprefix("# ")
-        guides = ", ".join(
-            f":doc:`{words} </{name}>`" for words, name in GUIDE.findall(text.split("```")[0])
-        )
+        above = text.partition("```{eval-rst}")[0]
+        guides = ", ".join(f":doc:`{words} </{name}>`" for words, name in GUIDE.findall(above))
         topic = f"Topic: :doc:`{title} </reference/{page.stem}>`. Guide: {guides}."
         blocks = re.findall(r"^```(pycon|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         found |= {name: (topic, example(name, blocks)) for name in NAME.findall(text)}
