@@ -94,7 +94,7 @@ class Group(Protocol):
         """
 
     def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
-        """Start `sum`, `sum_part` or `exchange` beside the caller; return a function to wait for it.
+        """Start `sum`, `sum_part` or `exchange` beside the caller, and return a wait function.
 
         All ranks must wait for what they started before they do anything else together.
         """
@@ -206,8 +206,9 @@ class Part(NamedTuple):
         return self.B, self.own.start, self.own.stop, lengths
 
     def count(self, shape: tuple[int, ...]) -> int:
-        """Return how many numbers the whole batch has, for a part of (T, b, ...) or packed rows (N,
-        D).
+        """Return how many numbers the whole batch has, from the shape of this part.
+
+        The shape is (T, b, ...), or (N, D) for packed rows.
         """
         if len(shape) == 2 and self.lengths is not None:
             return int(np.sum(self.lengths)) * shape[1]
