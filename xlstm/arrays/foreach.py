@@ -23,7 +23,7 @@ from xlstm.arrays.namespace import Array, Namespace, Shape, dtype_name
 from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of, listed
 from xlstm.tracing.writers import C
 
-Columns: TypeAlias = Sequence[Sequence[Array]]  # the k-th arrays of all columns are the arguments of one call
+Columns: TypeAlias = Sequence[Sequence[Array]]  # a call takes the k-th array of each
 
 CHUNK = 2048
 THREADS = 256  # threads of a block, and its elements, all of one array

@@ -39,9 +39,7 @@ SMALL = 1 << 11
 
 @functools.lru_cache(maxsize=16)
 def compiles(xp: Namespace) -> bool:
-    """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy on
-    CUDA are.
-    """
+    """Tell whether functions of this namespace get kernels of their own, as on CuPy with CUDA."""
     return bool(xp.__name__ == CUPY) and not optional_imports.rocm()
 
 

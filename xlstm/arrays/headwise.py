@@ -12,8 +12,8 @@ from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import multiply
 from xlstm.arrays.namespace import Array, Namespace, device_of, reshape, room
 
-# narrow heads are joined into blocks of at most this width, but not on a GPU, where joining costs
-# time
+# narrow heads are joined into blocks of at most this width, except on a GPU, which would get more
+# work
 BLOCK = 64
 
 
