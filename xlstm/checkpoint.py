@@ -232,8 +232,9 @@ def _unpacked(
 
 
 def check_alike(name: str, value: Any, like: Any) -> None:
-    """Raise ValueError unless `value` is a dict with the names of `like`, or an array of its shape
-    and dtype.
+    """Raise ValueError unless `value` has the structure of `like`.
+
+    A dict must have the same names, an array the same shape and dtype.
     """
     if isinstance(like, dict):
         if not isinstance(value, dict) or value.keys() != like.keys():

@@ -289,8 +289,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
 def _softmax_error(
     xp: Namespace, z: Array, top: Array, label: Array, classes: Array, weight: Array, width: int
 ) -> tuple[Array, Array]:
-    """Return weight (softmax(z) - one-hot(label)) along the last axis, and the mean of exp(z -
-    top).
+    """Return weight (softmax(z) - one-hot(label)), and the mean of exp(z - top), along the last
+    axis.
     """
     e = xp.exp(z - top)  # (5)
     mean = xp.mean(e, axis=-1, keepdims=True)  # (5)

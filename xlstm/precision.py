@@ -1,6 +1,6 @@
 """Mixed precision with float16 or bfloat16 and float32 weights, and TF32 products.
 
-The method is that of Micikevicius et al. (2018). The weights that the optimiser changes, the master
+Micikevicius et al. (2018) describe the method. The weights that the optimiser changes, the master
 weights, are float32. The loss, its gradient and sums over gradients are float32, too. `forward` and
 `backward` get copies of the weights in the lower dtype.
 

@@ -25,9 +25,7 @@ ROUNDING = 10 * float(np.finfo(np.float64).eps)  # a few roundings on the way to
 
 
 class GradientError(AssertionError):
-    """A backward pass disagrees with finite differences; the message names the input and the
-    output.
-    """
+    """A backward pass disagrees with finite differences; the message names input and output."""
 
 
 def gradcheck(

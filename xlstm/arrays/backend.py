@@ -198,8 +198,7 @@ def backend_like(array: Array) -> Backend:
 
 
 def available_backends() -> dict[str, Backend | str]:
-    """Return every backend by name: a `Backend` if it runs here, else the reason why it does not.
-    """
+    """Return every backend by name: a `Backend` if it runs here, else the reason why not."""
     available: dict[str, Backend | str] = {}
     for name in NAMES:
         try:

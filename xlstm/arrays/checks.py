@@ -1,5 +1,4 @@
-"""Checks of arguments, with errors that name the caller, the argument, and what was expected and
-came.
+"""Checks of arguments, whose errors name the caller, the argument, its value and the expectation.
 
 There is one function for each kind of argument. It takes the caller's name, the argument's name and
 its value. It returns the value as a plain Python value (an int for a NumPy integer), or raises
@@ -38,8 +37,7 @@ FEW = 16  # the most names in an error
 
 
 def shown(value: Any) -> str:
-    """Return a value as errors show it: its repr, cut if it is long, or an array's dtype and shape.
-    """
+    """Return a value as errors show it: its repr, cut if long, or an array's dtype and shape."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a whole number of {value.bit_length()} bits"
     if isinstance(value, type):

@@ -27,8 +27,9 @@ _ranks = 1  # the ranks that share the cores of this process
 
 
 def threads() -> int:
-    """Return into how many parts compiled loops divide large work: `given()`, else the number of
-    cores.
+    """Return into how many parts compiled loops divide large work.
+
+    The number is `given()`, else the number of cores.
 
     Ranks on one machine share its cores. At most as many threads as cores take part. Results depend
     neither on the number of parts nor on the threads that compute them.
@@ -74,9 +75,7 @@ def share(ranks: int) -> None:
 
 
 def affinity() -> tuple[int, ...]:
-    """Return the numbers of the cores that this process may run on, or () if the system does not
-    tell.
-    """
+    """Return the numbers of this process's cores, or () if the system does not tell."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 

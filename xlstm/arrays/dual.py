@@ -3,7 +3,7 @@
 A tangent is the derivative of a value in a direction (forward-mode differentiation; Wengert 1964,
 Griewank & Walther 2008, chapter 3). Code that is written against the array API runs on dual numbers
 unchanged, and returns its results with their derivatives. At the kink of a function such as
-`maximum`, the derivative is that of the branch that was taken.
+`maximum`, the branch that was taken gives the derivative.
 """
 
 from __future__ import annotations
@@ -212,8 +212,7 @@ class Dual:
         return self.xp.reshape(self, sizes)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
-        """Return a function of the namespace as a method, if arrays of NumPy have this method, too.
-        """
+        """Return a function of the namespace as a method, if NumPy's arrays have it, too."""
         if name not in METHODS:
             raise AttributeError(f"jvp: a dual number has no attribute {name}")
         return functools.partial(getattr(self.xp, name), self)
@@ -232,7 +231,7 @@ class Dual:
         return bool(self.value)
 
     def __repr__(self) -> str:
-        """Return the value, and that there is a tangent."""
+        """Return the value, marked as a dual number."""
         return f"a dual number of {self.value!r}"
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -317,7 +316,7 @@ class DualNamespace:
         return array.value if self.owns(array) else array
 
     def tangent(self, array: Any) -> Any:
-        """Return the tangent of a dual number, and that of a constant, which is 0."""
+        """Return the tangent of a dual number, or 0 for a constant."""
         if isinstance(array, tuple | list):
             return type(array)(map(self.tangent, array))
         if type(array) in (int, float, bool):

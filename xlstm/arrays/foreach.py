@@ -83,8 +83,7 @@ def apply(
     into: Sequence[int] = (),
     **options: Any,
 ) -> list[tuple[Array, ...]]:
-    """Run `function(xp, *arrays, *numbers, **options)` on the k-th arrays of all columns, for every
-    k.
+    """Run `function(xp, *arrays, *numbers, **options)` on the k-th arrays of columns, for all k.
 
     Parameters
     ----------
@@ -352,9 +351,7 @@ def _each_kernel(
 
 @functools.cache
 def _squares_kernels(dtype: Any) -> tuple[Any, Any]:
-    """Return the kernel that sums the squares of chunks, and the kernel from these sums to the
-    norm.
-    """
+    """Return the kernel that sums squares of chunks, and the kernel from these sums to the norm."""
     real = kind_of(dtype)
     types = f"{np.dtype(REAL[real]).name} x0", f"{dtype_name(dtype)} y0"
     end = f"y0 = {fuse.converted('sqrt(a)', dtype)}"

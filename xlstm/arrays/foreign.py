@@ -102,8 +102,7 @@ def _adopted(where: str, value: Any) -> Any:
 
 
 def _described(cupy: Any, value: Any) -> Any:
-    """Return an array on the device of its memory; `asarray` would copy it to the current device.
-    """
+    """Return an array on the device of its memory; `asarray` would copy to the current device."""
     pointer = value.__cuda_array_interface__["data"][0]
     with cupy.cuda.Device(
         cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else None

@@ -1,5 +1,4 @@
-"""Fused functions, element by element: one kernel on CuPy, one compiled loop over large NumPy
-arrays.
+"""Fused functions, element by element: one kernel on CuPy, one compiled loop on large NumPy arrays.
 
 Every operation of an array library is a pass over memory, and on CuPy a launch. A chain of
 operations that is traced and compiled as a whole is one pass. The formula is written only once: it
@@ -165,10 +164,9 @@ def _looped_pairs(
 
 
 def total(xp: Namespace, a: Array, b: Array, axes: int | Shape = -1, dtype: Any = None) -> Array:
-    """Return the sum of a * b over some axes; on CuPy one launch computes it, with halves in
-    float32.
+    """Return the sum of a * b over some axes; on CuPy in one launch, with halves in float32.
 
-    `dtype` is the dtype of the sum, by default that of the product.
+    `dtype` is the dtype of the sum, by default the product's.
     """
     if xp.__name__ != CUPY or a.dtype != b.dtype:
         if xp is np and axes == (-2, -1) and a.shape == b.shape:
@@ -217,7 +215,7 @@ def scan(
     start
         The value carried into the first step: an array without the axis of steps.
     arrays
-        Arrays with steps along `axis`; without this axis their shapes broadcast with that of
+        Arrays with steps along `axis`; without this axis their shapes broadcast with the shape of
         `start`.
     axis : int
         Negative.
@@ -256,8 +254,9 @@ def walk(
     results: int,
     reverse: bool = False,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Run a recurrence whose states are used one or more steps later, in a compiled loop if
-    possible.
+    """Run a recurrence whose states are used later, if possible in one compiled loop.
+
+    Each state is used `lag` steps later, one or more.
 
     A step applies `function(xp, *arrays, *states, *numbers)` to the row t of each array and state.
     It adds the last results to the row t + lag of each state. In reverse, a step uses the rows t +

@@ -193,8 +193,7 @@ def packed(xp: Namespace, a: Array) -> Array:
 
 
 def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> Operand | None:
-    """Return the layout of matrices of this shape, or None if cuBLAS cannot take it without a copy.
-    """
+    """Return the layout of matrices of this shape, or None if cuBLAS needs a copy."""
     step = _distance(shape[:-2], strides[:-2], batch)
     if step is None or step < 0:
         return None

@@ -26,12 +26,12 @@ DOUBLE = np.dtype(np.float64)
 
 
 def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()) -> Namespace:
-    """Return the one namespace that all arrays share.
+    """Return the namespace that all arrays share.
 
     Parameters
     ----------
     where : str
-        The caller, with whose name an error begins.
+        The caller, whose name begins an error.
     arrays : dict of str to array
         Arrays, under their names in errors.
     wide : container of str
@@ -193,17 +193,14 @@ def is_floating(xp: Namespace, dtype: Any) -> bool:
 
 
 def reshape(array: Array, shape: Shape) -> Array:
-    """Reshape by the array's method if the library has one: it takes less time than the function.
-    """
+    """Reshape by the array's method if it has one, which takes less time than the function."""
     if hasattr(array, "reshape"):
         return array.reshape(shape)
     return array.__array_namespace__().reshape(array, shape)
 
 
 def room(xp: Namespace, like: Array, shape: Shape, dtype: Any = None) -> Array:
-    """Return a new array without values, on the device of another array, and by default in its
-    dtype.
-    """
+    """Return a new array without values, on the device of `like` and by default in its dtype."""
     dtype = like.dtype if dtype is None else dtype
     if hasattr(xp, "ndarray"):  # NumPy's or CuPy's; their `empty` takes twice the time
         return xp.ndarray(shape, dtype)
@@ -211,7 +208,7 @@ def room(xp: Namespace, like: Array, shape: Shape, dtype: Any = None) -> Array:
 
 
 def finfo(xp: Namespace, dtype: Any) -> Any:
-    """Return `xp.finfo(dtype)`, for bfloat16 that of float32.
+    """Return `xp.finfo(dtype)`, or for bfloat16 `xp.finfo(xp.float32)`.
 
     CuPy does not know bfloat16, which has the exponents of float32.
     """
@@ -219,9 +216,7 @@ def finfo(xp: Namespace, dtype: Any) -> Any:
 
 
 def widened(xp: Namespace, dtype: Any) -> Any:
-    """Return the dtype of sums over many steps: float32 for float16 and bfloat16, else the dtype
-    itself.
-    """
+    """Return the dtype of sums over many steps: float32 for float16 and bfloat16, else `dtype`."""
     return xp.float32 if dtype_name(dtype) in HALVES else dtype
 
 

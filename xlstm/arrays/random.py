@@ -132,7 +132,7 @@ def generator(seed: Seed, stream: int = 0, where: str = "random") -> np.random.G
     stream : int
         The number of one of many independent generators from the same seed.
     where : str
-        The caller, with whose name an error begins.
+        The caller, whose name begins an error.
 
     Raises
     ------
@@ -264,9 +264,7 @@ class Later(np.random.Generator):
 
 
 def states(rng: np.random.Generator, sizes: Sequence[int]) -> Host:
-    """Return the states (masks, STATE) to draw masks of these sizes from, and advance `rng` past
-    them.
-    """
+    """Return the states (masks, STATE) to draw masks of these sizes from, and advance `rng`."""
     table = np.zeros((len(sizes), STATE), np.uint64)
     for row, size in zip(table, sizes, strict=True):
         state: Any = rng.bit_generator.state

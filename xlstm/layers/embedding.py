@@ -61,8 +61,7 @@ class Embedding(Module):
         return {"W": ({"V": self.vocab_size, "D": self.size}, normal(std))}
 
     def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
-        """Return a row (..., D) for each symbol of x (...), and the values that `backward` needs.
-        """
+        """Return a row (..., D) for each symbol of x (...), and the values for `backward`."""
         if (views := self._views(params, x)) is not None:
             return views.run(self.forward, params, x)  # type: ignore[no-any-return]
         params, x = from_foreign("Embedding", (params, x))

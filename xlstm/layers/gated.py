@@ -136,8 +136,7 @@ class Recurrent(SequenceLayer):
             )
 
     def _used(self, *options: str) -> dict[str, Any]:
-        """Return the options of the layer, among these, that are in use: neither 0, False nor None.
-        """
+        """Return the layer's options among these that are in use: neither 0, False nor None."""
         values = {name: getattr(self, name, None) for name in options}
         return {n: v for n, v in values.items() if (any(v) if isinstance(v, tuple) else v)}
 
@@ -304,8 +303,7 @@ class Recurrent(SequenceLayer):
         ]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
-        """Run `forward` without checks; packing leaves out every step past the end of a sequence.
-        """
+        """Run `forward` without checks; packing leaves out all steps past a sequence's end."""
         xp = span.xp
         packing = span.packing
         rng = span.rng

@@ -126,8 +126,7 @@ def _span(span: Span, grid: Grid) -> Span:
 
 
 def _cut(xp: Namespace, arrays: Sequence[Array], grid: Grid) -> list[Array]:
-    """Return arrays (T, B, ...) in the layout of a grid; past a part's end, its last step repeats.
-    """
+    """Return arrays (T, B, ...) in a grid's layout; past a part's end, its last step repeats."""
     rows = [reshape(a, (-1, *a.shape[2:])) for a in arrays]
     packing = grid.packing
     cut = gather(xp, rows, [grid.rows] * len(rows))

@@ -40,8 +40,9 @@ class MatrixMemory(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps L of a chunk. By default they follow K: work within chunks is to work between
-        chunks as L is to K.
+        """Steps L of a chunk; by default they follow K.
+
+        The work within chunks is to the work between chunks as L is to K.
         """
         return self.chunk or min(mlstm.CHUNK, max(16, self.K))
 

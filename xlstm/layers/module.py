@@ -188,9 +188,7 @@ class Module:
         }
         largest = max(sizes, key=sizes.__getitem__)
         try:
-            np.empty(
-                sizes[largest]
-            )  # the largest one in float64, as it is drawn; never written to
+            np.empty(sizes[largest])  # the largest one in float64, as it is drawn; never written to
         except (MemoryError, ValueError, OverflowError):
             # NumPy raises the last two errors for arrays that cannot have so many numbers.
             problem = f"{largest} has {sizes[largest]:.3g} numbers, for which there is no memory"
@@ -257,7 +255,7 @@ class Module:
         saved : Saved
             The values that `forward` kept.
         dy : array
-            The upstream gradient: that of the loss with respect to y, in the shape of y.
+            The upstream gradient, of the loss with respect to y, in the shape of y.
 
         Returns
         -------
@@ -496,7 +494,7 @@ class Saved:
     xp: Any = None  # the namespace of the arrays of a module without time
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is copied and pickled, without device and library.
+        """Return the state for copies and pickles, without device and library.
 
         Arrays of CuPy are unpickled to the device that is current then.
         """

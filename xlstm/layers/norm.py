@@ -65,9 +65,7 @@ class LayerNorm(SameWidth, Module):
     def apply_bwd(
         self, xp: Namespace, p: Params, kept: Any, dy: Array, add: Array | None = None
     ) -> tuple[Params, Array]:
-        """Return the gradients with respect to the parameters and to x; `add` is added to the
-        latter.
-        """
+        """Return the gradients with respect to the parameters and x, the latter plus `add`."""
         n, r = kept
         if computes_again(xp):
             keep = 1 if self.num_heads == 1 else 2
@@ -137,9 +135,7 @@ def _normed(
     limit: float | None,
     residual: bool,
 ) -> tuple[Array, Array, Array]:
-    """Return a normalised row n, the factor r that normalised it, and n times the gain, plus the
-    bias.
-    """
+    """Return a normalised row n, the factor that normalised it, and n times gain plus bias."""
     n, r = scaled(xp, x, formula, -1, eps, limit)
     y = n * _gain(w, residual)  # (4)
     for b in bias:
@@ -158,9 +154,7 @@ def _normed_bwd(
     residual: bool,
     bias: bool,
 ) -> tuple[Array, ...]:
-    """Return the gradient with respect to a row, plus `add`, and this row's gradients of gain and
-    bias.
-    """
+    """Return the gradient with respect to a row, plus `add`, and its gradients of gain and bias."""
     dn, dw = _scale_bwd(xp, dy, n, _gain(w, residual))
     dx = formula(xp, dn, n, r, -1)  # (3)
     for a in add:

@@ -1,6 +1,4 @@
-"""Recurrent layers: LSTM, GRU, plain RNN, sLSTM, minLSTM and minGRU, in stacks and in both
-directions.
-"""
+"""Recurrent layers: LSTM, GRU, RNN, sLSTM, minLSTM and minGRU, in stacks and both directions."""
 
 from __future__ import annotations
 
@@ -412,7 +410,7 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     cell : subclass of xlstm.Cell
         A frozen dataclass whose fields have defaults.
     name : str, optional
-        The name of the layer, by default that of the cell's class.
+        The name of the layer, by default the name of the cell's class.
 
     Returns
     -------

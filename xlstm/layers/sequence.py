@@ -43,9 +43,7 @@ Derivatives: TypeAlias = "tuple[Params, Any, State]"
 
 
 class Leaf(NamedTuple):
-    """One array of a state, whose shape is the sizes of `before`, then B, then the sizes of
-    `after`.
-    """
+    """One array of a state, of the shape: sizes of `before`, then B, then sizes of `after`."""
 
     name: str
     before: dict[str, int]
@@ -92,8 +90,7 @@ class SequenceLayer(Module):
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """The directions of time, each as the prefix of a parameter's last name, "" or "reverse.".
-        """
+        """The directions of time, as prefixes of parameters' last names: "" and "reverse."."""
         return ("",)
 
     _output_symbol: Any = "D"  # the letter of output_size in errors
@@ -338,8 +335,8 @@ class SequenceLayer(Module):
         saved : Saved
             The values that `forward` kept.
         dy : array like y, or None
-            The upstream gradient: that of the loss with respect to y. None means zero. Past the end
-            of a sequence it has no effect.
+            The upstream gradient, of the loss with respect to y. None means zero. Past the end of a
+            sequence it has no effect.
         dstate : tuple as the state, optional
             Gradient with respect to the final state. None, or None in place of any of its parts,
             means zero.

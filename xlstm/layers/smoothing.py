@@ -175,8 +175,9 @@ class ExponentialSmoothing(SequenceLayer):
         return self.initial_state_of(self, x, lengths)
 
     def initial_state_of(self, layer: SequenceLayer, x: Array, lengths: Any) -> State:
-        """Return `initial_state` for a layer whose x (T, B, D) has the series first; errors name
-        it.
+        """Return `initial_state` for a layer whose x (T, B, D) begins with the series.
+
+        Errors name that layer.
         """
         where = type(layer).__name__
         x = from_foreign(where, x)
@@ -355,8 +356,7 @@ def step(xp: Namespace, x: Array, level0: Array, trend0: Array, *more: Array) ->
 def step_bwd(
     xp: Namespace, derror: Array, dlevel: Array, dtrend: Array, *more: Array
 ) -> tuple[Array, ...]:
-    """Differentiate `step`: return gradients with respect to x, damped trend and states before it.
-    """
+    """Differentiate `step`: return gradients with respect to x, damped trend and old states."""
     *seasonal, alpha, beta, phi = more
     dseasons, gammas = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
     derror = derror + alpha * dlevel + beta * dtrend  # (8) (9)

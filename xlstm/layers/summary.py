@@ -57,8 +57,8 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
     Returns
     -------
     Summary
-        The table. Bytes are those of weights in float32; for an estimator they follow the dtype of
-        its weights.
+        The table. It counts bytes of float32 weights, or of an estimator's weights in their own
+        dtype.
 
     Raises
     ------

@@ -104,8 +104,7 @@ def _made(xp: Namespace, function: str, args: tuple[Any, ...], dtype: Any, home:
 
 
 def copied(xp: Namespace, values: Host, device: Any) -> Array:
-    """Return an array with values of the host, copied to CuPy once for all calls with these values.
-    """
+    """Return an array with values of the host, copied to CuPy once for all calls."""
     if not compiles(xp):
         return xp.asarray(values, device=device)
     return _copied(xp, values.tobytes(), values.shape, values.dtype, home(device))

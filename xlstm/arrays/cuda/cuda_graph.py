@@ -42,8 +42,7 @@ class CudaGraph:
         self.executable = None
 
     def launch(self) -> None:
-        """Run everything that was captured, on the stream of the recorder, which must be current.
-        """
+        """Run everything that was captured, on the recorder's stream, which must be current."""
         self.recorder.check()
         self.executable.launch()  # type: ignore[attr-defined]
 
@@ -130,8 +129,9 @@ class Recorder:
             _handle.reset(token)
 
     def capture(self, function: Callable[[], None]) -> CudaGraph:
-        """Return the graph of a function's work; a rehearsal must have called it to compile its
-        kernels.
+        """Return the graph of a function's work.
+
+        A rehearsal must have called the function before, to compile its kernels.
         """
         self.check()
         graph = CudaGraph(self)
@@ -165,8 +165,7 @@ def capturing() -> CudaGraph | None:
 
 
 def stream() -> StreamKey:
-    """Return the stream of the current work: within a capture, the stream of the graph's launches.
-    """
+    """Return the stream of the current work; in a capture, the stream of the graph's launches."""
     if (graph := _capturing.get()) is not None:
         return graph.recorder.stream
     address = int(optional_imports.cupy().cuda.get_current_stream().ptr)
@@ -191,9 +190,7 @@ GEMM = (c_void_p, *[c_int] * 5, c_void_p, *OPERAND, *OPERAND, c_void_p, *OPERAND
 
 
 class Handle:
-    """A handle of cuBLAS with a workspace of its own, for products captured on one stream at a
-    time.
-    """
+    """A handle of cuBLAS with its own workspace, for products captured on one stream at a time."""
 
     def __init__(self) -> None:
         cp = optional_imports.cupy()

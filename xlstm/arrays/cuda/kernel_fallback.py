@@ -103,8 +103,7 @@ def _among(name: str, kind: str) -> bool:
 
 
 def note(name: str, why: str) -> None:
-    """Exclude a kernel, or all of a kind, on the current card; warn once for each kind and reason.
-    """
+    """Exclude a kernel, or all of a kind, on the current card; warn once per kind and reason."""
     card = current()
     kind = name.split()[0]
     said = (kind, why) in [(other.split()[0], reason) for other, reason in _known(card)]

@@ -120,7 +120,7 @@ class RowKernel:
     Parameters
     ----------
     function, dtypes, options
-        As for `fuse`; `dtypes` are those of its arrays.
+        As for `fuse`; `dtypes` has the dtype of each array.
     single : tuple of bool
         Which arrays have one number for a row.
     leading : tuple of int or None
@@ -211,9 +211,7 @@ class RowKernel:
         return device.TEXT + SYNC + kernel
 
     def _one_column(self, still: set[str]) -> tuple[list[str], list[str], list[str]]:
-        """Return the statements of a thread with one column: before its rows, for each row, and
-        after.
-        """
+        """Return a thread's statements for one column: before its rows, for each row, and after."""
         lines = self.writer.lines
         early = [line for line in lines if line.op == "input" and line.args[0] in still]
         slots = range(len(self.slots))
@@ -227,8 +225,7 @@ class RowKernel:
         return begin, row, [*(f"mine[{k} * width + unit] = sum_{k};" for k in slots), "}"]
 
     def _pointer(self, name: str, outer: int) -> str:
-        """Return the statement that finds an array's numbers in the row, from the indices of loops.
-        """
+        """Return the statement that finds an array's numbers in a row, from the loops' indices."""
         layout = f"layout.of[{self.lying.index(name)}]"
         steps = "".join(f" + i{k} * {layout}.steps[{k}]" for k in range(outer))
         return f"{self.types[name]} at_{name} = {name} + head * {layout}.head{steps};"

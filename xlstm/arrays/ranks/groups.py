@@ -96,7 +96,7 @@ class Group(Protocol):
     def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
         """Start `sum`, `sum_part` or `exchange` beside the caller, and return a wait function.
 
-        All ranks must wait for what they started before they do anything else together.
+        All ranks must wait for the operations they started before they do anything else together.
         """
 
     def abort(self, message: str) -> None:

@@ -326,8 +326,9 @@ class MpiGroup:
         self._comm.Abort(1)
 
     def close(self) -> None:
-        """Announce that this rank no longer needs the others; a rank that still waits for it ends
-        the job.
+        """Announce that this rank no longer needs the others.
+
+        A rank that still waits for it ends the job.
         """
         if self._watch.how == "goes on":
             self._watch.notify("leaves")
@@ -394,8 +395,7 @@ def _listed(ranks: list[int]) -> str:
 
 @contextlib.contextmanager
 def _on_host(a: Array) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield an array in the form that MPI takes: flat, on the host, C-contiguous, of a dtype MPI
-    knows.
+    """Yield an array in MPI's form: flat, on the host, C-contiguous, of a dtype that MPI knows.
 
     If possible it is the array itself, else a copy, whose values are written back afterwards.
     """

@@ -106,8 +106,7 @@ class Nccl:
             )
 
     def exchange(self, a: Array, out: Array) -> None:
-        """Send a part of `a` to each rank, and write the parts that arrive, side by side, to `out`.
-        """
+        """Send a part of `a` to each rank, and write arriving parts, side by side, to `out`."""
         with self._counted("exchange", a, out) as (sent, received):
             size = sent.nbytes // self._size
             self._library.groupStart()
@@ -143,9 +142,7 @@ class Nccl:
 
     @contextlib.contextmanager
     def _counted(self, kind: str, *arrays: Array) -> Iterator[list[Array]]:
-        """Yield arrays in the form that NCCL takes, and let the GPU count the work of the `with`
-        block.
-        """
+        """Yield arrays in NCCL's form, and let the GPU count the work of the `with` block."""
         with _contiguous(*arrays) as contiguous:
             self._counts[kind][0] += 1
             yield contiguous

@@ -87,7 +87,7 @@ def limit() -> float:
 
 
 class Watch:
-    """The thread of a rank, and what it knows of the others.
+    """The thread of a rank, with its knowledge of the others.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class Watch:
         self._parent = os.getppid()
         self.how = "goes on"
         self._notices: dict[int, Notice] = {}  # the last notice of each other rank
-        self._sent: list[Any] = []  # requests of MPI, which needs their memory until it has sent them
+        self._sent: list[Any] = []  # requests whose memory MPI needs until they are sent
         self._lock = threading.Lock()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="xlstm.watch", daemon=True)
@@ -172,7 +172,7 @@ class Watch:
         since = 0.0
         asked = 0
         while not self._left.wait(TICK):
-            if os.getppid() != self._parent:  # the launcher is gone, and nothing else ends this rank
+            if os.getppid() != self._parent:  # the launcher is gone, which would end this rank
                 os._exit(1)
             self._receive()
             try:

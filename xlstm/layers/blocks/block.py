@@ -65,8 +65,7 @@ class Block(SameWidth, SequenceLayer):
         raise NotImplementedError
 
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
-        """Return the gradients with respect to u and the initial state; a dstate of None is zero.
-        """
+        """Return the gradients with respect to u and the initial state; a None dstate is zero."""
         raise NotImplementedError
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:

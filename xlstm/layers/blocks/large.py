@@ -123,7 +123,7 @@ class LargeBlock(Block):
 class xLSTMLarge(Backbone):  # noqa: N801
     """A stack of mLSTM blocks with feed-forward layers, then an RMSNorm, as in xLSTM-7B.
 
-    The architecture is that of Beck et al. 2025, xLSTM 7B.
+    Beck et al. 2025 (xLSTM 7B) describe the architecture.
 
     Parameters
     ----------
