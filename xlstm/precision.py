@@ -139,10 +139,10 @@ class Mixed:
 
 
 def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None:
-    """Return the scale of the next step; `finite` says whether all gradients of this step were.
+    """Return the scale of the next step, given whether all gradients of this step were finite.
 
-    The result is None if they were not and the scale cannot be the reason: it is at its minimum
-    already, or there is no scale.
+    The result is None if they were not finite and the scale cannot be the reason: it is at its
+    minimum already, or there is no scale.
     """
     if mixed is None or not mixed.scales:
         return scaling if finite else None

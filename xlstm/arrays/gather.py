@@ -3,10 +3,10 @@
 On CuPy one launch gathers the rows of several arrays, with zeros for missing rows.
 
 On CuPy rows are added up in an order that is the same each time. Places are sorted by counting,
-which compares all N places with one another: N^2 comparisons. A row has many elements, and the
-product with one-hot rows takes as many times this work. The sort needs nothing from the host, so a
-graph can capture it. Equal places then form a segment, whose rows are added up one after the other,
-in float64 because there may be many.
+which compares all N places with one another: N^2 comparisons. For rows of D elements, the product
+with one-hot rows would take D times this work. The sort needs nothing from the host, so a graph can
+capture it. Equal places then form a segment, whose rows are added up one after the other, in
+float64 because there may be many.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ __all__ = ["hvp", "jvp"]
 def jvp(f: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
     """Return the value of a function and its derivative in a direction (forward mode).
 
-    The derivative is exact. The function may call all code that is written against the array API:
-    layers and models, their `forward` and `backward`, losses and activations, operators, and
-    functions of `x.__array_namespace__()` or of NumPy. A function without a rule raises an error
-    with its name. The derivative of `backward` is a second derivative.
+    The derivative is exact. The function may call any code written against the array API: layers
+    and models, their `forward` and `backward`, losses and activations, operators, and functions of
+    `x.__array_namespace__()` or of NumPy. A function without a rule raises an error with its name.
+    The derivative of `backward` is a second derivative.
 
     Layers run step by step on the reference engine, which takes two to four times as long as
     without tangents. docs/second_derivatives.md has examples.

@@ -42,7 +42,7 @@ class LSTM(Recurrent):
     bidirectional : bool
         Run in both directions of time. In y the forward hidden states come first.
     reverse : bool
-        Run in the reverse direction only. y keeps the order of time of x.
+        Run in the reverse direction only. y stays in the order of x.
     batch_first : bool
         x and y are (B, T, ...) instead of (T, B, ...). States and `saved` do not change.
     bias, recurrent_bias : bool
@@ -166,8 +166,8 @@ class GRU(Recurrent):
     """Gated recurrent units (Cho et al. 2014): h = (1 - z) n + z h0.
 
     Layer k has the parameters `{k}.Wx` (3H, D), `{k}.Wh` (3H, H) and `{k}.b` (3H,), and with
-    `reset_after` also `{k}.bh` (3H,). Their rows are in the gate order z r n. Other options are as
-    in `LSTM`.
+    `reset_after` also `{k}.bh` (3H,). Their rows are in the gate order z r n. All options except
+    `reset_after` are as in `LSTM`.
 
     Parameters
     ----------
@@ -311,7 +311,7 @@ class minGRU(Recurrent):  # noqa: N801
     rows in the gate order z n.
 
     The state is (h,). Before the first step it is 0 in both forms, so the first h is z n. An
-    initial state is h0 itself. In minGRU-pytorch it is a pre-activation instead, and h0 is g of it.
+    initial state is h0 itself. In minGRU-pytorch it is a pre-activation p instead, and h0 = g(p).
 
     Parameters
     ----------

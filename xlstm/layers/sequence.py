@@ -228,7 +228,8 @@ class SequenceLayer(Module):
         Returns
         -------
         y : array (T, B, O)
-            Output after every step, or (B, T, O) with `batch_first`; O is `output_size`.
+            Output after every step, or (B, T, O) with `batch_first`; O is `output_size`. A model
+            with `last` gives one output for each sequence, (B, O).
         state : tuple
             Final state.
         saved : Saved or None

@@ -33,9 +33,13 @@ from xlstm.layers.sequence import State, WithState
 class LargeBlock(Block):
     """An mLSTM and a feed-forward layer, each added to x; `xLSTMLarge` describes the options.
 
-    u = RMSNorm(x); q, k, v, o~, i~ and f~ are linear maps of u; x' = x + down(sigmoid(o~)
-    norm(mLSTM(q, k, v, cap(i~), cap(f~)))); y = x' + feedforward(RMSNorm(x')). The state is (C, n,
-    m).
+    The block computes::
+
+        u = RMSNorm(x)
+        x' = x + down(sigmoid(o~) norm(mLSTM(q, k, v, cap(i~), cap(f~))))
+        y = x' + feedforward(RMSNorm(x'))
+
+    q, k, v, o~, i~ and f~ are linear maps of u. The state is (C, n, m).
     """
 
     _: KW_ONLY

@@ -43,10 +43,15 @@ from xlstm.recurrence.packing import Span
 class mLSTMBlock(Block):  # noqa: N801
     """A residual block with a projection up, a convolution, an mLSTM and a projection down.
 
-    (a, z) = up(LayerNorm(x)); c = silu(conv(a)); q and k are linear maps of c, and v of a, by
-    blocks; i~ and f~ are linear maps of [q, k, v]; h = mLSTM(q, k, v, i~, f~); y = x +
-    down((norm(h) + skip c) silu(z)). The state is ((x,), (C, n, m)): the state of the convolution,
-    then the state of the memories.
+    The block computes::
+
+        (a, z) = up(LayerNorm(x))
+        c = silu(conv(a))
+        h = mLSTM(q, k, v, i~, f~)
+        y = x + down((norm(h) + skip c) silu(z))
+
+    q and k are linear maps of c, and v of a, by blocks. i~ and f~ are linear maps of [q, k, v]. The
+    state is ((x,), (C, n, m)): the state of the convolution, then the state of the memories.
 
     Parameters
     ----------
@@ -189,10 +194,15 @@ def _skipped_bwd(
 class sLSTMBlock(Block):  # noqa: N801
     """A residual block with a convolution and an sLSTM, then a residual feed-forward layer.
 
-    u = LayerNorm(x); c = silu(conv(u)); i~ and f~ are linear maps of c, and z~ and o~ of u, by
-    heads; x' = x + norm(sLSTM(i~, f~, z~, o~)); y = x' + feedforward(LayerNorm(x')). The state is
-    ((x,), (h, c, n, m)): the state of the convolution, then the state of the sLSTM, in which each
-    array is (B, D).
+    The block computes::
+
+        u = LayerNorm(x)
+        c = silu(conv(u))
+        x' = x + norm(sLSTM(i~, f~, z~, o~))
+        y = x' + feedforward(LayerNorm(x'))
+
+    i~ and f~ are linear maps of c, and z~ and o~ of u, by heads. The state is ((x,), (h, c, n, m)):
+    the state of the convolution, then the state of the sLSTM, in which each array is (B, D).
 
     Parameters
     ----------
