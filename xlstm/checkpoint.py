@@ -126,7 +126,7 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict
 
 def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | None = None) -> None:
     """Raise ValueError unless all numbers of a file are finite, also after a cast to `dtype`."""
-    # NumPy has no bfloat16, whose exponents have as many bits
+    # NumPy has no bfloat16; exponents of float32 have as many bits
     host = "float32" if dtype == "bfloat16" else dtype
     for name, array in arrays.items():
         with np.errstate(over="ignore"):

@@ -94,7 +94,7 @@ class ConcatPlan(NamedTuple):
     dtype: Any
     grid: tuple[int]
     layout: bytes  # `Parts` after its addresses
-    sizes: tuple[Any, Any]  # of the result, and of a number
+    sizes: tuple[Any, Any]  # sizes of the result and of a number
 
 
 def _launched(arrays: Sequence[Array], plan: ConcatPlan) -> Array:

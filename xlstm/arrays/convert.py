@@ -26,7 +26,7 @@ OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"
 
 
 def to_numpy(array: Array) -> Host:
-    """Return a NumPy array with the values of `array`, copied to the host where they are elsewhere.
+    """Return a NumPy array with the values of `array`, copied to the host if necessary.
 
     Parameters
     ----------

@@ -253,7 +253,7 @@ class ChunkLaunch(NamedTuple):
     """The arrays of a launch."""
 
     arrays: slice
-    form: str  # of the addresses of its columns, each with room for more
+    form: str  # format of its columns' addresses, each with room for more
     sizes: bytes  # `Table` after its addresses
     grid: tuple[int]
     numbers: tuple[Any, Any]  # the numbers of arrays, and of chunks of arrays before them

@@ -125,7 +125,7 @@ def taken(where: str, value: Any, take: Callable[[Any], Any]) -> Any:
     """Return `take(value)`, or raise TypeError with the name of the array if that fails."""
     try:
         return take(value)
-    except Exception as error:  # of the library that made it, or of the library that takes it
+    except Exception as error:  # from the library that made it, or the library that takes it
         raise TypeError(
             f"{where}: {_kind(value)} cannot be taken as it is ({optional_imports.first_line(error)})"
         ) from error

@@ -25,7 +25,7 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 ARRAYS = 8
-FIELDS = 6  # of `Source`
+FIELDS = 6  # fields of `Source`
 THREADS = 256
 
 TEXT = f"""

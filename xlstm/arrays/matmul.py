@@ -45,7 +45,7 @@ class GemmCall(NamedTuple):
     They are the same for all arrays of one layout.
     """
 
-    shape: Shape  # of the result
+    shape: Shape  # shape of the result
     empty: bool  # whether there is nothing to sum up
     copied: tuple[bool, bool]  # which operands must be copied first
     zero: int  # the addresses of 0 and 1

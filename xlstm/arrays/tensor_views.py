@@ -19,7 +19,7 @@ from xlstm.arrays import foreign, optional_imports
 from xlstm.arrays.namespace import HALVES, Array, dtype_name, leaves
 from xlstm.arrays.trees import mapped
 
-Tensor = Any  # of PyTorch
+Tensor = Any  # a tensor of PyTorch
 
 
 def to_tensor(array: Array) -> Tensor:

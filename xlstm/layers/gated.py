@@ -43,7 +43,7 @@ class Sublayer(NamedTuple):
     name: str  # the names of its parameters begin with it
     cell: Cell
     reverse: bool
-    names: dict[str, str]  # of its parameters, by their last names
+    names: dict[str, str]  # its parameters' names, by their last names
     choices: dict[Any, Any]  # the engines chosen before, which `engine.choose` fills in
 
 

@@ -76,7 +76,7 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
     recurrent  LSTM           (12, 5, 8)           352         1,408
     head       Linear         (..., 1)               9            36
     """
-    itemsize = 4  # of float32
+    itemsize = 4  # bytes of a float32
     if hasattr(model, "get_params"):
         model, itemsize = model.model_, next(iter(model.params_.values())).dtype.itemsize
     checks.having("shapes", "parts", expected="a module or an estimator")("summary", "model", model)

@@ -13,7 +13,7 @@ from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 
 Formula: TypeAlias = Callable[..., Any]  # function(xp, *arrays, **options), pure
 Options: TypeAlias = tuple[tuple[str, Any], ...]
-Lengths: TypeAlias = "Sequence[int | None]"  # of leading axes that a function splits up
+Lengths: TypeAlias = "Sequence[int | None]"  # lengths of leading axes that a function splits up
 
 
 class ArrayFunction:

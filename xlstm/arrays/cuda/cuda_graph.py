@@ -230,7 +230,7 @@ def _function(name: str, types: tuple[Any, ...]) -> Any:
     """Return a function of the cuBLAS that CuPy has loaded; the system finds it by its name."""
     cuda = optional_imports.cupy().cuda
     cuda.get_cublas_handle()  # loads it
-    version = cuda.runtime.runtimeGetVersion() // 1000  # of 12090, say
+    version = cuda.runtime.runtimeGetVersion() // 1000  # 12 from 12090, say
     windows = sys.platform == "win32"
     library = f"cublas64_{version}.dll" if windows else f"libcublas.so.{version}"
     try:

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 # By the name of a card and of a kernel; a kernel's name that ends in "_" or " " stands for all that
 # begin with it. Equal cards share these reasons, since the same text fails to compile for both.
 _reasons: dict[tuple[str, str], str] = {}
-_version = 0  # of the reasons
+_version = 0  # counts changes of the reasons
 NO_MEMORY = {"CUBLASError": 3}  # the status for no memory; other errors of CUDA have 2
 
 
