@@ -39,8 +39,8 @@ def blind_to_one_output(saved, d):
 @pytest.mark.parametrize(
     ("backward", "named"),
     [
-        (wrong_in_one_element, "output sum by input 1"),
-        (blind_to_one_output, "output sine by input 0"),
+        (wrong_in_one_element, "output sum with respect to input 1"),
+        (blind_to_one_output, "output sine with respect to input 0"),
         (lambda saved, d: right(saved, d)[:1], "expected"),
         (lambda saved, d: (right(saved, d)[0].T, right(saved, d)[1]), "shape"),
         (lambda saved, d: (right(saved, d)[0] * np.nan, right(saved, d)[1]), "not finite"),
@@ -92,7 +92,7 @@ def test_second_order(rng):
         return d["sum"] * w + d["sine"] * cosine_alone(x), d["sum"] * x
 
     with pytest.raises(
-        GradientError, match=r"second derivative, .* gradient of output 0 by input 0"
+        GradientError, match=r"second derivative, .* gradient of output 0 with respect to input 0"
     ):
         gradcheck(forward, constant_slope, (x, w), order=2)
     gradcheck(lambda x: (3 * x, x), lambda x, d: (3 * d,), (x,), order=2)  # of which all are 0

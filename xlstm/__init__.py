@@ -1,4 +1,4 @@
-"""xlstm: the LSTM family with every gradient written by hand, on NumPy and CuPy.
+"""xlstm: the LSTM family with every gradient written by hand, on NumPy, CuPy and PyTorch.
 
 >>> import xlstm
 >>> lstm = xlstm.LSTM(input_size=1, hidden_size=50)
@@ -6,27 +6,27 @@
 Layers
     LSTM, GRU, RNN      gated layers with all their options, in stacks and in both directions
     sLSTM, mLSTM        the two layers of the xLSTM paper
-    minLSTM, minGRU     layers whose gates do not see h, so that all steps are one scan
+    minLSTM, minGRU     layers whose gates do not see h: one scan computes all steps
     Linear              y = x W^T + b
     Embedding           a table with a row for each symbol
-    ExponentialSmoothing        Holt-Winters with coefficients that are learned
-    Cell, register_cell a gated cell of your own, and a layer of it
+    ExponentialSmoothing        Holt-Winters with learned coefficients
+    Cell, register_cell a gated cell of your own, and a layer made of it
     LinearCell          a cell whose recurrence is linear, h = a h0 + b
-    activations         the activations of gates; `register` adds one
+    activations         the activations of gates; `register` adds your own
 
 Blocks and models
     mLSTMBlock, sLSTMBlock          residual blocks
-    xLSTMStack, xLSTMLarge          blocks above each other
+    xLSTMStack, xLSTMLarge          stacks of these blocks
     xLSTMLanguageModel              tokens in, logits out, text generated
     models                          SequenceModel, ESRNN, save and load
 
 Training
     training            train and evaluate
-    distributed         the processes that mpiexec started, as one group
+    distributed         the processes that mpiexec or srun started, as one group
     losses, optim       losses with their gradients; optimisers and schedules
-    precision           float16 and bfloat16 on a GPU
+    precision           float16, bfloat16 and TF32 on a GPU
     checkpoint          arrays in files
-    gradcheck           whether a backward pass is the gradient of a forward pass
+    gradcheck           compare a backward pass with finite differences
     jvp, hvp            Jacobian-vector and Hessian-vector products
 
 Data and forecasts
@@ -36,10 +36,10 @@ Data and forecasts
 
 Backends
     backend, Backend, BackendError      the array library and device of new arrays
-    available_backends                  those that run here, and why others do not
+    available_backends                  the backends that run here, and why the others do not
     cuda                                kernels for recurrent layers on a GPU
-    workspace                           memory that is kept between calls; `release` gives it back
-    batch_invariant                     the same bits for a sequence whatever batch it is in
+    workspace                           memory kept between calls; `release` gives it back
+    batch_invariant                     the same bits for a sequence in every batch
 
 Other libraries
     interop             weights of PyTorch, Keras, ONNX and the published xLSTM packages
@@ -130,5 +130,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, also those that are not imported yet."""
+    """Return the public names, including those that are not imported yet."""
     return sorted(__all__)

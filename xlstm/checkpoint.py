@@ -1,9 +1,9 @@
-"""Arrays and their description in one safetensors file, written whole or not at all.
+"""Checkpoints: arrays and their description in one safetensors file, written whole or not at all.
 
-The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with
-the version of the format, the kind of model, its configuration, and a digest of all of these and
-the arrays, by which a file that was changed is refused. It is one entry because safetensors writes
-several in no fixed order, and equal models are to give equal bytes.
+The file holds the arrays under their names. Its metadata has one entry, "xlstm": a JSON object with
+the version of the format, the kind of model, its configuration, and a digest of these and the
+arrays. `load` refuses a file whose digest does not match. There is only one entry because
+safetensors writes several entries in no fixed order, and equal models must give equal bytes.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ def save(
     Parameters
     ----------
     path : path
+        The file to write.
     params : dict of str to array
         Arrays of any backend.
     kind : str
         Kind of model, checked by `load`.
     config : dict
-        Anything JSON can hold.
+        Anything that JSON can hold.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def save(
 
 
 def digest(kind: str, config: dict[str, Any], arrays: dict[str, Host]) -> str:
-    """Return the SHA-256 of all that a file says, in hexadecimal digits."""
+    """Return the SHA-256 of everything that a file holds, in hexadecimal digits."""
     sha256 = hashlib.sha256(json.dumps([kind, config]).encode())
     for name, array in sorted(arrays.items()):
         sha256.update(json.dumps([name, array.dtype.str, array.shape]).encode())
@@ -74,9 +75,7 @@ def digest(kind: str, config: dict[str, Any], arrays: dict[str, Host]) -> str:
 
 @reading.brief()
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is one that `save` wrote, and not a folder or a file of another
-    kind.
-    """
+    """Return whether `save` wrote this file; a folder or a file of another kind gives False."""
     try:
         return KEY in Tensors(path).metadata
     except (OSError, TypeError, ValueError):
@@ -85,19 +84,20 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 
 @reading.brief()
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """Return the kind of model a file holds; raises as `load` does."""
+    """Return the kind of model in a file, or raise as `load` does."""
     return _about(Tensors(path))[0]
 
 
 @reading.brief()
 def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict[str, Any]]:
-    """Read a model file: its arrays, on the host, and its configuration.
+    """Read the arrays of a model file, as NumPy arrays, and its configuration.
 
     Parameters
     ----------
     path : path
+        The file to read.
     kind : str
-        The kind of model that the file should hold.
+        The kind of model that the file must hold.
 
     Returns
     -------
@@ -109,7 +109,8 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict
     FileNotFoundError
         There is no such file.
     ValueError
-        It is no safetensors file, is damaged or changed, or is of another format, version or kind.
+        The file is no safetensors file, is damaged or changed, or has another format, version or
+        kind.
     """
     file = Tensors(path)
     its_kind, config, expected = _about(file)
@@ -124,10 +125,8 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict
 
 
 def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | None = None) -> None:
-    """Raise ValueError unless all numbers of a file are finite, and stay so in the dtype that they
-    are put in.
-    """
-    # NumPy has no bfloat16, whose exponents have as many bits
+    """Raise ValueError unless all numbers of a file are finite, also after a cast to `dtype`."""
+    # NumPy has no bfloat16; exponents of float32 have as many bits
     host = "float32" if dtype == "bfloat16" else dtype
     for name, array in arrays.items():
         with np.errstate(over="ignore"):
@@ -138,7 +137,7 @@ def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | N
 
 
 def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
-    """Return kind, configuration and digest of a file of our version."""
+    """Return kind, configuration and digest from a file in this version of the format."""
     if KEY not in file.metadata:
         raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
@@ -160,23 +159,24 @@ def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
 def pack(tree: Any) -> tuple[Any, dict[str, Host]]:
     """Return a tree as a JSON value, and its arrays on the host by name.
 
-    In the value a dict is {"dict": ...}, a tuple {"tuple": [...]}, an array {"array": name,
-    "dtype": dtype}, and a number that is not finite {"float": "inf"}. An array that is there
-    several times is kept once. Anything but dicts with text as keys, lists, tuples, text, numbers,
-    None and arrays of numbers is a TypeError.
+    The value represents a dict as {"dict": ...}, a tuple as {"tuple": [...]}, an array as {"array":
+    name, "dtype": dtype}, and a number that is not finite as {"float": "inf"}. An array that occurs
+    several times is kept once. A tree holds dicts with text as keys, lists, tuples, text, numbers,
+    None and arrays of numbers; anything else raises TypeError.
     """
     arrays: dict[str, Host] = {}
     return _packed(tree, "", arrays, {}), arrays
 
 
 def _packed(value: Any, path: str, arrays: dict[str, Host], names: dict[int, str]) -> Any:
-    """Return a part of a tree as a JSON value, and put its arrays into `arrays`; `names` has those
-    of their ids.
+    """Return a part of a tree as a JSON value, and put its arrays into `arrays`.
+
+    `names` maps the id of each array to its name.
     """
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}  # which JSON does not have
+        return {"float": str(value)}  # JSON has no such number
     if isinstance(value, str | bool | int | float | None):
         return value
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -201,9 +201,9 @@ def _packed(value: Any, path: str, arrays: dict[str, Host], names: dict[int, str
 
 
 def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array]) -> Any:
-    """Return the tree that `pack` was given; ValueError if the value is none that `pack` made.
+    """Return the tree that `pack` got, or raise ValueError for a value that `pack` did not make.
 
-    `put(array, dtype)` moves an array of floating-point numbers to where it belongs; others stay on
+    `put(array, dtype)` moves an array of floating-point numbers to its device; other arrays stay on
     the host.
     """
     return _unpacked(value, arrays, put, {})
@@ -212,7 +212,7 @@ def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array
 def _unpacked(
     value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array], placed: dict[str, Array]
 ) -> Any:
-    """Return a part of a tree; `placed` has the arrays so far."""
+    """Return a part of a tree; `placed` holds the arrays unpacked so far."""
     match value:
         case {"dict": dict() as parts}:
             return {key: _unpacked(part, arrays, put, placed) for key, part in parts.items()}
@@ -232,8 +232,9 @@ def _unpacked(
 
 
 def check_alike(name: str, value: Any, like: Any) -> None:
-    """Raise ValueError unless `value` is a dict with the names of `like`, or an array of its shape
-    and dtype.
+    """Raise ValueError unless `value` has the structure of `like`.
+
+    A dict must have the same names, an array the same shape and dtype.
     """
     if isinstance(like, dict):
         if not isinstance(value, dict) or value.keys() != like.keys():

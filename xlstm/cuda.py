@@ -1,4 +1,4 @@
-"""Kernels for recurrent layers on an NVIDIA GPU: which of them run, at which precision."""
+"""The choice of kernels for recurrent layers on an NVIDIA GPU, and of their precision."""
 
 from xlstm.engines.cuda import PATHS, PRECISIONS, Choice, CudaError, use
 from xlstm.engines.cuda.check import check

@@ -1,4 +1,4 @@
-"""Training on several processes and machines: the processes that `mpiexec` started, as a group."""
+"""Training on several processes, GPUs or machines: the processes of a launcher as one group."""
 
 from typing import Any
 
@@ -11,39 +11,44 @@ __all__ = ["Group", "OtherRankError", "Shard", "group"]
 
 
 def group(comm: Any = None) -> Group:
-    """Return the processes that a launcher such as mpiexec or srun started, or those of a
-    communicator; a process without a launcher is alone.
+    """Return the processes that a launcher such as mpiexec or srun started, as one group.
 
-    mpi4py is imported where a launcher started more than one process, or where the program has
-    imported it before. Each rank makes the GPU of its number on the machine the current one. An
-    error that nobody catches on a rank ends the job from here on, and so does a rank that does not
-    come where others wait for it: because its program has ended, or within the seconds of the
-    environment variable XLSTM_GROUP_TIMEOUT (600; 0 means for ever).
+    A process without a launcher is a group of one. If you give a communicator, the group has its
+    processes. The function imports mpi4py only if a launcher started more than one process, or if
+    the program has imported mpi4py before. Each rank makes the GPU with its number on the machine
+    (`Group.local_rank`) the current one.
 
-    All ranks of the job make the first call together, also where each of them has a communicator of
-    a few: they divide the cores and the GPUs of each machine among all ranks on it.
+    From this call on, the whole job ends in two cases:
+
+    - A rank raises an error that nobody catches.
+    - A rank does not arrive where others wait for it. Its program may have ended, or the others
+      have waited for the seconds in the environment variable XLSTM_GROUP_TIMEOUT (600 by default; 0
+      means for ever).
+
+    All ranks of the job make the first call together, even if each has a communicator of only a few
+    ranks: the call divides the cores and the GPUs of each machine among all its ranks.
 
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm, optional
-        A communicator of processes of this job, whose ranks make this call together; without it the
+        A communicator of processes of this job, whose ranks make this call together. By default the
         group has all processes.
 
     Returns
     -------
     Group
-        The same one at each call with the same communicator.
+        Calls with the same communicator return the same group.
 
     Raises
     ------
     BackendError
-        mpi4py or an MPI is missing, the launcher is that of another MPI or of none, MPI was started
-        without MPI_THREAD_MULTIPLE, `comm` has processes of another job, or versions of xlstm
+        mpi4py or an MPI is missing; the launcher belongs to another MPI or to none; MPI was started
+        without MPI_THREAD_MULTIPLE; `comm` has processes of another job; or versions of xlstm
         differ between ranks.
     TypeError
-        `comm` is no intracommunicator of mpi4py, or it is COMM_NULL or freed.
+        `comm` is not an intracommunicator of mpi4py, or it is COMM_NULL or freed.
     ValueError
-        XLSTM_GROUP_TIMEOUT is no number of seconds.
+        XLSTM_GROUP_TIMEOUT is not a number of seconds.
 
     Examples
     --------

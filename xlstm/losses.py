@@ -1,9 +1,11 @@
-"""Losses: each returns the loss (a 0-d array) and its gradient by the prediction.
+"""Losses: each returns the loss and its gradient with respect to the prediction.
 
-A loss is the mean over all elements that `mask` selects. A mask covers the leading axes of the
-target: (T, B) masks whole time steps, the target's own shape single values. It is boolean, or holds
-weights from 0 up, for a weighted mean. The gradient has the dtype of the prediction; CuPy makes
-float32 of bfloat16 and a Python number.
+The loss is a 0-d array, the mean over all elements that `mask` selects. A mask covers the leading
+axes of the target: a mask (T, B) selects whole time steps, and a mask in the target's own shape
+selects single values. It is boolean, or holds weights of 0 or more for a weighted mean.
+
+The gradient is cast to the dtype of the prediction, because CuPy returns float32 for an operation
+on bfloat16 and a Python number.
 """
 
 from __future__ import annotations
@@ -34,20 +36,20 @@ __all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse", "pinb
 
 @accepts_foreign
 def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Return the mean squared error, mean((y - target)^2), and its gradient by y.
+    """Return the mean squared error, mean((y - target)^2), and its gradient with respect to y.
 
     Parameters
     ----------
     y, target : array
-        Prediction and truth, of one shape.
+        Prediction and truth, of the same shape.
     mask : bool array, or array of weights, optional
-        Elements that count, or how much they do.
+        Elements that count, or the weight of each element in the mean.
 
     Returns
     -------
     loss : 0-d array
     dy : array
-        In the shape of y.
+        Gradient with respect to y, in its shape and dtype.
 
     Raises
     ------
@@ -62,20 +64,22 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
 
 @accepts_foreign
 def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Return the mean absolute error, `mean(|y - target|)`, and its gradient by y, which is 0 at 0.
+    """Return the mean absolute error, `mean(|y - target|)`, and its gradient with respect to y.
+
+    The gradient is 0 where y equals the target.
 
     Parameters
     ----------
     y, target : array
-        Prediction and truth, of one shape.
+        Prediction and truth, of the same shape.
     mask : bool array, or array of weights, optional
-        Elements that count, or how much they do.
+        Elements that count, or the weight of each element in the mean.
 
     Returns
     -------
     loss : 0-d array
     dy : array
-        In the shape of y.
+        Gradient with respect to y, in its shape and dtype.
 
     Raises
     ------
@@ -91,23 +95,25 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
 def huber(
     y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
 ) -> tuple[Array, Array]:
-    """Return the mean of `e^2/2` where `|e| <= delta`, else `delta (|e| - delta/2)`, and its
-    gradient (Huber 1964).
+    """Return the Huber loss (Huber 1964) and its gradient with respect to y.
+
+    For errors e = y - target, the loss is the mean of `e^2/2` where `|e| <= delta`, and of `delta
+    (|e| - delta/2)` elsewhere.
 
     Parameters
     ----------
     y, target : array
-        Prediction and truth, of one shape.
+        Prediction and truth, of the same shape.
     mask : bool array, or array of weights, optional
-        Elements that count, or how much they do.
+        Elements that count, or the weight of each element in the mean.
     delta : float
-        Where the square ends.
+        The largest `|e|` at which the loss is quadratic, above 0.
 
     Returns
     -------
     loss : 0-d array
     dy : array
-        In the shape of y.
+        Gradient with respect to y, in its shape and dtype.
 
     Raises
     ------
@@ -125,26 +131,28 @@ def huber(
 def pinball(
     y: Array, target: Array, mask: Array | None = None, quantiles: Sequence[float] = (0.1, 0.5, 0.9)
 ) -> tuple[Array, Array]:
-    """Return the mean of max(q e, (q - 1) e), where e = target - y, summed over quantiles, and its
-    gradient by y.
+    """Return the quantile (pinball) loss and its gradient with respect to y.
 
-    Its minimum is the quantile q of the target given the inputs (Koenker & Bassett 1978). The
-    gradient is 0 where e is.
+    For errors e = target - y, the loss is the mean of max(q e, (q - 1) e), summed over the
+    quantiles q. The y that minimises it is the quantile q of the target given the inputs (Koenker &
+    Bassett 1978). The gradient is 0 where e is 0.
 
     Parameters
     ----------
     y : array (..., Q)
         A prediction for each quantile.
     target : array (...)
+        The truth.
     mask : bool array, or array of weights, optional
-        Elements of the target that count, or how much they do.
+        Elements of the target that count, or the weight of each element in the mean.
     quantiles : list of Q floats
-        Between 0 and 1.
+        The quantiles, each between 0 and 1.
 
     Returns
     -------
     loss : 0-d array
     dy : array (..., Q)
+        Gradient with respect to y, in its dtype.
 
     Raises
     ------
@@ -164,7 +172,7 @@ def pinball(
     weight = weight if mask is None else weight[..., None]
     q = xp.astype(constants.copied(xp, np.array(levels), device_of(y)), y.dtype, copy=False)
     e = target[..., None] - y  # (4)
-    slope = q - xp.astype(e < 0, y.dtype)  # (4) the derivative of the loss by e
+    slope = q - xp.astype(e < 0, y.dtype)  # (4) the derivative of the loss with respect to e
     dy = -weight * xp.where(e == 0, xp.zeros_like(e), slope)  # (4)
     return xp.sum(weight * slope * e), astype(xp, dy, y.dtype)  # (4)
 
@@ -173,24 +181,26 @@ def pinball(
 def binary_cross_entropy(
     logits: Array, target: Array, mask: Array | None = None
 ) -> tuple[Array, Array]:
-    """Return the mean of -t log p - (1 - t) log(1 - p), p = sigmoid(logit), in nats, and its
-    gradient by the logits.
+    """Return the binary cross-entropy in nats and its gradient with respect to the logits.
 
-    Each logit is a question of its own, such as whether a sequence has a label.
+    The loss is the mean of -t log p - (1 - t) log(1 - p), where p = sigmoid(logit). Each logit
+    answers a question of its own, such as whether a sequence has a label.
 
     Parameters
     ----------
     logits : array (...)
     target : array (...)
-        The truth t, or its probability, from 0 to 1. The values are not checked, as that would
-        stall a GPU.
+        The truth t, 0 or 1, or its probability. The function does not check these values, as that
+        would stall a GPU.
     mask : bool array, or array of weights, optional
-        Elements that count, or how much they do.
+        Elements that count, or the weight of each element in the mean.
 
     Returns
     -------
     loss : 0-d array
     dlogits : array (...)
+        Gradient with respect to the logits, in their dtype.
+
 
     Raises
     ------
@@ -204,21 +214,25 @@ def binary_cross_entropy(
 
 @accepts_foreign
 def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Return the mean of -log softmax(logits)[label], in nats, and its gradient by the logits.
+    """Return the cross-entropy in nats and its gradient with respect to the logits.
+
+    The loss is the mean of -log softmax(logits)[label].
 
     Parameters
     ----------
     logits : array (..., V)
+        A number for each of V classes.
     labels : integer array (...)
         From 0 to V - 1. A label outside that range makes the loss NaN, unless it is masked: looking
         at the values to raise an error would stall a GPU.
     mask : bool array, or array of weights, optional
-        Labels that count, or how much they do.
+        Labels that count, or the weight of each label in the mean.
 
     Returns
     -------
     loss : 0-d array
     dlogits : array (..., V)
+        Gradient with respect to the logits, in their dtype.
 
     Raises
     ------
@@ -240,7 +254,7 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     weight = _weight("cross_entropy", xp, labels, mask, logits)
     V = logits.shape[-1]
     device = device_of(logits)
-    # The dtype of the logits, where it holds every label.
+    # The dtype of the logits, if it can represent every label.
     kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64
     if compiles(xp):
         share = (
@@ -275,8 +289,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
 def _softmax_error(
     xp: Namespace, z: Array, top: Array, label: Array, classes: Array, weight: Array, width: int
 ) -> tuple[Array, Array]:
-    """Return weight (softmax(z) - one-hot(label)) over the last axis, and the mean of exp(z -
-    top).
+    """Return weight (softmax(z) - one-hot(label)), and the mean of exp(z - top), along the last
+    axis.
     """
     e = xp.exp(z - top)  # (5)
     mean = xp.mean(e, axis=-1, keepdims=True)  # (5)
@@ -291,8 +305,9 @@ def _hit(xp: Namespace, classes: Array, label: Array) -> Array:
 def _entropy(
     xp: Namespace, z: Array, label: Array, classes: Array, weight: Array, width: int
 ) -> tuple[Array, Array]:
-    """Return the gradient of a row, and -weight log softmax(z)[label], NaN for a label that there
-    is not.
+    """Return the gradient with respect to a row, and -weight log softmax(z)[label].
+
+    The loss is NaN for a label outside the classes.
     """
     top = xp.max(z, axis=-1, keepdims=True)
     error, mean = _softmax_error(xp, z, top, label, classes, weight, width)
@@ -319,8 +334,9 @@ def _regression(
 
 
 def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
-    """Return the weight of every element in the mean; they add up to 1. Without a mask it is a
-    number.
+    """Return the weight of every element in the mean, as one number if there is no mask.
+
+    The weights add up to 1.
     """
     if mask is None:
         return 1 / max(1, math.prod(target.shape))  # (7)
@@ -337,7 +353,7 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
 
 
 def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
-    """Return a mask over leading axes with the other axes of target as 1."""
+    """Return a mask over leading axes with a length of 1 for each other axis of the target."""
     return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
 
 

@@ -1,12 +1,13 @@
-"""Mixed precision: forward and backward in float16 or bfloat16 with float32 weights; TF32 products
-on request.
+"""Mixed precision with float16 or bfloat16 and float32 weights, and TF32 products.
 
-After Micikevicius et al. 2018. The weights that the optimiser changes, the masters, are float32,
-and so are the loss, its gradient and what is summed over gradients; `forward` and `backward` see
-copies in the lower dtype. Gradients too small for float16 are multiplied by a scale on their way
-back. A step whose gradients overflow is left out, and the scale shrinks. Nothing is changed in
-place. `training.train(..., precision=Mixed("float16"))` does all of that, and its loop shows how
-`lowered`, `raised` and `after` are used.
+Micikevicius et al. (2018) describe the method. The weights that the optimiser changes, the master
+weights, are float32. The loss, its gradient and sums over gradients are float32, too. `forward` and
+`backward` get copies of the weights in the lower dtype.
+
+A scale multiplies the gradients during the backward pass, because small ones would vanish in
+float16. If the gradients of a step overflow, training skips the step and reduces the scale. Nothing
+is changed in place. `training.train(..., precision=Mixed("float16"))` does all of this. Its loop
+shows how to use `lowered`, `raised` and `after`.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ MOST = 2.0**24  # gradients that still overflow at the least scale do so for ano
 
 
 class Scaling(NamedTuple):
-    """The factor of gradients, and when it last changed.
+    """The scale of gradients, and the number of good steps since it changed.
 
     Attributes
     ----------
     scale : float
-        The factor.
+        The factor that multiplies the gradients.
     good : int
-        Number of steps in a row with finite gradients since the factor last changed.
+        Number of successive steps with finite gradients since the scale last changed.
     """
 
     scale: float = 1.0
@@ -51,20 +52,23 @@ class Scaling(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixed:
-    """A description of mixed precision; it holds no state.
+    """Settings of mixed precision, without state.
 
     Parameters
     ----------
     dtype : {"float16", "bfloat16"}
-        The dtype of forward and backward. bfloat16 has the range of float32: it needs no scale and
-        leaves no step out.
+        The dtype of forward and backward. bfloat16 has the range of float32, so it needs no scale
+        and skips no step.
     scale : float, optional
-        The first factor of gradients, from 2**-14 to 2**24; by default 2**16 in float16.
+        The scale of the first step, from 2**-14 to 2**24; by default 2**16 in float16.
     growth : float
-        Factor of the scale after `every` good steps, up to 2**24; 1 leaves it.
+        Factor that multiplies the scale after `every` good steps, up to a scale of 2**24; 1 keeps
+        the scale.
     backoff : float
-        Factor of the scale after a step whose gradients are not finite.
+        Factor that multiplies the scale after a step whose gradients are not finite.
     every : int
+        Number of good steps in a row before the scale grows.
+
 
     Raises
     ------
@@ -96,7 +100,7 @@ class Mixed:
 
     @property
     def scales(self) -> bool:
-        """Whether gradients are scaled, and steps left out."""
+        """Whether training scales gradients and skips steps that overflow."""
         return self.dtype != "bfloat16"
 
     def init(self) -> Scaling:
@@ -104,11 +108,13 @@ class Mixed:
         return Scaling(float(self.scale or FIRST) if self.scales else 1.0)
 
     def below(self, home: Backend) -> Backend:
-        """Return the backend that forward and backward run on, from that of the masters.
+        """Return the backend of forward and backward, from the backend of the master weights.
 
         Parameters
         ----------
         home : Backend
+            The backend of the master weights.
+
 
         Returns
         -------
@@ -117,7 +123,7 @@ class Mixed:
         Raises
         ------
         ValueError
-            The masters are of a lower dtype themselves.
+            The master weights have a lower dtype themselves.
         TypeError
             The device is a CPU.
         BackendError
@@ -133,10 +139,10 @@ class Mixed:
 
 
 def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None:
-    """Return the scale of the next step, from whether all gradients of this one were `finite`.
+    """Return the scale of the next step, given whether all gradients of this step were finite.
 
-    It is None where they were not and the scale cannot be the reason: it is the least already, or
-    there is none.
+    The result is None if they were not finite and the scale cannot be the reason: it is at its
+    minimum already, or there is no scale.
     """
     if mixed is None or not mixed.scales:
         return scaling if finite else None
@@ -149,24 +155,24 @@ def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None
 
 
 def lowered(arrays: Any, dtype: str, scale: float | Array = 1.0) -> Any:
-    """Return an array, or a dict of arrays, times `scale` and then in a lower dtype, where it may
-    overflow.
+    """Multiply an array, or a dict of arrays, by `scale`, and cast it to a lower dtype.
 
-    The masters are lowered for `forward` and `backward`, and dy for `backward`. On CuPy the scale
-    may be a 0-d array.
+    The result may overflow. Training lowers the master weights for `forward` and `backward`, and dy
+    for `backward`. On CuPy the scale may be a 0-d array.
     """
     return _cast(arrays, dtype, scale, _multiplied)
 
 
 def raised(arrays: Any, dtype: str = "float32", scale: float | Array = 1.0) -> Any:
-    """Return an array, or a dict of arrays, in a wider dtype and then divided by `scale`; the
-    reverse of `lowered`.
+    """Cast an array, or a dict of arrays, to a wider dtype, and divide it by `scale`.
+
+    This reverses `lowered`.
     """
     return _cast(arrays, dtype, scale, _divided)
 
 
 def _cast(arrays: Any, dtype: str, scale: float | Array, function: Callable[..., Array]) -> Any:
-    """Return `function(xp, array, scale, dtype)` of arrays, which may be those that there are."""
+    """Return `function(xp, array, scale, dtype)` of each array; it may be the array itself."""
     parts: Params = arrays if isinstance(arrays, dict) else {"": arrays}
     if not parts:
         return arrays
@@ -193,16 +199,18 @@ def _divided(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:
 
 @contextlib.contextmanager
 def tf32(on: bool = True) -> Iterator[None]:
-    """Multiply float32 matrices in TF32 within `with tf32():`; it has the range of float32 and 10
-    bits of fraction.
+    """Multiply float32 matrices in TF32 inside a `with tf32():` block.
 
-    This holds for CuPy's products in the whole process, and for those in the kernels of recurrent
-    layers (`cuda.use`). `tf32(False)` is the opposite, where CUPY_TF32=1 or an outer `tf32()`
-    holds. The end of the block restores what was there before.
+    TF32 has the range of float32 and a fraction of 10 bits. The setting holds for CuPy's products
+    in the whole process, and for the products in kernels of recurrent layers (`cuda.use`). If
+    CUPY_TF32=1 or an outer `tf32()` has switched TF32 on, `tf32(False)` switches it off. The end of
+    the block restores the previous setting.
 
     Parameters
     ----------
     on : bool
+        Whether to use TF32.
+
 
     Returns
     -------
@@ -211,14 +219,14 @@ def tf32(on: bool = True) -> Iterator[None]:
     Raises
     ------
     BackendError
-        CuPy does not work here, or the GPU has no TF32, which came with compute capability 8.0.
+        CuPy does not work here, or the GPU has no TF32: it needs compute capability 8.0 or more.
     """
     failure = optional_imports.cupy_failure()
     if failure is not None:
         raise BackendError(f"tf32: CuPy is not usable here: {failure}")
     cupy = optional_imports.cupy()
     capability = int(cupy.cuda.Device().compute_capability)
-    if on and capability < 80:  # CuPy would warn and go on in float32
+    if on and capability < 80:  # CuPy would warn and continue in float32
         raise BackendError(
             f"tf32: needs a GPU of compute capability 8.0 or more, this one has {capability / 10}"
         )
@@ -236,12 +244,11 @@ def tf32(on: bool = True) -> Iterator[None]:
 def named(
     name: str | None, home: Backend
 ) -> tuple[Mixed | None, contextlib.AbstractContextManager[None]]:
-    """Return the description for `train` and the context to train in that a name of NAMES, or None,
-    stands for.
+    """Return the settings for `train` and the context to train in, for a name of NAMES or None.
 
-    An unknown name, or weights on `home` that do not go with it, are a ValueError; float16 or
-    bfloat16 on a CPU are a TypeError; TF32 elsewhere than on CuPy, and something that is missing,
-    are a BackendError.
+    An unknown name, or a dtype of weights on `home` that excludes it, raises ValueError. float16 or
+    bfloat16 on a CPU raises TypeError. TF32 on another library than CuPy, or a missing package,
+    raises BackendError.
     """
     if name is None:
         return None, contextlib.nullcontext()

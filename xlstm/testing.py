@@ -1,6 +1,4 @@
-"""`gradcheck` tells whether a backward pass is the gradient of a forward pass, for any pair of
-functions.
-"""
+"""`gradcheck`: compare the backward pass of any pair of functions with finite differences."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ ROUNDING = 10 * float(np.finfo(np.float64).eps)  # a few roundings on the way to
 
 
 class GradientError(AssertionError):
-    """A backward pass disagrees with finite differences; the text names the input and the
-    output.
-    """
+    """A backward pass disagrees with finite differences; the message names input and output."""
 
 
 def gradcheck(
@@ -45,9 +41,10 @@ def gradcheck(
 ) -> float:
     """Compare a backward pass with finite differences in random directions.
 
-    For outputs y = f(x), a random cotangent w and a random direction v, the derivative of <w, f(x)>
-    along v must equal <dx, v>. This is done with one output at a time and with all outputs
-    together, and for each input by itself, so no error can hide behind a larger gradient.
+    Take outputs y = f(x), a random cotangent w (an upstream gradient) and a random direction v. The
+    derivative of <w, f(x)> along v must equal <dx, v>. The check runs for each input by itself,
+    with one output at a time and with all outputs together, so that no error hides behind a larger
+    gradient.
 
     Parameters
     ----------
@@ -58,25 +55,25 @@ def gradcheck(
         `backward(saved, doutputs) -> dinputs`: the gradients of <outputs, doutputs>, nested like
         `inputs`.
     inputs : tuple
-        Arguments of `forward`: float64 arrays of any backend, or nestings of them. None has no
-        gradient.
+        Arguments of `forward`: float64 arrays of any backend, or nestings of them. An argument of
+        None has no gradient.
     directions : int
-        The number of random directions of each input, in which every output is checked.
+        The number of random directions for each input; every output is checked in each direction.
     step : float
-        The step of the fourth-order central difference. Where it disagrees, a tenth and a hundredth
-        of it are tried too: the error of the difference itself, or of a kink within its reach,
-        vanishes with the step.
+        The step of the fourth-order central difference. If the difference disagrees, the check also
+        tries a tenth and a hundredth of the step: an error of the difference itself, or of a kink
+        within its reach, vanishes with the step.
     tolerance : float
-        The largest relative error allowed. Errors are relative to the larger of the two derivatives
-        and of `|dx| |v| / sqrt(n)`, the size that a derivative in a random direction has. The
-        effect of ten roundings of each output on the finite difference is not counted as an error;
-        where it is more than the tolerance allows of the largest gradient, nothing can be checked,
-        which is an error too.
+        The largest relative error allowed. Errors are relative to the largest of the two
+        derivatives and `|dx| |v| / sqrt(n)`, the typical size of a derivative in a random
+        direction. The check does not count the effect of ten roundings of each output on the finite
+        difference as an error. If this effect exceeds `tolerance` times the largest gradient, the
+        gradient cannot be checked, and `gradcheck` raises.
     seed : int
         The seed of the cotangents and directions.
     order : {1, 2}
         With 2, the derivative of `backward` is checked as well: `xlstm.jvp` of the gradients of
-        <outputs, w> must agree with their finite differences, and as a Hessian be symmetric.
+        <outputs, w> must agree with their finite differences, and be symmetric as a Hessian is.
 
     Returns
     -------
@@ -86,12 +83,12 @@ def gradcheck(
     Raises
     ------
     GradientError
-        An error above `tolerance`, or a gradient that is not finite or whose shape or nesting is
-        not that of its input.
+        An error is above `tolerance`, a gradient is not finite, or its shape or nesting differs
+        from its input.
     TypeError
-        An input is not float64, or an argument is of another type.
+        An input is not float64, or an argument has the wrong type.
     ValueError
-        There are no inputs, or a number is out of its range; `order` is neither 1 nor 2.
+        There are no inputs, a number is out of its range, or `order` is neither 1 nor 2.
 
     Examples
     --------
@@ -128,7 +125,7 @@ def gradcheck(
     worst = 0.0
     for _ in range(directions):
         along = {name: rng.standard_normal(tuple(x.shape)) for name, x in leaves.items()}
-        # forward passes serve all outputs
+        # one forward pass serves all outputs
         moved = functools.cache(functools.partial(_moved, forward, inputs, along))
         for names in [*([name] for name in results if len(results) > 1), list(results)]:
             w = {
@@ -146,15 +143,15 @@ def gradcheck(
                 scales[name] = max(abs(exact[name]), abs(difference(name, step)[0]), typical, TINY)
             most_noise = tolerance * max(scales.values())
             for name in along:
-                pair = f"gradient of output {', '.join(names)} by input {name}"
+                pair = f"gradient of output {', '.join(names)} with respect to input {name}"
                 numeric, noise = difference(name, step)
                 if noise > most_noise > tolerance * TINY and any(exact.values()):
                     raise GradientError(
                         f"{pair}: cannot be checked, it drowns in the rounding of the outputs"
                     )
                 error = max(abs(exact[name] - numeric) - noise, 0.0) / scales[name]
-                # The error of the difference, or of a kink within its reach, goes away with the
-                # step; a wrong gradient does not.
+                # An error of the difference, or of a kink within its reach, vanishes with the step;
+                # a wrong gradient does not.
                 for smaller in (step / 10, step / 100):
                     if error <= tolerance:
                         break
@@ -191,7 +188,8 @@ def _second_order(
 ) -> tuple[Callable[..., tuple[Any, Any]], Callable[[Any, Any], Any]]:
     """Return the gradients of <outputs, w> as a forward pass, and its backward pass.
 
-    A Hessian is symmetric, so that its product with a direction is that with a cotangent.
+    A Hessian is symmetric, so its product with a direction also serves as its product with a
+    cotangent.
     """
 
     def gradients(*inputs: Any) -> Any:
@@ -210,9 +208,7 @@ def _moved(
     name: str,
     step: float,
 ) -> list[dict[str, Host]]:
-    """Return the outputs at the points of the stencil, where one input is moved along its
-    direction.
-    """
+    """Return the outputs at the points of the stencil, with one input moved along its direction."""
     x = leaves_by_path(inputs)[name]
     points = [replaced(inputs, {name: x + like(k * step * along[name], x)}) for k in STENCIL]
     return [
@@ -226,8 +222,9 @@ def _difference(
     name: str,
     step: float,
 ) -> tuple[float, float]:
-    """Return the derivative of <outputs, cotangents> by an input along its direction, and its error
-    from rounding.
+    """Return the derivative of <outputs, cotangents> along the direction of an input.
+
+    The second value is its error from rounding.
     """
     numeric = 0.0
     noise = 0.0
@@ -239,7 +236,7 @@ def _difference(
 
 
 def _gradients(dinputs: Any, leaves: dict[str, Array]) -> dict[str, Host]:
-    """Return the gradients on the host, after checks of their nesting, shapes and values."""
+    """Return the gradients on the host once their nesting, shapes and values are checked."""
     gradients = {name: to_numpy(leaf) for name, leaf in leaves_by_path(dinputs).items()}
     if set(gradients) != set(leaves):
         raise GradientError(

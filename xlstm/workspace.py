@@ -1,9 +1,9 @@
-"""Memory of large arrays on the CPU, which the C allocator keeps from one call to the next.
+"""Work memory: the C allocator keeps the memory of large arrays on the CPU between calls.
 
-Fresh memory costs a page fault and a cleared page for every 4 KB, a tenth of a training step of
-middle size. With glibc, freed memory at the end of the heap goes back to the system as soon as it
-is twice the largest block that was ever freed, where blocks above 32 MB do not count. One block of
-31 MB, made and freed, lets it keep 62 MB.
+Fresh memory costs a page fault and a cleared page for every 4 KB: a tenth of the time of a training
+step of middle size. glibc gives freed memory at the end of the heap back to the system once there
+is twice as much of it as the largest block ever freed. Blocks above 32 MB do not count. This module
+makes and frees one block of 31 MB, so that glibc keeps up to 62 MB.
 """
 
 from __future__ import annotations
@@ -19,6 +19,6 @@ np.empty(31 << 20, dtype=np.uint8)  # once for the process, and never written to
 
 
 def release() -> None:
-    """Give memory that the C allocator keeps back to the system; only glibc can be told to."""
+    """Give the memory that the C allocator keeps back to the system; this needs glibc."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

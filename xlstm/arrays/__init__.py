@@ -1,7 +1,7 @@
-"""Which library and device hold the numbers, and the operations that depend on it.
+"""Arrays: the library and device that hold the numbers, and operations that depend on these.
 
-`backend` chooses a library, `namespace` finds that of arrays, `convert` moves values, `random`
-draws them, `checks` checks arguments. `fuse` and `matmul` run as kernels of their own on CuPy.
-`cores` serves NumPy on a CPU. `optional_imports` imports CuPy and PyTorch and tries the GPU.
-`cuda/` has what CuPy alone needs, `ranks/` the processes that train together.
+`backend` chooses a library, `namespace` finds the library of arrays, `convert` moves values,
+`random` draws them, and `checks` checks arguments. On CuPy, `fuse` and `matmul` run kernels of
+their own. `cores` counts threads for NumPy on a CPU. `optional_imports` imports CuPy and PyTorch
+and tests the GPU. `cuda/` serves CuPy alone, `ranks/` the processes that train together.
 """

@@ -1,7 +1,7 @@
 """The choice of an array library and a device, for arrays that do not exist yet.
 
-Existing arrays decide for themselves: every function takes its namespace from the arrays that it is
-given (`xlstm.arrays.namespace`). CuPy and PyTorch are imported only when they are asked for.
+Existing arrays decide for themselves: every function takes its namespace from its arrays
+(`xlstm.arrays.namespace`). CuPy and PyTorch are imported only if you ask for them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VARIABLE = "XLSTM_BACKEND"
 
 
 class Portable:
-    """Base of classes with a namespace `xp`, which copies and pickles have by its name."""
+    """The base of classes with a namespace `xp`; copies and pickles hold it by name."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "xp": self.__dict__["xp"].__name__}
@@ -47,7 +47,7 @@ class Portable:
 
 @dataclass(frozen=True)
 class Backend(Portable):
-    """An array library, a device of it and the dtype that new arrays get.
+    """An array library, one of its devices, and the dtype of new arrays.
 
     Attributes
     ----------
@@ -58,10 +58,9 @@ class Backend(Portable):
     device : object
         The device in that library's own terms.
     dtype : str
-        The dtype of arrays that are made from floating-point values, "float32" unless told
-        otherwise.
+        The dtype of new arrays of floating-point values; "float32" by default.
     reason : str
-        Why this backend was chosen, in words.
+        The reason for the choice of this backend, in words.
     """
 
     name: str
@@ -71,22 +70,22 @@ class Backend(Portable):
     reason: str = "asked for"
 
     def asarray(self, values: Any, dtype: DType | None = None) -> Array:
-        """Put host values, or an array of this backend, on the device.
+        """Return values of the host, or an array of any library, as an array on the device.
 
         Parameters
         ----------
         values : array or nested numbers
-            An array may be of any library that offers `__cuda_array_interface__` or DLPack.
+            Numbers, or an array of any library with `__cuda_array_interface__` or DLPack.
         dtype : str, optional
-            By default that of the backend for floating-point values; integers and booleans keep
-            their own.
+            By default the backend's dtype for floating-point values; integers and booleans keep
+            their own dtype.
 
         Returns
         -------
         array
         """
         if self.name == "numpy" and dtype is None and type(values) is np.ndarray:
-            kind = values.dtype.kind  # the most frequent case needs no further question
+            kind = values.dtype.kind  # the most frequent case needs no further check
             if kind == "f":
                 return values.astype(self.dtype, copy=False)
             if kind in "iub":
@@ -102,18 +101,18 @@ class Backend(Portable):
             if isinstance(values, np.ndarray) and self.name == "torch":
                 values = to_numpy(values)  # PyTorch does not know the bfloat16 of ml_dtypes
                 if not values.flags.writeable:
-                    values = values.copy()  # PyTorch warns about memory that it must not write to
+                    values = values.copy()  # PyTorch warns about read-only memory
             return self.xp.asarray(values, dtype=target, device=self.device)
 
     def synchronize(self) -> None:
-        """Wait until the device has finished everything that was asked of it."""
+        """Wait until the device has finished all its work."""
         if self.name == "cupy":
             self.device.synchronize()
         elif self.name == "torch" and self.device.type == "cuda":
             optional_imports.torch().cuda.synchronize(self.device)
 
     def __str__(self) -> str:
-        """Name the library and the device, with the name of the card where it is a GPU."""
+        """Return the names of library and device, and for a GPU the name of the card."""
         device = self.device
         place = str(device)
         if self.name == "cupy":
@@ -131,14 +130,14 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
     Parameters
     ----------
     name : {"auto", "numpy", "cupy", "torch"}
-        "auto" takes CuPy if a small kernel and a matrix product ran on the GPU, else NumPy; the
-        environment variable XLSTM_BACKEND, where set, decides instead of "auto". An explicit name
-        is used or refused, never replaced by another.
+        "auto" takes CuPy if a small kernel and a matrix product run on the GPU, else NumPy. If the
+        environment variable XLSTM_BACKEND is set, it decides instead of "auto". An explicit name is
+        used or refused, never replaced by another.
     device : optional
         CuPy: the device number. PyTorch: a device such as "cpu" (the default) or "cuda:0".
     dtype : {"float32", "float64", "float16", "bfloat16"}
-        The dtype of the arrays that it makes, as a name or as NumPy's dtype. float16 and bfloat16
-        need a GPU, and bfloat16 on CuPy needs CuPy 14 and ml_dtypes.
+        The dtype of new arrays, as a name or as NumPy's dtype. float16 and bfloat16 need a GPU.
+        bfloat16 on CuPy needs CuPy 14 and ml_dtypes.
 
     Returns
     -------
@@ -150,9 +149,10 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
     ValueError
         The name, device or dtype is unknown.
     TypeError
-        The dtype is float16 or bfloat16, and the device a CPU; or the name is no string.
+        The dtype is float16 or bfloat16 and the device is a CPU; or the name is not a string.
     BackendError
-        The named library, or what it needs for the dtype, is missing or does not work here.
+        The named library, or a package that it needs for the dtype, is missing or does not work
+        here.
     """
     source = "backend: name"
     reason = "asked for"
@@ -181,7 +181,7 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
 
 
 def backend_of(choice: str | Backend | None, dtype: DType | None = None) -> Backend:
-    """Return the backend meant by an argument that may be a name, a backend, or None for "auto"."""
+    """Return the backend for an argument that is a name, a backend, or None for "auto"."""
     if isinstance(choice, Backend):
         return choice if dtype is None else _with_dtype(choice, dtype)
     return backend(
@@ -198,7 +198,7 @@ def backend_like(array: Array) -> Backend:
 
 
 def available_backends() -> dict[str, Backend | str]:
-    """Return every backend by name: a `Backend` where it runs, else the reason why it does not."""
+    """Return every backend by name: a `Backend` if it runs here, else the reason why not."""
     available: dict[str, Backend | str] = {}
     for name in NAMES:
         try:
@@ -227,7 +227,7 @@ def _with_dtype(backend: Backend, value: DType) -> Backend:
             raise BackendError(
                 "cupy: bfloat16 needs CUDA, this is CuPy for ROCm; use float16 or float32"
             )
-    dtype_of(backend.xp, dtype)  # raises if a package that the dtype needs is missing
+    dtype_of(backend.xp, dtype)  # raises if a package for the dtype is missing
     return replace(backend, dtype=dtype)
 
 
@@ -248,7 +248,7 @@ def _cupy(device: Any) -> Backend:
     failure = optional_imports.cupy_failure(None if number == current else number)
     if failure is not None:
         raise BackendError(f"cupy: {failure}")
-    if number != current:  # new arrays go to the current device whatever `device=` says
+    if number != current:  # new arrays go to the current device, whatever `device=` says
         raise ValueError(
             f"backend: cupy device {number} is not the current one; make it so with"
             f" cupy.cuda.Device({number}).use()"

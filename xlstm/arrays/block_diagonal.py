@@ -1,8 +1,7 @@
-"""Products with block-diagonal matrices of narrow blocks, on CuPy from one launch for several of
-them.
+"""Products with block-diagonal matrices of narrow blocks; on CuPy one launch computes several.
 
-To multiply a few numbers takes less time than to read them, so the kernel reads x once and writes
-all results in their places. cuBLAS would need wide blocks, most of which are zeros.
+Multiplying a few numbers takes less time than reading them, so the kernel reads x once and writes
+all results in their places. cuBLAS would need wide blocks of mostly zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from xlstm.arrays.namespace import Array, Namespace, Shape, reshape, room
 from xlstm.arrays.rows import summed
 from xlstm.tracing.array_functions import Formula
 
-WIDEST = 4  # more would not fit a thread's registers
+WIDEST = 4  # wider blocks would not fit a thread's registers
 
 
 def takes(xp: Namespace, W: Array) -> bool:
@@ -26,8 +25,9 @@ def takes(xp: Namespace, W: Array) -> bool:
 
 
 def products(xp: Namespace, xs: Sequence[Array], Ws: Sequence[Array]) -> Array:
-    """Return the products x[n] W[n]^T of N blocks, of each x (..., N K) and W (N, K, K), side by
-    side, (..., G N K).
+    """Return the products x[n] W[n]^T of N blocks, side by side, (..., G N K).
+
+    There is one for each pair of an x (..., N K) and a W (N, K, K).
     """
     N, K, _ = Ws[0].shape
     x = xs[0]
@@ -45,20 +45,20 @@ def products_bwd(
     of: Sequence[int],
     add: Sequence[Array | None],
 ) -> tuple[list[Array], list[Array]]:
-    """Return gradients of the different x, and for each product that of W.
+    """Return the gradients with respect to each different x, and to the W of each product.
 
     Parameters
     ----------
     xp
         The namespace of the arrays.
     dys : sequence of sequences of array (..., N K)
-        For each product the gradient of the result, as a sum of arrays.
+        For each product the arrays whose sum is the gradient with respect to its result.
     xs : sequence of array (..., N K)
     Ws : sequence of array (N, K, K)
     of : sequence of int
-        The number of the x of each product.
+        For each product the number of its x.
     add : sequence of array or None
-        For each x what is added to its gradient.
+        For each x an array to add to its gradient, or None.
     """
     K = Ws[0].shape[-1]
     added = [a for a in add if a is not None]
@@ -78,9 +78,7 @@ def _by_blocks(
     K: int,
     **options: Any,
 ) -> Any:
-    """Return the results of a function of x (K, ..., N) and W (K^2, N), from arrays (..., N K) and
-    (N, K, K).
-    """
+    """Return a function of x (K, ..., N) and W (K^2, N), given arrays (..., N K) and (N, K, K)."""
     return summed(
         xp,
         function,
@@ -114,7 +112,7 @@ def _products_bwd(
     counts: Shape,
     add: tuple[bool, ...],
 ) -> tuple[Array, ...]:
-    """Return the gradients of each x, and of each W by this row."""
+    """Return the gradients with respect to each x, and this row's gradients of each W."""
     rest = iter(arrays)
     dys = [_sum(next(rest) for _ in range(count)) for count in counts]
     xs = [next(rest) for _ in add]

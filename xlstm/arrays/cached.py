@@ -1,4 +1,4 @@
-"""Properties that are computed once and kept in the object."""
+"""Properties that are computed once and kept in the object, without a lock."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 else:
 
     class cached_property(functools.cached_property):  # noqa: N801, TID251 (the name in functools)
-        """It does what `functools.cached_property` does, but holds no lock.
+        """A `functools.cached_property` that holds no lock.
 
-        On Python 3.11 that one locks all objects of a class while it computes the value of one. If
-        another thread forks meanwhile, nobody in the child frees the lock. Without it two threads
-        may both compute a value.
+        On Python 3.11 the original locks all objects of a class while it computes the value of one.
+        If another thread forks meanwhile, nothing in the child process frees the lock. Without a
+        lock two threads may both compute a value.
         """
 
         def __get__(self, instance, owner=None):

@@ -1,14 +1,13 @@
-"""Checks of arguments, with errors worded the same everywhere: the caller, the argument, what came,
-what was expected.
+"""Checks of arguments, whose errors name the caller, the argument, its value and the expectation.
 
 There is one function for each kind of argument. It takes the caller's name, the argument's name and
-its value, and returns the value as Python has it (an int for a NumPy integer), or raises ValueError
-or TypeError. `fields` applies them to the fields of a frozen dataclass, so that equality, hashing
-and JSON see plain values.
+its value. It returns the value as a plain Python value (an int for a NumPy integer), or raises
+ValueError or TypeError. `fields` applies these checks to the fields of a frozen dataclass, so that
+equality, hashing and JSON see plain values.
 
-Sizes are at most `LARGEST`, so that the bytes of any weight can be counted in 64 bits, and layers
-at most `DEEPEST`. Numbers are at most `HUGE`, so that float32 holds them. Divisors are at least
-`TINY`, so that float32 holds their reciprocals.
+Sizes are at most `LARGEST`, so that the bytes of any weight can be counted in 64 bits, and numbers
+of layers at most `DEEPEST`. Numbers are at most `HUGE`, so that float32 holds them. Divisors are at
+least `TINY`, so that float32 holds their reciprocals.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ Dims = Mapping[str, int | None]  # the sizes of a shape by their symbols; None a
 Kind = Callable[[str, str, Any], Any]
 
 LARGEST = 2**28  # the largest size
-DEEPEST = 2**16  # the most layers or blocks above each other
-COUNTED = 2**63 - 1  # the largest count of something that takes no memory, such as steps
+DEEPEST = 2**16  # the most layers or blocks in a stack
+COUNTED = 2**63 - 1  # the largest count of things that take no memory, such as steps
 TINY = 1e-32
 HUGE = 1e32
 SEEDS = 2**128
@@ -38,9 +37,7 @@ FEW = 16  # the most names in an error
 
 
 def shown(value: Any) -> str:
-    """Return a value as errors show it: its repr, cut where it is long; an array by dtype and
-    shape.
-    """
+    """Return a value as errors show it: its repr, cut if long, or an array's dtype and shape."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a whole number of {value.bit_length()} bits"
     if isinstance(value, type):
@@ -54,13 +51,13 @@ def shown(value: Any) -> str:
     short.maxstring = short.maxother = short.maxlong = SHOWN
     try:
         text = " ".join(short.repr(value).split())
-    except ValueError:  # Python writes out no number of more than 4300 digits
+    except ValueError:  # Python writes no number of more than 4300 digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def fields(config: Any, **kinds: Kind) -> None:
-    """Check the fields of a frozen dataclass that are named, and store their plain values."""
+    """Check the named fields of a frozen dataclass, and store their plain values."""
     where = type(config).__name__
     for name, kind in kinds.items():
         object.__setattr__(config, name, kind(where, name, getattr(config, name)))
@@ -95,7 +92,7 @@ def any_number(where: str, name: str, value: Any) -> float:
         raise TypeError(f"{where}: {name} is {shown(value)}, expected a number")
     try:
         return float(value)
-    except OverflowError:  # no float holds this whole number or fraction
+    except OverflowError:  # no float can hold this whole number or fraction
         return math.inf
 
 
@@ -110,7 +107,7 @@ def real(low: float, high: float, strict: bool = False) -> Kind:
                 f"{where}: {name} is {came}, expected {low} {'<' if strict else '<='} {name} <"
                 f" {high}"
             )
-        return number + 0.0  # makes 0.0 of -0.0
+        return number + 0.0  # turns -0.0 into 0.0
 
     return kind
 
@@ -126,8 +123,9 @@ squared = real(0, 1e9)  # float32 holds its square times a layer's values
 def accepted(
     accepts: Callable[[Any], bool], expected: str, plain: Callable[[Any], Any] = lambda value: value
 ) -> Kind:
-    """Return the check of a value that a function accepts, which `expected` names in words; `plain`
-    makes it plain.
+    """Return the check of a value that `accepts` accepts; `plain` makes it a plain value.
+
+    `expected` names such values in words.
     """
 
     def kind(where: str, name: str, value: Any) -> Any:
@@ -139,13 +137,14 @@ def accepted(
 
 
 def instance(types: type | tuple[type, ...], expected: str) -> Kind:
-    """Return the check of an object of one of the types, which `expected` names in words."""
+    """Return the check of an object of one of the types; `expected` names these in words."""
     return accepted(lambda value: isinstance(value, types), expected)
 
 
 def having(*names: str, expected: str) -> Kind:
-    """Return the check of an object, no class, that has all these methods; `expected` names it in
-    words.
+    """Return the check of an object, not a class, that has all these methods.
+
+    `expected` names such objects in words.
     """
     return accepted(
         lambda value: (
@@ -185,7 +184,7 @@ def choice(names: Iterable[str]) -> Kind:
 
 
 def variable(name: str, allowed: Collection[str]) -> str:
-    """Return an environment variable, one of these, or "" where it is not set."""
+    """Return the value of an environment variable, one of these, or "" if it is not set."""
     value = os.environ.get(name, "")
     if value and value not in allowed:
         raise ValueError(f"{name} is {shown(value)}, expected one of {', '.join(allowed)}")
@@ -193,27 +192,28 @@ def variable(name: str, allowed: Collection[str]) -> str:
 
 
 def optional(kind: Kind) -> Kind:
-    """Return the check of None or of what `kind` takes."""
+    """Return the check of None, or of a value that `kind` accepts."""
     return lambda where, name, value: None if value is None else kind(where, name, value)
 
 
 def word_or(word: str, kind: Kind) -> Kind:
-    """Return the check of a word or of what `kind` takes."""
+    """Return the check of a word, or of a value that `kind` accepts."""
     return lambda where, name, value: (
         value if isinstance(value, str) and value == word else kind(where, name, value)
     )
 
 
 def keeps(where: str, train: Any, keep: Any) -> bool:
-    """Return whether a forward pass keeps what backward needs: `keep`, by default `train`; both are
-    True or False.
+    """Return whether a forward pass keeps values for backward: `keep`, by default `train`.
+
+    Both must be True or False.
     """
     train = flag(where, "train", train)
     return bool(train if keep is None else flag(where, "keep", keep))
 
 
 def saved(where: str, layer: Any, tape: Any, kind: type) -> None:
-    """Raise unless `tape` is a `kind` that forward of an equal layer returned for backward."""
+    """Raise unless `tape` is a `kind` that `forward` of an equal layer returned."""
     if not isinstance(tape, kind):
         raise TypeError(
             f"{where}: backward needs what forward saved, and forward(train=False) saves nothing"
@@ -226,8 +226,9 @@ def saved(where: str, layer: Any, tape: Any, kind: type) -> None:
 
 
 def beside(where: str, home: Any, params: Mapping[str, Any]) -> None:
-    """Raise unless the device of what forward saved is that of the parameters; None says that it is
-    not known.
+    """Raise unless the values that `forward` saved are on the parameters' device.
+
+    A device of None is not known.
     """
     name, first = next(iter(params.items()))
     if home not in (None, first.device):
@@ -239,8 +240,9 @@ def beside(where: str, home: Any, params: Mapping[str, Any]) -> None:
 def several(
     where: str, name: str, value: Any, expected: str, kind: Kind | None = None, most: int = LARGEST
 ) -> list[Any]:
-    """Return the items of a collection of at most `most`, each as `kind` has it; `expected` names
-    them in words.
+    """Return the items of a collection, at most `most`, each checked by `kind`.
+
+    `expected` names such a collection in words.
     """
     flat = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping | type)
     if not flat or (isinstance(value, np.ndarray) and value.ndim != 1):
@@ -255,9 +257,7 @@ def several(
 
 
 def rising(least: int) -> Kind:
-    """Return the check of numbers between 0 and 1, each above the one before, and at least so many
-    of them.
-    """
+    """Return the check of at least `least` numbers between 0 and 1 that rise."""
 
     def kind(where: str, name: str, value: Any) -> tuple[float, ...]:
         expected = "rising numbers between 0 and 1"
@@ -270,15 +270,16 @@ def rising(least: int) -> Kind:
 
 
 def is_masked(value: Any) -> bool:
-    """Return whether a value is a masked array of NumPy, whose module is imported for a subclass of
-    arrays only.
+    """Return whether a value is a masked array of NumPy.
+
+    NumPy's module for these is imported only if the value is a subclass of arrays.
     """
     is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
     return is_subclass and isinstance(value, np.ma.MaskedArray)
 
 
 def unmasked(where: str, name: str, value: Any) -> None:
-    """Raise TypeError if a value is a masked array of NumPy: no computation heeds the mask."""
+    """Raise TypeError for a masked array of NumPy: no computation takes its mask into account."""
     if is_masked(value):
         raise TypeError(
             f"{where}: {name} is a masked array, expected an array without a mask, as its filled()"
@@ -287,8 +288,9 @@ def unmasked(where: str, name: str, value: Any) -> None:
 
 
 def host(where: str, name: str, value: Any, expected: str) -> np.ndarray[Any, Any]:
-    """Return an argument on the host as a NumPy array; `expected` names it in words, with its
-    shape.
+    """Return an argument on the host as a NumPy array.
+
+    `expected` names it in words, with its shape.
     """
     unmasked(where, name, value)
     if isinstance(value, type):
@@ -322,9 +324,7 @@ def seed_number(where: str, name: str, value: Any) -> int:
 
 
 def heads(where: str, num_heads: int, named: str = "num_heads", **sizes: int) -> None:
-    """Raise ValueError unless the number of heads, which is the argument `named`, divides every
-    size.
-    """
+    """Raise ValueError unless the number of heads, the argument `named`, divides every size."""
     for name, value in sizes.items():
         if value % num_heads:
             raise ValueError(
@@ -336,7 +336,7 @@ def shape(where: str, name: str, array: Any, expected: Dims) -> None:
     """Raise unless `array` is an array and has the shape `expected`, a dict of symbol to size."""
     try:
         own = getattr(array, "shape", None)
-    except RuntimeError:  # a nested tensor of PyTorch has none
+    except RuntimeError:  # a nested tensor of PyTorch has no shape
         own = None
     if own == tuple(expected.values()):
         return
@@ -383,7 +383,7 @@ def params(where: str, arrays: Any, expected: Mapping[str, Dims]) -> None:
 
 
 def few(names: Iterable[str]) -> str:
-    """Return names in a line, long ones cut, and not all of very many."""
+    """Return names in one line, with long names cut, and at most `FEW` of them."""
     listed = list(names)
     line = ", ".join(
         name if len(name) <= SHOWN else f"{name[: SHOWN - 3]}..." for name in listed[:FEW]

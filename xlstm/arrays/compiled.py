@@ -1,7 +1,7 @@
-"""Where loops and products of NumPy arrays are compiled, which is above this package.
+"""The modules above this package with compiled loops and products of NumPy arrays.
 
-The modules of the table are imported when an array is first large enough for them; each of their
-functions returns None where it leaves the work to NumPy.
+They are imported when an array is first large enough for them. Each of their functions returns None
+to leave the work to NumPy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Arrays beside each other along an axis: on CuPy from one launch, where CuPy's own function copies
-each by itself.
-"""
+"""Arrays joined along an axis: on CuPy by one launch, not by a copy of each as in CuPy itself."""
 
 from __future__ import annotations
 
@@ -56,13 +54,13 @@ extern "C" __global__ void xlstm_concat(const Parts all, unsigned count, int siz
 
 
 def concat(xp: Namespace, arrays: Sequence[Array], axis: int) -> Array:
-    """Return arrays one beside the other along an axis.
+    """Return arrays joined along an axis.
 
     Parameters
     ----------
     xp : namespace
     arrays : sequence of array
-        One at least; all have one dtype, and one shape but along the axis.
+        At least one. All have the same dtype, and the same shape except along the axis.
     axis : int
 
     Returns
@@ -80,8 +78,9 @@ def concat(xp: Namespace, arrays: Sequence[Array], axis: int) -> Array:
 
 
 def filled(xp: Namespace, like: Array, value: float, width: int, axis: int) -> Array:
-    """Return a view of one number as an array that `concat` puts beside another one, so wide along
-    the axis; nobody changes it.
+    """Return a view of one number as an array, `width` wide along the axis, to join by `concat`.
+
+    The view is read-only by convention.
     """
     shape = list(like.shape)
     shape[axis] = width
@@ -89,18 +88,18 @@ def filled(xp: Namespace, like: Array, value: float, width: int, axis: int) -> A
 
 
 class ConcatPlan(NamedTuple):
-    """A launch, but for the addresses of its arrays."""
+    """A launch, except for the addresses of its arrays."""
 
     shape: Shape
     dtype: Any
     grid: tuple[int]
     layout: bytes  # `Parts` after its addresses
-    sizes: tuple[Any, Any]  # of the result, and of a number
+    sizes: tuple[Any, Any]  # sizes of the result and of a number
 
 
 def _launched(arrays: Sequence[Array], plan: ConcatPlan) -> Array:
     result = optional_imports.cupy().ndarray(plan.shape, plan.dtype)
-    # An empty part may begin where its array ends, which is memory of another one.
+    # An empty part may begin at the end of its array, in memory of another array.
     addresses = [a.data.ptr if a.size else 0 for a in arrays]
     addresses += [0] * (PARTS - len(arrays))
     table = device.struct(addresses, plan.layout, f"{PARTS}Q")
@@ -109,8 +108,9 @@ def _launched(arrays: Sequence[Array], plan: ConcatPlan) -> Array:
 
 
 def stack(xp: Namespace, arrays: Sequence[Array]) -> Array:
-    """Return arrays of one shape and dtype along a new first axis, on CuPy without a copy where
-    there is one array.
+    """Stack arrays of one shape and dtype along a new first axis.
+
+    On CuPy a single array is not copied.
     """
     if not fuse.compiles(xp):
         return xp.stack(arrays)
@@ -121,7 +121,7 @@ def stack(xp: Namespace, arrays: Sequence[Array]) -> Array:
 
 @functools.lru_cache(maxsize=1024)
 def _plan(arrays: tuple[tuple[Any, ...], ...], axis: int) -> ConcatPlan | None:
-    """Return the launch for dtypes, shapes and strides, or None where the kernel does not do it."""
+    """Return the launch for dtypes, shapes and strides, or None if the kernel cannot do it."""
     dtypes, shapes, _ = zip(*arrays, strict=True)
     dtype = dtypes[0]
     axis %= len(shapes[0])

@@ -21,30 +21,30 @@ from xlstm.arrays.namespace import (
 )
 from xlstm.arrays.optional_imports import BackendError as BackendError
 
-# dtypes beside those that layers compute in, which `Backend.asarray` knows too
+# further dtypes that `Backend.asarray` knows, in which layers do not compute
 OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 def to_numpy(array: Array) -> Host:
-    """Return a NumPy array with the values of `array`, copied to the host where they are elsewhere.
+    """Return a NumPy array with the values of `array`, copied to the host if necessary.
 
     Parameters
     ----------
     array : array
-        It is one of NumPy, CuPy, PyTorch, or of another library that offers
-        `__cuda_array_interface__` or DLPack.
+        An array of NumPy, CuPy, PyTorch, or another library with `__cuda_array_interface__` or
+        DLPack.
 
     Returns
     -------
     numpy array
-        NumPy has no bfloat16, so its values come as float32, which has them all.
+        NumPy has no bfloat16, so such values come as float32, which holds all of them.
 
     Raises
     ------
     TypeError
         The array is on a GPU, and CuPy does not work here; or it has a mask.
     CudaError
-        Blocks of a kernel have waited for one another in vain.
+        Blocks of a kernel waited for one another in vain.
     """
     if type(array) is np.ndarray and array.dtype.kind in "fiub":
         return array  # the most frequent case needs no further question
@@ -65,7 +65,7 @@ def to_numpy(array: Array) -> Host:
     if array_api_compat.is_array_api_obj(array):
         try:
             return np.from_dlpack(array, device="cpu", copy=True)
-        except TypeError:  # NumPy 2.0 takes arrays on the host alone
+        except TypeError:  # NumPy 2.0 takes only arrays on the host
             return np.array(np.from_dlpack(array))
     return np.asarray(array)
 
@@ -78,17 +78,16 @@ def like(values: Any, array: Array) -> Array:
 
 
 def dtype_text(where: str, dtype: Any) -> str:
-    """Return the name of a dtype that is given by name, or as NumPy's: np.float32 or
-    np.dtype("float32").
-    """
+    """Return the name of a dtype, given as a name, np.float32 or np.dtype("float32")."""
     if isinstance(dtype, np.dtype) or (isinstance(dtype, type) and issubclass(dtype, np.generic)):
         return np.dtype(dtype).name
     return str(checks.text(where, "dtype", dtype))
 
 
 def dtype_of(xp: Namespace, name: str) -> Any:
-    """Return the dtype of that name in a library's own terms; NumPy and CuPy have bfloat16 from
-    ml_dtypes.
+    """Return the dtype of that name in a library's own terms.
+
+    NumPy and CuPy get bfloat16 from ml_dtypes.
     """
     if name == "bfloat16" and not hasattr(xp, name):
         try:

@@ -1,5 +1,6 @@
-"""The number of threads: XLSTM_NUM_THREADS, OMP_NUM_THREADS, or the cores of a process; and those
-of NumPy's BLAS.
+"""The number of threads of compiled loops, and of NumPy's BLAS.
+
+XLSTM_NUM_THREADS sets the former, else OMP_NUM_THREADS, else the cores of the process.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from xlstm.arrays import checks
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 VARIABLE = "XLSTM_NUM_THREADS"
-COMMON = "OMP_NUM_THREADS"  # joblib, Dask, torchrun and clusters set it for their workers
+COMMON = "OMP_NUM_THREADS"  # joblib, Dask, torchrun and clusters set this for their workers
 MOST = 1024  # the largest number that the variables may have
 
-_ranks = 1  # that share the cores of this process
+_ranks = 1  # the ranks that share the cores of this process
 
 
 def threads() -> int:
-    """Return into how many parts compiled loops divide large work: as `given` says, else the number
-    of cores.
+    """Return into how many parts compiled loops divide large work.
 
-    Ranks on one machine share its cores. No more threads than cores take part in it. Results depend
-    neither on the number of parts nor on who does them.
+    The number is `given()`, else the number of cores.
+
+    Ranks on one machine share its cores. At most as many threads as cores take part. Results depend
+    neither on the number of parts nor on the threads that compute them.
     """
     return given() or max(1, usable() // _ranks)
 
 
 def given() -> int | None:
-    """Return XLSTM_NUM_THREADS, or else OMP_NUM_THREADS, or None where neither is set or both are
-    empty.
+    """Return XLSTM_NUM_THREADS, else OMP_NUM_THREADS, else None if both are unset or empty.
 
     Raises
     ------
     ValueError
-        The variable is not a whole number from 1 to 1024. OMP_NUM_THREADS may have more of them,
-        after commas, for threads within threads.
+        The variable is not a whole number from 1 to 1024. OMP_NUM_THREADS may have further numbers
+        after commas, for nested threads.
     """
     for name in (VARIABLE, COMMON):
         if text := os.environ.get(name):
@@ -58,8 +59,7 @@ def given() -> int | None:
 
 
 def share(ranks: int) -> None:
-    """Divide the cores of this process, in it and for the threads of BLAS, among ranks that may use
-    the same ones.
+    """Divide the cores of this process among ranks, for compiled loops and for BLAS.
 
     Parameters
     ----------
@@ -69,41 +69,41 @@ def share(ranks: int) -> None:
     global _ranks
     _ranks = ranks
     for library in _controller().lib_controllers:
-        # fewer are what the user asked for
+        # fewer threads are the user's choice
         if library.user_api == "blas" and library.num_threads > threads():
             library.set_num_threads(threads())
 
 
 def affinity() -> tuple[int, ...]:
-    """Return the numbers of the cores that this process may run on, or none where the system does
-    not tell.
-    """
+    """Return the numbers of this process's cores, or () if the system does not tell."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def usable() -> int:
-    """Return the number of cores, at least 1; the affinity is read at every call, the quota once
-    for the process.
+    """Return the number of cores, at least 1.
+
+    The affinity is read at every call, the quota once in a process.
     """
     return math.ceil(min(_affinity(), quota()))
 
 
 @functools.cache
 def quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
-    """Return the smallest CPU quota of the process's cgroup and of those above it, in cores;
-    infinity without one.
+    """Return the smallest CPU quota, in cores, of the process's cgroup and the cgroups above it.
+
+    Without a quota it is infinity.
 
     Parameters
     ----------
     cgroups : Path
-        The folder in which the file system of cgroups (version 2) is mounted, which is the
-        container's own in one.
+        The folder at which the file system of cgroups (version 2) is mounted. In a container it is
+        the container's own.
     membership : Path
         The file that names the cgroup of the process, in a line `0::path`.
     """
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
-    except OSError:  # this is no Linux
+    except OSError:  # this is not Linux
         return math.inf
     paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
     names = [name for path in paths for name in path.split("/") if name not in ("", "..")]
@@ -118,8 +118,9 @@ def _affinity() -> int:
 
 
 def _read(path: Path) -> float:
-    """Return the quota in a file, "quota period" in microseconds; "max" and a missing file mean
-    none.
+    """Return the quota in a file, "quota period" in microseconds.
+
+    "max" and a missing file mean no quota.
     """
     try:
         limit, period = path.read_text(encoding="utf-8").split()
@@ -128,22 +129,21 @@ def _read(path: Path) -> float:
         return math.inf
 
 
-_turn = threading.RLock()  # whoever bounds the threads of the process, until they are as they were
+_turn = threading.RLock()  # held by the thread that bounds the threads of the process
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Bound the threads of BLAS in the whole process meanwhile; other threads of the program wait
-    for their turn.
+    """Run BLAS with one thread in the whole process inside a `with` block.
+
+    Other threads of the program wait for their turn.
     """
     with _turn, _controller().limit(limits=1, user_api="blas"):
         yield
 
 
 def describe_blas() -> list[str]:
-    """Describe each library: where it lies, its version, the kernel it chose for this processor,
-    and its threads.
-    """
+    """Describe each library of BLAS: its path, version, kernel for this processor, and threads."""
     return [
         f"{Path(library.filepath).parent.name}: {library.internal_api} {library.version} "
         f"{getattr(library, 'architecture', 'of unknown kernel')}, threads: {library.num_threads}"
@@ -162,7 +162,7 @@ def _controller() -> Any:
 
 
 def _new_turn() -> None:
-    """Make a new lock: another thread of the parent may have held the old one."""
+    """Make a new lock after a fork: another thread of the parent may have held the old one."""
     global _turn
     _turn = threading.RLock()
 

@@ -2,8 +2,8 @@
 
 A tangent is the derivative of a value in a direction (forward-mode differentiation; Wengert 1964,
 Griewank & Walther 2008, chapter 3). Code that is written against the array API runs on dual numbers
-as it is: what it returns are its results and their derivatives. Where a function has a kink, such
-as `maximum`, the derivative is that of the branch that was taken.
+unchanged, and returns its results with their derivatives. At the kink of a function such as
+`maximum`, the branch that was taken gives the derivative.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace, is_floating, primal
 
-# How many functions are being differentiated around the code that runs now: the derivative of a
+# The number of functions being differentiated around the running code. The derivative of a
 # derivative has dual numbers whose values and tangents are dual numbers themselves.
 _depth = contextvars.ContextVar("depth", default=0)
 # Whether float() may drop a tangent.
@@ -32,7 +32,7 @@ def _log_or_0(xp: Namespace, a: Array) -> Array:
     return xp.log(xp.where(a > 0, a, xp.ones_like(a)))
 
 
-# The tangent of a result y from the tangents of all arguments, that of a constant being 0.
+# The tangent of a result y from the tangents of all arguments; a constant has the tangent 0.
 JOINT: dict[str, Rule] = {
     "add": lambda xp, y, s, t, a, b: s + t,
     "subtract": lambda xp, y, s, t, a, b: s - t,
@@ -60,14 +60,14 @@ PARTIAL: dict[str, tuple[Rule, ...]] = {
     "square": (lambda xp, y, t, x: t * (2 * x),),
     "tanh": (lambda xp, y, t, x: t * (1 - y * y),),
 }
-# Functions of an array, or of a list of arrays, that go through tangents as through values.
+# Functions of an array, or of a list of arrays, that treat tangents as they treat values.
 LINEAR = (
     *("broadcast_to", "concat", "copy", "cumulative_sum", "expand_dims", "flip"),
     *("matrix_transpose", "mean", "moveaxis", "negative", "permute_dims", "positive", "ravel"),
     *("repeat", "reshape", "roll", "squeeze", "stack", "sum", "take", "take_along_axis", "tile"),
     *("tril", "triu"),
 )
-# Functions whose derivative is 0, or whose results are true or false, or places.
+# Functions whose derivative is 0, or whose results are booleans or places.
 CONSTANT = (
     *("all", "allclose", "any", "argmax", "argmin", "argsort", "array_equal", "ceil"),
     *("count_nonzero", "equal", "floor", "full_like", "greater", "greater_equal", "isfinite"),
@@ -75,10 +75,10 @@ CONSTANT = (
     *("nonzero", "not_equal", "ones_like", "result_type", "round", "searchsorted", "shape", "sign"),
     *("size", "trunc"),
 )
-# Functions that make arrays to be written to.
+# Functions that make writable arrays.
 ROOM = ("empty", "empty_like", "zeros", "zeros_like")
 METHODS = ("astype", "clip", "copy", "max", "mean", "min", "ravel", "squeeze", "sum", "take")
-# The names that functions of NumPy have in the array API.
+# The array API's names of NumPy's functions.
 ALIASES = {
     "absolute": "abs",
     "amax": "max",
@@ -88,7 +88,7 @@ ALIASES = {
     "power": "pow",
     "transpose": "permute_dims",
 }
-# Functions that operators are, which symbols of a trace have, too.
+# The functions of operators; symbols of a trace have these, too.
 OPERATORS = {
     "add": operator.add,
     "divide": operator.truediv,
@@ -107,7 +107,7 @@ OPERATORS = {
 
 def _operator(name: str, swapped: bool = False) -> Callable[[Dual, Any], Any]:
     def method(self: Dual, other: Any) -> Any:
-        # the reflected method of a number of the same type is never called
+        # Python never calls the reflected method of a number of the same type
         deepest = other if isinstance(other, Dual) and other.xp.depth > self.xp.depth else self
         pair = (other, self) if swapped else (self, other)
         functions = deepest.xp.functions
@@ -212,7 +212,7 @@ class Dual:
         return self.xp.reshape(self, sizes)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
-        """Return a function of the namespace as a method, where arrays of NumPy have it, too."""
+        """Return a function of the namespace as a method, if NumPy's arrays have it, too."""
         if name not in METHODS:
             raise AttributeError(f"jvp: a dual number has no attribute {name}")
         return functools.partial(getattr(self.xp, name), self)
@@ -231,7 +231,7 @@ class Dual:
         return bool(self.value)
 
     def __repr__(self) -> str:
-        """Return the value, and that there is a tangent."""
+        """Return the value, marked as a dual number."""
         return f"a dual number of {self.value!r}"
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -242,7 +242,7 @@ class Dual:
         return self.xp
 
     def __array_ufunc__(self, ufunc: Any, method: str, *arrays: Any, **options: Any) -> Any:
-        """Run an operator or a function of NumPy of which one argument is a dual number."""
+        """Run an operator or a function of NumPy with a dual number among its arguments."""
         if method != "__call__" or options:
             raise TypeError(
                 f"jvp: {ufunc.__name__} is called with {method} {sorted(options)}, expected its"
@@ -260,7 +260,7 @@ def _function_of_numpy(function: Any, arguments: Any) -> Any:
     name = function.__name__
     xp = deepest(*[a.xp for a in _duals_of(arguments)])
     same = getattr(xp, ALIASES.get(name, name), None)
-    # a function of another library may have the name of one of NumPy
+    # a function of another library may have a NumPy name
     if same is None or getattr(np, name, None) is not function:
         _refuse(name)
     return same
@@ -287,19 +287,20 @@ class DualNamespace:
     Parameters
     ----------
     base : namespace
-        That of values and tangents.
+        The namespace of values and tangents.
 
     Attributes
     ----------
     depth : int
-        How many functions are differentiated: the base may be one of dual numbers itself.
+        The number of functions being differentiated: the base may be a namespace of dual numbers
+        itself.
     root : namespace
         The library below all dual numbers.
     """
 
     def __init__(self, base: Namespace) -> None:
         self.base = base
-        self.functions: dict[str, Any] = {}  # for arguments of which none is deeper
+        self.functions: dict[str, Any] = {}  # for arguments without deeper dual numbers
         self.root = root_of(base)
         self.depth = depth_of(base) + 1
         self.__name__ = f"dual numbers of {base.__name__}"
@@ -315,7 +316,7 @@ class DualNamespace:
         return array.value if self.owns(array) else array
 
     def tangent(self, array: Any) -> Any:
-        """Return the tangent of a dual number, and that of a constant, which is 0."""
+        """Return the tangent of a dual number, or 0 for a constant."""
         if isinstance(array, tuple | list):
             return type(array)(map(self.tangent, array))
         if type(array) in (int, float, bool):
@@ -323,12 +324,12 @@ class DualNamespace:
         return array.tangent if self.owns(array) else self.base.zeros_like(array)
 
     def parts(self, array: Any) -> tuple[Any, ...]:
-        """Return the value and the tangent of a dual number, or a constant alone."""
+        """Return the value and the tangent of a dual number, or only a constant."""
         return (array.value, array.tangent) if self.owns(array) else (array,)
 
     def __getattr__(self, name: str) -> Any:
-        """Return a function, which the namespace then has, or a constant or dtype of the base."""
-        if name == "ndarray":  # by which callers tell NumPy and CuPy from other libraries
+        """Return a function, and keep it as an attribute, or a constant or dtype of the base."""
+        if name == "ndarray":  # callers tell NumPy and CuPy from other libraries by it
             raise AttributeError(name)
         function = OPERATORS.get(name) or getattr(self.base, name)
         if not callable(function) or isinstance(function, type):
@@ -364,7 +365,7 @@ class DualNamespace:
         return Dual(self, y, rule(self.base, y, *map(self.tangent, arguments), *values))
 
     def by_parts(self, function: Any, rules: tuple[Rule, ...], *arguments: Any) -> Any:
-        """Return a result whose tangent is the sum of a part for each dual argument."""
+        """Return a result whose tangent is the sum of one part for each dual argument."""
         values = [a.value if type(a) is Dual and a.xp is self else a for a in arguments]
         y = function(*values)
         tangent = None
@@ -407,7 +408,7 @@ class DualNamespace:
         return any(map(self._has_duals, tree))
 
     def asarray(self, array: Any, **options: Any) -> Any:
-        """Return an array that may be written to, with a tangent where it is floating-point."""
+        """Return a writable array, with a tangent if it is floating-point."""
         if isinstance(array, tuple | list) and self._has_duals(array):
             _refuse("asarray of a list")
         value = self.base.asarray(self.value(array), **options)
@@ -425,11 +426,11 @@ class DualNamespace:
         return Dual(self, value, self.base.astype(array.tangent, dtype, **options))
 
     def max(self, array: Any, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return the largest numbers; among equal ones the tangent is the mean of theirs."""
+        """Return the largest numbers; for ties the tangent is the mean of their tangents."""
         return self._extreme("max", operator.ge, array, axis, keepdims)
 
     def min(self, array: Any, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return the smallest numbers; among equal ones the tangent is the mean of theirs."""
+        """Return the smallest numbers; for ties the tangent is the mean of their tangents."""
         return self._extreme("min", operator.le, array, axis, keepdims)
 
     def _extreme(self, name: str, reaches: Any, array: Any, axis: Any, keepdims: bool) -> Any:
@@ -445,15 +446,16 @@ class DualNamespace:
         return Dual(self, y if keepdims else base.reshape(y, tangent.shape), tangent)
 
     def clip(self, array: Any, min: Any = None, max: Any = None) -> Any:
-        """Return numbers that are not below or above these bounds."""
+        """Return numbers limited to these bounds."""
         array = array if min is None else self.maximum(array, min)
         return array if max is None else self.minimum(array, max)
 
 
 @functools.cache
 def on_pairs(function: Callable[..., Any], are_dual: tuple[bool, ...]) -> Any:
-    """Return a function of values and tangents, one beside the other, that gives those of the
-    results of a function of dual numbers.
+    """Turn a function of dual numbers into a function of their values and tangents, side by side.
+
+    The result gives values and tangents side by side, too.
     """
 
     def pairs(xp: Namespace, *arrays: Array, **options: Any) -> tuple[Array, ...]:
@@ -472,8 +474,9 @@ def on_pairs(function: Callable[..., Any], are_dual: tuple[bool, ...]) -> Any:
 
 
 def add_over(xp: Namespace, a: Array, b: Array) -> Array:
-    """Return a + b in the memory of a, which nobody else has; in new memory where b may have a
-    tangent and a has none.
+    """Return a + b in the memory of a, which nobody else uses.
+
+    If b may have a tangent and a has none, the sum takes new memory.
     """
     if isinstance(xp, DualNamespace):
         return a + b
@@ -482,34 +485,35 @@ def add_over(xp: Namespace, a: Array, b: Array) -> Array:
 
 
 def root_of(xp: Namespace) -> Namespace:
-    """Return the library below all dual numbers of a namespace, which may have none."""
+    """Return the library below all dual numbers of a namespace, or the namespace itself."""
     return xp.root if isinstance(xp, DualNamespace) else xp
 
 
 def depth_of(xp: Namespace) -> int:
-    """Return how many functions are differentiated, 0 where there are no dual numbers."""
+    """Return how many functions are being differentiated, 0 without dual numbers."""
     return xp.depth if isinstance(xp, DualNamespace) else 0
 
 
 def deepest(*namespaces: Namespace) -> Namespace:
-    """Return the namespace of what is computed from arrays of several; by default the first."""
+    """Return the namespace of results computed from arrays of several; by default the first."""
     return max(namespaces, key=depth_of)
 
 
 @functools.lru_cache(maxsize=64)
 def dual_namespace(root: Namespace, depth: int) -> DualNamespace:
-    """Return the namespace of dual numbers over a library, whose values are dual numbers themselves
-    where more than one function is differentiated.
+    """Return the namespace of dual numbers over a library.
+
+    With a depth above 1 their values are dual numbers themselves.
     """
     return DualNamespace(dual_namespace(root, depth - 1) if depth > 1 else root)
 
 
 @contextlib.contextmanager
 def deeper(arguments: Any, floats: bool) -> Iterator[int]:
-    """Differentiate one more function in this context, and say how many there are then; `floats`
-    says whether float() may drop a tangent.
+    """Differentiate one more function in this context, and yield the number of functions.
 
-    In a new thread the arguments alone know of functions around it.
+    `floats` says whether float() may drop a tangent. In a new thread only the arguments tell which
+    functions are around it.
     """
     depth = 1 + max([_depth.get(), *(a.xp.depth for a in _duals_of(arguments))])
     tokens = _depth.set(depth), _floats.set(floats)
@@ -521,8 +525,9 @@ def deeper(arguments: Any, floats: bool) -> Iterator[int]:
 
 
 def of_pairs(xp: DualNamespace, results: Sequence[Array]) -> list[Dual]:
-    """Return the dual numbers that `on_pairs` computes; the tangent of a constant may be one number
-    for a row.
+    """Return the dual numbers that `on_pairs` computes.
+
+    The tangent of a constant may be one number for a row.
     """
     return [
         Dual(xp, a, t if t.shape == a.shape else t + xp.base.zeros_like(a))

@@ -1,4 +1,4 @@
-"""New arrays of which each has one value, as states before the first step are."""
+"""New arrays with one value each, such as states before the first step."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from xlstm.arrays import foreach, fuse
 from xlstm.arrays.namespace import Array, Namespace, Shape, device_of
 
-ALIGNED = 64  # elements between the beginnings of arrays that are made together
+ALIGNED = 64  # elements to whose multiples the arrays of one fill are aligned
 
 
 def filled_at_once(
     xp: Namespace, like: Array, wanted: Iterable[tuple[Shape, Any, float]]
 ) -> Iterator[Array] | None:
-    """Return arrays of CuPy of a shape, a dtype and a value each, on the device of another array.
+    """Return arrays of CuPy with a shape, a dtype and a value each, on the device of another array.
 
-    They are parts of one array for each value and dtype, since each fill is a launch. Where a fill
-    is no launch the result is None.
+    Each fill is a launch, so there is one array for each value and dtype, and the results are its
+    parts. For libraries without launches the result is None.
     """
     if not fuse.compiles(xp):
         return None

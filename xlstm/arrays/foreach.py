@@ -1,9 +1,9 @@
-"""One function of many arrays, each by itself: on CuPy one launch does all of them.
+"""One function of many arrays, each by itself; on CuPy one launch computes all of them.
 
-An optimiser does a little with each of many arrays, and so does what clips gradients. To ask a GPU
-for a kernel takes longer than most of these arrays do. So a kernel is given the addresses of as
-many arrays as its arguments have room for, and each of its blocks finds the array that its chunk of
-elements belongs to.
+An optimiser does a little work on each of many arrays, and so does the clipping of gradients.
+Launching a kernel takes longer than the work on most of these arrays. So one kernel gets the
+addresses of as many arrays as its arguments have room for, and each of its blocks finds the array
+of its chunk of elements.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from xlstm.arrays.namespace import Array, Namespace, Shape, dtype_name
 from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of, listed
 from xlstm.tracing.writers import C
 
-Columns: TypeAlias = Sequence[Sequence[Array]]  # the k-th arrays of all are those of a call
+Columns: TypeAlias = Sequence[Sequence[Array]]  # a call takes the k-th array of each
 
 CHUNK = 2048
-THREADS = 256  # elements of a block, which belong to one array, and its threads
+THREADS = 256  # threads of a block, and its elements, all of one array
 REAL = {"float": np.float32, "double": np.float64}
 # bytes of a kernel's arguments for addresses and sizes; a device takes 4096 bytes in all
 ROOM = 3840
@@ -83,8 +83,7 @@ def apply(
     into: Sequence[int] = (),
     **options: Any,
 ) -> list[tuple[Array, ...]]:
-    """Return the results of `function(xp, *arrays, *numbers, **options)` for the k-th arrays of all
-    columns, for all k.
+    """Run `function(xp, *arrays, *numbers, **options)` on the k-th arrays of columns, for all k.
 
     Parameters
     ----------
@@ -93,26 +92,27 @@ def apply(
     function
         As for `fuse`; each result has the shape of the arrays.
     columns : sequence of sequences of arrays
-        Arguments of the function: one array of each. Those of one call have one shape, those of a
-        column one dtype.
+        Arguments of the function: one array of each column. The arrays of one call have the same
+        shape, the arrays of a column the same dtype.
     numbers : sequence of float or 0-d array
-        More arguments, which change from call to call and are the same for all arrays. Those that
-        are no float are for CuPy alone, and need not have the dtype of the arrays.
+        Further arguments, which change from call to call and are the same for all arrays. 0-d
+        arrays are for CuPy alone, and need not have the dtype of the arrays.
     into : sequence of int, optional
-        The columns whose places the results take, one for each result, of their dtypes; their
-        arrays are contiguous.
+        The columns that the results overwrite, one for each result, with the same dtypes. Their
+        arrays must be contiguous.
     options
         Options of the function; hashable. On CuPy there is a kernel for each set of options.
 
     Returns
     -------
     list of tuple of array
-        On CuPy parts of one array for each result, which stays in memory as long as any of them.
+        On CuPy, for each result, parts of one array; it stays in memory as long as any of its
+        parts.
 
     Raises
     ------
     ValueError
-        The arrays whose places results take are not contiguous.
+        The arrays to overwrite are not contiguous.
     """
     if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
         raise ValueError("foreach: results take the places of contiguous arrays alone")
@@ -124,7 +124,7 @@ def apply(
     shapes = tuple([a.shape for a in columns[0]])
     dtypes = tuple(column[0].dtype for column in columns)
     real = REAL[kind_of(dtypes[0])]
-    # numbers that the host knows, and others
+    # numbers of the host, and numbers on the device
     numbers = [real(a) if isinstance(a, int | float | np.generic) else a for a in numbers]
     # the C types of those on the device
     types = tuple([None if isinstance(a, np.generic) else device.type_of(a.dtype) for a in numbers])
@@ -150,7 +150,8 @@ def _call(
 ) -> Any:
     """Return the results for one array of each column.
 
-    A compiled loop takes numbers as arrays without axes: then it is compiled once for all of them.
+    A compiled loop takes numbers as arrays without axes, so that it is compiled once for all
+    numbers.
     """
     if xp is np:
         scalars = [np.asarray(number, arrays[0].dtype) for number in numbers]
@@ -161,7 +162,7 @@ def _call(
 
 
 def _placed(calls: Sequence[Any], columns: Columns, into: Sequence[int]) -> list[tuple[Array, ...]]:
-    """Return the results of all calls, which take the places of the columns `into`, if any."""
+    """Return the results of all calls, written over the columns `into`, if there are any."""
     if not into:
         return list(map(listed, calls))
     for k, results in enumerate(calls):
@@ -188,7 +189,7 @@ def _applied(
 
 
 def views(flat: Array, shapes: Sequence[Shape], places: Sequence[int]) -> list[Array]:
-    """Return the arrays of CuPy that begin in these places of a longer one."""
+    """Return views of a flat array of CuPy that begin at these places."""
     cp = optional_imports.cupy()
     dtype = flat.dtype
     start = flat.data
@@ -199,15 +200,16 @@ def views(flat: Array, shapes: Sequence[Shape], places: Sequence[int]) -> list[A
 
 
 def copies(xp: Namespace, arrays: Sequence[Array]) -> list[Array]:
-    """Return copies of arrays, on CuPy from one launch."""
+    """Return copies of arrays; on CuPy one launch makes all of them."""
     if not _takes(xp, [arrays]) or not all(a.flags.c_contiguous for a in arrays):
         return [xp.asarray(a, copy=True) for a in arrays]
     return [a for (a,) in apply(xp, fuse.same, [arrays])]
 
 
 def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
-    """Return the root of the sum of the squares of all elements, a 0-d array; on CuPy from two
-    launches.
+    """Return the Euclidean norm of all elements of all arrays, a 0-d array.
+
+    On CuPy it takes two launches.
     """
     if not _takes(xp, [arrays]):
         return _norm(xp, arrays)
@@ -243,7 +245,7 @@ def _takes(xp: Namespace, columns: Columns) -> bool:
 
 
 def _most(columns: int) -> int:
-    """Return how many arrays of so many columns the arguments of a kernel have room for."""
+    """Return how many arrays of each column fit into the arguments of a kernel."""
     return ROOM // (8 * columns + 12)
 
 
@@ -251,10 +253,10 @@ class ChunkLaunch(NamedTuple):
     """The arrays of a launch."""
 
     arrays: slice
-    form: str  # of the addresses of its columns, each with room for more
+    form: str  # format of its columns' addresses, each with room for more
     sizes: bytes  # `Table` after its addresses
     grid: tuple[int]
-    numbers: tuple[Any, Any]  # how many arrays there are, and chunks of arrays before them
+    numbers: tuple[Any, Any]  # the numbers of arrays, and of chunks of arrays before them
 
 
 class ChunkPlan(NamedTuple):
@@ -266,8 +268,9 @@ class ChunkPlan(NamedTuple):
 
 
 def _launch(kernel: Any, plan: ChunkPlan, columns: Columns, *arguments: Any) -> None:
-    """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments
-    come last.
+    """Launch a kernel on all arrays of columns, as many at once as it has room for.
+
+    Further arguments come last.
     """
     for launch in plan.launches:
         # `a.flags` would take ten times as long
@@ -282,7 +285,7 @@ def _launch(kernel: Any, plan: ChunkPlan, columns: Columns, *arguments: Any) -> 
 
 @functools.lru_cache(maxsize=64)
 def _plan(shapes: tuple[Shape, ...], columns: int) -> ChunkPlan:
-    """Return the plan for so many columns of arrays."""
+    """Return the plan for arrays of these shapes in each of `columns` columns."""
     most = _most(columns)
     sizes = [math.prod(shape) for shape in shapes]
     ends = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
@@ -310,8 +313,9 @@ def _each_kernel(
     into: Shape,
     options: Options,
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Return the kernel, and the dtypes of its results; `numbers` has the C types of those on the
-    device.
+    """Return the kernel, and the dtypes of its results.
+
+    `numbers` has the C types of numbers on the device.
     """
     traced = ArrayFunction(function, (*dtypes, *(dtypes[0] for _ in numbers)), options)
     body = C(
@@ -347,9 +351,7 @@ def _each_kernel(
 
 @functools.cache
 def _squares_kernels(dtype: Any) -> tuple[Any, Any]:
-    """Return the kernel that sums the squares of chunks, and the one that makes a norm of the
-    sums.
-    """
+    """Return the kernel that sums squares of chunks, and the kernel from these sums to the norm."""
     real = kind_of(dtype)
     types = f"{np.dtype(REAL[real]).name} x0", f"{dtype_name(dtype)} y0"
     end = f"y0 = {fuse.converted('sqrt(a)', dtype)}"

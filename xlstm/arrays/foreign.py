@@ -1,9 +1,9 @@
-"""Arrays of other libraries, by the protocols that array libraries have for one another.
+"""Arrays of other libraries, adopted by the protocols of array libraries without copies.
 
 An object with `__cuda_array_interface__`, such as an array of Numba or a column of cuDF, becomes a
-CuPy array, and one with DLPack's `__dlpack__` a CuPy or NumPy array, by the device that it is on.
-No values are copied. Arrays that layers take as they are, those of NumPy, CuPy, PyTorch, and of
-libraries with the array API, stay what they are.
+CuPy array. An object with DLPack's `__dlpack__` becomes a CuPy or NumPy array, depending on its
+device. Layers take arrays of NumPy, CuPy, PyTorch, and of libraries with the array API as they are;
+these stay unchanged.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ R = TypeVar("R")
 
 # types of values that stay as they are, of which others are found
 _own: set[type] = {np.ndarray, type(None)}
-# DLPack's numbers of the kinds of memory that each library takes.
+# DLPack's numbers for the kinds of memory that each library takes.
 HOST = (1, 3)  # a CPU, or pinned
 DEVICE = (2, 13)  # a GPU, or managed
 
 
 def is_foreign(value: Any) -> bool:
-    """Tell whether a value is an array that has to be adopted."""
+    """Tell whether a value is an array of another library, to be adopted."""
     kind = type(value)
     if kind is np.ndarray or array_api_compat.is_array_api_obj(value):
         return False
@@ -37,25 +37,25 @@ def is_foreign(value: Any) -> bool:
 
 
 def from_foreign(where: str, value: Any) -> Any:
-    """Return a value in which arrays of other libraries are those of NumPy or CuPy.
+    """Return a value with arrays of other libraries adopted as arrays of NumPy or CuPy.
 
     Parameters
     ----------
     where : str
-        The caller, with whose name an error begins.
+        The caller, whose name begins an error.
     value
-        An array, a dict, tuple or list of such values, or anything else, which is returned as it
-        is.
+        An array; a dict, tuple or list of such values; or anything else, which is returned
+        unchanged.
 
     Returns
     -------
-    The value itself, where nothing in it is of another library.
+    The value itself, if nothing in it is of another library.
 
     Raises
     ------
     TypeError
-        The memory of an array is none that NumPy or CuPy takes, or CuPy does not work here; or the
-        array has a mask.
+        Neither NumPy nor CuPy takes the memory of an array, CuPy does not work here, or an array
+        has a mask.
     """
     kind = type(value)
     if kind in _own:
@@ -102,9 +102,7 @@ def _adopted(where: str, value: Any) -> Any:
 
 
 def _described(cupy: Any, value: Any) -> Any:
-    """Return an array on the device that has its memory, from which `asarray` would copy to the
-    current one.
-    """
+    """Return an array on the device of its memory; `asarray` would copy to the current device."""
     pointer = value.__cuda_array_interface__["data"][0]
     with cupy.cuda.Device(
         cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else None
@@ -113,8 +111,9 @@ def _described(cupy: Any, value: Any) -> Any:
 
 
 def cupy_for(where: str, what: str) -> Any:
-    """Return CuPy's module; raise TypeError, which names what is on a GPU, where CuPy does not
-    work.
+    """Return CuPy's module, or raise TypeError if CuPy does not work.
+
+    The error names the object on a GPU, `what`.
     """
     failure = optional_imports.cupy_failure()
     if failure is not None:
@@ -123,10 +122,10 @@ def cupy_for(where: str, what: str) -> Any:
 
 
 def taken(where: str, value: Any, take: Callable[[Any], Any]) -> Any:
-    """Return `take(value)`; raise TypeError, which names the array, where that fails."""
+    """Return `take(value)`, or raise TypeError with the name of the array if that fails."""
     try:
         return take(value)
-    except Exception as error:  # of the library that made it, or of the one that takes it
+    except Exception as error:  # from the library that made it, or the library that takes it
         raise TypeError(
             f"{where}: {_kind(value)} cannot be taken as it is ({optional_imports.first_line(error)})"
         ) from error

@@ -1,9 +1,8 @@
-"""Functions that work element by element, each as one kernel on CuPy and as one compiled loop over
-large NumPy arrays.
+"""Fused functions, element by element: one kernel on CuPy, one compiled loop on large NumPy arrays.
 
 Every operation of an array library is a pass over memory, and on CuPy a launch. A chain of
-operations that is traced and compiled as a whole is one pass, and nothing is written twice for
-that: the function is the one that NumPy runs.
+operations that is traced and compiled as a whole is one pass. The formula is written only once: it
+is the function that NumPy runs.
 """
 
 from __future__ import annotations
@@ -33,15 +32,13 @@ from xlstm.tracing.symbols import UntraceableError
 from xlstm.tracing.writers import C
 
 CUPY = "array_api_compat.cupy"
-# elements of the largest array below which no compiled loop is looked for; results may be larger
+# elements of the largest argument from which on a compiled loop is used; results may be larger
 SMALL = 1 << 11
 
 
 @functools.lru_cache(maxsize=16)
 def compiles(xp: Namespace) -> bool:
-    """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy on
-    CUDA are.
-    """
+    """Tell whether functions of this namespace get kernels of their own, as on CuPy with CUDA."""
     return bool(xp.__name__ == CUPY) and not optional_imports.rocm()
 
 
@@ -52,21 +49,21 @@ def fuse(
     out: Array | tuple[Array, ...] | None = None,
     **options: Any,
 ) -> Any:
-    """Return `function(xp, *arrays, **options)`, on CuPy from one launch.
+    """Return `function(xp, *arrays, **options)`; on CuPy one launch computes it.
 
     Parameters
     ----------
     xp
         The namespace of the arrays.
     function
-        Pure, element by element and traceable (see `trace`), of the top level of a module. It may
-        use up an argument that nobody else has. Each of its results has the shape of all arrays
-        broadcast together: those that have not belong into a call of their own.
+        A function that is pure, element by element and traceable (see `trace`), from the top level
+        of a module. It may overwrite an argument that nobody else uses. Each of its results has the
+        shape of all arrays broadcast together; put other results into a call of their own.
     arrays
-        Their shapes broadcast, in any memory order.
+        Arguments of the function. Their shapes broadcast, in any memory order.
     out : array, optional
-        Room for the only result, which may be one of the arrays; on CuPy also a tuple with room for
-        several.
+        Memory for the only result, which may be one of the arrays; on CuPy also a tuple with memory
+        for several results.
     options
         Options of the function; hashable. On CuPy there is a kernel for each set of options and
         dtypes.
@@ -74,15 +71,15 @@ def fuse(
     Returns
     -------
     array or tuple of array
-        Results in the dtypes of NumPy. Where no array is float64 they are computed in float32, else
-        each operation in the widest of its operands.
+        Results in the dtypes of NumPy. If no array is float64 they are computed in float32, else
+        each operation in the widest dtype of its operands.
 
     Raises
     ------
     UntraceableError
-        On CuPy, where the function is not element by element.
+        On CuPy, if the function is not element by element.
     """
-    if xp.__name__ != CUPY:  # `compiles` would be one more call, which small arrays feel
+    if xp.__name__ != CUPY:  # a call of `compiles` would slow small arrays
         results = looped(xp, function, arrays, 0, options) if out is None else None
         if results is None:
             results = function(xp, *arrays, **options)
@@ -108,11 +105,10 @@ def plain(
     *numbers: Any,
     leading: Sequence[int | None] = (),
 ) -> Any:
-    """Return `function(xp, *arrays, *numbers, **options)` by operations of CuPy, halves computed in
-    float32.
+    """Return `function(xp, *arrays, *numbers, **options)` by CuPy's operations, halves in float32.
 
-    Results are those of a kernel: CuPy itself would compute in halves, and make float32 of some
-    results in bfloat16.
+    The results equal a kernel's. CuPy itself would compute in half precision, and return float32
+    for some results in bfloat16.
     """
     wide = [astype(xp, a, widened(xp, a.dtype)) for a in arrays]
     dtypes = (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers))
@@ -149,7 +145,7 @@ def _looped_pairs(
     sums: int,
     options: dict[str, Any],
 ) -> Any:
-    """Do the same for dual numbers: a compiled loop, or a kernel, computes values and tangents."""
+    """Run `looped` on dual numbers: a compiled loop, or a kernel, computes values and tangents."""
     if xp.root is np and max([a.size for a in arrays]) < SMALL:
         return None
     pairs = on_pairs(function, tuple(map(xp.owns, arrays)))
@@ -168,10 +164,9 @@ def _looped_pairs(
 
 
 def total(xp: Namespace, a: Array, b: Array, axes: int | Shape = -1, dtype: Any = None) -> Array:
-    """Return the sum of a * b over some axes, on CuPy from one launch, where halves are summed in
-    float32.
+    """Return the sum of a * b over some axes; on CuPy in one launch, with halves in float32.
 
-    `dtype` is that of the sum, by default that of the product.
+    `dtype` is the dtype of the sum, by default the product's.
     """
     if xp.__name__ != CUPY or a.dtype != b.dtype:
         if xp is np and axes == (-2, -1) and a.shape == b.shape:
@@ -189,8 +184,9 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | Shape = -1, dtype: Any 
 
 
 def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
-    """Return `xp.where(condition, a, b)`, from our own kernel where CuPy would make float32 of
-    bfloat16.
+    """Return `xp.where(condition, a, b)`, in bfloat16 by a kernel of our own.
+
+    CuPy itself would return float32 for bfloat16.
     """
     if xp.__name__ == CUPY and dtype_name(a.dtype) == "bfloat16":
         return fuse(xp, _where, condition, a, b)
@@ -205,9 +201,10 @@ def scan(
     axis: int = -1,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
-    """Go through a recurrence of few steps, on CuPy by one launch for each and one to keep it.
+    """Run a recurrence of few steps; on CuPy each step is one launch, plus one to keep its value.
 
-    A step applies `function(xp, carried, *arrays of the step)`, whose result is carried on.
+    A step applies `function(xp, carried, *arrays of the step)` and carries the result to the next
+    step.
 
     Parameters
     ----------
@@ -216,9 +213,10 @@ def scan(
     function
         As for `fuse`, with one result.
     start
-        The value that is carried into the first step: an array without the axis of steps.
+        The value carried into the first step: an array without the axis of steps.
     arrays
-        Arrays with steps along `axis`; their shapes without it broadcast with that of `start`.
+        Arrays with steps along `axis`; without this axis their shapes broadcast with the shape of
+        `start`.
     axis : int
         Negative.
     reverse : bool
@@ -227,7 +225,7 @@ def scan(
     Returns
     -------
     before : array
-        The values that are carried into the steps, along `axis`.
+        The values carried into the steps, along `axis`.
     end : array
         The value after the last step.
     """
@@ -239,7 +237,7 @@ def scan(
         at = (..., t, *tail)
         operands = (carried, *(a[at] for a in arrays))
         new = fuse(xp, function, *operands) if compiles(xp) else function(xp, *operands)
-        if before is None:  # the result has the shape and the dtype of all of them
+        if before is None:  # the result has the shape and the dtype of all values
             place = new.ndim + axis + 1
             shape = (*new.shape[:place], n, *new.shape[place:])
             before = xp.empty(shape, dtype=new.dtype, device=device_of(new))
@@ -256,12 +254,13 @@ def walk(
     results: int,
     reverse: bool = False,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Go through a recurrence whose states are used one or more steps later, in one compiled loop
-    where that can be.
+    """Run a recurrence whose states are used later, if possible in one compiled loop.
+
+    Each state is used `lag` steps later, one or more.
 
     A step applies `function(xp, *arrays, *states, *numbers)` to the row t of each array and state.
-    Its last results are added to the row t + lag of each state. In reverse, rows t + lag of the
-    states are used, and rows t added to.
+    It adds the last results to the row t + lag of each state. In reverse, a step uses the rows t +
+    lag of the states and adds to the rows t.
 
     Parameters
     ----------
@@ -270,11 +269,12 @@ def walk(
     function
         As for `fuse`, with several results.
     operands : tuple
-        Arrays (T, B), states (T + lag, B), which are used up, and numbers (1,), a tuple of each.
+        A tuple of arrays (T, B), a tuple of states (T + lag, B), which are overwritten, and a tuple
+        of numbers (1,).
     lags : tuple of int
-        One number for each state.
+        The number of steps for each state.
     results : int
-        How many results come before those of the states.
+        The number of results before the results for states.
     reverse : bool
         Whether to go from the last step to the first.
 
@@ -304,8 +304,9 @@ def walk(
 
 
 def windows(a: Array, width: int) -> Array:
-    """Return a view of a CuPy array (T + width - 1, ...) as (width, T, ...): T steps from each of
-    `width` steps on.
+    """Return a view of a CuPy array (T + width - 1, ...) as (width, T, ...).
+
+    Entry k has the T steps from step k on.
     """
     shape = (width, a.shape[0] - width + 1, *a.shape[1:])
     steps = (a.strides[0], *a.strides)
@@ -313,8 +314,9 @@ def windows(a: Array, width: int) -> Array:
 
 
 def converted(text: str, dtype: Any) -> str:
-    """Return an element of memory as an operand, or a result as an element of memory: halves go
-    through float.
+    """Convert an element of memory to an operand, or a result to an element of memory.
+
+    Halves go through float.
     """
     return f"(float){text}" if dtype_name(dtype) in HALVES else text
 

@@ -1,11 +1,12 @@
-"""Rows of arrays at places: read, on CuPy of several arrays in one launch, with zeros for missing
-rows; or added.
+"""Rows of arrays at places: gathered, or added up as in the gradient of an embedding.
 
-Rows are added on CuPy, as gradients of an embedding are, in an order that is the same each time.
-Sorting by counting compares all numbers with one another, N^2 of them, which is less work than the
-product with one-hot rows by as many times as a row has elements, and needs nothing of the host, so
-that a graph captures it. Equal numbers are a segment then, whose rows are added up one after the
-other, in float64 since there may be many.
+On CuPy one launch gathers the rows of several arrays, with zeros for missing rows.
+
+On CuPy rows are added up in an order that is the same each time. Places are sorted by counting,
+which compares all N places with one another: N^2 comparisons. For rows of D elements, the product
+with one-hot rows would take D times this work. The sort needs nothing from the host, so a graph can
+capture it. Equal places then form a segment, whose rows are added up one after the other, in
+float64 because there may be many.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 ARRAYS = 8
-FIELDS = 6  # of `Source`
+FIELDS = 6  # fields of `Source`
 THREADS = 256
 
 TEXT = f"""
@@ -66,7 +67,7 @@ def gather(
     arrays : sequence of array (N, ...)
         They have one dtype.
     places : sequence of int64 array (M,)
-        Numbers of rows, for each array.
+        The numbers of the rows, for each array.
     zeros : range
         The numbers of the arrays whose places may be N, which gives a row of zeros.
 
@@ -87,7 +88,7 @@ def gather(
 
 
 def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
-    """Return the rows, of `ARRAYS` arrays from each launch."""
+    """Return the rows; each launch serves `ARRAYS` arrays."""
     cp = optional_imports.cupy()
     with device_of(places[0]):
         inputs = [cp.ascontiguousarray(a) for a in arrays]
@@ -146,13 +147,13 @@ extern "C" __global__ void xlstm_add_rows(
 }}
 """
 
-COMPARED = 1 << 24  # pairs of a place and a row that are compared at once
+COMPARED = 1 << 24  # pairs of a place and a row compared at once
 
 
 def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
-    """Return (count, D) with each of rows (N, D) added at its place, a whole number of places (N,).
+    """Return (count, D) with each row of `rows` (N, D) added at its place in `places` (N,).
 
-    On CuPy a place that there is not is left out.
+    On CuPy rows with places out of range are left out.
     """
     if xp is np:
         total = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
@@ -162,7 +163,7 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
         sums = kernel_fallback.attempt("xlstm_add_rows", _added, places, rows, count)
         if sums is not None:
             return sums
-    # A product with a matrix of ones and zeros does it, some rows of the result at a time.
+    # Multiply by a matrix of ones and zeros, for some rows of the result at a time.
     parts = []
     step = max(1, COMPARED // max(1, places.shape[0]))
     home = device_of(places)
@@ -174,8 +175,9 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
 
 
 def _added(keys: Array, rows: Array, count: int) -> Array:
-    """Return (count, D) with each of rows (N, D) added at its key, from 0 to count - 1; others are
-    left out.
+    """Return (count, D) with each row of `rows` (N, D) added at its key, from 0 to count - 1.
+
+    Rows with other keys are left out.
     """
     cp = optional_imports.cupy()
     N, D = rows.shape

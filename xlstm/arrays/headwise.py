@@ -1,4 +1,4 @@
-"""Products of each head by itself: the last axis of x is that of heads, beside others of its kind."""
+"""Products of each head by itself; the last axis of x holds all heads of several maps."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import multiply
 from xlstm.arrays.namespace import Array, Namespace, device_of, reshape, room
 
-# narrow heads are joined into blocks of at most this width, but not on a GPU, which then has more
-# to do
+# narrow heads are joined into blocks of at most this width, except on a GPU, which would get more
+# work
 BLOCK = 64
 
 
 def split(xp: Namespace, x: Array, size: int, N: int) -> Array:
-    """Return the parts (..., size) of x (..., G size) that are side by side, by N heads, (G, N,
-    rows, size / N).
-    """
+    """Return the G parts of x (..., G size), by N heads, as (G, N, rows, size / N)."""
     whole = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1] // size, N, size // N))
     return xp.permute_dims(whole, (1, 2, 0, 3))
 
 
 def products(xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:
-    """Return the products (N, rows, K) of all heads, of one pair after the other, as (..., G N K);
+    """Return the products (N, rows, K) of all heads, pair by pair, as (..., G N K).
+
     `like` is (..., N K).
     """
     # a library may have no views, nor numbers that change
@@ -41,11 +40,12 @@ def products(xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -
 
 
 def joined(xp: Namespace, W: Array) -> Array:
-    """Return W (N, K, K) as (N / g, g K, g K), g heads on the diagonal of each, where that is
-    quicker.
+    """Return W (N, K, K) as (N / g, g K, g K) if that is faster.
+
+    Each matrix has g heads on its diagonal.
     """
     N, K, _ = W.shape
-    is_known = xp is not np and isinstance(W, np.ndarray)  # while x is that of a C program
+    is_known = xp is not np and isinstance(W, np.ndarray)  # while x is a symbol of a C program
     most = 1 if compiles(xp) or is_known else max(1, BLOCK // K)
     g = next(g for g in range(min(N, most), 0, -1) if N % g == 0)
     if g == 1:
@@ -55,7 +55,7 @@ def joined(xp: Namespace, W: Array) -> Array:
 
 
 def parted(xp: Namespace, dW: Array, N: int) -> Array:
-    """Return the gradient of W (..., N, K, K) from that of `joined`."""
+    """Differentiate `joined`: return the gradient with respect to W (..., N, K, K)."""
     *outer, blocks, width, _ = dW.shape
     if blocks == N:
         return dW

@@ -1,4 +1,4 @@
-"""Whether results of a sequence are asked for that do not depend on its batch."""
+"""The context in which results of a sequence do not depend on its batch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ is_on: ContextVar[bool] = ContextVar("batch_invariant", default=False)
 
 @contextlib.contextmanager
 def batch_invariant(enabled: bool = True) -> Iterator[None]:
-    """Make results of each sequence independent of the batch that it is in, bit for bit.
+    """Make the results of each sequence independent of the rest of its batch, bit for bit.
 
     In this context every layer, block, stack and model that goes through time computes as with the
-    argument `batch_invariant=True` of its `forward`, also where an estimator or a sampler calls it.
-    A call's own argument comes first.
+    argument `batch_invariant=True` of its `forward`. This includes calls by an estimator or a
+    sampler. An argument of the call itself takes precedence.
 
     Parameters
     ----------
     enabled : bool
-        False switches it off within another context.
+        False switches batch invariance off inside an outer context.
 
     Returns
     -------
@@ -41,6 +41,6 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
 
 
 def refuse(where: str, why: str) -> None:
-    """Raise ValueError in a context for what cannot be so."""
+    """Raise ValueError inside the context, for a call that cannot be batch-invariant."""
     if is_on.get():
         raise ValueError(f"{where}: batch_invariant is True, expected False, as {why}")

@@ -1,9 +1,8 @@
-"""Batches of matrix products: on CuPy one call of cuBLAS, which is told how operands lie instead of
-copying them.
+"""Batches of matrix products: on CuPy one call of cuBLAS, without copies of transposed operands.
 
-CuPy's own product of more than two axes copies whatever is transposed. cuBLAS takes a matrix with
-its rows or its columns one after the other, any distance between them, and one distance from each
-matrix of the batch to the next.
+CuPy's own product of more than two axes copies every transposed operand. cuBLAS takes a matrix with
+its rows or its columns one after the other, at any distance, and with one distance from each matrix
+of the batch to the next.
 """
 
 from __future__ import annotations
@@ -22,32 +21,33 @@ from xlstm.arrays.dual import DualNamespace
 from xlstm.arrays.namespace import Array, Namespace, Shape, astype, dtype_name, reshape
 from xlstm.tracing.loop_nest import loop_nest
 
-KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
-SMALL = 1 << 16  # multiplications below which NumPy's call costs less than compiled tiles
-LIMIT = 2**31  # sizes for cuBLAS are less
+KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # values of cudaDataType
+SMALL = 1 << 16  # multiplications below which NumPy's product takes less time than compiled tiles
+LIMIT = 2**31  # sizes for cuBLAS must be below this
 PEDANTIC = 2
-TF32 = 7  # CuPy's numbers of compute types
+TF32 = 7  # CuPy's numbers for compute types
 
 
 class Operand(NamedTuple):
-    """How the matrices of a batch lie in memory, distances in elements."""
+    """The memory layout of the matrices of a batch, with distances in elements."""
 
     columns: bool  # one column after the other, instead of rows
     lead: int  # from one row (or column) to the next
     step: int  # from one matrix to the next
 
 
-WHOLE = Operand(False, 1, 0)  # in the place of one that is copied first
+WHOLE = Operand(False, 1, 0)  # stands for an operand that is copied first
 
 
 class GemmCall(NamedTuple):
-    """All that cuBLAS is told of a product but the addresses; it is the same for all arrays that
-    lie in one way.
+    """All arguments of cuBLAS for a product, except the addresses.
+
+    They are the same for all arrays of one layout.
     """
 
-    shape: Shape  # of the result
+    shape: Shape  # shape of the result
     empty: bool  # whether there is nothing to sum up
-    copied: tuple[bool, bool]  # which operands have to be copied first
+    copied: tuple[bool, bool]  # which operands must be copied first
     zero: int  # the addresses of 0 and 1
     unit: int
     head: Shape  # transpositions, sizes, alpha
@@ -57,33 +57,33 @@ class GemmCall(NamedTuple):
 
 
 def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: Any = None) -> Array:
-    """Return A @ B of matrices in the last two axes, the axes before broadcast.
+    """Return A @ B of matrices in the last two axes; all axes before these broadcast.
 
     Parameters
     ----------
     xp
         The namespace of the arrays.
     A, B
-        (..., M, K) and (..., K, N); by one matrix B all rows of A are multiplied at once.
-        Transposed ones cost nothing; on CuPy other views cost nothing either where the rows or
-        columns are contiguous and the matrices of the batch equally far apart, and a copy where
-        not.
+        Arrays (..., M, K) and (..., K, N). If B is one matrix, it multiplies all rows of A at once.
+        Transposed operands cost nothing. On CuPy other views cost nothing either, if their rows or
+        columns are contiguous and the matrices of the batch equally far apart; else they cost a
+        copy.
     add : array, optional
-        (..., M, N), contiguous: the product is added to it, in its place.
+        A contiguous array (..., M, N), to which the product is added in-place.
     dtype : optional
-        That of a new array, by default the factors'; it may be float32 where they are float16 or
-        bfloat16.
+        The dtype of a new array, by default the factors' dtype. It may be float32 if they are
+        float16 or bfloat16.
 
     Returns
     -------
     array
-        (..., M, N), or `add`, which may be float32, too. On CuPy float16 and bfloat16 are summed up
-        in float32, and float32 is rounded to TF32 where CuPy was told to.
+        The product (..., M, N), or `add`, which may be float32, too. On CuPy float16 and bfloat16
+        are summed up in float32, and float32 is rounded to TF32 if CuPy is set to do so.
 
     Raises
     ------
     ValueError
-        On CuPy, where shapes do not fit.
+        On CuPy, if the shapes do not fit.
     """
     if not fuse.compiles(xp) or A.dtype != B.dtype or dtype_name(A.dtype) not in KINDS:
         product = _elsewhere(xp, A, B)
@@ -105,8 +105,9 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
 
 
 def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
-    """Return A @ B by the library or by compiled tiles, the rows of all of A as one matrix where B
-    is one.
+    """Return A @ B by the library or by compiled tiles.
+
+    If B is one matrix, all rows of A become one matrix, too.
     """
     if isinstance(xp, DualNamespace):
         times = functools.partial(matmul, xp.base)
@@ -124,8 +125,7 @@ def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
 def multiply(xp: Namespace, A: Array, B: Array, out: Array) -> None:
     """Set (..., M, N) to A @ B, all of one dtype.
 
-    Rows of `out` are contiguous, and its matrices equally far apart, which may be further than they
-    are large.
+    Rows of `out` must be contiguous, and its matrices equally far apart, possibly with gaps.
     """
     if fuse.compiles(xp):
         call = _call(*_lie(A, B), out.dtype, out.strides)
@@ -139,9 +139,7 @@ def _lie(A: Array, B: Array) -> tuple[Any, ...]:
 
 
 def _multiply(call: GemmCall, A: Array, B: Array, out: Array, beta: int) -> Array:
-    """Return `out`, which is set to A @ B, or to which this is added; `beta` is the address of 0 or
-    1.
-    """
+    """Return `out`, after A @ B is written or added to it; `beta` is the address of 0 or 1."""
     cp = optional_imports.cupy()
     if call.empty:
         if beta == call.zero:
@@ -178,12 +176,12 @@ def _copy(a: Array, batch: Shape) -> Array:
 
 
 def product(xp: Namespace, A: Array, B: Array) -> Array:
-    """Return A @ B, on CuPy by `matmul`, which a CUDA graph can capture."""
+    """Return A @ B; on CuPy by `matmul`, which a CUDA graph can capture."""
     return matmul(xp, A, B) if fuse.compiles(xp) else A @ B
 
 
 def packed(xp: Namespace, a: Array) -> Array:
-    """Return `a`, which on CuPy is copied once where each product would have to copy it."""
+    """Return `a`, or on CuPy a copy of it if each product would have to copy it."""
     if not fuse.compiles(xp):
         return a
     strides = [step // a.itemsize for step in a.strides]
@@ -195,7 +193,7 @@ def packed(xp: Namespace, a: Array) -> Array:
 
 
 def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> Operand | None:
-    """Return how matrices of this shape lie, or None where cuBLAS cannot be told without a copy."""
+    """Return the layout of matrices of this shape, or None if cuBLAS needs a copy."""
     step = _distance(shape[:-2], strides[:-2], batch)
     if step is None or step < 0:
         return None
@@ -213,9 +211,7 @@ def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int])
 
 
 def _distance(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
-    """Return the distance from each matrix, or row, of a batch to the next, or None where there is
-    more than one.
-    """
+    """Return the distance from each matrix, or row, of a batch to the next; None if it varies."""
     nest = loop_nest(batch, [(shape, strides)])
     return None if len(nest.sizes) > 1 else sum(nest.steps[0])
 
@@ -234,7 +230,7 @@ def _call(
 ) -> GemmCall:  # fmt: skip
     """Return the call for shapes, strides and dtypes, by default into a new array.
 
-    Matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such.
+    cuBLAS stores matrices by columns, so it computes out^T = B^T A^T.
     """
     kind = dtype_name(A)
     kind_out = dtype_name(to)
@@ -249,7 +245,7 @@ def _call(
     if len(b) == 2 != len(a) and out_steps is None:
         rows = math.prod(a[:-1])
         row = _distance(a[:-1], a_steps[:-1], a[:-1])
-        if row or rows == 1:  # those of all of A are one matrix
+        if row or rows == 1:  # all rows of A are one matrix
             a = (rows, a[-1])
             a_steps = (row or 0, a_steps[-1])
             batch = ()
@@ -288,8 +284,9 @@ def _product_shape(a: Shape, b: Shape) -> Shape:
 
 @functools.cache
 def _compute(dtype: Any, compute_type: int) -> tuple[int, int]:
-    """Return the type to multiply and sum up in, as CuPy's own products of two axes choose it, and
-    the algorithm.
+    """Return the type to multiply and sum up in, and the algorithm.
+
+    The type is the choice of CuPy's own products of two axes.
     """
     cublas = optional_imports.cupy().cuda.cublas
     kind = "64F" if dtype_name(dtype) == "float64" else "32F"

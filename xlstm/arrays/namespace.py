@@ -1,4 +1,4 @@
-"""Arrays of any library: the namespace they share, where they are, and their dtypes by name."""
+"""Arrays of any library: their shared namespace, their device, and their dtypes by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm.arrays import checks, optional_imports
 
-Array = Any  # an array of whichever library is in use
+Array = Any  # an array of the library in use
 Namespace = Any  # the array API namespace of that library
 Params = dict[str, Array]  # parameters, or their gradients, by dotted name
 Shape: TypeAlias = tuple[int, ...]
@@ -19,31 +19,31 @@ Host: TypeAlias = np.ndarray[Any, Any]  # an array of NumPy
 DType: TypeAlias = "str | np.dtype[Any] | type[np.generic]"
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")  # dtypes that layers compute in
-HALVES = ("float16", "bfloat16")  # dtypes that are refused on a CPU
+HALVES = ("float16", "bfloat16")  # dtypes refused on a CPU
 
 SINGLE = np.dtype(np.float32)
 DOUBLE = np.dtype(np.float64)
 
 
 def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()) -> Namespace:
-    """Return the one namespace that all arrays share.
+    """Return the namespace that all arrays share.
 
     Parameters
     ----------
     where : str
-        The caller, with whose name an error begins.
+        The caller, whose name begins an error.
     arrays : dict of str to array
-        Arrays under the names that an error uses.
+        Arrays, under their names in errors.
     wide : container of str
-        The names of arrays that are float32 where the first other array is float16 or bfloat16.
+        The names of arrays that are float32 if the first other array is float16 or bfloat16.
 
     Raises
     ------
     TypeError
-        Something is no array; or the arrays are of different libraries, devices or dtypes, are not
-        floating-point, are float16 or bfloat16 on a CPU, or would record an autograd graph.
+        A value is not an array; or the arrays are of different libraries, devices or dtypes, are
+        not floating-point, are float16 or bfloat16 on a CPU, or would record an autograd graph.
     ValueError
-        There are no arrays, or those of CuPy are not on the current device.
+        There are no arrays, or arrays of CuPy are not on the current device.
     """
     if not arrays:
         raise ValueError(f"{where}: there are no arrays, expected parameters")
@@ -52,7 +52,7 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
         dtype = first.dtype
         others = [a for a in arrays.values() if type(a) is not np.ndarray or a.dtype is not dtype]
         if not others:
-            return np  # the most frequent case needs no further question
+            return np  # the most frequent case needs no further check
     duals = [array for array in arrays.values() if is_dual(array)]
     if duals:
         namespace(where, {name: primal(array) for name, array in arrays.items()}, wide)
@@ -77,8 +77,9 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
 def _check_alike(
     where: str, name: str, array: Array, first_name: str, first: Array, wide: bool
 ) -> None:
-    """Raise TypeError unless an array has the dtype of the first one, or float32 beside halves, is
-    on its device, and records no graph.
+    """Raise TypeError unless an array has dtype and device of the first one, and records no graph.
+
+    A `wide` array is float32 beside halves.
     """
     if wide and dtype_name(first.dtype) in HALVES:
         if dtype_name(array.dtype) != "float32":
@@ -108,7 +109,7 @@ def _check_alike(
 
 
 def _check_first(where: str, name: str, array: Array) -> None:
-    """Raise unless an array of CuPy is on the current device, and one on a CPU no half."""
+    """Raise unless an array of CuPy is on the current device, and an array on a CPU is no half."""
     if array_api_compat.is_cupy_array(array):
         home = device_of(array)
         current = int(optional_imports.cupy().cuda.runtime.getDevice())
@@ -141,7 +142,7 @@ def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
 def namespace_of(array: Array) -> Namespace:
     """Return the namespace of one array.
 
-    NumPy 2 is its own namespace; array_api_compat.numpy would import all of NumPy for it, which
+    NumPy 2 is its own namespace; array_api_compat.numpy would import all of NumPy instead, which
     takes 0.1 s.
     """
     return (
@@ -157,7 +158,7 @@ def is_dual(array: Any) -> bool:
 
 
 def primal(array: Array) -> Array:
-    """Return an array itself, or the value of a dual number, which is no dual number."""
+    """Return an array itself, or the innermost value of a dual number."""
     while is_dual(array):
         array = array.value
     return array
@@ -176,7 +177,7 @@ def device_of(array: Array) -> Any:
         return array_api_compat.device(array)
 
 
-@functools.lru_cache(maxsize=64, typed=True)  # dtypes of two libraries do not compare
+@functools.lru_cache(maxsize=64, typed=True)  # dtypes of different libraries do not compare
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype, which is the same in all libraries."""
     return str(getattr(dtype, "__name__", dtype)).rpartition(".")[2]
@@ -187,61 +188,58 @@ def is_floating(xp: Namespace, dtype: Any) -> bool:
     kind = getattr(dtype, "kind", None)
     if kind is None:
         return bool(xp.isdtype(dtype, "real floating"))
-    # A dtype of NumPy or CuPy, whose `isdtype` refuses the bfloat16 of ml_dtypes.
+    # NumPy and CuPy: their `isdtype` refuses the bfloat16 of ml_dtypes.
     return kind == "f" or (kind == "V" and dtype_name(dtype) == "bfloat16")
 
 
 def reshape(array: Array, shape: Shape) -> Array:
-    """Reshape by the method, where the library has one: it takes less time than the function."""
+    """Reshape by the array's method if it has one, which takes less time than the function."""
     if hasattr(array, "reshape"):
         return array.reshape(shape)
     return array.__array_namespace__().reshape(array, shape)
 
 
 def room(xp: Namespace, like: Array, shape: Shape, dtype: Any = None) -> Array:
-    """Return a new array on the device of another one, and in its dtype unless there is another;
-    nothing is in it.
-    """
+    """Return a new array without values, on the device of `like` and by default in its dtype."""
     dtype = like.dtype if dtype is None else dtype
-    if hasattr(xp, "ndarray"):  # that of NumPy or CuPy, whose `empty` takes twice the time
+    if hasattr(xp, "ndarray"):  # NumPy's or CuPy's; their `empty` takes twice the time
         return xp.ndarray(shape, dtype)
     return xp.empty(shape, dtype=dtype, device=device_of(like))
 
 
 def finfo(xp: Namespace, dtype: Any) -> Any:
-    """Return `xp.finfo(dtype)`, of float32 for bfloat16, which has the same exponents and which
-    CuPy does not know.
+    """Return `xp.finfo(dtype)`, or for bfloat16 `xp.finfo(xp.float32)`.
+
+    CuPy does not know bfloat16, which has the exponents of float32.
     """
     return xp.finfo(xp.float32 if dtype_name(dtype) == "bfloat16" else dtype)
 
 
 def widened(xp: Namespace, dtype: Any) -> Any:
-    """Return float32 for float16 and bfloat16, else the dtype itself: the dtype of sums that go on
-    for many steps.
-    """
+    """Return the dtype of sums over many steps: float32 for float16 and bfloat16, else `dtype`."""
     return xp.float32 if dtype_name(dtype) in HALVES else dtype
 
 
 def astype(xp: Namespace, array: Array, dtype: Any) -> Array:
-    """Return an array in a dtype; it is the array itself where it has that dtype."""
+    """Return an array in a dtype, without a copy if it has that dtype."""
     return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
 def squares_below(xp: Namespace, x: Array, limit: float) -> bool:
     """Tell whether the sum of all x^2 is certainly below `limit`.
 
-    The answer takes one pass over a NumPy array, and raises no warning where the sum overflows. It
-    is False on other libraries, where the host would have to wait for the device.
+    The answer takes one pass over a NumPy array, without a warning if the sum overflows. With other
+    libraries it is False, because the host would have to wait for the device.
     """
     if xp is not np:
         return False
     flat = x.reshape(-1) if x.flags.c_contiguous else x
-    axes = list(range(flat.ndim))  # not BLAS's product, which wakes BLAS's threads
+    axes = list(range(flat.ndim))  # a product by BLAS would wake its threads
     return bool(np.einsum(flat, axes, flat, axes, []) < limit)
 
 
 def _kind(value: Any) -> str:
-    """Return what a value is, in the words of an error."""
+    """Return the kind of a value, in the words of errors."""
     if isinstance(value, type):
         return checks.shown(value)
     if array_api_compat.is_array_api_obj(value):
@@ -252,13 +250,12 @@ def _kind(value: Any) -> str:
 def plain_namespace(
     params: Params, sizes: Mapping[str, tuple[int | None, ...]], x: Any, state: Any
 ) -> Namespace | None:
-    """Return NumPy or CuPy where that is seen at once: most calls have only its arrays, all of one
-    dtype.
+    """Return NumPy or CuPy if that is clear at once: most calls have only its arrays, of one dtype.
 
     Parameters
     ----------
     params : dict
-        Their names and shapes have to be those of `sizes`, a dict of tuples.
+        Their names and shapes must be those of `sizes`, a dict of tuples.
     x : array or None
     state : tuple or None
         It holds arrays, None, and such tuples.
@@ -266,7 +263,7 @@ def plain_namespace(
     Returns
     -------
     namespace or None
-        None says that `namespace` is to be asked, which finds what is wrong, if anything is.
+        None means that the caller must call `namespace`, which finds any error.
     """
     if type(params) is not dict or len(params) != len(sizes):
         return None
@@ -295,10 +292,9 @@ def plain_namespace(
 
 
 def _all_plain(state: Any, kind: Any, dtype: Any, current: int | None) -> bool:
-    """Return whether a state is a tuple of a library's arrays of a dtype, of None, and of such
-    tuples.
+    """Return whether a state is a tuple of arrays of one library and dtype, None, and such tuples.
 
-    Those of CuPy are on the current device.
+    Arrays of CuPy must be on the current device.
     """
     if type(state) is not tuple:
         return False
@@ -314,7 +310,7 @@ def _all_plain(state: Any, kind: Any, dtype: Any, current: int | None) -> bool:
 
 
 def leaves(tree: Any, whole: type | tuple[()] = ()) -> Iterator[Any]:
-    """Yield the arrays of a state of a model, or tuples of the type `whole` that describe them."""
+    """Yield the arrays of a model's state, or the tuples of type `whole` that describe them."""
     if isinstance(tree, tuple | list) and not isinstance(tree, whole):
         for part in tree:
             yield from leaves(part, whole)

@@ -1,4 +1,4 @@
-"""Packages that are imported when they are asked for, and a test of whether a GPU works here."""
+"""Packages that are imported only on demand, and a test of the GPU."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ CUPY = "pip install 'cupy-cuda12x[ctk]' (CUDA 13: 'cupy-cuda13x[ctk]')"
 
 
 class BackendError(RuntimeError):
-    """A backend, or a package that it needs, cannot run here; the text says what failed and what to
-    install.
+    """A backend, or a package that it needs, cannot run here.
+
+    The message says what failed and what to install.
     """
 
 
 def cupy() -> Any:
-    """Return the module, which is imported only when it is asked for."""
+    """Import the module on demand, and return it."""
     import cupy
 
     return cupy
 
 
 def torch() -> Any:
-    """Return the module, which is imported only when it is asked for."""
+    """Import the module on demand, and return it."""
     import torch
 
     return torch
 
 
 def mpi() -> Any:
-    """Return mpi4py's module. Where this imports it first, MPI does not start, but ends with the
-    program.
+    """Return mpi4py's module.
+
+    If this call imports it first, MPI does not start with the import, but ends with the program.
     """
     import mpi4py
 
@@ -44,16 +46,14 @@ def mpi() -> Any:
 
 
 def nccl() -> Any:
-    """Return CuPy's module of NCCL; its `available` says whether the library is there."""
+    """Return CuPy's module of NCCL; its `available` says whether NCCL is installed."""
     from cupy.cuda import nccl
 
     return nccl
 
 
 def pyarrow() -> Any:
-    """Return the module with what reads Parquet files, which is imported only when it is asked
-    for.
-    """
+    """Import PyArrow's module for Parquet files on demand, and return it."""
     try:
         import pyarrow.compute
         import pyarrow.parquet
@@ -64,21 +64,19 @@ def pyarrow() -> Any:
 
 @functools.cache
 def rocm() -> bool:
-    """Return whether this is the CuPy of AMD's GPUs, for which there are neither our kernels nor
-    graphs.
-    """
+    """Return whether CuPy is the build for AMD's GPUs, which has neither our kernels nor graphs."""
     return bool(cupy().cuda.runtime.is_hip)
 
 
 @functools.cache
 def cupy_failure(number: int | None = None) -> str | None:
-    """Try CuPy, once per process: return None if it works, else what failed and how to fix it.
+    """Try CuPy once per process; return None if it works, else what failed and how to fix it.
 
-    The device is that of a number, or else the current one: to touch another one takes memory of
-    it.
+    The device is `number`, or else the current one: touching a further device would take memory
+    there.
 
     Counting devices is not enough: NVRTC and cuBLAS are loaded only when a kernel is compiled and a
-    product is taken, so both are done here.
+    product is computed, so this function does both.
     """
     try:
         cp = cupy()
@@ -113,6 +111,6 @@ def cupy_failure(number: int | None = None) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the kind and the first line of an error."""
+    """Return the class and the first line of an error."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

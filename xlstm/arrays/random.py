@@ -1,10 +1,9 @@
-"""Random numbers, which come from one seeded generator on the host, and masks, which CuPy draws
-with the same bits.
+"""Random numbers from one seeded generator on the host, and masks drawn on CuPy with the same bits.
 
-NumPy's PCG64 is a linear congruential generator, x' = a x + c modulo 2^128 (O'Neill 2014), of which
-any later state is known after few multiplications (Brown 1994). So each thread of a kernel begins
-where it is to draw, no number is copied to the device, and the generator on the host goes on from
-where it would be.
+NumPy's PCG64 is a linear congruential generator, x' = a x + c modulo 2^128 (O'Neill 2014). A few
+multiplications give any later state (Brown 1994). So each thread of a kernel starts at its own
+place, no number is copied to the device, and the generator on the host is advanced as if it had
+drawn the numbers.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ Seed: TypeAlias = "int | np.random.Generator"
 
 A = 0x2360ED051FC65DA44385DF649FCCF645  # the multiplier of PCG64
 THREADS = 256
-BLOCKS = 1024  # of a launch at most
+BLOCKS = 1024  # the most blocks of a launch
 OPTIONS = ("-device-int128",)
-PIECE = 32  # numbers of a row that a thread draws
+PIECE = 32  # numbers of a row that one thread draws
 STATE = 4  # numbers of a state on the device: whether a half is kept, that half, and the 128 bits
 
 TEXT = (
@@ -122,23 +121,23 @@ extern "C" __global__ void xlstm_bernoulli_rows(void* to, long long count, int s
 
 
 def generator(seed: Seed, stream: int = 0, where: str = "random") -> np.random.Generator:
-    """Return the generator from which the library draws every random number.
+    """Return the generator for all random numbers of the library.
 
-    It is on the host, the same for every backend, so equal seeds give equal weights everywhere.
+    It runs on the host for every backend, so equal seeds give equal weights everywhere.
 
     Parameters
     ----------
     seed : int or numpy.random.Generator
         A whole number from 0 up; a generator is returned as it is.
     stream : int
-        The number of one of many independent generators of the same seed.
+        The number of one of many independent generators from the same seed.
     where : str
-        The caller, with whose name an error begins.
+        The caller, whose name begins an error.
 
     Raises
     ------
     ValueError
-        The seed is neither.
+        The seed is neither a whole number from 0 up nor a generator.
     """
     if isinstance(seed, np.random.Generator):
         return seed
@@ -155,22 +154,23 @@ def bernoulli(
     *,
     dropout: bool = False,
 ) -> Array:
-    """Return an array that is 1 with a probability, else 0; or, as dropout needs it, 0 with that,
-    else 1 / (1 - rate).
+    """Return an array that is 1 with probability `rate`, else 0; or a mask for dropout.
 
-    Equal states of the generator give equal results on every backend, and the same state after it.
+    A mask for dropout is 0 with probability `rate`, else 1 / (1 - rate). Equal states of the
+    generator give equal results on every backend, and the same state afterwards.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        It is on the host, and draws numbers from [0, 1) in float32, which are copied to CuPy unless
-        it is a PCG64.
+        A generator on the host. It draws numbers from [0, 1) in float32. For CuPy they are copied
+        unless it is a PCG64.
     rate : float
         The probability, less than 1.
     shape : tuple of int
     array : array
-        Its library, device and dtype are those of the result.
+        An array with the library, device and dtype of the result.
     dropout : bool
+        Whether the result is a mask for dropout.
     """
     xp = namespace_of(array)
     low, high = (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
@@ -199,7 +199,7 @@ def _launched(
     xp = namespace_of(array)
     mask = room(xp, array, shape)
     part: Part | None = getattr(rng, "part", None)
-    # How many numbers are drawn, those of other ranks too.
+    # The number of numbers drawn, including those of other ranks.
     count = mask.size if part is None else part.count(shape)
     if isinstance(rng, Later):
         state = [0] * STATE
@@ -235,15 +235,14 @@ def _on_device(xp: Namespace, key: Any, steps: int, packed: bool, home: Home) ->
 
 
 class Later(np.random.Generator):
-    """A PCG64 for masks that are captured: they are drawn from states on the device, which are put
-    there before.
+    """A PCG64 for masks in a CUDA graph, drawn from states that are on the device before a launch.
 
     Parameters
     ----------
     bits : PCG64
-        Only its increment counts, which later states share.
+        Only its increment matters; later states share it.
     states : array (most, STATE)
-        Room on the device for the states that masks are drawn from, uint64.
+        Memory on the device for the states to draw masks from, uint64.
     part : Part, optional
         The part of a batch that the masks are for.
     """
@@ -257,7 +256,7 @@ class Later(np.random.Generator):
         self.sizes = list[int]()
 
     def place(self, size: int) -> Array:
-        """Return where the state of the next mask will be, which draws so many numbers."""
+        """Return the place of the next mask's state; the mask draws `size` numbers."""
         self.sizes.append(size)
         if len(self.sizes) > len(self.states):
             raise ValueError(f"a captured step draws more masks than {len(self.states)}")
@@ -265,9 +264,7 @@ class Later(np.random.Generator):
 
 
 def states(rng: np.random.Generator, sizes: Sequence[int]) -> Host:
-    """Return the states (masks, STATE) that masks of so many numbers are drawn from, and leave
-    `rng` after them.
-    """
+    """Return the states (masks, STATE) to draw masks of these sizes from, and advance `rng`."""
     table = np.zeros((len(sizes), STATE), np.uint64)
     for row, size in zip(table, sizes, strict=True):
         state: Any = rng.bit_generator.state
@@ -282,8 +279,9 @@ def _halves(*numbers: int) -> list[int]:
 
 
 def _skip(bits: Any, count: int) -> None:
-    """Leave a PCG64 as if `count` numbers of 32 bits were drawn, of which NumPy takes the low half
-    of 64 first.
+    """Advance a PCG64 as if `count` numbers of 32 bits were drawn.
+
+    Of each 64 bits NumPy takes the low half first.
     """
     if count == 0:
         return
@@ -296,15 +294,14 @@ def _skip(bits: Any, count: int) -> None:
     bits.state = {**state, "has_uint32": count % 2}
 
 
-# The part of a batch that a rank has: numbers are those that one process would draw for these
+# The part of a batch on a rank: its numbers are those that a single process would draw for these
 # sequences.
 
-GAP = 1 << 12  # numbers of other ranks from which on a jump takes less time than to draw them
+GAP = 1 << 12  # for so many numbers of other ranks a jump takes less time than drawing them
 
 
 class PartGenerator(np.random.Generator):
-    """A generator for the part of a batch, which goes on as if the numbers of the whole batch had
-    been drawn.
+    """A generator for a part of a batch, which advances as if it had drawn for the whole batch.
 
     Parameters
     ----------
@@ -317,8 +314,9 @@ class PartGenerator(np.random.Generator):
         self.part = part
 
     def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
-        """Draw from [0, 1) for an array (T, b, ...), or for packed rows (N, D); other shapes are
-        the same on all ranks.
+        """Draw from [0, 1) for an array (T, b, ...), or for packed rows (N, D).
+
+        Arrays of other shapes are the same on all ranks.
 
         Parameters
         ----------
@@ -347,5 +345,5 @@ class PartGenerator(np.random.Generator):
 
 
 def of_part(rng: np.random.Generator, part: Part | None) -> np.random.Generator:
-    """Return the generator of the masks for a part of a batch, or as it is for a whole batch."""
+    """Return the generator of masks for a part of a batch, or `rng` itself for a whole batch."""
     return rng if part is None or isinstance(rng, Later) else PartGenerator(rng.bit_generator, part)

@@ -1,6 +1,4 @@
-"""Functions along rows, and sums over rows: one compiled loop over NumPy arrays, one kernel on
-CuPy.
-"""
+"""Functions along rows, and sums over rows: one compiled loop on NumPy, one kernel on CuPy."""
 
 from __future__ import annotations
 
@@ -22,24 +20,24 @@ from xlstm.tracing.array_functions import Formula, Lengths, Options, listed
 from xlstm.tracing.loop_nest import contiguous_steps, loop_nest
 from xlstm.tracing.symbols import UntraceableError
 
-OUTER = 3  # loops over rows at most
-# The most blocks that share sums: several for each multiprocessor of any card, added in two stages.
+OUTER = 3  # the most loops over rows
+# The most blocks that share sums, added in two stages: several blocks for each multiprocessor of
+# any card.
 BLOCKS = FAN * FAN
-COUNTERS = 2 * BLOCKS  # more than so many blocks have
+COUNTERS = 2 * BLOCKS  # more than these blocks need
 
 Layout = tuple[Any, Shape, Shape]  # dtype, shape and strides of an array
 
-# The number B of sequences whose gradients of parameters stay apart in a backward pass: sums over
-# rows, of which every B are those of one step, then have B as their first axis. None: all are added.
+# The number B of sequences whose parameter gradients stay apart in a backward pass. Each B rows
+# belong to one step, and sums over rows have B as their first axis. None adds up all sequences.
 per_sequence: ContextVar[int | None] = ContextVar("per_sequence", default=None)
 
 
 def by_rows(xp: Namespace, function: Formula, *arrays: Array, **options: Any) -> Any:
-    """Return `function(xp, *arrays, **options)`, which may take sums, means and maxima along the
-    last axis.
+    """Return `function(xp, *arrays, **options)`, with sums, means and maxima along the last axis.
 
-    It keeps that axis. It runs in one compiled loop where NumPy's arrays are large, and in one
-    kernel on CuPy; sums and maxima are for CuPy alone. Where `axis` is among the options, that axis
+    The function keeps that axis. It runs in one compiled loop over large NumPy arrays, and in one
+    kernel on CuPy; sums and maxima are for CuPy alone. If `axis` is among the options, that axis
     takes the place of the last one.
     """
     if not fuse.compiles(xp):
@@ -65,9 +63,10 @@ def summed(
     out: Sequence[Array] = (),
     **options: Any,
 ) -> Any:
-    """Return `function(xp, *arrays, **options)`, the last results summed; on CuPy from one launch.
+    """Return `function(xp, *arrays, **options)` with the last results summed; on CuPy in one
+    launch.
 
-    Sums follow `per_sequence`, and are then no part of the launch.
+    Sums follow `per_sequence`; with it they are not part of the launch.
 
     Parameters
     ----------
@@ -76,20 +75,20 @@ def summed(
     function
         As for `fuse`; on CuPy it may take sums, means and maxima along the last axis, too.
     arrays
-        Their shapes broadcast, but for leading axes that the function takes apart.
+        Their shapes broadcast, except for leading axes that the function splits up.
     sums : int
-        So many of the results are summed over all axes but the last `keep`, on CuPy halves in
-        float32. Leading axes come last in sums.
+        The number of results, counted from the last, that are summed over all axes except the last
+        `keep`. On CuPy halves are summed in float32. Leading axes come last in sums.
     keep : int
         1 or, on CuPy, 2.
     leading : tuple of int or None, optional
-        On CuPy the length of the leading axis that the function takes apart, for each array that
-        has one.
+        On CuPy the length of the leading axis that the function splits up, for each array that has
+        such an axis.
     last : bool
-        All arrays and those of `out` have such an axis as the inner part of their last one, (..., N
-        n), and the function sees (n, ..., N).
+        Whether all arrays, including `out`, have this axis as the inner part of their last axis,
+        (..., N n). The function sees (n, ..., N).
     out : sequence of array, optional
-        Room for other results, the first of all, in any memory order.
+        Memory for the first results, which are not summed, in any memory order.
     options
         Options of the function; hashable.
 
@@ -129,19 +128,20 @@ def summed(
 
 
 def _first(xp: Namespace, a: Array, n: Any) -> Array:
-    """Return (..., N n) seen as (n, ..., N)."""
+    """Return a view of (..., N n) as (n, ..., N)."""
     return xp.moveaxis(xp.reshape(a, (*a.shape[:-1], a.shape[-1] // n, n)), -1, 0)
 
 
 def _sum(xp: Namespace, a: Array, leading: int, keep: int) -> Array:
-    """Return the sum over all axes but leading ones, which come last, and the last `keep`."""
+    """Return the sum over all axes except leading axes, which come last, and the last `keep`."""
     total = xp.sum(_rows(a, leading, keep), axis=leading)
     return xp.moveaxis(total, 0, -1) if leading else total
 
 
 def column_sums(xp: Namespace, a: Array) -> Array:
-    """Return the sum over all axes but the last, on CuPy halves in float32; it follows
-    `per_sequence`.
+    """Return the sum over all axes except the last; it follows `per_sequence`.
+
+    On CuPy halves are summed in float32.
     """
     if fuse.compiles(xp):
         return summed(xp, fuse.same, a)
@@ -149,26 +149,28 @@ def column_sums(xp: Namespace, a: Array) -> Array:
 
 
 def row_products(xp: Namespace, a: Array, b: Array) -> Array:
-    """Return a^T b, the sum of products over all rows, (..., O, I), of a (..., N, O) and b (..., N,
-    I); it follows `per_sequence`.
+    """Return a^T b (..., O, I) of a (..., N, O) and b (..., N, I); it follows `per_sequence`.
+
+    It is the sum of the products of all rows.
     """
     if per_sequence.get() is None:
         return matmul(xp, a.mT, b)
     a, b = (xp.moveaxis(_rows(d, d.ndim - 2, 1), -2, 0) for d in (a, b))  # (B, ..., T, F)
-    with cores.one_thread():  # BLAS would share out each of many small products
+    with cores.one_thread():  # BLAS would split each of many small products
         return matmul(xp, a.mT, b)
 
 
 def no_gradient(xp: Namespace, p: Array) -> Array:
-    """Return the gradient of a parameter that took no part, zeros; it follows `per_sequence`."""
+    """Return zeros, the gradient of a parameter without effect; it follows `per_sequence`."""
     B = per_sequence.get()
     outer = () if B is None else (B,)
     return xp.zeros((*outer, *p.shape), dtype=p.dtype, device=device_of(p))
 
 
 def _rows(a: Array, leading: int, keep: int) -> Array:
-    """Return an array with its rows, which so many axes come before and after, as one axis; with
-    `per_sequence` as those of T steps and B sequences.
+    """Return an array with its rows as one axis, after `leading` axes and before `keep` axes.
+
+    With `per_sequence` the rows become two axes, T steps and B sequences.
     """
     end = a.ndim - keep
     N = math.prod(a.shape[leading:end])
@@ -178,14 +180,14 @@ def _rows(a: Array, leading: int, keep: int) -> Array:
 
 
 class RowLaunch(NamedTuple):
-    """A launch, but for the addresses of its arrays."""
+    """A launch, except for the addresses of its arrays."""
 
     kernel: Any
     grid: tuple[int, int]
     threads: int
     layout: Any
-    results: list[tuple[Shape, Any]]  # shapes and dtypes, those that are summed last
-    partial_sums: tuple[int, Any]  # size and dtype of those of all blocks
+    results: list[tuple[Shape, Any]]  # shapes and dtypes, summed results last
+    partial_sums: tuple[int, Any]  # size and dtype of the partial sums of all blocks
 
 
 def _launched(xp: Namespace, plan: RowLaunch, arrays: Sequence[Array], out: Sequence[Array]) -> Any:
@@ -210,9 +212,7 @@ def _plan(
     last: bool,
     out: tuple[Layout, ...],
 ) -> RowLaunch | None:
-    """Return the launch for arrays that lie in one way, or None where there is no kernel for
-    them.
-    """
+    """Return the launch for arrays of these layouts, or None if there is no kernel for them."""
     leading = (*leading, *[None] * (len(arrays) - len(leading)))
     if last:
         arrays = _with_first(arrays, leading)
@@ -264,7 +264,7 @@ def _plan(
 
 
 def _with_first(arrays: Sequence[Layout], lengths: Sequence[Any]) -> tuple[Layout, ...]:
-    """Return how (..., N n) lie as (n, ..., N)."""
+    """Return the layouts of arrays (..., N n) seen as (n, ..., N)."""
     return tuple(
         (dtype, (n, *shape[:-1], shape[-1] // n), (step, *steps, n * step))
         for (dtype, shape, (*steps, step)), n in zip(arrays, lengths, strict=False)
@@ -283,7 +283,7 @@ def _division(
     tiles = 1 if kernel.whole else -(-columns // threads)
     if kernel.whole and not sums:
         return threads, tiles, 1
-    # Sums of a block are written and read once more, so that many of them are those of more rows.
+    # Each block's sums are written and read once more, so with many sums a block takes more rows.
     many = max(8, len(kernel.slots))
     blocks = max(1, BLOCKS * 8 // many // (heads * tiles))
     return threads, tiles, max(8, many // 2, -(-count // blocks))

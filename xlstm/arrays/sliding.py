@@ -1,4 +1,4 @@
-"""Functions of the steps that a window sees, as it slides along the first axis."""
+"""Functions of the steps in a window that slides along the first axis."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from xlstm.tracing.array_functions import Formula
 
 
 def computes_again(xp: Namespace) -> bool:
-    """Tell whether it takes less time to compute the value of each element again than to write and
-    to read it, as it does on CuPy.
-    """
+    """Tell whether recomputing an element takes less time than storing it, as on CuPy."""
     return compiles(xp)
 
 
@@ -25,27 +23,25 @@ def slid(
     *more: Array,
     **options: Any,
 ) -> Any:
-    """Return `function(xp, *taps, *steps, *more, size=k)` of taps (k, D) and xs (T + k - 1, ...):
-    steps are the k arrays (T, ...) by which taps are multiplied.
+    """Return `function(xp, *taps, *steps, *more, size=k)` of taps (k, D) and xs (T + k - 1, ...).
 
-    Options are those of `summed`, for CuPy, where this is one launch.
+    The steps are the k arrays (T, ...) that the taps multiply. On CuPy this is one launch, with the
+    options of `summed`.
     """
     size = taps.shape[0]
     if compiles(xp):
         options |= {"leading": (size, size), "of": function, "size": size}
         return summed(xp, of_windows, taps, windows(xs, size), *more, sums=0, **options)
-    copies = [taps[j, ...] + 0 for j in range(size)]  # whose numbers are side by side
+    copies = [taps[j, ...] + 0 for j in range(size)]  # contiguous
     return fuse(xp, function, *copies, *steps_of(xs, size), *more, size=size)
 
 
 def steps_of(xs: Array, size: int) -> list[Array]:
-    """Return the steps that each tap of a window is multiplied by, views of xs (T + size - 1,
-    ...).
-    """
+    """Return the steps that each tap of a window multiplies, as views of xs (T + size - 1, ...)."""
     T = xs.shape[0] - size + 1
     return [xs[j : j + T, ...] for j in range(size)]
 
 
 def of_windows(xp: Namespace, taps: Array, xs: Array, *more: Array, of: Formula, size: int) -> Any:
-    """Return what a function gives for taps and for steps that are (size, ...) each."""
+    """Return the result of a function of taps and steps, each (size, ...)."""
     return of(xp, *(a[j, ...] for a in (taps, xs) for j in range(size)), *more, size=size)

@@ -16,42 +16,44 @@ __all__ = ["hvp", "jvp"]
 
 
 def jvp(f: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """Return the value of a function and its derivative in a direction: forward-mode
-    differentiation.
+    """Return the value of a function and its derivative in a direction (forward mode).
 
-    The derivative is exact. The function may call everything that is written against the array
-    API: layers and models, their `forward` and `backward`, losses and activations, operators, and
-    functions of `x.__array_namespace__()` or of NumPy; one that has no rule is refused by name. The
-    derivative of `backward` is a second derivative. Layers run step by step, on the reference
-    engine, which takes two to four times as long as without tangents. docs/second_derivatives.md
-    has examples.
+    The derivative is exact. The function may call any code written against the array API: layers
+    and models, their `forward` and `backward`, losses and activations, operators, and functions of
+    `x.__array_namespace__()` or of NumPy. A function without a rule raises an error with its name.
+    The derivative of `backward` is a second derivative.
+
+    Layers run step by step on the reference engine, which takes two to four times as long as
+    without tangents. docs/second_derivatives.md has examples.
 
     Parameters
     ----------
     f : callable
-        `f(*primals)` returns an array, or a nesting of tuples, lists and dicts of arrays. It
-        has to return the same for the same arguments: give layers that draw masks a seed. Its
-        arguments with a tangent are copies, to which it may write. float() of an array in it is an
-        error, since a number has no tangent.
+        `f(*primals)` returns an array, or a nesting of tuples, lists and dicts of arrays. It must
+        return the same for the same arguments: give a seed to layers that draw masks. Arguments
+        with a tangent are copies, so `f` may change them in place. Inside `f`, float() of an array
+        is an error, since a number has no tangent.
     primals : tuple
         The arguments: arrays of NumPy, CuPy or PyTorch, or nestings of them.
     tangents : tuple
         The direction, nested like `primals`, in their shapes and dtypes. None in place of any part
-        of it is zero, as for tokens.
+        means zero, as for tokens.
 
     Returns
     -------
     out : as `f` returns, with tuples in the place of lists
+        The value.
     dout : nested like `out`
-        The derivative of `out`. At a kink, as of `relu` or `clip`, it is that of the branch that
-        was taken; where several numbers are the maximum, it is the mean of theirs.
+        The derivative of `out`. At a kink, as in `relu` or `clip`, it is the derivative of the
+        branch that was taken. If several numbers are the maximum, it is the mean of their
+        tangents.
 
     Raises
     ------
     TypeError
-        Arguments are not floating-point arrays of one library and dtype, or are those of JAX, which
-        has `jax.jvp`; or the function uses an operation that has no derivative here, or returns
-        something that is no array, such as `float(loss)`.
+        Arguments are not floating-point arrays of one library and dtype, or are arrays of JAX,
+        which has `jax.jvp`; or the function uses an operation without a derivative here, or returns
+        something other than arrays, such as `float(loss)`.
     ValueError
         Tangents are not nested like primals, or have other shapes.
 
@@ -74,19 +76,19 @@ def jvp(f: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 def hvp(loss: Callable[[Any], tuple[Any, Any]], params: Any, v: Any) -> Any:
-    """Return the product of the Hessian of a loss with a vector, without the Hessian.
+    """Return the product of a loss's Hessian with a vector, without computing the Hessian.
 
-    It is the derivative of the gradients in the direction v (Pearlmutter 1994).
+    The product is the derivative of the gradients in the direction v (Pearlmutter 1994).
 
     Parameters
     ----------
     loss : callable
-        `loss(params)` returns the value and the gradients, which are nested like `params`. The
-        value may be made with float(); what else is made with it counts as constant.
+        `loss(params)` returns the value and the gradients, nested like `params`. You may make the
+        value with float(), but anything else made with float() counts as constant.
     params : dict of str to array
         Parameters, or another nesting of arrays.
     v : dict of str to array
-        The vector, nested like `params`; None in place of any part of it is zero.
+        The vector, nested like `params`; None in place of any part means zero.
 
     Returns
     -------
@@ -96,7 +98,7 @@ def hvp(loss: Callable[[Any], tuple[Any, Any]], params: Any, v: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        As for `jvp`; or the loss does not return a value and gradients like `params`.
+        As for `jvp`; or the loss does not return a value and gradients nested like `params`.
 
     Examples
     --------
@@ -142,7 +144,7 @@ def _differentiated(
 ) -> tuple[Any, Any]:
     """Return the value and the derivative of a function of one nesting; errors name both nestings.
 
-    With `floats`, float() drops a tangent instead of being an error.
+    With `floats`, float() drops a tangent instead of raising an error.
     """
     with deeper((primal, tangent), floats) as depth:
         out = f(_dual(where, names, "", primal, tangent, depth))
@@ -167,8 +169,9 @@ def _is_dual(array: Any, depth: int) -> bool:
 def _dual(
     where: str, names: tuple[str, str], path: str, primal: Any, tangent: Any, depth: int
 ) -> Any:
-    """Return dual numbers of the arrays in two nestings, copied, as functions may write to their
-    arguments; `path` is the place in both.
+    """Return dual numbers of the arrays in two nestings; `path` is the place in both.
+
+    The arrays are copied, as functions may write to their arguments.
     """
     if tangent is None:
         return primal

@@ -1,8 +1,7 @@
-"""PyTorch tensors and JAX arrays as NumPy or CuPy arrays that share their memory, and arrays as
-these again.
+"""Views of PyTorch tensors and JAX arrays as NumPy or CuPy arrays, and back, with shared memory.
 
 Layers run on such views, so that tensors reach the engines of NumPy and CuPy. Work on CUDA tensors
-goes to the current stream of PyTorch.
+runs in the current stream of PyTorch.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ from xlstm.arrays import foreign, optional_imports
 from xlstm.arrays.namespace import HALVES, Array, dtype_name, leaves
 from xlstm.arrays.trees import mapped
 
-Tensor = Any  # of PyTorch
+Tensor = Any  # a tensor of PyTorch
 
 
 def to_tensor(array: Array) -> Tensor:
     """Return a PyTorch tensor that shares the memory of a NumPy or CuPy array.
 
-    It has a copy where nobody may write to the array, as to one of JAX, or the array goes
-    backwards.
+    If the array is read-only, as in JAX, or has negative strides, the tensor holds a copy.
     """
     torch = sys.modules.get("torch") or optional_imports.torch()
     if not isinstance(array, np.ndarray):
@@ -52,8 +50,9 @@ class _Stream:
 
 
 class Views(NamedTuple):
-    """How a function runs on views of arrays of another library, and its results become arrays of
-    that library.
+    """The way to run a function on views of another library's arrays, and to convert its results.
+
+    The results become arrays of that library.
     """
 
     take: Callable[[Any], Array]
@@ -61,8 +60,9 @@ class Views(NamedTuple):
     context: contextlib.AbstractContextManager[Any]
 
     def run(self, function: Callable[..., Any], *values: Any, **options: Any) -> Any:
-        """Call a function with views of the arrays in values, which may be nested; options are
-        given as they are.
+        """Call a function with views of the arrays in `values`, which may be nested.
+
+        Options are passed unchanged.
         """
         with self.context:
             return _of_arrays(self.give, function(*_of_arrays(self.take, values), **options))
@@ -74,13 +74,13 @@ def views_of(where: str, params: Any, *values: Any) -> Views | None:
     Returns
     -------
     Views or None
-        None says that the arrays are to be taken as they are: they are no tensors, or a check of
-        them finds what is wrong.
+        None means that arrays are to be taken as they are: they are not tensors, or a later check
+        finds their error.
 
     Raises
     ------
     TypeError
-        An array is traced by JAX, or is on a GPU and CuPy does not work.
+        JAX traces an array, or an array is on a GPU and CuPy does not work.
     """
     first: Any = next(iter(params.values()), None) if isinstance(params, dict) else None
     if type(first) is np.ndarray or array_api_compat.is_cupy_array(first):
@@ -100,11 +100,10 @@ def views_of(where: str, params: Any, *values: Any) -> Views | None:
 
 
 def views_of_tensors(where: str, like: Tensor) -> Views:
-    """Return how to run on views of PyTorch tensors on the device of one, in its current stream.
+    """Return how to run on views of PyTorch tensors on the device of `like`, in its current stream.
 
-    Views of tensors that require a gradient do not record one. They raise TypeError, which begins
-    with `where`, for a tensor on a device other than a CPU or a CUDA device, and for bfloat16 on a
-    CPU.
+    Views of tensors that require a gradient do not record it. A tensor on a device other than a CPU
+    or a CUDA device, and bfloat16 on a CPU, raise TypeError, which begins with `where`.
     """
     if not like.is_cuda:
         return Views(functools.partial(_of_tensor, where), to_tensor, contextlib.nullcontext())
@@ -116,7 +115,7 @@ def views_of_tensors(where: str, like: Tensor) -> Views:
 
 @contextlib.contextmanager
 def _stream_of(cupy: Any, number: int) -> Iterator[None]:
-    """Let CuPy work on a device, in the current stream of PyTorch."""
+    """Run CuPy on a device inside a `with` block, in the current stream of PyTorch."""
     stream = _Stream(optional_imports.torch().cuda.current_stream(number).cuda_stream)
     with cupy.cuda.Device(number), cupy.cuda.Stream.from_external(stream):
         yield
@@ -127,7 +126,7 @@ def _of_tensor(where: str, tensor: Tensor) -> Array:
         raise TypeError(f"{where}: a tensor is on {tensor.device}, expected a CPU or a CUDA device")
     try:
         return tensor.detach().numpy()
-    except (TypeError, RuntimeError) as error:  # NumPy has no such numbers, or no such layout
+    except (TypeError, RuntimeError) as error:  # NumPy has no such dtype or layout
         layout = "nested" if tensor.is_nested else tensor.layout
         tensor_of = f"a {type(tensor).__name__} ({layout}) is {tensor.dtype} on a CPU"
         raise TypeError(
@@ -153,5 +152,5 @@ def _views_of_jax(where: str, first: Any, arrays: list[Any]) -> Views:
 
 
 def _of_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Return the same nesting with a function of each array, and everything else as it is."""
+    """Return the same nesting with a function applied to each array, and the rest unchanged."""
     return mapped(tree, lambda _, a: function(a) if hasattr(a, "__dlpack__") else a)

@@ -21,8 +21,9 @@ def replaced(tree: Any, new: Mapping[str, Array]) -> Any:
 
 
 def mapped(tree: Any, function: Callable[[str, Any], Any], path: str = "") -> Any:
-    """Return the same nesting of `function(path, array)`, with tuples in the place of lists; None
-    stays.
+    """Return the same nesting with `function(path, array)` for each array; None stays.
+
+    Tuples take the place of lists.
     """
     if tree is None:
         return None

@@ -1,3 +1,1 @@
-"""Layers: frozen descriptions that hold no arrays. Each can `init`, run `forward` and run
-`backward`.
-"""
+"""Layers: frozen descriptions without arrays, each with `init`, `forward` and `backward`."""

@@ -1,9 +1,8 @@
-"""Passes of a layer that run each sequence of a batch by itself, so that its results do not depend
-on the others.
+"""Batch-invariant passes of a layer, which run each sequence of a batch by itself.
 
-A sequence runs as a batch of one, without the steps past its end, on copies that lie in memory as
-those of any batch do. So every product has the same shape, and every sum the same order, whatever
-the batch is. Where a sequence has resets, this is so for each of its parts.
+A sequence runs as a batch of one, without the steps past its end, on copies in a fixed memory
+layout. So every product has the same shape, and every sum the same order, whatever the batch is. If
+a sequence has resets, each of its parts runs in this way.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from xlstm.recurrence.packing import Packing, Span
 
 
 def run(layer: Any, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Kept]:
-    """Run `layer.run` over each sequence of x (T, B, ...), as that does over all of them."""
+    """Run `layer.run` over each sequence of x (T, B, ...) by itself."""
 
     def of_sequence(x: Array, state: State, own: Span) -> tuple[Array, State, Saved]:
         y, end, kept = layer.run(p, x, state, own)
@@ -29,7 +28,7 @@ def run(layer: Any, p: Params, x: Array, state: State, span: Span) -> tuple[Arra
 def run_bwd(
     layer: Any, p: Params, kept: Kept, dy: Array | None, dstate: State | None, span: Span
 ) -> tuple[Params, Any, State]:
-    """Run `layer.run_bwd` over each sequence."""
+    """Run `layer.run_bwd` over each sequence by itself."""
 
     def of_sequence(saved: Saved, dy: Any, dstate: Any, own: Span) -> Any:
         return layer.run_bwd(p, saved.kept, dy, dstate, own)
@@ -38,7 +37,7 @@ def run_bwd(
 
 
 def run_step(layer: Any, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-    """Run `layer.run_step` for each sequence of x (B, ...)."""
+    """Run `layer.run_step` for each sequence of x (B, ...) by itself."""
 
     def of_sequence(x: Array, state: State, own: Span) -> tuple[Array, State, None]:
         y, end = layer.run_step(xp, p, x[0, ...], state)

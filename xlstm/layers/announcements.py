@@ -1,6 +1,4 @@
-"""Gradients that are final before a backward pass ends, such as those of its last layers: whoever waits
-for them is told.
-"""
+"""Announcements of gradients that are final before the backward pass ends."""
 
 from __future__ import annotations
 
@@ -10,8 +8,8 @@ from contextvars import ContextVar
 
 from xlstm.arrays.namespace import Params
 
-# A function of some parameters and of their gradients, which the backward pass of a layer calls as
-# soon as these are final, before that of the layers below. Ranks begin to sum them then.
+# A function of some parameters and their gradients. The backward pass of a layer calls it once
+# these gradients are final, before it goes on to the layers below. Ranks then begin to sum them.
 _on_gradients: ContextVar[Callable[[Params, Params], None] | None] = ContextVar(
     "_on_gradients", default=None
 )
@@ -19,8 +17,9 @@ _on_gradients: ContextVar[Callable[[Params, Params], None] | None] = ContextVar(
 
 @contextlib.contextmanager
 def announced(function: Callable[[Params, Params], None] | None) -> Iterator[None]:
-    """Have a function called with parameters and their gradients, or none where gradients are not
-    final in the block.
+    """Call `function` with each announcement in a `with` block.
+
+    None announces nothing: gradients are not final inside the block.
     """
     before = _on_gradients.set(function)
     try:
@@ -30,7 +29,7 @@ def announced(function: Callable[[Params, Params], None] | None) -> Iterator[Non
 
 
 def announce(p: Params, grads: Params) -> None:
-    """Tell that these gradients of some of the parameters are final."""
+    """Announce that the gradients of these parameters are final."""
     function = _on_gradients.get()
     if function is not None:
         function(p, grads)

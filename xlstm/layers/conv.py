@@ -1,4 +1,4 @@
-"""Causal depthwise convolution along time."""
+"""Causal depthwise convolution along time, with an optional SiLU."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class CausalConv(SameWidth, SequenceLayer):
     size : int
         Number D of channels.
     kernel_size : int
-        Number k of steps that each y sees, the last of which is its own. Parameters are `W` (D, k)
-        and `b` (D,). The state is (x,), the k - 1 steps before, (k - 1, B, D).
+        Number k of steps that each y sees; the last one is its own. Parameters are `W` (D, k) and
+        `b` (D,). The state is (x,), the k - 1 steps before, (k - 1, B, D).
     silu : bool
-        Whether y is silu of that.
+        Whether SiLU is applied to y.
     """
 
     size: int
@@ -64,7 +64,7 @@ class CausalConv(SameWidth, SequenceLayer):
         *values, y = listed(slid(xp, function, p["W"].T, xs, p["b"]))
         tape = (xs, *values, y) if values else (xs,)
         if span.full:
-            end = xs[span.T :, ...]  # to which the tape refers, too
+            end = xs[span.T :, ...]  # the tape refers to it, too
             return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), tape
         last = xp.take(rows(xs), span.after(xs), axis=0)
         return y, (reshape(last, state[0].shape),), tape
@@ -73,8 +73,9 @@ class CausalConv(SameWidth, SequenceLayer):
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span,
         add: Sequence[Array] = (), out: Sequence[Array] = (),
     ) -> Derivatives:  # fmt: skip
-        """Return gradients of the parameters, of x, plus what is in `add` and in the room `out`,
-        and of the state.
+        """Return the gradients with respect to the parameters, x and the initial state.
+
+        `add` is added to the gradient with respect to x, which is written to `out`, too.
         """
         xp = span.xp
         if span.cut:
@@ -124,7 +125,7 @@ class CausalConv(SameWidth, SequenceLayer):
 
 
 def _added(xp: Namespace, dx: Array, add: Sequence[Array], out: Sequence[Array]) -> Array:
-    """Return the sum of dx and of what is in `add`, which is in the room `out`, too."""
+    """Return dx plus the arrays in `add`, and write the sum to `out`, too."""
     for a in add:
         dx = add_over(xp, dx, a)
     for to in out:
@@ -133,9 +134,7 @@ def _added(xp: Namespace, dx: Array, add: Sequence[Array], out: Sequence[Array])
 
 
 def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:
-    """Return the sum of taps times steps, which are `size` arrays each, and of what else there
-    is.
-    """
+    """Return the sum of `size` taps times `size` steps, plus all further arrays."""
     y = arrays[0] * arrays[size]
     for tap, x in zip(arrays[1:size], arrays[size + 1 : 2 * size], strict=True):
         y = add_over(xp, y, tap * x)
@@ -160,9 +159,7 @@ def _products(xp: Namespace, dy: Array, *xs: Array) -> tuple[Array, ...]:
 def _weights_bwd(
     xp: Namespace, dy: Array, xs: Array, W: Array, b: Array, size: int, activated: bool
 ) -> tuple[Array, Array, Array]:
-    """Return the gradient before silu, if there is one, and those of the bias and of all taps by
-    each row.
-    """
+    """Return the gradient before SiLU, and each row's gradients of the bias and of all taps."""
     dz = dy
     if activated:
         dz = silu_bwd(xp, dy, *of_windows(xp, W, xs, b, of=_activated, size=size))

@@ -1,4 +1,4 @@
-"""Embedding: a table with a row for each symbol, and the checks of symbols."""
+"""Embedding: a table with a row for each symbol, and checks of symbols."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from xlstm.layers.module import Module, Saved, Weights, rows
 
 @dataclass(frozen=True)
 class Embedding(Module):
-    """A table `W` (V, D) with a row for each symbol, which is a whole number from 0 to V - 1.
+    """A table `W` (V, D) with a row for each symbol, such as a token of a text.
 
-    x may have any shape, and y has a row (D,) in the place of each symbol. Symbols have no
-    gradient: `backward` returns None in its place.
+    Symbols are whole numbers from 0 to V - 1. x may have any shape, and y has a row (D,) in the
+    place of each symbol. Symbols have no gradient: `backward` returns None in its place.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Embedding(Module):
     size : int
         Width D of a row.
     std : float, optional
-        Deviation of the initial rows, by default sqrt(2 / (5 D)) (Nguyen & Salazar 2019).
+        Standard deviation of the initial rows, by default sqrt(2 / (5 D)) (Nguyen & Salazar 2019).
 
     Examples
     --------
@@ -61,7 +61,7 @@ class Embedding(Module):
         return {"W": ({"V": self.vocab_size, "D": self.size}, normal(std))}
 
     def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
-        """Return a row (..., D) for each of symbols x (...), and what `backward` needs."""
+        """Return a row (..., D) for each symbol of x (...), and the values for `backward`."""
         if (views := self._views(params, x)) is not None:
             return views.run(self.forward, params, x)  # type: ignore[no-any-return]
         params, x = from_foreign("Embedding", (params, x))
@@ -71,19 +71,21 @@ class Embedding(Module):
         return y, Saved(self, tuple(y.shape), kept, home=device_of(y), xp=xp)
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        """Return a row (..., D) for each of symbols x (...)."""
+        """Return a row (..., D) for each symbol of x (...), and x."""
         flat = reshape(x, (math.prod(x.shape),))
         return reshape(xp.take(p["W"], flat, axis=0), (*x.shape, self.size)), x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
-        """Return the gradient of W, the rows of dy (..., D) added up by symbol, and None, as
-        symbols have no gradient.
+        """Return the gradient with respect to W, and None, as symbols have no gradient.
+
+        It is the rows of dy (..., D), added up by symbol.
         """
         V = self.vocab_size
         B = per_sequence.get()
         if B is None:
             return {"W": add_rows(xp, reshape(kept, (-1,)), rows(dy), V)}, None
-        # The rows of a symbol lie together, so that one that is in no table is in nobody's.
+        # A symbol's rows of all sequences lie together, so a symbol outside the table is in no
+        # sequence's.
         places = B * kept + xp.arange(B, dtype=kept.dtype, device=device_of(kept))
         tables = add_rows(xp, reshape(places, (-1,)), rows(dy), V * B)
         return {"W": xp.permute_dims(reshape(tables, (V, B, self.size)), (1, 0, 2))}, None
@@ -92,28 +94,28 @@ class Embedding(Module):
 def tokens_of(
     where: str, name: str, xp: Namespace, tokens: Array, vocab_size: int | None = None
 ) -> Array:
-    """Check that tokens are whole numbers, and below `vocab_size` where that is known, and return
-    them as int64.
+    """Check that tokens are whole numbers, from 0 to V - 1 if V is known, and return them as int64.
 
     Raises
     ------
     TypeError
         The tokens are not whole numbers.
     ValueError
-        A token is not from 0 to V - 1. Tokens on a GPU are not looked at, as that would mean
-        waiting for it.
+        A token is not from 0 to V - 1. Tokens on a GPU are not checked, as the host would wait for
+        the GPU.
     """
     if not xp.isdtype(tokens.dtype, "integral"):
         raise TypeError(f"{where}: {name} has dtype {tokens.dtype}, expected whole numbers")
     if vocab_size is not None:
         within(where, name, tokens, vocab_size)
-    # NumPy 2.0 does not cast its scalars
+    # NumPy 2.0's `astype` takes no scalars
     return xp.astype(xp.asarray(tokens), xp.int64, copy=False)
 
 
 def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:
-    """Raise ValueError unless tokens on the host are from 0 to V - 1; those on a GPU are not looked
-    at.
+    """Raise ValueError unless tokens on the host are from 0 to V - 1.
+
+    Tokens on a GPU are not checked.
     """
     if not isinstance(tokens, np.ndarray):
         return

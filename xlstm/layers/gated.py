@@ -1,6 +1,4 @@
-"""Recurrent: stacked gated layers, in one direction or both, over a packed batch; the base of all
-layers in `recurrent.py`.
-"""
+"""Recurrent: the base of the layers in `recurrent.py`, stacked gated layers over a packed batch."""
 
 from __future__ import annotations
 
@@ -42,23 +40,21 @@ NO_MASKS = Masks()
 class Sublayer(NamedTuple):
     """One layer and direction of a stack."""
 
-    name: str  # with which the names of its parameters begin
+    name: str  # the names of its parameters begin with it
     cell: Cell
     reverse: bool
-    names: dict[str, str]  # of its parameters, by their last names
+    names: dict[str, str]  # its parameters' names, by their last names
     choices: dict[Any, Any]  # the engines chosen before, which `engine.choose` fills in
 
 
 @dataclass(frozen=True)
 class LayerTape:
-    """The values that one layer and direction kept, which are read with time first, in the order of
-    time.
-    """
+    """The values that one layer and direction kept, read with time first, in the order of time."""
 
     packing: Packing
     reverse: bool
     tape: Tape
-    mask: Array | None = None  # that of dropout of the input
+    mask: Array | None = None  # the dropout mask of the input
 
     @property
     def gates(self) -> Array:
@@ -67,8 +63,9 @@ class LayerTape:
 
     @property
     def retained(self) -> Array | None:
-        """The share of the old state that each unit keeps at every step, (T, B, H), or None if the
-        cell has none.
+        """The share of the old state that each unit keeps at every step, (T, B, H).
+
+        It is None if the cell has no such share.
         """
         share = self.tape.retained()
         return None if share is None else self._steps(share)
@@ -78,7 +75,7 @@ class LayerTape:
         if name.startswith("_"):
             raise AttributeError(name)
         states = self._steps(self.tape.state(name))
-        # what is kept may be y itself
+        # the array that is kept may be y itself
         return self.tape.step.xp.asarray(states, copy=True) if name == "h" else states
 
     def _steps(self, rows: Array) -> Array:
@@ -88,7 +85,7 @@ class LayerTape:
 
 @dataclass(frozen=True, repr=False)
 class Recurrent(SequenceLayer):
-    """The base of gated layers, of which `LSTM` describes the options."""
+    """The base of gated layers; `LSTM` describes the options."""
 
     input_size: int
     hidden_size: int
@@ -108,7 +105,7 @@ class Recurrent(SequenceLayer):
     initializer: str = "uniform"
     recompute: bool = False
 
-    CELL: ClassVar[type[Cell]]  #: its fields are options of the layer, where this has them too
+    CELL: ClassVar[type[Cell]]  #: its fields are options of the layer, if the layer has them too
 
     def __post_init__(self) -> None:
         where = type(self).__name__
@@ -139,20 +136,18 @@ class Recurrent(SequenceLayer):
             )
 
     def _used(self, *options: str) -> dict[str, Any]:
-        """Return those of `options` that the layer has and that are in use: neither 0, False nor
-        None.
-        """
+        """Return the layer's options among these that are in use: neither 0, False nor None."""
         values = {name: getattr(self, name, None) for name in options}
         return {n: v for n, v in values.items() if (any(v) if isinstance(v, tuple) else v)}
 
     def _refuse(self, why: str, *options: str) -> None:
-        """Raise ValueError where one of the options is in use."""
+        """Raise ValueError if one of the options is in use."""
         for option, value in self._used(*options).items():
             where = type(self).__name__
             raise ValueError(f"{where}: {option} is {checks.shown(value)}, but {why}")
 
     def __repr__(self) -> str:
-        """Return the call that makes the layer, without the options that have their defaults."""
+        """Return the call that makes the layer, without options at their defaults."""
         plain = type(self)(self.input_size, self.hidden_size)
         defaults = plain.__getstate__() | {"recurrent_bias": self._has_recurrent_bias}
         values = self.__getstate__().items()
@@ -207,7 +202,7 @@ class Recurrent(SequenceLayer):
         }
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
-        """Return the cell of a direction, with those options of the layer that it has."""
+        """Return the cell of a direction, with the options that layer and cell share."""
         return self._made(self.CELL, activations=activations)  # type: ignore[no-any-return]
 
     @property
@@ -217,13 +212,11 @@ class Recurrent(SequenceLayer):
 
     @property
     def _has_recurrent_bias(self) -> bool:
-        """The default of `recurrent_bias`: whether it has another effect than `bias`."""
+        """The default of `recurrent_bias`: whether its effect differs from that of `bias`."""
         return self.bias and next(iter(self.cells.values())).BIASES == 2
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
-        """Return the shapes of the parameters of one layer and direction with an input of width
-        D.
-        """
+        """Return the parameters' shapes of one layer and direction with an input of width D."""
         G = self._gates
         H = self.hidden_size
         P = self.state_sizes[0]
@@ -267,12 +260,12 @@ class Recurrent(SequenceLayer):
 
     @cached_property
     def _zones(self) -> tuple[Any, ...]:
-        """The rate of zoneout of each state, None where there is none."""
+        """The rate of zoneout of each state, None without zoneout."""
         rates: Any = self.zoneout
         return tuple(rate or None for rate in rates)
 
     def _activations(self, where: str) -> tuple[str, ...] | None:
-        """Return the checked activations of all directions, or None where they are the default."""
+        """Return the checked activations of all directions, or None for the default."""
         if self.activations is None:
             return None
         texts = [self.activations] if isinstance(self.activations, str) else self.activations
@@ -289,7 +282,7 @@ class Recurrent(SequenceLayer):
 
     @cached_property
     def names(self) -> dict[str, dict[str, str]]:
-        """For each layer and direction, the full name of each parameter by its last name."""
+        """The full name of each parameter by its last name, for each layer and direction."""
         full_names: dict[str, dict[str, str]] = {}
         for name in self.shapes:
             prefix, _, last = name.rpartition(".")
@@ -310,7 +303,7 @@ class Recurrent(SequenceLayer):
         ]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
-        """Run `forward` without checks; packing leaves out all steps past the end of a sequence."""
+        """Run `forward` without checks; packing leaves out all steps past a sequence's end."""
         xp = span.xp
         packing = span.packing
         rng = span.rng
@@ -394,13 +387,13 @@ class Recurrent(SequenceLayer):
             after.append(end)
         if y is after[-1][0]:
             y = xp.asarray(y, copy=True)
-        if len(after) == 1:  # to stack one array takes longer, which counts in a stream
+        if len(after) == 1:  # stacking one array takes longer, which counts in a stream
             return y, tuple([s[None, ...] for s in after[0]])
         return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
 
     @cached_property
     def _masked(self) -> bool:
-        """Whether there are masks of the recurrence."""
+        """Whether the recurrence draws masks."""
         return bool(self.recurrent_dropout) or any(self._zones)
 
     def _masks(
@@ -411,11 +404,12 @@ class Recurrent(SequenceLayer):
         start: Sequence[Array],
         rows: Array,
     ) -> Masks:
-        """Draw the masks of one layer and direction: one of h a sequence, those of zoneout a packed
-        row.
+        """Draw the masks of one layer and direction.
+
+        There is one mask of h for each sequence, and one of zoneout for each packed row.
         """
         N = rows.shape[0]
-        # with an axis of steps: these are not packed rows
+        # with an axis of steps: these rows are not packed
         drop = dropout(rng, self.recurrent_dropout, rows, (1, packing.B, start[0].shape[0]))
         shares = [
             _by_row(
@@ -433,8 +427,10 @@ class Recurrent(SequenceLayer):
 def _by_row(
     xp: Namespace, packing: Packing, shape: tuple[int, ...], draw: Callable[..., Any]
 ) -> Any:
-    """Return what `draw(shape=...)` draws for packed rows (N, F), by the order of the batch where
-    there are resets: ranks, which have a part of the batch each, know no other.
+    """Return what `draw(shape=...)` draws for packed rows (N, F).
+
+    With resets it draws in the order of the batch, the only order that ranks with a part of the
+    batch share.
     """
     if not packing.has_resets:
         return draw(shape=shape)
@@ -443,13 +439,13 @@ def _by_row(
 
 
 def stack_states(xp: Namespace, columns: Sequence[Sequence[Array]], copy: bool) -> State:
-    """Return the states, (L, B, H), from those of each layer and direction, (H, B).
+    """Return the states (L, B, H) from the columns (H, B) of each layer and direction.
 
-    With `copy` they are new arrays, for what is kept refers to `columns` too.
+    With `copy` they are new arrays, because the values kept refer to `columns`, too.
     """
     if len(columns) > 1:
         return tuple([stack(xp, [s.T for s in states]) for states in zip(*columns, strict=True)])
-    if copy and xp is np:  # copies of NumPy need no call of Python each
+    if copy and xp is np:  # NumPy copies all without a call of Python for each
         return tuple([s.T[None].copy() for s in columns[0]])
     states = [s.T[None, ...] for s in columns[0]]
     return tuple(foreach.copies(xp, states) if copy else states)

@@ -1,9 +1,9 @@
-"""Parts of the sequences of a batch that run as batches of their own.
+"""Passes over parts of sequences, each grid of parts as a batch of its own.
 
-Layers whose steps lie in a grid (T, B, ...) so run sequences with resets; recurrent layers need
-none of this, as their packing has a column for each part. Every layer so runs each sequence alone,
-where its results are not to depend on the others: then every product has one shape, and every sum
-one order, whatever the batch is.
+Layers whose steps lie in a grid (T, B, ...) run sequences with resets in this way. Recurrent layers
+do not need it, as their packing has a column for each part. Every layer also runs each sequence
+alone in this way for batch invariance: then every product has one shape, and every sum one order,
+whatever the batch is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ State = tuple[Any, ...]
 
 
 class Kept(NamedTuple):
-    """The values that the parts keep, by grids; `sequences` where each is alone in its own."""
+    """The values that the parts keep, by grids; `sequences` if each runs alone in its own grid."""
 
     grids: Grids
     sequences: list[Any]
@@ -39,22 +39,23 @@ def in_parts(
     state: State,
     last: bool = False,
 ) -> tuple[Array, State, Kept]:
-    """Return y, the final state and what `run(*arrays, state, span)` keeps, run over the parts of
-    sequences.
+    """Run `run(*arrays, state, span)` over the parts of sequences.
+
+    It returns y, the final state and the values that `run` keeps.
 
     Parameters
     ----------
     span : Span
-        That of the sequences, which are cut or run alone.
+        The span of the sequences, which are cut or run alone.
     leaves : tuple
-        The `Leaf` of every array of the state, nested as the state is.
+        The `Leaf` of every array of the state, nested like the state.
     run : function
-        It returns y (T, B, ...), the final state and what it keeps.
+        It returns y (T, B, ...), the final state and the values that it keeps.
     arrays : sequence of array (T, B, ...)
     state : tuple
         The initial state.
     last : bool
-        Whether y is (B, ...), that of the last step.
+        Whether y is (B, ...), only of the last step.
     """
     xp = span.xp
     grids = grids_of(span, arrays[0])
@@ -80,10 +81,11 @@ def in_parts_bwd(
     dy: Array | None,
     dstate: State | None,
 ) -> tuple[Params, Any, State]:
-    """Return gradients of the parameters, of the array or the arrays, and of the initial state:
-    `in_parts` backward.
+    """Differentiate `in_parts`: run its backward pass over the parts of sequences.
 
-    `run_bwd(kept, dy, dstate, span)` returns these of one grid. A dy or dstate of None is zero.
+    It returns the gradients with respect to the parameters, the array or arrays, and the initial
+    state. `run_bwd(kept, dy, dstate, span)` returns these for one grid. A dy or dstate of None is
+    zero.
     """
     xp = span.xp
     grids = kept.grids
@@ -103,7 +105,7 @@ def in_parts_bwd(
         apart = per_sequence.get()
         before = per_sequence.set(None if apart is None else grid.packing.B)
         try:
-            with announced(None):  # gradients of all grids are added
+            with announced(None):  # final only once those of all grids are added
                 by_grid.append(run_bwd(saved, d, dend, own))
         finally:
             per_sequence.reset(before)
@@ -124,7 +126,7 @@ def _span(span: Span, grid: Grid) -> Span:
 
 
 def _cut(xp: Namespace, arrays: Sequence[Array], grid: Grid) -> list[Array]:
-    """Return arrays (T, B, ...) as the grid has them, with the last step of a part past its end."""
+    """Return arrays (T, B, ...) in a grid's layout; past a part's end, its last step repeats."""
     rows = [reshape(a, (-1, *a.shape[2:])) for a in arrays]
     packing = grid.packing
     cut = gather(xp, rows, [grid.rows] * len(rows))
@@ -132,7 +134,7 @@ def _cut(xp: Namespace, arrays: Sequence[Array], grid: Grid) -> list[Array]:
 
 
 def _joined(span: Span, parts: Sequence[Array], grids: Grids) -> Array:
-    """Return arrays of all grids as one (T, B, ...), zero where there is no step."""
+    """Return the arrays of all grids as one (T, B, ...), zero where there is no step."""
     xp = span.xp
     rows = concat(xp, [reshape(a, (-1, *a.shape[2:])) for a in parts], 0)
     (joined,) = gather(xp, [rows], [grids.back], zeros=range(int(not span.full)))
@@ -140,7 +142,7 @@ def _joined(span: Span, parts: Sequence[Array], grids: Grids) -> Array:
 
 
 def _added(span: Span, grads: Sequence[Array], grids: Grids) -> Array:
-    """Return the sum of the gradients of all grids; that of each sequence with `per_sequence`."""
+    """Return the sum of the gradients of all grids, or of each sequence with `per_sequence`."""
     if per_sequence.get() is None:
         return sum(grads[1:], grads[0])
     xp = span.xp
@@ -152,8 +154,10 @@ def _added(span: Span, grads: Sequence[Array], grids: Grids) -> Array:
 def _columns(
     xp: Namespace, states: Sequence[State], leaves: State, places: Array, rest: bool = False
 ) -> State:
-    """Return a state with those sequences of several states, one after the other, that are at
-    `places`; the place after the last of them stands for zero, or for the state at `rest`.
+    """Return a state with the columns of several states, side by side, at `places`.
+
+    The place after the last column stands for zero, or with `rest` for the state before the first
+    step.
     """
     return tuple(
         _columns(xp, parts, leaf, places, rest)
@@ -166,6 +170,6 @@ def _columns(
 def _taken(
     xp: Namespace, arrays: Sequence[Array], axis: int, places: Array, none: float = 0.0
 ) -> Array:
-    """Return what is at places along an axis of arrays side by side, and of `none` after them."""
+    """Return the entries at places along an axis of arrays side by side; past the end, `none`."""
     beside = concat(xp, [*arrays, filled(xp, arrays[0], none, 1, axis)], axis)
     return xp.take(beside, places, axis=axis)

@@ -1,4 +1,4 @@
-"""Initial weights by name, drawn on the host so that a seed means the same on every backend."""
+"""Initial weights, drawn on the host so that a seed gives the same numbers on every backend."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import numpy as np
 
 Values = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
-# it draws initial values of a given shape
+# it draws initial values of a shape
 Draw = Callable[[np.random.Generator, Shape], Values]
 
 
 def _uniform(rng: np.random.Generator, name: str, shape: Shape, H: int) -> Values:
-    """Draw U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`: the default of
-    gated layers.
+    """Draw U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM` does.
+
+    It is the default of gated layers.
     """
     return rng.uniform(-(H**-0.5), H**-0.5, shape)
 
 
 def _notebook(rng: np.random.Generator, name: str, shape: Shape, H: int) -> Values:
-    """Draw normal weights, of variance 2/(D+H) for the input and 1/H for h; the rest is zero."""
+    """Draw normal weights, with variance 2/(D+H) for the input and 1/H for h; the rest is zero."""
     if name == "Wx":
         return rng.normal(0.0, (2 / (shape[1] + H)) ** 0.5, shape)
     return _lecun(rng, name, shape, H)
@@ -31,7 +32,7 @@ def _glorot(rng: np.random.Generator, name: str, shape: Shape, H: int) -> Values
     """Draw as Keras does.
 
     Wx is U(-a, a) with a^2 = 6/(D + G H) (Glorot & Bengio 2010), Wh is orthogonal (Saxe et al.
-    2014), the rest is 0.
+    2014), and the rest is 0.
     """
     if name == "Wh":
         q, r = np.linalg.qr(rng.standard_normal(shape))
@@ -47,13 +48,14 @@ def _lecun(rng: np.random.Generator, name: str, shape: Shape, H: int) -> Values:
     return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
 
 
-# How recurrent layers draw: `draw(rng, parameter, shape, H)`.
+# The functions by which recurrent layers draw: `draw(rng, parameter, shape, H)`.
 RECURRENT = {"uniform": _uniform, "glorot": _glorot, "lecun": _lecun, "notebook": _notebook}
 
 
 def powerlaw(K: int, depth: float = 0.0) -> Values:
-    """Return the forget biases of a head of an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth), as
-    published.
+    """Return a head's forget biases in an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth).
+
+    The published package has the same.
 
     `depth` goes from 0 for the first block of a stack to 1 for the last.
     """
@@ -61,8 +63,9 @@ def powerlaw(K: int, depth: float = 0.0) -> Values:
 
 
 def slstm_bias(N: int, K: int, forget: Values | float) -> Values:
-    """Return the biases (4 N K,) of an sLSTM of N heads: `forget` in the forget gate of each head,
-    0 elsewhere.
+    """Return the biases (4 N K,) of an sLSTM with N heads.
+
+    They are `forget` in the forget gate of each head, and 0 elsewhere.
     """
     values = np.zeros((4, N, K))
     values[1] = forget
@@ -70,8 +73,9 @@ def slstm_bias(N: int, K: int, forget: Values | float) -> Values:
 
 
 def mlstm_bias(rng: np.random.Generator, N: int) -> Values:
-    """Draw the biases (2 N,) of an mLSTM's gates: N(0, 0.1^2) for i, and from 3 to 6 over the N
-    heads for f.
+    """Draw the biases (2 N,) of the gates of an mLSTM.
+
+    They are N(0, 0.1^2) for i, and for f they rise from 3 to 6 over the N heads.
     """
     return np.concatenate((rng.normal(0.0, 0.1, N), np.linspace(3.0, 6.0, N)))
 

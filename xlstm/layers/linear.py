@@ -1,4 +1,4 @@
-"""Linear maps of the last axis, y = x W^T + b, as a whole or by heads."""
+"""Linear maps of the last axis, y = x W^T + b: of the whole axis, or head by head."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Linear(Module):
     bias : bool
         Whether there is a `b`.
     std : float, optional
-        With it, initial weights are N(0, std^2) and biases 0. Without it, both are U(-1/sqrt(I),
-        1/sqrt(I)), as in `torch.nn.Linear`.
+        If you give it, initial weights are N(0, std^2) and biases 0. By default both are
+        U(-1/sqrt(I), 1/sqrt(I)), as in `torch.nn.Linear`.
     """
 
     input_size: int
@@ -67,7 +67,7 @@ class Linear(Module):
 
 @dataclass(frozen=True)
 class HeadwiseLinear(SameWidth, Module):
-    """A linear map of each head by itself, y[n] = x[n] W[n]^T + b[n]: a block-diagonal matrix.
+    """A linear map of each head by itself, y[n] = x[n] W[n]^T + b[n]; its matrix is block-diagonal.
 
     Parameters
     ----------
@@ -76,9 +76,10 @@ class HeadwiseLinear(SameWidth, Module):
     num_heads : int
         Number N of heads, each K = D / N wide. Parameters are `W` (N, K, K) and `b` (D,).
     bias : bool
-        Whether there is a `b`, 0 at first.
+        Whether there is a `b`, which begins at 0.
     std : float, optional
-        Deviation of the initial weights, by default sqrt(2 / (5 K)) (Nguyen & Salazar 2019).
+        Standard deviation of the initial weights, by default sqrt(2 / (5 K)) (Nguyen & Salazar
+        2019).
     """
 
     size: int
@@ -103,19 +104,20 @@ class HeadwiseLinear(SameWidth, Module):
     def beside(
         self, xp: Namespace, maps: Sequence[tuple[Params, Array]]
     ) -> tuple[Array, list[Any]]:
-        """Return maps of this kind, each of its x (..., D), side by side in the last axis, and what
-        `apply_bwd` needs.
+        """Return several maps of this kind side by side, and the values that `apply_bwd` needs.
 
         Parameters
         ----------
         xp
             The namespace of the arrays.
         maps : sequence of (params, array (..., D))
+            The parameters and the x of each map.
+
 
         Returns
         -------
         y : array (..., G D)
-            The G results one after the other.
+            The G results, one after the other along the last axis.
         kept : list
         """
         Ws = [p["W"] for p, _ in maps]
@@ -145,18 +147,18 @@ class HeadwiseLinear(SameWidth, Module):
         of: Sequence[int],
         add: Sequence[Array | None],
     ) -> tuple[list[Params], list[Array]]:
-        """Return gradients of the parameters of each map, and of the different x.
+        """Return the gradients with respect to each map's parameters, and to each different x.
 
         Parameters
         ----------
         xp
             The namespace of the arrays.
         maps : sequence of (params, kept, sequence of array (..., D))
-            `beside` kept `kept`; the gradient of y is the sum of the arrays.
+            `kept` is what `beside` kept; the gradient with respect to y is the sum of the arrays.
         of : sequence of int
-            The number of the x of each map.
+            For each map the number of its x.
         add : sequence of array (..., D) or None
-            For each x what is added to its gradient.
+            For each x an array to add to its gradient, or None.
         """
         grads = list[Params]()
         dxs = list(add)

@@ -1,6 +1,4 @@
-"""The mLSTM: the matrix memories of all heads over a batch of sequences, and the layer that has
-them.
-"""
+"""The mLSTM layer, and the matrix memories of its heads over a batch of sequences."""
 
 from __future__ import annotations
 
@@ -42,8 +40,9 @@ class MatrixMemory(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps L of a chunk; by default they follow K, as work within chunks is to work between
-        them as L is to K.
+        """Steps L of a chunk; by default they follow K.
+
+        The work within chunks is to the work between chunks as L is to K.
         """
         return self.chunk or min(mlstm.CHUNK, max(16, self.K))
 
@@ -60,7 +59,7 @@ class MatrixMemory(NamedTuple):
     def run(
         self, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span
     ) -> Scanned:
-        """Return h (T, B, N V), the final state, and what `run_bwd` needs.
+        """Return h (T, B, N V), the final state, and the values that `run_bwd` needs.
 
         Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates
         i and f (T, B, N).
@@ -90,16 +89,16 @@ class MatrixMemory(NamedTuple):
             (h, *end), saved = looped
         else:
             h, *end, saved = self._chunkwise(xp, inputs)
-            # The arrays that are kept refer to the final state, too, and the caller may change
-            # that.
+            # The arrays kept refer to the final state, too, and the caller may change it.
             end = [xp.asarray(s, copy=True) for s in end]
         return self._rows(xp, h), tuple(end), saved if keep else None
 
     def run_bwd(
         self, saved: Any, dh: Array, dstate: State | None, span: Span
     ) -> tuple[tuple[Array, ...], State]:
-        """Return gradients of q, k, v, i and f, and of the initial state, from those of h and of
-        the final state.
+        """Return the gradients with respect to q, k, v, i, f and the initial state.
+
+        `dh` and `dstate` are the upstream gradients of h and the final state.
         """
         if span.cut:
             return in_parts_bwd(
@@ -129,14 +128,14 @@ class MatrixMemory(NamedTuple):
     def _by_head(
         self, xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array
     ) -> list[Array]:
-        """Return all as the cell takes them: (B, N, T, F), and gates (B, N, T)."""
+        """Return all in the cell's layout: (B, N, T, F), and gates (B, N, T)."""
         return [
             *(self._heads(xp, a) for a in (q, k, v)),
             *(xp.permute_dims(a, (1, 2, 0)) for a in (i, f)),
         ]
 
     def _heads(self, xp: Namespace, a: Array) -> Array:
-        """Return (T, B, N F) seen as (B, N, T, F)."""
+        """Return a view of (T, B, N F) as (B, N, T, F)."""
         T, B, width = a.shape
         return xp.permute_dims(reshape(a, (T, B, self.N, width // self.N)), (1, 2, 0, 3))
 
@@ -152,15 +151,17 @@ class MatrixMemory(NamedTuple):
 class mLSTM(SequenceLayer):  # noqa: N801
     """LSTM with a matrix memory (Beck et al. 2024, xLSTM, section 2.3): y = sigmoid(o~) * h~.
 
-    Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i
-    and f in turn. The state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B,
-    N): C and n are divided by exp(m), and m is -inf before the first step. Beside parameters in
-    float16 or bfloat16 it is float32. `saved["0"].q` is the q of the first layer, and likewise for
-    k, v, i, f, o and h.
+    Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, with the rows of q, k,
+    v, o, i and f in turn. `saved["0"].q` is the q of the first layer, and likewise for k, v, i, f,
+    o and h.
 
-    The input of each layer is limited to [-r, r], where r is the fourth root of the largest number
-    of the dtype (4e9 in float32, 1e77 in float64), so that products of q, k and v are finite. In
-    float16 it is not limited.
+    The state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N). C and n are
+    stored divided by exp(m), and m is -inf before the first step. If the parameters are float16 or
+    bfloat16, the state is float32.
+
+    The input of each layer is limited to [-r, r], so that products of q, k and v are finite. r is
+    the fourth root of the largest number of the dtype: 4e9 in float32, 1e77 in float64. In float16
+    the input is not limited.
 
     Parameters
     ----------
@@ -173,20 +174,20 @@ class mLSTM(SequenceLayer):  # noqa: N801
     num_heads : int
         Number N of heads, each with a memory of its own.
     qk_size : int, optional
-        Width N K of all queries, and of all keys; by default H.
+        Width N K of all queries together, and of all keys; by default H.
     batch_first : bool
         x and y are (B, T, ...) instead of (T, B, ...).
     bias : bool
-        Whether there are biases.
+        Whether there are biases `{k}.b`.
     dropout : float
         Rate of dropout between layers.
     forget_gate : {"sigmoid", "exponential"}
         f = sigmoid(f~), or exp(f~).
     eps : float
-        Number that is added to the denominator of h~.
+        Number added to the denominator of h~.
     chunk_size : int, optional
-        Number of steps that are computed together by matrix products; the default follows the width
-        of heads. It changes the speed, and results only by rounding.
+        Number of steps computed together by matrix products; the default follows the width of
+        heads. It changes the speed, and results only by rounding.
 
     Examples
     --------
@@ -257,8 +258,9 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return weights
 
     def _draw(self, rng: np.random.Generator, shape: Shape) -> Any:
-        """Draw U(-1/sqrt(H), 1/sqrt(H)), but for the gates i and f weights of 0 and the biases of
-        `mlstm_bias`.
+        """Draw U(-1/sqrt(H), 1/sqrt(H)), except for the gates i and f.
+
+        Their weights are 0, and their biases come from `mlstm_bias`.
         """
         values = uniform(self.hidden_size**-0.5)(rng, shape)
         values[self._splits["i"].start :] = (
@@ -317,7 +319,7 @@ class LayerValues(NamedTuple):
     """The values that one layer keeps, time first."""
 
     x: Array  # as multiplied by Wx
-    beyond: Array | None  # x before it was limited, or None where it was not
+    beyond: Array | None  # x before it was limited, or None if it was not
     mask: Array | None
     q: Array
     k: Array
@@ -330,7 +332,7 @@ class LayerValues(NamedTuple):
 
 
 def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
-    """Return x limited to [-r, r], and x before that, or None where it needs no limit."""
+    """Return x limited to [-r, r], and x before that, or None if it needs no limit."""
     if dtype_name(x.dtype) == "float16":  # in which r would be 16
         return x, None
     r = fourth_root(xp, x.dtype)
@@ -340,11 +342,11 @@ def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
 
 
 def gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
-    """Return the output gate from its pre-activation, and it times h."""
+    """Return the output gate from its pre-activation o, and the gate times h."""
     s = sigmoid(xp, o)
     return s, s * h
 
 
 def gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> tuple[Array, Array]:
-    """Return the gradients of the pre-activation and of h."""
+    """Return the gradients with respect to the pre-activation and h."""
     return sigmoid_bwd(xp, dy * h, None, s), dy * s

@@ -1,9 +1,8 @@
-"""Module: parameters, a forward pass and a backward pass; the base of every layer, block, stack and
-model.
+"""Module: the base of every layer, block, stack and model, with parameters and two passes.
 
-A subclass gives its `weights` and `parts`, and its maths in `apply` and `apply_bwd`, which check
-nothing: `forward` and `backward` check what they are given once, for all parts. `sequence.py` adds
-what goes through time.
+A subclass gives its `weights` and `parts`, and its maths in `apply` and `apply_bwd`. These check
+nothing: `forward` and `backward` check their arguments once, for all parts. `sequence.py` adds
+layers through time.
 """
 
 from __future__ import annotations
@@ -32,12 +31,11 @@ from xlstm.layers.initializers import RECURRENT, Draw
 
 Weight = tuple[checks.Dims, Draw]
 Weights = dict[str, Weight]
-Parts = dict[str, Any]  # modules by the prefix of the names of their parameters
-STREAM = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
+Parts = dict[str, Any]  # modules by the prefix of their parameters' names
+STREAM = 2  # the stream of a seed for masks; stream 0 draws weights, 1 orders batches
 # options that draw masks
 RATES = ("dropout", "ffn_dropout", "recurrent_dropout", "embedding_dropout", "zoneout")
-# The checks of all options of layers, by the name of an option, which means the same in every
-# layer.
+# The checks of all options of layers, by name: a name means the same in every layer.
 OPTIONS: dict[str, checks.Kind] = {
     **dict.fromkeys(
         (
@@ -98,11 +96,11 @@ OPTIONS: dict[str, checks.Kind] = {
 
 
 class Module:
-    """The base of everything with parameters, a forward pass and a backward pass. Subclasses are
-    frozen dataclasses.
+    """The base of everything with parameters, a forward pass and a backward pass.
 
-    A module holds no arrays: `init` makes the parameters, one dict from dotted names to arrays. The
-    names of a part's parameters begin with the name of the part.
+    Subclasses are frozen dataclasses. A module holds no arrays: `init` returns the parameters, one
+    dict from dotted names to arrays. The names of a part's parameters begin with the name of the
+    part.
     """
 
     # subclasses have fields of these names, for which a property would be a default
@@ -114,15 +112,15 @@ class Module:
 
         @property
         def symbols(self) -> int | None:
-            """How many symbols there are where x holds symbols, None where it holds quantities."""
+            """The number of symbols if x holds symbols, None if it holds quantities."""
 
         num_heads: int
     else:
-        symbols = None  #: how many symbols there are where x holds symbols
+        symbols = None  #: the number of symbols if x holds symbols
 
     #: checks of options that differ from those in `OPTIONS`
     CHECKS: ClassVar[dict[str, checks.Kind]] = {}
-    #: names of widths that have to be divisible by `num_heads`
+    #: names of widths that `num_heads` must divide
     HEADED: ClassVar[tuple[str, ...]] = ()
     _symbol: ClassVar[str] = "D"  # the letter of input_size in errors
 
@@ -135,12 +133,12 @@ class Module:
 
     @cached_property
     def parts(self) -> Parts:
-        """The modules that this one is made of, by the prefix of their parameters' names."""
+        """The modules inside this one, by the prefix of their parameters' names."""
         return {}
 
     @property
     def weights(self) -> Weights:
-        """The parameters that belong to no part, with the shape and the initialiser of each."""
+        """The parameters outside of all parts, with the shape and the initialiser of each."""
         return {}
 
     @cached_property
@@ -167,19 +165,21 @@ class Module:
         seed : int or numpy.random.Generator
             Equal seeds give bit-identical parameters on every backend.
         backend : str or Backend, optional
-            Where the arrays live; a name as for `xlstm.backend`, by default "auto".
+            The library and the device of the arrays. A name is as for `xlstm.backend`, by default
+            "auto".
         dtype : {"float32", "float64", "float16"}, optional
-            A name, or NumPy's dtype. By default that of the backend, which is float32 unless it was
-            told otherwise.
+            A name, or NumPy's dtype. By default the backend's dtype, which is float32 unless you
+            chose another one.
 
         Returns
         -------
         dict of str to array
+            The parameters by their dotted names.
 
         Raises
         ------
         ValueError
-            There is no memory for the largest of them; none is drawn.
+            There is no memory for the largest parameter. Nothing is drawn then.
         """
         target = backend_of(backend, dtype)
         rng = generator(seed, where=type(self).__name__)
@@ -188,11 +188,9 @@ class Module:
         }
         largest = max(sizes, key=sizes.__getitem__)
         try:
-            np.empty(
-                sizes[largest]
-            )  # the largest one as it is drawn, in float64; nothing is written to it
+            np.empty(sizes[largest])  # the largest one in float64, as it is drawn; never written to
         except (MemoryError, ValueError, OverflowError):
-            # The last two errors are those of arrays that cannot have so many numbers.
+            # NumPy raises the last two errors for arrays that cannot have so many numbers.
             problem = f"{largest} has {sizes[largest]:.3g} numbers, for which there is no memory"
             raise ValueError(f"{type(self).__name__}: {problem}; expected smaller sizes") from None
         return {name: target.asarray(values) for name, values in self.draw(rng).items()}
@@ -208,17 +206,31 @@ class Module:
         return values
 
     def __call__(self, params: Params, x: Array) -> Any:
-        """Return y for x (..., D), and keep nothing."""
+        """Return y for x (..., D), and keep nothing for `backward`."""
         return self.forward(params, x)[0]
 
     def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
-        """Return y for x (..., D), and what `backward` needs.
+        """Return y for x, and the values that `backward` needs.
+
+        Parameters
+        ----------
+        params : dict
+            The parameters, as from `init`.
+        x : array (..., D)
+            Input.
+
+        Returns
+        -------
+        y : array
+            Output, with the leading axes of x.
+        saved : Saved
+            The values that `backward` needs.
 
         Raises
         ------
         ValueError, TypeError
-            A parameter is missing or misshapen, or arrays differ in library, device or dtype; or it
-            is in the context `batch_invariant()`, which is for layers through time.
+            A parameter is missing or misshapen, or arrays differ in library, device or dtype. Or
+            the call is in the context `batch_invariant()`, which is for layers through time.
         """
         invariance.refuse(type(self).__name__, "no axis of x is known to be that of sequences")
         if (views := self._views(params, x)) is not None:
@@ -234,8 +246,23 @@ class Module:
         return y, Saved(self, tuple(y.shape), saved, home=device_of(y), xp=xp)
 
     def backward(self, params: Params, saved: Any, dy: Array) -> tuple[Any, ...]:
-        """Return gradients of the parameters, and that of x, from dy, the gradient of the loss by
-        y.
+        """Return the gradients with respect to the parameters and to x.
+
+        Parameters
+        ----------
+        params : dict
+            The parameters that `forward` was given.
+        saved : Saved
+            The values that `forward` kept.
+        dy : array
+            The upstream gradient, of the loss with respect to y, in the shape of y.
+
+        Returns
+        -------
+        grads : dict
+            Gradients under the names and in the shapes of `params`.
+        dx : array (..., D)
+            Gradient with respect to x, in its shape.
 
         Raises
         ------
@@ -261,8 +288,9 @@ class Module:
     def _backward_of_duals(
         self, xp: DualNamespace, params: Params, saved: Any, *gradients: Any
     ) -> tuple[Any, ...]:
-        """Return what `backward` does of dual numbers where `forward` has seen none: it is linear in
-        the gradients that it is given.
+        """Run `backward` on dual numbers after a `forward` without them.
+
+        This works because `backward` is linear in its upstream gradients.
         """
         for name, p in params.items():
             if xp.owns(p):
@@ -276,27 +304,27 @@ class Module:
         return mapped(values, lambda path, a: Dual(xp, a, by_path[path]))  # type: ignore[no-any-return]
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        """Return y and what `apply_bwd` needs."""
+        """Return y and the values that `apply_bwd` needs."""
         raise NotImplementedError
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
-        """Return gradients of the parameters, and that of x."""
+        """Return the gradients with respect to the parameters and to x."""
         raise NotImplementedError
 
     def below(self, prefix: str, params: Params) -> Params:
-        """Return the parameters of a part, under the names that they have there."""
+        """Return the parameters of a part, under their names in that part."""
         return {name: params[full] for name, full in self._names[prefix]}
 
     @cached_property
     def _names(self) -> dict[str, list[tuple[str, str]]]:
-        """The names of the parameters of each part, there and here."""
+        """The names of each part's parameters, in the part and in this module."""
         return {
             prefix: [(name, f"{prefix}.{name}") for name in part.shapes]
             for prefix, part in self.parts.items()
         }
 
     def _made(self, kind: Any, **own: Any) -> Any:
-        """Return an instance of another dataclass with those options of this one that it has."""
+        """Return an instance of another dataclass with the options that both have."""
         options = self.__getstate__() | own
         return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
 
@@ -307,8 +335,7 @@ class Module:
     def namespace(
         self, params: Params, arrays: Mapping[str, Array], wide: Collection[str] = ()
     ) -> Namespace:
-        """Check the names and shapes of the parameters, and return the namespace of all these
-        arrays.
+        """Check the names and shapes of the parameters, and return the namespace of all arrays.
 
         Arrays whose names are in `wide` are float32 beside parameters in float16 and bfloat16.
         """
@@ -316,9 +343,9 @@ class Module:
         return namespace(type(self).__name__, {**arrays, **params}, frozenset(wide))
 
     def _views(self, params: Params, *arrays: Any) -> Views | None:
-        """Return how to run on views of tensors, None where arrays are taken as they are.
+        """Return how to run on views of tensors, or None to take arrays as they are.
 
-        The reference engine takes tensors as they are where it was asked for.
+        If you ask for the reference engine, it takes tensors as they are.
         """
         if engine.asked() == ARRAY_API.name:
             return None
@@ -332,9 +359,9 @@ class Module:
 class Forward:
     """A forward pass of a module through its parts: `run("up", x)` returns y of the part `up`.
 
-    With the state of a part, `run("conv", x, state)`, it returns y and the final state. `kept` has
-    what each part keeps, under its name, unless the span says that nothing is needed. Where x is
-    not `masked`, it may be anything past the end of a sequence.
+    With the state of a part, `run("conv", x, state)` returns y and the final state. `kept` holds
+    the values of each part under its name, unless the span says that nothing is needed. If x is not
+    `masked`, it may hold any values past the end of a sequence.
     """
 
     def __init__(
@@ -362,7 +389,7 @@ class Forward:
         return outputs if state else outputs[0]
 
     def beside(self, names: str, xs: Sequence[Array]) -> Array:
-        """Run parts of one kind, named by letters, and return their results side by side."""
+        """Run parts of one kind, each named by a letter, and return their results side by side."""
         maps = [(self.module.below(name, self.p), x) for name, x in zip(names, xs, strict=True)]
         y, saved = self.module.parts[names[0]].beside(self.xp, maps)
         self.keep(**dict(zip(names, saved, strict=True)))
@@ -374,9 +401,7 @@ class Forward:
             self.kept |= values
 
     def dropped(self, name: str, y: Array, rate: float) -> Array:
-        """Return y through a mask of dropout, which is kept under a name; it is None where none is
-        drawn.
-        """
+        """Return y times a mask of dropout, and keep the mask, or None, under a name."""
         mask = dropout(self.span.rng, rate, y)
         self.keep(**{name: mask})
         return dropped(y, mask)
@@ -385,8 +410,9 @@ class Forward:
 class Backward:
     """The backward pass of a `Forward`: `run("up", dy)` returns dx of the part `up`.
 
-    With the gradient of the final state, or None, it also returns that of the initial state.
-    `grads` has the gradients of all parameters of the parts that ran.
+    With the gradient with respect to the final state, or None for zero, it also returns the
+    gradient with respect to the initial state. `grads` has the gradients of all parameters of the
+    parts that ran.
     """
 
     def __init__(
@@ -420,7 +446,7 @@ class Backward:
         return gradients if dstate else gradients[0]
 
     def final(self, name: str) -> None:
-        """Announce the gradients of a part, which nothing is added to any more."""
+        """Announce the gradients of a part once they are final: nothing more is added to them."""
         announce(self.p, {full: self.grads[full] for _, full in self.module._names[name]})
 
     def beside(
@@ -430,7 +456,7 @@ class Backward:
         of: Sequence[int],
         add: Sequence[Array | None],
     ) -> list[Array]:
-        """Differentiate parts of one kind, named by letters, as their `beside_bwd` does."""
+        """Differentiate parts of one kind, each named by a letter, by their `beside_bwd`."""
         maps = [
             (self.module.below(name, self.p), self.kept[name], d)
             for name, d in zip(names, dys, strict=True)
@@ -442,7 +468,7 @@ class Backward:
         return dxs
 
     def dropped(self, name: str, dy: Array) -> Array:
-        """Return a gradient through a mask that was kept."""
+        """Return a gradient times a mask that was kept."""
         return dropped(dy, self.kept[name])
 
 
@@ -450,13 +476,13 @@ class Backward:
 class Saved:
     """The values that `forward` keeps for `backward`, readable by name.
 
-    `saved["1.reverse"]` holds the values of the second layer's reverse direction,
-    `saved["blocks.0.cell"]` those of the cell of a block: a part has the name that its parameters
-    begin with. In a recurrent layer `.gates`, `.c` and `.h` are every gate, cell state and hidden
-    state, time first; past the end of a sequence they are zero. With one layer and direction,
-    `saved.gates`, `saved.c` and `saved.h` will do.
+    `saved["1.reverse"]` holds the values of the second layer's reverse direction, and
+    `saved["blocks.0.cell"]` the values of a block's cell: the names of a part's parameters begin
+    with the name of the part. In a recurrent layer `.gates`, `.c` and `.h` are every gate, cell
+    state and hidden state, time first; past the end of a sequence they are zero. With one layer and
+    one direction, `saved.gates`, `saved.c` and `saved.h` are enough.
 
-    `saved` refers to arrays of the call, such as x and y: do not change those in place before
+    `saved` refers to arrays of the call, such as x and y: do not change these in place before
     `backward`.
     """
 
@@ -464,12 +490,13 @@ class Saved:
     shape: tuple[int, ...] | None
     kept: Any
     span: Any = None
-    home: Any = None  # the device of the arrays, None where it is not known
+    home: Any = None  # the device of the arrays, None if it is not known
     xp: Any = None  # the namespace of the arrays of a module without time
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle it without its device and library: arrays of CuPy are unpickled to the
-        device that is current then.
+        """Return the state for copies and pickles, without device and library.
+
+        Arrays of CuPy are unpickled to the device that is current then.
         """
         return {**vars(self), "home": None, "xp": None}
 
@@ -506,7 +533,7 @@ class Saved:
         return getattr(next(iter(self.kept.values())), name)
 
     def _known(self) -> dict[str, Any]:
-        """Return the values that all parts, and parts of parts, kept, by dotted names."""
+        """Return the values that all parts kept, at every depth, by dotted names."""
         if not isinstance(self.kept, Mapping):
             return {}
         if not self.layer.parts:  # the keys are layers and directions
@@ -516,7 +543,7 @@ class Saved:
             if name not in self.kept:
                 continue
             view = Saved(part, None, self.kept[name], self.span)
-            # a layer that goes through time has parts to read
+            # a layer through time has parts to read
             parts[name] = view if hasattr(part, "scan") else view.kept
             parts |= {f"{name}.{rest}": value for rest, value in view._known().items()}
         return parts
@@ -539,7 +566,7 @@ class SameWidth:
 
 
 def dropped(d: Array, mask: Array | None) -> Array:
-    """Return an array or a gradient times a mask of dropout, or as it is where there is none."""
+    """Return an array or a gradient times a mask of dropout, or as it is without a mask."""
     return d if mask is None else d * mask
 
 
@@ -570,8 +597,9 @@ def dropout(
     array: Array,
     shape: tuple[int, ...] | None = None,
 ) -> Array | None:
-    """Draw a mask for an array, or of another shape: 0 with probability `rate`, else 1 / (1 -
-    rate); None where there is none.
+    """Draw a mask for an array, or of another shape; return None if no mask is needed.
+
+    The mask is 0 with probability `rate`, else 1 / (1 - rate).
     """
     if rng is None or not rate:
         return None

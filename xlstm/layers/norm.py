@@ -1,4 +1,4 @@
-"""Normalisation of the last axis, as a whole or by heads."""
+"""Normalisation of the last axis: of the whole axis, or head by head."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from xlstm.layers.module import Module, SameWidth, Weights
 
 @dataclass(frozen=True)
 class LayerNorm(SameWidth, Module):
-    """A norm to mean 0 and variance 1, and a gain: y = n w (Ba et al. 2016).
+    """A norm to mean 0 and variance 1, times a gain: y = n w (Ba et al. 2016).
 
     Parameters
     ----------
     size : int
         Width D. The parameter is the gain `w` (D,).
     eps : float
-        Number that is added to the variance, or to the mean square.
+        Number added to the variance, or to the mean square.
     residual : bool
-        Whether the gain is 1 + w, with w = 0 at first.
+        Whether the gain is 1 + w, where w begins at 0.
     bias : bool
-        Whether a `b` (D,) is added.
+        Whether there is a `b` (D,), added to y.
     """
 
     size: int
@@ -47,7 +47,7 @@ class LayerNorm(SameWidth, Module):
 
     CHECKS: ClassVar = {"eps": checks.divisor}
     NORMAL: ClassVar[Normal] = MEAN_AND_VARIANCE
-    num_heads = 1  # each is normalised by itself
+    num_heads = 1  # each head is normalised by itself
 
     @property
     def weights(self) -> Weights:
@@ -65,7 +65,7 @@ class LayerNorm(SameWidth, Module):
     def apply_bwd(
         self, xp: Namespace, p: Params, kept: Any, dy: Array, add: Array | None = None
     ) -> tuple[Params, Array]:
-        """Return gradients of the parameters, and that of x, with `add` added to it."""
+        """Return the gradients with respect to the parameters and x, the latter plus `add`."""
         n, r = kept
         if computes_again(xp):
             keep = 1 if self.num_heads == 1 else 2
@@ -105,13 +105,14 @@ class RMSNorm(LayerNorm):
 
 @dataclass(frozen=True)
 class MultiHeadNorm(LayerNorm):
-    """A norm of each head to mean 0 and variance 1 (Wu & He 2018, group normalisation); otherwise
-    as `LayerNorm`.
+    """A norm of each head to mean 0 and variance 1; otherwise as `LayerNorm`.
+
+    It is the group normalisation of Wu & He (2018).
 
     Parameters
     ----------
     num_heads : int
-        Number N of heads, which divides D.
+        Number N of heads; it divides D.
     """
 
     _: KW_ONLY
@@ -134,9 +135,7 @@ def _normed(
     limit: float | None,
     residual: bool,
 ) -> tuple[Array, Array, Array]:
-    """Return a row with its norm, 1 / what it was divided by, and the row times the gain, plus the
-    bias.
-    """
+    """Return a normalised row n, the factor that normalised it, and n times gain plus bias."""
     n, r = scaled(xp, x, formula, -1, eps, limit)
     y = n * _gain(w, residual)  # (4)
     for b in bias:
@@ -155,9 +154,7 @@ def _normed_bwd(
     residual: bool,
     bias: bool,
 ) -> tuple[Array, ...]:
-    """Return the gradients of a row, plus what is added, and of the gain and the bias by this
-    row.
-    """
+    """Return the gradient with respect to a row, plus `add`, and its gradients of gain and bias."""
     dn, dw = _scale_bwd(xp, dy, n, _gain(w, residual))
     dx = formula(xp, dn, n, r, -1)  # (3)
     for a in add:
@@ -166,5 +163,5 @@ def _normed_bwd(
 
 
 def _scale_bwd(xp: Namespace, dy: Array, n: Array, gain: Array) -> tuple[Array, Array]:
-    """Return the gradients of n and of the gain, the latter row by row."""
+    """Return the gradients with respect to n and to the gain, the latter row by row."""
     return dy * gain, dy * n  # (4)

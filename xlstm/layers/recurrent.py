@@ -1,6 +1,4 @@
-"""Recurrent layers: LSTM, GRU, plain RNN, sLSTM, minLSTM and minGRU, in stacks and in both
-directions.
-"""
+"""Recurrent layers: LSTM, GRU, RNN, sLSTM, minLSTM and minGRU, in stacks and both directions."""
 
 from __future__ import annotations
 
@@ -23,68 +21,74 @@ from xlstm.layers.gated import Recurrent
 class LSTM(Recurrent):
     """Long short-term memory: one layer or several, in one direction or both.
 
-    The layer is a frozen description and holds no arrays: `init` makes the parameters, a dict.
-    Those of layer k are `{k}.Wx` (4H, D), `{k}.Wh` (4H, P) and `{k}.b` (4H,), with rows in gate
-    order i o f g; in the reverse direction their names begin with `{k}.reverse.`. Options add `bh`
-    (4H,), `Whr` (P, H), `p` (3H,) in order i o f, `gx`, `gh` (4H,), and `gc`, `bc` (H,).
+    The layer is a frozen description and holds no arrays; `init` returns the parameters as a dict.
+    Layer k has `{k}.Wx` (4H, D), `{k}.Wh` (4H, P) and `{k}.b` (4H,), with rows in the gate order i
+    o f g. P is the width of the hidden state. In the reverse direction the names begin with
+    `{k}.reverse.`.
+
+    Options add parameters. `recurrent_bias` adds `bh` (4H,), `proj_size` adds `Whr` (P, H), and
+    `peepholes` adds `p` (3H,) in the order i o f. `layer_norm` adds `gx` and `gh` (4H,), and `gc`
+    and `bc` (H,).
 
     Parameters
     ----------
     input_size : int
         Width D of the input.
     hidden_size : int
-        Width H of the cell, and of the hidden state where there is no projection.
+        Width H of the cell state, and of the hidden state if there is no projection.
     num_layers : int
-        Number of stacked layers; each reads the hidden states of the one below, of both directions.
+        Number of stacked layers; each reads the hidden states of the layer below, in both
+        directions.
     bidirectional : bool
-        Run in both directions of time. y has the forward hidden states first.
+        Run in both directions of time. In y the forward hidden states come first.
     reverse : bool
-        Run in the reverse direction only. y keeps its places in time.
+        Run in the reverse direction only. y stays in the order of x.
     batch_first : bool
         x and y are (B, T, ...) instead of (T, B, ...). States and `saved` do not change.
     bias, recurrent_bias : bool
-        Whether there is a bias `b` of Wx x, and another one, `bh`, of Wh h. By default the second
-        is there only where it is not redundant: in a GRU with `reset_after`. PyTorch and ONNX
-        always have both.
+        Whether there are a bias `b`, added to Wx x, and a second bias `bh`, added to Wh h. By
+        default there is a second bias only if it is not redundant: in a GRU with `reset_after`.
+        PyTorch and ONNX always have both.
     dropout : float
         Rate of dropout between layers.
     recurrent_dropout : float
-        Rate of dropout of h before Wh, with one mask for all steps (Gal & Ghahramani 2016).
+        Rate of dropout of h before Wh, with the same mask at all steps (Gal & Ghahramani 2016).
     zoneout : float or (float, float)
         Rate at which units of h and of c keep their old value (Krueger et al. 2017). Outside
-        training each unit is the mean of old and new that this makes on average.
+        training each unit takes its expected value, the average of old and new value weighted by
+        the rate.
     layer_norm : bool
-        Normalise Wx x, Wh h and, in an LSTM, the cell (Ba et al. 2016, eqs. 20 to 22), with 1e-5
-        added to each variance as `torch.nn.LayerNorm` does.
+        Normalise Wx x, Wh h and, in an LSTM, the cell state (Ba et al. 2016, eqs. 20 to 22). As in
+        `torch.nn.LayerNorm`, 1e-5 is added to each variance.
     clip : float, optional
-        Bound of the pre-activations of gates, as ONNX has it.
+        Bound of the pre-activations of gates, as in ONNX.
     activations : str or tuple of str, optional
         Functions of the gates, the candidate and the output, by default ("sigmoid", "tanh",
-        "tanh"). A GRU has those of the gates and the candidate, an RNN has one. Where the
-        directions differ, there are twice as many. The names are those in
-        `xlstm.cells.activations.GATE_ACTIVATIONS`, to which `register` adds; parameters are written
-        as in "hard_sigmoid(0.2, 0.5)".
+        "tanh"). A GRU takes two, for the gates and the candidate; an RNN takes one. If the
+        directions differ, give twice as many. The names are the keys of
+        `xlstm.cells.activations.GATE_ACTIVATIONS`; `register` adds your own. Write parameters as in
+        "hard_sigmoid(0.2, 0.5)".
     initializer : {"uniform", "glorot", "lecun", "notebook"}
-        "uniform": U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM`. "glorot": Glorot's uniform for
-        inputs, orthogonal Wh, zero bias but 1 for the forget gate, as Keras. "lecun": N(0,
-        1/inputs), zero bias. "notebook": input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H),
-        zero bias.
+        The distribution of initial parameters. "uniform", as in `torch.nn.LSTM`: U(-1/sqrt(H),
+        1/sqrt(H)). "glorot", as in Keras: Glorot's uniform distribution for input weights,
+        orthogonal Wh, and biases of 0, except 1 for the forget gate. "lecun": weights N(0,
+        1/inputs) and biases of 0. "notebook": input weights N(0, 2/(D+H)), recurrent weights N(0,
+        1/H) and biases of 0.
     recompute : bool
-        Keep only the states of every step for `backward`, which rematerialises the gates from one
-        product over all steps. This takes less memory between the passes and some more time, and
-        excludes zoneout, recurrent_dropout, layer_norm and proj_size.
+        Keep only the states of every step; `backward` recomputes the gates from one product over
+        all steps. This takes less memory between the passes and somewhat more time. It excludes
+        zoneout, recurrent_dropout, layer_norm and proj_size.
     proj_size : int
-        Width P of a linear projection of the hidden state (Sak et al. 2014), as `torch.nn.LSTM`; 0
-        for none.
+        Width P of a linear projection of the hidden state (Sak et al. 2014), as in `torch.nn.LSTM`;
+        0 for none.
     peepholes : bool
-        Gates i and f see the old cell state, o sees the new one (Gers & Schmidhuber 2000).
+        Let gates i and f see the old cell state, and gate o the new one (Gers & Schmidhuber 2000).
     coupled_input_forget : bool
-        f = 1 - i, so that there are three gates, i o g (Greff et al. 2017).
+        Compute f = 1 - i, which leaves three gates, i o g (Greff et al. 2017).
     cell_clip : float, optional
         Bound of the cell state.
     forget_bias : float, optional
-        Initial bias of the forget gate (Jozefowicz et al. 2015), by default what the initializer
-        gives.
+        Initial bias of the forget gate (Jozefowicz et al. 2015); by default `initializer` sets it.
 
     Examples
     --------
@@ -159,11 +163,11 @@ class LSTM(Recurrent):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GRU(Recurrent):
-    """Gated recurrent units (Cho et al. 2014), with the options of `LSTM` and one more: h = (1 - z)
-    n + z h0.
+    """Gated recurrent units (Cho et al. 2014): h = (1 - z) n + z h0.
 
-    Parameters are `{k}.Wx` (3H, D), `{k}.Wh` (3H, H) and `{k}.b` (3H,), and with `reset_after` also
-    `{k}.bh` (3H,), with rows in gate order z r n.
+    Layer k has the parameters `{k}.Wx` (3H, D), `{k}.Wh` (3H, H) and `{k}.b` (3H,), and with
+    `reset_after` also `{k}.bh` (3H,). Their rows are in the gate order z r n. All options except
+    `reset_after` are as in `LSTM`.
 
     Parameters
     ----------
@@ -174,9 +178,9 @@ class GRU(Recurrent):
     dropout, recurrent_dropout, zoneout, clip, initializer, activations
         As in `LSTM`.
     reset_after : bool
-        Apply the reset gate to the product, n = tanh(Wx x + b + r (Wh h0 + bh)), as cuDNN, PyTorch
-        and by default Keras do, instead of to the state, n = tanh(Wx x + b + Wh (r h0)), as the
-        paper and by default ONNX do. Without it there are no layer_norm and no recompute.
+        If True, apply the reset gate to the product, n = tanh(Wx x + b + r (Wh h0 + bh)), as in
+        cuDNN, PyTorch and, by default, Keras. If False, apply it to the state, n = tanh(Wx x + b +
+        Wh (r h0)), as in the paper and, by default, ONNX. False excludes layer_norm and recompute.
 
     Examples
     --------
@@ -202,9 +206,10 @@ class GRU(Recurrent):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RNN(Recurrent):
-    """A plain recurrent layer (Elman 1990), h = tanh(Wx x + Wh h0 + b), with the options of `LSTM`.
+    """A plain recurrent layer (Elman 1990): h = tanh(Wx x + Wh h0 + b).
 
-    Parameters are `{k}.Wx` (H, D), `{k}.Wh` (H, H) and `{k}.b` (H,).
+    Layer k has the parameters `{k}.Wx` (H, D), `{k}.Wh` (H, H) and `{k}.b` (H,). Options are as in
+    `LSTM`.
 
     Parameters
     ----------
@@ -215,8 +220,8 @@ class RNN(Recurrent):
     dropout, recurrent_dropout, zoneout, clip, initializer
         As in `LSTM`.
     activations : str
-        "tanh" by default, "relu", or another of `xlstm.cells.activations.GATE_ACTIVATIONS`, to
-        which `register` adds.
+        "tanh" by default, "relu", or another key of `xlstm.cells.activations.GATE_ACTIVATIONS`;
+        `register` adds your own.
 
     Examples
     --------
@@ -234,10 +239,12 @@ class RNN(Recurrent):
 class sLSTM(Recurrent):  # noqa: N801
     """LSTM with exponential gates and a normaliser (Beck et al. 2024, xLSTM, section 2.2).
 
-    It has those options of `LSTM` that have a meaning for it, and some of its own. Parameters are
-    `{k}.Wx` (4H, D), `{k}.Wh` (4, N, K, K) and `{k}.b` (4H,) with gates in order i f z o; K = H / N
-    is the width of a head, and Wh[g, n] goes from the h of head n to its gate g. The state is (h,
-    c, n, m), each (L, B, H): c and n are divided by exp(m), and m is -inf before the first step.
+    Layer k has the parameters `{k}.Wx` (4H, D), `{k}.Wh` (4, N, K, K) and `{k}.b` (4H,), with gates
+    in the order i f z o. K = H / N is the width of a head, and Wh[g, n] maps the h of head n to its
+    gate g.
+
+    The state is (h, c, n, m), each (L, B, H). c and n are stored divided by exp(m), and m is -inf
+    before the first step.
 
     Parameters
     ----------
@@ -248,15 +255,15 @@ class sLSTM(Recurrent):  # noqa: N801
     dropout, recurrent_dropout, initializer
         As in `LSTM`.
     recurrent_bias, layer_norm, zoneout, clip, activations
-        An sLSTM has none of these: other values than the defaults are refused.
+        An sLSTM has none of these, and raises ValueError for values other than the defaults.
     num_heads : int
-        Number N of heads: the recurrent weight is block-diagonal, so that heads see one another in
-        the next layer only.
+        Number N of heads. The recurrent weight is block-diagonal, so heads see one another only in
+        the next layer.
     forget_gate : {"sigmoid", "exponential"}
         f = sigmoid(f~), or exp(f~).
     forget_bias : float or "powerlaw"
         Initial bias of f; by default 5 - 12 (k / (K - 1))^0.3 for the unit k of a head, as in the
-        published package. Other biases are 0 at first.
+        published package. All other biases begin at 0.
 
     Examples
     --------
@@ -297,14 +304,14 @@ class sLSTM(Recurrent):  # noqa: N801
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class minGRU(Recurrent):  # noqa: N801
-    """Minimal gated recurrent units (Feng et al. 2024), h = (1 - z) h0 + z n, whose gate does not
-    see h.
+    """Minimal gated recurrent units (Feng et al. 2024): h = (1 - z) h0 + z n.
 
-    Without a product of h the recurrence is linear, and all steps are one scan over time (see
-    `xlstm.LinearCell`). Parameters are `{k}.Wx` (2H, D) and `{k}.b` (2H,), with rows in gate order
-    z n. The state is (h,). It is 0 before the first step in both forms, so that the first h is z n;
-    an initial state is h0 itself, while minGRU-pytorch takes it for a pre-activation, of which h0
-    is g.
+    The gate does not see h, so the recurrence is linear and one scan over time computes all steps
+    (see `xlstm.LinearCell`). Layer k has the parameters `{k}.Wx` (2H, D) and `{k}.b` (2H,), with
+    rows in the gate order z n.
+
+    The state is (h,). Before the first step it is 0 in both forms, so the first h is z n. An
+    initial state is h0 itself. In minGRU-pytorch it is a pre-activation p instead, and h0 = g(p).
 
     Parameters
     ----------
@@ -313,12 +320,12 @@ class minGRU(Recurrent):  # noqa: N801
     bidirectional, reverse, batch_first, bias, recompute : bool
         As in `LSTM`.
     dropout, zoneout, initializer
-        As in `LSTM`. With zoneout the layer runs step by step.
+        As in `LSTM`. With zoneout the layer runs step by step, not as one scan.
     recurrent_bias, recurrent_dropout, layer_norm, clip, activations
-        The layer has none of these: other values than the defaults are refused.
+        The layer has none of these, and raises ValueError for values other than the defaults.
     log_space : bool
-        The form for logarithms: n = g(Wx x + b), where g(x) is x + 0.5 from 0 on and sigmoid(x)
-        below, so that h stays positive. Without it n = Wx x + b.
+        If True, n = g(Wx x + b), where g(x) is x + 0.5 for x >= 0 and sigmoid(x) below. This form
+        suits logarithms: h stays positive. If False, n = Wx x + b.
 
     Examples
     --------
@@ -336,11 +343,11 @@ class minGRU(Recurrent):  # noqa: N801
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class minLSTM(Recurrent):  # noqa: N801
-    """Minimal LSTM (Feng et al. 2024), h = f h0 + i n, whose gates do not see h.
+    """Minimal LSTM (Feng et al. 2024): h = f h0 + i n.
 
-    f = sigmoid(f~) and i = sigmoid(i~) are divided by their sum. Parameters are `{k}.Wx` (3H, D) and
-    `{k}.b` (3H,), with rows in gate order f i n. State, options and their meanings are those of
-    `minGRU`.
+    The gates do not see h. f = sigmoid(f~) and i = sigmoid(i~) are divided by their sum. Layer k
+    has the parameters `{k}.Wx` (3H, D) and `{k}.b` (3H,), with rows in the gate order f i n. State
+    and options are as in `minGRU`.
 
     Parameters
     ----------
@@ -351,7 +358,7 @@ class minLSTM(Recurrent):  # noqa: N801
     dropout, zoneout, initializer
         As in `LSTM`.
     recurrent_bias, recurrent_dropout, layer_norm, clip, activations
-        The layer has none of these: other values than the defaults are refused.
+        The layer has none of these, and raises ValueError for values other than the defaults.
     log_space : bool
         As in `minGRU`.
 
@@ -393,30 +400,30 @@ class Custom(Recurrent):
 def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     """Make a layer of a gated cell, and register it.
 
-    The layer has the options of `xlstm.LSTM` where they have a meaning, and the fields of the cell
-    as options of its own. It runs in every engine that can trace the cell, and in the reference
-    engine otherwise; it can be checked with `xlstm.gradcheck`, trained, saved and loaded with
-    `xlstm.models`, and timed with `xlstm bench`.
+    The layer has the options of `xlstm.LSTM` that apply to the cell, and the fields of the cell as
+    options of its own. It runs in every engine that can trace the cell, and otherwise in the
+    reference engine. You can check it with `xlstm.gradcheck`, train it, save and load it with
+    `xlstm.models`, and time it with `xlstm bench`.
 
     Parameters
     ----------
     cell : subclass of xlstm.Cell
         A frozen dataclass whose fields have defaults.
     name : str, optional
-        The name of the layer, by default that of the cell's class.
+        The name of the layer, by default the name of the cell's class.
 
     Returns
     -------
     class
-        A subclass of the base of `xlstm.LSTM`, made with `(input_size, hidden_size, num_layers=1,
-        *, ...)`.
+        The layer's class, with the same base as `xlstm.LSTM`. Call it with `(input_size,
+        hidden_size, num_layers=1, *, ...)`.
 
     Raises
     ------
     TypeError
-        `cell` is not such a class.
+        `cell` is not a subclass of `xlstm.Cell`.
     ValueError
-        The name is taken by another layer, or a field has no default.
+        Another layer has the name, or a field has no default.
 
     Examples
     --------
@@ -433,7 +440,7 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
         raise ValueError(
             f"{where}: name is {checks.shown(name)}, expected a name that a class can have"
         )
-    # the class may be defined once more, as when a file or a notebook's cell runs again
+    # the class may be defined again, as when a file or a cell of a notebook runs again
     before = LAYERS[name].CELL if name in LAYERS else cell
     is_other = (before.__module__, before.__qualname__) != (cell.__module__, cell.__qualname__)
     if is_other or name in CELLS:

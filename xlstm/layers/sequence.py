@@ -1,9 +1,8 @@
-"""SequenceLayer: a module that goes through time with a state; the base of recurrent layers,
-blocks, stacks and models.
+"""SequenceLayer: the base of layers, blocks, stacks and models that go through time with a state.
 
-A subclass gives its `states`, and its maths in `scan` and `scan_bwd`, in which x is (T, B, D)
-whatever the user's order is. These check nothing: `forward`, `backward` and `step` check what they
-are given once, for all parts.
+A subclass gives its `states`, and its maths in `scan` and `scan_bwd`. There x is always (T, B, D),
+whatever the user's order. `scan` and `scan_bwd` check nothing: `forward`, `backward` and `step`
+check their arguments once, for all parts.
 """
 
 from __future__ import annotations
@@ -39,31 +38,29 @@ from xlstm.recurrence.parts import checked_resets, resets_at
 State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
 WithState: TypeAlias = "tuple[Array, State]"  # y and the final state, or their gradients
 Scanned: TypeAlias = "tuple[Array, State, Any]"  # y, the final state and what backward needs
-# gradients of parameters, of x and of the initial state
+# gradients with respect to parameters, x and the initial state
 Derivatives: TypeAlias = "tuple[Params, Any, State]"
 
 
 class Leaf(NamedTuple):
-    """One array of a state: its shape is the sizes of `before`, then B, then the sizes of
-    `after`.
-    """
+    """One array of a state, of the shape: sizes of `before`, then B, then sizes of `after`."""
 
     name: str
     before: dict[str, int]
     after: dict[str, int]
     rest: float = 0.0  # its value before the first step
-    wide: bool = False  # whether it is float32 where parameters are float16 or bfloat16
+    wide: bool = False  # whether it is float32 beside parameters in float16 or bfloat16
 
     def initial(
         self, xp: Namespace, B: int, like: Array, zero: bool
     ) -> tuple[tuple[int, ...], Any, float]:
-        """Return the shape, the dtype and the value before the first step, or 0, beside a weight."""
+        """Return shape, dtype and value before the first step, with 0 as value if `zero`."""
         dtype = widened(xp, like.dtype) if self.wide else like.dtype
         shape = (*self.before.values(), B, *self.after.values())
         return shape, dtype, 0.0 if zero else self.rest
 
     def dims(self, B: int | None) -> checks.Dims:
-        """Return the sizes for a batch of B by their letters."""
+        """Return the sizes for a batch of B, by their letters."""
         return {**self.before, "B": B, **self.after}
 
 
@@ -78,11 +75,11 @@ class SequenceLayer(Module):
 
         @property
         def last(self) -> bool:
-            """Whether y is one prediction at the end of each sequence, (B, O)."""
+            """Whether y is one prediction for each sequence, at its end, (B, O)."""
 
         @property
         def states(self) -> State:
-            """The `Leaf` of every array of the state, in a tuple that is nested as the state is."""
+            """The `Leaf` of every array of the state, in a tuple nested like the state."""
     else:
         last = False  #: whether y is one prediction at the end of each sequence
 
@@ -93,16 +90,14 @@ class SequenceLayer(Module):
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """The directions of time, each by the prefix of a parameter's last name, "" or
-        "reverse.".
-        """
+        """The directions of time, as prefixes of parameters' last names: "" and "reverse."."""
         return ("",)
 
     _output_symbol: Any = "D"  # the letter of output_size in errors
     _has_groups: ClassVar[bool] = False  # whether `forward` lets sequences see each other
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
-        """Return y, the final state and what `scan_bwd` needs.
+        """Return y, the final state and the values that `scan_bwd` needs.
 
         Past the end of a sequence x is finite, and y may be anything.
         """
@@ -111,14 +106,16 @@ class SequenceLayer(Module):
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> Derivatives:
-        """Return gradients of the parameters, of x and of the initial state; dy is zero past the
-        end of a sequence.
+        """Return the gradients with respect to the parameters, x and the initial state.
+
+        dy is zero past the end of a sequence.
         """
         raise NotImplementedError
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
-        """Run `forward` without checks. Past the end of a sequence x may be anything, and y is
-        zero.
+        """Run `forward` without checks.
+
+        Past the end of a sequence x may be anything, and y is zero.
         """
         y, end, saved = self.scan(p, span.mask(x), state, span)
         return span.mask(y), end, saved
@@ -150,11 +147,12 @@ class SequenceLayer(Module):
     ) -> WithState:
         """Run over a batch of sequences for inference, without masks, and keep nothing.
 
-        Parameters and errors are those of `forward`.
+        Parameters and errors are as in `forward`.
 
         Returns
         -------
-        y : array (T, B, ...), or (B, T, ...) with `batch_first`
+        y : array (T, B, O), or (B, T, O) with `batch_first`
+            Output after every step.
         state : tuple
             Final state.
         """
@@ -194,54 +192,57 @@ class SequenceLayer(Module):
         x : array (T, B, D)
             Input, or (B, T, D) with `batch_first`.
         state : tuple, optional
-            Initial state, as the class describes it. None, or None in place of any of its parts, is
-            the state before the first step. It is not limited: products with numbers in it beyond
-            the square root of the dtype's largest number may overflow.
+            Initial state, as the class describes it. None, or None in place of any of its parts,
+            means the state before the first step. Its values are not limited: products with values
+            beyond the square root of the dtype's largest number may overflow.
         train : bool
             Draw the masks of dropout and zoneout, and keep what `backward` needs.
         lengths : whole numbers (B,), optional
-            Lengths of the sequences, each from 0 to T, in any order; T by default. Steps past the
-            end of a sequence take no part: y is zero there, the final state is that at the
-            sequence's own end, and the reverse direction starts at that end.
+            Lengths of the sequences, each from 0 to T, in any order; by default T. Steps past the
+            end of a sequence are padding and have no effect. y is zero there, the final state is
+            the state at the sequence's own end, and the reverse direction starts at that end.
         resets : booleans (T, B), optional
-            Where one is True, the state before the step is that before the first step, whatever
-            the state is: the sequence is cut there into parts, each of which gives what it gives
-            in a call of its own. `state` is that of the first part, unless that is reset, too,
-            and the final state that of the last part, in both directions; no gradient crosses a
-            cut. They are (B, T) with `batch_first`, and read on the host.
+            Where an element is True, the state is reset before that step. Resets cut a sequence
+            into parts, and each part gives the same results as in a call of its own. The first part
+            begins from `state`, unless its first step is reset, too. The final state is the state
+            of the last part. Both hold in both directions. No gradient crosses a cut. With
+            `batch_first` the shape is (B, T). The host reads the values.
         cu_seqlens : whole numbers (n + 1,), optional
-            Another way to say `resets` of a batch of one sequence: n sequences lie in it one
-            after the other, of which number k has the steps from cu_seqlens[k] to
-            cu_seqlens[k + 1].
+            Another way to give `resets`, for a batch of one sequence that consists of n sequences
+            one after the other. Sequence k has the steps from cu_seqlens[k] up to, but not
+            including, cu_seqlens[k + 1].
         seed : int or numpy.random.Generator
-            Seed of the masks, needed only where there are some. Give every training step another
-            seed, or one generator to all of them.
+            Seed of the masks; needed only if the layer draws masks. Give every training step
+            another seed, or give one generator to all steps.
         keep : bool, optional
-            Whether to keep what `backward` needs, by default as `train`. With `train=False,
-            keep=True` gradients are those of the model without masks.
+            Whether to keep what `backward` needs; by default as `train`. With `train=False,
+            keep=True` you get the gradients of the model without masks.
         groups : object, optional
-            Sequences that belong together, in a layer that lets them see each other; see `Span`.
+            Sequences that belong together, for a layer that lets them see each other; see `Span`.
         batch_invariant : bool, optional
-            Whether each sequence runs by itself, so that its results here and in `backward` do not
-            depend on the batch that it is in, bit for bit. `saved.sequences` then has what each of
-            them kept. By default as in the context `xlstm.batch_invariant()`, and False without.
+            Whether each sequence runs by itself. Its results, here and in `backward`, then do not
+            depend on the rest of the batch, bit for bit, and `saved.sequences` has the values that
+            each sequence kept. By default the context `xlstm.batch_invariant()` decides; without a
+            context it is False.
 
         Returns
         -------
         y : array (T, B, O)
-            Output after every step, or (B, T, O) with `batch_first`; O is `output_size`.
+            Output after every step, or (B, T, O) with `batch_first`; O is `output_size`. A model
+            with `last` gives one output for each sequence, (B, O).
         state : tuple
             Final state.
         saved : Saved or None
-            The values that `backward` needs, with every gate, cell state and hidden state of every
-            layer, time first.
+            The values that `backward` needs, or None without `keep`. They include every gate, cell
+            state and hidden state of every layer, time first.
 
         Raises
         ------
         ValueError, TypeError
             An array is missing, misshapen, or of another library, device or dtype than the rest;
             lengths are not whole numbers from 0 to T; resets are not booleans; a seed is needed and
-            missing; `batch_invariant` is True where sequences see each other or share drawn masks.
+            missing; or `batch_invariant` is True although sequences see each other or share drawn
+            masks.
         """
         where = type(self).__name__
         is_alone = invariance.is_on.get()
@@ -293,8 +294,9 @@ class SequenceLayer(Module):
         resets: Any = None,
         cu_seqlens: Any = None,
     ) -> tuple[Params, Array, State, Span]:
-        """Check the arguments of a call, and return them, x (T, B, D), the initial state and the
-        span for inference.
+        """Check the arguments of a call, and return parameters, x, initial state and span.
+
+        x is (T, B, D), and the span is for inference.
         """
         where = type(self).__name__
         xp, params, x, state = self._agree(params, x, "state", state)
@@ -311,7 +313,7 @@ class SequenceLayer(Module):
             raise ValueError(f"{where}: resets and groups of sequences exclude one another")
         packing = Packing.of(where, lengths, T, B, resets)
         span = Span(xp, packing, None, False, groups, state is None)
-        # past the end of a sequence any will do; on a GPU `within` looks at none
+        # past the end of a sequence any symbol is valid; `within` checks none on a GPU
         if self.symbols is not None and isinstance(x, np.ndarray):
             within(where, "tokens", self._swap(xp, span.mask(x)), self.symbols)
         return params, x, complete(where, xp, "state", state, self.states, B, params), span
@@ -334,29 +336,32 @@ class SequenceLayer(Module):
         saved : Saved
             The values that `forward` kept.
         dy : array like y, or None
-            Gradient of the loss by y; None means zero. Past the end of a sequence it has no effect.
+            The upstream gradient, of the loss with respect to y. None means zero. Past the end of a
+            sequence it has no effect.
         dstate : tuple as the state, optional
-            Gradient by the final state. None, or None in place of any of its parts, means zero.
+            Gradient with respect to the final state. None, or None in place of any of its parts,
+            means zero.
         per_sequence : bool
-            Whether gradients of the parameters are those of each sequence by itself, with the
-            sequences as their first axis. They take B times the memory of the parameters.
+            Whether to return the gradients of each sequence by itself, with the sequences as the
+            first axis of every parameter's gradient. They take B times the memory of the
+            parameters.
 
         Returns
         -------
         grads : dict
-            Gradients under the names and in the shapes of `params`; with `per_sequence` in these
-            shapes after an axis of B.
+            Gradients under the names and in the shapes of `params`; with `per_sequence`, each shape
+            begins with an axis of B.
         dx : array
-            Gradient by x, in its shape; exactly zero past the end of a sequence.
+            Gradient with respect to x, in its shape; exactly zero past the end of a sequence.
         dstate : tuple as the state
-            Gradient by the initial state.
+            Gradient with respect to the initial state.
 
         Raises
         ------
         ValueError, TypeError
             `saved` is None, comes from another layer, or is on another device than `params`; a
             gradient has another shape, library, device or dtype; `per_sequence` is not True or
-            False, or is True where `forward` was given groups of sequences.
+            False, or is True although `forward` was given groups of sequences.
         """
         if type(dy) is not np.ndarray and (views := self._views(params, dy, dstate)) is not None:
             return views.run(  # type: ignore[no-any-return]
@@ -401,11 +406,27 @@ class SequenceLayer(Module):
         resets: Any = None,
         batch_invariant: bool | None = None,
     ) -> WithState:
-        """Run one time step, for streaming: return y (B, O) and the state after it, from x (B, D)
-        and that before it. Where `resets`, booleans (B,), is True, the state before it is that
-        before the first step.
+        """Run one time step, for streaming.
 
-        `batch_invariant` is as in `forward`.
+        Parameters
+        ----------
+        params : dict
+            The parameters, as from `init`.
+        x : array (B, D)
+            Input of the step.
+        state : tuple, optional
+            The state before the step; None means the state before the first step.
+        resets : booleans (B,), optional
+            Where an element is True, that sequence begins from the state before the first step.
+        batch_invariant : bool, optional
+            As in `forward`.
+
+        Returns
+        -------
+        y : array (B, O)
+            Output after the step.
+        state : tuple
+            The state after the step.
 
         Raises
         ------
@@ -444,8 +465,7 @@ class SequenceLayer(Module):
     def _agree(
         self, params: Params, x: Array | None, what: str, state: Any
     ) -> tuple[Namespace, Params, Any, Any]:
-        """Check the parameters, and return the namespace of all these arrays, and the arrays as it
-        has them.
+        """Check the parameters, and return the namespace of all arrays, and the arrays in it.
 
         x is the input, or dy. Symbols have a dtype of their own, and `_inner` checks them.
         """
@@ -466,8 +486,9 @@ class SequenceLayer(Module):
         return self.namespace(params, arrays, wide), params, x, state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
-        """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step; symbols
-        without D, and as int64, but their values are not checked.
+        """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step.
+
+        Symbols come back as int64 without the axis D. Their values are not checked here.
         """
         if self.symbols is not None:
             x = self._symbols_of(xp, x, step)
@@ -487,7 +508,7 @@ class SequenceLayer(Module):
         return {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
 
     def _symbols_of(self, xp: Namespace, x: Array, step: bool) -> Array:
-        """Return symbols as int64 once their kind and the number of their axes are checked."""
+        """Check the dtype and the number of axes of symbols, and return them as int64."""
         where = type(self).__name__
         check_library(where, "tokens", xp, x)
         tokens = tokens_of(where, "tokens", xp, x)
@@ -499,12 +520,13 @@ class SequenceLayer(Module):
         return tokens
 
     def output_dims(self, T: int, B: int) -> checks.Dims:
-        """Return the sizes of y by their letters."""
+        """Return the sizes of y, by their letters."""
         return {**self._outer(T, B), self._output_symbol: self.output_size}
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
-        """Change an array from the user's order of time and batch to (T, B, ...), or back; None
-        stays.
+        """Change an array from the user's order of time and batch to (T, B, ...), or back.
+
+        None stays None.
         """
         if array is None or not self.batch_first:
             return array
@@ -522,24 +544,24 @@ def complete(
     zero: bool = False,
     filled: Iterator[Array] | None = None,
 ) -> State:
-    """Check the shapes of a state against `leaves`, and fill in the arrays that are missing.
+    """Check the shapes of a state against `leaves`, and fill in missing arrays.
 
     Parameters
     ----------
     where, what : str
         The names of the layer and of the argument, for errors.
     state : tuple or None
-        The state that is given; None in place of it, or of any part, means the value before the
-        first step.
+        The state to complete; None in place of it, or of any part, means the value before the first
+        step.
     leaves : tuple
-        The `Leaf` of every array, nested as the state is.
+        The `Leaf` of every array, nested like the state.
     params : dict
-        Arrays of the dtype and on the device that missing ones get.
+        Arrays whose dtype and device the missing arrays get.
     zero : bool
-        Whether missing arrays are zero, as those of gradients are.
+        Whether missing arrays are zero, as in gradients.
     filled : iterator, optional
-        With a part of a state the missing arrays of the whole, in order, where each fill is a
-        launch.
+        For a part of a state: the missing arrays of the whole state, in order. They are made
+        together if each fill is a launch.
     """
     if state is not None:
         _check_container(where, what, state, leaves)
@@ -560,7 +582,7 @@ def complete(
             part = next(filled)
         elif part is None:
             shape, dtype, value = leaf.initial(xp, B, like, zero)
-            # NumPy makes zeros in a sixth of the time
+            # NumPy's `zeros` takes a sixth of the time of `full`
             part = (
                 xp.full(shape, value, dtype=dtype, device=like.device)
                 if value
@@ -573,7 +595,7 @@ def complete(
 
 
 def _reset(xp: Namespace, state: State, leaves: State, resets: Array) -> State:
-    """Return a state that is that before the first step where `resets` (B,) is True."""
+    """Return a state with the values before the first step where `resets` (B,) is True."""
     parts = []
     for _, leaf, part in flat("step", "state", state, leaves):
         where = reshape(resets, (-1, *(1,) * len(leaf.after)))
@@ -583,20 +605,17 @@ def _reset(xp: Namespace, state: State, leaves: State, resets: Array) -> State:
 
 
 def nested(like: State, arrays: Iterator[Any]) -> State:
-    """Return arrays as a state that is nested as another one is, or as the leaves of a layer
-    are.
-    """
+    """Return arrays as a state, nested like another state or like the leaves of a layer."""
     return tuple(nested(part, arrays) if type(part) is tuple else next(arrays) for part in like)
 
 
 def flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Any]]:
-    """Yield the name of each array of a state, as errors have it, its leaf, and the array, None
-    where it is missing.
+    """Yield for each array of a state its name in errors, its leaf, and the array or None.
 
     Raises
     ------
     ValueError, TypeError
-        A state, or a part of it, is no tuple of as many entries as there are leaves.
+        A state, or a part of it, is not a tuple with one entry for each leaf.
     """
     if state is not None:
         _check_container(where, what, state, leaves)
@@ -609,7 +628,7 @@ def flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str
 
 
 def _check_container(where: str, what: str, state: Any, leaves: State) -> None:
-    """Raise unless a state is a tuple, or a list, of as many entries as there are leaves."""
+    """Raise unless a state is a tuple, or a list, with one entry for each leaf."""
     is_one = isinstance(state, tuple | list)
     if is_one and len(state) == len(leaves):
         return

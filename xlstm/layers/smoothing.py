@@ -1,6 +1,4 @@
-"""Exponential smoothing: level, trend and seasons of a series, and forecasts from them after every
-step.
-"""
+"""Exponential smoothing: level, trend and seasons of a series, and forecasts after every step."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ from xlstm.recurrence.packing import Packing, Span
 
 TRENDS = ("none", "linear", "damped")
 CYCLES = 3  # seasons that an initial state is fitted to
-LEAST = 10  # values that an initial state is fitted to, at least, where there are so many
+LEAST = 10  # the fewest values that an initial state is fitted to, if there are so many
 # sigmoids of the parameters before training
 SHARES = {"alpha": 0.3, "beta": 0.1, "phi": 0.9, "gamma": 0.2}
 
@@ -36,13 +34,13 @@ SHARES = {"alpha": 0.3, "beta": 0.1, "phi": 0.9, "gamma": 0.2}
 class Smoothed(NamedTuple):
     """The values that smoothing keeps.
 
-    Row t of a state is the one before step t. Row t of a season is what it adds to the value of
-    step t, so a season of m steps has m rows more than there are steps.
+    Row t of a level or trend is its value before step t. Row t of a season is the term it adds to
+    the value of step t, so a season of m steps has m rows more than there are steps.
     """
 
     # level and trend (T + 1, B), and for each period m a season (T + m, B)
     states: tuple[Array, ...]
-    errors: Array  # (T, B), those of forecasts by one step
+    errors: Array  # (T, B), errors of one-step forecasts
     coefficients: tuple[Array, ...]  # (1,) each: gamma of each season, alpha, beta, phi
     x: Array  # (T, B)
     y: Array | None = None  # (T, B, H)
@@ -56,10 +54,10 @@ def _periods(where: str, name: str, value: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class ExponentialSmoothing(SequenceLayer):
-    """Exponential smoothing (Holt-Winters) of a series, whose coefficients are learned.
+    """Exponential smoothing (Holt-Winters) of a series, with learned coefficients.
 
-    After each step it forecasts the next `horizon` values from a level l, a trend b and seasons s,
-    which it corrects by its error e of one step (Hyndman & Athanasopoulos, "Forecasting: principles
+    After each step it forecasts the next `horizon` values from a level l, a trend b and seasons s.
+    It corrects these by its one-step error e (Hyndman & Athanasopoulos, "Forecasting: principles
     and practice", ch. 8; two seasons as in Taylor 2003)::
 
         e = x - (l0 + phi b0 + s0)
@@ -68,24 +66,25 @@ class ExponentialSmoothing(SequenceLayer):
         s = s0 + gamma e
         y_h = l + (phi + ... + phi^h) b + s_h
 
-    Parameters of a layer are `alpha`, `beta`, `phi` (1,) and `gamma` (S,) for S seasons. Sigmoids
-    of them are alpha and phi, beta as a share of alpha, and gamma as a share of 1 - alpha.
+    The parameters are `alpha`, `beta`, `phi` (1,) and `gamma` (S,) for S seasons. Their sigmoids
+    give the coefficients: alpha and phi directly, beta as a share of alpha, and gamma as a share of
+    1 - alpha.
 
-    The state is (l, b, s, ...): level and trend (1, B), and (m, B) for each season of m steps,
-    whose first row is that of the next step. A missing state is zero; `initial_state` makes one
-    from the beginning of a series.
+    The state is (l, b, s, ...): level and trend (1, B), and an array (m, B) for each season of m
+    steps. The first row of a season belongs to the next step. A missing state is zero;
+    `initial_state` makes one from the beginning of a series.
 
     Parameters
     ----------
     horizon : int
-        Number H of values ahead that are forecast. x is (T, B, 1), and y (T, B, H).
+        Number H of future values to forecast after each step. x is (T, B, 1), and y is (T, B, H).
     trend : {"damped", "linear", "none"}
-        Whether the trend becomes smaller by phi with every step, stays (phi is 1), or is not there.
+        The kind of trend: multiplied by phi at every step, constant (phi is 1), or none.
     periods : tuple of int
-        Steps of a season, or of two, such as (12,) or (24, 168).
+        The length of one season, or of two, in steps, such as (12,) or (24, 168).
     multiplicative : bool
-        Smooth the logarithm of the series, whose values are above 0, so that trend and seasons are
-        factors.
+        Smooth the logarithm of the series, so that trend and seasons are factors. All values must
+        be above 0.
 
     Examples
     --------
@@ -141,42 +140,44 @@ class ExponentialSmoothing(SequenceLayer):
 
     @property
     def lags(self) -> tuple[int, ...]:
-        """The number of steps after which the new value of each state is used."""
+        """The number of steps after which each state's new value is used."""
         return 1, 1, *self.periods
 
     @property
     def initial_rows(self) -> int:
-        """The number of values that an initial state is fitted to."""
+        """The number of values for the fit of an initial state."""
         return max(LEAST, CYCLES * max(self.periods, default=0))
 
     def initial_state(self, x: Array, lengths: Any = None) -> State:
-        """Return a state before the first step, from three seasons at the beginning of each series,
-        10 values at least.
+        """Return a state before the first step, fitted to the beginning of each series.
 
-        Level, trend and seasons, which add up to 0, are a least-squares fit. No gradient goes
-        through it.
+        The fit uses three seasons, or 10 values if these are more. Level, trend and seasons are a
+        least-squares fit; the values of a season add up to 0. No gradient goes through it.
 
         Parameters
         ----------
         x : array (T, B, 1)
+            The series.
         lengths : whole numbers (B,), optional
             As for `forward`.
 
         Returns
         -------
         tuple of array
+            The state (l, b, s, ...).
 
         Raises
         ------
         ValueError, TypeError
-            A value is not finite, or is 0 or less with `multiplicative`; `x` or `lengths` is none
-            that `forward` takes.
+            A value is not finite, or is 0 or less with `multiplicative`; or `forward` would refuse
+            `x` or `lengths`.
         """
         return self.initial_state_of(self, x, lengths)
 
     def initial_state_of(self, layer: SequenceLayer, x: Array, lengths: Any) -> State:
-        """Return `initial_state` for a layer whose x (T, B, D) has the series first and which
-        errors name.
+        """Return `initial_state` for a layer whose x (T, B, D) begins with the series.
+
+        Errors name that layer.
         """
         where = type(layer).__name__
         x = from_foreign(where, x)
@@ -190,9 +191,7 @@ class ExponentialSmoothing(SequenceLayer):
         return tuple(like(part, x) for part in np.split(state, np.cumsum(self.lags)[:-1]))
 
     def _check(self, values: np.ndarray[Any, Any]) -> None:
-        """Raise unless values of a series are finite, and above 0 where their logarithm is
-        taken.
-        """
+        """Raise unless values of a series are finite, and above 0 if their logarithm is taken."""
         if not isinstance(values, np.ndarray):
             return
         bad = ~np.isfinite(values) | (self.multiplicative & (values <= 0))
@@ -201,9 +200,7 @@ class ExponentialSmoothing(SequenceLayer):
             raise ValueError(f"{type(self).__name__}: x has {values[bad][0]}, expected {expected}")
 
     def _fitted(self, series: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return level, trend and seasons (K, B) before the first value of series (T, B), fitted to
-        all of them.
-        """
+        """Return level, trend and seasons (K, B) before the first step, fitted to series (T, B)."""
         steps = np.arange(len(series))[:, None]
         columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]
         columns += [(steps % m == np.arange(m)) - 1 / m for m in self.periods]
@@ -238,7 +235,7 @@ class ExponentialSmoothing(SequenceLayer):
         return dy * y if self.multiplicative else dy  # (13)
 
     def coefficients(self, xp: Namespace, p: Params) -> tuple[Array, ...]:
-        """Return the coefficients that parameters stand for, in the order of `Smoothed`."""
+        """Return the coefficients from the parameters, in the order of `Smoothed`."""
         share = {name: sigmoid(xp, p[name]) for name in p}  # (1)
         alpha = share["alpha"]  # (2)
         beta = alpha * share["beta"] if "beta" in p else xp.zeros_like(alpha)  # (3)
@@ -247,7 +244,7 @@ class ExponentialSmoothing(SequenceLayer):
         return *gammas, alpha, beta, phi
 
     def coefficients_bwd(self, xp: Namespace, p: Params, d: Sequence[Array]) -> Params:
-        """Differentiate `coefficients`: gradients of the parameters."""
+        """Differentiate `coefficients`: return gradients with respect to the parameters."""
         share = {name: sigmoid(xp, p[name]) for name in p}
         *dgammas, dalpha, dbeta, dphi = d
         dshare = {"alpha": dalpha, "phi": dphi}  # (2)
@@ -266,7 +263,7 @@ class ExponentialSmoothing(SequenceLayer):
         """Return the states before and after every step of x (T, B, 1)."""
         xp = span.xp
         numbers = self.coefficients(span.xp, p)
-        x = span.mask(x, 1.0)[..., 0]  # whose logarithm is finite past the end, too
+        x = span.mask(x, 1.0)[..., 0]  # 1.0 has a finite logarithm past the end, too
         if self.multiplicative:
             self._check(x)
         series = xp.log(x) if self.multiplicative else x  # (5)
@@ -278,10 +275,10 @@ class ExponentialSmoothing(SequenceLayer):
         self, p: Params, kept: Smoothed, dstates: tuple[Array, ...], derrors: Array, dphi: Array, dstate: State | None,
         span: Span,
     ) -> Derivatives:  # fmt: skip
-        """Return gradients of the parameters, of x and of the initial state.
+        """Return the gradients with respect to the parameters, x and the initial state.
 
-        Gradients of all states, of the errors and of phi come from what uses them; those of the
-        states are used up.
+        The arguments are the upstream gradients of all states, of the errors and of phi. The arrays
+        of the states' gradients are overwritten.
         """
         xp = span.xp
         if dstate is not None:
@@ -304,7 +301,7 @@ class ExponentialSmoothing(SequenceLayer):
         return tuple(_at_end(span, rows) for rows in kept.states)
 
     def ahead(self, xp: Namespace, kept: Smoothed) -> Array:
-        """Return forecasts (T, B, H) after every step, of the logarithm where that is smoothed."""
+        """Return forecasts (T, B, H) after every step; with `multiplicative`, of the logarithm."""
         steps = []
         phi = kept.coefficients[-1]
         slope = xp.zeros_like(phi)
@@ -317,7 +314,7 @@ class ExponentialSmoothing(SequenceLayer):
     def ahead_bwd(
         self, xp: Namespace, kept: Smoothed, dy: Array
     ) -> tuple[tuple[Array, ...], Array]:
-        """Differentiate `ahead`: gradients of all states, and of phi."""
+        """Differentiate `ahead`: return gradients with respect to all states and phi."""
         dstates = tuple(map(xp.zeros_like, kept.states))
         phi = kept.coefficients[-1]
         slope = by_phi = dphi = xp.zeros_like(phi)
@@ -333,9 +330,7 @@ class ExponentialSmoothing(SequenceLayer):
         return dstates, dphi
 
     def _used(self, states: tuple[Array, ...], h: int) -> list[Array]:
-        """Return the rows (T, B) of every state, as views, that forecasts of h + 1 steps ahead
-        use.
-        """
+        """Return views of the rows (T, B) of every state used for forecasts h + 1 steps ahead."""
         return [
             rows[1 + h % lag : 1 + h % lag + rows.shape[0] - lag, ...]
             for rows, lag in zip(states, self.lags, strict=True)
@@ -343,8 +338,9 @@ class ExponentialSmoothing(SequenceLayer):
 
 
 def step(xp: Namespace, x: Array, level0: Array, trend0: Array, *more: Array) -> tuple[Array, ...]:
-    """Return the error of a step and the new states; `more` is all seasons, all gammas, alpha, beta
-    and phi.
+    """Return the error of a step and the new states.
+
+    `more` is all seasons, all gammas, alpha, beta and phi.
     """
     *seasonal, alpha, beta, phi = more
     seasons, gammas = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
@@ -360,9 +356,7 @@ def step(xp: Namespace, x: Array, level0: Array, trend0: Array, *more: Array) ->
 def step_bwd(
     xp: Namespace, derror: Array, dlevel: Array, dtrend: Array, *more: Array
 ) -> tuple[Array, ...]:
-    """Differentiate `step`: gradients of x, of the damped trend and of the states before the
-    step.
-    """
+    """Differentiate `step`: return gradients with respect to x, damped trend and old states."""
     *seasonal, alpha, beta, phi = more
     dseasons, gammas = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
     derror = derror + alpha * dlevel + beta * dtrend  # (8) (9)
@@ -379,9 +373,7 @@ def _total(xp: Namespace, a: Array, b: Array) -> Array:
 
 
 def _at_end(span: Span, rows: Array) -> Array:
-    """Return the rows, of (T + lag, B), that come after the last step of each sequence, (lag,
-    B).
-    """
+    """Return the rows (lag, B) of (T + lag, B) that follow the last step of each sequence."""
     if span.full:
         return span.xp.asarray(rows[span.T :, ...], copy=True)
     end = span.xp.take(reshape(rows, (-1,)), span.after(rows), axis=0)

@@ -1,6 +1,4 @@
-"""A table of the parts of a model: their kinds, the shapes of their outputs, their parameters and
-bytes.
-"""
+"""A table of the parts of a model: kinds, output shapes, parameters and bytes."""
 
 from __future__ import annotations
 
@@ -17,13 +15,13 @@ class SummaryRow(NamedTuple):
     Attributes
     ----------
     name : str
-        That with which the names of its parameters begin; "" for the whole.
+        The name with which its parameters' names begin; "" for the whole model.
     kind : str
-        The name of its class.
+        The name of the part's class.
     output : tuple
-        The shape of its output: sizes, and letters or "..." for those that are open.
+        The shape of its output: sizes, and letters or "..." for sizes that are open.
     parameters, bytes : int
-        Those of the part and of all parts of it.
+        The number of parameters, and their bytes, in the part and in all parts inside it.
     """
 
     name: str
@@ -34,7 +32,7 @@ class SummaryRow(NamedTuple):
 
 
 class Summary(tuple[SummaryRow, ...]):
-    """The parts of a model, the whole first, which are shown as a table."""
+    """The parts of a model, the whole model first, shown as a table."""
 
     def __repr__(self) -> str:
         rows = [("part", "kind", "output", "  parameters", "       bytes")]
@@ -51,21 +49,21 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
     Parameters
     ----------
     model : Module or estimator
-        A layer, a block, a stack or a model; or an estimator that is fitted, whose network it is
-        of.
+        A layer, a block, a stack or a model; or a fitted estimator, whose network it describes.
     input_shape : tuple of int, optional
-        The shape of x, such as (T, B, D), or (B, T, D) with `batch_first`; it makes T and B numbers
-        in the outputs.
+        The shape of x, such as (T, B, D), or (B, T, D) with `batch_first`. If you give it, output
+        shapes have numbers for T and B.
 
     Returns
     -------
     Summary
-        Bytes are those of weights in float32, and of an estimator those of its weights.
+        The table. It counts bytes of float32 weights, or of an estimator's weights in their own
+        dtype.
 
     Raises
     ------
     TypeError, ValueError
-        `model` is neither a module nor an estimator, or not fitted; `input_shape` does not go with
+        `model` is neither a module nor an estimator, or not fitted; or `input_shape` does not fit
         the model.
 
     Examples
@@ -78,7 +76,7 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
     recurrent  LSTM           (12, 5, 8)           352         1,408
     head       Linear         (..., 1)               9            36
     """
-    itemsize = 4  # of float32
+    itemsize = 4  # bytes of a float32
     if hasattr(model, "get_params"):
         model, itemsize = model.model_, next(iter(model.params_.values())).dtype.itemsize
     checks.having("shapes", "parts", expected="a module or an estimator")("summary", "model", model)
@@ -96,11 +94,11 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
 
 
 def _parts(name: str, module: Any, outer: Any, itemsize: int) -> Iterator[SummaryRow]:
-    """Yield a module, and all parts of it."""
+    """Yield a module, and all parts inside it."""
     count = sum(math.prod(n for n in dims.values() if n) for dims in module.shapes.values())
     if hasattr(module, "output_dims"):
         output = module.output_dims(*outer).values()
-    else:  # the second is that of an Embedding
+    else:  # an Embedding has a `size`
         output = ("...", getattr(module, "output_size", None) or module.size)
     yield SummaryRow(name, type(module).__name__, tuple(output), count, count * itemsize)
     for prefix, part in module.parts.items():

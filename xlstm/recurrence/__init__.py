@@ -1,3 +1,1 @@
-"""The parts that all engines share: packing, and the passes forward and backward over one layer and
-direction.
-"""
+"""Parts shared by all engines: packing, and both passes over one layer and direction."""

@@ -1,5 +1,6 @@
-"""Backpropagation through time over one layer and direction: an engine differentiates all steps,
-and the gradients of the weights are products over all of them.
+"""Backpropagation through time over one layer and direction.
+
+An engine differentiates all steps. The gradients of the weights are then products over all steps.
 """
 
 from __future__ import annotations
@@ -22,19 +23,20 @@ def run_bwd(
     tape : Tape
         From `run`.
     dy : array (N, P) or None
-        The gradient of y.
+        The upstream gradient, of the loss with respect to y.
     dstate : arrays (P, B), (H, B), ...
-        The gradient of the final state.
+        The gradient with respect to the final state.
     packing : Packing
-        That of the batch.
+        The packing of the batch.
 
     Returns
     -------
     grads : dict
         Gradients under the names of the weights; they follow `per_sequence`.
     dx : array (N, D)
+        The gradient with respect to x.
     dstate : arrays as `dstate`
-        The gradient of the initial state.
+        The gradient with respect to the initial state.
     """
     step = tape.step
     xp = step.xp
@@ -57,16 +59,16 @@ def run_bwd(
 
 
 def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Params, Array]:
-    """Return the gradients of the weights and of x, each a product over all steps.
+    """Return the gradients with respect to the weights and x, each a product over all steps.
 
-    Those by the product of h come first: where its gradients are arrays of their own, these then
-    make room. With the packing `apart` the gradients of the weights are those of each sequence.
+    The product of h comes first: if its gradients are arrays of their own, their memory is free
+    afterwards. If `apart` is a packing, each sequence has its own gradients of the weights.
     """
     step = tape.step
     xp = step.xp
     w = step.w
     rows = step.G * step.H
-    every = found.arrays["zx"]  # with rows that the cell's own parameters alone need
+    every = found.arrays["zx"]  # with rows that only the cell's own parameters need
     dzx = every if every.shape[0] == rows else every[:rows, :]
     dzh: Array = found.arrays.pop("zh", dzx)
     da: Array = found.arrays.pop("a", dzh)
@@ -78,7 +80,7 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
         h0 = reshape(_spread(xp, tape.passed, apart), (-1, 1, N, K))
         by_head = [xp.permute_dims(a, (1, 2, 0, 3)) for a in (dz, h0)]  # (G or 1, N, rows, K)
         grads["Wh"] = row_products(xp, *by_head)  # (3)
-    elif "Wh" in w:  # there is a product of h
+    elif "Wh" in w:  # the cell has a product of h
         products["Wh"] = (da, tape.passed)  # (3)
     if step.Whr is not None:
         products["Whr"] = (found.arrays["out"], tape.out)  # (5)
@@ -106,7 +108,7 @@ def _weights(tape: Tape, found: Gradients, apart: Packing | None) -> tuple[Param
 
 
 def _spread(xp: Namespace, rows: Array, apart: Packing | None) -> Array:
-    """Return packed rows (N, F) as those (T*B, F) of all sequences, or as they are."""
+    """Return packed rows (N, F) as rows (T*B, F) of all sequences, or unchanged."""
     return rows if apart is None else reshape(apart.unpack(xp, rows), (-1, rows.shape[1]))
 
 
@@ -126,7 +128,7 @@ def _multiplied(
 
 
 def _own(tape: Tape, dzx: Array, apart: Packing | None) -> Params:
-    """Return the gradients of the cell's own parameters."""
+    """Return the gradients with respect to the cell's own parameters."""
     step = tape.step
     xp = step.xp
     sums: list[Params] = [{} for _ in range(1 if apart is None else apart.B)]
@@ -148,7 +150,7 @@ def _own(tape: Tape, dzx: Array, apart: Packing | None) -> Params:
             saved_part = saved._make(None if a is None else a[..., part] for a in saved)
             own_grads = step.cell.own_bwd(xp, dz[..., part], saved_part, *carry, **own)
             for name, d in own_grads.items():
-                d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
+                d = astype(xp, d, dzx.dtype)  # on CuPy, bfloat16 times a number is float32
                 grads[name] = grads[name] + d if name in grads else d
     if apart is None:
         return sums[0]

@@ -1,5 +1,7 @@
-"""Grids: the parts of sequences that are reset, as batches of their own, for layers that take steps
-in a grid (T, B, ...); or each part alone, as a batch of one.
+"""Grids: the parts of reset sequences as batches of their own.
+
+They serve layers whose steps lie in a grid (T, B, ...). For batch invariance each part is a batch
+of one.
 """
 
 from __future__ import annotations
@@ -15,23 +17,23 @@ from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.recurrence.packing import Packing, Span, packing_of
 from xlstm.recurrence.parts import Parts, Places
 
-SHORT = 16  # parts of so many steps share a grid with shorter ones
+SHORT = 16  # parts up to this length share one grid
 
 
 class Grid(NamedTuple):
-    """Parts of sequences, none twice as long as another, as a batch (T, n, ...) of their own."""
+    """Parts of sequences, with lengths within a factor of two, as a batch (T, n, ...)."""
 
     packing: Packing
     columns: slice  # its parts among those of all grids
-    rows: Any  # the row of the batch (T*B, ...) of each row (T*n,); past the end of a part its last
+    rows: Any  # the batch's row (T*B, ...) for each row (T*n,); past a part's end, its last row
 
 
 class Grids(NamedTuple):
-    """All parts of the sequences of a batch, and the way back from their grids, beside another."""
+    """All parts of a batch's sequences, and the way back from their grids, side by side."""
 
     grids: tuple[Grid, ...]
-    back: Any  # the row among those of all grids of each row of the batch, their number for none
-    places: Places  # of states, those of all grids beside another
+    back: Any  # the row in all grids for each row of the batch; their number if there is none
+    places: Places  # places of states, with all grids side by side
 
 
 def grids_of(span: Span, like: Array) -> Grids:

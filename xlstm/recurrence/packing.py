@@ -1,9 +1,9 @@
 """Packing: a batch of sequences of different lengths, without the steps past their ends.
 
 The sequences are sorted, the longest first. The packed batch is a matrix with a row for each step
-of each sequence: the rows of the first step come first, one for each sequence, then those of the
-second step, one for each sequence that has it, and so on. Successive steps that equally many
-sequences have are a segment.
+of each sequence. The rows of the first step come first, one for each sequence. Then come the rows
+of the second step, one for each sequence that has it, and so on. Successive steps with the same
+number of sequences form a segment.
 
 A sequence that is reset is packed as several sequences, its parts.
 """
@@ -31,18 +31,17 @@ from xlstm.recurrence.parts import Host, Indices, Parts, Places, on_host
 
 
 class _Indices(NamedTuple):
-    """Where rows and sequences go, each an array of whole numbers."""
+    """The places of rows and sequences, each an array of whole numbers."""
 
     pack: Any  # the place of each packed row among the rows (T*B,) of the batch
-    unpack: Any  # the packed row of each row of the batch, their number where there is none
-    mirror: Any  # the packed row that each packed row changes places with in the reverse direction
-    places: Places  # of states, whose columns are in the packed order
+    unpack: Any  # the packed row of each row of the batch; their number if there is none
+    mirror: Any  # the packed row that each packed row swaps with for the reverse direction
+    places: Places  # places of states, with columns in the packed order
 
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """The way in which a batch is packed. Where every sequence has T steps, packing changes only
-    the shape.
+    """The packing of a batch. If every sequence has T steps, packing changes only the shape.
 
     Attributes
     ----------
@@ -51,15 +50,15 @@ class Packing:
     B : int
         Number of sequences.
     widths : sequence of (steps, width)
-        The segments: how many steps each has, and how many sequences have these steps.
+        The segments: the number of steps in each, and the number of sequences with these steps.
     order : array (B,) or None
-        Numbers of the sequences, or of the parts, the longest first; None where each has T steps.
+        Numbers of the sequences, or of the parts, the longest first; None if each has T steps.
     lengths : array (B,) or None
-        Length of each sequence in the order of the batch; None where each has T steps.
+        Length of each sequence, in the order of the batch; None if each has T steps.
     parts : Parts or None
-        The parts of sequences that are reset; None where none is.
+        The parts of reset sequences; None without resets.
     has_resets : bool
-        Whether there were `resets`, of which a rank's own may all be False.
+        Whether `resets` were given; on a rank they may all be False.
     """
 
     T: int
@@ -72,8 +71,10 @@ class Packing:
 
     @classmethod
     def of(cls, where: str, lengths: Any, T: int, B: int, resets: Host | None = None) -> Packing:
-        """Return the packing of B sequences in T steps with these `lengths` (B,); None means that
-        all are T. Where `resets` (T, B) is True a sequence is cut before the step.
+        """Return the packing of B sequences in T steps with these `lengths` (B,).
+
+        None means that all lengths are T. Where `resets` (T, B) is True, a sequence is cut before
+        the step.
 
         Raises
         ------
@@ -88,7 +89,7 @@ class Packing:
 
     @property
     def ends(self) -> Indices:
-        """Lengths of the sequences, (B,), also where all are equal."""
+        """Lengths of the sequences, (B,), even if all are equal."""
         return np.full(self.B, self.T) if self.lengths is None else self.lengths
 
     def pack(self, xp: Namespace, array: Array) -> Array:
@@ -118,9 +119,9 @@ class Packing:
     ) -> Sequence[Array]:
         """Return states (F, B) with their columns in the packed order.
 
-        They are initial states, with `rest` where a part begins from the state before the first
-        step, or without it gradients of final states. Where all columns are `equal`, those of any
-        sequence will do.
+        With `rest` they are initial states, and parts that begin from the state before the first
+        step get the values `rest`. Without it they are gradients of final states. If all columns
+        are `equal`, the order does not matter.
         """
         if self.order is None or (equal and self.parts is None):
             return states
@@ -142,8 +143,9 @@ class Packing:
         columns: Sequence[Sequence[Array]],
         backward: bool = False,
     ) -> tuple[Array, Sequence[Sequence[Array]]]:
-        """Unpack rows, and return the states of several layers with their columns in the order of
-        the batch: final ones, or after a pass `backward` gradients of initial ones.
+        """Unpack rows, and return the states of several layers in the order of the batch.
+
+        They are final states, or after a pass `backward` the gradients of initial states.
         """
         shape = (self.T, self.B, *rows.shape[1:])
         if self.order is None:
@@ -152,7 +154,7 @@ class Packing:
         ends = [s.T for states in columns for s in states]
         place = at.places.initial_bwd if backward else at.places.final
         places = [at.unpack, *[place] * len(ends)]
-        # No row lies past an end where there are no lengths, and each sequence has a final state.
+        # Without lengths no row lies past an end, and each sequence has a final state.
         missing = backward and self.parts is not None
         zeros = range(int(self.lengths is None), len(places) if missing else 1)
         steps, *ends = gather(xp, [rows, *ends], places, zeros=zeros)
@@ -160,9 +162,7 @@ class Packing:
         return reshape(steps, shape), [[next(left).T for _ in states] for states in columns]
 
     def by_sequence(self, xp: Namespace, array: Array) -> Array:
-        """Return columns (F, B) of the sequences in the packed order, each as often as its sequence
-        has parts.
-        """
+        """Return columns (F, B) in the packed order, each once for every part of its sequence."""
         if self.order is None:
             return array
         return gather(xp, [array.T], [self._indices(xp, array).places.sequence])[0].T
@@ -175,28 +175,28 @@ class Packing:
         return self.order if self.parts is None else self.parts.sequence[self.order]
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
-        """Return the indices on the device of an array: one copy from the host, the first time."""
+        """Return the indices on an array's device, copied from the host only the first time."""
         return _recent.copied(xp, self, home(device_of(like)))
 
 
 @dataclass(eq=False)
 class Span(Portable):
-    """The steps and sequences of one call, which are the same for all parts of a layer.
+    """The steps and sequences of one call, the same for all parts of a layer.
 
-    There are B sequences of T steps each, or of fewer where the packing has lengths.
+    There are B sequences of T steps each, or fewer if the packing has lengths.
 
     Attributes
     ----------
     xp : namespace
     packing : Packing
     rng : numpy.random.Generator or None
-        It draws the masks, where there are any.
+        The generator of masks, if there are any.
     keep : bool
-        Whether to keep what the backward pass needs.
+        Whether to keep the values that the backward pass needs.
     groups : object
-        Which sequences belong together, for the layers that let them see each other.
+        The sequences that belong together, for layers that let them see each other.
     rest : bool
-        Whether the state is the same for all sequences, that before the first step.
+        Whether all sequences begin from the state before the first step.
     alone : bool
         Whether each sequence runs by itself, so that its results do not depend on the others.
     """
@@ -235,8 +235,9 @@ class Span(Portable):
         return self.packing.ends
 
     def after(self, like: Array) -> Array:
-        """Return where the n rows after the last step of all sequences are among rows (T + n, B,
-        ...) as one axis.
+        """Return the places of the n rows after each sequence's last step, in rows (T + n, B, ...).
+
+        The places count along both axes as one.
         """
         steps = self.lengths + np.arange(like.shape[0] - self.T)[:, None]  # (n, B)
         return constants.copied(
@@ -254,14 +255,15 @@ class Span(Portable):
         return fuse.where(xp, there, x, constants.number(xp, value, x.dtype, device))
 
     def zeros(self, width: int, params: Params) -> Array:
-        """Return zeros (T, B, width) of the dtype and on the device of parameters."""
+        """Return zeros (T, B, width) with the dtype and device of parameters."""
         like = next(iter(params.values()))
         return self.xp.zeros((self.T, self.B, width), dtype=like.dtype, device=device_of(like))
 
 
 def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
-    """Return lengths (B,) on the host; raise TypeError or ValueError unless they are whole numbers
-    from 0 to T.
+    """Return lengths (B,) on the host, checked.
+
+    Raise TypeError or ValueError unless they are whole numbers from 0 to T.
     """
     whole = on_host(where, "lengths", lengths, f"shape (B,) = ({B},)")
     if whole.shape != (B,):
@@ -275,8 +277,9 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
 
 
 def packing_of(lengths: bytes, cuts: bytes, T: int, B: int) -> Packing:
-    """Return the packing of B sequences with these lengths and resets; it keeps its indices on the
-    device for the next call.
+    """Return the packing of B sequences with these lengths and resets.
+
+    It keeps its indices on the device for the next call.
     """
     ends = np.frombuffer(lengths, np.int64)
     parts = None
@@ -307,7 +310,7 @@ def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
     column = np.arange(N) - starts[step]
     part = order[column]
     pack = (parts.start[part] + step) * B + parts.sequence[part]
-    unpack = np.full(T * B, N)  # where there is no row
+    unpack = np.full(T * B, N)  # N stands for no row
     unpack[pack] = np.arange(N)
     mirror = starts[parts.length[part] - 1 - step] + column
     indices = pack, unpack, mirror, *parts.places(order, B)
@@ -323,8 +326,9 @@ def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:
 
 
 class _Recent(threading.local):
-    """The caches of a thread for its last lengths: they hold whole numbers for every step of every
-    sequence.
+    """The caches of a thread for its last batches' lengths.
+
+    They hold whole numbers for every step of every sequence.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Parts of sequences: a sequence whose state is reset is several sequences, one after the other."""
+"""Parts of sequences: a sequence with resets becomes several sequences, one after the other."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Places(NamedTuple):
-    """Where the states of B sequences go that are cut into n parts, which are in an order of their
-    own. The place after the last one stands for the state before the first step, or for a gradient
-    of zero.
+    """The places of states of B sequences that are cut into n parts, in an order of their own.
+
+    The place after the last one stands for the state before the first step, or for a gradient of
+    zero.
     """
 
-    initial: Any  # the sequence with whose initial state each part begins, or B, (n,)
-    final: Any  # the part that ends with the final state of each sequence, (B,)
-    initial_bwd: Any  # the part that begins with the initial state of each sequence, or n, (B,)
-    final_bwd: Any  # the sequence whose final state each part ends with, or B, (n,)
+    initial: Any  # for each part, the sequence of its initial state, or B, (n,)
+    final: Any  # for each sequence, the part of its final state, (B,)
+    initial_bwd: Any  # for each sequence, the part that begins from its initial state, or n, (B,)
+    final_bwd: Any  # for each part, the sequence whose final state it gives, or B, (n,)
     sequence: Any  # the sequence of each part, (n,)
 
 
 class Parts(NamedTuple):
-    """The n parts of the sequences of a batch, by sequences and then by time; each sequence has
-    one at least.
+    """The n parts of a batch's sequences, by sequence and then by time.
+
+    Each sequence has at least one part.
     """
 
     sequence: Indices  # the sequence of each part
@@ -38,8 +40,9 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, ends: Indices, resets: Host | None = None) -> Parts:
-        """Return the parts of sequences of the lengths `ends` (B,), cut before the steps where
-        `resets` (T, B) is True.
+        """Return the parts of sequences with the lengths `ends` (B,).
+
+        Cuts are before the steps where `resets` (T, B) is True.
         """
         if resets is None:
             return cls(np.arange(len(ends)), np.zeros_like(ends), ends, np.zeros(len(ends), bool))
@@ -54,16 +57,16 @@ class Parts(NamedTuple):
 
     @property
     def last(self) -> Host:
-        """Whether a part is the last one of its sequence, (n,)."""
+        """Whether each part is the last one of its sequence, (n,)."""
         return np.append(self.sequence[1:] != self.sequence[:-1], self.sequence[-1:] >= 0)
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is cut."""
+        """Whether no sequence is cut."""
         return bool(np.all(self.last)) and not np.any(self.rests)
 
     def places(self, order: Indices, B: int) -> Places:
-        """Return where states go between the B sequences and the parts in an order."""
+        """Return the places of states between the B sequences and the parts in an order."""
         is_first = self.start == 0
         initial = np.where(is_first & ~self.rests, self.sequence, B)
         final_bwd = np.where(self.last, self.sequence, B)
@@ -79,8 +82,9 @@ class Parts(NamedTuple):
 
 
 def on_host(where: str, name: str, value: Any, expected: str) -> Host:
-    """Return an array of any library, or nested lists, as an array on the host; raise TypeError or
-    ValueError for what is neither.
+    """Return an array of any library, or nested lists, as an array on the host.
+
+    Raise TypeError or ValueError for a value that is neither.
     """
     if not hasattr(value, "shape") or isinstance(value, type | np.ndarray):
         value = checks.host(where, name, value, expected)
@@ -88,8 +92,9 @@ def on_host(where: str, name: str, value: Any, expected: str) -> Host:
 
 
 def checked_resets(where: str, resets: Any, **sizes: int) -> Host:
-    """Return resets on the host; raise TypeError or ValueError unless they are booleans of these
-    sizes by their letters.
+    """Return resets on the host, checked.
+
+    Raise TypeError or ValueError unless they are booleans with these sizes, given by letters.
     """
     shape = tuple(sizes.values())
     letters = ", ".join(sizes) if len(sizes) > 1 else f"{next(iter(sizes))},"
@@ -105,8 +110,9 @@ def checked_resets(where: str, resets: Any, **sizes: int) -> Host:
 
 
 def resets_at(where: str, cu_seqlens: Any, T: int, B: int) -> Host:
-    """Return resets (T, 1) at the places `cu_seqlens`, at which sequences begin that lie in one;
-    raise TypeError or ValueError unless these are whole numbers from 0 to T that do not fall, and B
+    """Return resets (T, 1) at the places `cu_seqlens`, where sequences inside one sequence begin.
+
+    Raise TypeError or ValueError unless these are whole numbers from 0 to T that do not fall, and B
     is 1.
     """
     if B != 1:

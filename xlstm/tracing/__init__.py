@@ -1,1 +1,1 @@
-"""Formulas run on symbols (`symbols`), and their traces written as C and Python (`writers`)."""
+"""Tracing: formulas run on symbols (`symbols`); their traces become C and Python (`writers`)."""

@@ -1,4 +1,4 @@
-"""Functions of arrays x0, x1, ..., which give y0, y1, ...: their traces, and the dtypes of both."""
+"""Functions from arrays x0, x1, ... to arrays y0, y1, ...: their traces and dtypes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 
 Formula: TypeAlias = Callable[..., Any]  # function(xp, *arrays, **options), pure
 Options: TypeAlias = tuple[tuple[str, Any], ...]
-Lengths: TypeAlias = "Sequence[int | None]"  # of leading axes that a function takes apart
+Lengths: TypeAlias = "Sequence[int | None]"  # lengths of leading axes that a function splits up
 
 
 class ArrayFunction:
@@ -24,10 +24,10 @@ class ArrayFunction:
     function
         As for `arrays.fuse.fuse`.
     dtypes : tuple of dtype
-        Those of its arrays.
+        The dtypes of its arrays.
     options : tuple of (str, value)
     leading : tuple of int or None
-        The lengths of leading axes that it takes apart.
+        The lengths of leading axes that it splits up.
     rows : bool
         Whether it may take sums, means and maxima along the last axis.
 
@@ -37,14 +37,14 @@ class ArrayFunction:
     lines : list of Line
         The trace.
     inputs, outputs : dict of str to dtype
-        Those of x0, x1, ... and of y0, y1, ...
+        The dtypes of x0, x1, ... and of y0, y1, ...
     kinds : dict of str to {"float", "double"}
-        The C type that each of them is computed in.
+        The C type to compute each of them in.
 
     Raises
     ------
     UntraceableError
-        It does what cannot be traced.
+        The function uses an operation that cannot be traced.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ def traced(
     library: type[SymbolicNamespace] = SymbolicNamespace,
     leading: Lengths = (),
 ) -> list[Line]:
-    """Return the trace of a function of so many arrays."""
+    """Return the trace of a function of `inputs` arrays."""
 
     def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
         results = listed(function(xp, *symbols.values(), **dict(options)))
@@ -91,8 +91,9 @@ def result_dtypes(
     options: dict[str, Any],
     leading: Lengths = (),
 ) -> list[Any]:
-    """Return the dtypes of a function's results; float16 stands for bfloat16, of which NumPy makes
-    float32.
+    """Return the dtypes of a function's results.
+
+    float16 stands in for bfloat16, which NumPy would turn into float32.
     """
     half = np.dtype(np.float16)
     wider = {d: half for d in (*dtypes, *options.values()) if str(d) == "bfloat16"}
@@ -106,10 +107,10 @@ def result_dtypes(
 
 
 def listed(results: Any) -> tuple[Any, ...]:
-    """Return the results of a function that may have one or several."""
+    """Return a function's one or several results as a tuple."""
     return results if isinstance(results, tuple) else (results,)
 
 
 def kind_of(dtype: Any) -> str:
-    """Return the type that numbers of a dtype are computed in, "float" or "double"."""
+    """Return the type to compute a dtype's numbers in, "float" or "double"."""
     return "double" if dtype == np.float64 else "float"

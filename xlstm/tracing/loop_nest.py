@@ -1,4 +1,4 @@
-"""Loops over arrays that are broadcast together, for whichever language they are written in."""
+"""Loops over arrays that are broadcast together, independent of the target language."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Sizes = Sequence[int]
 
 
 class LoopNest(NamedTuple):
-    """Loops over rows, and axes within a row; axes along which memory goes on are one loop.
+    """Loops over rows, and axes within a row; axes with contiguous memory are merged into one loop.
 
     Attributes
     ----------
     sizes : list of int
-        Those of the loops over rows, the outer ones first; none is 1.
+        The sizes of the loops over rows, outer loops first; none is 1.
     steps : list of tuple of int
-        The steps of each array along these loops and then along the axes of a row, 0 where it has
-        one number for all.
+        The steps of each array along these loops, then along the axes of a row; 0 where it has one
+        number for all.
     """
 
     sizes: list[int]
@@ -26,7 +26,7 @@ class LoopNest(NamedTuple):
 
 
 def loop_nest(shape: Sizes, arrays: Sequence[tuple[Sizes, Sizes]], inner: int = 0) -> LoopNest:
-    """Return the loops over arrays whose shapes and strides are given, which broadcast to `shape`.
+    """Return the loops over arrays with these shapes and strides, which broadcast to `shape`.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def loop_nest(shape: Sizes, arrays: Sequence[tuple[Sizes, Sizes]], inner: int = 
     arrays : sequence of (shape, strides)
         Strides in any unit.
     inner : int
-        So many axes, the last ones, are those of a row, and stay what they are.
+        The number of axes of a row, counted from the last. They are not merged.
     """
     sizes: list[int] = []
     loops: list[Sizes] = []  # the steps of all arrays along each loop
@@ -54,9 +54,7 @@ def loop_nest(shape: Sizes, arrays: Sequence[tuple[Sizes, Sizes]], inner: int = 
 
 
 def broadcast_steps(shape: Sizes, own: Sizes, strides: Sizes) -> list[int]:
-    """Return the steps of an array along each axis of `shape`, 0 where it has one number for
-    all.
-    """
+    """Return an array's steps along each axis of `shape`, 0 where it has one number for all."""
     steps = [0 if n == 1 else step for n, step in zip(own, strides, strict=True)]
     return [0] * (len(shape) - len(own)) + steps
 

@@ -1,6 +1,4 @@
-"""Functions with sums, means and maxima along a row, which they keep as an axis: traced, and
-written as loops.
-"""
+"""Functions with sums, means and maxima along a row: traced, and written as loops."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ GATES_AND_UNITS = (-3, -2)
 
 
 class RowNamespace(SymbolicNamespace):
-    """A namespace with a sum, a mean and a maximum along a row, which a loop of its own finds."""
+    """A namespace with a sum, a mean and a maximum along a row, each in a loop of its own."""
 
     def sum(self, x: Symbols, axis: int = -1, keepdims: bool = True) -> Symbols:
         return self._along("sum", x, axis, keepdims)
@@ -36,15 +34,15 @@ class RowNamespace(SymbolicNamespace):
 
 
 class SingleRowNamespace(RowNamespace):
-    """The same where all arrays are float32."""
+    """The same namespace for functions of float32 arrays only."""
 
     float32 = Symbols.dtype
 
 
 class UnitNamespace(RowNamespace):
-    """A namespace in which a row are the units of a cell, whose arrays are (gates, H, B) or (H, B).
+    """A namespace in which a row is the units of a cell, with arrays (gates, H, B) or (H, B).
 
-    Sums, means and maxima are along the axis H of each array, or along those of gates and of H
+    Sums, means and maxima run along the axis H of each array, or along the axes of gates and H
     together.
     """
 
@@ -70,8 +68,8 @@ class UnitNamespace(RowNamespace):
 class RowWriter:
     """Writes a trace for one row of `columns` units.
 
-    A reduction needs the whole row before whatever depends on it, so the trace is divided into
-    stages, and each is a loop over the row.
+    A reduction needs the whole row before the operations that depend on it. So the trace is divided
+    into stages, each a loop over the row.
 
     Parameters
     ----------
@@ -92,7 +90,7 @@ class RowWriter:
         self.single = set(single)
         self.stores = [line for line in writer.lines if line.op == "store"]
         self.lines = {line.to: line for line in writer.lines if line.op != "store"}
-        self.stage: dict[str, int] = {}  # the number of reductions that a variable has to wait for
+        self.stage: dict[str, int] = {}  # the number of reductions that a variable must wait for
         self.varies: dict[str, bool] = {}
         for to, line in self.lines.items():
             args = () if line.op in ("input", "number") else line.args
@@ -133,8 +131,9 @@ class RowWriter:
         )
 
     def _needed(self, roots: Sequence[str]) -> list[Line]:
-        """Return the lines that change along a row and on which variables depend, in the order of
-        the trace.
+        """Return the lines that these variables depend on and that change along a row.
+
+        They are in the order of the trace.
         """
         todo = list(roots)
         needed = set()
@@ -147,7 +146,7 @@ class RowWriter:
 
 
 def _within(around: tuple[str, ...], body: list[str]) -> list[str]:
-    """Return statements within a head, and an end where there is one; none without statements."""
+    """Return statements inside a head, with an end if there is one; without statements, none."""
     if not body or not around:
         return body
     head, *end = around

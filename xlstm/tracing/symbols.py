@@ -1,9 +1,9 @@
 """The trace of a pointwise function: a list of assignments, from a run of the function on symbols.
 
-A cell's functions take their namespace and work element by element except on the leading axis of
-gates. Given `Symbols` in the place of arrays, and `SymbolicNamespace` in that of the namespace,
-they unroll that axis. The trace is a list of scalar operations, each there once, from which
-compiled loops are made without writing a formula again.
+A cell's functions take their namespace as an argument, and work element by element except on the
+leading axis of gates. With `Symbols` instead of arrays, and `SymbolicNamespace` instead of the
+namespace, they unroll that axis. The trace is a list of scalar operations, without duplicates.
+Compiled loops are made from it, so nobody writes a formula twice.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any, NamedTuple, TypeAlias
 
 Operand: TypeAlias = "Symbols | float"
 
-# Functions of the namespace that are operations by themselves; the other operations are operators.
+# Functions of the namespace that are operations; all other operations are operators.
 OPERATIONS = ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs", "maximum", "minimum", "where")
-CONDITIONS = ("less", "less_equal", "and")  # operations whose results are true or false
+CONDITIONS = ("less", "less_equal", "and")  # operations with boolean results
 
 
 class UntraceableError(TypeError):
-    """The function does something that is not element by element, or that no target can write."""
+    """The function is not element by element, or no target language can express it."""
 
 
 class Node(NamedTuple):
-    """An operation; its arguments are numbers of nodes, but a name and a row of "input", and a
-    value of "number".
+    """An operation; its arguments are numbers of nodes.
+
+    "input" has a name and a row instead, and "number" a value.
     """
 
     op: str
@@ -33,8 +34,9 @@ class Node(NamedTuple):
 
 
 def _operator(op: str, swapped: bool = False) -> Callable[..., Symbols]:
-    """Return the method that applies an operation; operands are swapped in reflected operators and
-    in > and >=.
+    """Return the method that applies an operation.
+
+    Operands are swapped in reflected operators and in > and >=.
     """
 
     def method(self: Symbols, *other: Any) -> Any:
@@ -46,7 +48,7 @@ def _operator(op: str, swapped: bool = False) -> Callable[..., Symbols]:
 
 
 class Symbols:
-    """A stand-in for an array: one node, or one for each row of a leading axis."""
+    """A stand-in for an array: one node, or one node for each row of a leading axis."""
 
     dtype = "the dtype of the inputs"
     shape = property(lambda self: _refuse("shape"))
@@ -57,7 +59,7 @@ class Symbols:
         self.scalar = scalar
 
     def __array_ufunc__(self, ufunc: Any, *arguments: Any, **options: Any) -> Any:
-        """Refuse functions of NumPy, which are not those of the array library that is traced."""
+        """Refuse functions of NumPy: the traced array library has its own."""
         _refuse(f"np.{ufunc.__name__}")
 
     def __getitem__(self, key: Any) -> Symbols:
@@ -105,14 +107,14 @@ class Symbols:
 
 
 class Graph:
-    """The nodes of a trace, where equal nodes are one."""
+    """The nodes of a trace; equal nodes are merged."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.numbers: dict[Node, int] = {}
 
     def number(self, op: str, *args: Any) -> int:
-        """Return the number of a node, which is made where there is none like it."""
+        """Return the number of a node, and make the node if there is none like it."""
         node = Node(op, args)
         if node not in self.numbers:
             self.numbers[node] = len(self.nodes)
@@ -120,14 +122,14 @@ class Graph:
         return self.numbers[node]
 
     def input(self, name: str, rows: int | None) -> Symbols:
-        """Return an input of so many rows; None means one without that axis."""
+        """Return an input with `rows` rows, or with None an input without that axis."""
         numbers = [None] if rows is None else range(rows)
         return Symbols(
             self, [self.number("input", name, row) for row in numbers], scalar=rows is None
         )
 
     def apply(self, op: str, *operands: Operand) -> Symbols:
-        """Apply an operation row by row; an operand of one row serves for all rows."""
+        """Apply an operation row by row; an operand with one row serves all rows."""
         symbols = [a for a in operands if isinstance(a, Symbols)]
         rows = max(len(a.nodes) for a in symbols)
         if any(len(a.nodes) not in (1, rows) for a in symbols):
@@ -138,15 +140,16 @@ class Graph:
         return Symbols(self, nodes, scalar=all(a.scalar for a in symbols))
 
     def node(self, operand: Operand, row: int) -> int:
-        """Return the number of the node that an operand has in a row."""
+        """Return the number of an operand's node in a row."""
         if isinstance(operand, Symbols):
             return operand.nodes[row if len(operand.nodes) > 1 else 0]
         return self.number("number", float(operand))
 
 
 class SymbolicNamespace:
-    """A stand-in for an array library, with what a pointwise function may use; anything else is
-    refused by name.
+    """A stand-in for an array library, with the functions that a pointwise function may use.
+
+    Any other function raises an error with its name.
     """
 
     __name__ = "symbols"
@@ -189,9 +192,7 @@ class SymbolicNamespace:
         return Symbols(self._graph, x.nodes, x.scalar)
 
     def astype(self, x: Symbols, dtype: Any) -> Symbols:
-        """Return conditions as 1 and 0, and numbers that change their width by the operation
-        "double" or "single".
-        """
+        """Return conditions as 1 and 0; operations "double" and "single" change numbers' width."""
         if all(self._graph.nodes[node].op in CONDITIONS for node in x.nodes):
             return self._graph.apply("where", x, 1.0, 0.0)
         if dtype == Symbols.dtype:
@@ -200,8 +201,9 @@ class SymbolicNamespace:
 
 
 class Line(NamedTuple):
-    """An assignment: `to` is the name of a new variable, or an output and its row (None without
-    that axis).
+    """An assignment to `to`: the name of a new variable, or an output and its row.
+
+    The row is None for an output without that axis.
     """
 
     to: str
@@ -224,14 +226,14 @@ def trace(
     inputs : dict of str to int or None
         The rows of the leading axis of each input, None for one without it.
     library : type
-        The namespace that the function is given.
+        The namespace that the function gets.
 
     Returns
     -------
     lines : list of Line
-        Assignments in an order in which they can be made: loads ("input", with the args name and
-        row), operations on variables, and stores ("store") to outputs, after all loads. Those that
-        no output needs are left out.
+        Assignments in a valid order: loads ("input", with the args name and row), operations on
+        variables, and stores ("store") to outputs, after all loads. Assignments that no output
+        needs are left out.
     outputs : dict of str to int or None
         The rows of each output, as in `inputs`.
 

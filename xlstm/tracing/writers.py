@@ -1,7 +1,7 @@
-"""Traces written as C for CUDA or as Python for Numba: each operation once, in the widest kind of
-its operands.
+"""Traces written as C for CUDA or as Python for Numba.
 
-The kinds of numbers are "float" and "double"; a number of the trace itself widens none.
+Each operation is written once, in the widest kind of its operands. The kinds of numbers are "float"
+and "double"; constants of the trace do not widen others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from xlstm.tracing.symbols import CONDITIONS, Line, UntraceableError
 
 CASTS = {"single": "float", "double": "double"}
-LIBM = ("expm1", "log")  # functions of libm in Python: a loop with one makes no vectors
+LIBM = ("expm1", "log")  # functions of libm in Python: a loop that calls one is not vectorised
 
 ARITHMETIC = {
     **{
@@ -35,21 +35,21 @@ class Writer:
     lines
         As from `trace`.
     load, store
-        `load(name, row)` is the expression of an input, `store(name, row, value)` the statement
-        that takes an output.
+        `load(name, row)` is the expression for an input, `store(name, row, value)` the statement
+        that stores an output.
     kinds : {"float", "double"} or dict of str to str
-        The kind that all is computed in, or that of each input by name.
+        The kind to compute everything in, or the kind of each input by name.
     default : {"float", "double"}
         The kind of operations on numbers alone.
     """
 
     LANGUAGE: ClassVar[str]
-    FORMS: ClassVar[Mapping[str, str]]  # operations; {k} ends the name of a function for its kind
+    FORMS: ClassVar[Mapping[str, str]]  # operations; {k} is the suffix of a kind
     SUFFIXES: ClassVar[Mapping[str, str]]
     LITERAL: ClassVar[str]
     CAST: ClassVar[str]
     ASSIGN: ClassVar[str]
-    # The parts of a loop over a row, which `reductions.RowWriter` puts together.
+    # The parts of a loop over a row, which `reductions.RowWriter` assembles.
     REDUCTIONS: ClassVar[Mapping[str, tuple[str, str, str]]]
     LOOP: ClassVar[tuple[str, ...]]
     ONCE: ClassVar[tuple[str, ...]] = ()  # around statements for the whole row
@@ -68,7 +68,7 @@ class Writer:
         self.forms = self.FORMS
         of_all = kinds if isinstance(kinds, str) else None
         self.default = of_all or default
-        # The kinds of variables, None for those of nothing but numbers of the trace.
+        # The kinds of variables, None for variables made only of constants.
         self.kinds: dict[str, str | None] = {}
         self.numbers: dict[str, float] = {}
         for to, _, op, args in lines:
@@ -135,9 +135,7 @@ class Writer:
         return f"({text})" if text.startswith("-") else text
 
     def reduction(self, line: Line) -> tuple[str, str, str]:
-        """Return the statements of a reduction along a row: before a loop over it, for each unit,
-        and after it.
-        """
+        """Return a reduction's statements along a row: before the loop, for each unit, after it."""
         kind = self.kind(line.to)
         names = {
             "to": line.to,
@@ -150,8 +148,9 @@ class Writer:
 
 
 class C(Writer):
-    """Writes C. Maximum and minimum keep NaN, as NumPy's do; a row is that of a block, which
-    `sync_row` adds up.
+    """Writes C. Maximum and minimum keep NaN, as in NumPy.
+
+    A block has a row, and `sync_row` adds it up.
     """
 
     LANGUAGE = "C"
@@ -177,7 +176,7 @@ class C(Writer):
             WHOLE + "true);",
         ),
     }
-    # Blocks along y share a row without reductions.
+    # Without reductions, blocks along y share a row.
     LOOP = (
         (
             "for (int unit = blockIdx.y * blockDim.x + threadIdx.x; unit < columns; unit +="
@@ -189,8 +188,9 @@ class C(Writer):
 
 
 class Python(Writer):
-    """Writes Python for Numba; F4, tanh4, exp8 and so on are the types and functions of numbers of
-    4 and of 8 bytes.
+    """Writes Python for Numba.
+
+    F4, tanh4, exp8 and so on are the types and functions for numbers of 4 and 8 bytes.
     """
 
     LANGUAGE = "Python"
@@ -211,5 +211,5 @@ class Python(Writer):
 
     def __init__(self, lines: Sequence[Line], *rest: Any, **options: Any) -> None:
         super().__init__(lines, *rest, **options)
-        if any(line.op in LIBM for line in lines):  # without vectors libm's exp is quicker, too
+        if any(line.op in LIBM for line in lines):  # without vectors libm's exp is faster, too
             self.forms = {**self.FORMS, "exp": "F{k}(math.exp({}))"}

@@ -1,1 +1,1 @@
-"""The operations of arrays on CUDA: kernels, graphs, and what a card does not do."""
+"""Operations of arrays on CUDA: kernels, graphs, and fallbacks from broken kernels."""

@@ -1,6 +1,4 @@
-"""Small arrays that are the same in every call, which are made once for each stream; nobody changes
-them.
-"""
+"""Small constant arrays, made once for each stream and read by every call."""
 
 from __future__ import annotations
 
@@ -21,23 +19,22 @@ Made = TypeVar("Made")
 
 
 def home(device: Any) -> Home:
-    """Return a device as a key for arrays that stay there from call to call, on CuPy with its
-    current stream.
+    """Return a device as a key for arrays that stay there between calls; on CuPy with its stream.
 
-    If two streams had such an array together, one of them might read it before the other one has
-    filled it, and its memory might be used anew too early. The first entry is the device as
-    creation functions take it; None is the current one of CuPy, whose devices have no hash.
+    If two streams shared such an array, one of them might read it before the other has filled it,
+    and its memory might be reused too early. The first entry is the device for creation functions.
+    None means CuPy's current device, as CuPy's devices have no hash.
     """
     number = getattr(device, "id", None)
     return (device,) if number is None else (None, number, *cuda_graph.stream())
 
 
 def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """Keep so many results of a function that makes arrays, whose last argument is a `Home`.
+    """Cache at most `most` results of a function that makes arrays; its last argument is a `Home`.
 
-    The allocator that an array is from is kept beside it: a pool that is gone may take the memory
-    of its arrays along. A graph keeps what it reads. An array that is made within a capture is not
-    kept, because it is filled only when the graph is launched.
+    The cache also holds the allocator of each array: a pool that is freed may take the memory of
+    its arrays along. A graph keeps the arrays that it reads. An array made during a capture is not
+    cached, because it is filled only when the graph is launched.
     """
 
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
@@ -66,8 +63,9 @@ def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
 
 
 def from_host(xp: Namespace, values: Host, home: Home) -> Array:
-    """Return an array with values of the host, whose memory a graph would read when it is
-    launched.
+    """Return an array with values of the host; raise BackendError during a capture.
+
+    A graph would read the host's memory at every launch.
     """
     if cuda_graph.capturing() is not None:
         raise BackendError(
@@ -93,8 +91,9 @@ def number(xp: Namespace, value: float, dtype: Any, device: Any) -> Array:
 
 
 def counters(xp: Namespace, n: int, device: Any) -> Array:
-    """Return n zeros that kernels count in, one kernel of a stream after the other; each leaves
-    zeros.
+    """Return n zeros in which kernels count, one kernel of a stream after the other.
+
+    Each kernel leaves zeros.
     """
     return _made(xp, "zeros", (n,), xp.uint32, home(device))
 
@@ -105,9 +104,7 @@ def _made(xp: Namespace, function: str, args: tuple[Any, ...], dtype: Any, home:
 
 
 def copied(xp: Namespace, values: Host, device: Any) -> Array:
-    """Return an array with values of the host, which CuPy is given once for all calls with the same
-    values.
-    """
+    """Return an array with values of the host, copied to CuPy once for all calls."""
     if not compiles(xp):
         return xp.asarray(values, device=device)
     return _copied(xp, values.tobytes(), values.shape, values.dtype, home(device))

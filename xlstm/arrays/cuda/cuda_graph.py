@@ -1,9 +1,9 @@
-"""CUDA graphs: what a function asks of a GPU is captured once, and then asked for by one launch.
+"""CUDA graphs: the GPU work of a function is captured once, and then started by one launch.
 
-Nothing is done while it is captured. A launch does it on the same memory, so that the arrays that a
-graph reads and writes must stay where they are. CuPy's own products refuse to be captured; cuBLAS
-itself can be where its workspace was set before (cuBLAS, "CUDA Graphs Support"), so its functions
-are called by ctypes in the library that CuPy has loaded.
+The capture computes nothing. A launch works on the memory of the capture, so the arrays that a
+graph reads and writes must stay in their places. CuPy's own products refuse to be captured. cuBLAS
+itself allows it once its workspace is set (cuBLAS, "CUDA Graphs Support"), so this module calls its
+functions by ctypes in the library that CuPy has loaded.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from xlstm.arrays import optional_imports
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.optional_imports import BackendError
 
-PER_THREAD = 2  # the address that CUDA has for the default stream of each thread
+PER_THREAD = 2  # CUDA's address of the default stream of each thread
 StreamKey = tuple[int, int]  # an address, and for `PER_THREAD` the thread
 
 
 class CudaGraph:
-    """A graph of CUDA, and all that it needs.
+    """A graph of CUDA, and everything that it needs.
 
     Attributes
     ----------
     kept : list
-        Arrays that it reads and that others may drop.
+        Arrays that the graph reads and that others may drop.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -42,19 +42,15 @@ class CudaGraph:
         self.executable = None
 
     def launch(self) -> None:
-        """Ask for everything that was captured, on the stream of the recorder, which has to be
-        current.
-        """
+        """Run everything that was captured, on the recorder's stream, which must be current."""
         self.recorder.check()
         self.executable.launch()  # type: ignore[attr-defined]
 
 
 class _HeldMemory:
-    """Memory from the allocator that is current, which is not given back before this object is
-    gone.
+    """Memory from the current allocator, held as long as this object lives.
 
-    A pool gives memory back where it has too little, but graphs write to it whenever they are
-    launched.
+    A pool that runs short gives free memory back, but graphs write to their memory at every launch.
     """
 
     def __init__(self) -> None:
@@ -64,7 +60,7 @@ class _HeldMemory:
         self._chunks = list[Any]()
 
     def malloc(self, size: int, device: int) -> int:
-        # on which graphs are launched: others may have used the memory there before
+        # the stream of launches: other work on it may have used this memory before
         with self._stream:
             self._chunks.append(self._take(size))
         return int(self._chunks[-1].ptr)
@@ -74,9 +70,7 @@ class _HeldMemory:
 
 
 class _Memory:
-    """Memory of graphs, which goes back when this object is gone: the recorder, its graphs and
-    their arrays have it.
-    """
+    """Memory of graphs, freed with this object, which recorder, graphs and their arrays share."""
 
     def __init__(self) -> None:
         cuda = optional_imports.cupy().cuda
@@ -93,14 +87,13 @@ class _Memory:
 
 
 def _emptied(pool: Any, device: Any) -> None:
-    """Give back what is free in a pool, which CuPy does not do for a pool that is gone."""
+    """Give back the free memory of a pool; CuPy does not do so for a pool that is gone."""
     with device:
         pool.free_all_blocks()
 
 
 class Recorder:
-    """Captures graphs that are launched one at a time, and that share the memory of their
-    intermediate arrays.
+    """A recorder of graphs that share the memory of intermediate arrays, and run one at a time.
 
     Attributes
     ----------
@@ -115,8 +108,9 @@ class Recorder:
         self.stream = stream()
 
     def check(self) -> None:
-        """Raise ValueError where another stream is current: it does not wait for what graphs read
-        and overwrite.
+        """Raise ValueError if another stream is current.
+
+        That stream would not wait for the arrays that graphs read and overwrite.
         """
         if (came := stream()) != self.stream:
             expected = f"expected {self.stream}, for which the graph was made"
@@ -126,7 +120,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Multiply as captures do, so that all that cuBLAS needs is loaded before."""
+        """Multiply as in a capture, so that cuBLAS loads everything before the capture."""
         self._cublas.use(optional_imports.cupy().cuda.get_current_stream().ptr)
         token = _handle.set(self._cublas)
         try:
@@ -135,8 +129,9 @@ class Recorder:
             _handle.reset(token)
 
     def capture(self, function: Callable[[], None]) -> CudaGraph:
-        """Return the graph of what a function asks for; it was called in a rehearsal, which
-        compiled its kernels.
+        """Return the graph of a function's work.
+
+        A rehearsal must have called the function before, to compile its kernels.
         """
         self.check()
         graph = CudaGraph(self)
@@ -158,19 +153,19 @@ def _captured(stream: Any, function: Callable[[], None]) -> Any:
     try:
         function()
     except BaseException:
-        with contextlib.suppress(Exception):  # CUDA says a second time that the capture failed
+        with contextlib.suppress(Exception):  # CUDA reports the failed capture a second time
             stream.end_capture()
         raise
     return stream.end_capture()
 
 
 def capturing() -> CudaGraph | None:
-    """Return the graph that is captured now, if any."""
+    """Return the graph whose capture is under way, if any."""
     return _capturing.get()
 
 
 def stream() -> StreamKey:
-    """Return the stream that work is done on: within a capture, that of the graph's launches."""
+    """Return the stream of the current work; in a capture, the stream of the graph's launches."""
     if (graph := _capturing.get()) is not None:
         return graph.recorder.stream
     address = int(optional_imports.cupy().cuda.get_current_stream().ptr)
@@ -178,7 +173,7 @@ def stream() -> StreamKey:
 
 
 def handle() -> Handle | None:
-    """Return the handle of cuBLAS that captures and their rehearsals multiply with, within one."""
+    """Return the handle of cuBLAS for products, inside a capture or a rehearsal."""
     return _handle.get()
 
 
@@ -189,20 +184,18 @@ _capturing: contextvars.ContextVar[CudaGraph | None] = contextvars.ContextVar(
 
 
 # Parameters of cublasGemmStridedBatchedEx: the transpositions and sizes, alpha, A, B, beta, C, and
-# how it is computed.
+# the type to compute in.
 OPERAND = (c_void_p, c_int, c_int, c_longlong)
 GEMM = (c_void_p, *[c_int] * 5, c_void_p, *OPERAND, *OPERAND, c_void_p, *OPERAND, *[c_int] * 3)
 
 
 class Handle:
-    """A handle of cuBLAS with a workspace of its own, for products that are captured on one stream
-    at a time.
-    """
+    """A handle of cuBLAS with its own workspace, for products captured on one stream at a time."""
 
     def __init__(self) -> None:
         cp = optional_imports.cupy()
         number = c_void_p()
-        # cuBLAS takes as many bytes by itself: with others it may multiply in another way.
+        # cuBLAS's own default: with another number of bytes it may choose another algorithm.
         size = 32 << 20 if int(cp.cuda.Device().compute_capability) >= 90 else 4 << 20
         self.workspace: Array = cp.empty((size,), dtype=cp.uint8)
         _call("cublasCreate_v2", (c_void_p,), byref(number))
@@ -210,7 +203,7 @@ class Handle:
         weakref.finalize(self, _call, "cublasDestroy_v2", (c_void_p,), self.number).atexit = False
 
     def use(self, stream: int) -> None:
-        """Multiply on a stream from now on."""
+        """Use a stream for all products from now on."""
         _call("cublasSetStream_v2", (c_void_p, c_void_p), self.number, stream)
         room = self.workspace
         _call(
@@ -222,7 +215,7 @@ class Handle:
         )
 
     def gemm(self, *args: int) -> None:
-        """Do as CuPy's `gemmStridedBatchedEx`, of which the handle is left out."""
+        """Run `gemmStridedBatchedEx` as CuPy's does, without its argument for the handle."""
         _call("cublasGemmStridedBatchedEx", GEMM, self.number, *args)
 
 
@@ -234,12 +227,10 @@ def _call(name: str, types: tuple[Any, ...], *args: Any) -> None:
 
 @functools.cache
 def _function(name: str, types: tuple[Any, ...]) -> Any:
-    """Return a function of the cuBLAS that CuPy has loaded: systems find a library that is there by
-    its name.
-    """
+    """Return a function of the cuBLAS that CuPy has loaded; the system finds it by its name."""
     cuda = optional_imports.cupy().cuda
     cuda.get_cublas_handle()  # loads it
-    version = cuda.runtime.runtimeGetVersion() // 1000  # of 12090, say
+    version = cuda.runtime.runtimeGetVersion() // 1000  # 12 from 12090, say
     windows = sys.platform == "win32"
     library = f"cublas64_{version}.dll" if windows else f"libcublas.so.{version}"
     try:

@@ -1,6 +1,4 @@
-"""Kernels of CuPy, and the instructions of a GPU that they use, as the text that most of them begin
-with.
-"""
+"""Kernels of CuPy, and the text with GPU instructions that most of them begin with."""
 
 from __future__ import annotations
 
@@ -16,13 +14,13 @@ from xlstm.arrays import optional_imports
 from xlstm.arrays.namespace import dtype_name
 
 TEXT = Path(__file__).with_name("device.cuh").read_text(encoding="utf-8")
-# C types of elements in memory, by dtype; `widen` makes of one what is computed in, and `narrow`
-# the reverse.
+# C types of elements in memory, by dtype; `widen` turns an element into the type to compute in,
+# `narrow` does the reverse.
 TYPES = {"float32": "float", "float64": "double", "float16": "half_t", "bfloat16": "bf16_t"}
 
 
 def known(dtype: Any) -> bool:
-    """Tell whether there are elements of a dtype."""
+    """Tell whether kernels know a dtype."""
     return dtype_name(dtype) in TYPES
 
 
@@ -33,15 +31,14 @@ def type_of(dtype: Any) -> str:
 
 @functools.cache
 def kernel(text: str, name: str, options: tuple[str, ...] = ()) -> Any:
-    """Return the kernel of a text, which is compiled once."""
+    """Return the kernel of a text, compiled once."""
     return optional_imports.cupy().RawKernel(text, name, options, backend="nvrtc")
 
 
 def struct(numbers: Sequence[Any], rest: bytes = b"", form: str = "") -> np.ndarray[Any, Any]:
-    """Return numbers, in a form of the module `struct` or by default of 64 bits, and bytes after
-    them as one value.
+    """Return numbers, and bytes after them, as one value that a kernel takes as a struct.
 
-    A kernel takes it as a struct.
+    `form` is a format of the module `struct`; by default each number has 64 bits.
     """
     whole = packing.pack(form or f"{len(numbers)}q", *numbers) + rest
     return np.frombuffer(whole, f"V{len(whole)}")

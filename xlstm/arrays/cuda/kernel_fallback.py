@@ -1,8 +1,7 @@
-"""Kernels that a card does not compile, load or launch, or whose values are wrong there: others do
-their work.
+"""The fallback from kernels that fail or compute wrong values on a card.
 
-Whoever launches a kernel does so through `attempt`, and goes another way where that returns None.
-CUDA refuses a kernel before anything is written, so the other way can begin anew.
+Every launch of a kernel goes through `attempt`. If that returns None, the caller computes in
+another way. CUDA refuses a kernel before it writes anything, so the other way can start afresh.
 """
 
 from __future__ import annotations
@@ -17,30 +16,30 @@ from xlstm.arrays.cuda import cuda_graph
 
 Result = TypeVar("Result")
 
-# By the name of a card and that of a kernel; one that ends in "_" or " " stands for all that begin
-# with it. Equal cards share what is known, since the same text does not compile for both.
+# By the name of a card and of a kernel; a kernel's name that ends in "_" or " " stands for all that
+# begin with it. Equal cards share these reasons, since the same text fails to compile for both.
 _reasons: dict[tuple[str, str], str] = {}
-_version = 0  # of the reasons
-NO_MEMORY = {"CUBLASError": 3}  # the status, which is 2 in other errors of CUDA
+_version = 0  # counts changes of the reasons
+NO_MEMORY = {"CUBLASError": 3}  # the status for no memory; other errors of CUDA have 2
 
 
 class CudaError(RuntimeError):
-    """A kernel that does not compile, is not loaded or launched, or that failed while it ran."""
+    """A kernel does not compile, load or launch, or fails while it runs."""
 
 
 def attempt(name: str, launch: Callable[..., Result], *args: Any) -> Result | None:
-    """Return `launch(*args)`, or None where the kernel of this name is broken on the current card.
+    """Return `launch(*args)`, or None if the kernel of this name is broken on the current card.
 
-    It is remembered, with one warning. A name of several words is that of a whole way, of which the
-    first word is the kind.
+    A failure gives one warning and is remembered. A name of several words stands for a whole way of
+    computing; its first word is the kind.
 
     Raises
     ------
     CudaError
-        The card answers nothing any more, as after an access to memory that is not there.
+        The card no longer responds, as after an access to memory that does not exist.
     Exception
-        Others than those of CUDA and its compiler; those that say that there is no memory, which is
-        no fault of a kernel; and all within a capture, which cannot go on.
+        Errors that are not of CUDA or its compiler; errors about missing memory, which is no fault
+        of a kernel; and all errors during a capture, which cannot continue.
     """
     if not works(name):
         return None
@@ -68,12 +67,12 @@ def no_memory(error: BaseException) -> bool:
 
 
 def works(name: str) -> bool:
-    """Tell whether nothing is known against a kernel on the current card."""
+    """Tell whether a kernel has no known fault on the current card."""
     return not _reasons or not why(name, current())
 
 
 def cached(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Keep the results of a function until a reason is noted or forgotten."""
+    """Cache the results of a function until a reason is noted or forgotten."""
 
     @functools.lru_cache(1024)
     def keyed(version: int, *args: Any) -> Result:
@@ -88,7 +87,7 @@ def cached(function: Callable[..., Result]) -> Callable[..., Result]:
 
 @cached
 def why(name: str, card: str) -> str:
-    """Return why a kernel, or one of a kind, is not used on a card, or ""."""
+    """Return the reason why a kernel, or a kernel of its kind, is not used on a card, or ""."""
     return next(
         (
             why
@@ -104,9 +103,7 @@ def _among(name: str, kind: str) -> bool:
 
 
 def note(name: str, why: str) -> None:
-    """Have a kernel not be used on the current card, or all of a kind; warn once for each kind and
-    reason.
-    """
+    """Exclude a kernel, or all of a kind, on the current card; warn once per kind and reason."""
     card = current()
     kind = name.split()[0]
     said = (kind, why) in [(other.split()[0], reason) for other, reason in _known(card)]
@@ -121,14 +118,14 @@ def note(name: str, why: str) -> None:
 
 
 def hold(names: Iterable[str], why: str) -> None:
-    """Have kernels not be used on the current card, without a warning."""
+    """Exclude kernels on the current card, without a warning."""
     for name in names:
         _reasons.setdefault((current(), name), why)
     _renew()
 
 
 def forget(names: Iterable[str] | None = None) -> None:
-    """Have kernels be tried again on the current card: those of these names, or all."""
+    """Allow kernels again on the current card: those with these names, or all."""
     card = current()
     for name in names or [name for name, _ in _known(card)]:
         _reasons.pop((card, name), None)
@@ -141,12 +138,12 @@ def _renew() -> None:
 
 
 def _known(card: str) -> list[tuple[str, str]]:
-    """Return names and reasons on a card, whatever other threads add meanwhile."""
+    """Return a card's names and reasons, safe from other threads that add some meanwhile."""
     return [(name, why) for (where, name), why in list(_reasons.items()) if where == card]
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line why a kernel was not compiled or launched, without names of files."""
+    """Return in one line, without file names, why a kernel was not compiled or launched."""
     if isinstance(error, CudaError):
         return str(error).partition("\n")[0].removeprefix(f"cuda: on {current()} ")
     if isinstance(error, RuntimeError):

@@ -1,13 +1,14 @@
 """The text of a kernel for a function along rows, and for sums of its results over all rows.
 
-A function may take means and maxima along a row, which a block of the kernel then has to itself: a
-mean needs the whole row before whatever depends on it, so the trace of the function is divided into
-stages, each a loop over the row. Without any, a thread has one column. Either way a block goes
-through some rows one after the other.
+A function may take means and maxima along a row. A mean needs the whole row before the operations
+that depend on it, so one block of the kernel takes a whole row, and the trace of the function is
+divided into stages, each a loop over the row. Without means and maxima, a thread takes one column.
+In both cases a block goes through some rows one after the other.
 
-Where results are summed over rows, each block writes the sums of its own. The last of `FAN` blocks
-to end adds up theirs, the last of those that did so theirs, and so on: one launch, no wait, and an
-order that follows from shapes.
+If results are summed over rows, each block writes the sums of its own rows. The last of `FAN`
+blocks to end adds up the sums of these blocks. The last of `FAN` such blocks adds up the next
+level, and so on. This takes one launch, no wait, and an order of summation that follows from shapes
+alone.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from xlstm.tracing.reductions import REDUCTIONS, RowWriter
 from xlstm.tracing.writers import C
 
 MOST = 256
-FAN = 32  # threads of a block at most, and blocks of which one adds up the sums
+FAN = 32  # the most threads of a block, and the number of blocks whose sums one block adds up
 
-# The sum or the maximum of a value of all threads of a block, of which there are a power of two.
+# The sum or the maximum of a value over all threads of a block; their number is a power of two.
 SYNC = """
 template <class T>
 __device__ __forceinline__ T sync_row(T v, T* room, bool largest) {
@@ -101,12 +102,12 @@ class RowResult(NamedTuple):
     """A result of a function."""
 
     dtype: Any
-    length: int | None  # of the leading axis that it has
-    single: bool  # whether it is one number for a row
+    length: int | None  # length of its leading axis
+    single: bool  # whether it has one number for a row
     summed: bool
 
     def shape(self, shape: Shape, keep: int) -> Shape:
-        """Return its shape, from that of all arrays broadcast together."""
+        """Return its shape, from the shape of all arrays broadcast together."""
         leading = () if self.length is None else (self.length,)
         if self.summed:
             return (*shape[-keep:], *leading)
@@ -119,19 +120,19 @@ class RowKernel:
     Parameters
     ----------
     function, dtypes, options
-        As for `fuse`, from which the dtypes of arrays are.
+        As for `fuse`; `dtypes` has the dtype of each array.
     single : tuple of bool
         Which arrays have one number for a row.
     leading : tuple of int or None
-        The lengths of leading axes that the function takes apart.
+        The lengths of leading axes that the function splits up.
     sums : int
-        How many of the results, the last ones, are summed over rows.
+        The number of results, counted from the last, that are summed over rows.
 
     Attributes
     ----------
     results : dict of str to RowResult
     whole : bool
-        Whether a block has to have a whole row.
+        Whether a block must have a whole row.
     slots : list of (str, int or None)
         The names of results that are summed, and places in their leading axes.
     real : {"float", "double"}
@@ -166,13 +167,14 @@ class RowKernel:
         self.whole = reduces or any(result.single for result in self.results.values())
         self.types = {x: f"const {device.type_of(dtype)}*" for x, dtype in traced.inputs.items()}
         self.types |= {y: f"{device.type_of(dtype)}*" for y, dtype in traced.outputs.items()}
-        # Arrays whose layout the kernel is told, inputs and results; sums are contiguous.
+        # Inputs and results, whose layout is an argument of the kernel; sums are contiguous.
         sums_of = {name for name, _ in self.slots}
         self.lying = [name for name in self.types if name not in sums_of]
 
     def text(self, outer: int, fixed: frozenset[int]) -> str:
-        """Return the text for rows with so many loops, and the numbers of arrays that are the same
-        for all rows.
+        """Return the text for rows with `outer` loops.
+
+        `fixed` has the numbers of arrays that are the same for all rows.
         """
         still = {f"x{k}" for k in fixed}
         begin = [self._pointer(name, 0) for name in self.lying if name in still]
@@ -181,7 +183,7 @@ class RowKernel:
             size = f"(int)layout.shape[{k}]"
             body.append(f"const int i{k} = rest % {size}; rest /= {size};")
         body += [self._pointer(name, outer) for name in self.lying if name not in still]
-        # Sums come after the arrays whose layout the kernel is told, as they are the last results.
+        # Sums come after the arrays with a layout argument, as they are the last results.
         parameters = [f"{type_} {name}" for name, type_ in self.types.items()]
         count = len(self.slots)
         if count:
@@ -209,9 +211,7 @@ class RowKernel:
         return device.TEXT + SYNC + kernel
 
     def _one_column(self, still: set[str]) -> tuple[list[str], list[str], list[str]]:
-        """Return the statements of a thread with one column: before its rows, in each, and after
-        them.
-        """
+        """Return a thread's statements for one column: before its rows, for each row, and after."""
         lines = self.writer.lines
         early = [line for line in lines if line.op == "input" and line.args[0] in still]
         slots = range(len(self.slots))
@@ -225,9 +225,7 @@ class RowKernel:
         return begin, row, [*(f"mine[{k} * width + unit] = sum_{k};" for k in slots), "}"]
 
     def _pointer(self, name: str, outer: int) -> str:
-        """Return the statement that finds an array's numbers in the row, from indices of so many
-        loops.
-        """
+        """Return the statement that finds an array's numbers in a row, from the loops' indices."""
         layout = f"layout.of[{self.lying.index(name)}]"
         steps = "".join(f" + i{k} * {layout}.steps[{k}]" for k in range(outer))
         return f"{self.types[name]} at_{name} = {name} + head * {layout}.head{steps};"

@@ -1,8 +1,7 @@
-"""Kernels whose blocks wait for one another: one that gave up a wait leaves its number in memory of
-the host.
+"""Kernels whose blocks wait for one another: a kernel that gives up a wait tells the host.
 
-All devices write to one word there, so that it is looked at without a copy, whenever an array has
-come to the host.
+It writes its number to one word of the host's memory, the same for all devices. The host looks at
+the word, without a copy, whenever an array has come to the host.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from xlstm.arrays.cuda import kernel_fallback
 from xlstm.arrays.namespace import Array
 
 GAVE_UP = "its blocks waited for one another for 2 s"
-_word: list[Array] = []  # once a kernel was launched that may write to it
+_word: list[Array] = []  # exists once a kernel was launched that may write to it
 _kernels: dict[int, tuple[str, str]] = {}  # by their numbers
 
 
@@ -30,7 +29,7 @@ def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
     kernel : str
         The name of the kernel.
     way : str
-        The name under which it is known where it is broken.
+        The name to note in `kernel_fallback` if it is broken.
     """
     if not _word:
         word = np.frombuffer(optional_imports.cupy().cuda.alloc_pinned_memory(4), np.uint32, 1)
@@ -42,10 +41,10 @@ def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
 
 
 def look() -> None:
-    """Raise CudaError where a kernel gave up, and have its way not be taken again."""
+    """Raise CudaError if a kernel gave up, and exclude its way of computing from now on."""
     number = int(_word[0][0]) if _word else 0
     if number:
-        optional_imports.cupy().cuda.Device().synchronize()  # kernels that are under way give up, too
+        optional_imports.cupy().cuda.Device().synchronize()  # kernels under way give up, too
         _word[0][0] = 0
         kernel, way = _kernels[number]
         kernel_fallback.hold([way], GAVE_UP)

@@ -1,8 +1,7 @@
-"""The seam to other processes that train the same model: what training needs of MPI, NCCL or a test
-double.
+"""The interface between training and other processes that train the same model.
 
-The processes of a group are its ranks. Each has its own columns of every batch, and all hold the
-same weights.
+MPI, NCCL and a test double implement it. The processes of a group are its ranks. Each has its own
+columns of every batch, and all hold the same weights.
 """
 
 from __future__ import annotations
@@ -23,21 +22,22 @@ GROUP = checks.having(
 
 
 class OtherRankError(RuntimeError):
-    """Another rank could not go on, so this one stops, too; the message names that rank and its
-    error.
-    """
+    """Another rank failed, so this rank stops, too; the message names that rank and its error."""
 
 
 def odd_ranks(values: Sequence[Any]) -> tuple[Any, list[int]]:
-    """Return the value that most ranks have, of one value for each rank, and the ranks that have
-    another one.
+    """Return the value that most ranks have, and the ranks that have another value.
+
+    `values` has one value for each rank.
     """
     common = max(values, key=values.count)
     return common, [rank for rank, value in enumerate(values) if value != common]
 
 
 class Group(Protocol):
-    """The processes that train together. All ranks call all but `abort` in the same order.
+    """The processes that train together.
+
+    All ranks must call all methods in the same order, except `abort`.
 
     Attributes
     ----------
@@ -57,49 +57,55 @@ class Group(Protocol):
     machines: int
 
     def sum(self, a: Array) -> None:
-        """Replace an array by the sum over all ranks, which has the same bits on each.
+        """Replace an array by the sum over all ranks, in place, with the same bits on each.
 
-        The array is NumPy's, or CuPy's: then it is changed in the current stream, also while that
-        is captured.
+        The array is of NumPy or CuPy. An array of CuPy is changed in the current stream, also
+        during a capture.
         """
 
     def tell(self, what: Any) -> list[Any]:
-        """Return the small objects that the ranks tell, in the order of the ranks; each is
-        pickled.
+        """Send a small object to all ranks, and return the objects of all, in the order of ranks.
+
+        The objects are pickled.
         """
 
     def share(self, arrays: Sequence[Array]) -> None:
-        """Replace arrays by those of rank 0; they have the same shapes and dtypes on all ranks."""
+        """Replace arrays by the arrays of rank 0, in place.
+
+        They must have the same shapes and dtypes on all ranks.
+        """
 
     def sum_part(self, a: Array, out: Array) -> None:
-        """Put this rank's part of the sum over all ranks of `a` (size * n,) into `out` (n,)."""
+        """Write this rank's part of the sum over all ranks of `a` (size * n,) to `out` (n,)."""
 
     def gather_parts(self, part: Array, out: Array) -> None:
-        """Put the parts (n,) of all ranks side by side into `out` (size * n,)."""
+        """Write the parts (n,) of all ranks, side by side, to `out` (size * n,)."""
 
     def exchange(self, a: Array, out: Array) -> None:
-        """Send the k-th of the parts of `a` (size * n,) to rank k, and put those that the ranks send
-        here side by side into `out` (size * n,).
+        """Send the k-th part of `a` (size * n,) to rank k, for every k.
+
+        The parts that the ranks send to this one go, side by side, to `out` (size * n,).
         """
 
     def collect(self, part: Array, out: Array | None) -> None:
-        """Put the parts (n,) of all ranks side by side into `out` (size * n,) of rank 0; it is None
-        on the others.
+        """Write the parts (n,) of all ranks, side by side, to `out` (size * n,) of rank 0.
+
+        On the other ranks `out` is None.
         """
 
     def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
-        """Run `sum`, `sum_part` or `exchange` beside the caller, and return a function that waits for
-        it.
+        """Start `sum`, `sum_part` or `exchange` beside the caller, and return a wait function.
 
-        All ranks wait for what they began before they do anything else together.
+        All ranks must wait for the operations they started before they do anything else together.
         """
 
     def abort(self, message: str) -> None:
         """End the job now, on all ranks; any rank may call this at any time."""
 
     def close(self) -> None:
-        """Say that this rank needs the others no more; a process that ends without it ends the
-        job.
+        """Announce that this rank no longer needs the others.
+
+        A process that ends without this call ends the job.
         """
 
 
@@ -151,8 +157,9 @@ class Alone:
 
 
 def collected(group: Group, own: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-    """Return the arrays of all ranks, which have one shape, as one (ranks, ...) on rank 0, and None
-    on the others.
+    """Return the arrays of all ranks as one (ranks, ...) on rank 0, and None on the others.
+
+    All have the same shape.
     """
     every = None
     if group.rank == 0:
@@ -162,8 +169,9 @@ def collected(group: Group, own: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] |
 
 
 def columns(B: int, group: Group) -> slice:
-    """Return the columns of a batch of B sequences that a rank has: as many as the others, or one
-    more or less.
+    """Return this rank's columns of a batch of B sequences.
+
+    The ranks' numbers of columns differ by one at most.
     """
     return slice(B * group.rank // group.size, B * (group.rank + 1) // group.size)
 
@@ -174,15 +182,15 @@ class Part(NamedTuple):
     Attributes
     ----------
     total : float
-        The targets that count in the whole batch, or the sum of their weights.
+        The number of targets that count in the whole batch, or the sum of their weights.
     B : int
-        Sequences of the whole batch.
+        Number of sequences in the whole batch.
     own : slice
         The columns of this rank.
     lengths : array (B,), or None
-        Those of all sequences, where they differ.
+        The lengths of all sequences, if they differ.
     checksum : int
-        A number of the order, lengths and targets of the whole batch, the same on all ranks.
+        A checksum of the order, lengths and targets of the whole batch, the same on all ranks.
     """
 
     total: float
@@ -193,13 +201,14 @@ class Part(NamedTuple):
 
     @property
     def key(self) -> tuple[int, int, int, bytes | None]:
-        """All that decides where its numbers lie among those of the whole batch."""
+        """Everything that decides the places of its numbers in the whole batch."""
         lengths = None if self.lengths is None else np.asarray(self.lengths, np.int64).tobytes()
         return self.B, self.own.start, self.own.stop, lengths
 
     def count(self, shape: tuple[int, ...]) -> int:
-        """Return how many numbers the whole batch has, where this part has (T, b, ...), or packed
-        rows (N, D).
+        """Return how many numbers the whole batch has, from the shape of this part.
+
+        The shape is (T, b, ...), or (N, D) for packed rows.
         """
         if len(shape) == 2 and self.lengths is not None:
             return int(np.sum(self.lengths)) * shape[1]
@@ -213,12 +222,12 @@ def rows(key: tuple[int, int, int, bytes | None], steps: int, packed: bool) -> n
     Parameters
     ----------
     key
-        That of a `Part`.
+        The key of a `Part`.
     steps : int
         The length of the first axis: of an array (T, b, ...), whose rows are (T * b), or of packed
         rows (N, D).
     packed : bool
-        The rows are those of the steps of all sequences, as `recurrence/packing.py` has them.
+        Whether the rows are packed, as in `recurrence/packing.py`.
     """
     B, start, stop, lengths_bytes = key
     if packed and lengths_bytes is not None:

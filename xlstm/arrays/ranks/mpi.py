@@ -1,7 +1,7 @@
-"""The processes that a launcher of MPI started, as a group: arrays of the host go by MPI, those of
-GPUs by NCCL.
+"""The group of processes started by a launcher of MPI.
 
-mpi4py is imported only where a launcher started more than one process.
+Arrays on the host travel by MPI, arrays on GPUs by NCCL. mpi4py is imported only if a launcher
+started more than one process.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from xlstm.arrays.ranks.groups import Alone, Group, OtherRankError, odd_ranks
 from xlstm.arrays.ranks.nccl import KINDS, Nccl, agreed, choose_gpu
 from xlstm.arrays.ranks.watchdog import SILENT, Clock, Watch
 
-# Bytes that are summed at once. On one machine they stay in the cache, and 55 MB take two thirds of
-# the time; between machines each piece costs a latency.
+# Bytes summed at once. On one machine such a piece stays in the cache: a sum of 55 MB takes two
+# thirds of the time it takes in one piece. Between machines each piece costs a latency.
 PIECE = 1 << 20
 LARGE_PIECE = 1 << 30
-SAID = 0.3  # seconds in which the launcher passes on what was written
-# How many processes a launcher started. Batch scripts have SLURM_NTASKS, too; WORLD_SIZE says
-# nothing without RANK.
+SAID = 0.3  # seconds for the launcher to pass on output
+# The number of processes that a launcher started. Batch scripts have SLURM_NTASKS, too; WORLD_SIZE
+# means nothing without RANK.
 SIZES = (
     "PMI_SIZE",
     "OMPI_COMM_WORLD_SIZE",
@@ -47,17 +47,18 @@ SIZES = (
     "JSM_NAMESPACE_SIZE",
     "WORLD_SIZE",
 )
-# the number of a process, where a launcher may not say how many there are
+# the number of a process, for launchers that may not tell how many there are
 NUMBERS = ("PMIX_RANK", "PALS_RANKID")
 INSTALL = "pip install 'xlstm-xp[mpi]'"
 
-# functions that are called with the message before this rank ends the job
+# functions called with the message before this rank ends the job
 told: list[Callable[[str], None]] = []
 
 
 def group(version: str, comm: Any = None) -> Group:
-    """Return the processes that a launcher started, or those of a communicator, with this version
-    of xlstm; `distributed.group` says more.
+    """Return the processes of a launcher, or of a communicator, with this version of xlstm.
+
+    `distributed.group` documents it.
     """
     if comm is None:
         return world(version)
@@ -77,7 +78,8 @@ def group(version: str, comm: Any = None) -> Group:
             "group: comm has processes that are not in MPI.COMM_WORLD, which cannot end the job"
             " where one of them fails"
         )
-    # It belongs to the communicator: another one may get the same handle once this one is freed.
+    # The group belongs to the communicator: another communicator may get the same handle once this
+    # one is freed.
     if comm.Get_attr(_key()) is None:
         if isinstance(job, MpiGroup) and comm.size > 1:
             comm.Set_attr(_key(), MpiGroup(mpi, comm, job, numbers))
@@ -89,7 +91,7 @@ def group(version: str, comm: Any = None) -> Group:
 
 @functools.cache
 def _key() -> int:
-    """Return the key of the groups among the attributes of communicators."""
+    """Return the key under which communicators hold their groups as attributes."""
     return int(optional_imports.mpi().Comm.Create_keyval())
 
 
@@ -106,7 +108,7 @@ def world(version: str) -> Group:
     try:
         mpi = optional_imports.mpi()
         library = mpi.Get_library_version()
-        # An MPICH without PMIx ends the process where the launcher speaks nothing else.
+        # An MPICH without PMIx ends the process if the launcher speaks only PMIx.
         speaks = "PMI_SIZE" in os.environ or "PMIX_RANK" not in os.environ
         foreign = not speaks and library.startswith("MPICH") and "pmix" not in library
         if not (foreign or mpi.Is_initialized()):
@@ -146,9 +148,7 @@ def world(version: str) -> Group:
 
 
 def _instead_of_torch(started: int) -> str:
-    """Return what to do instead of torchrun and PyTorchJob, or nothing where neither started this
-    process.
-    """
+    """Return advice for a process started by torchrun or PyTorchJob, or "" for other processes."""
     if {"TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"} & os.environ.keys():
         line = shlex.join(["mpiexec", "-n", str(started), "python", *sys.argv])
         return f"torchrun starts no MPI; start with: {line}"
@@ -161,7 +161,7 @@ def _instead_of_torch(started: int) -> str:
 
 
 def _checksum_of_files() -> int:
-    """Return a number that tells the code of this package apart."""
+    """Return a number that differs if the code of this package differs."""
     checksum = 0
     for path in sorted(Path(__file__).parents[2].rglob("*")):
         if path.suffix in (".py", ".cu", ".cuh"):
@@ -170,8 +170,9 @@ def _checksum_of_files() -> int:
 
 
 def _started() -> tuple[str, int]:
-    """Return how many processes a launcher started, or the least that there can be, after the
-    variable that says so.
+    """Return the environment variable of a launcher, and the number of processes it started.
+
+    If the launcher does not tell the number, it is the least that there can be.
     """
     variables = {
         name: int(text)
@@ -187,8 +188,9 @@ def _started() -> tuple[str, int]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process while it waits for others in C, where handlers of
-    Python do not run.
+    """Let Ctrl-C and SIGTERM end the process while it waits for others inside a call of C.
+
+    Python's handlers do not run there.
     """
     handlers: dict[int, Any] = {}
     try:
@@ -206,7 +208,8 @@ def _ended_by_signals() -> Iterator[None]:
 class MpiGroup:
     """The group of the processes of a communicator.
 
-    From here on a rank ends the job where it fails, or leaves while others wait for it.
+    Once the group exists, a rank ends the job if it fails, or if it leaves while others wait for
+    it.
 
     Parameters
     ----------
@@ -214,9 +217,9 @@ class MpiGroup:
         mpi4py.MPI
     comm : communicator of mpi4py
     job : MpiGroup, optional
-        The group of all processes; this one is that, where it is not told.
+        The group of all processes; by default this group itself.
     numbers : sequence of int, optional
-        Those of the processes in the whole job, in the order of the ranks.
+        The numbers of the processes in the whole job, in the order of the ranks.
     """
 
     def __init__(
@@ -243,7 +246,7 @@ class MpiGroup:
             self._groups: list[MpiGroup] = []
             self._before = sys.excepthook
             sys.excepthook = self._failed
-            # mpi4py has registered the end of MPI before, which comes after this
+            # mpi4py has registered the end of MPI earlier, so it comes after this
             atexit.register(self._leave)
         machine.Free()
         self._watch = Watch(comm.Dup(), (self._clock, *self._gpu_clocks.values()), self._end)
@@ -261,12 +264,12 @@ class MpiGroup:
                 self._comm.Allreduce(self._here, piece)
 
     def tell(self, what: Any) -> list[Any]:
-        """Return the small objects that the ranks tell, in the order of the ranks."""
+        """Send a small object to all ranks, and return the objects of all, in order of ranks."""
         with self._clock.during("tell"):
             return list(self._comm.allgather(what))
 
     def share(self, arrays: Sequence[Array]) -> None:
-        """Replace arrays by those of rank 0."""
+        """Replace arrays by the arrays of rank 0, in place."""
         with self._clock.during("share"):
             for a in arrays:
                 with _on_host(a) as host:
@@ -274,22 +277,23 @@ class MpiGroup:
                         self._comm.Bcast(piece)
 
     def sum_part(self, a: Array, out: Array) -> None:
-        """Put this rank's part of the sum over all ranks of `a` (size * n,) into `out` (n,)."""
+        """Write this rank's part of the sum over all ranks of `a` (size * n,) to `out` (n,)."""
         if array_api_compat.is_cupy_array(a):
             return self._gpus().sum_part(a, out)
         with self._clock.during("sum"), _on_host(a) as host, _on_host(out) as part:
             self._comm.Reduce_scatter_block(host, part)
 
     def gather_parts(self, part: Array, out: Array) -> None:
-        """Put the parts (n,) of all ranks side by side into `out` (size * n,)."""
+        """Write the parts (n,) of all ranks, side by side, to `out` (size * n,)."""
         if array_api_compat.is_cupy_array(part):
             return self._gpus().gather_parts(part, out)
         with self._clock.during("gather"), _on_host(part) as own, _on_host(out) as host:
             self._comm.Allgather(own, host)
 
     def exchange(self, a: Array, out: Array) -> None:
-        """Send the k-th of the parts of `a` (size * n,) to rank k, and put those that the ranks send
-        here side by side into `out` (size * n,).
+        """Send the k-th part of `a` (size * n,) to rank k, for every k.
+
+        The parts that the ranks send to this one go, side by side, to `out` (size * n,).
         """
         if array_api_compat.is_cupy_array(a):
             return self._gpus().exchange(a, out)
@@ -297,14 +301,15 @@ class MpiGroup:
             self._comm.Alltoall(sent, received)
 
     def collect(self, part: Array, out: Array | None) -> None:
-        """Put the parts (n,) of all ranks side by side into `out` (size * n,) of rank 0."""
+        """Write the parts (n,) of all ranks, side by side, to `out` (size * n,) of rank 0."""
         whole = contextlib.nullcontext() if out is None else _on_host(out)
         with self._clock.during("collect"), _on_host(part) as own, whole as host:
             self._comm.Gather(own, host)
 
     def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
-        """Run `sum`, `sum_part` or `exchange` beside the caller, and return a function that waits for
-        it: on a thread, or on a stream of its own.
+        """Start `sum`, `sum_part` or `exchange` beside the caller, and return a wait function.
+
+        It runs on a thread, or on a stream of its own.
         """
         if array_api_compat.is_cupy_array(arrays[0]):
             return self._gpus().later(function, *arrays)
@@ -314,19 +319,22 @@ class MpiGroup:
         """End the job now, on all ranks, with a message and status 1."""
         for tell in told:
             tell(message)
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+        with contextlib.suppress(OSError, ValueError):  # nobody reads the output
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()
         time.sleep(SAID)
         self._comm.Abort(1)
 
     def close(self) -> None:
-        """Say that this rank needs the others no more: one that still waits for it ends the job."""
+        """Announce that this rank no longer needs the others.
+
+        A rank that still waits for it ends the job.
+        """
         if self._watch.how == "goes on":
             self._watch.notify("leaves")
 
     def _gpus(self) -> Nccl:
-        """Return NCCL; the first time connects the GPUs."""
+        """Return NCCL; the first call connects the GPUs."""
         if self._nccl is None:
             number = agreed(self)
             with self._clock.during("start of NCCL"):
@@ -340,7 +348,7 @@ class MpiGroup:
         return (host[at : at + size] for at in range(0, host.size, size))
 
     def _end(self, ranks: list[int], why: str, show: Callable[[], None] = lambda: None) -> None:
-        """End the job since those ranks failed; of all that find this out, one rank says so."""
+        """End the job because these ranks failed; of all ranks that notice, one reports it."""
         if self._job._watch.speaks():
             show()
             where = f"host {', '.join(dict.fromkeys(self._hosts[rank] for rank in ranks))}"
@@ -354,15 +362,16 @@ class MpiGroup:
         self._comm.Abort(1)
 
     def _failed(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        """End the job by an error that nobody has caught; of several ranks with one, a single rank
-        shows it, by its number in the group that came last.
+        """End the job because of an error that nobody caught.
+
+        If several ranks have one, a single rank shows it, with its number in the latest group.
         """
         if issubclass(kind, KeyboardInterrupt):  # all ranks get it, and leave
             if self.rank == 0:
                 self._before(kind, error, trace)
             return
         if isinstance(error, OtherRankError):
-            time.sleep(SILENT / 2)  # that rank speaks
+            time.sleep(SILENT / 2)  # that rank reports
         last = self._groups[-1]
         last._end(
             [last.rank],
@@ -371,9 +380,9 @@ class MpiGroup:
         )
 
     def _leave(self) -> None:
-        """Wait at the end of the program for the other ranks; Ctrl-C ends it at once."""
+        """Wait for the other ranks at the end of the program; Ctrl-C ends the wait at once."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # Groups may overlap, so none is waited for before all are left.
+        # Groups may overlap, so leave all of them before waiting for any.
         for ranks in self._groups:
             ranks.close()
         for wait in [ranks._watch.leave() for ranks in self._groups]:
@@ -386,9 +395,9 @@ def _listed(ranks: list[int]) -> str:
 
 @contextlib.contextmanager
 def _on_host(a: Array) -> Iterator[np.ndarray[Any, Any]]:
-    """Give an array as MPI takes it: flat, on the host, C-contiguous and of a dtype that MPI knows.
+    """Yield an array in MPI's form: flat, on the host, C-contiguous, of a dtype that MPI knows.
 
-    It is the array itself where possible, and else a copy, which is put back afterwards.
+    If possible it is the array itself, else a copy, whose values are written back afterwards.
     """
     host = np.asarray(to_numpy(a), order="C")
     if host.dtype == np.float16:

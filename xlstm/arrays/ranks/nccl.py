@@ -1,7 +1,7 @@
-"""GPUs of ranks, which add arrays of CuPy by NCCL.
+"""The GPUs of ranks, which sum and exchange arrays of CuPy by NCCL.
 
-NCCL works in the current stream, and so in CUDA graphs. How far a GPU has come shows in memory of
-the host that the GPU writes to: the host itself knows of nothing that a graph does.
+NCCL works in the current stream, and so in CUDA graphs. The GPU writes its progress to memory of
+the host, because the host itself does not see the steps of a graph.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from xlstm.arrays.ranks.groups import Group
 from xlstm.arrays.ranks.watchdog import Clock
 
 INSTALL = "pip install 'xlstm-xp[nccl]'"
-KINDS = ("sum", "gather", "exchange")  # what GPUs do together
+KINDS = ("sum", "gather", "exchange")  # the operations that GPUs do together
 
 
 def choose_gpu(local_rank: int) -> None:
-    """Make the GPU of a rank the current one, where there are GPUs and CuPy."""
+    """Make the GPU of a rank the current one, if there are GPUs and CuPy."""
     try:
         count = optional_imports.cupy().cuda.runtime.getDeviceCount()
     except Exception:  # without CuPy or a driver all arrays are on the host
@@ -35,8 +35,9 @@ def choose_gpu(local_rank: int) -> None:
 
 
 def agreed(group: Group) -> Any:
-    """Return the number of a new communicator; BackendError without NCCL, or where two ranks have
-    the same GPU.
+    """Return the id of a new communicator.
+
+    Raise BackendError without NCCL, or if two ranks have the same GPU.
     """
     library = optional_imports.nccl()
     if not library.available:
@@ -62,9 +63,9 @@ class Nccl:
     ----------
     group : Group
     number : object
-        That of the communicator, from `agreed`.
+        The id of the communicator, from `agreed`.
     clocks : dict of str to Clock
-        One for each of `KINDS`. Their counts are written by the GPU from now on.
+        One for each of `KINDS`. From now on the GPU writes their counts.
     """
 
     def __init__(self, group: Group, number: Any, clocks: Mapping[str, Clock]) -> None:
@@ -91,21 +92,21 @@ class Nccl:
             )
 
     def sum_part(self, a: Array, out: Array) -> None:
-        """Put this rank's part of the sum of all ranks into `out`."""
+        """Write this rank's part of the sum of all ranks to `out`."""
         with self._counted("sum", a, out) as (whole, part):
             self._communicator.reduceScatter(
                 whole.data.ptr, part.data.ptr, part.size, *self._addition(whole), _stream()
             )
 
     def gather_parts(self, part: Array, out: Array) -> None:
-        """Put the parts of all ranks side by side into `out`."""
+        """Write the parts of all ranks, side by side, to `out`."""
         with self._counted("gather", part, out) as (own, whole):
             self._communicator.allGather(
                 own.data.ptr, whole.data.ptr, own.nbytes, self._byte, _stream()
             )
 
     def exchange(self, a: Array, out: Array) -> None:
-        """Send a part of `a` to each rank, and put those that come side by side into `out`."""
+        """Send a part of `a` to each rank, and write arriving parts, side by side, to `out`."""
         with self._counted("exchange", a, out) as (sent, received):
             size = sent.nbytes // self._size
             self._library.groupStart()
@@ -116,12 +117,13 @@ class Nccl:
             self._library.groupEnd()
 
     def later(self, function: Callable[..., None], *arrays: Array) -> Callable[[], None]:
-        """Run a function of the group on a stream beside the current one; what is returned lets the
-        current stream wait for it.
+        """Run a function of the group on a second stream.
+
+        The returned function lets the current stream wait for it.
         """
         cuda = optional_imports.cupy().cuda
         copies = contextlib.ExitStack()
-        # on the current stream, so that the other one allocates nothing
+        # on the current stream, so that the second stream allocates nothing
         contiguous = copies.enter_context(_contiguous(*arrays))
         self._beside.wait_event(cuda.get_current_stream().record())
         with self._beside:
@@ -135,26 +137,27 @@ class Nccl:
         return wait
 
     def check(self) -> None:
-        """Raise the error that NCCL has met meanwhile, if any."""
+        """Raise the error that NCCL has met since the last check, if any."""
         self._communicator.check_async_error()
 
     @contextlib.contextmanager
     def _counted(self, kind: str, *arrays: Array) -> Iterator[list[Array]]:
-        """Give arrays as NCCL takes them, and let the GPU count what a `with` block does."""
+        """Yield arrays in NCCL's form, and let the GPU count the work of the `with` block."""
         with _contiguous(*arrays) as contiguous:
             self._counts[kind][0] += 1
             yield contiguous
             self._counts[kind][1] += 1
 
     def _addition(self, a: Array) -> tuple[int, int]:
-        """Return NCCL's numbers of the dtype of an array and of sums."""
+        """Return NCCL's numbers for the dtype of an array and for sums."""
         return getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}"), self._library.NCCL_SUM
 
 
 @contextlib.contextmanager
 def _contiguous(*arrays: Array) -> Iterator[list[Array]]:
-    """Give arrays as C-contiguous ones: themselves where possible, and else copies, which are put
-    back afterwards.
+    """Yield C-contiguous arrays: the arrays themselves if possible, else copies.
+
+    The values of copies are written back afterwards.
     """
     contiguous = [optional_imports.cupy().ascontiguousarray(a) for a in arrays]
     yield contiguous

@@ -1,9 +1,9 @@
-"""A thread beside each rank, which ends the job where a rank waits for another one in vain.
+"""A thread beside each rank, which ends the job if a rank waits for another rank in vain.
 
-A rank that leaves or fails gives notice of it to all others. One that has waited for too long asks
-them how far they have come, which their threads answer; the job ends with the names of those that
-did not come. After a second it asks the two beside it: where one of these has come to something
-else, neither would ever end.
+A rank that leaves or fails notifies all others. A rank that has waited too long asks the others how
+far they have come, and their threads answer. The job then ends with the names of the ranks that did
+not arrive. After only one second, a waiting rank asks its two neighbours: if one of these is at
+another operation, both would wait for ever.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ import numpy as np
 from xlstm.arrays import checks
 
 VARIABLE = "XLSTM_GROUP_TIMEOUT"
-SECONDS = "600"  # that a rank waits, where the variable is not set
+SECONDS = "600"  # for a rank to wait, if the variable is not set
 TICK = 0.1  # seconds between two looks at the clocks
-BESIDE = 1.0  # seconds that a rank waits before it asks the two beside it
+BESIDE = 1.0  # seconds before a waiting rank asks its two neighbours
 ANSWER = 3.0  # seconds for others to answer
-TURN = 0.3  # seconds in which ranks that fail together agree on the one that speaks
-SILENT = 3.0  # seconds that the others give it
+TURN = 0.3  # seconds in which ranks that fail together agree on the rank that reports
+SILENT = 3.0  # seconds that the others wait for its report
 
 
 class Clock:
-    """Counts of the things that ranks do together on one engine, in the same order.
+    """Counts of the operations that ranks do together on one engine, in the same order.
 
     Attributes
     ----------
     counts : array (2,)
-        How many of it this rank has begun, and how many have ended.
+        The number of operations that this rank has begun, and the number that have ended.
     """
 
     def __init__(self, kind: str = "") -> None:
         self.counts = np.zeros(2, np.int64)
         self._kind = kind
-        # one object, so that the watch never sees a half of it
+        # one object, so that the watch never sees half of it
         self._last: tuple[int, str] | None = None
 
     @property
     def begun(self) -> tuple[int, str]:
-        """The number and the kind of the last one that was begun."""
+        """The number and the kind of the last operation that this rank began."""
         return self._last or (int(self.counts[0]), self._kind)
 
     @contextlib.contextmanager
     def during(self, kind: str) -> Iterator[None]:
-        """Count what a `with` block does."""
+        """Count a `with` block as one operation."""
         self._last = int(self.counts[0]) + 1, kind
         self.counts[0] += 1
         try:
@@ -61,8 +61,9 @@ class Clock:
 
 
 class Notice(NamedTuple):
-    """The state of a rank, told to another one, with how much it has begun by each clock and the
-    kind of the last.
+    """The state of a rank, sent to another rank.
+
+    It has the number of operations begun on each clock, and the kind of the last one.
     """
 
     rank: int
@@ -72,9 +73,7 @@ class Notice(NamedTuple):
 
 
 def limit() -> float:
-    """Return how many seconds a rank waits for others: XLSTM_GROUP_TIMEOUT, of which 0 means for
-    ever.
-    """
+    """Return how many seconds a rank waits for others: XLSTM_GROUP_TIMEOUT, or infinity for 0."""
     text = os.environ.get(VARIABLE) or SECONDS
     try:
         seconds = float(text)
@@ -88,22 +87,22 @@ def limit() -> float:
 
 
 class Watch:
-    """The thread of a rank, and what it knows of the others.
+    """The thread of a rank, with its knowledge of the others.
 
     Parameters
     ----------
     comm : communicator of mpi4py
-        Nobody else uses it.
+        A communicator that nobody else uses.
     clocks : list of Clock
     fail : callable
-        `fail(ranks, why)` ends the job, since those ranks failed.
+        `fail(ranks, why)` ends the job because these ranks failed.
 
     Attributes
     ----------
     how : str
-        How this rank is: it "goes on", "leaves" or "fails".
+        The state of this rank: it "goes on", "leaves" or "fails".
     check : callable
-        Raises what an engine has found wrong meanwhile.
+        Raises an error that an engine has found since the last call.
     """
 
     def __init__(
@@ -119,21 +118,19 @@ class Watch:
         self._parent = os.getppid()
         self.how = "goes on"
         self._notices: dict[int, Notice] = {}  # the last notice of each other rank
-        self._sent: list[Any] = []  # requests of MPI, whose memory is needed until it has sent them
+        self._sent: list[Any] = []  # requests whose memory MPI needs until they are sent
         self._lock = threading.Lock()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="xlstm.watch", daemon=True)
         self._thread.start()
 
     def notify(self, how: str) -> None:
-        """Tell all other ranks how this one is."""
+        """Tell all other ranks the state of this one."""
         self.how = how
         self._send(self._others)
 
     def speaks(self) -> bool:
-        """Tell whether it is this rank that says how the job ends, where several find it out at
-        once.
-        """
+        """Tell whether this rank reports the end of the job, if several notice it at once."""
         if self._failing():
             return False
         self.notify("fails")
@@ -157,7 +154,7 @@ class Watch:
         self._sent += [self._comm.isend(notice, rank) for rank in ranks]
 
     def _receive(self) -> None:
-        with self._lock:  # the thread and the end of the program may both be here
+        with self._lock:  # the thread and the end of the program may both reach this
             while (message := self._comm.improbe()) is not None:
                 notice = message.recv()
                 self._notices[notice.rank] = notice
@@ -175,7 +172,7 @@ class Watch:
         since = 0.0
         asked = 0
         while not self._left.wait(TICK):
-            if os.getppid() != self._parent:  # the launcher is gone, and nobody else ends this rank
+            if os.getppid() != self._parent:  # the launcher is gone, which would end this rank
                 os._exit(1)
             self._receive()
             try:
@@ -192,11 +189,12 @@ class Watch:
                 asked = self._judge(*place, time.monotonic() - since, asked)
 
     def _judge(self, k: int, begun: int, waited: float, asked: int) -> int:
-        """End the job where others do not come to where this rank waits by a clock; return how
-        often it has asked.
+        """End the job if others do not come to the operation that this rank waits for.
+
+        Return how often this rank has asked.
         """
         last, kind = self._clocks[k].begun
-        if last != begun:  # it has just ended
+        if last != begun:  # the operation has just ended
             return asked
         notices = self._notices
         came = []

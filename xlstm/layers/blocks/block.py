@@ -1,6 +1,7 @@
-"""The bases of residual blocks and of stacks, and feed-forward layers: gated ones, y = (act(x G^T)
-* (x U^T)) D^T (Dauphin et al. 2017; Shazeer 2020), and residual ones, y = act(x H^T) O^T + x R^T
-(Das et al. 2023).
+"""The bases of residual blocks and of stacks, and two feed-forward layers.
+
+A gated layer computes y = (act(x G^T) * (x U^T)) D^T (Dauphin et al. 2017; Shazeer 2020), a
+residual layer y = act(x H^T) O^T + x R^T (Das et al. 2023).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Block(SameWidth, SequenceLayer):
     """The base of the blocks of a stack: x' = x + mix(norm(x)); y = x' + ffn(ffn_norm(x')).
 
     A subclass gives `mix` and `mix_bwd`, and the parts `norm`, `ffn_norm` and `ffn`; the last two
-    may be missing. A block knows how many there are, and which of them it is.
+    are optional. A block knows the number of blocks in its stack, and its own place.
     """
 
     size: int
@@ -51,7 +52,7 @@ class Block(SameWidth, SequenceLayer):
 
     @property
     def ffn_rate(self) -> float:
-        """Rate of dropout of what the feed-forward layer adds."""
+        """Rate of dropout of the feed-forward layer's output."""
         return 0.0
 
     @property
@@ -60,11 +61,11 @@ class Block(SameWidth, SequenceLayer):
         return math.sqrt(2 / (5 * self.size))
 
     def mix(self, run: Forward, u: Array, state: State) -> WithState:
-        """Return what is added to x, from its norm u, and the final state."""
+        """Return the term to add to x, from its norm u, and the final state."""
         raise NotImplementedError
 
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> WithState:
-        """Return the gradients of u and of the initial state; dstate is None where it is zero."""
+        """Return the gradients with respect to u and the initial state; a None dstate is zero."""
         raise NotImplementedError
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> Scanned:
@@ -81,34 +82,34 @@ class Block(SameWidth, SequenceLayer):
         return run.grads, run("norm", du, add=dy), start  # (1)
 
     def over_time(self, run: Forward, x: Array, state: State) -> WithState:
-        """Return x with what mixes time added, and the final state."""
+        """Return x plus the term that mixes time, and the final state."""
         m, end = self.mix(run, run("norm", x), state)  # (1) (2)
         return x + m, end
 
     def at_each_step(self, run: Forward, x: Array) -> Array:
-        """Return x with the feed-forward layer added, which looks at each step by itself."""
+        """Return x plus the feed-forward layer's output, which depends on each step alone."""
         if "ffn" not in self.parts:
             return x
         return x + run.dropped("ffn_mask", run("ffn", run("ffn_norm", x)), self.ffn_rate)  # (3) (4)
 
     def at_each_step_bwd(self, run: Backward, dy: Array) -> Array:
-        """Return the gradient of x from that of `at_each_step`."""
+        """Differentiate `at_each_step`: return the gradient with respect to x."""
         if "ffn" not in self.parts:
             return dy
         return run("ffn_norm", run("ffn", run.dropped("ffn_mask", dy)), add=dy)  # (4) (3)
 
 
 class Backbone(SameWidth, SequenceLayer):
-    """Blocks on top of each other, and a norm. Subclasses have the fields `size` and `num_blocks`.
+    """A stack of blocks, and a norm. Subclasses have the fields `size` and `num_blocks`.
 
-    Parameters are `blocks.{k}....` and `norm.w`; the state is a tuple of the states of the blocks.
+    Parameters are `blocks.{k}....` and `norm.w`. The state is a tuple of the blocks' states.
     """
 
     num_blocks: int
 
     @cached_property
     def blocks(self) -> list[Any]:
-        """The blocks, the first at the input."""
+        """The blocks, from the input on."""
         raise NotImplementedError
 
     @property
@@ -150,10 +151,9 @@ class Backbone(SameWidth, SequenceLayer):
 
 
 class GatesOfHeads(Linear):
-    """The pre-activations of the input and the forget gates of N heads, by `W` (2N, I) and `b`
-    (2N,) in this order.
+    """The pre-activations of the input and forget gates of N heads, by `W` (2N, I) and `b` (2N,).
 
-    At first W is 0, and b is drawn by `initializers.mlstm_bias`.
+    The rows of the input gates come first. W begins at 0, and `initializers.mlstm_bias` draws b.
     """
 
     def __init__(self, input_size: int, num_heads: int) -> None:
@@ -167,8 +167,9 @@ class GatesOfHeads(Linear):
 
 
 def widened(where: str, name: str, factor: float, size: int) -> int:
-    """Return an inner width, `factor` times `size` rounded up to a multiple of 64; `name` is that
-    of the factor.
+    """Return an inner width: `factor` times `size`, rounded up to a multiple of 64.
+
+    `name` is the name of the factor in errors.
 
     Raises
     ------
@@ -180,7 +181,7 @@ def widened(where: str, name: str, factor: float, size: int) -> int:
             f"{where}: {name} is {factor}, expected at most {checks.LARGEST / size:g} for size"
             f" {size}"
         )
-    # for a tiny factor the product rounds to 0
+    # with a tiny factor the product rounds to 0
     return max(MULTIPLE, round_up(factor * size, MULTIPLE))
 
 
@@ -193,7 +194,7 @@ def round_up(size: float, multiple: int) -> int:
 class GatedFeedForward(SameWidth, Module):
     """A gated feed-forward layer: GEGLU with "gelu", SwiGLU with "silu".
 
-    Two products of x are multiplied, which overflows where both are beyond the square root of the
+    The layer multiplies two products of x. This overflows if both exceed the square root of the
     dtype's largest number.
 
     Parameters
@@ -201,14 +202,15 @@ class GatedFeedForward(SameWidth, Module):
     size : int
         Width D of x and y.
     hidden_size : int
-        Width U in between. Parameters are `up.W` (2U, D), rows of the gate first, and `down.W` (D,
-        U).
+        Inner width U. Parameters are `up.W` (2U, D), with the rows of the gate first, and `down.W`
+        (D, U).
     activation : {"gelu", "silu", "relu", "square_relu", "sigmoid", "selu"}
         Activation of the gate.
     bias : bool
         Whether there are `up.b` and `down.b`.
     num_blocks : int
-        Initial weights of `down` are N(0, 4 / (num_blocks^2 D)), those of `up` N(0, 2 / (5 D)).
+        The number of blocks in the stack, which sets initial weights: N(0, 4 / (num_blocks^2 D))
+        for `down`, and N(0, 2 / (5 D)) for `up`.
     """
 
     size: int
@@ -248,14 +250,13 @@ class GatedFeedForward(SameWidth, Module):
 
 @dataclass(frozen=True)
 class ResidualFeedForward(Module):
-    """A feed-forward layer beside a linear one: y = output(act(hidden(x))) + residual(x), all three
-    with biases.
+    """A feed-forward layer beside a linear one: y = output(act(hidden(x))) + residual(x).
 
     Parameters
     ----------
     input_size, hidden_size, output_size : int
         Widths I, U and O. Parameters are `hidden.W` (U, I), `output.W` (O, U), `residual.W` (O, I),
-        and as many `b`.
+        and a `b` for each.
     activation : {"gelu", "silu", "relu", "square_relu", "sigmoid", "selu"}
     """
 
@@ -297,5 +298,5 @@ def _gated(xp: Namespace, gate: Array, value: Array, activation: str) -> tuple[A
 def _gated_bwd(
     xp: Namespace, du: Array, gate: Array, value: Array, a: Array, activation: str
 ) -> tuple[Array, Array]:
-    """Return the gradients of the gate and of the value."""
+    """Return the gradients with respect to the gate and the value."""
     return FEED_FORWARD[activation].bwd(xp, du * value, gate, a), du * a

@@ -1,4 +1,4 @@
-"""The architecture of the xLSTM 7B paper."""
+"""The architecture of the xLSTM 7B paper: blocks and stack."""
 
 from __future__ import annotations
 
@@ -33,8 +33,13 @@ from xlstm.layers.sequence import State, WithState
 class LargeBlock(Block):
     """An mLSTM and a feed-forward layer, each added to x; `xLSTMLarge` describes the options.
 
-    u = RMSNorm(x); q, k, v, o~, i~ and f~ are maps of u; x' = x + down(sigmoid(o~) norm(mLSTM(q, k,
-    v, cap(i~), cap(f~)))); y = x' + feedforward(RMSNorm(x')). The state is (C, n, m).
+    The block computes::
+
+        u = RMSNorm(x)
+        x' = x + down(sigmoid(o~) norm(mLSTM(q, k, v, cap(i~), cap(f~))))
+        y = x' + feedforward(RMSNorm(x'))
+
+    q, k, v, o~, i~ and f~ are linear maps of u. The state is (C, n, m).
     """
 
     _: KW_ONLY
@@ -111,7 +116,7 @@ class LargeBlock(Block):
         (dq, dk, dv, di, df), start = self.memory.run_bwd(values["memory"], dh, dstate, run.span)
         dgates = concat(xp, (di, df), -1)
         if self.gate_cap is not None:
-            capped = values["capped"]  # in the place of its argument, too, which is not used
+            capped = values["capped"]  # in the place of its argument, too, which is unused
             dgates = fuse(xp, soft_cap_bwd, dgates, capped, capped, cap=self.gate_cap)  # (3)
         du = run("gates", dgates)  # (2)
         du = add_over(xp, du, run("qkvo", concat(xp, (dq, dk, dv, do), -1)))  # (1)
@@ -120,8 +125,9 @@ class LargeBlock(Block):
 
 @dataclass(frozen=True)
 class xLSTMLarge(Backbone):  # noqa: N801
-    """mLSTM blocks with feed-forward layers, as in the 7B model (Beck et al. 2025, xLSTM 7B), then
-    an RMSNorm.
+    """A stack of mLSTM blocks with feed-forward layers, then an RMSNorm, as in xLSTM-7B.
+
+    Beck et al. 2025 (xLSTM 7B) describe the architecture.
 
     Parameters
     ----------
@@ -136,21 +142,21 @@ class xLSTMLarge(Backbone):  # noqa: N801
     ffn_size : int, optional
         Width of the feed-forward layers, by default 2.6667 D rounded up to a multiple of 64.
     gate_cap : float or None
-        Soft bound of the pre-activations of gates, which become cap tanh(x / cap); None for no
+        Soft bound of the pre-activations x of gates: they become cap tanh(x / cap). None for no
         bound.
     bias : bool
         Whether projections and norms have biases.
     norm_eps : float
-        Number that every norm adds to a mean square or a variance.
+        Number added to a mean square or a variance in every norm.
     eps : float
-        Number that is added to the denominator of h; the published package has 1e-6.
+        Number added to the denominator of h; the published package has 1e-6.
     chunk_size : int, optional
-        Number of steps that are computed together; the default follows the width of heads. It
-        changes the speed, and results only by rounding.
+        Number of steps computed together; the default follows the width of heads. It changes the
+        speed, and results only by rounding.
     post_norm : bool
         Whether there is a norm after the last block.
     post_norm_bias : bool, optional
-        Whether that norm has a bias, by default as `bias`; in transformers it never has one.
+        Whether that norm has a bias, by default as `bias`. In transformers it never has one.
     """
 
     size: int

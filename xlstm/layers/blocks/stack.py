@@ -41,12 +41,17 @@ from xlstm.recurrence.packing import Span
 
 @dataclass(frozen=True)
 class mLSTMBlock(Block):  # noqa: N801
-    """A block that projects up, convolves, remembers in matrices, projects down, and adds the
-    result to x.
+    """A residual block with a projection up, a convolution, an mLSTM and a projection down.
 
-    (a, z) = up(LayerNorm(x)); c = silu(conv(a)); q and k are maps of c and v of a, by blocks; i~
-    and f~ are maps of [q, k, v]; h = mLSTM(q, k, v, i~, f~); y = x + down((norm(h) + skip c)
-    silu(z)). The state is ((x,), (C, n, m)): that of the convolution, then that of the memories.
+    The block computes::
+
+        (a, z) = up(LayerNorm(x))
+        c = silu(conv(a))
+        h = mLSTM(q, k, v, i~, f~)
+        y = x + down((norm(h) + skip c) silu(z))
+
+    q and k are linear maps of c, and v of a, by blocks. i~ and f~ are linear maps of [q, k, v]. The
+    state is ((x,), (C, n, m)): the state of the convolution, then the state of the memories.
 
     Parameters
     ----------
@@ -55,23 +60,23 @@ class mLSTMBlock(Block):  # noqa: N801
     num_heads : int
         Number N of heads.
     conv_kernel_size : int
-        Number of steps that the convolution sees.
+        Number of steps that the convolution sees, its own included.
     proj_factor : float
-        The inner width F is this times D, rounded up to a multiple of 64.
+        The inner width F is `proj_factor` times D, rounded up to a multiple of 64.
     qkv_block_size : int
-        Width of the blocks that q, k and v are projected in.
+        Width of the blocks of the block-diagonal maps to q, k and v.
     bias : bool
         Whether the projections up, down, and to q, k and v have biases.
     eps : float
-        Number that is added to the denominator of h; the published package has 1e-6.
+        Number added to the denominator of h; the published package has 1e-6.
     chunk_size : int, optional
-        Number of steps that are computed together; the default follows the width of heads. It
-        changes the speed, and results only by rounding.
+        Number of steps computed together; the default follows the width of heads. It changes the
+        speed, and results only by rounding.
     dropout : float
-        Rate of dropout of what is added to x.
+        Rate of dropout of the term added to x.
     num_blocks, index : int
-        The number of blocks in the stack, on which initial weights depend, and the place of this
-        one.
+        The number of blocks in the stack, and the place of this block in it. The number sets
+        initial weights.
     """
 
     _: KW_ONLY
@@ -122,7 +127,7 @@ class mLSTMBlock(Block):  # noqa: N801
 
     @cached_property
     def states(self) -> State:
-        """The leaves of the state: those of the convolution and of the memories."""
+        """The leaves of the state: of the convolution, then of the memories."""
         return self.parts["conv"].states, self.memory.states
 
     def mix(self, run: Forward, u: Array, state: State) -> WithState:
@@ -176,8 +181,9 @@ def _skipped(xp: Namespace, n: Array, skip: Array, c: Array, z: Array, keep: boo
 def _skipped_bwd(
     xp: Namespace, dsg: Array, z: Array, skip: Array, c: Array, *kept: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Return the gradients of z, n, c and the skip weights, the last row by row, from s and g, or
-    else from n.
+    """Return the gradients with respect to z, n, c and the skip weights.
+
+    The last one is row by row. `kept` holds s and g, or else n.
     """
     s, g = kept if len(kept) > 1 else _skipped(xp, kept[0], skip, c, z)[:2]
     ds = dsg * g
@@ -186,11 +192,17 @@ def _skipped_bwd(
 
 @dataclass(frozen=True)
 class sLSTMBlock(Block):  # noqa: N801
-    """A convolution and an sLSTM, then a feed-forward layer; the result of either is added to x.
+    """A residual block with a convolution and an sLSTM, then a residual feed-forward layer.
 
-    u = LayerNorm(x); c = silu(conv(u)); i~ and f~ are maps of c, z~ and o~ of u, by heads; x' = x +
-    norm(sLSTM(i~, f~, z~, o~)); y = x' + feedforward(LayerNorm(x')). The state is ((x,), (h, c, n,
-    m)): that of the convolution, then that of the sLSTM, in which each array is (B, D).
+    The block computes::
+
+        u = LayerNorm(x)
+        c = silu(conv(u))
+        x' = x + norm(sLSTM(i~, f~, z~, o~))
+        y = x' + feedforward(LayerNorm(x'))
+
+    i~ and f~ are linear maps of c, and z~ and o~ of u, by heads. The state is ((x,), (h, c, n, m)):
+    the state of the convolution, then the state of the sLSTM, in which each array is (B, D).
 
     Parameters
     ----------
@@ -199,11 +211,11 @@ class sLSTMBlock(Block):  # noqa: N801
     num_heads : int
         Number N of heads.
     conv_kernel_size : int
-        Number of steps that the convolution sees; with 0 there is none, and i~ and f~ are maps of
-        u.
+        Number of steps that the convolution sees, its own included. With 0 there is no convolution,
+        and i~ and f~ are linear maps of u.
     ffn_proj_factor : float
-        The width of the feed-forward layer is this times D, rounded up to a multiple of 64; with 0
-        there is none.
+        The width of the feed-forward layer is `ffn_proj_factor` times D, rounded up to a multiple
+        of 64. With 0 there is no such layer.
     ffn_activation : str
         Activation of the `GatedFeedForward`.
     recurrent_init : {"zeros", "uniform"}
@@ -211,10 +223,10 @@ class sLSTMBlock(Block):  # noqa: N801
     dropout : float
         Rate of dropout of the sLSTM's h.
     ffn_dropout : float, optional
-        Rate of dropout of what the feed-forward layer adds, by default `dropout`.
+        Rate of dropout of the feed-forward layer's output, by default `dropout`.
     num_blocks, index : int
-        The number of blocks in the stack and the place of this one, on which initial forget biases
-        depend.
+        The number of blocks in the stack, and the place of this block in it. Both set initial
+        forget biases, and the number also sets initial weights.
     """
 
     _: KW_ONLY
@@ -260,7 +272,7 @@ class sLSTMBlock(Block):  # noqa: N801
 
     @cached_property
     def states(self) -> State:
-        """The leaves of the state: those of the convolution and of the sLSTM."""
+        """The leaves of the state: of the convolution, then of the sLSTM."""
         return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
 
     def mix(self, run: Forward, u: Array, state: State) -> WithState:
@@ -287,10 +299,10 @@ class sLSTMBlock(Block):  # noqa: N801
 
 @dataclass(frozen=True)
 class Recurrence(SequenceLayer):
-    """The sLSTM from the products of x, i f z o, (T, B, 4D); parameters are `Wh` (4, N, K, K) and
-    `b` (4D,).
+    """The recurrence of an sLSTM, whose x (T, B, 4D) holds the pre-activations of i f z o.
 
-    With `rounded` the products, `Wh` and all states are rounded to bfloat16, which takes float32.
+    Parameters are `Wh` (4, N, K, K) and `b` (4D,). With `rounded`, x, `Wh` and all states are
+    rounded to bfloat16; the arrays must be float32.
     """
 
     size: int
@@ -371,7 +383,7 @@ class Recurrence(SequenceLayer):
 
 @dataclass(frozen=True)
 class xLSTMStack(Backbone):  # noqa: N801
-    """mLSTM and sLSTM blocks in any order (Beck et al. 2024), then a LayerNorm.
+    """A stack of mLSTM and sLSTM blocks in any order (Beck et al. 2024), then a LayerNorm.
 
     Parameters
     ----------
@@ -380,14 +392,14 @@ class xLSTMStack(Backbone):  # noqa: N801
     num_blocks : int
         Number of blocks.
     slstm_at : sequence of int
-        The places of sLSTM blocks, counted from 0; all other blocks are mLSTM blocks.
+        The places of sLSTM blocks, counted from 0. All other blocks are mLSTM blocks.
     num_heads : int
         Number of heads of every block.
     conv_kernel_size, proj_factor, qkv_block_size, bias, eps, chunk_size
         Options of `mLSTMBlock`.
     slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init, \
 ffn_dropout
-        Options of `sLSTMBlock`; the first two are by default those of mLSTM blocks.
+        Options of `sLSTMBlock`; by default the first two are as in the mLSTM blocks.
     dropout : float
         Rate of dropout of every block.
     post_norm : bool
