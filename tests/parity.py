@@ -111,8 +111,8 @@ class Case(NamedTuple):
         )
         found = registry.run(layer, params, x, None, lengths, dy, [None] * len(layer.states))
         # As one vector: what all input gates have in common the normaliser takes out again, so that
-        # the gradient by their biases is nearly nothing, of which rounding is a large part. For the
-        # like reason the norm below has an eps that is not small beside the least h.
+        # the gradient with respect to their biases is nearly nothing, of which rounding is a large
+        # part. For the like reason the norm below has an eps that is not small beside the least h.
         grads = np.concatenate([found.pop(f"d{name}").ravel() for name in params])
         return [*found.values(), grads]
 

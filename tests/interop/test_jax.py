@@ -56,8 +56,8 @@ def inputs(layer, rng):
 
 
 def loss_of(function, *arguments, **options):
-    """Half the sum of squares of y and of the final state: its gradient by them are they
-    themselves.
+    """Half the sum of squares of y and of the final state: its gradient with respect to them is
+    they themselves.
     """
     return sum((a**2).sum() for a in jax.tree.leaves(function(*arguments, **options))) / 2
 

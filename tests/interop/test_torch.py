@@ -50,8 +50,8 @@ def ours_of(kind, options, weights, batch_first=False):
 @pytest.mark.parametrize("batch_first", [False, True], ids=["", "batch first"])
 @pytest.mark.parametrize(("kind", "options"), CONFIGURATIONS, ids=str)
 def test_forward_and_gradients_are_pytorchs(rng, kind, options, batch_first, lengths):
-    """Outputs, final states, and gradients by weights, input and initial states, for random
-    cotangents of all.
+    """Outputs, final states, and gradients with respect to weights, input and initial states, for
+    random cotangents of all.
     """
     module = module_of(kind, options, batch_first)
     layer, params = ours_of(kind, options, module.state_dict(), batch_first)

@@ -120,7 +120,7 @@ def both(dtype, run):
         "float32" if dtype in HALVES else dtype,
     }
     # All gradients as one vector: what all input gates have in common is divided out again, so that
-    # the gradient by their biases is nearly nothing, of which rounding is a large part.
+    # the gradient with respect to their biases is nearly nothing, of which rounding is a large part.
     found = own | other
     expected = exact | more
     for made in (found, expected):

@@ -216,7 +216,7 @@ def test_gradients_reach_inputs_as_in_one_pass(x, name):
 
 
 def test_gradients_of_states_are_those_of_a_cut(x):
-    """The gradient by a state is that of the initial state of what comes after it."""
+    """The gradient with respect to a state is that of the initial state of what comes after it."""
     layer = xlstm.LSTM(D, H, 2)
     params, _ = ran(layer, x)
     end = np.random.default_rng(5).normal(size=(B, H))

@@ -281,7 +281,7 @@ def _halves(*numbers: int) -> list[int]:
 def _skip(bits: Any, count: int) -> None:
     """Advance a PCG64 as if `count` numbers of 32 bits were drawn.
 
-    Of each 64 bits NumPy takes the low half first.
+    NumPy takes the low half of each 64 bits first.
     """
     if count == 0:
         return
