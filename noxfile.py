@@ -427,7 +427,7 @@ def docs(session: nox.Session) -> None:
         env=environment,
     )
     packages_in_ci(session, "chromium", "chromium")
-    session.run("python", "docs/check_site.py", "docs/_build/html")
+    session.run("python", "docs/check_site.py", "docs/_build/html", jobs)
 
 
 @nox.session

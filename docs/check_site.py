@@ -1,4 +1,4 @@
-"""Check a built site: `python docs/check_site.py docs/_build/html`.
+"""Check a built site: `python docs/check_site.py docs/_build/html`, with `2` for two browsers.
 
 Every link within the site leads to a file and an anchor that are there, no page asks another
 machine for a script, a style or a picture, and none has an empty navigation, or a page made from a
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -171,11 +173,11 @@ def shown(site: Path) -> list[Path]:
     )
 
 
-def looked_at(site: Path, browser: Any) -> Iterator[str]:
+def looked_at(site: Path, pages: Sequence[Path], browser: Any) -> Iterator[str]:
     """Yield what is wrong with pages as a browser shows them."""
     tab = browser.new_page()
     tab.set_default_timeout(PATIENCE)
-    for path in shown(site):
+    for path in pages:
         tab.goto(path.as_uri())
         tab.add_style_tag(content="* { transition: none !important; }")  # colours change at once
         for width in WIDTHS:
@@ -187,11 +189,11 @@ def looked_at(site: Path, browser: Any) -> Iterator[str]:
                     yield f"{path.relative_to(site)} at {width} pixels, {scheme}: {problem}"
 
 
-def searched(site: Path, browser: Any) -> Iterator[str]:
+def searched(site: Path, searches: Sequence[str], browser: Any) -> Iterator[str]:
     """Yield what is wrong with results of the search."""
     tab = browser.new_page()
     tab.set_default_timeout(PATIENCE)
-    for words in [*FIRST, *SEARCHES]:
+    for words in searches:
         tab.goto(f"{(site / 'search.html').as_uri()}?q={quote(words)}")
         tab.wait_for_function(FOUND)
         results = tab.eval_on_selector_all("#search-results li", RESULTS)
@@ -207,8 +209,18 @@ def searched(site: Path, browser: Any) -> Iterator[str]:
         )
 
 
+def looks(site: Path, pages: Sequence[Path], searches: Sequence[str], command: str) -> list[str]:
+    """Return what is wrong with pages and with results of searches, in a browser of its own."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium refuses to run as root in its sandbox, and all that it opens is the site.
+        browser = playwright.chromium.launch(executable_path=command, args=["--no-sandbox"])
+        return [*looked_at(site, pages, browser), *searched(site, searches, browser)]
+
+
 def main() -> None:
-    site = Path(sys.argv[1]).resolve()
+    site, browsers = Path(sys.argv[1]).resolve(), int((sys.argv[2:] or "1")[0])
     problems = list(broken(site))
     problems += [
         f"{name} is missing" for name in ("llms.txt", "sitemap.xml") if not (site / name).is_file()
@@ -220,15 +232,16 @@ def main() -> None:
             " a browser"
         )
     else:
-        from playwright.sync_api import sync_playwright
-
-        with sync_playwright() as playwright:
-            # Chromium refuses to run as root in its sandbox, and all that it opens is the site.
-            browser = playwright.chromium.launch(executable_path=command, args=["--no-sandbox"])
-            problems += looked_at(site, browser)
-            problems += searched(site, browser)
-            browser.close()
-        print(f"{len(shown(site))} pages looked at, {len(WIDTHS)} widths, {' and '.join(SCHEMES)}")
+        pages, searches = shown(site), [*FIRST, *SEARCHES]
+        parts = [
+            (site, pages[k::browsers], searches[k::browsers], command) for k in range(browsers)
+        ]
+        with Pool(browsers) as pool:
+            problems += chain.from_iterable(pool.starmap(looks, parts))
+        print(
+            f"{len(pages)} pages looked at, {len(WIDTHS)} widths, {' and '.join(SCHEMES)};"
+            f" {len(searches)} searches"
+        )
     print("\n".join(problems))
     sys.exit(bool(problems))
 

@@ -10,7 +10,8 @@ SINGLE = "reference/generated/xlstm"
 
 def order(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Set the pages before and after a page, which Sphinx takes from its navigation."""
-    related = app.builder.relations  # of each page in its order: the one above, before and after
+    # of each page, in their order: the page above, before and after; builders of files have them
+    related: dict[str, list[str | None]] = getattr(app.builder, "relations", {})
     pages = [None, *(one for one in related if not one.startswith(SINGLE)), None]
     if page in related:
         at = pages.index(page) if page in pages else None

@@ -10,7 +10,7 @@ from sphinx.util import logging
 LOGGER = logging.getLogger(__name__)
 
 
-def check(app: Sphinx, env: object) -> None:
+def check(app: Sphinx, *_: object) -> None:
     """Fail where search.toml names a page that is not there."""
     for place in app.config.search_words:
         if place.partition("#")[0] not in app.env.found_docs:
@@ -36,6 +36,6 @@ def add(app: Sphinx, tree: nodes.document, page: str) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("search_words", {}, "html", dict)
-    app.connect("env-check-consistency", check)
+    app.connect("env-before-read-docs", check)
     app.connect("doctree-resolved", add)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
