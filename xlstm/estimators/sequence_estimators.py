@@ -805,7 +805,8 @@ checkpoints, resume
     >>> import numpy as np
     >>> from xlstm.estimators import SequenceRegressor
     >>> X = np.random.default_rng(0).normal(size=(60, 8, 1))
-    >>> regressor = SequenceRegressor(hidden_size=8, epochs=20, backend="numpy").fit(X, X.sum(axis=(1, 2)))
+    >>> y = X.sum(axis=(1, 2))
+    >>> regressor = SequenceRegressor(hidden_size=8, epochs=20, backend="numpy").fit(X, y)
     >>> regressor.predict(X[:2]).shape
     (2,)
     """
