@@ -143,12 +143,14 @@ def compare(
     series : array (N,), Series, or table of one column beside its dates
         NaN marks a gap. Models of other libraries see it filled with the value before it.
     models : dict of str to model, or list of str
-        Models by name, or a list of names of built-in models. A model is a `Forecaster` or a
-        `ZeroShotForecaster`, of which a copy with this horizon is fitted; a model with `fit(y)` and
-        `forward(y, h, level=[80])`, as most models of statsforecast have; or the name of a built-in
-        model. The built-in model "linear" is a `Forecaster` with the candidate "linear" alone.
-        "seasonal naive", "ETS", "ARIMA" and "Theta" are models of statsforecast with automatic
-        choice.
+        Models by name, or a list of names of built-in models. A model is one of these:
+
+        - a `Forecaster` or a `ZeroShotForecaster`, of which a copy with this horizon is fitted;
+        - a model with `fit(y)` and `forward(y, h, level=[80])`, as most models of statsforecast
+          have;
+        - "linear", a built-in `Forecaster` with the candidate "linear" alone;
+        - "seasonal naive", "ETS", "ARIMA" or "Theta", built-in models of statsforecast with
+          automatic choice.
     horizon : int
         Steps ahead of each forecast.
     dates : array (N,), optional

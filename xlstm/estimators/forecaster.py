@@ -51,16 +51,19 @@ class Forecaster(SeriesEstimator, FiledEstimator, Settings):
 
     `fit` judges the first three methods by forecasts from rolling origins, that is from many rows
     of the past. It averages them with weights of 1 / e^p, where e is the mean square error of each
-    and p is 3 or more. The network then learns the residuals of this average, for the next
-    `horizon` values at once (LSTNet, Lai et al. 2018; ES-RNN, Smyl 2020). Its input is the last
-    `window` values, each minus the latest one and in units of the window's own changes, and the
-    covariates.
+    and p is 3 or more.
 
-    Validation decides whether the network forecasts, too. `fit` computes by which factor the
-    network's output would best be scaled on the validation part, and halves this factor. The
-    network is used, with half the factor, if that lowers the error on the whole part by 12 % /
-    sqrt(n), where n is the number of horizons in the part, and lowers it in both halves of the
-    part.
+    The network then learns the residuals of this average, for the next `horizon` values at once
+    (LSTNet, Lai et al. 2018; ES-RNN, Smyl 2020). Its input is the last `window` values, each minus
+    the latest one and in units of the window's own changes, and the covariates.
+
+    Validation decides whether the network forecasts, too. `fit` computes the factor by which the
+    network's output would best be scaled on the validation part, and takes half of it. The network
+    is used, with this half, under two conditions:
+
+    - The error on the validation part falls by at least 12 % / sqrt(n), where n is the number of
+      horizons in the part.
+    - The error falls in both halves of the part.
 
     `fit` divides a series by time:
 
@@ -496,19 +499,19 @@ quantiles, linear_baseline, season, calendar, least, refit
     def score(self, values: Any, y: None = None, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on rows that the network has not seen, beside those of baselines.
 
-        If you give the series of `fit`, `score` judges its test part, the last 20 %, with the
-        predictor that has not seen them.
+        By default, `score` judges the test part of each series, the last 20 %. It uses the
+        predictor that has not seen the test part of `fit`.
 
         If you give the rows that follow those of `fit`, `score` judges all of them. It then uses
         the predictor of `predict`, with the rows of `fit` as history. This is how `GridSearchCV`
         and `cross_val_score` of scikit-learn compare forecasters on the folds of a
         `TimeSeriesSplit`.
 
-        `values` count as following rows if `fit` and `score` both get one array or table, and
-        `values` do not begin like the rows of `fit`, of which the first 60 % are compared. Values
-        with dates count as following rows if they begin at the next date. To judge the test part of
-        another series, put it into a list, `score([values])`. A forecaster that comes from a file
-        does not have the rows of `fit`, and always judges the test part.
+        `values` count as following rows under two conditions: `fit` and `score` both get one array
+        or table, and `values` do not begin like the rows of `fit`. The first 60 % of these are
+        compared. Values with dates count as following rows if they begin at the next date. To judge
+        the test part of another series, put it into a list, `score([values])`. A forecaster that
+        comes from a file does not have the rows of `fit`, and always judges the test part.
 
         There are three baselines: the last value repeated, the last season repeated, and a linear
         autoregression. The autoregression has 24 coefficients (fewer in a short series) and a

@@ -44,9 +44,9 @@ class LinearBaseline:
         Steps of seasons. For each it sees the values one season before the last value and before
         the step to predict.
     coefficients : array (C, H, K)
-        Coefficients of `order` - 1 differences, of the values one season before the last value, of
-        a constant, of static numbers, of the values one season before the step to predict, and of
-        covariates that are known for that step.
+        Coefficients, in this order: `order` - 1 differences, values one season before the last
+        value, a constant, static numbers, values one season before the step to predict, and known
+        covariates of that step.
     ridge, covariate_ridge : float
         The penalty of the differences, and the penalty of the other coefficients.
     """

@@ -493,9 +493,10 @@ class SequenceClassifier(SequenceEstimator):
 
     Each symbol that occurs at least `min_count` times in the training sequences has a place in
     `vocabulary_`, from 1. All other symbols share place 0. So rare symbols train the embedding of
-    unknown ones (as in language models of n-grams); without rare symbols, that embedding stays
-    zero, the mean of initial embeddings. If symbols are not in the vocabulary, `predict` warns and
-    says how many.
+    unknown ones (as in language models of n-grams). Without rare symbols, that embedding stays
+    zero, the mean of initial embeddings.
+
+    If symbols are not in the vocabulary, `predict` warns and says how many.
 
     Parameters
     ----------
@@ -545,9 +546,9 @@ class SequenceClassifier(SequenceEstimator):
         Epochs without a better validation loss before training stops.
     class_weight : dict, "balanced" or None
         The weight of each class in the loss, which multiplies `sample_weight`. Classes that the
-        dict leaves out have weight 1. With "balanced", the weight of a class is the number of all
-        labels, divided by the number of classes and by the number of labels of that class (King &
-        Zeng 2001). If a sequence has several labels, each of them has the classes 0 and 1.
+        dict leaves out have weight 1. With "balanced", a class with n of N labels has the weight N
+        / (n C), for C classes (King & Zeng 2001). If a sequence has several labels, each of them
+        has the classes 0 and 1.
     every_step : bool, optional
         Whether y has a label for each step. Give it if the form of y is ambiguous: y (N, T) of 0
         and 1.

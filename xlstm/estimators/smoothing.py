@@ -290,8 +290,9 @@ def _squares(
 def _errors_before(
     rolling: RollingOrigins, n: int, layer: ExponentialSmoothing, grid: Values
 ) -> tuple[Values, Values]:
-    """Return mean square errors (FOLDS + 1, H, G) of a series, of forecasts whose truth is before
-    each cut, and those (FOLDS + 1, H) of repeating the last value.
+    """Return mean square errors of a series, over forecasts whose truth is before each cut.
+
+    They are (FOLDS + 1, H, G) for the grid, and (FOLDS + 1, H) for repeating the last value.
 
     Rows that initial states are fitted to do not count.
     """

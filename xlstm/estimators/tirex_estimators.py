@@ -173,10 +173,10 @@ class ZeroShotForecaster(SeriesEstimator):
             Number of values to predict, by default the horizon.
         covariates : past, future, dates
             As for `Forecaster.predict`. `past` (N, P) are covariates that are known up to the last
-            value, `future` (N + steps, F) are covariates that are known in advance, and `dates`
-            (N,) are rising dates. If you give several series, each of these is a list with one
-            entry for each series. If `values` is a table, `future` is a table of the rows to
-            predict alone, in any order if they have dates.
+            value. `future` (N + steps, F) are covariates that are known in advance. `dates` (N,)
+            are rising dates. If you give several series, each of these is a list with one entry for
+            each series. If `values` is a table, `future` is a table of the rows to predict alone,
+            in any order if they have dates.
 
         Returns
         -------
@@ -487,7 +487,7 @@ class TiRexFeatures(Estimator):
         Returns
         -------
         array (S, blocks * V * D)
-            As of `transform`.
+            As for `transform`.
         """
         return self.fit(X).transform(X)
 

@@ -89,6 +89,12 @@ def use(path: str | None = None, precision: str | None = None) -> Iterator[None]
     ------
     ValueError
         A name is unknown.
+
+    Examples
+    --------
+    >>> from xlstm import cuda
+    >>> with cuda.use(path="grid", precision="tf32"):
+    ...     pass  # forward and backward passes on CuPy arrays
     """
     checks.optional(checks.choice(("auto", *PATHS)))("use", "path", path)
     checks.optional(checks.choice(PRECISIONS))("use", "precision", precision)

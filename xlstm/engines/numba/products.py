@@ -130,8 +130,9 @@ def product(a, rows, b, slivers, out, to, add):
     or, with `add`, the sum is added to `out`. `rows` is (at, row, pace, n), `slivers` is (first,
     stop), and `to` is (place, line, gate, width). Indices count numbers from the first one of an
     array. Each sliver comes from far memory only once, for all rows, and the next sliver is
-    prefetched meanwhile. `first` must be a multiple of the number of slivers in the tile of the
-    remaining n % MOST rows, and so must `stop` unless it is the end of b; `loops.cut` ensures this.
+    prefetched meanwhile. The tile of the remaining n % MOST rows takes several slivers: `first`
+    must be a multiple of their number, and so must `stop` unless it is the end of b. `loops.cut`
+    ensures this.
     """
     at, row, pace, n = rows
     first, stop = slivers
