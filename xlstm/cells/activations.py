@@ -1,8 +1,8 @@
 """Activations as pairs: `f(xp, x)` and `f_bwd(xp, dy, x, y)` with `y = f(xp, x)`.
 
-Each function is pure and takes the namespace first. All work element by element, except `softmax`. A
-backward pass gets both the input and the output, and uses the cheaper one. For every finite input,
-results are finite without a floating-point warning, except those of `exponential` and
+Each function is pure and takes the namespace first. All work element by element, except `softmax`.
+A backward pass gets both the input and the output, and uses the cheaper one. For every finite
+input, results are finite without a floating-point warning, except those of `exponential` and
 `square_relu`.
 
 A text such as "tanh" or "hard_sigmoid(0.2, 0.5)" chooses a pair in `GATE_ACTIVATIONS` for the gates

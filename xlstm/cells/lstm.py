@@ -33,7 +33,8 @@ class Local(NamedTuple):
     and dc0 = f dc.
     """
 
-    # ai, ao, af, ag (4, H, B): derivatives with respect to the pre-activations, ao of h, others of c
+    # ai, ao, af, ag (4, H, B): derivatives with respect to the pre-activations, ao of h and the
+    # others of c
     a: Array
     k: Array  # derivative of h with respect to c (H, B)
     f: Array  # derivative of c with respect to c0 (H, B)

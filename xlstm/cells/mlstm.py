@@ -3,15 +3,15 @@
     C = f C0 + i v k^T   (19)       n = f n0 + i k    (20)       h = C q / max(|n q|, 1)   (21)
     i = exp(i~)          (25)       f = sigmoid(f~)   (26)       k is divided by sqrt(K)   (23)
 
-The layer computes q, k and v (22 to 24) and the output gate (27). C is kept transposed, (K, V). C and
-n are divided by exp(m), so that nothing overflows (15 to 17, and appendix A.3). The state before the
-first step is m = -inf with C = n = 0. A step with i~ = -inf writes nothing.
+The layer computes q, k and v (22 to 24) and the output gate (27). C is kept transposed, (K, V). C
+and n are divided by exp(m), so that nothing overflows (15 to 17, and appendix A.3). The state
+before the first step is m = -inf with C = n = 0. A step with i~ = -inf writes nothing.
 
-The function has two forms. `step` computes one step. `chunkwise` computes all steps: matrix products
-take `chunk` steps at once, and a loop runs over the chunks. With a single chunk it is the parallel
-form. Shapes may have any further axes in front: q and k (..., T, K), v (..., T, V), i and f (..., T),
-C (..., K, V), n (..., K), m (...). `chunkwise` raises a log f below -10^5 to -10^5, which also
-forgets everything.
+The function has two forms. `step` computes one step. `chunkwise` computes all steps: matrix
+products take `chunk` steps at once, and a loop runs over the chunks. With a single chunk it is the
+parallel form. Shapes may have any further axes in front: q and k (..., T, K), v (..., T, V), i and
+f (..., T), C (..., K, V), n (..., K), m (...). `chunkwise` raises a log f below -10^5 to -10^5,
+which also forgets everything.
 """
 
 from __future__ import annotations

@@ -128,9 +128,9 @@ def wide(xp: Namespace, a: Array) -> Array:
     return xp.astype(a, xp.float64)
 
 
-# Both forms share the stabilised denominator of h, max(|n q|, exp(-m)) + eps. C and n are divided by
-# exp(m) (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m). `_begin` of `mlstm.py`
-# and `_logs` of `mlstm_chunks.py` compute the running maximum m.
+# Both forms share the stabilised denominator of h, max(|n q|, exp(-m)) + eps. C and n are divided
+# by exp(m) (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m). `_begin` of
+# `mlstm.py` and `_logs` of `mlstm_chunks.py` compute the running maximum m.
 
 
 def at_least(xp: Namespace, m: Array, low: float) -> Array:

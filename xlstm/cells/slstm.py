@@ -1,8 +1,8 @@
 """The sLSTM cell: exponential gates and a normaliser (Beck et al. 2024, eqs. 8 to 18).
 
 The order of the gates is i f z o. c and n are divided by exp(m), so that nothing overflows (eqs. 15
-to 17). The state before the first step is c = n = 0 with m = -inf, which needs no special case. m is
-a state like the others, with its own gradient. The backward pass is split into `derivatives` and
+to 17). The state before the first step is c = n = 0 with m = -inf, which needs no special case. m
+is a state like the others, with its own gradient. The backward pass is split into `derivatives` and
 `gates_bwd`, as in `cells/lstm.py`.
 """
 

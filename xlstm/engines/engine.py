@@ -1,7 +1,7 @@
 """The protocol of an engine, and the choice of the engine that runs a recurrence.
 
-This file separates layers from engines. Code above it does not ask which library, device or compiler
-there is. Code below it does not know of layers, stacks or directions.
+This file separates layers from engines. Code above it does not ask which library, device or
+compiler there is. Code below it does not know of layers, stacks or directions.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ M stands for all units of all sequences. The arrays of a step are:
 - the numbers among the cell's options, such as `clip`, each a scalar, so that one step serves all
   cells of one form;
 - zone_h and so on, the shares of the old states that zoneout keeps (Krueger et al. 2017);
-- with layer normalisation (Ba et al. 2016), the gain gh (G, M) of zh, and n_zh (G, M) and r_zh (M,),
-  which the normalisation keeps.
+- with layer normalisation (Ba et al. 2016), the gain gh (G, M) of zh, and n_zh (G, M) and r_zh
+  (M,), which the normalisation keeps.
 """
 
 from __future__ import annotations
@@ -215,8 +215,8 @@ class Pointwise:
         fields = self._saved_type._fields
         return self._saved_type(**{field: arrays.get(f"s_{field}") for field in fields})
 
-    # If the cell multiplies by its `matrix`, the input "inner" is the product. These functions return
-    # the other factor.
+    # If the cell multiplies by its `matrix`, the input "inner" is the product. These functions
+    # return the other factor.
 
     def factor(self, xp: Namespace, **arrays: Array) -> Arrays:
         """Return the factor that the matrix multiplies."""

@@ -1,4 +1,4 @@
-"""Passes of the reference engine over a cell with a linear recurrence: one scan per block of steps."""
+"""Passes of the reference engine over a cell with a linear recurrence, by one scan per block."""
 
 from __future__ import annotations
 

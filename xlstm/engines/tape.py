@@ -1,8 +1,8 @@
 """The tape of a forward pass: the values that it keeps, under the same names for every engine.
 
-A packed batch is a matrix of rows (N, ...): all sequences at the first step, then all at the second,
-and so on. Each step has a row for every sequence that is long enough, the longest first. Consecutive
-steps of equal width are a segment.
+A packed batch is a matrix of rows (N, ...): all sequences at the first step, then all at the
+second, and so on. Each step has a row for every sequence that is long enough, the longest first.
+Consecutive steps of equal width are a segment.
 """
 
 from __future__ import annotations

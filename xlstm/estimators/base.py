@@ -1,8 +1,8 @@
 """The common base of all estimators: parameters, their checks, scikit-learn's conventions, training
 and files.
 
-A subclass is a dataclass whose fields are its parameters. The constructor stores them unchanged, and
-`fit` checks them by `CHECKS`. Names of results of `fit` end with an underscore.
+A subclass is a dataclass whose fields are its parameters. The constructor stores them unchanged,
+and `fit` checks them by `CHECKS`. Names of results of `fit` end with an underscore.
 """
 
 import functools
@@ -69,8 +69,8 @@ def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
     return names
 
 
-# The checks of parameters. A name means the same in every estimator. Parameters without an entry are
-# checked when they are used.
+# The checks of parameters. A name means the same in every estimator. Parameters without an entry
+# are checked when they are used.
 CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(
         ("horizon", "hidden_size", "embedding_size", "batch_size", "length", "min_count"),

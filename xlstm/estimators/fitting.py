@@ -1,4 +1,4 @@
-"""Fit a forecaster: divide series into parts, choose candidates, train the network, and judge it."""
+"""Fit a forecaster: divide series, choose candidates, train the network, and judge it."""
 
 from __future__ import annotations
 

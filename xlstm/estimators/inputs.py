@@ -1,4 +1,4 @@
-"""Convert X, y and sample weights, in the forms that scikit-learn takes, to sequences and targets."""
+"""Convert X, y and sample weights, in scikit-learn's forms, to sequences and targets."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The text of a kernel: a template of this folder, its sizes, and the cell as C from its trace.
 
 The templates have the schedule, the exchange and the memory, but no formula. In a kernel of all
-steps, the cell is structs and functions for one unit of one sequence. State passes from step to step,
-Constant is the same at all steps, Fetched is read and Result is written at each step. The function
-`step` is the trace of the cell; the other functions move numbers. A kernel of one step has one
-function, for all units of a sequence.
+steps, the cell is structs and functions for one unit of one sequence. State passes from step to
+step, Constant is the same at all steps, Fetched is read and Result is written at each step. The
+function `step` is the trace of the cell; the other functions move numbers. A kernel of one step has
+one function, for all units of a sequence.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from xlstm.tracing.symbols import trace
 from xlstm.tracing.writers import C
 
 # "forward" keeps the values that backward needs, "slim" keeps only the carried states, and "lean"
-# keeps nothing. "again" computes the cell's saved values from those of "slim", for all steps at once.
-# If a cell has a product of its own, "factor" and "factor_bwd" compute the other factor of its matrix.
+# keeps nothing. "again" computes the cell's saved values from those of "slim", for all steps at
+# once. If a cell has a product of its own, "factor" and "factor_bwd" compute the other factor of
+# its matrix.
 KINDS = ("forward", "slim", "lean", "again", "backward")
 FACTORS = ("factor", "factor_bwd")
 BACK = ("backward", "factor_bwd")

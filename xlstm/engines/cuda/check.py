@@ -1,7 +1,7 @@
 """Check every kind of kernel on the current GPU against NumPy in float64.
 
-Kernels of many steps are not used until they are checked. The first training on a GPU does this in a
-process of its own. `check_results` keeps the results, and blocks kinds with wrong values.
+Kernels of many steps are not used until they are checked. The first training on a GPU does this in
+a process of its own. `check_results` keeps the results, and blocks kinds with wrong values.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ D = 3
 H = 40
 STEP = "step"  # in place of a path: a single step
 LEAST = 1e-3  # least size of an array to which differences are relative
-# NVRTC compiles each of the few kernels of a kind in some seconds, and they run for less than one. So
-# a kind that takes a minute hangs, and costs no more than a minute. A limit for all kinds together
-# would also stop a slow compiler.
+# NVRTC compiles each of the few kernels of a kind in some seconds, and they run for less than one.
+# So a kind that takes a minute hangs, and costs no more than a minute. A limit for all kinds
+# together would also stop a slow compiler.
 SECONDS = 60
 HUNG = "Timeout ("  # the message of faulthandler at the limit
 MARK = "xlstm check: "  # beginning of each line of the process

@@ -152,8 +152,8 @@ def read(dtype: str) -> tuple[Checked, bool] | None:
 
 def write(dtype: str, rows: Checked, stopped: bool) -> None:
     """Keep a result, if the folder is writable."""
-    # A kernel that was refused is not kept: it may run in another process, since MPS gives each process
-    # a part of a card.
+    # A kernel that was refused is not kept: it may run in another process, since MPS gives each
+    # process a part of a card.
     lasting = [row for row in rows if row.problem.endswith((WRONG, OTHER, waits.GAVE_UP))]
     lasting += rows[-1:] * stopped
     try:

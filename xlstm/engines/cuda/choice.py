@@ -15,8 +15,9 @@ from xlstm.engines.cuda.tiling import ARITHMETIC, Arithmetic, Device, Tiling
 from xlstm.engines.pointwise import Pointwise
 
 # "loop" uses only the array library; "pointwise" has one kernel per step beside the product with h.
-# The others have one kernel for all steps: "plain" with ordinary arithmetic, "grid" with tensor cores
-# and blocks that exchange through global memory, "cluster" with tensor cores and clusters of blocks.
+# The others have one kernel for all steps: "plain" with ordinary arithmetic, "grid" with tensor
+# cores and blocks that exchange through global memory, "cluster" with tensor cores and clusters of
+# blocks.
 PATHS = ("loop", "pointwise", "plain", "grid", "cluster")
 PRECISIONS = ("float32", "tf32")
 # arithmetic of tensor cores, by dtype and precision

@@ -1,8 +1,8 @@
 """The passes of a chunkwise mLSTM in kernels: the launches of a forward and of a backward pass.
 
-Their results are those of `chunkwise` and `chunkwise_bwd` in `cells/mlstm_chunks.py`, from arrays in
-the layer's shapes: q and k (T, B, N K), v (T, B, N V), i~ and f~ (T, B, N), for N heads. Arrays that
-only kernels read share one room of memory.
+Their results are those of `chunkwise` and `chunkwise_bwd` in `cells/mlstm_chunks.py`, from arrays
+in the layer's shapes: q and k (T, B, N K), v (T, B, N V), i~ and f~ (T, B, N), for N heads. Arrays
+that only kernels read share one room of memory.
 """
 
 from __future__ import annotations

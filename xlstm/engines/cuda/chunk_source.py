@@ -1,4 +1,4 @@
-"""The texts of the kernels of a chunkwise mLSTM: templates in `chunks/` with the cell's formulas as C.
+"""The texts of the kernels of a chunkwise mLSTM: templates in `chunks/`, with formulas as C.
 
 Formulas are traces of `cells/mlstm_formulas.py`. Templates move numbers and multiply matrices.
 """

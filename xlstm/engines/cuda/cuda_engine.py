@@ -319,8 +319,8 @@ class CudaTape(StepKernels, Tape):
             ]
             launch.launch(source, (tiling.blocks, count), tiling.threads, arguments)
 
-    # A pass with kernels for each single step, and products of the array library between them. States
-    # are (B, H), and h is (B, P).
+    # A pass with kernels for each single step, and products of the array library between them.
+    # States are (B, H), and h is (B, P).
 
     @cached_property
     def starts(self) -> list[int]:

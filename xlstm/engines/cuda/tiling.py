@@ -108,8 +108,8 @@ ARITHMETIC = {
 }
 # microseconds of an exchange at a step, in a cluster and through global memory: estimates
 SYNC = {True: 0.6, False: 1.2}
-# Most FLOP per microsecond and SM, times the bytes of a number, of ordinary arithmetic, whose factors
-# come from shared memory: an estimate.
+# Most FLOP per microsecond and SM, times the bytes of a number, of ordinary arithmetic, whose
+# factors come from shared memory: an estimate.
 PLAIN = 0.35e6
 CELL = 0.06  # microseconds of one cell of each thread, an estimate
 WARPS = 8
@@ -179,7 +179,7 @@ class Tiling:
             return (
                 2 * self.blocks * self.units * (self.columns * self.arithmetic.size + self._scales)
             )
-        # A block of a cluster holds values from the others, in rows that are read without conflicts.
+        # A block of a cluster holds values from the others, in rows without bank conflicts.
         parts = self.blocks * (self.units + 4) if self.cluster else self.blocks**2 * self.units
         return 2 * parts * self.columns * self.arithmetic.real_size
 

@@ -189,8 +189,8 @@ def _compiled(
         for a in names
     ]
     head = ", ".join(f"{a}, {a}_s, {a}_t" for a in names)
-    # It takes the address of its numbers, since threads call it. A function around it would have its
-    # own copy, in which LLVM sums means in another order.
+    # It takes the address of its numbers, since threads call it. A function around it would have
+    # its own copy, in which LLVM sums means in another order.
     text = [
         "def chain(at, first, last):",
         f"    n1, columns, {head} = carray(at_integer(at), ({2 + 3 * len(names)},))",

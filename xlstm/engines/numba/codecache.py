@@ -1,9 +1,9 @@
 """Keep compiled code for later processes.
 
-The files are in the folder `xlstm` of the user's cache folder, or of NUMBA_CACHE_DIR if that is set.
-Only this user may read or write it. If that is not possible (see `secure_cache.folder`), nothing is
-kept, and each process compiles for itself. Numba's own cache is not used, since it loads any file in
-its folder, damaged or not.
+The files are in the folder `xlstm` of the user's cache folder, or of NUMBA_CACHE_DIR if that is
+set. Only this user may read or write it. If that is not possible (see `secure_cache.folder`),
+nothing is kept, and each process compiles for itself. Numba's own cache is not used, since it loads
+any file in its folder, damaged or not.
 
 The name of a file depends on everything that its code depends on: the text of the module, the types
 of the arguments, the processor, and the versions of Python, NumPy, Numba and llvmlite. So code of

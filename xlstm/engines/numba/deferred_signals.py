@@ -1,4 +1,7 @@
-"""Hold signals back while Numba is imported or compiles, which an exception would break for good."""
+"""Hold signals back while Numba is imported or compiles, since an exception would break both.
+
+Neither works again in the process once an exception has cut it short.
+"""
 
 from __future__ import annotations
 

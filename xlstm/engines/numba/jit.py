@@ -92,8 +92,8 @@ def shared(dtype: str) -> ModuleType:
         return _shared(dtype, shape(dtype))
 
 
-# Functions of `products.py` and `loops.py` that make arrays, and those whose sums are in the fastest
-# order.
+# Functions of `products.py` and `loops.py` that make arrays, and those whose sums are in the
+# fastest order.
 COUNTED = ("room", "packed_in", "products_over_rows", "product_of_few_rows")
 SUMS = ("rows_times_vector",)
 FLAGS = {"contract", "nsz"}

@@ -26,9 +26,9 @@ from xlstm.arrays import checks
 VARIABLE = "XLSTM_VECTOR_BYTES"
 BYTES = ("16", "32", "64")
 ORDER = "seq_cst"
-# Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that no sum
-# waits for the last one. AVX-512 and NEON have 32 registers, AVX2 has 16. Tiles of fewer rows than 12
-# are for batches of few sequences.
+# Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that no
+# sum waits for the last one. AVX-512 and NEON have 32 registers, AVX2 has 16. Tiles of fewer rows
+# than 12 are for batches of few sequences.
 WIDE = ((1, 8), (2, 8), (4, 4), (8, 2), (12, 2))
 NARROW = ((1, 8), (2, 4), (4, 2), (6, 2))
 

@@ -1,18 +1,18 @@
 """The time loops of a cell, as plain Python that Numba compiles, and how threads share each step.
 
-`jit.functions` binds F to the dtype, and compiles the loops over all steps once for each dtype. They
-call the step of a cell, which is made from its trace, by its address, with a table of the addresses
-of its arrays.
+`jit.functions` binds F to the dtype, and compiles the loops over all steps once for each dtype.
+They call the step of a cell, which is made from its trace, by its address, with a table of the
+addresses of its arrays.
 
 Arrays of a step are flat: for each gate, n sequences of H units, one after another. Arrays over all
 steps have the rows of the packed batch one after another. `starts` has the first row of each step,
 and the end.
 
 Every thread runs the whole loop. A step has two parts, products and then the cell. Each part is cut
-into pieces. Threads take pieces one by one (`take`) until none is left, and then wait until the last
-piece is done. So no thread waits for a thread that has not begun or that the system holds up, except
-for a piece that it has taken. The bits of a result do not depend on which thread does a piece.
-Weights are packed as described in `products.py`.
+into pieces. Threads take pieces one by one (`take`) until none is left, and then wait until the
+last piece is done. So no thread waits for a thread that has not begun or that the system holds up,
+except for a piece that it has taken. The bits of a result do not depend on which thread does a
+piece. Weights are packed as described in `products.py`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ stand_in: Any = None
 rows_times_vector = pack = room = stand_in  # of `products.py`
 call_product = count_up = count_of = let_others_run = stand_in  # of `llvm.py`
 # The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry,
-# saved, first, last, *arrays)`. The numbers say where values begin in their arrays: `zx` the products
-# with x, `h` and `new_h` the h before and after the step, `carry` and `new_carry` the other states,
-# `saved` the saved values. `call_step` calls it by address, with a table of the arrays and the numbers.
+# saved, first, last, *arrays)`. The numbers say where values begin in their arrays: `zx` the
+# products with x, `h` and `new_h` the h before and after the step, `carry` and `new_carry` the
+# other states, `saved` the saved values. `call_step` calls it by address, with a table of the
+# arrays and the numbers.
 step = call_step = stand_in
 
 

@@ -28,19 +28,20 @@ from xlstm.engines.tape import Gradients, SegmentTape, Tape, Widths, segments, s
 
 # Rows of x whose products are computed at once, from several steps if a step has few rows.
 ROWS = 48
-# Least multiplications of a thread at a step, some 2 us, so that waiting for other threads is little.
+# Least multiplications of a thread at a step, some 2 us, so that waiting for other threads is
+# little.
 STEP = 1 << 17
 # Up to this many weights, threads share the batch, at least COLUMNS sequences each: weights stay in
-# the cache of a core, and nothing passes between cores. With more weights, threads share the products
-# of each step.
+# the cache of a core, and nothing passes between cores. With more weights, threads share the
+# products of each step.
 NEAR = 1 << 20
 COLUMNS = 8
 # Least multiplications of a pass for threads to share it: to wake a thread costs as much as some
 # millions.
 LARGE = 10**7
 LINE = 8  # numbers of a cache line: threads that count in the same line wait for each other
-# Up to this many recurrent weights, a step of one sequence is one compiled call. For more, BLAS runs
-# the products on all cores.
+# Up to this many recurrent weights, a step of one sequence is one compiled call. For more, BLAS
+# runs the products on all cores.
 SMALL = 10**6
 
 

@@ -1,4 +1,4 @@
-"""Products of packed matrices: weights of a pass, products over all steps, and products outside loops."""
+"""Products of packed matrices: weights of a pass, products over all steps and outside loops."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ LINE = 64  # bytes of a cache line; packed weights begin with one, so that no ve
 NARROW = 8
 COPY = 32  # multiplications that take as long as to copy a number
 SMALL = 1 << 16  # multiplications below which NumPy's call costs less
-# From FAR numbers of a matrix on, tiles are faster than BLAS even if they are mostly empty, since the
-# matrix comes from far memory. With fewer than LONG rows (or columns, if it is the right factor) BLAS
-# is faster nevertheless.
+# From FAR numbers of a matrix on, tiles are faster than BLAS even if they are mostly empty, since
+# the matrix comes from far memory. With fewer than LONG rows (or columns, if it is the right
+# factor) BLAS is faster nevertheless.
 FAR = 1 << 18
 LONG = 512
 ROWS = 24

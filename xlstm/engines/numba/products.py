@@ -1,10 +1,10 @@
 """Matrix products for compiled loops, as plain Python that Numba compiles; `llvm.py` has the
 innermost loop.
 
-The right factor is packed into `slivers`, (slivers, K, columns). A sliver has two vectors of columns,
-and all its rows one after another. The factor is packed once for all steps of a loop, while BLAS
-packs at every call. Sums run over k in order, so the bits of a result do not depend on how the work
-is divided.
+The right factor is packed into `slivers`, (slivers, K, columns). A sliver has two vectors of
+columns, and all its rows one after another. The factor is packed once for all steps of a loop,
+while BLAS packs at every call. Sums run over k in order, so the bits of a result do not depend on
+how the work is divided.
 
 `jit` binds the names below to functions for a dtype.
 """

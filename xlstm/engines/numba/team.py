@@ -42,8 +42,8 @@ queue = np.zeros(40, np.int64)
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(queue))
 
 # A call: the number n of its items; its compiled function, called as `function(*arguments, first,
-# last)`; the arguments (numbers, contiguous arrays, and tuples of them); and how many of the n items
-# stay together, or 0 for one part per thread.
+# last)`; the arguments (numbers, contiguous arrays, and tuples of them); and how many of the n
+# items stay together, or 0 for one part per thread.
 Call = tuple[int, Callable[..., None], tuple[Any, ...], int]
 # Arguments, then `first` and `last`. A function that takes the address of integers gets these as an
 # array.

@@ -1,9 +1,9 @@
 """Share work among threads of compiled code, as plain Python that Numba compiles.
 
 No thread needs the interpreter for it. The leading thread writes a job to the queue, an array of
-integers that all threads see. It takes pieces of the job one by one, and so do the workers that look
-at the queue meanwhile. Only the leader waits, and only for pieces that others have taken. `team.py`
-binds the names below.
+integers that all threads see. It takes pieces of the job one by one, and so do the workers that
+look at the queue meanwhile. Only the leader waits, and only for pieces that others have taken.
+`team.py` binds the names below.
 """
 
 # Numba finds the types of these functions.
